@@ -1,0 +1,46 @@
+# verl_uae: set-up, quickstart and tests. Needs Python 3.10-3.12 and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+HOME_DIR ?= outputs/quickstart
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup quickstart test test-slow test-vllm learn-g4u lint clean
+
+help:
+	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
+	@echo "make test         set up, lint, type-check and run the tests"
+	@echo "make test-slow    the slow tests (kill and resume, hostile data through the whole trainer)"
+	@echo "make test-vllm    captions from the real vLLM on a CPU (own environment, 4 GB)"
+	@echo "make learn-g4u    Generation for Understanding over three seeds; writes docs/results"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[dev]"
+	touch $(STAMP)
+
+quickstart: setup
+	$(BIN)/verl-uae quickstart $(HOME_DIR)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+test-vllm:
+	bash tests/vllm/run.sh
+
+learn-g4u: setup
+	$(BIN)/python -m verl_uae.scenes.learn g4u --seeds 0 1 2 --out outputs/learn-g4u
+
+clean:
+	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,247 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from verl_uae.data.images import decode_image, image_digest
+from verl_uae.data.pack import pack, read_captions
+from verl_uae.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_picture: Callable, make_bytes: Callable) -> Path:
+    """Ten good pictures in three formats and five files that are none."""
+    root = tmp_path / "pictures"
+    (root / "deep" / "er").mkdir(parents=True)
+    for seed in range(6):
+        (root / f"p{seed}.png").write_bytes(make_bytes(make_picture(seed=seed)))
+    for seed in range(6, 9):
+        (root / "deep" / f"p{seed}.jpg").write_bytes(make_bytes(make_picture(seed=seed), "JPEG", quality=90))
+    (root / "deep" / "er" / "p9.webp").write_bytes(make_bytes(make_picture(seed=9), "WEBP"))
+    (root / "copy.png").write_bytes(make_bytes(make_picture(seed=3), compress_level=1))
+    (root / "notes.txt").write_text("not a picture")
+    (root / "cut.png").write_bytes(make_bytes(make_picture(seed=20))[:-300])
+    (tmp_path / "outside.png").write_bytes(make_bytes(make_picture(seed=21)))
+    (root / "link.png").symlink_to(tmp_path / "outside.png")
+    (root / "linked").symlink_to(tmp_path)
+    return root
+
+
+def _rows(path: Path) -> list[dict]:
+    return pq.read_table(path).to_pylist()
+
+
+def _quarantine(out: Path) -> dict[str, str]:
+    lines = (out / "quarantine.jsonl").read_text().splitlines()
+    return {entry["file"]: entry["reason"] for entry in map(json.loads, lines)}
+
+
+def test_folder_becomes_parquet_and_quarantine(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = pack(folder, out, val_fraction=0.3, seed=1)
+    rows = {split: _rows(out / f"{split}.parquet") for split in ("train", "val")}
+    assert report.train == len(rows["train"]) and report.val == len(rows["val"]) >= 1
+    assert (report.files_seen, report.train + report.val, report.duplicates, report.bad) == (15, 10, 1, 4)
+    for split, members in rows.items():
+        assert [row["extra_info"]["index"] for row in members] == list(range(len(members)))
+        assert {row["extra_info"]["split"] for row in members} == {split}
+        for row in members:
+            img = decode_image(row["images"][0])
+            assert row["extra_info"]["sha256"] == image_digest(img)
+            assert (row["extra_info"]["width"], row["extra_info"]["height"]) == img.size
+    reasons = _quarantine(out)
+    assert sorted(reasons) == ["cut.png", "link.png", "linked", "notes.txt", "p3.png"]
+    assert "not an image" in reasons["notes.txt"] and "OSError" in reasons["cut.png"]
+    assert "leaves its folder" in reasons["link.png"] and "not followed" in reasons["linked"]
+    assert reasons["p3.png"] == "same picture as copy.png"
+
+
+def test_report_matches_the_files(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = pack(folder, out)
+    written = json.loads((out / "report.json").read_text())
+    assert written["sha256"] == report.sha256 and set(report.sha256) == {
+        "train.parquet",
+        "val.parquet",
+        "quarantine.jsonl",
+    }
+    for name, digest in report.sha256.items():
+        content = (out / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest and len(content) == report.bytes[name]
+    assert not [path for path in out.iterdir() if path.suffix == ".tmp"]
+
+
+def test_good_bytes_are_kept_and_others_rewritten_without_loss(folder: Path, tmp_path: Path) -> None:
+    report = pack(folder, tmp_path / "out", val_fraction=0)
+    stored = {row["extra_info"]["source"]: row["images"][0]["bytes"] for row in _rows(tmp_path / "out/train.parquet")}
+    assert report.rewritten == {"format WEBP": 1} and report.val == 0 and not (tmp_path / "out/val.parquet").exists()
+    for source, data in stored.items():
+        original = folder / source
+        assert (data == original.read_bytes()) == (original.suffix != ".webp"), source
+        assert image_digest(decode_image(data)) == image_digest(decode_image(original)), source
+
+
+def test_stock_viewers_see_what_the_door_sees(tmp_path: Path, make_picture: Callable, make_bytes: Callable) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (folder / "turned.jpg").write_bytes(make_bytes(make_picture(seed=1), "JPEG", exif=exif))
+    clear = make_picture(seed=2)
+    clear.putalpha(90)
+    (folder / "clear.png").write_bytes(make_bytes(clear))
+    deep = Image.fromarray(np.linspace(0, 65_535, 4096).astype(np.uint16).reshape(64, 64))
+    (folder / "deep.png").write_bytes(make_bytes(deep))
+    (folder / "gray.png").write_bytes(make_bytes(make_picture(seed=3).convert("L")))
+    (folder / "cmyk.jpg").write_bytes(make_bytes(make_picture(seed=4).convert("CMYK"), "JPEG"))
+    (folder / "huge.png").write_bytes(make_bytes(make_picture(400, 300, seed=5)))
+    report = pack(folder, tmp_path / "out", val_fraction=0, max_pixels=20_000)
+    assert report.rewritten == {"16-bit gray": 1, "EXIF orientation": 1, "size": 1, "transparency": 1}
+    for row in _rows(tmp_path / "out/train.parquet"):
+        data = row["images"][0]["bytes"]
+        plain = Image.open(io.BytesIO(data)).convert("RGB")
+        assert image_digest(plain) == row["extra_info"]["sha256"], row["extra_info"]["source"]
+        assert plain.width * plain.height <= 20_000
+        if row["extra_info"]["source"] == "huge.png":
+            assert plain.width / plain.height == pytest.approx(4 / 3, rel=0.02) and plain.width > 160
+
+
+def test_same_folder_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    first = pack(folder, tmp_path / "a", seed=5, threads=1)
+    second = pack(folder, tmp_path / "b", seed=5, threads=4)
+    assert first == second
+
+
+def test_split_follows_content_and_seed(tmp_path: Path, make_picture: Callable, make_bytes: Callable) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for seed in range(60):
+        (folder / f"{seed:02}.png").write_bytes(make_bytes(make_picture(32, 32, seed)))
+
+    def held_out(name: str, seed: int) -> set[str]:
+        pack(folder, tmp_path / name, val_fraction=0.3, seed=seed)
+        return {row["extra_info"]["sha256"] for row in _rows(tmp_path / name / "val.parquet")}
+
+    before, other = held_out("a", 0), held_out("b", 1)
+    assert 8 <= len(before) <= 28 and before != other
+    for seed in range(60, 70):
+        (folder / f"{seed:02}.png").write_bytes(make_bytes(make_picture(32, 32, seed)))
+    (folder / "00.png").rename(folder / "zz.png")
+    assert before <= held_out("c", 0)
+
+
+@pytest.mark.parametrize("val_fraction", [1e-9, 1 - 1e-9])
+def test_neither_file_is_empty(val_fraction: float, folder: Path, tmp_path: Path) -> None:
+    report = pack(folder, tmp_path / "out", val_fraction=val_fraction)
+    assert report.train >= 1 and report.val >= 1
+
+
+def test_captions_and_prompt_reach_the_rows(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "captions.jsonl"
+    file.write_text('{"file": "p0.png", "caption": "a \\"quoted\\" cat"}\n{"file": "gone.png", "caption": "x"}\n')
+    report = pack(folder, tmp_path / "out", captions=file, prompt="Say it all.", val_fraction=0)
+    assert (report.with_caption, report.captions_unused) == (1, 1)
+    rows = {row["extra_info"]["source"]: row for row in _rows(tmp_path / "out/train.parquet")}
+    assert rows["p0.png"]["extra_info"]["caption"] == rows["p0.png"]["reward_model"]["ground_truth"] == 'a "quoted" cat'
+    assert rows["p1.png"]["extra_info"]["caption"] is None
+    assert rows["p1.png"]["prompt"][-1] == {"role": "user", "content": "<image>\nSay it all."}
+    with pytest.raises(DataError, match="no caption names a picture"):
+        pack(folder, tmp_path / "none", captions={"nope.png": "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "row 0: not JSON"),
+        ('{"file": "a", "caption": "b"}\n{"file": "a"}', "row 1: expected"),
+        ("[]", "row 0: expected"),
+        ('{"file": "a", "caption": "b"}\n{"file": "a", "caption": "c"}', "row 1: file 'a' has a caption already"),
+    ],
+)
+def test_caption_file_errors_name_the_line(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text(text)
+    with pytest.raises(DataError, match=reason):
+        read_captions(tmp_path / "c.jsonl")
+    with pytest.raises(DataError, match="cannot read captions"):
+        read_captions(tmp_path / "absent.jsonl")
+
+
+def test_nothing_is_overwritten_unasked(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = pack(folder, out)
+    with pytest.raises(ConfigError, match="already holds"):
+        pack(folder, out)
+    assert pack(folder, out, overwrite=True) == first
+    assert pack(folder, out, overwrite=True, val_fraction=0).val == 0 and not (out / "val.parquet").exists()
+
+
+def test_a_file_that_changes_meanwhile_stops_the_pack(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    from verl_uae.data import pack as module
+
+    def tampered(*args, **kwargs):
+        (folder / "p0.png").write_bytes((folder / "p1.png").read_bytes())
+        return inspected(*args, **kwargs)
+
+    inspected = module._split
+    monkeypatch.setattr(module, "_split", tampered)
+    with pytest.raises(DataError, match=r"p0\.png: file changed"):
+        pack(folder, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_impossible_arguments_are_named(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for key, arguments in {
+        "val_fraction": {"val_fraction": 1.0},
+        "max_pixels": {"max_pixels": 3},
+        "prompt": {"prompt": [{"role": "user", "content": "no mark"}]},
+    }.items():
+        with pytest.raises(ConfigError, match=key):
+            pack(folder, out, **arguments)
+    with pytest.raises(ConfigError, match="inside the packed folder"):
+        pack(folder, folder / "out")
+    with pytest.raises(DataError, match="not a folder"):
+        pack(tmp_path / "absent", out)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no picture can be used"):
+        pack(tmp_path / "empty", out)
+    assert not out.exists()
+
+
+def test_odd_file_names_are_kept_printable(tmp_path: Path, make_picture: Callable, make_bytes: Callable) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    try:
+        Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.png")).write_bytes(make_bytes(make_picture(seed=1)))
+    except OSError:
+        pytest.skip("the file system takes only UTF-8 names")
+    (folder / "line\nbreak.txt").write_text("x")
+    pack(folder, tmp_path / "out", val_fraction=0)
+    assert _rows(tmp_path / "out/train.parquet")[0]["extra_info"]["source"] == "\\xff\\xfe.png"
+    assert list(_quarantine(tmp_path / "out")) == ["line\nbreak.txt"]
+
+
+def test_real_photographs(tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        pytest.skip("scikit-image is not installed")
+    folder = Path(spec.origin).parent / "data"
+    report = pack(folder, tmp_path / "out", val_fraction=0.2)
+    reasons = _quarantine(tmp_path / "out")
+    foreign = {path.name for path in folder.iterdir() if path.suffix in {".gif", ".tif", ".npy", ".xml", ".txt", ".py"}}
+    pictures = {path.name for path in folder.iterdir() if path.suffix in {".png", ".jpg"}}
+    assert foreign <= set(reasons) and report.train + report.val + report.duplicates == len(pictures) >= 20
+    assert report.files_seen == sum(path.is_file() for path in folder.rglob("*"))
+    assert report.rewritten == {"transparency": 2}

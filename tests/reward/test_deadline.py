@@ -1,0 +1,70 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import pytest
+
+from verl_uae.errors import RewardError
+from verl_uae.reward.deadline import Guard
+
+
+@pytest.fixture
+def release():
+    """An event to hang on; set after the test, so that no thread outlives it."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_order_values_and_errors() -> None:
+    calls = [lambda i=i: 10 // i for i in (5, 0, 2)]
+    results = Guard(timeout_s=5.0).map("t", calls, num_threads=3)
+    assert [call.value for call in results] == [2, None, 5]
+    assert isinstance(results[1].error, ZeroDivisionError)
+
+
+def test_sys_exit_is_an_error_not_the_end() -> None:
+    assert isinstance(Guard(timeout_s=5.0).run("t", lambda: sys.exit(3)).error, SystemExit)
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_a_hanging_call_costs_itself_only(release: threading.Event, num_threads: int) -> None:
+    guard = Guard(timeout_s=0.2)
+    calls = [lambda: 1, release.wait, lambda: 2, lambda: 3]
+    start = time.monotonic()
+    results = guard.map("t", calls, num_threads=num_threads)
+    assert time.monotonic() - start < 1.2
+    assert [call.timed_out for call in results] == [False, True, False, False]
+    assert [call.value for call in results] == [1, None, 2, 3]
+    assert guard.abandoned == 1
+
+
+def test_a_late_answer_is_thrown_away(release: threading.Event) -> None:
+    guard = Guard(timeout_s=0.1)
+    results = guard.map("t", [release.wait])
+    release.set()
+    deadline = time.monotonic() + 5.0
+    while guard.abandoned and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert guard.abandoned == 0 and results[0].timed_out and results[0].value is None
+
+
+def test_too_many_abandoned_threads_name_the_term(release: threading.Event) -> None:
+    guard = Guard(timeout_s=0.05, max_abandoned=2)
+    with pytest.raises(RewardError, match="'slow'.*3 calls still run"):
+        guard.map("slow", [release.wait] * 10, num_threads=1)
+
+
+def test_no_thread_stays_behind() -> None:
+    before = threading.active_count()
+    guard = Guard(timeout_s=5.0)
+    for _ in range(20):
+        guard.map("t", [lambda: 1] * 8, num_threads=4)
+    deadline = time.monotonic() + 5.0
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before

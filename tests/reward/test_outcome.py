@@ -1,0 +1,58 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from verl_uae.reward import Status
+from verl_uae.reward.outcome import WrongAnswer, as_number, as_record, as_rows
+
+
+@pytest.mark.parametrize(
+    ("raw", "number"),
+    [
+        (1, 1.0),
+        (True, 1.0),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), 1.0),
+        (torch.tensor(0.25), 0.25),
+        (torch.tensor([0.25]), 0.25),
+        (np.array([[3]]), 3.0),
+        (10**400, math.inf),
+        (None, None),
+        ("1.0", None),
+        ([1.0], None),
+        (1 + 2j, None),
+        (torch.zeros(2), None),
+        (np.array("text"), None),
+    ],
+)
+def test_as_number(raw: object, number: float | None) -> None:
+    assert as_number(raw) == number
+
+
+@pytest.mark.parametrize("raw", [math.nan, math.inf, -math.inf, None, "0.5", [0.5, 0.5], {}, 1.01, -0.01])
+def test_an_unusable_outcome_is_invalid_and_says_so(raw: object) -> None:
+    record = as_record("clip", raw, (0.0, 1.0))
+    assert record.status is Status.INVALID and record.value is None
+    assert record.reason is not None and record.reason.startswith("clip: returned")
+
+
+def test_rounding_past_a_bound_is_set_to_it() -> None:
+    assert as_record("x", 1.0 + 1e-9, (-1.0, 1.0)).value == 1.0
+    assert as_record("x", -1.0 - 1e-9, (-1.0, 1.0)).value == -1.0
+    assert as_record("x", 1e300, (-math.inf, math.inf)).value == 1e300
+
+
+@pytest.mark.parametrize("raw", [None, 0.5, "ab", b"ab", {1: 2, 3: 4}, [1.0], torch.zeros(2, 1), np.zeros(3)])
+def test_as_rows_refuses_anything_but_one_per_sample(raw: object) -> None:
+    with pytest.raises(WrongAnswer):
+        as_rows(raw, 2)
+
+
+def test_as_rows() -> None:
+    assert as_rows(torch.tensor([0.5, 1.0]), 2) == as_rows([0.5, 1.0], 2) == as_rows(np.array([0.5, 1.0]), 2)

@@ -1,0 +1,114 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from verl_uae.errors import ConfigError
+from verl_uae.reward import RewardTerm, get_reward, load_reward_file, register_reward, reward_names
+from verl_uae.reward.registry import BUILT_IN, RewardRegistry
+
+
+class Constant(RewardTerm):
+    bounds = (0.0, 1.0)
+
+    def score(self, batch):
+        return [0.5] * len(batch)
+
+
+@pytest.fixture
+def registry() -> RewardRegistry:
+    return RewardRegistry({"pixel": BUILT_IN["pixel"]}, "verl_uae.no_such_group")
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_every_built_in_name_resolves(name: str) -> None:
+    assert issubclass(get_reward(name), RewardTerm)
+
+
+def test_register_and_get(registry: RewardRegistry) -> None:
+    assert registry.register("constant")(Constant) is Constant
+    assert registry.get("constant") is Constant
+    assert registry.names() == ["constant", "pixel"]
+
+
+def test_a_second_claim_raises(registry: RewardRegistry) -> None:
+    registry.register("constant")(Constant)
+    for name in ("constant", "pixel"):
+        with pytest.raises(ConfigError, match=f"'{name}' is already registered by"):
+            registry.register(name)(Constant)
+
+
+def test_an_unknown_name_lists_the_known_and_the_closest(registry: RewardRegistry) -> None:
+    with pytest.raises(ConfigError, match=r"my\.key: unknown reward 'pixle'\. Did you mean 'pixel'\? Known: pixel"):
+        registry.get("pixle", "my.key")
+
+
+def test_a_class_that_breaks_the_contract_is_refused(registry: RewardRegistry) -> None:
+    without_bounds = type("NoBounds", (RewardTerm,), {"score": Constant.score})
+    wrong_needs = type("WrongNeeds", (Constant,), {"needs": frozenset({"sound"})})
+    abstract = type("Abstract", (RewardTerm,), {"bounds": (0.0, 1.0)})
+    for term_class, message in ((without_bounds, "bounds"), (wrong_needs, "sound"), (abstract, "score"), (int, "subclass")):
+        with pytest.raises(TypeError, match=message):
+            registry.register("broken")(term_class)
+
+
+def test_importing_the_package_imports_no_model_library() -> None:
+    code = "import sys, verl_uae.reward as r; r.get_reward('pixel'); print([m for m in %r if m in sys.modules])" % (
+        ["torchmetrics", "transformers", "diffusers", "torchvision", "verl", "ray", "efficientnet_lite_pytorch"],
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def _install(folder: Path, module: str, entry_points: dict[str, str], body: str) -> None:
+    """Put a package with entry points on disk as pip would."""
+    (folder / f"{module}.py").write_text(textwrap.dedent(body))
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    lines = [f"{name} = {value}" for name, value in entry_points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[test.rewards]", *lines]))
+
+
+TERM_FILE = """
+    from verl_uae.reward import RewardTerm
+    class Half(RewardTerm):
+        bounds = (0.0, 1.0)
+        def score(self, batch):
+            return [0.5] * len(batch)
+"""
+
+
+def test_entry_points_are_found_and_imported_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {"half": "uae_test_plugin:Half", "absent": "uae_test_plugin:Absent"}
+    _install(tmp_path, "uae_test_plugin", points, TERM_FILE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = RewardRegistry({}, "test.rewards")
+    assert registry.names() == ["absent", "half"]
+    assert "uae_test_plugin" not in sys.modules
+    assert registry.get("half").__name__ == "Half"
+    with pytest.raises(ConfigError, match="'absent' .uae_test_plugin:Absent. cannot be loaded: AttributeError"):
+        registry.get("absent")
+
+
+def test_an_entry_point_cannot_take_a_built_in_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(tmp_path, "uae_test_thief", {"pixel": "uae_test_thief:Half"}, TERM_FILE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="'pixel' is already registered by verl_uae"):
+        RewardRegistry({"pixel": BUILT_IN["pixel"]}, "test.rewards").names()
+
+
+def test_a_user_file_registers_its_terms_once(tmp_path: Path) -> None:
+    file = tmp_path / "my_terms.py"
+    body = TERM_FILE.replace("import RewardTerm", "import RewardTerm, register_reward")
+    file.write_text(textwrap.dedent(body.replace("class Half", "@register_reward('test_half')\n    class Half")))
+    first, second = load_reward_file(str(file)), load_reward_file(str(file))
+    assert first == second and "test_half" in reward_names()
+    with pytest.raises(ConfigError, match="already registered"):
+        register_reward("test_half")(Constant)

@@ -1,0 +1,24 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from verl_uae.errors import CheckpointError, ConfigError, DataError, DecodeError, RewardError, UAEError
+
+ERRORS = [
+    (ConfigError("uae.reward.terms", "empty"), "uae.reward.terms: empty"),
+    (DataError("a.parquet", None, "empty"), "a.parquet: empty"),
+    (DecodeError("a.parquet", 3, "not a picture"), "a.parquet, row 3: not a picture"),
+    (RewardError("clip", "hangs"), "reward term 'clip': hangs"),
+    (CheckpointError("step_3 is incomplete"), "step_3 is incomplete"),
+]
+
+
+@pytest.mark.parametrize(("error", "text"), ERRORS)
+def test_says_where_and_survives_pickling(error: UAEError, text: str) -> None:
+    assert isinstance(error, UAEError)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error) and str(copy) == str(error) == text

@@ -1,0 +1,119 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The few places where verl 0.9.1 or its surroundings leave no hook.
+
+Each shim names the symbol it works around, the reason, and has a test in ``tests/test_compat.py`` that
+fails when the shim is no longer needed. Nothing here runs at import.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+
+def on_import(module: str, callback: Callable[[], None]) -> None:
+    """Run ``callback`` once, right after ``module`` has been imported (at once if it is already there).
+
+    Symbol: ``verl.trainer.ppo.v1.register_trainer``. A trainer must be registered before verl looks its
+    name up, but importing verl's trainers from the entry point would cost every process about two seconds.
+    """
+    if module in sys.modules:
+        callback()
+    else:
+        sys.meta_path.insert(0, _PostImportFinder(module, callback))
+
+
+def before_import(module: str, callback: Callable[[], None]) -> None:
+    """Run ``callback`` once, right before ``module`` is imported for the first time.
+
+    Symbol: see :func:`ensure_torchvision`; verl imports torchvision by way of transformers before any hook of
+    its own runs.
+    """
+    if module not in sys.modules:
+        sys.meta_path.insert(0, _PreImportFinder(module, callback))
+
+
+class _ImportFinder(importlib.abc.MetaPathFinder):
+    """Meets one module on its way in, once."""
+
+    def __init__(self, module: str, callback: Callable[[], None]) -> None:
+        self.module = module
+        self.callback = callback
+
+    def find_spec(
+        self, fullname: str, path: object = None, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self.module:
+            return None
+        # Removed before delegating: find_spec walks sys.meta_path again.
+        sys.meta_path.remove(self)
+        return self.meet(fullname)
+
+    def meet(self, fullname: str) -> importlib.machinery.ModuleSpec | None:
+        raise NotImplementedError
+
+
+class _PreImportFinder(_ImportFinder):
+    def meet(self, fullname: str) -> None:
+        self.callback()
+
+
+class _PostImportFinder(_ImportFinder):
+    def meet(self, fullname: str) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self.callback()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def ensure_torchvision() -> None:
+    """Make ``import torchvision`` work where its compiled operators do not match the installed torch.
+
+    Symbol: ``torchvision._meta_registrations``. transformers' Qwen-VL processors import torchvision, and
+    PyPI's wheel is linked against the CUDA build of torch: next to a CPU torch the import stops at the
+    missing operator ``torchvision::nms``. Declaring the two schemas it annotates is enough; resizing and
+    normalising are pure torch. Does nothing where torchvision is absent, already imported, or sound.
+    """
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+        return
+    import torch
+
+    if torch.version.cuda is not None or torch.version.hip is not None or _torchvision_operators_load():
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEEP_ALIVE.append(library)
+
+
+#: torch drops the operators of a Library object that is garbage collected.
+_KEEP_ALIVE: list[object] = []
+
+
+def _torchvision_operators_load() -> bool:
+    """Whether torchvision's compiled library can be loaded next to this torch."""
+    import ctypes
+    from pathlib import Path
+
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return False
+    for library in sorted(Path(spec.origin).parent.glob("_C*.so")):
+        try:
+            ctypes.CDLL(str(library))
+        except OSError:
+            continue
+        return True
+    return False

@@ -1,0 +1,187 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Typed schema of the ``uae:`` section.
+
+Hydra checks types and unknown keys against it when the config is composed, before Ray starts. Defaults that
+depend on the model or the machine live in the yaml groups; what is here is the same everywhere.
+"Paper" is arXiv 2509.09666 v5, "code" its released inference code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class DecoderConfig:
+    """``uae.decoder``: the frozen decoder that redraws captions, and the workers that hold it."""
+
+    path: str = MISSING
+    """diffusers folder or hub id with transformer/, vae/, scheduler/ and conditioner/ (our projector)."""
+
+    height: int = 512
+    """Height of a reconstruction, pixels; multiple of VAE factor times patch size. Code: 512 in its training loss."""
+
+    width: int = 512
+    """Width of a reconstruction, pixels."""
+
+    num_steps: int = 10
+    """Denoising steps of the ODE sampler, at least 1. Code: 10 in its training loss, 40 in its demo."""
+
+    guidance: float = 5.0
+    """Classifier-free guidance scale, at least 1; 1 is off and halves the cost. Code: 5.0."""
+
+    negative_prompt: str = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
+    """Caption of the unconditional branch. Code."""
+
+    shift: float | None = None
+    """Timestep shift, above 0; null takes the scheduler's (3.0 for SD3.5)."""
+
+    seeds_per_caption: int = 1
+    """K pictures per caption whose rewards are averaged, at least 1. Our choice: 1."""
+
+    dtype: str = "bfloat16"
+    """dtype of transformer and projector: float32, float16 or bfloat16. The VAE always runs in fp32."""
+
+    batch_size: int = 16
+    """Pictures per forward pass and rank, at least 1."""
+
+    schedule: str = "phased"
+    """phased: decode the whole batch after the caption server sleeps. streamed: decode while captions arrive."""
+
+    pool: str = "colocated"
+    """colocated: the ranks share the trainer's GPUs. own: a pool of their own, see the two fields below."""
+
+    n_gpus_per_node: int = 1
+    """GPUs per node of an own pool."""
+
+    nnodes: int = 1
+    """Nodes of an own pool."""
+
+    max_wait_ms: float = 50.0
+    """Streamed only: longest time a caption waits for its micro-batch to fill, milliseconds."""
+
+    offload: bool = True
+    """Move decoder, language model and reward models to host memory between decode phases (colocated GPUs)."""
+
+    timeout_s: float = 1800.0
+    """Longest time one decode phase may take on a rank before the rank is killed, seconds, above 0."""
+
+    max_restarts: int = 3
+    """How often a dead rank is started again over the run; then the run stops with the reason."""
+
+
+@dataclass
+class ConditionerConfig:
+    """``uae.conditioner``: the language model that turns a caption into the decoder's condition."""
+
+    path: str = "${actor_rollout_ref.model.path}"
+    """transformers folder or hub id; by default the captioner as it was before RL."""
+
+    length: int = 640
+    """Fixed number of text positions, chat template included; longer captions are cut at a token boundary."""
+
+    role: str = "generate"
+    """Chat role of the caption turn. Code."""
+
+    dtype: str = "bfloat16"
+    """dtype of the language model: float32, float16 or bfloat16."""
+
+    weights: str = "frozen"
+    """frozen: the reward stays the same function through the run."""
+
+
+@dataclass
+class TermConfig:
+    """One entry of ``uae.reward.terms``."""
+
+    name: str = MISSING
+    """Registered name of the reward term, e.g. pixel, ssim, features."""
+
+    label: str | None = None
+    """Name in metrics and panels; null takes ``name``. Needed when one term is used twice."""
+
+    weight: float = 1.0
+    """Weight in the sum; a held-out term has weight 0."""
+
+    held_out: bool = False
+    """True: measured and logged, can never enter the reward."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the term."""
+
+
+@dataclass
+class RewardConfig:
+    """``uae.reward``: similarity of source and reconstruction, and how groups turn it into advantages."""
+
+    terms: list[TermConfig] = field(default_factory=list)
+    """Reward terms. A function given as reward.custom_reward_function.path is one more, of weight custom_weight."""
+
+    custom_weight: float = 1.0
+    """Weight of verl's reward.custom_reward_function, used only when its path is set."""
+
+    timeout_s: float = 60.0
+    """Longest time one batch may spend in one term, seconds, above 0; then the samples are marked timeout."""
+
+    min_std: float = 1e-3
+    """Groups whose reward std is below it give no signal, in units of the reward, at least 0. Cosine rewards live
+    in a narrow band, so rounding noise would otherwise become advantage. Our choice."""
+
+    advantage_std: str = "group"
+    """What advantages are divided by: group (GRPO, paper), global (std of the batch) or none."""
+
+    max_invalid_fraction: float = 0.5
+    """The run stops with the reasons when more than this share of a batch is invalid, in [0, 1]."""
+
+
+@dataclass
+class RolloutExtrasConfig:
+    """``uae.rollout``: what our agent loop adds to verl's rollout."""
+
+    timeout_s: float = 600.0
+    """Longest time one caption may take, seconds, above 0; then that sample is marked timeout."""
+
+    seeded: bool = True
+    """Give every caption request its own derived seed; needed for repeatable runs."""
+
+    poll_interval_s: float = 0.1
+    """How often the trainer asks whether all captions are there, seconds, above 0. verl's own value is 2.0."""
+
+
+@dataclass
+class PanelConfig:
+    """``uae.panel``: pictures of a fixed probe set, drawn at every validation (trainer.test_freq)."""
+
+    probes: int = 8
+    """Number of validation rows shown, at least 0."""
+
+    dir: str = "${trainer.default_local_dir}/panels"
+    """Folder of the local HTML files; always written."""
+
+
+@dataclass
+class UAEConfig:
+    """The ``uae:`` section."""
+
+    stage: str = "g4u"
+    """Training stage; set by the config name."""
+
+    seed: int = 42
+    """Run seed; every random number is derived from it, the step, the sample and its purpose."""
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutExtrasConfig = field(default_factory=RolloutExtrasConfig)
+    panel: PanelConfig = field(default_factory=PanelConfig)
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra as ``uae/schema``."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(group="uae", name="schema", node=UAEConfig, provider="verl_uae")

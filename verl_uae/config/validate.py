@@ -1,0 +1,149 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Refuses impossible settings before Ray starts, naming the Hydra key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from verl_uae.config.schema import (
+    ConditionerConfig,
+    DecoderConfig,
+    PanelConfig,
+    RewardConfig,
+    RolloutExtrasConfig,
+    UAEConfig,
+)
+from verl_uae.errors import ConfigError, UAEError
+
+_SECTIONS = {
+    "decoder": DecoderConfig,
+    "conditioner": ConditionerConfig,
+    "reward": RewardConfig,
+    "rollout": RolloutExtrasConfig,
+    "panel": PanelConfig,
+}
+_DTYPES = ("float32", "float16", "bfloat16")
+_CHOICES = {
+    "uae.decoder.dtype": _DTYPES,
+    "uae.conditioner.dtype": _DTYPES,
+    "uae.decoder.schedule": ("phased", "streamed"),
+    "uae.decoder.pool": ("colocated", "own"),
+    "uae.conditioner.weights": ("frozen",),
+    "uae.reward.advantage_std": ("group", "global", "none"),
+    "uae.stage": ("g4u",),
+}
+#: key -> (smallest, whether the smallest itself is allowed)
+_MINIMUM = {
+    "uae.decoder.num_steps": (1, True),
+    "uae.decoder.guidance": (1, True),
+    "uae.decoder.seeds_per_caption": (1, True),
+    "uae.decoder.batch_size": (1, True),
+    "uae.decoder.height": (1, True),
+    "uae.decoder.width": (1, True),
+    "uae.decoder.timeout_s": (0, False),
+    "uae.decoder.max_wait_ms": (0, True),
+    "uae.decoder.max_restarts": (0, True),
+    "uae.conditioner.length": (1, True),
+    "uae.reward.timeout_s": (0, False),
+    "uae.reward.min_std": (0, True),
+    "uae.reward.max_invalid_fraction": (0, True),
+    "uae.rollout.timeout_s": (0, False),
+    "uae.rollout.poll_interval_s": (0, False),
+    "uae.panel.probes": (0, True),
+}
+
+
+class ValidateCallback(Callback):
+    """Hydra callback of our configs: runs in the driver before the job."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Validate, or leave with exit code 2."""
+        try:
+            validate(config)
+        except UAEError as error:
+            # Hydra turns an exception of a callback into a warning and goes on.
+            sys.stderr.write(f"verl_uae: impossible setting: {error}\n")
+            raise SystemExit(2) from error
+
+
+def validate(config: DictConfig) -> None:
+    """Check everything that can be checked without models or data.
+
+    Raises:
+        ConfigError: naming the first key that is impossible.
+    """
+    _validate_keys(config.uae, UAEConfig, "uae")
+    for key, choices in _CHOICES.items():
+        value = OmegaConf.select(config, key)
+        if value not in choices:
+            raise ConfigError(key, f"must be one of {', '.join(choices)}, got {value!r}")
+    for key, (smallest, inclusive) in _MINIMUM.items():
+        value = OmegaConf.select(config, key)
+        if value < smallest or (value == smallest and not inclusive):
+            raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value}")
+    _validate_grpo(config)
+    _validate_decoder(config)
+    _validate_rewards(config)
+
+
+def _validate_keys(section: DictConfig, schema: type, path: str) -> None:
+    """Refuse keys the schema does not have: ``+uae.x=1`` on the command line gets past Hydra's own check."""
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    for name in section:
+        if name not in fields:
+            close = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f", did you mean {path}.{close[0]}?" if close else f"; known keys: {', '.join(fields)}"
+            raise ConfigError(f"{path}.{name}", f"unknown key{hint}")
+        kind = _SECTIONS.get(name) if schema is UAEConfig else None
+        if kind is not None:
+            _validate_keys(section[name], kind, f"{path}.{name}")
+
+
+def _validate_grpo(config: DictConfig) -> None:
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.n < 2:
+        raise ConfigError(
+            "actor_rollout_ref.rollout.n", f"a group needs at least 2 captions to compare, got {rollout.n}"
+        )
+    if config.algorithm.adv_estimator != "uae_grpo":
+        raise ConfigError(
+            "algorithm.adv_estimator",
+            f"{config.algorithm.adv_estimator!r} does not know missing rewards; this trainer needs uae_grpo",
+        )
+    if config.uae.reward.max_invalid_fraction > 1:
+        raise ConfigError("uae.reward.max_invalid_fraction", "is a share, at most 1")
+    if OmegaConf.select(config, "algorithm.filter_groups.enable"):
+        raise ConfigError("algorithm.filter_groups.enable", "needs rewards during generation; not supported here")
+    if config.reward.reward_model.enable:
+        raise ConfigError("reward.reward_model.enable", "rewards come from the decoder workers; use uae.reward.terms")
+    if config.data.truncation != "error":
+        raise ConfigError("data.truncation", f"{config.data.truncation!r} could cut through an image; use error")
+
+
+def _validate_decoder(config: DictConfig) -> None:
+    decoder = config.uae.decoder
+    if OmegaConf.is_missing(decoder, "path") or not decoder.path:
+        raise ConfigError("uae.decoder.path", "is not set: a diffusers folder or hub id with a projector")
+    if decoder.schedule == "streamed" and decoder.pool != "own":
+        raise ConfigError("uae.decoder.pool", "the streamed schedule runs beside the caption server and needs own")
+    if decoder.shift is not None and decoder.shift <= 0:
+        raise ConfigError("uae.decoder.shift", f"must be above 0, got {decoder.shift}")
+
+
+def _validate_rewards(config: DictConfig) -> None:
+    # Building the specs loads no model; a custom function is imported, so a wrong signature stops here.
+    from verl_uae.reward.scorer import RewardScorer, TermSpec
+    from verl_uae.reward.build import term_specs
+
+    summed, watched = term_specs(config)
+    check = getattr(RewardScorer, "check_specs", None)
+    if check is not None:
+        check(summed, watched, "uae.reward")
+    assert all(isinstance(spec, TermSpec) for spec in summed)

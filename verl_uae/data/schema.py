@@ -1,0 +1,215 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The parquet rows of verl, as this package writes and checks them.
+
+One row is one picture and the prompt that asks for its caption. The columns are the ones verl's ``RLHFDataset`` and
+reward managers read; ``extra_info`` holds what only this package needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from verl_uae.errors import DataError
+
+IMAGE_MARK = "<image>"
+"""Where a picture goes in a prompt; verl replaces it by the picture."""
+ROLES: tuple[str, ...] = ("system", "user", "assistant")
+
+SYSTEM_PROMPT = "You are an expert at looking at pictures and describing them."
+USER_PROMPT = (
+    f"{IMAGE_MARK}\nDescribe this image in full, so that somebody who has never seen it could draw it again. "
+    'If there is any text in it, copy that text exactly and put it in "double quotes". '
+    "Study the whole image before you answer, then write only the complete description."
+)
+"""The captioning task of UAE (arXiv 2509.09666v5, sampling prompt of Unified-GRPO) in our own words."""
+
+Message = dict[str, str]
+_MEDIA_MARK = re.compile("<image>|<video>|<audio>")
+_EXTRA_INFO: dict[str, pa.DataType] = {
+    "index": pa.int64(),
+    "split": pa.string(),
+    "sha256": pa.string(),
+    "source": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "caption": pa.string(),
+}
+
+
+def row_schema(extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
+    """The Arrow schema of a file.
+
+    Args:
+        extra: further fields of ``extra_info`` and their types.
+
+    Raises:
+        ValueError: if ``extra`` names a field that exists.
+    """
+    clash = sorted(set(extra or ()) & set(_EXTRA_INFO))
+    if clash:
+        raise ValueError(f"extra_info already has the fields {clash}")
+    text = pa.string()
+    return pa.schema(
+        {
+            "data_source": text,
+            "prompt": pa.list_(pa.struct({"role": text, "content": text})),
+            "images": pa.list_(pa.struct({"bytes": pa.binary(), "path": text})),
+            "ability": text,
+            "reward_model": pa.struct({"style": text, "ground_truth": text}),
+            "extra_info": pa.struct({**_EXTRA_INFO, **(extra or {})}),
+        }
+    )
+
+
+def make_prompt(user: str = USER_PROMPT, system: str | None = SYSTEM_PROMPT) -> list[Message]:
+    """A system turn (unless None) and a user turn; a user text without ``<image>`` gets one in front."""
+    if IMAGE_MARK not in user:
+        user = f"{IMAGE_MARK}\n{user}"
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    return [*turns, {"role": "user", "content": user}]
+
+
+def make_row(
+    image: bytes,
+    *,
+    index: int,
+    split: str,
+    sha256: str,
+    prompt: Sequence[Message] | None = None,
+    data_source: str = "uae",
+    source: str | None = None,
+    size: tuple[int, int] | None = None,
+    caption: str | None = None,
+    ability: str = "reconstruction",
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One row.
+
+    Args:
+        image: encoded bytes (PNG, JPEG or WebP).
+        index: number of the row within its split.
+        split: ``"train"`` or ``"val"``.
+        sha256: `images.image_digest` of the decoded picture; names the picture in seeds and logs.
+        prompt: messages with one ``<image>``; default: `make_prompt`.
+        data_source: what verl groups validation metrics by.
+        source: where the picture came from, e.g. its path in the packed folder.
+        size: (W, H), pixels.
+        caption: reference caption, where one exists. It is also verl's ``ground_truth``, which must be a string and
+            is "" without a caption; the reconstruction reward reads neither.
+        ability: verl's task label.
+        extra: further fields of ``extra_info``.
+
+    Raises:
+        DataError: if the result is not a valid row.
+    """
+    width, height = size or (None, None)
+    info = {"index": index, "split": split, "sha256": sha256, "source": source, "width": width, "height": height}
+    row = {
+        "data_source": data_source,
+        "prompt": [dict(message) for message in (make_prompt() if prompt is None else prompt)],
+        "images": [{"bytes": image, "path": source}],
+        "ability": ability,
+        "reward_model": {"style": "rule", "ground_truth": caption or ""},
+        "extra_info": {**info, "caption": caption, **(extra or {})},
+    }
+    problem = row_problem(row)
+    if problem is not None:
+        raise DataError(source or "<row>", index, problem)
+    return row
+
+
+def row_problem(
+    row: Mapping[str, Any],
+    *,
+    prompt_key: str = "prompt",
+    image_key: str = "images",
+    refused_keys: Iterable[str] = ("videos", "audios"),
+    refused_text: Iterable[str] = (),
+) -> str | None:
+    """What is wrong with a row, naming the column, or None. Looks at the form only; pictures are not decoded.
+
+    Stricter than verl where verl would fail or open a picture by itself later: message contents are plain strings (a
+    structured content may hold a URL that qwen_vl_utils downloads), there are pictures and nothing but pictures, and
+    one ``<image>`` for each.
+
+    Args:
+        row: column name -> value.
+        prompt_key, image_key: the column names in use.
+        refused_keys: columns that must be empty.
+        refused_text: strings that no message may contain, such as a processor's own image token, which would shift
+            the picture features against their places in the prompt.
+    """
+    problem = _prompt_problem(row.get(prompt_key), tuple(refused_text))
+    if problem is not None:
+        return f"column {prompt_key}: {problem}"
+    for key in refused_keys:
+        if row.get(key):
+            return f"column {key}: only pictures are supported"
+    images = row.get(image_key)
+    if not isinstance(images, list) or not images:
+        return f"column {image_key}: must be a list with at least one picture, got {_kind(images)}"
+    marks = [mark for message in row[prompt_key] for mark in _MEDIA_MARK.findall(message["content"])]
+    if marks != [IMAGE_MARK] * len(images):
+        return f"column {prompt_key}: {len(images)} pictures but the marks {marks}"
+    info = row.get("extra_info")
+    if info is not None and not isinstance(info, Mapping):
+        return f"column extra_info: must be a mapping, got {_kind(info)}"
+    return None
+
+
+def check_columns(schema: pa.Schema, path: str) -> None:
+    """Check that a file has the columns of `row_schema` with types verl can read.
+
+    Raises:
+        DataError: naming the file and the column.
+    """
+    for field in row_schema():
+        position = schema.get_field_index(field.name)
+        if position < 0:
+            raise DataError(path, None, f"column {field.name} is missing")
+        found = schema.field(position).type
+        if not _same_kind(found, field.type):
+            raise DataError(path, None, f"column {field.name} is {found}, expected {field.type}")
+
+
+def _prompt_problem(prompt: object, refused_text: tuple[str, ...]) -> str | None:
+    if not isinstance(prompt, list) or not prompt:
+        return f"must be a list of messages, got {_kind(prompt)}"
+    for number, message in enumerate(prompt):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in ROLES:
+            return f"message {number} has the role {role!r}, expected one of {', '.join(ROLES)}"
+        content = message.get("content")
+        if not isinstance(content, str):
+            return f"message {number} must have a plain string as content, got {_kind(content)}"
+        for text in refused_text:
+            if text in content:
+                return f"message {number} contains the special token {text}"
+    return None
+
+
+def _same_kind(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Equal up to string or list offsets, integer width, missing optional struct fields and additional ones."""
+    if pa.types.is_struct(expected):
+        if not pa.types.is_struct(found):
+            return False
+        names = {field.name for field in found}
+        return all(_same_kind(found.field(f.name).type, f.type) for f in expected if f.name in names)
+    if pa.types.is_list(expected):
+        is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
+        return is_list and _same_kind(found.value_type, expected.value_type)
+    checks = (
+        (pa.types.is_string, (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)),
+        (pa.types.is_binary, (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)),
+        (pa.types.is_integer, (pa.types.is_integer, pa.types.is_null)),
+    )
+    return any(matches(expected) and any(test(found) for test in accepted) for matches, accepted in checks)
+
+
+def _kind(value: object) -> str:
+    return "an empty list" if isinstance(value, list) and not value else type(value).__name__

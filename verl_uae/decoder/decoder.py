@@ -1,0 +1,165 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The diffusion decoder: projector + SD3 MM-DiT + VAE, loaded from a diffusers folder.
+
+Shape legend: B samples, L text positions, E language-model width, C h w latent, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from torch import Tensor, nn
+
+from verl_uae.decoder.projector import Projector
+from verl_uae.errors import CheckpointError
+from verl_uae.flow.ode import Velocity, euler, guided
+
+_COMPONENTS = ("transformer", "vae", "conditioner")
+
+
+class Decoder(nn.Module):
+    """Draws pictures from conditions.
+
+    Args:
+        transformer: velocity model v(x, sigma, condition), v = eps - x_0.
+        vae: latent codec with ``scaling_factor`` and ``shift_factor`` in its config.
+        projector: condition states -> text stream of the transformer.
+        shift: timestep shift of the scheduler the transformer was trained with.
+    """
+
+    def __init__(
+        self, transformer: SD3Transformer2DModel, vae: AutoencoderKL, projector: Projector, *, shift: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.vae = vae
+        self.projector = projector
+        self.shift = shift
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> Decoder:
+        """Load ``transformer/``, ``vae/``, ``conditioner/`` and ``scheduler/`` of a diffusers folder.
+
+        The VAE stays in fp32: decoding in fp16 overflows with the SD3 VAE and bf16 shows banding that the
+        rewards see. safetensors only.
+
+        Raises:
+            CheckpointError: naming the component that is missing.
+        """
+        root = Path(folder)
+        if root.is_dir():
+            for name in _COMPONENTS:
+                if not (root / name).is_dir():
+                    raise CheckpointError(root, f"not a decoder folder: it has no {name}/ (uae.decoder.path)")
+        kwargs = {"use_safetensors": True}
+        transformer = SD3Transformer2DModel.from_pretrained(
+            folder, subfolder="transformer", torch_dtype=dtype, **kwargs
+        )
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32, **kwargs)
+        projector = Projector.from_pretrained(folder, subfolder="conditioner", torch_dtype=dtype, **kwargs)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+        decoder = cls(transformer, vae, projector, shift=float(scheduler.config.shift))
+        return decoder.to(device).eval()
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write a diffusers folder whose transformer, vae and scheduler load in stock diffusers."""
+        root = Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        self.transformer.save_pretrained(root / "transformer", safe_serialization=True)
+        self.vae.save_pretrained(root / "vae", safe_serialization=True)
+        self.projector.save_pretrained(root / "conditioner", safe_serialization=True)
+        FlowMatchEulerDiscreteScheduler(shift=self.shift).save_pretrained(root / "scheduler")
+        index = {
+            "_class_name": "UAEPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "transformer": ["diffusers", "SD3Transformer2DModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            "conditioner": ["verl_uae.decoder.projector", "Projector"],
+        }
+        (root / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of a picture of the given size in pixels.
+
+        Raises:
+            ValueError: if a side is not a multiple of the VAE factor times the patch size.
+        """
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        multiple = factor * self.transformer.config.patch_size
+        if height % multiple or width % multiple:
+            raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
+        return self.transformer.config.in_channels, height // factor, width // factor
+
+    def velocity(self, x_BChw: Tensor, sigma_B: Tensor, states_BLE: Tensor) -> Tensor:
+        """Velocity v = eps - x_0 at noise level sigma in [0, 1], shape of ``x_BChw``; differentiable."""
+        dtype = self.transformer.dtype
+        pooled_BP = self.projector.pooled.to(dtype).expand(x_BChw.shape[0], -1)
+        return self.transformer(
+            hidden_states=x_BChw.to(dtype),
+            timestep=sigma_B * 1000.0,
+            encoder_hidden_states=self.projector(states_BLE.to(self.projector.dtype)),
+            pooled_projections=pooled_BP,
+            return_dict=False,
+        )[0]
+
+    def field(self, states_BLE: Tensor) -> Velocity:
+        """The velocity model with its condition filled in."""
+        return lambda x_BChw, sigma_B: self.velocity(x_BChw, sigma_B, states_BLE)
+
+    @torch.no_grad()
+    def encode_image(self, image_B3HW: Tensor) -> Tensor:
+        """Pictures in [0, 1] to scaled latents (mean of the posterior), shape (B, C, h, w), fp32."""
+        posterior = self.vae.encode(image_B3HW.to(self.vae.dtype) * 2.0 - 1.0).latent_dist
+        config = self.vae.config
+        return (posterior.mean.float() - (config.shift_factor or 0.0)) * config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latent(self, latent_BChw: Tensor) -> Tensor:
+        """Scaled latents to pictures in [0, 1], shape (B, 3, H, W), fp32."""
+        config = self.vae.config
+        latent = latent_BChw.to(self.vae.dtype) / config.scaling_factor + (config.shift_factor or 0.0)
+        return (self.vae.decode(latent, return_dict=False)[0].float() * 0.5 + 0.5).clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        states_BLE: Tensor,
+        noise_BChw: Tensor,
+        sigmas: Tensor,
+        *,
+        guidance: float = 1.0,
+        negative_BLE: Tensor | None = None,
+    ) -> Tensor:
+        """Draw pictures with the Euler ODE sampler.
+
+        Args:
+            states_BLE: condition.
+            noise_BChw: initial noise, shape (B, C, h, w).
+            sigmas: noise levels, shape (S + 1,).
+            guidance: classifier-free guidance scale; 1 switches guidance off and halves the cost.
+            negative_BLE: condition of the unconditional branch, shape (1 or B, L, E); needed if guidance != 1.
+
+        Returns:
+            Pictures in [0, 1], shape (B, 3, H, W), fp32.
+
+        Raises:
+            ValueError: if guidance is asked for without a negative condition.
+        """
+        field = self.field(states_BLE)
+        if guidance != 1.0:
+            if negative_BLE is None:
+                raise ValueError(f"guidance {guidance} needs a negative condition")
+            field = guided(field, self.field(negative_BLE.expand_as(states_BLE)), guidance)
+        return self.decode_latent(euler(field, noise_BChw.to(self.device), sigmas))

@@ -1,0 +1,78 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every error the package raises on purpose.
+
+A failed *sample* is not an error: it is data (see :mod:`verl_uae.reward.record`). These are for what should stop
+the run or the command, and each names the key, file, row or term to look at. All survive pickling, so that they
+cross process borders unchanged.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UAEError(Exception):
+    """Base class: ``except UAEError`` catches everything this package raises on purpose."""
+
+
+class ConfigError(UAEError, ValueError):
+    """A setting is impossible or unknown.
+
+    Args:
+        key: the full configuration key, such as ``uae.reward.terms[0].weight``.
+        message: what is wrong and what would be right.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(key, message)
+        self.key = key
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}"
+
+
+class DataError(UAEError):
+    """A data file or one of its rows cannot be used.
+
+    Args:
+        path: the file.
+        row: zero-based row index, or None where the whole file is meant.
+        message: what is wrong.
+    """
+
+    def __init__(self, path: str | Path, row: int | None, message: str) -> None:
+        super().__init__(path, row, message)
+        self.path = Path(path)
+        self.row = row
+        self.message = message
+
+    def __str__(self) -> str:
+        where = str(self.path) if self.row is None else f"{self.path}, row {self.row}"
+        return f"{where}: {self.message}"
+
+
+class DecodeError(DataError):
+    """The bytes of an image do not decode, or decode to something refused (size, format, mode)."""
+
+
+class RewardError(UAEError):
+    """A reward term cannot go on: not one sample of it failed, the term itself did.
+
+    Args:
+        term: label of the reward term.
+        message: what is wrong.
+    """
+
+    def __init__(self, term: str, message: str) -> None:
+        super().__init__(term, message)
+        self.term = term
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"reward term {self.term!r}: {self.message}"
+
+
+class CheckpointError(UAEError):
+    """A checkpoint folder is incomplete, altered or of another kind. The message names the folder or file."""

@@ -1,0 +1,133 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Group-relative advantages that survive missing rewards.
+
+Shape legend: N samples, any number per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+#: verl's and GRPO's guard against division by zero.
+EPSILON = 1e-6
+
+Std = Literal["group", "global", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageStats:
+    """What became of the groups of one batch."""
+
+    groups: int
+    """All groups."""
+    dropped_groups: int
+    """Groups with fewer than two valid members: nothing to compare."""
+    dropped_samples: int
+    """Valid members of the dropped groups."""
+    zero_std_groups: int
+    """Groups kept, but with too small a spread to be a signal."""
+    invalid: int
+    """Samples without a valid reward."""
+
+    def as_metrics(self, prefix: str = "advantage/") -> dict[str, float]:
+        """Numbers for a logger, plus the share of zero-signal groups, in [0, 1]."""
+        metrics = {f"{prefix}{name}": float(value) for name, value in asdict(self).items()}
+        metrics[f"{prefix}zero_std_frac"] = self.zero_std_groups / max(1, self.groups)
+        return metrics
+
+
+def group_advantage(
+    reward_N: Tensor,
+    valid_N: Tensor,
+    group_N: Tensor | Sequence[Hashable],
+    *,
+    min_std: float = 1e-3,
+    std: Std = "group",
+) -> tuple[Tensor, AdvantageStats]:
+    """Advantage of each sample over the mean of its group's valid members.
+
+    ``(reward - mean_group) / (std + 1e-6)`` with the unbiased standard deviation, bit-equal to verl's
+    ``compute_grpo_outcome_advantage`` (GRPO, Shao et al. 2024, section 4.1.2) for a group of two or more that is all
+    valid and spread by at least ``min_std``. The differences are what verl leaves open:
+
+    * an invalid member has advantage 0 and no part in any statistic, whatever its reward holds, NaN included;
+    * a group with fewer than two valid members is dropped: advantage 0 (verl: the raw reward);
+    * a group whose standard deviation is below ``min_std`` is no signal: advantage 0. Similarity rewards live in a
+      narrow band, and division by a tiny spread makes rounding noise as large as a real difference.
+
+    Args:
+        reward_N: rewards, float, shape (N,).
+        valid_N: which of them count, bool, shape (N,).
+        group_N: group of each sample: integers of shape (N,), or any hashable names.
+        min_std: smallest standard deviation that is a signal, in units of the reward. The default suits rewards with a
+            range of about 1 (a thousandth of it); scale it with yours. 0 switches the floor off. Our choice.
+        std: what to divide by: the ``group``'s standard deviation (GRPO, DanceGRPO), that of all valid members of
+            all kept groups of the batch (``global``: Flow-GRPO), or nothing (``none``: Dr.GRPO). Only with ``global``
+            does a group's advantage depend on other groups.
+
+    Returns:
+        advantage_N: shape (N,), dtype and device of ``reward_N``, always finite.
+        stats: counts of what was left out.
+
+    Raises:
+        ValueError: shapes or types do not fit, an unknown ``std``, or a reward that is called valid is not finite.
+    """
+    names = group_N.tolist() if isinstance(group_N, Tensor) else list(group_N)
+    _check(reward_N, valid_N, names, min_std, std)
+    reward_N = reward_N.detach()
+    advantage_N = torch.zeros_like(reward_N)
+    valid = valid_N.tolist()
+    members: dict[Hashable, list[int]] = {}
+    for position, name in enumerate(names):
+        members.setdefault(name, [])
+        if valid[position]:
+            members[name].append(position)
+    kept = [positions for positions in members.values() if len(positions) >= 2]
+    zero_std = 0
+    global_std = _global_std(reward_N, kept) if std == "global" else None
+    for positions in kept:
+        reward_G = reward_N[positions]
+        group_std = reward_G.std()
+        # A tied group has std 0 up to the rounding of its mean, so it is caught with the floor off too.
+        if bool(group_std < min_std) or bool(reward_G.max() == reward_G.min()):
+            zero_std += 1
+            continue
+        centred_G = reward_G - reward_G.mean()
+        divisor = {"group": group_std, "global": global_std, "none": None}[std]
+        advantage_N[positions] = centred_G if divisor is None else centred_G / (divisor + EPSILON)
+    dropped = [positions for positions in members.values() if len(positions) < 2]
+    return advantage_N, AdvantageStats(
+        groups=len(members),
+        dropped_groups=len(dropped),
+        dropped_samples=sum(len(positions) for positions in dropped),
+        zero_std_groups=zero_std,
+        invalid=len(valid) - sum(valid),
+    )
+
+
+def _global_std(reward_N: Tensor, kept: list[list[int]]) -> Tensor | None:
+    """Standard deviation of all members of the kept groups, in their order in the batch."""
+    positions = sorted(position for group in kept for position in group)
+    return reward_N[positions].std() if positions else None
+
+
+def _check(reward_N: Tensor, valid_N: Tensor, names: Sequence[Hashable], min_std: float, std: str) -> None:
+    if reward_N.ndim != 1 or not reward_N.is_floating_point():
+        raise ValueError(f"reward_N must be float of shape (N,), got {reward_N.dtype} {tuple(reward_N.shape)}")
+    if valid_N.shape != reward_N.shape or valid_N.dtype != torch.bool or len(names) != len(reward_N):
+        raise ValueError(
+            f"{len(reward_N)} rewards, {len(names)} group names, valid_N {valid_N.dtype} {tuple(valid_N.shape)}"
+        )
+    if std not in ("group", "global", "none"):
+        raise ValueError(f"std must be 'group', 'global' or 'none', got {std!r}")
+    if not min_std >= 0.0:
+        raise ValueError(f"min_std must be at least 0, got {min_std}")
+    unusable = (valid_N & ~torch.isfinite(reward_N)).nonzero().flatten().tolist()
+    if unusable:
+        raise ValueError(f"rewards {unusable[:8]} are marked valid but are not finite")

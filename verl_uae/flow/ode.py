@@ -1,0 +1,48 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Deterministic sampling of the probability-flow ODE.
+
+Shape legend: B samples, C H W latent channels, height and width, S denoising steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+#: Maps (x of shape (B, C, H, W), sigma of shape (B,)) to a velocity of x's shape, v = eps - x_0.
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+
+def euler(velocity: Velocity, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
+    """Integrate dx/dsigma = v(x, sigma) from noise to data with Euler steps.
+
+    The state stays in fp32 whatever the model computes in, since rounding it to bf16 after each step
+    costs more accuracy than the bf16 model does.
+
+    Args:
+        velocity: the model.
+        noise_BCHW: x at ``sigmas[0]``, shape (B, C, H, W).
+        sigmas: noise levels, shape (S + 1,), from :func:`~verl_uae.flow.schedule.sigma_schedule`.
+
+    Returns:
+        x at ``sigmas[-1]``, shape (B, C, H, W), fp32.
+    """
+    x_BCHW = noise_BCHW.to(torch.float32)
+    table = sigmas.to(torch.float32).tolist()
+    for sigma, sigma_next in zip(table[:-1], table[1:], strict=True):
+        sigma_B = torch.full((x_BCHW.shape[0],), sigma, dtype=torch.float32, device=x_BCHW.device)
+        x_BCHW = x_BCHW + (sigma_next - sigma) * velocity(x_BCHW, sigma_B).to(torch.float32)
+    return x_BCHW
+
+
+def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:
+    """Classifier-free guidance, v = v_u + scale * (v_c - v_u) (Ho & Salimans 2022, eq. 6 in velocity form)."""
+
+    def velocity(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+        v_uncond = unconditional(x_BCHW, sigma_B)
+        return v_uncond + scale * (conditional(x_BCHW, sigma_B) - v_uncond)
+
+    return velocity

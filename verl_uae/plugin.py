@@ -1,0 +1,115 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point of the group ``verl.plugins``: `import verl` loads this module in every process.
+
+It registers names lazily and imports nothing heavy. verl swallows an exception raised here at DEBUG level, so
+failures are kept in :data:`FAILURES`, logged, and stop a train command of ours with their reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+#: Step name -> error of every registration that failed in this process.
+FAILURES: dict[str, BaseException] = {}
+
+#: Values of ``trainer.v1.trainer_mode`` that are ours.
+TRAINERS = ("uae_g4u",)
+
+#: Names of the registrations that succeeded in this process.
+REGISTERED: list[str] = []
+
+
+def _register_search_path() -> None:
+    from hydra.core.plugins import Plugins
+
+    from verl_uae.config.schema import register_schema
+    from verl_uae.searchpath import VerlUaeSearchPath
+
+    Plugins.instance().register(VerlUaeSearchPath)
+    register_schema()
+
+
+def _prepare_torchvision() -> None:
+    from verl_uae.compat import before_import, ensure_torchvision
+
+    before_import("torchvision", ensure_torchvision)
+
+
+def _register_platform() -> None:
+    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+        import verl_uae.engine.cpu_platform  # noqa: F401
+
+
+def _register_trainers() -> None:
+    from verl_uae.compat import on_import
+
+    def load() -> None:
+        _attempt("trainer classes", _import_trainers)
+
+    on_import("verl.trainer.ppo.v1", load)
+
+
+def _import_trainers() -> None:
+    try:
+        import verl_uae.trainer.g4u  # noqa: F401
+    except Exception as error:
+        _register_unavailable(error)
+        raise
+
+
+def _register_unavailable(error: Exception) -> None:
+    """Make our trainer names say why they are missing, instead of verl's "unknown trainer"."""
+    from verl.trainer.ppo.v1 import PPOTrainerSync
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+
+    reason = f"{type(error).__name__}: {error}"
+
+    class Unavailable(PPOTrainerSync):
+        def __init__(self, config: object) -> None:
+            raise RuntimeError(f"verl_uae could not load its trainers: {reason} (see: verl-uae doctor)")
+
+    for name in TRAINERS:
+        TRAINER_REGISTRY.setdefault(name, Unavailable)
+
+
+def _attempt(name: str, step: Callable[[], None]) -> None:
+    try:
+        step()
+    except Exception as error:
+        # Fault boundary: whatever a registration raises must be reported, verl would hide it.
+        FAILURES[name] = error
+        logger.error("verl_uae: %s could not be registered: %s: %s", name, type(error).__name__, error, exc_info=True)
+    else:
+        REGISTERED.append(name)
+
+
+def is_train_command(argv: list[str]) -> bool:
+    """Whether this process was started to run one of our configs through verl's entry point."""
+    text = " ".join(argv)
+    return "main_ppo" in text and any(
+        arg.startswith(("uae_", "--config-name=uae_", "-cn=uae_")) or arg == "--config-name=uae" for arg in argv
+    )
+
+
+def load() -> None:
+    """Register everything; called once, when this module is imported.
+
+    Raises:
+        SystemExit: in a train command of ours, if a registration failed.
+    """
+    _attempt("torchvision", _prepare_torchvision)
+    _attempt("hydra search path", _register_search_path)
+    _attempt("platform", _register_platform)
+    _attempt("trainers", _register_trainers)
+    if FAILURES and is_train_command(sys.orig_argv):
+        reasons = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in FAILURES.items())
+        raise SystemExit(f"verl_uae failed to load, so this command cannot run: {reasons} (see: verl-uae doctor)")
+
+
+load()

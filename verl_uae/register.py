@@ -1,0 +1,16 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Heavy registrations, imported by verl through ``actor_rollout_ref.model.external_lib``.
+
+verl imports this module in the task runner, in every training worker and in every agent-loop worker.
+"""
+
+from verl_uae.compat import ensure_torchvision
+
+ensure_torchvision()
+
+from verl_uae.engine import captioner as _captioner  # noqa: E402, F401
+from verl_uae.rollout import agent_loop as _agent_loop  # noqa: E402, F401
+from verl_uae.rollout import hf as _hf  # noqa: E402
+
+_hf.register()

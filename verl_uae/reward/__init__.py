@@ -1,0 +1,29 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Rewards: how much of the picture came back.
+
+A term (:mod:`verl_uae.reward.term`) scores pictures; the scorer (:mod:`verl_uae.reward.scorer`) sums terms and turns
+every fault into a record (:mod:`verl_uae.reward.record`). This layer knows neither verl nor Ray.
+"""
+
+from verl_uae.reward.record import RewardRecord, Status, require_enough_valid, to_tensors
+from verl_uae.reward.registry import get_reward, load_reward_file, register_reward, reward_names
+from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.scorer import RewardScorer, TermSpec
+from verl_uae.reward.term import RewardTerm, TermContext
+
+__all__ = [
+    "RewardBatch",
+    "RewardRecord",
+    "RewardScorer",
+    "RewardTerm",
+    "Status",
+    "TermContext",
+    "TermSpec",
+    "get_reward",
+    "load_reward_file",
+    "register_reward",
+    "require_enough_valid",
+    "reward_names",
+    "to_tensors",
+]

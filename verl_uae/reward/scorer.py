@@ -1,0 +1,234 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""From pictures to reward records."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from verl_uae.errors import ConfigError, RewardError
+from verl_uae.reward.deadline import Guard
+from verl_uae.reward.isolate import Slots, fill_failed, score_chunked, score_whole
+from verl_uae.reward.outcome import describe_error
+from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.registry import get_reward
+from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.term import RewardTerm, TermContext
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TermSpec:
+    """One term as the configuration names it."""
+
+    name: str
+    """Registered name."""
+    weight: float = 1.0
+    """Factor in the sum, unitless. Ignored for held-out terms."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the term's class."""
+    label: str = ""
+    """Name in records and logs; the registered name by default. Needed to use one term twice."""
+
+    @classmethod
+    def of_tuple(cls, name: str, weight: float, params: Mapping[str, Any]) -> TermSpec:
+        """The short form ``(name, weight, params)``."""
+        return cls(name=name, weight=weight, params=params)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    label: str
+    term: RewardTerm
+    factor: float
+    """Weight, negated where lower is better; 0 for a held-out term, which never enters the sum."""
+
+
+class RewardScorer:
+    """Weighted sum of reward terms, one fault costing one sample.
+
+    For every sample ``value = sum_i weight_i * s_i * term_i`` with ``s_i`` = -1 for a term where lower is better, so
+    that a positive weight always rewards the better picture. The sum is not divided by the weights. A sample with any
+    term missing has no value, never a partial sum.
+
+    What goes wrong stays with its sample: a picture with unusable pixels and a term's NaN, None, text or wrong length
+    become INVALID, an exception ERROR, and all other samples keep the bits they have in a run without it
+    (:mod:`verl_uae.reward.isolate`). A held-out term is recorded in ``terms`` and touches neither value nor status.
+
+    Each term runs in a daemon thread and has ``timeout_s`` for the whole batch (a term that isolates samples itself, like
+    ``custom``: for each sample). Samples not scored by then are TIMEOUT. A thread cannot be killed, only abandoned;
+    what that does not cover is listed in :mod:`verl_uae.reward.deadline`.
+
+    Args:
+        terms: what is summed; ``(name, weight, params)`` or :class:`TermSpec`.
+        held_out: what is only recorded; ``(name, params)`` or :class:`TermSpec`.
+        device: where the models of the terms live; batches must be there too.
+        timeout_s: seconds per term, see above.
+        max_abandoned: hung threads that may be alive before :class:`~verl_uae.errors.RewardError` ends the run.
+        chunk_size: samples per call of a pointwise term. Part of the result's last bits: keep it fixed in a run.
+        key: configuration key of all this, for errors.
+
+    Raises:
+        ConfigError: unknown term, impossible parameters, weights that sum to 0.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[TermSpec | tuple[str, float, Mapping[str, Any]]],
+        *,
+        held_out: Sequence[TermSpec | tuple[str, Mapping[str, Any]]] = (),
+        device: torch.device | str = "cpu",
+        timeout_s: float = 60.0,
+        max_abandoned: int = 16,
+        chunk_size: int = 16,
+        key: str = "uae.reward",
+    ) -> None:
+        for name, number in (("timeout_s", timeout_s), ("max_abandoned", max_abandoned), ("chunk_size", chunk_size)):
+            if not number > 0:
+                raise ConfigError(f"{key}.{name}", f"must be above 0, got {number}")
+        summed = [spec if isinstance(spec, TermSpec) else TermSpec.of_tuple(*spec) for spec in terms]
+        watched = [spec if isinstance(spec, TermSpec) else TermSpec.of_tuple(spec[0], 1.0, spec[1]) for spec in held_out]
+        _check_specs(summed, watched, key)
+        self.device = torch.device(device)
+        self.guard = Guard(timeout_s, max_abandoned)
+        self.chunk_size = chunk_size
+        self._summed = [self._build(spec, f"{key}.terms[{i}]") for i, spec in enumerate(summed)]
+        self._watched = [self._build(spec, f"{key}.held_out[{i}]", held_out=True) for i, spec in enumerate(watched)]
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the terms that are summed."""
+        return [entry.label for entry in self._summed]
+
+    @property
+    def held_out_labels(self) -> list[str]:
+        """Labels of the terms that are only recorded."""
+        return [entry.label for entry in self._watched]
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest possible reward."""
+        ends = [sorted((entry.factor * entry.term.bounds[0], entry.factor * entry.term.bounds[1])) for entry in self._summed]
+        return sum(low for low, _ in ends), sum(high for _, high in ends)
+
+    def score(self, batch: RewardBatch) -> list[RewardRecord]:
+        """Score every sample.
+
+        Args:
+            batch: B samples on ``self.device``.
+
+        Returns:
+            B records, in order; for the samples in ``batch.failed`` the very records given there.
+
+        Raises:
+            RewardError: a term asks for captions or rows the batch lacks, or too many calls hang.
+        """
+        settled = dict(batch.failed)
+        for index, reason in batch.unusable().items():
+            settled.setdefault(index, RewardRecord.failed(Status.INVALID, reason))
+        parts: dict[int, dict[str, RewardRecord]] = {i: {} for i in range(len(batch)) if i not in settled}
+        for entry in self._summed:
+            self._run(entry, batch, parts, [i for i, found in parts.items() if all(r.ok for r in found.values())])
+        healthy = [i for i, found in parts.items() if all(r.ok for r in found.values())]
+        for entry in self._watched:
+            self._run(entry, batch, parts, healthy)
+        return [settled[i] if i in settled else self._combine(parts[i]) for i in range(len(batch))]
+
+    def _build(self, spec: TermSpec, key: str, held_out: bool = False) -> _Entry:
+        term_class = get_reward(spec.name, f"{key}.name")
+        try:
+            inspect.signature(term_class).bind(**spec.params)
+        except TypeError as error:
+            message = f"reward {spec.name!r}: {error}; it takes {inspect.signature(term_class)}"
+            raise ConfigError(f"{key}.params", message) from error
+        term = term_class(**spec.params)
+        term.setup(TermContext(device=self.device, guard=self.guard))
+        sign = 1.0 if term.higher_is_better else -1.0
+        return _Entry(spec.label or spec.name, term, 0.0 if held_out else sign * spec.weight)
+
+    def _run(
+        self, entry: _Entry, batch: RewardBatch, parts: dict[int, dict[str, RewardRecord]], active: Sequence[int]
+    ) -> None:
+        """Score ``active`` with one term and file the outcomes under its label."""
+        _check_needs(entry, batch)
+        if not active:
+            return
+        slots: Slots = [None] * len(batch)
+        if entry.term.guarded:
+            self._evaluate(entry, batch, active, slots)
+        else:
+            call = self.guard.run(entry.label, lambda: self._evaluate(entry, batch, active, slots))
+            # A copy: an abandoned thread may go on writing to the original.
+            slots = list(slots)
+            if call.timed_out:
+                reason = f"{entry.label}: no answer within {self.guard.timeout_s:g} s"
+                fill_failed(slots, active, RewardRecord.failed(Status.TIMEOUT, reason, call.seconds))
+            elif isinstance(call.error, RewardError):
+                raise call.error
+            elif call.error is not None:
+                reason = f"{entry.label}: {describe_error(call.error)}"
+                fill_failed(slots, active, RewardRecord.failed(Status.ERROR, reason, call.seconds))
+        for index in active:
+            record = slots[index]
+            if record is None:
+                raise RewardError(entry.label, f"sample {index} was not scored")
+            parts[index][entry.label] = record
+
+    def _evaluate(self, entry: _Entry, batch: RewardBatch, active: Sequence[int], slots: Slots) -> None:
+        # Gradient mode is per thread, so it is set here, inside the worker.
+        with torch.no_grad():
+            if entry.term.pointwise and not entry.term.guarded:
+                score_chunked(entry.term, entry.label, batch, active, self.chunk_size, slots)
+            else:
+                score_whole(entry.term, entry.label, batch, active, slots)
+
+    def _combine(self, found: Mapping[str, RewardRecord]) -> RewardRecord:
+        """One record from a sample's outcomes by label."""
+        seconds = sum(record.seconds for record in found.values())
+        terms: dict[str, float] = {}
+        for label, record in found.items():
+            if record.value is not None:
+                terms[label] = record.value
+                terms.update({f"{label}/{name}": value for name, value in record.terms.items()})
+            elif label in self.held_out_labels:
+                logger.warning("held-out reward %s: %s", record.status, record.reason)
+        value = 0.0
+        for entry in self._summed:
+            outcome = found[entry.label] if entry.label in found else None
+            if outcome is None or outcome.value is None:
+                failed = next(record for record in found.values() if not record.ok)
+                return RewardRecord(None, failed.status, terms, seconds, failed.reason)
+            value += entry.factor * outcome.value
+        if not math.isfinite(value):
+            return RewardRecord(None, Status.INVALID, terms, seconds, "the weighted sum of the terms is not finite")
+        return RewardRecord(value, Status.OK, terms, seconds)
+
+
+def _check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: str) -> None:
+    if not summed:
+        raise ConfigError(f"{key}.terms", "needs at least one term")
+    weights = [float(spec.weight) for spec in summed]
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ConfigError(f"{key}.terms", f"weights must be finite, got {weights}")
+    if 0.0 in weights:
+        raise ConfigError(f"{key}.terms", f"a weight is 0 in {weights}; to record a term without rewarding it, hold it out")
+    if abs(math.fsum(weights)) <= 1e-12 * math.fsum(abs(weight) for weight in weights):
+        raise ConfigError(f"{key}.terms", f"weights {weights} sum to 0: terms that agree would give no reward")
+    labels = [spec.label or spec.name for spec in (*summed, *watched)]
+    doubled = sorted({label for label in labels if labels.count(label) > 1})
+    if doubled:
+        raise ConfigError(key, f"labels {doubled} are used twice; give each use of a term a label of its own")
+
+
+def _check_needs(entry: _Entry, batch: RewardBatch) -> None:
+    for need, values in (("caption", batch.captions), ("row", batch.rows)):
+        if need in entry.term.needs and values is None:
+            raise RewardError(entry.label, f"needs a {need} for every sample, and this batch has none")

@@ -1,0 +1,116 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a user's Python source, announced.
+
+A reward file is code and runs with all the rights of the process: naming it in the configuration is the decision to
+trust it. What is done here is to make that decision visible (resolved path and SHA-256 in the log, and the bytes that
+were hashed are the bytes that run) and to refuse what is nearly always a mistake: a URL, and a file that everybody on
+the machine may rewrite. Nothing here makes a malicious file safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.abc
+import importlib.util
+import logging
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from verl_uae.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_PACKAGE_PREFIX = "pkg://"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A loaded module and where it came from."""
+
+    module: ModuleType
+    path: str
+    """Resolved path of the file; the module's name where it has none."""
+    sha256: str
+    """Of the file's bytes; empty where there is no file."""
+
+
+def load_source(reference: str, key: str) -> Source:
+    """Import a module by file path (``my_file.py``), ``pkg://my.module`` or dotted name (``my.module``).
+
+    Loading the same unchanged file twice gives the same module, so its registrations run once. A file is not put on
+    ``sys.path``: it cannot import its neighbours by bare name.
+
+    Args:
+        reference: which module.
+        key: configuration key it came from, for errors.
+
+    Raises:
+        ConfigError: where it is a URL, is missing, is world-writable or fails to import.
+    """
+    if reference.startswith(_PACKAGE_PREFIX):
+        source = _load_package(reference[len(_PACKAGE_PREFIX) :].replace("/", "."), key)
+    elif "://" in reference:
+        raise ConfigError(key, f"{reference!r} is a URL; give the path of a local file or pkg://a.module")
+    elif reference.endswith(".py") or "/" in reference:
+        source = _load_file(reference, key)
+    else:
+        source = _load_package(reference, key)
+    logger.info("loaded user code %s (sha256 %s)", source.path, source.sha256 or "unknown: no file")
+    return source
+
+
+class _BytesLoader(importlib.abc.SourceLoader):
+    """Runs the given bytes; never a cached ``.pyc``, and never a file changed since it was hashed."""
+
+    def __init__(self, path: str, data: bytes) -> None:
+        self._path = path
+        self._data = data
+
+    def get_filename(self, fullname: str) -> str:
+        return self._path
+
+    def get_data(self, path: str | bytes) -> bytes:
+        return self._data
+
+
+def _load_file(reference: str, key: str) -> Source:
+    path = Path(reference).expanduser().resolve()
+    try:
+        data = path.read_bytes()
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(key, f"cannot read {path}: {error.strerror}") from error
+    if mode & stat.S_IWOTH:
+        raise ConfigError(key, f"{path} is writable by everyone on this machine; run chmod o-w on it first")
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"verl_uae_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{sha256[:8]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_loader(name, _BytesLoader(str(path), data), origin=str(path))
+        if spec is None or spec.loader is None:
+            raise ConfigError(key, f"cannot load {path} as a Python module")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as error:
+            del sys.modules[name]
+            if not isinstance(error, (Exception, SystemExit)):
+                raise
+            raise ConfigError(key, f"{path} failed to import: {type(error).__name__}: {error}") from error
+    return Source(sys.modules[name], str(path), sha256)
+
+
+def _load_package(name: str, key: str) -> Source:
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001  a fault boundary: importing a user's module may raise anything
+        raise ConfigError(key, f"module {name!r} failed to import: {type(error).__name__}: {error}") from error
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return Source(module, name, "")
+    return Source(module, str(Path(file).resolve()), hashlib.sha256(Path(file).read_bytes()).hexdigest())

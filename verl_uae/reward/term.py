@@ -1,0 +1,60 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a reward term."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verl_uae.reward.deadline import Guard
+from verl_uae.reward.sample import RewardBatch
+
+#: What a term may ask for in ``needs``.
+KNOWN_NEEDS = frozenset({"source", "reconstruction", "caption", "row"})
+
+
+@dataclass(frozen=True, slots=True)
+class TermContext:
+    """What the scorer lends to its terms."""
+
+    device: torch.device
+    """Where models belong: the device that drew the pictures."""
+    guard: Guard
+    """Runs calls under a deadline; for terms that set ``guarded``."""
+
+
+class RewardTerm(ABC):
+    """One part of a reward: owns its model, scores a batch.
+
+    Subclasses state the facts below as class attributes and implement :meth:`score`. Keep the mathematics in a pure
+    function beside the class, so that it can be tested and differentiated without the scorer.
+    """
+
+    needs: frozenset[str] = frozenset({"source", "reconstruction"})
+    """Which parts of the batch are read; a subset of :data:`KNOWN_NEEDS`."""
+    bounds: tuple[float, float]
+    """Smallest and largest possible value. A value outside is INVALID."""
+    higher_is_better: bool = True
+    """False for a distance: the scorer then subtracts it."""
+    pointwise: bool = True
+    """Whether a sample's value depends on that sample alone. Only such terms can be retried sample by sample."""
+    guarded: bool = False
+    """True where ``score`` itself keeps every sample to the deadline and never raises for one sample."""
+
+    # Not abstract: most terms without a model have nothing to do here.
+    def setup(self, context: TermContext) -> None:  # noqa: B027
+        """Called once by the scorer, before the first batch: move models to ``context.device``."""
+
+    @abstractmethod
+    def score(self, batch: RewardBatch) -> Tensor | Sequence[object]:
+        """Score every sample, gradients off.
+
+        Returns:
+            One outcome per sample, in order: a (B,) tensor, or a sequence of numbers or
+            :class:`~verl_uae.reward.record.RewardRecord`. Anything else becomes INVALID, an exception ERROR.
+        """

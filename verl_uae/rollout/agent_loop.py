@@ -1,0 +1,121 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The agent loop ``uae_caption``: one caption per session, seeded by name, failures as data."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+from verl_uae.data.images import image_digest
+from verl_uae.rollout.sample import CaptionState, chain_request, failed_outcome, source_image
+from verl_uae.rollout.stream import StreamClient
+from verl_uae.seeding import derive_seed
+
+logger = logging.getLogger(__name__)
+
+#: Key under ``actor_rollout_ref.rollout.custom`` with the actor names of streamed decoders.
+STREAM_ACTORS = "uae_decoder_actors"
+
+
+@register("uae_caption")
+class CaptionAgentLoop(SingleTurnAgentLoop):
+    """Captions an image with verl's single-turn loop.
+
+    Differs from it in three ways: each request has its own derived seed (verl gives every request of a replica the
+    same one under full determinism); a caption that fails or takes too long becomes a masked sample with a status
+    instead of a hole in the group; in the streamed schedule the caption goes straight to a decoder.
+    """
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        digest = ""
+        try:
+            digest = image_digest(source_image(kwargs["raw_prompt"]).convert("RGB"))
+            params = self._seeded(sampling_params, digest, kwargs)
+            output = await asyncio.wait_for(super().run(params, **kwargs), self.config.uae.rollout.timeout_s)
+        except asyncio.TimeoutError:
+            output = self._failed(digest, "timeout", f"no caption in {self.config.uae.rollout.timeout_s} s", kwargs)
+        except Exception as error:
+            # Fault boundary: whatever one caption raises costs that caption, counted and named.
+            logger.warning("caption of row %s failed: %s: %s", kwargs.get("index"), type(error).__name__, error)
+            output = self._failed(digest, "error", f"caption: {type(error).__name__}: {error}", kwargs)
+        else:
+            output.extra_fields["uae"] = self._state(output, digest)
+        # The schema of a batch must be the same for every sample.
+        output.extra_fields.setdefault("uae_outcome", None)
+        if self._stream_actors:
+            output.extra_fields["uae_outcome"] = await self._stream(output.extra_fields["uae"], kwargs)
+        return output
+
+    @property
+    def _stream_actors(self) -> list[str]:
+        return list((self.rollout_config.get("custom") or {}).get(STREAM_ACTORS) or [])
+
+    def _seeded(self, sampling_params: dict[str, Any], digest: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if not self.config.uae.rollout.seeded:
+            return sampling_params
+        step, member = int(kwargs["global_steps"]), int(kwargs["session_id"])
+        return {**sampling_params, "seed": derive_seed(self.config.uae.seed, "caption", step, digest, member)}
+
+    def _state(self, output: AgentLoopOutput, digest: str) -> CaptionState:
+        ids = output.response_ids
+        return CaptionState(
+            caption=self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            digest=digest,
+            status="ok",
+            reason="",
+            cut=len(ids) >= self.response_length and ids[-1] != self.tokenizer.eos_token_id,
+            tokens=len(ids),
+        )
+
+    def _failed(self, digest: str, status: str, reason: str, kwargs: dict[str, Any]) -> AgentLoopOutput:
+        """A sample of one masked token that carries the reason."""
+        eos = self.tokenizer.eos_token_id
+        step = int(kwargs["global_steps"])
+        state = CaptionState(caption="", digest=digest, status=status, reason=reason, cut=False, tokens=0)
+        return AgentLoopOutput(
+            prompt_ids=[eos],
+            response_ids=[eos],
+            response_mask=[0],
+            response_logprobs=[0.0] if self.rollout_config.calculate_log_probs else None,
+            multi_modal_data={},
+            num_turns=2,
+            metrics={},
+            extra_fields={
+                "global_steps": step,
+                "min_global_steps": step,
+                "max_global_steps": step,
+                "turn_scores": [],
+                "tool_rewards": [],
+                "uae": state,
+            },
+        )
+
+    async def _stream(self, state: CaptionState, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if state["status"] != "ok":
+            return dict(failed_outcome(state["status"], state["reason"]))
+        settings = self.config.uae
+        request = chain_request(
+            kwargs["raw_prompt"], state, dataset_row(kwargs), seed=settings.seed, step=int(kwargs["global_steps"])
+        )
+        client = StreamClient.shared(
+            tuple(self._stream_actors), settings.decoder.batch_size, settings.decoder.max_wait_ms / 1e3
+        )
+        try:
+            return dict(await asyncio.wait_for(client.score(request), settings.decoder.timeout_s))
+        except asyncio.TimeoutError:
+            return dict(failed_outcome("timeout", f"no reconstruction in {settings.decoder.timeout_s} s"))
+
+
+def dataset_row(fields: dict[str, Any]) -> dict[str, Any]:
+    """What custom rewards see of a dataset row."""
+    reward_model = fields.get("reward_model") or {}
+    return {
+        "data_source": fields.get("data_source", "unknown"),
+        "ground_truth": reward_model.get("ground_truth"),
+        "extra_info": dict(fields.get("extra_info") or {}),
+    }

@@ -1,0 +1,155 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The controller's side of the decoder workers: placement, sharding, deadlines and restarts."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import transfer_queue as tq
+from omegaconf import DictConfig
+from tensordict import NonTensorStack, TensorDict
+from transfer_queue import KVBatchMeta
+from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
+
+from verl_uae.errors import RewardError
+from verl_uae.rollout.decoder_worker import INPUT_FIELDS, DecoderWorker
+from verl_uae.rollout.sample import OUTCOME_FIELD, Outcome, failed_outcome
+
+logger = logging.getLogger(__name__)
+
+
+class DecoderGroup:
+    """A worker group whose ranks are independent: one that dies costs its samples, not the run.
+
+    Args:
+        config: the whole composed configuration.
+        pool: verl resource pool the ranks live in.
+    """
+
+    def __init__(self, config: DictConfig, pool: RayResourcePool) -> None:
+        self.config = config.uae.decoder
+        self.restarts = 0
+        worker = RayClassWithInitArgs(cls=ray.remote(DecoderWorker), config=config)
+        # A name prefix of its own, since several jobs may share a Ray cluster.
+        prefix = f"uae_{uuid.uuid4().hex[:8]}_"
+        worker.update_options({"max_restarts": self.config.max_restarts, "max_task_retries": 0})
+        self.group = RayWorkerGroup(
+            resource_pool=pool, ray_cls_with_init=worker, name_prefix=prefix, device_name=config.trainer.device
+        )
+        self.group.init_model()
+
+    @property
+    def actor_names(self) -> list[str]:
+        """Ray names of the ranks, for the streamed schedule."""
+        return list(self.group._worker_names)
+
+    @property
+    def workers(self) -> list[ray.actor.ActorHandle]:
+        return self.group.workers
+
+    def score(self, batch: KVBatchMeta, *, step: int, probes: int) -> tuple[list[Outcome], dict[str, float]]:
+        """Redraw and score a batch whose rows lie in the TransferQueue.
+
+        Args:
+            batch: keys of the samples.
+            step: training step, part of the noise's name.
+            probes: rows of a smaller ``extra_info.index`` come back with their picture.
+
+        Returns:
+            One outcome per key, in order, and the seconds of the slowest rank by phase.
+
+        Raises:
+            RewardError: when a rank has died more often than ``uae.decoder.max_restarts``.
+        """
+        shards = split_evenly(len(batch.keys), len(self.workers))
+        metas = [self._meta(batch, shard, step, probes) for shard in shards]
+        calls = {
+            worker.decode_and_score.remote(meta): rank
+            for rank, (worker, meta) in enumerate(zip(self.workers, metas, strict=True))
+            if len(meta.keys)
+        }
+        faults = self._wait(calls)
+        for rank, (status, reason) in faults.items():
+            self._write_failures(metas[rank], status, reason)
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[OUTCOME_FIELD])
+        outcomes = [dict(getattr(value, "data", value)) for value in data[OUTCOME_FIELD]]
+        healthy = [meta for rank, meta in enumerate(metas) if rank not in faults and len(meta.keys)]
+        for rank in faults:
+            self._revive(rank)
+        return outcomes, self._slowest(healthy)  # type: ignore[return-value]
+
+    def _meta(self, batch: KVBatchMeta, shard: range, step: int, probes: int) -> KVBatchMeta:
+        return KVBatchMeta(
+            partition_id=batch.partition_id,
+            keys=[batch.keys[index] for index in shard],
+            tags=[batch.tags[index] for index in shard],
+            fields=INPUT_FIELDS,
+            extra_info={"global_steps": step, "probes": probes},
+        )
+
+    def _wait(self, calls: dict[Any, int]) -> dict[int, tuple[str, str]]:
+        """Wait for the ranks; return status and reason of those that failed."""
+        faults: dict[int, tuple[str, str]] = {}
+        deadline = time.monotonic() + self.config.timeout_s
+        open_calls = list(calls)
+        while open_calls:
+            done, open_calls = ray.wait(open_calls, timeout=max(0.0, deadline - time.monotonic()))
+            for call in done:
+                try:
+                    ray.get(call)
+                except ray.exceptions.RayError as error:
+                    faults[calls[call]] = ("error", f"decoder rank {calls[call]}: {describe(error)}")
+            if not done:
+                break
+        for call in open_calls:
+            rank = calls[call]
+            faults[rank] = ("timeout", f"decoder rank {rank}: no answer in {self.config.timeout_s} s, killed")
+            ray.kill(self.workers[rank], no_restart=False)
+        for status, reason in faults.values():
+            logger.error("%s (%s)", reason, status)
+        return faults
+
+    def _write_failures(self, meta: KVBatchMeta, status: str, reason: str) -> None:
+        outcomes = [failed_outcome(status, reason) for _ in meta.keys]
+        fields = TensorDict({OUTCOME_FIELD: NonTensorStack(*outcomes)}, batch_size=len(outcomes))
+        tq.kv_batch_put(keys=meta.keys, partition_id=meta.partition_id, fields=fields)
+
+    def _revive(self, rank: int) -> None:
+        """Load the models again in a rank that Ray has restarted (or that is alive after an exception)."""
+        self.restarts += 1
+        try:
+            ray.get(self.workers[rank].init_model.remote(), timeout=self.config.timeout_s)
+        except ray.exceptions.RayError as error:
+            raise RewardError(
+                f"decoder rank {rank}",
+                f"could not be started again (uae.decoder.max_restarts={self.config.max_restarts}): {describe(error)}",
+            ) from error
+
+    def _slowest(self, metas: Sequence[KVBatchMeta]) -> dict[str, float]:
+        seconds = {"decode": 0.0, "score": 0.0}
+        for meta in metas:
+            data = tq.kv_batch_get(
+                keys=meta.keys[:1], partition_id=meta.partition_id, select_fields=["uae_seconds"]
+            )
+            decode, score = data["uae_seconds"][0].tolist()
+            seconds = {"decode": max(seconds["decode"], decode), "score": max(seconds["score"], score)}
+        return seconds
+
+
+def split_evenly(count: int, parts: int) -> list[range]:
+    """Contiguous shares of ``range(count)`` whose sizes differ by at most one; some are empty if parts > count."""
+    bounds = [count * part // parts for part in range(parts + 1)]
+    return [range(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def describe(error: BaseException) -> str:
+    """The first line of what went wrong in a Ray actor, without the remote traceback."""
+    cause = getattr(error, "cause", None) or error
+    text = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {text[0]}"

@@ -1,0 +1,137 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The multimodal rollout worker: redraws captions and scores them on the device that drew the picture.
+
+Shape legend: N samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import NonTensorStack, TensorDict
+from verl.single_controller.base import Worker
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.utils.device import get_device_name, get_torch_device
+
+from verl_uae.rollout.build import build_chain
+from verl_uae.rollout.chain import ChainRequest, ReconstructionChain
+from verl_uae.rollout.sample import OUTCOME_FIELD, Outcome, chain_request, failed_outcome, outcome
+
+logger = logging.getLogger(__name__)
+
+#: Fields of the TransferQueue a decoder reads.
+INPUT_FIELDS = ["raw_prompt", "extra_fields", "data_source", "reward_model", "extra_info"]
+
+
+class DecoderWorker(Worker):
+    """Holds language model, projector, DiT, VAE and reward models; every rank has its own full copy.
+
+    Args:
+        config: the whole composed configuration.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        super().__init__()
+        self._register_dispatch_collect_info("decoder", dp_rank=self.rank, is_collect=True)
+        self.config = config
+        self.chain: ReconstructionChain | None = None
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """Load all models; onto the host where ``uae.decoder.offload`` is set, else onto the device."""
+        self.chain = build_chain(self.config, "cpu" if self._offload else get_device_name())
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="decoder"))
+    def decode_and_score(self, data: TensorDict) -> TensorDict:
+        """Redraw and score a shard of the batch.
+
+        Args:
+            data: N samples with :data:`INPUT_FIELDS`, and ``global_steps`` and ``probes`` as non-tensor entries.
+
+        Returns:
+            Outcomes of the N samples in the field ``uae_outcome``, phase seconds of this rank in every sample's
+            ``uae_seconds`` (N, 2): decode and score.
+        """
+        started = time.perf_counter()
+        chain = self._on_device()
+        chain.reset_timers()
+        outcomes = self._outcomes(chain, data)
+        if self._offload:
+            self._move("cpu")
+        seconds = torch.tensor([chain.seconds["decode"], chain.seconds["score"]], dtype=torch.float64)
+        logger.info("rank %d: %d samples in %.1f s", self.rank, len(outcomes), time.perf_counter() - started)
+        fields = {OUTCOME_FIELD: NonTensorStack(*outcomes), "uae_seconds": seconds.expand(len(outcomes), 2).clone()}
+        return TensorDict(fields, batch_size=len(outcomes))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def score_requests(self, requests: Sequence[ChainRequest]) -> list[Outcome]:
+        """Streamed schedule: redraw and score one micro-batch."""
+        return [outcome(result) for result in self._on_device().run(requests)]
+
+    @property
+    def _offload(self) -> bool:
+        return bool(self.config.uae.decoder.offload) and self.config.uae.decoder.schedule == "phased"
+
+    def _on_device(self) -> ReconstructionChain:
+        if self.chain is None:
+            raise RuntimeError("init_model has not been called")
+        self._move(get_device_name())
+        return self.chain
+
+    def _move(self, device: str) -> None:
+        assert self.chain is not None
+        if self.chain.decoder.device.type == torch.device(device).type:
+            return
+        self.chain.decoder.to(device)
+        self.chain.conditioner.to(device)
+        self.chain.scorer.to(device)
+        if device == "cpu":
+            get_torch_device().empty_cache()
+
+    def _outcomes(self, chain: ReconstructionChain, data: TensorDict) -> list[Outcome]:
+        columns = {name: _column(data, name) for name in INPUT_FIELDS if name in data.keys()}
+        step, probes = _scalar(data, "global_steps"), _scalar(data, "probes")
+        outcomes: list[Outcome | None] = [None] * len(data)
+        requests: list[ChainRequest] = []
+        positions: list[int] = []
+        for position in range(len(data)):
+            state = columns["extra_fields"][position]["uae"]
+            if state["status"] != "ok":
+                outcomes[position] = failed_outcome(state["status"], state["reason"])
+                continue
+            row = _row(columns, position)
+            want = int(row["extra_info"].get("index", 1 << 62)) < probes
+            messages = columns["raw_prompt"][position]
+            requests.append(
+                chain_request(messages, state, row, seed=self.config.uae.seed, step=step, want_picture=want)
+            )
+            positions.append(position)
+        for position, result in zip(positions, chain.run(requests), strict=True):
+            outcomes[position] = outcome(result)
+        return [entry for entry in outcomes if entry is not None]
+
+
+def _column(data: TensorDict, name: str) -> list[Any]:
+    return [getattr(value, "data", value) for value in data[name]]
+
+
+def _scalar(data: TensorDict, name: str) -> int:
+    value = data[name]
+    return int(getattr(value, "data", value))
+
+
+def _row(columns: Mapping[str, list[Any]], position: int) -> dict[str, Any]:
+    def cell(name: str) -> Any:
+        return columns[name][position] if name in columns else None
+
+    return {
+        "data_source": cell("data_source") or "unknown",
+        "ground_truth": (cell("reward_model") or {}).get("ground_truth"),
+        "extra_info": dict(cell("extra_info") or {}),
+    }

@@ -1,0 +1,141 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Word-level tokenizer and Qwen2.5-VL processor of the tiny encoder.
+
+The tokenizer knows the words of the caption grammar, the chat roles and Qwen's special tokens, and nothing else, so its
+length is the model's vocabulary and every sampled id is a word. Newlines of the chat template are white space and cost
+no token: a picture prompt is twelve tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from verl_uae.compat import ensure_torchvision
+from verl_uae.scenes.grammar import WORDS
+from verl_uae.scenes.render import IMAGE_SIZE
+
+PAD, UNKNOWN = "<|endoftext|>", "<|unknown|>"
+SPECIAL_TOKENS: tuple[str, ...] = (
+    PAD,
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    UNKNOWN,
+)
+"""Named as Qwen names them (Qwen has no unknown token; a word-level vocabulary needs one)."""
+PROMPT = "describe"
+ROLES: tuple[str, ...] = ("user", "assistant", "system", "generate")
+VOCABULARY: tuple[str, ...] = (*SPECIAL_TOKENS, *ROLES, PROMPT, *WORDS)
+
+PATCH_SIZE = 8
+MERGE_SIZE = 2
+TEMPORAL_PATCH_SIZE = 2
+GRID = IMAGE_SIZE // PATCH_SIZE
+IMAGE_TOKENS = (GRID // MERGE_SIZE) ** 2
+"""Image tokens of a 32x32 picture; larger photographs are scaled down to at most as many."""
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "<|im_start|>{{ message.role }}\n"
+    "{%- if message.content is string -%}{{ '\n' + message.content }}"
+    "{%- else -%}{{ '\n' }}"
+    "{%- for item in message.content -%}"
+    "{%- if item.type == 'image' or 'image' in item or 'image_url' in item -%}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{%- elif item.type == 'video' or 'video' in item -%}<|vision_start|><|video_pad|><|vision_end|>"
+    "{%- elif 'text' in item -%}{{ item.text }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- endif -%}"
+    "{{ '<|im_end|>\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+"""Qwen2.5-VL's turn structure without its default system message."""
+
+
+def build_tokenizer() -> Any:
+    """The tokenizer, a `transformers.PreTrainedTokenizerFast` whose ids are the indices of `VOCABULARY`.
+
+    Unknown words become one unknown token; upper and lower case are the same; decoding joins words with single spaces.
+    """
+    ensure_torchvision()
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=UNKNOWN))
+    core.normalizer = normalizers.Lowercase()
+    # Splits "<|im_end|>" written inside a caption into pieces, so that text cannot forge a special token.
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        eos_token="<|im_end|>",
+        additional_special_tokens=[t for t in SPECIAL_TOKENS if t not in (PAD, UNKNOWN, "<|im_end|>")],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_max_length=256,
+    )
+
+
+def build_processor() -> Any:
+    """The `Qwen2_5_VLProcessor` with its image and video processors, ready for `save_pretrained`."""
+    ensure_torchvision()
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    layout: dict[str, Any] = {
+        "patch_size": PATCH_SIZE,
+        "merge_size": MERGE_SIZE,
+        "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    pixels = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=dict(pixels), **layout),
+        tokenizer=build_tokenizer(),
+        video_processor=Qwen2VLVideoProcessor(size=dict(pixels), **layout),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def pixel_values(images_B3HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the image processor makes of 32x32 pictures, for a whole batch and without PIL.
+
+    Args:
+        images_B3HW: float in [0, 1].
+
+    Returns:
+        `pixel_values` (B * 16, 3 * 2 * 8 * 8) and `image_grid_thw` (B, 3), equal to the processor's.
+    """
+    b = images_B3HW.shape[0]
+    side = GRID // MERGE_SIZE
+    blocks = (images_B3HW * 2 - 1).reshape(b, 3, side, MERGE_SIZE, PATCH_SIZE, side, MERGE_SIZE, PATCH_SIZE)
+    patches = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
+    patches = patches.expand(-1, -1, -1, -1, -1, -1, TEMPORAL_PATCH_SIZE, -1, -1)
+    return patches.reshape(b * GRID * GRID, -1), torch.tensor([[1, GRID, GRID]]).expand(b, 3)
+
+
+def prompt_ids(tokenizer: Any) -> list[int]:
+    """Token ids of the picture prompt "<image>describe", image tokens expanded: 12 ids."""
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = text.replace("<|image_pad|>", "<|image_pad|>" * IMAGE_TOKENS)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def unsayable_ids(tokenizer: Any) -> list[int]:
+    """Ids that must not be sampled in a caption: everything but the grammar's words and the end of turn.
+
+    A sampled image token would be taken for a picture by the model's next forward pass.
+    """
+    sayable = {tokenizer.convert_tokens_to_ids(word) for word in WORDS} | {tokenizer.eos_token_id}
+    return [i for i in range(len(tokenizer)) if i not in sayable]

@@ -1,0 +1,170 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Generation for Understanding: GRPO on the captioner, rewarded by what a frozen decoder redraws."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import ray
+import torch
+from omegaconf import DictConfig, open_dict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+
+import verl_uae.trainer.advantage  # noqa: F401  registers uae_grpo
+from verl_uae.config.validate import validate
+from verl_uae.engine.worker import CaptionerWorker
+from verl_uae.rollout.agent_loop import STREAM_ACTORS
+from verl_uae.trainer.advantage import SETTINGS_KEY
+from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
+from verl_uae.trainer.decoders import DecoderMixin
+from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members, validation_info
+from verl_uae.trainer.panel import PanelRow, PanelWriter
+from verl_uae.trainer.timing import chain_timing, overhead_metrics
+
+logger = logging.getLogger(__name__)
+
+
+class BatchRewards:
+    """Stands where verl keeps its reward loop: says that rewards come batch-wise, after sampling."""
+
+    reward_loop_worker_handles = None
+
+
+@register_trainer("uae_g4u")
+class G4UTrainer(DecoderMixin, PPOTrainerSync):
+    """verl's synchronous GRPO trainer with the chain as its reward."""
+
+    def __init__(self, config: DictConfig) -> None:
+        validate(config)
+        super().__init__(config)
+        self.panels = PanelWriter(config.uae.panel.dir)
+        self._fetched_rows = 0
+
+    # ---------------------------------------------------------------- set-up
+
+    def _build_replay_buffer(self) -> Any:
+        # verl compares the mode with the literal "sync" in six places; under any other name a trainer silently
+        # gets the asynchronous replay buffer and checkpoint layout.
+        self.trainer_mode = "sync"
+        replay_buffer = super()._build_replay_buffer()
+        replay_buffer.poll_interval = self.config.uae.rollout.poll_interval_s
+        return replay_buffer
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in self.role_worker_mapping:
+            self.role_worker_mapping[role] = ray.remote(CaptionerWorker)
+        self.add_decoder_pool(self.resource_pool_manager)
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.reward_loop_manager = BatchRewards()
+        reward = self.config.uae.reward
+        with open_dict(self.config):
+            self.config.algorithm[SETTINGS_KEY] = {"min_std": reward.min_std, "std": reward.advantage_std}
+        self.start_decoders(self.resource_pool_manager)
+        if self.streamed:
+            with open_dict(self.config):
+                custom = dict(self.config.actor_rollout_ref.rollout.get("custom") or {})
+                custom[STREAM_ACTORS] = self.decoders.actor_names
+                self.config.actor_rollout_ref.rollout.custom = custom
+
+    def _fetch_one_gen_batch(self) -> Any:
+        batch = super()._fetch_one_gen_batch()
+        # verl's uid is random; a counted one makes the order of a batch, and so its sums, repeatable. It must not
+        # contain "_", which separates uid, session and output in a key.
+        start = self._fetched_rows
+        self._fetched_rows += len(batch)
+        for offset in range(len(batch)):
+            batch["uid"][offset] = f"s{self.global_steps:08d}r{start + offset:010d}"
+        return batch
+
+    # ---------------------------------------------------------------- reward
+
+    def _compute_reward_colocate(self, batch: KVBatchMeta, metrics: dict | None = None) -> KVBatchMeta:
+        """Redraw and score a batch; verl calls it after sampling, in training and validation (metrics None)."""
+        batch = canonical_order(batch, fetch(batch, ["index"])["index"])
+        states = [extra["uae"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
+        validating = metrics is None
+        if self.streamed:
+            outcomes = [extra["uae_outcome"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
+            seconds = {"decode": 0.0, "score": 0.0}
+        else:
+            probes = self.config.uae.panel.probes if validating else 0
+            outcomes, seconds = self.decoders.score(batch, step=self.global_steps, probes=probes)
+        check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
+        groups = [split_key(key)[0] for key in batch.keys]
+        if validating:
+            return self._finish_validation(batch, outcomes, states)
+        self._mask(batch, outcomes, usable_members(outcomes, groups))
+        metrics.update(outcome_metrics(outcomes, states, groups, min_std=self.config.uae.reward.min_std))
+        self._chain_seconds = seconds
+        metrics.update(chain_timing(seconds, len(outcomes)))
+        return batch
+
+    def _mask(self, batch: KVBatchMeta, outcomes: list, usable: list[bool]) -> None:
+        """Write scores; samples that cannot train keep their row and lose every trained token."""
+        masks = fetch(batch, ["response_mask"])["response_mask"]
+        masks = [mask if keep else torch.zeros_like(mask) for mask, keep in zip(masks, usable, strict=True)]
+        scores = [last_token_score(mask, entry["value"]) for mask, entry in zip(masks, outcomes, strict=True)]
+        store(batch, {"rm_scores": scores, "response_mask": masks, "loss_mask": masks})
+        for tag, keep in zip(batch.tags, usable, strict=True):
+            # verl leaves padding rows out of its own metrics; a sample without reward must not count as 0 there.
+            if not keep:
+                tag["is_padding"] = True
+
+    def _finish_validation(self, batch: KVBatchMeta, outcomes: list, states: list) -> KVBatchMeta:
+        extras = fetch(batch, ["extra_fields"])["extra_fields"]
+        masks = fetch(batch, ["response_mask"])["response_mask"]
+        infos = [validation_info(entry, state) for entry, state in zip(outcomes, states, strict=True)]
+        extras = [{**extra, "reward_extra_info": info} for extra, info in zip(extras, infos, strict=True)]
+        scores = [last_token_score(mask, entry["value"]) for mask, entry in zip(masks, outcomes, strict=True)]
+        store(batch, {"rm_scores": scores, "extra_fields": extras})
+        self._collect_panel(batch, outcomes, states)
+        failed = [position for position, entry in enumerate(outcomes) if entry["status"] != "ok"]
+        self._validation_failures += len(failed)
+        self._validation_samples += len(outcomes)
+        if failed:
+            # A sample without reward would enter verl's mean as 0.
+            self.discard(select(batch, failed))
+        return select(batch, [position for position in range(len(outcomes)) if position not in set(failed)])
+
+    def _validate(self) -> dict[str, float]:
+        self._validation_failures = self._validation_samples = 0
+        self.panel_rows: list[PanelRow] = []
+        metrics = super()._validate()
+        metrics["val-aux/uae/invalid_frac"] = self._validation_failures / max(1, self._validation_samples)
+        if self.panel_rows:
+            self.panels.write(self.global_steps, self.panel_rows, self.logger)
+        return metrics
+
+    def _collect_panel(self, batch: KVBatchMeta, outcomes: list, states: list) -> None:
+        shown = [position for position, entry in enumerate(outcomes) if entry["picture"]]
+        if not shown:
+            return
+        messages = fetch(select(batch, shown), ["raw_prompt"])["raw_prompt"]
+        for position, message in zip(shown, messages, strict=True):
+            self.panel_rows.append(PanelRow.from_sample(message, states[position], outcomes[position]))
+
+    # ---------------------------------------------------------------- metrics
+
+    def on_step_begin(self) -> None:
+        super().on_step_begin()
+        self._step_started = time.perf_counter()
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        metrics.update(overhead_metrics(timing_raw, self._chain_seconds))
+        metrics["decoder/restarts"] = float(self.decoders.restarts)
+
+
+def last_token_score(response_mask: torch.Tensor, value: float | None) -> torch.Tensor:
+    """Token-level scores with the reward at the last token; all zero where there is none (its mask is zero too)."""
+    scores = torch.zeros(response_mask.shape, dtype=torch.float32)
+    if value is not None:
+        scores[-1] = value
+    return scores

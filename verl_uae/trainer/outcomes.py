@@ -1,0 +1,113 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""From outcomes of samples to masks, metrics and validation records.
+
+Shape legend: N samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from verl_uae.errors import RewardError
+from verl_uae.flow.advantage import group_advantage
+
+STATUSES = ("invalid", "timeout", "error")
+
+
+def usable_members(outcomes: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> list[bool]:
+    """Which samples train: those with a value, in groups that have at least two of them."""
+    valid = Counter(group for entry, group in zip(outcomes, groups, strict=True) if entry["status"] == "ok")
+    return [
+        entry["status"] == "ok" and valid[group] >= 2 for entry, group in zip(outcomes, groups, strict=True)
+    ]
+
+
+def check_enough(outcomes: Sequence[Mapping[str, Any]], max_invalid_fraction: float) -> None:
+    """Stop the run when the chain is broken rather than a sample.
+
+    Raises:
+        RewardError: if more than ``max_invalid_fraction`` of the samples, or all of them, have no reward; with
+            the most frequent reasons.
+    """
+    bad = [entry for entry in outcomes if entry["status"] != "ok"]
+    if len(bad) < len(outcomes) and len(bad) <= max_invalid_fraction * len(outcomes):
+        return
+    reasons = Counter(f"{entry['status']}: {entry['reason']}" for entry in bad).most_common(3)
+    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+    raise RewardError(
+        "batch",
+        f"{len(bad)} of {len(outcomes)} samples have no reward, more than "
+        f"uae.reward.max_invalid_fraction={max_invalid_fraction}: {listed}",
+    )
+
+
+def outcome_metrics(
+    outcomes: Sequence[Mapping[str, Any]],
+    states: Sequence[Mapping[str, Any]],
+    groups: Sequence[str],
+    *,
+    min_std: float,
+) -> dict[str, float]:
+    """Metrics of a batch: reward and every term over valid samples, captions over all that exist."""
+    metrics = {f"reward/{status}_frac": _share(entry["status"] == status for entry in outcomes) for status in STATUSES}
+    metrics["reward/invalid_frac"] = _share(entry["status"] != "ok" for entry in outcomes)
+    columns: dict[str, list[float]] = defaultdict(list)
+    for entry in outcomes:
+        if entry["status"] == "ok":
+            columns["score"].append(entry["value"])
+            for term, value in entry["terms"].items():
+                columns[term].append(value)
+    for name, values in columns.items():
+        metrics[f"reward/{name}/mean"], metrics[f"reward/{name}/std"] = _moments(values)
+    written = [state for state in states if state["status"] == "ok"]
+    if written:
+        metrics["caption/words/mean"] = sum(len(state["caption"].split()) for state in written) / len(written)
+        metrics["caption/tokens/mean"] = sum(state["tokens"] for state in written) / len(written)
+        metrics["caption/cut_frac"] = _share(state["cut"] for state in written)
+        metrics["caption/empty_frac"] = _share(not state["caption"] for state in written)
+    metrics["caption/condition_truncated_frac"] = _share(entry["truncated"] for entry in outcomes)
+    metrics.update(group_metrics(outcomes, groups, min_std=min_std))
+    return metrics
+
+
+def group_metrics(
+    outcomes: Sequence[Mapping[str, Any]], groups: Sequence[str], *, min_std: float
+) -> dict[str, float]:
+    """How many groups give a signal."""
+    reward_N = torch.tensor([math.nan if entry["value"] is None else entry["value"] for entry in outcomes])
+    valid_N = torch.tensor([entry["status"] == "ok" for entry in outcomes])
+    _, stats = group_advantage(reward_N, valid_N, list(groups), min_std=min_std)
+    return {
+        "reward/groups": float(stats.groups),
+        "reward/dropped_groups": float(stats.dropped_groups),
+        "reward/dropped_samples": float(stats.dropped_samples),
+        "reward/zero_std_groups": float(stats.zero_std_groups),
+        "reward/zero_std_frac": stats.zero_std_groups / max(1, stats.groups),
+    }
+
+
+def validation_info(entry: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """What verl's validation reports about a sample, besides the reward itself."""
+    return {
+        **{f"term_{name}": value for name, value in entry["terms"].items()},
+        "caption_words": float(len(state["caption"].split())),
+        "caption_cut": float(state["cut"]),
+        "caption": state["caption"],
+        "status": entry["status"],
+    }
+
+
+def _share(flags: Any) -> float:
+    values = [bool(flag) for flag in flags]
+    return sum(values) / max(1, len(values))
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    column = torch.tensor(values, dtype=torch.float64)
+    return float(column.mean()), float(column.std(unbiased=False))

@@ -6,4 +6,9 @@ Importing this package is light on purpose: `import verl` loads it in every proc
 ``verl.plugins`` entry point.
 """
 
+from verl_uae.compat import before_import, ensure_torchvision
+
 __version__ = "0.1.0"
+
+# Everything here may import transformers or diffusers, which import torchvision by way of others.
+before_import("torchvision", ensure_torchvision)

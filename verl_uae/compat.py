@@ -86,7 +86,7 @@ def ensure_torchvision() -> None:
     missing operator ``torchvision::nms``. Declaring the two schemas it annotates is enough; resizing and
     normalising are pure torch. Does nothing where torchvision is absent, already imported, or sound.
     """
-    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+    if _KEEP_ALIVE or "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return
     import torch
 

@@ -35,12 +35,6 @@ def _register_search_path() -> None:
     register_schema()
 
 
-def _prepare_torchvision() -> None:
-    from verl_uae.compat import before_import, ensure_torchvision
-
-    before_import("torchvision", ensure_torchvision)
-
-
 def _register_platform() -> None:
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         import verl_uae.engine.cpu_platform  # noqa: F401
@@ -103,7 +97,6 @@ def load() -> None:
     Raises:
         SystemExit: in a train command of ours, if a registration failed.
     """
-    _attempt("torchvision", _prepare_torchvision)
     _attempt("hydra search path", _register_search_path)
     _attempt("platform", _register_platform)
     _attempt("trainers", _register_trainers)

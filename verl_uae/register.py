@@ -5,12 +5,8 @@
 verl imports this module in the task runner, in every training worker and in every agent-loop worker.
 """
 
-from verl_uae.compat import ensure_torchvision
-
-ensure_torchvision()
-
-from verl_uae.engine import captioner as _captioner  # noqa: E402, F401
-from verl_uae.rollout import agent_loop as _agent_loop  # noqa: E402, F401
-from verl_uae.rollout import hf as _hf  # noqa: E402
+from verl_uae.engine import captioner as _captioner  # noqa: F401
+from verl_uae.rollout import agent_loop as _agent_loop  # noqa: F401
+from verl_uae.rollout import hf as _hf
 
 _hf.register()

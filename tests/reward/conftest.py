@@ -37,15 +37,12 @@ def make_batch() -> BatchMaker:
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole CLIP model with random weights and a 28-pixel input, saved with its image processor's settings."""
-    from verl_uae.compat import ensure_torchvision
-
-    ensure_torchvision()
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = CLIPConfig(
         text_config={**tower, "vocab_size": 50, "max_position_embeddings": 8},
-        vision_config={**tower, "image_size": 28, "patch_size": 7},
+        vision_config={**tower, "image_size": 28, "patch_size": 7, "projection_dim": 16},
         projection_dim=16,
     )
     folder = tmp_path_factory.mktemp("clip")

@@ -67,4 +67,4 @@ def test_no_thread_stays_behind() -> None:
     deadline = time.monotonic() + 5.0
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # fewer: threads of earlier tests have ended meanwhile

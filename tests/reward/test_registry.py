@@ -53,7 +53,12 @@ def test_a_class_that_breaks_the_contract_is_refused(registry: RewardRegistry) -
     without_bounds = type("NoBounds", (RewardTerm,), {"score": Constant.score})
     wrong_needs = type("WrongNeeds", (Constant,), {"needs": frozenset({"sound"})})
     abstract = type("Abstract", (RewardTerm,), {"bounds": (0.0, 1.0)})
-    for term_class, message in ((without_bounds, "bounds"), (wrong_needs, "sound"), (abstract, "score"), (int, "subclass")):
+    for term_class, message in (
+        (without_bounds, "bounds"),
+        (wrong_needs, "sound"),
+        (abstract, "score"),
+        (int, "subclass"),
+    ):
         with pytest.raises(TypeError, match=message):
             registry.register("broken")(term_class)
 

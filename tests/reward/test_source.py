@@ -34,7 +34,9 @@ def test_what_runs_is_what_was_hashed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reference", ["pkg://json.decoder", "pkg://json/decoder", "json.decoder"])
 def test_packages(reference: str) -> None:
     source = load_source(reference, "key")
-    assert source.module is sys.modules["json.decoder"] and source.path.endswith("decoder.py") and len(source.sha256) == 64
+    assert (
+        source.module is sys.modules["json.decoder"] and source.path.endswith("decoder.py") and len(source.sha256) == 64
+    )
 
 
 @pytest.mark.parametrize("reference", ["http://x.org/a.py", "https://x.org/a.py", "file:///tmp/a.py", "s3://b/a.py"])

@@ -108,8 +108,8 @@ def _read_jpeg(data: bytes) -> Header:
             continue
         if code in _JPEG_FRAMES and size is None:
             size = (
-                int.from_bytes(data[position + 5 : position + 7]),
-                int.from_bytes(data[position + 3 : position + 5]),
+                int.from_bytes(data[position + 5 : position + 7], "big"),
+                int.from_bytes(data[position + 3 : position + 5], "big"),
             )
         scans += code == _JPEG_SCAN
         if scans > MAX_JPEG_SCANS or segments > MAX_JPEG_SEGMENTS or padding > MAX_JPEG_PADDING:
@@ -117,7 +117,7 @@ def _read_jpeg(data: bytes) -> Header:
                 f"JPEG with more than {MAX_JPEG_SCANS} scans, {MAX_JPEG_SEGMENTS} segments or {MAX_JPEG_PADDING} "
                 "bytes of padding"
             )
-        position += max(int.from_bytes(data[position : position + 2]), 2)
+        position += max(int.from_bytes(data[position : position + 2], "big"), 2)
     if size is None or not scans:
         raise RefusedError("JPEG without a frame header and a scan")
     return Header("JPEG", *size)

@@ -366,8 +366,11 @@ def _spread(values: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _printable(file: str) -> str:

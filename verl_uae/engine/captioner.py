@@ -30,6 +30,8 @@ class CaptionerEngine(FSDPEngineWithLMHead):
     freeze_vision_tower: bool = False
 
     def _build_module(self) -> nn.Module:
+        # verl's engine knows two model types by name and refuses others.
+        self.model_config.model_type = "language_model"
         module = super()._build_module()
         if self.freeze_vision_tower:
             frozen = freeze_vision_tower(module)

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 LABEL = "custom"
 
+#: Share of the timeout a coroutine gets, so that it is cancelled before its thread would be abandoned.
+COROUTINE_SHARE = 0.9
+
 #: The arguments verl calls a reward function with, all by keyword.
 ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
 
@@ -111,7 +114,7 @@ class CustomReward(RewardTerm):
                 **self._kwargs,
             )
             if inspect.isawaitable(result):
-                return asyncio.run(_within(result, self.guard.timeout_s))
+                return asyncio.run(_within(result, COROUTINE_SHARE * self.guard.timeout_s))
         return result
 
     def _record(self, call: Call[object]) -> RewardRecord:

@@ -95,7 +95,9 @@ class RewardScorer:
             if not number > 0:
                 raise ConfigError(f"{key}.{name}", f"must be above 0, got {number}")
         summed = [spec if isinstance(spec, TermSpec) else TermSpec.of_tuple(*spec) for spec in terms]
-        watched = [spec if isinstance(spec, TermSpec) else TermSpec.of_tuple(spec[0], 1.0, spec[1]) for spec in held_out]
+        watched = [
+            spec if isinstance(spec, TermSpec) else TermSpec.of_tuple(spec[0], 1.0, spec[1]) for spec in held_out
+        ]
         _check_specs(summed, watched, key)
         self.device = torch.device(device)
         self.guard = Guard(timeout_s, max_abandoned)
@@ -116,7 +118,9 @@ class RewardScorer:
     @property
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest possible reward."""
-        ends = [sorted((entry.factor * entry.term.bounds[0], entry.factor * entry.term.bounds[1])) for entry in self._summed]
+        ends = [
+            sorted((entry.factor * entry.term.bounds[0], entry.factor * entry.term.bounds[1])) for entry in self._summed
+        ]
         return sum(low for low, _ in ends), sum(high for _, high in ends)
 
     def score(self, batch: RewardBatch) -> list[RewardRecord]:
@@ -219,7 +223,9 @@ def _check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: s
     if not all(math.isfinite(weight) for weight in weights):
         raise ConfigError(f"{key}.terms", f"weights must be finite, got {weights}")
     if 0.0 in weights:
-        raise ConfigError(f"{key}.terms", f"a weight is 0 in {weights}; to record a term without rewarding it, hold it out")
+        raise ConfigError(
+            f"{key}.terms", f"a weight is 0 in {weights}; to record a term without rewarding it, hold it out"
+        )
     if abs(math.fsum(weights)) <= 1e-12 * math.fsum(abs(weight) for weight in weights):
         raise ConfigError(f"{key}.terms", f"weights {weights} sum to 0: terms that agree would give no reward")
     labels = [spec.label or spec.name for spec in (*summed, *watched)]

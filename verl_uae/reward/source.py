@@ -79,12 +79,12 @@ class _BytesLoader(importlib.abc.SourceLoader):
 
 
 def _load_file(reference: str, key: str) -> Source:
-    path = Path(reference).expanduser().resolve()
     try:
+        path = Path(reference).expanduser().resolve()
         data = path.read_bytes()
         mode = path.stat().st_mode
-    except OSError as error:
-        raise ConfigError(key, f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL; RuntimeError: no home for a ~user
+        raise ConfigError(key, f"cannot read {reference!r}: {error}") from error
     if mode & stat.S_IWOTH:
         raise ConfigError(key, f"{path} is writable by everyone on this machine; run chmod o-w on it first")
     sha256 = hashlib.sha256(data).hexdigest()

@@ -3,8 +3,7 @@
 """Word-level tokenizer and Qwen2.5-VL processor of the tiny encoder.
 
 The tokenizer knows the words of the caption grammar, the chat roles and Qwen's special tokens, and nothing else, so its
-length is the model's vocabulary and every sampled id is a word. Newlines of the chat template are white space and cost
-no token: a picture prompt is twelve tokens.
+length is the model's vocabulary and every sampled id is a word. A picture prompt is twelve tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from verl_uae.compat import ensure_torchvision
 from verl_uae.scenes.grammar import WORDS
 from verl_uae.scenes.render import IMAGE_SIZE
 
-PAD, UNKNOWN = "<|endoftext|>", "<|unknown|>"
+PAD, UNKNOWN, NEWLINE = "<|endoftext|>", "<|unknown|>", "\n"
 SPECIAL_TOKENS: tuple[str, ...] = (
     PAD,
     "<|im_start|>",
@@ -31,7 +30,8 @@ SPECIAL_TOKENS: tuple[str, ...] = (
 """Named as Qwen names them (Qwen has no unknown token; a word-level vocabulary needs one)."""
 PROMPT = "describe"
 ROLES: tuple[str, ...] = ("user", "assistant", "system", "generate")
-VOCABULARY: tuple[str, ...] = (*SPECIAL_TOKENS, *ROLES, PROMPT, *WORDS)
+VOCABULARY: tuple[str, ...] = (*SPECIAL_TOKENS, NEWLINE, *ROLES, PROMPT, *WORDS)
+"""verl's prompt builder for Qwen models wants the newline to be exactly one token; our template has none."""
 
 PATCH_SIZE = 8
 MERGE_SIZE = 2
@@ -42,9 +42,9 @@ IMAGE_TOKENS = (GRID // MERGE_SIZE) ** 2
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
-    "<|im_start|>{{ message.role }}\n"
-    "{%- if message.content is string -%}{{ '\n' + message.content }}"
-    "{%- else -%}{{ '\n' }}"
+    "{{ '<|im_start|>' + message.role + ' ' }}"
+    "{%- if message.content is string -%}{{ message.content }}"
+    "{%- else -%}"
     "{%- for item in message.content -%}"
     "{%- if item.type == 'image' or 'image' in item or 'image_url' in item -%}"
     "<|vision_start|><|image_pad|><|vision_end|>"
@@ -53,11 +53,11 @@ CHAT_TEMPLATE = (
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- endif -%}"
-    "{{ '<|im_end|>\n' }}"
+    "<|im_end|>"
     "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>assistant{%- endif -%}"
 )
-"""Qwen2.5-VL's turn structure without its default system message."""
+"""Qwen2.5-VL's turn structure without its default system message and without newlines."""
 
 
 def build_tokenizer() -> Any:
@@ -66,13 +66,13 @@ def build_tokenizer() -> Any:
     Unknown words become one unknown token; upper and lower case are the same; decoding joins words with single spaces.
     """
     ensure_torchvision()
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=UNKNOWN))
     core.normalizer = normalizers.Lowercase()
     # Splits "<|im_end|>" written inside a caption into pieces, so that text cannot forge a special token.
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+|\n"), behavior="removed", invert=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         unk_token=UNKNOWN,

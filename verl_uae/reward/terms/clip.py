@@ -3,15 +3,17 @@
 """CLIP image-image cosine: the reward of UAE (reconstruction against source, both through CLIP's image tower).
 
 The stock processor works on PIL pictures on the CPU; the same arithmetic is done here on tensors, on the device that
-drew the picture, in float and differentiable. It differs from the stock one only in not rounding to 8 bits.
+drew the picture, in float and differentiable. It equals Pillow on float channels; the stock processor besides rounds
+to 8 bits, and cuts the cubic's overshoot near black and white after each of two passes instead of once.
 
 Shape legend: B samples, 3 colour channels, H W pixels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -148,6 +150,18 @@ class ClipSimilarity(FeatureTerm):
         return (output.last_hidden_state[:, 1:],)
 
 
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
 def load_clip(model: str, revision: str | None, dtype: torch.dtype) -> tuple[nn.Module, ClipPreprocess]:
     """CLIP's image tower, frozen, in evaluation mode, on the CPU, and its preprocessing.
 
@@ -159,18 +173,16 @@ def load_clip(model: str, revision: str | None, dtype: torch.dtype) -> tuple[nn.
     Raises:
         ConfigError: where something is missing, of the model or of its weights.
     """
-    from verl_uae.compat import ensure_torchvision
-
-    ensure_torchvision()
     from transformers import CLIPVisionModelWithProjection
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        with torch.random.fork_rng(devices=[]):
+        # The text tower of a whole CLIP is not wanted, and transformers would list it as unexpected.
+        with torch.random.fork_rng(devices=[]), _quiet_transformers():
             network, info = CLIPVisionModelWithProjection.from_pretrained(
                 model, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{KEY}.model", f"{model!r} cannot be loaded as a CLIP model: {error}") from error
     incomplete = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if incomplete:

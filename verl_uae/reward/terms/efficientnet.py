@@ -48,7 +48,9 @@ class EfficientNetLite0(FeatureTerm):
         if mode not in ("maps", "pooled"):
             raise ConfigError(f"{KEY}.mode", f"must be 'maps' or 'pooled', got {mode!r}")
         if image_size < 32:
-            raise ConfigError(f"{KEY}.image_size", f"must be at least 32 pixels (the network's stride), got {image_size}")
+            raise ConfigError(
+                f"{KEY}.image_size", f"must be at least 32 pixels (the network's stride), got {image_size}"
+            )
         self.mode = mode
         self.image_size = image_size
         self.model = load_efficientnet_lite0(image_size)

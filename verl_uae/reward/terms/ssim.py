@@ -70,10 +70,6 @@ class SSIM(RewardTerm):
 
 @functools.cache
 def _torchmetrics_ssim() -> Callable[..., Any]:
-    # torchmetrics imports torchvision where that is installed.
-    from verl_uae.compat import ensure_torchvision
-
-    ensure_torchvision()
     from torchmetrics.functional.image.ssim import structural_similarity_index_measure
 
     return structural_similarity_index_measure

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,9 @@ class SlotCache:
         self.values: list[Tensor | None] = [None] * num_layers
         self.slot = 0
 
-    def fill(self, layer: int, key_RHLD: Tensor, value_RHLD: Tensor, rows: Sequence[int], shape: tuple[int, int, int]) -> None:
+    def fill(
+        self, layer: int, key_RHLD: Tensor, value_RHLD: Tensor, rows: Sequence[int], shape: tuple[int, int, int]
+    ) -> None:
         """Write the prefilled keys and values of some rows; ``shape`` is (R, S, P), prompts end at slot P."""
         num_rows, num_slots, prompt_end = shape
         start = prompt_end - key_RHLD.shape[2]
@@ -54,7 +57,9 @@ class SlotCache:
                 buffer = store[layer] = new.new_zeros(num_rows, new.shape[1], num_slots, new.shape[3])
             buffer[list(rows), :, start:prompt_end] = new
 
-    def update(self, key_RH1D: Tensor, value_RH1D: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_RH1D: Tensor, value_RH1D: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Write one slot, return everything."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         assert keys is not None and values is not None
@@ -106,7 +111,7 @@ class CaptionEngine:
         ensure_torchvision()
         from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             model_path, dtype=dtype, attn_implementation=attn_implementation
         )
         self.model.eval().requires_grad_(False).to(device)
@@ -208,7 +213,12 @@ class CaptionEngine:
         return _DecodeState(cache, logits_RV, position_R, _additive(seen_RS[:, None, None], self.model.dtype))
 
     def _prefill_chunk(self, chunk: PrefillChunk) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """Logits after the prompt (U, V), position of the first new token (U,), keys and values (U, H, L, D) per layer."""
+        """Run a chunk.
+
+        Returns:
+            logits after the prompt (U, V), position of the first new token (U,), and per layer the keys and values
+            (U, H, L, D) each.
+        """
         from transformers import DynamicCache
 
         position_3UL, _ = self.model.model.get_rope_index(
@@ -250,13 +260,16 @@ class CaptionEngine:
         """Sample and feed tokens until every real row has ended."""
         num_rows, count = len(state.logits_RV), len(requests)
         limit_R = torch.zeros(num_rows, dtype=torch.long)
-        limit_R[:count] = torch.tensor([min(r.max_tokens or self.response_length, self.response_length) for r in requests])
+        limit_R[:count] = torch.tensor(
+            [min(r.max_tokens or self.response_length, self.response_length) for r in requests]
+        )
         stops_R = torch.zeros(num_rows, dtype=torch.bool)
         stops_R[:count] = torch.tensor([not r.ignore_eos for r in requests])
         length_R = torch.zeros(num_rows, dtype=torch.long)
         ended_R = limit_R == 0
         eos = torch.tensor(sorted(self.eos_token_ids))
-        tokens, log_probs = [], []
+        tokens: list[Tensor] = []
+        log_probs: list[Tensor] = []
         for step in range(self.response_length):
             if bool(ended_R.all()) or should_stop():
                 break
@@ -288,7 +301,9 @@ class CaptionEngine:
     @staticmethod
     def _check_finite(log_prob_R: Tensor, ended_R: Tensor, step: int) -> None:
         if not bool((log_prob_R.isfinite() | ended_R).all()):
-            raise FloatingPointError(f"the model's logits are not finite at caption token {step}: its weights are broken")
+            raise FloatingPointError(
+                f"the model's logits are not finite at caption token {step}: its weights are broken"
+            )
 
     def _eos_token_ids(self) -> frozenset[int]:
         """End-of-sequence tokens of the tokenizer and of the generation config, as vLLM takes them."""
@@ -300,13 +315,15 @@ class CaptionEngine:
         """(V,) bool: tokens that a caption may not contain.
 
         These are special tokens other than eos, the vision tokens (a sampled image placeholder has no image
-        behind it, and get_rope_index fails on the response), and rows of the output layer beyond the tokenizer.
+        behind it, and get_rope_index fails on the response), rows of the output layer beyond the tokenizer, and
+        the ``suppress_tokens`` of the checkpoint's generation config.
         """
         vocab_size = self.config.get_text_config().vocab_size
         banned_V = torch.zeros(vocab_size, dtype=torch.bool)
         banned_V[min(len(self.tokenizer), vocab_size) :] = True
         special = set(self.tokenizer.all_special_ids)
         special |= {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        special |= set(self.model.generation_config.suppress_tokens or ())
         for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
             special.add(getattr(self.config, name, None))
         banned_V[[token for token in special if token is not None and token < vocab_size]] = True

@@ -47,7 +47,9 @@ class HFOptions:
             if getattr(self, name) < 0:
                 raise ValueError(f"{_path(name)} must not be negative, got {getattr(self, name)}")
         if self.attn_implementation not in _ATTENTION:
-            raise ValueError(f"{_path('attn_implementation')} must be one of {_ATTENTION}, got {self.attn_implementation!r}")
+            raise ValueError(
+                f"{_path('attn_implementation')} must be one of {_ATTENTION}, got {self.attn_implementation!r}"
+            )
 
     @classmethod
     def from_engine_kwargs(cls, engine_kwargs: Mapping[str, Any] | None) -> HFOptions:

@@ -61,7 +61,8 @@ class PromptBuilder:
     def __init__(self, config: Qwen2_5_VLConfig, image_processor: Any, prompt_length: int) -> None:
         self.image_token_id: int = config.image_token_id
         self.vocab_size: int = config.get_text_config().vocab_size
-        self.merged_patch: int = config.vision_config.spatial_merge_size**2
+        vision: Any = config.vision_config
+        self.merged_patch: int = vision.spatial_merge_size**2
         self.image_processor = image_processor
         self.prompt_length = prompt_length
 
@@ -77,7 +78,9 @@ class PromptBuilder:
         if not token_ids:
             raise request.error("the prompt is empty")
         if len(token_ids) > self.prompt_length:
-            raise request.error(f"the prompt has {len(token_ids)} tokens, rollout.prompt_length is {self.prompt_length}")
+            raise request.error(
+                f"the prompt has {len(token_ids)} tokens, rollout.prompt_length is {self.prompt_length}"
+            )
         if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
             raise request.error(f"a prompt token is outside the vocabulary of {self.vocab_size}")
         return token_ids, _digest(request)

@@ -1,0 +1,77 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from verl_uae.data.cli import add_parser, main
+from verl_uae.data.schema import row_schema
+
+
+def run(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers(dest="command", required=True))
+    return main(parser.parse_args(["data", *map(str, words)]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_picture: Callable) -> Path:
+    (tmp_path / "in").mkdir()
+    for seed in range(4):
+        make_picture(seed=seed).save(tmp_path / "in" / f"{seed}.png")
+    (tmp_path / "in" / "page.html").write_text("<html>")
+    return tmp_path / "in"
+
+
+def test_pack_then_check(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "prompt.txt").write_text("Say what you see.\n")
+    out = tmp_path / "out"
+    assert run("pack", folder, "--out", out, "--val-fraction", 0.4, "--prompt-file", tmp_path / "prompt.txt") == 0
+    printed = capsys.readouterr().out
+    assert json.loads((out / "report.json").read_text())["bad"] == 1
+    assert "1 of 5 files left out" in printed and "quarantine.jsonl" in printed
+    row = pq.read_table(out / "train.parquet").to_pylist()[0]
+    assert row["prompt"][-1]["content"] == "<image>\nSay what you see."
+    assert run("check", out / "train.parquet") == 0
+    assert "0 bad" in capsys.readouterr().out
+
+
+def test_check_names_bad_rows(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run("pack", folder, "--out", tmp_path / "out", "--val-fraction", 0)
+    rows = pq.read_table(tmp_path / "out/train.parquet").to_pylist()
+    rows[1]["images"][0]["bytes"] = b"GIF89a"
+    rows[2]["prompt"] = []
+    broken = tmp_path / "broken.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=row_schema()), broken)
+    capsys.readouterr()
+    assert run("check", broken, "--quarantine", tmp_path / "q.jsonl") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{broken}, row 1: column images: format GIF")
+    assert lines[1].startswith(f"{broken}, row 2: column prompt") and lines[2].endswith("4 rows, 2 bad")
+    assert [json.loads(line)["row"] for line in (tmp_path / "q.jsonl").read_text().splitlines()] == [1, 2]
+    assert run("check", broken, "--max-bad", 2) == 0
+    assert run("check", broken, "--max-bad", 2, "--min-side", 90) == 1
+
+
+def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"nonsense")
+    for words, reason in (
+        (("check", tmp_path / "absent.parquet"), "absent.parquet: cannot be read"),
+        (("check", tmp_path / "bad.parquet"), "bad.parquet: cannot be read"),
+        (("check", tmp_path / "other.parquet"), "column data_source is missing"),
+        (("check", tmp_path / "other.parquet", "--max-image-pixels", 10**10), "max_pixels must lie in"),
+        (("pack", tmp_path / "absent", "--out", tmp_path / "o"), "not a folder"),
+        (("pack", folder, "--out", tmp_path / "o", "--val-fraction", 2), "val_fraction"),
+        (("pack", folder, "--out", tmp_path / "o", "--prompt-file", tmp_path / "no"), "no: cannot be read"),
+    ):
+        assert run(*words) == 2, words
+        printed = capsys.readouterr().out
+        assert printed.startswith("error: ") and reason in printed and printed.count("\n") == 1

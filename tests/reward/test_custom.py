@@ -1,0 +1,199 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+import random
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from verl_uae.errors import ConfigError, RewardError
+from verl_uae.flow.advantage import group_advantage
+from verl_uae.reward import RewardScorer, Status, to_tensors
+from verl_uae.reward.custom import CustomReward, to_pil
+
+ROOT = Path(__file__).resolve().parents[2]
+
+HOSTILE = """
+    import math, sys, threading
+    RELEASE = threading.Event()
+    BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "none": None, "text": "high", "list": [0.1, 0.2],
+           "no_score": {"acc": 1.0}, "dict_nan": {"score": math.nan}, "complex": 1j}
+    def compute_score(data_source, solution_str, ground_truth, extra_info, scale=1.0):
+        fault = extra_info.get("fault")
+        if fault == "raise":
+            raise KeyError("no such thing")
+        if fault == "exit":
+            sys.exit(1)
+        if fault == "hang":
+            RELEASE.wait()
+        return BAD.get(fault, scale * extra_info["index"] / 2000)
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(body: str) -> str:
+        file = tmp_path / f"reward_{abs(hash(body))}.py"
+        file.write_text(textwrap.dedent(body))
+        return str(file)
+
+    return write
+
+
+def _scorer(path: str, timeout_s: float = 30.0, max_abandoned: int = 16, **params) -> RewardScorer:
+    return RewardScorer([("custom", 1.0, {"path": path, **params})], timeout_s=timeout_s, max_abandoned=max_abandoned)
+
+
+def test_what_the_function_is_given(make_batch, write) -> None:
+    path = write("""
+        SEEN = []
+        def compute_score(data_source, solution_str, ground_truth, extra_info, bonus, **kwargs):
+            SEEN.append((data_source, solution_str, ground_truth, extra_info, bonus, kwargs))
+            return {"score": 0.25, "bonus": bonus, "words": 2, "note": "text", "bad": float("nan")}
+    """)
+    batch = make_batch(2)
+    batch.rows[1].pop("ground_truth")
+    batch.rows[1]["reward_model"] = {"style": "rule", "ground_truth": "verl's place"}
+    term = CustomReward(path, reward_kwargs={"bonus": 3}, num_threads=1)
+    records = term.score(batch)
+    assert [record.value for record in records] == [0.25, 0.25]
+    assert records[0].terms == {"bonus": 3.0, "words": 2.0}
+    first, second = term._function.__globals__["SEEN"]
+    assert first[:3] == ("test", "caption 0", 0) and first[4:] == (3, {}) and second[2] == "verl's place"
+    extra = first[3]
+    assert extra["index"] == 0 and extra["caption"] == "caption 0"
+    expected = np.rint(batch.reconstruction_B3HW[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    assert np.array_equal(np.asarray(extra["reconstruction"]), expected)
+    assert extra["source_image"].size == (16, 16) and extra["source_image"].mode == "RGB"
+    assert set(batch.rows[0]["extra_info"]) == {"index"}  # The row itself is not touched.
+
+
+def test_a_coroutine_is_awaited_and_cancelled_when_late(make_batch, write) -> None:
+    path = write("""
+        import asyncio
+        ENDED = []
+        async def compute_score(data_source, solution_str, ground_truth, extra_info):
+            try:
+                await asyncio.sleep(30 if extra_info["index"] == 1 else 0.01)
+            except asyncio.CancelledError:
+                ENDED.append(extra_info["index"])
+                raise
+            return extra_info["index"]
+    """)
+    scorer = _scorer(path, timeout_s=1.0)
+    start = time.monotonic()
+    records = scorer.score(make_batch(4))
+    assert time.monotonic() - start < 2.0
+    assert [record.status for record in records] == ["ok", "timeout", "ok", "ok"]
+    assert [record.value for record in records] == [0.0, None, 2.0, 3.0]
+    term = scorer._summed[0].term
+    assert term._function.__globals__["ENDED"] == [1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "def compute_score(solution_str, ground_truth): return 1.0",
+        "def compute_score(data_source, solution_str, ground_truth, extra_info, required): return 1.0",
+        "def compute_score(data_source, solution_str, ground_truth, extra_info, /): return 1.0",
+        "compute_score = 3",
+        "def another(): pass",
+    ],
+)
+def test_a_wrong_signature_is_refused_at_construction(write, body: str) -> None:
+    with pytest.raises(ConfigError, match=r"uae.reward.custom.name"):
+        CustomReward(write(body))
+
+
+def test_other_refusals(write) -> None:
+    path = write("def compute_score(data_source, solution_str, ground_truth, extra_info): return 1.0")
+    for params in (
+        {"reward_kwargs": {"extra_info": 1}},
+        {"reward_kwargs": {"a": 1}},
+        {"num_threads": 0},
+        {"bounds": (1, 0)},
+    ):
+        with pytest.raises(ConfigError):
+            CustomReward(path, **params)
+    with pytest.raises(ConfigError, match="URL"):
+        CustomReward("https://example.org/reward.py")
+
+
+def test_is_announced(write, caplog: pytest.LogCaptureFixture) -> None:
+    path = write("def compute_score(data_source, solution_str, ground_truth, extra_info, k=2): return 1.0")
+    with caplog.at_level(logging.INFO):
+        CustomReward(path)
+    assert (
+        f"compute_score(data_source, solution_str, ground_truth, extra_info, k=2) from {path}, sha256 " in caplog.text
+    )
+
+
+def test_bounds_are_kept(make_batch, write) -> None:
+    path = write("def compute_score(data_source, solution_str, ground_truth, extra_info): return extra_info['index']")
+    records = _scorer(path, bounds=(0, 1)).score(make_batch(3))
+    assert [record.status for record in records] == ["ok", "ok", "invalid"]
+
+
+FAULTS = {
+    "raise": Status.ERROR,
+    "exit": Status.ERROR,
+    **dict.fromkeys(["nan", "inf", "-inf", "none", "text", "list", "no_score", "dict_nan", "complex"], Status.INVALID),
+}
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+def test_two_thousand_hostile_outcomes(make_batch, write, rate: float) -> None:
+    count, members = 2000, 8
+    batch, draw = make_batch(count, size=2), random.Random(3)
+    scorer = _scorer(write(HOSTILE), timeout_s=0.3)
+    group = [f"uid-{index // members}" for index in range(count)]
+    clean, _ = group_advantage(*to_tensors(scorer.score(batch)), group)
+    for row in batch.rows:
+        if draw.random() < rate:
+            row["extra_info"]["fault"] = draw.choice(sorted(FAULTS))
+    for index in (10, 500, 1999):
+        batch.rows[index]["extra_info"]["fault"] = "hang"
+    faults = [row["extra_info"].get("fault") for row in batch.rows]
+    expected = {**FAULTS, "hang": Status.TIMEOUT, None: Status.OK}
+    try:
+        records = scorer.score(batch)
+    finally:
+        scorer._summed[0].term._function.__globals__["RELEASE"].set()
+    assert [record.status for record in records] == [expected[fault] for fault in faults]
+    assert all(record.value == index / 2000 for index, record in enumerate(records) if record.ok)
+    advantage, stats = group_advantage(*to_tensors(records), group)
+    dirty = torch.tensor([fault is not None for fault in faults]).view(-1, members).any(1).repeat_interleave(members)
+    assert torch.equal(advantage[~dirty], clean[~dirty]) and torch.isfinite(advantage).all()
+    assert stats.invalid == sum(fault is not None for fault in faults)
+
+
+def test_too_many_hangs_stop_the_run(make_batch, write) -> None:
+    batch = make_batch(8)
+    for row in batch.rows:
+        row["extra_info"]["fault"] = "hang"
+    scorer = _scorer(write(HOSTILE), timeout_s=0.05, max_abandoned=3)
+    try:
+        with pytest.raises(RewardError, match="'custom'"):
+            scorer.score(batch)
+    finally:
+        scorer._summed[0].term._function.__globals__["RELEASE"].set()
+
+
+def test_the_reference_reward(make_batch) -> None:
+    batch = make_batch(3, size=8)
+    batch.reconstruction_B3HW[0] = batch.source_B3HW[0]
+    batch.source_B3HW[1], batch.reconstruction_B3HW[1] = 0.0, 1.0
+    records = _scorer(str(ROOT / "rewards/color_histogram.py"), bounds=(0, 1), reward_kwargs={"bins": 3}).score(batch)
+    assert [record.value for record in records[:2]] == [1.0, 0.0]
+    histograms = [
+        np.histogramdd(np.asarray(to_pil(image)).reshape(-1, 3), bins=3, range=[(0, 256)] * 3)[0] / 64
+        for image in (batch.source_B3HW[2], batch.reconstruction_B3HW[2])
+    ]
+    assert records[2].value == pytest.approx(np.minimum(*histograms).sum())
+    assert records[2].terms["custom/colors"] == np.count_nonzero(histograms[0])

@@ -1,0 +1,126 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Bit-equality under faults, on a real network whose rounding depends on the batch size."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from verl_uae.errors import RewardError
+from verl_uae.reward import RewardTerm, Status
+from verl_uae.reward.isolate import score_chunked, score_whole
+from verl_uae.reward.terms.clip import ClipSimilarity
+
+CHUNK = 8
+
+
+class Faulty(RewardTerm):
+    """A real term that fails on samples whose row says so, as a term looking at the content would."""
+
+    bounds = (-1.0, 1.0)
+
+    def __init__(self, term: RewardTerm) -> None:
+        self.term = term
+        self.batch_sizes: list[int] = []
+
+    def score(self, batch):
+        self.batch_sizes.append(len(batch))
+        faults = [row.get("fault") for row in batch.rows]
+        if "raise" in faults:
+            raise ValueError("cannot look at this")
+        values = self.term.score(batch).tolist()
+        if "drop" in faults:
+            return [value for value, fault in zip(values, faults, strict=True) if fault != "drop"]
+        return [float("nan") if fault == "nan" else value for value, fault in zip(values, faults, strict=True)]
+
+
+@pytest.fixture
+def term(tiny_clip) -> Faulty:
+    return Faulty(ClipSimilarity(str(tiny_clip)))
+
+
+def _run(term, batch, active=None, chunk=CHUNK):
+    slots = [None] * len(batch)
+    with torch.no_grad():
+        score_chunked(term, "clip", batch, range(len(batch)) if active is None else active, chunk, slots)
+    return slots
+
+
+@pytest.mark.parametrize(
+    "faults", [{3: "raise"}, {0: "raise", 7: "drop"}, {9: "nan"}, dict.fromkeys(range(1, 20, 2), "raise")]
+)
+def test_a_fault_costs_its_sample_and_no_other_bit(make_batch, term, faults) -> None:
+    clean = _run(term, make_batch(20))
+    batch = make_batch(20)
+    for index, fault in faults.items():
+        batch.rows[index]["fault"] = fault
+    records = _run(term, batch)
+    for index, record in enumerate(records):
+        if index in faults:
+            assert record.status is (Status.ERROR if faults[index] == "raise" else Status.INVALID)
+            assert record.reason.startswith("clip: r")
+        else:
+            assert record.value == clean[index].value
+
+
+def test_a_chunk_of_only_bad_samples(make_batch, term) -> None:
+    batch = make_batch(CHUNK + 2)
+    for index in range(CHUNK):
+        batch.rows[index]["fault"] = "raise"
+    records = _run(term, batch)
+    assert [record.ok for record in records] == [False] * CHUNK + [True] * 2
+
+
+def test_values_do_not_depend_on_how_many_samples_there_are(make_batch, term) -> None:
+    batch = make_batch(21)
+    whole = [record.value for record in _run(term, batch)]
+    assert [_run(term, batch.take([index]))[0].value for index in range(21)] == whole
+    assert [record.value for record in _run(term, batch.take(range(20, -1, -1)))] == whole[::-1]
+    skipped = _run(term, batch, active=[1, 20])
+    assert [skipped[1].value, skipped[20].value] == [whole[1], whole[20]] and skipped.count(None) == 19
+    assert set(term.batch_sizes) == {CHUNK}
+
+
+def test_a_term_that_only_fails_together_falls_back_with_a_warning(make_batch, caplog) -> None:
+    class OutOfMemory(RewardTerm):
+        bounds = (0.0, 1.0)
+
+        def score(self, batch):
+            if len(batch) > 1:
+                raise MemoryError("too much")
+            return [0.5]
+
+    with caplog.at_level(logging.WARNING):
+        records = _run(OutOfMemory(), make_batch(3))
+    assert [record.value for record in records] == [0.5] * 3
+    assert "MemoryError" in caplog.text
+
+
+@pytest.mark.parametrize("runner", [_run, lambda t, b: score_whole(t, "x", b, range(len(b)), [None] * len(b))])
+def test_a_reward_error_is_no_samples_fault(make_batch, runner) -> None:
+    class Broken(RewardTerm):
+        bounds = (0.0, 1.0)
+
+        def score(self, batch):
+            raise RewardError("broken", "server is gone")
+
+    with pytest.raises(RewardError, match="server is gone"):
+        runner(Broken(), make_batch(2))
+
+
+def test_score_whole_sees_the_active_samples_only(make_batch) -> None:
+    class Rank(RewardTerm):
+        bounds = (0.0, 1.0)
+        pointwise = False
+
+        def score(self, batch):
+            order = batch.reconstruction_B3HW.mean(dim=(1, 2, 3)).argsort().argsort()
+            return order / max(1, len(batch) - 1)
+
+    slots = [None] * 5
+    score_whole(Rank(), "rank", make_batch(5), [0, 2, 4], slots)
+    assert sorted(slots[index].value for index in (0, 2, 4)) == [0.0, 0.5, 1.0]
+    assert slots[1] is slots[3] is None

@@ -1,0 +1,215 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+
+import pytest
+import torch
+
+from verl_uae.errors import ConfigError, RewardError
+from verl_uae.flow.advantage import group_advantage
+from verl_uae.reward import (
+    RewardBatch,
+    RewardRecord,
+    RewardScorer,
+    RewardTerm,
+    Status,
+    TermSpec,
+    register_reward,
+    to_tensors,
+)
+from verl_uae.reward.terms.pixel import bounded_psnr, pixel_similarity
+
+RELEASE = threading.Event()
+
+
+@register_reward("test_hostile")
+class Hostile(RewardTerm):
+    """Brightness of the reconstruction, or what ``row["fault"]`` says."""
+
+    needs = frozenset({"reconstruction", "row"})
+    bounds = (0.0, 1.0)
+    BAD = {
+        "nan": math.nan,
+        "inf": math.inf,
+        "-inf": -math.inf,
+        "none": None,
+        "text": "0.5",
+        "list": [0.5, 0.5],
+        "high": 7.0,
+    }
+
+    def score(self, batch):
+        faults = [row.get("fault") for row in batch.rows]
+        if "hang" in faults:
+            RELEASE.wait()
+        if "raise" in faults:
+            raise ArithmeticError("bad sample")
+        values = batch.reconstruction_B3HW.mean(dim=(1, 2, 3)).tolist()
+        outcomes = [self.BAD.get(fault, value) for fault, value in zip(faults, values, strict=True)]
+        return [outcome for outcome, fault in zip(outcomes, faults, strict=True) if fault != "drop"]
+
+
+@register_reward("test_distance")
+class Distance(RewardTerm):
+    bounds = (0.0, 1.0)
+    higher_is_better = False
+
+    def score(self, batch):
+        return (batch.source_B3HW - batch.reconstruction_B3HW).abs().mean(dim=(1, 2, 3))
+
+
+@register_reward("test_grad_mode")
+class GradMode(RewardTerm):
+    bounds = (0.0, 1.0)
+
+    def score(self, batch):
+        return [float(torch.is_grad_enabled())] * len(batch)
+
+
+@pytest.fixture
+def released():
+    RELEASE.clear()
+    yield
+    RELEASE.set()
+
+
+def test_weighted_sum_of_the_pure_functions(make_batch) -> None:
+    batch = make_batch(5)
+    scorer = RewardScorer([("pixel", 0.7, {"k": 5.0}), ("psnr", 0.5, {})], held_out=[("ssim", {})])
+    pixel = pixel_similarity(batch.source_B3HW, batch.reconstruction_B3HW, k=5.0)
+    psnr = bounded_psnr(batch.source_B3HW, batch.reconstruction_B3HW)
+    for index, record in enumerate(scorer.score(batch)):
+        assert record.status is Status.OK and record.reason is None and record.seconds > 0.0
+        assert record.value == pytest.approx(0.7 * pixel[index].item() + 0.5 * psnr[index].item(), rel=1e-6)
+        assert set(record.terms) == {"pixel", "psnr", "ssim"}
+        assert record.terms["pixel"] == pytest.approx(pixel[index].item(), rel=1e-6)
+    assert scorer.bounds == (0.0, 1.2)
+    assert scorer.labels == ["pixel", "psnr"] and scorer.held_out_labels == ["ssim"]
+
+
+def test_a_distance_is_subtracted(make_batch) -> None:
+    scorer = RewardScorer([("test_distance", 2.0, {})])
+    assert scorer.bounds == (-2.0, 0.0)
+    for record in scorer.score(make_batch(3)):
+        assert record.value == -2.0 * record.terms["test_distance"] < 0.0
+
+
+def test_gradients_are_off_in_the_worker(make_batch) -> None:
+    assert [record.value for record in RewardScorer([("test_grad_mode", 1.0, {})]).score(make_batch(2))] == [0.0, 0.0]
+
+
+def test_a_term_twice_needs_labels(make_batch) -> None:
+    fine = TermSpec(name="pixel", params={"scales": (1,)}, label="fine")
+    record = RewardScorer([fine, ("pixel", 1.0, {})]).score(make_batch(1))[0]
+    assert set(record.terms) == {"fine", "pixel"}
+    with pytest.raises(ConfigError, match="used twice"):
+        RewardScorer([("pixel", 1.0, {}), ("pixel", 1.0, {"k": 1.0})])
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ([], "at least one"),
+        ([("pixel", 1.0, {}), ("psnr", -1.0, {})], "sum to 0"),
+        ([("pixel", 0.1, {}), ("psnr", 0.2, {}), ("ssim", -0.3, {})], "sum to 0"),
+        ([("pixel", 0.0, {}), ("psnr", 1.0, {})], "hold it out"),
+        ([("pixel", math.nan, {})], "finite"),
+        ([("pixle", 1.0, {})], r"uae.reward.terms\[0\].name: unknown reward 'pixle'. Did you mean 'pixel'"),
+        (
+            [("psnr", 1.0, {}), ("pixel", 1.0, {"q": 1})],
+            r"uae.reward.terms\[1\].params: .*unexpected keyword argument 'q'",
+        ),
+        ([("pixel", 1.0, {"k": -1.0})], "above 0"),
+    ],
+)
+def test_impossible_settings(terms, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RewardScorer(terms)
+
+
+def test_a_failed_picture_keeps_its_record_and_no_other_changes(make_batch) -> None:
+    batch = make_batch(6)
+    scorer = RewardScorer([("pixel", 1.0, {}), ("ssim", 1.0, {})])
+    clean = scorer.score(batch)
+    reconstruction = batch.reconstruction_B3HW.clone()
+    reconstruction[2], reconstruction[4, 0, 0, 0] = math.nan, math.inf
+    failure = RewardRecord.failed(Status.ERROR, "decoder: out of memory")
+    records = scorer.score(RewardBatch(batch.source_B3HW, reconstruction, failed={2: failure}))
+    assert records[2] is failure
+    assert records[4].status is Status.INVALID and "pixels from" in records[4].reason
+    assert [records[i].value for i in (0, 1, 3, 5)] == [clean[i].value for i in (0, 1, 3, 5)]
+
+
+def test_all_pictures_failed(make_batch) -> None:
+    batch = make_batch(2)
+    failure = RewardRecord.failed(Status.ERROR, "decoder")
+    batch = RewardBatch(batch.source_B3HW, batch.reconstruction_B3HW, failed={0: failure, 1: failure})
+    assert RewardScorer([("pixel", 1.0, {})]).score(batch) == [failure, failure]
+    assert RewardScorer([("pixel", 1.0, {})]).score(make_batch(2).take([])) == []
+
+
+def test_a_held_out_failure_touches_nothing(make_batch) -> None:
+    batch = make_batch(4)
+    clean = RewardScorer([("pixel", 1.0, {})]).score(batch)
+    batch.rows[1]["fault"], batch.rows[2]["fault"] = "raise", "nan"
+    records = RewardScorer([("pixel", 1.0, {})], held_out=[("test_hostile", {})]).score(batch)
+    assert [record.value for record in records] == [record.value for record in clean]
+    assert ["test_hostile" in record.terms for record in records] == [True, False, False, True]
+
+
+def test_missing_inputs_stop_the_run(make_batch) -> None:
+    batch = make_batch(1)
+    with pytest.raises(RewardError, match="'test_hostile': needs a row"):
+        RewardScorer([("test_hostile", 1.0, {})]).score(RewardBatch(batch.source_B3HW, batch.reconstruction_B3HW))
+
+
+def test_a_hang_ends_in_time_and_keeps_finished_chunks(make_batch, released) -> None:
+    batch = make_batch(12)
+    batch.rows[5]["fault"] = "hang"
+    scorer = RewardScorer([("test_hostile", 1.0, {}), ("pixel", 1.0, {})], timeout_s=0.3, chunk_size=4)
+    start = time.monotonic()
+    records = scorer.score(batch)
+    assert time.monotonic() - start < 1.3
+    assert [record.status for record in records] == [Status.OK] * 4 + [Status.TIMEOUT] * 8
+    assert all(record.reason == "test_hostile: no answer within 0.3 s" for record in records[4:])
+
+
+def test_hanging_for_ever_stops_the_run(make_batch, released) -> None:
+    batch = make_batch(1)
+    batch.rows[0]["fault"] = "hang"
+    scorer = RewardScorer([("test_hostile", 1.0, {})], timeout_s=0.02, max_abandoned=2)
+    scorer.score(batch), scorer.score(batch)
+    with pytest.raises(RewardError, match="'test_hostile': 3 calls still run"):
+        scorer.score(batch)
+
+
+FAULTS = {"raise": Status.ERROR, "drop": Status.INVALID, **dict.fromkeys(Hostile.BAD, Status.INVALID)}
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+def test_two_thousand_hostile_outcomes(make_batch, rate: float) -> None:
+    """Nothing is lost, each fault has its status, and a group without a fault keeps every bit of its advantage."""
+    count, members = 2000, 8
+    batch, draw = make_batch(count, size=4), random.Random(7)
+    scorer = RewardScorer([("test_hostile", 1.0, {}), ("pixel", 0.5, {})])
+    group = torch.arange(count) // members
+    clean_records = scorer.score(batch)
+    clean, _ = group_advantage(*to_tensors(clean_records), group)
+    for row in batch.rows:
+        if draw.random() < rate:
+            row["fault"] = draw.choice(sorted(FAULTS))
+    records = scorer.score(batch)
+    faults = [row.get("fault") for row in batch.rows]
+    assert len(records) == count
+    for record, before, fault in zip(records, clean_records, faults, strict=True):
+        assert record.status is FAULTS.get(fault, Status.OK)
+        assert record.value == (before.value if fault is None else None)
+    advantage, stats = group_advantage(*to_tensors(records), group)
+    dirty = torch.tensor([fault is not None for fault in faults]).view(-1, members).any(1)[group]
+    assert dirty.any() and torch.equal(advantage[~dirty], clean[~dirty]) and torch.isfinite(advantage).all()
+    assert stats.invalid == sum(fault is not None for fault in faults)

@@ -1,0 +1,148 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``verl-uae data pack`` and ``verl-uae data check``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_uae.data.images import ImageLimits, decode_image
+from verl_uae.data.pack import QUARANTINE_FILE, pack
+from verl_uae.data.quarantine import BadItem, published, write_items
+from verl_uae.data.schema import check_columns, row_problem
+from verl_uae.errors import ConfigError, DataError
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the ``data`` command with its two sub-commands to what ``ArgumentParser.add_subparsers`` returned."""
+    data = subparsers.add_parser("data", help="make and check data files").add_subparsers(dest="data", required=True)
+
+    packer = data.add_parser("pack", help="pack a folder of pictures into train.parquet and val.parquet")
+    packer.add_argument("folder", type=Path, help="folder of PNG, JPEG and WebP files, read recursively")
+    packer.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    packer.add_argument("--captions", type=Path, metavar="FILE", help='JSON lines of {"file": .., "caption": ..}')
+    packer.add_argument("--prompt-file", type=Path, metavar="FILE", help="user text, instead of the built-in one")
+    packer.add_argument("--val-fraction", type=float, default=0.05, help="share held out, drawn by content")
+    packer.add_argument("--seed", type=int, default=0, help="seed of the split")
+    packer.add_argument("--max-pixels", type=int, help="scale larger pictures down to this many pixels")
+    packer.add_argument("--data-source", default="uae", help="label that validation metrics are grouped by")
+    packer.add_argument("--threads", type=int, default=2, help="decoding threads")
+    packer.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    packer.set_defaults(run=_pack)
+
+    checker = data.add_parser("check", help="check every row and picture of a parquet file")
+    checker.add_argument("file", type=Path)
+    checker.add_argument("--quarantine", type=Path, metavar="FILE", help="write the bad rows as JSON lines")
+    checker.add_argument("--max-bad", type=int, default=0, help="number of bad rows to accept")
+    checker.set_defaults(run=_check)
+    for parser in (packer, checker):
+        parser.add_argument("--max-image-bytes", type=int, default=ImageLimits().max_bytes, help="refuse larger files")
+        parser.add_argument("--max-image-pixels", type=int, default=ImageLimits().max_pixels, help="refuse larger ones")
+        parser.add_argument("--min-side", type=int, default=ImageLimits().min_side, help="refuse smaller ones, pixels")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run a parsed command; 0 if all is well, 1 if the file has too many bad rows, 2 after an error that is named."""
+    try:
+        return args.run(args)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}")
+        return 2
+
+
+def check_file(path: Path, limits: ImageLimits) -> tuple[int, list[BadItem]]:
+    """Check columns, rows and pictures of a parquet file, one row group at a time.
+
+    Returns:
+        Number of rows and the bad ones.
+
+    Raises:
+        DataError: for a file that cannot be read or lacks a column.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(path, None, f"cannot be read: {error}") from error
+    with file:
+        check_columns(file.schema_arrow, str(path))
+        bad = [
+            BadItem(str(path), number, problem)
+            for number, row in enumerate(_rows(file, path))
+            if (problem := _problem(row, number, path, limits)) is not None
+        ]
+        return file.metadata.num_rows, bad
+
+
+def _rows(file: pq.ParquetFile, path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in file.iter_batches(batch_size=64):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(path, None, f"cannot be read: {error}") from error
+
+
+def _problem(row: dict[str, Any], number: int, path: Path, limits: ImageLimits) -> str | None:
+    problem = row_problem(row)
+    if problem is not None:
+        return problem
+    try:
+        for image in row["images"]:
+            decode_image(image, limits=limits, path=path, row=number, root=path.resolve().parent)
+    except DataError as error:
+        return f"column images: {error.message}"
+    return None
+
+
+def _limits(args: argparse.Namespace) -> ImageLimits:
+    try:
+        return ImageLimits(max_bytes=args.max_image_bytes, max_pixels=args.max_image_pixels, min_side=args.min_side)
+    except ValueError as error:
+        raise ConfigError("--max-image-pixels", str(error)) from error
+
+
+def _pack(args: argparse.Namespace) -> int:
+    prompt = None
+    if args.prompt_file is not None:
+        try:
+            prompt = args.prompt_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(args.prompt_file, None, f"cannot be read: {error}") from error
+    report = pack(
+        args.folder,
+        args.out,
+        prompt=prompt,
+        captions=args.captions,
+        val_fraction=args.val_fraction,
+        seed=args.seed,
+        max_pixels=args.max_pixels,
+        limits=_limits(args),
+        data_source=args.data_source,
+        threads=args.threads,
+        overwrite=args.overwrite,
+    )
+    print(json.dumps(asdict(report), indent=2))
+    left_out = report.bad + report.duplicates
+    if left_out:
+        print(f"{left_out} of {report.files_seen} files left out, see {args.out / QUARANTINE_FILE}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    total, bad = check_file(args.file, _limits(args))
+    for item in bad[:20]:
+        print(item)
+    if len(bad) > 20:
+        print(f"... and {len(bad) - 20} more")
+    if args.quarantine is not None:
+        with published(args.quarantine) as (temporary,):
+            write_items(temporary, bad)
+    print(f"{args.file}: {total} rows, {len(bad)} bad")
+    return 0 if len(bad) <= args.max_bad and total > len(bad) else 1

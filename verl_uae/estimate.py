@@ -1,0 +1,141 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""A small calculator: memory per GPU, time and cost of a G4U run.
+
+Counts bytes and floating-point operations; it has not been calibrated against a measured GPU run. Every assumption
+is a named constant below, so a measured value can replace it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from verl_uae.errors import ConfigError
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU type."""
+
+    memory_gib: float
+    bf16_tflops: float
+    """Dense peak of the data sheet."""
+    bandwidth_gbs: float
+    usd_per_hour: float
+    """A typical on-demand price; an assumption, prices differ by provider and month."""
+
+
+GPUS = {
+    "A100-40GB": Gpu(40, 312, 1555, 1.3),
+    "A100-80GB": Gpu(80, 312, 2039, 1.8),
+    "H100-80GB": Gpu(80, 989, 3350, 2.9),
+    "H200-141GB": Gpu(141, 989, 4800, 3.5),
+    "L40S-48GB": Gpu(48, 362, 864, 1.2),
+}
+
+#: Billions of parameters.
+CAPTIONER_LM = 3.09
+CAPTIONER_VIT = 0.67
+DECODERS = {"sd35_large": 8.06, "sd35_medium": 2.47}
+PROJECTOR = 0.05
+VAE = 0.084
+CLIP_VIT_L = 0.30
+
+#: Share of the peak that large matrix products reach in practice.
+ASSUMED_MFU = 0.4
+#: Share of the memory bandwidth that token-by-token generation reaches.
+ASSUMED_BANDWIDTH_SHARE = 0.5
+#: Seconds per step for weight sync, queue and scheduling.
+ASSUMED_OVERHEAD_S = 4.0
+
+#: The setting of uae_g4u: pictures per step and GPU, caption and condition lengths, sampler.
+CAPTIONS_PER_GPU = 4
+PROMPT_TOKENS = 160
+CAPTION_TOKENS = 320
+CONDITION_TOKENS = 640
+IMAGE_TOKENS = 1024
+DENOISING_STEPS = 10
+GUIDANCE_FACTOR = 2
+VLLM_SHARE = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run needs."""
+
+    gpu: str
+    gpus: int
+    decoder: str
+    memory_gib: dict[str, float]
+    """Peak per GPU and phase, GiB."""
+    fits: bool
+    seconds: dict[str, float]
+    """Per step and phase."""
+    hours: float
+    usd: float
+
+
+def estimate(gpu: str, *, gpus: int = 8, steps: int = 1000, decoder: str = "sd35_large") -> Estimate:
+    """Memory and cost of G4U with Qwen2.5-VL-3B, FSDP2 over all GPUs, decoder offloaded between phases.
+
+    Args:
+        gpu: a key of :data:`GPUS`.
+        gpus: number of GPUs, at least 1.
+        steps: training steps.
+        decoder: a key of :data:`DECODERS`.
+
+    Raises:
+        ConfigError: for an unknown GPU type or decoder.
+    """
+    if gpu not in GPUS:
+        raise ConfigError("--gpu", f"unknown type {gpu!r}; known: {', '.join(sorted(GPUS))}")
+    if decoder not in DECODERS:
+        raise ConfigError("--decoder", f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
+    if gpus < 1:
+        raise ConfigError("--gpus", f"must be at least 1, got {gpus}")
+    card = GPUS[gpu]
+    memory = _memory(card, gpus, decoder)
+    seconds = _seconds(card, decoder)
+    hours = steps * sum(seconds.values()) / 3600
+    fits = max(memory.values()) <= 0.92 * card.memory_gib
+    return Estimate(gpu, gpus, decoder, memory, fits, seconds, hours, hours * gpus * card.usd_per_hour)
+
+
+def _memory(card: Gpu, gpus: int, decoder: str) -> dict[str, float]:
+    billion = 1e9 / GIB
+    # fp32 master weights, gradients and two Adam moments of the language model; fp32 weights of the frozen ViT.
+    actor = (16 * CAPTIONER_LM + 4 * CAPTIONER_VIT) * billion / gpus
+    decoding = (2 * (DECODERS[decoder] + PROJECTOR + CAPTIONER_LM) + 4 * (VAE + CLIP_VIT_L)) * billion
+    activations = 6.0
+    return {
+        "caption": VLLM_SHARE * card.memory_gib + actor,
+        "decode": decoding + activations + actor,
+        "update": actor + 2 * (CAPTIONER_LM + CAPTIONER_VIT) * billion * 0.2 + activations,
+    }
+
+
+def _seconds(card: Gpu, decoder: str) -> dict[str, float]:
+    flops = ASSUMED_MFU * card.bf16_tflops * 1e12
+    tokens = CAPTIONS_PER_GPU * (PROMPT_TOKENS + CAPTION_TOKENS)
+    weights_gb = 2 * (CAPTIONER_LM + CAPTIONER_VIT)
+    forward = 2e9 * (CAPTIONER_LM + CAPTIONER_VIT) * tokens / flops
+    drawn = 2e9 * DECODERS[decoder] * (IMAGE_TOKENS + CONDITION_TOKENS) * DENOISING_STEPS * GUIDANCE_FACTOR
+    return {
+        "caption": CAPTION_TOKENS * weights_gb / (ASSUMED_BANDWIDTH_SHARE * card.bandwidth_gbs),
+        "decode": CAPTIONS_PER_GPU * drawn / flops,
+        "old and reference log-prob": 2 * forward,
+        "update": 4 * forward,
+        "overhead": ASSUMED_OVERHEAD_S,
+    }
+
+
+def render(result: Estimate) -> str:
+    """The estimate as text."""
+    lines = [f"G4U, Qwen2.5-VL-3B + {result.decoder}, {result.gpus} x {result.gpu} (calculated, not measured)"]
+    lines += [f"  peak memory, {phase:<8} {gib:6.1f} GiB per GPU" for phase, gib in result.memory_gib.items()]
+    lines.append("  fits" if result.fits else "  does NOT fit: use more GPUs, a larger type or sd35_medium")
+    lines += [f"  {phase:<27} {value:6.1f} s per step" for phase, value in result.seconds.items()]
+    lines.append(f"  total {result.hours:.1f} h, about {result.usd:,.0f} USD")
+    return "\n".join(lines)

@@ -1,0 +1,259 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Minimal pre-training of the built-in world: the checkpoint that RL starts from, in minutes on one core.
+
+Two parts. The codec is trained alone (`verl_uae.scenes.codec`). Then the encoder learns to caption pictures and, in the
+same steps, the decoder learns to draw captions by flow matching, whose gradient flows through the projector into the
+language model: a tiny language model that has only learnt to caption gives text states from which nothing but the
+background can be drawn. The captions imitated by the encoder are mostly under-descriptive (`CAPTIONER_MIX`) while the
+decoder is shown detail (`DECODER_MIX`); that gap is what RL closes.
+
+Conditions go through `verl_uae.decoder.conditioner` with the role, template and fixed length that RL uses.
+
+Shapes: B scenes, T prompt plus caption tokens, L condition tokens, E language-model width, C h w latent.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from verl_uae.decoder.conditioner import Conditioner, language_stack
+from verl_uae.decoder.decoder import Decoder
+from verl_uae.scenes.codec import build_codec, train_codec
+from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, CaptionMix
+from verl_uae.scenes.render import OBJECT_COUNTS, Scene, all_scenes, render_batch
+from verl_uae.scenes.tiny_models import CONDITION_LENGTH, build_decoder, build_encoder
+from verl_uae.scenes.tokenizer import build_processor, pixel_values, prompt_ids
+from verl_uae.seeding import derive_seed, generator
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""Called as (part, steps done, steps in all, losses) after every step; part is "codec" or "joint"."""
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStartConfig:
+    """Settings of the cold start; the defaults are measured (docs: scenes)."""
+
+    seed: int = 0
+    codec_steps: int = 400
+    steps: int = 1500
+    decoder_batch: int = 64
+    captioner_batch: int = 32
+    decoder_lr: float = 4e-3
+    encoder_lr: float = 2e-3
+    warmup_steps: int = 50
+    final_lr: float = 0.05
+    """Learning rate at the end as a share of the highest."""
+    ema_decay: float = 0.99
+    high_noise: float = 0.6
+    """Half of the noise levels are uniform in [0, 1], half in [high_noise, 1], where the layout is decided."""
+    object_counts: tuple[int, ...] = OBJECT_COUNTS
+    captioner_mix: CaptionMix = CAPTIONER_MIX
+    decoder_mix: CaptionMix = DECODER_MIX
+
+
+def cold_start(out: str | Path, config: ColdStartConfig | None = None, on_progress: Progress | None = None) -> None:
+    """Build, train and save the tiny models.
+
+    Writes `out`/encoder (transformers folder with its processor) and `out`/decoder (diffusers folder). One process; the
+    result depends on the seed and, in the last digits, on the platform and the number of threads.
+
+    Args:
+        out: folder, made if missing.
+        config: settings.
+        on_progress: see `Progress`.
+    """
+    config = config or ColdStartConfig()
+    processor = build_processor()
+    vae = build_codec(config.seed)
+    train_codec(vae, config.seed, steps=config.codec_steps, on_step=_codec_progress(config, on_progress))
+    encoder = build_encoder(config.seed, processor.tokenizer)
+    decoder = build_decoder(config.seed, vae)
+    train_joint(encoder, decoder, processor.tokenizer, config, on_progress)
+    save_encoder(encoder, processor, Path(out) / "encoder")
+    decoder.save_pretrained(str(Path(out) / "decoder"))
+
+
+def save_encoder(encoder: Any, processor: Any, folder: Path) -> None:
+    """Write a transformers folder that `AutoProcessor` and the model class load."""
+    encoder.save_pretrained(folder, safe_serialization=True)
+    processor.save_pretrained(folder)
+
+
+def train_joint(
+    encoder: Any, decoder: Decoder, tokenizer: Any, config: ColdStartConfig, on_progress: Progress | None = None
+) -> None:
+    """Train encoder and decoder in place; the decoder ends with its averaged weights.
+
+    Raises:
+        ValueError: if a step's loss is not finite.
+    """
+    pool = ScenePool(decoder, config)
+    loss_of = JointLoss(encoder, decoder, tokenizer, config)
+    learner = _Learner(encoder, decoder, config)
+    encoder.train()
+    decoder.train()
+    for step in range(config.steps):
+        scenes, image, latent = pool.draw(config.decoder_batch)
+        flow, caption = loss_of(scenes, image, latent)
+        loss = flow + caption
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(f"cold start diverged at step {step} with seed {config.seed}: loss {float(loss)}")
+        learner.update(loss, step)
+        if on_progress is not None:
+            on_progress("joint", step + 1, config.steps, {"flow": float(flow), "caption": float(caption)})
+    learner.adopt_average()
+    encoder.eval()
+    decoder.eval()
+
+
+class ScenePool:
+    """Every training scene with its picture and its latent, computed once.
+
+    Args:
+        decoder: its codec makes the latents.
+        config: number of objects and seed of the draws.
+    """
+
+    def __init__(self, decoder: Decoder, config: ColdStartConfig) -> None:
+        self._rng = random.Random(derive_seed(config.seed, "scenes-joint-pool"))
+        self._scenes = [scene for scene in all_scenes(config.object_counts) if scene.split == "train"]
+        self._by_count: dict[int, list[int]] = {}
+        for index, scene in enumerate(self._scenes):
+            self._by_count.setdefault(len(scene.objects), []).append(index)
+        self._images = render_batch(self._scenes)
+        chunks = self._images.split(64)
+        self._latents = torch.cat([decoder.encode_image(chunk.float() / 255) for chunk in chunks])
+
+    def draw(self, batch: int) -> tuple[list[Scene], torch.Tensor, torch.Tensor]:
+        """Scenes, pictures (B, 3, H, W) in [0, 1] and latents (B, C, h, w); numbers of objects equally likely."""
+        counts = self._rng.choices(sorted(self._by_count), k=batch)
+        index = [self._rng.choice(self._by_count[count]) for count in counts]
+        return [self._scenes[i] for i in index], self._images[index].float() / 255, self._latents[index]
+
+
+class JointLoss:
+    """The two losses of one batch of scenes.
+
+    Args:
+        encoder: `Qwen2_5_VLForConditionalGeneration`.
+        decoder: decoder with its projector.
+        tokenizer: tokenizer of the encoder.
+        config: caption distributions, noise levels and seed.
+    """
+
+    def __init__(self, encoder: Any, decoder: Decoder, tokenizer: Any, config: ColdStartConfig) -> None:
+        self._encoder, self._decoder, self._tokenizer, self._config = encoder, decoder, tokenizer, config
+        self._conditioner = Conditioner(language_stack(encoder), tokenizer, length=CONDITION_LENGTH)
+        self._captioner = CaptionLoss(encoder, tokenizer)
+        self._rng = random.Random(derive_seed(config.seed, "scenes-joint-captions"))
+        self._noise = generator(config.seed, "scenes-joint-noise")
+
+    def __call__(
+        self, scenes: list[Scene], image_B3HW: torch.Tensor, latent_BChw: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flow matching loss of all scenes, cross-entropy of the captions of the first `captioner_batch` scenes."""
+        shown = [self._config.decoder_mix.sample(scene, self._rng) for scene in scenes]
+        few = self._config.captioner_batch
+        imitated = [self._config.captioner_mix.sample(scene, self._rng) for scene in scenes[:few]]
+        return self._flow(shown, latent_BChw), self._captioner(image_B3HW[:few], imitated)
+
+    def _flow(self, captions: list[str], x0_BChw: torch.Tensor) -> torch.Tensor:
+        ids_BL, mask_BL, _ = self._conditioner.tokenize(captions)
+        states_BLE = self._conditioner.states(ids_BL, mask_BL)
+        noise_BChw = torch.randn(x0_BChw.shape, generator=self._noise)
+        sigma_B = torch.rand(len(captions), generator=self._noise)
+        sigma_B[::2] = self._config.high_noise + (1 - self._config.high_noise) * sigma_B[::2]
+        sigma = sigma_B.view(-1, 1, 1, 1)
+        velocity = self._decoder.velocity((1 - sigma) * x0_BChw + sigma * noise_BChw, sigma_B, states_BLE)
+        return F.mse_loss(velocity, noise_BChw - x0_BChw)
+
+
+class CaptionLoss:
+    """Mean cross-entropy per caption token (end of turn included) after the picture prompt."""
+
+    def __init__(self, encoder: Any, tokenizer: Any) -> None:
+        self._encoder, self._tokenizer = encoder, tokenizer
+        self._prompt = torch.tensor([prompt_ids(tokenizer)])
+        self._is_image = (self._prompt == encoder.config.image_token_id).int()
+        _, grid = pixel_values(torch.zeros(1, 3, 32, 32))
+        self._positions, _ = encoder.model.get_rope_index(
+            self._prompt, image_grid_thw=grid, mm_token_type_ids=self._is_image
+        )
+
+    def __call__(self, image_B3HW: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        b, prompt = len(captions), self._prompt.shape[1]
+        body_BT, labels_BT = self._caption_ids(captions)
+        pixels, grid = pixel_values(image_B3HW)
+        after = self._positions.max() + 1 + torch.arange(body_BT.shape[1])
+        positions = torch.cat([self._positions, after.expand(3, 1, -1)], dim=2).expand(3, b, -1)
+        logits = self._encoder(
+            input_ids=torch.cat([self._prompt.expand(b, -1), body_BT], dim=1),
+            position_ids=positions,
+            pixel_values=pixels,
+            image_grid_thw=grid,
+            use_cache=False,
+        ).logits[:, prompt - 1 : -1]
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=_IGNORED)
+
+    def _caption_ids(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Right-padded ids and labels (B, T of the captions). Causal attention never looks at the pads."""
+        eos = self._tokenizer.eos_token_id
+        rows = [torch.tensor([*ids, eos]) for ids in self._tokenizer(captions, add_special_tokens=False)["input_ids"]]
+        ids_BT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._tokenizer.pad_token_id)
+        return ids_BT, nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_IGNORED)
+
+
+class _Learner:
+    """AdamW with two learning rates, warm-up, linear decay in the second half, and an average of the decoder."""
+
+    def __init__(self, encoder: Any, decoder: Decoder, config: ColdStartConfig) -> None:
+        self._config = config
+        drawn = nn.ModuleList([decoder.transformer, decoder.projector])
+        self._decoder = list(drawn.parameters())
+        self._encoder = list(encoder.parameters())
+        self._average = [copy.deepcopy(p.detach()) for p in self._decoder]
+        groups = [
+            {"params": self._decoder, "lr": config.decoder_lr},
+            {"params": self._encoder, "lr": config.encoder_lr},
+        ]
+        self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._share)
+
+    def _share(self, step: int) -> float:
+        c = self._config
+        return min(1.0, (step + 1) / c.warmup_steps) * max(c.final_lr, min(1.0, 2 * (1 - step / c.steps)))
+
+    def update(self, loss: torch.Tensor, step: int) -> None:
+        """One clipped gradient step and one step of the average."""
+        self._optimizer.zero_grad()
+        loss.backward()
+        for parameters in (self._decoder, self._encoder):
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        decay = min(self._config.ema_decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(self._average, [p.detach() for p in self._decoder], 1 - decay)
+
+    @torch.no_grad()
+    def adopt_average(self) -> None:
+        """Replace the decoder's weights by their average."""
+        for parameter, average in zip(self._decoder, self._average, strict=True):
+            parameter.copy_(average)
+
+
+def _codec_progress(config: ColdStartConfig, on_progress: Progress | None) -> Callable[[int, float], None] | None:
+    if on_progress is None:
+        return None
+    return lambda step, loss: on_progress("codec", step + 1, config.codec_steps, {"loss": loss})

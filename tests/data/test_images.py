@@ -176,9 +176,11 @@ def test_paths_stay_inside_their_root(name: str, tmp_path: Path, make_picture: C
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    for path in (tmp_path / "pipe.png", tmp_path, Path("/dev/zero"), tmp_path / "absent.png"):
-        with pytest.raises(DecodeError):
+    for path in (tmp_path / "pipe.png", tmp_path, Path("/dev/zero")):
+        with pytest.raises(DecodeError, match="not a regular file"):
             decode_image(path)
+    with pytest.raises(DecodeError, match=r"absent\.png: FileNotFoundError"):
+        decode_image(tmp_path / "absent.png")
     for source in (None, 3, {}, {"bytes": None, "path": None}, {"bytes": "text"}, ["a"]):
         with pytest.raises(DecodeError):
             decode_image(source)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from verl_uae.reward import Status
-from verl_uae.reward.outcome import WrongAnswer, as_number, as_record, as_rows
+from verl_uae.reward.outcome import WrongAnswerError, as_number, as_record, as_rows
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,12 @@ def test_an_unusable_outcome_is_invalid_and_says_so(raw: object) -> None:
     assert record.reason is not None and record.reason.startswith("clip: returned")
 
 
+@pytest.mark.parametrize("raw", [math.nan, math.inf, -math.inf, 10**400])
+def test_without_bounds_a_number_is_still_finite(raw: float) -> None:
+    record = as_record("custom", raw, (-math.inf, math.inf))
+    assert record.status is Status.INVALID and record.reason is not None and "bounds" not in record.reason
+
+
 def test_rounding_past_a_bound_is_set_to_it() -> None:
     assert as_record("x", 1.0 + 1e-9, (-1.0, 1.0)).value == 1.0
     assert as_record("x", -1.0 - 1e-9, (-1.0, 1.0)).value == -1.0
@@ -50,7 +56,7 @@ def test_rounding_past_a_bound_is_set_to_it() -> None:
 
 @pytest.mark.parametrize("raw", [None, 0.5, "ab", b"ab", {1: 2, 3: 4}, [1.0], torch.zeros(2, 1), np.zeros(3)])
 def test_as_rows_refuses_anything_but_one_per_sample(raw: object) -> None:
-    with pytest.raises(WrongAnswer):
+    with pytest.raises(WrongAnswerError):
         as_rows(raw, 2)
 
 

@@ -54,5 +54,5 @@ def test_to_tensors_shows_a_forgotten_mask() -> None:
 def test_a_mostly_failing_step_stops_the_run() -> None:
     ok, bad = RewardRecord(0.5, Status.OK), RewardRecord.failed(Status.ERROR, "clip: raised OSError")
     require_enough_valid([ok, bad])
-    with pytest.raises(RewardError, match="2 of 3 .*2 x error: clip: raised OSError"):
+    with pytest.raises(RewardError, match=r"2 of 3 .*2 x error: clip: raised OSError"):
         require_enough_valid([ok, bad, bad])

@@ -64,9 +64,8 @@ def test_a_class_that_breaks_the_contract_is_refused(registry: RewardRegistry) -
 
 
 def test_importing_the_package_imports_no_model_library() -> None:
-    code = "import sys, verl_uae.reward as r; r.get_reward('pixel'); print([m for m in %r if m in sys.modules])" % (
-        ["torchmetrics", "transformers", "diffusers", "torchvision", "verl", "ray", "efficientnet_lite_pytorch"],
-    )
+    heavy = ["torchmetrics", "transformers", "diffusers", "torchvision", "verl", "ray", "efficientnet_lite_pytorch"]
+    code = f"import sys, verl_uae.reward as r; r.get_reward('pixel'); print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -98,7 +97,7 @@ def test_entry_points_are_found_and_imported_late(tmp_path: Path, monkeypatch: p
     assert registry.names() == ["absent", "half"]
     assert "uae_test_plugin" not in sys.modules
     assert registry.get("half").__name__ == "Half"
-    with pytest.raises(ConfigError, match="'absent' .uae_test_plugin:Absent. cannot be loaded: AttributeError"):
+    with pytest.raises(ConfigError, match=r"'absent' .uae_test_plugin:Absent. cannot be loaded: AttributeError"):
         registry.get("absent")
 
 

@@ -6,6 +6,7 @@ import math
 import random
 import threading
 import time
+from typing import ClassVar
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ class Hostile(RewardTerm):
 
     needs = frozenset({"reconstruction", "row"})
     bounds = (0.0, 1.0)
-    BAD = {
+    BAD: ClassVar[dict[str, object]] = {
         "nan": math.nan,
         "inf": math.inf,
         "-inf": -math.inf,
@@ -171,12 +172,12 @@ def test_missing_inputs_stop_the_run(make_batch) -> None:
 def test_a_hang_ends_in_time_and_keeps_finished_chunks(make_batch, released) -> None:
     batch = make_batch(12)
     batch.rows[5]["fault"] = "hang"
-    scorer = RewardScorer([("test_hostile", 1.0, {}), ("pixel", 1.0, {})], timeout_s=0.3, chunk_size=4)
+    scorer = RewardScorer([("test_hostile", 1.0, {}), ("pixel", 1.0, {})], timeout_s=0.8, chunk_size=4)
     start = time.monotonic()
     records = scorer.score(batch)
-    assert time.monotonic() - start < 1.3
+    assert time.monotonic() - start < 1.8
     assert [record.status for record in records] == [Status.OK] * 4 + [Status.TIMEOUT] * 8
-    assert all(record.reason == "test_hostile: no answer within 0.3 s" for record in records[4:])
+    assert all(record.reason == "test_hostile: no answer within 0.8 s" for record in records[4:])
 
 
 def test_hanging_for_ever_stops_the_run(make_batch, released) -> None:

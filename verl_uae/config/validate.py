@@ -89,6 +89,7 @@ def validate(config: DictConfig) -> None:
         if value < smallest or (value == smallest and not inclusive):
             raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value}")
     _validate_grpo(config)
+    _validate_micro_batches(config)
     _validate_decoder(config)
     _validate_rewards(config)
 
@@ -125,6 +126,27 @@ def _validate_grpo(config: DictConfig) -> None:
         raise ConfigError("reward.reward_model.enable", "rewards come from the decoder workers; use uae.reward.terms")
     if config.data.truncation != "error":
         raise ConfigError("data.truncation", f"{config.data.truncation!r} could cut through an image; use error")
+
+
+def _validate_micro_batches(config: DictConfig) -> None:
+    """verl splits the samples of a rank into equal micro-batches and fails in the first step if they do not fit."""
+    ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    hybrid = config.actor_rollout_ref
+    if hybrid.actor.use_dynamic_bsz or hybrid.actor.strategy == "megatron":
+        return
+    batch, mini = config.data.train_batch_size, hybrid.actor.ppo_mini_batch_size
+    if mini > batch or batch % mini:
+        raise ConfigError("actor_rollout_ref.actor.ppo_mini_batch_size", f"{mini} must divide train_batch_size {batch}")
+    checks = (
+        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", mini),
+        ("actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu", batch),
+        ("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu", batch),
+    )
+    for key, images in checks:
+        micro, samples = OmegaConf.select(config, key), images * hybrid.rollout.n / ranks
+        if micro and samples % micro:
+            raise ConfigError(key, f"{micro} must divide the {samples:g} captions a rank has ({images} images x "
+                              f"{hybrid.rollout.n} captions / {ranks} ranks)")
 
 
 def _validate_decoder(config: DictConfig) -> None:

@@ -288,12 +288,15 @@ def _read_file(path: str | os.PathLike[str], limits: ImageLimits, root: str | os
             raise RefusedError(f"path leaves its folder {base}")
     # Non-blocking, so that a named pipe cannot hold the run up before it is found not to be a regular file.
     descriptor = os.open(resolved, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise RefusedError("not a regular file")
         _check_bytes(status.st_size, limits)
-        data = file.read(limits.max_bytes + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(limits.max_bytes + 1)
+    finally:
+        os.close(descriptor)
     _check_bytes(len(data), limits)
     return data
 

@@ -40,8 +40,8 @@ class CustomReward(RewardTerm):
 
     The signature is verl's own (``reward.custom_reward_function``), so one function serves both. It is called by
     keyword; ``solution_str`` is the caption, and ``extra_info`` is a copy of the row's plus ``source_image`` and
-    ``reconstruction`` (:class:`PIL.Image.Image`, RGB, 8 bit) and ``caption``. It may be a coroutine function. It returns
-    a number, or a dict with ``score`` whose other finite numbers are recorded as ``custom/<key>``.
+    ``reconstruction`` (:class:`PIL.Image.Image`, RGB, 8 bit) and ``caption``. It may be a coroutine function. It
+    returns a number, or a dict with ``score`` whose other finite numbers are recorded as ``custom/<key>``.
 
     Calls run on ``num_threads`` threads, each with the scorer's timeout. A coroutine that is late is cancelled; a plain
     function is abandoned (:mod:`verl_uae.reward.deadline`). Each coroutine gets an event loop of its own, so a
@@ -118,7 +118,7 @@ class CustomReward(RewardTerm):
         return result
 
     def _record(self, call: Call[object]) -> RewardRecord:
-        if call.timed_out or isinstance(call.error, _Late):
+        if call.timed_out or isinstance(call.error, _LateError):
             reason = f"{LABEL}: no answer within {self.guard.timeout_s:g} s"
             return RewardRecord.failed(Status.TIMEOUT, reason, call.seconds)
         if call.error is not None:
@@ -134,7 +134,7 @@ class CustomReward(RewardTerm):
         return RewardRecord(record.value, Status.OK, _extra_terms(call.value), call.seconds)
 
 
-class _Late(Exception):
+class _LateError(Exception):
     """A coroutine was cancelled at its deadline. Not TimeoutError, which the user's own code may raise."""
 
 
@@ -142,8 +142,7 @@ async def _within(result: Any, timeout_s: float) -> object:
     task = asyncio.ensure_future(result)
     done, _ = await asyncio.wait({task}, timeout=timeout_s)
     if not done:
-        task.cancel()
-        raise _Late
+        raise _LateError  # asyncio.run cancels the task on its way out and waits for its cleanup.
     return task.result()
 
 

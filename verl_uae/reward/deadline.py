@@ -155,5 +155,6 @@ class _Round(Generic[T]):
 def _attempt(call: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return call(), None
-    except BaseException as error:  # noqa: BLE001  a fault boundary: sys.exit() in a user's reward must not end a worker
+    # A fault boundary. Base exceptions too: sys.exit() in a user's reward must not silently end a worker.
+    except BaseException as error:
         return None, error

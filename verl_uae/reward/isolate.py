@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from verl_uae.errors import RewardError
-from verl_uae.reward.outcome import WrongAnswer, as_record, as_rows, describe_error
+from verl_uae.reward.outcome import WrongAnswerError, as_record, as_rows, describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import RewardTerm
@@ -54,16 +55,12 @@ def score_chunked(
 
 def score_whole(term: RewardTerm, label: str, batch: RewardBatch, active: Sequence[int], slots: Slots) -> None:
     """Score with a term that looks at several samples at once, or isolates them itself: one call, no retry."""
-    start = time.monotonic()
-    try:
-        rows = as_rows(term.score(batch.take(active)), len(active))
-    except RewardError:
-        raise
-    except Exception as error:  # noqa: BLE001  a fault boundary: a term's failure is data
-        fill_failed(slots, active, _failure(label, error))
+    answer = _ask(term, batch.take(active))
+    if answer.error is not None:
+        fill_failed(slots, active, _failure(label, answer))
         return
-    share = (time.monotonic() - start) / len(active)
-    for index, raw in zip(active, rows, strict=True):
+    share = answer.seconds / len(active)
+    for index, raw in zip(active, answer.rows, strict=True):
         slots[index] = as_record(label, raw, term.bounds, share)
 
 
@@ -74,11 +71,33 @@ def fill_failed(slots: Slots, indices: Sequence[int], record: RewardRecord) -> N
             slots[index] = record
 
 
-def _failure(label: str, error: BaseException, seconds: float = 0.0) -> RewardRecord:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One call of a term: a row per sample, or the error."""
+
+    rows: list[object]
+    error: Exception | None
+    seconds: float
+
+
+def _ask(term: RewardTerm, batch: RewardBatch) -> _Answer:
+    start = time.monotonic()
+    try:
+        rows = as_rows(term.score(batch), len(batch))
+        return _Answer(rows, None, time.monotonic() - start)
+    except RewardError:
+        raise
+    # A fault boundary: what a term raises over a sample is data, whatever it is.
+    except Exception as error:
+        return _Answer([], error, time.monotonic() - start)
+
+
+def _failure(label: str, answer: _Answer) -> RewardRecord:
     """ERROR for an exception, INVALID for an answer of the wrong shape."""
-    if isinstance(error, WrongAnswer):
-        return RewardRecord.failed(Status.INVALID, f"{label}: {error}", seconds)
-    return RewardRecord.failed(Status.ERROR, f"{label}: {describe_error(error)}", seconds)
+    assert answer.error is not None
+    if isinstance(answer.error, WrongAnswerError):
+        return RewardRecord.failed(Status.INVALID, f"{label}: {answer.error}", answer.seconds)
+    return RewardRecord.failed(Status.ERROR, f"{label}: {describe_error(answer.error)}", answer.seconds)
 
 
 class _Chunk:
@@ -93,50 +112,38 @@ class _Chunk:
 
     def score(self, indices: Sequence[int], slots: Slots) -> None:
         """Score the samples at ``indices`` (positions in the batch), isolating those that make the term fail."""
-        try:
-            self._score_in_place(indices, slots)
+        together = self._score_in_place(indices, slots)
+        if together is None:
             return
-        except RewardError:
-            raise
-        except Exception as error:  # noqa: BLE001  a fault boundary: which sample it was is found below
-            together = error
         alone: dict[int, RewardRecord] = {}
         for index in indices:
-            record, failed = self._score_alone(index)
-            if failed:
-                slots[index] = record
+            answer = _ask(self.term, self.batch.take([index]))
+            if answer.error is not None:
+                slots[index] = _failure(self.label, answer)
             else:
-                alone[index] = record
-        if alone:
-            self._score_clean(alone, slots, together)
+                alone[index] = as_record(self.label, answer.rows[0], self.term.bounds, answer.seconds)
+        again = self._score_in_place(list(alone), slots) if alone else None
+        if again is None:
+            return
+        logger.warning(
+            "reward term %r fails on %d samples together (%s; at first %s) though each passes alone; using the "
+            "values of the samples alone, which may differ in the last bits",
+            *(self.label, len(alone), describe_error(again), describe_error(together)),
+        )
+        for index, record in alone.items():
+            slots[index] = record
 
-    def _score_clean(self, alone: Mapping[int, RewardRecord], slots: Slots, together: Exception) -> None:
-        try:
-            self._score_in_place(list(alone), slots)
-        except Exception as error:  # noqa: BLE001  a fault boundary: the values of the samples alone are at hand
-            logger.warning(
-                "reward term %r fails on %d samples together (%s; at first %s) though each passes alone; using the "
-                "values of the samples alone, which may differ in the last bits",
-                *(self.label, len(alone), describe_error(error), describe_error(together)),
-            )
-            for index, record in alone.items():
-                slots[index] = record
+    def _score_in_place(self, indices: Sequence[int], slots: Slots) -> Exception | None:
+        """One call of fixed shape: ``indices`` at their own places, a copy of the first of them at all others.
 
-    def _score_in_place(self, indices: Sequence[int], slots: Slots) -> None:
-        """One call of fixed shape: ``indices`` at their own places, a copy of the first of them at all others."""
-        start = time.monotonic()
+        Returns the error that kept it from writing the slots, if any.
+        """
         wanted = set(indices)
         places = [place if place in wanted else indices[0] for place in range(self.start, self.start + self.size)]
-        rows = as_rows(self.term.score(self.batch.take(places)), self.size)
-        share = (time.monotonic() - start) / len(indices)
+        answer = _ask(self.term, self.batch.take(places))
+        if answer.error is not None:
+            return answer.error
         for index in indices:
-            slots[index] = as_record(self.label, rows[index - self.start], self.term.bounds, share)
-
-    def _score_alone(self, index: int) -> tuple[RewardRecord, bool]:
-        """The sample scored by itself, and whether the term failed on it (rather than gave a bad number)."""
-        start = time.monotonic()
-        try:
-            (raw,) = as_rows(self.term.score(self.batch.take([index])), 1)
-        except Exception as error:  # noqa: BLE001  a fault boundary: this is the sample that failed
-            return _failure(self.label, error, time.monotonic() - start), True
-        return as_record(self.label, raw, self.term.bounds, time.monotonic() - start), False
+            raw = answer.rows[index - self.start]
+            slots[index] = as_record(self.label, raw, self.term.bounds, answer.seconds / len(indices))
+        return None

@@ -17,7 +17,7 @@ from verl_uae.reward.record import RewardRecord, Status
 BOUND_TOLERANCE = 1e-6
 
 
-class WrongAnswer(Exception):
+class WrongAnswerError(Exception):
     """A term answered, but not with one outcome per sample."""
 
 
@@ -76,14 +76,14 @@ def as_rows(raw: object, count: int) -> list[object]:
     """The outcomes of a batch, one per sample.
 
     Raises:
-        WrongAnswer: where ``raw`` is not a sequence of ``count`` outcomes.
+        WrongAnswerError: where ``raw`` is not a sequence of ``count`` outcomes.
     """
     if isinstance(raw, (Tensor, np.ndarray)):
         if tuple(raw.shape) != (count,):
-            raise WrongAnswer(f"returned {describe(raw)} for {count} samples")
+            raise WrongAnswerError(f"returned {describe(raw)} for {count} samples")
         return list(raw.tolist())
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
-        raise WrongAnswer(f"returned {describe(raw)} for {count} samples")
+        raise WrongAnswerError(f"returned {describe(raw)} for {count} samples")
     if len(raw) != count:
-        raise WrongAnswer(f"returned {len(raw)} outcomes for {count} samples")
+        raise WrongAnswerError(f"returned {len(raw)} outcomes for {count} samples")
     return list(raw)

@@ -32,9 +32,12 @@ class Status(str, enum.Enum):
     ERROR = "error"
     """An exception."""
 
-    # ``str(Status.OK)`` and f-strings give the bare word on Python 3.10 as well as on later versions.
-    __str__ = str.__str__
-    __format__ = str.__format__
+    # Python 3.10 has no StrEnum: without these, f-strings and str() differ between versions.
+    def __str__(self) -> str:
+        return str(self.value)
+
+    def __format__(self, format_spec: str) -> str:
+        return format(str(self.value), format_spec)
 
 
 @dataclass(frozen=True, slots=True)

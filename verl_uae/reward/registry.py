@@ -133,7 +133,8 @@ def _import_claim(name: str, claim: str, key: str) -> type[RewardTerm]:
     try:
         found: Any = getattr(importlib.import_module(module), attribute)
         check_term_class(found)
-    except Exception as error:  # noqa: BLE001  a fault boundary: another package's import may raise anything
+    # A fault boundary: another package's import may raise anything.
+    except Exception as error:
         message = f"reward {name!r} ({claim}) cannot be loaded: {type(error).__name__}: {error}"
         raise ConfigError(key, message) from error
     term_class: type[RewardTerm] = found

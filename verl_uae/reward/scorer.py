@@ -49,7 +49,7 @@ class _Entry:
     label: str
     term: RewardTerm
     factor: float
-    """Weight, negated where lower is better; 0 for a held-out term, which never enters the sum."""
+    """Weight, negated where lower is better. Not used for held-out terms."""
 
 
 class RewardScorer:
@@ -63,9 +63,9 @@ class RewardScorer:
     become INVALID, an exception ERROR, and all other samples keep the bits they have in a run without it
     (:mod:`verl_uae.reward.isolate`). A held-out term is recorded in ``terms`` and touches neither value nor status.
 
-    Each term runs in a daemon thread and has ``timeout_s`` for the whole batch (a term that isolates samples itself, like
-    ``custom``: for each sample). Samples not scored by then are TIMEOUT. A thread cannot be killed, only abandoned;
-    what that does not cover is listed in :mod:`verl_uae.reward.deadline`.
+    Each term runs in a daemon thread and has ``timeout_s`` for the whole batch (a term that isolates samples itself,
+    like ``custom``: for each sample). Samples not scored by then are TIMEOUT. A thread cannot be killed, only
+    abandoned; what that does not cover is listed in :mod:`verl_uae.reward.deadline`.
 
     Args:
         terms: what is summed; ``(name, weight, params)`` or :class:`TermSpec`.
@@ -103,7 +103,7 @@ class RewardScorer:
         self.guard = Guard(timeout_s, max_abandoned)
         self.chunk_size = chunk_size
         self._summed = [self._build(spec, f"{key}.terms[{i}]") for i, spec in enumerate(summed)]
-        self._watched = [self._build(spec, f"{key}.held_out[{i}]", held_out=True) for i, spec in enumerate(watched)]
+        self._watched = [self._build(spec, f"{key}.held_out[{i}]") for i, spec in enumerate(watched)]
 
     @property
     def labels(self) -> list[str]:
@@ -146,7 +146,7 @@ class RewardScorer:
             self._run(entry, batch, parts, healthy)
         return [settled[i] if i in settled else self._combine(parts[i]) for i in range(len(batch))]
 
-    def _build(self, spec: TermSpec, key: str, held_out: bool = False) -> _Entry:
+    def _build(self, spec: TermSpec, key: str) -> _Entry:
         term_class = get_reward(spec.name, f"{key}.name")
         try:
             inspect.signature(term_class).bind(**spec.params)
@@ -156,7 +156,7 @@ class RewardScorer:
         term = term_class(**spec.params)
         term.setup(TermContext(device=self.device, guard=self.guard))
         sign = 1.0 if term.higher_is_better else -1.0
-        return _Entry(spec.label or spec.name, term, 0.0 if held_out else sign * spec.weight)
+        return _Entry(spec.label or spec.name, term, sign * spec.weight)
 
     def _run(
         self, entry: _Entry, batch: RewardBatch, parts: dict[int, dict[str, RewardRecord]], active: Sequence[int]
@@ -206,7 +206,7 @@ class RewardScorer:
                 logger.warning("held-out reward %s: %s", record.status, record.reason)
         value = 0.0
         for entry in self._summed:
-            outcome = found[entry.label] if entry.label in found else None
+            outcome = found.get(entry.label)
             if outcome is None or outcome.value is None:
                 failed = next(record for record in found.values() if not record.ok)
                 return RewardRecord(None, failed.status, terms, seconds, failed.reason)

@@ -17,13 +17,17 @@ import importlib.util
 import logging
 import stat
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from verl_uae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _PACKAGE_PREFIX = "pkg://"
 
@@ -91,26 +95,28 @@ def _load_file(reference: str, key: str) -> Source:
     name = f"verl_uae_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{sha256[:8]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_loader(name, _BytesLoader(str(path), data), origin=str(path))
-        if spec is None or spec.loader is None:
-            raise ConfigError(key, f"cannot load {path} as a Python module")
-        module = importlib.util.module_from_spec(spec)
+        assert spec is not None and spec.loader is not None  # The loader is given.
+        loader, module = spec.loader, importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
-        except BaseException as error:
+            _import(lambda: loader.exec_module(module), str(path), key)
+        except ConfigError:
             del sys.modules[name]
-            if not isinstance(error, (Exception, SystemExit)):
-                raise
-            raise ConfigError(key, f"{path} failed to import: {type(error).__name__}: {error}") from error
+            raise
     return Source(sys.modules[name], str(path), sha256)
 
 
 def _load_package(name: str, key: str) -> Source:
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001  a fault boundary: importing a user's module may raise anything
-        raise ConfigError(key, f"module {name!r} failed to import: {type(error).__name__}: {error}") from error
+    module = _import(lambda: importlib.import_module(name), f"module {name!r}", key)
     file = getattr(module, "__file__", None)
     if file is None:
         return Source(module, name, "")
     return Source(module, str(Path(file).resolve()), hashlib.sha256(Path(file).read_bytes()).hexdigest())
+
+
+def _import(run: Callable[[], T], what: str, key: str) -> T:
+    try:
+        return run()
+    # A fault boundary: a user's module may raise anything while it is imported, or leave with sys.exit().
+    except (Exception, SystemExit) as error:
+        raise ConfigError(key, f"{what} failed to import: {type(error).__name__}: {error}") from error

@@ -4,8 +4,8 @@
 
 Its encoder is not trained but *written*: a whitened principal component analysis (PCA) of 8x8 pixel patches, expressed
 in the convolutions of the KL encoder. Whitening makes a small shape detail worth as much as the background in the flow
-matching loss, which is what lets a tiny transformer learn shapes at all. Only the convolutional decoder is trained, as a
-regression on noisy latents; from random values the pair needs ten times as long.
+matching loss, which is what lets a tiny transformer learn shapes at all. Only the convolutional decoder is trained, as
+a regression on noisy latents; from random values the pair needs ten times as long.
 
 How a linear map fits in the KL encoder (all channel counts equal, no resnet before the middle block):
   1. `conv_in` copies the pixels; each strided convolution turns 2x2 blocks of the level below into channels and keeps
@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -59,7 +60,7 @@ def build_codec(seed: int, *, fit_scenes: int = 1500) -> AutoencoderKL:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "scenes-codec"))
-        vae = AutoencoderKL(
+        vae: Any = AutoencoderKL(
             block_out_channels=(_WIDTH,) * _LEVELS,
             down_block_types=("DownEncoderBlock2D",) * _LEVELS,
             up_block_types=("UpDecoderBlock2D",) * _LEVELS,
@@ -79,16 +80,14 @@ def build_codec(seed: int, *, fit_scenes: int = 1500) -> AutoencoderKL:
     return vae.eval()
 
 
-def train_codec(
-    vae: AutoencoderKL, seed: int, *, steps: int = 400, on_step: Callable[[int, float], None] | None = None
-) -> None:
-    """Train the decoder of a codec in place on scenes of the training split with 0 to 4 objects.
+def train_codec(vae: Any, seed: int, *, steps: int = 400, on_step: Callable[[int, float], None] | None = None) -> None:
+    """Train the decoder of a codec in place on scenes of the training split with 1 to 4 objects.
 
     The loss is mean squared plus absolute pixel error plus squared error of the whitened patch components: without the
     last term the small circle and the small square, which differ by some corner pixels, are drawn alike.
 
     Args:
-        vae: from `build_codec`.
+        vae: the `AutoencoderKL` of `build_codec`.
         seed: names scenes and noise.
         steps: gradient steps of 12 pictures, about 45 ms each on one core.
         on_step: called with (step, loss) after every step.
@@ -107,9 +106,7 @@ def train_codec(
         error = vae.decode(latent, return_dict=False)[0] - image
         components = F.conv2d(error, patch_map, stride=DOWNSAMPLING)
         loss = (
-            error.square().mean()
-            + _ABSOLUTE_WEIGHT * error.abs().mean()
-            + _LATENT_WEIGHT * components.square().mean()
+            error.square().mean() + _ABSOLUTE_WEIGHT * error.abs().mean() + _LATENT_WEIGHT * components.square().mean()
         )
         optimizer.zero_grad()
         loss.backward()
@@ -121,9 +118,9 @@ def train_codec(
 
 
 @torch.no_grad()
-def _training_pool(vae: AutoencoderKL, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+def _training_pool(vae: Any, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures in [-1, 1] and their latents; the encoder is fixed, so it runs once for all steps."""
-    counts = range(len(POSITIONS) + 1)
+    counts = range(1, len(POSITIONS) + 1)
     pool = render_float([sample_scene(rng, object_counts=counts) for _ in range(_POOL_SIZE)]) * 2 - 1
     return pool, torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pool.split(64)])
 
@@ -134,7 +131,7 @@ def _learning_rate(progress: float, step: int) -> float:
 
 
 @torch.no_grad()
-def _write_encoder(vae: AutoencoderKL, image_B3HW: torch.Tensor) -> None:
+def _write_encoder(vae: Any, image_B3HW: torch.Tensor) -> None:
     """Write the whitened PCA of 8x8 patches of pictures in [-1, 1] into the encoder, and set scale and shift."""
     encoder = vae.encoder
     _write_copy(encoder.conv_in)
@@ -146,8 +143,7 @@ def _write_encoder(vae: AutoencoderKL, image_B3HW: torch.Tensor) -> None:
     _write_pca(last, level, LATENT_CHANNELS, whiten=True)
     last.bias[LATENT_CHANNELS:] = torch.tensor([_NORM_CONSTANT, -_NORM_CONSTANT])
     for resnet in encoder.mid_block.resnets:
-        nn.init.zeros_(resnet.conv2.weight)
-        nn.init.zeros_(resnet.conv2.bias)
+        _zeroed(resnet.conv2)
     encoder.conv_norm_out.weight.fill_(_NORM_CONSTANT * math.sqrt(2 / _WIDTH))
     encoder.conv_norm_out.bias.fill_(_SILU_BIAS)
     _write_output(encoder.conv_out)
@@ -157,10 +153,9 @@ def _write_encoder(vae: AutoencoderKL, image_B3HW: torch.Tensor) -> None:
 
 
 def _write_copy(conv: nn.Conv2d) -> None:
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    weight, _ = _zeroed(conv)
     for channel in range(conv.in_channels):
-        conv.weight[channel, channel, 1, 1] = 1.0
+        weight[channel, channel, 1, 1] = 1.0
 
 
 def _write_pca(conv: nn.Conv2d, level: torch.Tensor, keep: int, *, whiten: bool) -> torch.Tensor:
@@ -176,11 +171,17 @@ def _write_pca(conv: nn.Conv2d, level: torch.Tensor, keep: int, *, whiten: bool)
     basis_KD = _fixed_signs(basis_DD.T.flip(0)[:keep])
     if whiten:
         basis_KD = basis_KD / variance_D.flip(0)[:keep, None].sqrt()
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
-    conv.weight[:keep, :channels, :2, :2] = basis_KD.view(keep, channels, 2, 2).float()
-    conv.bias[:keep] = -(basis_KD @ mean_D).float()
-    return F.conv2d(F.pad(level, (0, 1, 0, 1)), conv.weight[:keep, :channels], conv.bias[:keep], stride=2)
+    weight, bias = _zeroed(conv)
+    weight[:keep, :channels, :2, :2] = basis_KD.view(keep, channels, 2, 2).float()
+    bias[:keep] = -(basis_KD @ mean_D).float()
+    return F.conv2d(F.pad(level, (0, 1, 0, 1)), weight[:keep, :channels], bias[:keep], stride=2)
+
+
+def _zeroed(conv: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a convolution, set to zero."""
+    if conv.bias is None:
+        raise TypeError("a convolution of the codec has no bias")
+    return nn.init.zeros_(conv.weight), nn.init.zeros_(conv.bias)
 
 
 def _fixed_signs(basis_KD: torch.Tensor) -> torch.Tensor:
@@ -191,17 +192,16 @@ def _fixed_signs(basis_KD: torch.Tensor) -> torch.Tensor:
 
 def _write_output(conv: nn.Conv2d) -> None:
     """Latent mean = component minus channel M plus (M + bias) - bias; log variance = a small constant."""
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    weight, bias = _zeroed(conv)
     for channel in range(LATENT_CHANNELS):
-        conv.weight[channel, channel, 1, 1] = 1.0
-        conv.weight[channel, LATENT_CHANNELS, 1, 1] = -1.0
-    conv.bias[:LATENT_CHANNELS] = _NORM_CONSTANT
-    conv.bias[LATENT_CHANNELS:] = _LOG_VARIANCE
+        weight[channel, channel, 1, 1] = 1.0
+        weight[channel, LATENT_CHANNELS, 1, 1] = -1.0
+    bias[:LATENT_CHANNELS] = _NORM_CONSTANT
+    bias[LATENT_CHANNELS:] = _LOG_VARIANCE
 
 
 @torch.no_grad()
-def _patch_map(vae: AutoencoderKL) -> torch.Tensor:
+def _patch_map(vae: Any) -> torch.Tensor:
     """The linear part of the written encoder as one kernel (C, 3, 8, 8), read off from unit patches."""
     size = (3, DOWNSAMPLING, DOWNSAMPLING)
     unit = torch.cat([torch.zeros(1, *size), torch.eye(math.prod(size)).view(-1, *size)])

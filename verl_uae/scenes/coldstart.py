@@ -10,7 +10,7 @@ decoder is shown detail (`DECODER_MIX`); that gap is what RL closes.
 
 Conditions go through `verl_uae.decoder.conditioner` with the role, template and fixed length that RL uses.
 
-Shapes: B scenes, T prompt plus caption tokens, L condition tokens, E language-model width, C h w latent.
+Shapes: B scenes, L condition tokens, E language-model width, C h w latent.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from torch.nn import functional as F
 
 from verl_uae.decoder.conditioner import Conditioner, language_stack
 from verl_uae.decoder.decoder import Decoder
+from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, CaptionMix
 from verl_uae.scenes.render import OBJECT_COUNTS, Scene, all_scenes, render_batch
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH, build_decoder, build_encoder
-from verl_uae.scenes.tokenizer import build_processor, pixel_values, prompt_ids
+from verl_uae.scenes.tokenizer import build_processor
 from verl_uae.seeding import derive_seed, generator
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called as (part, steps done, steps in all, losses) after every step; part is "codec" or "joint"."""
-
-_IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +108,10 @@ def train_joint(
         flow, caption = loss_of(scenes, image, latent)
         loss = flow + caption
         if not bool(torch.isfinite(loss)):
-            raise ValueError(f"cold start diverged at step {step} with seed {config.seed}: loss {float(loss)}")
+            raise ValueError(f"cold start diverged at step {step} with seed {config.seed}: loss {loss.item()}")
         learner.update(loss, step)
         if on_progress is not None:
-            on_progress("joint", step + 1, config.steps, {"flow": float(flow), "caption": float(caption)})
+            on_progress("joint", step + 1, config.steps, {"flow": flow.item(), "caption": caption.item()})
     learner.adopt_average()
     encoder.eval()
     decoder.eval()
@@ -156,7 +155,7 @@ class JointLoss:
     def __init__(self, encoder: Any, decoder: Decoder, tokenizer: Any, config: ColdStartConfig) -> None:
         self._encoder, self._decoder, self._tokenizer, self._config = encoder, decoder, tokenizer, config
         self._conditioner = Conditioner(language_stack(encoder), tokenizer, length=CONDITION_LENGTH)
-        self._captioner = CaptionLoss(encoder, tokenizer)
+        self._captioner = Captioner(encoder, tokenizer)
         self._rng = random.Random(derive_seed(config.seed, "scenes-joint-captions"))
         self._noise = generator(config.seed, "scenes-joint-noise")
 
@@ -167,7 +166,7 @@ class JointLoss:
         shown = [self._config.decoder_mix.sample(scene, self._rng) for scene in scenes]
         few = self._config.captioner_batch
         imitated = [self._config.captioner_mix.sample(scene, self._rng) for scene in scenes[:few]]
-        return self._flow(shown, latent_BChw), self._captioner(image_B3HW[:few], imitated)
+        return self._flow(shown, latent_BChw), self._captioner.loss(image_B3HW[:few], imitated)
 
     def _flow(self, captions: list[str], x0_BChw: torch.Tensor) -> torch.Tensor:
         ids_BL, mask_BL, _ = self._conditioner.tokenize(captions)
@@ -180,48 +179,12 @@ class JointLoss:
         return F.mse_loss(velocity, noise_BChw - x0_BChw)
 
 
-class CaptionLoss:
-    """Mean cross-entropy per caption token (end of turn included) after the picture prompt."""
-
-    def __init__(self, encoder: Any, tokenizer: Any) -> None:
-        self._encoder, self._tokenizer = encoder, tokenizer
-        self._prompt = torch.tensor([prompt_ids(tokenizer)])
-        self._is_image = (self._prompt == encoder.config.image_token_id).int()
-        _, grid = pixel_values(torch.zeros(1, 3, 32, 32))
-        self._positions, _ = encoder.model.get_rope_index(
-            self._prompt, image_grid_thw=grid, mm_token_type_ids=self._is_image
-        )
-
-    def __call__(self, image_B3HW: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        b, prompt = len(captions), self._prompt.shape[1]
-        body_BT, labels_BT = self._caption_ids(captions)
-        pixels, grid = pixel_values(image_B3HW)
-        after = self._positions.max() + 1 + torch.arange(body_BT.shape[1])
-        positions = torch.cat([self._positions, after.expand(3, 1, -1)], dim=2).expand(3, b, -1)
-        logits = self._encoder(
-            input_ids=torch.cat([self._prompt.expand(b, -1), body_BT], dim=1),
-            position_ids=positions,
-            pixel_values=pixels,
-            image_grid_thw=grid,
-            use_cache=False,
-        ).logits[:, prompt - 1 : -1]
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=_IGNORED)
-
-    def _caption_ids(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Right-padded ids and labels (B, T of the captions). Causal attention never looks at the pads."""
-        eos = self._tokenizer.eos_token_id
-        rows = [torch.tensor([*ids, eos]) for ids in self._tokenizer(captions, add_special_tokens=False)["input_ids"]]
-        ids_BT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._tokenizer.pad_token_id)
-        return ids_BT, nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=_IGNORED)
-
-
 class _Learner:
     """AdamW with two learning rates, warm-up, linear decay in the second half, and an average of the decoder."""
 
     def __init__(self, encoder: Any, decoder: Decoder, config: ColdStartConfig) -> None:
         self._config = config
-        drawn = nn.ModuleList([decoder.transformer, decoder.projector])
-        self._decoder = list(drawn.parameters())
+        self._decoder = [*_parameters(decoder.transformer), *_parameters(decoder.projector)]
         self._encoder = list(encoder.parameters())
         self._average = [copy.deepcopy(p.detach()) for p in self._decoder]
         groups = [
@@ -251,6 +214,10 @@ class _Learner:
         """Replace the decoder's weights by their average."""
         for parameter, average in zip(self._decoder, self._average, strict=True):
             parameter.copy_(average)
+
+
+def _parameters(module: Any) -> list[nn.Parameter]:
+    return list(module.parameters())
 
 
 def _codec_progress(config: ColdStartConfig, on_progress: Progress | None) -> Callable[[int, float], None] | None:

@@ -94,7 +94,7 @@ class CaptionFacts:
 class CaptionMix:
     """A distribution of captions of a scene, by the set of attributes they mention.
 
-    With probability `bare` none, with probability `full` all, otherwise each attribute independently with odds `partial`.
+    With probability `bare` none, with probability `full` all, otherwise each independently with probability `partial`.
     """
 
     bare: float
@@ -172,7 +172,7 @@ def _parse_object(words: list[str]) -> ParsedObject | None:
 
 
 def caption_facts(scene: Scene, text: str) -> CaptionFacts:
-    """Judge a caption of a scene: grammar, what it mentions, whether it is fully detailed, whether all of it is true."""
+    """Judge a caption of a scene: its grammar, what it mentions, whether that is all, and whether all of it is true."""
     words = len(text.split())
     parsed = parse(text)
     if parsed is None:

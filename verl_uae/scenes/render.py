@@ -98,7 +98,7 @@ class Scene:
 
     @cached_property
     def split(self) -> str:
-        """"val" for one scene in ten, by SHA-256 of the canonical JSON; "train" otherwise."""
+        """One scene in ten is of split "val", by SHA-256 of the canonical JSON; the others are of "train"."""
         return "val" if int(self.digest[:16], 16) % _HELD_OUT_ONE_IN == 0 else "train"
 
     @property
@@ -138,22 +138,23 @@ def _object_from_dict(entry: dict[str, Any]) -> tuple[str, SceneObject]:
 
 
 def sample_scene(rng: random.Random, split: str = "train", object_counts: Sequence[int] = OBJECT_COUNTS) -> Scene:
-    """Draw one scene of a split: number of objects, cells, objects and background uniform, rejecting the other split.
+    """Draw one scene of a split: uniform number of objects, then uniform among the split's scenes of that number.
 
     Args:
         rng: the only source of randomness.
         split: "train" or "val".
-        object_counts: the equally likely numbers of objects, each 0..4.
+        object_counts: the equally likely numbers of objects, each 1..4.
 
     Raises:
         ValueError: unknown split, or a number of objects that does not fit in four cells.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, not one of {list(SPLITS)}")
-    if not object_counts or not all(0 <= n <= len(POSITIONS) for n in object_counts) or not any(object_counts):
-        raise ValueError(f"object_counts must be numbers from 0 to {len(POSITIONS)}, not all 0: {object_counts}")
+    if not object_counts or not all(1 <= n <= len(POSITIONS) for n in object_counts):
+        raise ValueError(f"object_counts must be numbers from 1 to {len(POSITIONS)}, got {list(object_counts)}")
+    count = rng.choice(object_counts)
     while True:
-        occupied = rng.sample(range(len(POSITIONS)), rng.choice(object_counts))
+        occupied = rng.sample(range(len(POSITIONS)), count)
         cells: list[SceneObject | None] = [None] * len(POSITIONS)
         for index in occupied:
             cells[index] = rng.choice(OBJECTS)

@@ -123,7 +123,7 @@ def build_decoder(seed: int, vae: AutoencoderKL) -> Decoder:
 
 
 @torch.no_grad()
-def _open_gates(transformer: SD3Transformer2DModel) -> None:
+def _open_gates(transformer: Any) -> None:
     """Start every block as an ordinary residual block, with an output of zero.
 
     diffusers leaves the six adaLN modulations at small random values, so blocks are almost closed (gates near 0.06) and
@@ -144,11 +144,11 @@ def _open_gates(transformer: SD3Transformer2DModel) -> None:
 
 
 @torch.no_grad()
-def _separate_positions(transformer: SD3Transformer2DModel) -> None:
+def _separate_positions(transformer: Any) -> None:
     """Overwrite the persistent sin-cos position buffer with fixed normal rows.
 
-    On a 4x4 grid neighbouring sin-cos rows are nearly equal (distance 1.3 at norm 6.9) and patches land in wrong places.
-    The buffer is saved and loaded with the weights.
+    On a 4x4 grid neighbouring sin-cos rows are nearly equal (distance 1.3 at norm 6.9), so patches land in wrong
+    places. The buffer is saved and loaded with the weights.
     """
     table = transformer.pos_embed.pos_embed
     table.copy_(normal(tuple(table.shape), "scenes-positions"))

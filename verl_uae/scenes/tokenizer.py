@@ -89,7 +89,8 @@ def build_tokenizer() -> Any:
 def build_processor() -> Any:
     """The `Qwen2_5_VLProcessor` with its image and video processors, ready for `save_pretrained`."""
     ensure_torchvision()
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     layout: dict[str, Any] = {
         "patch_size": PATCH_SIZE,

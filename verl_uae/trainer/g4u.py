@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from verl_uae.engine.worker import CaptionerWorker
 from verl_uae.rollout.agent_loop import STREAM_ACTORS
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
+from verl_uae.trainer.checkpoint import mark_complete, repair_tracker
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members, validation_info
 from verl_uae.trainer.panel import PanelRow, PanelWriter
@@ -82,6 +84,22 @@ class G4UTrainer(DecoderMixin, PPOTrainerSync):
         for offset in range(len(batch)):
             batch["uid"][offset] = f"s{self.global_steps:08d}r{start + offset:010d}"
         return batch
+
+    # ---------------------------------------------------------------- checkpoints
+
+    @property
+    def _checkpoint_root(self) -> Path:
+        return Path(self.config.trainer.default_local_dir).absolute()
+
+    def _save_checkpoint(self) -> None:
+        super()._save_checkpoint()
+        if not self.config.actor_rollout_ref.actor.checkpoint.get("async_save", False):
+            mark_complete(self._checkpoint_root / f"global_step_{self.global_steps}", self.global_steps)
+
+    def _load_checkpoint(self) -> None:
+        if self.config.trainer.resume_mode == "auto" and self._checkpoint_root.is_dir():
+            repair_tracker(self._checkpoint_root)
+        super()._load_checkpoint()
 
     # ---------------------------------------------------------------- reward
 

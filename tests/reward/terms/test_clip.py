@@ -133,7 +133,7 @@ def test_unsafe_or_absent_models_are_refused(tiny_clip: Path, tmp_path: Path) ->
     (pickled / "config.json").write_text(json.dumps(json.loads((tiny_clip / "config.json").read_text())))
     torch.save({}, pickled / "pytorch_model.bin")
     for model in (str(pickled), str(tmp_path / "absent")):
-        with pytest.raises(ConfigError, match="uae.reward.terms.clip.model"):
+        with pytest.raises(ConfigError, match=r"uae.reward.terms.clip.model"):
             ClipSimilarity(model)
     with pytest.raises(ConfigError, match="mode"):
         ClipSimilarity(str(tiny_clip), mode="cls")

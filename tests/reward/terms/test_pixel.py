@@ -63,5 +63,5 @@ def test_gradient_is_that_of_the_formula() -> None:
     "build", [lambda: PixelSimilarity(k=0), lambda: PixelSimilarity(scales=()), lambda: BoundedPSNR(-1)]
 )
 def test_impossible_settings(build) -> None:
-    with pytest.raises(ConfigError, match="uae.reward.terms"):
+    with pytest.raises(ConfigError, match=r"uae.reward.terms"):
         build()

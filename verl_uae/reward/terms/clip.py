@@ -179,9 +179,8 @@ def load_clip(model: str, revision: str | None, dtype: torch.dtype) -> tuple[nn.
     try:
         # The text tower of a whole CLIP is not wanted, and transformers would list it as unexpected.
         with torch.random.fork_rng(devices=[]), _quiet_transformers():
-            network, info = CLIPVisionModelWithProjection.from_pretrained(
-                model, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
+            load: Any = CLIPVisionModelWithProjection.from_pretrained
+            network, info = load(model, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{KEY}.model", f"{model!r} cannot be loaded as a CLIP model: {error}") from error
     incomplete = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])

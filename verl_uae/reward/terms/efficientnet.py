@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ class EfficientNetLite0(FeatureTerm):
     def embed(self, images_B3HW: Tensor) -> Features:
         """Four maps (B, C, S / stride, S / stride), or one pooled vector (B, 1280)."""
         x = preprocess(images_B3HW, self.image_size)
-        model = self.model
+        model: Any = self.model
         x = model._swish(model._bn0(model._conv_stem(x)))
         maps = [x]
         for index, block in enumerate(model._blocks):

@@ -1,0 +1,88 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 at a random moment, then the same command: the metrics of an uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.world import build_world, environment, metrics, train, train_command
+
+STEPS = 5
+OVERRIDES = [
+    f"trainer.total_training_steps={STEPS}",
+    "trainer.save_freq=1",
+    "trainer.resume_mode=auto",
+    "trainer.max_actor_ckpt_to_keep=2",
+]
+COMPARED = (
+    "actor/loss",
+    "actor/pg_loss",
+    "actor/kl_loss",
+    "actor/grad_norm",
+    "actor/entropy",
+    "reward/score/mean",
+    "reward/score/std",
+    "critic/advantages/max",
+    "response_length/mean",
+)
+
+
+def _hex(record: dict) -> dict[str, str]:
+    return {name: float(record[name]).hex() for name in COMPARED}
+
+
+def _run_and_kill(world: Path, out: Path, after_step: int, delay: float) -> None:
+    """Start the command, wait until ``after_step`` was logged, then kill every process of it."""
+    with open(out / "log_killed.txt", "w") as log:
+        process = subprocess.Popen(
+            train_command(world, out, OVERRIDES), env=environment(out), cwd=out, stdout=log, stderr=subprocess.STDOUT
+        )
+    deadline = time.monotonic() + 300
+    while not (out / "metrics.jsonl").is_file() or after_step not in metrics(out):
+        assert process.poll() is None, (out / "log_killed.txt").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(delay)
+    family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    for pid in family:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+@pytest.mark.slow
+def test_kill_and_resume_repeats_the_metrics_bit_for_bit(tmp_path: Path) -> None:
+    world = build_world(tmp_path / "world")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    result = train(world, whole, OVERRIDES)
+    assert result.returncode == 0, result.stdout[-3000:]
+    expected = metrics(whole)
+    assert sorted(expected) == list(range(1, STEPS + 1))
+    assert float(expected[1]["actor/grad_norm"]) > 0
+
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    broken.mkdir()
+    after, delay = rng.randint(1, STEPS - 2), rng.uniform(0.0, 3.0)
+    _run_and_kill(world, broken, after, delay)
+    before = metrics(broken)
+    result = train(world, broken, OVERRIDES)
+    assert result.returncode == 0, result.stdout[-3000:]
+    after_resume = metrics(broken)
+    context = f"seed {seed}, killed {delay:.2f} s after step {after}, resumed at {min(after_resume)}"
+    assert 1 < min(after_resume) <= after + 2, context
+    repeated = {**before, **after_resume}
+    assert sorted(repeated) == sorted(expected), context
+    for step, record in expected.items():
+        assert _hex(repeated[step]) == _hex(record), f"step {step}: {context}"

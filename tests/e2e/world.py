@@ -1,0 +1,103 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""An untrained tiny world and the real training command on it.
+
+The models have random weights, but the decoder's output layer is not zero, so captions differ in reward and every
+step has a gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verl_uae.scenes.codec import build_codec
+from verl_uae.scenes.dataset import write_dataset
+from verl_uae.scenes.tiny_models import build_decoder, build_encoder
+from verl_uae.scenes.tokenizer import build_processor
+
+
+def build_world(root: Path, *, train: int = 32, val: int = 8) -> Path:
+    """Write encoder/, decoder/ and data/ under ``root``."""
+    processor = build_processor()
+    encoder = build_encoder(0, processor.tokenizer)
+    encoder.save_pretrained(root / "encoder")
+    processor.save_pretrained(root / "encoder")
+    decoder = build_decoder(0, build_codec(0, fit_scenes=200))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        weight = decoder.transformer.proj_out.weight
+        weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    decoder.save_pretrained(str(root / "decoder"))
+    write_dataset(root / "data", train=train, val=val, seed=0)
+    return root
+
+
+def train_command(world: Path, out: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The user's command, with output folders of the test."""
+    return [
+        sys.executable,
+        "-m",
+        "verl.trainer.main_ppo",
+        "--config-name",
+        "uae_g4u",
+        "hardware=cpu",
+        "preset=scenes",
+        f"uae_home={world}",
+        f"hydra.run.dir={out}/hydra",
+        f"trainer.default_local_dir={out}/checkpoints",
+        "data.train_batch_size=4",
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
+        "trainer.total_training_steps=2",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.logger=[console,file]",
+        *overrides,
+    ]
+
+
+def environment(out: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Environment of a training process: offline, metrics into ``out/metrics.jsonl``."""
+    out.mkdir(parents=True, exist_ok=True)
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HYDRA_FULL_ERROR": "1",
+        "VERL_FILE_LOGGER_PATH": str(out / "metrics.jsonl"),
+        **(extra or {}),
+    }
+
+
+def train(
+    world: Path, out: Path, overrides: Sequence[str] = (), *, extra_env: Mapping[str, str] | None = None, timeout: float = 500
+) -> subprocess.CompletedProcess[str]:
+    """Run the training command to its end; output is kept in ``out/log.txt``."""
+    result = subprocess.run(
+        train_command(world, out, overrides),
+        env=environment(out, extra_env),
+        cwd=out,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    (out / "log.txt").write_text(result.stdout, encoding="utf-8")
+    return result
+
+
+def metrics(out: Path) -> dict[int, dict[str, Any]]:
+    """Logged metrics by step; of a step that was logged twice, the last."""
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines if line.strip()]
+    return {int(record["step"]): record["data"] for record in records}

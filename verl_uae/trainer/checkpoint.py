@@ -1,0 +1,83 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoint of a run can be trusted.
+
+verl rewrites its tracker file in place and writes a step folder file by file, so a process killed meanwhile leaves
+an empty tracker or half a folder. A marker, written last and published by rename, says that a folder is complete;
+on resume the tracker is made to name the newest complete one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from verl_uae import __version__
+
+logger = logging.getLogger(__name__)
+
+MARKER = "uae_complete.json"
+TRACKER = "latest_checkpointed_iteration.txt"
+_PREFIX = "global_step_"
+
+
+def mark_complete(folder: Path, step: int) -> None:
+    """Say that a step folder is complete: its files with their sizes, written last."""
+    files = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MARKER
+    }
+    marker = {"verl_uae": __version__, "step": step, "files": files}
+    _publish(folder / MARKER, json.dumps(marker, indent=1) + "\n")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file the marker names is there with its size."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        files: dict[str, int] = marker["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
+
+
+def complete_steps(root: Path) -> list[int]:
+    """Steps with a complete folder, in ascending order."""
+    steps = []
+    for folder in root.glob(f"{_PREFIX}*"):
+        number = folder.name[len(_PREFIX) :]
+        if number.isdigit() and is_complete(folder):
+            steps.append(int(number))
+    return sorted(steps)
+
+
+def repair_tracker(root: Path) -> int | None:
+    """Make verl's tracker name the newest complete checkpoint.
+
+    Returns:
+        That step, or None if there is none; then the tracker is removed, and training starts from the beginning.
+    """
+    steps = complete_steps(root)
+    tracker = root / TRACKER
+    named = tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else ""
+    if not steps:
+        if named or tracker.is_file():
+            logger.warning("no complete checkpoint in %s (the tracker says %r): starting from the beginning", root, named)
+            tracker.unlink()
+        return None
+    if named != str(steps[-1]):
+        logger.warning("checkpoint tracker in %s says %r; the newest complete step is %d", root, named, steps[-1])
+        _publish(tracker, str(steps[-1]))
+    return steps[-1]
+
+
+def _publish(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".part")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -232,7 +232,7 @@ def test_pictures_decoded_by_datasets_are_kept_out(rows: list[dict], tmp_path: P
     file = tmp_path / "hub.parquet"
     datasets.Dataset.from_list(rows, features=feature).to_parquet(file)
     assert isinstance(datasets.load_dataset("parquet", data_files=str(file))["train"][3]["images"][0], Image.Image)
-    with pytest.raises(DataError, match="2 of 4 rows are bad.* row 2: column images: format markup"):
+    with pytest.raises(DataError, match=r"2 of 4 rows are bad.* row 2: column images: format markup"):
         load(file, processor)
     assert len(load(file, processor, uae_max_bad_share=0.5)) == 2
 

@@ -71,7 +71,7 @@ class ParsedCaption:
 
         Silence is not falsehood, so leaving an object out is true (though not full detail).
         """
-        if self.background not in (None, scene.background) or len(self.objects) > len(scene.objects):
+        if self.background not in (None, scene.background):
             return False
         return any(
             all(stated.agrees(position, obj) for stated, (position, obj) in zip(self.objects, chosen, strict=True))

@@ -38,7 +38,7 @@ MERGE_SIZE = 2
 TEMPORAL_PATCH_SIZE = 2
 GRID = IMAGE_SIZE // PATCH_SIZE
 IMAGE_TOKENS = (GRID // MERGE_SIZE) ** 2
-"""Image tokens of a 32x32 picture; larger photographs are scaled down to at most as many."""
+"""Image tokens of a 32x32 picture. Photographs are scaled down to at most as many, thin ones (1:200) to at most 32."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"

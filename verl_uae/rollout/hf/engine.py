@@ -7,7 +7,9 @@ and a resumed run has to repeat the metrics of the interrupted one. Floating-poi
 summation by the shape of the work, so every forward pass here has a shape that does not depend on the batch:
 prefill has a fixed number of rows and a length that follows from the prompt alone; decode has a fixed number of
 rows over a cache of fixed length. Missing rows are filled with dummies. What remains is that a row's result
-must not depend on its position, and the rows are a multiple of :data:`ROW_MULTIPLE` for the sake of that.
+must not depend on its position, and the rows are a multiple of :data:`ROW_MULTIPLE` for the sake of that. On the
+CPU it also takes one intra-op thread (``torch.set_num_threads(1)``, which the server sets): with more, torch's fused
+attention rounds differently in the rows of different threads.
 
 Shapes: R decode rows, U prefill rows, L padded prompt length, P longest prompt, T longest response,
 S = P + T cache slots, V vocabulary, H key-value heads, D head size.

@@ -26,7 +26,8 @@ class HFOptions:
             requests that share its batch. False saves work on small batches and gives that up.
         attn_implementation: ``sdpa`` or ``eager`` (both accept the additive masks used here).
         device: torch device of the model; None takes the accelerator when the server can see one.
-        num_threads: intra-op threads on the CPU. Results repeat bit for bit for a fixed number only.
+        num_threads: intra-op threads on the CPU. More than one gives up what ``fixed_shapes`` buys: torch's CPU
+            attention then rounds differently in the rows of different threads.
         num_cpus: CPUs that Ray reserves for the server; 0 lets it share the trainer's, which idles meanwhile.
     """
 

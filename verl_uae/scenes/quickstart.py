@@ -1,0 +1,187 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""From nothing to a trained captioner on the built-in scenes: cold start, G4U through verl, before and after."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from verl_uae.errors import CheckpointError
+from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.scorer import RewardScorer
+from verl_uae.scenes.coldstart import ColdStartConfig, cold_start
+from verl_uae.scenes.dataset import write_dataset
+from verl_uae.scenes.evaluate import Evaluation, evaluate
+from verl_uae.scenes.report import COLUMNS, write_report
+
+Say = Callable[[str], None]
+
+#: The reward of the preset ``scenes``.
+REWARD_TERMS = (("pixel", 0.7, {}), ("ssim", 0.3, {}))
+
+
+@dataclass
+class Timings:
+    """Seconds of each part."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def time(self, name: str, work: Callable[[], object]) -> object:
+        """Run ``work`` and remember how long it took."""
+        started = time.perf_counter()
+        result = work()
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+        return result
+
+
+def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say: Say) -> int:
+    """Run everything; return the exit code.
+
+    Writes models and data, ``train.log`` (the whole output of the training command), ``report.json`` and
+    ``report.html`` into ``out``. A cold start that is there already is used again.
+    """
+    torch.set_num_threads(1)
+    root = Path(out).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    timings = Timings()
+    prepare(root, seed, timings, say)
+    before = measure(root, root / "encoder", seed)
+    run = root / "runs" / "g4u"
+    code = train(root, run, seed=seed, steps=steps, overrides=overrides, timings=timings, say=say)
+    if code != 0:
+        say(f"the training command failed with exit code {code}; its output is in {run / 'train.log'}")
+        return code
+    after = measure(root, trained_encoder(run, steps), seed)
+    summary = {
+        "seed": seed,
+        "steps": steps,
+        "before": before.metrics,
+        "after": after.metrics,
+        "seconds": timings.seconds,
+    }
+    (root / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    report = write_report(root / "report.html", before, after)
+    say(comparison(before, after))
+    say("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in timings.seconds.items()))
+    say(f"pictures: {report}\npanels:   {run / 'panels'}")
+    return 0
+
+
+def prepare(root: Path, seed: int, timings: Timings, say: Say) -> None:
+    """Cold start and data set, unless they are there."""
+    wanted = asdict(ColdStartConfig(seed=seed))
+    stamp = root / "cold_start.json"
+    fingerprint = json.dumps(wanted, sort_keys=True, default=str)
+    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == fingerprint):
+        say("cold start: a captioner that describes too little, a decoder that draws what it is told")
+        timings.time("cold start", lambda: cold_start(root, ColdStartConfig(seed=seed), _progress(say)))
+        stamp.write_text(fingerprint, encoding="utf-8")
+    write_dataset(root / "data", train=2000, val=64, seed=seed)
+
+
+def measure(root: Path, encoder: Path, seed: int) -> Evaluation:
+    """Caption and redraw 128 held-out scenes with the given captioner; decoder and condition stay the same."""
+    scorer = RewardScorer(list(REWARD_TERMS))
+
+    def reward(drawn_B3HW: torch.Tensor, source_B3HW: torch.Tensor) -> torch.Tensor:
+        records = scorer.score(RewardBatch(source_B3HW=source_B3HW, reconstruction_B3HW=drawn_B3HW))
+        return torch.tensor([float("nan") if record.value is None else record.value for record in records])
+
+    return evaluate(encoder, root / "decoder", root / "encoder", n=128, seed=seed, reward=reward)
+
+
+def command(root: Path, run: Path, *, seed: int, steps: int, overrides: Sequence[str] = ()) -> list[str]:
+    """The training command, as a user would type it."""
+    return [
+        sys.executable,
+        "-m",
+        "verl.trainer.main_ppo",
+        "--config-name",
+        "uae_g4u",
+        "hardware=cpu",
+        "preset=scenes",
+        f"uae_home={root}",
+        f"uae.seed={seed}",
+        f"trainer.total_training_steps={steps}",
+        f"trainer.save_freq={steps}",
+        f"trainer.default_local_dir={run}",
+        f"hydra.run.dir={run}/hydra",
+        *overrides,
+    ]
+
+
+def train(root: Path, run: Path, *, seed: int, steps: int, overrides: Sequence[str], timings: Timings, say: Say) -> int:
+    """Run the training command, one line per logged step; its full output goes to ``train.log``."""
+    run.mkdir(parents=True, exist_ok=True)
+    words = command(root, run, seed=seed, steps=steps, overrides=overrides)
+    say("$ " + " ".join(["python", *words[1:]]))
+    metrics = run / "metrics.jsonl"
+    metrics.unlink(missing_ok=True)
+    environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "HF_HUB_OFFLINE": "1"}
+    started = time.perf_counter()
+    with open(run / "train.log", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        shown = 0
+        while process.poll() is None:
+            time.sleep(0.5)
+            shown = _show_steps(metrics, shown, timings, started, say)
+        _show_steps(metrics, shown, timings, started, say)
+    timings.seconds["training command"] = round(time.perf_counter() - started, 1)
+    return process.returncode
+
+
+def trained_encoder(run: Path, step: int) -> Path:
+    """The transformers folder that verl saved at a step.
+
+    Raises:
+        CheckpointError: if it is not there.
+    """
+    folder = run / f"global_step_{step}" / "actor" / "huggingface"
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise CheckpointError(folder, "the training command saved no transformers folder")
+    return folder
+
+
+def comparison(before: Evaluation, after: Evaluation) -> str:
+    """Before and after as a table of text."""
+    lines = [f"{'held-out scenes (128)':<46} {'before':>8} {'after':>8}"]
+    for key, label in COLUMNS.items():
+        lines.append(f"{label:<46} {before.metrics[key]:>8.3f} {after.metrics[key]:>8.3f}")
+    return "\n".join(lines)
+
+
+def _progress(say: Say) -> Callable[..., None]:
+    def report(part: str, done: int, total: int, losses: dict[str, float]) -> None:
+        if done % max(1, total // 10) == 0 or done == total:
+            numbers = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            say(f"  {part} {done}/{total}: {numbers}")
+
+    return report
+
+
+def _show_steps(metrics: Path, shown: int, timings: Timings, started: float, say: Say) -> int:
+    """Say a line for every tenth new step; return how many lines of the log have been seen."""
+    if not metrics.is_file():
+        return shown
+    lines = [line for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    for line in lines[shown:]:
+        record = json.loads(line)
+        step, data = record["step"], record["data"]
+        timings.seconds.setdefault("start of verl", round(time.perf_counter() - started, 1))
+        if "reward/score/mean" in data and (step % 5 == 0 or step == 1):
+            say(
+                f"  step {step:>3}: reward {data['reward/score/mean']:.3f}, "
+                f"{data['caption/words/mean']:.1f} words, {data['timing_s/step']:.1f} s "
+                f"(caption {data['timing_s/caption']:.1f}, decode {data['timing_s/decode']:.1f}, "
+                f"score {data['timing_s/score']:.1f}, update {data['timing_s/update_actor']:.1f})"
+            )
+    return len(lines)

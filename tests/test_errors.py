@@ -13,7 +13,7 @@ ERRORS = [
     (DataError("a.parquet", None, "empty"), "a.parquet: empty"),
     (DecodeError("a.parquet", 3, "not a picture"), "a.parquet, row 3: not a picture"),
     (RewardError("clip", "hangs"), "reward term 'clip': hangs"),
-    (CheckpointError("step_3 is incomplete"), "step_3 is incomplete"),
+    (CheckpointError("step_3", "is incomplete"), "step_3: is incomplete"),
 ]
 
 

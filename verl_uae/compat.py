@@ -86,7 +86,10 @@ def ensure_torchvision() -> None:
     missing operator ``torchvision::nms``. Declaring the two schemas it annotates is enough; resizing and
     normalising are pure torch. Does nothing where torchvision is absent, already imported, or sound.
     """
-    if _KEEP_ALIVE or "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+    if _KEEP_ALIVE or "torchvision" in sys.modules:
+        return
+    # Looking for torchvision can run this function by way of before_import.
+    if importlib.util.find_spec("torchvision") is None or _KEEP_ALIVE:
         return
     import torch
 

@@ -124,7 +124,8 @@ def _guarded(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _check_plugin() -> str:
-    importlib.import_module("verl")
+    for module in ("verl", "hydra"):
+        importlib.import_module(module)
     plugin = importlib.import_module("verl_uae.plugin")
     if plugin.FAILURES:
         raise RuntimeError("; ".join(f"{step}: {error}" for step, error in plugin.FAILURES.items()))
@@ -157,8 +158,11 @@ def _check_advantage() -> str:
 
 
 def _check_rewards() -> str:
-    names = importlib.import_module("verl_uae.reward.registry").list_rewards()
-    return ", ".join(sorted(names))
+    registry = importlib.import_module("verl_uae.reward.registry")
+    names: list[str] = registry.reward_names()
+    for name in names:
+        registry.get_reward(name)
+    return ", ".join(names)
 
 
 def _check_config() -> str:

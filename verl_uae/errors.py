@@ -75,4 +75,17 @@ class RewardError(UAEError):
 
 
 class CheckpointError(UAEError):
-    """A checkpoint folder is incomplete, altered or of another kind. The message names the folder or file."""
+    """A checkpoint folder is incomplete, altered or of another kind.
+
+    Args:
+        path: the folder or file.
+        message: what is wrong with it.
+    """
+
+    def __init__(self, path: str | Path, message: str) -> None:
+        super().__init__(path, message)
+        self.path = Path(path)
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"

@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from verl_uae.compat import on_import
+
 logger = logging.getLogger(__name__)
 
 #: Step name -> error of every registration that failed in this process.
@@ -26,6 +28,11 @@ REGISTERED: list[str] = []
 
 
 def _register_search_path() -> None:
+    # Only a process that composes a config imports Hydra; the others need not pay for it.
+    on_import("hydra", lambda: _attempt_and_stop("hydra search path", _import_search_path))
+
+
+def _import_search_path() -> None:
     from hydra.core.plugins import Plugins
 
     from verl_uae.config.schema import register_schema
@@ -41,12 +48,7 @@ def _register_platform() -> None:
 
 
 def _register_trainers() -> None:
-    from verl_uae.compat import on_import
-
-    def load() -> None:
-        _attempt("trainer classes", _import_trainers)
-
-    on_import("verl.trainer.ppo.v1", load)
+    on_import("verl.trainer.ppo.v1", lambda: _attempt_and_stop("trainer classes", _import_trainers))
 
 
 def _import_trainers() -> None:
@@ -97,9 +99,19 @@ def load() -> None:
     Raises:
         SystemExit: in a train command of ours, if a registration failed.
     """
-    _attempt("hydra search path", _register_search_path)
+    _attempt("hydra hook", _register_search_path)
     _attempt("platform", _register_platform)
-    _attempt("trainers", _register_trainers)
+    _attempt("trainer hook", _register_trainers)
+    _stop_train_command()
+
+
+def _attempt_and_stop(name: str, step: Callable[[], None]) -> None:
+    _attempt(name, step)
+    _stop_train_command()
+
+
+def _stop_train_command() -> None:
+    """Leave a train command of ours that could only fail later and less clearly."""
     if FAILURES and is_train_command(sys.orig_argv):
         reasons = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in FAILURES.items())
         raise SystemExit(f"verl_uae failed to load, so this command cannot run: {reasons} (see: verl-uae doctor)")

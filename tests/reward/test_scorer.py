@@ -23,6 +23,7 @@ from verl_uae.reward import (
     register_reward,
     to_tensors,
 )
+from verl_uae.reward.scorer import check_specs
 from verl_uae.reward.terms.pixel import bounded_psnr, pixel_similarity
 
 RELEASE = threading.Event()
@@ -131,6 +132,38 @@ def test_a_term_twice_needs_labels(make_batch) -> None:
 def test_impossible_settings(terms, message) -> None:
     with pytest.raises(ConfigError, match=message):
         RewardScorer(terms)
+    with pytest.raises(ConfigError, match=message):
+        check_specs([TermSpec.of_tuple(*term) for term in terms], [])
+
+
+@register_reward("test_heavy")
+class Heavy(RewardTerm):
+    """Stands for a term that loads a model: it must not be built to be checked."""
+
+    bounds = (0.0, 1.0)
+
+    def __init__(self, model: str) -> None:
+        if model == "huge":
+            raise MemoryError
+        self.net, self.table, self.label = torch.nn.Linear(2, 2), torch.ones(3), model
+
+    def score(self, batch):
+        return [0.5] * len(batch)
+
+
+def test_check_specs_loads_no_model() -> None:
+    check_specs([TermSpec(name="test_heavy", params={"model": "huge"})], [])
+    with pytest.raises(ConfigError, match=r"uae.reward.held_out\[0\].params: .*'model'; Heavy takes"):
+        check_specs([TermSpec(name="pixel")], [TermSpec(name="test_heavy")])
+
+
+def test_to_moves_the_models_of_every_term() -> None:
+    scorer = RewardScorer([("test_heavy", 1.0, {"model": "a"})], held_out=[TermSpec(name="test_heavy", params={"model": "b"}, label="b")])
+    scorer.to("meta")
+    assert scorer.device.type == "meta"
+    for entry in (*scorer._summed, *scorer._watched):
+        assert entry.term.net.weight.device.type == entry.term.table.device.type == "meta"
+        assert entry.term.label in ("a", "b")
 
 
 def test_a_failed_picture_keeps_its_record_and_no_other_changes(make_batch) -> None:

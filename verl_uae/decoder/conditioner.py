@@ -121,8 +121,10 @@ class Conditioner(nn.Module):
         ids_BL = torch.full((len(captions), self.length), pad, dtype=torch.long)
         mask_BL = torch.zeros(ids_BL.shape, dtype=torch.bool)
         truncated_B = torch.zeros(len(captions), dtype=torch.bool)
-        for row, caption in enumerate(captions):
-            body = self.tokenizer(caption, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if not captions:
+            return ids_BL, mask_BL, truncated_B
+        bodies = self.tokenizer(list(captions), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for row, body in enumerate(bodies):
             truncated_B[row] = len(body) > room
             ids = self._prefix + body[:room] + self._suffix
             ids_BL[row, : len(ids)] = torch.tensor(ids)

@@ -63,12 +63,15 @@ def restore_ragged_position_ids(data: TensorDict) -> None:
     position_ids = data["position_ids"]
     if not position_ids.is_nested or position_ids.dim() != 3:
         return
-    values, offsets = position_ids._values, position_ids.offsets()
-    packed = int(offsets[-1])
-    # Right layout: values (R, sum of lengths). Wrong layout: values (B * R, length).
-    if values.dim() != 2 or packed != values.shape[0] or packed == values.shape[1]:
+    values, batch = position_ids._values, position_ids.shape[0]
+    packed = int(position_ids.offsets()[-1])
+    # Right layout: values (R, sum of lengths), packed along the second. Wrong: values (B * R, length), along the first.
+    if values.dim() != 2 or packed != values.shape[0]:
         return
-    data["position_ids"] = _ragged_last(values.reshape(position_ids.shape[0], -1, values.shape[1]))
+    if batch == 1 and packed == values.shape[1]:
+        # R is the length: both layouts are the same numbers.
+        return
+    data["position_ids"] = _ragged_last(values.reshape(batch, -1, values.shape[1]))
 
 
 def _ragged_last(position_ids_BRL: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ class CustomReward(RewardTerm):
     needs = frozenset({"source", "reconstruction", "caption", "row"})
     bounds = (-math.inf, math.inf)
     guarded = True
+    model_free = True
 
     def __init__(
         self,

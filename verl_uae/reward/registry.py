@@ -35,6 +35,7 @@ BUILT_IN: Mapping[str, str] = {
     "ssim": "verl_uae.reward.terms.ssim:SSIM",
     "efficientnet_lite0": "verl_uae.reward.terms.efficientnet:EfficientNetLite0",
     "clip": "verl_uae.reward.terms.clip:ClipSimilarity",
+    "features": "verl_uae.reward.terms.backbone:BackboneSimilarity",
     "custom": "verl_uae.reward.custom:CustomReward",
 }
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -98,7 +97,7 @@ class RewardScorer:
         watched = [
             spec if isinstance(spec, TermSpec) else TermSpec.of_tuple(spec[0], 1.0, spec[1]) for spec in held_out
         ]
-        _check_specs(summed, watched, key)
+        check_specs(summed, watched, key)
         self.device = torch.device(device)
         self.guard = Guard(timeout_s, max_abandoned)
         self.chunk_size = chunk_size
@@ -122,6 +121,12 @@ class RewardScorer:
             sorted((entry.factor * entry.term.bounds[0], entry.factor * entry.term.bounds[1])) for entry in self._summed
         ]
         return sum(low for low, _ in ends), sum(high for _, high in ends)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the models of all terms; batches must be on that device from now on."""
+        self.device = torch.device(device)
+        for entry in (*self._summed, *self._watched):
+            entry.term.to(self.device)
 
     def score(self, batch: RewardBatch) -> list[RewardRecord]:
         """Score every sample.
@@ -147,13 +152,7 @@ class RewardScorer:
         return [settled[i] if i in settled else self._combine(parts[i]) for i in range(len(batch))]
 
     def _build(self, spec: TermSpec, key: str) -> _Entry:
-        term_class = get_reward(spec.name, f"{key}.name")
-        try:
-            inspect.signature(term_class).bind(**spec.params)
-        except TypeError as error:
-            message = f"reward {spec.name!r}: {error}; it takes {inspect.signature(term_class)}"
-            raise ConfigError(f"{key}.params", message) from error
-        term = term_class(**spec.params)
+        term = get_reward(spec.name, f"{key}.name")(**spec.params)
         term.setup(TermContext(device=self.device, guard=self.guard))
         sign = 1.0 if term.higher_is_better else -1.0
         return _Entry(spec.label or spec.name, term, sign * spec.weight)
@@ -216,7 +215,29 @@ class RewardScorer:
         return RewardRecord(value, Status.OK, terms, seconds)
 
 
-def _check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: str) -> None:
+def check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: str = "uae.reward") -> None:
+    """Refuse terms that cannot make a reward; loads no model, so it can run before anything starts.
+
+    Args:
+        summed: terms of the sum.
+        watched: held-out terms.
+        key: configuration key of all this, for the error.
+
+    Raises:
+        ConfigError: no term, weights that sum to 0, a label used twice, an unknown name, impossible parameters.
+    """
+    _check_weights(summed, key)
+    labels = [spec.label or spec.name for spec in (*summed, *watched)]
+    doubled = sorted({label for label in labels if labels.count(label) > 1})
+    if doubled:
+        raise ConfigError(key, f"labels {doubled} are used twice; give each use of a term a label of its own")
+    for part, specs in (("terms", summed), ("held_out", watched)):
+        for index, spec in enumerate(specs):
+            term_class = get_reward(spec.name, f"{key}.{part}[{index}].name")
+            term_class.check_params(spec.params, f"{key}.{part}[{index}].params")
+
+
+def _check_weights(summed: Sequence[TermSpec], key: str) -> None:
     if not summed:
         raise ConfigError(f"{key}.terms", "needs at least one term")
     weights = [float(spec.weight) for spec in summed]
@@ -228,10 +249,6 @@ def _check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: s
         )
     if abs(math.fsum(weights)) <= 1e-12 * math.fsum(abs(weight) for weight in weights):
         raise ConfigError(f"{key}.terms", f"weights {weights} sum to 0: terms that agree would give no reward")
-    labels = [spec.label or spec.name for spec in (*summed, *watched)]
-    doubled = sorted({label for label in labels if labels.count(label) > 1})
-    if doubled:
-        raise ConfigError(key, f"labels {doubled} are used twice; give each use of a term a label of its own")
 
 
 def _check_needs(entry: _Entry, batch: RewardBatch) -> None:

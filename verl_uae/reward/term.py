@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Guard
 from verl_uae.reward.sample import RewardBatch
 
@@ -45,10 +48,39 @@ class RewardTerm(ABC):
     """Whether a sample's value depends on that sample alone. Only such terms can be retried sample by sample."""
     guarded: bool = False
     """True where ``score`` itself keeps every sample to the deadline and never raises for one sample."""
+    model_free: bool = False
+    """True where building one loads and downloads nothing; it is then built to check its parameters early."""
+
+    @classmethod
+    def check_params(cls, params: Mapping[str, Any], key: str) -> None:
+        """Refuse impossible parameters without loading a model; called before a run starts.
+
+        Args:
+            params: keyword arguments of the class.
+            key: configuration key of ``params``, for the error.
+
+        Raises:
+            ConfigError: naming what does not fit.
+        """
+        signature = inspect.signature(cls)
+        try:
+            signature.bind(**params)
+        except TypeError as error:
+            raise ConfigError(key, f"{error}; {cls.__name__} takes {signature}") from error
+        if cls.model_free:
+            cls(**params)
 
     # Not abstract: most terms without a model have nothing to do here.
     def setup(self, context: TermContext) -> None:  # noqa: B027
         """Called once by the scorer, before the first batch: move models to ``context.device``."""
+
+    def to(self, device: torch.device) -> None:
+        """Move the models to another device; by default every module and tensor among the attributes."""
+        for name, value in list(vars(self).items()):
+            if isinstance(value, nn.Module):
+                value.to(device)
+            elif isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
 
     @abstractmethod
     def score(self, batch: RewardBatch) -> Tensor | Sequence[object]:

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 from verl_uae.data.images import image_digest
-from verl_uae.rollout.sample import CaptionState, chain_request, failed_outcome, source_image
+from verl_uae.rollout.sample import CaptionState, chain_request, failed_outcome, prompt_text, source_image
 from verl_uae.rollout.stream import StreamClient
 from verl_uae.seeding import derive_seed
 
@@ -20,6 +22,35 @@ logger = logging.getLogger(__name__)
 
 #: Key under ``actor_rollout_ref.rollout.custom`` with the actor names of streamed decoders.
 STREAM_ACTORS = "uae_decoder_actors"
+
+
+class PromptCache:
+    """Prompts of the images being captioned: concurrent requests for one wait for the first.
+
+    Lives on the event loop of one agent-loop worker.
+
+    Args:
+        max_prompts: how many are kept; the oldest go first.
+    """
+
+    def __init__(self, max_prompts: int) -> None:
+        self.max_prompts = max_prompts
+        self._tasks: OrderedDict[Any, asyncio.Task[Any]] = OrderedDict()
+
+    async def get(self, name: Any, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """The prompt of a name, made by ``make`` if it is not there; a failure is not kept."""
+        task = self._tasks.get(name)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(make())
+            self._tasks[name] = task
+            while len(self._tasks) > self.max_prompts:
+                self._tasks.popitem(last=False)
+        try:
+            return await asyncio.shield(task)
+        except BaseException:
+            if task.done() and self._tasks.get(name) is task:
+                del self._tasks[name]
+            raise
 
 
 @register("uae_caption")
@@ -31,10 +62,13 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
     instead of a hole in the group; in the streamed schedule the caption goes straight to a decoder.
     """
 
+    _prompts = PromptCache(max_prompts=256)
+
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         digest = ""
         try:
             digest = image_digest(source_image(kwargs["raw_prompt"]).convert("RGB"))
+            self._prompt_name = (digest, prompt_text(kwargs["raw_prompt"]))
             params = self._seeded(sampling_params, digest, kwargs)
             output = await asyncio.wait_for(super().run(params, **kwargs), self.config.uae.rollout.timeout_s)
         except asyncio.TimeoutError:
@@ -50,6 +84,21 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
         if self._stream_actors:
             output.extra_fields["uae_outcome"] = await self._stream(output.extra_fields["uae"], kwargs)
         return output
+
+    async def ct_build_initial_tokens(
+        self, messages: list[dict], *args: Any, mm_inputs_out: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[int]:
+        """verl's prompt building, once per image instead of once per caption of it."""
+        build = super().ct_build_initial_tokens
+
+        async def make() -> tuple[list[int], dict[str, Any]]:
+            inputs: dict[str, Any] = {}
+            return await build(messages, *args, mm_inputs_out=inputs, **kwargs), inputs
+
+        ids, inputs = await self._prompts.get(self._prompt_name, make)
+        if mm_inputs_out is not None:
+            mm_inputs_out.update(inputs)
+        return list(ids)
 
     @property
     def _stream_actors(self) -> list[str]:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 class DecoderGroup:
     """A worker group whose ranks are independent: one that dies costs its samples, not the run.
 
+    The constructor starts the ranks and does not wait for them; :meth:`wait_until_loaded` does.
+
     Args:
         config: the whole composed configuration.
         pool: verl resource pool the ranks live in.
@@ -42,7 +44,20 @@ class DecoderGroup:
         self.group = RayWorkerGroup(
             resource_pool=pool, ray_cls_with_init=worker, name_prefix=prefix, device_name=config.trainer.device
         )
-        self.group.init_model()
+        self._loading = [worker.init_model.remote() for worker in self.workers]
+
+    def wait_until_loaded(self) -> None:
+        """Block until every rank has its models.
+
+        Raises:
+            RewardError: if a rank cannot load them, with the reason.
+        """
+        for rank, call in enumerate(self._loading):
+            try:
+                ray.get(call)
+            except ray.exceptions.RayError as error:
+                raise RewardError(f"decoder rank {rank}", f"could not load its models: {describe(error)}") from error
+        self._loading = []
 
     @property
     def actor_names(self) -> list[str]:

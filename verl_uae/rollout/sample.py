@@ -62,6 +62,16 @@ def source_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
     raise DataError("prompt", None, "has no image; UAE needs one source picture per row")
 
 
+def prompt_text(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """Roles and texts of a prompt, without its pictures."""
+    turns = []
+    for message in messages:
+        content = message.get("content") or ""
+        parts = [content] if isinstance(content, str) else [str(item.get("text", item.get("type"))) for item in content]
+        turns.append((str(message.get("role")), "\x1f".join(parts)))
+    return tuple(turns)
+
+
 def outcome(result: ChainResult) -> Outcome:
     """A chain result as a dictionary."""
     record = result.record

@@ -89,7 +89,7 @@ def train_codec(vae: Any, seed: int, *, steps: int = 400, on_step: Callable[[int
     Args:
         vae: the `AutoencoderKL` of `build_codec`.
         seed: names scenes and noise.
-        steps: gradient steps of 12 pictures, about 45 ms each on one core.
+        steps: gradient steps of 12 pictures, about 60 ms each on one core.
         on_step: called with (step, loss) after every step.
     """
     rng = random.Random(derive_seed(seed, "scenes-codec-train"))

@@ -226,6 +226,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, obj: SceneObject, centre: float, radi
     if obj.shape == "circle":
         draw.ellipse([c - r, c - r, c + r, c + r], fill=fill)
     elif obj.shape == "square":
+        # PIL's corners are inclusive. Side 2 r, not 1.8 r: a small square of a circle's area is hardly told from it.
         draw.rectangle([c - r, c - r, c + r - 1, c + r - 1], fill=fill)
     else:
         draw.polygon([(c, c - r), (c - r, c + 0.85 * r), (c + r, c + 0.85 * r)], fill=fill)

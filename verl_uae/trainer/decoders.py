@@ -14,6 +14,14 @@ from verl_uae.rollout.decoder_group import DecoderGroup
 _OWN_POOL = "uae_decoder_pool"
 
 
+class ExistingPools(ResourcePoolManager):
+    """Creates its pools once: verl's set-up asks again after the decoders have taken their places."""
+
+    def create_resource_pool(self) -> None:
+        if not self.resource_pool_dict:
+            super().create_resource_pool()
+
+
 class DecoderMixin:
     """Places and starts the decoder workers of ``uae.decoder``."""
 
@@ -25,16 +33,24 @@ class DecoderMixin:
         """Whether captions are decoded as they arrive."""
         return self.config.uae.decoder.schedule == "streamed"
 
-    def add_decoder_pool(self, manager: ResourcePoolManager) -> None:
-        """Reserve GPUs of their own for the decoders, if ``uae.decoder.pool=own``; before the pools are created."""
-        decoder = self.config.uae.decoder
-        if decoder.pool == "own":
-            manager.resource_pool_spec[_OWN_POOL] = [decoder.n_gpus_per_node] * decoder.nnodes
+    def start_decoders(self, manager: ResourcePoolManager) -> ResourcePoolManager:
+        """Start the decoder workers beside verl's own workers, so that all load at the same time.
 
-    def start_decoders(self, manager: ResourcePoolManager) -> None:
-        """Start the workers and load their models."""
-        name = _OWN_POOL if self.config.uae.decoder.pool == "own" else "global_pool"
-        self.decoders = DecoderGroup(self.config, manager.resource_pool_dict[name])
+        Args:
+            manager: verl's plan of pools; with ``uae.decoder.pool=own`` a pool for the decoders is added.
+
+        Returns:
+            The manager to use from here on: its pools exist, and are not made a second time.
+        """
+        decoder = self.config.uae.decoder
+        spec, name = dict(manager.resource_pool_spec), "global_pool"
+        if decoder.pool == "own":
+            name = _OWN_POOL
+            spec[name] = [decoder.n_gpus_per_node] * decoder.nnodes
+        planned = ExistingPools(resource_pool_spec=spec, mapping=manager.mapping)
+        planned.create_resource_pool()
+        self.decoders = DecoderGroup(self.config, planned.resource_pool_dict[name])
+        return planned
 
     @staticmethod
     def discard(batch: KVBatchMeta) -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from verl_uae.trainer.checkpoint import mark_complete, repair_tracker
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members, validation_info
 from verl_uae.trainer.panel import PanelRow, PanelWriter
-from verl_uae.trainer.timing import chain_timing, overhead_metrics
+from verl_uae.trainer.timing import caption_seconds, chain_timing, overhead_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class G4UTrainer(DecoderMixin, PPOTrainerSync):
         super()._init_resource_pool_mgr()
         for role in self.role_worker_mapping:
             self.role_worker_mapping[role] = ray.remote(CaptionerWorker)
-        self.add_decoder_pool(self.resource_pool_manager)
+        self.resource_pool_manager = self.start_decoders(self.resource_pool_manager)
 
     def _setup(self) -> None:
         super()._setup()
@@ -68,7 +67,7 @@ class G4UTrainer(DecoderMixin, PPOTrainerSync):
         reward = self.config.uae.reward
         with open_dict(self.config):
             self.config.algorithm[SETTINGS_KEY] = {"min_std": reward.min_std, "std": reward.advantage_std}
-        self.start_decoders(self.resource_pool_manager)
+        self.decoders.wait_until_loaded()
         if self.streamed:
             with open_dict(self.config):
                 custom = dict(self.config.actor_rollout_ref.rollout.get("custom") or {})
@@ -120,8 +119,8 @@ class G4UTrainer(DecoderMixin, PPOTrainerSync):
             return self._finish_validation(batch, outcomes, states)
         self._mask(batch, outcomes, usable_members(outcomes, groups))
         metrics.update(outcome_metrics(outcomes, states, groups, min_std=self.config.uae.reward.min_std))
-        self._chain_seconds = seconds
-        metrics.update(chain_timing(seconds, len(outcomes)))
+        self._chain_seconds = {"caption": caption_seconds(fetch(batch, ["metrics"])["metrics"]), **seconds}
+        metrics.update(chain_timing(self._chain_seconds, len(outcomes)))
         return batch
 
     def _mask(self, batch: KVBatchMeta, outcomes: list, usable: list[bool]) -> None:
@@ -169,10 +168,6 @@ class G4UTrainer(DecoderMixin, PPOTrainerSync):
             self.panel_rows.append(PanelRow.from_sample(message, states[position], outcomes[position]))
 
     # ---------------------------------------------------------------- metrics
-
-    def on_step_begin(self) -> None:
-        super().on_step_begin()
-        self._step_started = time.perf_counter()
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)

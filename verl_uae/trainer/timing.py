@@ -4,16 +4,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-#: Phases of verl's step that are model compute, by verl's timer names; the chain's own come from its ranks.
-_MODEL_PHASES = ("gen", "old_log_prob", "ref", "update_actor")
+#: Phases of verl's step that are model compute, by verl's timer names; those of the chain are measured where they run.
+_MODEL_PHASES = ("old_log_prob", "ref", "update_actor")
+
+
+def caption_seconds(request_metrics: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds from the first caption request of a batch to the last answer: the longest request, since all are sent
+    together."""
+    return max((float(metrics.get("generate_sequences", 0.0)) for metrics in request_metrics), default=0.0)
 
 
 def chain_timing(seconds: Mapping[str, float], pictures: int) -> dict[str, float]:
-    """Seconds of the slowest rank in decoding and scoring, and reconstructions per second of both."""
+    """Seconds of captioning, and of the slowest rank in decoding and scoring; reconstructions per second of both."""
+    metrics = {f"timing_s/{phase}": value for phase, value in seconds.items()}
     total = seconds["decode"] + seconds["score"]
-    metrics = {"timing_s/decode": seconds["decode"], "timing_s/score": seconds["score"]}
     if total > 0:
         metrics["perf/reconstructions_per_s"] = pictures / total
     return metrics
@@ -25,4 +32,4 @@ def overhead_metrics(timing_raw: Mapping[str, float], chain_seconds: Mapping[str
     if step <= 0:
         return {}
     model = sum(timing_raw.get(phase, 0.0) for phase in _MODEL_PHASES) + sum(chain_seconds.values())
-    return {"timing_s/caption": timing_raw.get("gen", 0.0), "perf/overhead_frac": max(0.0, 1.0 - model / step)}
+    return {"perf/overhead_frac": max(0.0, 1.0 - model / step)}

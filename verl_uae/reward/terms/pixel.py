@@ -80,6 +80,7 @@ class PixelSimilarity(RewardTerm):
     """
 
     bounds = (0.0, 1.0)
+    model_free = True
 
     def __init__(self, k: float = 10.0, scales: tuple[int, ...] = SCALES) -> None:
         if not (math.isfinite(k) and k > 0.0):
@@ -102,6 +103,7 @@ class BoundedPSNR(RewardTerm):
     """
 
     bounds = (0.0, 1.0)
+    model_free = True
 
     def __init__(self, max_db: float = 50.0) -> None:
         if not (math.isfinite(max_db) and max_db > 0.0):

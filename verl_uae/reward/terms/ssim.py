@@ -56,6 +56,7 @@ class SSIM(RewardTerm):
     """
 
     bounds = (-1.0, 1.0)
+    model_free = True
 
     def __init__(self) -> None:
         try:

@@ -1,0 +1,223 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Writes ``docs/configuration.md`` from the sources of the options: `python docs/generate_configuration.py`.
+
+Nothing is imported from the package: the dataclasses are read with :mod:`ast`, their texts from the docstring under
+each field, and the values that our configs change from the yaml files.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "verl_uae"
+TARGET = ROOT / "docs" / "configuration.md"
+
+#: Config files that change defaults, and the section that their keys belong to.
+GROUPS = (
+    ("uae_g4u", ""),
+    ("uae/decoder", "uae.decoder"),
+    ("uae/reward", "uae.reward"),
+    ("hardware", ""),
+    ("preset", ""),
+)
+
+HEAD = """\
+# Configuration
+
+<!-- Written by docs/generate_configuration.py; edit the docstrings in the sources, then run it. -->
+
+Our keys lie under `uae:`, and under `data:` with the prefix `uae_`. Everything else is verl's own configuration. See
+what a command would run, without running it, by adding `--cfg job`. An unknown or impossible key under `uae:` stops
+the command before Ray starts.
+
+Keys under `uae.` are set as `key=value`. Keys under `data.uae_*` and `actor_rollout_ref.rollout.engine_kwargs.hf` are
+optional; set them as `++key=value`, which adds a key that is not there.
+
+Under the meaning of a key stands the value that one of our files gives it where that differs from the default.
+
+"""
+
+FILES_TEXT = "Choose a config with `--config-name NAME`, a group with `GROUP=NAME` (for example `hardware=cpu`).\n\n"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key: full name, type, default and text."""
+
+    key: str
+    kind: str
+    default: str
+    text: str
+
+
+def read_class(folder: str, name: str) -> ast.ClassDef:
+    """The definition of a class somewhere in a folder of the package.
+
+    Raises:
+        KeyError: where there is none.
+    """
+    for path in sorted((PACKAGE / folder).rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                return node
+    raise KeyError(f"{PACKAGE / folder} has no class {name}")
+
+
+def fields(node: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
+    """Annotated fields of a class, each with the docstring under it (empty where there is none)."""
+    for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
+        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+            continue
+        text = ""
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            text = " ".join(str(following.value.value).split())
+        yield statement, text
+
+
+def default_of(statement: ast.AnnAssign) -> str:
+    """The default as a user would write it."""
+    value = statement.value
+    if value is None or (isinstance(value, ast.Name) and value.id == "MISSING"):
+        return "required"
+    if isinstance(value, ast.Constant):
+        return yaml_text(value.value) or '""'
+    if isinstance(value, ast.Call):
+        factory = next((word.value for word in value.keywords if word.arg == "default_factory"), None)
+        if isinstance(factory, ast.Name):
+            return {"list": "[]", "dict": "{}"}.get(factory.id, "see below")
+        return "see below"
+    if isinstance(value, ast.BinOp):
+        return f"{eval_constant(value):,}"
+    return ast.unparse(value)
+
+
+def yaml_text(value: Any) -> str:
+    """A scalar as yaml writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
+
+
+def eval_constant(node: ast.expr) -> int | float:
+    """Value of a product or power of number literals, such as ``20 * 2**20``."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return node.value
+    if isinstance(node, ast.BinOp):
+        left, right = eval_constant(node.left), eval_constant(node.right)
+        if isinstance(node.op, ast.Mult):
+            return left * right
+        if isinstance(node.op, ast.Pow):
+            return left**right
+    raise ValueError(f"not a constant: {ast.unparse(node)}")
+
+
+def schema_options() -> dict[str, list[Option]]:
+    """Options by section of ``uae:``, in the order of the schema."""
+    sections: dict[str, list[Option]] = {"uae": []}
+    for statement, text in fields(read_class("config", "UAEConfig")):
+        name, kind = str(statement.target.id), ast.unparse(statement.annotation)  # type: ignore[union-attr]
+        if kind.endswith("Config"):
+            sections[f"uae.{name}"] = options("config", kind, f"uae.{name}.")
+        else:
+            sections["uae"].append(Option(f"uae.{name}", kind, default_of(statement), text))
+    sections["uae.reward.terms[i]"] = options("config", "TermConfig", "uae.reward.terms[i].")
+    return sections
+
+
+def options(folder: str, name: str, prefix: str) -> list[Option]:
+    """Options of one dataclass."""
+    return [
+        Option(prefix + str(item.target.id), ast.unparse(item.annotation), default_of(item), text)  # type: ignore[union-attr]
+        for item, text in fields(read_class(folder, name))
+    ]
+
+
+def server_options() -> list[Option]:
+    """Options of the transformers caption server, whose texts stand in the ``Attributes:`` part of the class."""
+    part = (ast.get_docstring(read_class("rollout/hf", "HFOptions")) or "").partition("Attributes:")[2]
+    texts = {
+        match[1]: " ".join(match[2].split())
+        for match in re.finditer(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", part, re.MULTILINE)
+    }
+    prefix = "actor_rollout_ref.rollout.engine_kwargs.hf."
+    return [
+        Option(option.key, option.kind, option.default, texts.get(option.key[len(prefix) :], ""))
+        for option in options("rollout/hf", "HFOptions", prefix)
+    ]
+
+
+def changed_by_configs() -> dict[str, dict[str, str]]:
+    """Key -> (config or ``group=name`` -> value) for every yaml file of ours that sets it."""
+    found: dict[str, dict[str, str]] = {}
+    for group, package in GROUPS:
+        for path in sorted((PACKAGE / "config").glob(f"{group}.yaml" if group == "uae_g4u" else f"{group}/*.yaml")):
+            label = group if group == "uae_g4u" else f"{group}={path.stem}"
+            for key, value in flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, package):
+                shown = "see the file" if isinstance(value, list | dict) else yaml_text(value)
+                found.setdefault(key, {})[label] = shown
+    return found
+
+
+def flatten(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Leaves of a mapping under full names; a list is a leaf."""
+    if not isinstance(tree, dict):
+        yield prefix, tree
+        return
+    for name, value in tree.items():
+        yield from flatten(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def table(rows: list[Option], changed: dict[str, dict[str, str]]) -> str:
+    """A Markdown table of options."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for row in rows:
+        default = f"`{row.default}`" if row.default not in ("required", "see below") else row.default
+        same = (row.default, "???")
+        others = {label: value for label, value in changed.get(row.key, {}).items() if value not in same}
+        text = cell(row.text) + "".join(f"<br>`{label}`: `{value}`" for label, value in others.items())
+        lines.append(f"| `{row.key}` | `{cell(row.kind)}` | {cell(default)} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(text: str) -> str:
+    """Text that may stand in a table cell; reStructuredText literals become Markdown's."""
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def config_files() -> str:
+    """Every yaml file with the first line of its leading comment."""
+    lines = ["| file | what it is |", "|---|---|"]
+    for path in sorted((PACKAGE / "config").rglob("*.yaml")):
+        comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        text = next((line.lstrip("# ") for line in comments if "@package" not in line), "")
+        name = path.relative_to(PACKAGE / "config").as_posix()
+        lines.append(f"| [`{name}`](../verl_uae/config/{name}) | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def render() -> str:
+    """The whole page."""
+    changed = changed_by_configs()
+    parts = [HEAD, "## Files\n\n", FILES_TEXT, config_files()]
+    for section, rows in schema_options().items():
+        parts += [f"\n## `{section}`\n\n", table(rows, changed)]
+    parts += ["\n## `data.uae_*`\n\n", table(options("data", "CheckSettings", "data.uae_"), changed)]
+    limits = options("data", "ImageLimits", "data.uae_image_limits.")
+    parts += ["\n## `data.uae_image_limits`\n\n", table(limits, changed)]
+    title = "actor_rollout_ref.rollout.engine_kwargs.hf"
+    parts += [f"\n## `{title}`\n\n", "Read with `actor_rollout_ref.rollout.name=hf` only.\n\n"]
+    parts.append(table(server_options(), changed))
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render(), encoding="utf-8")

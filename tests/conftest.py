@@ -1,0 +1,65 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the whole test suite shares: tiny models on disk and composed configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Bit-for-bit comparisons hold for one intra-op thread, and more only wait for each other here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders encoder/ and decoder/ of untrained models whose pictures nevertheless depend on the caption."""
+    from verl_uae.scenes.codec import build_codec
+    from verl_uae.scenes.tiny_models import build_decoder, build_encoder
+    from verl_uae.scenes.tokenizer import build_processor
+
+    root = tmp_path_factory.mktemp("tiny")
+    processor = build_processor()
+    build_encoder(0, processor.tokenizer).save_pretrained(root / "encoder")
+    processor.save_pretrained(root / "encoder")
+    decoder = build_decoder(0, build_codec(0, fit_scenes=50))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        weight = decoder.transformer.proj_out.weight
+        weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+        pooled = decoder.projector.pooled
+        pooled.copy_(torch.randn(pooled.shape, generator=generator))
+    decoder.shift = 3.0
+    decoder.save_pretrained(str(root / "decoder"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., Any]:
+    """``compose("key=value", ..., name="uae_g4u")``: a config as `python -m verl.trainer.main_ppo` sees it."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+
+    import verl_uae.plugin  # noqa: F401
+
+    def make(*overrides: str, name: str = "uae_g4u") -> Any:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            return hydra_compose(name, overrides=list(overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(tiny_models: Path) -> list[str]:
+    """Overrides that make a config run on the tiny models."""
+    return ["hardware=cpu", "preset=scenes", f"uae_home={tiny_models}"]

@@ -1,0 +1,108 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Bad data and bad rewards through the whole trainer: the run goes on, each fault is counted and named."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.e2e.world import build_world, metrics, train
+
+REWARD = '''
+import math, time
+
+FAULTS = {faults}
+
+def compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs):
+    assert extra_info["source_image"].size == extra_info["reconstruction"].size == (32, 32)
+    fault = FAULTS.get(extra_info["index"])
+    if fault == "nan":
+        return math.nan
+    if fault == "raise":
+        raise RuntimeError("bad luck")
+    if fault == "hang":
+        time.sleep(600)
+    pixels = zip(extra_info["source_image"].tobytes(), extra_info["reconstruction"].tobytes())
+    return 1.0 - sum(abs(a - b) for a, b in pixels) / (255 * 3 * 32 * 32)
+'''
+
+
+def _huge_png() -> bytes:
+    header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+def _spoil(parquet: Path) -> int:
+    """Replace the images of four rows; return how many."""
+    table = pq.read_table(parquet)
+    rows = table.to_pylist()
+    good = rows[0]["images"][0]["bytes"]
+    bad = [good[: len(good) // 2], _huge_png(), b"<html>not an image</html>", b""]
+    for row, data in zip(rows[3:], bad, strict=False):
+        row["images"] = [{"bytes": data, "path": None}]
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), parquet)
+    return len(bad)
+
+
+def _scores(out: Path) -> dict[tuple[str, str], float]:
+    found = {}
+    for path in sorted((out / "rollouts").glob("*.jsonl")):
+        for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            found[(path.stem, record["uid"])] = record["score"]
+    return found
+
+
+def _run(world: Path, out: Path, faults: dict[int, str]) -> tuple[dict, dict, str]:
+    out.mkdir()
+    reward = out / "reward.py"
+    reward.write_text(REWARD.format(faults=repr(faults)))
+    result = train(
+        world,
+        out,
+        [
+            "trainer.total_training_steps=1",
+            "data.train_batch_size=8",
+            f"reward.custom_reward_function.path={reward}",
+            "uae.reward.terms=[]",
+            "uae.reward.timeout_s=3",
+            f"data.uae_quarantine_dir={out}/quarantine",
+            "data.uae_max_bad_share=0.5",
+            f"trainer.rollout_data_dir={out}/rollouts",
+        ],
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    return metrics(out)[1], _scores(out), result.stdout
+
+
+@pytest.mark.slow
+def test_bad_images_and_rewards_cost_their_samples_only(tmp_path: Path) -> None:
+    world = build_world(tmp_path / "world", train=12)
+    spoiled = _spoil(world / "data" / "train.parquet")
+    clean, clean_scores, log = _run(world, tmp_path / "clean", {})
+    quarantined = [
+        json.loads(line)
+        for path in (tmp_path / "clean" / "quarantine").rglob("*.jsonl")
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    assert len(quarantined) == spoiled, quarantined
+    assert all(entry["reason"] for entry in quarantined)
+    assert clean["reward/invalid_frac"] == 0.0
+
+    faults = {0: "nan", 1: "raise", 2: "hang"}
+    record, scores, log = _run(world, tmp_path / "faulty", faults)
+    assert record["reward/invalid_frac"] == pytest.approx(3 / 8)
+    assert record["reward/timeout_frac"] == pytest.approx(1 / 8)
+    assert record["reward/error_frac"] == pytest.approx(1 / 8)
+    assert record["reward/dropped_groups"] == 3
+    unequal = [uid for uid, score in scores.items() if score != clean_scores[uid]]
+    # Four captions of each of the three faulty images lose their score; all others keep it to the last bit.
+    assert len(unequal) == 12
+    assert all(scores[uid] == 0.0 for uid in unequal), "a masked row holds no score"
+    assert len(scores) == 32

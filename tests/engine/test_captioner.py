@@ -1,0 +1,65 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from verl_uae.engine.captioner import freeze_vision_tower
+
+
+def test_is_registered_for_the_cpu(facts: dict[str, Any]) -> None:
+    assert facts["engine class"] == "CaptionerEngine" and facts["device"] == "cpu"
+
+
+def test_verl_has_no_engine_for_the_cpu_and_knows_two_model_types(facts: dict[str, Any]) -> None:
+    """Once these fail, the registration for "cpu" or the relabelling of the model type is no longer needed."""
+    assert facts["stock engine on cpu"] != ""
+    assert "Unsupported model type: uae_captioner" in facts["stock model type"]
+
+
+def test_verls_forward_only_engine_still_needs_pinned_memory(facts: dict[str, Any]) -> None:
+    """Once this fails, CaptionerEngine._build_fsdp_module is no longer needed."""
+    assert "accelerator" in facts["stock forward only"].lower(), facts["stock forward only"]
+
+
+def test_our_forward_only_engine_runs_on_the_cpu(facts: dict[str, Any]) -> None:
+    assert facts["our forward only"] == "" and facts["still forward only"] is True
+
+
+def test_verls_engine_still_ignores_freeze_vision_tower() -> None:
+    """Once this fails, verl obeys its own field and CaptionerEngine.freeze_vision_tower can go."""
+    import verl.workers
+    from verl.workers.config import ActorConfig
+
+    assert "freeze_vision_tower" in inspect.signature(ActorConfig).parameters
+    folder = Path(inspect.getfile(verl.workers)).parent
+    sources = [*(folder / "engine" / "fsdp").rglob("*.py"), folder / "engine_workers.py"]
+    assert len(sources) > 2
+    assert not [path for path in sources if "freeze_vision_tower" in path.read_text(encoding="utf-8")]
+
+
+def test_the_frozen_tower_does_not_move(facts: dict[str, Any]) -> None:
+    freeze = facts["freeze"]
+    assert freeze["visual_requires_grad"] and not any(freeze["visual_requires_grad"])
+    assert freeze["language_requires_grad"] and all(freeze["language_requires_grad"])
+    assert freeze["visual_moved"] == 0 and freeze["language_moved"] > 10
+
+
+def test_freezing_counts_parameters_and_refuses_a_model_without_tower(tiny_models: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(tiny_models / "encoder")
+    expected = sum(parameter.numel() for parameter in model.model.visual.parameters())
+    assert freeze_vision_tower(model) == expected > 0
+    assert {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad} == {"visual"}
+    other = nn.ModuleDict({"vision_tower": nn.Linear(2, 3), "language": nn.Linear(1, 1)})
+    assert freeze_vision_tower(other) == 9 and other["language"].weight.requires_grad
+    with pytest.raises(ValueError, match="freeze_vision_tower is true but Linear has no vision tower"):
+        freeze_vision_tower(nn.Linear(1, 1))
+
+

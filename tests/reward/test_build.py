@@ -1,0 +1,46 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from verl_uae.reward.build import build_scorer, term_specs
+
+
+def test_terms_of_a_config(compose, tiny_overrides: list[str]) -> None:
+    terms = "[{name: pixel, weight: 0.7, params: {k: 5.0}}, {name: ssim, held_out: true, label: watched, weight: 3.0}]"
+    config = compose(*tiny_overrides, f"uae.reward.terms={terms}", "uae.reward.timeout_s=7")
+    summed, watched = term_specs(config)
+    assert [(spec.name, spec.weight, dict(spec.params)) for spec in summed] == [("pixel", 0.7, {"k": 5.0})]
+    assert [(spec.name, spec.label, spec.weight) for spec in watched] == [("ssim", "watched", 0.0)]
+    scorer = build_scorer(config, "cpu")
+    assert scorer.labels == ["pixel"] and scorer.held_out_labels == ["watched"] and scorer.guard.timeout_s == 7
+
+
+def test_verls_custom_function_is_one_more_term(compose, tiny_overrides, make_batch, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        textwrap.dedent(
+            """
+            def score(data_source, solution_str, ground_truth, extra_info, factor):
+                return factor * len(solution_str)
+            """
+        )
+    )
+    config = compose(
+        *tiny_overrides,
+        f"reward.custom_reward_function.path={path}",
+        "reward.custom_reward_function.name=score",
+        "+reward.custom_reward_function.reward_kwargs.factor=0.5",
+        "uae.reward.custom_weight=2.0",
+    )
+    summed, _ = term_specs(config)
+    assert [(spec.name, spec.weight) for spec in summed] == [("pixel", 0.7), ("ssim", 0.3), ("custom", 2.0)]
+    batch = make_batch(2)
+    for record, caption in zip(build_scorer(config, "cpu").score(batch), batch.captions, strict=True):
+        assert record.terms["custom"] == pytest.approx(0.5 * len(caption))
+        rest = 0.7 * record.terms["pixel"] + 0.3 * record.terms["ssim"]
+        assert record.value == pytest.approx(rest + 2.0 * record.terms["custom"])

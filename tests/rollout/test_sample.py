@@ -1,0 +1,63 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from verl_uae.errors import DataError
+from verl_uae.reward import RewardRecord, Status
+from verl_uae.rollout.chain import ChainResult
+from verl_uae.rollout.sample import CaptionState, chain_request, failed_outcome, outcome, prompt_text, source_image
+
+IMAGE = Image.new("RGB", (16, 16), "red")
+OTHER = Image.new("RGB", (16, 16), "blue")
+MESSAGES = [
+    {"role": "system", "content": "You see."},
+    {"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": "Say."}]},
+    {"role": "user", "content": [{"type": "image", "image": OTHER}]},
+]
+STATE = CaptionState(caption="a red square", digest="d1", status="ok", reason="", cut=False, tokens=3)
+
+
+def test_the_source_is_the_first_image() -> None:
+    assert source_image(MESSAGES) is IMAGE
+    for messages in ([], MESSAGES[:1], [{"role": "user", "content": None}], [{"role": "user", "content": [{"a": 1}]}]):
+        with pytest.raises(DataError, match="has no image"):
+            source_image(messages)
+
+
+def test_the_group_of_an_image_shares_its_noise_at_a_step() -> None:
+    def key(step: int = 1, seed: int = 42, **changes):
+        return chain_request(MESSAGES, {**STATE, **changes}, {}, seed=seed, step=step).noise_key
+
+    assert key() == key(caption="something else") == (42, "decoder noise", 1, "d1")
+    assert len({key(), key(step=2), key(seed=43), key(digest="d2")}) == 4
+
+
+def test_a_request_copies_the_row() -> None:
+    row = {"data_source": "s"}
+    request = chain_request(MESSAGES, STATE, row, seed=1, step=1, want_picture=True)
+    request.row["data_source"] = "changed"
+    assert row == {"data_source": "s"} and request.want_picture and request.caption == "a red square"
+
+
+def test_outcomes() -> None:
+    record = RewardRecord(0.5, Status.OK, {"pixel": 0.5}, 2.0)
+    assert outcome(ChainResult(record, True, b"jpeg")) == {
+        "value": 0.5,
+        "status": "ok",
+        "reason": "",
+        "terms": {"pixel": 0.5},
+        "seconds": 2.0,
+        "truncated": True,
+        "picture": b"jpeg",
+    }
+    failed = outcome(ChainResult(RewardRecord.failed(Status.TIMEOUT, "late")))
+    assert failed == failed_outcome("timeout", "late") and failed["value"] is None
+    assert type(failed["status"]) is str
+
+
+def test_prompt_text_knows_roles_and_texts_only() -> None:
+    assert prompt_text(MESSAGES) == (("system", "You see."), ("user", "image\x1fSay."), ("user", "image"))
+    assert prompt_text(MESSAGES) != prompt_text(MESSAGES[:2])

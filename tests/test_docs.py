@@ -1,0 +1,305 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation says what the code does: links, keys, metrics, generated pages, recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from verl_uae.config import schema
+from verl_uae.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/*.md", "recipes/**/*.md", "examples/*.md", "rewards/*.md")
+    for page in ROOT.glob(pattern)
+)
+RECIPES = sorted((ROOT / "recipes").rglob("config/*.yaml"))
+SCRIPTS = sorted((ROOT / "recipes").rglob("*.sh"))
+REQUIREMENTS = sorted((ROOT / "recipes").rglob("REQUIRED_VERL.txt"))
+
+#: Keys of a user's command that have no default, with values that are never opened.
+REQUIRED = ["data.train_files=train.parquet", "data.val_files=val.parquet", "uae.decoder.path=decoder"]
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _schema_keys(section: type, prefix: str) -> Iterator[str]:
+    for field in dataclasses.fields(section):
+        yield f"{prefix}.{field.name}"
+        kind = getattr(schema, str(field.type), None)
+        if dataclasses.is_dataclass(kind):
+            yield from _schema_keys(kind, f"{prefix}.{field.name}")
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_relative_links_resolve(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    broken = [
+        link
+        for link in links
+        if "://" not in link and not link.startswith("#") and not (page.parent / link.partition("#")[0]).exists()
+    ]
+    assert not broken, f"{_name(page)}: {broken}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_quoted_keys_exist(page: Path) -> None:
+    known = set(_schema_keys(schema.UAEConfig, "uae"))
+    known |= {f"uae.reward.terms[i].{field.name}" for field in dataclasses.fields(schema.TermConfig)}
+    sections = {key.rpartition(".")[0] for key in known}
+    quoted = set(re.findall(r"(?<![\w.])uae\.[a-z_]+(?:\.[a-z_]+|\[i\])*", page.read_text(encoding="utf-8")))
+    unknown = {key.rstrip(".") for key in quoted} - known - sections - {"uae.reward.terms[i]"}
+    assert not unknown, f"{_name(page)} names keys that the schema does not have: {sorted(unknown)}"
+
+
+def test_every_key_of_the_schema_is_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    leaves = [
+        key
+        for key in _schema_keys(schema.UAEConfig, "uae")
+        if not any(other.startswith(f"{key}.") for other in _schema_keys(schema.UAEConfig, "uae"))
+    ]
+    assert len(leaves) > 30
+    assert [key for key in leaves if f"| `{key}` |" not in text] == []
+
+
+def test_configuration_page_is_up_to_date() -> None:
+    generator = _load(ROOT / "docs" / "generate_configuration.py")
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert generator.render() == written, "run: python docs/generate_configuration.py"
+    assert "| |\n" not in written.replace("|---|", ""), "a field has no docstring"
+
+
+def test_estimates_of_the_recipe_are_up_to_date() -> None:
+    generator = _load(ROOT / "docs" / "generate_estimates.py")
+    written = generator.TARGET.read_text(encoding="utf-8")
+    assert generator.update(written) == written, "run: python docs/generate_estimates.py"
+    assert "not measured" in written
+
+
+def test_every_reward_is_documented_with_its_bounds() -> None:
+    from verl_uae.reward.registry import BUILT_IN, get_reward
+
+    text = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    for name in BUILT_IN:
+        low, high = get_reward(name).bounds
+        row = next((line for line in text.splitlines() if line.startswith(f"| `{name}` |")), None)
+        assert row is not None, f"docs/rewards.md has no row for {name}"
+        assert f"| [{low:g}, {high:g}] |" in row, row
+
+
+def test_every_metric_is_documented() -> None:
+    from verl_uae.trainer.outcomes import outcome_metrics, validation_info
+    from verl_uae.trainer.timing import chain_timing, overhead_metrics
+
+    outcome = {"value": 0.5, "status": "ok", "reason": "", "terms": {"a": 0.5}, "truncated": False}
+    state = {"caption": "a caption", "status": "ok", "cut": False, "tokens": 2}
+    seconds = {"caption": 1.0, "decode": 1.0, "score": 1.0}
+    names = set(outcome_metrics([outcome] * 2, [state] * 2, ["g", "g"], min_std=1e-3))
+    names |= set(chain_timing(seconds, 2)) | set(overhead_metrics({"step": 4.0}, seconds))
+    names |= {f"val-aux/<data_source>/{name}/mean@n" for name, value in validation_info(outcome, state).items()
+              if not isinstance(value, str)}  # fmt: skip
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names = {name.replace("reward/a/", "reward/<label>/").replace("term_a/", "term_<label>/") for name in names}
+    assert sorted(name for name in names if f"`{name}`" not in text) == []
+
+
+def test_row_of_the_data_page_is_valid() -> None:
+    from verl_uae.data.schema import row_problem, row_schema
+
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    block = re.search(r"```json\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    row = yaml.safe_load(block.group(1))
+    assert row_problem(row) is None
+    assert set(row) == set(row_schema().names)
+    assert set(row["extra_info"]) == {field.name for field in row_schema().field("extra_info").type}
+
+
+# ---------------------------------------------------------------- commands, recipes
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    """Composes a config by name, as verl's entry point does, from a folder of its own if one is given."""
+    pytest.importorskip("verl")
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir, initialize_config_module
+
+    import verl_uae.plugin  # noqa: F401  registers the search path
+
+    def run(name: str, overrides: list[str], folder: Path | None = None) -> Any:
+        if folder is None:
+            with initialize_config_module("verl.trainer.config", version_base=None):
+                return hydra_compose(name, overrides=overrides)
+        with initialize_config_dir(str(folder), version_base=None):
+            return hydra_compose(name, overrides=[*overrides, "hydra.searchpath=[pkg://verl.trainer.config]"])
+
+    return run
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=_name)
+def test_recipes_compose_and_validate(recipe: Path, compose: Any) -> None:
+    from verl_uae.config.validate import validate
+
+    config = compose(recipe.stem, REQUIRED, recipe.parent)
+    assert config.trainer.v1.trainer_mode == "uae_g4u"
+    given = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    assert config.trainer.experiment_name == given["trainer"]["experiment_name"] == recipe.stem
+    validate(config)
+
+
+@pytest.mark.parametrize(
+    "overrides", [REQUIRED, [*REQUIRED, "uae/decoder=sd35_medium"], ["hardware=cpu", "preset=scenes"]], ids=str
+)
+def test_commands_of_the_readme_compose_and_validate(overrides: list[str], compose: Any) -> None:
+    from verl_uae.config.validate import validate
+
+    validate(compose("uae_g4u", overrides))
+
+
+def test_a_command_without_decoder_is_refused_by_name(compose: Any) -> None:
+    from verl_uae.config.validate import validate
+
+    with pytest.raises(ConfigError, match=r"uae\.decoder\.path"):
+        validate(compose("uae_g4u", REQUIRED[:2]))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=_name)
+def test_scripts_are_sound(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in text
+    assert script.stat().st_mode & 0o111, f"{_name(script)} is not executable"
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if "--config-name" in script.read_text()], ids=_name)
+def test_overrides_of_scripts_compose_and_validate(script: Path, compose: Any) -> None:
+    from verl_uae.config.validate import validate
+
+    lines = re.findall(r"^ {4}(\+*[a-z_.]+=\S+) *\\?$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    values = {"NNODES": "2", "GPUS_PER_NODE": "8"}
+    overrides = []
+    for line in lines:
+        line = re.sub(r"\$\(\((\w+) \* (\w+)\)\)", lambda m: str(int(values[m[1]]) * int(values[m[2]])), line)
+        overrides.append(re.sub(r'"?\$\{(\w+)\}"?', lambda m: values.get(m[1], m[1].lower()), line))
+    assert len(overrides) >= 7, overrides
+    config = compose("g4u_qwen2_5_vl_3b_sd35_large", overrides, script.parent / "config")
+    validate(config)
+    assert config.data.train_batch_size == 8 * config.trainer.nnodes
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=_name)
+def test_required_verl_parses_and_agrees_with_the_package(path: Path) -> None:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    values = dict(line.split("=", 1) for line in lines)
+    assert {"UPSTREAM", "MODE", "VERL_VERSION", "PIP_INSTALL", "NOTES", "REFRESH"} <= set(values)
+    assert all(re.fullmatch(r"[A-Z_]+", key) and value for key, value in values.items())
+    assert f"verl=={values['VERL_VERSION']}" in values["PIP_INSTALL"]
+    assert f"verl[vllm,fsdp]=={values['VERL_VERSION']}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    readme = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert "## Required verl version" in readme
+    assert values["PIP_INSTALL"] in readme
+
+
+# ---------------------------------------------------------------- code in the documentation
+
+
+def _reward_of_the_readme(folder: Path) -> Path:
+    block = re.search(r"```python\n(# my_file\.py.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    path = folder / "my_file.py"
+    path.write_text(block.group(1), encoding="utf-8")
+    path.chmod(0o644)
+    return path
+
+
+def test_rewards_of_the_documentation_work(tmp_path: Path) -> None:
+    import torch
+
+    from verl_uae.reward import RewardBatch, RewardScorer
+
+    source_B3HW = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    drawn_B3HW = torch.stack([source_B3HW[0], source_B3HW[1].flip(-1)])
+    batch = RewardBatch(source_B3HW, drawn_B3HW, captions=["a", "b"], rows=[{}, {}])
+    files = [_reward_of_the_readme(tmp_path), ROOT / "examples" / "custom_reward.py"]
+    for path in [*files, *sorted((ROOT / "rewards").glob("*.py"))]:
+        same, other = RewardScorer([("custom", 1.0, {"path": str(path)})]).score(batch)
+        assert same.value == pytest.approx(1.0, abs=1e-9), path
+        assert other.value is not None and other.value <= same.value, path
+
+
+def test_example_reward_is_the_correlation_of_edges() -> None:
+    import numpy as np
+
+    module = _load(ROOT / "examples" / "custom_reward.py")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    other = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+    def strength(image: Image.Image) -> np.ndarray:
+        gray = np.asarray(image.convert("L")) / 255.0
+        return np.array(
+            [
+                [abs(gray[y + 1, x] - gray[y, x]) + abs(gray[y, x + 1] - gray[y, x]) for x in range(15)]
+                for y in range(15)
+            ]
+        )
+
+    images = {"source_image": Image.fromarray(pixels), "reconstruction": Image.fromarray(other)}
+    expected = np.corrcoef(strength(images["source_image"]).ravel(), strength(images["reconstruction"]).ravel())[0, 1]
+    assert module.compute_score("", "two words", None, images)["score"] == pytest.approx(0.5 + 0.5 * expected)
+    assert module.compute_score("", "two words", None, images, max_words=1)["score"] == 0.0
+    flat = {**images, "reconstruction": Image.new("RGB", (16, 16))}
+    assert np.isnan(module.compute_score("", "", None, flat)["score"])
+
+
+def test_examples_explain_themselves() -> None:
+    command = [sys.executable, str(ROOT / "examples" / "reconstruct.py"), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "--scenes" in result.stdout
+
+
+@pytest.mark.slow
+def test_reconstruct_example_runs(tmp_path: Path) -> None:
+    from tests.e2e.world import build_world
+
+    world = build_world(tmp_path / "world")
+    out = tmp_path / "drawn.png"
+    command = [sys.executable, str(ROOT / "examples" / "reconstruct.py"), "--scenes", str(world), "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "(ok)" in result.stdout
+    with Image.open(out) as drawn:
+        assert drawn.size == (32, 32)

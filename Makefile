@@ -13,7 +13,7 @@ help:
 	@echo "make test         set up, lint, type-check and run the tests"
 	@echo "make test-slow    the slow tests (kill and resume, hostile data through the whole trainer)"
 	@echo "make test-vllm    captions from the real vLLM on a CPU (own environment, 4 GB)"
-	@echo "make learn-g4u    Generation for Understanding over three seeds; writes docs/results"
+	@echo "make learn-g4u    Generation for Understanding over three seeds; writes outputs/learn-g4u"
 
 setup: $(STAMP)
 

@@ -31,9 +31,6 @@ RECIPES = sorted((ROOT / "recipes").rglob("config/*.yaml"))
 SCRIPTS = sorted((ROOT / "recipes").rglob("*.sh"))
 REQUIREMENTS = sorted((ROOT / "recipes").rglob("REQUIRED_VERL.txt"))
 
-#: Keys of a user's command that have no default, with values that are never opened.
-REQUIRED = ["data.train_files=train.parquet", "data.val_files=val.parquet", "uae.decoder.path=decoder"]
-
 
 def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
@@ -167,31 +164,55 @@ def compose() -> Any:
     return run
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Folders and files that a command names; empty, for they are only looked for."""
+    for name in ("encoder", "decoder", "data"):
+        (tmp_path / "home" / name).mkdir(parents=True)
+    for name in ("train", "val"):
+        (tmp_path / "home" / "data" / f"{name}.parquet").touch()
+    return tmp_path / "home"
+
+
+def _required(home: Path) -> list[str]:
+    """The keys without default, as the README passes them."""
+    data = home / "data"
+    return [
+        f"data.train_files={data / 'train.parquet'}",
+        f"data.val_files={data / 'val.parquet'}",
+        f"uae.decoder.path={home / 'decoder'}",
+    ]
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=_name)
-def test_recipes_compose_and_validate(recipe: Path, compose: Any) -> None:
+def test_recipes_compose_and_validate(recipe: Path, compose: Any, home: Path) -> None:
     from verl_uae.config.validate import validate
 
-    config = compose(recipe.stem, REQUIRED, recipe.parent)
+    config = compose(recipe.stem, _required(home), recipe.parent)
     assert config.trainer.v1.trainer_mode == "uae_g4u"
     given = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     assert config.trainer.experiment_name == given["trainer"]["experiment_name"] == recipe.stem
     validate(config)
 
 
-@pytest.mark.parametrize(
-    "overrides", [REQUIRED, [*REQUIRED, "uae/decoder=sd35_medium"], ["hardware=cpu", "preset=scenes"]], ids=str
-)
-def test_commands_of_the_readme_compose_and_validate(overrides: list[str], compose: Any) -> None:
+@pytest.mark.parametrize("overrides", [[], ["uae/decoder=sd35_medium"]], ids=str)
+def test_gpu_command_of_the_readme_composes_and_validates(overrides: list[str], compose: Any, home: Path) -> None:
     from verl_uae.config.validate import validate
 
-    validate(compose("uae_g4u", overrides))
+    validate(compose("uae_g4u", [*_required(home), *overrides]))
 
 
-def test_a_command_without_decoder_is_refused_by_name(compose: Any) -> None:
+def test_cpu_command_of_the_readme_composes_and_validates(compose: Any, home: Path) -> None:
+    from verl_uae.config.validate import validate
+
+    validate(compose("uae_g4u", ["hardware=cpu", "preset=scenes", f"uae_home={home}"]))
+
+
+def test_a_command_without_decoder_is_refused_by_name(compose: Any, home: Path) -> None:
     from verl_uae.config.validate import validate
 
     with pytest.raises(ConfigError, match=r"uae\.decoder\.path"):
-        validate(compose("uae_g4u", REQUIRED[:2]))
+        validate(compose("uae_g4u", _required(home)[:2]))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=_name)
@@ -203,20 +224,66 @@ def test_scripts_are_sound(script: Path) -> None:
     assert script.stat().st_mode & 0o111, f"{_name(script)} is not executable"
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if "--config-name" in script.read_text()], ids=_name)
-def test_overrides_of_scripts_compose_and_validate(script: Path, compose: Any) -> None:
+def _run_script(script: Path, folder: Path, variables: dict[str, str]) -> tuple[int, list[list[str]]]:
+    """Run a script with stand-ins for the programs it starts; its exit code and the commands it gave."""
+    folder.mkdir()
+    record = folder / "commands"
+    for name in ("python3", "ray", "verl-uae"):
+        program = folder / name
+        program.write_text(f'#!/usr/bin/env bash\nprintf "%s\\0" "{name}" "$@" >>"{record}"\necho >>"{record}"\n')
+        program.chmod(0o755)
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "OUTPUT_DIR": str(folder / "out"), **variables}
+    command = ["bash", str(script), "trainer.total_training_steps=7"]
+    code = subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+    lines = record.read_text(encoding="utf-8").split("\0\n") if record.exists() else []
+    return code, [line.split("\0") for line in lines if line]
+
+
+@pytest.mark.parametrize(
+    ("script", "nodes"),
+    [("run_qwen2_5_vl_3b_sd35_large_1x8.sh", 1), ("run_qwen2_5_vl_3b_sd35_large_2nodes.sh", 2)],
+)
+def test_scripts_give_commands_that_compose_and_validate(
+    script: str, nodes: int, compose: Any, home: Path, tmp_path: Path
+) -> None:
     from verl_uae.config.validate import validate
 
-    lines = re.findall(r"^ {4}(\+*[a-z_.]+=\S+) *\\?$", script.read_text(encoding="utf-8"), re.MULTILINE)
-    values = {"NNODES": "2", "GPUS_PER_NODE": "8"}
-    overrides = []
-    for line in lines:
-        line = re.sub(r"\$\(\((\w+) \* (\w+)\)\)", lambda m: str(int(values[m[1]]) * int(values[m[2]])), line)
-        overrides.append(re.sub(r'"?\$\{(\w+)\}"?', lambda m: values.get(m[1], m[1].lower()), line))
-    assert len(overrides) >= 7, overrides
-    config = compose("g4u_qwen2_5_vl_3b_sd35_large", overrides, script.parent / "config")
+    path = ROOT / "recipes" / "uae" / "g4u" / script
+    cluster = {"NODE_RANK": "0", "HEAD_ADDRESS": "10.0.0.1"} if nodes > 1 else {}
+    names = ("TRAIN_FILE", "VAL_FILE", "DECODER_PATH")
+    files = {name: word.partition("=")[2] for name, word in zip(names, _required(home), strict=True)}
+    code, commands = _run_script(path, tmp_path / "run", {**files, **cluster})
+    assert code == 0
+    train = next(command for command in commands if "verl.trainer.main_ppo" in command)
+    folder, name = Path(train[train.index("--config-dir") + 1]), train[train.index("--config-name") + 1]
+    config = compose(name, [word for word in train if "=" in word], folder)
     validate(config)
-    assert config.data.train_batch_size == 8 * config.trainer.nnodes
+    assert config.trainer.total_training_steps == 7
+    assert config.trainer.nnodes == nodes
+    assert config.data.train_batch_size == 8 * nodes
+    if nodes > 1:
+        assert config.ray_kwargs.ray_init.address == "auto"
+        assert [command[:2] for command in commands if command[0] == "ray"] == [["ray", "start"], ["ray", "stop"]]
+        code, commands = _run_script(path, tmp_path / "other", {**cluster, "NODE_RANK": "1"})
+        assert code == 0
+        assert [command[:3] for command in commands] == [["ray", "start", "--address=10.0.0.1:6379"]]
+    for missing in files:
+        rest = {**files, **cluster}
+        del rest[missing]
+        code, commands = _run_script(path, tmp_path / missing, rest)
+        assert code != 0
+        assert commands == []
+
+
+def test_cpu_script_gives_a_command_that_parses(tmp_path: Path) -> None:
+    from verl_uae.cli import build_parser
+
+    path = ROOT / "recipes" / "uae" / "g4u" / "run_scenes_cpu.sh"
+    code, commands = _run_script(path, tmp_path / "run", {"STEPS": "3"})
+    assert code == 0
+    args = build_parser().parse_args(commands[0][1:])
+    assert (args.out, args.steps, args.seed) == (str(tmp_path / "run" / "out"), 3, 0)
+    assert args.overrides == ["trainer.total_training_steps=7"]
 
 
 @pytest.mark.parametrize("path", REQUIREMENTS, ids=_name)

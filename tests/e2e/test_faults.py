@@ -98,11 +98,65 @@ def test_bad_images_and_rewards_cost_their_samples_only(tmp_path: Path) -> None:
     faults = {0: "nan", 1: "raise", 2: "hang"}
     record, scores, log = _run(world, tmp_path / "faulty", faults)
     assert record["reward/invalid_frac"] == pytest.approx(3 / 8)
-    assert record["reward/timeout_frac"] == pytest.approx(1 / 8)
-    assert record["reward/error_frac"] == pytest.approx(1 / 8)
+    assert record["reward/status/timeout"] == pytest.approx(1 / 8)
+    assert record["reward/status/error"] == pytest.approx(1 / 8)
     assert record["reward/dropped_groups"] == 3
     unequal = [uid for uid, score in scores.items() if score != clean_scores[uid]]
     # Four captions of each of the three faulty images lose their score; all others keep it to the last bit.
     assert len(unequal) == 12
     assert all(scores[uid] == 0.0 for uid in unequal), "a masked row holds no score"
     assert len(scores) == 32
+
+
+DEADLY = """
+import os
+
+def compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs):
+    # Runs inside the decoder worker; a row of the last image in the batch takes the process with it, once per mark.
+    for mark in {marks}:
+        if extra_info["index"] in {rows} and not os.path.exists(mark):
+            open(mark, "w").close()
+            os._exit(9)
+    return float(len(solution_str) % 7)
+"""
+
+
+def _deadly_run(world: Path, out: Path, deaths: int, overrides: list[str]):
+    out.mkdir()
+    marks = [str(out / f"death{number}") for number in range(deaths)]
+    (out / "reward.py").write_text(DEADLY.format(marks=marks, rows=list(range(0, 64, 2))))
+    return train(
+        world,
+        out,
+        [
+            "trainer.total_training_steps=3",
+            "trainer.save_freq=10",
+            "trainer.resume_mode=auto",
+            "trainer.n_gpus_per_node=2",
+            f"reward.custom_reward_function.path={out}/reward.py",
+            "uae.reward.terms=[]",
+            "uae.reward.max_invalid_fraction=0.6",
+            *overrides,
+        ],
+    )
+
+
+@pytest.mark.slow
+def test_a_dead_decoder_rank_costs_its_samples_and_comes_back(tmp_path: Path) -> None:
+    world = build_world(tmp_path / "world")
+    out = tmp_path / "revived"
+    result = _deadly_run(world, out, deaths=1, overrides=[])
+    assert result.returncode == 0, result.stdout[-4000:]
+    record = metrics(out)
+    assert record[1]["reward/status/error"] == pytest.approx(0.5)
+    assert record[1]["decoder/restarts"] == 1
+    assert record[2]["reward/invalid_frac"] == record[3]["reward/invalid_frac"] == 0.0
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_come_back_stops_the_run_with_its_reason(tmp_path: Path) -> None:
+    world = build_world(tmp_path / "world")
+    out = tmp_path / "stopped"
+    result = _deadly_run(world, out, deaths=1, overrides=["uae.decoder.max_restarts=0"])
+    assert result.returncode != 0
+    assert "could not be started again (uae.decoder.max_restarts=0)" in result.stdout

@@ -56,8 +56,8 @@ def build_wide_encoder(narrow: Path) -> Any:
     return model.eval()
 
 
-def correlations(world: Path, out: Path, overrides: Sequence[str] = ()) -> dict[int, float]:
-    """Train three steps at a large learning rate.
+def correlations(world: Path, out: Path, overrides: Sequence[str] = (), *, steps: int = STEPS) -> dict[int, float]:
+    """Train ``steps`` steps at a large learning rate.
 
     Returns:
         By step, Pearson correlation of the probabilities that vLLM and the trainer give to the sampled tokens.
@@ -68,7 +68,7 @@ def correlations(world: Path, out: Path, overrides: Sequence[str] = ()) -> dict[
         out,
         [
             "hardware=cpu_vllm",
-            f"trainer.total_training_steps={STEPS}",
+            f"trainer.total_training_steps={steps}",
             # Large enough that one update changes every probability.
             "actor_rollout_ref.actor.optim.lr=2e-2",
             *overrides,
@@ -79,5 +79,5 @@ def correlations(world: Path, out: Path, overrides: Sequence[str] = ()) -> dict[
     )
     assert result.returncode == 0, result.stdout[-6000:]
     records = metrics(out)
-    assert sorted(records) == list(range(1, STEPS + 1)), result.stdout[-6000:]
+    assert sorted(records) == list(range(1, steps + 1)), result.stdout[-6000:]
     return {step: float(record["training/rollout_actor_probs_pearson_corr"]) for step, record in records.items()}

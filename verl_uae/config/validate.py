@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
+from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -86,9 +88,12 @@ def validate(config: DictConfig) -> None:
             raise ConfigError(key, f"must be one of {', '.join(choices)}, got {value!r}")
     for key, (smallest, inclusive) in _MINIMUM.items():
         value = OmegaConf.select(config, key)
-        if value < smallest or (value == smallest and not inclusive):
+        if not (math.isfinite(value) and (value > smallest or (inclusive and value == smallest))):
             raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value}")
     _validate_grpo(config)
+    for key in ("data.train_files", "data.val_files"):
+        if not OmegaConf.select(config, key):
+            raise ConfigError(key, "is not set: a parquet file, for example from `verl-uae data pack FOLDER --out DIR`")
     _validate_micro_batches(config)
     _validate_decoder(config)
     _validate_rewards(config)
@@ -97,9 +102,10 @@ def validate(config: DictConfig) -> None:
 def _validate_keys(section: DictConfig, schema: type, path: str) -> None:
     """Refuse keys the schema does not have: ``+uae.x=1`` on the command line gets past Hydra's own check."""
     fields = {field.name: field for field in dataclasses.fields(schema)}
-    for name in section:
+    for key in section:
+        name = str(key)
         if name not in fields:
-            close = difflib.get_close_matches(str(name), fields, n=1)
+            close = difflib.get_close_matches(name, fields, n=1)
             hint = f", did you mean {path}.{close[0]}?" if close else f"; known keys: {', '.join(fields)}"
             raise ConfigError(f"{path}.{name}", f"unknown key{hint}")
         kind = _SECTIONS.get(name) if schema is UAEConfig else None
@@ -145,18 +151,28 @@ def _validate_micro_batches(config: DictConfig) -> None:
     for key, images in checks:
         micro, samples = OmegaConf.select(config, key), images * hybrid.rollout.n / ranks
         if micro and samples % micro:
-            raise ConfigError(key, f"{micro} must divide the {samples:g} captions a rank has ({images} images x "
-                              f"{hybrid.rollout.n} captions / {ranks} ranks)")
+            raise ConfigError(
+                key,
+                f"{micro} must divide the {samples:g} captions a rank has "
+                f"({images} images x {hybrid.rollout.n} captions / {ranks} ranks)",
+            )
 
 
 def _validate_decoder(config: DictConfig) -> None:
     decoder = config.uae.decoder
     if OmegaConf.is_missing(decoder, "path") or not decoder.path:
         raise ConfigError("uae.decoder.path", "is not set: a diffusers folder or hub id with a projector")
+    if _is_local(decoder.path) and not Path(decoder.path).expanduser().is_dir():
+        raise ConfigError("uae.decoder.path", f"there is no folder {decoder.path}")
     if decoder.schedule == "streamed" and decoder.pool != "own":
         raise ConfigError("uae.decoder.pool", "the streamed schedule runs beside the caption server and needs own")
     if decoder.shift is not None and decoder.shift <= 0:
         raise ConfigError("uae.decoder.shift", f"must be above 0, got {decoder.shift}")
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path cannot be a hub id, which is a name or two joined by a slash."""
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1
 
 
 def _validate_rewards(config: DictConfig) -> None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,8 +24,7 @@ def term_specs(config: DictConfig) -> tuple[list[TermSpec], list[TermSpec]]:
     summed: list[TermSpec] = []
     watched: list[TermSpec] = []
     for term in reward.terms:
-        params = OmegaConf.to_container(term.params, resolve=True)
-        assert isinstance(params, dict)
+        params: Any = OmegaConf.to_container(term.params, resolve=True)
         spec = TermSpec(
             name=term.name,
             weight=0.0 if term.held_out else term.weight,

@@ -78,7 +78,12 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             logger.warning("caption of row %s failed: %s: %s", kwargs.get("index"), type(error).__name__, error)
             output = self._failed(digest, "error", f"caption: {type(error).__name__}: {error}", kwargs)
         else:
-            output.extra_fields["uae"] = self._state(output, digest)
+            forbidden = self._vision_ids.intersection(output.response_ids)
+            if forbidden:
+                # The model's next forward pass would take the token for a picture that is not there.
+                output = self._failed(digest, "error", f"caption: sampled vision tokens {sorted(forbidden)}", kwargs)
+            else:
+                output.extra_fields["uae"] = self._state(output, digest)
         # The schema of a batch must be the same for every sample.
         output.extra_fields.setdefault("uae_outcome", None)
         if self._stream_actors:
@@ -99,6 +104,12 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
         if mm_inputs_out is not None:
             mm_inputs_out.update(inputs)
         return list(ids)
+
+    @property
+    def _vision_ids(self) -> frozenset[int]:
+        """Tokens that stand for pictures and videos."""
+        ids = (getattr(self.processor, f"{kind}_token_id", None) for kind in ("image", "video"))
+        return frozenset(int(token) for token in ids if token is not None)
 
     @property
     def _stream_actors(self) -> list[str]:
@@ -148,8 +159,14 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
         if state["status"] != "ok":
             return dict(failed_outcome(state["status"], state["reason"]))
         settings = self.config.uae
+        row = dataset_row(kwargs)
         request = chain_request(
-            kwargs["raw_prompt"], state, dataset_row(kwargs), seed=settings.seed, step=int(kwargs["global_steps"])
+            kwargs["raw_prompt"],
+            state,
+            row,
+            seed=settings.seed,
+            step=int(kwargs["global_steps"]),
+            want_picture=is_probe(row["extra_info"], settings.panel.probes),
         )
         client = StreamClient.shared(
             tuple(self._stream_actors), settings.decoder.batch_size, settings.decoder.max_wait_ms / 1e3
@@ -158,6 +175,11 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             return dict(await asyncio.wait_for(client.score(request), settings.decoder.timeout_s))
         except asyncio.TimeoutError:
             return dict(failed_outcome("timeout", f"no reconstruction in {settings.decoder.timeout_s} s"))
+
+
+def is_probe(extra_info: dict[str, Any], probes: int) -> bool:
+    """Whether a row is shown in panels: the first rows of the validation split."""
+    return extra_info.get("split") == "val" and int(extra_info.get("index", probes)) < probes
 
 
 def dataset_row(fields: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,9 @@ class DecoderWorker(Worker):
 
     def _on_device(self) -> ReconstructionChain:
         if self.chain is None:
-            raise RuntimeError("init_model has not been called")
+            # A rank that Ray has started again after a death.
+            self.init_model()
+        assert self.chain is not None
         self._move(get_device_name())
         return self.chain
 

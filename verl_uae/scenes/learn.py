@@ -24,7 +24,7 @@ from verl_uae.scenes.report import COLUMNS, comparison_picture, write_report
 
 Say = Callable[[str], None]
 
-#: Bars of the issue: metric -> what must hold, in words.
+#: Metric -> what must hold, in words.
 BARS = {
     "reward": "held-out reward up by at least 0.12",
     "words": "caption words at least x 1.3",

@@ -55,7 +55,7 @@ def outcome_metrics(
     min_std: float,
 ) -> dict[str, float]:
     """Metrics of a batch: reward and every term over valid samples, captions over all that exist."""
-    metrics = {f"reward/{status}_frac": _share(entry["status"] == status for entry in outcomes) for status in STATUSES}
+    metrics = {f"reward/status/{name}": _share(entry["status"] == name for entry in outcomes) for name in STATUSES}
     metrics["reward/invalid_frac"] = _share(entry["status"] != "ok" for entry in outcomes)
     columns: dict[str, list[float]] = defaultdict(list)
     for entry in outcomes:

@@ -1,0 +1,156 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from verl_uae.config.validate import validate
+from verl_uae.errors import ConfigError
+
+IMPOSSIBLE = [
+    ("+uae.decoder.nmu_steps=3", "uae.decoder.nmu_steps", "did you mean uae.decoder.num_steps"),
+    ("+uae.panell=1", "uae.panell", "did you mean uae.panel"),
+    ("+uae.zzz=1", "uae.zzz", "known keys: stage, seed, decoder"),
+    ("actor_rollout_ref.rollout.n=1", "actor_rollout_ref.rollout.n", "at least 2 captions"),
+    ("algorithm.adv_estimator=grpo", "algorithm.adv_estimator", "needs uae_grpo"),
+    ("algorithm.filter_groups.enable=true", "algorithm.filter_groups.enable", "not supported"),
+    ("reward.reward_model.enable=true", "reward.reward_model.enable", "uae.reward.terms"),
+    ("data.truncation=left", "data.truncation", "could cut through an image"),
+    ("uae.decoder.dtype=float31", "uae.decoder.dtype", "one of float32, float16, bfloat16"),
+    ("uae.conditioner.dtype=int8", "uae.conditioner.dtype", "got 'int8'"),
+    ("uae.conditioner.weights=synced", "uae.conditioner.weights", "one of frozen"),
+    ("uae.decoder.schedule=later", "uae.decoder.schedule", "one of phased, streamed"),
+    ("uae.decoder.schedule=streamed", "uae.decoder.pool", "needs own"),
+    ("uae.decoder.pool=shared", "uae.decoder.pool", "one of colocated, own"),
+    ("uae.stage=pretrain", "uae.stage", "one of g4u"),
+    ("uae.reward.advantage_std=batch", "uae.reward.advantage_std", "one of group, global, none"),
+    ("uae.decoder.num_steps=0", "uae.decoder.num_steps", "at least 1, got 0"),
+    ("uae.decoder.guidance=0.5", "uae.decoder.guidance", "at least 1"),
+    ("uae.decoder.guidance=nan", "uae.decoder.guidance", "got nan"),
+    ("uae.decoder.guidance=inf", "uae.decoder.guidance", "got inf"),
+    ("uae.decoder.seeds_per_caption=0", "uae.decoder.seeds_per_caption", "at least 1"),
+    ("uae.decoder.shift=0", "uae.decoder.shift", "above 0"),
+    ("uae.decoder.timeout_s=0", "uae.decoder.timeout_s", "above 0"),
+    ("uae.reward.timeout_s=-1", "uae.reward.timeout_s", "above 0"),
+    ("uae.reward.min_std=-0.1", "uae.reward.min_std", "at least 0"),
+    ("uae.reward.max_invalid_fraction=1.5", "uae.reward.max_invalid_fraction", "at most 1"),
+    ("uae.rollout.timeout_s=0", "uae.rollout.timeout_s", "above 0"),
+    ("uae.panel.probes=-1", "uae.panel.probes", "at least 0"),
+    ("uae.decoder.path=''", "uae.decoder.path", "is not set"),
+    ("uae.decoder.path=/no/such/folder", "uae.decoder.path", "there is no folder /no/such/folder"),
+    ("uae.decoder.path=some/relative/folder", "uae.decoder.path", "there is no folder"),
+    ("actor_rollout_ref.actor.ppo_mini_batch_size=3", "actor_rollout_ref.actor.ppo_mini_batch_size", "3 must divide"),
+    ("actor_rollout_ref.actor.ppo_mini_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size", "must divide"),
+    (
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=7",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+        "7 must divide the 64 captions a rank has (8 images x 8 captions / 1 ranks)",
+    ),
+    (
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=48",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+        "48 must divide the 64",
+    ),
+    ("trainer.n_gpus_per_node=3", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", "/ 3 ranks"),
+    ("uae.reward.terms=[]", "uae.reward.terms", "at least one term"),
+    (
+        "uae.reward.terms=[{name: pixel, weight: 0.5}, {name: ssim, weight: -0.5}]",
+        "uae.reward.terms",
+        "sum to 0: terms that agree would give no reward",
+    ),
+    ("uae.reward.terms=[{name: pixel, weight: 0}]", "uae.reward.terms", "hold it out"),
+    ("uae.reward.terms=[{name: pixle}]", "uae.reward.terms[0].name", "unknown reward 'pixle'. Did you mean 'pixel'"),
+    ("uae.reward.terms=[{name: pixel, held_out: true}]", "uae.reward.terms", "at least one term"),
+    ("uae.reward.terms=[{name: pixel}, {name: pixel}]", "uae.reward", "used twice"),
+    ("uae.reward.terms=[{name: pixel, params: {q: 1}}]", "uae.reward.terms[0].params", "unexpected keyword argument 'q'"),
+    ("uae.reward.terms=[{name: pixel, params: {k: -1}}]", "uae.reward.terms.pixel.k", "above 0"),
+    (
+        "uae.reward.terms=[{name: clip, params: {path: x}}]",
+        "uae.reward.terms[0].params",
+        "unexpected keyword argument 'path'",
+    ),
+    (
+        "uae.reward.terms=[{name: features, params: {backbone: dino}}]",
+        "uae.reward.terms[0].params.backbone",
+        "clip, efficientnet_lite0",
+    ),
+    ("reward.custom_reward_function.path=/no/file.py", "uae.reward.custom.path", "/no/file.py"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(compose, tiny_overrides: list[str]) -> DictConfig:
+    return compose(*tiny_overrides)
+
+
+def changed(base: DictConfig, *overrides: str) -> DictConfig:
+    """A copy with Hydra overrides applied, without composing anew: half a second each."""
+    config = copy.deepcopy(base)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+    return config
+
+
+@pytest.mark.parametrize(("override", "key", "text"), IMPOSSIBLE, ids=[override for override, _, _ in IMPOSSIBLE])
+def test_impossible_settings_are_named(base: DictConfig, override: str, key: str, text: str) -> None:
+    config = changed(base, override)
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        validate(config)
+    assert caught.value.key == key
+
+
+def test_a_missing_decoder_path(compose) -> None:
+    with pytest.raises(ConfigError, match=r"uae.decoder.path: is not set"):
+        validate(compose("data.train_files=x", "data.val_files=y"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["uae.decoder.schedule=streamed", "uae.decoder.pool=own"],
+        ["uae.decoder.path=org/model"],
+        ["uae.decoder.shift=null"],
+        ["actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=7"],
+        ["trainer.n_gpus_per_node=4", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16"]
+        + [f"actor_rollout_ref.{part}.log_prob_micro_batch_size_per_gpu=16" for part in ("ref", "rollout")],
+        ["uae.reward.terms=[{name: features, params: {backbone: efficientnet_lite0, image_size: 64}}]"],
+    ],
+)
+def test_possible_settings_pass(base: DictConfig, overrides: list[str]) -> None:
+    validate(changed(base, *overrides))
+
+
+def test_a_wrong_custom_function_is_refused_before_the_run(base: DictConfig, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def compute_score(prediction):\n    return 0.0\n")
+    config = changed(base, f"reward.custom_reward_function.path={path}")
+    with pytest.raises(ConfigError, match="compute_score must take data_source, solution_str"):
+        validate(config)
+
+
+def test_validation_changes_nothing(base: DictConfig) -> None:
+    config = copy.deepcopy(base)
+    before = OmegaConf.to_yaml(config)
+    validate(config)
+    assert OmegaConf.to_yaml(config) == before
+
+
+def test_the_command_stops_with_exit_code_2_before_ray_starts(tiny_models: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "uae_g4u", "hardware=cpu"]
+    command += ["preset=scenes", f"uae_home={tiny_models}", f"hydra.run.dir={tmp_path}", "+uae.decoder.nmu_steps=3"]
+    result = subprocess.run(
+        command, env=dict(os.environ), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 2, output[-3000:]
+    assert "impossible setting: uae.decoder.nmu_steps: unknown key, did you mean uae.decoder.num_steps?" in output
+    assert "Started a local Ray instance" not in output and "Traceback" not in output

@@ -1,0 +1,88 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every yaml file composes under verl's primary config, and what can pass validation does: ours and verl's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import verl_uae.config
+from verl_uae.config.validate import validate
+
+FOLDER = Path(verl_uae.config.__file__).parent
+BASE = ["data.train_files=train.parquet", "data.val_files=val.parquet", "uae.decoder.path=org/decoder"]
+PRIMARY = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+OPTIONS = [
+    f"{path.parent.relative_to(FOLDER)}={path.stem}" for path in sorted(FOLDER.rglob("*.yaml")) if path.parent != FOLDER
+]
+
+
+def verl_accepts(config: Any) -> None:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+
+
+def test_the_lists_above_are_not_empty() -> None:
+    assert {"uae_g4u", "uae_g4u_megatron"} <= set(PRIMARY)
+    assert {"hardware=cpu", "hardware=gpu", "preset=scenes", "uae/decoder=sd35_medium"} <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", PRIMARY)
+def test_a_config_name_with_paths_only_is_valid(compose, name: str) -> None:
+    config = compose(*BASE, name=name)
+    validate(config)
+    verl_accepts(config)
+    assert config.trainer.v1.trainer_mode == "uae_g4u" and config.algorithm.adv_estimator == "uae_grpo"
+    assert config.actor_rollout_ref.model.external_lib == "verl_uae.register"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_group_option_is_valid(compose, option: str) -> None:
+    # The preset of the scenes is for one process; the others are for eight.
+    config = compose(*BASE, option, "trainer.n_gpus_per_node=1")
+    validate(config)
+    verl_accepts(config)
+
+
+def test_scenes_on_the_cpu_is_valid_without_any_other_key(compose, tiny_overrides) -> None:
+    config = compose(*tiny_overrides)
+    validate(config)
+    verl_accepts(config)
+    assert config.uae.decoder.dtype == "float32" and config.trainer.device == "cpu"
+    assert [term.name for term in config.uae.reward.terms] == ["pixel", "ssim"]
+
+
+def test_megatron_keeps_the_method(compose) -> None:
+    """Only the backend differs."""
+    ours, megatron = (OmegaConf.to_container(compose(*BASE, name=name)) for name in ("uae_g4u", "uae_g4u_megatron"))
+    assert ours["uae"] == megatron["uae"] and ours["algorithm"] == megatron["algorithm"]
+    for key in ("kl_loss_coef", "clip_ratio", "ppo_mini_batch_size", "freeze_vision_tower", "use_kl_loss"):
+        assert ours["actor_rollout_ref"]["actor"][key] == megatron["actor_rollout_ref"]["actor"][key], key
+    assert megatron["actor_rollout_ref"]["actor"]["strategy"] == "megatron"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("actor_rollout_ref.rollout.n", 4),
+        ("actor_rollout_ref.rollout.temperature", 1.0),
+        ("actor_rollout_ref.actor.optim.lr", 1e-6),
+        ("actor_rollout_ref.actor.kl_loss_coef", 1e-6),
+        ("actor_rollout_ref.actor.freeze_vision_tower", True),
+        ("actor_rollout_ref.rollout.load_format", "auto"),
+        ("uae.decoder.num_steps", 10),
+        ("uae.decoder.guidance", 5.0),
+        ("uae.conditioner.length", 640),
+        ("uae.conditioner.path", "Qwen/Qwen2.5-VL-3B-Instruct"),
+        ("uae.reward.advantage_std", "group"),
+        ("data.custom_cls.name", "UAEDataset"),
+    ],
+)
+def test_the_papers_setting(compose, key: str, value: object) -> None:
+    assert OmegaConf.select(compose(*BASE), key) == value

@@ -1,0 +1,159 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The shims, and for each a test that fails once verl no longer needs it (those of the engine: tests/engine)."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from verl_uae.compat import before_import, on_import
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of an importable module that is not imported yet."""
+    name = f"shim_target_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text("import sys\nseen = getattr(sys, 'shim_log', [])\nseen.append('body')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "shim_log", [], raising=False)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def log(word: str):
+    return lambda: sys.shim_log.append(word)  # type: ignore[attr-defined]
+
+
+def test_hooks_run_once_and_around_the_import(module: str) -> None:
+    finders = len(sys.meta_path)
+    on_import(module, log("after"))
+    before_import(module, log("before"))
+    assert sys.shim_log == [] and len(sys.meta_path) == finders + 2  # type: ignore[attr-defined]
+    imported = importlib.import_module(module)
+    assert sys.shim_log == ["before", "body", "after"] and len(sys.meta_path) == finders  # type: ignore[attr-defined]
+    importlib.reload(imported)
+    assert sys.shim_log[3:] == ["body"]  # type: ignore[attr-defined]
+
+
+def test_a_module_that_is_there_is_met_at_once_or_not_at_all(module: str) -> None:
+    importlib.import_module(module)
+    on_import(module, log("after"))
+    before_import(module, log("before"))
+    assert sys.shim_log == ["body", "after"]  # type: ignore[attr-defined]
+
+
+def test_other_imports_are_left_alone(module: str) -> None:
+    on_import("no_such_module_anywhere", log("never"))
+    importlib.import_module(module)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("no_such_module_anywhere")
+    assert sys.shim_log == ["body"]  # type: ignore[attr-defined]
+
+
+def test_an_error_in_the_module_stays_its_own(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"{module}.py").write_text("raise ArithmeticError('mine')\n")
+    on_import(module, log("after"))
+    with pytest.raises(ArithmeticError, match="mine"):
+        importlib.import_module(module)
+    assert sys.shim_log == []  # type: ignore[attr-defined]
+
+
+PROBE = """
+import sys
+{setup}
+try:
+    import torchvision
+except Exception as error:
+    print("broken", type(error).__name__)
+else:
+    from torchvision.transforms.v2 import functional
+    import torch
+    print("works", tuple(functional.resize(torch.zeros(3, 8, 8), [4, 4]).shape))
+import verl_uae.compat as compat
+print(compat._torchvision_operators_load(), len(compat._KEEP_ALIVE))
+"""
+
+
+def torchvision(setup: str) -> list[str]:
+    code = [sys.executable, "-W", "ignore", "-c", PROBE.format(setup=setup)]
+    return subprocess.run(code, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
+
+
+def test_torchvision_works_with_us_and_the_shim_acts_only_where_it_must() -> None:
+    pytest.importorskip("torchvision")
+    # Without a mark in sys.modules importing verl_uae.compat would bring the hook of the package with it.
+    (plain, *_), (ours, state) = torchvision(""), torchvision("import verl_uae")
+    assert ours == "works (3, 4, 4)"
+    sound, declared = state.split()
+    if plain.startswith("works"):
+        assert declared == "0", "torchvision is sound here: the shim must do nothing"
+    else:
+        assert (sound, declared) == ("False", "1")
+
+
+def test_the_shim_is_idempotent() -> None:
+    setup = "import verl_uae, verl_uae.compat as c\nc.ensure_torchvision(); c.ensure_torchvision()"
+    assert torchvision(setup)[0] == "works (3, 4, 4)"
+
+
+#: Private or unstable names of verl that this package uses, and where.
+NAMES = {
+    "verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY": "plugin",
+    "verl.trainer.ppo.v1:PPOTrainerSync": "trainer.g4u",
+    "verl.trainer.ppo.v1:register_trainer": "trainer.g4u",
+    "verl.trainer.ppo.v1:PPOTrainerSync._setup": "trainer.g4u",
+    "verl.trainer.ppo.v1:PPOTrainerSync._build_replay_buffer": "trainer.g4u",
+    "verl.trainer.ppo.v1:PPOTrainerSync._init_resource_pool_mgr": "trainer.g4u",
+    "verl.trainer.ppo.v1:PPOTrainerSync._fetch_one_gen_batch": "trainer.g4u",
+    "verl.trainer.ppo.v1:PPOTrainerSync._compute_reward_colocate": "trainer.g4u",
+    "verl.trainer.ppo.v1:PPOTrainerSync._compute_metrics": "trainer.g4u",
+    "verl.trainer.ppo.v1:PPOTrainerSync._validate": "trainer.g4u",
+    "verl.trainer.ppo.v1:PPOTrainerSync._save_checkpoint": "trainer.g4u",
+    "verl.trainer.ppo.v1:PPOTrainerSync._load_checkpoint": "trainer.g4u",
+    "verl.experimental.agent_loop.agent_loop:_agent_loop_registry": "doctor",
+    "verl.experimental.agent_loop.single_turn_agent_loop:SingleTurnAgentLoop.run": "rollout.agent_loop",
+    "verl.workers.rollout.replica:RolloutReplicaRegistry.register": "rollout.hf",
+    "verl.workers.rollout.base:_ROLLOUT_REGISTRY": "rollout.hf",
+    "verl.workers.engine.base:EngineRegistry.register": "engine.captioner",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_module": "engine.captioner",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_fsdp_module": "engine.captioner",
+    "verl.trainer.ppo.core_algos:register_adv_est": "trainer.advantage",
+    "verl.plugin.platform:PlatformRegistry.register": "engine.cpu_platform",
+    "verl.utils.tensordict_utils:maybe_fix_3d_position_ids": "engine.worker",
+    "verl.utils.dataset.rl_dataset:RLHFDataset._read_files_and_tokenize": "data.dataset",
+    "verl.single_controller.ray:ResourcePoolManager.create_resource_pool": "trainer.decoders",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_verl_are_still_there(name: str) -> None:
+    path, _, attributes = name.partition(":")
+    found: object = importlib.import_module(path)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+
+
+def test_verl_still_compares_the_trainer_mode_with_a_literal() -> None:
+    """Once this fails, G4UTrainer._build_replay_buffer need not pretend to be "sync"."""
+    source = inspect.getsource(importlib.import_module("verl.trainer.ppo.v1.trainer_base"))
+    assert len(re.findall(r'self\.trainer_mode [!=]= "sync"', source)) >= 4
+
+
+def test_verl_still_swallows_the_errors_of_plugins() -> None:
+    """Once this fails, verl reports a broken plugin itself and plugin.FAILURES can go."""
+    source = inspect.getsource(importlib.import_module("verl"))
+    assert re.search(r"_ep\.load\(\)\n\s+except Exception as _e:\n\s+logging\.getLogger\(__name__\)\.debug\(", source)
+
+
+def test_verl_looks_a_trainer_up_by_registered_name_only() -> None:
+    """Once a trainer can be named by its import path, on_import is no longer needed."""
+    function = importlib.import_module("verl.trainer.ppo.v1.trainer_base").get_trainer_cls
+    with pytest.raises(ValueError, match="Unknown trainer"):
+        function("verl.trainer.ppo.v1.PPOTrainerSync")

@@ -1,0 +1,58 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from verl_uae.errors import ConfigError
+from verl_uae.estimate import DECODERS, GIB, GPUS, estimate, render
+
+
+def test_decoding_memory_by_hand() -> None:
+    """bf16 decoder, projector and language model, fp32 VAE and CLIP, activations, and an eighth of the actor."""
+    result = estimate("H100-80GB", gpus=8)
+    weights = 2 * (8.06 + 0.05 + 3.09) + 4 * (0.084 + 0.30)
+    actor = (16 * 3.09 + 4 * 0.67) / 8
+    assert result.memory_gib["decode"] == pytest.approx((weights + actor) * 1e9 / GIB + 6.0)
+
+
+def test_more_gpus_need_less_memory_each_and_time_scales_with_steps() -> None:
+    few, many = (estimate("H100-80GB", gpus=gpus) for gpus in (2, 16))
+    assert all(few.memory_gib[phase] > many.memory_gib[phase] for phase in few.memory_gib)
+    one, ten = (estimate("H100-80GB", steps=steps) for steps in (100, 1000))
+    assert ten.hours == pytest.approx(10 * one.hours) and ten.usd == pytest.approx(10 * one.usd)
+    assert one.usd == pytest.approx(one.hours * 8 * GPUS["H100-80GB"].usd_per_hour)
+
+
+def test_what_fits() -> None:
+    assert estimate("H100-80GB").fits and not estimate("A100-40GB", gpus=1).fits
+    assert "does NOT fit" in render(estimate("A100-40GB", gpus=1))
+    assert "calculated, not measured" in render(estimate("H100-80GB"))
+
+
+@pytest.mark.parametrize("gpu", sorted(GPUS))
+@pytest.mark.parametrize("decoder", sorted(DECODERS))
+def test_every_combination_is_finite(gpu: str, decoder: str) -> None:
+    result = estimate(gpu, decoder=decoder)
+    assert all(0 < value < 1e4 for value in (*result.memory_gib.values(), *result.seconds.values(), result.hours))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "key"),
+    [({"gpu": "x"}, "--gpu"), ({"gpu": "H100-80GB", "decoder": "x"}, "--decoder"), ({"gpu": "H100-80GB", "gpus": 0}, "--gpus")],
+)
+def test_unknown_values(kwargs: dict, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        estimate(**kwargs)
+    assert caught.value.key == key
+
+
+def test_the_sampler_is_the_configs(compose) -> None:
+    from verl_uae import estimate as module
+
+    config = compose("data.train_files=x", "data.val_files=y")
+    assert module.DENOISING_STEPS == config.uae.decoder.num_steps
+    assert module.CONDITION_TOKENS == config.uae.conditioner.length
+    assert module.VLLM_SHARE == config.actor_rollout_ref.rollout.gpu_memory_utilization
+    images = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+    assert images / config.trainer.n_gpus_per_node == module.CAPTIONS_PER_GPU

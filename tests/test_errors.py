@@ -6,13 +6,14 @@ import pickle
 
 import pytest
 
-from verl_uae.errors import CheckpointError, ConfigError, DataError, DecodeError, RewardError, UAEError
+from verl_uae.errors import CheckpointError, ConfigError, DataError, DecodeError, DecoderError, RewardError, UAEError
 
 ERRORS = [
     (ConfigError("uae.reward.terms", "empty"), "uae.reward.terms: empty"),
     (DataError("a.parquet", None, "empty"), "a.parquet: empty"),
     (DecodeError("a.parquet", 3, "not a picture"), "a.parquet, row 3: not a picture"),
     (RewardError("clip", "hangs"), "reward term 'clip': hangs"),
+    (DecoderError(3, "is gone"), "decoder rank 3: is gone"),
     (CheckpointError("step_3", "is incomplete"), "step_3: is incomplete"),
 ]
 

@@ -39,7 +39,11 @@ def test_every_combination_is_finite(gpu: str, decoder: str) -> None:
 
 @pytest.mark.parametrize(
     ("kwargs", "key"),
-    [({"gpu": "x"}, "--gpu"), ({"gpu": "H100-80GB", "decoder": "x"}, "--decoder"), ({"gpu": "H100-80GB", "gpus": 0}, "--gpus")],
+    [
+        ({"gpu": "x"}, "--gpu"),
+        ({"gpu": "H100-80GB", "decoder": "x"}, "--decoder"),
+        ({"gpu": "H100-80GB", "gpus": 0}, "--gpus"),
+    ],
 )
 def test_unknown_values(kwargs: dict, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -51,8 +55,8 @@ def test_the_sampler_is_the_configs(compose) -> None:
     from verl_uae import estimate as module
 
     config = compose("data.train_files=x", "data.val_files=y")
-    assert module.DENOISING_STEPS == config.uae.decoder.num_steps
-    assert module.CONDITION_TOKENS == config.uae.conditioner.length
-    assert module.VLLM_SHARE == config.actor_rollout_ref.rollout.gpu_memory_utilization
+    assert config.uae.decoder.num_steps == module.DENOISING_STEPS
+    assert config.uae.conditioner.length == module.CONDITION_TOKENS
+    assert config.actor_rollout_ref.rollout.gpu_memory_utilization == module.VLLM_SHARE
     images = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
     assert images / config.trainer.n_gpus_per_node == module.CAPTIONS_PER_GPU

@@ -59,8 +59,10 @@ class _ImportFinder(importlib.abc.MetaPathFinder):
 
 
 class _PreImportFinder(_ImportFinder):
-    def meet(self, fullname: str) -> None:
+    def meet(self, fullname: str) -> importlib.machinery.ModuleSpec | None:
         self.callback()
+        # Not None: the caller's walk of sys.meta_path would skip the finder that has moved into our place.
+        return importlib.util.find_spec(fullname)
 
 
 class _PostImportFinder(_ImportFinder):

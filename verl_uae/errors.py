@@ -74,6 +74,23 @@ class RewardError(UAEError):
         return f"reward term {self.term!r}: {self.message}"
 
 
+class DecoderError(UAEError):
+    """A decoder rank is gone for good.
+
+    Args:
+        rank: number of the rank.
+        message: what is wrong.
+    """
+
+    def __init__(self, rank: int, message: str) -> None:
+        super().__init__(rank, message)
+        self.rank = rank
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"decoder rank {self.rank}: {self.message}"
+
+
 class CheckpointError(UAEError):
     """A checkpoint folder is incomplete, altered or of another kind.
 

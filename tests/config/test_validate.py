@@ -71,7 +71,11 @@ IMPOSSIBLE = [
     ("uae.reward.terms=[{name: pixle}]", "uae.reward.terms[0].name", "unknown reward 'pixle'. Did you mean 'pixel'"),
     ("uae.reward.terms=[{name: pixel, held_out: true}]", "uae.reward.terms", "at least one term"),
     ("uae.reward.terms=[{name: pixel}, {name: pixel}]", "uae.reward", "used twice"),
-    ("uae.reward.terms=[{name: pixel, params: {q: 1}}]", "uae.reward.terms[0].params", "unexpected keyword argument 'q'"),
+    (
+        "uae.reward.terms=[{name: pixel, params: {q: 1}}]",
+        "uae.reward.terms[0].params",
+        "unexpected keyword argument 'q'",
+    ),
     ("uae.reward.terms=[{name: pixel, params: {k: -1}}]", "uae.reward.terms.pixel.k", "above 0"),
     (
         "uae.reward.terms=[{name: clip, params: {path: x}}]",

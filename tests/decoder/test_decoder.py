@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -99,7 +100,7 @@ def test_sampling_is_euler_on_the_velocity(decoder: Decoder) -> None:
     noise, condition, sigmas = normal((2, 30, 4, 4), "noise"), states(2, decoder), sigma_schedule(3, 3.0)
     x = noise
     with torch.no_grad():
-        for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, after in itertools.pairwise(sigmas):
             x = x + (after - sigma) * decoder.velocity(x, sigma.expand(2), condition)
     picture = decoder.sample(condition, noise, sigmas)
     assert torch.allclose(picture, decoder.decode_latent(x), atol=1e-5)

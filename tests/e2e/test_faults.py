@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.world import build_world, metrics, train
 
-REWARD = '''
+REWARD = """
 import math, time
 
 FAULTS = {faults}
@@ -30,7 +30,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs)
         time.sleep(600)
     pixels = zip(extra_info["source_image"].tobytes(), extra_info["reconstruction"].tobytes())
     return 1.0 - sum(abs(a - b) for a, b in pixels) / (255 * 3 * 32 * 32)
-'''
+"""
 
 
 def _huge_png() -> bytes:

@@ -19,7 +19,18 @@ def test_two_training_steps_on_photographs(tmp_path: Path) -> None:
     folder = Path(skimage.__file__).parent / "data"
     packed = tmp_path / "packed"
     pack = subprocess.run(
-        [sys.executable, "-m", "verl_uae.cli", "data", "pack", str(folder), "--out", str(packed), "--val-fraction", "0.2"],
+        [
+            sys.executable,
+            "-m",
+            "verl_uae.cli",
+            "data",
+            "pack",
+            str(folder),
+            "--out",
+            str(packed),
+            "--val-fraction",
+            "0.2",
+        ],
         capture_output=True,
         text=True,
         env=environment(tmp_path / "pack"),

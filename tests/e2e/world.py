@@ -79,7 +79,12 @@ def environment(out: Path, extra: Mapping[str, str] | None = None) -> dict[str, 
 
 
 def train(
-    world: Path, out: Path, overrides: Sequence[str] = (), *, extra_env: Mapping[str, str] | None = None, timeout: float = 500
+    world: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    extra_env: Mapping[str, str] | None = None,
+    timeout: float = 500,
 ) -> subprocess.CompletedProcess[str]:
     """Run the training command to its end; output is kept in ``out/log.txt``."""
     result = subprocess.run(

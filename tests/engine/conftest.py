@@ -22,6 +22,8 @@ def facts(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
     command = [sys.executable, "-m", "tests.engine.probe", str(tiny_models / "encoder"), str(out)]
-    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(out.read_text())

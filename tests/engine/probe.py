@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Builds verl's engines on one CPU rank and writes what happened as JSON. Run: python -m tests.engine.probe ENCODER OUT.
+"""Builds verl's engines on one CPU rank and writes what happened as JSON: python -m tests.engine.probe ENCODER OUT.
 
 In a process of its own: VERL_PLATFORM is read once per process, and so is the process group.
 """

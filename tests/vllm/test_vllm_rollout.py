@@ -4,8 +4,8 @@
 
 vLLM and the trainer compute the same tokens' probabilities independently. They agree only if vLLM samples from the
 weights of the last update and sees the pictures the trainer sees; neither fault raises or shows in the reward. A
-difference remains: verl keeps vLLM from sampling the two vision placeholders, which the trainer counts (0.1 nats at most
-with this vocabulary).
+difference remains: verl keeps vLLM from sampling the two vision placeholders, which the trainer counts (about 0.1 nats
+with this small vocabulary).
 """
 
 from __future__ import annotations

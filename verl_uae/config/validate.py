@@ -119,6 +119,11 @@ def _validate_grpo(config: DictConfig) -> None:
         raise ConfigError(
             "actor_rollout_ref.rollout.n", f"a group needs at least 2 captions to compare, got {rollout.n}"
         )
+    if rollout.name == "vllm" and rollout.load_format == "dummy":
+        raise ConfigError(
+            "actor_rollout_ref.rollout.load_format",
+            "dummy leaves vLLM's image mean and std random, silently: captions would describe noise; use auto",
+        )
     if config.algorithm.adv_estimator != "uae_grpo":
         raise ConfigError(
             "algorithm.adv_estimator",

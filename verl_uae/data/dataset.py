@@ -130,7 +130,8 @@ class UAEDataset(RLHFDataset):
         if not self.shuffle:
             return list(range(self.max_samples))
         rng = np.random.default_rng() if self.seed is None else np.random.default_rng(self.seed)
-        return rng.choice(total, size=self.max_samples, replace=False).tolist()
+        chosen: Any = rng.choice(total, size=self.max_samples, replace=False)
+        return chosen.tolist()
 
     def _check_rows(self) -> list[int]:
         """Items of the rows to keep; the others are in the quarantine file and in the log."""

@@ -91,7 +91,8 @@ class Conditioner(nn.Module):
     @property
     def width(self) -> int:
         """E, hidden size of the language model."""
-        return int(self.language_model.config.hidden_size)
+        config: Any = self.language_model.config
+        return int(config.hidden_size)
 
     def _template(self) -> tuple[list[int], list[int]]:
         """Token ids around the caption, found by rendering the chat template with a marker."""

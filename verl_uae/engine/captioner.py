@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 from torch import nn
 from verl.utils.device import get_device_name
@@ -28,6 +29,7 @@ class CaptionerEngine(FSDPEngineWithLMHead):
     """
 
     freeze_vision_tower: bool = False
+    engine_config: Any
 
     def _build_module(self) -> nn.Module:
         # verl's engine knows two model types by name and refuses others.

@@ -7,6 +7,7 @@ Shape legend: B samples, C H W latent channels, height and width, S denoising st
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -32,7 +33,7 @@ def euler(velocity: Velocity, noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
     """
     x_BCHW = noise_BCHW.to(torch.float32)
     table = sigmas.to(torch.float32).tolist()
-    for sigma, sigma_next in zip(table[:-1], table[1:], strict=True):
+    for sigma, sigma_next in itertools.pairwise(table):
         sigma_B = torch.full((x_BCHW.shape[0],), sigma, dtype=torch.float32, device=x_BCHW.device)
         x_BCHW = x_BCHW + (sigma_next - sigma) * velocity(x_BCHW, sigma_B).to(torch.float32)
     return x_BCHW

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import uuid
@@ -17,11 +18,13 @@ from tensordict import NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
 
-from verl_uae.errors import RewardError
+from verl_uae.errors import DecoderError
 from verl_uae.rollout.decoder_worker import INPUT_FIELDS, DecoderWorker
 from verl_uae.rollout.sample import OUTCOME_FIELD, Outcome, failed_outcome
 
 logger = logging.getLogger(__name__)
+
+_RESTART_POLL_S = 1.0
 
 
 class DecoderGroup:
@@ -37,26 +40,28 @@ class DecoderGroup:
     def __init__(self, config: DictConfig, pool: RayResourcePool) -> None:
         self.config = config.uae.decoder
         self.restarts = 0
-        worker = RayClassWithInitArgs(cls=ray.remote(DecoderWorker), config=config)
+        # Held here: Ray reads the constructor's arguments again when it restarts a rank, and would have freed them.
+        self._init_config = ray.put(config)
+        worker = RayClassWithInitArgs(cls=ray.remote(DecoderWorker), config=self._init_config)
         # A name prefix of its own, since several jobs may share a Ray cluster.
         prefix = f"uae_{uuid.uuid4().hex[:8]}_"
         worker.update_options({"max_restarts": self.config.max_restarts, "max_task_retries": 0})
         self.group = RayWorkerGroup(
             resource_pool=pool, ray_cls_with_init=worker, name_prefix=prefix, device_name=config.trainer.device
         )
-        self._loading = [worker.init_model.remote() for worker in self.workers]
+        self._loading: list[Any] = [worker.init_model.remote() for worker in self.workers]
 
     def wait_until_loaded(self) -> None:
         """Block until every rank has its models.
 
         Raises:
-            RewardError: if a rank cannot load them, with the reason.
+            DecoderError: if a rank cannot load them, with the reason.
         """
         for rank, call in enumerate(self._loading):
             try:
                 ray.get(call)
             except ray.exceptions.RayError as error:
-                raise RewardError(f"decoder rank {rank}", f"could not load its models: {describe(error)}") from error
+                raise DecoderError(rank, f"could not load its models: {describe(error)}") from error
         self._loading = []
 
     @property
@@ -80,7 +85,7 @@ class DecoderGroup:
             One outcome per key, in order, and the seconds of the slowest rank by phase.
 
         Raises:
-            RewardError: when a rank has died more often than ``uae.decoder.max_restarts``.
+            DecoderError: when a rank has died more often than ``uae.decoder.max_restarts``.
         """
         shards = split_evenly(len(batch.keys), len(self.workers))
         metas = [self._meta(batch, shard, step, probes) for shard in shards]
@@ -136,22 +141,29 @@ class DecoderGroup:
         tq.kv_batch_put(keys=meta.keys, partition_id=meta.partition_id, fields=fields)
 
     def _revive(self, rank: int) -> None:
-        """Load the models again in a rank that Ray has restarted (or that is alive after an exception)."""
+        """Load the models again in a rank that Ray has started again (or that is alive after an exception)."""
         self.restarts += 1
-        try:
-            ray.get(self.workers[rank].init_model.remote(), timeout=self.config.timeout_s)
-        except ray.exceptions.RayError as error:
-            raise RewardError(
-                f"decoder rank {rank}",
-                f"could not be started again (uae.decoder.max_restarts={self.config.max_restarts}): {describe(error)}",
-            ) from error
+        deadline = time.monotonic() + self.config.timeout_s
+        while True:
+            try:
+                ray.get(self.workers[rank].init_model.remote(), timeout=max(1.0, deadline - time.monotonic()))
+                return
+            except ray.exceptions.ActorUnavailableError as error:
+                # Ray answers so while the process is being started.
+                if time.monotonic() > deadline:
+                    raise self._gone(rank, error) from error
+                time.sleep(_RESTART_POLL_S)
+            except ray.exceptions.RayError as error:
+                raise self._gone(rank, error) from error
+
+    def _gone(self, rank: int, error: BaseException) -> DecoderError:
+        allowed = f"uae.decoder.max_restarts={self.config.max_restarts}"
+        return DecoderError(rank, f"could not be started again ({allowed}): {describe(error)}")
 
     def _slowest(self, metas: Sequence[KVBatchMeta]) -> dict[str, float]:
         seconds = {"decode": 0.0, "score": 0.0}
         for meta in metas:
-            data = tq.kv_batch_get(
-                keys=meta.keys[:1], partition_id=meta.partition_id, select_fields=["uae_seconds"]
-            )
+            data = tq.kv_batch_get(keys=meta.keys[:1], partition_id=meta.partition_id, select_fields=["uae_seconds"])
             decode, score = data["uae_seconds"][0].tolist()
             seconds = {"decode": max(seconds["decode"], decode), "score": max(seconds["score"], score)}
         return seconds
@@ -160,7 +172,7 @@ class DecoderGroup:
 def split_evenly(count: int, parts: int) -> list[range]:
     """Contiguous shares of ``range(count)`` whose sizes differ by at most one; some are empty if parts > count."""
     bounds = [count * part // parts for part in range(parts + 1)]
-    return [range(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [range(low, high) for low, high in itertools.pairwise(bounds)]
 
 
 def describe(error: BaseException) -> str:

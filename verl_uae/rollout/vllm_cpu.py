@@ -31,4 +31,4 @@ def keep_plain_weight(layer: torch.nn.Module, remove_weight: bool) -> None:
     update fails with "Attempted to load weight ... into parameter [0]"; where it keeps the tensor (the output
     layer), an update would change a copy that nobody reads.
     """
-    layer.cpu_linear = torch.nn.functional.linear
+    layer.cpu_linear = torch.nn.functional.linear  # type: ignore[assignment]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ from verl_uae.scenes.report import COLUMNS, write_report
 Say = Callable[[str], None]
 
 #: The reward of the preset ``scenes``.
-REWARD_TERMS = (("pixel", 0.7, {}), ("ssim", 0.3, {}))
+REWARD_TERMS: tuple[tuple[str, float, dict[str, Any]], ...] = (("pixel", 0.7, {}), ("ssim", 0.3, {}))
 
 
 @dataclass

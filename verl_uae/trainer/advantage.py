@@ -41,6 +41,6 @@ def uae_grpo(
     settings = dict((config or {}).get(SETTINGS_KEY) or {})
     valid_N = response_mask.bool().any(dim=-1)
     reward_N = (token_level_rewards * response_mask).sum(dim=-1)
-    advantage_N, _ = group_advantage(reward_N, valid_N, list(index), **settings)
+    advantage_N, _stats = group_advantage(reward_N, valid_N, list(index), **settings)
     advantage_NT = advantage_N.unsqueeze(-1) * response_mask
     return advantage_NT, advantage_NT

@@ -38,7 +38,7 @@ def is_complete(folder: Path) -> bool:
     """Whether every file the marker names is there with its size."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        files: dict[str, int] = marker["files"]
+        files: dict[str, int] = dict(marker["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
@@ -65,7 +65,7 @@ def repair_tracker(root: Path) -> int | None:
     named = tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else ""
     if not steps:
         if named or tracker.is_file():
-            logger.warning("no complete checkpoint in %s (the tracker says %r): starting from the beginning", root, named)
+            logger.warning("no complete checkpoint in %s (tracker: %r): starting from the beginning", root, named)
             tracker.unlink()
         return None
     if named != str(steps[-1]):

@@ -17,8 +17,8 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 
 import verl_uae.trainer.advantage  # noqa: F401  registers uae_grpo
 from verl_uae.config.validate import validate
-from verl_uae.errors import UAEError
 from verl_uae.engine.worker import CaptionerWorker
+from verl_uae.errors import UAEError
 from verl_uae.rollout.agent_loop import STREAM_ACTORS
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
@@ -50,6 +50,10 @@ class SavedState:
 @register_trainer("uae_g4u")
 class G4UTrainer(DecoderMixin, PPOTrainerSync):
     """verl's synchronous GRPO trainer with the chain as its reward."""
+
+    # Set by verl.
+    global_steps: int
+    resource_pool_manager: Any
 
     def __init__(self, config: DictConfig) -> None:
         validate(config)
@@ -147,7 +151,7 @@ class G4UTrainer(DecoderMixin, PPOTrainerSync):
             outcomes, seconds = self.decoders.score(batch, step=self.global_steps, probes=probes)
         check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
         groups = [split_key(key)[0] for key in batch.keys]
-        if validating:
+        if metrics is None:
             return self._finish_validation(batch, outcomes, states)
         self._mask(batch, outcomes, usable_members(outcomes, groups))
         metrics.update(outcome_metrics(outcomes, states, groups, min_std=self.config.uae.reward.min_std))
@@ -201,7 +205,9 @@ class G4UTrainer(DecoderMixin, PPOTrainerSync):
 
     # ---------------------------------------------------------------- metrics
 
-    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
+    ) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         metrics.update(overhead_metrics(timing_raw, self._chain_seconds))
         metrics["decoder/restarts"] = float(self.decoders.restarts)

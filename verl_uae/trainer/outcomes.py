@@ -23,9 +23,7 @@ STATUSES = ("invalid", "timeout", "error")
 def usable_members(outcomes: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> list[bool]:
     """Which samples train: those with a value, in groups that have at least two of them."""
     valid = Counter(group for entry, group in zip(outcomes, groups, strict=True) if entry["status"] == "ok")
-    return [
-        entry["status"] == "ok" and valid[group] >= 2 for entry, group in zip(outcomes, groups, strict=True)
-    ]
+    return [entry["status"] == "ok" and valid[group] >= 2 for entry, group in zip(outcomes, groups, strict=True)]
 
 
 def check_enough(outcomes: Sequence[Mapping[str, Any]], max_invalid_fraction: float) -> None:
@@ -76,9 +74,7 @@ def outcome_metrics(
     return metrics
 
 
-def group_metrics(
-    outcomes: Sequence[Mapping[str, Any]], groups: Sequence[str], *, min_std: float
-) -> dict[str, float]:
+def group_metrics(outcomes: Sequence[Mapping[str, Any]], groups: Sequence[str], *, min_std: float) -> dict[str, float]:
     """How many groups give a signal."""
     reward_N = torch.tensor([math.nan if entry["value"] is None else entry["value"] for entry in outcomes])
     valid_N = torch.tensor([entry["status"] == "ok" for entry in outcomes])

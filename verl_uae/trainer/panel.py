@@ -48,7 +48,9 @@ class PanelRow:
     terms: Mapping[str, float]
 
     @classmethod
-    def from_sample(cls, messages: Sequence[Mapping[str, Any]], state: Mapping[str, Any], entry: Mapping[str, Any]) -> PanelRow:
+    def from_sample(
+        cls, messages: Sequence[Mapping[str, Any]], state: Mapping[str, Any], entry: Mapping[str, Any]
+    ) -> PanelRow:
         """From a prompt, its caption and its outcome."""
         with Image.open(io.BytesIO(entry["picture"])) as drawn:
             size = (drawn.height, drawn.width)

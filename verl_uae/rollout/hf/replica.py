@@ -45,17 +45,14 @@ class HFReplica(RolloutReplica):
         if on_accelerator:
             platform = get_platform()
             environment = {**dict.fromkeys(platform.ray_noset_envvars(), "1"), **platform.rollout_env_vars()}
-        server = (
-            ray.remote(CaptionServer)
-            .options(
-                name=server_name(self.replica_rank),
-                num_cpus=self.options.num_cpus,
-                max_concurrency=self.max_concurrency,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
-                runtime_env={"env_vars": environment} if environment else None,
-            )
-            .remote(self._server_config(accelerator if on_accelerator else None))
-        )
+        server_class: Any = ray.remote(CaptionServer)
+        server = server_class.options(
+            name=server_name(self.replica_rank),
+            num_cpus=self.options.num_cpus,
+            max_concurrency=self.max_concurrency,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
+            runtime_env={"env_vars": environment} if environment else None,
+        ).remote(self._server_config(accelerator if on_accelerator else None))
         await server.ready.remote()
         self.servers = [server]
         self._server_handle = server

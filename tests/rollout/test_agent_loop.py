@@ -1,0 +1,183 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+from verl_uae.data.images import image_digest
+from verl_uae.rollout.agent_loop import CaptionAgentLoop, PromptCache, dataset_row
+from verl_uae.scenes.tokenizer import build_processor, build_tokenizer
+from verl_uae.seeding import derive_seed
+
+IMAGE = Image.new("RGB", (32, 32), "red")
+CONTENT = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "describe"}]
+ROW = {
+    "raw_prompt": [{"role": "user", "content": CONTENT}],
+    "global_steps": 5,
+    "session_id": 2,
+    "index": 7,
+    "data_source": "scenes",
+    "reward_model": {"ground_truth": "g"},
+    "extra_info": {"index": 7},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return build_tokenizer()
+
+
+@pytest.fixture
+def loop(tokenizer: Any) -> CaptionAgentLoop:
+    """The loop without verl's servers: only what the methods under test read."""
+    made = object.__new__(CaptionAgentLoop)
+    uae = {"seed": 42, "rollout": {"timeout_s": 0.2, "seeded": True}, "decoder": {}}
+    made.config = OmegaConf.create({"uae": uae})
+    made.rollout_config = OmegaConf.create({"calculate_log_probs": True})
+    made.tokenizer, made.processor, made.response_length = tokenizer, build_processor(), 8
+    return made
+
+
+def answer(ids: list[int]) -> AgentLoopOutput:
+    return AgentLoopOutput(
+        prompt_ids=[1], response_ids=ids, response_mask=[1] * len(ids), num_turns=2, metrics={}, extra_fields={}
+    )
+
+
+def run(
+    loop: CaptionAgentLoop, monkeypatch: pytest.MonkeyPatch, base: Any, row: dict[str, Any] = ROW
+) -> AgentLoopOutput:
+    monkeypatch.setattr(SingleTurnAgentLoop, "run", base)
+    return asyncio.run(loop.run({"temperature": 1.0}, **row))
+
+
+def test_a_caption_and_its_seed(loop: CaptionAgentLoop, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def base(self: Any, params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        seen.append(params)
+        return answer([*tokenizer("a red circle")["input_ids"], tokenizer.eos_token_id])
+
+    output = run(loop, monkeypatch, base)
+    digest = image_digest(IMAGE)
+    assert seen == [{"temperature": 1.0, "seed": derive_seed(42, "caption", 5, digest, 2)}]
+    assert output.extra_fields["uae"] == {
+        "caption": "a red circle",
+        "digest": digest,
+        "status": "ok",
+        "reason": "",
+        "cut": False,
+        "tokens": 4,
+    }
+    assert output.extra_fields["uae_outcome"] is None
+
+
+def test_members_and_steps_have_seeds_of_their_own(loop: CaptionAgentLoop) -> None:
+    def seed(**changes: int) -> int:
+        return loop._seeded({}, "d", {**ROW, **changes})["seed"]
+
+    assert len({seed(), seed(session_id=3), seed(global_steps=6), loop._seeded({}, "e", ROW)["seed"]}) == 4
+    loop.config.uae.rollout.seeded = False
+    assert loop._seeded({"a": 1}, "d", ROW) == {"a": 1}
+
+
+def test_a_caption_at_the_limit_is_cut_unless_it_ends(loop: CaptionAgentLoop, tokenizer: Any) -> None:
+    word = tokenizer("red")["input_ids"]
+    assert loop._state(answer(word * 8), "d")["cut"] is True
+    assert loop._state(answer(word * 7), "d")["cut"] is False
+    assert loop._state(answer([*word * 7, tokenizer.eos_token_id]), "d")["cut"] is False
+
+
+@pytest.mark.parametrize("kind", ["raises", "hangs", "no image"])
+def test_a_failure_is_a_masked_sample_with_its_reason(
+    loop: CaptionAgentLoop, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    async def base(self: Any, params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        if kind == "raises":
+            raise ArithmeticError("mine")
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    row = {**ROW, "raw_prompt": [{"role": "user", "content": "text"}]} if kind == "no image" else ROW
+    output = run(loop, monkeypatch, base, row)
+    state = output.extra_fields["uae"]
+    expected = {
+        "raises": ("error", "caption: ArithmeticError: mine"),
+        "hangs": ("timeout", "no caption in 0.2 s"),
+        "no image": ("error", "caption: DataError: prompt: has no image; UAE needs one source picture per row"),
+    }
+    assert (state["status"], state["reason"]) == expected[kind]
+    assert output.response_mask == [0] and output.response_logprobs == [0.0] and len(output.response_ids) == 1
+    assert output.extra_fields["global_steps"] == 5 and output.extra_fields["uae_outcome"] is None
+
+
+def test_a_sampled_vision_token_is_a_failure(
+    loop: CaptionAgentLoop, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next forward pass would look for a picture that is not there."""
+    vision = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+
+    async def base(self: Any, params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        return answer([*tokenizer("red")["input_ids"], vision])
+
+    output = run(loop, monkeypatch, base)
+    assert output.extra_fields["uae"]["status"] == "error" and output.response_mask == [0]
+    assert output.extra_fields["uae"]["reason"] == f"caption: sampled vision tokens [{vision}]"
+
+
+def test_dataset_row() -> None:
+    assert dataset_row(ROW) == {"data_source": "scenes", "ground_truth": "g", "extra_info": {"index": 7}}
+    assert dataset_row({}) == {"data_source": "unknown", "ground_truth": None, "extra_info": {}}
+
+
+def test_the_prompt_cache_makes_a_prompt_once_for_concurrent_requests() -> None:
+    async def main() -> None:
+        cache, made = PromptCache(2), []
+
+        async def make() -> str:
+            made.append(1)
+            await asyncio.sleep(0.01)
+            return f"prompt {len(made)}"
+
+        assert await asyncio.gather(*(cache.get("a", make) for _ in range(5))) == ["prompt 1"] * 5
+        assert await cache.get("a", make) == "prompt 1"
+        await cache.get("b", make)
+        await cache.get("c", make)
+        assert await cache.get("a", make) == "prompt 4", "the oldest is dropped"
+
+    asyncio.run(main())
+
+
+def test_a_failed_prompt_is_not_kept_and_a_cancelled_waiter_hurts_nobody() -> None:
+    async def main() -> None:
+        cache = PromptCache(4)
+
+        async def fail() -> str:
+            raise ArithmeticError("mine")
+
+        async def slow() -> str:
+            await asyncio.sleep(0.05)
+            return "made"
+
+        results = await asyncio.gather(*(cache.get("a", fail) for _ in range(3)), return_exceptions=True)
+        assert all(isinstance(result, ArithmeticError) for result in results)
+        first = asyncio.ensure_future(cache.get("a", slow))
+        second = asyncio.ensure_future(cache.get("a", slow))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second == "made"
+
+    asyncio.run(main())
+
+
+def test_no_streaming_without_decoders(loop: CaptionAgentLoop) -> None:
+    assert loop._stream_actors == []
+    loop.rollout_config = OmegaConf.create({"custom": {"uae_decoder_actors": ["x"]}})
+    assert loop._stream_actors == ["x"]

@@ -1,0 +1,119 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's own logic on the real chain, in this process; Ray and the queue are run by tests/e2e."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tensordict import NonTensorData, NonTensorStack, TensorDict
+
+from verl_uae.rollout.decoder_worker import INPUT_FIELDS, DecoderWorker
+from verl_uae.scenes.render import render_float, sample_scene
+
+CAPTIONS = ["a red circle", "", "a blue square", "green"]
+
+
+def picture(seed: int) -> Image.Image:
+    pixels = render_float([sample_scene(random.Random(seed))])[0].permute(1, 2, 0)
+    return Image.fromarray((pixels * 255).round().to(torch.uint8).numpy())
+
+
+def state(index: int, **changes: Any) -> dict[str, Any]:
+    base = {"caption": CAPTIONS[index], "digest": f"d{index // 2}", "status": "ok", "reason": "", "cut": False}
+    return {"uae": {**base, "tokens": 3, **changes}}
+
+
+def batch(states: list[dict[str, Any]], *, step: int = 3, probes: int = 0) -> TensorDict:
+    images = [picture(index // 2) for index in range(len(states))]
+    columns = {
+        "raw_prompt": [[{"role": "user", "content": [{"type": "image", "image": image}]}] for image in images],
+        "extra_fields": states,
+        "data_source": ["scenes"] * len(states),
+        "reward_model": [{"ground_truth": "g", "style": "rule"}] * len(states),
+        "extra_info": [{"index": index} for index in range(len(states))],
+    }
+    assert set(columns) == set(INPUT_FIELDS)
+    data = TensorDict({name: NonTensorStack(*values) for name, values in columns.items()}, batch_size=len(states))
+    data["global_steps"], data["probes"] = NonTensorData(step), NonTensorData(probes)
+    return data
+
+
+@pytest.fixture(scope="module")
+def worker(compose, tiny_overrides: list[str]) -> DecoderWorker:
+    from verl_uae.rollout.build import build_chain
+
+    # verl's Worker wants a process group; only its fields are set here.
+    made = object.__new__(DecoderWorker)
+    made.config = compose(*tiny_overrides)
+    made.chain = build_chain(made.config, "cpu")
+    return made
+
+
+def test_outcomes_keep_their_place(worker: DecoderWorker) -> None:
+    states = [state(0), state(1), state(2, status="timeout", reason="no caption in 3 s"), state(3)]
+    outcomes = worker._outcomes(worker.chain, batch(states))
+    assert [entry["status"] for entry in outcomes] == ["ok", "ok", "timeout", "ok"]
+    assert outcomes[2]["reason"] == "no caption in 3 s" and outcomes[2]["value"] is None
+    alone = worker._outcomes(worker.chain, batch([state(0)]))
+    assert outcomes[0]["value"] == pytest.approx(alone[0]["value"], abs=1e-5)
+
+
+def test_the_noise_is_named_by_seed_step_and_picture(worker: DecoderWorker) -> None:
+    def value(index: int = 0, step: int = 3, **changes: Any) -> float:
+        return worker._outcomes(worker.chain, batch([state(index, **changes)], step=step))[0]["value"]
+
+    assert value() == value()
+    assert value(step=4) != pytest.approx(value(), rel=1e-6)
+    assert value(digest="other") != pytest.approx(value(), rel=1e-6)
+
+
+def test_only_probe_rows_come_with_a_picture(worker: DecoderWorker) -> None:
+    outcomes = worker._outcomes(worker.chain, batch([state(index) for index in range(4)], probes=2))
+    assert [entry["picture"] is not None for entry in outcomes] == [True, True, False, False]
+
+
+def test_rows_reach_custom_rewards(compose, tiny_overrides, tmp_path: Path) -> None:
+    from verl_uae.rollout.build import build_chain
+
+    (tmp_path / "mine.py").write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info):\n"
+        "    assert (data_source, ground_truth) == ('scenes', 'g')\n"
+        "    assert extra_info['source_image'].size == extra_info['reconstruction'].size == (32, 32)\n"
+        "    return float(extra_info['index'])\n"
+    )
+    made = object.__new__(DecoderWorker)
+    made.config = compose(*tiny_overrides, f"reward.custom_reward_function.path={tmp_path}/mine.py")
+    made.chain = build_chain(made.config, "cpu")
+    outcomes = made._outcomes(made.chain, batch([state(index) for index in range(3)]))
+    assert [entry["terms"]["custom"] for entry in outcomes] == [0.0, 1.0, 2.0]
+
+
+def test_offloading_moves_everything_and_back(compose, tiny_overrides) -> None:
+    """With the meta device in the place of a GPU: every model must leave the host."""
+    from verl_uae.rollout.build import build_chain
+
+    terms = "uae.reward.terms=[{name: features, params: {backbone: efficientnet_lite0, image_size: 64}}]"
+    pytest.importorskip("efficientnet_lite_pytorch")
+    made = object.__new__(DecoderWorker)
+    made.config = compose(*tiny_overrides, terms)
+    made.chain = build_chain(made.config, "cpu")
+    made._move("cpu")
+    made._move("meta")
+    chain = made.chain
+    models = [chain.decoder, chain.conditioner, chain.scorer._summed[0].term.inner.model]  # type: ignore[attr-defined]
+    assert {parameter.device.type for model in models for parameter in model.parameters()} == {"meta"}
+    assert chain.scorer.device.type == "meta"
+
+
+def test_offload_belongs_to_the_phased_schedule(compose, tiny_overrides) -> None:
+    made = object.__new__(DecoderWorker)
+    made.config = compose(*tiny_overrides, "uae.decoder.offload=true")
+    assert made._offload is True
+    made.config.uae.decoder.schedule = "streamed"
+    assert made._offload is False

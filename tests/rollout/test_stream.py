@@ -1,0 +1,116 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+import ray
+from PIL import Image
+
+from verl_uae.rollout.chain import ChainRequest
+from verl_uae.rollout.sample import failed_outcome
+from verl_uae.rollout.stream import StreamClient
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@ray.remote
+class Decoder:
+    """Answers with the length of the caption, and remembers the size of every micro-batch."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def score_requests(self, requests: list[ChainRequest]) -> list[dict[str, Any]]:
+        if any(request.caption == "die" for request in requests):
+            import os
+
+            os._exit(1)
+        if any(request.caption == "raise" for request in requests):
+            raise ArithmeticError("mine")
+        self.sizes.append(len(requests))
+        time.sleep(0.05)
+        return [{**failed_outcome("ok", ""), "value": float(len(request.caption))} for request in requests]
+
+    def seen(self) -> list[int]:
+        return self.sizes
+
+    def forget(self) -> None:
+        self.sizes = []
+
+
+def start(*names: str) -> list[str]:
+    handles = [Decoder.options(name=name, num_cpus=0.1).remote() for name in names]  # type: ignore[attr-defined]
+    # Kept alive by their handles.
+    HANDLES.extend(handles)
+    ray.get([handle.seen.remote() for handle in handles])
+    return list(names)
+
+
+HANDLES: list[Any] = []
+
+
+@pytest.fixture(scope="module")
+def pair(ray_cluster: None) -> list[str]:
+    return start("decoder_0", "decoder_1")
+
+
+@pytest.fixture
+def decoders(pair: list[str]) -> list[str]:
+    """Two decoders that have not seen anything."""
+    ray.get([ray.get_actor(name).forget.remote() for name in pair])
+    return pair
+
+
+def ask(caption: str) -> ChainRequest:
+    return ChainRequest(Image.new("RGB", (4, 4)), caption, ("k",))
+
+
+def sizes(names: list[str]) -> list[list[int]]:
+    return ray.get([ray.get_actor(name).seen.remote() for name in names])
+
+
+async def score_all(names: list[str], captions: list[str], **settings: Any) -> list[dict[str, Any]]:
+    client = StreamClient(tuple(names), **settings)
+    return list(await asyncio.gather(*(client.score(ask(caption)) for caption in captions)))
+
+
+def test_full_batches_go_at_once_to_both_decoders_and_answers_find_their_caption(decoders: list[str]) -> None:
+    captions = ["x" * n for n in range(1, 13)]
+    started = time.monotonic()
+    outcomes = asyncio.run(score_all(decoders, captions, max_batch=3, max_wait_s=60.0))
+    assert time.monotonic() - started < 30, "no batch waited"
+    assert [entry["value"] for entry in outcomes] == [float(n) for n in range(1, 13)]
+    assert sizes(decoders) == [[3, 3], [3, 3]]
+
+
+def test_the_rest_goes_after_the_wait(decoders: list[str]) -> None:
+    outcomes = asyncio.run(score_all(decoders, ["a", "bb"], max_batch=8, max_wait_s=0.05))
+    assert [entry["value"] for entry in outcomes] == [1.0, 2.0]
+    assert sorted(sizes(decoders)) == [[], [2]]
+
+
+def test_a_fault_costs_its_micro_batch_and_is_an_outcome(decoders: list[str]) -> None:
+    outcomes = asyncio.run(score_all(decoders, ["a", "b", "raise", "d"], max_batch=2, max_wait_s=60.0))
+    assert [entry["status"] for entry in outcomes] == ["ok", "ok", "error", "error"]
+    assert all(entry["value"] is None and "ArithmeticError" in entry["reason"] for entry in outcomes[2:])
+
+
+def test_a_decoder_that_dies_costs_its_micro_batch(ray_cluster: None) -> None:
+    outcomes = asyncio.run(score_all(start("mortal"), ["a", "die"], max_batch=2, max_wait_s=60.0))
+    assert [entry["status"] for entry in outcomes] == ["error", "error"]
+    assert all(entry["value"] is None and "Actor" in entry["reason"] for entry in outcomes)
+
+
+def test_a_caller_that_gave_up_hurts_nobody(decoders: list[str]) -> None:
+    async def main() -> float:
+        client = StreamClient(tuple(decoders), max_batch=2, max_wait_s=60.0)
+        late = asyncio.ensure_future(client.score(ask("a")))
+        await asyncio.sleep(0)
+        late.cancel()
+        return (await client.score(ask("bb")))["value"]  # type: ignore[return-value]
+
+    assert asyncio.run(main()) == 2.0

@@ -1,0 +1,107 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from verl_uae.trainer.checkpoint import MARKER, TRACKER, complete_steps, is_complete, mark_complete, repair_tracker
+
+
+def write_step(root: Path, step: int, *, complete: bool = True) -> Path:
+    folder = root / f"global_step_{step}"
+    (folder / "actor").mkdir(parents=True)
+    (folder / "actor" / "model.pt").write_bytes(b"w" * (100 + step))
+    (folder / "data.pt").write_bytes(b"d")
+    if complete:
+        mark_complete(folder, step)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for step in (5, 10):
+        write_step(tmp_path, step)
+    (tmp_path / TRACKER).write_text("10")
+    return tmp_path
+
+
+def tracker(root: Path) -> str:
+    return (root / TRACKER).read_text()
+
+
+def test_a_sound_run_is_left_alone(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert complete_steps(root) == [5, 10] and repair_tracker(root) == 10 and tracker(root) == "10"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("text", ["", "15", "5", "garbage", "1"])
+def test_a_tracker_that_lies_is_corrected(root: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Empty: killed while verl rewrote it. 15: killed before the folder was there."""
+    (root / TRACKER).write_text(text)
+    with caplog.at_level(logging.WARNING):
+        assert repair_tracker(root) == 10
+    assert tracker(root) == "10" and "newest complete step is 10" in caplog.text
+
+
+def test_a_missing_tracker_is_written(root: Path) -> None:
+    (root / TRACKER).unlink()
+    assert repair_tracker(root) == 10 and tracker(root) == "10"
+
+
+def test_a_half_written_newest_folder_is_not_trusted(root: Path) -> None:
+    write_step(root, 15, complete=False)
+    (root / TRACKER).write_text("15")
+    assert repair_tracker(root) == 10 and tracker(root) == "10"
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "long", "folder"])
+def test_a_damaged_file_is_found(root: Path, damage: str) -> None:
+    file = root / "global_step_10" / "actor" / "model.pt"
+    if damage in ("missing", "folder"):
+        file.unlink()
+    else:
+        file.write_bytes(b"w" * (10 if damage == "short" else 1000))
+    if damage == "folder":
+        file.mkdir()
+    assert repair_tracker(root) == 5 and tracker(root) == "5"
+
+
+@pytest.mark.parametrize("text", ["", '{"step": 10, "fil', "[]", "{}", '{"files": null}', '{"files": ["a"]}', "\x00"])
+def test_a_half_written_marker_is_no_marker(root: Path, text: str) -> None:
+    (root / "global_step_10" / MARKER).write_text(text)
+    assert not is_complete(root / "global_step_10") and repair_tracker(root) == 5
+
+
+def test_a_marker_killed_before_its_rename_is_no_marker(root: Path) -> None:
+    folder = root / "global_step_10"
+    (folder / MARKER).rename(folder / (MARKER + ".part"))
+    assert repair_tracker(root) == 5
+
+
+def test_nothing_complete_means_from_the_beginning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert repair_tracker(tmp_path) is None and not caplog.records
+    write_step(tmp_path, 5, complete=False)
+    (tmp_path / TRACKER).write_text("5")
+    with caplog.at_level(logging.WARNING):
+        assert repair_tracker(tmp_path) is None
+    assert not (tmp_path / TRACKER).exists() and "starting from the beginning" in caplog.text
+
+
+def test_steps_are_numbers_and_other_folders_are_ignored(root: Path) -> None:
+    write_step(root, 100)
+    (root / "global_step_best").mkdir()
+    (root / "global_step_").mkdir()
+    assert complete_steps(root) == [5, 10, 100], "not sorted as text"
+
+
+def test_the_marker_lists_every_file_and_no_other(root: Path) -> None:
+    folder = root / "global_step_10"
+    marker = json.loads((folder / MARKER).read_text())
+    assert marker["step"] == 10 and marker["files"] == {"actor/model.pt": 110, "data.pt": 1}
+    mark_complete(folder, 10)
+    assert json.loads((folder / MARKER).read_text()) == marker
+    assert not list(root.rglob("*.part"))

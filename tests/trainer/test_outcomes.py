@@ -1,0 +1,86 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from verl_uae.errors import RewardError
+from verl_uae.rollout.sample import failed_outcome
+from verl_uae.trainer.outcomes import check_enough, group_metrics, outcome_metrics, usable_members, validation_info
+
+
+def good(value: float, **terms: float) -> dict:
+    return {**failed_outcome("ok", ""), "value": value, "status": "ok", "terms": terms or {"pixel": value}}
+
+
+BAD = failed_outcome("error", "decoder: OSError: gone")
+LATE = failed_outcome("timeout", "no caption in 3 s")
+
+
+def state(caption: str = "a red circle", **changes) -> dict:
+    return {"caption": caption, "status": "ok", "reason": "", "cut": False, "tokens": 4, "digest": "d", **changes}
+
+
+def test_usable_members_need_a_value_and_a_valid_neighbour() -> None:
+    outcomes = [good(0.1), good(0.2), BAD, good(0.3), LATE, BAD, good(0.0)]
+    groups = ["a", "a", "a", "b", "b", "c", "d"]
+    assert usable_members(outcomes, groups) == [True, True, False, False, False, False, False]
+    assert usable_members([good(0.0), good(0.0)], ["a", "a"]) == [True, True], "0.0 is a value"
+
+
+def test_too_many_failures_stop_the_run_with_the_reasons() -> None:
+    outcomes = [good(0.5), good(0.5), BAD, BAD, BAD, LATE]
+    with pytest.raises(RewardError) as caught:
+        check_enough(outcomes, 0.5)
+    text = str(caught.value)
+    assert "4 of 6 samples have no reward" in text and "max_invalid_fraction=0.5" in text
+    assert text.endswith("3 x error: decoder: OSError: gone; 1 x timeout: no caption in 3 s")
+    check_enough([good(0.5), BAD], 0.5)
+    check_enough([good(0.5), BAD, BAD], 1.0)
+
+
+def test_no_reward_at_all_stops_the_run_whatever_is_tolerated() -> None:
+    with pytest.raises(RewardError, match="2 of 2"):
+        check_enough([BAD, BAD], 1.0)
+
+
+def test_metrics_leave_missing_values_out() -> None:
+    outcomes = [good(0.2, pixel=0.2, ssim=0.4), good(0.6, pixel=0.6), BAD, LATE]
+    states = [state(), state("", tokens=1), state(caption="two words", cut=True), state("", status="timeout")]
+    metrics = outcome_metrics(outcomes, states, ["a", "a", "b", "b"], min_std=1e-3)
+    assert metrics["reward/score/mean"] == pytest.approx(0.4)
+    assert metrics["reward/score/std"] == pytest.approx(0.2)
+    assert metrics["reward/ssim/mean"] == pytest.approx(0.4) and metrics["reward/ssim/std"] == 0.0
+    assert metrics["reward/status/error"] == metrics["reward/status/timeout"] == 0.25
+    assert metrics["reward/status/invalid"] == 0.0
+    assert metrics["reward/invalid_frac"] == 0.5
+    assert metrics["reward/dropped_groups"] == 1.0 and metrics["reward/groups"] == 2.0
+    assert metrics["caption/words/mean"] == pytest.approx(5 / 3)
+    assert metrics["caption/tokens/mean"] == pytest.approx(3.0)
+    assert metrics["caption/cut_frac"] == metrics["caption/empty_frac"] == pytest.approx(1 / 3)
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_a_batch_without_captions_has_no_caption_metrics() -> None:
+    metrics = outcome_metrics([LATE], [state("", status="timeout")], ["a"], min_std=1e-3)
+    assert "caption/words/mean" not in metrics and "reward/score/mean" not in metrics
+
+
+def test_group_metrics() -> None:
+    outcomes = [good(0.2), good(0.2), good(0.1), good(0.9), good(0.4), BAD]
+    metrics = group_metrics(outcomes, ["a", "a", "b", "b", "c", "c"], min_std=1e-3)
+    assert metrics["reward/zero_std_groups"] == 1.0 and metrics["reward/zero_std_frac"] == pytest.approx(1 / 3)
+    assert metrics["reward/dropped_samples"] == 1.0
+
+
+def test_validation_info_is_flat_and_complete() -> None:
+    info = validation_info(good(0.5, pixel=0.5), state())
+    assert info == {
+        "term_pixel": 0.5,
+        "caption_words": 3.0,
+        "caption_cut": 0.0,
+        "caption": "a red circle",
+        "status": "ok",
+    }

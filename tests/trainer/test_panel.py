@@ -1,0 +1,87 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from verl_uae.rollout.chain import encode_jpeg
+from verl_uae.trainer.panel import PanelRow, PanelWriter, render
+
+NASTY = "<script>alert('x')</script> & \"quoted\" <img src=x onerror=y>"
+
+
+def jpeg(seed: int, height: int = 32, width: int = 32) -> bytes:
+    return encode_jpeg(torch.from_numpy(np.random.default_rng(seed).random((3, height, width), dtype=np.float32)))
+
+
+def row(**changes) -> PanelRow:
+    fields = {
+        "source": jpeg(0),
+        "caption": "a circle",
+        "reconstruction": jpeg(1),
+        "reward": 0.5,
+        "terms": {"pixel": 0.25},
+    }
+    return PanelRow(**{**fields, **changes})
+
+
+def test_captions_are_escaped() -> None:
+    page = render(3, [row(caption=NASTY, terms={"<b>": 0.5})])
+    assert "<script" not in page and "onerror=y>" not in page and "<b>  " not in page
+    assert html.escape(NASTY) in page and "&lt;b&gt; 0.5000" in page
+
+
+def test_a_page_is_self_contained_and_shows_every_row() -> None:
+    page = render(7, [row(), row(reward=None)])
+    assert page.count("data:image/jpeg;base64,") == 4 and "http" not in page
+    assert "Step 7" in page and "reward 0.5000" in page and "reward –" in page and page.count("pixel 0.2500") == 2
+
+
+def test_small_pictures_are_enlarged() -> None:
+    assert re.search(r"<img width='192' height='192'", render(1, [row()]))
+    assert "<img width='512' height='256'" in render(1, [row(source=jpeg(0, 256, 512))])
+
+
+def test_is_published_by_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = PanelWriter(str(tmp_path / "new" / "panels"))
+    path = writer.write(12, [row()])
+    assert path.name == "step_000012.html" and [file.name for file in path.parent.iterdir()] == [path.name]
+    before = path.read_text()
+    monkeypatch.setattr("verl_uae.trainer.panel.render", lambda step, rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        writer.write(12, [row()])
+    assert path.read_text() == before
+
+
+def test_a_row_from_a_sample(tmp_path: Path) -> None:
+    source = Image.new("L", (64, 48), 200)
+    messages = [{"role": "user", "content": [{"type": "image", "image": source}]}]
+    outcome = {"picture": jpeg(1), "value": 0.5, "terms": {"pixel": 0.5}}
+    made = PanelRow.from_sample(messages, {"caption": NASTY}, outcome)
+    assert made.caption == NASTY and made.reward == 0.5
+    (tmp_path / "source.jpg").write_bytes(made.source)
+    with Image.open(tmp_path / "source.jpg") as shown:
+        assert shown.size == (32, 32) and abs(shown.getpixel((16, 16))[0] - 200) <= 2
+
+
+def test_pictures_go_to_tensorboard(tmp_path: Path) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    summary = tensorboard.SummaryWriter(str(tmp_path / "tb"))
+    tracking = SimpleNamespace(logger={"tensorboard": SimpleNamespace(writer=summary)})
+    PanelWriter(str(tmp_path)).write(5, [row(), row()], tracking)
+    summary.close()
+    accumulator = event.EventAccumulator(str(tmp_path / "tb"))
+    accumulator.Reload()
+    tags = accumulator.Tags()["images"]
+    assert tags and all(tag.startswith("panel/source_and_reconstruction") for tag in tags)
+    images = accumulator.Images(tags[0])
+    assert images[0].step == 5 and (images[0].width, images[0].height) == (128, 32), "two pairs side by side"

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+# Before any test file imports transformers or diffusers, which import torchvision: see compat.ensure_torchvision.
+import verl_uae  # noqa: F401
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:

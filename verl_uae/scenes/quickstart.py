@@ -22,7 +22,7 @@ from verl_uae.reward.scorer import RewardScorer
 from verl_uae.scenes.coldstart import ColdStartConfig, cold_start
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import Evaluation, evaluate
-from verl_uae.scenes.report import COLUMNS, write_report
+from verl_uae.scenes.report import COLUMNS, comparison_picture, write_report
 
 Say = Callable[[str], None]
 
@@ -71,6 +71,7 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
     }
     (root / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     report = write_report(root / "report.html", before, after)
+    comparison_picture(before, after).save(root / "report.png")
     say(comparison(before, after))
     say("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in timings.seconds.items()))
     say(f"pictures: {report}\npanels:   {run / 'panels'}")

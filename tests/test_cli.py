@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from verl_uae import __version__
-from verl_uae.cli import build_parser, main
+from verl_uae.cli import build_parser, main, parse
 
 
 def cpu_seconds() -> float:
@@ -61,3 +61,16 @@ def test_an_error_on_purpose_is_one_line_and_exit_code_2(capsys: pytest.CaptureF
 
 def test_every_command_says_which_function_runs() -> None:
     assert callable(build_parser().parse_args(["doctor"]).run)
+
+
+@pytest.mark.parametrize("words", [["out", "--steps", "3", "a.b=1", "+c=2"], ["--steps", "3", "out", "a.b=1", "+c=2"]])
+def test_quickstart_takes_hydra_overrides(words: list[str]) -> None:
+    args = parse(["quickstart", *words])
+    assert (args.out, args.steps, args.overrides) == ("out", 3, ["a.b=1", "+c=2"])
+
+
+@pytest.mark.parametrize("words", [["quickstart", "out", "--stesp", "3"], ["estimate", "a.b=1"]])
+def test_what_no_command_knows_is_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse(words)
+    assert exit_info.value.code == 2

@@ -276,12 +276,12 @@ def test_scripts_give_commands_that_compose_and_validate(
 
 
 def test_cpu_script_gives_a_command_that_parses(tmp_path: Path) -> None:
-    from verl_uae.cli import build_parser
+    from verl_uae.cli import parse
 
     path = ROOT / "recipes" / "uae" / "g4u" / "run_scenes_cpu.sh"
     code, commands = _run_script(path, tmp_path / "run", {"STEPS": "3"})
     assert code == 0
-    args = build_parser().parse_args(commands[0][1:])
+    args = parse(commands[0][1:])
     assert (args.out, args.steps, args.seed) == (str(tmp_path / "run" / "out"), 3, 0)
     assert args.overrides == ["trainer.total_training_steps=7"]
 

@@ -21,13 +21,12 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="say what is installed, what registered, what failed and why")
     doctor.set_defaults(run=_doctor)
 
-    quickstart = commands.add_parser("quickstart", help="pre-train the tiny models, run G4U on the scenes, report")
+    quickstart = commands.add_parser(
+        "quickstart", help="pre-train the tiny models, run G4U on the scenes, report; takes Hydra overrides too"
+    )
     quickstart.add_argument("out", help="folder for models, data, logs and the report")
     quickstart.add_argument("--seed", type=int, default=0, help="seed of models, data and run (default 0)")
     quickstart.add_argument("--steps", type=int, default=60, help="G4U steps (default 60)")
-    quickstart.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="one more Hydra override"
-    )
     quickstart.set_defaults(run=_quickstart)
 
     estimate = commands.add_parser("estimate", help="memory per GPU and cost of a G4U run, from a small calculator")
@@ -68,9 +67,20 @@ def _estimate(args: argparse.Namespace) -> int:
     return 0
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; ``quickstart`` takes Hydra overrides (``key=value``) anywhere among its options."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if rest and (args.command != "quickstart" or overrides != rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.overrides = overrides
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; errors raised on purpose are one line and exit code 2."""
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     try:
         return int(args.run(args) or 0)
     except UAEError as error:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from verl_uae.errors import ConfigError
 from verl_uae.reward.build import build_scorer, term_specs
+from verl_uae.reward.scorer import check_specs
 
 
 def test_terms_of_a_config(compose, tiny_overrides: list[str]) -> None:
@@ -44,3 +46,10 @@ def test_verls_custom_function_is_one_more_term(compose, tiny_overrides, make_ba
         assert record.terms["custom"] == pytest.approx(0.5 * len(caption))
         rest = 0.7 * record.terms["pixel"] + 0.3 * record.terms["ssim"]
         assert record.value == pytest.approx(rest + 2.0 * record.terms["custom"])
+
+
+def test_an_error_names_the_term_by_its_place_in_the_users_list(compose, tiny_overrides) -> None:
+    config = compose(*tiny_overrides, "uae.reward.terms=[{name: pixel}, {name: ssmi, held_out: true}]")
+    with pytest.raises(ConfigError) as error:
+        check_specs(*term_specs(config))
+    assert error.value.key == "uae.reward.terms[1].name"

@@ -23,18 +23,20 @@ def term_specs(config: DictConfig) -> tuple[list[TermSpec], list[TermSpec]]:
     reward = config.uae.reward
     summed: list[TermSpec] = []
     watched: list[TermSpec] = []
-    for term in reward.terms:
+    for index, term in enumerate(reward.terms):
         params: Any = OmegaConf.to_container(term.params, resolve=True)
         spec = TermSpec(
             name=term.name,
             weight=0.0 if term.held_out else term.weight,
             params={str(key): value for key, value in params.items()},
             label=term.label or "",
+            key=f"uae.reward.terms[{index}]",
         )
         (watched if term.held_out else summed).append(spec)
     custom = config.reward.custom_reward_function
     if custom.path:
         kwargs = OmegaConf.to_container(custom.get("reward_kwargs") or OmegaConf.create({}), resolve=True)
         params = {"path": custom.path, "name": custom.name, "reward_kwargs": kwargs}
-        summed.append(TermSpec(name="custom", weight=reward.custom_weight, params=params))
+        key = "reward.custom_reward_function"
+        summed.append(TermSpec(name="custom", weight=reward.custom_weight, params=params, key=key))
     return summed, watched

@@ -36,6 +36,8 @@ class TermSpec:
     """Arguments of the term's class."""
     label: str = ""
     """Name in records and logs; the registered name by default. Needed to use one term twice."""
+    key: str = ""
+    """Configuration key of the term, for errors; by default its place in the scorer's own list."""
 
     @classmethod
     def of_tuple(cls, name: str, weight: float, params: Mapping[str, Any]) -> TermSpec:
@@ -101,8 +103,8 @@ class RewardScorer:
         self.device = torch.device(device)
         self.guard = Guard(timeout_s, max_abandoned)
         self.chunk_size = chunk_size
-        self._summed = [self._build(spec, f"{key}.terms[{i}]") for i, spec in enumerate(summed)]
-        self._watched = [self._build(spec, f"{key}.held_out[{i}]") for i, spec in enumerate(watched)]
+        self._summed = [self._build(spec, spec.key or f"{key}.terms[{i}]") for i, spec in enumerate(summed)]
+        self._watched = [self._build(spec, spec.key or f"{key}.held_out[{i}]") for i, spec in enumerate(watched)]
 
     @property
     def labels(self) -> list[str]:
@@ -233,8 +235,9 @@ def check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: st
         raise ConfigError(key, f"labels {doubled} are used twice; give each use of a term a label of its own")
     for part, specs in (("terms", summed), ("held_out", watched)):
         for index, spec in enumerate(specs):
-            term_class = get_reward(spec.name, f"{key}.{part}[{index}].name")
-            term_class.check_params(spec.params, f"{key}.{part}[{index}].params")
+            place = spec.key or f"{key}.{part}[{index}]"
+            term_class = get_reward(spec.name, f"{place}.name")
+            term_class.check_params(spec.params, f"{place}.params")
 
 
 def _check_weights(summed: Sequence[TermSpec], key: str) -> None:

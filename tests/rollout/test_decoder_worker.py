@@ -52,6 +52,7 @@ def worker(compose, tiny_overrides: list[str]) -> DecoderWorker:
     made = object.__new__(DecoderWorker)
     made.config = compose(*tiny_overrides)
     made.chain = build_chain(made.config, "cpu")
+    made._reported = float("inf")
     return made
 
 

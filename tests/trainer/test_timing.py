@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_uae.trainer.timing import caption_seconds, chain_timing, overhead_metrics
+from verl_uae.trainer.timing import caption_seconds, chain_timing, overhead_metrics, progress_line
 
 
 def test_caption_time_is_that_of_the_longest_request() -> None:
@@ -25,3 +25,16 @@ def test_overhead_is_what_no_model_computes() -> None:
     assert overhead_metrics(raw, chain)["perf/overhead_frac"] == pytest.approx(0.3)
     assert overhead_metrics({**raw, "step": 1.0}, chain)["perf/overhead_frac"] == 0.0
     assert overhead_metrics({}, chain) == {}
+
+
+def test_the_progress_line_names_every_phase_that_was_timed() -> None:
+    metrics = {
+        "reward/score/mean": 0.8834,
+        "caption/words/mean": 10.45,
+        "reward/invalid_frac": 0.25,
+        "timing_s/caption": 0.32,
+        "timing_s/decode": 0.41,
+        "timing_s/step": 2.88,
+    }
+    expected = "reward 0.883, 10.4 words, 25% without reward; caption 0.3 s, decode 0.4 s, step 2.9 s"
+    assert progress_line(metrics) == expected

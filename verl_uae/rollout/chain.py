@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,11 +103,17 @@ class ReconstructionChain:
         """Start counting :attr:`seconds` anew."""
         self.seconds = dict.fromkeys(self.seconds, 0.0)
 
-    def run(self, requests: Sequence[ChainRequest]) -> list[ChainResult]:
+    def run(
+        self, requests: Sequence[ChainRequest], on_progress: Callable[[int, int], None] | None = None
+    ) -> list[ChainResult]:
         """Redraw and score captions, in micro-batches of ``settings.batch_size`` pictures.
 
         A micro-batch that cannot be drawn (a caption the tokenizer chokes on, memory that runs out) is tried again
         one by one, so it costs only the samples at fault; those get the status ``error``.
+
+        Args:
+            requests: what to redraw.
+            on_progress: told (done, all) after every micro-batch.
 
         Returns:
             One result per request, in order.
@@ -116,6 +122,8 @@ class ReconstructionChain:
         per_batch = max(1, self.settings.batch_size // self.settings.seeds_per_caption)
         for start in range(0, len(requests), per_batch):
             results.extend(self._run_batch(requests[start : start + per_batch]))
+            if on_progress is not None:
+                on_progress(len(results), len(requests))
         return results
 
     def _run_batch(self, requests: Sequence[ChainRequest]) -> list[ChainResult]:

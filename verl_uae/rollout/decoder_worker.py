@@ -8,6 +8,7 @@ Shape legend: N samples.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,10 @@ from verl_uae.rollout.chain import ChainRequest, ReconstructionChain
 from verl_uae.rollout.sample import OUTCOME_FIELD, Outcome, chain_request, failed_outcome, outcome
 
 logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+#: Seconds between two progress lines of a decode phase.
+PROGRESS_S = 15.0
 
 #: Fields of the TransferQueue a decoder reads.
 INPUT_FIELDS = ["raw_prompt", "extra_fields", "data_source", "reward_model", "extra_info"]
@@ -41,6 +46,7 @@ class DecoderWorker(Worker):
         self._register_dispatch_collect_info("decoder", dp_rank=self.rank, is_collect=True)
         self.config = config
         self.chain: ReconstructionChain | None = None
+        self._reported = 0.0
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
@@ -61,6 +67,7 @@ class DecoderWorker(Worker):
         started = time.perf_counter()
         chain = self._on_device()
         chain.reset_timers()
+        self._reported = time.monotonic()
         outcomes = self._outcomes(chain, data)
         if self._offload:
             self._move("cpu")
@@ -96,6 +103,13 @@ class DecoderWorker(Worker):
         if device == "cpu":
             get_torch_device().empty_cache()
 
+    def _report(self, done: int, total: int) -> None:
+        """Log progress of a long decode phase, at most every :data:`PROGRESS_S` seconds."""
+        now = time.monotonic()
+        if now - self._reported > PROGRESS_S:
+            self._reported = now
+            logger.info("decoder rank %d: %d of %d captions redrawn and scored", self.rank, done, total)
+
     def _outcomes(self, chain: ReconstructionChain, data: TensorDict) -> list[Outcome]:
         columns = {name: _column(data, name) for name in INPUT_FIELDS if name in data.keys()}
         step, probes = _scalar(data, "global_steps"), _scalar(data, "probes")
@@ -114,7 +128,7 @@ class DecoderWorker(Worker):
                 chain_request(messages, state, row, seed=self.config.uae.seed, step=step, want_picture=want)
             )
             positions.append(position)
-        for position, result in zip(positions, chain.run(requests), strict=True):
+        for position, result in zip(positions, chain.run(requests, self._report), strict=True):
             outcomes[position] = outcome(result)
         return [entry for entry in outcomes if entry is not None]
 

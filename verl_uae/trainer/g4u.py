@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from verl_uae.trainer.checkpoint import is_complete, mark_complete, repair_track
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members, validation_info
 from verl_uae.trainer.panel import PanelRow, PanelWriter
-from verl_uae.trainer.timing import caption_seconds, chain_timing, overhead_metrics
+from verl_uae.trainer.timing import caption_seconds, chain_timing, overhead_metrics, progress_line
 
 logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
 class BatchRewards:
@@ -211,6 +213,7 @@ class G4UTrainer(DecoderMixin, PPOTrainerSync):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         metrics.update(overhead_metrics(timing_raw, self._chain_seconds))
         metrics["decoder/restarts"] = float(self.decoders.restarts)
+        logger.info("step %d/%d: %s", global_steps, self.total_training_steps, progress_line(metrics))
 
 
 def last_token_score(response_mask: torch.Tensor, value: float | None) -> torch.Tensor:

@@ -33,3 +33,24 @@ def overhead_metrics(timing_raw: Mapping[str, float], chain_seconds: Mapping[str
         return {}
     model = sum(timing_raw.get(phase, 0.0) for phase in _MODEL_PHASES) + sum(chain_seconds.values())
     return {"perf/overhead_frac": max(0.0, 1.0 - model / step)}
+
+
+#: Phase -> metric, in the order of a step.
+_SHOWN = {
+    "caption": "timing_s/caption",
+    "decode": "timing_s/decode",
+    "score": "timing_s/score",
+    "log-probs": "timing_s/old_log_prob",
+    "update": "timing_s/update_actor",
+    "step": "timing_s/step",
+}
+
+
+def progress_line(metrics: Mapping[str, float]) -> str:
+    """One line of a step: reward, caption length, samples without reward, and the seconds of each phase."""
+    phases = ", ".join(f"{phase} {metrics[name]:.1f} s" for phase, name in _SHOWN.items() if name in metrics)
+    return (
+        f"reward {metrics.get('reward/score/mean', float('nan')):.3f}, "
+        f"{metrics.get('caption/words/mean', 0.0):.1f} words, "
+        f"{metrics.get('reward/invalid_frac', 0.0):.0%} without reward; {phases}"
+    )

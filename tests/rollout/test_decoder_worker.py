@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
-from verl_uae.rollout.decoder_worker import INPUT_FIELDS, DecoderWorker
+from verl_uae.rollout.decoder_worker import INPUT_FIELDS, DecoderWorker, ProgressLog
 from verl_uae.scenes.render import render_float, sample_scene
 
 CAPTIONS = ["a red circle", "", "a blue square", "green"]
@@ -52,7 +52,6 @@ def worker(compose, tiny_overrides: list[str]) -> DecoderWorker:
     made = object.__new__(DecoderWorker)
     made.config = compose(*tiny_overrides)
     made.chain = build_chain(made.config, "cpu")
-    made._reported = float("inf")
     return made
 
 
@@ -118,3 +117,12 @@ def test_offload_belongs_to_the_phased_schedule(compose, tiny_overrides) -> None
     assert made._offload is True
     made.config.uae.decoder.schedule = "streamed"
     assert made._offload is False
+
+
+def test_long_phases_report_and_short_ones_are_silent(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    log = ProgressLog()
+    log(1, 8)
+    monkeypatch.setattr("verl_uae.rollout.decoder_worker.PROGRESS_S", 0.0)
+    with caplog.at_level("INFO"):
+        log(4, 8)
+    assert [record.getMessage() for record in caplog.records] == ["4 of 8 captions redrawn and scored"]

@@ -46,7 +46,6 @@ class DecoderWorker(Worker):
         self._register_dispatch_collect_info("decoder", dp_rank=self.rank, is_collect=True)
         self.config = config
         self.chain: ReconstructionChain | None = None
-        self._reported = 0.0
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
@@ -67,7 +66,6 @@ class DecoderWorker(Worker):
         started = time.perf_counter()
         chain = self._on_device()
         chain.reset_timers()
-        self._reported = time.monotonic()
         outcomes = self._outcomes(chain, data)
         if self._offload:
             self._move("cpu")
@@ -103,13 +101,6 @@ class DecoderWorker(Worker):
         if device == "cpu":
             get_torch_device().empty_cache()
 
-    def _report(self, done: int, total: int) -> None:
-        """Log progress of a long decode phase, at most every :data:`PROGRESS_S` seconds."""
-        now = time.monotonic()
-        if now - self._reported > PROGRESS_S:
-            self._reported = now
-            logger.info("decoder rank %d: %d of %d captions redrawn and scored", self.rank, done, total)
-
     def _outcomes(self, chain: ReconstructionChain, data: TensorDict) -> list[Outcome]:
         columns = {name: _column(data, name) for name in INPUT_FIELDS if name in data.keys()}
         step, probes = _scalar(data, "global_steps"), _scalar(data, "probes")
@@ -128,9 +119,22 @@ class DecoderWorker(Worker):
                 chain_request(messages, state, row, seed=self.config.uae.seed, step=step, want_picture=want)
             )
             positions.append(position)
-        for position, result in zip(positions, chain.run(requests, self._report), strict=True):
+        for position, result in zip(positions, chain.run(requests, ProgressLog()), strict=True):
             outcomes[position] = outcome(result)
         return [entry for entry in outcomes if entry is not None]
+
+
+class ProgressLog:
+    """Logs how far a decode phase is, at most every :data:`PROGRESS_S` seconds; Ray names the rank."""
+
+    def __init__(self) -> None:
+        self.reported = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.reported > PROGRESS_S:
+            self.reported = now
+            logger.info("%d of %d captions redrawn and scored", done, total)
 
 
 def _column(data: TensorDict, name: str) -> list[Any]:

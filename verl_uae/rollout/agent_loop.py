@@ -14,7 +14,14 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 from verl_uae.data.images import image_digest
-from verl_uae.rollout.sample import CaptionState, chain_request, failed_outcome, prompt_text, source_image
+from verl_uae.rollout.sample import (
+    CaptionState,
+    chain_request,
+    dataset_row,
+    failed_outcome,
+    prompt_text,
+    source_image,
+)
 from verl_uae.rollout.stream import StreamClient
 from verl_uae.seeding import derive_seed
 
@@ -180,13 +187,3 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
 def is_probe(extra_info: dict[str, Any], probes: int) -> bool:
     """Whether a row is shown in panels: the first rows of the validation split."""
     return extra_info.get("split") == "val" and int(extra_info.get("index", probes)) < probes
-
-
-def dataset_row(fields: dict[str, Any]) -> dict[str, Any]:
-    """What custom rewards see of a dataset row."""
-    reward_model = fields.get("reward_model") or {}
-    return {
-        "data_source": fields.get("data_source", "unknown"),
-        "ground_truth": reward_model.get("ground_truth"),
-        "extra_info": dict(fields.get("extra_info") or {}),
-    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from verl.utils.device import get_device_name, get_torch_device
 
 from verl_uae.rollout.build import build_chain
 from verl_uae.rollout.chain import ChainRequest, ReconstructionChain
-from verl_uae.rollout.sample import OUTCOME_FIELD, Outcome, chain_request, failed_outcome, outcome
+from verl_uae.rollout.sample import OUTCOME_FIELD, Outcome, chain_request, dataset_row, failed_outcome, outcome
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -112,7 +112,7 @@ class DecoderWorker(Worker):
             if state["status"] != "ok":
                 outcomes[position] = failed_outcome(state["status"], state["reason"])
                 continue
-            row = _row(columns, position)
+            row = dataset_row({name: column[position] for name, column in columns.items()})
             want = int(row["extra_info"].get("index", 1 << 62)) < probes
             messages = columns["raw_prompt"][position]
             requests.append(
@@ -144,14 +144,3 @@ def _column(data: TensorDict, name: str) -> list[Any]:
 def _scalar(data: TensorDict, name: str) -> int:
     value = data[name]
     return int(getattr(value, "data", value))
-
-
-def _row(columns: Mapping[str, list[Any]], position: int) -> dict[str, Any]:
-    def cell(name: str) -> Any:
-        return columns[name][position] if name in columns else None
-
-    return {
-        "data_source": cell("data_source") or "unknown",
-        "ground_truth": (cell("reward_model") or {}).get("ground_truth"),
-        "extra_info": dict(cell("extra_info") or {}),
-    }

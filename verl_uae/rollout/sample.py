@@ -108,3 +108,12 @@ def chain_request(
         row=dict(row),
         want_picture=want_picture,
     )
+
+
+def dataset_row(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What custom rewards see of a dataset row."""
+    return {
+        "data_source": fields.get("data_source") or "unknown",
+        "ground_truth": (fields.get("reward_model") or {}).get("ground_truth"),
+        "extra_info": dict(fields.get("extra_info") or {}),
+    }

@@ -24,6 +24,9 @@ TARGET = ROOT / "docs" / "configuration.md"
 #: Config files that change defaults, and the section that their keys belong to.
 GROUPS = (
     ("uae_g4u", ""),
+    ("uae_u4g", ""),
+    ("uae_unified", ""),
+    ("decoder/objective", ""),
     ("uae/decoder", "uae.decoder"),
     ("uae/reward", "uae.reward"),
     ("hardware", ""),
@@ -123,14 +126,20 @@ def eval_constant(node: ast.expr) -> int | float:
 def schema_options() -> dict[str, list[Option]]:
     """Options by section of ``uae:``, in the order of the schema."""
     sections: dict[str, list[Option]] = {"uae": []}
-    for statement, text in fields(read_class("config", "UAEConfig")):
-        name, kind = str(statement.target.id), ast.unparse(statement.annotation)  # type: ignore[union-attr]
-        if kind.endswith("Config"):
-            sections[f"uae.{name}"] = options("config", kind, f"uae.{name}.")
-        else:
-            sections["uae"].append(Option(f"uae.{name}", kind, default_of(statement), text))
+    _add_section(sections, "uae", "UAEConfig")
     sections["uae.reward.terms[i]"] = options("config", "TermConfig", "uae.reward.terms[i].")
     return sections
+
+
+def _add_section(sections: dict[str, list[Option]], path: str, name: str) -> None:
+    """Add the options of a dataclass of the schema, and of the dataclasses in it, each as a section of its own."""
+    sections[path] = []
+    for statement, text in fields(read_class("config", name)):
+        key, kind = f"{path}.{statement.target.id}", ast.unparse(statement.annotation)  # type: ignore[union-attr]
+        if kind.endswith("Config"):
+            _add_section(sections, key, kind)
+        else:
+            sections[path].append(Option(key, kind, default_of(statement), text))
 
 
 def options(folder: str, name: str, prefix: str) -> list[Option]:
@@ -159,8 +168,9 @@ def changed_by_configs() -> dict[str, dict[str, str]]:
     """Key -> (config or ``group=name`` -> value) for every yaml file of ours that sets it."""
     found: dict[str, dict[str, str]] = {}
     for group, package in GROUPS:
-        for path in sorted((PACKAGE / "config").glob(f"{group}.yaml" if group == "uae_g4u" else f"{group}/*.yaml")):
-            label = group if group == "uae_g4u" else f"{group}={path.stem}"
+        whole = group.startswith("uae_")
+        for path in sorted((PACKAGE / "config").glob(f"{group}.yaml" if whole else f"{group}/*.yaml")):
+            label = group if whole else f"{group}={path.stem}"
             for key, value in flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, package):
                 shown = "see the file" if isinstance(value, list | dict) else yaml_text(value)
                 found.setdefault(key, {})[label] = shown

@@ -43,6 +43,15 @@ def test_global_std_against_numpy() -> None:
     assert np.allclose(found.numpy(), (x - mean) / (x.std(ddof=1) + 1e-6), atol=1e-6)
 
 
+def test_global_std_is_that_of_valid_members_of_kept_groups() -> None:
+    reward = torch.tensor([0.0, 1.0, 9.0, 0.25, 0.5, 7.0, -5.0])
+    valid = torch.tensor([True, True, False, True, True, True, False])
+    found, stats = group_advantage(reward, valid, [0, 0, 0, 1, 1, 2, 2], std="global")
+    std = np.std([0.0, 1.0, 0.25, 0.5], ddof=1) + 1e-6
+    expected = torch.tensor([-0.5, 0.5, 0.0, -0.125, 0.125, 0.0, 0.0]) / std
+    assert torch.allclose(found, expected.float(), atol=1e-6) and stats.dropped_groups == 1
+
+
 @pytest.mark.parametrize("std", ["group", "none"])
 def test_invalid_rewards_poison_nothing(std) -> None:
     reward, group = _rewards(10, 4)
@@ -112,6 +121,70 @@ def test_property_over_random_cases() -> None:
         assert stats.invalid == int((~valid).sum()) and stats.groups == len(group.unique())
 
 
+def _batch(groups: int = 6, members: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rewards that fp32 adds up without rounding, a few of them invalid, groups interleaved."""
+    generator = torch.Generator().manual_seed(4)
+    reward = torch.randint(0, 64, (groups * members,), generator=generator) / 64.0
+    return reward, torch.rand(len(reward), generator=generator) < 0.8, torch.arange(len(reward)) % groups
+
+
+@pytest.mark.parametrize("std", ["group", "global", "none"])
+def test_order_of_the_batch_does_not_matter(std) -> None:
+    reward, valid, group = _batch()
+    expected, stats = group_advantage(reward, valid, group, std=std, clamp=1.0)
+    for seed in range(20):
+        order = torch.randperm(len(reward), generator=torch.Generator().manual_seed(seed))
+        found, again = group_advantage(reward[order], valid[order], group[order], std=std, clamp=1.0)
+        assert torch.allclose(found, expected[order], rtol=1e-6, atol=0.0) and again == stats
+
+
+@pytest.mark.parametrize("std", ["group", "global", "none"])
+def test_a_constant_added_to_every_reward_changes_nothing(std) -> None:
+    reward, valid, group = _batch(members=4)
+    expected, stats = group_advantage(reward, valid, group, std=std)
+    for shift in (-3.0, 0.5, 64.0):
+        found, again = group_advantage(reward + shift, valid, group, std=std)
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6) and again == stats
+
+
+@pytest.mark.parametrize("std", ["group", "global"])
+def test_groups_spread_over_ranks_need_the_gathered_batch_and_get_it_exactly(std) -> None:
+    """Three ranks hold parts of every group: gathered rewards give each rank its slice; its own part alone does not."""
+    reward, valid, group = _batch()
+    expected, _ = group_advantage(reward, valid, group, std=std)
+    ranks = torch.arange(len(reward)).split(len(reward) // 3)
+    gathered = [torch.cat([each[rank] for rank in ranks]) for each in (reward, valid, group)]
+    found, _ = group_advantage(*gathered, std=std)
+    for rank in ranks:
+        assert torch.equal(found[rank], expected[rank])
+        alone, _ = group_advantage(reward[rank], valid[rank], group[rank], std=std)
+        assert not torch.allclose(alone, expected[rank], atol=1e-2)
+
+
+def test_where_a_group_s_rows_lie_does_not_matter_but_a_micro_batch_is_no_batch() -> None:
+    """Rows of a group side by side or spread out: the same bits. Half a batch has other means."""
+    reward, valid, group = _batch()
+    expected, _ = group_advantage(reward, valid, group)
+    order = torch.argsort(group, stable=True)
+    found, _ = group_advantage(reward[order], valid[order], group[order])
+    assert torch.equal(found, expected[order])
+    halves = [group_advantage(reward[part], valid[part], group[part])[0] for part in torch.arange(30).split(15)]
+    assert not torch.allclose(torch.cat(halves), expected, atol=0.1)
+
+
+def test_clamp_cuts_after_the_division_and_counts() -> None:
+    reward = torch.tensor([0.0] * 15 + [1.0, 0.25, 0.75])
+    group = [0] * 16 + [1] * 2
+    valid = torch.ones(18, dtype=torch.bool)
+    free, stats = group_advantage(reward, valid, group)
+    assert free[15] > 3.7 and stats.clamped == 0
+    cut, stats = group_advantage(reward, valid, group, clamp=0.5)
+    assert torch.equal(cut, free.clamp(-0.5, 0.5)) and cut[15] == 0.5
+    assert stats.clamped == 3 and stats.as_metrics()["advantage/clamped"] == 3.0
+    wide, stats = group_advantage(reward, valid, group, clamp=5.0)
+    assert torch.equal(wide, free) and stats.clamped == 0
+
+
 def test_dtype_empty_and_gradient() -> None:
     reward = torch.tensor([0.1, 0.4], dtype=torch.float64, requires_grad=True)
     found, _ = group_advantage(reward, torch.ones(2, dtype=torch.bool), [7, 7])
@@ -130,6 +203,8 @@ def test_dtype_empty_and_gradient() -> None:
         ({"group_N": [0]}, "1 group names"),
         ({"std": "batch"}, "std must be"),
         ({"min_std": math.nan}, "min_std"),
+        ({"clamp": 0.0}, "clamp must be above 0"),
+        ({"clamp": math.nan}, "clamp must be above 0"),
         ({"reward_N": torch.tensor([math.nan, 0.0])}, r"rewards \[0\] are marked valid"),
     ],
 )

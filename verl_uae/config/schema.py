@@ -14,10 +14,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from verl_uae.config.policy_schema import PolicyConfig, UnifiedConfig
+
 
 @dataclass
 class DecoderConfig:
-    """``uae.decoder``: the frozen decoder that redraws captions, and the workers that hold it."""
+    """``uae.decoder``: the decoder that redraws captions for rewards and validation, and the workers that hold it."""
 
     path: str = MISSING
     """diffusers folder or hub id with transformer/, vae/, scheduler/ and conditioner/ (our projector)."""
@@ -178,6 +180,8 @@ class UAEConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutExtrasConfig = field(default_factory=RolloutExtrasConfig)
     panel: PanelConfig = field(default_factory=PanelConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    unified: UnifiedConfig = field(default_factory=UnifiedConfig)
 
 
 def register_schema() -> None:

@@ -34,6 +34,8 @@ class AdvantageStats:
     """Groups kept, but with too small a spread to be a signal."""
     invalid: int
     """Samples without a valid reward."""
+    clamped: int = 0
+    """Samples whose advantage was cut to the clamp. Many of them hide outliers of the reward."""
 
     def as_metrics(self, prefix: str = "advantage/") -> dict[str, float]:
         """Numbers for a logger, plus the share of zero-signal groups, in [0, 1]."""
@@ -49,6 +51,7 @@ def group_advantage(
     *,
     min_std: float = 1e-3,
     std: Std = "group",
+    clamp: float | None = None,
 ) -> tuple[Tensor, AdvantageStats]:
     """Advantage of each sample over the mean of its group's valid members.
 
@@ -70,6 +73,8 @@ def group_advantage(
         std: what to divide by: the ``group``'s standard deviation (GRPO, DanceGRPO), that of all valid members of
             all kept groups of the batch (``global``: Flow-GRPO), or nothing (``none``: Dr.GRPO). Only with ``global``
             does a group's advantage depend on other groups.
+        clamp: largest size of an advantage, > 0; larger ones are cut to it after the division (Flow-GRPO's code: 5).
+            None: no limit.
 
     Returns:
         advantage_N: shape (N,), dtype and device of ``reward_N``, always finite.
@@ -79,7 +84,7 @@ def group_advantage(
         ValueError: shapes or types do not fit, an unknown ``std``, or a reward that is called valid is not finite.
     """
     names = group_N.tolist() if isinstance(group_N, Tensor) else list(group_N)
-    _check(reward_N, valid_N, names, min_std, std)
+    _check(reward_N, valid_N, names, min_std, std, clamp)
     reward_N = reward_N.detach()
     advantage_N = torch.zeros_like(reward_N)
     valid = valid_N.tolist()
@@ -101,6 +106,10 @@ def group_advantage(
         centred_G = reward_G - reward_G.mean()
         divisor = {"group": group_std, "global": global_std, "none": None}[std]
         advantage_N[positions] = centred_G if divisor is None else centred_G / (divisor + EPSILON)
+    clamped = 0
+    if clamp is not None:
+        clamped = int((advantage_N.abs() > clamp).sum())
+        advantage_N = advantage_N.clamp(-clamp, clamp)
     dropped = [positions for positions in members.values() if len(positions) < 2]
     return advantage_N, AdvantageStats(
         groups=len(members),
@@ -108,6 +117,7 @@ def group_advantage(
         dropped_samples=sum(len(positions) for positions in dropped),
         zero_std_groups=zero_std,
         invalid=len(valid) - sum(valid),
+        clamped=clamped,
     )
 
 
@@ -117,7 +127,9 @@ def _global_std(reward_N: Tensor, kept: list[list[int]]) -> Tensor | None:
     return reward_N[positions].std() if positions else None
 
 
-def _check(reward_N: Tensor, valid_N: Tensor, names: Sequence[Hashable], min_std: float, std: str) -> None:
+def _check(
+    reward_N: Tensor, valid_N: Tensor, names: Sequence[Hashable], min_std: float, std: str, clamp: float | None
+) -> None:
     if reward_N.ndim != 1 or not reward_N.is_floating_point():
         raise ValueError(f"reward_N must be float of shape (N,), got {reward_N.dtype} {tuple(reward_N.shape)}")
     if valid_N.shape != reward_N.shape or valid_N.dtype != torch.bool or len(names) != len(reward_N):
@@ -128,6 +140,8 @@ def _check(reward_N: Tensor, valid_N: Tensor, names: Sequence[Hashable], min_std
         raise ValueError(f"std must be 'group', 'global' or 'none', got {std!r}")
     if not min_std >= 0.0:
         raise ValueError(f"min_std must be at least 0, got {min_std}")
+    if clamp is not None and not clamp > 0.0:
+        raise ValueError(f"clamp must be above 0, got {clamp}")
     unusable = (valid_N & ~torch.isfinite(reward_N)).nonzero().flatten().tolist()
     if unusable:
         raise ValueError(f"rewards {unusable[:8]} are marked valid but are not finite")

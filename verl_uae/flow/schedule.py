@@ -8,38 +8,61 @@ Shape legend: S denoising steps.
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Table = Literal["even", "terminal", "double_shift"]
+TABLES = ("even", "terminal", "double_shift")
 
-def sigma_schedule(num_steps: int, shift: float = 1.0) -> Tensor:
-    """Noise levels from pure noise to data, with one timestep shift.
+#: Smallest time of a model trained on 1000 time steps; where the tables of diffusers end before the final 0.
+LAST_TIME = 1e-3
 
-    sigma = shift * t / (1 + (shift - 1) * t) for t on an even grid from 1 to 0 (Esser et al. 2024,
-    arXiv 2403.03206, eq. 23). diffusers' FlowMatchEulerDiscreteScheduler shifts its end points as well and
-    therefore bends the tail of the table twice; this table is shifted exactly once.
+
+def sigma_schedule(num_steps: int, shift: float = 1.0, table: Table = "even") -> Tensor:
+    """Noise levels from pure noise to data.
+
+    One shift is sigma = shift * t / (1 + (shift - 1) * t) (Esser et al. 2024, arXiv 2403.03206, eq. 23). The tables
+    differ in the grid of t:
+
+    * ``even``: S + 1 even points from 1 to 0; every step does the same share of the work.
+    * ``terminal``: S even points from 1 to 0.001, then sigma 0; the last step is almost none.
+    * ``double_shift``: what diffusers' FlowMatchEulerDiscreteScheduler yields unless it is given sigmas. It shifts the
+      end of its grid as well and thus bends the tail twice; the last two steps differ widely from ``terminal``. For
+      comparison with published runs, Flow-GRPO's among them.
 
     Args:
         num_steps: S, number of denoising steps, at least 1.
-        shift: resolution-dependent shift, > 0; 1 is the even grid, SD3.5 uses 3.
+        shift: resolution-dependent shift, > 0; 1 shifts nothing, SD3.5 uses 3.
+        table: one of :data:`TABLES`.
 
     Returns:
         sigma, shape (S + 1,), fp32, strictly decreasing from 1 to 0.
 
     Raises:
-        ValueError: if ``num_steps`` or ``shift`` is out of range.
+        ValueError: if an argument is out of range.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if not shift > 0:
         raise ValueError(f"shift must be positive, got {shift}")
+    if table not in TABLES:
+        raise ValueError(f"table must be one of {', '.join(TABLES)}, got {table!r}")
     # fp64 on the way: the table is compared bit for bit between sampler and trainer.
-    t = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
-    return (shift * t / (1.0 + (shift - 1.0) * t)).float()
+    if table == "even":
+        return _shifted(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64), shift).float()
+    last = torch.tensor(LAST_TIME, dtype=torch.float64)
+    end = last if table == "terminal" else _shifted(last, shift)
+    t = torch.linspace(1.0, end.item(), num_steps, dtype=torch.float64)
+    return torch.cat([_shifted(t, shift), t.new_zeros(1)]).float()
 
 
 def schedule_hash(sigmas: Tensor) -> str:
     """Sixteen hex digits that identify a table bit for bit."""
     table = sigmas.detach().cpu().to(torch.float32).contiguous()
     return hashlib.sha256(table.numpy().tobytes()).hexdigest()[:16]
+
+
+def _shifted(t: Tensor, shift: float) -> Tensor:
+    return shift * t / (1.0 + (shift - 1.0) * t)

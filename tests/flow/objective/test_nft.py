@@ -1,0 +1,145 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.flow.objective.cases import forward_inputs
+from verl_uae.errors import ConfigError
+from verl_uae.flow.objective import ForwardInputs, bind_objective
+from verl_uae.flow.objective.nft import draw_sigmas, forward_noise
+
+
+def _reference(inputs, velocity, beta: float, advantage_max: float, weights=None):
+    """Sample by sample, from the formulas; the weights are constants if given. Returns losses and weights."""
+    losses, used = [], []
+    for b in range(len(inputs.advantage_B)):
+        share = min(max(inputs.advantage_B[b].item() / advantage_max, -1.0), 1.0)
+        good, bad = 0.5 + 0.5 * share, 0.5 - 0.5 * share
+        x0, sigma, old = inputs.x0_BCHW[b], inputs.sigma_B[b], inputs.old_velocity_BCHW[b]
+        shift = beta * (velocity[b] - old)
+        errors = [inputs.x_sigma_BCHW[b] - sigma * (old + sign * shift) - x0 for sign in (1.0, -1.0)]
+        w = [error.abs().mean().item() for error in errors] if weights is None else weights[b]
+        used.append(w)
+        terms = [(error**2).mean() / weight for error, weight in zip(errors, w, strict=True)]
+        losses.append((good * terms[0] + bad * terms[1]) / beta * advantage_max)
+    return torch.stack(losses), used
+
+
+@pytest.mark.parametrize(("beta", "advantage_max"), [(1.0, 5.0), (0.1, 2.0)])
+def test_loss_against_the_formulas(beta, advantage_max) -> None:
+    inputs = forward_inputs()
+    found = bind_objective("nft", {"beta": beta, "advantage_max": advantage_max})(inputs)
+    expected, weights = _reference(inputs, inputs.velocity_BCHW, beta, advantage_max)
+    assert torch.allclose(found.loss_B, expected, rtol=1e-10)
+    assert torch.allclose(found.metrics["positive_error"], torch.tensor(weights, dtype=torch.float64)[:, 0])
+    assert torch.allclose(found.metrics["negative_error"], torch.tensor(weights, dtype=torch.float64)[:, 1])
+    clipped = inputs.advantage_B.abs() > advantage_max
+    assert torch.equal(found.metrics["clipped_advantage"].bool(), clipped) and 0 < clipped.sum() < 8
+
+
+def test_gradient_agrees_with_finite_differences_at_constant_weights() -> None:
+    """Off-policy, fp64, relative 1e-6; the weights carry no gradient."""
+    inputs = forward_inputs(batch=3)
+    params = {"beta": 0.4, "advantage_max": 4.0}
+    loss = bind_objective("nft", params)(inputs).loss_B.sum()
+    (gradient,) = torch.autograd.grad(loss, inputs.velocity_BCHW)
+    velocity = inputs.velocity_BCHW.detach()
+    _, weights = _reference(inputs, velocity, **params)
+    for position in torch.randperm(velocity.numel(), generator=torch.Generator().manual_seed(0))[:20]:
+        step = torch.zeros_like(velocity).flatten()
+        step[position] = 1e-4
+        step = step.view_as(velocity)
+        up, down = (_reference(inputs, velocity + sign * step, **params, weights=weights)[0].sum() for sign in (1, -1))
+        # The loss is a parabola in the velocity, so the central difference has no error of order.
+        assert torch.allclose(gradient.flatten()[position], (up - down) / 2e-4, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.1])
+@pytest.mark.parametrize("advantage_max", [5.0, 8.0])
+def test_on_policy_gradient_is_advantage_times_residual_whatever_the_parameters(beta, advantage_max) -> None:
+    """(2 r - 1) advantage_max = A, cut at advantage_max; the residual of flow matching is e = sigma (eps - x0 - v)."""
+    inputs = forward_inputs(change=0.0)
+    loss = bind_objective("nft", {"beta": beta, "advantage_max": advantage_max})(inputs).loss_B
+    (gradient,) = torch.autograd.grad(loss.sum(), inputs.velocity_BCHW)
+    sigma = inputs.sigma_B[:, None, None, None]
+    error = sigma * (inputs.noise_BCHW - inputs.x0_BCHW - inputs.old_velocity_BCHW)
+    size = error.abs().mean((1, 2, 3), keepdim=True)
+    advantage = inputs.advantage_B.clamp(-advantage_max, advantage_max)[:, None, None, None]
+    assert torch.allclose(gradient, -2.0 * advantage * sigma * error / (24 * size), rtol=1e-9)
+
+
+def test_no_advantage_no_gradient_on_policy() -> None:
+    inputs = forward_inputs(change=0.0)
+    inputs = dataclasses.replace(inputs, advantage_B=torch.zeros(8, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(bind_objective("nft")(inputs).loss_B.sum(), inputs.velocity_BCHW)
+    assert gradient.abs().max() < 1e-15
+
+
+def test_a_perfect_prediction_divides_by_the_floor_and_not_by_zero() -> None:
+    inputs = forward_inputs(dtype=torch.float32)
+    x0, noise, sigma = inputs.x0_BCHW.round(), inputs.noise_BCHW.round(), torch.full((8,), 0.5)
+    exact = noise - x0
+    perfect = ForwardInputs(
+        exact.clone().requires_grad_(), exact, x0, forward_noise(x0, noise, sigma), sigma, noise, inputs.advantage_B
+    )
+    output = bind_objective("nft")(perfect)
+    (gradient,) = torch.autograd.grad(output.loss_B.sum(), perfect.velocity_BCHW)
+    assert not output.metrics["positive_error"].any()
+    assert torch.equal(output.loss_B, torch.zeros(8)) and torch.equal(gradient, torch.zeros_like(exact))
+
+
+def test_old_velocity_gets_no_gradient_and_half_precision_is_for_velocities_only() -> None:
+    inputs = forward_inputs(dtype=torch.float32)
+    old = inputs.old_velocity_BCHW.clone().requires_grad_()
+    output = bind_objective("nft")(dataclasses.replace(inputs, old_velocity_BCHW=old))
+    assert torch.autograd.grad(output.loss_B.sum(), old, allow_unused=True, retain_graph=True) == (None,)
+    half = {name: getattr(inputs, name).bfloat16() for name in ("velocity_BCHW", "old_velocity_BCHW")}
+    wide = {name: value.float() for name, value in half.items()}
+    found, expected = (
+        bind_objective("nft", {"beta": 0.3})(dataclasses.replace(inputs, **each)).loss_B for each in (half, wide)
+    )
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    for name in ("x0_BCHW", "x_sigma_BCHW"):
+        with pytest.raises(TypeError, match="float32"):
+            bind_objective("nft")(dataclasses.replace(inputs, **{name: inputs.x0_BCHW.bfloat16()}))
+
+
+def test_forward_noise_mixes_by_level() -> None:
+    x0, noise = torch.full((3, 1, 2, 2), 4.0), torch.full((3, 1, 2, 2), -2.0)
+    found = forward_noise(x0, noise, torch.tensor([0.0, 0.25, 1.0]))
+    assert found[:, 0, 0, 0].tolist() == [4.0, 2.5, -2.0] and found.shape == x0.shape
+    for sigma in (torch.zeros(2), torch.zeros(3, 1), torch.tensor(0.5)):
+        with pytest.raises(ValueError, match="one number per sample"):
+            forward_noise(x0, noise, sigma)
+    with pytest.raises(ValueError, match="one shape"):
+        forward_noise(x0, noise[:1], torch.zeros(3))
+
+
+def test_drawn_levels_are_distinct_interior_entries_each_as_likely() -> None:
+    table = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)
+    generator = torch.Generator().manual_seed(3)
+    draws = [draw_sigmas(table, 2, generator).tolist() for _ in range(4000)]
+    assert all(first != second for first, second in draws)
+    interior = torch.tensor(table[1:-1]).tolist()
+    for level in interior:
+        share = sum(level in drawn for drawn in draws) / len(draws)
+        assert abs(share - 0.5) < 4.0 * (0.25 / len(draws)) ** 0.5
+    assert {level for drawn in draws for level in drawn} == set(interior)
+    again = draw_sigmas(table, 2, torch.Generator().manual_seed(3))
+    assert again.tolist() == draws[0] and again.dtype == torch.float32
+    for count in (0, 5):
+        with pytest.raises(ValueError, match=f"draw {count} of the 4"):
+            draw_sigmas(table, count, generator)
+
+
+@pytest.mark.parametrize(
+    ("params", "key"), [({"beta": 0.0}, "beta"), ({"beta": 1.5}, "beta"), ({"advantage_max": 0}, "advantage_max")]
+)
+def test_impossible_parameters_are_refused_with_their_key(params, key) -> None:
+    with pytest.raises(ConfigError) as caught:
+        bind_objective("nft", params)
+    assert caught.value.key == f"uae.policy.objective.params.{key}"

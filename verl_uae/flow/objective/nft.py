@@ -1,0 +1,150 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""DiffusionNFT: policy improvement on freshly noised results, without stored steps or log-probabilities.
+
+Shape legend: B samples, K draws, C H W latent channels, height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verl_uae.flow.objective.registry import check_number, register_objective
+from verl_uae.flow.objective.types import ObjectiveOutput
+
+#: Smallest divisor of an error; the published floor.
+ERROR_FLOOR = 1e-5
+
+
+def forward_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+    """x_sigma = (1 - sigma) x_0 + sigma eps, each sample at its own level.
+
+    Args:
+        x0_BCHW: finished latents, shape (B, C, H, W).
+        noise_BCHW: standard normal, same shape.
+        sigma_B: noise levels in [0, 1], shape (B,).
+
+    Returns:
+        x_sigma, shape (B, C, H, W).
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    if noise_BCHW.shape != x0_BCHW.shape or sigma_B.shape != x0_BCHW.shape[:1]:
+        shapes = [tuple(each.shape) for each in (x0_BCHW, noise_BCHW, sigma_B)]
+        raise ValueError(f"x0 and noise must have one shape and sigma one number per sample, got {shapes}")
+    sigma_B111 = sigma_B[:, None, None, None]
+    return (1.0 - sigma_B111) * x0_BCHW + sigma_B111 * noise_BCHW
+
+
+def draw_sigmas(sigmas: Sequence[float], draws: int, generator: torch.Generator) -> Tensor:
+    """Noise levels to train one sample at: distinct entries of the sampling table, each as likely as the next.
+
+    The model is trained where the sampler asks it, as in the published code. Both ends are left out: at sigma 0 there
+    is nothing to predict, and at sigma 1 the state holds nothing of the sample, so its loss can only move an average
+    (the published code keeps sigma 1 and drops the last level instead).
+
+    Args:
+        sigmas: the table, decreasing from 1 to 0.
+        draws: K, how many.
+        generator: a named one, on the CPU.
+
+    Returns:
+        Shape (K,), fp32, on the CPU.
+
+    Raises:
+        ValueError: more draws than the table has entries strictly between 0 and 1, or fewer than one.
+    """
+    interior = torch.tensor([sigma for sigma in sigmas if 0.0 < sigma < 1.0], dtype=torch.float32)
+    if not 1 <= draws <= len(interior):
+        raise ValueError(f"cannot draw {draws} of the {len(interior)} noise levels between 0 and 1 in the table")
+    return interior[torch.randperm(len(interior), generator=generator)[:draws]]
+
+
+def check_nft(params: Mapping[str, Any]) -> None:
+    """Refuse beta outside (0, 1] and an advantage_max that is not positive.
+
+    Raises:
+        ConfigError: with the parameter's key.
+    """
+    check_number(params, "beta", at_most=1.0)
+    check_number(params, "advantage_max")
+
+
+@register_objective(
+    "nft",
+    kind="forward",
+    needs=("velocity_BCHW", "old_velocity_BCHW", "x0_BCHW", "x_sigma_BCHW", "sigma_B", "advantage_B"),
+    defaults={"beta": 1.0, "advantage_max": 5.0},
+    check=check_nft,
+)
+def nft(
+    velocity_BCHW: Tensor,
+    old_velocity_BCHW: Tensor,
+    x0_BCHW: Tensor,
+    x_sigma_BCHW: Tensor,
+    sigma_B: Tensor,
+    advantage_B: Tensor,
+    *,
+    beta: float,
+    advantage_max: float,
+) -> ObjectiveOutput:
+    """Regress a good and an implied bad velocity on the same result, weighted by how good it was.
+
+    r = 0.5 + 0.5 clip(A / advantage_max, -1, 1); v+ = (1 - beta) v_old + beta v; v- = (1 + beta) v_old - beta v;
+    loss = (r L+ + (1 - r) L-) advantage_max / beta (DiffusionNFT, Zheng et al. 2025, arXiv 2509.16117).
+
+    As in the published code, and not in the paper's equation, the errors e = x_sigma - sigma v - x_0 are those of the
+    predicted x_0, each L = mean_D(e^2) is divided by its sample's own mean |e| (without gradient, at least 1e-5), and
+    the loss is scaled by advantage_max / beta. That scale makes the gradient at v = v_old equal to
+    -2 A sigma e / (D mean|e|) while |A| <= advantage_max, whatever the two parameters are, so that a learning rate
+    keeps its meaning.
+
+    Args:
+        velocity_BCHW: of the current policy, any floating dtype; cast to that of the latents.
+        old_velocity_BCHW: of the old policy; it may be an average of past weights.
+        x0_BCHW: finished latents, fp32 (fp64 is accepted for checks).
+        x_sigma_BCHW: the same, noised by :func:`forward_noise`.
+        sigma_B: levels they were noised to.
+        advantage_B: shape (B,).
+        beta: step from the old policy, in (0, 1]; smaller keeps closer to it.
+        advantage_max: advantage that counts as entirely good, > 0.
+
+    Returns:
+        Loss per sample and ``preference`` (r), ``positive_error`` and ``negative_error`` (mean ``|e|``),
+        ``clipped_advantage`` (1 where the clip acts), ``old_distance`` (mean_D((v - v_old)^2)).
+
+    Raises:
+        TypeError: latents in half precision.
+    """
+    for latent in (x0_BCHW, x_sigma_BCHW):
+        if latent.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"latents must be torch.float32, got {latent.dtype}")
+    velocity_BCHW = velocity_BCHW.to(x_sigma_BCHW.dtype)
+    old_BCHW = old_velocity_BCHW.detach().to(x_sigma_BCHW.dtype)
+    preference_B = 0.5 + 0.5 * (advantage_B / advantage_max).clamp(-1.0, 1.0)
+    target = (x0_BCHW, x_sigma_BCHW, sigma_B)
+    good_B, good_error_B = _normalised_error((1.0 - beta) * old_BCHW + beta * velocity_BCHW, *target)
+    bad_B, bad_error_B = _normalised_error((1.0 + beta) * old_BCHW - beta * velocity_BCHW, *target)
+    loss_B = (preference_B * good_B + (1.0 - preference_B) * bad_B) * (advantage_max / beta)
+    metrics = {
+        "preference": preference_B.detach(),
+        "positive_error": good_error_B,
+        "negative_error": bad_error_B,
+        "clipped_advantage": (advantage_B.abs() > advantage_max).to(loss_B.dtype),
+        "old_distance": (velocity_BCHW.detach() - old_BCHW).square().flatten(1).mean(1),
+    }
+    return ObjectiveOutput(loss_B, metrics)
+
+
+def _normalised_error(
+    velocity_BCHW: Tensor, x0_BCHW: Tensor, x_sigma_BCHW: Tensor, sigma_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """mean_D(e^2) / mean_D|e| of the predicted x_0, and mean_D|e| without gradient; both (B,)."""
+    error_BD = (x_sigma_BCHW - sigma_B[:, None, None, None] * velocity_BCHW - x0_BCHW).flatten(1)
+    size_B = error_BD.detach().abs().mean(1)
+    return error_BD.square().mean(1) / size_B.clamp_min(ERROR_FLOOR), size_B

@@ -1,0 +1,114 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Sample latents under a plan, and score the stochastic steps again under another policy.
+
+Both sides take a step with :func:`~verl_uae.flow.kernels.step` and the plan's coefficients, so the same velocity gives
+the same log-probability bit for bit.
+
+Shape legend: B samples, C H W latent channels, height and width, K stochastic steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verl_uae.flow.kernels import Step, step, transition_mean
+from verl_uae.flow.log_prob import require_fp32
+from verl_uae.flow.ode import Velocity
+from verl_uae.flow.plan import SamplingPlan
+
+#: Standard normal noise of the step with a given index, shape (B, C, H, W), fp32. Must not be the initial noise.
+StepNoise = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """What sampling leaves behind: the result, and all that the stochastic steps need to be scored again.
+
+    Position k belongs to step ``plan.window[k]``. All fp32; store them so, since a rounded ``x_next`` has another
+    log-probability than the one recorded here.
+    """
+
+    final_BCHW: Tensor
+    """Latent at the last noise level."""
+    x_BKCHW: Tensor
+    """Latents the stochastic steps start from."""
+    x_next_BKCHW: Tensor
+    """Latents they lead to."""
+    mean_BKCHW: Tensor
+    """Means of the transitions."""
+    log_prob_BK: Tensor
+    """Log-probabilities of ``x_next_BKCHW``, reduced over C, H, W as the plan says."""
+
+
+@torch.no_grad()
+def sample_trajectory(velocity: Velocity, noise_BCHW: Tensor, plan: SamplingPlan, step_noise: StepNoise) -> Trajectory:
+    """Draw latents: Euler steps outside the plan's window, stochastic ones inside.
+
+    With an empty window this is :func:`verl_uae.flow.ode.euler`, bit for bit.
+
+    Args:
+        velocity: the policy, guidance included.
+        noise_BCHW: latent at ``plan.sigmas[0]``, shape (B, C, H, W), fp32; the result is on its device.
+        plan: how to sample.
+        step_noise: called once for each step of the window, in rising order.
+
+    Raises:
+        TypeError: a latent or noise is not fp32.
+        ValueError: shapes differ.
+    """
+    require_fp32(noise_BCHW=noise_BCHW)
+    x_BCHW = noise_BCHW
+    starts: list[Tensor] = []
+    steps: list[Step] = []
+    for index, sigma in enumerate(plan.sigmas[:-1]):
+        c = plan.coefficients(index)
+        v_BCHW = velocity(x_BCHW, _sigma_B(sigma, x_BCHW))
+        if index in plan.window:
+            starts.append(x_BCHW)
+            noise = step_noise(index).to(x_BCHW.device)
+            steps.append(step(c, x_BCHW, v_BCHW, noise_BCHW=noise, reduction=plan.reduction))
+            x_BCHW = steps[-1].x_next_BCHW
+        else:
+            x_BCHW = transition_mean(c, x_BCHW, v_BCHW)
+    none_BKCHW = noise_BCHW.new_empty((noise_BCHW.shape[0], 0, *noise_BCHW.shape[1:]))
+    if not steps:
+        return Trajectory(x_BCHW, none_BKCHW, none_BKCHW, none_BKCHW, noise_BCHW.new_empty((len(noise_BCHW), 0)))
+    return Trajectory(
+        final_BCHW=x_BCHW,
+        x_BKCHW=torch.stack(starts, dim=1),
+        x_next_BKCHW=torch.stack([taken.x_next_BCHW for taken in steps], dim=1),
+        mean_BKCHW=torch.stack([taken.mean_BCHW for taken in steps], dim=1),
+        log_prob_BK=torch.stack([taken.log_prob_B for taken in steps], dim=1),
+    )
+
+
+def score_step(velocity: Velocity, x_BCHW: Tensor, x_next_BCHW: Tensor, plan: SamplingPlan, index: int) -> Step:
+    """Score a recorded step under a policy, with gradient through its velocity.
+
+    With a window the velocity drives the deterministic steps too, and this gradient does not see them: it belongs to
+    the policy of the window's steps, with the other steps as part of the environment.
+
+    Args:
+        velocity: the policy.
+        x_BCHW: latent the step started from, shape (B, C, H, W), fp32.
+        x_next_BCHW: latent it led to, same shape, fp32.
+        plan: the plan it was drawn with.
+        index: number of the denoising step, one of ``plan.window``.
+
+    Raises:
+        TypeError: a latent is not fp32.
+        ValueError: the step is outside the window, hence deterministic, or shapes differ.
+    """
+    if index not in plan.window:
+        raise ValueError(f"step {index} is not in the window {plan.window}: it is deterministic")
+    v_BCHW = velocity(x_BCHW, _sigma_B(plan.sigmas[index], x_BCHW))
+    return step(plan.coefficients(index), x_BCHW, v_BCHW, x_next_BCHW=x_next_BCHW, reduction=plan.reduction)
+
+
+def _sigma_B(sigma: float, x_BCHW: Tensor) -> Tensor:
+    return torch.full((x_BCHW.shape[0],), sigma, dtype=torch.float32, device=x_BCHW.device)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,11 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.config.schema import (
-    ConditionerConfig,
-    DecoderConfig,
-    PanelConfig,
-    RewardConfig,
-    RolloutExtrasConfig,
-    UAEConfig,
-)
+from verl_uae.config.checks import check_choices, check_minimum
+from verl_uae.config.schema import UAEConfig
+from verl_uae.config.validate_policy import validate_policy
 from verl_uae.errors import ConfigError, UAEError
 
-_SECTIONS = {
-    "decoder": DecoderConfig,
-    "conditioner": ConditionerConfig,
-    "reward": RewardConfig,
-    "rollout": RolloutExtrasConfig,
-    "panel": PanelConfig,
-}
 _DTYPES = ("float32", "float16", "bfloat16")
 _CHOICES = {
     "uae.decoder.dtype": _DTYPES,
@@ -39,7 +26,7 @@ _CHOICES = {
     "uae.decoder.pool": ("colocated", "own"),
     "uae.conditioner.weights": ("frozen",),
     "uae.reward.advantage_std": ("group", "global", "none"),
-    "uae.stage": ("g4u",),
+    "uae.stage": ("g4u", "u4g", "unified"),
 }
 #: key -> (smallest, whether the smallest itself is allowed)
 _MINIMUM = {
@@ -82,21 +69,19 @@ def validate(config: DictConfig) -> None:
         ConfigError: naming the first key that is impossible.
     """
     _validate_keys(config.uae, UAEConfig, "uae")
-    for key, choices in _CHOICES.items():
-        value = OmegaConf.select(config, key)
-        if value not in choices:
-            raise ConfigError(key, f"must be one of {', '.join(choices)}, got {value!r}")
-    for key, (smallest, inclusive) in _MINIMUM.items():
-        value = OmegaConf.select(config, key)
-        if not (math.isfinite(value) and (value > smallest or (inclusive and value == smallest))):
-            raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value}")
-    _validate_grpo(config)
+    check_choices(config, _CHOICES)
+    check_minimum(config, _MINIMUM)
     for key in ("data.train_files", "data.val_files"):
         if not OmegaConf.select(config, key):
             raise ConfigError(key, "is not set: a parquet file, for example from `verl-uae data pack FOLDER --out DIR`")
-    _validate_micro_batches(config)
+    if config.uae.stage != "u4g":
+        _validate_grpo(config)
+        _validate_micro_batches(config)
+    _validate_shared(config)
     _validate_decoder(config)
     _validate_rewards(config)
+    if config.uae.stage != "g4u":
+        validate_policy(config)
 
 
 def _validate_keys(section: DictConfig, schema: type, path: str) -> None:
@@ -108,8 +93,8 @@ def _validate_keys(section: DictConfig, schema: type, path: str) -> None:
             close = difflib.get_close_matches(name, fields, n=1)
             hint = f", did you mean {path}.{close[0]}?" if close else f"; known keys: {', '.join(fields)}"
             raise ConfigError(f"{path}.{name}", f"unknown key{hint}")
-        kind = _SECTIONS.get(name) if schema is UAEConfig else None
-        if kind is not None:
+        kind = fields[name].default_factory
+        if dataclasses.is_dataclass(kind):
             _validate_keys(section[name], kind, f"{path}.{name}")
 
 
@@ -129,10 +114,14 @@ def _validate_grpo(config: DictConfig) -> None:
             "algorithm.adv_estimator",
             f"{config.algorithm.adv_estimator!r} does not know missing rewards; this trainer needs uae_grpo",
         )
-    if config.uae.reward.max_invalid_fraction > 1:
-        raise ConfigError("uae.reward.max_invalid_fraction", "is a share, at most 1")
     if OmegaConf.select(config, "algorithm.filter_groups.enable"):
         raise ConfigError("algorithm.filter_groups.enable", "needs rewards during generation; not supported here")
+
+
+def _validate_shared(config: DictConfig) -> None:
+    """What holds for every stage."""
+    if config.uae.reward.max_invalid_fraction > 1:
+        raise ConfigError("uae.reward.max_invalid_fraction", "is a share, at most 1")
     if config.reward.reward_model.enable:
         raise ConfigError("reward.reward_model.enable", "rewards come from the decoder workers; use uae.reward.terms")
     if config.data.truncation != "error":

@@ -1,0 +1,28 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of single keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_uae.errors import ConfigError
+
+
+def check_choices(config: DictConfig, choices: Mapping[str, Sequence[str]]) -> None:
+    """Raise `ConfigError` for the first key whose value is none of its choices."""
+    for key, allowed in choices.items():
+        value = OmegaConf.select(config, key)
+        if value not in allowed:
+            raise ConfigError(key, f"must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_minimum(config: DictConfig, minimum: Mapping[str, tuple[float, bool]]) -> None:
+    """Raise `ConfigError` for the first key below its smallest value, or at it where that is not allowed."""
+    for key, (smallest, inclusive) in minimum.items():
+        value = OmegaConf.select(config, key)
+        if not (math.isfinite(value) and (value > smallest or (inclusive and value == smallest))):
+            raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value}")

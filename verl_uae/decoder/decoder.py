@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor, nn
 
+from verl_uae.decoder import codec
 from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError
 from verl_uae.flow.ode import Velocity, euler, guided
@@ -96,11 +97,7 @@ class Decoder(nn.Module):
         Raises:
             ValueError: if a side is not a multiple of the VAE factor times the patch size.
         """
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        multiple = factor * self.transformer.config.patch_size
-        if height % multiple or width % multiple:
-            raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
-        return self.transformer.config.in_channels, height // factor, width // factor
+        return codec.latent_shape(self.vae, self.transformer.config, height, width)
 
     def velocity(self, x_BChw: Tensor, sigma_B: Tensor, states_BLE: Tensor) -> Tensor:
         """Velocity v = eps - x_0 at noise level sigma in [0, 1], shape of ``x_BChw``; differentiable."""
@@ -118,19 +115,13 @@ class Decoder(nn.Module):
         """The velocity model with its condition filled in."""
         return lambda x_BChw, sigma_B: self.velocity(x_BChw, sigma_B, states_BLE)
 
-    @torch.no_grad()
     def encode_image(self, image_B3HW: Tensor) -> Tensor:
         """Pictures in [0, 1] to scaled latents (mean of the posterior), shape (B, C, h, w), fp32."""
-        posterior = self.vae.encode(image_B3HW.to(self.vae.dtype) * 2.0 - 1.0).latent_dist
-        config = self.vae.config
-        return (posterior.mean.float() - (config.shift_factor or 0.0)) * config.scaling_factor
+        return codec.encode_image(self.vae, image_B3HW)
 
-    @torch.no_grad()
     def decode_latent(self, latent_BChw: Tensor) -> Tensor:
         """Scaled latents to pictures in [0, 1], shape (B, 3, H, W), fp32."""
-        config = self.vae.config
-        latent = latent_BChw.to(self.vae.dtype) / config.scaling_factor + (config.shift_factor or 0.0)
-        return (self.vae.decode(latent, return_dict=False)[0].float() * 0.5 + 0.5).clamp(0.0, 1.0)
+        return codec.decode_latent(self.vae, latent_BChw)
 
     @torch.no_grad()
     def sample(

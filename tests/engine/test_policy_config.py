@@ -1,0 +1,24 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from verl_uae.config.policy_schema import LoraConfig
+from verl_uae.engine.policy_config import DEFAULT_TARGETS, MODEL_TYPE, PolicyModelConfig
+
+
+def test_answers_what_verls_engine_and_worker_ask() -> None:
+    config = PolicyModelConfig(path="somewhere", lora_rank=4)
+    assert config.get("use_remove_padding", True) is False and config.get("use_fused_kernels", True) is False
+    assert config.get_processor() is None and config.lora.get("merge", False) is False
+    assert not hasattr(config, "hf_config"), "verl's worker would count the flops of a language model"
+    config.model_type = MODEL_TYPE
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.path = "elsewhere"
+
+
+def test_default_targets_are_the_schemas() -> None:
+    assert list(DEFAULT_TARGETS) == LoraConfig().target_modules

@@ -1,0 +1,40 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures to latents and back, with the VAE's own scale and shift.
+
+Shape legend: B samples, C h w latent, H W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def encode_image(vae: Any, image_B3HW: Tensor) -> Tensor:
+    """Pictures in [0, 1] to scaled latents (mean of the posterior), shape (B, C, h, w), fp32."""
+    posterior = vae.encode(image_B3HW.to(vae.dtype) * 2.0 - 1.0).latent_dist
+    return (posterior.mean.float() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latent(vae: Any, latent_BChw: Tensor) -> Tensor:
+    """Scaled latents to pictures in [0, 1], shape (B, 3, H, W), fp32."""
+    latent = latent_BChw.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    return (vae.decode(latent, return_dict=False)[0].float() * 0.5 + 0.5).clamp(0.0, 1.0)
+
+
+def latent_shape(vae: Any, transformer_config: Any, height: int, width: int) -> tuple[int, int, int]:
+    """(C, h, w) of a picture of the given size in pixels.
+
+    Raises:
+        ValueError: if a side is not a multiple of the VAE factor times the patch size.
+    """
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    multiple = factor * transformer_config.patch_size
+    if height % multiple or width % multiple:
+        raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
+    return transformer_config.in_channels, height // factor, width // factor

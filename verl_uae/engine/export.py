@@ -1,0 +1,166 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of the sharded policy as full tensors: for decoders, for replicas, and as a diffusers folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+from torch.distributed.tensor import DTensor
+from verl.utils.device import get_device_id
+from verl.utils.fsdp_utils import load_fsdp_model_to_gpu, offload_fsdp_model_to_cpu
+
+from verl_uae.decoder.decoder import Decoder
+from verl_uae.engine.lora import lora_scalings, merged_state, plain_name
+from verl_uae.engine.policy_module import PARTS, PolicyModule
+from verl_uae.engine.shadow import reshard
+from verl_uae.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from verl_uae.engine.decoder import DecoderEngine
+
+
+def full_state_dict(engine: DecoderEngine, weights: str = "live") -> dict[str, Tensor]:
+    """Gather the policy; every rank must call it.
+
+    Args:
+        engine: initialised.
+        weights: ``live``, ``reference``, or the name of a weight copy such as ``ema``.
+
+    Returns:
+        On rank 0 full tensors on the host in the dtype they are held in, adapters multiplied out, named as in
+        :class:`~verl_uae.engine.policy_module.PolicyModule`; on other ranks nothing.
+
+    Raises:
+        KeyError: no such weights are kept.
+    """
+    bare = weights == "reference" and weights not in engine.shadows
+    with _chosen(engine, weights):
+        scalings = {} if bare else lora_scalings(engine.module)
+        state = _gather(engine)
+    return merged_state(state, scalings) if state else {}
+
+
+def load_full_state(module: nn.Module, state: dict[str, Tensor], *, source: str = "weights") -> int:
+    """Copy full weights into an unsharded receiver, in place and in its dtype.
+
+    Args:
+        module: a :class:`~verl_uae.decoder.decoder.Decoder` or an unsharded policy module.
+        state: of :func:`full_state_dict`.
+        source: what the error calls the weights.
+
+    Returns:
+        Number of tensors copied.
+
+    Raises:
+        CheckpointError: a tensor of the state has no place here, a trained part here gets none, or shapes differ.
+            Nothing is copied then.
+    """
+    own = module.state_dict()
+    wanted = {name for name in own if name.split(".")[0] in PARTS}
+    if not state or set(state) != wanted:
+        unplaced, missing = sorted(set(state) - wanted), sorted(wanted - set(state))
+        message = f"{len(unplaced)} tensors have no place in {type(module).__name__} and {len(missing)} are missing"
+        raise CheckpointError(source, f"{message}: {(unplaced + missing)[:4]}")
+    odd = [name for name, tensor in state.items() if own[name].shape != tensor.shape]
+    if odd:
+        raise CheckpointError(source, f"{len(odd)} tensors have another shape: {odd[:4]}")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+    return len(state)
+
+
+def export_folder(engine: DecoderEngine, source: str, out: str | Path, weights: str = "ema") -> None:
+    """Write a decoder folder with the policy's weights; every rank must call it.
+
+    VAE and scheduler are the source's. The folder appears complete or not at all, under ``out``.
+
+    Args:
+        engine: initialised.
+        source: decoder folder the policy was loaded from.
+        out: must not exist.
+        weights: see :func:`full_state_dict`.
+
+    Raises:
+        CheckpointError: on every rank, if rank 0 could not write.
+    """
+    state = full_state_dict(engine, weights)
+    problem: list[str | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            _write(state, source, Path(out))
+        except CheckpointError as error:
+            problem = [error.message]
+        except OSError as error:
+            problem = [str(error)]
+    torch.distributed.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise CheckpointError(out, problem[0])
+
+
+def _write(state: dict[str, Tensor], source: str, out: Path) -> None:
+    if out.exists():
+        raise CheckpointError(out, "exists already")
+    module = PolicyModule.from_pretrained(source, empty=True).to_empty(device="cpu")
+    load_full_state(module, state)
+    vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(source, subfolder="scheduler")
+    partial = out.with_name(f"{out.name}.part-{os.getpid()}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Decoder(module.transformer, vae, module.projector, shift=float(scheduler.config.shift)).save_pretrained(
+            str(partial)
+        )
+        # Decoder.save_pretrained keeps the shift alone; the source may say more.
+        scheduler.save_pretrained(partial / "scheduler")
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _chosen(engine: DecoderEngine, weights: str) -> AbstractContextManager[Any]:
+    if weights == "live":
+        return nullcontext()
+    return engine.reference() if weights == "reference" else engine.shadow(weights).swapped()
+
+
+def _gather(engine: DecoderEngine) -> dict[str, Tensor]:
+    module = engine.module
+    if isinstance(module, FullyShardedDataParallel):
+        return _gather_fsdp1(engine)
+    reshard(module)
+    gathered: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        full = _full(tensor)
+        if engine.rank == 0:
+            gathered[plain_name(name)] = full.detach().to("cpu", copy=True)
+    return gathered
+
+
+def _full(tensor: Any) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor
+    # Gathered where the collectives run: offloaded shards are on the host.
+    on_device: Any = tensor.to(get_device_id())
+    return on_device.full_tensor()
+
+
+def _gather_fsdp1(engine: DecoderEngine) -> dict[str, Tensor]:
+    module = engine.module
+    if engine.is_param_offload_enabled:
+        load_fsdp_model_to_gpu(module)
+    settings = FullStateDictConfig(offload_to_cpu=True, rank0_only=True)
+    with FullyShardedDataParallel.state_dict_type(module, StateDictType.FULL_STATE_DICT, settings):
+        state = {plain_name(name): tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    if engine.is_param_offload_enabled:
+        offload_fsdp_model_to_cpu(module)
+    return state if engine.rank == 0 else {}

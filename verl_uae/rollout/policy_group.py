@@ -1,0 +1,127 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The controller's side of the decoder policy's workers."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from omegaconf import DictConfig
+from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
+
+from verl_uae.errors import DecoderError
+from verl_uae.flow.plan import SamplingPlan
+from verl_uae.rollout.captions import Messages
+from verl_uae.rollout.decoder_group import describe
+from verl_uae.rollout.policy import PolicySource
+from verl_uae.rollout.policy_build import sampling_plan
+from verl_uae.rollout.policy_layout import Layout
+from verl_uae.rollout.policy_worker import DecoderPolicyWorker
+from verl_uae.rollout.sample import CaptionState, Outcome
+
+
+class PolicyGroup:
+    """All ranks of the decoder policy. They shard one model, so a rank that dies ends the run.
+
+    Args:
+        config: the whole composed configuration.
+        pool: verl resource pool the ranks live in.
+        total_steps: policy steps of the run.
+    """
+
+    def __init__(self, config: DictConfig, pool: RayResourcePool, total_steps: int) -> None:
+        self.config = config
+        worker = RayClassWithInitArgs(cls=ray.remote(DecoderPolicyWorker), config=config, total_steps=total_steps)
+        self.group = RayWorkerGroup(
+            resource_pool=pool,
+            ray_cls_with_init=worker,
+            name_prefix=f"uae_policy_{uuid.uuid4().hex[:8]}_",
+            device_name=config.trainer.device,
+        )
+        self._loading: list[Any] = [worker.init_model.remote() for worker in self.group.workers]
+        self.shift = 1.0
+
+    @property
+    def ranks(self) -> int:
+        """Number of workers."""
+        return len(self.group.workers)
+
+    def wait_until_loaded(self) -> None:
+        """Block until every rank has its models.
+
+        Raises:
+            DecoderError: if a rank cannot load them, with the reason.
+        """
+        for rank, call in enumerate(self._loading):
+            try:
+                self.shift = float(ray.get(call))
+            except ray.exceptions.RayError as error:
+                raise DecoderError(rank, f"could not load its models: {describe(error)}") from error
+        self._loading = []
+
+    def plan(self, iteration: int) -> SamplingPlan:
+        """The sampling plan of a policy batch, counted from 0."""
+        return sampling_plan(self.config, self.shift, iteration)
+
+    def write_captions(self, prompts: Sequence[Messages]) -> list[CaptionState]:
+        """Captions of all prompts, in order."""
+        return _interleave(self._call("write_captions", list(prompts)), len(prompts))
+
+    def explore(
+        self, sources: Sequence[PolicySource], layout: Layout, plan: SamplingPlan, step: int
+    ) -> tuple[list[Outcome], dict[str, float]]:
+        """Draw and score a batch; outcomes by sample number, and the seconds of the slowest rank by phase."""
+        answers = self._call("explore", ray.put(list(sources)), layout, plan.to_dict(), step)
+        outcomes: dict[int, Outcome] = {}
+        seconds: dict[str, float] = {}
+        for rank, (found, spent) in enumerate(answers):
+            outcomes.update(zip(layout.of_rank(rank), found, strict=True))
+            seconds = {phase: max(seconds.get(phase, 0.0), value) for phase, value in spent.items()}
+        return [outcomes[number] for number in range(len(outcomes))], seconds
+
+    def improve(self, advantages: Sequence[float], weights: Sequence[float], first_update: int) -> list[dict]:
+        """Update the policy on the batch drawn last; verl's metrics of each update, equal on all ranks."""
+        return self._call("improve", list(advantages), list(weights), first_update)[0]
+
+    def evaluate(self, sources: Sequence[PolicySource], probes: int, plan: SamplingPlan | None = None) -> list[Outcome]:
+        """One picture per source; see :meth:`DecoderPolicyWorker.evaluate`."""
+        chosen = None if plan is None else plan.to_dict()
+        return _interleave(self._call("evaluate", ray.put(list(sources)), probes, chosen), len(sources))
+
+    def save(self, folder: str, step: int, keep: int | None) -> None:
+        """verl's sharded checkpoint of the policy."""
+        self._call("save_checkpoint", folder, None, step, keep)
+
+    def load(self, folder: str) -> None:
+        """Inverse of :meth:`save`."""
+        self._call("load_checkpoint", folder, None, False)
+
+    def export(self, folder: str) -> None:
+        """Write the averaged weights as a decoder folder."""
+        self._call("export", folder)
+
+    def state_ref(self) -> Any:
+        """Ray reference to the averaged weights; they do not pass through the controller."""
+        calls = [worker.policy_state.remote() for worker in self.group.workers]
+        ray.wait(calls, num_returns=len(calls))
+        return calls[0]
+
+    def _call(self, method: str, *args: Any) -> list[Any]:
+        calls = [getattr(worker, method).remote(*args) for worker in self.group.workers]
+        for rank, call in enumerate(calls):
+            try:
+                ray.get(call)
+            except ray.exceptions.RayActorError as error:
+                raise DecoderError(rank, f"died in {method}: {describe(error)}") from error
+        return ray.get(calls)
+
+
+def _interleave(answers: Sequence[Sequence[Any]], count: int) -> list[Any]:
+    """Undo the split ``rank::world_size``."""
+    merged: list[Any] = [None] * count
+    for rank, answer in enumerate(answers):
+        merged[rank :: len(answers)] = answer
+    return merged

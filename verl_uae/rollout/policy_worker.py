@@ -1,0 +1,314 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder policy's worker: captions, samples, rewards and updates on one GPU, trajectories never leave it.
+
+Shape legend: N samples of this rank, B of an update, K steps of the window, T drawn noise levels, L text positions,
+E language-model width, C h w latent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from torch import Tensor
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_name, get_torch_device
+from verl.workers.engine_workers import TrainingWorker
+
+import verl_uae.engine.decoder  # noqa: F401  registers the engine in the worker process
+from verl_uae.engine.export import export_folder, full_state_dict
+from verl_uae.flow.objective.nft import draw_sigmas
+from verl_uae.flow.plan import SamplingPlan
+from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.reward.record import RewardRecord
+from verl_uae.rollout.captions import Messages
+from verl_uae.rollout.policy import PolicyDraw, PolicySample, PolicySource
+from verl_uae.rollout.policy_build import (
+    EMA,
+    OLD,
+    build_captions,
+    build_rollout,
+    decoder_shift,
+    objective,
+    worker_config,
+)
+from verl_uae.rollout.policy_layout import Layout
+from verl_uae.rollout.sample import CaptionState, Outcome
+from verl_uae.seeding import generator, normal
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+
+class DecoderPolicyWorker(TrainingWorker):
+    """verl's training worker around the decoder, which also samples from it.
+
+    Sampling and training use the same module, weights and micro-batches: the first update of a batch has a ratio of
+    exactly 1.
+
+    Args:
+        config: the whole composed configuration.
+        total_steps: policy steps of the run.
+    """
+
+    def __init__(self, config: DictConfig, total_steps: int) -> None:
+        # verl asks for the backend "cpu:gloo,cpu:gloo" on a CPU, which torch refuses as a duplicate.
+        if get_device_name() == "cpu" and not torch.distributed.is_initialized():
+            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+        super().__init__(worker_config(config, total_steps))
+        self.run = config
+        self.objective = objective(config)
+        self._drawn: tuple[Layout, SamplingPlan, int, Sequence[PolicySource], PolicyDraw] | None = None
+
+    @property
+    def _forward(self) -> bool:
+        """Whether the objective is on the forward process."""
+        return self.objective.objective.kind == "forward"
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> float:
+        """Load all models; returns the timestep shift."""
+        self.reset()
+        self.set_loss_fn(self.objective)
+        device = get_device_name()
+        self.captions = build_captions(self.run, device)
+        self.rollout = build_rollout(self.run, self.captions, self.engine.module.transformer.config, device)
+        self.shift = decoder_shift(self.run)
+        if self._offload:
+            self._move_frozen("cpu")
+        return self.shift
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def write_captions(self, prompts: Sequence[Messages]) -> list[CaptionState]:
+        """Captions of this rank's share of the prompts: every ``world_size``-th, from its own rank on."""
+        assert self.captions is not None
+        with self._frozen_on_device():
+            return self.captions.write(list(prompts)[self.rank :: self.world_size])
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def explore(
+        self, sources: Sequence[PolicySource], layout: Layout, plan: dict[str, Any], step: int
+    ) -> tuple[list[Outcome], dict[str, float]]:
+        """Draw and score this rank's samples of a batch and keep their trajectories for :meth:`improve`.
+
+        Returns:
+            Outcomes in the order of ``layout.of_rank(rank)``, and seconds by phase.
+        """
+        chosen = SamplingPlan.from_dict(plan)
+        samples = [_sample(number, layout.members) for number in layout.of_rank(self.rank)]
+        with self._frozen_on_device(), self.engine.eval_mode(), self._weights(OLD if self._forward else None):
+            draw = self.rollout.explore(self.engine.field, chosen, sources, samples, step)
+        self._drawn = (layout, chosen, step, sources, draw)
+        return _outcomes(draw), draw.seconds
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def improve(self, advantages: Sequence[float], weights: Sequence[float], first_update: int) -> list[dict]:
+        """Update the policy on the batch drawn last.
+
+        Args:
+            advantages: of all samples of all ranks, by number.
+            weights: 1 for samples that train, 0 for the others, by number.
+            first_update: updates of the policy before this batch.
+
+        Returns:
+            verl's metrics of each update.
+        """
+        assert self._drawn is not None
+        layout, plan, step, sources, draw = self._drawn
+        self._drawn = None
+        batches = []
+        for update in range(layout.updates):
+            numbers = layout.of_update(update, self.rank)
+            rows = slice(update * len(numbers), (update + 1) * len(numbers))
+            total = sum(weights[n] for r in range(layout.ranks) for n in layout.of_update(update, r))
+            data = self._mini_batch(draw, rows, plan, numbers, layout, sources, step)
+            data["advantage_B"] = torch.tensor([advantages[n] for n in numbers], dtype=torch.float32)
+            data["weight_B"] = torch.tensor([weights[n] for n in numbers], dtype=torch.float32)
+            tu.assign_non_tensor(data, total_weight=total)
+            batches.append(data)
+        self._recompute_old(batches)
+        metrics = []
+        with self.engine.train_mode():
+            for update, data in enumerate(batches):
+                tu.assign_non_tensor(data, update_lr_scheduler=update == layout.updates - 1, disable_auto_offload=True)
+                metrics.append(dict(tu.get(self.train_batch(data), "metrics")))
+                self._average(first_update + update + 1)
+            if self._forward:
+                self.engine.shadow(OLD).update(self.run.uae.policy.objective.old_decay)
+        return metrics
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def evaluate(
+        self, sources: Sequence[PolicySource], probes: int, plan: dict[str, Any] | None = None
+    ) -> list[Outcome]:
+        """Draw one picture per source with the averaged weights, split evenly and filled up over the ranks.
+
+        Args:
+            sources: pictures with captions.
+            probes: outcomes of the first so many come with their picture.
+            plan: draw with the training sampler and the live weights; else with the ODE sampler of ``uae.decoder``.
+
+        Returns:
+            Outcomes of the sources ``rank, rank + world_size, ...``.
+        """
+        numbers = list(range(self.rank, len(sources), self.world_size))
+        size = self.run.uae.policy.micro_batch_size
+        rounds = -(-(-(-len(sources) // self.world_size)) // size) * size
+        padded = numbers + [0] * (rounds - len(numbers))
+        samples = [PolicySample(n, 0, want_picture=n < probes and i < len(numbers)) for i, n in enumerate(padded)]
+        decoder = self.run.uae.decoder
+        sigmas = sigma_schedule(decoder.num_steps, self.shift)
+        with self._frozen_on_device(), self.engine.eval_mode():
+            if plan is not None:
+                chosen = SamplingPlan.from_dict(plan)
+                draw = self.rollout.explore(self.engine.field, chosen, sources, samples, 0)
+            else:
+                with self._weights(self._averaged):
+                    draw = self.rollout.evaluate(self.engine.field, sigmas, decoder.guidance, sources, samples)
+        return _outcomes(draw)[: len(numbers)]
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def export(self, folder: str) -> None:
+        """Write the averaged weights as a decoder folder."""
+        Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        export_folder(self.engine, self.run.uae.decoder.path, folder, weights=self._averaged or "live")
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def policy_state(self) -> dict[str, Tensor]:
+        """The averaged weights as full tensors in host memory, on rank 0; empty elsewhere."""
+        return full_state_dict(self.engine, self._averaged or "live")
+
+    @property
+    def _averaged(self) -> str | None:
+        return EMA if EMA in self.engine.shadows else None
+
+    @property
+    def _offload(self) -> bool:
+        return bool(self.run.uae.decoder.offload) and get_device_name() != "cpu"
+
+    def _average(self, updates: int) -> None:
+        ema = self.run.uae.policy.ema
+        if self._averaged and updates % ema.every == 0:
+            self.engine.shadow(EMA).update(ema.decay)
+
+    def _weights(self, name: str | None) -> contextlib.AbstractContextManager[Any]:
+        return self.engine.shadow(name).swapped() if name else contextlib.nullcontext()
+
+    def _mini_batch(
+        self,
+        draw: PolicyDraw,
+        rows: slice,
+        plan: SamplingPlan,
+        numbers: Sequence[int],
+        layout: Layout,
+        sources: Sequence[PolicySource],
+        step: int,
+    ) -> TensorDict:
+        trajectory = draw.trajectory
+        fields: dict[str, Tensor] = {"states_BLE": draw.states_NLE[rows]}
+        if self._forward:
+            fields["x0_BCHW"] = trajectory.final_BCHW[rows]
+            names = [(sources[n // layout.members].digest, n % layout.members) for n in numbers]
+            fields |= self._forward_draws(names, plan, step)
+        else:
+            for field, source in _KEPT.items():
+                fields[field] = getattr(trajectory, source)[rows]
+        data = TensorDict(fields, batch_size=len(numbers))
+        kl = self.run.uae.policy.reference_kl
+        tu.assign_non_tensor(
+            data,
+            plan=plan.to_dict(),
+            plan_digest=plan.digest,
+            micro_batch_size_per_gpu=self.run.uae.policy.micro_batch_size,
+            reference_kl={"form": kl.form, "coef": float(kl.coef)},
+        )
+        if plan.guidance != 1.0:
+            negative = self.rollout.conditions.get([self.run.uae.decoder.negative_prompt])[0][0]
+            tu.assign_non_tensor(data, negative_LE=negative)
+        return data
+
+    def _forward_draws(self, names: Sequence[tuple[str, int]], plan: SamplingPlan, step: int) -> dict[str, Tensor]:
+        """Fresh noise and noise levels of forward-process objectives, by name."""
+        seed, count = self.run.uae.seed, self.run.uae.policy.objective.num_sigmas
+        shape = (count, *self.rollout.settings.latent_shape)
+        return {
+            "noise_BTCHW": torch.stack([normal(shape, seed, "u4g forward noise", step, *name) for name in names]),
+            "sigma_BT": torch.stack(
+                [draw_sigmas(plan.sigmas, count, generator(seed, "u4g sigma", step, *name)) for name in names]
+            ),
+        }
+
+    @torch.no_grad()
+    def _recompute_old(self, batches: Sequence[TensorDict]) -> None:
+        """The old policy's velocities, for objectives that need them."""
+        if not self._forward:
+            return
+        with self.engine.eval_mode(), self._weights(OLD):
+            for data in batches:
+                self.engine.recompute_old(data)
+
+    @contextlib.contextmanager
+    def _frozen_on_device(self) -> Iterator[None]:
+        """Frozen models on the accelerator while they are used."""
+        if self._offload:
+            self._move_frozen(get_device_name())
+        try:
+            yield
+        finally:
+            if self._offload:
+                self._move_frozen("cpu")
+
+    def _move_frozen(self, device: str) -> None:
+        movers: list[Callable[[str], Any]] = [
+            self.rollout.conditions.conditioner.to,
+            self.rollout.vae.to,
+            self.rollout.scorer.to,
+        ]
+        if self.captions is not None:
+            movers.append(self.captions.to)
+        for move in movers:
+            move(device)
+        if device == "cpu":
+            get_torch_device().empty_cache()
+
+
+#: Tensors of a mini-batch -> fields of a trajectory.
+_KEPT = {
+    "x_BKCHW": "x_BKCHW",
+    "x_next_BKCHW": "x_next_BKCHW",
+    "old_mean_BKCHW": "mean_BKCHW",
+    "old_log_prob_BK": "log_prob_BK",
+}
+
+
+def _sample(number: int, members: int) -> PolicySample:
+    return PolicySample(number // members, number % members)
+
+
+def _outcomes(draw: PolicyDraw) -> list[Outcome]:
+    return [
+        _outcome(record, cut, picture)
+        for record, cut, picture in zip(draw.records, draw.truncated, draw.pictures, strict=True)
+    ]
+
+
+def _outcome(record: RewardRecord, cut: bool, picture: bytes | None) -> Outcome:
+    return Outcome(
+        value=record.value,
+        status=str(record.status),
+        reason=record.reason or "",
+        terms=dict(record.terms),
+        seconds=record.seconds,
+        truncated=cut,
+        picture=picture,
+    )

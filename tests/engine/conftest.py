@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,3 +28,33 @@ def facts(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="session")
+def policy(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What tests.engine.policy_probe found on one rank, under "one", and on the first of two, under "two"; "folder" is
+    where the two ranks wrote."""
+    root = tmp_path_factory.mktemp("policy")
+    environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    started = []
+    for name, size in (("one", 1), ("two", 2)):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        for rank in range(size):
+            arguments = [str(tiny_models / "decoder"), str(root / f"{name}.json"), str(rank), str(size), port]
+            log = root / f"{name}_{rank}.log"
+            with log.open("w") as file:
+                command = [sys.executable, "-m", "tests.engine.policy_probe", *arguments]
+                process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
+            started.append((process, log))
+    try:
+        for process, log in started:
+            assert process.wait(timeout=400) == 0, log.read_text()[-3000:]
+    finally:
+        for process, _ in started:
+            process.kill()
+    facts = {name: json.loads((root / f"{name}_0.json").read_text()) for name in ("one", "two")}
+    return {**facts, "folder": root / "two"}

@@ -48,7 +48,7 @@ def test_guidance_in_one_batch_is_two_calls_also_in_its_gradient(module: PolicyM
 
 
 def test_guidance_needs_a_negative_condition(module: PolicyModule) -> None:
-    with pytest.raises(ValueError, match="guidance 2.0 needs a negative condition"):
+    with pytest.raises(ValueError, match=r"guidance 2\.0 needs a negative condition"):
         module(X, SIGMA, STATES, None, 2.0)
 
 

@@ -139,7 +139,7 @@ def test_the_log_ratio_has_mean_minus_k_and_variance_2k_over_d(k: float) -> None
 def test_misuse_is_refused() -> None:
     x = randn(*SHAPE, seed=1)
     for dtype in (torch.bfloat16, torch.float16):
-        with pytest.raises(TypeError, match="means must be torch.float32"):
+        with pytest.raises(TypeError, match=r"means must be torch\.float32"):
             transition_kl(x.to(dtype), x.to(dtype), 0.5)
         with pytest.raises(TypeError, match="means must be"):
             transition_kl(x, x.to(dtype), 0.5)

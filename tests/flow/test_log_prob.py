@@ -55,9 +55,9 @@ def test_what_happened_is_detached() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_than_fp32_are_refused_by_name(dtype: torch.dtype) -> None:
     x_next, mean = pair()
-    with pytest.raises(TypeError, match="x_next_BCHW must be torch.float32"):
+    with pytest.raises(TypeError, match=r"x_next_BCHW must be torch\.float32"):
         gaussian_log_prob(x_next.to(dtype), mean, 0.3)
-    with pytest.raises(TypeError, match="mean_BCHW must be torch.float32"):
+    with pytest.raises(TypeError, match=r"mean_BCHW must be torch\.float32"):
         gaussian_log_prob(x_next, mean.to(dtype), 0.3)
     with pytest.raises(TypeError, match="second must be"):
         require_fp32(first=mean, second=mean.to(dtype))

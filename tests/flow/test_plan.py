@@ -139,7 +139,7 @@ def test_ode_plans_have_no_window() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_table_of_another_dtype_than_fp32_is_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match="sigmas must be torch.float32"):
+    with pytest.raises(TypeError, match=r"sigmas must be torch\.float32"):
         make_plan(sigma_schedule(10, 3.0).to(dtype), "cps", 0.8, WindowSettings(), iteration=0, seed=0)
 
 

@@ -88,9 +88,9 @@ def test_a_result_that_was_rounded_after_scoring_is_off_by_more_than_a_clip_rang
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_initial_and_step_noise_of_another_dtype_than_fp32_are_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match="noise_BCHW must be torch.float32"):
+    with pytest.raises(TypeError, match=r"noise_BCHW must be torch\.float32"):
         sample_trajectory(Network(), start().to(dtype), make(), step_noise)
-    with pytest.raises(TypeError, match="noise_BCHW must be torch.float32"):
+    with pytest.raises(TypeError, match=r"noise_BCHW must be torch\.float32"):
         sample_trajectory(Network(), start(), make(), lambda index: step_noise(index).to(dtype))
 
 

@@ -206,10 +206,6 @@ class PolicyConfig:
 
     ema: EmaConfig = field(default_factory=EmaConfig)
 
-    sampler: str = "sharded"
-    """sharded: the training module itself draws the samples. replica: an unsharded copy on every rank, brought up to
-    date before each rollout; old log-probabilities are then recomputed by the training module."""
-
     captions: CaptionSourceConfig = field(default_factory=CaptionSourceConfig)
 
     fsdp_config: dict[str, Any] = field(default_factory=dict)

@@ -16,7 +16,6 @@ _CHOICES = {
     "uae.policy.window.mode": ("random", "fixed", "progressive", "all"),
     "uae.policy.reference_kl.form": ("exact", "flow_grpo", "velocity", "x0"),
     "uae.policy.advantage.std": ("group", "global", "none"),
-    "uae.policy.sampler": ("sharded", "replica"),
     "uae.policy.captions.source": ("encoder", "column"),
     "uae.policy.captions.dtype": ("float32", "float16", "bfloat16"),
     "uae.policy.fsdp_config.strategy": ("fsdp", "fsdp2"),

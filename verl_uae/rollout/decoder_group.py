@@ -49,6 +49,8 @@ class DecoderGroup:
         self.group = RayWorkerGroup(
             resource_pool=pool, ray_cls_with_init=worker, name_prefix=prefix, device_name=config.trainer.device
         )
+        #: Weights of the decoder policy, where one is trained: a rank that starts again needs them too.
+        self._policy_state: Any = None
         self._loading: list[Any] = [worker.init_model.remote() for worker in self.workers]
 
     def wait_until_loaded(self) -> None:
@@ -104,6 +106,27 @@ class DecoderGroup:
             self._revive(rank)
         return outcomes, self._slowest(healthy)  # type: ignore[return-value]
 
+    def load_policy_state(self, state: Any) -> None:
+        """Draw with the decoder policy's weights from now on.
+
+        Args:
+            state: Ray reference to full tensors by name.
+
+        Raises:
+            DecoderError: a rank could not take them, with the reason.
+        """
+        self._policy_state = state
+        for rank, worker in enumerate(self.workers):
+            self._send_policy_state(rank, worker)
+
+    def _send_policy_state(self, rank: int, worker: Any) -> None:
+        if self._policy_state is None:
+            return
+        try:
+            ray.get(worker.load_policy_state.remote(self._policy_state))
+        except ray.exceptions.RayError as error:
+            raise DecoderError(rank, f"could not take the decoder policy's weights: {describe(error)}") from error
+
     def _meta(self, batch: KVBatchMeta, shard: range, step: int, probes: int) -> KVBatchMeta:
         return KVBatchMeta(
             partition_id=batch.partition_id,
@@ -147,6 +170,7 @@ class DecoderGroup:
         while True:
             try:
                 ray.get(self.workers[rank].init_model.remote(), timeout=max(1.0, deadline - time.monotonic()))
+                self._send_policy_state(rank, self.workers[rank])
                 return
             except ray.exceptions.ActorUnavailableError as error:
                 # Ray answers so while the process is being started.

@@ -15,7 +15,8 @@ from verl.workers.config import TrainingWorkerConfig
 from verl_uae.decoder.codec import latent_shape
 from verl_uae.decoder.conditioner import Conditioner
 from verl_uae.engine.policy_config import MODEL_TYPE, PolicyModelConfig
-from verl_uae.flow.objective import BoundObjective, bind_objective
+from verl_uae.flow.objective import bind_objective
+from verl_uae.flow.objective.registry import BoundObjective
 from verl_uae.flow.plan import SamplingPlan, make_plan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.window import WindowSettings

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -162,10 +163,10 @@ class DecoderPolicyWorker(TrainingWorker):
             Outcomes of the sources ``rank, rank + world_size, ...``.
         """
         numbers = list(range(self.rank, len(sources), self.world_size))
-        size = self.run.uae.policy.micro_batch_size
-        rounds = -(-(-(-len(sources) // self.world_size)) // size) * size
-        padded = numbers + [0] * (rounds - len(numbers))
-        samples = [PolicySample(n, 0, want_picture=n < probes and i < len(numbers)) for i, n in enumerate(padded)]
+        # All ranks make equally many velocity calls, of whole micro-batches.
+        size, share = self.run.uae.policy.micro_batch_size, math.ceil(len(sources) / self.world_size)
+        padded = numbers + [0] * (math.ceil(share / size) * size - len(numbers))
+        samples = [PolicySample(number, 0, want_picture=number < probes) for number in padded]
         decoder = self.run.uae.decoder
         sigmas = sigma_schedule(decoder.num_steps, self.shift)
         with self._frozen_on_device(), self.engine.eval_mode():

@@ -31,7 +31,7 @@ def mark_complete(folder: Path, step: int) -> None:
         if path.is_file() and path.name != MARKER
     }
     marker = {"verl_uae": __version__, "step": step, "files": files}
-    _publish(folder / MARKER, json.dumps(marker, indent=1) + "\n")
+    publish(folder / MARKER, json.dumps(marker, indent=1) + "\n")
 
 
 def is_complete(folder: Path) -> bool:
@@ -70,11 +70,12 @@ def repair_tracker(root: Path) -> int | None:
         return None
     if named != str(steps[-1]):
         logger.warning("checkpoint tracker in %s says %r; the newest complete step is %d", root, named, steps[-1])
-        _publish(tracker, str(steps[-1]))
+        publish(tracker, str(steps[-1]))
     return steps[-1]
 
 
-def _publish(path: Path, text: str) -> None:
+def publish(path: Path, text: str) -> None:
+    """Write a file by rename: a reader sees the old text or the new one, never half of it."""
     partial = path.with_name(path.name + ".part")
     with open(partial, "w", encoding="utf-8") as file:
         file.write(text)

@@ -34,6 +34,14 @@ img { image-rendering: pixelated; display: block; }
 td.caption { max-width: 32rem; }
 """
 
+#: Whether pictures of the training sampler are shown -> text and columns.
+_LEGEND = {
+    False: "reconstructions drawn with the reward's sampler",
+    True: "drawn with the ODE sampler and averaged weights (eval sampler), and with the stochastic sampler and live "
+    "weights (train sampler)",
+}
+_HEADS = {False: "<th>reconstruction</th>", True: "<th>eval sampler</th><th>train sampler</th>"}
+
 
 @dataclass(frozen=True, slots=True)
 class PanelRow:
@@ -46,16 +54,22 @@ class PanelRow:
     """JPEG drawn with the sampler of the reward."""
     reward: float | None
     terms: Mapping[str, float]
+    explored: bytes | None = None
+    """JPEG drawn with the training sampler of the decoder policy, where there is one."""
 
     @classmethod
     def from_sample(
-        cls, messages: Sequence[Mapping[str, Any]], state: Mapping[str, Any], entry: Mapping[str, Any]
+        cls,
+        messages: Sequence[Mapping[str, Any]],
+        state: Mapping[str, Any],
+        entry: Mapping[str, Any],
+        explored: bytes | None = None,
     ) -> PanelRow:
-        """From a prompt, its caption and its outcome."""
+        """From a prompt, its caption, its outcome and perhaps a picture of the training sampler."""
         with Image.open(io.BytesIO(entry["picture"])) as drawn:
             size = (drawn.height, drawn.width)
         source = encode_jpeg(to_tensor([source_image(messages).convert("RGB")], size)[0])
-        return cls(source, state["caption"], entry["picture"], entry["value"], dict(entry["terms"]))
+        return cls(source, state["caption"], entry["picture"], entry["value"], dict(entry["terms"]), explored)
 
 
 class PanelWriter:
@@ -94,21 +108,23 @@ class PanelWriter:
 def render(step: int, rows: Sequence[PanelRow]) -> str:
     """The panel as one self-contained HTML page; captions are escaped."""
     body = "\n".join(_row_html(row) for row in rows)
+    explored = any(row.explored for row in rows)
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>step {step}</title>"
         f"<style>{_STYLE}</style></head><body><h1>Step {step}</h1>"
-        "<p>Fixed probe pictures; reconstructions drawn with the reward's sampler.</p>"
-        "<table><thead><tr><th>original</th><th>caption</th><th>reconstruction</th><th>terms</th></tr></thead>"
+        f"<p>Fixed probe pictures; {_LEGEND[explored]}.</p>"
+        f"<table><thead><tr><th>original</th><th>caption</th>{_HEADS[explored]}<th>terms</th></tr></thead>"
         f"<tbody>{body}</tbody></table></body></html>\n"
     )
 
 
 def _row_html(row: PanelRow) -> str:
     reward = "–" if row.reward is None else f"{row.reward:.4f}"
+    explored = f"<td>{_img(row.explored)}</td>" if row.explored else ""
     terms = "".join(f"<br>{html.escape(name)} {value:.4f}" for name, value in sorted(row.terms.items()))
     return (
         f"<tr><td>{_img(row.source)}</td><td class='caption'>{html.escape(row.caption)}</td>"
-        f"<td>{_img(row.reconstruction)}</td><td><b>reward {reward}</b>{terms}</td></tr>"
+        f"<td>{_img(row.reconstruction)}</td>{explored}<td><b>reward {reward}</b>{terms}</td></tr>"
     )
 
 

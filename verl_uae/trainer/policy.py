@@ -1,0 +1,166 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""One step of the decoder policy, and its validation: what stage u4g and the unified stage share.
+
+Shape legend: N samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from verl.single_controller.ray import RayResourcePool
+from verl.utils.debug import marked_timer
+from verl.utils.metric import reduce_metrics
+
+from verl_uae.flow.advantage import group_advantage
+from verl_uae.rollout.captions import CaptionCache, Messages, column_caption
+from verl_uae.rollout.policy import PolicySource
+from verl_uae.rollout.policy_group import PolicyGroup
+from verl_uae.rollout.policy_layout import Layout
+from verl_uae.rollout.sample import CaptionState, Outcome, dataset_row, prompt_text, source_image
+from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members
+
+logger = logging.getLogger(__name__)
+
+#: Folder of the policy in a checkpoint, and of its weights for use elsewhere.
+POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
+
+
+class PolicyMixin:
+    """Starts the policy's workers and runs its steps."""
+
+    config: DictConfig
+    global_steps: int
+
+    def start_policy(self, pool: RayResourcePool, total_steps: int) -> None:
+        """Start the workers beside whatever else loads; ``policy.wait_until_loaded()`` waits for them."""
+        self.policy = PolicyGroup(self.config, pool, total_steps)
+        self.captions = CaptionCache(self.config.uae.policy.captions.cache_size)
+
+    def frozen_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[CaptionState]:
+        """Captions of stage u4g: from the dataset's column, or of the frozen captioner, once per image."""
+        if self.config.uae.policy.captions.source == "column":
+            return [column_caption(prompt, info) for prompt, info in zip(prompts, infos, strict=True)]
+        names = [
+            (info.get("sha256") or id(prompt), prompt_text(prompt)) for prompt, info in zip(prompts, infos, strict=True)
+        ]
+        states = {name: self.captions.get(name) for name in names}
+        missing = [position for position, name in enumerate(names) if states[name] is None]
+        if missing:
+            written = self.policy.write_captions([prompts[position] for position in missing])
+            for position, state in zip(missing, written, strict=True):
+                self.captions.put(names[position], state)
+                states[names[position]] = state
+        return [state for state in (states[name] for name in names) if state is not None]
+
+    def improve_policy(
+        self, sources: Sequence[PolicySource], states: Sequence[CaptionState], policy_step: int
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Explore, score and update on one batch of pictures.
+
+        Args:
+            sources: pictures with captions.
+            states: their captions.
+            policy_step: number of the policy's step in the run, from 0.
+
+        Returns:
+            metrics, and seconds by phase.
+
+        Raises:
+            RewardError: too few samples have a reward.
+        """
+        policy = self.config.uae.policy
+        seconds: dict[str, float] = {}
+        layout = Layout(len(sources), policy.samples_per_caption, policy.updates_per_rollout, self.policy.ranks)
+        plan = self.policy.plan(policy_step)
+        outcomes, phases = self.policy.explore(sources, layout, plan, policy_step + 1)
+        check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
+        groups = [str(number // layout.members) for number in range(len(outcomes))]
+        usable = usable_members(outcomes, groups)
+        advantage_N, metrics = self._advantages(outcomes, usable, groups)
+        weights = [float(keep) for keep in usable]
+        with marked_timer("update_policy", seconds):
+            updates = self.policy.improve(advantage_N.tolist(), weights, policy_step * layout.updates)
+        metrics.update(policy_metrics(updates))
+        metrics.update(outcome_metrics(outcomes, states, groups, min_std=policy.advantage.min_std))
+        metrics["policy/window_start"] = float(plan.window[0]) if plan.window else -1.0
+        metrics["policy/seconds_per_picture"] = (sum(phases.values()) + seconds["update_policy"]) / len(outcomes)
+        return metrics, {**phases, **seconds}
+
+    def _advantages(
+        self, outcomes: Sequence[Outcome], usable: Sequence[bool], groups: Sequence[str]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        settings = self.config.uae.policy.advantage
+        reward_N = torch.tensor([math.nan if entry["value"] is None else entry["value"] for entry in outcomes])
+        raw_N, _ = group_advantage(
+            reward_N, torch.tensor(usable), list(groups), min_std=settings.min_std, std=settings.std
+        )
+        advantage_N = raw_N if settings.clamp is None else raw_N.clamp(-settings.clamp, settings.clamp)
+        return advantage_N, {
+            "policy/advantage/abs_max": float(raw_N.abs().max()),
+            "policy/advantage/clamped_frac": float((raw_N != advantage_N).float().mean()),
+        }
+
+    def evaluate_policy(
+        self, sources: Sequence[PolicySource], policy_step: int
+    ) -> tuple[list[Outcome], list[bytes | None]]:
+        """Outcomes of the evaluation sampler, and pictures of the training sampler for the probes."""
+        probes = min(self.config.uae.panel.probes, len(sources))
+        outcomes = self.policy.evaluate(sources, probes)
+        explored: list[bytes | None] = [None] * len(sources)
+        plan = self.policy.plan(policy_step)
+        if probes and plan.window:
+            drawn = self.policy.evaluate(sources[:probes], probes, plan)
+            explored[:probes] = [entry["picture"] for entry in drawn]
+        return outcomes, explored
+
+    def save_policy(self, folder: Path, keep: int | None) -> None:
+        """Checkpoint of the policy into a step folder, and the decoder folder that others load."""
+        self.policy.save(str(folder / POLICY_FOLDER), self.global_steps, keep)
+        if "diffusers" in self.config.uae.policy.save_contents:
+            self.policy.export(str(folder / EXPORT_FOLDER))
+
+    def load_policy(self, folder: Path) -> None:
+        """Inverse of :meth:`save_policy`."""
+        self.policy.load(str(folder / POLICY_FOLDER))
+
+
+def policy_sources(columns: Mapping[str, Sequence[Any]], states: Sequence[CaptionState]) -> list[PolicySource]:
+    """Pictures of a batch of dataset rows with their captions."""
+    sources = []
+    for position, state in enumerate(states):
+        row = dataset_row({name: values[position] for name, values in columns.items()})
+        image = source_image(columns["raw_prompt"][position]).convert("RGB")
+        sources.append(PolicySource(image, state["digest"], state["caption"], state["reason"], state["status"], row))
+    return sources
+
+
+def policy_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """verl's metrics of the updates of one batch: means, largest of maxima, smallest of minima.
+
+    ``policy/first/...`` is the first update alone, where sampling and training weights are the same: the ratio is 1
+    to the last bit, unless the two compute differently.
+    """
+    flat = [{name: _number(value) for name, value in update.items()} for update in updates]
+    columns: dict[str, list[float]] = {}
+    for update in flat:
+        for name, value in update.items():
+            columns.setdefault(name, []).append(value)
+    metrics = {f"policy/{name}": float(value) for name, value in reduce_metrics(dict(columns)).items()}
+    for name in ("ratio/max", "ratio/min", "log_prob_difference/max"):
+        if name in flat[0]:
+            metrics[f"policy/first/{name}"] = flat[0][name]
+    return metrics
+
+
+def _number(value: Any) -> float:
+    while isinstance(value, list | tuple):
+        value = value[0]
+    return float(value)

@@ -19,6 +19,15 @@ PRIMARY = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 OPTIONS = [
     f"{path.parent.relative_to(FOLDER)}={path.stem}" for path in sorted(FOLDER.rglob("*.yaml")) if path.parent != FOLDER
 ]
+#: Groups that only these configs choose from; what a config learns is part of it.
+ONLY = {"learn": ("uae_g4u",), "decoder/objective": ("uae_u4g", "uae_unified")}
+#: What every other config is made of.
+PARTS = ("uae_base",)
+
+
+def chosen(config: Any) -> tuple[str, str, str]:
+    trainer = config.trainer.v1.trainer_mode
+    return config.uae.stage, trainer, config.algorithm.adv_estimator
 
 
 def verl_accepts(config: Any) -> None:
@@ -29,25 +38,42 @@ def verl_accepts(config: Any) -> None:
 
 
 def test_the_lists_above_are_not_empty() -> None:
-    assert {"uae_g4u", "uae_g4u_megatron"} <= set(PRIMARY)
+    assert {"uae_base", "uae_g4u", "uae_g4u_megatron", "uae_u4g", "uae_unified"} <= set(PRIMARY)
     assert {"hardware=cpu", "hardware=gpu", "preset=scenes", "uae/decoder=sd35_medium"} <= set(OPTIONS)
+    assert {"decoder/objective=dppo", "decoder/objective=nft", "learn=decoder"} <= set(OPTIONS)
 
 
-@pytest.mark.parametrize("name", PRIMARY)
+@pytest.mark.parametrize("name", [name for name in PRIMARY if name not in PARTS])
 def test_a_config_name_with_paths_only_is_valid(compose, name: str) -> None:
     config = compose(*BASE, name=name)
     validate(config)
     verl_accepts(config)
-    assert config.trainer.v1.trainer_mode == "uae_g4u" and config.algorithm.adv_estimator == "uae_grpo"
     assert config.actor_rollout_ref.model.external_lib == "verl_uae.register"
+    stage = {"uae_u4g": "u4g", "uae_unified": "unified"}.get(name, "g4u")
+    assert chosen(config) == (stage, f"uae_{stage}", "grpo" if stage == "u4g" else "uae_grpo")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_group_option_is_valid(compose, option: str) -> None:
-    # The preset of the scenes is for one process; the others are for eight.
-    config = compose(*BASE, option, "trainer.n_gpus_per_node=1")
+    group = option.partition("=")[0]
+    if group == "learn":
+        # Chosen by the config, and only together with what else it sets.
+        pytest.skip("part of a config, see the test above")
+    for name in ONLY.get(group, ("uae_g4u", "uae_u4g")):
+        # The preset of the scenes is for one process; the others are for eight.
+        config = compose(*BASE, option, "trainer.n_gpus_per_node=1", name=name)
+        validate(config)
+        verl_accepts(config)
+
+
+@pytest.mark.parametrize("name", ["uae_u4g", "uae_unified"])
+def test_scenes_on_the_cpu_is_valid_for_the_decoder_too(compose, tiny_overrides, name: str) -> None:
+    config = compose(*tiny_overrides, name=name)
     validate(config)
     verl_accepts(config)
+    policy = config.uae.policy
+    assert policy.lora.rank == 0 and policy.train_projector and policy.captions.dtype == "float32"
+    assert policy.fsdp_config.mixed_precision.param_dtype == "fp32" and policy.optim.lr == 2e-4
 
 
 def test_scenes_on_the_cpu_is_valid_without_any_other_key(compose, tiny_overrides) -> None:

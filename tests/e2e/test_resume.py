@@ -22,8 +22,16 @@ OVERRIDES = [
     "trainer.save_freq=1",
     "trainer.resume_mode=auto",
     "trainer.max_actor_ckpt_to_keep=2",
+    # The unified run changes its stage between steps 2 and 3, and 4 and 5.
+    "uae.unified.g4u_steps=2",
+    "uae.unified.u4g_steps=2",
 ]
+#: Metrics that a resumed run has to repeat bit for bit, where a step has them.
 COMPARED = (
+    "policy/loss",
+    "policy/grad_norm",
+    "policy/k/mean",
+    "policy/ratio/max",
     "actor/loss",
     "actor/pg_loss",
     "actor/kl_loss",
@@ -37,14 +45,18 @@ COMPARED = (
 
 
 def _hex(record: dict) -> dict[str, str]:
-    return {name: float(record[name]).hex() for name in COMPARED}
+    return {name: float(record[name]).hex() for name in COMPARED if name in record}
 
 
-def _run_and_kill(world: Path, out: Path, after_step: int, delay: float) -> None:
+def _run_and_kill(world: Path, out: Path, after_step: int, delay: float, config: str) -> None:
     """Start the command, wait until ``after_step`` was logged, then kill every process of it."""
     with open(out / "log_killed.txt", "w") as log:
         process = subprocess.Popen(
-            train_command(world, out, OVERRIDES), env=environment(out), cwd=out, stdout=log, stderr=subprocess.STDOUT
+            train_command(world, out, OVERRIDES, config),
+            env=environment(out),
+            cwd=out,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     deadline = time.monotonic() + 300
     while not (out / "metrics.jsonl").is_file() or after_step not in metrics(out):
@@ -62,22 +74,24 @@ def _run_and_kill(world: Path, out: Path, after_step: int, delay: float) -> None
 
 
 @pytest.mark.slow
-def test_kill_and_resume_repeats_the_metrics_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["uae_g4u", "uae_u4g", "uae_unified"])
+def test_kill_and_resume_repeats_the_metrics_bit_for_bit(tmp_path: Path, config: str) -> None:
     world = build_world(tmp_path / "world")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    result = train(world, whole, OVERRIDES)
+    result = train(world, whole, OVERRIDES, config=config)
     assert result.returncode == 0, result.stdout[-3000:]
     expected = metrics(whole)
     assert sorted(expected) == list(range(1, STEPS + 1))
-    assert float(expected[1]["actor/grad_norm"]) > 0
+    assert all(len(_hex(record)) >= 6 for record in expected.values())
+    assert any(float(expected[1].get(f"{part}/grad_norm", 0.0)) > 0 for part in ("actor", "policy"))
 
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
     broken.mkdir()
     after, delay = rng.randint(1, STEPS - 2), rng.uniform(0.0, 3.0)
-    _run_and_kill(world, broken, after, delay)
+    _run_and_kill(world, broken, after, delay, config)
     before = metrics(broken)
-    result = train(world, broken, OVERRIDES)
+    result = train(world, broken, OVERRIDES, config=config)
     assert result.returncode == 0, result.stdout[-3000:]
     after_resume = metrics(broken)
     context = f"seed {seed}, killed {delay:.2f} s after step {after}, resumed at {min(after_resume)}"

@@ -40,24 +40,31 @@ def build_world(root: Path, *, train: int = 32, val: int = 8) -> Path:
     return root
 
 
-def train_command(world: Path, out: Path, overrides: Sequence[str] = ()) -> list[str]:
+_CAPTIONER = [
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
+]
+_DECODER = ["uae.policy.samples_per_caption=4", "uae.policy.micro_batch_size=8", "uae.policy.ema.every=1"]
+_SIZES = {"uae_g4u": _CAPTIONER, "uae_u4g": _DECODER, "uae_unified": _CAPTIONER + _DECODER}
+
+
+def train_command(world: Path, out: Path, overrides: Sequence[str] = (), config: str = "uae_g4u") -> list[str]:
     """The user's command, with output folders of the test."""
     return [
         sys.executable,
         "-m",
         "verl.trainer.main_ppo",
         "--config-name",
-        "uae_g4u",
+        config,
         "hardware=cpu",
         "preset=scenes",
         f"uae_home={world}",
         f"hydra.run.dir={out}/hydra",
         f"trainer.default_local_dir={out}/checkpoints",
         "data.train_batch_size=4",
-        "actor_rollout_ref.rollout.n=4",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
-        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
+        *_SIZES[config],
         "trainer.total_training_steps=2",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
@@ -85,10 +92,11 @@ def train(
     *,
     extra_env: Mapping[str, str] | None = None,
     timeout: float = 500,
+    config: str = "uae_g4u",
 ) -> subprocess.CompletedProcess[str]:
     """Run the training command to its end; output is kept in ``out/log.txt``."""
     result = subprocess.run(
-        train_command(world, out, overrides),
+        train_command(world, out, overrides, config),
         env=environment(out, extra_env),
         cwd=out,
         stdout=subprocess.PIPE,

@@ -24,5 +24,6 @@ def check_minimum(config: DictConfig, minimum: Mapping[str, tuple[float, bool]])
     """Raise `ConfigError` for the first key below its smallest value, or at it where that is not allowed."""
     for key, (smallest, inclusive) in minimum.items():
         value = OmegaConf.select(config, key)
-        if not (math.isfinite(value) and (value > smallest or (inclusive and value == smallest))):
+        possible = value is not None and math.isfinite(value)
+        if not (possible and (value > smallest or (inclusive and value == smallest))):
             raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value}")

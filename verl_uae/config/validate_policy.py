@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config.checks import check_choices, check_minimum
@@ -97,7 +99,7 @@ def _validate_objective(config: DictConfig) -> None:
     from verl_uae.flow.objective import bind_objective
 
     policy = config.uae.policy
-    params = OmegaConf.to_container(policy.objective.params, resolve=True)
+    params: Any = OmegaConf.to_container(policy.objective.params, resolve=True)
     bound = bind_objective(policy.objective.name, params, policy.objective.path, kernel=policy.kernel)
     forward = bound.objective.kind == "forward"
     if forward != (policy.kernel == "ode"):

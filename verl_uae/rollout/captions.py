@@ -7,14 +7,17 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.images import image_digest
 from verl_uae.decoder.conditioner import Conditioner, language_stack
+from verl_uae.errors import DataError
 from verl_uae.rollout.hf.engine import CaptionEngine
 from verl_uae.rollout.hf.types import CaptionRequest, CaptionRequestError, CaptionResult
 from verl_uae.rollout.sample import CaptionState, source_image
@@ -23,6 +26,57 @@ from verl_uae.seeding import derive_seed
 logger = logging.getLogger(__name__)
 
 Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """How messages become prompts; the defaults are verl's."""
+
+    chat_template: str | None = None
+    """Instead of the processor's own: ``actor_rollout_ref.model.custom_chat_template``."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the template: ``data.apply_chat_template_kwargs``."""
+    processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the processor: ``data.mm_processor_kwargs``."""
+
+
+class PromptTokens:
+    """Messages -> prompt ids and resized pictures, by the calls verl's agent loops make.
+
+    A captioner trained through those loops sees the very same prompt here: same template, same resizing of pictures.
+
+    Args:
+        processor: of the captioner.
+        model_type: ``model_type`` of its config; verl chooses the token builder by it.
+        settings: see there.
+    """
+
+    def __init__(self, processor: Any, model_type: str, settings: PromptSettings) -> None:
+        template = settings.chat_template or processor.chat_template or processor.tokenizer.chat_template
+        processor.chat_template = template
+        self.patch_size = processor.image_processor.patch_size
+        self.processor_kwargs = dict(settings.processor_kwargs)
+        self.builder = create_continuous_token_builder(
+            processor.tokenizer,
+            hf_model_type=model_type,
+            chat_template_kwargs=dict(settings.template_kwargs),
+            mm_processor_kwargs=self.processor_kwargs,
+            processor=processor,
+        )
+
+    def __call__(self, messages: Messages) -> tuple[list[int], list[Image.Image]]:
+        """Prompt ids with image placeholders expanded, and the pictures as the image processor takes them.
+
+        Raises:
+            DataError: the prompt has a video.
+        """
+        from qwen_vl_utils import process_vision_info
+
+        turns = [dict(message) for message in messages]
+        images, videos = process_vision_info(turns, image_patch_size=self.patch_size, return_video_metadata=True)
+        if videos:
+            raise DataError("prompt", None, "has a video; the captioner takes pictures only")
+        return list(self.builder.build_initial_tokens(turns, images=images)), list(images or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +95,7 @@ class CaptionSettings:
     """Of sampled captions, above 0."""
     batch_size: int = 16
     """Captions generated together."""
+    prompt: PromptSettings = field(default_factory=PromptSettings)
 
 
 class EncoderCaptions:
@@ -65,7 +120,6 @@ class EncoderCaptions:
         from transformers import AutoProcessor
 
         self.settings = settings
-        self.processor = AutoProcessor.from_pretrained(path)
         self.engine = CaptionEngine(
             path,
             settings.prompt_length,
@@ -75,6 +129,8 @@ class EncoderCaptions:
             max_batch_size=settings.batch_size,
             prefill_batch_size=min(8, settings.batch_size),
         )
+        processor = AutoProcessor.from_pretrained(path)
+        self.prompt_tokens = PromptTokens(processor, self.engine.config.model_type, settings.prompt)
 
     def to(self, device: str | torch.device) -> None:
         """Move the weights."""
@@ -89,6 +145,9 @@ class EncoderCaptions:
         """One caption per prompt; one that cannot be written has a status and a reason instead.
 
         A caption depends on its image, prompt and seed, not on the others.
+
+        Raises:
+            FloatingPointError: the model's logits are not finite, which is no picture's fault.
         """
         states: list[CaptionState | None] = [None] * len(prompts)
         requests: list[CaptionRequest] = []
@@ -108,21 +167,14 @@ class EncoderCaptions:
         return [state for state in states if state is not None]
 
     def _request(self, messages: Messages, digest: str) -> CaptionRequest:
-        text = self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        images = [
-            item["image"].convert("RGB")
-            for message in messages
-            if not isinstance(message.get("content"), str)
-            for item in message.get("content") or ()
-            if item.get("type") == "image"
-        ]
-        ids = self.processor(text=[text], images=images)["input_ids"][0]
+        ids, images = self.prompt_tokens(messages)
         settings = self.settings
         return CaptionRequest(
-            prompt_ids=list(ids),
+            prompt_ids=ids,
             seed=derive_seed(settings.seed, "u4g caption", digest),
             images=images,
             temperature=settings.temperature if settings.do_sample else 0.0,
+            processor_kwargs=self.prompt_tokens.processor_kwargs,
             request_id=digest[:12],
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,17 @@ from verl_uae.decoder.conditioner import Conditioner
 #: Captions encoded together. Always as many, filled up where there are fewer: kernels choose their order of summation
 #: by the shape of the work, so a condition would otherwise depend on its neighbours in the last bits.
 BATCH = 8
+
+
+class Conditions(NamedTuple):
+    """What captions are drawn from, in their order."""
+
+    states: list[Tensor]
+    """(L, E) each, in host memory, dtype of the conditioner."""
+    truncated: list[bool]
+    """Whether the caption was cut to fit."""
+    failures: list[str]
+    """Why a caption cannot be encoded; its states are those of the empty caption. Empty where it can."""
 
 
 class ConditionCache:
@@ -33,22 +45,40 @@ class ConditionCache:
         self.max_conditions = max_conditions
         self._kept: OrderedDict[str, tuple[Tensor, bool]] = OrderedDict()
 
-    def get(self, captions: Sequence[str]) -> tuple[list[Tensor], list[bool]]:
-        """States (L, E) of each caption, in host memory, and which captions were cut to fit."""
+    def get(self, captions: Sequence[str]) -> Conditions:
+        """Conditions of captions; one that cannot be encoded costs only itself."""
         found = {caption: self._kept[caption] for caption in captions if caption in self._kept}
         missing = [caption for caption in dict.fromkeys(captions) if caption not in found]
+        failures: dict[str, str] = {}
         for start in range(0, len(missing), BATCH):
-            some = missing[start : start + BATCH]
-            condition = self.conditioner.encode(some + [""] * (BATCH - len(some)))
-            states_BLE = condition.states_BLE.to("cpu")
-            for caption, states_LE, cut in zip(some, states_BLE, condition.truncated_B.tolist(), strict=False):
-                found[caption] = (states_LE.clone(), bool(cut))
+            self._encode(missing[start : start + BATCH], found, failures)
+        if failures:
+            self._encode([""], found, {})
         for caption, value in found.items():
             self._kept[caption] = value
             self._kept.move_to_end(caption)
         while len(self._kept) > self.max_conditions:
             self._kept.popitem(last=False)
-        return [found[caption][0] for caption in captions], [found[caption][1] for caption in captions]
+        used = [found["" if caption in failures else caption] for caption in captions]
+        reasons = [failures.get(caption, "") for caption in captions]
+        return Conditions([states for states, _ in used], [cut for _, cut in used], reasons)
+
+    def _encode(self, some: list[str], found: dict[str, tuple[Tensor, bool]], failures: dict[str, str]) -> None:
+        try:
+            condition = self.conditioner.encode(some + [""] * (BATCH - len(some)))
+        except Exception as error:
+            # Fault boundary of one caption: a batch is tried again one by one. Without the empty caption nothing works.
+            if some == [""]:
+                raise
+            if len(some) == 1:
+                failures[some[0]] = f"condition: {type(error).__name__}: {error}"
+                return
+            for caption in some:
+                self._encode([caption], found, failures)
+            return
+        states_BLE = condition.states_BLE.to("cpu")
+        for caption, states_LE, cut in zip(some, states_BLE, condition.truncated_B.tolist(), strict=False):
+            found[caption] = (states_LE.clone(), bool(cut))
 
 
 def stack_states(states: Sequence[Tensor], device: str | torch.device) -> Tensor:

@@ -12,7 +12,7 @@ width, C h w latent, H W pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,7 +172,7 @@ class PolicyRollout:
     ) -> PolicyDraw:
         size = self.settings.micro_batch_size
         clock = _Clock()
-        states, cut = self.conditions.get([sources[sample.source].caption for sample in samples])
+        states, cut, failures = self.conditions.get([sources[sample.source].caption for sample in samples])
         negative_1LE = self._negative(guidance)
         clock.lap("condition")
         parts: list[Trajectory] = []
@@ -183,13 +183,14 @@ class PolicyRollout:
             parts.append(_to_host(part))
         trajectory = _join(parts)
         clock.lap("sample")
-        records, pictures = self._score(trajectory.final_BCHW, sources, samples, clock)
+        failed = _without_caption(sources, samples, failures)
+        records, pictures = self._score(trajectory.final_BCHW, sources, samples, failed, clock)
         return PolicyDraw(records, cut, pictures, torch.stack(states), trajectory, clock.seconds)
 
     def _negative(self, guidance: float) -> Tensor | None:
         if guidance == 1.0:
             return None
-        return stack_states(self.conditions.get([self.settings.negative_prompt])[0], self.device)
+        return stack_states(self.conditions.get([self.settings.negative_prompt]).states, self.device)
 
     def _initial(self, sources: Sequence[PolicySource], samples: Sequence[PolicySample], step: int) -> Tensor:
         return self._noise(sources, samples, "u4g noise", step, None)
@@ -211,56 +212,96 @@ class PolicyRollout:
         return torch.stack(rows).to(self.device)
 
     def _score(
-        self, final_NChw: Tensor, sources: Sequence[PolicySource], samples: Sequence[PolicySample], clock: _Clock
+        self,
+        final_NChw: Tensor,
+        sources: Sequence[PolicySource],
+        samples: Sequence[PolicySample],
+        failed: Mapping[int, RewardRecord],
+        clock: _Clock,
     ) -> tuple[list[RewardRecord], list[bytes | None]]:
+        """Records, and JPEGs where asked for; ``failed`` are records of samples that need no score, by position."""
         records: list[RewardRecord] = []
         pictures: list[bytes | None] = []
-        for start in range(0, len(samples), self.settings.decode_batch_size):
-            some = slice(start, start + self.settings.decode_batch_size)
-            found, drawn = self._score_batch(final_NChw[some], sources, samples[some], clock)
-            records += found
-            pictures += drawn
+        size = self.settings.decode_batch_size
+        for start in range(0, len(samples), size):
+            some = samples[start : start + size]
+            known = {index: failed[start + index] for index in range(len(some)) if start + index in failed}
+            picture_B3HW, undrawn = self._decode(final_NChw[start : start + size])
+            clock.lap("decode")
+            records += self._records(picture_B3HW, sources, some, {**undrawn, **known})
+            clock.lap("score")
+            pictures += [
+                encode_jpeg(picture_B3HW[index]) if sample.want_picture and index not in undrawn else None
+                for index, sample in enumerate(some)
+            ]
         return records, pictures
 
-    def _score_batch(
-        self, final_BChw: Tensor, sources: Sequence[PolicySource], samples: Sequence[PolicySample], clock: _Clock
-    ) -> tuple[list[RewardRecord], list[bytes | None]]:
+    def _decode(self, final_BChw: Tensor) -> tuple[Tensor, dict[int, RewardRecord]]:
+        """Pictures, and the records of those that cannot be drawn, which are black."""
         try:
-            picture_B3HW = decode_latent(self.vae, final_BChw.to(self.device))
-            clock.lap("decode")
-            records = self._records(picture_B3HW, sources, samples)
-            clock.lap("score")
+            return decode_latent(self.vae, final_BChw.to(self.device)), {}
         except Exception as error:
-            # Fault boundary of one batch of pictures: tried again one by one, it costs only the samples at fault.
-            if len(samples) == 1:
+            # Fault boundary of one picture: a batch is tried again one by one.
+            if len(final_BChw) == 1:
                 reason = f"decoder: {type(error).__name__}: {error}"
-                return [RewardRecord.failed(Status.ERROR, reason)], [None]
-            singles = [
-                self._score_batch(final_BChw[i : i + 1], sources, samples[i : i + 1], clock)
-                for i in range(len(samples))
-            ]
-            return [record for found, _ in singles for record in found], [jpeg for _, some in singles for jpeg in some]
-        return records, [
-            encode_jpeg(picture) if sample.want_picture else None
-            for sample, picture in zip(samples, picture_B3HW, strict=True)
-        ]
+                black = torch.zeros(1, 3, self.settings.height, self.settings.width, device=self.device)
+                return black, {0: RewardRecord.failed(Status.ERROR, reason)}
+        parts = [self._decode(final_BChw[index : index + 1]) for index in range(len(final_BChw))]
+        undrawn = {index: record for index, (_, lost) in enumerate(parts) for record in lost.values()}
+        return torch.cat([picture for picture, _ in parts]), undrawn
 
     def _records(
-        self, picture_B3HW: Tensor, sources: Sequence[PolicySource], samples: Sequence[PolicySample]
+        self,
+        picture_B3HW: Tensor,
+        sources: Sequence[PolicySource],
+        samples: Sequence[PolicySample],
+        failed: Mapping[int, RewardRecord],
     ) -> list[RewardRecord]:
         used = [sources[sample.source] for sample in samples]
         size = (self.settings.height, self.settings.width)
-        source_B3HW = to_tensor([source.image for source in used], size).to(picture_B3HW.device)
+        pixels = {number: _pixels(sources[number].image, size) for number in {sample.source for sample in samples}}
+        lost = {
+            index: RewardRecord.failed(Status.ERROR, reason)
+            for index, sample in enumerate(samples)
+            if (reason := pixels[sample.source][1])
+        }
         batch = RewardBatch(
-            source_B3HW=source_B3HW,
+            source_B3HW=torch.stack([pixels[sample.source][0] for sample in samples]).to(picture_B3HW.device),
             reconstruction_B3HW=picture_B3HW,
             captions=[source.caption for source in used],
             rows=[source.row for source in used],
+            failed={**lost, **failed},
         )
-        return [
-            record if source.status == "ok" else RewardRecord.failed(Status(source.status), source.failure)
-            for record, source in zip(self.scorer.score(batch), used, strict=True)
-        ]
+        try:
+            return self.scorer.score(batch)
+        except Exception as error:
+            # The scorer keeps faults to their samples. What it raises concerns all; stopping is for the trainer, not
+            # for one of several ranks.
+            reason = f"reward: {type(error).__name__}: {error}"
+            return [RewardRecord.failed(Status.ERROR, reason) for _ in samples]
+
+
+def _without_caption(
+    sources: Sequence[PolicySource], samples: Sequence[PolicySample], failures: Sequence[str]
+) -> dict[int, RewardRecord]:
+    """Records of the samples whose caption was not written or cannot be encoded, by position."""
+    failed: dict[int, RewardRecord] = {}
+    for index, (sample, reason) in enumerate(zip(samples, failures, strict=True)):
+        source = sources[sample.source]
+        if source.status != "ok":
+            failed[index] = RewardRecord.failed(Status(source.status), source.failure or "no caption")
+        elif reason:
+            failed[index] = RewardRecord.failed(Status.ERROR, reason)
+    return failed
+
+
+def _pixels(image: Image.Image, size: tuple[int, int]) -> tuple[Tensor, str]:
+    """A source picture, shape (3, H, W), and why there is none: then it is black."""
+    try:
+        return to_tensor([image], size)[0], ""
+    except Exception as error:
+        # Fault boundary of one picture.
+        return torch.zeros(3, *size), f"source picture: {type(error).__name__}: {error}"
 
 
 class _Clock:

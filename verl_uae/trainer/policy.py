@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,10 +127,20 @@ class PolicyMixin:
         self.policy.save(str(folder / POLICY_FOLDER), self.global_steps, keep)
         if "diffusers" in self.config.uae.policy.save_contents:
             self.policy.export(str(folder / EXPORT_FOLDER))
+            prune_exports(folder.parent, keep)
 
     def load_policy(self, folder: Path) -> None:
         """Inverse of :meth:`save_policy`."""
         self.policy.load(str(folder / POLICY_FOLDER))
+
+
+def prune_exports(root: Path, keep: int | None) -> None:
+    """Remove the decoder folders of all but the newest ``keep`` steps; verl prunes its own part of a checkpoint."""
+    if not keep:
+        return
+    exports = sorted(root.glob(f"global_step_*/{EXPORT_FOLDER}"), key=lambda path: int(path.parent.name[12:]))
+    for folder in exports[:-keep]:
+        shutil.rmtree(folder)
 
 
 def policy_sources(columns: Mapping[str, Sequence[Any]], states: Sequence[CaptionState]) -> list[PolicySource]:

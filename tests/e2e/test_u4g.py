@@ -1,0 +1,76 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Understanding for Generation through the real command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.e2e.world import build_world, metrics, train
+from verl_uae.decoder.decoder import Decoder
+
+SAVED = ["trainer.test_freq=2", "trainer.save_freq=2"]
+
+
+def test_two_steps_train_the_decoder_and_nothing_else(tmp_path: Path) -> None:
+    world, out = build_world(tmp_path / "world"), tmp_path / "out"
+    result = train(world, out, SAVED, config="uae_u4g")
+    assert result.returncode == 0, result.stdout[-3000:]
+    logged = metrics(out)
+    assert sorted(logged) == [1, 2]
+    for record in logged.values():
+        # On policy: sampling and training use the same weights, module and micro-batches.
+        assert record["policy/first/ratio/min"] == record["policy/first/ratio/max"] == 1.0
+        assert record["policy/grad_norm"] > 0
+        assert record["policy/ratio/max"] != 1.0
+        assert record["reward/invalid_frac"] == 0
+    assert any(name.startswith("val-core/") for name in logged[2])
+    panel = (out / "checkpoints" / "panels" / "step_000002.html").read_text()
+    assert "eval sampler" in panel and "train sampler" in panel
+    before = Decoder.from_pretrained(str(world / "decoder")).state_dict()
+    after = Decoder.from_pretrained(str(out / "checkpoints" / "global_step_2" / "decoder")).state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("transformer"))
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("vae"))
+
+
+@pytest.mark.slow
+def test_ranks_and_micro_batches_do_not_change_the_run(tmp_path: Path) -> None:
+    world = build_world(tmp_path / "world")
+    runs = {"one": [], "micro": ["uae.policy.micro_batch_size=4"], "ranks": ["trainer.n_gpus_per_node=2"]}
+    logged = {}
+    for name, overrides in runs.items():
+        more = [*overrides, *(["uae.policy.micro_batch_size=4"] if name == "ranks" else [])]
+        result = train(world, tmp_path / name, more, config="uae_u4g")
+        assert result.returncode == 0, result.stdout[-3000:]
+        logged[name] = metrics(tmp_path / name)
+    for name in ("micro", "ranks"):
+        for step, record in logged["one"].items():
+            for key in ("policy/loss", "reward/score/mean", "policy/grad_norm"):
+                assert logged[name][step][key] == pytest.approx(record[key], abs=1e-6), (name, step, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["flow_grpo", "flow_grpo_fast", "mix_grpo", "grpo_guard", "nft"])
+def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
+    world, out = build_world(tmp_path / "world"), tmp_path / "out"
+    sizes = ["uae.policy.num_steps=6", "uae.policy.window.size=2", "uae.policy.window.high=null"]
+    result = train(world, out, [f"decoder/objective={preset}", *sizes], config="uae_u4g")
+    assert result.returncode == 0, result.stdout[-3000:]
+    for record in metrics(out).values():
+        assert record["policy/grad_norm"] > 0
+        assert record["reward/invalid_frac"] == 0
+
+
+@pytest.mark.slow
+def test_lora_and_the_reference_penalty_train(tmp_path: Path) -> None:
+    world, out = build_world(tmp_path / "world"), tmp_path / "out"
+    lora = ["uae.policy.lora.rank=4", "uae.policy.lora.alpha=8", "uae.policy.train_projector=false"]
+    result = train(world, out, [*SAVED, *lora, "uae.policy.reference_kl.coef=0.1"], config="uae_u4g")
+    assert result.returncode == 0, result.stdout[-3000:]
+    logged = metrics(out)
+    assert logged[1]["policy/grad_norm"] > 0
+    assert logged[2]["policy/reference_kl/mean"] > 0
+    Decoder.from_pretrained(str(out / "checkpoints" / "global_step_2" / "decoder"))

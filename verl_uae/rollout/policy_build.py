@@ -22,7 +22,7 @@ from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.window import WindowSettings
 from verl_uae.reward.build import build_scorer
 from verl_uae.rollout.build import DTYPES
-from verl_uae.rollout.captions import CaptionSettings, EncoderCaptions
+from verl_uae.rollout.captions import CaptionSettings, EncoderCaptions, PromptSettings
 from verl_uae.rollout.conditions import ConditionCache
 from verl_uae.rollout.policy import PolicyRollout, PolicyRolloutSettings
 
@@ -111,6 +111,11 @@ def build_captions(config: DictConfig, device: str) -> EncoderCaptions | None:
         do_sample=captions.do_sample,
         temperature=captions.temperature,
         batch_size=captions.batch_size,
+        prompt=PromptSettings(
+            config.actor_rollout_ref.model.get("custom_chat_template"),
+            dict(config.data.get("apply_chat_template_kwargs") or {}),
+            dict(config.data.get("mm_processor_kwargs") or {}),
+        ),
     )
     path = config.actor_rollout_ref.model.path
     return EncoderCaptions(path, settings, dtype=DTYPES[captions.dtype], device=device)

@@ -158,8 +158,7 @@ class U4GTrainer(PolicyMixin, PPOTrainer):
         state = folder / "data.pt"
         if not state.is_file():
             raise CheckpointError(state, "missing: the place in the data")
-        # Written by this trainer; torchdata's state holds plain Python objects that weights_only refuses.
-        self.train_dataloader.load_state_dict(torch.load(state, weights_only=False))
+        self.train_dataloader.load_state_dict(torch.load(state, weights_only=True))
 
     def _resume_folder(self) -> Path | None:
         trainer = self.config.trainer

@@ -1,0 +1,185 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+import verl_uae.config
+from tests.config.test_validate import changed
+from verl_uae.config.validate import validate
+from verl_uae.config.validate_policy import _CHOICES, _MINIMUM, validate_policy
+from verl_uae.errors import ConfigError
+
+PRESETS = sorted(path.stem for path in (Path(verl_uae.config.__file__).parent / "decoder" / "objective").glob("*.yaml"))
+P = "uae.policy"
+NFT = f"{P}.kernel=ode {P}.objective.name=nft"
+
+#: overrides, key that is named, part of the message
+IMPOSSIBLE = [
+    ("+uae.policy.nmu_steps=3", f"{P}.nmu_steps", "did you mean uae.policy.num_steps"),
+    ("+uae.policy.window.sise=3", f"{P}.window.sise", "did you mean uae.policy.window.size"),
+    ("+uae.unified.frist=u4g", "uae.unified.frist", "did you mean uae.unified.first"),
+    (f"{P}.fsdp_config.strategy=megatron", f"{P}.fsdp_config.strategy", "no MM-DiT on Megatron"),
+    (f"{P}.fsdp_config.strategy=ddp", f"{P}.fsdp_config.strategy", "one of fsdp, fsdp2"),
+    ("actor_rollout_ref.actor.strategy=megatron", "model_engine", "trains nothing else; use dp"),
+    (
+        f"{P}.fsdp_config.ulysses_sequence_parallel_size=2",
+        f"{P}.fsdp_config.ulysses_sequence_parallel_size",
+        "no such split",
+    ),
+    (f"{P}.objective.name=dpo", f"{P}.objective.name", "Did you mean 'dppo'"),
+    (f"{P}.objective.params.treshold=1", f"{P}.objective.params.treshold", "unknown parameter of 'dppo'"),
+    (f"{P}.objective.params.threshold=0", f"{P}.objective.params.threshold", "above 0"),
+    (f"{P}.objective.params.direction=up", f"{P}.objective.params.direction", "'up'"),
+    (f"{P}.objective.path=/no/such.py", f"{P}.objective.path", "/no/such.py"),
+    (f"{P}.objective.name=grpo_guard", f"{P}.objective.name", "flow_sde only"),
+    (f"{P}.kernel=ode", f"{P}.kernel", "needs stochastic steps"),
+    (f"{P}.objective.name=nft", f"{P}.kernel", "is trained on ODE samples"),
+    ("NFT uae.policy.objective.num_sigmas=10", f"{P}.objective.num_sigmas", "10 steps"),
+    ("NFT uae.policy.reference_kl={coef: 1, form: exact}", f"{P}.reference_kl.form", "takes velocity or x0"),
+    (f"{P}.window.size=6", f"{P}.window", "no window of size 6"),
+    (f"{P}.window.low=8", f"{P}.window", "no window of size 3"),
+    (f"{P}.window.high=1", f"{P}.window", "no window of size 3"),
+    (f"{P}.window.min_sigma_next=1.5", f"{P}.window", "min_sigma_next must be in [0, 1]"),
+    (f"{P}.window.max_gain=0.01", f"{P}.window", "no window of size 3"),
+    (f"{P}.noise_level=1.5", f"{P}.window", "noise_level"),
+    (f"{P}.updates_per_rollout=3", f"{P}.updates_per_rollout", "3 must divide uae.policy.samples_per_caption=8"),
+    (
+        f"{P}.micro_batch_size=7",
+        f"{P}.micro_batch_size",
+        "7 must divide the 32 samples a rank has in an update (8 images x 8 samples / 2 updates / 1 ranks)",
+    ),
+    ("trainer.n_gpus_per_node=2", f"{P}.micro_batch_size", "32 must divide the 16 samples"),
+    (f"{P}.ema.decay=1", f"{P}.ema.decay", "would never move"),
+    (f"{P}.objective.old_decay=1.5", f"{P}.objective.old_decay", "would never move"),
+    (f"{P}.advantage.clamp=0", f"{P}.advantage.clamp", "above 0 or null"),
+    (f"{P}.save_contents=[model, weights]", f"{P}.save_contents", "'weights' is none of model"),
+    (
+        f"{P}.guidance=2 uae.decoder.guidance=1",
+        "uae.decoder.guidance",
+        "trained without guidance must be drawn without",
+    ),
+    ("uae.decoder.guidance=2", "uae.decoder.guidance", "trained without guidance must be drawn without"),
+]
+
+
+def options(text: str) -> list[str]:
+    """Overrides of one text; they are parted by a space that a key follows."""
+    return re.split(r" (?=[a-z_.]+=)", text.replace("NFT", NFT)) if text else []
+
+
+def altered(base: DictConfig, text: str) -> DictConfig:
+    """A copy of the config with overrides; another objective starts from its own parameters."""
+    if f"{P}.objective.name=" in text.replace("NFT", NFT):
+        base = copy.deepcopy(base)
+        base.uae.policy.objective.params = {}
+    return changed(base, *options(text))
+
+
+@pytest.fixture(scope="module")
+def base(compose, tiny_overrides: list[str]) -> DictConfig:
+    return compose(*tiny_overrides, "uae.policy.num_steps=10", "uae.policy.updates_per_rollout=2", name="uae_u4g")
+
+
+@pytest.mark.parametrize(("overrides", "key", "text"), IMPOSSIBLE, ids=[overrides for overrides, _, _ in IMPOSSIBLE])
+def test_impossible_settings_are_named(base: DictConfig, overrides: str, key: str, text: str) -> None:
+    config = altered(base, overrides)
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        validate(config)
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize("key", _CHOICES)
+def test_a_value_that_is_no_choice_is_named(base: DictConfig, key: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be one of .*, got 'nothing'") as caught:
+        validate_policy(changed(base, f"{key}=nothing"))
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize("key", _MINIMUM)
+def test_a_number_below_its_limit_is_named(base: DictConfig, key: str) -> None:
+    smallest, inclusive = _MINIMUM[key]
+    for value in (smallest - 1, *(() if inclusive else (smallest,))):
+        with pytest.raises(ConfigError, match=f"must be (at least|above) {smallest}, got {value}") as caught:
+            validate_policy(changed(base, f"{key}={value}"))
+        assert caught.value.key == key
+
+
+def test_every_choice_of_the_schema_that_stands_alone_is_possible(base: DictConfig) -> None:
+    """Kernels, tables, window modes and the rest, each with what it needs."""
+    with_kernel = {"ode": NFT, "dance": f"{P}.kernel=dance {P}.noise_level=0.3", "flow_sde": f"{P}.kernel=flow_sde"}
+    for key, values in _CHOICES.items():
+        for value in values:
+            more = with_kernel.get(value, "") if key.endswith("kernel") else ""
+            validate(altered(base, f"{key}={value} {more}".strip()))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        f"{P}.guidance=4.5 uae.decoder.guidance=3",
+        f"{P}.advantage.clamp=null",
+        f"{P}.ema.decay=0",
+        f"{P}.lora.rank=0",
+        f"{P}.reference_kl.coef=0.1",
+        f"{P}.save_contents=[diffusers]",
+        f"{P}.updates_per_rollout=8 {P}.micro_batch_size=8",
+        "uae.decoder.shift=1",
+        "NFT uae.policy.objective.num_sigmas=9 uae.policy.reference_kl={coef: 1, form: velocity}",
+        "trainer.n_gpus_per_node=4 uae.policy.micro_batch_size=8",
+        # The captioner learns nothing in this stage.
+        "actor_rollout_ref.rollout.n=1",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=7",
+    ],
+)
+def test_possible_settings_pass(base: DictConfig, overrides: str) -> None:
+    validate(altered(base, overrides))
+
+
+@pytest.mark.parametrize("name", ["uae_u4g", "uae_unified"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_objective_is_valid_as_it_is(compose, tiny_overrides: list[str], name: str, preset: str) -> None:
+    """On the scenes, and on the eight GPUs of the paper's preset."""
+    eight = ["data.train_files=t.parquet", "data.val_files=v.parquet", "uae.decoder.path=org/decoder"]
+    for overrides in (tiny_overrides, eight):
+        config = compose(*overrides, f"decoder/objective={preset}", name=name)
+        validate(config)
+        assert config.uae.decoder.guidance == config.uae.policy.guidance
+
+
+def test_the_users_own_objective(base: DictConfig, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from verl_uae.flow.objective import ObjectiveOutput, register_objective\n"
+        "@register_objective('validated_mine', kind='transition', needs=['log_prob_B', 'advantage_B'])\n"
+        "def mine(log_prob_B, advantage_B):\n"
+        "    return ObjectiveOutput(-log_prob_B * advantage_B, {})\n"
+    )
+    own = [f"{P}.objective.name=validated_mine", f"{P}.objective.path={path}"]
+    validate(altered(base, " ".join(own)))
+    with pytest.raises(ConfigError, match="unknown parameter of 'validated_mine'"):
+        validate(changed(base, *own))
+
+
+def test_stage_g4u_does_not_look_at_the_policy(compose, tiny_overrides: list[str]) -> None:
+    config = compose(*tiny_overrides, "uae.policy.kernel=nothing")
+    validate(config)
+    with pytest.raises(ConfigError):
+        validate(changed(compose(*tiny_overrides, name="uae_unified"), "uae.policy.kernel=nothing"))
+
+
+def test_the_unified_stage_checks_the_captioner_too(compose, tiny_overrides: list[str]) -> None:
+    config = compose(*tiny_overrides, name="uae_unified")
+    with pytest.raises(ConfigError, match="at least 2 captions"):
+        validate(changed(config, "actor_rollout_ref.rollout.n=1"))
+
+
+def test_validation_changes_nothing(base: DictConfig) -> None:
+    before = OmegaConf.to_yaml(base)
+    validate(base)
+    assert OmegaConf.to_yaml(base) == before

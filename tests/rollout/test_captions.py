@@ -1,0 +1,206 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from transformers import AutoProcessor
+from verl.experimental.agent_loop.agent_loop import DictConfigWrap
+from verl.workers.rollout.replica import TokenOutput
+
+from verl_uae.data.dataset import UAEDataset
+from verl_uae.data.images import image_digest
+from verl_uae.decoder.conditioner import Conditioner
+from verl_uae.rollout.agent_loop import CaptionAgentLoop
+from verl_uae.rollout.captions import CaptionCache, CaptionSettings, EncoderCaptions, PromptSettings, column_caption
+from verl_uae.rollout.hf.types import CaptionRequest, CaptionResult
+from verl_uae.rollout.sample import CaptionState
+from verl_uae.seeding import derive_seed
+
+SETTINGS: dict[str, Any] = {"seed": 7, "prompt_length": 64, "response_length": 8, "batch_size": 8}
+SIZES = [(32, 32), (45, 70), (90, 33), (20, 20)]
+
+
+def picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def prompt(image: Image.Image, text: str = "describe", **options: int) -> list[dict[str, Any]]:
+    content = [{"type": "image", "image": image, **options}, {"type": "text", "text": text}]
+    return [{"role": "user", "content": content}]
+
+
+PROMPTS = [prompt(picture(seed, *size)) for seed, size in enumerate(SIZES)]
+PROMPTS.append(prompt(picture(9, 80, 80), max_pixels=48 * 48))
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny encoder, with an image processor whose token count follows the size of the picture, as Qwen's does."""
+    path = tmp_path_factory.mktemp("captions") / "encoder"
+    shutil.copytree(tiny_models / "encoder", path)
+    processor = AutoProcessor.from_pretrained(path)
+    processor.image_processor.size = {"shortest_edge": 16 * 16, "longest_edge": 96 * 96}
+    processor.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def captions(folder: str) -> EncoderCaptions:
+    return EncoderCaptions(folder, CaptionSettings(**SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def sampled(folder: str) -> EncoderCaptions:
+    return EncoderCaptions(folder, CaptionSettings(**SETTINGS, do_sample=True, temperature=1.5))
+
+
+class InProcess:
+    """verl's server client, answering with an engine in this process; remembers what it was asked."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.asked: list[tuple[list[int], list[bytes]]] = []
+
+    async def generate(self, prompt_ids: Any, image_data: Any, mm_processor_kwargs: Any, **rest: Any) -> TokenOutput:
+        self.asked.append((list(prompt_ids), [image.tobytes() for image in image_data]))
+        kwargs = dict(mm_processor_kwargs)
+        request = CaptionRequest(prompt_ids, 0, list(image_data), temperature=0.0, processor_kwargs=kwargs)
+        (result,) = self.engine.generate([request])
+        return TokenOutput(token_ids=result.token_ids, log_probs=result.log_probs)
+
+
+async def through_the_agent_loop(captions: EncoderCaptions, folder: str, server: InProcess) -> list[CaptionState]:
+    rollout = {"prompt_length": 64, "response_length": 8, "calculate_log_probs": True, "full_determinism": False}
+    uae = {"seed": 7, "rollout": {"timeout_s": 60.0, "seeded": True}}
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "uae": uae})
+    processor = AutoProcessor.from_pretrained(folder)
+    loop = CaptionAgentLoop(
+        DictConfigWrap(config),
+        server,
+        processor.tokenizer,
+        processor,
+        UAEDataset,
+        DictConfigWrap(OmegaConf.create({})),
+        hf_model_type="qwen2_5_vl",
+    )
+    outputs = [
+        await loop.run({"temperature": 0.0}, raw_prompt=messages, global_steps=1, session_id=0) for messages in PROMPTS
+    ]
+    return [output.extra_fields["uae"] for output in outputs]
+
+
+def test_prompts_and_greedy_captions_are_those_of_the_agent_loop(captions: EncoderCaptions, folder: str) -> None:
+    server = InProcess(captions.engine)
+    expected = asyncio.run(through_the_agent_loop(captions, folder, server))
+    built = [captions.prompt_tokens(messages) for messages in PROMPTS]
+    assert [(ids, [image.tobytes() for image in images]) for ids, images in built] == server.asked
+    image_token = captions.engine.config.image_token_id
+    assert [ids.count(image_token) for ids, _ in built] == [4, 12, 12, 4, 9], "qwen_vl_utils resizes first"
+    assert captions.write(PROMPTS) == expected
+    assert len({state["caption"] for state in expected}) > 1 and all(state["status"] == "ok" for state in expected)
+
+
+def test_template_and_processor_arguments_reach_the_prompt(folder: str) -> None:
+    template = "{{ shout | default('') }}{% for m in messages %}<|image_pad|>describe{% endfor %}"
+    settings = PromptSettings(template, {"shout": "red"}, {"max_pixels": 16 * 16, "min_pixels": 16 * 16})
+    captions = EncoderCaptions(folder, CaptionSettings(**SETTINGS, prompt=settings))
+    ids, _ = captions.prompt_tokens(prompt(picture(0, 80, 80)))
+    words = captions.engine.tokenizer.convert_ids_to_tokens(ids)
+    assert words == ["red", "<|image_pad|>", "describe"]
+    assert captions.write([prompt(picture(0, 80, 80))])[0]["status"] == "ok"
+
+
+def test_a_caption_does_not_depend_on_the_others(sampled: EncoderCaptions) -> None:
+    together = sampled.write(PROMPTS)
+    assert sampled.write(PROMPTS[::-1]) == together[::-1]
+    assert [sampled.write([messages])[0] for messages in PROMPTS] == together
+
+
+def test_a_sampled_caption_is_named_by_run_seed_and_picture(sampled: EncoderCaptions, folder: str) -> None:
+    ids, images = sampled.prompt_tokens(PROMPTS[0])
+    digest = image_digest(picture(0))
+    seed = derive_seed(7, "u4g caption", digest)
+    (result,) = sampled.engine.generate([CaptionRequest(ids, seed, images, temperature=1.5)])
+    (state,) = sampled.write([PROMPTS[0]])
+    expected = sampled.engine.tokenizer.decode(result.token_ids, skip_special_tokens=True).strip()
+    assert state["caption"] == expected and state["digest"] == digest and state["tokens"] == len(result.token_ids)
+    other = EncoderCaptions(folder, CaptionSettings(**{**SETTINGS, "seed": 8}, do_sample=True, temperature=1.5))
+    assert other.write([PROMPTS[0]])[0]["caption"] != state["caption"]
+
+
+def test_a_caption_without_end_is_cut(captions: EncoderCaptions) -> None:
+    eos = captions.engine.tokenizer.eos_token_id
+    (word,) = captions.engine.tokenizer("red")["input_ids"]
+
+    def cut(ids: list[int]) -> bool:
+        return captions._state(CaptionResult(ids, [0.0] * len(ids)), "d")["cut"]
+
+    assert [cut([word] * 8), cut([word] * 7), cut([*[word] * 7, eos])] == [True, False, False]
+
+
+def test_a_bad_prompt_costs_one_caption(captions: EncoderCaptions) -> None:
+    buffer = io.BytesIO()
+    picture(3).save(buffer, "PNG")
+    truncated = Image.open(io.BytesIO(buffer.getvalue()[:-60]))
+    bad = [
+        prompt(truncated),
+        [{"role": "user", "content": "text"}],
+        prompt(picture(1), "red " * 80),
+        prompt(picture(2, 900, 4)),
+    ]
+    mixed = [PROMPTS[0], bad[0], PROMPTS[1], bad[1], bad[2], PROMPTS[3], bad[3]]
+    states = captions.write(mixed)
+    assert [state["status"] for state in states] == ["ok", "error", "ok", "error", "error", "ok", "error"]
+    assert [states[0], states[2], states[5]] == captions.write([PROMPTS[0], PROMPTS[1], PROMPTS[3]])
+    reasons = [states[position]["reason"] for position in (1, 3, 4, 6)]
+    for reason, part in zip(reasons, ["OSError", "has no image", "prompt_length is 64", "aspect ratio"], strict=True):
+        assert reason.startswith("caption: ") and part in reason
+    assert all(states[position]["caption"] == "" and states[position]["tokens"] == 0 for position in (1, 3, 4, 6))
+    assert captions.write([]) == []
+
+
+def test_a_shared_conditioner_is_the_loaded_one_without_its_memory(captions: EncoderCaptions, folder: str) -> None:
+    shared = captions.shared_conditioner(length=20, role="generate")
+    loaded = Conditioner.from_pretrained(folder, length=20, role="generate")
+    texts = ["a red circle", "", "red " * 40]
+    one, other = shared.encode(texts), loaded.encode(texts)
+    assert torch.equal(one.states_BLE, other.states_BLE) and torch.equal(one.truncated_B, other.truncated_B)
+    owned = {parameter.data_ptr() for parameter in captions.engine.model.parameters()}
+    assert {parameter.data_ptr() for parameter in shared.parameters()} <= owned
+
+
+def test_a_column_caption_comes_from_its_row() -> None:
+    state = column_caption(PROMPTS[0], {"caption": " a red circle ", "index": 3})
+    assert (
+        state["caption"] == "a red circle" and state["status"] == "ok" and state["digest"] == image_digest(picture(0))
+    )
+    for value in (None, "", "  ", 5):
+        missing = column_caption(PROMPTS[0], {"caption": value, "index": 3})
+        assert missing["status"] == "error" and missing["caption"] == "" and missing["digest"] == state["digest"]
+        assert missing["reason"].startswith("row 3 has no extra_info.caption")
+    assert column_caption([{"role": "user", "content": "text"}], {"caption": "x"})["status"] == "error"
+
+
+def test_the_cache_keeps_what_was_used_last_and_no_failure() -> None:
+    def state(caption: str, status: str = "ok") -> CaptionState:
+        return CaptionState(caption=caption, digest="d", status=status, reason="", cut=False, tokens=1)
+
+    cache = CaptionCache(2)
+    cache.put("a", state("a"))
+    cache.put("b", state("b"))
+    assert cache.get("a") == state("a")
+    cache.put("c", state("c"))
+    cache.put("d", state("", "error"))
+    assert cache.get("b") is None and cache.get("d") is None
+    assert cache.get("a") == state("a") and cache.get("c") == state("c")
+    assert (cache.hits, cache.misses) == (3, 2)

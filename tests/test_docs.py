@@ -46,11 +46,11 @@ def _load(path: Path) -> ModuleType:
 
 
 def _schema_keys(section: type, prefix: str) -> Iterator[str]:
+    """Full names of the keys of a dataclass and of the dataclasses in it."""
     for field in dataclasses.fields(section):
         yield f"{prefix}.{field.name}"
-        kind = getattr(schema, str(field.type), None)
-        if dataclasses.is_dataclass(kind):
-            yield from _schema_keys(kind, f"{prefix}.{field.name}")
+        if dataclasses.is_dataclass(field.default_factory):
+            yield from _schema_keys(field.default_factory, f"{prefix}.{field.name}")  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- text

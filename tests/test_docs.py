@@ -73,7 +73,7 @@ def test_quoted_keys_exist(page: Path) -> None:
     known = set(_schema_keys(schema.UAEConfig, "uae"))
     known |= {f"uae.reward.terms[i].{field.name}" for field in dataclasses.fields(schema.TermConfig)}
     sections = {key.rpartition(".")[0] for key in known}
-    quoted = set(re.findall(r"(?<![\w.])uae\.[a-z_]+(?:\.[a-z_]+|\[i\])*", page.read_text(encoding="utf-8")))
+    quoted = set(re.findall(r"(?<![\w.])uae\.[a-z_]+(?:\.[a-z0-9_]+|\[i\])*", page.read_text(encoding="utf-8")))
     unknown = {key.rstrip(".") for key in quoted} - known - sections - {"uae.reward.terms[i]"}
     assert not unknown, f"{_name(page)} names keys that the schema does not have: {sorted(unknown)}"
 

@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 HOME_DIR ?= outputs/quickstart
+# Training commands at a time in the learning runs; each needs about a core.
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test test-slow test-vllm learn-g4u lint clean
+.PHONY: help setup quickstart test test-slow test-vllm learn-g4u learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
@@ -14,6 +16,8 @@ help:
 	@echo "make test-slow    the slow tests (kill and resume, hostile data through the whole trainer)"
 	@echo "make test-vllm    captions from the real vLLM on a CPU (own environment, 4 GB)"
 	@echo "make learn-g4u    Generation for Understanding over three seeds; writes outputs/learn-g4u"
+	@echo "make learn-u4g    Understanding for Generation, every preset over three seeds; writes outputs/learn-u4g"
+	@echo "make learn-unified  both in turns against either alone, over three seeds; writes outputs/learn-unified"
 
 setup: $(STAMP)
 
@@ -39,8 +43,8 @@ test-slow: setup
 test-vllm:
 	bash tests/vllm/run.sh
 
-learn-g4u: setup
-	$(BIN)/python -m verl_uae.scenes.learn g4u --seeds 0 1 2 --out outputs/learn-g4u
+learn-g4u learn-u4g learn-unified: setup
+	$(BIN)/python -m verl_uae.scenes.learn $(@:learn-%=%) --seeds 0 1 2 --jobs $(JOBS) --out outputs/$@
 
 clean:
 	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache

@@ -47,6 +47,14 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def own_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objectives that a test registers are gone after it."""
+    from verl_uae.flow.objective import registry
+
+    monkeypatch.setattr(registry, "_OBJECTIVES", dict(registry._OBJECTIVES))
+
+
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., Any]:
     """``compose("key=value", ..., name="uae_g4u")``: a config as `python -m verl.trainer.main_ppo` sees it."""

@@ -68,14 +68,42 @@ def test_relative_links_resolve(page: Path) -> None:
     assert not broken, f"{_name(page)}: {broken}"
 
 
+def _keys_of_open_sections() -> Iterator[str]:
+    """Keys of sections that the schema leaves open: verl's settings, and parameters of objectives."""
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
+
+    from verl_uae.flow.objective import get_objective, objective_names
+
+    for section, theirs in (("fsdp_config", FSDPEngineConfig), ("optim", FSDPOptimizerConfig)):
+        yield from (f"uae.policy.{section}.{field.name}" for field in dataclasses.fields(theirs))
+    params = {"weight"}.union(*(get_objective(name).defaults for name in objective_names()))
+    yield from (f"uae.policy.objective.params.{name}" for name in params)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_quoted_keys_exist(page: Path) -> None:
-    known = set(_schema_keys(schema.UAEConfig, "uae"))
+    known = {*_schema_keys(schema.UAEConfig, "uae"), *_keys_of_open_sections()}
     known |= {f"uae.reward.terms[i].{field.name}" for field in dataclasses.fields(schema.TermConfig)}
     sections = {key.rpartition(".")[0] for key in known}
     quoted = set(re.findall(r"(?<![\w.])uae\.[a-z_]+(?:\.[a-z0-9_]+|\[i\])*", page.read_text(encoding="utf-8")))
     unknown = {key.rstrip(".") for key in quoted} - known - sections - {"uae.reward.terms[i]"}
     assert not unknown, f"{_name(page)} names keys that the schema does not have: {sorted(unknown)}"
+
+
+def test_quoted_tests_exist() -> None:
+    """Every ``folder/test_file.py::test_name`` in the documentation is a test."""
+    quoted = {
+        match
+        for page in PAGES
+        for match in re.findall(r"`(?:tests/)?([a-z0-9_/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+    }
+    assert len(quoted) > 30
+    missing = [
+        f"{file}::{name}"
+        for file, name in sorted(quoted)
+        if f"def {name}(" not in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    ]
+    assert not missing
 
 
 def test_every_key_of_the_schema_is_documented() -> None:
@@ -87,6 +115,30 @@ def test_every_key_of_the_schema_is_documented() -> None:
     ]
     assert len(leaves) > 30
     assert [key for key in leaves if f"| `{key}` |" not in text] == []
+
+
+def test_every_constant_of_the_decoder_policy_has_its_source() -> None:
+    text = (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
+    keys = [*_schema_keys(schema.PolicyConfig, "uae.policy"), *_schema_keys(schema.UnifiedConfig, "uae.unified")]
+    leaves = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
+    assert len(leaves) > 50
+    assert [key for key in leaves if f"`{key}`" not in text] == []
+
+
+def test_every_objective_kernel_and_preset_is_documented() -> None:
+    from verl_uae.flow.kernels import KERNELS
+    from verl_uae.flow.objective import get_objective, objective_names
+
+    text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    index = (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
+    built_in = [name for name in objective_names() if "verl_uae.flow" in get_objective(name).function.__module__]
+    for name in [*built_in, *KERNELS]:
+        assert f"\n| `{name}` | " in text, name
+    for name in built_in:
+        assert all(f"`{param}`" in text for param in get_objective(name).defaults), name
+    head = next(line for line in text.splitlines() if line.startswith("| | `dppo`"))
+    for preset in sorted((ROOT / "verl_uae" / "config" / "decoder" / "objective").glob("*.yaml")):
+        assert f"`{preset.stem}`" in head and f"\n| `{preset.stem}` | " in index, preset.stem
 
 
 def test_configuration_page_is_up_to_date() -> None:
@@ -114,6 +166,28 @@ def test_every_reward_is_documented_with_its_bounds() -> None:
         assert f"| [{low:g}, {high:g}] |" in row, row
 
 
+def _policy_metric_names() -> set[str]:
+    """Metrics of the decoder policy: of the engine, of every objective, and what its trainers set by name."""
+    import torch
+
+    from tests.flow.objective.cases import Transitions, forward_inputs
+    from verl_uae.engine.policy_metrics import STATISTICS
+    from verl_uae.flow.objective import bind_objective
+
+    case = Transitions()
+    inputs = case(case.old_velocity)
+    figures = {"ratio", "log_prob_difference", "k", "velocity_rms", "loss", "reference_kl"}
+    with torch.no_grad():
+        for objective in ("flow_grpo", "dppo", "grpo_guard"):
+            figures |= set(bind_objective(objective)(inputs).metrics)
+        figures |= set(bind_objective("nft")(forward_inputs()).metrics)
+    names = {f"policy/{figure}/{statistic}" for figure in figures for statistic in STATISTICS.get(figure, ("mean",))}
+    for module in ("policy", "u4g", "unified"):
+        source = (ROOT / "verl_uae" / "trainer" / f"{module}.py").read_text(encoding="utf-8")
+        names |= set(re.findall(r'"((?:policy|caption|unified)/[a-z_/]+)"', source))
+    return names | {f"policy/first/{name}" for name in ("ratio/max", "ratio/min", "log_prob_difference/max")}
+
+
 def test_every_metric_is_documented() -> None:
     from verl_uae.trainer.outcomes import outcome_metrics, validation_info
     from verl_uae.trainer.timing import chain_timing, overhead_metrics
@@ -125,6 +199,7 @@ def test_every_metric_is_documented() -> None:
     names |= set(chain_timing(seconds, 2)) | set(overhead_metrics({"step": 4.0}, seconds))
     names |= {f"val-aux/<data_source>/{name}/mean@n" for name, value in validation_info(outcome, state).items()
               if not isinstance(value, str)}  # fmt: skip
+    names |= _policy_metric_names()
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     names = {name.replace("reward/a/", "reward/<label>/").replace("term_a/", "term_<label>/") for name in names}
     assert sorted(name for name in names if f"`{name}`" not in text) == []
@@ -189,17 +264,42 @@ def test_recipes_compose_and_validate(recipe: Path, compose: Any, home: Path) ->
     from verl_uae.config.validate import validate
 
     config = compose(recipe.stem, _required(home), recipe.parent)
-    assert config.trainer.v1.trainer_mode == "uae_g4u"
+    assert config.trainer.v1.trainer_mode == f"uae_{recipe.parents[1].name}"
     given = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     assert config.trainer.experiment_name == given["trainer"]["experiment_name"] == recipe.stem
     validate(config)
 
 
 @pytest.mark.parametrize("overrides", [[], ["uae/decoder=sd35_medium"]], ids=str)
-def test_gpu_command_of_the_readme_composes_and_validates(overrides: list[str], compose: Any, home: Path) -> None:
+@pytest.mark.parametrize("name", ["uae_g4u", "uae_u4g", "uae_unified"])
+def test_gpu_command_of_the_readme_composes_and_validates(
+    name: str, overrides: list[str], compose: Any, home: Path
+) -> None:
     from verl_uae.config.validate import validate
 
-    validate(compose("uae_g4u", [*_required(home), *overrides]))
+    validate(compose(name, [*_required(home), *overrides]))
+
+
+def test_megatron_is_refused_for_the_decoder_and_possible_for_the_captioner_beside_it(compose: Any, home: Path) -> None:
+    """The commands of the recipes."""
+    from verl_uae.config.validate import validate
+
+    folder = ROOT / "recipes" / "uae" / "unified"
+    block = re.search(
+        r"_1x8\.sh (model_engine=megatron .*?)\n```", (folder / "README.md").read_text("utf-8"), re.DOTALL
+    )
+    assert block is not None
+    overrides = block.group(1).replace("\\\n", " ").split()
+    name = "unified_qwen2_5_vl_3b_sd35_large"
+    config = compose(name, [*_required(home), *overrides], folder / "config")
+    validate(config)
+    assert config.actor_rollout_ref.actor.strategy == "megatron" and config.uae.policy.fsdp_config.strategy == "fsdp2"
+    key = "uae.policy.fsdp_config.strategy"
+    with pytest.raises(ConfigError, match="no MM-DiT on Megatron"):
+        validate(compose(name, [*_required(home), *overrides, f"{key}=megatron"], folder / "config"))
+    for refused in (f"{key}=megatron", "model_engine=megatron"):
+        with pytest.raises(ConfigError, match="no MM-DiT"):
+            validate(compose("uae_u4g", [*_required(home), refused]))
 
 
 def test_cpu_command_of_the_readme_composes_and_validates(compose: Any, home: Path) -> None:
@@ -239,16 +339,17 @@ def _run_script(script: Path, folder: Path, variables: dict[str, str]) -> tuple[
     return code, [line.split("\0") for line in lines if line]
 
 
+@pytest.mark.parametrize("stage", ["g4u", "u4g", "unified"])
 @pytest.mark.parametrize(
     ("script", "nodes"),
     [("run_qwen2_5_vl_3b_sd35_large_1x8.sh", 1), ("run_qwen2_5_vl_3b_sd35_large_2nodes.sh", 2)],
 )
 def test_scripts_give_commands_that_compose_and_validate(
-    script: str, nodes: int, compose: Any, home: Path, tmp_path: Path
+    stage: str, script: str, nodes: int, compose: Any, home: Path, tmp_path: Path
 ) -> None:
     from verl_uae.config.validate import validate
 
-    path = ROOT / "recipes" / "uae" / "g4u" / script
+    path = ROOT / "recipes" / "uae" / stage / script
     cluster = {"NODE_RANK": "0", "HEAD_ADDRESS": "10.0.0.1"} if nodes > 1 else {}
     names = ("TRAIN_FILE", "VAL_FILE", "DECODER_PATH")
     files = {name: word.partition("=")[2] for name, word in zip(names, _required(home), strict=True)}
@@ -256,11 +357,17 @@ def test_scripts_give_commands_that_compose_and_validate(
     assert code == 0
     train = next(command for command in commands if "verl.trainer.main_ppo" in command)
     folder, name = Path(train[train.index("--config-dir") + 1]), train[train.index("--config-name") + 1]
-    config = compose(name, [word for word in train if "=" in word], folder)
+    overrides = [word for word in train if "=" in word]
+    config = compose(name, overrides, folder)
     validate(config)
     assert config.trainer.total_training_steps == 7
     assert config.trainer.nnodes == nodes
-    assert config.data.train_batch_size == 8 * nodes
+    assert config.trainer.experiment_name == f"{name}_2nodes" if nodes > 1 else name
+    assert config.data.train_batch_size == (48 if stage == "u4g" else 8 * nodes)
+    if stage != "g4u":
+        # The batches of every preset split evenly, as the recipe says.
+        for preset in sorted((ROOT / "verl_uae" / "config" / "decoder" / "objective").glob("*.yaml")):
+            validate(compose(name, [*overrides, f"decoder/objective={preset.stem}"], folder))
     if nodes > 1:
         assert config.ray_kwargs.ray_init.address == "auto"
         assert [command[:2] for command in commands if command[0] == "ray"] == [["ray", "start"], ["ray", "stop"]]
@@ -284,6 +391,26 @@ def test_cpu_script_gives_a_command_that_parses(tmp_path: Path) -> None:
     args = parse(commands[0][1:])
     assert (args.out, args.steps, args.seed) == (str(tmp_path / "run" / "out"), 3, 0)
     assert args.overrides == ["trainer.total_training_steps=7"]
+
+
+@pytest.mark.parametrize("stage", ["u4g", "unified"])
+def test_cpu_scripts_of_the_decoder_give_commands_that_compose_and_validate(
+    stage: str, compose: Any, home: Path, tmp_path: Path
+) -> None:
+    from verl_uae.config.validate import validate
+
+    path = ROOT / "recipes" / "uae" / stage / "run_scenes_cpu.sh"
+    code, commands = _run_script(path, tmp_path / "run", {"SCENES_DIR": str(home), "SEED": "3"})
+    assert code == 0 and len(commands) == 1
+    config = compose(commands[0][commands[0].index("--config-name") + 1], [word for word in commands[0] if "=" in word])
+    validate(config)
+    assert config.uae.stage == stage and config.uae.seed == 3 and config.trainer.total_training_steps == 7
+    # SSIM is gamed by a decoder that learns; it may only be watched.
+    terms = [(term.name, bool(term.get("held_out"))) for term in config.uae.reward.terms]
+    assert terms == [("pixel", False), ("ssim", True)] and config.uae.reward.terms[0].params.k == 20
+    assert config.uae.policy.captions.source == ("column" if stage == "u4g" else "encoder")
+    code, commands = _run_script(path, tmp_path / "none", {"SCENES_DIR": str(tmp_path / "nothing")})
+    assert code != 0 and commands == []
 
 
 @pytest.mark.parametrize("path", REQUIREMENTS, ids=_name)
@@ -349,6 +476,36 @@ def test_example_reward_is_the_correlation_of_edges() -> None:
     assert module.compute_score("", "two words", None, images, max_words=1)["score"] == 0.0
     flat = {**images, "reconstruction": Image.new("RGB", (16, 16))}
     assert np.isnan(module.compute_score("", "", None, flat)["score"])
+
+
+@pytest.mark.usefixtures("own_objectives")
+def test_example_objective_runs_and_its_command_composes(compose: Any, home: Path) -> None:
+    """Loaded as a run loads it: its loss against the formula, its gradient against finite differences, its command."""
+    import torch
+
+    from tests.flow.objective.cases import Transitions
+    from verl_uae.config.validate import validate
+    from verl_uae.flow.objective import bind_objective
+
+    path = ROOT / "examples" / "custom_objective.py"
+    objective = bind_objective("soft_region", {"weight": 40.0}, str(path), kernel="cps")
+    case = Transitions("cps")
+    velocity = case.nearby(0.1).requires_grad_()
+    inputs = case(velocity)
+    output = objective(inputs)
+    ratio = (inputs.log_prob_B - inputs.old_log_prob_B).exp()
+    k = (inputs.mean_BCHW - inputs.old_mean_BCHW).square().mean((1, 2, 3)) / (2.0 * inputs.std**2)
+    assert torch.allclose(output.loss_B, -inputs.advantage_B * ratio + 40.0 * k, rtol=1e-12)
+    assert torch.autograd.gradcheck(lambda v: objective(case(v)).loss_B, velocity, eps=1e-6, atol=1e-9, rtol=1e-6)
+    with pytest.raises(ConfigError, match=r"params\.weight"):
+        bind_objective("soft_region", {"weight": 0.0}, str(path))
+    text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    block = re.search(r"--config-name uae_u4g \.\.\. \\\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    words = block.group(1).replace("\\\n", " ").replace("'", "").replace("examples/", f"{path.parent}/").split()
+    config = compose("uae_u4g", [*_required(home), *words])
+    validate(config)
+    assert config.uae.policy.objective.params == {"weight": 300}
 
 
 def test_examples_explain_themselves() -> None:

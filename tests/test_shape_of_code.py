@@ -27,7 +27,8 @@ UNMIRRORED = {
     "rollout/hf/adapter.py": "needs verl's worker: tests/e2e",
     "rollout/hf/replica.py": "needs verl's worker: tests/e2e",
     "rollout/vllm_cpu.py": "needs vLLM: tests/vllm",
-    "scenes/learn.py": "minutes of training: the marker learn",
+    "scenes/learn/g4u.py": "minutes of training: make learn-g4u",
+    "scenes/learn/runs.py": "starts the training command: make learn-u4g",
     "scenes/report.py": "the page of scenes/quickstart.py",
     "scenes/quickstart.py": "minutes of training: tests/e2e",
 }

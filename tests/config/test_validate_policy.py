@@ -152,6 +152,7 @@ def test_every_objective_is_valid_as_it_is(compose, tiny_overrides: list[str], n
         assert config.uae.decoder.guidance == config.uae.policy.guidance
 
 
+@pytest.mark.usefixtures("own_objectives")
 def test_the_users_own_objective(base: DictConfig, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(

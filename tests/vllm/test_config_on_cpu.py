@@ -12,7 +12,11 @@ import verl  # noqa: F401  loads our plugin, which puts our configs on Hydra's s
 from hydra import compose, initialize_config_module
 
 CONFIGS = files("verl_uae.config")
-RECIPES = sorted(entry.name.removesuffix(".yaml") for entry in CONFIGS.iterdir() if entry.name.startswith("uae_"))
+RECIPES = sorted(
+    name
+    for entry in CONFIGS.iterdir()
+    if (name := entry.name.removesuffix(".yaml")).startswith("uae_") and name != "uae_base"
+)
 HARDWARE = sorted(entry.name.removesuffix(".yaml") for entry in (CONFIGS / "hardware").iterdir())
 PRESETS = sorted(entry.name.removesuffix(".yaml") for entry in (CONFIGS / "preset").iterdir())
 
@@ -23,7 +27,7 @@ def compose_config(recipe: str, *overrides: str) -> Any:
 
 
 def test_the_lists_are_not_empty() -> None:
-    assert "uae_g4u" in RECIPES
+    assert {"uae_g4u", "uae_u4g", "uae_unified"} <= set(RECIPES)
     assert {"cpu", "cpu_vllm", "gpu"} <= set(HARDWARE)
     assert {"paper", "scenes"} <= set(PRESETS)
 

@@ -78,14 +78,14 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
     return 0
 
 
-def prepare(root: Path, seed: int, timings: Timings, say: Say) -> None:
+def prepare(root: Path, seed: int, timings: Timings, say: Say, config: ColdStartConfig | None = None) -> None:
     """Cold start and data set, unless they are there."""
-    wanted = asdict(ColdStartConfig(seed=seed))
+    config = config or ColdStartConfig(seed=seed)
     stamp = root / "cold_start.json"
-    fingerprint = json.dumps(wanted, sort_keys=True, default=str)
+    fingerprint = json.dumps(asdict(config), sort_keys=True, default=str)
     if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == fingerprint):
         say("cold start: a captioner that describes too little, a decoder that draws what it is told")
-        timings.time("cold start", lambda: cold_start(root, ColdStartConfig(seed=seed), _progress(say)))
+        timings.time("cold start", lambda: cold_start(root, config, _progress(say)))
         stamp.write_text(fingerprint, encoding="utf-8")
     write_dataset(root / "data", train=2000, val=64, seed=seed)
 
@@ -101,14 +101,16 @@ def measure(root: Path, encoder: Path, seed: int) -> Evaluation:
     return evaluate(encoder, root / "decoder", root / "encoder", n=128, seed=seed, reward=reward)
 
 
-def command(root: Path, run: Path, *, seed: int, steps: int, overrides: Sequence[str] = ()) -> list[str]:
+def command(
+    root: Path, run: Path, *, seed: int, steps: int, overrides: Sequence[str] = (), config: str = "uae_g4u"
+) -> list[str]:
     """The training command, as a user would type it."""
     return [
         sys.executable,
         "-m",
         "verl.trainer.main_ppo",
         "--config-name",
-        "uae_g4u",
+        config,
         "hardware=cpu",
         "preset=scenes",
         f"uae_home={root}",

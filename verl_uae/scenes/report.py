@@ -50,11 +50,12 @@ def write_report(path: Path, before: Evaluation, after: Evaluation) -> Path:
 
 def comparison_picture(before: Evaluation, after: Evaluation, count: int = 8) -> Image.Image:
     """Rows: originals, reconstructions before, reconstructions after; one column per scene."""
-    rows = [_strip(images[:count]) for images in (before.images, before.drawings, after.drawings)]
+    rows = [strip(images[:count]) for images in (before.images, before.drawings, after.drawings)]
     return Image.fromarray(np.concatenate(rows, axis=0))
 
 
-def _strip(images_B3HW: torch.Tensor) -> np.ndarray:
+def strip(images_B3HW: torch.Tensor) -> np.ndarray:
+    """Pictures side by side, enlarged, as uint8 (H, B W, 3)."""
     tiles = [np.asarray(_picture(image)) for image in images_B3HW]
     return np.concatenate(tiles, axis=1)
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,17 +13,12 @@ from verl_uae.flow.objective import (
     get_objective,
     objective_names,
     register_objective,
-    registry,
 )
 
 NEEDS = ("log_prob_B", "advantage_B")
 
 
-@pytest.fixture(autouse=True)
-def _own_names(monkeypatch) -> Iterator[None]:
-    """Names that a test registers are gone after it."""
-    monkeypatch.setattr(registry, "_OBJECTIVES", dict(registry._OBJECTIVES))
-    return
+pytestmark = pytest.mark.usefixtures("own_objectives")
 
 
 def _mine(log_prob_B, advantage_B, *, scale):

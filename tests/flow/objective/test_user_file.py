@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 
 from tests.flow.objective.cases import Transitions
 from verl_uae.errors import ConfigError
-from verl_uae.flow.objective import bind_objective, load_objective, registry
+from verl_uae.flow.objective import bind_objective, load_objective
 
 SOURCE = """
 from verl_uae.flow.objective import ObjectiveOutput, register_objective
@@ -26,10 +25,7 @@ def unclipped(log_prob_B, old_log_prob_B, advantage_B, *, scale):
 """
 
 
-@pytest.fixture(autouse=True)
-def _own_names(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "_OBJECTIVES", dict(registry._OBJECTIVES))
-    return
+pytestmark = pytest.mark.usefixtures("own_objectives")
 
 
 def _write(folder: Path, text: str) -> Path:

@@ -1,0 +1,88 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The training command of a learning run, several at a time, and what it logged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from verl_uae.scenes.quickstart import Say, command
+
+#: Metrics of the curves: name in the results -> name in verl's log.
+CURVE = {
+    "reward": "reward/score/mean",
+    "words": "caption/words/mean",
+    "seconds": "timing_s/step",
+    "stage": "unified/stage",
+    "grad_norm": "policy/grad_norm",
+    "divergence": "policy/k/mean",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training command."""
+
+    name: str
+    config: str
+    """Hydra config, such as uae_u4g."""
+    root: Path
+    """Folder of the cold start and the data."""
+    folder: Path
+    """Checkpoints, metrics and log."""
+    seed: int
+    steps: int
+    overrides: tuple[str, ...] = field(default=())
+
+    @property
+    def checkpoint(self) -> Path:
+        """What the run saves at its end."""
+        return self.folder / f"global_step_{self.steps}"
+
+
+def execute(runs: Sequence[Run], jobs: int, say: Say) -> dict[str, float]:
+    """Run commands, ``jobs`` at a time.
+
+    Returns:
+        Seconds of wall clock by name of the run.
+
+    Raises:
+        SystemExit: one failed, naming its log.
+    """
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        seconds = list(pool.map(lambda run: _execute(run, say), runs))
+    return dict(zip((run.name for run in runs), seconds, strict=True))
+
+
+def _execute(run: Run, say: Say) -> float:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    words = command(run.root, run.folder, seed=run.seed, steps=run.steps, overrides=run.overrides, config=run.config)
+    metrics = run.folder / "metrics.jsonl"
+    metrics.unlink(missing_ok=True)
+    environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "HF_HUB_OFFLINE": "1"}
+    started = time.perf_counter()
+    with open(run.folder / "train.log", "w", encoding="utf-8") as log:
+        code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    if code != 0:
+        raise SystemExit(f"{run.name}: exit code {code}, see {run.folder / 'train.log'}")
+    seconds = time.perf_counter() - started
+    say(f"{run.name}: {run.steps} steps of {run.config} in {seconds:.0f} s")
+    return round(seconds, 1)
+
+
+def read_curve(metrics: Path, names: Mapping[str, str] = CURVE) -> list[dict[str, float]]:
+    """Training curve from verl's file logger: per step the metrics it has."""
+    curve = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        found = {name: record["data"][key] for name, key in names.items() if key in record["data"]}
+        if "reward" in found:
+            curve.append({"step": record["step"], **found})
+    return curve

@@ -91,6 +91,14 @@ class DecoderError(UAEError):
         return f"decoder rank {self.rank}: {self.message}"
 
 
+class TrainingError(UAEError):
+    """Training goes on without learning anything.
+
+    Args:
+        message: what is wrong.
+    """
+
+
 class CheckpointError(UAEError):
     """A checkpoint folder is incomplete, altered or of another kind.
 

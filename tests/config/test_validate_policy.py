@@ -25,6 +25,8 @@ IMPOSSIBLE = [
     ("+uae.policy.window.sise=3", f"{P}.window.sise", "did you mean uae.policy.window.size"),
     ("+uae.unified.frist=u4g", "uae.unified.frist", "did you mean uae.unified.first"),
     (f"{P}.fsdp_config.strategy=megatron", f"{P}.fsdp_config.strategy", "no MM-DiT on Megatron"),
+    (f"{P}.sampler=copy", f"{P}.sampler", "one of live, replica"),
+    (f"{P}.sampler=replica {P}.fsdp_config.strategy=fsdp", f"{P}.sampler", "replica needs"),
     (f"{P}.fsdp_config.strategy=ddp", f"{P}.fsdp_config.strategy", "one of fsdp, fsdp2"),
     ("actor_rollout_ref.actor.strategy=megatron", "model_engine", "trains nothing else; use dp"),
     (

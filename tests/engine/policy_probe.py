@@ -36,6 +36,7 @@ from tests.engine.policy_world import (
 )
 from verl_uae.engine.decoder import DecoderEngine
 from verl_uae.engine.export import export_folder
+from verl_uae.engine.replica import SamplingReplica
 from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.kernels import transition_mean
 from verl_uae.flow.objective import bind_objective
@@ -441,6 +442,51 @@ def export_facts(decoder: str, folder: Path) -> dict[str, Any]:
     return facts
 
 
+def replica_facts(decoder: str) -> dict[str, Any]:
+    """An unsharded copy beside sharded weights: equal at first, behind after training, equal again."""
+    facts: dict[str, Any] = {}
+    for name, model in (("lora", {**LORA, "train_projector": True}), ("full", {})):
+        engine = build_engine(decoder, shadows=["ema"], **model)
+        replica = SamplingReplica(engine)
+        facts[f"{name} first"] = apart(engine, replica)
+        train(engine, sampled(engine, share(4), micro=2, total=4.0), 2)
+        facts[f"{name} behind"] = apart(engine, replica)
+        facts[f"{name} tensors"] = replica.refresh() == len(parameters(engine))
+        facts[f"{name} refreshed"] = apart(engine, replica)
+        with engine.shadow("ema").swapped():
+            replica.refresh()
+            facts[f"{name} swapped"] = apart(engine, replica)
+        facts[f"{name} sharded"] = any(hasattr(p, "full_tensor") for p in engine.module.parameters())
+    other = SamplingReplica(build_engine(decoder))
+    other._engine = engine = build_engine(decoder, **LORA)
+    facts["no place"] = failure(other.refresh)
+    engine.module.requires_grad_(False)
+    facts["nothing"] = failure(other.refresh)
+    half = build_engine(decoder, precision="bf16", **LORA)
+    copy = SamplingReplica(half)
+    facts["bf16"] = apart(half, copy)
+    facts["bf16 held"] = sorted({str(p.dtype) for p in copy.module.parameters()})
+    facts["buffers"] = sorted({str(b.dtype) for b in copy.module.buffers()})
+    return facts
+
+
+@torch.no_grad()
+def apart(engine: DecoderEngine, replica: SamplingReplica) -> float:
+    """Largest difference of the velocities."""
+    return (replica.field(states([0, 1]))(X, SIGMA) - velocity(engine)).abs().max().item()
+
+
+def useless_facts(decoder: str) -> dict[str, Any]:
+    """An adapter that does not reach the velocity: the last block drops what its text stream asks for."""
+    engine = build_engine(decoder, lora_target_modules=["1.attn.add_q_proj"], **LORA)
+    data = sampled(engine, share(4), micro=2, total=4.0)
+    silent = data.clone().update({"advantage_B": torch.zeros(len(data))})
+    return {
+        "silent": failure(lambda: train(engine, silent, 1)),
+        "loud": failure(lambda: train(engine, data, 1)),
+    }
+
+
 ONE_RANK: dict[str, Callable[[str], dict[str, Any]]] = {
     "8 at once": functools.partial(thirty_updates, micro=8),
     "4 at once": functools.partial(thirty_updates, micro=4),
@@ -457,6 +503,8 @@ TWO_RANKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "4 at once": functools.partial(thirty_updates, micro=4),
     "replicated": functools.partial(thirty_updates, micro=2, fsdp_size=1),
     "shadow": shadow_facts,
+    "replica": replica_facts,
+    "useless": useless_facts,
     "refusal": refusal_facts,
     "worker": worker_facts,
 }

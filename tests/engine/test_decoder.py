@@ -105,6 +105,13 @@ def test_in_bf16_the_timestep_stays_exact_and_weights_and_velocity_fp32(policy: 
     assert facts["cast sigma"].startswith("TypeError: sigma must be torch.float32, got torch.bfloat16")
 
 
+def test_an_adapter_that_trains_nothing_is_an_error(policy: Facts) -> None:
+    facts = policy["two"]["useless"]
+    assert facts["silent"] == "", "a batch without advantages has no gradient, and nothing to complain about"
+    assert facts["loud"].startswith("TrainingError: samples have an advantage, but the gradient of all 2 trained")
+    assert "transformer_blocks.1.attn.add_q_proj.lora_A" in facts["loud"]
+
+
 def test_guidance_reaches_training(policy: Facts) -> None:
     facts = policy["one"]["other"]
     assert facts["guided"] == facts["plain"] == [1.0, 1.0] and facts["guidance matters"] > 1e-3

@@ -190,6 +190,11 @@ class PolicyConfig:
     updates_per_rollout: int = 2
     """Optimiser updates per batch, at least 1; each uses an equal share of the samples. Flow-GRPO: 2."""
 
+    sampler: str = "live"
+    """What draws while exploring. live: the trained module itself, which gathers its shards block by block at every
+    velocity. replica: an unsharded copy on every rank, where memory holds the whole MM-DiT; old log-probabilities are
+    then computed again in the trained module, so that the ratio still starts at 1. Our choice."""
+
     micro_batch_size: int = 8
     """Pictures per forward pass and rank, in sampling and in training alike, at least 1."""
 

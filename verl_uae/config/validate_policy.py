@@ -12,6 +12,7 @@ from verl_uae.config.checks import check_choices, check_minimum
 from verl_uae.errors import ConfigError
 
 _CHOICES = {
+    "uae.policy.sampler": ("live", "replica"),
     "uae.policy.table": ("even", "terminal", "double_shift"),
     "uae.policy.kernel": ("ode", "flow_sde", "cps", "dance"),
     "uae.policy.reduction": ("mean", "raw"),
@@ -90,6 +91,8 @@ def _validate_backend(config: DictConfig) -> None:
         raise ConfigError("uae.policy.fsdp_config.strategy", "verl has no MM-DiT on Megatron; use fsdp2")
     if config.uae.stage == "u4g" and config.actor_rollout_ref.actor.strategy == "megatron":
         raise ConfigError("model_engine", "megatron has no MM-DiT in verl, and this stage trains nothing else; use dp")
+    if config.uae.policy.sampler == "replica" and strategy != "fsdp2":
+        raise ConfigError("uae.policy.sampler", f"replica needs uae.policy.fsdp_config.strategy=fsdp2, got {strategy}")
     if config.uae.policy.fsdp_config.get("ulysses_sequence_parallel_size", 1) != 1:
         raise ConfigError("uae.policy.fsdp_config.ulysses_sequence_parallel_size", "an MM-DiT has no such split; use 1")
 

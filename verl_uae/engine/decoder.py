@@ -23,13 +23,13 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from verl_uae.engine.export import full_state_dict
-from verl_uae.engine.lora import adapter_disabled, add_lora
+from verl_uae.engine.lora import adapter_disabled, add_lora, plain_name
 from verl_uae.engine.policy_batch import OLD, MicroBatch, PolicyBatch, read_batch
 from verl_uae.engine.policy_config import MODEL_TYPE
 from verl_uae.engine.policy_metrics import Figures
 from verl_uae.engine.policy_module import PolicyModule, Uncast
 from verl_uae.engine.shadow import WeightShadow
-from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.errors import CheckpointError, ConfigError, TrainingError
 from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.objective import ForwardInputs, ObjectiveOutput, TransitionInputs
 from verl_uae.flow.ode import Velocity
@@ -50,6 +50,7 @@ class DecoderEngine(FSDPEngine):
     def initialize(self) -> None:
         """Build module, optimiser and the weight copies the model config asks for."""
         super().initialize()
+        self._has_learned = False
         names = list(self.model_config.shadows)
         if self.model_config.keep_reference and not self._adapters_are_all:
             names.append(REFERENCE)
@@ -140,10 +141,18 @@ class DecoderEngine(FSDPEngine):
 
     def train_batch(self, data: TensorDict, loss_function: ObjectiveFunction) -> dict[str, Any]:
         """One optimiser update; none if the mini-batch has no valid sample, where even a zero gradient would move
-        the weights by momentum and weight decay."""
+        the weights by momentum and weight decay.
+
+        Raises:
+            TrainingError: the first update with a signal has no gradient.
+        """
         self.optimizer_zero_grad()
         output = self.forward_backward_batch(data, loss_function)
-        output["metrics"]["grad_norm"] = self.optimizer_step() if output["metrics"]["valid"][0] > 0 else 0.0
+        grad_norm = self.optimizer_step() if output["metrics"]["valid"][0] > 0 else 0.0
+        output["metrics"]["grad_norm"] = grad_norm
+        if not self._has_learned:
+            self._has_learned = grad_norm != 0.0
+            self._require_gradient(data)
         return output
 
     def forward_backward_batch(
@@ -271,6 +280,20 @@ class DecoderEngine(FSDPEngine):
         with self.reference():
             micro_batches = batch.micro_batches(get_device_id())
             return [self._velocity(micro, k) for micro in micro_batches for k in range(batch.places)]
+
+    def _require_gradient(self, data: TensorDict) -> None:
+        """Refuse a first update whose samples differ in advantage and move nothing: there no trust region is active
+        yet, so what is trained does not reach the velocity."""
+        if self._has_learned:
+            return
+        signal = (data["advantage_B"] * data["weight_B"]).nan_to_num().abs().max().to(get_device_id())
+        torch.distributed.all_reduce(signal, torch.distributed.ReduceOp.MAX, group=self.get_data_parallel_group())
+        if signal > 0:
+            names = [plain_name(name) for name, weight in self.module.named_parameters() if weight.requires_grad]
+            raise TrainingError(
+                f"samples have an advantage, but the gradient of all {len(names)} trained tensors is zero: "
+                f"{', '.join(names[:3])}, ... do not reach the velocity, see uae.policy.lora.target_modules"
+            )
 
     def _check_ranks(self, batch: PolicyBatch) -> None:
         """Ranks that disagree would wait for each other for ever, or train on something else than meant."""

@@ -140,13 +140,14 @@ def _gather(engine: DecoderEngine) -> dict[str, Tensor]:
     reshard(module)
     gathered: dict[str, Tensor] = {}
     for name, tensor in module.state_dict().items():
-        full = _full(tensor)
+        full = full_tensor(tensor)
         if engine.rank == 0:
             gathered[plain_name(name)] = full.detach().to("cpu", copy=True)
     return gathered
 
 
-def _full(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
+    """A parameter's or buffer's whole value, gathered if it is sharded; every rank must call it."""
     if not isinstance(tensor, DTensor):
         return tensor
     # Gathered where the collectives run: offloaded shards are on the host.

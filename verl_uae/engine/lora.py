@@ -16,8 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from verl_uae.engine.policy_config import DEFAULT_TARGETS
-from verl_uae.engine.policy_module import PolicyModule
+from verl_uae.engine.policy_module import DEFAULT_TARGETS, PolicyModule
 from verl_uae.errors import ConfigError
 from verl_uae.seeding import normal
 

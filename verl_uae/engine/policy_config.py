@@ -9,20 +9,10 @@ from typing import Any
 
 from verl.base_config import BaseConfig
 
+from verl_uae.engine.policy_module import DEFAULT_TARGETS
+
 #: Value of a training worker's ``model_type`` that selects the decoder's engine.
 MODEL_TYPE = "uae_decoder"
-
-#: Attention projections of both streams (Flow-GRPO, arXiv 2505.05470, code).
-DEFAULT_TARGETS = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-)
 
 
 @dataclass

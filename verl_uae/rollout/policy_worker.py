@@ -22,17 +22,18 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_name, get_torch_device
+from verl.utils.device import get_device_id, get_device_name, get_torch_device
 from verl.workers.engine_workers import TrainingWorker
 
 import verl_uae.engine.decoder  # noqa: F401  registers the engine in the worker process
 from verl_uae.engine.export import export_folder, full_state_dict
+from verl_uae.engine.replica import SamplingReplica
 from verl_uae.flow.objective.nft import draw_sigmas
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.record import RewardRecord
 from verl_uae.rollout.captions import Messages
-from verl_uae.rollout.policy import PolicyDraw, PolicySample, PolicySource
+from verl_uae.rollout.policy import FieldOf, PolicyDraw, PolicySample, PolicySource
 from verl_uae.rollout.policy_build import (
     EMA,
     OLD,
@@ -84,6 +85,7 @@ class DecoderPolicyWorker(TrainingWorker):
         device = get_device_name()
         self.captions = build_captions(self.run, device)
         self.rollout = build_rollout(self.run, self.captions, self.engine.module.transformer.config, device)
+        self.replica = SamplingReplica(self.engine) if self.run.uae.policy.sampler == "replica" else None
         self.shift = decoder_shift(self.run)
         if self._offload:
             self._move_frozen("cpu")
@@ -108,7 +110,7 @@ class DecoderPolicyWorker(TrainingWorker):
         chosen = SamplingPlan.from_dict(plan)
         samples = [_sample(number, layout.members) for number in layout.of_rank(self.rank)]
         with self._frozen_on_device(), self.engine.eval_mode(), self._weights(OLD if self._forward else None):
-            draw = self.rollout.explore(self.engine.field, chosen, sources, samples, step)
+            draw = self.rollout.explore(self._field(), chosen, sources, samples, step)
         self._drawn = (layout, chosen, step, sources, draw)
         return _outcomes(draw), draw.seconds
 
@@ -137,12 +139,12 @@ class DecoderPolicyWorker(TrainingWorker):
             data["weight_B"] = torch.tensor([weights[n] for n in numbers], dtype=torch.float32)
             tu.assign_non_tensor(data, total_weight=total)
             batches.append(data)
-        self._recompute_old(batches)
+        drift = self._recompute_old(batches)
         metrics = []
         with self.engine.train_mode():
             for update, data in enumerate(batches):
                 tu.assign_non_tensor(data, update_lr_scheduler=update == layout.updates - 1, disable_auto_offload=True)
-                metrics.append(dict(tu.get(self.train_batch(data), "metrics")))
+                metrics.append(dict(tu.get(self.train_batch(data), "metrics")) | drift)
                 self._average(first_update + update + 1)
             if self._forward:
                 self.engine.shadow(OLD).update(self.run.uae.policy.objective.old_decay)
@@ -172,7 +174,7 @@ class DecoderPolicyWorker(TrainingWorker):
         with self._frozen_on_device(), self.engine.eval_mode():
             if plan is not None:
                 chosen = SamplingPlan.from_dict(plan)
-                draw = self.rollout.explore(self.engine.field, chosen, sources, samples, 0)
+                draw = self.rollout.explore(self._field(), chosen, sources, samples, 0)
             else:
                 with self._weights(self._averaged):
                     draw = self.rollout.evaluate(self.engine.field, sigmas, decoder.guidance, sources, samples)
@@ -188,6 +190,13 @@ class DecoderPolicyWorker(TrainingWorker):
     def policy_state(self) -> dict[str, Tensor]:
         """The averaged weights as full tensors in host memory, on rank 0; empty elsewhere."""
         return full_state_dict(self.engine, self._averaged or "live")
+
+    def _field(self) -> FieldOf:
+        """What draws with the engine's current weights."""
+        if self.replica is None:
+            return self.engine.field
+        self.replica.refresh()
+        return self.replica.field
 
     @property
     def _averaged(self) -> str | None:
@@ -250,13 +259,27 @@ class DecoderPolicyWorker(TrainingWorker):
         }
 
     @torch.no_grad()
-    def _recompute_old(self, batches: Sequence[TensorDict]) -> None:
-        """The old policy's velocities, for objectives that need them."""
-        if not self._forward:
-            return
-        with self.engine.eval_mode(), self._weights(OLD):
+    def _recompute_old(self, batches: Sequence[TensorDict]) -> dict[str, float]:
+        """What the trained module says of the samples before the first update, where sampling cannot say it.
+
+        That is the old policy's velocities for forward objectives, and the log-probabilities of what a replica drew.
+
+        Returns:
+            How far a replica's log-probabilities are from these: the largest difference on any rank.
+        """
+        if not self._forward and self.replica is None:
+            return {}
+        drawn = [data.get("old_log_prob_BK") for data in batches]
+        with self.engine.eval_mode(), self._weights(OLD if self._forward else None):
             for data in batches:
                 self.engine.recompute_old(data)
+        if self._forward:
+            return {}
+        pairs = zip(batches, drawn, strict=True)
+        apart = [(data["old_log_prob_BK"] - log_prob)[data["weight_B"] > 0].abs().flatten() for data, log_prob in pairs]
+        largest = torch.cat([torch.zeros(1), *apart]).max().to(get_device_id())
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return {"sampler_log_prob_difference/max": float(largest)}
 
     @contextlib.contextmanager
     def _frozen_on_device(self) -> Iterator[None]:
@@ -277,6 +300,8 @@ class DecoderPolicyWorker(TrainingWorker):
         ]
         if self.captions is not None:
             movers.append(self.captions.to)
+        if self.replica is not None:
+            movers.append(self.replica.to)
         for move in movers:
             move(device)
         if device == "cpu":

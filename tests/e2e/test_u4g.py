@@ -37,16 +37,19 @@ def test_two_steps_train_the_decoder_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_and_micro_batches_do_not_change_the_run(tmp_path: Path) -> None:
+def test_ranks_micro_batches_and_a_replica_do_not_change_the_run(tmp_path: Path) -> None:
     world = build_world(tmp_path / "world")
-    runs = {"one": [], "micro": ["uae.policy.micro_batch_size=4"], "ranks": ["trainer.n_gpus_per_node=2"]}
+    micro = ["uae.policy.micro_batch_size=4"]
+    ranks = [*micro, "trainer.n_gpus_per_node=2"]
+    runs = {"one": [], "micro": micro, "ranks": ranks, "replica": [*ranks, "uae.policy.sampler=replica"]}
     logged = {}
     for name, overrides in runs.items():
-        more = [*overrides, *(["uae.policy.micro_batch_size=4"] if name == "ranks" else [])]
-        result = train(world, tmp_path / name, more, config="uae_u4g")
+        result = train(world, tmp_path / name, overrides, config="uae_u4g")
         assert result.returncode == 0, result.stdout[-3000:]
         logged[name] = metrics(tmp_path / name)
-    for name in ("micro", "ranks"):
+    assert all(record["policy/sampler_log_prob_difference/max"] <= 1e-6 for record in logged["replica"].values())
+    assert all(record["policy/first/ratio/max"] == 1.0 for record in logged["replica"].values())
+    for name in ("micro", "ranks", "replica"):
         for step, record in logged["one"].items():
             for key in ("policy/loss", "reward/score/mean", "policy/grad_norm"):
                 assert logged[name][step][key] == pytest.approx(record[key], abs=1e-6), (name, step, key)

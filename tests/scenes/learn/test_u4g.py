@@ -19,7 +19,7 @@ def results(**changes: dict[str, float]) -> list[u4g.Result]:
     found = []
     for seed in (0, 1):
         for start in u4g.STARTS:
-            for preset in u4g.PRESETS:
+            for preset in u4g.PRESETS if start == "room" else u4g.FINISHED_PRESETS:
                 gains = {
                     "reward": 0.05,
                     "mse": -0.01,
@@ -58,7 +58,7 @@ def test_a_table_has_means_and_changes() -> None:
 def test_results_are_written_with_every_run(tmp_path: Path) -> None:
     u4g.write_results(tmp_path, results(), 60)
     written = json.loads((tmp_path / "u4g.json").read_text())
-    assert len(written["runs"]) == 2 * len(u4g.STARTS) * len(u4g.PRESETS) and written["steps"] == 60
+    assert len(written["runs"]) == 2 * (len(u4g.PRESETS) + len(u4g.FINISHED_PRESETS)) and written["steps"] == 60
     assert all(entry["met"] for entry in written["bars"].values())
     assert (tmp_path / "u4g_curves.png").stat().st_size > 1000
 
@@ -80,6 +80,9 @@ def test_the_overrides_make_a_valid_config(compose, tiny_overrides: list[str]) -
     from verl_uae.config.validate import validate
 
     for preset in u4g.PRESETS:
-        config = compose(*tiny_overrides, f"decoder/objective={preset}", *u4g.OVERRIDES, name="uae_u4g")
+        config = compose(
+            *tiny_overrides, f"decoder/objective={preset}", *u4g.OVERRIDES, *u4g.OWN.get(preset, ()), name="uae_u4g"
+        )
         validate(config)
+        assert config.uae.policy.guidance == config.uae.decoder.guidance == 1.0
         assert [(term.name, term.params.k) for term in config.uae.reward.terms] == [("pixel", u4g.STEEPNESS)]

@@ -1,19 +1,23 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The training command of a learning run, several at a time, and what it logged."""
+"""Cold starts and training commands of learning runs, several at a time, and what they logged."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from verl_uae.scenes.quickstart import Say, command
+import torch
+
+from verl_uae.scenes.coldstart import ColdStartConfig
+from verl_uae.scenes.quickstart import Say, Timings, command, prepare
 
 #: Metrics of the curves: name in the results -> name in verl's log.
 CURVE = {
@@ -45,6 +49,22 @@ class Run:
     def checkpoint(self) -> Path:
         """What the run saves at its end."""
         return self.folder / f"global_step_{self.steps}"
+
+
+def cold_starts(starts: Mapping[Path, ColdStartConfig], jobs: int, say: Say) -> None:
+    """Models and data of every folder, ``jobs`` at a time, unless they are there."""
+    say(f"{len(starts)} cold starts, {jobs} at a time")
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for folder in pool.map(_cold_start, starts.items()):
+            say(f"cold start: {folder}")
+
+
+def _cold_start(start: tuple[Path, ColdStartConfig]) -> Path:
+    torch.set_num_threads(1)
+    folder, config = start
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder, config.seed, Timings(), lambda _: None, config)
+    return folder
 
 
 def execute(runs: Sequence[Run], jobs: int, say: Say) -> dict[str, float]:

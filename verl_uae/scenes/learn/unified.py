@@ -19,9 +19,9 @@ from verl_uae.reward.terms.pixel import pixel_similarity
 from verl_uae.scenes.coldstart import ColdStartConfig
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.learn.bars import Bar, mean_and_spread
-from verl_uae.scenes.learn.runs import Run, execute, read_curve
+from verl_uae.scenes.learn.runs import Run, cold_starts, execute, read_curve
 from verl_uae.scenes.learn.u4g import RECOMMENDED, SCENES, STARTS, STEEPNESS
-from verl_uae.scenes.quickstart import Say, Timings, prepare, trained_encoder
+from verl_uae.scenes.quickstart import Say, trained_encoder
 
 VARIANTS = ("g4u", "u4g", "unified")
 START = "room"
@@ -58,10 +58,10 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
         "u4g": _DECODER,
         "unified": (*_DECODER, f"uae.unified.g4u_steps={turn}", f"uae.unified.u4g_steps={turn}"),
     }
+    roots = {seed: out / f"seed{seed}_{START}" for seed in seeds}
+    cold_starts({root: ColdStartConfig(seed=seed, steps=STARTS[START]) for seed, root in roots.items()}, jobs, say)
     runs: dict[tuple[str, int], Run] = {}
-    for seed in seeds:
-        root = out / f"seed{seed}_{START}"
-        prepare(root, seed, Timings(), say, ColdStartConfig(seed=seed, steps=STARTS[START]))
+    for seed, root in roots.items():
         for variant in VARIANTS:
             overrides, folder = (*own[variant], *_COMMON), root / "runs" / variant
             runs[variant, seed] = Run(f"{variant}/seed{seed}", f"uae_{variant}", root, folder, seed, steps, overrides)

@@ -1,0 +1,162 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Models of known architecture with random weights: decoder policies and the language models that condition them.
+
+Shape legend: L text positions, E language-model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+from verl_uae.decoder.conditioner import Conditioner
+from verl_uae.decoder.decoder import Decoder
+from verl_uae.decoder.projector import Projector
+from verl_uae.engine.policy_module import PolicyModule
+from verl_uae.scenes.tokenizer import build_tokenizer
+
+#: Pixels per latent, a side.
+VAE_FACTOR = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageSize:
+    """A decoder-only language model in Qwen2's layout."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocabulary: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A decoder policy."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    patch: int
+    latent_channels: int
+    joint: int
+    """Width of the text stream at the transformer's door."""
+    pooled: int
+    positions: int
+    """Side of the table of positions, in patches."""
+    projector: int
+    """Width between the projector's two layers."""
+    pixels: int
+    """Side of the picture."""
+    text_tokens: int
+    """L, fixed length of the condition, template included."""
+    language: LanguageSize
+    dual: tuple[int, ...] = ()
+    lora_rank: int = 32
+    """0 trains all weights."""
+    train_projector: bool = False
+    micro: int = 8
+    """Samples per forward pass."""
+    checkpointing: bool = False
+
+
+_QWEN_3B = LanguageSize(2048, 36, 16, 2, 11008, 151936)
+
+SIZES = {
+    # The decoder of the built-in scenes, trained as in its preset.
+    "tiny": Size(
+        2, 4, 24, 1, 30, 96, 16, 4, 192, 32, 20, LanguageSize(96, 2, 4, 2, 288), lora_rank=0, train_projector=True
+    ),
+    # Large enough that matrix products outweigh Python on one CPU thread; its language model costs about as large a
+    # share of one forward pass as Qwen2.5-VL-3B's does of SD3.5-large's.
+    "small": Size(4, 4, 64, 2, 16, 256, 64, 16, 512, 128, 32, LanguageSize(256, 4, 4, 2, 512)),
+    "sd35_medium": Size(24, 24, 64, 2, 16, 4096, 2048, 384, 8192, 512, 333, _QWEN_3B, dual=tuple(range(13))),
+    "sd35_large": Size(38, 38, 64, 2, 16, 4096, 2048, 192, 8192, 512, 333, _QWEN_3B, checkpointing=True),
+}
+
+
+def transformer_config(size: Size) -> dict[str, Any]:
+    """Arguments of diffusers' SD3Transformer2DModel."""
+    return {
+        "sample_size": size.pixels // VAE_FACTOR,
+        "patch_size": size.patch,
+        "in_channels": size.latent_channels,
+        "out_channels": size.latent_channels,
+        "num_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "attention_head_dim": size.head_dim,
+        "joint_attention_dim": size.joint,
+        "caption_projection_dim": size.heads * size.head_dim,
+        "pooled_projection_dim": size.pooled,
+        "pos_embed_max_size": size.positions,
+        "dual_attention_layers": size.dual,
+        "qk_norm": "rms_norm",
+    }
+
+
+def build_policy(size: Size, seed: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PolicyModule:
+    """Projector and transformer with the libraries' random weights, made on the device; frozen, without adapters."""
+    with _seeded(seed, device, dtype):
+        transformer = SD3Transformer2DModel(**transformer_config(size))
+        projector = Projector(size.language.hidden, size.projector, size.joint, size.pooled)
+        projector.pooled.normal_()
+    if size.checkpointing:
+        transformer.enable_gradient_checkpointing()
+    # The table of positions is made in fp32, whatever the default.
+    return PolicyModule(transformer, projector).to(device, dtype).requires_grad_(False).eval()
+
+
+def save_policy(module: PolicyModule, size: Size, folder: str) -> None:
+    """Write a decoder folder, with a VAE that is never run."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * 4,
+        latent_channels=size.latent_channels,
+        norm_num_groups=4,
+    )
+    Decoder(module.transformer, vae, module.projector).save_pretrained(folder)
+
+
+def build_conditioner(size: Size, seed: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Conditioner:
+    """A frozen language model with random weights behind the tokenizer of the scenes."""
+    from transformers import Qwen2Config, Qwen2Model
+
+    language = size.language
+    config = Qwen2Config(
+        vocab_size=language.vocabulary,
+        hidden_size=language.hidden,
+        intermediate_size=language.intermediate,
+        num_hidden_layers=language.layers,
+        num_attention_heads=language.heads,
+        num_key_value_heads=language.kv_heads,
+    )
+    with _seeded(seed + 1, device, dtype):
+        model = Qwen2Model(config)
+    conditioner = Conditioner(model, build_tokenizer(), length=size.text_tokens)
+    return conditioner.to(device, dtype).eval().requires_grad_(False)
+
+
+class _seeded:  # noqa: N801 - a context, used as a function
+    """Weights are drawn from a seed, on a device and in a dtype; both process-wide settings are put back."""
+
+    def __init__(self, seed: int, device: str, dtype: torch.dtype) -> None:
+        self._fork = torch.random.fork_rng(devices=[0] if device == "cuda" else [])
+        self._device, self._dtype, self._seed = torch.device(device), dtype, seed
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+        self._before = torch.get_default_dtype()
+        torch.set_default_dtype(self._dtype)
+        self._device.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._device.__exit__(*error)
+        torch.set_default_dtype(self._before)
+        self._fork.__exit__(*error)

@@ -1,0 +1,273 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Paired measurement of one batch of stage U4G: the package against a single-file script on diffusers.
+
+    python -m benchmarks.u4g_throughput                                      # CPU, verl's FSDP2 engine on one rank
+    python -m benchmarks.u4g_throughput --device cuda --size sd35_medium     # one GPU, neither verl nor Ray needed
+
+The same on both sides: weights, dtype, captions, picture size, noise levels, kernel, trained window, group, samples per
+forward pass, optimiser and its number of updates, objective, and (checked first, see benchmarks/agreement.py) latents,
+old log-probabilities, loss and gradient. Pictures are neither decoded nor scored. Captions are new in every repetition.
+
+What differs, and is the measurement:
+
+* condition: the package encodes a caption once, eight captions together, filled up; a script encodes every sample's.
+* sampling: the package draws its noise by name on the host and keeps trajectories in host memory; with the verl engine
+  the module is sharded by FSDP2. A script has neither, and looks a step up by its timestep for every sample.
+* old log-probabilities: the package takes the sampler's, because the same module in the same micro-batches gives a
+  ratio of exactly 1. The baseline is timed both ways: scoring again by a forward pass (``recomputed``, what trainers
+  with a separate sampler do, verl's default among them), and keeping the sampler's (``stored``, what Flow-GRPO's own
+  scripts do); ``total`` and ``total, stored`` are the two.
+* update: the package checks and blanks its mini-batch, clips per sample, and gathers a dozen figures per step and
+  sample. A script keeps three means.
+
+Both project the condition in every call, take one backward pass per micro-batch and step, and clip the gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.agreement import GATE, TOLERANCES, Agreement, Gate, check_agreement, log_prob_gate
+from benchmarks.baseline import Script
+from benchmarks.engines import Engine, PlainEngine, VerlEngine, make_trainable, verl_available
+from benchmarks.flops import count_flops, policy_flops
+from benchmarks.measure import Part, Run, compare, interleave, matmul_rate, number, provenance, table, write_json
+from benchmarks.ours import Ours
+from benchmarks.sizes import SIZES, VAE_FACTOR, build_conditioner, build_policy
+from benchmarks.work import Work, make_plan
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PARTS = ("condition", "sampling", "old_log_probs", "update")
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and return what ``--json`` writes."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    work = make_work(options)
+    dtype = DTYPES[options.dtype]
+    ours, script = build_sides(work, options.engine, dtype, reshard=options.reshard)
+    agreement = check_agreement(ours, script)
+    print(_agreement_line(agreement, dtype))
+    memory: dict[str, float] = {}
+    runs = [_with_memory(side, name, work.device, memory) for side, name in ((ours, "ours"), (script, "baseline"))]
+    seconds = interleave(runs, options.repetitions, options.warmup)
+    gates = measure_gates(ours)
+    parts = compare_parts(*seconds)
+    report = {
+        "benchmark": "u4g_throughput",
+        "provenance": provenance(work.device, work.seed),
+        "engine": ours.engine.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "reshard_after_forward": options.reshard if options.engine == "verl" else None,
+        "work": describe(work, options.size, options.repetitions),
+        "agreement": dataclasses.asdict(agreement),
+        "seconds": {"ours": seconds[0], "baseline": seconds[1]},
+        "parts": {name: dataclasses.asdict(part) for name, part in parts.items()},
+        "rates": rates(work, parts, dtype),
+        "peak_memory_gib": memory,
+        "gate": {name: [dataclasses.asdict(gate) for gate in found] for name, found in gates.items()},
+    }
+    _print(report, parts, gates)
+    write_json(options.json, report)
+    return report
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(description="U4G: the package against a single-file script on diffusers")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--engine", choices=("verl", "plain"), help="default: verl on a CPU where it is installed")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="to compute in; default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--pixels", type=int, help="side of the picture; default: of the size")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    parser.add_argument("--window", type=int, default=3, help="trained steps, from step 1 on")
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--group", type=int, default=8, help="samples per prompt")
+    parser.add_argument("--micro", type=int, help="samples per forward pass; default: of the size")
+    parser.add_argument("--updates", type=int, default=2, help="optimiser updates per batch")
+    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="default: of the size")
+    parser.add_argument(
+        "--reshard", action=argparse.BooleanOptionalAction, default=True, help="fsdp_config.reshard_after_forward"
+    )
+    parser.add_argument("--repetitions", type=int, default=7, help="pairs")
+    parser.add_argument("--warmup", type=int, default=1, help="pairs that are not counted")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: on a shared CPU")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args(arguments)
+    if options.dtype is None:
+        options.dtype = "bf16" if options.device == "cuda" else "fp32"
+    if options.engine is None:
+        options.engine = "verl" if options.device == "cpu" and verl_available() else "plain"
+    return options
+
+
+def make_work(options: argparse.Namespace) -> Work:
+    """The batch that the options describe."""
+    size = SIZES[options.size]
+    changed = {"pixels": options.pixels, "checkpointing": options.checkpointing}
+    size = dataclasses.replace(size, **{name: value for name, value in changed.items() if value is not None})
+    plan = make_plan(options.steps, options.window)
+    micro = options.micro or size.micro
+    return Work(
+        size=size,
+        plan=plan,
+        prompts=options.prompts,
+        group=options.group,
+        micro=micro,
+        updates=options.updates,
+        seed=options.seed,
+        device=options.device,
+        processor_time=options.clock == "processor",
+    )
+
+
+def build_sides(work: Work, engine: str, dtype: torch.dtype, *, reshard: bool = True) -> tuple[Ours, Script]:
+    """Both sides, of the same weights; in one process without sharding they share the module itself."""
+    module = build_policy(work.size, work.seed, device=work.device, dtype=dtype)
+    conditioner = build_conditioner(work.size, work.seed, device=work.device, dtype=dtype)
+    # verl's engine copies the module before it gets its adapters, which are drawn by name.
+    sharded = VerlEngine(module, work.size, work.device, dtype, reshard=reshard) if engine == "verl" else None
+    make_trainable(module, work.size)
+    chosen: Engine = sharded or PlainEngine(module, dtype)
+    return Ours(chosen, conditioner, work), Script(module, conditioner, work, dtype)
+
+
+def measure_gates(ours: Ours) -> dict[str, list[Gate]]:
+    """Rollout against trainer: in the same micro-batches, and with a rollout in micro-batches of half the size."""
+    states, repetition = ours.encode(-1), -1
+    sizes = {"same": ours.work.micro, "halved": max(1, ours.work.micro // 2)}
+    return {name: log_prob_gate(ours, ours.sample(states, repetition, micro)) for name, micro in sizes.items()}
+
+
+def compare_parts(ours: list[dict[str, float]], baseline: list[dict[str, float]]) -> dict[str, Part]:
+    """Statistics by part, of the two totals, and of old log-probabilities and update together."""
+    sums = {
+        **{name: (name,) for name in PARTS},
+        "old_log_probs + update": ("old_log_probs", "update"),
+        "total": PARTS,
+        "total, stored": tuple(name for name in PARTS if name != "old_log_probs"),
+    }
+    found = {}
+    for name, names in sums.items():
+        columns = [[sum(run.get(part, 0.0) for part in names) for run in side] for side in (ours, baseline)]
+        found[name] = compare(*(column if any(column) else [] for column in columns))
+    return found
+
+
+def rates(work: Work, parts: dict[str, Part], dtype: torch.dtype) -> dict[str, float]:
+    """Pictures per second and share of the measured rate of matrix products, of ours by its medians."""
+    side, all_weights = work.size.pixels // VAE_FACTOR, not work.size.lora_rank
+    config = build_config(work)
+    flops = count_flops(config, side, work.size.text_tokens, work.size.lora_rank)
+    sampling, update = policy_flops(
+        flops, steps=work.plan.num_steps, window=len(work.plan.window), all_weights=all_weights
+    )
+    peak = matmul_rate(work.device, dtype, processor=work.processor_time)
+    found = {"matmul_tflops": peak / 1e12, "forward_tflop_per_picture": flops.forward / 1e12}
+    for name, part, work_flops in (("sampling", "sampling", sampling), ("update", "update", update)):
+        found[f"mfu_{name}"] = work_flops * work.samples / (parts[part].ours_median or 1.0) / peak
+    for side_name in ("ours", "baseline"):
+        seconds = getattr(parts["total"], f"{side_name}_median")
+        found[f"pictures_per_second_{side_name}"] = work.samples / seconds
+    found["mfu_total"] = (sampling + update) * work.samples / (parts["total"].ours_median or 1.0) / peak
+    return found
+
+
+def build_config(work: Work) -> dict[str, Any]:
+    """Config of the transformer."""
+    from benchmarks.sizes import transformer_config
+
+    return transformer_config(work.size)
+
+
+def describe(work: Work, size: str, repetitions: int) -> dict[str, Any]:
+    """The batch in plain numbers."""
+    return {
+        "size": size,
+        "pixels": work.size.pixels,
+        "text_tokens": work.size.text_tokens,
+        "lora_rank": work.size.lora_rank,
+        "checkpointing": work.size.checkpointing,
+        "steps": work.plan.num_steps,
+        "window": list(work.plan.window),
+        "prompts": work.prompts,
+        "group": work.group,
+        "micro": work.micro,
+        "updates": work.updates,
+        "repetitions": repetitions,
+        "clock": "processor" if work.processor_time else "wall",
+    }
+
+
+def _with_memory(side: Ours | Script, name: str, device: str, memory: dict[str, float]) -> Run:
+    """A side's run, noting the most device memory any repetition took, in GiB."""
+
+    def run(repetition: int) -> dict[str, float]:
+        if device == "cpu":
+            return side.run(repetition)
+        torch.cuda.reset_peak_memory_stats()
+        seconds = side.run(repetition)
+        memory[name] = max(memory.get(name, 0.0), torch.cuda.max_memory_allocated() / 2**30)
+        return seconds
+
+    return run
+
+
+def _agreement_line(found: Agreement, dtype: torch.dtype) -> str:
+    names = ("latents", "old_log_probs", "loss", "gradient")
+    figures = ", ".join(
+        f"{name} {getattr(found, name):.1e} (limit {limit:.0e})"
+        for name, limit in zip(names, TOLERANCES[dtype], strict=True)
+    )
+    return f"same result: {'yes' if found.passed else 'NO'}; largest differences: {figures}"
+
+
+def _print(report: dict[str, Any], parts: dict[str, Part], gates: dict[str, list[Gate]]) -> None:
+    print("\n" + ", ".join(f"{name} {value}" for name, value in report["work"].items()))
+    origin = report["provenance"]
+    print(f"engine {report['engine']}, {report['dtype']}, {origin['device']}, {origin['threads']} thread(s)\n")
+    header = (
+        "part",
+        "ours min, s",
+        "median, s",
+        "baseline min, s",
+        "median, s",
+        "ratio",
+        "of the minima",
+        "of single pairs",
+    )
+    rows = [
+        [
+            name.replace("_", " ").replace("log probs", "log-probs"),
+            *(number(v) for v in (part.ours_min, part.ours_median, part.baseline_min, part.baseline_median)),
+            number(part.ratio, 2),
+            number(part.ratio_of_minima, 2),
+            "–" if part.ratio is None else f"{part.ratio_low:.2f} to {part.ratio_high:.2f}",
+        ]
+        for name, part in parts.items()
+    ]
+    print(table(header, rows) + "\n")
+    for name, value in {
+        **report["rates"],
+        **{f"peak_memory_gib_{k}": v for k, v in report["peak_memory_gib"].items()},
+    }.items():
+        print(f"{name}: {value:.4g}")
+    print(f"\ngate, rollout against trainer: p50 < {GATE[0]:.0e}, p99 < {GATE[1]:.0e}")
+    for name, found in gates.items():
+        for gate in found:
+            verdict = "pass" if gate.passed else "FAIL"
+            print(f"  {name} micro-batches, step {gate.step}: p50 {gate.p50:.1e}, p99 {gate.p99:.1e}: {verdict}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# G4U and U4G in turns on the built-in scenes, on a CPU. Further arguments are Hydra overrides.
+#
+# SCENES_DIR holds encoder/, decoder/ and data/ of a cold start: `verl-uae quickstart outputs/quickstart` makes them.
+set -euo pipefail
+
+SCENES_DIR="${SCENES_DIR:-outputs/quickstart}"
+OUTPUT_DIR="${OUTPUT_DIR:-outputs/unified_scenes}"
+STEPS="${STEPS:-80}"
+TURN="${TURN:-20}"
+SEED="${SEED:-0}"
+PYTHON="${PYTHON:-python3}"
+
+if [[ ! -d "${SCENES_DIR}/decoder" ]]; then
+    echo "${SCENES_DIR} has no decoder/: run verl-uae quickstart ${SCENES_DIR} first, or set SCENES_DIR" >&2
+    exit 1
+fi
+SCENES_DIR="$(cd "${SCENES_DIR}" && pwd)"
+mkdir -p "${OUTPUT_DIR}"
+# A new file for every start: verl's file logger empties the one it opens.
+VERL_FILE_LOGGER_PATH="${VERL_FILE_LOGGER_PATH:-${OUTPUT_DIR}/metrics_$(date +%Y%m%d_%H%M%S).jsonl}"
+export VERL_FILE_LOGGER_PATH
+
+# The reward is a distance of pixels alone, because the decoder learns here too: see recipes/uae/u4g/README.md.
+# No preset uses guidance: the cold start drops no conditions.
+exec "${PYTHON}" -m verl.trainer.main_ppo \
+    --config-name uae_unified \
+    hardware=cpu \
+    preset=scenes \
+    uae_home="${SCENES_DIR}" \
+    uae.seed="${SEED}" \
+    uae.unified.g4u_steps="${TURN}" \
+    uae.unified.u4g_steps="${TURN}" \
+    uae.policy.guidance=1.0 \
+    "uae.reward.terms=[{name: pixel, params: {k: 20}}, {name: ssim, held_out: true}]" \
+    trainer.total_training_steps="${STEPS}" \
+    trainer.save_freq="${STEPS}" \
+    trainer.default_local_dir="${OUTPUT_DIR}" \
+    hydra.run.dir="${OUTPUT_DIR}/hydra" \
+    "$@"

@@ -1,0 +1,134 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import agreement, u4g_cost, u4g_throughput
+from benchmarks.agreement import check_agreement, gradient_difference, log_prob_gate
+from benchmarks.baseline import Script
+from benchmarks.measure import compare, fit_line, interleave
+from benchmarks.ours import Ours
+from benchmarks.sizes import SIZES
+from benchmarks.work import Work, make_plan
+
+TINY = ["--engine", "plain", "--size", "tiny", "--steps", "4", "--window", "2", "--prompts", "2", "--group", "4"]
+SHORT = [*TINY, "--micro", "4", "--repetitions", "2", "--warmup", "0"]
+
+
+def sides(lora_rank: int = 0) -> tuple[Ours, Script]:
+    size = replace(SIZES["tiny"], lora_rank=lora_rank, train_projector=not lora_rank)
+    work = Work(size, make_plan(4, 2), prompts=2, group=4, micro=4, updates=1, seed=0, device="cpu")
+    return u4g_throughput.build_sides(work, "plain", torch.float32)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_both_sides_give_the_same_latents_loss_and_gradient(rank: int) -> None:
+    found = check_agreement(*sides(rank))
+    assert found.passed
+    assert found.gradient < 1e-4 and found.latents < 1e-4
+
+
+def test_a_side_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, script = sides()
+    monkeypatch.setattr("benchmarks.baseline.CLIP", 0.5)
+    assert check_agreement(ours, script).passed, "the clip does not matter at a ratio of 1"
+    # A script that forgets to divide the gradient among the steps, and one with other noise.
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: backward(loss * 2.0) if loss.requires_grad else None)
+    doubled = ours.engine.gradient  # both sides doubled: still the same
+    assert doubled and check_agreement(ours, script).passed
+    monkeypatch.undo()
+    ours, script = sides()
+    script.scheduler.sigmas[2] *= 1.01
+    assert not check_agreement(ours, script).passed
+
+
+def test_gradients_of_other_parameters_do_not_compare() -> None:
+    one = {"a": torch.ones(2)}
+    assert gradient_difference({"a": torch.tensor([1.0, 2.0])}, one) == pytest.approx(0.5**0.5)
+    with pytest.raises(ValueError, match="gradients of 0 and 1"):
+        gradient_difference({}, one)
+    with pytest.raises(ValueError, match="all zero"):
+        gradient_difference({"a": torch.zeros(2)}, {"a": torch.zeros(2)})
+
+
+def test_the_gate_passes_and_fails() -> None:
+    ours, _ = sides()
+    samples = ours.sample(ours.encode(0), 0)
+    assert [gate.step for gate in log_prob_gate(ours, samples)] == [1, 2]
+    assert all(gate.passed for gate in log_prob_gate(ours, samples))
+    samples.log_prob_NK[:, 1] += 2 * agreement.GATE[0]
+    assert [gate.passed for gate in log_prob_gate(ours, samples)] == [True, False]
+
+
+def test_throughput_writes_the_documented_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "report.json"
+    u4g_throughput.main([*SHORT, "--json", str(file)])
+    report = json.loads(file.read_text())
+    assert {"provenance", "engine", "dtype", "work", "agreement", "seconds", "parts", "rates", "gate"} <= set(report)
+    assert {"versions", "commit", "device", "seed", "threads"} <= set(report["provenance"])
+    assert set(report["parts"]) == {*u4g_throughput.PARTS, "old_log_probs + update", "total", "total, stored"}
+    assert len(report["seconds"]["ours"]) == len(report["seconds"]["baseline"]) == 2
+    for side in ("ours", "baseline"):
+        assert all(second > 0 for run in report["seconds"][side] for second in run.values())
+    assert report["parts"]["old_log_probs"]["ours_min"] is None
+    total, stored = report["parts"]["total"], report["parts"]["total, stored"]
+    assert total["baseline_min"] > stored["baseline_min"] and total["ours_min"] == stored["ours_min"]
+    out = capsys.readouterr().out
+    assert "same result: yes" in out and "| total, stored |" in out and "pass" in out
+
+
+def test_throughput_computes_in_bf16_with_checkpointing() -> None:
+    report = u4g_throughput.main([*SHORT, "--dtype", "bf16", "--checkpointing"])
+    assert report["agreement"]["passed"] and report["dtype"] == "bfloat16"
+
+
+def test_work_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 x 3 samples do not divide into 1 updates in micro-batches of 4"):
+        Work(SIZES["tiny"], make_plan(4, 2), prompts=2, group=3, micro=4, updates=1, seed=0, device="cpu")
+
+
+def test_cost_writes_a_line_for_every_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(u4g_cost, "SWEEPS", {"group": (4, 8), "steps": (4, 5), "window": (1, 2)})
+    file = tmp_path / "cost.json"
+    u4g_cost.main(["--engine", "plain", "--repetitions", "1", "--warmup", "0", "--json", str(file)])
+    report = json.loads(file.read_text())
+    assert {name: found["x"] for name, found in report["sweeps"].items()} == {
+        "group": [4.0, 8.0],
+        "steps": [4.0, 5.0],
+        "window": [1.0, 2.0],
+    }
+    assert {"versions", "commit", "device", "seed"} <= set(report["provenance"])
+    for found in report["sweeps"].values():
+        assert set(found["lines"]) == {"sampling", "update", "total"}
+        assert found["seconds"]["total"][0] == pytest.approx(sum(found["seconds"][p][0] for p in u4g_cost.PARTS))
+
+
+def test_a_line_is_found_exactly() -> None:
+    line = fit_line([1.0, 2.0, 4.0, 8.0], [5.0, 7.0, 11.0, 19.0])
+    assert (line.slope, line.intercept, line.r2) == pytest.approx((2.0, 3.0, 1.0))
+    assert fit_line([0.0, 1.0, 2.0], [0.0, 1.0, 0.0]).r2 == pytest.approx(0.0)
+    with pytest.raises(ValueError, match="two different x"):
+        fit_line([1.0, 1.0], [1.0, 2.0])
+
+
+def test_repetitions_take_turns_and_ratios_are_of_pairs() -> None:
+    order: list[tuple[str, int]] = []
+    runs = [lambda n, name=name: order.append((name, n)) or {"part": float(n)} for name in "ab"]
+    assert interleave(runs, repetitions=2, warmup=1) == [[{"part": 1.0}, {"part": 2.0}]] * 2
+    assert order == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    part = compare([1.0, 2.0, 4.0], [3.0, 2.0, 8.0])
+    assert (part.ratio, part.ratio_low, part.ratio_high, part.ours_min, part.baseline_median) == (
+        2.0,
+        1.0,
+        3.0,
+        1.0,
+        3.0,
+    )
+    assert compare([], [1.0]).ratio is None

@@ -4,8 +4,8 @@
 
     python -m benchmarks.u4g_cost --json cost.json
 
-The package's side of benchmarks/u4g_throughput.py alone: sampling and update, the tiny model of the built-in scenes, one
-rank. The settings of all three sweeps take turns, so what slows the machine for a while meets all of them, and the
+The package's side of benchmarks/u4g_throughput.py alone: sampling and update, the tiny model of the built-in scenes,
+one rank. The settings of all three sweeps take turns, so what slows the machine for a while meets all of them, and the
 fastest repetition of each is kept. Sampling should be a line in the denoising steps, the update a line in the window,
 and both a line in the group.
 """

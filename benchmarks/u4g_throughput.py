@@ -39,7 +39,7 @@ from benchmarks.engines import Engine, PlainEngine, VerlEngine, make_trainable, 
 from benchmarks.flops import count_flops, policy_flops
 from benchmarks.measure import Part, Run, compare, interleave, matmul_rate, number, provenance, table, write_json
 from benchmarks.ours import Ours
-from benchmarks.sizes import SIZES, VAE_FACTOR, build_conditioner, build_policy
+from benchmarks.sizes import SIZES, VAE_FACTOR, build_conditioner, build_policy, transformer_config
 from benchmarks.work import Work, make_plan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -167,7 +167,7 @@ def compare_parts(ours: list[dict[str, float]], baseline: list[dict[str, float]]
 def rates(work: Work, parts: dict[str, Part], dtype: torch.dtype) -> dict[str, float]:
     """Pictures per second and share of the measured rate of matrix products, of ours by its medians."""
     side, all_weights = work.size.pixels // VAE_FACTOR, not work.size.lora_rank
-    config = build_config(work)
+    config = transformer_config(work.size)
     flops = count_flops(config, side, work.size.text_tokens, work.size.lora_rank)
     sampling, update = policy_flops(
         flops, steps=work.plan.num_steps, window=len(work.plan.window), all_weights=all_weights
@@ -181,13 +181,6 @@ def rates(work: Work, parts: dict[str, Part], dtype: torch.dtype) -> dict[str, f
         found[f"pictures_per_second_{side_name}"] = work.samples / seconds
     found["mfu_total"] = (sampling + update) * work.samples / (parts["total"].ours_median or 1.0) / peak
     return found
-
-
-def build_config(work: Work) -> dict[str, Any]:
-    """Config of the transformer."""
-    from benchmarks.sizes import transformer_config
-
-    return transformer_config(work.size)
 
 
 def describe(work: Work, size: str, repetitions: int) -> dict[str, Any]:

@@ -3,10 +3,8 @@
 """An objective usable by path: the policy gradient with a penalty on the divergence in place of a clip or a mask.
 
     python -m verl.trainer.main_ppo --config-name uae_u4g ... \\
-        uae.policy.objective.path=examples/custom_objective.py uae.policy.objective.name=soft_region \\
-        '~uae.policy.objective.params.threshold' '~uae.policy.objective.params.direction'
-
-The last two words remove the parameters of the default objective, which this one does not have.
+        decoder/objective=custom uae.policy.objective.name=soft_region \\
+        uae.policy.objective.path=examples/custom_objective.py
 """
 
 from __future__ import annotations

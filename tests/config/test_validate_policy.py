@@ -15,7 +15,9 @@ from verl_uae.config.validate import validate
 from verl_uae.config.validate_policy import _CHOICES, _MINIMUM, validate_policy
 from verl_uae.errors import ConfigError
 
-PRESETS = sorted(path.stem for path in (Path(verl_uae.config.__file__).parent / "decoder" / "objective").glob("*.yaml"))
+FOLDER = Path(verl_uae.config.__file__).parent / "decoder" / "objective"
+#: Shipped presets; "custom" wants an objective first.
+PRESETS = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {"custom"})
 P = "uae.policy"
 NFT = f"{P}.kernel=ode {P}.objective.name=nft"
 
@@ -155,6 +157,20 @@ def test_every_objective_is_valid_as_it_is(compose, tiny_overrides: list[str], n
 
 
 @pytest.mark.usefixtures("own_objectives")
+def test_the_preset_for_own_objectives_brings_no_parameters(compose, tiny_overrides: list[str]) -> None:
+    example = Path(__file__).parents[2] / "examples" / "custom_objective.py"
+    own = ["decoder/objective=custom", f"{P}.objective.path={example}", f"{P}.objective.name=soft_region"]
+    config = compose(*tiny_overrides, *own, f"+{P}.objective.params.weight=100.0", name="uae_u4g")
+    validate(config)
+    assert config.uae.policy.objective.params == {"weight": 100.0}
+    bare, dppo = (compose(*tiny_overrides, f"decoder/objective={name}", name="uae_u4g") for name in ("custom", "dppo"))
+    assert not bare.uae.policy.objective.params and dppo.uae.policy.objective.params
+    for config in (bare, dppo):
+        del config.uae.policy.objective
+    assert bare.uae.policy == dppo.uae.policy
+
+
+@pytest.mark.usefixtures("own_objectives")
 def test_the_users_own_objective(base: DictConfig, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
@@ -167,6 +183,27 @@ def test_the_users_own_objective(base: DictConfig, tmp_path: Path) -> None:
     validate(altered(base, " ".join(own)))
     with pytest.raises(ConfigError, match="unknown parameter of 'validated_mine'"):
         validate(changed(base, *own))
+
+
+def test_the_engine_of_the_decoder_cannot_be_megatron(compose, tiny_overrides: list[str]) -> None:
+    for name in ("uae_u4g", "uae_unified"):
+        config = compose(*tiny_overrides, "engine@uae.policy.fsdp_config=megatron", name=name)
+        with pytest.raises(ConfigError, match=r"uae\.policy\.fsdp_config: is of McoreEngineConfig"):
+            validate(config)
+
+
+def test_half_a_switch_of_the_captioner_to_megatron_is_refused(compose, tiny_overrides: list[str]) -> None:
+    for name in ("uae_g4u", "uae_unified"):
+        config = compose(*tiny_overrides, "model_engine=megatron", name=name)
+        with pytest.raises(ConfigError, match=r"actor\.strategy: is fsdp2 with model_engine=megatron"):
+            validate(config)
+
+
+def test_the_unified_stage_takes_no_captions_from_a_column(compose, tiny_overrides: list[str]) -> None:
+    column = "uae.policy.captions.source=column"
+    validate(compose(*tiny_overrides, column, name="uae_u4g"))
+    with pytest.raises(ConfigError, match="the trained captioner's"):
+        validate(compose(*tiny_overrides, column, name="uae_unified"))
 
 
 def test_stage_g4u_does_not_look_at_the_policy(compose, tiny_overrides: list[str]) -> None:

@@ -32,6 +32,7 @@ COMPARED = (
     "policy/grad_norm",
     "policy/k/mean",
     "policy/ratio/max",
+    "policy/window_start",
     "actor/loss",
     "actor/pg_loss",
     "actor/kl_loss",

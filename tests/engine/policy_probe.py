@@ -125,6 +125,21 @@ def ratio_facts(decoder: str) -> dict[str, Any]:
     return facts
 
 
+def still_facts(decoder: str) -> dict[str, Any]:
+    """Two updates of learning rate 0 by every objective on transitions: figures of the second."""
+    facts: dict[str, Any] = {}
+    for name, kernel, level in (("flow_grpo", "cps", 0.8), ("dppo", "cps", 0.8), ("grpo_guard", "flow_sde", 0.7)):
+        plan = SamplingPlan.from_dict({**PLAN.to_dict(), "kernel": kernel, "noise_level": level})
+        engine = build_engine(decoder, lr=0.0, **LORA)
+        before = parameters(engine)
+        data = sampled(engine, share(4), micro=2, total=4.0, plan=plan)
+        metrics = train(engine, data, 2, bind_objective(name))[1]["metrics"]
+        facts[name] = {key: value[0] for key, value in metrics.items() if isinstance(value, list)}
+        facts[f"{name} gradient"] = metrics["grad_norm"]
+        facts[f"{name} moved"] = largest(before, parameters(engine))
+    return facts
+
+
 def mask_facts(decoder: str) -> dict[str, Any]:
     """Samples of weight 0 that hold NaN, and a mini-batch of nothing else."""
     engine = build_engine(decoder, **LORA)
@@ -492,6 +507,7 @@ ONE_RANK: dict[str, Callable[[str], dict[str, Any]]] = {
     "4 at once": functools.partial(thirty_updates, micro=4),
     "1 at once": functools.partial(thirty_updates, micro=1),
     "ratio": ratio_facts,
+    "still": still_facts,
     "mask": mask_facts,
     "reference": reference_facts,
     "precision": precision_facts,
@@ -502,6 +518,7 @@ ONE_RANK: dict[str, Callable[[str], dict[str, Any]]] = {
 TWO_RANKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "4 at once": functools.partial(thirty_updates, micro=4),
     "replicated": functools.partial(thirty_updates, micro=2, fsdp_size=1),
+    "ratio": ratio_facts,
     "shadow": shadow_facts,
     "replica": replica_facts,
     "useless": useless_facts,

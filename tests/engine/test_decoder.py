@@ -21,14 +21,26 @@ def test_ranks_and_micro_batches_do_not_change_thirty_updates(policy: Facts, run
         assert found["figures"][figure] == pytest.approx(value, abs=1e-6), figure
 
 
-def test_the_ratio_of_the_first_update_is_exactly_one_and_its_gradient_is_not_zero(policy: Facts) -> None:
-    facts = policy["one"]["ratio"]
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_the_ratio_of_the_first_update_is_exactly_one_and_its_gradient_is_not_zero(policy: Facts, ranks: str) -> None:
+    facts = policy[ranks]["ratio"]
     for name in ("same", "recomputed"):
         assert facts[name]["ratio/min"] == facts[name]["ratio/max"] == 1.0
         assert facts[name]["k/max"] == facts[name]["log_prob_difference/max"] == facts[name]["clipped_low/mean"] == 0.0
     assert facts["same gradient"] > 1e-3
     assert 0.0 < facts["rebatched"]["log_prob_difference/max"] <= 1e-6
     assert facts["rebatched gradient"] == pytest.approx(facts["same gradient"], rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["flow_grpo", "dppo", "grpo_guard"])
+def test_an_update_without_learning_rate_leaves_every_figure_on_policy(policy: Facts, objective: str) -> None:
+    facts = policy["one"]["still"]
+    assert facts[f"{objective} moved"] == 0.0 and facts[f"{objective} gradient"] > 1e-3
+    second = facts[objective]
+    assert second["ratio/min"] == second["ratio/max"] == 1.0
+    assert second["k/max"] == second["log_prob_difference/max"] == 0.0
+    sides = [value for name, value in second.items() if name.startswith(("clipped_", "masked_"))]
+    assert sides == [0.0, 0.0]
 
 
 def test_figures_are_per_step_and_over_all(policy: Facts) -> None:

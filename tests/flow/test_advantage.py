@@ -147,6 +147,17 @@ def test_a_constant_added_to_every_reward_changes_nothing(std) -> None:
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6) and again == stats
 
 
+def test_where_sums_are_exact_order_and_shift_change_no_bit() -> None:
+    """Groups of four with rewards k / 64: no sum, mean or difference rounds, so equality is that of the bits."""
+    reward, _, group = _batch(members=4)
+    valid = torch.ones_like(reward, dtype=torch.bool)
+    expected, _ = group_advantage(reward, valid, group, std="none")
+    for seed in range(20):
+        order = torch.randperm(len(reward), generator=torch.Generator().manual_seed(seed))
+        found, _ = group_advantage(reward[order] - 0.5 + seed, valid, group[order], std="none")
+        assert torch.equal(found, expected[order])
+
+
 @pytest.mark.parametrize("std", ["group", "global"])
 def test_groups_spread_over_ranks_need_the_gathered_batch_and_get_it_exactly(std) -> None:
     """Three ranks hold parts of every group: gathered rewards give each rank its slice; its own part alone does not."""

@@ -68,6 +68,29 @@ def test_flow_sde_penalty_in_closed_form(index: int, a: float) -> None:
     assert torch.allclose(found.double(), expected, rtol=1e-4, atol=0.0)
 
 
+@pytest.mark.parametrize("index", range(1, 10))
+@pytest.mark.parametrize("a", [0.3, 0.7, 1.0])
+def test_flow_sde_penalty_in_closed_form_in_fp64(index: int, a: float) -> None:
+    sigma, sigma_next = STEPS[index]
+    c = coefficients("flow_sde", sigma, sigma_next, a, TABLE[1])
+    x, v, dv = (randn(*SHAPE, seed=seed).double() for seed in (1, 2, 3))
+    found = transition_kl(c.x * x + c.v * (v + 0.1 * dv), c.x * x + c.v * v, c.std)
+    factor = (1.0 + a**2 / 2.0) ** 2 / (2.0 * a**2) * (sigma - sigma_next) * (1.0 - sigma) / sigma
+    assert torch.allclose(found, factor * (0.1 * dv).square().mean((1, 2, 3)), rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("form", ["exact", "flow_grpo", "velocity", "x0"])
+def test_the_gradient_of_every_penalty_agrees_with_finite_differences(form) -> None:
+    c, (sigma, sigma_next) = coefficients("cps", *STEPS[3], 0.8, TABLE[1]), STEPS[3]
+    x, v, ref = (randn(2, 1, 3, 3, seed=seed).double() for seed in (1, 2, 3))
+
+    def found(velocity: torch.Tensor) -> torch.Tensor:
+        means = c.x * x + c.v * velocity, c.x * x + c.v * ref
+        return reference_penalty(form, *means, c.std, sigma - sigma_next, velocity, ref, sigma)
+
+    assert torch.autograd.gradcheck(found, v.requires_grad_(), eps=1e-6, atol=1e-8, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("kernel", "level"), PUBLISHED)
 def test_the_flow_grpo_form_is_the_exact_one_times_the_step_size(kernel, level: float) -> None:
     dv = 0.1 * randn(*SHAPE, seed=3)

@@ -52,6 +52,25 @@ def test_what_happened_is_detached() -> None:
     assert torch.allclose(mean.grad, (x_next - mean).detach() / 0.09, rtol=1e-5)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "raw"])
+def test_the_gradient_agrees_with_finite_differences_of_the_reference_in_fp64(reduction) -> None:
+    x_next, mean = (tensor[:2, :1, :3, :3].contiguous() for tensor in pair())
+    mean.requires_grad_()
+    gaussian_log_prob(x_next, mean, 0.3, reduction).sum().backward()
+
+    def reference(mean: torch.Tensor) -> float:
+        if reduction == "raw":
+            return -float((x_next.double() - mean).square().mean((1, 2, 3)).sum())
+        log_prob = torch.distributions.Normal(mean, 0.3).log_prob(x_next.double())
+        return float((log_prob.mean((1, 2, 3)) if reduction == "mean" else log_prob.sum((1, 2, 3))).sum())
+
+    for index in range(mean.numel()):
+        nudge = torch.zeros(mean.numel(), dtype=torch.float64)
+        nudge[index] = 1e-5
+        up, down = (reference(mean.detach().double() + sign * nudge.view_as(mean)) for sign in (1, -1))
+        assert float(mean.grad.flatten()[index]) == pytest.approx((up - down) / 2e-5, rel=1e-5, abs=1e-7)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_than_fp32_are_refused_by_name(dtype: torch.dtype) -> None:
     x_next, mean = pair()

@@ -4,12 +4,68 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+import time
+from collections.abc import Iterator
 
-from verl_uae.rollout.policy_group import _interleave
+import pytest
+import ray
+
+from verl_uae.errors import DecoderError
+from verl_uae.rollout import policy_group
+from verl_uae.rollout.policy_group import _interleave, collect
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_shares_of_the_ranks_come_back_in_order(ranks: int) -> None:
     items = list(range(7))
     assert _interleave([items[rank::ranks] for rank in range(ranks)], 7) == items
+
+
+class Rank:
+    """Answers, raises, dies, or waits for a collective that never ends."""
+
+    def act(self, what: str) -> str:
+        if what == "raise":
+            raise ValueError("gradient of another shape")
+        if what == "die":
+            os._exit(1)
+        if what == "hang":
+            time.sleep(600)
+        return what
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def act(*ranks: str) -> list[str]:
+    workers = [ray.remote(num_cpus=1, max_restarts=0)(Rank).remote() for _ in ranks]
+    try:
+        return collect([worker.act.remote(what) for worker, what in zip(workers, ranks, strict=True)], "improve")
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_answers_keep_the_order_of_the_ranks() -> None:
+    assert act("a", "b", "c") == ["a", "b", "c"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_dead_rank_is_named_though_the_others_wait_for_it() -> None:
+    started = time.monotonic()
+    with pytest.raises(DecoderError, match="decoder rank 1: died in improve"):
+        act("hang", "die")
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_rank_that_raises_is_heard_though_the_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_group, "GRACE_S", 1.0)
+    with pytest.raises(ValueError, match="gradient of another shape"):
+        act("hang", "raise")

@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from verl_uae.trainer.policy import EXPORT_FOLDER, policy_metrics, prune_exports
+from verl_uae.flow.advantage import group_advantage
+from verl_uae.trainer.outcomes import usable_members
+from verl_uae.trainer.policy import EXPORT_FOLDER, POLICY_FOLDER, PolicyMixin, policy_metrics, prune_policies
 
 
 def test_metrics_of_updates_are_means_extremes_and_the_first_ones_ratio() -> None:
@@ -26,10 +30,41 @@ def test_metrics_of_updates_are_means_extremes_and_the_first_ones_ratio() -> Non
     )
 
 
-def test_only_the_newest_exports_stay(tmp_path: Path) -> None:
+def test_only_the_newest_policies_stay(tmp_path: Path) -> None:
+    names = (EXPORT_FOLDER, POLICY_FOLDER)
     for step in (2, 9, 10):
-        (tmp_path / f"global_step_{step}" / EXPORT_FOLDER).mkdir(parents=True)
-    prune_exports(tmp_path, None)
-    assert len(list(tmp_path.glob(f"*/{EXPORT_FOLDER}"))) == 3
-    prune_exports(tmp_path, 2)
-    assert {path.parent.name for path in tmp_path.glob(f"*/{EXPORT_FOLDER}")} == {"global_step_9", "global_step_10"}
+        for name in names:
+            (tmp_path / f"global_step_{step}" / name).mkdir(parents=True)
+    prune_policies(tmp_path, None)
+    assert len(list(tmp_path.glob("*/*"))) == 6
+    prune_policies(tmp_path, 2)
+    for name in names:
+        assert {path.parent.name for path in tmp_path.glob(f"*/{name}")} == {"global_step_9", "global_step_10"}
+
+
+def outcomes(*values: float | None) -> list[dict]:
+    return [{"value": value, "status": "ok" if value is not None else "error"} for value in values]
+
+
+@pytest.mark.parametrize("std", ["group", "global", "none"])
+def test_advantages_compare_the_valid_members_of_a_caption(compose, tiny_overrides: list[str], std: str) -> None:
+    mixin = PolicyMixin()
+    mixin.config = compose(*tiny_overrides, f"uae.policy.advantage.std={std}", name="uae_u4g")
+    found = outcomes(0.0, 0.5, None, 0.1, 0.3, 0.8, 0.9, None, None)
+    groups = ["a", "a", "a", "b", "b", "b", "c", "c", "c"]
+    usable = usable_members(found, groups)
+    assert usable == [True, True, False, True, True, True, False, False, False]
+    advantage, metrics = mixin._advantages(found, usable, groups)
+    reward = torch.tensor([0.0, 0.5, math.nan, 0.1, 0.3, 0.8, 0.9, math.nan, math.nan])
+    expected, _ = group_advantage(reward, torch.tensor(usable), groups, std=std, min_std=1e-4)
+    assert torch.equal(advantage, expected) and torch.equal(advantage == 0, ~torch.tensor(usable))
+    assert metrics["policy/advantage/abs_max"] == pytest.approx(float(expected.abs().max()))
+    assert metrics["policy/advantage/clamped_frac"] == 0.0
+
+
+def test_clamped_advantages_are_counted_before_the_clamp(compose, tiny_overrides: list[str]) -> None:
+    mixin = PolicyMixin()
+    mixin.config = compose(*tiny_overrides, "uae.policy.advantage.clamp=0.5", name="uae_u4g")
+    advantage, metrics = mixin._advantages(outcomes(0.0, 0.5, 0.5, 1.0), [True] * 4, ["a"] * 4)
+    assert advantage.tolist() == [-0.5, 0.0, 0.0, 0.5]
+    assert metrics["policy/advantage/clamped_frac"] == 0.5 and metrics["policy/advantage/abs_max"] > 1.0

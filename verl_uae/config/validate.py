@@ -99,7 +99,12 @@ def _validate_keys(section: DictConfig, schema: type, path: str) -> None:
 
 
 def _validate_grpo(config: DictConfig) -> None:
-    rollout = config.actor_rollout_ref.rollout
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    if str(actor.get("_target_", "")).endswith("McoreActorConfig") and actor.strategy != "megatron":
+        raise ConfigError(
+            "actor_rollout_ref.actor.strategy",
+            f"is {actor.strategy} with model_engine=megatron; set actor, ref and model_type as uae_g4u_megatron does",
+        )
     if rollout.n < 2:
         raise ConfigError(
             "actor_rollout_ref.rollout.n", f"a group needs at least 2 captions to compare, got {rollout.n}"

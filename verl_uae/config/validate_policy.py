@@ -65,6 +65,11 @@ def validate_policy(config: DictConfig) -> None:
     _validate_backend(config)
     check_choices(config, _CHOICES)
     check_minimum(config, _MINIMUM)
+    if config.uae.stage == "unified" and config.uae.policy.captions.source == "column":
+        raise ConfigError(
+            "uae.policy.captions.source",
+            "column: in the unified stage captions are the trained captioner's; use encoder",
+        )
     _validate_objective(config)
     _validate_window(config)
     _validate_batches(config)
@@ -89,6 +94,11 @@ def _validate_backend(config: DictConfig) -> None:
     strategy = OmegaConf.select(config, "uae.policy.fsdp_config.strategy")
     if strategy == "megatron":
         raise ConfigError("uae.policy.fsdp_config.strategy", "verl has no MM-DiT on Megatron; use fsdp2")
+    target = str(config.uae.policy.fsdp_config.get("_target_", ""))
+    if target and not target.endswith(".FSDPEngineConfig"):
+        raise ConfigError(
+            "uae.policy.fsdp_config", f"is of {target.rpartition('.')[2]}: verl has an MM-DiT on FSDP alone; use fsdp"
+        )
     if config.uae.stage == "u4g" and config.actor_rollout_ref.actor.strategy == "megatron":
         raise ConfigError("model_engine", "megatron has no MM-DiT in verl, and this stage trains nothing else; use dp")
     if config.uae.policy.sampler == "replica" and strategy != "fsdp2":

@@ -22,6 +22,9 @@ from verl_uae.rollout.policy_layout import Layout
 from verl_uae.rollout.policy_worker import DecoderPolicyWorker
 from verl_uae.rollout.sample import CaptionState, Outcome
 
+#: Seconds that other ranks get to show that they died, after one has raised.
+GRACE_S = 10.0
+
 
 class PolicyGroup:
     """All ranks of the decoder policy. They shard one model, so a rank that dies ends the run.
@@ -110,13 +113,37 @@ class PolicyGroup:
         return calls[0]
 
     def _call(self, method: str, *args: Any) -> list[Any]:
-        calls = [getattr(worker, method).remote(*args) for worker in self.group.workers]
-        for rank, call in enumerate(calls):
+        return collect([getattr(worker, method).remote(*args) for worker in self.group.workers], method)
+
+
+def collect(calls: Sequence[Any], method: str) -> list[Any]:
+    """Answers of all ranks, in order.
+
+    A rank that dies leaves the others waiting in a collective, or makes them fail there; so the first one to end badly
+    ends the wait, and a death is named before the failures it caused.
+
+    Raises:
+        DecoderError: a rank died.
+        ray.exceptions.RayTaskError: none died, but one raised.
+    """
+    ranks = {call: rank for rank, call in enumerate(calls)}
+    answers: dict[int, Any] = {}
+    failure: Exception | None = None
+    pending = list(calls)
+    while pending:
+        done, pending = ray.wait(pending, num_returns=1, timeout=None if failure is None else GRACE_S)
+        for call in done:
             try:
-                ray.get(call)
+                answers[ranks[call]] = ray.get(call)
             except ray.exceptions.RayActorError as error:
-                raise DecoderError(rank, f"died in {method}: {describe(error)}") from error
-        return ray.get(calls)
+                raise DecoderError(ranks[call], f"died in {method}: {describe(error)}") from error
+            except ray.exceptions.RayTaskError as error:
+                failure = failure or error
+        if not done:
+            break
+    if failure is not None:
+        raise failure
+    return [answers[rank] for rank in range(len(calls))]
 
 
 def _interleave(answers: Sequence[Sequence[Any]], count: int) -> list[Any]:

@@ -9,18 +9,66 @@ on resume the tracker is made to name the newest complete one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from verl_uae import __version__
+from verl_uae.errors import UAEError
 
 logger = logging.getLogger(__name__)
 
 MARKER = "uae_complete.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 _PREFIX = "global_step_"
+
+
+class LastGoodStep:
+    """Mixin of trainers: saves the step before when a step cannot go on and has changed no weights yet."""
+
+    config: Any
+    global_steps: int
+    train_dataloader: Any
+    _save_checkpoint: Callable[[], None]
+
+    @property
+    def _checkpoint_root(self) -> Path:
+        return Path(self.config.trainer.default_local_dir).absolute()
+
+    @contextlib.contextmanager
+    def keeping_last_good_step(self, errors: type[UAEError] = UAEError) -> Iterator[None]:
+        """Around a step: on these errors, checkpoint the step before with its place in the data, then raise again."""
+        loader_state = self.train_dataloader.state_dict()
+        try:
+            yield
+        except errors:
+            self._save_last_good_step(loader_state)
+            raise
+
+    def _save_last_good_step(self, loader_state: dict) -> None:
+        step = self.global_steps - 1
+        saving = self.config.trainer.save_freq > 0
+        if step < 1 or not saving or is_complete(self._checkpoint_root / f"{_PREFIX}{step}"):
+            return
+        logger.warning("saving step %d before stopping", step)
+        self.global_steps = step
+        self.train_dataloader = SavedState(loader_state)
+        self._save_checkpoint()
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A data loader as it was; all that saving a checkpoint asks of one."""
+
+    state: dict
+
+    def state_dict(self) -> dict:
+        return self.state
 
 
 def mark_complete(folder: Path, step: int) -> None:

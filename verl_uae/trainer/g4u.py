@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,11 +17,10 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 import verl_uae.trainer.advantage  # noqa: F401  registers uae_grpo
 from verl_uae.config.validate import validate
 from verl_uae.engine.worker import CaptionerWorker
-from verl_uae.errors import UAEError
 from verl_uae.rollout.agent_loop import STREAM_ACTORS
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
-from verl_uae.trainer.checkpoint import is_complete, mark_complete, repair_tracker
+from verl_uae.trainer.checkpoint import LastGoodStep, mark_complete, repair_tracker
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members, validation_info
 from verl_uae.trainer.panel import PanelRow, PanelWriter
@@ -39,18 +36,8 @@ class BatchRewards:
     reward_loop_worker_handles = None
 
 
-@dataclass(frozen=True)
-class SavedState:
-    """A data loader as it was; all that saving a checkpoint asks of one."""
-
-    state: dict
-
-    def state_dict(self) -> dict:
-        return self.state
-
-
 @register_trainer("uae_g4u")
-class G4UTrainer(DecoderMixin, PPOTrainerSync):
+class G4UTrainer(LastGoodStep, DecoderMixin, PPOTrainerSync):
     """verl's synchronous GRPO trainer with the chain as its reward."""
 
     # Set by verl.
@@ -104,10 +91,6 @@ class G4UTrainer(DecoderMixin, PPOTrainerSync):
 
     # ---------------------------------------------------------------- checkpoints
 
-    @property
-    def _checkpoint_root(self) -> Path:
-        return Path(self.config.trainer.default_local_dir).absolute()
-
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()
         if not self.config.actor_rollout_ref.actor.checkpoint.get("async_save", False):
@@ -120,23 +103,8 @@ class G4UTrainer(DecoderMixin, PPOTrainerSync):
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """verl's step; when the chain itself is broken, the weights of the last good step are saved first."""
-        loader_state = self.train_dataloader.state_dict()
-        try:
+        with self.keeping_last_good_step():
             return super().step(metrics, timing_raw)
-        except UAEError:
-            self._save_last_good_step(loader_state)
-            raise
-
-    def _save_last_good_step(self, loader_state: dict) -> None:
-        """Checkpoint of the step before: its weights are untouched, its place in the data is ``loader_state``."""
-        step = self.global_steps - 1
-        saving = self.config.trainer.save_freq > 0
-        if step < 1 or not saving or is_complete(self._checkpoint_root / f"global_step_{step}"):
-            return
-        logger.warning("saving step %d before stopping", step)
-        self.global_steps = step
-        self.train_dataloader = SavedState(loader_state)
-        self._save_checkpoint()
 
     # ---------------------------------------------------------------- reward
 

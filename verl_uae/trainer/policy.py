@@ -122,25 +122,28 @@ class PolicyMixin:
             explored[:probes] = [entry["picture"] for entry in drawn]
         return outcomes, explored
 
-    def save_policy(self, folder: Path, keep: int | None) -> None:
-        """Checkpoint of the policy into a step folder, and the decoder folder that others load."""
-        self.policy.save(str(folder / POLICY_FOLDER), self.global_steps, keep)
+    def save_policy(self, folder: Path) -> None:
+        """Checkpoint of the policy into a step folder, and the decoder folder that others load.
+
+        verl prunes before it writes; :func:`prune_policies` does so once the new step is complete.
+        """
+        self.policy.save(str(folder / POLICY_FOLDER), self.global_steps, None)
         if "diffusers" in self.config.uae.policy.save_contents:
             self.policy.export(str(folder / EXPORT_FOLDER))
-            prune_exports(folder.parent, keep)
 
     def load_policy(self, folder: Path) -> None:
         """Inverse of :meth:`save_policy`."""
         self.policy.load(str(folder / POLICY_FOLDER))
 
 
-def prune_exports(root: Path, keep: int | None) -> None:
-    """Remove the decoder folders of all but the newest ``keep`` steps; verl prunes its own part of a checkpoint."""
+def prune_policies(root: Path, keep: int | None) -> None:
+    """Remove the policy and its decoder folder from all but the newest ``keep`` steps."""
     if not keep:
         return
-    exports = sorted(root.glob(f"global_step_*/{EXPORT_FOLDER}"), key=lambda path: int(path.parent.name[12:]))
-    for folder in exports[:-keep]:
-        shutil.rmtree(folder)
+    for name in (POLICY_FOLDER, EXPORT_FOLDER):
+        folders = sorted(root.glob(f"global_step_*/{name}"), key=lambda path: int(path.parent.name[12:]))
+        for folder in folders[:-keep]:
+            shutil.rmtree(folder)
 
 
 def policy_sources(columns: Mapping[str, Sequence[Any]], states: Sequence[CaptionState]) -> list[PolicySource]:

@@ -21,11 +21,11 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.debug import marked_timer
 
 from verl_uae.config.validate import validate
-from verl_uae.errors import CheckpointError
-from verl_uae.trainer.checkpoint import TRACKER, mark_complete, publish, repair_tracker
+from verl_uae.errors import CheckpointError, RewardError
+from verl_uae.trainer.checkpoint import TRACKER, LastGoodStep, mark_complete, publish, repair_tracker
 from verl_uae.trainer.outcomes import validation_info
 from verl_uae.trainer.panel import PanelRow, PanelWriter
-from verl_uae.trainer.policy import PolicyMixin, policy_sources
+from verl_uae.trainer.policy import PolicyMixin, policy_sources, prune_policies
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -41,7 +41,7 @@ class NoAgentLoops:
 
 
 @register_trainer("uae_u4g")
-class U4GTrainer(PolicyMixin, PPOTrainer):
+class U4GTrainer(LastGoodStep, PolicyMixin, PPOTrainer):
     """verl's training loop with the decoder as the policy; no captioner is trained or served."""
 
     def __init__(self, config: DictConfig) -> None:
@@ -88,7 +88,12 @@ class U4GTrainer(PolicyMixin, PPOTrainer):
         """See :meth:`_start_profiling`."""
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
-        """One batch of pictures: captions, reconstructions, rewards, updates."""
+        """One batch of pictures; when too few have a reward, the last good step is saved before the run stops."""
+        with self.keeping_last_good_step(RewardError):
+            return self._step(metrics, timing_raw)
+
+    def _step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        """Captions, reconstructions, rewards, updates."""
         columns = _columns(self._next_train_batch())
         with marked_timer("caption", timing_raw):
             states = self.frozen_captions(columns["raw_prompt"], columns["extra_info"])
@@ -136,16 +141,13 @@ class U4GTrainer(PolicyMixin, PPOTrainer):
             self.panels.write(self.global_steps, shown, self.logger)
         return metrics
 
-    @property
-    def _checkpoint_root(self) -> Path:
-        return Path(self.config.trainer.default_local_dir).absolute()
-
     def _save_checkpoint(self) -> None:
         folder = self._checkpoint_root / f"global_step_{self.global_steps}"
-        self.save_policy(folder, self.config.trainer.get("max_actor_ckpt_to_keep"))
+        self.save_policy(folder)
         torch.save(self.train_dataloader.state_dict(), folder / "data.pt")
         mark_complete(folder, self.global_steps)
         publish(self._checkpoint_root / TRACKER, str(self.global_steps))
+        prune_policies(self._checkpoint_root, self.config.trainer.get("max_actor_ckpt_to_keep"))
 
     def _load_checkpoint(self) -> None:
         self.global_steps = 0

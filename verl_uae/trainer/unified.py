@@ -14,9 +14,10 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
+from verl_uae.errors import RewardError
 from verl_uae.trainer.batch import canonical_order, fetch
 from verl_uae.trainer.g4u import G4UTrainer
-from verl_uae.trainer.policy import PolicyMixin, policy_sources
+from verl_uae.trainer.policy import PolicyMixin, policy_sources, prune_policies
 from verl_uae.trainer.schedule import Alternation
 from verl_uae.trainer.u4g import policy_line
 
@@ -55,8 +56,9 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
 
     def _save_checkpoint(self) -> None:
         # First, since the marker that the captioner's trainer writes last speaks for the whole folder.
-        self.save_policy(self._step_folder(), self.config.trainer.get("max_actor_ckpt_to_keep"))
+        self.save_policy(self._step_folder())
         super()._save_checkpoint()
+        prune_policies(self._checkpoint_root, self.config.trainer.get("max_actor_ckpt_to_keep"))
 
     def _step_folder(self) -> Path:
         return self._checkpoint_root / f"global_step_{self.global_steps}"
@@ -71,7 +73,8 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         metrics["unified/stage"] = {"g4u": 0.0, "u4g": 1.0}[stage]
         if stage == "g4u":
             return super().step(metrics, timing_raw)
-        return self._policy_step(metrics, timing_raw)
+        with self.keeping_last_good_step(RewardError):
+            return self._policy_step(metrics, timing_raw)
 
     def _policy_step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         with marked_timer("caption", timing_raw):

@@ -95,7 +95,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=2, help="optimiser updates per batch")
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="default: of the size")
     parser.add_argument(
-        "--reshard", action=argparse.BooleanOptionalAction, default=True, help="fsdp_config.reshard_after_forward"
+        "--reshard",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="fsdp_config.reshard_after_forward (default off, as hardware=cpu has it)",
     )
     parser.add_argument("--repetitions", type=int, default=7, help="pairs")
     parser.add_argument("--warmup", type=int, default=1, help="pairs that are not counted")

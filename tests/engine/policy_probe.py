@@ -518,6 +518,7 @@ ONE_RANK: dict[str, Callable[[str], dict[str, Any]]] = {
 TWO_RANKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "4 at once": functools.partial(thirty_updates, micro=4),
     "replicated": functools.partial(thirty_updates, micro=2, fsdp_size=1),
+    "kept": functools.partial(thirty_updates, micro=2, reshard_after_forward=False),
     "ratio": ratio_facts,
     "shadow": shadow_facts,
     "replica": replica_facts,

@@ -11,7 +11,7 @@ import pytest
 Facts = dict[str, Any]
 
 
-@pytest.mark.parametrize("run", ["one/4 at once", "one/1 at once", "two/4 at once", "two/replicated"])
+@pytest.mark.parametrize("run", ["one/4 at once", "one/1 at once", "two/4 at once", "two/replicated", "two/kept"])
 def test_ranks_and_micro_batches_do_not_change_thirty_updates(policy: Facts, run: str) -> None:
     ranks, name = run.split("/")
     expected, found = policy["one"]["8 at once"], policy[ranks][name]

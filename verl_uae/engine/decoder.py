@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from verl.utils.device import get_device_id, get_device_name
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
@@ -28,7 +29,7 @@ from verl_uae.engine.policy_batch import OLD, MicroBatch, PolicyBatch, read_batc
 from verl_uae.engine.policy_config import MODEL_TYPE
 from verl_uae.engine.policy_metrics import Figures
 from verl_uae.engine.policy_module import PolicyModule, Uncast
-from verl_uae.engine.shadow import WeightShadow
+from verl_uae.engine.shadow import WeightShadow, reshard
 from verl_uae.errors import CheckpointError, ConfigError, TrainingError
 from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.objective import ForwardInputs, ObjectiveOutput, TransitionInputs
@@ -115,6 +116,15 @@ class DecoderEngine(FSDPEngine):
             return super()._build_fsdp_module(module)
         finally:
             self.engine_config = config
+
+    @contextmanager
+    def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:
+        """verl's; and where weights stay gathered after a forward pass, they do so until the last backward pass, not
+        only until the next one."""
+        if isinstance(self.module, FSDPModule) and not self.engine_config.reshard_after_forward:
+            self.module.set_reshard_after_backward(is_last_micro_batch)
+        with super()._gradient_sync_context(is_last_micro_batch=is_last_micro_batch):
+            yield
 
     def field(self, states_BLE: Tensor, negative_BLE: Tensor | None = None, guidance: float = 1.0) -> Velocity:
         """The velocity with its condition filled in, for sampling within ``eval_mode()``.
@@ -230,6 +240,7 @@ class DecoderEngine(FSDPEngine):
         Raises:
             CheckpointError: the file of weight copies is missing or of another run.
         """
+        reshard(self.module)
         super().load_checkpoint(local_path, *args, **kwargs)
         if not self.shadows:
             return

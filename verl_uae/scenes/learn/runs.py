@@ -68,7 +68,7 @@ def _cold_start(start: tuple[Path, ColdStartConfig]) -> Path:
 
 
 def execute(runs: Sequence[Run], jobs: int, say: Say) -> dict[str, float]:
-    """Run commands, ``jobs`` at a time.
+    """Run commands, ``jobs`` at a time; one that has finished with the same words is not run again.
 
     Returns:
         Seconds of wall clock by name of the run.
@@ -84,6 +84,10 @@ def execute(runs: Sequence[Run], jobs: int, say: Say) -> dict[str, float]:
 def _execute(run: Run, say: Say) -> float:
     run.folder.mkdir(parents=True, exist_ok=True)
     words = command(run.root, run.folder, seed=run.seed, steps=run.steps, overrides=run.overrides, config=run.config)
+    stamp = run.folder / "finished.json"
+    if stamp.is_file() and (before := json.loads(stamp.read_text(encoding="utf-8")))["command"] == words[1:]:
+        say(f"{run.name}: there already")
+        return before["seconds"]
     metrics = run.folder / "metrics.jsonl"
     metrics.unlink(missing_ok=True)
     environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "HF_HUB_OFFLINE": "1"}
@@ -92,9 +96,10 @@ def _execute(run: Run, say: Say) -> float:
         code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if code != 0:
         raise SystemExit(f"{run.name}: exit code {code}, see {run.folder / 'train.log'}")
-    seconds = time.perf_counter() - started
+    seconds = round(time.perf_counter() - started, 1)
+    stamp.write_text(json.dumps({"command": words[1:], "seconds": seconds}) + "\n", encoding="utf-8")
     say(f"{run.name}: {run.steps} steps of {run.config} in {seconds:.0f} s")
-    return round(seconds, 1)
+    return seconds
 
 
 def read_curve(metrics: Path, names: Mapping[str, str] = CURVE) -> list[dict[str, float]]:

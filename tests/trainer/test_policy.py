@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.trainer.outcomes import usable_members
-from verl_uae.trainer.policy import EXPORT_FOLDER, POLICY_FOLDER, PolicyMixin, policy_metrics, prune_policies
+from verl_uae.trainer.policy import (
+    EXPORT_FOLDER,
+    POLICY_FOLDER,
+    PolicyMixin,
+    picture_name,
+    policy_metrics,
+    prune_policies,
+)
 
 
 def test_metrics_of_updates_are_means_extremes_and_the_first_ones_ratio() -> None:
@@ -68,3 +76,15 @@ def test_clamped_advantages_are_counted_before_the_clamp(compose, tiny_overrides
     advantage, metrics = mixin._advantages(outcomes(0.0, 0.5, 0.5, 1.0), [True] * 4, ["a"] * 4)
     assert advantage.tolist() == [-0.5, 0.0, 0.0, 0.5]
     assert metrics["policy/advantage/clamped_frac"] == 0.5 and metrics["policy/advantage/abs_max"] > 1.0
+
+
+def prompt(colour: str) -> list[dict]:
+    picture = {"type": "image", "image": Image.new("RGB", (8, 8), colour)}
+    return [{"role": "user", "content": [picture, {"type": "text", "text": "describe"}]}]
+
+
+def test_a_caption_is_kept_under_what_the_picture_shows() -> None:
+    """Not under the object that holds it: a later one may have its address."""
+    assert picture_name(prompt("red"), {}) == picture_name(prompt("red"), {}) != picture_name(prompt("blue"), {})
+    assert picture_name(prompt("red"), {"sha256": "abc"}) == "abc"
+    assert picture_name([{"role": "user", "content": "no picture"}], {}) is None

@@ -20,6 +20,8 @@ from verl.single_controller.ray import RayResourcePool
 from verl.utils.debug import marked_timer
 from verl.utils.metric import reduce_metrics
 
+from verl_uae.data.images import image_digest
+from verl_uae.errors import DataError
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.rollout.captions import CaptionCache, Messages, column_caption
 from verl_uae.rollout.policy import PolicySource
@@ -49,9 +51,7 @@ class PolicyMixin:
         """Captions of stage u4g: from the dataset's column, or of the frozen captioner, once per image."""
         if self.config.uae.policy.captions.source == "column":
             return [column_caption(prompt, info) for prompt, info in zip(prompts, infos, strict=True)]
-        names = [
-            (info.get("sha256") or id(prompt), prompt_text(prompt)) for prompt, info in zip(prompts, infos, strict=True)
-        ]
+        names = [(picture_name(prompt, info), prompt_text(prompt)) for prompt, info in zip(prompts, infos, strict=True)]
         states = {name: self.captions.get(name) for name in names}
         missing = [position for position, name in enumerate(names) if states[name] is None]
         if missing:
@@ -154,6 +154,17 @@ def policy_sources(columns: Mapping[str, Sequence[Any]], states: Sequence[Captio
         image = source_image(columns["raw_prompt"][position]).convert("RGB")
         sources.append(PolicySource(image, state["digest"], state["caption"], state["reason"], state["status"], row))
     return sources
+
+
+def picture_name(prompt: Messages, info: Mapping[str, Any]) -> str | None:
+    """What a picture's caption is kept under: its digest, from the data set or of the pixels; None if it is damaged."""
+    if info.get("sha256"):
+        return str(info["sha256"])
+    try:
+        return image_digest(source_image(prompt).convert("RGB"))
+    except (DataError, OSError, SyntaxError, ValueError):
+        # What Pillow raises on a damaged file. Its caption fails, and failed ones are not kept.
+        return None
 
 
 def policy_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -157,8 +157,11 @@ def test_every_objective_is_valid_as_it_is(compose, tiny_overrides: list[str], n
 
 
 @pytest.mark.usefixtures("own_objectives")
-def test_the_preset_for_own_objectives_brings_no_parameters(compose, tiny_overrides: list[str]) -> None:
-    example = Path(__file__).parents[2] / "examples" / "custom_objective.py"
+def test_the_preset_for_own_objectives_brings_no_parameters(compose, tiny_overrides: list[str], tmp_path: Path) -> None:
+    # A copy: a file is executed once per process, and what it registers here is gone after the test.
+    example = tmp_path / "own.py"
+    example.write_text((Path(__file__).parents[2] / "examples" / "custom_objective.py").read_text())
+    example.chmod(0o644)
     own = ["decoder/objective=custom", f"{P}.objective.path={example}", f"{P}.objective.name=soft_region"]
     config = compose(*tiny_overrides, *own, f"+{P}.objective.params.weight=100.0", name="uae_u4g")
     validate(config)

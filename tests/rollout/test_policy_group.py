@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 import ray
@@ -35,13 +34,6 @@ class Rank:
         return what
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def act(*ranks: str) -> list[str]:
     workers = [ray.remote(num_cpus=1, max_restarts=0)(Rank).remote() for _ in ranks]
     try:
@@ -51,12 +43,12 @@ def act(*ranks: str) -> list[str]:
             ray.kill(worker)
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_answers_keep_the_order_of_the_ranks() -> None:
     assert act("a", "b", "c") == ["a", "b", "c"]
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_dead_rank_is_named_though_the_others_wait_for_it() -> None:
     started = time.monotonic()
     with pytest.raises(DecoderError, match="decoder rank 1: died in improve"):
@@ -64,7 +56,7 @@ def test_a_dead_rank_is_named_though_the_others_wait_for_it() -> None:
     assert time.monotonic() - started < 60
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_rank_that_raises_is_heard_though_the_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy_group, "GRACE_S", 1.0)
     with pytest.raises(ValueError, match="gradient of another shape"):

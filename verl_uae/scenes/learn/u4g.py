@@ -40,7 +40,7 @@ PRESETS = (*POLICY_GRADIENT, "nft")
 RECOMMENDED = "dppo"
 #: Presets that are also run from the finished decoder.
 FINISHED_PRESETS = ("dppo", "nft", "dppo_ssim")
-#: Not a preset: what SSIM as the reward does to a finished decoder.
+#: Not a preset: whether SSIM as the only reward is gamed.
 GAMED = "dppo_ssim"
 #: Steepness of the reward, exp(-k MSE) over three scales.
 STEEPNESS = 20.0

@@ -47,8 +47,8 @@ STEEPNESS = 20.0
 SCENES = 256
 NUM_STEPS = 8
 
-#: What the scenes need beside the preset. The reward is a distance alone: a decoder learns to please SSIM with flat
-#: areas of the wrong brightness. No guidance: the cold start drops no conditions, so nothing is there to guide from.
+#: What the scenes need beside the preset. The reward is a distance alone: it cannot rise while the error does. No
+#: guidance: the cold start drops no conditions, so nothing is there to guide from.
 OVERRIDES = (
     "uae.policy.captions.source=column",
     f"uae.reward.terms=[{{name: pixel, weight: 1.0, params: {{k: {STEEPNESS}}}}}]",

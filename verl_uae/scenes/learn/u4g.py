@@ -57,10 +57,15 @@ OVERRIDES = (
     "trainer.test_freq=-1",
     "trainer.val_before_train=false",
 )
-#: Runs are short: the old policy of NFT follows faster, and takes as many updates as the others.
+#: Runs are short: the old policy of NFT follows faster, takes as many updates as the others, and sees more levels.
 OWN = {
     GAMED: ("uae.reward.terms=[{name: ssim, weight: 1.0}, {name: pixel, held_out: true}]",),
-    "nft": ("uae.policy.optim.lr=5e-4", "uae.policy.objective.old_decay=0.5", "uae.policy.updates_per_rollout=2"),
+    "nft": (
+        "uae.policy.optim.lr=5e-4",
+        "uae.policy.objective.old_decay=0.5",
+        "uae.policy.updates_per_rollout=2",
+        "uae.policy.objective.num_sigmas=4",
+    ),
 }
 
 

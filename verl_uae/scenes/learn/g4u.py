@@ -8,13 +8,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from verl_uae.scenes.learn.bars import Bar, beyond_seeds, every
+from verl_uae.scenes.learn.runs import read_curve
 from verl_uae.scenes.quickstart import Say, Timings, measure, prepare, train, trained_encoder
 from verl_uae.scenes.report import COLUMNS, comparison_picture, write_report
+
+#: Metrics of the curves: name in the results -> name in verl's log.
+CURVE = {"reward": "reward/score/mean", "words": "caption/words/mean", "seconds": "timing_s/step"}
 
 
 @dataclass(frozen=True)
@@ -52,25 +55,7 @@ def run_seed(root: Path, seed: int, steps: int, say: Say) -> SeedResult:
     after = measure(root, trained_encoder(run, steps), seed)
     write_report(root / "report.html", before, after)
     comparison_picture(before, after).save(root / "scenes.png")
-    return SeedResult(seed, before.metrics, after.metrics, read_curve(run / "metrics.jsonl"), timings.seconds)
-
-
-def read_curve(metrics: Path) -> list[dict[str, float]]:
-    """Training curve from verl's file logger."""
-    curve = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        data: dict[str, Any] = record["data"]
-        if "reward/score/mean" in data:
-            curve.append(
-                {
-                    "step": record["step"],
-                    "reward": data["reward/score/mean"],
-                    "words": data["caption/words/mean"],
-                    "seconds": data["timing_s/step"],
-                }
-            )
-    return curve
+    return SeedResult(seed, before.metrics, after.metrics, read_curve(run / "metrics.jsonl", CURVE), timings.seconds)
 
 
 def verdicts(results: Sequence[SeedResult]) -> list[Bar]:

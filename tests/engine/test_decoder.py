@@ -120,7 +120,7 @@ def test_in_bf16_the_timestep_stays_exact_and_weights_and_velocity_fp32(policy: 
 def test_an_adapter_that_trains_nothing_is_an_error(policy: Facts) -> None:
     facts = policy["two"]["useless"]
     assert facts["silent"] == "", "a batch without advantages has no gradient, and nothing to complain about"
-    assert facts["loud"].startswith("TrainingError: samples have an advantage, but the gradient of all 2 trained")
+    assert facts["loud"].startswith("TrainingError: samples have a signal, but the gradient of all 2 trained")
     assert "transformer_blocks.1.attn.add_q_proj.lora_A" in facts["loud"]
 
 

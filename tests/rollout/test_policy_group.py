@@ -12,13 +12,13 @@ import ray
 
 from verl_uae.errors import DecoderError
 from verl_uae.rollout import policy_group
-from verl_uae.rollout.policy_group import _interleave, collect
+from verl_uae.rollout.policy_group import collect, interleave
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_shares_of_the_ranks_come_back_in_order(ranks: int) -> None:
     items = list(range(7))
-    assert _interleave([items[rank::ranks] for rank in range(ranks)], 7) == items
+    assert interleave([items[rank::ranks] for rank in range(ranks)], 7) == items
 
 
 class Rank:

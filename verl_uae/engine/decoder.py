@@ -160,8 +160,8 @@ class DecoderEngine(FSDPEngine):
         output = self.forward_backward_batch(data, loss_function)
         grad_norm = self.optimizer_step() if output["metrics"]["valid"][0] > 0 else 0.0
         output["metrics"]["grad_norm"] = grad_norm
+        self._has_learned = self._has_learned or grad_norm != 0.0
         if not self._has_learned:
-            self._has_learned = grad_norm != 0.0
             self._require_gradient(data)
         return output
 
@@ -293,18 +293,20 @@ class DecoderEngine(FSDPEngine):
             return [self._velocity(micro, k) for micro in micro_batches for k in range(batch.places)]
 
     def _require_gradient(self, data: TensorDict) -> None:
-        """Refuse a first update whose samples differ in advantage and move nothing: there no trust region is active
-        yet, so what is trained does not reach the velocity."""
-        if self._has_learned:
-            return
-        signal = (data["advantage_B"] * data["weight_B"]).nan_to_num().abs().max().to(get_device_id())
+        """Refuse a first update whose samples have a signal and move nothing: there no trust region is active yet, so
+        what is trained does not reach the velocity."""
+        signal = self._signal(data).to(get_device_id())
         torch.distributed.all_reduce(signal, torch.distributed.ReduceOp.MAX, group=self.get_data_parallel_group())
         if signal > 0:
             names = [plain_name(name) for name, weight in self.module.named_parameters() if weight.requires_grad]
             raise TrainingError(
-                f"samples have an advantage, but the gradient of all {len(names)} trained tensors is zero: "
+                f"samples have a signal, but the gradient of all {len(names)} trained tensors is zero: "
                 f"{', '.join(names[:3])}, ... do not reach the velocity, see uae.policy.lora.target_modules"
             )
+
+    def _signal(self, data: TensorDict) -> Tensor:
+        """Above 0 if this rank's samples should move the weights."""
+        return (data["advantage_B"] * data["weight_B"]).nan_to_num().abs().max()
 
     def _check_ranks(self, batch: PolicyBatch) -> None:
         """Ranks that disagree would wait for each other for ever, or train on something else than meant."""

@@ -19,8 +19,8 @@ from verl.utils import tensordict_utils as tu
 
 from verl_uae.flow.divergence import PENALTY_FORMS, reference_penalty
 from verl_uae.flow.kernels import step, transition_mean
+from verl_uae.flow.matching import forward_noise
 from verl_uae.flow.objective import ForwardInputs, TransitionInputs
-from verl_uae.flow.objective.nft import forward_noise
 from verl_uae.flow.objective.types import Kind
 from verl_uae.flow.plan import SamplingPlan
 

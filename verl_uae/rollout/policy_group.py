@@ -21,26 +21,29 @@ from verl_uae.rollout.policy_build import sampling_plan
 from verl_uae.rollout.policy_layout import Layout
 from verl_uae.rollout.policy_worker import DecoderPolicyWorker
 from verl_uae.rollout.sample import CaptionState, Outcome
+from verl_uae.rollout.training_worker import DecoderTrainingWorker
 
 #: Seconds that other ranks get to show that they died, after one has raised.
 GRACE_S = 10.0
 
 
-class PolicyGroup:
-    """All ranks of the decoder policy. They shard one model, so a rank that dies ends the run.
+class DecoderTrainingGroup:
+    """All ranks of a worker that trains the decoder. They shard one model, so a rank that dies ends the run.
 
     Args:
+        worker: class of the ranks.
         config: the whole composed configuration.
         pool: verl resource pool the ranks live in.
-        total_steps: policy steps of the run.
+        total_steps: steps of the run that train the decoder.
     """
 
-    def __init__(self, config: DictConfig, pool: RayResourcePool, total_steps: int) -> None:
+    def __init__(
+        self, worker: type[DecoderTrainingWorker], config: DictConfig, pool: RayResourcePool, total_steps: int
+    ) -> None:
         self.config = config
-        worker = RayClassWithInitArgs(cls=ray.remote(DecoderPolicyWorker), config=config, total_steps=total_steps)
         self.group = RayWorkerGroup(
             resource_pool=pool,
-            ray_cls_with_init=worker,
+            ray_cls_with_init=RayClassWithInitArgs(cls=ray.remote(worker), config=config, total_steps=total_steps),
             name_prefix=f"uae_policy_{uuid.uuid4().hex[:8]}_",
             device_name=config.trainer.device,
         )
@@ -65,19 +68,53 @@ class PolicyGroup:
                 raise DecoderError(rank, f"could not load its models: {describe(error)}") from error
         self._loading = []
 
+    def evaluate(self, sources: Sequence[PolicySource], probes: int, plan: SamplingPlan | None = None) -> list[Outcome]:
+        """One picture per source; see :meth:`DecoderTrainingWorker.evaluate`."""
+        chosen = None if plan is None else plan.to_dict()
+        return interleave(self.call("evaluate", ray.put(list(sources)), probes, chosen), len(sources))
+
+    def save(self, folder: str, step: int, keep: int | None) -> None:
+        """verl's sharded checkpoint of the decoder."""
+        self.call("save_checkpoint", folder, None, step, keep)
+
+    def load(self, folder: str) -> None:
+        """Inverse of :meth:`save`."""
+        self.call("load_checkpoint", folder, None, False)
+
+    def export(self, folder: str) -> None:
+        """Write the averaged weights as a decoder folder."""
+        self.call("export", folder)
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        """A method of all ranks; see :func:`collect`."""
+        return collect([getattr(worker, method).remote(*args) for worker in self.group.workers], method)
+
+
+class PolicyGroup(DecoderTrainingGroup):
+    """All ranks of the decoder policy.
+
+    Args:
+        config: the whole composed configuration.
+        pool: verl resource pool the ranks live in.
+        total_steps: policy steps of the run.
+    """
+
+    def __init__(self, config: DictConfig, pool: RayResourcePool, total_steps: int) -> None:
+        super().__init__(DecoderPolicyWorker, config, pool, total_steps)
+
     def plan(self, iteration: int) -> SamplingPlan:
         """The sampling plan of a policy batch, counted from 0."""
         return sampling_plan(self.config, self.shift, iteration)
 
     def write_captions(self, prompts: Sequence[Messages]) -> list[CaptionState]:
         """Captions of all prompts, in order."""
-        return _interleave(self._call("write_captions", list(prompts)), len(prompts))
+        return interleave(self.call("write_captions", list(prompts)), len(prompts))
 
     def explore(
         self, sources: Sequence[PolicySource], layout: Layout, plan: SamplingPlan, step: int
     ) -> tuple[list[Outcome], dict[str, float]]:
         """Draw and score a batch; outcomes by sample number, and the seconds of the slowest rank by phase."""
-        answers = self._call("explore", ray.put(list(sources)), layout, plan.to_dict(), step)
+        answers = self.call("explore", ray.put(list(sources)), layout, plan.to_dict(), step)
         outcomes: dict[int, Outcome] = {}
         seconds: dict[str, float] = {}
         for rank, (found, spent) in enumerate(answers):
@@ -87,33 +124,13 @@ class PolicyGroup:
 
     def improve(self, advantages: Sequence[float], weights: Sequence[float], first_update: int) -> list[dict]:
         """Update the policy on the batch drawn last; verl's metrics of each update, equal on all ranks."""
-        return self._call("improve", list(advantages), list(weights), first_update)[0]
-
-    def evaluate(self, sources: Sequence[PolicySource], probes: int, plan: SamplingPlan | None = None) -> list[Outcome]:
-        """One picture per source; see :meth:`DecoderPolicyWorker.evaluate`."""
-        chosen = None if plan is None else plan.to_dict()
-        return _interleave(self._call("evaluate", ray.put(list(sources)), probes, chosen), len(sources))
-
-    def save(self, folder: str, step: int, keep: int | None) -> None:
-        """verl's sharded checkpoint of the policy."""
-        self._call("save_checkpoint", folder, None, step, keep)
-
-    def load(self, folder: str) -> None:
-        """Inverse of :meth:`save`."""
-        self._call("load_checkpoint", folder, None, False)
-
-    def export(self, folder: str) -> None:
-        """Write the averaged weights as a decoder folder."""
-        self._call("export", folder)
+        return self.call("improve", list(advantages), list(weights), first_update)[0]
 
     def state_ref(self) -> Any:
         """Ray reference to the averaged weights; they do not pass through the controller."""
         calls = [worker.policy_state.remote() for worker in self.group.workers]
         ray.wait(calls, num_returns=len(calls))
         return calls[0]
-
-    def _call(self, method: str, *args: Any) -> list[Any]:
-        return collect([getattr(worker, method).remote(*args) for worker in self.group.workers], method)
 
 
 def collect(calls: Sequence[Any], method: str) -> list[Any]:
@@ -146,7 +163,7 @@ def collect(calls: Sequence[Any], method: str) -> list[Any]:
     return [answers[rank] for rank in range(len(calls))]
 
 
-def _interleave(answers: Sequence[Sequence[Any]], count: int) -> list[Any]:
+def interleave(answers: Sequence[Sequence[Any]], count: int) -> list[Any]:
     """Undo the split ``rank::world_size``."""
     merged: list[Any] = [None] * count
     for rank, answer in enumerate(answers):

@@ -8,12 +8,9 @@ E language-model width, C h w latent.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,20 +19,14 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_id, get_device_name, get_torch_device
-from verl.workers.engine_workers import TrainingWorker
+from verl.utils.device import get_device_id, get_device_name
 
-import verl_uae.engine.decoder  # noqa: F401  registers the engine in the worker process
-from verl_uae.engine.export import export_folder, full_state_dict
 from verl_uae.engine.replica import SamplingReplica
 from verl_uae.flow.objective.nft import draw_sigmas
 from verl_uae.flow.plan import SamplingPlan
-from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.reward.record import RewardRecord
 from verl_uae.rollout.captions import Messages
 from verl_uae.rollout.policy import FieldOf, PolicyDraw, PolicySample, PolicySource
 from verl_uae.rollout.policy_build import (
-    EMA,
     OLD,
     build_captions,
     build_rollout,
@@ -45,14 +36,15 @@ from verl_uae.rollout.policy_build import (
 )
 from verl_uae.rollout.policy_layout import Layout
 from verl_uae.rollout.sample import CaptionState, Outcome
+from verl_uae.rollout.training_worker import DecoderTrainingWorker, outcomes_of
 from verl_uae.seeding import generator, normal
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
-class DecoderPolicyWorker(TrainingWorker):
-    """verl's training worker around the decoder, which also samples from it.
+class DecoderPolicyWorker(DecoderTrainingWorker):
+    """Trains the decoder as a policy, and samples from it.
 
     Sampling and training use the same module, weights and micro-batches: the first update of a batch has a ratio of
     exactly 1.
@@ -63,12 +55,7 @@ class DecoderPolicyWorker(TrainingWorker):
     """
 
     def __init__(self, config: DictConfig, total_steps: int) -> None:
-        # verl asks for the backend "cpu:gloo,cpu:gloo" on a CPU, which torch refuses as a duplicate.
-        if get_device_name() == "cpu" and not torch.distributed.is_initialized():
-            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-            torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-        super().__init__(worker_config(config, total_steps))
-        self.run = config
+        super().__init__(config, worker_config(config, total_steps))
         self.objective = objective(config)
         self._drawn: tuple[Layout, SamplingPlan, int, Sequence[PolicySource], PolicyDraw] | None = None
 
@@ -112,7 +99,7 @@ class DecoderPolicyWorker(TrainingWorker):
         with self._frozen_on_device(), self.engine.eval_mode(), self._weights(OLD if self._forward else None):
             draw = self.rollout.explore(self._field(), chosen, sources, samples, step)
         self._drawn = (layout, chosen, step, sources, draw)
-        return _outcomes(draw), draw.seconds
+        return outcomes_of(draw), draw.seconds
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def improve(self, advantages: Sequence[float], weights: Sequence[float], first_update: int) -> list[dict]:
@@ -150,47 +137,6 @@ class DecoderPolicyWorker(TrainingWorker):
                 self.engine.shadow(OLD).update(self.run.uae.policy.objective.old_decay)
         return metrics
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def evaluate(
-        self, sources: Sequence[PolicySource], probes: int, plan: dict[str, Any] | None = None
-    ) -> list[Outcome]:
-        """Draw one picture per source with the averaged weights, split evenly and filled up over the ranks.
-
-        Args:
-            sources: pictures with captions.
-            probes: outcomes of the first so many come with their picture.
-            plan: draw with the training sampler and the live weights; else with the ODE sampler of ``uae.decoder``.
-
-        Returns:
-            Outcomes of the sources ``rank, rank + world_size, ...``.
-        """
-        numbers = list(range(self.rank, len(sources), self.world_size))
-        # All ranks make equally many velocity calls, of whole micro-batches.
-        size, share = self.run.uae.policy.micro_batch_size, math.ceil(len(sources) / self.world_size)
-        padded = numbers + [0] * (math.ceil(share / size) * size - len(numbers))
-        samples = [PolicySample(number, 0, want_picture=number < probes) for number in padded]
-        decoder = self.run.uae.decoder
-        sigmas = sigma_schedule(decoder.num_steps, self.shift)
-        with self._frozen_on_device(), self.engine.eval_mode():
-            if plan is not None:
-                chosen = SamplingPlan.from_dict(plan)
-                draw = self.rollout.explore(self._field(), chosen, sources, samples, 0)
-            else:
-                with self._weights(self._averaged):
-                    draw = self.rollout.evaluate(self.engine.field, sigmas, decoder.guidance, sources, samples)
-        return _outcomes(draw)[: len(numbers)]
-
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def export(self, folder: str) -> None:
-        """Write the averaged weights as a decoder folder."""
-        Path(folder).parent.mkdir(parents=True, exist_ok=True)
-        export_folder(self.engine, self.run.uae.decoder.path, folder, weights=self._averaged or "live")
-
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def policy_state(self) -> dict[str, Tensor]:
-        """The averaged weights as full tensors in host memory, on rank 0; empty elsewhere."""
-        return full_state_dict(self.engine, self._averaged or "live")
-
     def _field(self) -> FieldOf:
         """What draws with the engine's current weights."""
         if self.replica is None:
@@ -198,21 +144,9 @@ class DecoderPolicyWorker(TrainingWorker):
         self.replica.refresh()
         return self.replica.field
 
-    @property
-    def _averaged(self) -> str | None:
-        return EMA if EMA in self.engine.shadows else None
-
-    @property
-    def _offload(self) -> bool:
-        return bool(self.run.uae.decoder.offload) and get_device_name() != "cpu"
-
-    def _average(self, updates: int) -> None:
-        ema = self.run.uae.policy.ema
-        if self._averaged and updates % ema.every == 0:
-            self.engine.shadow(EMA).update(ema.decay)
-
-    def _weights(self, name: str | None) -> contextlib.AbstractContextManager[Any]:
-        return self.engine.shadow(name).swapped() if name else contextlib.nullcontext()
+    def _frozen(self) -> list[Callable[[str], Any]]:
+        movers = super()._frozen()
+        return movers + [part.to for part in (self.captions, self.replica) if part is not None]
 
     def _mini_batch(
         self,
@@ -281,32 +215,6 @@ class DecoderPolicyWorker(TrainingWorker):
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         return {"sampler_log_prob_difference/max": float(largest)}
 
-    @contextlib.contextmanager
-    def _frozen_on_device(self) -> Iterator[None]:
-        """Frozen models on the accelerator while they are used."""
-        if self._offload:
-            self._move_frozen(get_device_name())
-        try:
-            yield
-        finally:
-            if self._offload:
-                self._move_frozen("cpu")
-
-    def _move_frozen(self, device: str) -> None:
-        movers: list[Callable[[str], Any]] = [
-            self.rollout.conditions.conditioner.to,
-            self.rollout.vae.to,
-            self.rollout.scorer.to,
-        ]
-        if self.captions is not None:
-            movers.append(self.captions.to)
-        if self.replica is not None:
-            movers.append(self.replica.to)
-        for move in movers:
-            move(device)
-        if device == "cpu":
-            get_torch_device().empty_cache()
-
 
 #: Tensors of a mini-batch -> fields of a trajectory.
 _KEPT = {
@@ -319,22 +227,3 @@ _KEPT = {
 
 def _sample(number: int, members: int) -> PolicySample:
     return PolicySample(number // members, number % members)
-
-
-def _outcomes(draw: PolicyDraw) -> list[Outcome]:
-    return [
-        _outcome(record, cut, picture)
-        for record, cut, picture in zip(draw.records, draw.truncated, draw.pictures, strict=True)
-    ]
-
-
-def _outcome(record: RewardRecord, cut: bool, picture: bytes | None) -> Outcome:
-    return Outcome(
-        value=record.value,
-        status=str(record.status),
-        reason=record.reason or "",
-        terms=dict(record.terms),
-        seconds=record.seconds,
-        truncated=cut,
-        picture=picture,
-    )

@@ -10,82 +10,41 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import transfer_queue as tq
-from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
-from verl.single_controller.ray import ResourcePoolManager
+from verl.single_controller.ray import RayResourcePool
 from verl.trainer.ppo.v1 import register_trainer
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.debug import marked_timer
 
-from verl_uae.config.validate import validate
-from verl_uae.errors import CheckpointError, RewardError
-from verl_uae.trainer.checkpoint import TRACKER, LastGoodStep, mark_complete, publish, repair_tracker
+from verl_uae.errors import RewardError
 from verl_uae.trainer.outcomes import validation_info
-from verl_uae.trainer.panel import PanelRow, PanelWriter
+from verl_uae.trainer.panel import PanelRow
 from verl_uae.trainer.policy import PolicyMixin, policy_sources, prune_policies
+from verl_uae.trainer.standalone import StandaloneTrainer
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
-class NoAgentLoops:
-    """Stands where verl keeps its agent loops; this stage writes its captions in the policy's workers."""
-
-    @classmethod
-    def create(cls, **_: Any) -> NoAgentLoops:
-        """What verl's task runner calls."""
-        return cls()
-
-
 @register_trainer("uae_u4g")
-class U4GTrainer(LastGoodStep, PolicyMixin, PPOTrainer):
+class U4GTrainer(PolicyMixin, StandaloneTrainer):
     """verl's training loop with the decoder as the policy; no captioner is trained or served."""
 
-    def __init__(self, config: DictConfig) -> None:
-        validate(config)
-        super().__init__(config)
-        self.panels = PanelWriter(config.uae.panel.dir)
-
-    def _build_replay_buffer(self) -> Any:
-        # verl compares the mode with the literal "sync" in six places.
-        self.trainer_mode = "sync"
-        return None
-
-    def _setup(self) -> None:
-        self._init_tokenizer()
-        self._init_dataloader()
-        self._init_dump_executor()
-        trainer = self.config.trainer
-        spec = {"global_pool": [trainer.n_gpus_per_node] * trainer.nnodes}
-        self.resource_pool_manager = ResourcePoolManager(resource_pool_spec=spec, mapping={})
-        self.resource_pool_manager.create_resource_pool()
-        self.start_policy(self.resource_pool_manager.resource_pool_dict["global_pool"], self.total_training_steps)
+    def start_workers(self, pool: RayResourcePool) -> None:
+        """The policy's workers."""
+        self.start_policy(pool, self.total_training_steps)
         self.policy.wait_until_loaded()
-        self._load_checkpoint()
 
-    def get_llm_client(self) -> None:
-        """No caption server."""
+    def save_models(self, folder: Path) -> None:
+        """See :meth:`PolicyMixin.save_policy`."""
+        self.save_policy(folder)
 
-    def get_teacher_client(self) -> None:
-        """No teacher."""
+    def load_models(self, folder: Path) -> None:
+        """See :meth:`PolicyMixin.load_policy`."""
+        self.load_policy(folder)
 
-    def get_reward_handles(self) -> None:
-        """Rewards come from the policy's workers."""
-
-    def on_sample_end(self) -> None:
-        """Nothing sleeps here."""
-
-    def on_step_end(self) -> None:
-        """Sampling uses the trained weights themselves: there is nothing to send."""
-
-    def _start_profiling(self) -> None:
-        """verl's profiler follows its own worker groups."""
-
-    def _stop_profiling(self) -> None:
-        """See :meth:`_start_profiling`."""
+    def prune_models(self) -> None:
+        """See :func:`prune_policies`."""
+        prune_policies(self._checkpoint_root, self.config.trainer.get("max_actor_ckpt_to_keep"))
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """One batch of pictures; when too few have a reward, the last good step is saved before the run stops."""
@@ -100,10 +59,7 @@ class U4GTrainer(LastGoodStep, PolicyMixin, PPOTrainer):
         found, seconds = self.improve_policy(policy_sources(columns, states), states, self.global_steps - 1)
         metrics.update(found)
         timing_raw.update(seconds)
-        # verl clears the keys of a step when it is over; they must be there.
-        keys, tags = [str(uid) for uid in columns["uid"]], [{"status": "success"} for _ in states]
-        tq.kv_batch_put(keys=keys, partition_id="train", tags=tags)
-        return KVBatchMeta(partition_id="train", keys=keys, tags=tags)
+        return self.step_keys([str(uid) for uid in columns["uid"]])
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
@@ -140,38 +96,6 @@ class U4GTrainer(LastGoodStep, PolicyMixin, PPOTrainer):
         if shown:
             self.panels.write(self.global_steps, shown, self.logger)
         return metrics
-
-    def _save_checkpoint(self) -> None:
-        folder = self._checkpoint_root / f"global_step_{self.global_steps}"
-        self.save_policy(folder)
-        torch.save(self.train_dataloader.state_dict(), folder / "data.pt")
-        mark_complete(folder, self.global_steps)
-        publish(self._checkpoint_root / TRACKER, str(self.global_steps))
-        prune_policies(self._checkpoint_root, self.config.trainer.get("max_actor_ckpt_to_keep"))
-
-    def _load_checkpoint(self) -> None:
-        self.global_steps = 0
-        folder = self._resume_folder()
-        if folder is None:
-            return
-        self.global_steps = int(folder.name.split("global_step_")[-1])
-        logger.info("resuming from %s", folder)
-        self.load_policy(folder)
-        state = folder / "data.pt"
-        if not state.is_file():
-            raise CheckpointError(state, "missing: the place in the data")
-        self.train_dataloader.load_state_dict(torch.load(state, weights_only=True))
-
-    def _resume_folder(self) -> Path | None:
-        trainer = self.config.trainer
-        if trainer.resume_mode == "disable":
-            return None
-        if trainer.resume_mode == "resume_path":
-            return Path(trainer.resume_from_path).absolute()
-        if self._checkpoint_root.is_dir():
-            repair_tracker(self._checkpoint_root)
-        found = find_latest_ckpt_path(str(self._checkpoint_root))
-        return None if found is None else Path(found)
 
 
 def policy_line(metrics: dict) -> str:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from verl_uae.flow.kernels import coefficients
+from verl_uae.flow.matching import forward_noise
 from verl_uae.flow.objective import ForwardInputs, TransitionInputs
-from verl_uae.flow.objective.nft import forward_noise
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import sample_trajectory, score_step
 

@@ -9,8 +9,9 @@ import torch
 
 from tests.flow.objective.cases import forward_inputs
 from verl_uae.errors import ConfigError
+from verl_uae.flow.matching import forward_noise
 from verl_uae.flow.objective import ForwardInputs, bind_objective
-from verl_uae.flow.objective.nft import draw_sigmas, forward_noise
+from verl_uae.flow.objective.nft import draw_sigmas
 
 
 def _reference(inputs, velocity, beta: float, advantage_max: float, weights=None):
@@ -106,17 +107,6 @@ def test_old_velocity_gets_no_gradient_and_half_precision_is_for_velocities_only
     for name in ("x0_BCHW", "x_sigma_BCHW"):
         with pytest.raises(TypeError, match="float32"):
             bind_objective("nft")(dataclasses.replace(inputs, **{name: inputs.x0_BCHW.bfloat16()}))
-
-
-def test_forward_noise_mixes_by_level() -> None:
-    x0, noise = torch.full((3, 1, 2, 2), 4.0), torch.full((3, 1, 2, 2), -2.0)
-    found = forward_noise(x0, noise, torch.tensor([0.0, 0.25, 1.0]))
-    assert found[:, 0, 0, 0].tolist() == [4.0, 2.5, -2.0] and found.shape == x0.shape
-    for sigma in (torch.zeros(2), torch.zeros(3, 1), torch.tensor(0.5)):
-        with pytest.raises(ValueError, match="one number per sample"):
-            forward_noise(x0, noise, sigma)
-    with pytest.raises(ValueError, match="one shape"):
-        forward_noise(x0, noise[:1], torch.zeros(3))
 
 
 def test_drawn_levels_are_distinct_interior_entries_each_as_likely() -> None:

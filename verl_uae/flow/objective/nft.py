@@ -20,27 +20,6 @@ from verl_uae.flow.objective.types import ObjectiveOutput
 ERROR_FLOOR = 1e-5
 
 
-def forward_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-    """x_sigma = (1 - sigma) x_0 + sigma eps, each sample at its own level.
-
-    Args:
-        x0_BCHW: finished latents, shape (B, C, H, W).
-        noise_BCHW: standard normal, same shape.
-        sigma_B: noise levels in [0, 1], shape (B,).
-
-    Returns:
-        x_sigma, shape (B, C, H, W).
-
-    Raises:
-        ValueError: shapes do not fit.
-    """
-    if noise_BCHW.shape != x0_BCHW.shape or sigma_B.shape != x0_BCHW.shape[:1]:
-        shapes = [tuple(each.shape) for each in (x0_BCHW, noise_BCHW, sigma_B)]
-        raise ValueError(f"x0 and noise must have one shape and sigma one number per sample, got {shapes}")
-    sigma_B111 = sigma_B[:, None, None, None]
-    return (1.0 - sigma_B111) * x0_BCHW + sigma_B111 * noise_BCHW
-
-
 def draw_sigmas(sigmas: Sequence[float], draws: int, generator: torch.Generator) -> Tensor:
     """Noise levels to train one sample at: distinct entries of the sampling table, each as likely as the next.
 
@@ -108,7 +87,7 @@ def nft(
         velocity_BCHW: of the current policy, any floating dtype; cast to that of the latents.
         old_velocity_BCHW: of the old policy; it may be an average of past weights.
         x0_BCHW: finished latents, fp32 (fp64 is accepted for checks).
-        x_sigma_BCHW: the same, noised by :func:`forward_noise`.
+        x_sigma_BCHW: the same, noised by :func:`~verl_uae.flow.matching.forward_noise`.
         sigma_B: levels they were noised to.
         advantage_B: shape (B,).
         beta: step from the old policy, in (0, 1]; smaller keeps closer to it.

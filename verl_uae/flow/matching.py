@@ -1,0 +1,115 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised flow matching: which noise levels are trained, and the loss at one of them.
+
+Esser et al. 2024 ("SD3", arXiv 2403.03206), sections 2 and 3.1. Noise levels are continuous: sigma of
+x_sigma = (1 - sigma) x_0 + sigma * eps, 1 being pure noise, as their t.
+
+Shape legend: B samples, N drawn levels, C H W latent channels, height and width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from verl_uae.flow.schedule import LAST_TIME
+
+Density = Literal["logit_normal", "mode", "cosmap", "sigma_sqrt", "uniform"]
+DENSITIES: tuple[str, ...] = get_args(Density)
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseDensity:
+    """How often each noise level is trained, and how much it counts.
+
+    ``logit_normal`` (SD3, eq. 19), ``mode`` (eq. 20) and ``uniform`` draw levels and weigh all of them alike;
+    ``cosmap`` (eq. 21) and ``sigma_sqrt`` draw uniformly and weigh. All five are those of diffusers' SD3 training
+    scripts, with SD3's orientation: a positive ``logit_mean`` trains more noise. diffusers' scripts turn a level around
+    before they use it, which is the same for the default mean of 0 and for ``mode``.
+    """
+
+    name: Density = "logit_normal"
+    logit_mean: float = 0.0
+    """Mean of logit(t). SD3: 0."""
+    logit_std: float = 1.0
+    """Standard deviation of logit(t), above 0. SD3: 1."""
+    mode_scale: float = 1.29
+    """s of ``mode``, in [-1, 2 / (pi - 2)]; 0 is uniform. SD3: 1.29."""
+    shift: float = 1.0
+    """sigma = shift * t / (1 + (shift - 1) * t) (eq. 23), above 0; SD3.5 at 1024 pixels: 3."""
+
+    def __post_init__(self) -> None:
+        if self.name not in DENSITIES:
+            raise ValueError(f"density must be one of {', '.join(DENSITIES)}, got {self.name!r}")
+        for field in ("logit_std", "shift"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} must be above 0, got {getattr(self, field)}")
+        if not -1.0 <= self.mode_scale <= 2.0 / (math.pi - 2.0):
+            raise ValueError(f"mode_scale must lie in [-1, {2.0 / (math.pi - 2.0):.4f}], got {self.mode_scale}")
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` noise levels in [0.001, 1], shape (N,), fp32, on the generator's device."""
+        device = generator.device
+        if self.name == "logit_normal":
+            z_N = torch.randn(count, generator=generator, device=device, dtype=torch.float64)
+            t_N = torch.sigmoid(self.logit_mean + self.logit_std * z_N)
+        else:
+            t_N = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
+        if self.name == "mode":
+            t_N = 1.0 - t_N - self.mode_scale * (torch.cos(0.5 * math.pi * t_N).square() - 1.0 + t_N)
+        sigma_N = self.shift * t_N / (1.0 + (self.shift - 1.0) * t_N)
+        # Below it the target is almost the negative picture at infinite weight; no sampler asks there either.
+        return sigma_N.clamp(LAST_TIME, 1.0).float()
+
+    def weight(self, sigma_B: Tensor) -> Tensor:
+        """Weight of the squared error, shape (B,), at least 0."""
+        if self.name == "sigma_sqrt":
+            return sigma_B.square().reciprocal()
+        if self.name == "cosmap":
+            return 2.0 / (math.pi * (1.0 - 2.0 * sigma_B + 2.0 * sigma_B.square()))
+        return torch.ones_like(sigma_B)
+
+
+def forward_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+    """x_sigma = (1 - sigma) x_0 + sigma eps, each sample at its own level.
+
+    Args:
+        x0_BCHW: finished latents, shape (B, C, H, W).
+        noise_BCHW: standard normal, same shape.
+        sigma_B: noise levels in [0, 1], shape (B,).
+
+    Returns:
+        x_sigma, shape (B, C, H, W).
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    if noise_BCHW.shape != x0_BCHW.shape or sigma_B.shape != x0_BCHW.shape[:1]:
+        shapes = [tuple(each.shape) for each in (x0_BCHW, noise_BCHW, sigma_B)]
+        raise ValueError(f"x0 and noise must have one shape and sigma one number per sample, got {shapes}")
+    sigma_B111 = sigma_B[:, None, None, None]
+    return (1.0 - sigma_B111) * x0_BCHW + sigma_B111 * noise_BCHW
+
+
+def flow_matching_loss(velocity_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor, weight_B: Tensor) -> Tensor:
+    """weight * mean over latent dimensions of (v - (eps - x_0))^2, shape (B,), fp32 (SD3, eq. 14 in velocity form).
+
+    Args:
+        velocity_BCHW: of the model at x_sigma, any floating dtype.
+        x0_BCHW: latents, fp32.
+        noise_BCHW: eps, fp32.
+        weight_B: of :meth:`NoiseDensity.weight`.
+
+    Raises:
+        TypeError: latents or noise in half precision.
+    """
+    for tensor in (x0_BCHW, noise_BCHW):
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"latents must be torch.float32, got {tensor.dtype}")
+    error_BCHW = velocity_BCHW.to(x0_BCHW.dtype) - (noise_BCHW - x0_BCHW)
+    return weight_B * error_BCHW.square().flatten(1).mean(1)

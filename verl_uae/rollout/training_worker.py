@@ -1,0 +1,155 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every worker that trains the decoder shares: averaged weights, validation pictures, export, offload.
+
+Shape legend: N samples of this rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils.device import get_device_name, get_torch_device
+from verl.workers.config import TrainingWorkerConfig
+from verl.workers.engine_workers import TrainingWorker
+
+import verl_uae.engine.decoder
+import verl_uae.engine.supervised  # noqa: F401  registers the engines in the worker process
+from verl_uae.engine.export import export_folder, full_state_dict
+from verl_uae.flow.plan import SamplingPlan
+from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.reward.record import RewardRecord
+from verl_uae.rollout.policy import FieldOf, PolicyDraw, PolicyRollout, PolicySample, PolicySource
+from verl_uae.rollout.policy_build import EMA
+from verl_uae.rollout.sample import Outcome
+
+
+class DecoderTrainingWorker(TrainingWorker):
+    """verl's training worker around the decoder.
+
+    Args:
+        config: the whole composed configuration.
+        worker_config: of :func:`~verl_uae.rollout.policy_build.worker_config`.
+    """
+
+    rollout: PolicyRollout
+    shift: float
+
+    def __init__(self, config: DictConfig, worker_config: TrainingWorkerConfig) -> None:
+        # verl asks for the backend "cpu:gloo,cpu:gloo" on a CPU, which torch refuses as a duplicate.
+        if get_device_name() == "cpu" and not torch.distributed.is_initialized():
+            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+        super().__init__(worker_config)
+        self.run = config
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def evaluate(
+        self, sources: Sequence[PolicySource], probes: int, plan: dict[str, Any] | None = None
+    ) -> list[Outcome]:
+        """Draw one picture per source with the averaged weights, split evenly and filled up over the ranks.
+
+        Args:
+            sources: pictures with captions.
+            probes: outcomes of the first so many come with their picture.
+            plan: draw with the training sampler and the live weights; else with the ODE sampler of ``uae.decoder``.
+
+        Returns:
+            Outcomes of the sources ``rank, rank + world_size, ...``.
+        """
+        numbers = list(range(self.rank, len(sources), self.world_size))
+        # All ranks make equally many velocity calls, of whole micro-batches.
+        size, share = self.run.uae.policy.micro_batch_size, math.ceil(len(sources) / self.world_size)
+        padded = numbers + [0] * (math.ceil(share / size) * size - len(numbers))
+        samples = [PolicySample(number, 0, want_picture=number < probes) for number in padded]
+        decoder = self.run.uae.decoder
+        sigmas = sigma_schedule(decoder.num_steps, self.shift)
+        with self._frozen_on_device(), self.engine.eval_mode():
+            if plan is not None:
+                chosen = SamplingPlan.from_dict(plan)
+                draw = self.rollout.explore(self._field(), chosen, sources, samples, 0)
+            else:
+                with self._weights(self._averaged):
+                    draw = self.rollout.evaluate(self.engine.field, sigmas, decoder.guidance, sources, samples)
+        return outcomes_of(draw)[: len(numbers)]
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def export(self, folder: str) -> None:
+        """Write the averaged weights as a decoder folder."""
+        Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        export_folder(self.engine, self.run.uae.decoder.path, folder, weights=self._averaged or "live")
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def policy_state(self) -> dict[str, Tensor]:
+        """The averaged weights as full tensors in host memory, on rank 0; empty elsewhere."""
+        return full_state_dict(self.engine, self._averaged or "live")
+
+    def _field(self) -> FieldOf:
+        """What draws with the engine's current weights."""
+        return self.engine.field
+
+    def _frozen(self) -> list[Callable[[str], Any]]:
+        """Movers of the frozen models."""
+        return [self.rollout.conditions.conditioner.to, self.rollout.vae.to, self.rollout.scorer.to]
+
+    @property
+    def _averaged(self) -> str | None:
+        return EMA if EMA in self.engine.shadows else None
+
+    @property
+    def _offload(self) -> bool:
+        return bool(self.run.uae.decoder.offload) and get_device_name() != "cpu"
+
+    def _average(self, updates: int) -> None:
+        ema = self.run.uae.policy.ema
+        if self._averaged and updates % ema.every == 0:
+            self.engine.shadow(EMA).update(ema.decay)
+
+    def _weights(self, name: str | None) -> contextlib.AbstractContextManager[Any]:
+        return self.engine.shadow(name).swapped() if name else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _frozen_on_device(self) -> Iterator[None]:
+        """Frozen models on the accelerator while they are used."""
+        if self._offload:
+            self._move_frozen(get_device_name())
+        try:
+            yield
+        finally:
+            if self._offload:
+                self._move_frozen("cpu")
+
+    def _move_frozen(self, device: str) -> None:
+        for move in self._frozen():
+            move(device)
+        if device == "cpu":
+            get_torch_device().empty_cache()
+
+
+def outcomes_of(draw: PolicyDraw) -> list[Outcome]:
+    """Plain records of what was drawn, to travel through Ray."""
+    return [
+        _outcome(record, cut, picture)
+        for record, cut, picture in zip(draw.records, draw.truncated, draw.pictures, strict=True)
+    ]
+
+
+def _outcome(record: RewardRecord, cut: bool, picture: bytes | None) -> Outcome:
+    return Outcome(
+        value=record.value,
+        status=str(record.status),
+        reason=record.reason or "",
+        terms=dict(record.terms),
+        seconds=record.seconds,
+        truncated=cut,
+        picture=picture,
+    )

@@ -1,0 +1,140 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""verl's training loop around one group of workers of ours, without a captioner that verl trains or serves."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig
+from transfer_queue import KVBatchMeta
+from verl.single_controller.ray import RayResourcePool, ResourcePoolManager
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+from verl_uae.config.validate import validate
+from verl_uae.errors import CheckpointError
+from verl_uae.trainer.checkpoint import TRACKER, LastGoodStep, mark_complete, publish, repair_tracker
+from verl_uae.trainer.panel import PanelWriter
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+
+class NoAgentLoops:
+    """Stands where verl keeps its agent loops; these stages need none."""
+
+    @classmethod
+    def create(cls, **_: Any) -> NoAgentLoops:
+        """What verl's task runner calls."""
+        return cls()
+
+
+class StandaloneTrainer(LastGoodStep, PPOTrainer):
+    """Subclasses start their workers, run a step and validate; loop, logging, resume and checkpoints are shared."""
+
+    total_training_steps: int
+
+    def __init__(self, config: DictConfig) -> None:
+        validate(config)
+        super().__init__(config)
+        self.panels = PanelWriter(config.uae.panel.dir)
+
+    @abstractmethod
+    def start_workers(self, pool: RayResourcePool) -> None:
+        """Start the workers and wait until they have loaded."""
+
+    @abstractmethod
+    def save_models(self, folder: Path) -> None:
+        """Write the workers' part of a step folder."""
+
+    @abstractmethod
+    def load_models(self, folder: Path) -> None:
+        """Inverse of :meth:`save_models`."""
+
+    @abstractmethod
+    def prune_models(self) -> None:
+        """Remove what ``trainer.max_actor_ckpt_to_keep`` says; called when the new step is complete."""
+
+    def _build_replay_buffer(self) -> Any:
+        # verl compares the mode with the literal "sync" in six places.
+        self.trainer_mode = "sync"
+        return None
+
+    def _setup(self) -> None:
+        self._init_tokenizer()
+        self._init_dataloader()
+        self._init_dump_executor()
+        trainer = self.config.trainer
+        spec = {"global_pool": [trainer.n_gpus_per_node] * trainer.nnodes}
+        self.resource_pool_manager = ResourcePoolManager(resource_pool_spec=spec, mapping={})
+        self.resource_pool_manager.create_resource_pool()
+        self.start_workers(self.resource_pool_manager.resource_pool_dict["global_pool"])
+        self._load_checkpoint()
+
+    def get_llm_client(self) -> None:
+        """No caption server."""
+
+    def get_teacher_client(self) -> None:
+        """No teacher."""
+
+    def get_reward_handles(self) -> None:
+        """Rewards come from the workers."""
+
+    def on_sample_end(self) -> None:
+        """Nothing sleeps here."""
+
+    def on_step_end(self) -> None:
+        """There are no weights to send."""
+
+    def _start_profiling(self) -> None:
+        """verl's profiler follows its own worker groups."""
+
+    def _stop_profiling(self) -> None:
+        """See :meth:`_start_profiling`."""
+
+    @staticmethod
+    def step_keys(names: Sequence[str]) -> KVBatchMeta:
+        """What a step returns: keys of the TransferQueue, which verl clears when it is over, so they must be there."""
+        tags = [{"status": "success"} for _ in names]
+        tq.kv_batch_put(keys=list(names), partition_id="train", tags=tags)
+        return KVBatchMeta(partition_id="train", keys=list(names), tags=tags)
+
+    def _save_checkpoint(self) -> None:
+        folder = self._checkpoint_root / f"global_step_{self.global_steps}"
+        self.save_models(folder)
+        torch.save(self.train_dataloader.state_dict(), folder / "data.pt")
+        mark_complete(folder, self.global_steps)
+        publish(self._checkpoint_root / TRACKER, str(self.global_steps))
+        self.prune_models()
+
+    def _load_checkpoint(self) -> None:
+        self.global_steps = 0
+        folder = self._resume_folder()
+        if folder is None:
+            return
+        self.global_steps = int(folder.name.split("global_step_")[-1])
+        logger.info("resuming from %s", folder)
+        self.load_models(folder)
+        state = folder / "data.pt"
+        if not state.is_file():
+            raise CheckpointError(state, "missing: the place in the data")
+        self.train_dataloader.load_state_dict(torch.load(state, weights_only=True))
+
+    def _resume_folder(self) -> Path | None:
+        trainer = self.config.trainer
+        if trainer.resume_mode == "disable":
+            return None
+        if trainer.resume_mode == "resume_path":
+            return Path(trainer.resume_from_path).absolute()
+        if self._checkpoint_root.is_dir():
+            repair_tracker(self._checkpoint_root)
+        found = find_latest_ckpt_path(str(self._checkpoint_root))
+        return None if found is None else Path(found)

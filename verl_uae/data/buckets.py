@@ -2,19 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Aspect-ratio buckets: pictures of similar shape are trained at one size, so that little is cut off.
 
-The sizes follow NovelAI's rule (github.com/NovelAI/novelai-aspect-ratio-bucketing), which SDXL's multi-aspect training
-(arXiv 2307.01952, section 2.3) uses with steps of 64: both sides are multiples of a step, and the area comes as close
-to that of the base square as it can without exceeding it.
+The sizes follow NovelAI's rule (github.com/NovelAI/novelai-aspect-ratio-bucketing): both sides are multiples of a step,
+and each height gets the largest width that keeps the area within that of the base square. SDXL's multi-aspect training
+(arXiv 2307.01952, section 2.3) has the same idea with steps of 64.
 
 Shape legend: H height, W width, pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -24,6 +26,8 @@ from torch.utils.data import Sampler
 from verl_uae.data.images import to_tensor
 from verl_uae.errors import ConfigError
 from verl_uae.seeding import generator
+
+Item = TypeVar("Item")
 
 HeightWidth = tuple[int, int]
 """(H, W), pixels."""
@@ -137,24 +141,100 @@ class BucketSampler(Sampler[int]):
         ConfigError: if ``batch_size`` is not positive or no bucket fills a batch.
     """
 
-    def __init__(
-        self, buckets: Sequence[HeightWidth], batch_size: int, *, seed: int = 0, shuffle: bool = True
-    ) -> None:
-        raise NotImplementedError
+    def __init__(self, buckets: Sequence[HeightWidth], batch_size: int, *, seed: int = 0, shuffle: bool = True) -> None:
+        if batch_size < 1:
+            raise ConfigError("batch_size", f"must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.next_epoch = 0
+        self._items: dict[HeightWidth, list[int]] = {}
+        for item, bucket in enumerate(buckets):
+            self._items.setdefault((bucket[0], bucket[1]), []).append(item)
+        self._total = len(buckets)
+        if not len(self):
+            sizes = {size: len(items) for size, items in self._items.items()}
+            raise ConfigError("batch_size", f"no bucket holds {batch_size} pictures; (height, width): {sizes}")
+        named = json.dumps([[list(bucket) for bucket in buckets], batch_size, seed, shuffle])
+        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
 
     @property
     def dropped(self) -> int:
         """Items that no batch of an epoch holds."""
-        raise NotImplementedError
+        return self._total - len(self)
 
     def __len__(self) -> int:
         """Items of an epoch: a multiple of ``batch_size``."""
-        raise NotImplementedError
+        return sum(len(items) // self.batch_size * self.batch_size for items in self._items.values())
 
     def order(self, epoch: int) -> list[int]:
         """Items of an epoch, numbered from 0, in their order."""
-        raise NotImplementedError
+        batches = [batch for bucket, items in self._items.items() for batch in self._batches(bucket, items, epoch)]
+        if self.shuffle:
+            batches = _shuffled(batches, self.seed, "bucket-batches", epoch)
+        else:
+            batches.sort(key=lambda batch: batch[-1])
+        return [item for batch in batches for item in batch]
 
-    def __iter__(self) -> Iterator[int]:
+    def _batches(self, bucket: HeightWidth, items: list[int], epoch: int) -> list[list[int]]:
+        if self.shuffle:
+            items = _shuffled(items, self.seed, "bucket-items", epoch, *bucket)
+        whole = len(items) // self.batch_size * self.batch_size
+        return [items[start : start + self.batch_size] for start in range(0, whole, self.batch_size)]
+
+    def __iter__(self) -> BucketIterator:
         """Iterator of the next epoch, with ``state_dict`` and ``load_state_dict``."""
-        raise NotImplementedError
+        return BucketIterator(self)
+
+
+class BucketIterator(Iterator[int]):
+    """One epoch of a `BucketSampler`, and the place in it."""
+
+    def __init__(self, sampler: BucketSampler) -> None:
+        self.sampler = sampler
+        self.epoch: int | None = None
+        self.position = 0
+        self._order: list[int] = []
+
+    def __next__(self) -> int:
+        if self.epoch is None:
+            self._start(self.sampler.next_epoch)
+        if self.position >= len(self._order):
+            raise StopIteration
+        self.position += 1
+        return self._order[self.position - 1]
+
+    def _start(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.sampler.next_epoch = epoch + 1
+        self._order = self.sampler.order(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, number of items given of it, and the name of the order."""
+        epoch = self.sampler.next_epoch if self.epoch is None else self.epoch
+        return {"epoch": epoch, "position": self.position, "fingerprint": self.sampler.fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a place; the epoch after it is the sampler's next one.
+
+        Raises:
+            ConfigError: for the state of other data, batch size or seed.
+        """
+        if state["fingerprint"] != self.sampler.fingerprint:
+            raise ConfigError("data", "the saved place is one of other rows, buckets, batch size or seed")
+        self._start(int(state["epoch"]))
+        self.position = int(state["position"])
+
+
+@lru_cache(maxsize=4096)
+def _closest(sizes: tuple[HeightWidth, ...], width: int, height: int) -> HeightWidth:
+    def distance(size: HeightWidth) -> float:
+        ours, theirs = size[0] * width, size[1] * height
+        return max(ours, theirs) / min(ours, theirs)
+
+    return min(sizes, key=distance)
+
+
+def _shuffled(items: list[Item], *name: int | str) -> list[Item]:
+    order = torch.randperm(len(items), generator=generator(*name)).tolist()
+    return [items[place] for place in order]

@@ -31,9 +31,7 @@ def latent_fingerprint(vae: str | PathLike[str], dtype: torch.dtype) -> str:
     raise NotImplementedError
 
 
-def condition_fingerprint(
-    language_model: str | PathLike[str], dtype: torch.dtype, *, length: int, role: str
-) -> str:
+def condition_fingerprint(language_model: str | PathLike[str], dtype: torch.dtype, *, length: int, role: str) -> str:
     """Fingerprint for `TensorCache` of conditions: the language model's folder, its dtype, length and role."""
     raise NotImplementedError
 

@@ -5,17 +5,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
 
-from verl_uae.data.images import decode_image
+from verl_uae.data.images import decode_image, upright_size
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
 from verl_uae.data.quarantine import BadItem
-from verl_uae.errors import DecodeError
+from verl_uae.data.rows import CheckSettings, Row, RowDoor, Size, choose_rows, inspected, load_rows
+from verl_uae.errors import DataError, DecodeError
+
+logger = logging.getLogger(__name__)
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +87,85 @@ class PairRows(Dataset[Pair]):
 
     Attributes:
         sizes: (W, H) of every pair, upright, pixels.
-        bad: rows that are left out.
+        bad: rows that are left out; also in ``settings.quarantine_dir``.
 
     Raises:
         DataError: for an unreadable file, too many bad rows, or no usable one.
     """
 
-    sizes: list[tuple[int, int]]
-    bad: list[BadItem]
-
     def __init__(
         self,
         files: str | PathLike[str] | Sequence[str | PathLike[str]],
-        settings: object = None,
+        settings: CheckSettings | None = None,
         *,
         max_samples: int = -1,
         shuffle: bool = False,
         seed: int | None = None,
     ) -> None:
-        raise NotImplementedError
+        paths = [files] if isinstance(files, str | PathLike) else list(files)
+        if not paths:
+            raise DataError("<no file>", None, "at least one data file is needed")
+        names = tuple(str(path) for path in paths)
+        self.settings = settings or CheckSettings()
+        self.door = RowDoor(tuple(str(Path(name).expanduser()) for name in names), names, self.settings)
+        frame = load_rows(self.door.files)
+        chosen = choose_rows(len(frame), max_samples, shuffle=shuffle, seed=seed)
+        self.frame = frame if chosen is None else frame.select(chosen)
+        self.sizes: list[Size] = []
+        self.bad: list[BadItem] = []
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        total, good = len(self.frame), []
+        for item, row, found in inspected(self.frame, self.settings.threads, self._inspect):
+            if isinstance(found, str):
+                self.bad.append(self.door.bad(row, found))
+            else:
+                good.append(item)
+                self.sizes.append(found)
+        self.door.write_quarantine(self.bad)
+        self.door.check_share(total, self.bad)
+        if not good:
+            raise DataError(self.door.names[0], None, f"no usable row: {total} rows, {len(self.bad)} bad")
+        self.door.log_left_out(logger, total, "bad", self.bad)
+        if self.bad:
+            self.frame = self.frame.select(good)
+        logger.info("%s: %d pairs (%s)", ", ".join(self.door.names), len(good), self.settings.verify_images)
+
+    def _inspect(self, row: Row) -> Size | str:
+        """(W, H) of the picture, or the reason why the row is bad."""
+        found = self.door.inspect(row)
+        if isinstance(found, str):
+            return found
+        if len(found) > 1:
+            return f"column {self.door.image_key}: a pair has one picture, got {len(found)}"
+        info = row.get("extra_info") or {}
+        caption = info.get("caption")
+        if not isinstance(caption, str) or not caption.strip():
+            return "column extra_info: caption is missing"
+        if found[0] != (0, 0):
+            return found[0]
+        claimed = (info.get("width"), info.get("height"))
+        if all(isinstance(side, int) and side > 0 for side in claimed):
+            return claimed
+        try:
+            data = self.door.encoded(row, row[self.door.image_key][0])
+            return upright_size(data, limits=self.settings.image_limits)
+        except DataError as error:
+            return f"column {self.door.image_key}: {error.message}"
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.frame)
 
     def __getitem__(self, item: int) -> Pair:
         """A pair; where its picture file has become unreadable, one with a ``problem``, which costs that sample."""
-        raise NotImplementedError
+        row = self.frame[item]
+        file, number = self.door.origin(row)
+        info, (width, height) = row["extra_info"], self.sizes[item]
+        digest = info.get("sha256")
+        known = digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None
+        try:
+            image, problem = self.door.encoded(row, row[self.door.image_key][0]), None
+        except DataError as error:
+            image, problem = b"", error.message
+        return Pair(image, info["caption"], known, width, height, file, number, problem)

@@ -145,9 +145,9 @@ class PairRows(Dataset[Pair]):
             return "column extra_info: caption is missing"
         if found[0] != (0, 0):
             return found[0]
-        claimed = (info.get("width"), info.get("height"))
-        if all(isinstance(side, int) and side > 0 for side in claimed):
-            return claimed
+        width, height = info.get("width"), info.get("height")
+        if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
+            return (width, height)
         try:
             data = self.door.encoded(row, row[self.door.image_key][0])
             return upright_size(data, limits=self.settings.image_limits)

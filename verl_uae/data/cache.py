@@ -36,7 +36,7 @@ _NO_CONTENT = frozenset({"manifest.json"})
 """Describes the folder; changes without any change of a model."""
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     """Why a file of the cache is not used."""
 
 
@@ -111,7 +111,7 @@ class TensorCache:
         except FileNotFoundError:
             self.misses += 1
             return None
-        except (OSError, SafetensorError, _Unusable, ValueError) as error:
+        except (OSError, SafetensorError, _UnusableError, ValueError) as error:
             self.misses += 1
             self.corrupt += 1
             logger.warning("%s: not a usable cache file, made again: %s", path, error)
@@ -124,7 +124,7 @@ class TensorCache:
         """Keep tensors of an item; after an error of the disk, such as a full one, nothing is written any more."""
         if not self._writing:
             return
-        plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+        plain = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
         metadata = {"fingerprint": self.fingerprint, "name": _digest(name), "content": _content(plain)}
         path = self.path_of(name)
         temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
@@ -149,11 +149,11 @@ class TensorCache:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             # Copies: what is given out must not change or vanish with the file.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
         if metadata.get("fingerprint") != self.fingerprint or metadata.get("name") != _digest(name):
-            raise _Unusable("made by something else")
+            raise _UnusableError("made by something else")
         if metadata.get("content") != _content(tensors):
-            raise _Unusable("contents do not match their SHA-256")
+            raise _UnusableError("contents do not match their SHA-256")
         return tensors
 
     def _drop(self, path: Path) -> None:
@@ -188,7 +188,7 @@ def _content(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

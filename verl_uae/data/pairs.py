@@ -23,7 +23,8 @@ from verl_uae.errors import DataError, DecodeError
 
 logger = logging.getLogger(__name__)
 
-_DIGEST = re.compile("[0-9a-f]{64}")
+DIGEST = re.compile("[0-9a-f]{64}")
+"""An `images.image_digest`; anything else in its place counts as none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ class PairRows(Dataset[Pair]):
         file, number = self.door.origin(row)
         info, (width, height) = row["extra_info"], self.sizes[item]
         digest = info.get("sha256")
-        known = digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None
+        known = digest if isinstance(digest, str) and DIGEST.fullmatch(digest) else None
         try:
             image, problem = self.door.encoded(row, row[self.door.image_key][0]), None
         except DataError as error:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Aspect-ratio buckets: pictures of similar shape are trained at one size, so that little is cut off.
 
-The sizes follow NovelAI's rule (github.com/NovelAI/novelai-aspect-ratio-bucketing): both sides are multiples of a step,
-and each height gets the largest width that keeps the area within that of the base square. SDXL's multi-aspect training
-(arXiv 2307.01952, section 2.3) has the same idea with steps of 64.
+The rule is NovelAI's (github.com/NovelAI/novelai-aspect-ratio-bucketing): both sides are multiples of a step, and each
+height gets the largest width that keeps the area within that of the base square. SDXL's multi-aspect training (arXiv
+2307.01952, section 2.3) has the same idea with steps of 64.
 
 Shape legend: H height, W width, pixels.
 """
@@ -56,9 +56,8 @@ class Buckets:
     def around(cls, base: int, *, step: int, max_aspect: float = 2.0) -> Buckets:
         """Buckets of at most the area of a square.
 
-        For every height that is a multiple of ``step``, the largest width that is one too and keeps H W <= base^2; and
-        the same with the sides exchanged. Sizes of more than ``max_aspect`` are left out, and so is a size for which
-        another one has the same width and more height, or the same height and more width.
+        All (H, W) on the grid of ``step`` with H W <= base^2 and no side longer than ``max_aspect`` times the other,
+        less those that fit into another one of them.
 
         Args:
             base: side of the square, pixels; a multiple of ``step``.
@@ -72,11 +71,10 @@ class Buckets:
             raise ConfigError("base", f"must be a positive multiple of step={step}, got {base}")
         if not max_aspect >= 1.0:
             raise ConfigError("max_aspect", f"must be at least 1, got {max_aspect}")
-        found = {(base, base)}
-        for side in range(step, base + 1, step):
-            other = base * base // side // step * step
-            if other <= max_aspect * side:
-                found |= {(side, other), (other, side)}
+        found: set[HeightWidth] = set()
+        for short in range(step, base + 1, step):
+            long = min(base * base // short, int(max_aspect * short)) // step * step
+            found |= {(short, long), (long, short)}
         whole = {
             (height, width)
             for height, width in found

@@ -42,6 +42,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -102,6 +103,25 @@ def check_header(
     """
     with _refusals_named(path or _name(data), row):
         return _checked_header(data, limits)
+
+
+def upright_size(
+    data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, path: str | Path | None = None, row: int | None = None
+) -> tuple[int, int]:
+    """(W, H) of what `decode_image` would give, by the claims of encoded bytes and their EXIF orientation.
+
+    Nothing is decoded. The orientation of a PNG that has it after its pixels is not seen.
+
+    Raises:
+        DecodeError: for claims beyond the limits.
+    """
+    with _refusals_named(path or _name(data), row):
+        header = _checked_header(data, limits)
+        with Image.open(io.BytesIO(data), formats=[header.format]) as img:
+            # Pillow decodes a PNG to look for EXIF data behind its pixels.
+            known = header.format != "PNG" or "exif" in img.info
+            orientation = img.getexif().get(_EXIF_ORIENTATION, 1) if known else 1
+        return (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
 
 
 def rewrite_reason(data: bytes) -> str | None:

@@ -50,4 +50,28 @@ def write_items(path: Path, items: Iterable[BadItem]) -> None:
     """Write one JSON object ``{"file", "row", "reason"}`` a line."""
     with open(path, "w", encoding="utf-8") as file:
         for item in items:
-            file.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
+            file.write(_line(item) + "\n")
+
+
+class ItemList:
+    """A list that grows while data is streamed: each item once, also over restarts. The format is `write_items`'.
+
+    Args:
+        path: the file; begun if it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known = set(path.read_text(encoding="utf-8").split("\n")) if path.exists() else set()
+
+    def add(self, item: BadItem) -> None:
+        """Append an item, unless it is listed."""
+        line = _line(item)
+        if line not in self._known:
+            self._known.add(line)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def _line(item: BadItem) -> str:
+    return json.dumps(asdict(item), ensure_ascii=False)

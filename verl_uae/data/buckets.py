@@ -1,0 +1,238 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Aspect-ratio buckets: pictures of similar shape are trained at one size, so that little is cut off.
+
+The rule is NovelAI's (github.com/NovelAI/novelai-aspect-ratio-bucketing): both sides are multiples of a step, and each
+height gets the largest width that keeps the area within that of the base square. SDXL's multi-aspect training (arXiv
+2307.01952, section 2.3) has the same idea with steps of 64.
+
+Shape legend: H height, W width, pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from verl_uae.data.images import to_tensor
+from verl_uae.errors import ConfigError
+from verl_uae.seeding import generator
+
+Item = TypeVar("Item")
+
+HeightWidth = tuple[int, int]
+"""(H, W), pixels."""
+
+RESIZE_RULE = "cover-centre-bicubic"
+"""Name of what `fit` does, for the keys of a cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """The sizes pictures are trained at.
+
+    Attributes:
+        sizes: (H, W) of every bucket, by ascending H / W; no two are equal.
+    """
+
+    sizes: tuple[HeightWidth, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sizes or len(set(self.sizes)) != len(self.sizes):
+            raise ValueError(f"buckets must be different sizes, at least one, got {self.sizes}")
+        if any(side < 1 for size in self.sizes for side in size):
+            raise ValueError(f"sides must be positive, got {self.sizes}")
+
+    @classmethod
+    def around(cls, base: int, *, step: int, max_aspect: float = 2.0) -> Buckets:
+        """Buckets of at most the area of a square.
+
+        All (H, W) on the grid of ``step`` with H W <= base^2 and no side longer than ``max_aspect`` times the other,
+        less those that fit into another one of them.
+
+        Args:
+            base: side of the square, pixels; a multiple of ``step``.
+            step: what both sides are multiples of, pixels: a multiple of VAE factor times patch size (16 for SD3.5).
+            max_aspect: largest ratio of the sides, at least 1. Longer pictures go to the longest bucket and are cut.
+
+        Raises:
+            ConfigError: for an impossible argument.
+        """
+        if step < 1 or base < step or base % step:
+            raise ConfigError("base", f"must be a positive multiple of step={step}, got {base}")
+        if not max_aspect >= 1.0:
+            raise ConfigError("max_aspect", f"must be at least 1, got {max_aspect}")
+        found: set[HeightWidth] = set()
+        for short in range(step, base + 1, step):
+            long = min(base * base // short, int(max_aspect * short)) // step * step
+            found |= {(short, long), (long, short)}
+        whole = {
+            (height, width)
+            for height, width in found
+            if not any((h > height and w >= width) or (h >= height and w > width) for h, w in found)
+        }
+        return cls(tuple(sorted(whole, key=lambda size: size[0] / size[1])))
+
+    @classmethod
+    def single(cls, height: int, width: int | None = None) -> Buckets:
+        """One bucket for all pictures; ``width`` is ``height`` where it is None."""
+        return cls(((height, height if width is None else width),))
+
+    def bucket_of(self, width: int, height: int) -> HeightWidth:
+        """(H, W) of the bucket whose aspect ratio is closest to that of a picture, as a factor.
+
+        Args:
+            width, height: of the upright picture, pixels.
+
+        Raises:
+            ValueError: if a side is not positive.
+        """
+        if width < 1 or height < 1:
+            raise ValueError(f"a picture must have positive sides, got {width} x {height}")
+        return _closest(self.sizes, width, height)
+
+
+def fit(img: Image.Image, size: HeightWidth) -> Tensor:
+    """Bring a picture to a bucket: scale to cover it, then cut the centre (bicubic, `images.to_tensor`).
+
+    Nothing is stretched, and at most one side is cut. The reward scales the source picture the same way.
+
+    Args:
+        img: RGB picture.
+        size: (H, W).
+
+    Returns:
+        Tensor (3, H, W), float32, in [0, 1].
+
+    Raises:
+        ValueError: for a picture that is not RGB.
+    """
+    return to_tensor([img], size)[0]
+
+
+class BucketSampler(Sampler[int]):
+    """Every ``batch_size`` consecutive items are of one bucket; for a ``StatefulDataLoader``.
+
+    In an epoch the items of each bucket are shuffled and cut into batches, and the batches are shuffled. What does not
+    fill a batch of its bucket is dropped for this epoch (`dropped` items, other ones in every epoch). The order is a
+    function of seed and epoch alone. An epoch begins when the first item of an iterator is asked for, so iterators
+    that are made and thrown away (as ``StatefulDataLoader`` does) cost none.
+
+    The iterator has the state. It resumes at any place, and refuses the state of another order.
+
+    Args:
+        buckets: bucket of every item, in the order of the data set; equal values are one bucket.
+        batch_size: items per batch of all ranks together.
+        seed: names the orders.
+        shuffle: False keeps the order of the data set: batches come in the order in which they are full.
+
+    Raises:
+        ConfigError: if ``batch_size`` is not positive or no bucket fills a batch.
+    """
+
+    def __init__(self, buckets: Sequence[HeightWidth], batch_size: int, *, seed: int = 0, shuffle: bool = True) -> None:
+        if batch_size < 1:
+            raise ConfigError("batch_size", f"must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.next_epoch = 0
+        self._items: dict[HeightWidth, list[int]] = {}
+        for item, bucket in enumerate(buckets):
+            self._items.setdefault((bucket[0], bucket[1]), []).append(item)
+        self._total = len(buckets)
+        if not len(self):
+            sizes = {size: len(items) for size, items in self._items.items()}
+            raise ConfigError("batch_size", f"no bucket holds {batch_size} pictures; (height, width): {sizes}")
+        named = json.dumps([[list(bucket) for bucket in buckets], batch_size, seed, shuffle])
+        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
+
+    @property
+    def dropped(self) -> int:
+        """Items that no batch of an epoch holds."""
+        return self._total - len(self)
+
+    def __len__(self) -> int:
+        """Items of an epoch: a multiple of ``batch_size``."""
+        return sum(len(items) // self.batch_size * self.batch_size for items in self._items.values())
+
+    def order(self, epoch: int) -> list[int]:
+        """Items of an epoch, numbered from 0, in their order."""
+        batches = [batch for bucket, items in self._items.items() for batch in self._batches(bucket, items, epoch)]
+        if self.shuffle:
+            batches = _shuffled(batches, self.seed, "bucket-batches", epoch)
+        else:
+            batches.sort(key=lambda batch: batch[-1])
+        return [item for batch in batches for item in batch]
+
+    def _batches(self, bucket: HeightWidth, items: list[int], epoch: int) -> list[list[int]]:
+        if self.shuffle:
+            items = _shuffled(items, self.seed, "bucket-items", epoch, *bucket)
+        whole = len(items) // self.batch_size * self.batch_size
+        return [items[start : start + self.batch_size] for start in range(0, whole, self.batch_size)]
+
+    def __iter__(self) -> BucketIterator:
+        """Iterator of the next epoch, with ``state_dict`` and ``load_state_dict``."""
+        return BucketIterator(self)
+
+
+class BucketIterator(Iterator[int]):
+    """One epoch of a `BucketSampler`, and the place in it."""
+
+    def __init__(self, sampler: BucketSampler) -> None:
+        self.sampler = sampler
+        self.epoch: int | None = None
+        self.position = 0
+        self._order: list[int] = []
+
+    def __next__(self) -> int:
+        if self.epoch is None:
+            self._start(self.sampler.next_epoch)
+        if self.position >= len(self._order):
+            raise StopIteration
+        self.position += 1
+        return self._order[self.position - 1]
+
+    def _start(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.sampler.next_epoch = epoch + 1
+        self._order = self.sampler.order(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, number of items given of it, and the name of the order."""
+        epoch = self.sampler.next_epoch if self.epoch is None else self.epoch
+        return {"epoch": epoch, "position": self.position, "fingerprint": self.sampler.fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a place; the epoch after it is the sampler's next one.
+
+        Raises:
+            ConfigError: for the state of other data, batch size or seed.
+        """
+        if state["fingerprint"] != self.sampler.fingerprint:
+            raise ConfigError("data", "the saved place is one of other rows, buckets, batch size or seed")
+        self._start(int(state["epoch"]))
+        self.position = int(state["position"])
+
+
+@lru_cache(maxsize=4096)
+def _closest(sizes: tuple[HeightWidth, ...], width: int, height: int) -> HeightWidth:
+    def distance(size: HeightWidth) -> float:
+        ours, theirs = size[0] * width, size[1] * height
+        return max(ours, theirs) / min(ours, theirs)
+
+    return min(sizes, key=distance)
+
+
+def _shuffled(items: list[Item], *name: int | str) -> list[Item]:
+    order = torch.randperm(len(items), generator=generator(*name)).tolist()
+    return [items[place] for place in order]

@@ -1,0 +1,251 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of data files and the checks each goes through once, for every data set of this package. Knows no verl."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from verl_uae.data.images import ImageLimits, decode_image, encoded_bytes, upright_size
+from verl_uae.data.quarantine import BadItem, published, write_items
+from verl_uae.data.schema import row_problem
+from verl_uae.errors import ConfigError, DataError
+
+VERIFY_MODES: tuple[str, ...] = ("full", "header", "off")
+_READ_AHEAD = 64
+FILE, ROW = "uae_file", "uae_row"
+"""Columns that say where a row comes from: number of the data file, zero-based row in it."""
+_RESIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+
+Row = dict[str, Any]
+Found = TypeVar("Found")
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckSettings:
+    """Our keys under ``data:``, all optional, each with the prefix ``uae_``."""
+
+    verify_images: str = "full"
+    """``full``: decode every picture once before training; ``header``: only read its claims; ``off``: neither.
+    Whatever the mode, rows are checked for their form and pictures are checked again when they are used."""
+    max_bad_share: float = 0.1
+    """Largest share of bad rows to go on with, in [0, 1]; overlong rows that verl was told to filter do not count."""
+    quarantine_dir: str | None = None
+    """Folder for ``quarantine_<file>.jsonl``; with ``${trainer.default_local_dir}`` it lies with the checkpoints."""
+    image_root: str | None = None
+    """Folder that pictures given by path must lie in; default: the folder of the data file."""
+    threads: int = 4
+    """Decoding threads of the check."""
+    log_first: int = 5
+    """Number of bad rows named in the log."""
+    image_limits: ImageLimits = ImageLimits()  # noqa: RUF009 - frozen
+    """What the door refuses: a mapping with the fields of `ImageLimits`."""
+
+    def __post_init__(self) -> None:
+        if self.verify_images not in VERIFY_MODES:
+            raise ConfigError("data.uae_verify_images", f"must be one of {VERIFY_MODES}, got {self.verify_images!r}")
+        if not 0.0 <= self.max_bad_share <= 1.0:
+            raise ConfigError("data.uae_max_bad_share", f"must lie in [0, 1], got {self.max_bad_share}")
+        if self.threads < 1:
+            raise ConfigError("data.uae_threads", f"must be at least 1, got {self.threads}")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> CheckSettings:
+        """Read the keys from verl's ``data`` section; raises `ConfigError` naming an unknown or impossible one."""
+        known = {field.name for field in fields(cls)}
+        given = {str(key)[4:]: config[key] for key in config if str(key).startswith("uae_")}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            names = ", ".join(f"uae_{name}" for name in sorted(known))
+            raise ConfigError(f"data.uae_{unknown[0]}", f"unknown key; known: {names}")
+        # YAML reads a bare `off` as false.
+        if isinstance(given.get("verify_images"), bool):
+            given["verify_images"] = "full" if given["verify_images"] else "off"
+        if given.get("image_limits") is not None:
+            try:
+                given["image_limits"] = ImageLimits(**given["image_limits"])
+            except (TypeError, ValueError) as error:
+                raise ConfigError("data.uae_image_limits", str(error)) from error
+        return cls(**{key: value for key, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class RowDoor:
+    """Checks rows and decodes their pictures. Holds no rows, so it is cheap to copy and to send."""
+
+    files: tuple[str, ...]
+    """The files as they are read, for paths beside them."""
+    names: tuple[str, ...]
+    """The same files as the user named them, for messages."""
+    settings: CheckSettings
+    prompt_key: str = "prompt"
+    image_key: str = "images"
+    refused_keys: tuple[str, ...] = ("videos", "audios")
+    refused_text: tuple[str, ...] = ()
+    """See `schema.row_problem`."""
+
+    def inspect(self, row: Row) -> list[Size] | str:
+        """(W, H) of the pictures of a row, (0, 0) where they are not looked at, or the reason why the row is bad."""
+        problem = row_problem(
+            row,
+            prompt_key=self.prompt_key,
+            image_key=self.image_key,
+            refused_keys=self.refused_keys,
+            refused_text=self.refused_text,
+        )
+        if problem is not None:
+            return problem
+        try:
+            return [self._size(row, cell) for cell in row[self.image_key]]
+        except DataError as error:
+            return f"column {self.image_key}: {error.message}"
+
+    def _size(self, row: Row, cell: Any) -> Size:
+        mode, limits = self.settings.verify_images, self.settings.image_limits
+        options = resize_options(cell)
+        wanted = max(options.get("min_pixels", 0), options.get("resized_width", 0) * options.get("resized_height", 0))
+        if wanted > limits.max_pixels:
+            raise DataError("<image cell>", None, f"asks to be enlarged to {wanted} pixels, limit {limits.max_pixels}")
+        if mode == "off":
+            return (0, 0)
+        if mode == "header":
+            return upright_size(self.encoded(row, cell), limits=limits)
+        return self.decode(row, cell).size
+
+    def decode(self, row: Row, cell: Any) -> Image.Image:
+        """A picture of a row; raises `DecodeError` naming file and row."""
+        file, number = self.origin(row)
+        limits = self.settings.image_limits
+        return decode_image(cell, limits=limits, path=file, row=number, root=self.image_root(row))
+
+    def encoded(self, row: Row, cell: Any) -> bytes:
+        """A picture of a row as it is stored; raises `DecodeError` naming file and row."""
+        file, number = self.origin(row)
+        limits = self.settings.image_limits
+        return encoded_bytes(cell, limits=limits, path=file, row=number, root=self.image_root(row))
+
+    def origin(self, row: Row) -> tuple[str, int]:
+        """The file, as the user named it, and the zero-based row in it."""
+        return self.names[row[FILE]], row[ROW]
+
+    def bad(self, row: Row, reason: str) -> BadItem:
+        """The row as an entry of the quarantine file."""
+        return BadItem(*self.origin(row), reason)
+
+    def image_root(self, row: Row) -> Path:
+        """Folder that pictures given by path must lie in."""
+        if self.settings.image_root is not None:
+            return Path(self.settings.image_root).expanduser()
+        return Path(self.files[row[FILE]]).resolve().parent
+
+    def write_quarantine(self, items: Sequence[BadItem]) -> None:
+        """List the rows that are left out, also when there is none; nothing without ``quarantine_dir``."""
+        if self.settings.quarantine_dir is None:
+            return
+        path = quarantine_path(self.settings.quarantine_dir, self.names)
+        with published(path) as (temporary,):
+            write_items(temporary, items)
+
+    def check_share(self, total: int, bad: Sequence[BadItem]) -> None:
+        """Raise `DataError` if more rows are bad than the settings allow."""
+        if len(bad) > self.settings.max_bad_share * total:
+            limit = f"more than data.uae_max_bad_share={self.settings.max_bad_share:g}"
+            raise DataError(self.names[0], None, f"{len(bad)} of {total} rows are bad, {limit}; first: {bad[0]}")
+
+    def log_left_out(self, logger: logging.Logger, total: int, kind: str, items: Sequence[BadItem]) -> None:
+        """One warning with the number of rows left out and the first of them; nothing without any."""
+        if items:
+            first = "; ".join(map(str, items[: self.settings.log_first]))
+            logger.warning("%d of %d rows are %s and left out, first: %s", len(items), total, kind, first)
+
+
+def inspected(
+    frame: datasets.Dataset, threads: int, inspect: Callable[[Row], Found]
+) -> Iterator[tuple[int, Row, Found]]:
+    """Every item, its row and what ``inspect`` found, in order; ``inspect`` runs in threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(frame), _READ_AHEAD):
+            items = range(start, min(start + _READ_AHEAD, len(frame)))
+            rows = [frame[item] for item in items]
+            yield from zip(items, rows, pool.map(inspect, rows), strict=True)
+
+
+def quarantine_path(folder: str, names: Sequence[str]) -> Path:
+    """Where the bad rows of some files are listed, as ``quarantine_<first file>_<hash of the names>.jsonl``."""
+    directory = Path(folder).expanduser()
+    directory.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    return directory / f"quarantine_{Path(names[0]).stem}_{digest}.jsonl"
+
+
+def load_rows(files: Sequence[str], image_key: str = "images") -> datasets.Dataset:
+    """Read data files without decoding pictures, and note where each row comes from (`FILE`, `ROW`).
+
+    Raises:
+        DataError: for a file that cannot be read, or files with different columns.
+    """
+    frames = [_load(file, number, image_key) for number, file in enumerate(files)]
+    try:
+        return datasets.concatenate_datasets(frames)
+    except ValueError as error:
+        raise DataError(str(files[0]), None, f"files with different columns: {error}") from error
+
+
+def choose_rows(total: int, max_samples: int, *, shuffle: bool, seed: int | None) -> list[int] | None:
+    """Rows to start from, None for all; the draw is verl's, so ``train_max_samples`` picks the same rows."""
+    if not 0 < max_samples < total:
+        return None
+    if not shuffle:
+        return list(range(max_samples))
+    rng = np.random.default_rng() if seed is None else np.random.default_rng(seed)
+    chosen: Any = rng.choice(total, size=max_samples, replace=False)
+    return chosen.tolist()
+
+
+def _load(file: str, number: int, image_key: str) -> datasets.Dataset:
+    """Read a data file without decoding pictures, and note where each row comes from."""
+    kinds = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+    kind = kinds.get(Path(file).suffix)
+    if kind is None:
+        raise DataError(file, None, f"must be one of {', '.join(kinds)}")
+    try:
+        frame = datasets.load_dataset(kind, data_files=str(file))["train"]
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(file, None, f"cannot be read: {error.__cause__ or error}") from error
+    if image_key not in frame.column_names:
+        raise DataError(file, None, f"column {image_key} is missing")
+    # A file written with the Image feature would be decoded by `datasets`, past the door.
+    feature = frame.features[image_key]
+    if isinstance(getattr(feature, "feature", None), datasets.Image):
+        frame = frame.cast_column(image_key, type(feature)(datasets.Image(decode=False)))
+    frame = frame.remove_columns([name for name in (FILE, ROW) if name in frame.column_names])
+    return frame.add_column(FILE, [number] * len(frame)).add_column(ROW, list(range(len(frame))))
+
+
+def resize_options(cell: Any) -> dict[str, int]:
+    """Qwen's per-picture size options in a cell.
+
+    Raises:
+        DataError: if one is not a positive integer, or only one of the two resized sides is given.
+    """
+    if not isinstance(cell, Mapping):
+        return {}
+    options = {key: cell[key] for key in _RESIZE_KEYS if cell.get(key) is not None}
+    for key, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise DataError("<image cell>", None, f"{key} must be a positive integer, got {value!r}")
+    if ("resized_height" in options) != ("resized_width" in options):
+        raise DataError("<image cell>", None, "resized_height and resized_width go together")
+    return options

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 FAILURES: dict[str, BaseException] = {}
 
 #: Values of ``trainer.v1.trainer_mode`` that are ours.
-TRAINERS = ("uae_g4u", "uae_u4g", "uae_unified")
+TRAINERS = ("uae_pretrain", "uae_cold_start", "uae_g4u", "uae_u4g", "uae_unified")
 
 #: Names of the registrations that succeeded in this process.
 REGISTERED: list[str] = []
@@ -54,6 +54,7 @@ def _register_trainers() -> None:
 def _import_trainers() -> None:
     try:
         import verl_uae.trainer.g4u
+        import verl_uae.trainer.pretrain
         import verl_uae.trainer.u4g
         import verl_uae.trainer.unified  # noqa: F401
     except Exception as error:

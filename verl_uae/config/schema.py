@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from verl_uae.config.policy_schema import PolicyConfig, UnifiedConfig
+from verl_uae.config.supervised_schema import ColdStartConfig, PretrainConfig
 
 
 @dataclass
@@ -182,6 +183,8 @@ class UAEConfig:
     panel: PanelConfig = field(default_factory=PanelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     unified: UnifiedConfig = field(default_factory=UnifiedConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
 
 
 def register_schema() -> None:

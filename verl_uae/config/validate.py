@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_uae.config.checks import check_choices, check_minimum
 from verl_uae.config.schema import UAEConfig
 from verl_uae.config.validate_policy import validate_policy
+from verl_uae.config.validate_supervised import validate_supervised
 from verl_uae.errors import ConfigError, UAEError
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -26,7 +27,7 @@ _CHOICES = {
     "uae.decoder.pool": ("colocated", "own"),
     "uae.conditioner.weights": ("frozen",),
     "uae.reward.advantage_std": ("group", "global", "none"),
-    "uae.stage": ("g4u", "u4g", "unified"),
+    "uae.stage": ("pretrain", "cold_start", "g4u", "u4g", "unified"),
 }
 #: key -> (smallest, whether the smallest itself is allowed)
 _MINIMUM = {
@@ -74,14 +75,17 @@ def validate(config: DictConfig) -> None:
     for key in ("data.train_files", "data.val_files"):
         if not OmegaConf.select(config, key):
             raise ConfigError(key, "is not set: a parquet file, for example from `verl-uae data pack FOLDER --out DIR`")
-    if config.uae.stage != "u4g":
+    stage = config.uae.stage
+    if stage in ("g4u", "unified"):
         _validate_grpo(config)
         _validate_micro_batches(config)
     _validate_shared(config)
     _validate_decoder(config)
     _validate_rewards(config)
-    if config.uae.stage != "g4u":
+    if stage in ("u4g", "unified"):
         validate_policy(config)
+    elif stage in ("pretrain", "cold_start"):
+        validate_supervised(config)
 
 
 def _validate_keys(section: DictConfig, schema: type, path: str) -> None:

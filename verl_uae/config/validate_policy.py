@@ -21,8 +21,15 @@ _CHOICES = {
     "uae.policy.advantage.std": ("group", "global", "none"),
     "uae.policy.captions.source": ("encoder", "column"),
     "uae.policy.captions.dtype": ("float32", "float16", "bfloat16"),
-    "uae.policy.fsdp_config.strategy": ("fsdp", "fsdp2"),
     "uae.unified.first": ("g4u", "u4g"),
+}
+_TRAINING_CHOICES = {"uae.policy.fsdp_config.strategy": ("fsdp", "fsdp2")}
+_TRAINING_MINIMUM = {
+    "uae.policy.micro_batch_size": (1, True),
+    "uae.policy.lora.rank": (0, True),
+    "uae.policy.lora.alpha": (1, True),
+    "uae.policy.ema.decay": (0, True),
+    "uae.policy.ema.every": (1, True),
 }
 _MINIMUM = {
     "uae.policy.num_steps": (2, True),
@@ -37,15 +44,10 @@ _MINIMUM = {
     "uae.policy.guidance": (1, True),
     "uae.policy.samples_per_caption": (2, True),
     "uae.policy.updates_per_rollout": (1, True),
-    "uae.policy.micro_batch_size": (1, True),
     "uae.policy.objective.num_sigmas": (1, True),
     "uae.policy.objective.old_decay": (0, True),
     "uae.policy.reference_kl.coef": (0, True),
     "uae.policy.advantage.min_std": (0, True),
-    "uae.policy.lora.rank": (0, True),
-    "uae.policy.lora.alpha": (1, True),
-    "uae.policy.ema.decay": (0, True),
-    "uae.policy.ema.every": (1, True),
     "uae.policy.captions.temperature": (0, False),
     "uae.policy.captions.batch_size": (1, True),
     "uae.policy.captions.cache_size": (1, True),
@@ -62,7 +64,7 @@ def validate_policy(config: DictConfig) -> None:
     Raises:
         ConfigError: naming the first key that is impossible.
     """
-    _validate_backend(config)
+    validate_decoder_training(config)
     check_choices(config, _CHOICES)
     check_minimum(config, _MINIMUM)
     if config.uae.stage == "unified" and config.uae.policy.captions.source == "column":
@@ -74,20 +76,35 @@ def validate_policy(config: DictConfig) -> None:
     _validate_window(config)
     _validate_batches(config)
     policy = config.uae.policy
-    for key, decay in (("ema.decay", policy.ema.decay), ("objective.old_decay", policy.objective.old_decay)):
-        if decay >= 1:
-            raise ConfigError(f"uae.policy.{key}", f"must be below 1, got {decay}: the average would never move")
+    if policy.objective.old_decay >= 1:
+        raise ConfigError("uae.policy.objective.old_decay", "must be below 1: the old policy would never move")
     if policy.advantage.clamp is not None and policy.advantage.clamp <= 0:
         raise ConfigError("uae.policy.advantage.clamp", f"must be above 0 or null, got {policy.advantage.clamp}")
-    for name in policy.save_contents:
-        if name not in _CONTENTS:
-            raise ConfigError("uae.policy.save_contents", f"{name!r} is none of {', '.join(_CONTENTS)}")
     if policy.guidance != config.uae.decoder.guidance and (policy.guidance == 1 or config.uae.decoder.guidance == 1):
         raise ConfigError(
             "uae.decoder.guidance",
             f"{config.uae.decoder.guidance} with uae.policy.guidance={policy.guidance}: a decoder trained without "
             "guidance must be drawn without, and the other way round",
         )
+
+
+def validate_decoder_training(config: DictConfig) -> None:
+    """Check what every stage that trains the decoder takes from ``uae.policy``.
+
+    Raises:
+        ConfigError: naming the first key that is impossible.
+    """
+    _validate_backend(config)
+    check_choices(config, _TRAINING_CHOICES)
+    check_minimum(config, _TRAINING_MINIMUM)
+    policy = config.uae.policy
+    if policy.ema.decay >= 1:
+        raise ConfigError(
+            "uae.policy.ema.decay", f"must be below 1, got {policy.ema.decay}: the average would never move"
+        )
+    for name in policy.save_contents:
+        if name not in _CONTENTS:
+            raise ConfigError("uae.policy.save_contents", f"{name!r} is none of {', '.join(_CONTENTS)}")
 
 
 def _validate_backend(config: DictConfig) -> None:
@@ -99,7 +116,7 @@ def _validate_backend(config: DictConfig) -> None:
         raise ConfigError(
             "uae.policy.fsdp_config", f"is of {target.rpartition('.')[2]}: verl has an MM-DiT on FSDP alone; use fsdp"
         )
-    if config.uae.stage == "u4g" and config.actor_rollout_ref.actor.strategy == "megatron":
+    if config.uae.stage != "unified" and config.actor_rollout_ref.actor.strategy == "megatron":
         raise ConfigError("model_engine", "megatron has no MM-DiT in verl, and this stage trains nothing else; use dp")
     if config.uae.policy.sampler == "replica" and strategy != "fsdp2":
         raise ConfigError("uae.policy.sampler", f"replica needs uae.policy.fsdp_config.strategy=fsdp2, got {strategy}")

@@ -38,7 +38,7 @@ def objective(config: DictConfig) -> BoundObjective:
 
 
 def worker_config(config: DictConfig, total_steps: int) -> TrainingWorkerConfig:
-    """What verl's training worker needs.
+    """What verl's training worker needs to train the decoder as a policy.
 
     Args:
         config: the whole composed configuration.
@@ -48,8 +48,26 @@ def worker_config(config: DictConfig, total_steps: int) -> TrainingWorkerConfig:
     shadows = [EMA] if policy.ema.decay > 0 else []
     if objective(config).objective.kind == "forward":
         shadows.append(OLD)
+    reference = policy.reference_kl.coef > 0
+    return training_worker_config(config, total_steps, MODEL_TYPE, shadows=shadows, keep_reference=reference)
+
+
+def training_worker_config(
+    config: DictConfig, total_steps: int, model_type: str, *, shadows: list[str], keep_reference: bool = False
+) -> TrainingWorkerConfig:
+    """What verl's training worker needs to train the decoder.
+
+    Args:
+        config: the whole composed configuration.
+        total_steps: steps of the run that train the decoder, for the learning-rate schedule.
+        model_type: selects the engine.
+        shadows: weight copies to keep.
+        keep_reference: keep the weights before training too.
+    """
+    policy = config.uae.policy
     model = PolicyModelConfig(
         path=config.uae.decoder.path,
+        model_type=model_type,
         lora_rank=policy.lora.rank,
         lora_alpha=policy.lora.alpha,
         lora_target_modules=list(policy.lora.target_modules),
@@ -57,12 +75,12 @@ def worker_config(config: DictConfig, total_steps: int) -> TrainingWorkerConfig:
         train_projector=policy.train_projector,
         enable_gradient_checkpointing=policy.gradient_checkpointing,
         shadows=shadows,
-        keep_reference=policy.reference_kl.coef > 0,
+        keep_reference=keep_reference,
     )
     contents = [name for name in policy.save_contents if name != "diffusers"]
     optim = OmegaConf.merge(policy.optim, {"total_training_steps": total_steps})
     return TrainingWorkerConfig(
-        model_type=MODEL_TYPE,
+        model_type=model_type,
         model_config=model,
         engine_config=omega_conf_to_dataclass(policy.fsdp_config),
         optimizer_config=omega_conf_to_dataclass(optim),

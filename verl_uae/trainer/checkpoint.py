@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 MARKER = "uae_complete.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 _PREFIX = "global_step_"
+
+#: Folder of the trained decoder in a checkpoint, and of its weights for use elsewhere.
+POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
 
 
 class LastGoodStep:
@@ -59,6 +63,38 @@ class LastGoodStep:
         self.global_steps = step
         self.train_dataloader = SavedState(loader_state)
         self._save_checkpoint()
+
+
+class DecoderCheckpoints:
+    """Mixin of trainers: the trained decoder's part of a step folder."""
+
+    config: Any
+    global_steps: int
+    policy: Any
+    """The decoder's workers, a :class:`~verl_uae.rollout.policy_group.DecoderTrainingGroup`."""
+
+    def save_policy(self, folder: Path) -> None:
+        """Checkpoint of the decoder into a step folder, and the decoder folder that others load.
+
+        verl prunes before it writes; :func:`prune_policies` does so once the new step is complete.
+        """
+        self.policy.save(str(folder / POLICY_FOLDER), self.global_steps, None)
+        if "diffusers" in self.config.uae.policy.save_contents:
+            self.policy.export(str(folder / EXPORT_FOLDER))
+
+    def load_policy(self, folder: Path) -> None:
+        """Inverse of :meth:`save_policy`."""
+        self.policy.load(str(folder / POLICY_FOLDER))
+
+
+def prune_policies(root: Path, keep: int | None) -> None:
+    """Remove the policy and its decoder folder from all but the newest ``keep`` steps."""
+    if not keep:
+        return
+    for name in (POLICY_FOLDER, EXPORT_FOLDER):
+        folders = sorted(root.glob(f"{_PREFIX}*/{name}"), key=lambda path: int(path.parent.name[len(_PREFIX) :]))
+        for folder in folders[:-keep]:
+            shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,15 +26,13 @@ from verl_uae.rollout.policy import PolicySource
 from verl_uae.rollout.policy_group import PolicyGroup
 from verl_uae.rollout.policy_layout import Layout
 from verl_uae.rollout.sample import CaptionState, Outcome, dataset_row, prompt_text, source_image
+from verl_uae.trainer.checkpoint import DecoderCheckpoints
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members
 
 logger = logging.getLogger(__name__)
 
-#: Folder of the policy in a checkpoint, and of its weights for use elsewhere.
-POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
 
-
-class PolicyMixin:
+class PolicyMixin(DecoderCheckpoints):
     """Starts the policy's workers and runs its steps."""
 
     config: DictConfig
@@ -121,29 +117,6 @@ class PolicyMixin:
             drawn = self.policy.evaluate(sources[:probes], probes, plan)
             explored[:probes] = [entry["picture"] for entry in drawn]
         return outcomes, explored
-
-    def save_policy(self, folder: Path) -> None:
-        """Checkpoint of the policy into a step folder, and the decoder folder that others load.
-
-        verl prunes before it writes; :func:`prune_policies` does so once the new step is complete.
-        """
-        self.policy.save(str(folder / POLICY_FOLDER), self.global_steps, None)
-        if "diffusers" in self.config.uae.policy.save_contents:
-            self.policy.export(str(folder / EXPORT_FOLDER))
-
-    def load_policy(self, folder: Path) -> None:
-        """Inverse of :meth:`save_policy`."""
-        self.policy.load(str(folder / POLICY_FOLDER))
-
-
-def prune_policies(root: Path, keep: int | None) -> None:
-    """Remove the policy and its decoder folder from all but the newest ``keep`` steps."""
-    if not keep:
-        return
-    for name in (POLICY_FOLDER, EXPORT_FOLDER):
-        folders = sorted(root.glob(f"global_step_*/{name}"), key=lambda path: int(path.parent.name[12:]))
-        for folder in folders[:-keep]:
-            shutil.rmtree(folder)
 
 
 def policy_sources(columns: Mapping[str, Sequence[Any]], states: Sequence[CaptionState]) -> list[PolicySource]:

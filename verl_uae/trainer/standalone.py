@@ -21,7 +21,15 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError
-from verl_uae.trainer.checkpoint import TRACKER, LastGoodStep, mark_complete, publish, repair_tracker
+from verl_uae.trainer.checkpoint import (
+    TRACKER,
+    DecoderCheckpoints,
+    LastGoodStep,
+    mark_complete,
+    prune_policies,
+    publish,
+    repair_tracker,
+)
 from verl_uae.trainer.panel import PanelWriter
 
 logger = logging.getLogger(__name__)
@@ -37,7 +45,7 @@ class NoAgentLoops:
         return cls()
 
 
-class StandaloneTrainer(LastGoodStep, PPOTrainer):
+class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
     """Subclasses start their workers, run a step and validate; loop, logging, resume and checkpoints are shared."""
 
     total_training_steps: int
@@ -50,18 +58,6 @@ class StandaloneTrainer(LastGoodStep, PPOTrainer):
     @abstractmethod
     def start_workers(self, pool: RayResourcePool) -> None:
         """Start the workers and wait until they have loaded."""
-
-    @abstractmethod
-    def save_models(self, folder: Path) -> None:
-        """Write the workers' part of a step folder."""
-
-    @abstractmethod
-    def load_models(self, folder: Path) -> None:
-        """Inverse of :meth:`save_models`."""
-
-    @abstractmethod
-    def prune_models(self) -> None:
-        """Remove what ``trainer.max_actor_ckpt_to_keep`` says; called when the new step is complete."""
 
     def _build_replay_buffer(self) -> Any:
         # verl compares the mode with the literal "sync" in six places.
@@ -109,11 +105,11 @@ class StandaloneTrainer(LastGoodStep, PPOTrainer):
 
     def _save_checkpoint(self) -> None:
         folder = self._checkpoint_root / f"global_step_{self.global_steps}"
-        self.save_models(folder)
+        self.save_policy(folder)
         torch.save(self.train_dataloader.state_dict(), folder / "data.pt")
         mark_complete(folder, self.global_steps)
         publish(self._checkpoint_root / TRACKER, str(self.global_steps))
-        self.prune_models()
+        prune_policies(self._checkpoint_root, self.config.trainer.get("max_actor_ckpt_to_keep"))
 
     def _load_checkpoint(self) -> None:
         self.global_steps = 0
@@ -122,7 +118,7 @@ class StandaloneTrainer(LastGoodStep, PPOTrainer):
             return
         self.global_steps = int(folder.name.split("global_step_")[-1])
         logger.info("resuming from %s", folder)
-        self.load_models(folder)
+        self.load_policy(folder)
         state = folder / "data.pt"
         if not state.is_file():
             raise CheckpointError(state, "missing: the place in the data")

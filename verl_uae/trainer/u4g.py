@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from transfer_queue import KVBatchMeta
@@ -18,7 +17,7 @@ from verl.utils.debug import marked_timer
 from verl_uae.errors import RewardError
 from verl_uae.trainer.outcomes import validation_info
 from verl_uae.trainer.panel import PanelRow
-from verl_uae.trainer.policy import PolicyMixin, policy_sources, prune_policies
+from verl_uae.trainer.policy import PolicyMixin, policy_sources
 from verl_uae.trainer.standalone import StandaloneTrainer
 
 logger = logging.getLogger(__name__)
@@ -33,18 +32,6 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
         """The policy's workers."""
         self.start_policy(pool, self.total_training_steps)
         self.policy.wait_until_loaded()
-
-    def save_models(self, folder: Path) -> None:
-        """See :meth:`PolicyMixin.save_policy`."""
-        self.save_policy(folder)
-
-    def load_models(self, folder: Path) -> None:
-        """See :meth:`PolicyMixin.load_policy`."""
-        self.load_policy(folder)
-
-    def prune_models(self) -> None:
-        """See :func:`prune_policies`."""
-        prune_policies(self._checkpoint_root, self.config.trainer.get("max_actor_ckpt_to_keep"))
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """One batch of pictures; when too few have a reward, the last good step is saved before the run stops."""

@@ -16,8 +16,9 @@ from verl.utils.debug import marked_timer
 
 from verl_uae.errors import RewardError
 from verl_uae.trainer.batch import canonical_order, fetch
+from verl_uae.trainer.checkpoint import prune_policies
 from verl_uae.trainer.g4u import G4UTrainer
-from verl_uae.trainer.policy import PolicyMixin, policy_sources, prune_policies
+from verl_uae.trainer.policy import PolicyMixin, policy_sources
 from verl_uae.trainer.schedule import Alternation
 from verl_uae.trainer.u4g import policy_line
 

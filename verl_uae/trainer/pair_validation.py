@@ -1,0 +1,72 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Validation pictures of the supervised stages: given captions, drawn by the evaluation sampler and scored."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+from PIL import Image
+
+from verl_uae.data.images import to_tensor
+from verl_uae.data.pairs import Pair
+from verl_uae.errors import DataError
+from verl_uae.rollout.chain import encode_jpeg
+from verl_uae.rollout.policy import PolicySource
+from verl_uae.trainer.panel import PanelRow, PanelWriter
+
+
+class PairValidation:
+    """Mixin of trainers with decoder workers."""
+
+    config: DictConfig
+    global_steps: int
+    panels: PanelWriter
+    policy: Any
+    logger: Any
+
+    def validate_pictures(self, sources: Sequence[PolicySource]) -> dict[str, float]:
+        """Mean reward and terms of the pictures that have one, share without, and a panel of the first."""
+        probes = min(self.config.uae.panel.probes, len(sources))
+        outcomes = self.policy.evaluate(list(sources), probes)
+        columns: dict[str, list[float]] = defaultdict(list)
+        for entry in outcomes:
+            if entry["status"] == "ok":
+                columns["reward"].append(entry["value"])
+                for term, value in entry["terms"].items():
+                    columns[f"term_{term}"].append(value)
+        metrics = {f"val-aux/{name}/mean": sum(values) / len(values) for name, values in columns.items()}
+        if "reward" in columns:
+            metrics["val-core/reward/mean"] = metrics.pop("val-aux/reward/mean")
+        metrics["val-aux/uae/invalid_frac"] = sum(entry["status"] != "ok" for entry in outcomes) / len(outcomes)
+        decoder = self.config.uae.decoder
+        rows = [
+            PanelRow(
+                encode_jpeg(to_tensor([source.image], (decoder.height, decoder.width))[0]),
+                source.caption,
+                entry["picture"],
+                entry["value"],
+                dict(entry["terms"]),
+            )
+            for source, entry in zip(sources, outcomes, strict=True)
+            if entry["picture"]
+        ]
+        if rows:
+            self.panels.write(self.global_steps, rows, self.logger)
+        return metrics
+
+
+def policy_sources_of_pairs(pairs: Sequence[Pair]) -> list[PolicySource]:
+    """Pairs as what the decoder's workers draw and score; one that does not decode has no score."""
+    sources = []
+    for pair in pairs:
+        row = {"data_source": "pairs", "ground_truth": None, "extra_info": {"caption": pair.caption}}
+        try:
+            sources.append(PolicySource(pair.decode(), pair.identity, pair.caption, row=row))
+        except DataError as error:
+            blank = Image.new("RGB", (1, 1))
+            sources.append(PolicySource(blank, pair.identity, pair.caption, str(error), "error", row))
+    return sources

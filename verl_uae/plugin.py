@@ -53,6 +53,7 @@ def _register_trainers() -> None:
 
 def _import_trainers() -> None:
     try:
+        import verl_uae.trainer.cold_start
         import verl_uae.trainer.g4u
         import verl_uae.trainer.pretrain
         import verl_uae.trainer.u4g

@@ -19,6 +19,7 @@ from verl_uae.data.images import decode_image, upright_size
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
 from verl_uae.data.quarantine import BadItem
 from verl_uae.data.rows import CheckSettings, Row, RowDoor, Size, choose_rows, inspected, load_rows
+from verl_uae.data.schema import Message
 from verl_uae.errors import DataError, DecodeError
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class Pair:
     """Zero-based row of the file, or number of the sample in its shard."""
     problem: str | None = None
     """Why ``image`` is empty."""
+    prompt: tuple[Message, ...] | None = None
+    """What the captioner is asked, with one ``<image>``; None where the data do not say."""
 
     @property
     def name(self) -> str:
@@ -169,4 +172,6 @@ class PairRows(Dataset[Pair]):
             image, problem = self.door.encoded(row, row[self.door.image_key][0]), None
         except DataError as error:
             image, problem = b"", error.message
-        return Pair(image, info["caption"], known, width, height, file, number, problem)
+        return Pair(
+            image, info["caption"], known, width, height, file, number, problem, tuple(row[self.door.prompt_key])
+        )

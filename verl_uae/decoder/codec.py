@@ -22,7 +22,12 @@ def encode_image(vae: Any, image_B3HW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_latent(vae: Any, latent_BChw: Tensor) -> Tensor:
-    """Scaled latents to pictures in [0, 1], shape (B, 3, H, W), fp32."""
+    """Scaled latents to pictures in [0, 1], shape (B, 3, H, W), fp32; no gradient."""
+    return differentiable_decode(vae, latent_BChw)
+
+
+def differentiable_decode(vae: Any, latent_BChw: Tensor) -> Tensor:
+    """As :func:`decode_latent`, with the gradient to the latents; none where the picture is cut to [0, 1]."""
     latent = latent_BChw.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
     return (vae.decode(latent, return_dict=False)[0].float() * 0.5 + 0.5).clamp(0.0, 1.0)
 

@@ -134,10 +134,7 @@ class Conditioner(nn.Module):
 
     def states(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Last-layer states of templated ids, zero at pads, shape (B, L, E); differentiable."""
-        hidden_BLE = self.language_model(
-            input_ids=ids_BL, attention_mask=mask_BL.long(), use_cache=False
-        ).last_hidden_state
-        return hidden_BLE * mask_BL.unsqueeze(-1).to(hidden_BLE.dtype)
+        return text_states(self.language_model, ids_BL, mask_BL)
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Condition:
@@ -145,6 +142,12 @@ class Conditioner(nn.Module):
         device = next(self.language_model.parameters()).device
         ids_BL, mask_BL, truncated_B = (tensor.to(device) for tensor in self.tokenize(captions))
         return Condition(self.states(ids_BL, mask_BL), mask_BL, truncated_B)
+
+
+def text_states(language_model: nn.Module, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """Last-layer states of a text, zero at pads, shape (B, L, E); differentiable."""
+    hidden_BLE = language_model(input_ids=ids_BL, attention_mask=mask_BL.long(), use_cache=False).last_hidden_state
+    return hidden_BLE * mask_BL.unsqueeze(-1).to(hidden_BLE.dtype)
 
 
 def language_stack(model: nn.Module) -> nn.Module:

@@ -93,6 +93,7 @@ class DecoderEngine(FSDPEngine):
             # The others are sent the weights when the module is sharded.
             empty=self.device_mesh.get_coordinate()[-1] != 0,
         )
+        module.transformer.requires_grad_(self.model_config.train_transformer)
         module.projector.requires_grad_(self.model_config.train_projector)
         return module
 

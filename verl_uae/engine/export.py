@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from verl.utils.device import get_device_id
 from verl.utils.fsdp_utils import load_fsdp_model_to_gpu, offload_fsdp_model_to_cpu
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.engine.lora import lora_scalings, merged_state, plain_name
@@ -47,6 +48,12 @@ def full_state_dict(engine: DecoderEngine, weights: str = "live") -> dict[str, T
         scalings = {} if bare else lora_scalings(engine.module)
         state = _gather(engine)
     return merged_state(state, scalings) if state else {}
+
+
+def gather_merged(engine: FSDPEngine) -> dict[str, Tensor]:
+    """Full tensors of any sharded engine with adapters multiplied out, on rank 0; every rank must call it."""
+    state = _gather(engine)
+    return merged_state(state, lora_scalings(engine.module)) if state else {}
 
 
 def load_full_state(module: nn.Module, state: dict[str, Tensor], *, source: str = "weights") -> int:
@@ -133,7 +140,7 @@ def _chosen(engine: DecoderEngine, weights: str) -> AbstractContextManager[Any]:
     return engine.reference() if weights == "reference" else engine.shadow(weights).swapped()
 
 
-def _gather(engine: DecoderEngine) -> dict[str, Tensor]:
+def _gather(engine: FSDPEngine) -> dict[str, Tensor]:
     module = engine.module
     if isinstance(module, FullyShardedDataParallel):
         return _gather_fsdp1(engine)
@@ -155,7 +162,7 @@ def full_tensor(tensor: Any) -> Tensor:
     return on_device.full_tensor()
 
 
-def _gather_fsdp1(engine: DecoderEngine) -> dict[str, Tensor]:
+def _gather_fsdp1(engine: FSDPEngine) -> dict[str, Tensor]:
     module = engine.module
     if engine.is_param_offload_enabled:
         load_fsdp_model_to_gpu(module)

@@ -16,18 +16,24 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from verl_uae.engine.policy_module import DEFAULT_TARGETS, PolicyModule
+from verl_uae.engine.policy_module import DEFAULT_TARGETS
 from verl_uae.errors import ConfigError
 from verl_uae.seeding import normal
 
 _ADAPTER = "default"
-_TARGETS_KEY = "uae.policy.lora.target_modules"
 
 
 def add_lora(
-    module: PolicyModule, *, rank: int, alpha: int, target_modules: Sequence[str] = DEFAULT_TARGETS, seed: int = 0
+    module: nn.Module,
+    *,
+    rank: int,
+    alpha: int,
+    target_modules: Sequence[str] = DEFAULT_TARGETS,
+    seed: int = 0,
+    part: str = "transformer",
+    key: str = "uae.policy.lora",
 ) -> int:
-    """Add fp32 adapters to layers of ``module.transformer``, in place; all other weights are frozen.
+    """Add fp32 adapters to layers of a part of a module, in place; all other weights are frozen.
 
     W x becomes W x + (alpha / rank) B A x with A from N(0, 1 / rank^2), as peft's ``gaussian``, and B = 0, so nothing
     changes yet. A is drawn by name: the same on every rank and in every process.
@@ -38,6 +44,8 @@ def add_lora(
         alpha: scale, at least 1.
         target_modules: endings of the names of the layers.
         seed: part of the name of the draws.
+        part: name of the submodule that gets adapters.
+        key: section of the configuration, for errors.
 
     Returns:
         Number of adapted layers.
@@ -45,20 +53,23 @@ def add_lora(
     Raises:
         ConfigError: an ending matches no layer, or the rank or alpha is not positive.
     """
-    for key, value in (("rank", rank), ("alpha", alpha)):
+    for name, value in (("rank", rank), ("alpha", alpha)):
         if value < 1:
-            raise ConfigError(f"uae.policy.lora.{key}", f"must be at least 1, got {value}")
-    linear = [name for name, layer in module.transformer.named_modules() if isinstance(layer, nn.Linear)]
+            raise ConfigError(f"{key}.{name}", f"must be at least 1, got {value}")
+    adapted = module.get_submodule(part)
+    linear = [name for name, layer in adapted.named_modules() if isinstance(layer, nn.Linear)]
     for target in target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             examples = ", ".join(name.split(".", 2)[-1] for name in linear if ".attn." in name) or ", ".join(linear[:9])
-            raise ConfigError(_TARGETS_KEY, f"{target!r} matches no linear layer of the transformer; it has {examples}")
+            raise ConfigError(
+                f"{key}.target_modules", f"{target!r} matches no linear layer of {part}; it has {examples}"
+            )
     if not target_modules:
-        raise ConfigError(_TARGETS_KEY, "names no layer; lora.rank 0 trains all weights")
+        raise ConfigError(f"{key}.target_modules", "names no layer; lora.rank 0 trains all weights")
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules), init_lora_weights="gaussian")
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(config, module.transformer, _ADAPTER)
+        inject_adapter_in_model(config, adapted, _ADAPTER)
     layers = lora_layers(module)
     for name, layer in layers.items():
         _initialise(layer, seed, name)

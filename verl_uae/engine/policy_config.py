@@ -31,6 +31,8 @@ class PolicyModelConfig(BaseConfig):
     """Endings of module names of the transformer that get an adapter."""
     lora_seed: int = 0
     """Names the adapters' initial values."""
+    train_transformer: bool = True
+    """Train the transformer: its adapters, or all of it at rank 0."""
     train_projector: bool = False
     """Train the projector too, all of its weights."""
     enable_gradient_checkpointing: bool = False

@@ -94,7 +94,8 @@ class SupervisedEngine(DecoderEngine):
         return {"model_output": {}, "loss": losses or [0.0], "metrics": {**metrics, "valid": [total]}}
 
     def _signal(self, data: TensorDict) -> Tensor:
-        return data["weight_B"].max()
+        trained = any(weight.requires_grad for weight in self.module.parameters())
+        return data["weight_B"].max() * float(trained)
 
     def _check_count(self, count: int) -> None:
         """Ranks with fewer forward passes would leave the others waiting for ever."""

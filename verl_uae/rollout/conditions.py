@@ -63,6 +63,10 @@ class ConditionCache:
         reasons = [failures.get(caption, "") for caption in captions]
         return Conditions([states for states, _ in used], [cut for _, cut in used], reasons)
 
+    def forget(self) -> None:
+        """Drop everything kept, after the conditioner's weights have changed."""
+        self._kept.clear()
+
     def _encode(self, some: list[str], found: dict[str, tuple[Tensor, bool]], failures: dict[str, str]) -> None:
         try:
             condition = self.conditioner.encode(some + [""] * (BATCH - len(some)))

@@ -53,7 +53,13 @@ def worker_config(config: DictConfig, total_steps: int) -> TrainingWorkerConfig:
 
 
 def training_worker_config(
-    config: DictConfig, total_steps: int, model_type: str, *, shadows: list[str], keep_reference: bool = False
+    config: DictConfig,
+    total_steps: int,
+    model_type: str,
+    *,
+    shadows: list[str],
+    keep_reference: bool = False,
+    train_transformer: bool = True,
 ) -> TrainingWorkerConfig:
     """What verl's training worker needs to train the decoder.
 
@@ -63,15 +69,17 @@ def training_worker_config(
         model_type: selects the engine.
         shadows: weight copies to keep.
         keep_reference: keep the weights before training too.
+        train_transformer: train the MM-DiT as ``uae.policy.lora`` says.
     """
     policy = config.uae.policy
     model = PolicyModelConfig(
         path=config.uae.decoder.path,
         model_type=model_type,
-        lora_rank=policy.lora.rank,
+        lora_rank=policy.lora.rank if train_transformer else 0,
         lora_alpha=policy.lora.alpha,
         lora_target_modules=list(policy.lora.target_modules),
         lora_seed=config.uae.seed,
+        train_transformer=train_transformer,
         train_projector=policy.train_projector,
         enable_gradient_checkpointing=policy.gradient_checkpointing,
         shadows=shadows,

@@ -96,7 +96,7 @@ class PretrainWorker(DecoderTrainingWorker):
         tu.assign_non_tensor(
             data,
             micro_batch_size_per_gpu=self.run.uae.policy.micro_batch_size,
-            total_weight=self._total(fields["weight_B"]),
+            total_weight=self.total_weight(fields["weight_B"]),
             update_lr_scheduler=True,
         )
         metrics = dict(tu.get(self.train_batch(data), "metrics"))
@@ -158,8 +158,3 @@ class PretrainWorker(DecoderTrainingWorker):
             "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),
         }
         return fields, problems, sum(cut) / max(1, len(cut))
-
-    def _total(self, weight_B: Tensor) -> float:
-        total = weight_B.sum().to(get_device_id())
-        torch.distributed.all_reduce(total)
-        return float(total)

@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 from verl.single_controller.base.decorator import Dispatch, register
-from verl.utils.device import get_device_name, get_torch_device
+from verl.utils.device import get_device_id, get_device_name, get_torch_device
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
@@ -66,6 +66,12 @@ class DecoderTrainingWorker(TrainingWorker):
         Returns:
             Outcomes of the sources ``rank, rank + world_size, ...``.
         """
+        return self.evaluate_pictures(sources, probes, plan)
+
+    def evaluate_pictures(
+        self, sources: Sequence[PolicySource], probes: int, plan: dict[str, Any] | None
+    ) -> list[Outcome]:
+        """See :meth:`evaluate`."""
         numbers = list(range(self.rank, len(sources), self.world_size))
         # All ranks make equally many velocity calls, of whole micro-batches.
         size, share = self.run.uae.policy.micro_batch_size, math.ceil(len(sources) / self.world_size)
@@ -92,6 +98,13 @@ class DecoderTrainingWorker(TrainingWorker):
     def policy_state(self) -> dict[str, Tensor]:
         """The averaged weights as full tensors in host memory, on rank 0; empty elsewhere."""
         return full_state_dict(self.engine, self._averaged or "live")
+
+    @staticmethod
+    def total_weight(weight_B: Tensor) -> float:
+        """Sum of the weights of all ranks; every rank must call it."""
+        total = weight_B.sum().to(get_device_id())
+        torch.distributed.all_reduce(total)
+        return float(total)
 
     def _field(self) -> FieldOf:
         """What draws with the engine's current weights."""

@@ -1,0 +1,32 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cold start: encoder and decoder learn together from the semantic reconstruction loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from verl.trainer.ppo.v1 import register_trainer
+
+from verl_uae.rollout.cold_start_worker import ColdStartWorker
+from verl_uae.trainer.pair_validation import policy_sources_of_pairs
+from verl_uae.trainer.pretrain import PairTrainer
+
+#: Folder of the trained encoder in a checkpoint.
+ENCODER_FOLDER = "encoder"
+
+
+@register_trainer("uae_cold_start")
+class ColdStartTrainer(PairTrainer):
+    """verl's training loop around the differentiable sampler."""
+
+    worker = ColdStartWorker
+
+    def save_policy(self, folder: Path) -> None:
+        """The decoder's part, and the encoder as a transformers folder."""
+        super().save_policy(folder)
+        self.policy.call("export_encoder", str(folder / ENCODER_FOLDER))
+
+    def _validate(self) -> dict[str, float]:
+        pairs = [self.validation_pairs[index] for index in range(len(self.validation_pairs))]
+        return self.validate_pictures(policy_sources_of_pairs(pairs))

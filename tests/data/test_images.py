@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from verl_uae.data.images import ImageLimits, decode_image, image_digest, to_tensor
+from verl_uae.data.images import ImageLimits, decode_image, image_digest, to_tensor, upright_size
 from verl_uae.errors import DecodeError
 
 
@@ -251,3 +251,28 @@ def test_to_tensor_equals_scaling_to_cover_then_cutting(make_picture: Callable) 
     assert difference.abs().max() <= 1 / 255
     with pytest.raises(ValueError, match="RGB"):
         to_tensor([], 8)
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9), 99])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_upright_size_is_that_of_the_decoded_picture(
+    format: str, orientation: int | None, make_picture: Callable, make_bytes: Callable, monkeypatch
+) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    data = make_bytes(make_picture(48, 32), format, exif=exif)
+    expected = decode_image(data).size
+    assert expected == ((32, 48) if orientation in (5, 6, 7, 8) else (48, 32))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # nothing is decoded
+    assert upright_size(data) == expected
+
+
+def test_upright_size_never_lets_out_a_size_beyond_the_limits(hostile_inputs) -> None:
+    passed = 0
+    for name, data, _ in hostile_inputs[:300]:
+        with contextlib.suppress(DecodeError):
+            width, height = upright_size(data)
+            passed += 1
+            assert min(width, height) >= 16 and width * height <= 4096**2, name
+    assert 0 < passed < 300

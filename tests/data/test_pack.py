@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from verl_uae.data.buckets import Buckets
 from verl_uae.data.images import decode_image, image_digest
-from verl_uae.data.pack import pack, read_captions
+from verl_uae.data.pack import pack
+from verl_uae.data.shards import PairShards
 from verl_uae.errors import ConfigError, DataError
 
 
@@ -161,23 +163,6 @@ def test_captions_and_prompt_reach_the_rows(folder: Path, tmp_path: Path) -> Non
         pack(folder, tmp_path / "none", captions={"nope.png": "x"})
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("{", "row 0: not JSON"),
-        ('{"file": "a", "caption": "b"}\n{"file": "a"}', "row 1: expected"),
-        ("[]", "row 0: expected"),
-        ('{"file": "a", "caption": "b"}\n{"file": "a", "caption": "c"}', "row 1: file 'a' has a caption already"),
-    ],
-)
-def test_caption_file_errors_name_the_line(text: str, reason: str, tmp_path: Path) -> None:
-    (tmp_path / "c.jsonl").write_text(text)
-    with pytest.raises(DataError, match=reason):
-        read_captions(tmp_path / "c.jsonl")
-    with pytest.raises(DataError, match="cannot read captions"):
-        read_captions(tmp_path / "absent.jsonl")
-
-
 def test_nothing_is_overwritten_unasked(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = pack(folder, out)
@@ -245,3 +230,67 @@ def test_real_photographs(tmp_path: Path) -> None:
     assert foreign <= set(reasons) and report.train + report.val + report.duplicates == len(pictures) >= 20
     assert report.files_seen == sum(path.is_file() for path in folder.rglob("*"))
     assert report.rewritten == {"transparency": 2}
+
+
+def _captions(folder: Path, count: int) -> dict[str, str]:
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.suffix != ".txt")
+    return {file: f"picture {file}" for file in files[:count]}
+
+
+def test_pairs_become_shards_that_can_be_streamed(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    captions = {**_captions(folder, 99)}
+    del captions["p0.png"]
+    report = pack(folder, out, captions=captions, val_fraction=0.3, seed=1, format="webdataset", shard_size=3)
+    assert report.train + report.val == 9 and report.with_caption == 9 and report.bad == 5
+    assert _quarantine(out)["p0.png"] == "no caption" and not (out / "train.parquet").exists()
+    shards = {split: sorted(out.glob(f"{split}-*.tar")) for split in ("train", "val")}
+    assert [len(shards["train"]), len(shards["val"])] == [-(-report.train // 3), -(-report.val // 3)]
+    assert set(report.sha256) == {path.name for path in (*shards["train"], *shards["val"])} | {"quarantine.jsonl"}
+    pairs = [
+        pair
+        for split in shards
+        for (pair,) in PairShards(f"{out}/{split}-*.tar", Buckets.single(64), 1, shuffle=False, epochs=1)
+    ]
+    parquet = tmp_path / "parquet"
+    pack(folder, parquet, captions=captions, val_fraction=0.3, seed=1)
+    rows = [row for split in ("train", "val") for row in _rows(parquet / f"{split}.parquet")]
+    wanted = {row["extra_info"]["sha256"]: row for row in rows if row["extra_info"]["caption"] is not None}
+    assert len(pairs) == 9 and {pair.digest for pair in pairs} == set(wanted)
+    for pair in pairs:
+        row = wanted[pair.digest or ""]
+        assert pair.image == row["images"][0]["bytes"] and pair.caption == row["extra_info"]["caption"]
+        assert image_digest(pair.decode()) == pair.digest
+        assert (pair.width, pair.height) == (row["extra_info"]["width"], row["extra_info"]["height"])
+    # The split is the same one, the order is not that of the names.
+    train = {digest for digest, row in wanted.items() if row["extra_info"]["split"] == "train"}
+    assert {pair.digest for pair in pairs[: report.train]} == train
+    assert [pair.caption for pair in pairs] != sorted(pair.caption for pair in pairs)
+
+
+def test_shards_are_the_same_bytes_again_and_replace_older_files(folder: Path, tmp_path: Path) -> None:
+    captions = _captions(folder, 99)
+    pack(folder, tmp_path / "a", captions=captions, seed=5)
+    with pytest.raises(ConfigError, match=r"already holds train\.parquet"):
+        pack(folder, tmp_path / "a", captions=captions, format="webdataset")
+    pack(folder, tmp_path / "a", captions=captions, seed=5, overwrite=True, format="webdataset", shard_size=1)
+    assert len(list((tmp_path / "a").glob("*.tar"))) == 10 and not list((tmp_path / "a").glob("*.parquet"))
+    options = {"captions": captions, "seed": 5, "format": "webdataset", "shard_size": 4}
+    first = pack(folder, tmp_path / "a", overwrite=True, **options)
+    second = pack(folder, tmp_path / "b", threads=1, **options)
+    assert first == second
+    for out in ("a", "b"):
+        assert {path.name for path in (tmp_path / out).iterdir()} == {*first.sha256, "report.json"}
+
+
+def test_shards_need_captions(folder: Path, tmp_path: Path) -> None:
+    for captions, error, message in (
+        (None, ConfigError, "captions are needed"),
+        ({}, DataError, "no picture has a caption"),
+        ({"x": "y"}, DataError, "no caption names a picture"),
+    ):
+        with pytest.raises(error, match=message):
+            pack(folder, tmp_path / "out", captions=captions, format="webdataset")
+    for options in ({"format": "zip"}, {"shard_size": 0}):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            pack(folder, tmp_path / "out", captions=_captions(folder, 3), **options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_uae.data.quarantine import BadItem, published, write_items
+from verl_uae.data.quarantine import BadItem, ItemList, published, write_items
 
 
 def test_items_are_one_json_object_a_line(tmp_path: Path) -> None:
@@ -35,3 +35,14 @@ def test_nothing_changes_after_an_error(tmp_path: Path) -> None:
         new_b.write_text("half")
         raise RuntimeError
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+
+
+def test_a_growing_list_names_each_item_once(tmp_path: Path) -> None:
+    items = [BadItem("a.tar", 3, "odd\nname\u2028here"), BadItem("a.tar", None, "cut")]
+    for _ in range(2):  # the second time as after a restart
+        listed = ItemList(tmp_path / "q.jsonl")
+        for item in (*items, items[0]):
+            listed.add(item)
+    text = (tmp_path / "q.jsonl").read_text(encoding="utf-8")
+    write_items(tmp_path / "whole.jsonl", items)
+    assert text == (tmp_path / "whole.jsonl").read_text(encoding="utf-8") and text.count("cut") == 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,8 +70,8 @@ class Buckets:
         """
         if step < 1 or base < step or base % step:
             raise ConfigError("base", f"must be a positive multiple of step={step}, got {base}")
-        if not max_aspect >= 1.0:
-            raise ConfigError("max_aspect", f"must be at least 1, got {max_aspect}")
+        if not 1.0 <= max_aspect < math.inf:
+            raise ConfigError("max_aspect", f"must be a number from 1, got {max_aspect}")
         found: set[HeightWidth] = set()
         for short in range(step, base + 1, step):
             long = min(base * base // short, int(max_aspect * short)) // step * step

@@ -28,6 +28,8 @@ def add_parser(subparsers: Any) -> None:
     packer.add_argument("--max-pixels", type=int, help="scale larger pictures down to this many pixels")
     packer.add_argument("--data-source", default="uae", help="label that validation metrics are grouped by")
     packer.add_argument("--threads", type=int, default=2, help="decoding threads")
+    packer.add_argument("--format", choices=("parquet", "webdataset"), default="parquet", help="what to write")
+    packer.add_argument("--shard-size", type=int, default=1000, help="pictures per tar shard")
     packer.add_argument("--overwrite", action="store_true", help="replace files that exist")
     packer.set_defaults(run=_pack)
 
@@ -79,6 +81,8 @@ def _pack(args: argparse.Namespace) -> int:
         data_source=args.data_source,
         threads=args.threads,
         overwrite=args.overwrite,
+        format=args.format,
+        shard_size=args.shard_size,
     )
     print(json.dumps(asdict(report), indent=2))
     left_out = report.bad + report.duplicates

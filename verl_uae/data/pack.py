@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pack a folder of pictures into verl's parquet files.
+"""Pack a folder of pictures into verl's parquet files, or pairs into webdataset shards.
 
 The result depends on the pictures, their names, the seed and the arguments, and on nothing else. Pictures are read
 twice: once to judge them and to hash what will be stored, once to write, so that memory does not grow with the folder.
@@ -14,20 +14,21 @@ import json
 import logging
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
+from verl_uae.data.captions import read_captions
 from verl_uae.data.images import DEFAULT_LIMITS, ImageLimits, decode_image, encoded_bytes, image_digest, rewrite_reason
+from verl_uae.data.pack_write import write_parquet, write_shard
 from verl_uae.data.quarantine import BadItem, published, write_items
-from verl_uae.data.schema import Message, make_prompt, make_row, row_schema
+from verl_uae.data.schema import Message, make_prompt, make_row
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.seeding import derive_seed
 
@@ -35,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 TRAIN_FILE, VAL_FILE = "train.parquet", "val.parquet"
 QUARANTINE_FILE, REPORT_FILE = "quarantine.jsonl", "report.json"
-_ROW_GROUP_BYTES = 32 * 2**20
-_ROW_GROUP_ROWS = 256
+FORMATS: tuple[str, ...] = ("parquet", "webdataset")
+_SHARD_FILE = re.compile(r"(train|val)-\d{6}\.tar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,13 @@ def pack(
     data_source: str = "uae",
     threads: int = 2,
     overwrite: bool = False,
+    format: str = "parquet",
+    shard_size: int = 1000,
 ) -> PackReport:
     """Write ``train.parquet``, ``val.parquet``, ``quarantine.jsonl`` and ``report.json``.
+
+    With the format ``webdataset`` there are ``train-000000.tar``, ``val-000000.tar`` and so on in place of the parquet
+    files, for `shards.PairShards`: pictures with a caption only, in an order drawn from content and seed.
 
     Every file below ``folder`` is looked at, in the order of its path; links that leave the folder and linked folders
     are refused. PNG and JPEG bytes are stored as they are (with their metadata) when every reader would see the same
@@ -108,7 +114,9 @@ def pack(
         limits: what the image door refuses.
         data_source: written to every row.
         threads: decoding threads.
-        overwrite: replace files that exist.
+        overwrite: replace files that exist, of either format.
+        format: one of `FORMATS`.
+        shard_size: pictures per tar shard.
 
     Raises:
         ConfigError: for an impossible argument.
@@ -116,6 +124,7 @@ def pack(
     """
     folder, out_dir = Path(folder).resolve(), Path(out_dir).resolve()
     _check_arguments(folder, out_dir, val_fraction, max_pixels, limits, overwrite)
+    _check_format(format, shard_size, captions is not None)
     messages = make_prompt(prompt) if isinstance(prompt, str) else prompt
     texts = captions if isinstance(captions, Mapping) else read_captions(captions) if captions is not None else {}
     _check_prompt(messages)
@@ -128,53 +137,38 @@ def pack(
         )
     if texts and not any(picture.source in texts for picture in pictures):
         raise DataError(folder, None, f"no caption names a picture of this folder, e.g. {next(iter(texts))!r}")
+    uncaptioned: list[BadItem] = []
+    if format == "webdataset":
+        uncaptioned = [
+            BadItem(picture.source, None, "no caption") for picture in pictures if picture.source not in texts
+        ]
+        pictures = [picture for picture in pictures if picture.source in texts]
+        if not pictures:
+            raise DataError(folder, None, "no picture has a caption")
     pictures = _split(pictures, val_fraction, seed)
-    quarantine = sorted([*bad, *more_bad, *duplicates], key=lambda item: item.file)
+    quarantine = sorted([*bad, *more_bad, *duplicates, *uncaptioned], key=lambda item: item.file)
+    parts = _parts(pictures, seed, shard_size) if format == "webdataset" else _halves(pictures)
 
     out_dir.mkdir(parents=True, exist_ok=True)
-    outputs = [out_dir / name for name in (TRAIN_FILE, VAL_FILE, QUARANTINE_FILE, REPORT_FILE)]
-    with published(*outputs) as (train, val, listed, summary):
+    old = _packed_files(out_dir)
+    outputs = [out_dir / name for name in (*parts, QUARANTINE_FILE, REPORT_FILE)]
+    with published(*outputs) as (*data, listed, summary):
         rows = _Rows(folder, messages, texts, data_source, limits, max_pixels)
-        for path, split in ((train, "train"), (val, "val")):
-            _write_parquet(path, rows, [picture for picture in pictures if picture.split == split])
+        for path, (first, part) in zip(data, parts.values(), strict=True):
+            write = write_shard if format == "webdataset" else write_parquet
+            write(path, (rows(picture, index) for index, picture in enumerate(part, first)))
         write_items(listed, quarantine)
-        written = {path.name: temporary for path, temporary in zip(outputs[:3], (train, val, listed), strict=True)}
+        written = dict(zip((*parts, QUARANTINE_FILE), (*data, listed), strict=True))
         report = _report(pictures, quarantine, len(duplicates), texts, written, seed, val_fraction, max_pixels)
         # An old report beside new files would lie if the renames were interrupted.
-        outputs[3].unlink(missing_ok=True)
+        outputs[-1].unlink(missing_ok=True)
         summary.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    if VAL_FILE not in report.sha256:
-        (out_dir / VAL_FILE).unlink(missing_ok=True)
+    for name in set(old) - set(parts) - {REPORT_FILE}:
+        (out_dir / name).unlink()
     logger.info(
         "packed %d train and %d val rows into %s, left out %d", report.train, report.val, out_dir, len(quarantine)
     )
     return report
-
-
-def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read a JSON-lines file of ``{"file": path in the folder, "caption": text}``.
-
-    Raises:
-        DataError: naming the line, for anything else or a file named twice.
-    """
-    path = Path(path)
-    captions: dict[str, str] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, None, f"cannot read captions: {error}") from error
-    for number, line in enumerate(lines):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(path, number, f"not JSON: {error}") from error
-        file, caption = (entry.get("file"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(file, str) or not isinstance(caption, str):
-            raise DataError(path, number, 'expected {"file": text, "caption": text}')
-        if file in captions:
-            raise DataError(path, number, f"file {file!r} has a caption already")
-        captions[file] = caption
-    return captions
 
 
 def _check_arguments(
@@ -188,9 +182,25 @@ def _check_arguments(
         raise ConfigError("val_fraction", f"must lie in [0, 1), got {val_fraction}")
     if max_pixels is not None and not limits.min_side**2 <= max_pixels:
         raise ConfigError("max_pixels", f"must be at least min_side**2 = {limits.min_side**2}, got {max_pixels}")
-    existing = [name for name in (TRAIN_FILE, VAL_FILE, REPORT_FILE) if (out_dir / name).exists()]
+    existing = _packed_files(out_dir)
     if existing and not overwrite:
         raise ConfigError("overwrite", f"{out_dir} already holds {', '.join(existing)}")
+
+
+def _check_format(format: str, shard_size: int, captioned: bool) -> None:
+    if format not in FORMATS:
+        raise ConfigError("format", f"must be one of {', '.join(FORMATS)}, got {format!r}")
+    if shard_size < 1:
+        raise ConfigError("shard_size", f"must be at least 1, got {shard_size}")
+    if format == "webdataset" and not captioned:
+        raise ConfigError("captions", "webdataset shards hold pairs: captions are needed")
+
+
+def _packed_files(out_dir: Path) -> list[str]:
+    """Names of what an earlier run left, except its list of bad files."""
+    names = [name for name in (TRAIN_FILE, VAL_FILE, REPORT_FILE) if (out_dir / name).exists()]
+    shards = (path.name for path in out_dir.glob("*.tar") if _SHARD_FILE.fullmatch(path.name))
+    return names + sorted(shards)
 
 
 def _check_prompt(prompt: Sequence[Message] | None) -> None:
@@ -274,6 +284,28 @@ def _split(pictures: Sequence[_Picture], val_fraction: float, seed: int) -> list
     return [replace(p, split="val" if held else "train") for p, held in zip(pictures, held_out, strict=True)]
 
 
+_Parts = dict[str, tuple[int, list[_Picture]]]
+"""Output file -> number of its first row in the split, and its pictures."""
+
+
+def _halves(pictures: Sequence[_Picture]) -> _Parts:
+    splits = {
+        name: [p for p in pictures if p.split == split] for name, split in ((TRAIN_FILE, "train"), (VAL_FILE, "val"))
+    }
+    return {name: (0, part) for name, part in splits.items() if part}
+
+
+def _parts(pictures: Sequence[_Picture], seed: int, shard_size: int) -> _Parts:
+    """Shards are read in the order in which they are written, so it must not be that of the names."""
+    shuffled = sorted(pictures, key=lambda picture: derive_seed("shard-order", seed, picture.digest))
+    parts: _Parts = {}
+    for split in ("train", "val"):
+        part = [picture for picture in shuffled if picture.split == split]
+        for number, first in enumerate(range(0, len(part), shard_size)):
+            parts[f"{split}-{number:06d}.tar"] = (first, part[first : first + shard_size])
+    return parts
+
+
 @dataclass(frozen=True, slots=True)
 class _Rows:
     """Turns pictures into rows, reading each a second time."""
@@ -304,28 +336,6 @@ class _Rows:
             size=picture.size,
             caption=self.captions.get(picture.source),
         )
-
-
-def _write_parquet(path: Path, rows: _Rows, pictures: Sequence[_Picture]) -> None:
-    if not pictures:
-        return
-    schema = row_schema()
-    with pq.ParquetWriter(path, schema) as writer:
-        for group in _row_groups(rows(picture, index) for index, picture in enumerate(pictures)):
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
-
-
-def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        group.append(row)
-        size += len(row["images"][0]["bytes"])
-        if size >= _ROW_GROUP_BYTES or len(group) >= _ROW_GROUP_ROWS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _report(

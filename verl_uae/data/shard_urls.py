@@ -25,8 +25,10 @@ def open_url(url: str) -> IO[bytes]:
     """
     if not url.startswith(("http://", "https://")):
         return open(url, "rb")
-    wds = webdataset()
-    return wds.gopen.gopen(url)
+    webdataset()
+    from webdataset.gopen import gopen
+
+    return gopen(url)
 
 
 def webdataset() -> Any:
@@ -37,7 +39,6 @@ def webdataset() -> Any:
     """
     try:
         import webdataset as package
-        import webdataset.gopen
         import webdataset.tariterators
         import webdataset.utils
     except ImportError as error:

@@ -1,0 +1,76 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the two data sets share; their own tests say what rows are refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+
+from verl_uae.data.quarantine import BadItem
+from verl_uae.data.rows import FILE, ROW, CheckSettings, RowDoor, choose_rows, inspected, quarantine_path
+from verl_uae.data.schema import make_row
+from verl_uae.errors import DataError
+
+
+def door(tmp_path: Path, **settings: object) -> RowDoor:
+    return RowDoor((str(tmp_path / "a.parquet"),), ("a.parquet",), CheckSettings(**settings))
+
+
+def test_inspection_keeps_the_order_in_threads() -> None:
+    frame = datasets.Dataset.from_dict({"x": list(range(200))})
+    found = list(inspected(frame, 4, lambda row: row["x"] * 2))
+    assert found == [(item, {"x": item}, 2 * item) for item in range(200)]
+
+
+def test_rows_are_chosen_as_asked() -> None:
+    assert choose_rows(5, -1, shuffle=True, seed=0) is choose_rows(5, 5, shuffle=True, seed=0) is None
+    assert choose_rows(5, 3, shuffle=False, seed=0) == [0, 1, 2]
+    drawn = choose_rows(100, 30, shuffle=True, seed=1)
+    assert drawn is not None and drawn == choose_rows(100, 30, shuffle=True, seed=1) and len(set(drawn)) == 30
+    assert drawn != choose_rows(100, 30, shuffle=True, seed=2)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("full", (48, 32)), ("header", (48, 32)), ("off", (0, 0))])
+def test_a_good_row_has_its_sizes(
+    mode: str, size: tuple[int, int], tmp_path: Path, make_picture: Callable, make_bytes: Callable
+) -> None:
+    row = make_row(make_bytes(make_picture(48, 32)), index=0, split="train", sha256="") | {FILE: 0, ROW: 7}
+    checked = door(tmp_path, verify_images=mode)
+    assert checked.inspect(row) == [size]
+    assert checked.origin(row) == ("a.parquet", 7) and checked.bad(row, "why") == BadItem("a.parquet", 7, "why")
+    assert checked.decode(row, row["images"][0]).size == (48, 32)
+    assert checked.encoded(row, row["images"][0]) == row["images"][0]["bytes"]
+    assert (
+        checked.inspect(row | {"images": []})
+        == "column images: must be a list with at least one picture, got an empty list"
+    )
+
+
+def test_pictures_lie_beside_the_file_or_where_the_settings_say(tmp_path: Path) -> None:
+    row = {FILE: 0, ROW: 0}
+    assert door(tmp_path).image_root(row) == tmp_path.resolve()
+    assert door(tmp_path, image_root="/pictures").image_root(row) == Path("/pictures")
+
+
+def test_share_and_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = [BadItem("a.parquet", row, "why") for row in range(3)]
+    checked = door(tmp_path, max_bad_share=0.3, log_first=2)
+    checked.check_share(10, bad)
+    with pytest.raises(DataError, match=r"a\.parquet: 3 of 9 rows are bad.*first: a\.parquet, row 0: why"):
+        checked.check_share(9, bad)
+    checked.log_left_out(logging.getLogger("x"), 10, "bad", [])
+    assert not caplog.records
+    checked.log_left_out(logging.getLogger("x"), 10, "bad", bad)
+    assert "row 1: why" in caplog.text and "row 2" not in caplog.text
+
+
+def test_files_of_one_name_have_lists_of_their_own(tmp_path: Path) -> None:
+    folder = str(tmp_path / "q")
+    paths = {quarantine_path(folder, [name]) for name in ("x/train.parquet", "y/train.parquet")}
+    assert len(paths) == 2 and all(path.name.startswith("quarantine_train_") for path in paths)
+    assert (tmp_path / "q").is_dir()

@@ -95,10 +95,17 @@ def _fetched(source: str, revision: str | None, parts: Sequence[str]) -> Path:
 
     from verl_uae.formats.weights import PICKLES
 
-    wanted = [f"{part}/*" for part in parts] + ["*.json"] if parts else None
-    refused = [f"*{ending}" for ending in PICKLES]
+    options: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": [*(f"{part}/*" for part in parts), "*.json"] if parts else None,
+        "ignore_patterns": [f"*{ending}" for ending in PICKLES],
+    }
     try:
-        folder = snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=refused)
+        return Path(snapshot_download(source, **options))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise CheckpointError(source, f"neither a local folder nor a model on the hub: {error}") from error
-    return Path(folder)
+        # Without a network, what has been fetched before will do.
+        try:
+            return Path(snapshot_download(source, local_files_only=True, **options))
+        except (OSError, ValueError):
+            message = f"neither a local folder nor a model on the hub: {error}"
+            raise CheckpointError(source, message) from error

@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from verl_uae.formats.assemble import ModelParts, publish_model, save_component
 from verl_uae.formats.card import Card
 from verl_uae.formats.from_sd3 import Sd3Import, import_sd3
 
+ROOT = Path(__file__).parents[2]
 CARD = Card("A model", "Made by a test.", {"all": "nothing"})
 
 
@@ -111,3 +116,29 @@ def small_folder(tmp_path: Path) -> Path:
     """A published model folder with the smallest decoder and no captioner."""
     publish_model(smallest_parts(), tmp_path / "small")
     return tmp_path / "small"
+
+
+@pytest.fixture(scope="session")
+def shards(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What tests.formats.shard_probe wrote on two ranks: shards by kind, and what the engine exported."""
+    root = tmp_path_factory.mktemp("shards")
+    environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    started = []
+    for rank in range(2):
+        log = root / f"{rank}.log"
+        command = [sys.executable, "-m", "tests.formats.shard_probe", str(tiny_models / "decoder"), str(root)]
+        with log.open("w") as file:
+            arguments = [*command, str(rank), "2", port]
+            started.append((subprocess.Popen(arguments, env=environment, cwd=ROOT, stdout=file, stderr=file), log))
+    try:
+        for process, log in started:
+            assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    finally:
+        for process, _ in started:
+            process.kill()
+    return root

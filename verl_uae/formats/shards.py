@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Full weights from verl's FSDP shards of the decoder policy, in one process and without a process group.
 
-verl writes one file per rank with torch.save: plain tensors and DTensors. They are read with ``weights_only=True`` and
-a short list of classes, so a shard cannot run code, and are put together from the ranks' local parts and the layout
-that each DTensor carries.
+verl writes one file per rank with torch.save: plain tensors and DTensors. They are read with ``weights_only=True``, so
+a shard cannot run code: besides tensors torch then allows the classes that ``torch.distributed.tensor`` lists when it
+is imported (DTensor, DeviceMesh, DTensorSpec, TensorMeta, Partial, Replicate, Shard), and everything that is not a
+tensor in the end is refused here. The whole is put together from the ranks' local parts and the layout that each
+DTensor carries.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from verl_uae.errors import CheckpointError
@@ -24,9 +25,6 @@ from verl_uae.errors import CheckpointError
 LIVE = "live"
 
 _MODEL = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
-
-#: Classes a shard may hold besides what torch itself allows (tensors and, with DTensor, their layout).
-_CLASSES = (DTensor, DeviceMesh, Shard, Replicate)
 
 #: What FSDP1 and activation wrappers put into names.
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -46,8 +44,7 @@ def read_shards(folder: Path, weights: str = LIVE) -> dict[str, Tensor]:
         CheckpointError: a rank is missing, a file holds something else than tensors, or parts do not fit together.
     """
     files = _files(folder)
-    states = [_load(path) for path in files]
-    names = [_plain(state) for state in states]
+    names = [_plain(_load(path), path) for path in files]
     for path, found in zip(files, names, strict=True):
         if set(found) != set(names[0]):
             odd = sorted(set(found) ^ set(names[0]))
@@ -84,8 +81,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(list(_CLASSES)):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(path, f"cannot be read: {error}") from error
     except Exception as error:
@@ -96,9 +92,11 @@ def _load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
+def _plain(state: dict[str, Any], path: Path) -> dict[str, Any]:
     plain = {}
     for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(path, f"{name} is a {type(tensor).__name__}, not a tensor")
         for wrapper in _WRAPPERS:
             name = name.replace(wrapper, "")
         plain[name] = tensor
@@ -114,10 +112,11 @@ def _copies(folder: Path, weights: str, size: int, names: set[str]) -> list[dict
         state = _load(path)
         if weights not in state:
             raise CheckpointError(path, f"has no weights named {weights!r}; there are {sorted(state)}")
-        unknown = sorted(set(state[weights]) - names)
+        copy = _plain(state[weights], path)
+        unknown = sorted(set(copy) - names)
         if unknown:
             raise CheckpointError(path, f"holds weights that the policy does not have: {unknown[:4]}")
-        copies.append(state[weights])
+        copies.append(copy)
     return copies
 
 

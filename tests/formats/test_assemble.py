@@ -115,6 +115,22 @@ def test_a_captioner_must_have_all_its_tensors(tiny_models: Path, tmp_path: Path
         check_transformers(tmp_path)
 
 
+def test_no_configuration_says_where_it_was_loaded_from(model_folder: Path, tiny_models: Path, tmp_path: Path) -> None:
+    source = tiny_models / "decoder"
+    decoder = Decoder.from_pretrained(str(source))
+
+    def write(out: Path) -> None:
+        write_decoder(out, decoder.transformer, decoder.projector, source)
+        assert str(source) in (out / "transformer" / "config.json").read_text()
+
+    publish_model(replace(smallest_parts(), decoder=write), tmp_path / "model")
+    texts = [path.read_text() for path in (tmp_path / "model").rglob("*.json")]
+    assert len(texts) == 6 and not any("_name_or_path" in text or str(tiny_models) in text for text in texts)
+    again = SD3Transformer2DModel.from_pretrained(tmp_path / "model", subfolder="transformer")
+    wanted = {name: value for name, value in decoder.transformer.config.items() if name != "_name_or_path"}
+    assert {name: value for name, value in again.config.items() if name != "_name_or_path"} == wanted
+
+
 def test_a_model_folder_loads_in_stock_classes(model_folder: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

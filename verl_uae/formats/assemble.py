@@ -66,6 +66,7 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
         for name, writer in ((ENCODER, parts.encoder), (LANGUAGE_MODEL, parts.language_model)):
             if writer is not None:
                 writer(folder / name)
+        forget_paths(folder)
         check_model(folder)
         (folder / "README.md").write_text(parts.card.render(), encoding="utf-8")
         write_manifest(folder)
@@ -73,6 +74,15 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
 
     publish_folder(build, out)
     return verify_folder(out)
+
+
+def forget_paths(folder: Path) -> None:
+    """Take the places that parts were loaded from out of their configurations: they are nobody else's business, and
+    the same model would have another digest elsewhere."""
+    for path in folder.glob("*/*config.json"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_index(folder: Path, condition_length: int, condition_role: str) -> None:

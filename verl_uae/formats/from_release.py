@@ -22,6 +22,7 @@ Shape legend: R rank.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ _NAMES = {
     "dit_lora": ("dit_lora",),
     "processor": ("llm_processor", "llm_model_preprocessor"),
 }
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,9 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
     def write_encoder(folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True)
         copy_transformers_files(folders["processor"], folder, weights=False)
+        generation = folders["llm"] / "generation_config.json"
+        if generation.is_file():
+            shutil.copyfile(generation, folder / generation.name)
         same_tensors(tensors_of(folder), language.model, folder)
 
     parts = ModelParts(
@@ -124,6 +130,8 @@ def _language_model(folders: dict[str, Path], settings: ReleaseImport) -> tuple[
     after = sort_llm_lora(_shards(where), names, where, rank=settings.lora_rank)
     scaling = settings.lora_alpha / settings.lora_rank
     merged = merge(after.model, after.adapters, scaling, where)
+    if _HEAD in merged and _HEAD not in names and not torch.equal(merged[_HEAD], merged[_EMBEDDING]):
+        raise CheckpointError(where, f"{_HEAD} differs from {_EMBEDDING}, though the configuration ties them")
     tensors = {name: tensor for name, tensor in merged.items() if name in names}
     for name, tensor in tensors.items():
         if tensor.shape != before.model[name].shape:
@@ -186,7 +194,7 @@ def _transformer(dit: Path, adapter: Path) -> Any:
     odd = sorted(written ^ set(get_peft_model_state_dict(adapted)))
     if odd:
         raise CheckpointError(file, f"{len(odd)} tensors have no place in the transformer or are missing: {odd[:4]}")
-    return adapted.merge_and_unload(safe_merge=True).to(dtype)
+    return _cast(adapted.merge_and_unload(safe_merge=True), dtype)
 
 
 def _projector(state: dict[str, Tensor], pooled: Tensor, where: Path) -> Projector:
@@ -199,7 +207,11 @@ def _projector(state: dict[str, Tensor], pooled: Tensor, where: Path) -> Project
         projector.load_state_dict({**state, "pooled": pooled})
     except RuntimeError as error:
         raise CheckpointError(where, f"the projector's layers do not fit: {error}") from error
-    return projector.to(dtype)
+    return _cast(projector, dtype)
+
+
+def _cast(module: Any, dtype: torch.dtype) -> Any:
+    return module if module.dtype == dtype else module.to(dtype)
 
 
 def _card(settings: ReleaseImport) -> Card:

@@ -4,8 +4,8 @@
 
 verl writes one file per rank with torch.save: plain tensors and DTensors. They are read with ``weights_only=True``, so
 a shard cannot run code: besides tensors torch then allows the classes that ``torch.distributed.tensor`` lists when it
-is imported (DTensor, DeviceMesh, DTensorSpec, TensorMeta, Partial, Replicate, Shard), and everything that is not a
-tensor in the end is refused here. The whole is put together from the ranks' local parts and the layout that each
+is imported (DTensor, its DeviceMesh, DTensorSpec, TensorMeta and placements), and everything that is not a tensor in
+the end is refused here. The whole is put together from the ranks' local parts and the layout that each
 DTensor carries.
 """
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -76,7 +77,7 @@ class RunConfig:
             return cls()
         try:
             config = OmegaConf.load(chosen)
-        except (OSError, ValueError, OmegaConfBaseException) as error:
+        except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError("--run-config", f"{chosen} cannot be read: {error}") from error
         if not isinstance(config, DictConfig):
             raise ConfigError("--run-config", f"{chosen} holds no settings")

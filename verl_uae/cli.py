@@ -38,8 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.set_defaults(run=_estimate)
 
     from verl_uae.data.cli import add_parser
+    from verl_uae.formats.cli import add_parser as add_formats
 
     add_parser(commands)
+    add_formats(commands)
     return parser
 
 

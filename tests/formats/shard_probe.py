@@ -1,0 +1,50 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Trains tiny policies on gloo ranks and saves them as verl does, and as the engine exports them.
+
+python -m tests.formats.shard_probe DECODER OUT RANK SIZE PORT
+
+In processes of their own, as tests/engine/policy_probe.py: <OUT>/<kind>/decoder_policy are the shards, and
+<OUT>/<kind>_live and <kind>_ema decoder folders that the engine gathered with collectives.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.engine.policy_probe import share, train
+from tests.engine.policy_world import build_engine, sampled
+from verl_uae.engine.export import export_folder
+
+#: Rank 5 does not divide by two ranks, and of rank 1 one rank has nothing.
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "uneven": {"lora_rank": 5, "lora_alpha": 10},
+    "empty": {"lora_rank": 1, "lora_alpha": 3, "train_projector": True},
+    "replicated": {"lora_rank": 4, "lora_alpha": 8, "fsdp": {"fsdp_size": 1}},
+}
+
+
+def main(decoder: str, out: str, number: str, size: str, port: str) -> None:
+    """Train and save every kind."""
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=int(number), world_size=int(size))
+    for kind, settings in KINDS.items():
+        engine = build_engine(decoder, shadows=["ema"], lr=1e-2, **settings)
+        data = sampled(engine, share(4), micro=2, total=4.0)
+        for _ in range(2):
+            train(engine, data, 1)
+            engine.shadow("ema").update(0.5)
+        engine.save_checkpoint(str(Path(out) / kind / "decoder_policy"))
+        for weights in ("live", "ema"):
+            export_folder(engine, decoder, Path(out) / f"{kind}_{weights}", weights)
+    torch.distributed.barrier()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,79 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import yaml
+
+from verl_uae.formats.card import LICENCE_NOTE, Card, data_digests, flat
+from verl_uae.formats.manifest import package_versions
+
+CARD = Card(
+    title="A model",
+    origin="Trained somehow.",
+    base_models={"encoder": "Qwen/Qwen2.5-VL-3B-Instruct"},
+    data={"train.parquet": "ab" * 32},
+    constants={"uae.seed": 3},
+    rewards=[
+        {"name": "clip", "label": None, "weight": 0.5, "params": {"model": "vit"}},
+        {"name": "pixel", "label": "near", "weight": 0.25, "held_out": True, "params": {}},
+        {"name": "clip", "label": None, "weight": 0.125},
+    ],
+    evaluation={"reward": 0.123456789},
+)
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    """Cells of the table under a heading, without its head."""
+    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_card_says_everything_it_was_given() -> None:
+    text = CARD.render()
+    assert yaml.safe_load(text.split("---")[1]) == {
+        "library_name": "diffusers",
+        "license": "other",
+        "tags": ["verl-uae"],
+    }
+    assert "\n# A model\n" in text and "Trained somehow." in text and LICENCE_NOTE in text
+    assert rows(text, "Base models") == [["encoder", "Qwen/Qwen2.5-VL-3B-Instruct"]]
+    assert rows(text, "Training data") == [["train.parquet", "ab" * 32]]
+    assert rows(text, "Constants") == [["uae.seed", "3"]]
+    assert rows(text, "Evaluation") == [["reward", "0.123457"]]
+    assert rows(text, "Versions") == [list(pair) for pair in package_versions().items()]
+    assert rows(text, "Reward terms") == [
+        ["0: clip", "weight=0.5, params={'model': 'vit'}"],
+        ["1: near", "weight=0.25, held_out=True"],
+        ["2: clip", "weight=0.125"],
+    ]
+
+
+def test_what_is_unknown_is_left_out() -> None:
+    text = Card("A model", "Made.", {}).render()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Versions", "## Licence"]
+
+
+def test_texts_cannot_break_the_table_or_open_a_tag() -> None:
+    text = Card("x\n# y", "z", {"a|b": "<script>\n## Licence & more"}).render()
+    assert "| a\\|b | &lt;script> ## Licence &amp; more |" in text
+    assert "\n# x # y\n" in text and text.count("\n## Licence") == 1
+
+
+def test_data_files_are_named_by_their_digest(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"rows")
+    digests = data_digests([tmp_path / "train.parquet", str(tmp_path / "gone.parquet")])
+    assert digests == {"train.parquet": hashlib.sha256(b"rows").hexdigest(), "gone.parquet": "not found"}
+
+
+def test_nested_settings_become_full_keys() -> None:
+    settings = {"seed": 1, "policy": {"ema": {"decay": 0.9}, "params": {}, "names": ["a"]}}
+    assert dict(flat(settings, "uae")) == {
+        "uae.seed": 1,
+        "uae.policy.ema.decay": 0.9,
+        "uae.policy.params": {},
+        "uae.policy.names": ["a"],
+    }

@@ -1,0 +1,206 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from verl_uae import __version__
+from verl_uae.errors import CheckpointError
+from verl_uae.formats.manifest import MANIFEST, publish_folder, read_manifest, verify_folder, write_manifest
+
+
+def fill(folder: Path) -> None:
+    (folder / "part").mkdir(parents=True)
+    save_file({"a": torch.zeros(3)}, folder / "part" / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    fill(tmp_path / "model")
+    write_manifest(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_manifest_names_every_file_with_size_and_digest(folder: Path) -> None:
+    content = verify_folder(folder)
+    assert set(content["files"]) == {"config.json", "part/model.safetensors"}
+    for name, facts in content["files"].items():
+        data = (folder / name).read_bytes()
+        assert facts == {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    assert content["versions"]["verl_uae"] == __version__ and content["versions"]["torch"] == torch.__version__
+    assert json.loads((folder / MANIFEST).read_text())["files"] == content["files"]
+
+
+def test_writing_it_again_changes_nothing(folder: Path) -> None:
+    before = (folder / MANIFEST).read_bytes()
+    write_manifest(folder)
+    assert (folder / MANIFEST).read_bytes() == before
+
+
+def missing(folder: Path) -> str:
+    (folder / "config.json").unlink()
+    return "config.json"
+
+
+def longer(folder: Path) -> str:
+    (folder / "config.json").write_text("{ }")
+    return "config.json"
+
+
+def altered(folder: Path) -> str:
+    (folder / "config.json").write_text("[]")
+    return "config.json"
+
+
+def extra_weights(folder: Path) -> str:
+    save_file({"a": torch.ones(3)}, folder / "part" / "adapter_model.safetensors")
+    return "part/adapter_model.safetensors"
+
+
+def extra_file(folder: Path) -> str:
+    (folder / "part" / "model.safetensors.index.json").write_text("{}")
+    return "part/model.safetensors.index.json"
+
+
+def pickle_beside(folder: Path) -> str:
+    (folder / "part" / "pytorch_model.bin").touch()
+    return "part/pytorch_model.bin"
+
+
+def no_manifest(folder: Path) -> str:
+    (folder / MANIFEST).unlink()
+    return MANIFEST
+
+
+def half_manifest(folder: Path) -> str:
+    (folder / MANIFEST).write_text((folder / MANIFEST).read_text()[:-10])
+    return MANIFEST
+
+
+def other_version_in_manifest(folder: Path) -> str:
+    (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace(__version__, "9.9.9"))
+    return MANIFEST
+
+
+def spaces_in_manifest(folder: Path) -> str:
+    (folder / MANIFEST).write_text((folder / MANIFEST).read_text() + " ")
+    return MANIFEST
+
+
+CASES = [missing, longer, altered, extra_weights, extra_file, pickle_beside, no_manifest, half_manifest]
+CASES += [other_version_in_manifest, spaces_in_manifest]
+
+
+@pytest.mark.parametrize("damage", CASES, ids=lambda case: case.__name__)
+def test_what_is_wrong_is_named(folder: Path, damage: object) -> None:
+    name = damage(folder)  # type: ignore[operator]
+    with pytest.raises(CheckpointError) as caught:
+        verify_folder(folder)
+    assert caught.value.path == folder / name
+
+
+def test_a_sound_manifest_over_unsound_weights_is_not_enough(folder: Path) -> None:
+    (folder / "part" / "model.safetensors").write_bytes(b"nothing")
+    write_manifest(folder)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a sound"):
+        verify_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["../other.json", "/etc/hostname", "part/../../other.json"])
+def test_a_manifest_cannot_name_files_outside(folder: Path, name: str) -> None:
+    from verl_uae.formats.manifest import _render
+
+    content = read_manifest(folder)
+    content["files"][name] = content["files"]["config.json"]
+    (folder / MANIFEST).write_text(_render(content))
+    with pytest.raises(CheckpointError, match="names files outside"):
+        verify_folder(folder)
+
+
+def test_another_format_is_refused(folder: Path) -> None:
+    from verl_uae.formats.manifest import _render
+
+    content = read_manifest(folder)
+    (folder / MANIFEST).write_text(_render({**content, "format": 2}))
+    with pytest.raises(CheckpointError, match="has format 2, known is 1"):
+        verify_folder(folder)
+
+
+def test_no_manifest_is_written_over_a_pickle(folder: Path) -> None:
+    (folder / "optimizer.pt").touch()
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt: pickles are refused"):
+        write_manifest(folder)
+
+
+def test_hidden_files_and_links_of_the_hub_cache_are_accepted(folder: Path) -> None:
+    (folder / ".gitattributes").touch()
+    (folder / "config.json").rename(folder.parent / "blob")
+    (folder / "config.json").symlink_to("../blob")
+    verify_folder(folder)
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        verify_folder(folder / "config.json")
+
+
+def test_a_folder_is_published_whole(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "model"
+
+    def build(folder: Path) -> None:
+        assert folder.parent == out.parent and folder.name == f"model.part-{os.getpid()}" and not out.exists()
+        fill(folder)
+
+    publish_folder(build, out)
+    assert (out / "part" / "model.safetensors").is_file() and os.listdir(out.parent) == ["model"]
+
+
+def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("model", "link"):
+        with pytest.raises(CheckpointError, match="exists already"):
+            publish_folder(fill, tmp_path / name)
+    assert not list((tmp_path / "model").iterdir())
+
+
+def test_nothing_is_left_of_a_build_that_failed(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        fill(folder)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        publish_folder(build, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        publish_folder(fill, tmp_path / "file" / "model")
+
+
+def test_everything_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        events.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def renamed(source: Path, target: Path) -> None:
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    publish_folder(fill, tmp_path / "model")
+    part = f"{tmp_path}/model.part-{os.getpid()}"
+    before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
+    wanted = {part, f"{part}/part", f"{part}/part/model.safetensors", f"{part}/config.json"}
+    assert set(before) == wanted and after == [str(tmp_path)]

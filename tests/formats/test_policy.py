@@ -1,0 +1,126 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.formats.test_shards import change
+from verl_uae.decoder.decoder import Decoder
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.formats.policy import POLICY, adapter_alpha, chosen_weights, policy_adapters, policy_modules
+
+META = "lora_train_meta.json"
+
+
+def same_as(exported: Path, modules: tuple[torch.nn.Module, torch.nn.Module]) -> bool:
+    decoder = Decoder.from_pretrained(str(exported))
+    pairs = zip((decoder.transformer, decoder.projector), modules, strict=True)
+    return all(
+        torch.equal(tensor, found.state_dict()[name])
+        for wanted, found in pairs
+        for name, tensor in wanted.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("weights", ["live", "ema"])
+@pytest.mark.parametrize("kind", ["full", "uneven", "empty"])
+def test_modules_are_those_that_the_engine_exports(shards: Path, kind: str, weights: str) -> None:
+    modules = policy_modules(shards / kind, weights, None, None)
+    assert same_as(shards / f"{kind}_{weights}", modules)
+    assert not same_as(shards / f"{kind}_{'ema' if weights == 'live' else 'live'}", modules)
+    assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+def test_averaged_weights_are_chosen_where_there_are_any(shards: Path, tmp_path: Path) -> None:
+    assert chosen_weights(shards / "full", None) == "ema"
+    assert chosen_weights(shards / "full", "live") == "live"
+    shutil.copytree(shards / "full", tmp_path / "full")
+    for path in (tmp_path / "full" / POLICY).glob("shadows_*"):
+        path.unlink()
+    assert chosen_weights(tmp_path / "full", None) == "live"
+
+
+@pytest.fixture
+def checkpoint(shards: Path, tmp_path: Path) -> Path:
+    shutil.copytree(shards / "uneven", tmp_path / "step")
+    return tmp_path / "step"
+
+
+def test_shards_of_adapters_alone_need_the_decoder_they_belong_to(
+    checkpoint: Path, shards: Path, tiny_models: Path
+) -> None:
+    """As verl saves them with save_lora_only."""
+
+    def adapters_alone(state: dict) -> None:
+        for name in [name for name in state if "lora_" not in name]:
+            del state[name]
+
+    for rank in (0, 1):
+        change(checkpoint / POLICY / f"model_world_size_2_rank_{rank}.pt", adapters_alone)
+    with pytest.raises(ConfigError, match=r"--decoder: needed: .* holds adapters alone"):
+        policy_modules(checkpoint, "live", None, None)
+    modules = policy_modules(checkpoint, "live", tiny_models / "decoder", None)
+    assert same_as(shards / "uneven_live", modules)
+
+
+def test_adapters_are_those_of_the_shards(shards: Path, tiny_models: Path) -> None:
+    adapters = policy_adapters(shards / "uneven", "live", tiny_models / "decoder", None)
+    assert (adapters.rank, adapters.alpha, adapters.scaling, len(adapters.layers)) == (5, 10.0, 2.0, 15)
+    base = Decoder.from_pretrained(str(tiny_models / "decoder")).transformer
+    merged = Decoder.from_pretrained(str(shards / "uneven_live")).transformer
+    largest = 0.0
+    for name, (a_RI, b_OR) in adapters.layers.items():
+        wanted = merged.get_parameter(f"{name}.weight") - base.get_parameter(f"{name}.weight")
+        torch.testing.assert_close(2.0 * b_OR @ a_RI, wanted.detach(), atol=1e-6, rtol=0)
+        largest = max(largest, wanted.abs().max().item())
+    assert largest > 1e-3
+
+
+def test_what_adapters_cannot_hold_is_refused(shards: Path, tiny_models: Path) -> None:
+    with pytest.raises(CheckpointError, match="trained full weights, not adapters"):
+        policy_adapters(shards / "full", "live", None, None)
+    with pytest.raises(CheckpointError, match="the projector was trained too"):
+        policy_adapters(shards / "empty", "live", tiny_models / "decoder", None)
+
+
+def layers(rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    return {"q": (torch.zeros(rank, 3), torch.zeros(3, rank))}
+
+
+def test_alpha_is_what_was_saved_else_what_is_given(tmp_path: Path) -> None:
+    assert adapter_alpha(tmp_path, layers(4), 6.0) == 6.0
+    with pytest.raises(ConfigError, match="--lora-alpha: needed"):
+        adapter_alpha(tmp_path, layers(4), None)
+    (tmp_path / META).write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    assert adapter_alpha(tmp_path, layers(4), None) == adapter_alpha(tmp_path, layers(4), 8.0) == 8.0
+    with pytest.raises(ConfigError, match="6 was given, the checkpoint says 8"):
+        adapter_alpha(tmp_path, layers(4), 6.0)
+    with pytest.raises(CheckpointError, match="says rank 4, the adapters have 2"):
+        adapter_alpha(tmp_path, layers(2), None)
+    (tmp_path / META).write_text("{}")
+    with pytest.raises(CheckpointError, match=f"{META}: cannot be read"):
+        adapter_alpha(tmp_path, layers(4), None)
+
+
+def test_shards_that_do_not_fit_the_configuration_are_refused(checkpoint: Path) -> None:
+    config = checkpoint / POLICY / "huggingface" / "transformer" / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"num_layers": 2', '"num_layers": 3'))
+    with pytest.raises(CheckpointError, match="the transformer does not fit its configuration"):
+        policy_modules(checkpoint, "live", None, None)
+    config.unlink()
+    with pytest.raises(CheckpointError, match="has no configuration"):
+        policy_modules(checkpoint, "live", None, None)
+
+
+def test_tensors_of_no_part_are_refused(checkpoint: Path) -> None:
+    for rank in (0, 1):
+        path = checkpoint / POLICY / f"model_world_size_2_rank_{rank}.pt"
+        change(path, lambda state: state.update({"vae.weight": torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match=r"1 tensors belong to no part of the decoder: \['vae\.weight'\]"):
+        policy_modules(checkpoint, "live", None, None)

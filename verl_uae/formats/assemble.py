@@ -1,0 +1,240 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""A complete model folder from its parts: written beside its place, checked as a stock loader sees it, published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from torch import Tensor, nn
+
+from verl_uae.compat import ensure_torchvision
+from verl_uae.decoder.projector import Projector
+from verl_uae.errors import CheckpointError
+from verl_uae.formats.card import Card
+from verl_uae.formats.manifest import publish_folder, verify_folder, write_manifest
+from verl_uae.formats.weights import check_shapes, read_tensors, same_tensors, weight_files
+
+ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
+
+Writer = Callable[[Path], None]
+"""Fills the folder it is given."""
+
+#: Files of a transformers folder that are copied, besides its weights.
+_COPIED = (".json", ".txt", ".jinja", ".model")
+_CLASSES: dict[str, Any] = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL, "conditioner": Projector}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParts:
+    """What a model folder is put together from."""
+
+    decoder: Writer
+    """Writes transformer/, vae/, scheduler/ and conditioner/."""
+    card: Card
+    encoder: Writer | None = None
+    """Writes the captioner; None leaves it out."""
+    language_model: Writer | None = None
+    """Writes the model whose text-only states are the condition, where it is not the captioner."""
+    condition_length: int = 640
+    """Fixed number of text positions of the condition, chat template included."""
+    condition_role: str = "generate"
+    """Chat role of the caption in the condition."""
+
+
+def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
+    """Write a model folder; it appears under ``out`` complete and verified, or not at all.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        CheckpointError: ``out`` exists, a part cannot be written, or what was written does not load.
+    """
+
+    def build(folder: Path) -> None:
+        parts.decoder(folder)
+        write_index(folder, parts.condition_length, parts.condition_role)
+        for name, writer in ((ENCODER, parts.encoder), (LANGUAGE_MODEL, parts.language_model)):
+            if writer is not None:
+                writer(folder / name)
+        forget_paths(folder)
+        check_model(folder)
+        (folder / "README.md").write_text(parts.card.render(), encoding="utf-8")
+        write_manifest(folder)
+        verify_folder(folder)
+
+    publish_folder(build, out)
+    return verify_folder(out)
+
+
+def forget_paths(folder: Path) -> None:
+    """Take the places that parts were loaded from out of their configurations: they are nobody else's business, and
+    the same model would have another digest elsewhere."""
+    for path in folder.glob("*/*config.json"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_index(folder: Path, condition_length: int, condition_role: str) -> None:
+    """Write ``model_index.json``: the components as ``Decoder.save_pretrained`` has them, and the condition."""
+    index = {
+        "_class_name": "UAEPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "conditioner": ["verl_uae.decoder.projector", "Projector"],
+        "condition_length": condition_length,
+        "condition_role": condition_role,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_decoder(folder: Path, transformer: nn.Module | Path, projector: nn.Module | Path, source: Path) -> None:
+    """Write the decoder's part of a model folder.
+
+    Args:
+        folder: where to.
+        transformer: module, or the folder of a component to copy.
+        projector: likewise.
+        source: folder whose vae/ and scheduler/ are copied.
+    """
+    for name, part in (("transformer", transformer), ("conditioner", projector)):
+        if isinstance(part, Path):
+            copy_component(part, folder / name)
+        else:
+            save_component(part, folder / name)
+    copy_component(source / "vae", folder / "vae")
+    copy_component(source / "scheduler", folder / "scheduler")
+
+
+def save_component(module: Any, folder: Path) -> None:
+    """Save a diffusers model and compare what its own class loads from there, tensor by tensor.
+
+    Raises:
+        CheckpointError: something came back other than written.
+    """
+    module.save_pretrained(folder, safe_serialization=True)
+    loaded = type(module).from_pretrained(folder, torch_dtype=module.dtype, use_safetensors=True)
+    same_tensors(loaded.state_dict(), module.state_dict(), folder)
+
+
+def copy_component(source: Path, target: Path) -> None:
+    """Copy configuration and safetensors of a diffusers component, other variants and pickles left behind.
+
+    Raises:
+        CheckpointError: the component is missing or has no safetensors.
+    """
+    configs = [source / name for name in ("config.json", "scheduler_config.json") if (source / name).is_file()]
+    if not configs:
+        raise CheckpointError(source, "missing: not a component of a diffusers folder")
+    weights = [] if configs[0].name == "scheduler_config.json" else weight_files(source)
+    index = [source / f"{path.name}" for path in source.glob("*.safetensors.index.json")] if len(weights) > 1 else []
+    _copy([*configs, *weights, *index], target)
+
+
+def copy_transformers(source: Path, target: Path, *, code: bool = False) -> None:
+    """Copy a transformers folder with its processor, pickles and what is not part of a model left behind.
+
+    Args:
+        source: the folder.
+        target: where to.
+        code: copy the Python files that the model needs, too.
+
+    Raises:
+        CheckpointError: there are no safetensors, or they came back other than they are in the source.
+    """
+    copy_transformers_files(source, target, code=code)
+    same_tensors(tensors_of(target), tensors_of(source), target)
+
+
+def copy_transformers_files(source: Path, target: Path, *, weights: bool = True, code: bool = False) -> None:
+    """Copy configuration, processor and tokenizer files and, if asked for, the weights; nothing is overwritten."""
+    endings = (*_COPIED, ".py") if code else _COPIED
+    files = [path for path in sorted(source.iterdir()) if path.is_file() and _is_copied(path, endings)]
+    wanted = (weight_files(source) if weights else []) + files
+    _copy([path for path in wanted if not (target / path.name).exists()], target)
+
+
+def check_model(folder: Path) -> None:
+    """Check that every part loads in its stock class, nothing missing and nothing too many, and that they fit.
+
+    Raises:
+        CheckpointError: naming the part.
+    """
+    configs: dict[str, Any] = {}
+    for name, kind in _CLASSES.items():
+        configs[name] = kind.load_config(folder, subfolder=name)
+        with torch.device("meta"):
+            model = kind.from_config(configs[name])
+        check_shapes(folder / name, model)
+    FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+    projector, transformer = configs["conditioner"], configs["transformer"]
+    for ours, theirs in (("out_dim", "joint_attention_dim"), ("pooled_dim", "pooled_projection_dim")):
+        if projector[ours] != transformer[theirs]:
+            raise CheckpointError(
+                folder / "conditioner",
+                f"{ours} {projector[ours]} is not the transformer's {theirs} {transformer[theirs]}",
+            )
+    for name in (LANGUAGE_MODEL, ENCODER):
+        if (folder / name).is_dir():
+            width = check_transformers(folder / name)
+            if name == LANGUAGE_MODEL or not (folder / LANGUAGE_MODEL).is_dir():
+                _check_width(folder, width, projector["in_dim"])
+
+
+def check_transformers(folder: Path) -> int:
+    """Load a vision-language model with its tokenizer as a user would; returns the width of its language model.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown or of another shape, or it does not load at all.
+    """
+    ensure_torchvision()
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(folder)
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(folder, f"does not load: {error}") from error
+    odd = {name: sorted(map(str, keys))[:4] for name, keys in report.items() if keys}
+    if odd:
+        raise CheckpointError(folder, f"does not fit its config: {odd}")
+    return int(model.config.get_text_config().hidden_size)
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a component."""
+    return dict(read_tensors(folder))
+
+
+def _check_width(folder: Path, width: int, wanted: int) -> None:
+    if width != wanted:
+        raise CheckpointError(
+            folder / "conditioner", f"takes states of width {wanted}, the language model has width {width}"
+        )
+
+
+def _is_copied(path: Path, endings: tuple[str, ...]) -> bool:
+    if path.name.startswith(".") or path.name in ("README.md", "manifest.json", "model_index.json"):
+        return False
+    return path.suffix in endings or path.name.upper().startswith(("LICENSE", "NOTICE"))
+
+
+def _copy(files: list[Path], target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        # Contents only: files of the hub's cache are links, and modes are the source's business.
+        shutil.copyfile(path, target / path.name)

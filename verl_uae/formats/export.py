@@ -1,0 +1,216 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Export of a training checkpoint as a model folder, or of its adapters alone."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.formats.assemble import ModelParts, Writer, copy_transformers, publish_model, write_decoder
+from verl_uae.formats.lora import save_diffusers, save_peft
+from verl_uae.formats.policy import ACTOR, DECODER, POLICY, chosen_weights, policy_adapters, policy_modules
+from verl_uae.formats.run import RunConfig, check_complete
+from verl_uae.formats.source import local_folder
+
+#: verl's own tool, which reads shards with pickle.
+_MERGER = ("-m", "verl.model_merger", "merge", "--backend", "fsdp")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """What to export; what is None comes from the run's configuration, where that is found."""
+
+    weights: str | None = None
+    """ema or live weights of the policy; None: the averaged ones if the run kept any."""
+    decoder: str | None = None
+    """Decoder folder that the run started from."""
+    encoder: str | None = None
+    """Captioner of a run that did not train it."""
+    language_model: str | None = None
+    """Model whose text-only states are the condition."""
+    decoder_only: bool = False
+    """Leave captioner and language model out."""
+    merge_captioner: bool = False
+    """Run verl's model merger on the captioner's shards where no transformers folder was saved."""
+    lora_alpha: float | None = None
+    run_config: str | None = None
+    """Composed configuration of the run (Hydra's ``config.yaml``)."""
+    condition_length: int | None = None
+    condition_role: str | None = None
+    evaluation: str | None = None
+    """JSON file of measured figures by name, for the model card."""
+
+
+def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportSettings) -> dict[str, Any]:
+    """Write a step folder as a model folder.
+
+    Args:
+        checkpoint: ``global_step_<N>/`` of any stage.
+        out: must not exist.
+        settings: see the class.
+
+    Returns:
+        The manifest of the folder.
+
+    Raises:
+        CheckpointError: the checkpoint is not complete, or something of it does not fit.
+        ConfigError: something is neither given nor in the run's configuration.
+    """
+    folder = Path(checkpoint)
+    step = check_complete(folder)
+    run = RunConfig.of(folder, settings.run_config)
+    length = settings.condition_length or run.get("uae.conditioner.length")
+    if length is None:
+        raise ConfigError("--condition-length", "needed: the configuration of the run was not found (--run-config)")
+    role = settings.condition_role or run.get("uae.conditioner.role") or "generate"
+    decoder, decoder_origin = _decoder(folder, settings, run)
+    encoder, language_model, origins = _language(folder, settings, run)
+    origins = {"transformer, vae, scheduler, conditioner": decoder_origin, **origins}
+    stage = run.get("uae.stage") or "unknown"
+    parts = ModelParts(
+        decoder=decoder,
+        encoder=encoder,
+        language_model=language_model,
+        condition_length=int(length),
+        condition_role=str(role),
+        card=run.card(
+            f"UAE model, step {step}",
+            f"Trained with verl_uae (arXiv 2509.09666), stage {stage}, {step} steps.",
+            origins,
+            read_evaluation(settings.evaluation),
+        ),
+    )
+    return publish_model(parts, out)
+
+
+def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSettings, layout: str) -> None:
+    """Write the adapters of a run that trained nothing else.
+
+    Args:
+        checkpoint: step folder with ``decoder_policy/``.
+        out: must not exist.
+        settings: ``weights``, ``decoder``, ``lora_alpha`` and ``run_config`` count.
+        layout: ``peft`` or ``diffusers``.
+
+    Raises:
+        CheckpointError: there are no adapters, or something else was trained too.
+        ConfigError: the layout is unknown.
+    """
+    if layout not in ("peft", "diffusers"):
+        raise ConfigError("--lora", f"unknown layout {layout!r}; there are peft and diffusers")
+    folder = Path(checkpoint)
+    check_complete(folder)
+    run = RunConfig.of(folder, settings.run_config)
+    source = settings.decoder or run.get("uae.decoder.path")
+    base = local_folder(source) if source else None
+    weights = chosen_weights(folder, settings.weights)
+    adapters = policy_adapters(folder, weights, base, settings.lora_alpha)
+    if layout == "peft":
+        save_peft(adapters, out, base_model=str(source) if source else None)
+    else:
+        save_diffusers(adapters, out)
+
+
+def read_evaluation(path: str | None) -> dict[str, float]:
+    """Figures for the model card.
+
+    Raises:
+        ConfigError: the file is not a JSON object of finite numbers.
+    """
+    if path is None:
+        return {}
+    try:
+        figures = {str(name): float(value) for name, value in json.loads(Path(path).read_text("utf-8")).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ConfigError("--evaluation", f"{path} is not a JSON object of numbers: {error}") from error
+    odd = [name for name, value in figures.items() if not math.isfinite(value)]
+    if odd:
+        raise ConfigError("--evaluation", f"{path}: not finite: {odd[:4]}")
+    return figures
+
+
+def merge_command(actor: Path, target: Path) -> list[str]:
+    """verl's own command that makes a transformers folder of the captioner's shards."""
+    return [sys.executable, *_MERGER, "--local_dir", str(actor), "--target_dir", str(target)]
+
+
+def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Writer, str]:
+    """What writes the decoder, and where it started from."""
+    origin = settings.decoder or run.get("uae.decoder.path")
+    saved = folder / DECODER
+    if saved.is_dir() and settings.weights is None:
+        return _copied(saved), str(origin or "unknown")
+    source = saved if saved.is_dir() and origin is None else _base(origin)
+    if not (folder / POLICY).is_dir():
+        if settings.weights is not None:
+            raise CheckpointError(folder / POLICY, f"missing: there are no {settings.weights} weights of a decoder")
+        return _copied(source), str(origin)
+    weights = chosen_weights(folder, settings.weights)
+    transformer, projector = policy_modules(folder, weights, source, settings.lora_alpha)
+    return lambda out: write_decoder(out, transformer, projector, source), str(origin or "unknown")
+
+
+def _copied(source: Path) -> Writer:
+    return lambda out: write_decoder(out, source / "transformer", source / "conditioner", source)
+
+
+def _base(origin: str | None) -> Path:
+    if origin is None:
+        raise ConfigError("--decoder", "needed: VAE and scheduler come from the decoder folder the run started from")
+    return local_folder(origin)
+
+
+def _language(
+    folder: Path, settings: ExportSettings, run: RunConfig
+) -> tuple[Writer | None, Writer | None, dict[str, str]]:
+    """What writes the captioner and the condition's model, and where they started from."""
+    if settings.decoder_only:
+        return None, None, {}
+    start = settings.encoder or run.get("actor_rollout_ref.model.path")
+    condition = settings.language_model or run.get("uae.conditioner.path")
+    trained = (folder / ACTOR).is_dir()
+    if not trained and start is None:
+        raise ConfigError("--encoder", "needed, or --decoder-only: the checkpoint holds no captioner")
+    if trained and condition is None:
+        raise ConfigError(
+            "--language-model", "needed: the condition comes from the captioner as it was before training"
+        )
+    encoder = _captioner(folder / ACTOR, settings) if trained else _copy(str(start))
+    origins = {"encoder": str(start or "unknown")}
+    if not trained and condition in (None, start):
+        return encoder, None, origins
+    return encoder, _copy(str(condition)), {**origins, "language_model": str(condition)}
+
+
+def _copy(source: str) -> Writer:
+    return functools.partial(copy_transformers, local_folder(source))
+
+
+def _captioner(actor: Path, settings: ExportSettings) -> Writer:
+    saved = actor / "huggingface"
+    if any(saved.glob("*.safetensors")):
+        return functools.partial(copy_transformers, saved)
+    if not settings.merge_captioner:
+        command = " ".join(["python", *merge_command(actor, Path("MERGED"))[1:]])
+        raise CheckpointError(
+            saved, f"has no weights. --merge-captioner runs verl's merger, which reads pickle: {command}"
+        )
+
+    def write(out: Path) -> None:
+        merged = out.with_name(f"{out.name}.merged")
+        done = subprocess.run(merge_command(actor, merged), capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise CheckpointError(actor, f"verl's merger failed: {done.stderr.strip()[-500:]}")
+        copy_transformers(merged, out)
+        shutil.rmtree(merged)
+
+    return write

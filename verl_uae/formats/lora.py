@@ -1,0 +1,162 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank adapters: multiplied out, and as files that peft and diffusers load.
+
+Shape legend: R rank, I O widths of a linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.loaders import SD3LoraLoaderMixin
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from verl_uae.errors import CheckpointError
+from verl_uae.formats.manifest import publish_folder
+
+_A, _B, _BASE = ".lora_A.", ".lora_B.", ".base_layer."
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """Adapters of the transformer: W becomes W + (alpha / R) B A."""
+
+    layers: Mapping[str, tuple[Tensor, Tensor]]
+    """Name of the layer in the transformer -> A (R, I) and B (O, R)."""
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return next(iter(self.layers.values()))[0].shape[0]
+
+    @property
+    def scaling(self) -> float:
+        """alpha / R."""
+        return self.alpha / self.rank
+
+
+def has_adapters(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict holds low-rank adapters."""
+    return any(_A in name or _B in name for name in state)
+
+
+def split_adapters(
+    state: Mapping[str, Tensor], where: Path
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    """Separate adapters from base weights.
+
+    Args:
+        state: full tensors; adapters are ``<layer>.lora_A.<name>.weight`` and ``lora_B``, adapted layers
+            ``<layer>.base_layer.weight``, as peft names them.
+        where: what the error names.
+
+    Returns:
+        Base weights under the names of the model without adapters, and A and B by layer.
+
+    Raises:
+        CheckpointError: an adapter has only one half, the halves do not fit, or ranks differ.
+    """
+    base = {name.replace(_BASE, "."): tensor for name, tensor in state.items() if _A not in name and _B not in name}
+    halves: dict[str, dict[str, Tensor]] = {_A: {}, _B: {}}
+    for name, tensor in state.items():
+        for half, found in halves.items():
+            if half in name:
+                found[name.partition(half)[0]] = tensor
+    alone = sorted(set(halves[_A]) ^ set(halves[_B]))
+    if alone:
+        raise CheckpointError(where, f"{len(alone)} adapters have only one half: {alone[:4]}")
+    layers = {name: (a_RI, halves[_B][name]) for name, a_RI in halves[_A].items()}
+    ranks = {(a_RI.shape[0], b_OR.shape[1]) for a_RI, b_OR in layers.values()}
+    if len({rank for pair in ranks for rank in pair}) > 1:
+        raise CheckpointError(where, f"adapters of several ranks: {sorted(ranks)}")
+    return base, layers
+
+
+def merge(
+    base: Mapping[str, Tensor], layers: Mapping[str, tuple[Tensor, Tensor]], scaling: float, where: Path
+) -> dict[str, Tensor]:
+    """Weights with adapters multiplied out: W + scaling * B A, computed in fp32 and in the dtype of W.
+
+    Raises:
+        CheckpointError: an adapted layer is not among the weights or has another shape.
+    """
+    merged = dict(base)
+    for layer, (a_RI, b_OR) in layers.items():
+        name = f"{layer}.weight"
+        if name not in base:
+            raise CheckpointError(where, f"adapts {layer}, which the model does not have")
+        weight_OI = base[name]
+        if weight_OI.shape != (b_OR.shape[0], a_RI.shape[1]):
+            raise CheckpointError(where, f"the adapter of {layer} does not fit its weight {tuple(weight_OI.shape)}")
+        merged[name] = (weight_OI.float() + scaling * (b_OR.float() @ a_RI.float())).to(weight_OI.dtype)
+    return merged
+
+
+def save_peft(adapters: Adapters, out: str | Path, *, base_model: str | None = None) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which ``PeftModel.from_pretrained`` loads on the
+    stock transformer.
+
+    Args:
+        adapters: of the transformer.
+        out: must not exist.
+        base_model: what the configuration names as the base; loading does not need it.
+
+    Raises:
+        CheckpointError: there are no adapters, or ``out`` exists.
+    """
+    config = _config(adapters, out)
+    config.base_model_name_or_path = base_model
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in _named(adapters.layers).items()}
+
+    def build(folder: Path) -> None:
+        config.save_pretrained(str(folder))
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    publish_folder(build, out)
+
+
+def save_diffusers(adapters: Adapters, out: str | Path) -> None:
+    """Write ``pytorch_lora_weights.safetensors``, which ``load_lora_adapter`` of the transformer and
+    ``load_lora_weights`` of the SD3 pipelines load.
+
+    The scale is multiplied into B, so the file says alpha = R: readers that know no metadata assume that.
+
+    Raises:
+        CheckpointError: there are no adapters, or ``out`` exists.
+    """
+    layers = {name: (a_RI, adapters.scaling * b_OR.float()) for name, (a_RI, b_OR) in adapters.layers.items()}
+    scaled = Adapters(layers, alpha=adapters.rank) if layers else adapters
+    metadata = _config(scaled, out).to_dict()
+    # Only what rebuilds the adapter: the file's header holds text, and paths and versions are not its business.
+    kept = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias")
+
+    def build(folder: Path) -> None:
+        SD3LoraLoaderMixin.save_lora_weights(
+            folder,
+            transformer_lora_layers=_named(layers),
+            transformer_lora_adapter_metadata={name: metadata[name] for name in kept},
+        )
+
+    publish_folder(build, out)
+
+
+def _config(adapters: Adapters, out: str | Path) -> LoraConfig:
+    if not adapters.layers:
+        raise CheckpointError(out, "there are no adapters to write")
+    alpha = int(adapters.alpha) if float(adapters.alpha).is_integer() else adapters.alpha
+    return LoraConfig(r=adapters.rank, lora_alpha=alpha, target_modules=sorted(adapters.layers))  # type: ignore[arg-type]
+
+
+def _named(layers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for layer, (a_RI, b_OR) in layers.items():
+        named[f"{layer}.lora_A.weight"] = a_RI.detach().to(torch.float32).contiguous()
+        named[f"{layer}.lora_B.weight"] = b_OR.detach().to(torch.float32).contiguous()
+    return named

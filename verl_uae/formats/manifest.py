@@ -1,0 +1,183 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest of a model folder, its verification, and publishing a folder whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from verl_uae import __version__
+from verl_uae.errors import CheckpointError
+from verl_uae.formats.weights import check_header, files_below, pickles
+
+MANIFEST = "manifest.json"
+
+#: Number of the manifest's own layout.
+FORMAT = 1
+
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "verl")
+
+
+def write_manifest(folder: Path) -> dict[str, Any]:
+    """Write ``manifest.json``: size and SHA-256 of every other file, package versions, and a digest of itself.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: the folder holds a pickle.
+    """
+    _refuse_pickles(folder)
+    files = {_name(path, folder): _facts(path) for path in files_below(folder) if _name(path, folder) != MANIFEST}
+    content = {"format": FORMAT, "versions": package_versions(), "files": files}
+    (folder / MANIFEST).write_text(_render(content), encoding="utf-8")
+    return content
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of this package and of those whose formats it writes; of those that are installed."""
+    found = {"verl_uae": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder.
+
+    Raises:
+        CheckpointError: it is missing, altered or of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes().decode("utf-8")
+        content = json.loads(text)
+        content.pop("digest")
+        files = {str(name): (str(facts["sha256"]), int(facts["size"])) for name, facts in content["files"].items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(path, f"cannot be read: {error!r}") from error
+    if text != _render(content):
+        raise CheckpointError(path, "altered: its own digest is another")
+    if content["format"] != FORMAT:
+        raise CheckpointError(path, f"has format {content['format']!r}, known is {FORMAT}")
+    outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise CheckpointError(path, f"names files outside the folder: {outside[:4]}")
+    return content
+
+
+def verify_folder(path: str | Path) -> dict[str, Any]:
+    """Check a model folder: its manifest, every file's size and SHA-256, no file too many, sound weights, no pickle.
+
+    The manifest tells damage, not forgery: whoever can write the folder can write its manifest.
+
+    Args:
+        path: model folder. Hidden files and folders (``.git``, ``.cache``) are not looked at.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: naming the first file that is wrong.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(folder, "is not a folder")
+    _refuse_pickles(folder)
+    content = read_manifest(folder)
+    for name, facts in content["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(file, f"missing, though {MANIFEST} names it")
+        if file.stat().st_size != facts["size"]:
+            raise CheckpointError(file, f"has {file.stat().st_size} bytes, {MANIFEST} says {facts['size']}")
+        if sha256(file) != facts["sha256"]:
+            raise CheckpointError(file, f"altered: its SHA-256 is not the one in {MANIFEST}")
+        if file.suffix == ".safetensors":
+            check_header(file)
+    for file in files_below(folder):
+        if _name(file, folder) not in content["files"] and _name(file, folder) != MANIFEST:
+            kind = "weight file" if file.suffix == ".safetensors" else "file"
+            raise CheckpointError(file, f"a {kind} that {MANIFEST} does not name")
+    return content
+
+
+def publish_folder(build: Callable[[Path], None], out: str | Path) -> None:
+    """Build a folder beside its place and rename it there once it is on disk.
+
+    Killed at any point, ``out`` is either absent or complete; what is left over is called ``<out>.part-<pid>``.
+
+    Args:
+        build: fills the empty folder it is given.
+        out: must not exist.
+
+    Raises:
+        CheckpointError: ``out`` exists, or the file system refused something.
+    """
+    target = Path(out).absolute()
+    partial = target.with_name(f"{target.name}.part-{os.getpid()}")
+    if os.path.lexists(target):
+        raise CheckpointError(target, "exists already")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        build(partial)
+        for path in (*files_below(partial), *(path for path in partial.rglob("*") if path.is_dir()), partial):
+            _sync(path)
+        os.replace(partial, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise CheckpointError(target, f"cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_pickles(folder: Path) -> None:
+    found = pickles(folder)
+    if found:
+        raise CheckpointError(found[0], "pickles are refused in a model folder; weights are safetensors")
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "size": path.stat().st_size}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _render(content: dict[str, Any]) -> str:
+    """The manifest's text: canonical, with the digest of everything but the digest."""
+    digest = hashlib.sha256(_json(content).encode("utf-8")).hexdigest()
+    return _json({"digest": digest, **content})
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,111 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where a model comes from: a local folder or a hub repository at a revision, without code of its own.
+
+A repository can bring Python files that transformers or diffusers would run (``auto_map``, custom pipelines). That is
+refused unless it is asked for and the repository's revision is pinned to a full commit, so that what was read is what
+runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from verl_uae.errors import CheckpointError, ConfigError
+
+#: Libraries whose classes a ``model_index.json`` may name.
+_LIBRARIES = ("diffusers", "transformers", "verl_uae")
+
+_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def local_folder(
+    source: str | Path, *, revision: str | None = None, parts: Sequence[str] = (), remote_code: bool = False
+) -> Path:
+    """The folder of a model, fetched from the hub if it is not a local one.
+
+    Args:
+        source: local folder, or hub id ``owner/name``.
+        revision: commit, tag or branch of the hub repository.
+        parts: subfolders that are needed; all files if empty. Pickles are never fetched.
+        remote_code: accept Python code that the repository brings.
+
+    Returns:
+        A local folder, with a check that it needs no code of its own or that this was asked for.
+
+    Raises:
+        CheckpointError: there is no such model, or it brings code.
+        ConfigError: code is accepted without a pinned revision, or a local folder is given one.
+    """
+    check_pin(remote_code, revision)
+    folder = Path(source)
+    if folder.is_dir():
+        if revision is not None:
+            raise ConfigError("--revision", f"{source} is a local folder and has no revision")
+    else:
+        folder = _fetched(str(source), revision, parts)
+    code = brought_code(folder)
+    if code and not remote_code:
+        raise CheckpointError(folder / code[0], "needs Python code of its own (trust_remote_code), which is refused")
+    return folder
+
+
+def check_pin(remote_code: bool, revision: str | None) -> None:
+    """Refuse remote code of a revision that can move.
+
+    Raises:
+        ConfigError: ``revision`` is not a full commit of 40 hexadecimal digits.
+    """
+    if remote_code and not (revision and _COMMIT.fullmatch(revision)):
+        raise ConfigError(
+            "--trust-remote-code", f"needs --revision with a commit of 40 hexadecimal digits, got {revision}"
+        )
+
+
+def brought_code(folder: Path) -> list[str]:
+    """Configuration files of a folder and its components that make loaders run Python code of the repository."""
+    files = [path for name in _CONFIGS for path in (folder / name, *folder.glob(f"*/{name}"))]
+    found = [path for path in files if path.is_file() and "auto_map" in _read(path)]
+    index = folder / "model_index.json"
+    if index.is_file():
+        classes = [value for value in _read(index).values() if isinstance(value, list) and len(value) == 2]
+        if any(library and str(library).split(".")[0] not in _LIBRARIES for library, _ in classes):
+            found.append(index)
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, f"is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(path, "is not a JSON object")
+    return content
+
+
+def _fetched(source: str, revision: str | None, parts: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from verl_uae.formats.weights import PICKLES
+
+    options: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": [*(f"{part}/*" for part in parts), "*.json"] if parts else None,
+        "ignore_patterns": [f"*{ending}" for ending in PICKLES],
+    }
+    try:
+        return Path(snapshot_download(source, **options))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        # Without a network, what has been fetched before will do.
+        try:
+            return Path(snapshot_download(source, local_files_only=True, **options))
+        except (OSError, ValueError):
+            message = f"neither a local folder nor a model on the hub: {error}"
+            raise CheckpointError(source, message) from error

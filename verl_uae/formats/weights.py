@@ -1,0 +1,150 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What may be a weight file in a model folder: safetensors with a sound header, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from verl_uae.errors import CheckpointError
+
+#: Endings of files that are read with pickle.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+#: Weights of a diffusers and of a transformers component, without their ending.
+STEMS = ("diffusion_pytorch_model", "model")
+
+_MAX_HEADER = 100_000_000
+
+
+def pickles(folder: Path) -> list[Path]:
+    """Files below a folder that only pickle would read, hidden folders left out."""
+    return [path for path in files_below(folder) if path.suffix.lower() in PICKLES]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder in the order of their names, without hidden files and folders (.git, .cache)."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def check_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the header of a safetensors file strictly.
+
+    safetensors itself refuses holes, overlaps, offsets beyond the file and lengths that do not fit the shape; beyond
+    that a name may occur once only, since readers differ in which of two they take.
+
+    Returns:
+        Shape of every tensor by name.
+
+    Raises:
+        CheckpointError: the header is not sound.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= _MAX_HEADER:
+                raise ValueError(f"header of {length} bytes")
+            json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
+        with safe_open(path, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(path, f"not a sound safetensors file: {error}") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that diffusers or transformers would load from a component's folder.
+
+    Raises:
+        CheckpointError: there are none (pickles are named), or the index names files that are not there.
+    """
+    for stem in STEMS:
+        index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            return _indexed(index)
+    found = [path.name for path in pickles(folder)]
+    hint = f"; pickles are refused: {', '.join(found)}" if found else ""
+    raise CheckpointError(folder, f"has no {STEMS[0]}.safetensors and no {STEMS[1]}.safetensors{hint}")
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a component one by one, as they are stored.
+
+    Raises:
+        CheckpointError: see :func:`weight_files` and :func:`check_header`.
+    """
+    for path in weight_files(folder):
+        check_header(path)
+        with safe_open(path, framework="pt") as opened:
+            for name in opened.keys():
+                yield name, opened.get_tensor(name)
+
+
+def check_shapes(folder: Path, model: nn.Module) -> None:
+    """Compare names and shapes of a component's stored tensors with a model's, which may be on the device ``meta``.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing, too many or of another shape.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    stored: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder):
+        stored.update(check_header(path))
+    missing, unknown = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    odd = sorted(name for name in set(wanted) & set(stored) if wanted[name] != stored[name])
+    if missing or unknown or odd:
+        raise CheckpointError(
+            folder, f"does not fit its config: missing {missing[:4]}, unknown {unknown[:4]}, other shape {odd[:4]}"
+        )
+
+
+def same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], where: Path) -> None:
+    """Compare two sets of tensors bit for bit, names, shapes and dtypes included.
+
+    Raises:
+        CheckpointError: naming the tensors that differ.
+    """
+    odd = sorted(set(found) ^ set(wanted))
+    odd += [name for name in sorted(set(found) & set(wanted)) if not _same(found[name], wanted[name])]
+    if odd:
+        raise CheckpointError(where, f"{len(odd)} tensors came back other than written: {odd[:4]}")
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    raw_left, raw_right = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right))
+    return torch.equal(raw_left, raw_right)
+
+
+def _indexed(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(index, f"not an index of weights: {error!r}") from error
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(index, f"names {name!r}, which is not a safetensors file beside it")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(index.parent / name, "missing, though the index names it")
+    return [index.parent / name for name in names]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return found

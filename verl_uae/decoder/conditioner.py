@@ -137,9 +137,15 @@ class Conditioner(nn.Module):
         return text_states(self.language_model, ids_BL, mask_BL)
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> Condition:
-        """Encode captions; any text is accepted, an empty caption is the bare template."""
-        device = next(self.language_model.parameters()).device
+    def encode(self, captions: Sequence[str], device: str | torch.device | None = None) -> Condition:
+        """Encode captions; any text is accepted, an empty caption is the bare template.
+
+        Args:
+            captions: B captions.
+            device: where the inputs go; default: where the weights are, which for offloaded weights is not where they
+                compute.
+        """
+        device = next(self.language_model.parameters()).device if device is None else device
         ids_BL, mask_BL, truncated_B = (tensor.to(device) for tensor in self.tokenize(captions))
         return Condition(self.states(ids_BL, mask_BL), mask_BL, truncated_B)
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diffusion decoder: projector + SD3 MM-DiT + VAE, loaded from a diffusers folder.
 
-Shape legend: B samples, L text positions, E language-model width, C h w latent, H W pixels.
+Shape legend: B samples, L text positions, E language-model width, F text width of the MM-DiT, P pooled width, C h w
+latent, H W pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from verl_uae.decoder import codec
 from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError
-from verl_uae.flow.ode import Velocity, euler, guided
+from verl_uae.flow.ode import StepHook, Velocity, euler, guided
 
 _COMPONENTS = ("transformer", "vae", "conditioner")
 
@@ -54,11 +55,7 @@ class Decoder(nn.Module):
         Raises:
             CheckpointError: naming the component that is missing.
         """
-        root = Path(folder)
-        if root.is_dir():
-            for name in _COMPONENTS:
-                if not (root / name).is_dir():
-                    raise CheckpointError(root, f"not a decoder folder: it has no {name}/ (uae.decoder.path)")
+        check_decoder_folder(folder)
         kwargs = {"use_safetensors": True}
         transformer = SD3Transformer2DModel.from_pretrained(
             folder, subfolder="transformer", torch_dtype=dtype, **kwargs
@@ -69,15 +66,24 @@ class Decoder(nn.Module):
         decoder = cls(transformer, vae, projector, shift=float(scheduler.config.shift))
         return decoder.to(device).eval()
 
-    def save_pretrained(self, folder: str) -> None:
-        """Write a diffusers folder whose transformer, vae and scheduler load in stock diffusers."""
+    def save_pretrained(
+        self, folder: str, *, condition_length: int | None = None, condition_role: str | None = None
+    ) -> None:
+        """Write a diffusers folder whose transformer, vae and scheduler load in stock diffusers.
+
+        Args:
+            folder: made if missing.
+            condition_length: text positions the decoder was trained with, noted for
+                :class:`~verl_uae.pipeline.UAEPipeline`; None leaves it out.
+            condition_role: chat role of the caption, likewise.
+        """
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
         self.transformer.save_pretrained(root / "transformer", safe_serialization=True)
         self.vae.save_pretrained(root / "vae", safe_serialization=True)
         self.projector.save_pretrained(root / "conditioner", safe_serialization=True)
         FlowMatchEulerDiscreteScheduler(shift=self.shift).save_pretrained(root / "scheduler")
-        index = {
+        index: dict[str, object] = {
             "_class_name": "UAEPipeline",
             "_diffusers_version": diffusers.__version__,
             "transformer": ["diffusers", "SD3Transformer2DModel"],
@@ -85,6 +91,8 @@ class Decoder(nn.Module):
             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
             "conditioner": ["verl_uae.decoder.projector", "Projector"],
         }
+        noted = {"condition_length": condition_length, "condition_role": condition_role}
+        index |= {name: value for name, value in noted.items() if value is not None}
         (root / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     @property
@@ -101,19 +109,27 @@ class Decoder(nn.Module):
 
     def velocity(self, x_BChw: Tensor, sigma_B: Tensor, states_BLE: Tensor) -> Tensor:
         """Velocity v = eps - x_0 at noise level sigma in [0, 1], shape of ``x_BChw``; differentiable."""
+        return self._velocity(x_BChw, sigma_B, self._project(states_BLE))
+
+    def _project(self, states_BLE: Tensor) -> Tensor:
+        return self.projector(states_BLE.to(self.projector.dtype))
+
+    def _velocity(self, x_BChw: Tensor, sigma_B: Tensor, text_BLF: Tensor) -> Tensor:
         dtype = self.transformer.dtype
-        pooled_BP = self.projector.pooled.to(dtype).expand(x_BChw.shape[0], -1)
+        # Named device: an offloaded projector is back on the host by now.
+        pooled_BP = self.projector.pooled.to(x_BChw.device, dtype).expand(x_BChw.shape[0], -1)
         return self.transformer(
             hidden_states=x_BChw.to(dtype),
             timestep=sigma_B * 1000.0,
-            encoder_hidden_states=self.projector(states_BLE.to(self.projector.dtype)),
+            encoder_hidden_states=text_BLF,
             pooled_projections=pooled_BP,
             return_dict=False,
         )[0]
 
     def field(self, states_BLE: Tensor) -> Velocity:
-        """The velocity model with its condition filled in."""
-        return lambda x_BChw, sigma_B: self.velocity(x_BChw, sigma_B, states_BLE)
+        """The velocity model with its condition filled in, projected once."""
+        text_BLF = self._project(states_BLE)
+        return lambda x_BChw, sigma_B: self._velocity(x_BChw, sigma_B, text_BLF)
 
     def encode_image(self, image_B3HW: Tensor) -> Tensor:
         """Pictures in [0, 1] to scaled latents (mean of the posterior), shape (B, C, h, w), fp32."""
@@ -133,7 +149,30 @@ class Decoder(nn.Module):
         guidance: float = 1.0,
         negative_BLE: Tensor | None = None,
     ) -> Tensor:
-        """Draw pictures with the Euler ODE sampler.
+        """Draw pictures: :meth:`denoise`, then :meth:`decode_latent`.
+
+        Returns:
+            Pictures in [0, 1], shape (B, 3, H, W), fp32.
+        """
+        noise_BChw = noise_BChw.to(self.device)
+        return self.decode_latent(
+            self.denoise(states_BLE, noise_BChw, sigmas, guidance=guidance, negative_BLE=negative_BLE)
+        )
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        states_BLE: Tensor,
+        noise_BChw: Tensor,
+        sigmas: Tensor,
+        *,
+        guidance: float = 1.0,
+        negative_BLE: Tensor | None = None,
+        on_step: StepHook | None = None,
+    ) -> Tensor:
+        """Draw latents with the Euler ODE sampler, on the device of the noise.
+
+        Training-time evaluation and :class:`~verl_uae.pipeline.UAEPipeline` both sample here.
 
         Args:
             states_BLE: condition.
@@ -141,9 +180,10 @@ class Decoder(nn.Module):
             sigmas: noise levels, shape (S + 1,).
             guidance: classifier-free guidance scale; 1 switches guidance off and halves the cost.
             negative_BLE: condition of the unconditional branch, shape (1 or B, L, E); needed if guidance != 1.
+            on_step: see :func:`~verl_uae.flow.ode.euler`.
 
         Returns:
-            Pictures in [0, 1], shape (B, 3, H, W), fp32.
+            Scaled latents, shape (B, C, h, w), fp32.
 
         Raises:
             ValueError: if guidance is asked for without a negative condition.
@@ -153,4 +193,18 @@ class Decoder(nn.Module):
             if negative_BLE is None:
                 raise ValueError(f"guidance {guidance} needs a negative condition")
             field = guided(field, self.field(negative_BLE.expand_as(states_BLE)), guidance)
-        return self.decode_latent(euler(field, noise_BChw.to(self.device), sigmas))
+        return euler(field, noise_BChw, sigmas, on_step)
+
+
+def check_decoder_folder(folder: str | Path) -> None:
+    """Refuse a folder that lacks a part of a decoder; a hub id passes.
+
+    Raises:
+        CheckpointError: naming the component that is missing.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        return
+    for name in _COMPONENTS:
+        if not (root / name).is_dir():
+            raise CheckpointError(root, f"not a decoder folder: it has no {name}/ (uae.decoder.path)")

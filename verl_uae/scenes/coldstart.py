@@ -86,7 +86,7 @@ def cold_start(out: str | Path, config: ColdStartConfig | None = None, on_progre
     decoder = build_decoder(config.seed, vae)
     train_joint(encoder, decoder, processor.tokenizer, config, on_progress)
     save_encoder(encoder, processor, Path(out) / "encoder")
-    decoder.save_pretrained(str(Path(out) / "decoder"))
+    decoder.save_pretrained(str(Path(out) / "decoder"), condition_length=CONDITION_LENGTH)
 
 
 def save_encoder(encoder: Any, processor: Any, folder: Path) -> None:

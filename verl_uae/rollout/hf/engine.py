@@ -113,6 +113,8 @@ class CaptionEngine:
         ensure_torchvision()
         from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+        from verl_uae.pipeline.captioner import banned_tokens, eos_token_ids
+
         self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             model_path, dtype=dtype, attn_implementation=attn_implementation
         )
@@ -128,8 +130,8 @@ class CaptionEngine:
         self.max_batch_size = max_batch_size
         self.prefill_batch_size = prefill_batch_size
         self.fixed_shapes = fixed_shapes
-        self.eos_token_ids = self._eos_token_ids()
-        self.banned_V = self._banned_tokens()
+        self.eos_token_ids = eos_token_ids(self.model, self.tokenizer)
+        self.banned_V = banned_tokens(self.model, self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -306,31 +308,6 @@ class CaptionEngine:
             raise FloatingPointError(
                 f"the model's logits are not finite at caption token {step}: its weights are broken"
             )
-
-    def _eos_token_ids(self) -> frozenset[int]:
-        """End-of-sequence tokens of the tokenizer and of the generation config, as vLLM takes them."""
-        configured = self.model.generation_config.eos_token_id
-        listed = configured if isinstance(configured, list) else [configured]
-        return frozenset(int(token) for token in [*listed, self.tokenizer.eos_token_id] if token is not None)
-
-    def _banned_tokens(self) -> Tensor:
-        """(V,) bool: tokens that a caption may not contain.
-
-        These are special tokens other than eos, the vision tokens (a sampled image placeholder has no image
-        behind it, and get_rope_index fails on the response), rows of the output layer beyond the tokenizer, and
-        the ``suppress_tokens`` of the checkpoint's generation config.
-        """
-        vocab_size = self.config.get_text_config().vocab_size
-        banned_V = torch.zeros(vocab_size, dtype=torch.bool)
-        banned_V[min(len(self.tokenizer), vocab_size) :] = True
-        special = set(self.tokenizer.all_special_ids)
-        special |= {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
-        special |= set(self.model.generation_config.suppress_tokens or ())
-        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-            special.add(getattr(self.config, name, None))
-        banned_V[[token for token in special if token is not None and token < vocab_size]] = True
-        banned_V[sorted(self.eos_token_ids)] = False
-        return banned_V
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

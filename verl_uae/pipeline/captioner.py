@@ -1,0 +1,163 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures to captions with transformers' own ``generate``, from the prompts that training uses.
+
+Shape legend: B captions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from verl_uae.data.schema import IMAGE_MARK, make_prompt
+
+Messages = list[dict[str, Any]]
+
+
+def caption_messages(image: Image.Image, user: str, system: str | None) -> Messages:
+    """The turns that ask for the caption of a picture, as verl's dataset builds them from a row.
+
+    Args:
+        image: RGB picture.
+        user: text of the user turn; without ``<image>`` the picture comes first.
+        system: text of the system turn; None or "" leaves the turn out.
+
+    Raises:
+        ValueError: ``user`` has more than one ``<image>``.
+    """
+    turns: Messages = list(make_prompt(user, system or None))  # type: ignore[arg-type]
+    before, _, after = turns[-1]["content"].partition(IMAGE_MARK)
+    if IMAGE_MARK in after:
+        raise ValueError(f"the prompt has more than one {IMAGE_MARK}")
+    pieces = [{"type": "text", "text": before}, {"type": "image", "image": image}, {"type": "text", "text": after}]
+    turns[-1]["content"] = [piece for piece in pieces if piece.get("text") != ""]
+    return turns
+
+
+def prompt_inputs(processor: Any, prompts: Sequence[Messages]) -> Mapping[str, Tensor]:
+    """Model inputs of a batch of prompts, left-padded: pictures resized by qwen_vl_utils first, as in training."""
+    from qwen_vl_utils import process_vision_info
+
+    images: list[Image.Image] = []
+    for messages in prompts:
+        found, _ = process_vision_info(messages, image_patch_size=processor.image_processor.patch_size)
+        images.extend(found or ())
+    texts = [processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) for turns in prompts]
+    return processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
+
+
+def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-sequence tokens of the tokenizer and of the generation config, as vLLM takes them."""
+    configured = model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)
+
+
+def banned_tokens(model: Any, tokenizer: Any) -> Tensor:
+    """(V,) bool: tokens that a caption may not contain.
+
+    These are special tokens other than eos, the vision tokens (a sampled image placeholder has no image behind it, and
+    get_rope_index fails on the response), rows of the output layer beyond the tokenizer, and the ``suppress_tokens`` of
+    the checkpoint's generation config.
+    """
+    vocab_size = model.config.get_text_config().vocab_size
+    banned_V = torch.zeros(vocab_size, dtype=torch.bool)
+    banned_V[min(len(tokenizer), vocab_size) :] = True
+    special = set(tokenizer.all_special_ids)
+    special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    special |= set(model.generation_config.suppress_tokens or ())
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        special.add(getattr(model.config, name, None))
+    banned_V[[token for token in special if token is not None and token < vocab_size]] = True
+    banned_V[sorted(eos_token_ids(model, tokenizer))] = False
+    return banned_V
+
+
+class TokenChoice(LogitsProcessor):
+    """Bans tokens and, above temperature 0, turns greedy search into sampling.
+
+    The largest of scores / temperature + Gumbel noise is a draw from softmax(scores / temperature) (Gumbel 1954). This
+    way the noise comes from named generators; transformers' own sampling knows the global one only.
+
+    Args:
+        banned_V: tokens never chosen.
+        temperature: of the softmax; 0 is greedy.
+        generators: one for each row, or one for all of them.
+    """
+
+    def __init__(self, banned_V: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> None:
+        self.banned_V, self.temperature, self.generators = banned_V, temperature, generators
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores_BV = scores.float()
+        if self.temperature > 0:
+            scores_BV = scores_BV.double() / self.temperature + self._gumbel(scores.shape).to(scores.device)
+        return scores_BV.masked_fill(self.banned_V.to(scores.device), -math.inf)
+
+    def _gumbel(self, shape: torch.Size) -> Tensor:
+        sizes = [shape] if len(self.generators) == 1 else [(1, shape[1])] * shape[0]
+        uniform_BV = torch.cat(
+            [
+                torch.rand(size, generator=source, dtype=torch.float64, device=source.device).cpu()
+                for size, source in zip(sizes, self.generators, strict=True)
+            ]
+        )
+        # torch.rand may return 0, whose logarithm would forbid the token.
+        return -torch.log(-torch.log(uniform_BV.clamp_min(torch.finfo(torch.float64).tiny)))
+
+
+@torch.no_grad()
+def write_captions(
+    model: Any,
+    processor: Any,
+    prompts: Sequence[Messages],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    generators: Sequence[torch.Generator],
+    device: torch.device,
+) -> list[str]:
+    """One caption per prompt.
+
+    Nothing but the temperature shapes the distribution: sampling defaults and penalties of the checkpoint's generation
+    config are not applied, as in training.
+
+    Args:
+        model: Qwen2_5_VLForConditionalGeneration.
+        processor: its processor.
+        prompts: one for each caption, see :func:`caption_messages`; a batch is padded on the left.
+        max_new_tokens: longest caption, end of turn included.
+        temperature: of the softmax; 0 is greedy.
+        generators: one for each prompt, or one for all of them; read above temperature 0 only.
+        device: where the model computes.
+    """
+    tokenizer = processor.tokenizer
+    inputs = prompt_inputs(processor, prompts)
+    choice = TokenChoice(banned_tokens(model, tokenizer), temperature, generators)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        # Without effect here; named so that the checkpoint's own do not step in and raise a warning.
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        eos_token_id=sorted(eos_token_ids(model, tokenizer)),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    ids = model.generate(
+        **{name: value.to(device) for name, value in inputs.items()},
+        generation_config=config,
+        logits_processor=LogitsProcessorList([choice]),
+    )
+    texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]

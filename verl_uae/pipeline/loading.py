@@ -1,0 +1,88 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What diffusers cannot load by itself from a model folder: the captioner, its processor, and the precision rule."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verl_uae.compat import ensure_torchvision
+from verl_uae.errors import CheckpointError
+
+ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
+
+Dtype = torch.dtype | dict[str, torch.dtype]
+
+#: What is downloaded of a hub repository; pickles are not.
+_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.md")
+_HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+_PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+
+
+def local_folder(source: str | os.PathLike[str], kwargs: dict[str, Any]) -> Path:
+    """The folder itself, or a download of a hub repository.
+
+    Args:
+        source: folder or hub id.
+        kwargs: arguments of ``from_pretrained``; those of the hub are taken out.
+
+    Raises:
+        CheckpointError: it is neither, or it cannot be downloaded.
+    """
+    hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # Not diffusers' own download, which leaves out the tokenizer files beside a model's weights.
+        return Path(snapshot_download(str(source), allow_patterns=list(_DOWNLOADED), **hub))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(str(source), f"neither a folder nor a repository that can be read: {error}") from error
+
+
+def keep_vae_fp32(dtype: Dtype | None) -> dict[str, torch.dtype]:
+    """A dtype per component: as asked for, but fp32 for the VAE (see :meth:`Decoder.from_pretrained`)."""
+    table = dict(dtype) if isinstance(dtype, dict) else {"default": dtype or torch.float32}
+    return {**table, "vae": torch.float32}
+
+
+def load_model(folder: Path, dtype: torch.dtype) -> Any:
+    """A vision-language model, or None where the folder has none.
+
+    Raises:
+        CheckpointError: it does not load.
+    """
+    if not (folder / "config.json").is_file():
+        return None
+    ensure_torchvision()
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(folder, f"does not load: {error}") from error
+
+
+def load_processor(root: Path) -> Any:
+    """The processor from the first of encoder/ and language_model/ that has one, or None.
+
+    Raises:
+        CheckpointError: it does not load.
+    """
+    ensure_torchvision()
+    from transformers import AutoProcessor
+
+    for name in (ENCODER, LANGUAGE_MODEL):
+        folder = root / name
+        if any((folder / file).is_file() for file in _PROCESSOR_FILES):
+            try:
+                return AutoProcessor.from_pretrained(folder)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(folder, f"its processor does not load: {error}") from error
+    return None

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from verl_uae.data.images import image_digest
 from verl_uae.data.schema import make_row, row_schema
-from verl_uae.scenes.grammar import caption
+from verl_uae.scenes.grammar import CaptionMix, caption
 from verl_uae.scenes.render import OBJECT_COUNTS, SPLITS, Scene, render_image, sample_scene
 from verl_uae.scenes.tokenizer import PROMPT
 from verl_uae.seeding import derive_seed
@@ -35,6 +35,7 @@ def write_dataset(
     val: int = 128,
     seed: int = 0,
     object_counts: Sequence[int] = OBJECT_COUNTS,
+    captions: CaptionMix | None = None,
 ) -> dict[str, Path]:
     """Write `out`/train.parquet and `out`/val.parquet; equal arguments give equal rows.
 
@@ -44,6 +45,7 @@ def write_dataset(
         val: rows of the held-out split.
         seed: names the draws.
         object_counts: the equally likely numbers of objects.
+        captions: distribution of the training split's captions; None are full ones, as the held-out split's always are.
 
     Returns:
         Path of each split's file.
@@ -61,13 +63,16 @@ def write_dataset(
         rng = random.Random(derive_seed(seed, "scenes-dataset", split))
         scenes = [sample_scene(rng, split, object_counts) for _ in range(rows)]
         schema = row_schema()
-        table = pa.Table.from_pylist([scene_row(s, i, split) for i, s in enumerate(scenes)], schema=schema)
+        mix = captions if split == "train" else None
+        texts = [caption(scene) if mix is None else mix.sample(scene, rng) for scene in scenes]
+        found = [scene_row(s, i, split, text) for i, (s, text) in enumerate(zip(scenes, texts, strict=True))]
+        table = pa.Table.from_pylist(found, schema=schema)
         pq.write_table(table, paths[split], row_group_size=_ROW_GROUP_ROWS)
     return paths
 
 
-def scene_row(scene: Scene, index: int, split: str) -> dict[str, Any]:
-    """One row: the picture as PNG, the full caption as reference, the scene's JSON as ground truth."""
+def scene_row(scene: Scene, index: int, split: str, text: str | None = None) -> dict[str, Any]:
+    """One row: the picture as PNG, a caption (the full one by default), the scene's JSON as ground truth."""
     image = render_image(scene)
     row = make_row(
         png_bytes(scene),
@@ -77,7 +82,7 @@ def scene_row(scene: Scene, index: int, split: str) -> dict[str, Any]:
         prompt=_PROMPT,
         data_source=DATA_SOURCE,
         size=image.size,
-        caption=caption(scene),
+        caption=text or caption(scene),
     )
     row["reward_model"]["ground_truth"] = scene.to_json()
     return row

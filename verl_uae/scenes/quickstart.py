@@ -102,7 +102,14 @@ def measure(root: Path, encoder: Path, seed: int) -> Evaluation:
 
 
 def command(
-    root: Path, run: Path, *, seed: int, steps: int, overrides: Sequence[str] = (), config: str = "uae_g4u"
+    root: Path,
+    run: Path,
+    *,
+    seed: int,
+    steps: int,
+    overrides: Sequence[str] = (),
+    config: str = "uae_g4u",
+    preset: str = "scenes",
 ) -> list[str]:
     """The training command, as a user would type it."""
     return [
@@ -112,7 +119,7 @@ def command(
         "--config-name",
         config,
         "hardware=cpu",
-        "preset=scenes",
+        f"preset={preset}",
         f"uae_home={root}",
         f"uae.seed={seed}",
         f"trainer.total_training_steps={steps}",

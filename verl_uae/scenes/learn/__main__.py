@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m verl_uae.scenes.learn {g4u,u4g,unified} --seeds 0 1 2 --out OUT``.
+"""``python -m verl_uae.scenes.learn {g4u,u4g,unified,stages} --seeds 0 1 2 --out OUT``.
 
 Writes ``STAGE.json`` (every figure, with seeds) and pictures into OUT and says whether the bars are met; the exit code
 is 1 if one is missed.
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from verl_uae.scenes.learn import g4u, u4g, unified
+from verl_uae.scenes.learn import g4u, stages, u4g, unified
 from verl_uae.scenes.learn.bars import Bar, lines
 
-STAGES = {"g4u": g4u.learn, "u4g": u4g.learn, "unified": unified.learn}
+STAGES = {"g4u": g4u.learn, "u4g": u4g.learn, "unified": unified.learn, "stages": stages.learn}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

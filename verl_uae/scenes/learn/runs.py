@@ -44,6 +44,7 @@ class Run:
     seed: int
     steps: int
     overrides: tuple[str, ...] = field(default=())
+    preset: str = "scenes"
 
     @property
     def checkpoint(self) -> Path:
@@ -83,7 +84,15 @@ def execute(runs: Sequence[Run], jobs: int, say: Say) -> dict[str, float]:
 
 def _execute(run: Run, say: Say) -> float:
     run.folder.mkdir(parents=True, exist_ok=True)
-    words = command(run.root, run.folder, seed=run.seed, steps=run.steps, overrides=run.overrides, config=run.config)
+    words = command(
+        run.root,
+        run.folder,
+        seed=run.seed,
+        steps=run.steps,
+        overrides=run.overrides,
+        config=run.config,
+        preset=run.preset,
+    )
     stamp = run.folder / "finished.json"
     if stamp.is_file() and (before := json.loads(stamp.read_text(encoding="utf-8")))["command"] == words[1:]:
         say(f"{run.name}: there already")

@@ -83,7 +83,7 @@ def test_impossible_buckets_are_named(options: dict) -> None:
 
 
 def test_impossible_sizes_are_named() -> None:
-    for wrong in ((), ((64, 64), (64, 64)), ((0, 64),)):
+    for wrong in ((), ((64, 64), (64, 64)), ((0, 64),), ((64, 32), (32, 64)), ((64, 32), (128, 64))):
         with pytest.raises(ValueError):
             Buckets(wrong)
     with pytest.raises(ValueError, match="0 x 5"):

@@ -14,11 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -42,16 +45,20 @@ class Buckets:
     """The sizes pictures are trained at.
 
     Attributes:
-        sizes: (H, W) of every bucket, by ascending H / W; no two are equal.
+        sizes: (H, W) of every bucket, by ascending H / W.
+
+    Raises:
+        ValueError: for no size, a side below 1, or sizes in another order.
     """
 
     sizes: tuple[HeightWidth, ...]
 
     def __post_init__(self) -> None:
-        if not self.sizes or len(set(self.sizes)) != len(self.sizes):
-            raise ValueError(f"buckets must be different sizes, at least one, got {self.sizes}")
-        if any(side < 1 for size in self.sizes for side in size):
-            raise ValueError(f"sides must be positive, got {self.sizes}")
+        if not self.sizes or any(side < 1 for size in self.sizes for side in size):
+            raise ValueError(f"at least one size with positive sides is needed, got {self.sizes}")
+        ratios = _ratios(self.sizes)
+        if any(before >= after for before, after in pairwise(ratios)):
+            raise ValueError(f"buckets must have different H / W in ascending order, got {self.sizes}")
 
     @classmethod
     def around(cls, base: int, *, step: int, max_aspect: float = 2.0) -> Buckets:
@@ -99,7 +106,11 @@ class Buckets:
         """
         if width < 1 or height < 1:
             raise ValueError(f"a picture must have positive sides, got {width} x {height}")
-        return _closest(self.sizes, width, height)
+        ratio, ratios = height / width, _ratios(self.sizes)
+        above = min(bisect_left(ratios, ratio), len(ratios) - 1)
+        below = max(above - 1, 0)
+        # On either side of the geometric mean.
+        return self.sizes[below if ratio * ratio < ratios[below] * ratios[above] else above]
 
 
 def fit(img: Image.Image, size: HeightWidth) -> Tensor:
@@ -148,14 +159,15 @@ class BucketSampler(Sampler[int]):
         self.shuffle = shuffle
         self.next_epoch = 0
         self._items: dict[HeightWidth, list[int]] = {}
-        for item, bucket in enumerate(buckets):
-            self._items.setdefault((bucket[0], bucket[1]), []).append(item)
+        for item, (height, width) in enumerate(buckets):
+            self._items.setdefault((height, width), []).append(item)
         self._total = len(buckets)
         if not len(self):
             sizes = {size: len(items) for size, items in self._items.items()}
             raise ConfigError("batch_size", f"no bucket holds {batch_size} pictures; (height, width): {sizes}")
-        named = json.dumps([[list(bucket) for bucket in buckets], batch_size, seed, shuffle])
-        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
+        named = json.dumps([self._total, batch_size, seed, shuffle])
+        content = np.asarray(buckets, dtype=np.int32).tobytes()
+        self.fingerprint = hashlib.sha256(named.encode() + content).hexdigest()
 
     @property
     def dropped(self) -> int:
@@ -225,13 +237,9 @@ class BucketIterator(Iterator[int]):
         self.position = int(state["position"])
 
 
-@lru_cache(maxsize=4096)
-def _closest(sizes: tuple[HeightWidth, ...], width: int, height: int) -> HeightWidth:
-    def distance(size: HeightWidth) -> float:
-        ours, theirs = size[0] * width, size[1] * height
-        return max(ours, theirs) / min(ours, theirs)
-
-    return min(sizes, key=distance)
+@lru_cache(maxsize=16)
+def _ratios(sizes: tuple[HeightWidth, ...]) -> tuple[float, ...]:
+    return tuple(height / width for height, width in sizes)
 
 
 def _shuffled(items: list[Item], *name: int | str) -> list[Item]:

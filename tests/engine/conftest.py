@@ -34,7 +34,18 @@ def facts(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def policy(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What tests.engine.policy_probe found on one rank, under "one", and on the first of two, under "two"; "folder" is
     where the two ranks wrote."""
-    root = tmp_path_factory.mktemp("policy")
+    return _on_one_and_two_ranks(
+        "tests.engine.policy_probe", tiny_models / "decoder", tmp_path_factory.mktemp("policy")
+    )
+
+
+@pytest.fixture(scope="session")
+def supervised(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """As ``policy``, of tests.engine.supervised_probe."""
+    return _on_one_and_two_ranks("tests.engine.supervised_probe", tiny_models, tmp_path_factory.mktemp("supervised"))
+
+
+def _on_one_and_two_ranks(module: str, models: Path, root: Path) -> dict[str, Any]:
     environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
@@ -44,10 +55,10 @@ def policy(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         for rank in range(size):
-            arguments = [str(tiny_models / "decoder"), str(root / f"{name}.json"), str(rank), str(size), port]
+            arguments = [str(models), str(root / f"{name}.json"), str(rank), str(size), port]
             log = root / f"{name}_{rank}.log"
             with log.open("w") as file:
-                command = [sys.executable, "-m", "tests.engine.policy_probe", *arguments]
+                command = [sys.executable, "-m", module, *arguments]
                 process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
             started.append((process, log))
     try:

@@ -43,6 +43,16 @@ class SupervisedOutput:
 SupervisedLoss = Callable[[DecoderEngine, TensorDict], SupervisedOutput]
 
 
+def blanked(micro: TensorDict) -> TensorDict:
+    """A micro-batch with zeros where a sample has no weight: it may hold anything, and 0 * nan is nan."""
+    valid_B = micro["weight_B"] > 0
+    for name, tensor in list(micro.items()):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            rows = valid_B.view(-1, *[1] * (tensor.ndim - 1))
+            micro[name] = torch.where(rows, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+    return micro
+
+
 @EngineRegistry.register(model_type=SUPERVISED_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
 class SupervisedEngine(DecoderEngine):
     """One backward pass per micro-batch; the loss is sum(weight * loss) / total_weight over the samples of all ranks,
@@ -75,14 +85,13 @@ class SupervisedEngine(DecoderEngine):
         for number, micro in enumerate(micro_batches if total > 0 else ()):
             last = number == len(micro_batches) - 1
             sync = nullcontext() if forward_only else self._gradient_sync_context(is_last_micro_batch=last)
-            on_device = micro.to(get_device_id())
+            on_device = blanked(micro.to(get_device_id()))
             with torch.set_grad_enabled(not forward_only), sync:
                 output = loss_function(self, on_device)
                 weight_B = on_device["weight_B"]
                 # FSDP averages gradients over the ranks; this makes it a sum.
                 scale_B = weight_B * (self.get_data_parallel_size() / total)
-                # A sample without weight may hold anything, and 0 * nan is nan.
-                loss = torch.where(weight_B > 0, output.loss_B * scale_B, torch.zeros_like(output.loss_B)).sum()
+                loss = (output.loss_B * scale_B).sum()
                 if not forward_only:
                     if output.backward is None:
                         loss.backward()

@@ -47,7 +47,15 @@ _CAPTIONER = [
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
 ]
 _DECODER = ["uae.policy.samples_per_caption=4", "uae.policy.micro_batch_size=8", "uae.policy.ema.every=1"]
-_SIZES = {"uae_g4u": _CAPTIONER, "uae_u4g": _DECODER, "uae_unified": _CAPTIONER + _DECODER}
+_PAIRS = ["uae.policy.micro_batch_size=4", "uae.policy.ema.every=1"]
+_PRESETS = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}
+_SIZES = {
+    "uae_pretrain": _PAIRS,
+    "uae_cold_start": _PAIRS,
+    "uae_g4u": _CAPTIONER,
+    "uae_u4g": _DECODER,
+    "uae_unified": _CAPTIONER + _DECODER,
+}
 
 
 def train_command(world: Path, out: Path, overrides: Sequence[str] = (), config: str = "uae_g4u") -> list[str]:
@@ -59,7 +67,7 @@ def train_command(world: Path, out: Path, overrides: Sequence[str] = (), config:
         "--config-name",
         config,
         "hardware=cpu",
-        "preset=scenes",
+        f"preset={_PRESETS.get(config, 'scenes')}",
         f"uae_home={world}",
         f"hydra.run.dir={out}/hydra",
         f"trainer.default_local_dir={out}/checkpoints",

@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from verl_uae.trainer.checkpoint import MARKER, TRACKER, complete_steps, is_complete, mark_complete, repair_tracker
+from verl_uae.trainer.checkpoint import (
+    ENCODER_FOLDER,
+    ENCODER_STATE,
+    EXPORT_FOLDER,
+    MARKER,
+    POLICY_FOLDER,
+    TRACKER,
+    complete_steps,
+    is_complete,
+    mark_complete,
+    prune_policies,
+    repair_tracker,
+)
 
 
 def write_step(root: Path, step: int, *, complete: bool = True) -> Path:
@@ -105,3 +117,15 @@ def test_the_marker_lists_every_file_and_no_other(root: Path) -> None:
     mark_complete(folder, 10)
     assert json.loads((folder / MARKER).read_text()) == marker
     assert not list(root.rglob("*.part"))
+
+
+def test_only_the_newest_policies_stay(tmp_path: Path) -> None:
+    names = (EXPORT_FOLDER, POLICY_FOLDER, ENCODER_FOLDER, ENCODER_STATE)
+    for step in (2, 9, 10):
+        for name in names:
+            (tmp_path / f"global_step_{step}" / name).mkdir(parents=True)
+    prune_policies(tmp_path, None)
+    assert len(list(tmp_path.glob("*/*"))) == 12
+    prune_policies(tmp_path, 2)
+    for name in names:
+        assert {path.parent.name for path in tmp_path.glob(f"*/{name}")} == {"global_step_9", "global_step_10"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +10,7 @@ from PIL import Image
 
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.trainer.outcomes import usable_members
-from verl_uae.trainer.policy import (
-    EXPORT_FOLDER,
-    POLICY_FOLDER,
-    PolicyMixin,
-    picture_name,
-    policy_metrics,
-    prune_policies,
-)
+from verl_uae.trainer.policy import PolicyMixin, picture_name, policy_metrics
 
 
 def test_metrics_of_updates_are_means_extremes_and_the_first_ones_ratio() -> None:
@@ -36,18 +28,6 @@ def test_metrics_of_updates_are_means_extremes_and_the_first_ones_ratio() -> Non
             "policy/first/ratio/min": 1.0,
         }
     )
-
-
-def test_only_the_newest_policies_stay(tmp_path: Path) -> None:
-    names = (EXPORT_FOLDER, POLICY_FOLDER)
-    for step in (2, 9, 10):
-        for name in names:
-            (tmp_path / f"global_step_{step}" / name).mkdir(parents=True)
-    prune_policies(tmp_path, None)
-    assert len(list(tmp_path.glob("*/*"))) == 6
-    prune_policies(tmp_path, 2)
-    for name in names:
-        assert {path.parent.name for path in tmp_path.glob(f"*/{name}")} == {"global_step_9", "global_step_10"}
 
 
 def outcomes(*values: float | None) -> list[dict]:

@@ -44,12 +44,10 @@ from verl_uae.rollout.reconstruction_loss import CaptionInputs, ReconstructionLo
 from verl_uae.rollout.sample import Outcome
 from verl_uae.rollout.training_worker import DecoderTrainingWorker
 from verl_uae.seeding import normal
+from verl_uae.trainer.checkpoint import ENCODER_STATE
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
-
-#: Folder of the encoder's training state beside the decoder's.
-ENCODER_STATE = "encoder_policy"
 
 
 class ColdStartWorker(DecoderTrainingWorker):

@@ -31,6 +31,9 @@ _PREFIX = "global_step_"
 #: Folder of the trained decoder in a checkpoint, and of its weights for use elsewhere.
 POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
 
+#: The same of an encoder trained in the cold start.
+ENCODER_STATE, ENCODER_FOLDER = "encoder_policy", "encoder"
+
 
 class LastGoodStep:
     """Mixin of trainers: saves the step before when a step cannot go on and has changed no weights yet."""
@@ -88,10 +91,10 @@ class DecoderCheckpoints:
 
 
 def prune_policies(root: Path, keep: int | None) -> None:
-    """Remove the policy and its decoder folder from all but the newest ``keep`` steps."""
+    """Remove trained models and their folders for use elsewhere from all but the newest ``keep`` steps."""
     if not keep:
         return
-    for name in (POLICY_FOLDER, EXPORT_FOLDER):
+    for name in (POLICY_FOLDER, EXPORT_FOLDER, ENCODER_STATE, ENCODER_FOLDER):
         folders = sorted(root.glob(f"{_PREFIX}*/{name}"), key=lambda path: int(path.parent.name[len(_PREFIX) :]))
         for folder in folders[:-keep]:
             shutil.rmtree(folder)

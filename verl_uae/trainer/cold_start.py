@@ -9,11 +9,9 @@ from pathlib import Path
 from verl.trainer.ppo.v1 import register_trainer
 
 from verl_uae.rollout.cold_start_worker import ColdStartWorker
+from verl_uae.trainer.checkpoint import ENCODER_FOLDER
 from verl_uae.trainer.pair_validation import policy_sources_of_pairs
 from verl_uae.trainer.pretrain import PairTrainer
-
-#: Folder of the trained encoder in a checkpoint.
-ENCODER_FOLDER = "encoder"
 
 
 @register_trainer("uae_cold_start")

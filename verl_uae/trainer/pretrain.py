@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayResourcePool
@@ -70,8 +70,10 @@ class PairTrainer(PairValidation, StandaloneTrainer):
             )
             self.steps_per_epoch = len(sampler) // data.train_batch_size
             logger.info("%d pairs, of which an epoch leaves out %d that fill no batch", len(rows), sampler.dropped)
-            given = trainer.total_training_steps
-            self.total_training_steps = self.steps_per_epoch * trainer.total_epochs if given is None else given
+            self.total_training_steps = trainer.total_training_steps or self.steps_per_epoch * trainer.total_epochs
+        # verl stops at whichever comes first; a number of updates that is asked for is meant.
+        with open_dict(self.config):
+            trainer.total_epochs = -(-self.total_training_steps // self.steps_per_epoch)
         self.validation_pairs = PairRows(data.val_files, settings, max_samples=data.get("val_max_samples", -1))
         self._batches: Iterator[list[Pair]] | None = None
 

@@ -1,0 +1,94 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import re
+
+import pytest
+from omegaconf import DictConfig
+
+from tests.config.test_validate import changed
+from verl_uae.config.validate import validate
+from verl_uae.config.validate_supervised import _CHOICES, _MINIMUM, is_shards
+from verl_uae.errors import ConfigError
+
+PRE, COLD = "uae.pretrain", "uae.cold_start"
+
+#: overrides (parted by a space), key that is named, part of the message
+PRETRAIN = [
+    ("+uae.pretrain.densty=1", f"{PRE}.densty", "did you mean uae.pretrain.density"),
+    (f"{PRE}.density.mode_scale=2", f"{PRE}.density.mode_scale", "at most 1.7519"),
+    (f"{PRE}.condition_dropout=1", f"{PRE}.condition_dropout", "no caption would be learnt"),
+    (f"{PRE}.shift=0", f"{PRE}.shift", "above 0 or null"),
+    (f"{PRE}.buckets=true uae.decoder.width=48", "uae.decoder.width", "buckets=false"),
+    (f"{PRE}.buckets=true {PRE}.bucket_step=20", f"{PRE}.bucket_step", "20 must divide 32"),
+    ("uae.policy.micro_batch_size=7", "uae.policy.micro_batch_size", "must divide the 64 pairs a rank has"),
+    (
+        "data.train_files=a.tar trainer.total_training_steps=null",
+        "trainer.total_training_steps",
+        "no length",
+    ),
+    ("data.val_files=a.tar", "data.val_files", "must be parquet"),
+    ("uae.policy.ema.decay=1", "uae.policy.ema.decay", "would never move"),
+    ("uae.policy.save_contents=[weights]", "uae.policy.save_contents", "'weights' is none of model"),
+    ("uae.policy.fsdp_config.strategy=megatron", "uae.policy.fsdp_config.strategy", "no MM-DiT on Megatron"),
+    ("actor_rollout_ref.actor.strategy=megatron", "model_engine", "trains nothing else"),
+]
+COLD_START = [
+    (f"{COLD}.gradient_steps=0", f"{COLD}.gradient_steps", "[1, 6] or be null, got 0"),
+    (f"{COLD}.gradient_steps=7", f"{COLD}.gradient_steps", "got 7"),
+    (
+        f"{COLD}.train_decoder=false uae.policy.train_projector=false {COLD}.encoder.train=false",
+        f"{COLD}.encoder.train",
+        "nothing is trained",
+    ),
+    (f"{COLD}.semantic_weight=0", f"{COLD}.semantic_weight", "the decoder would learn nothing"),
+    ("uae.pretrain.cache_dir=/tmp/cache", "uae.pretrain.cache_dir", "of a trained encoder change"),
+]
+NAMES = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}
+
+
+@pytest.fixture(scope="module")
+def bases(compose, tiny_models) -> dict[str, DictConfig]:
+    return {
+        name: compose("hardware=cpu", f"preset={preset}", f"uae_home={tiny_models}", name=name)
+        for name, preset in NAMES.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_settings_are_possible(bases: dict[str, DictConfig], name: str) -> None:
+    validate(bases[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "key", "text"),
+    [("uae_pretrain", *case) for case in PRETRAIN] + [("uae_cold_start", *case) for case in COLD_START],
+)
+def test_impossible_settings_are_named(
+    bases: dict[str, DictConfig], name: str, overrides: str, key: str, text: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        validate(changed(bases[name], *overrides.split(" ")))
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize("key", _CHOICES)
+def test_a_value_that_is_no_choice_is_named(bases: dict[str, DictConfig], key: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be one of .*, got 'nothing'") as caught:
+        validate(changed(bases["uae_cold_start"], f"{key}=nothing"))
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize("key", _MINIMUM)
+def test_a_number_below_its_limit_is_named(bases: dict[str, DictConfig], key: str) -> None:
+    smallest, inclusive = _MINIMUM[key]
+    for value in (smallest - 1, *(() if inclusive else (smallest,))):
+        with pytest.raises(ConfigError, match=f"must be (at least|above) {smallest}, got {value}") as caught:
+            validate(changed(bases["uae_cold_start"], f"{key}={value}"))
+        assert caught.value.key == key
+
+
+def test_shards_are_told_from_rows() -> None:
+    assert is_shards("s3/{000..099}.tar") and is_shards(["a.tar", "https://host/b.tar?token=1"])
+    assert not is_shards("a.parquet") and not is_shards(["a.tar", "b.parquet"]) and not is_shards([])

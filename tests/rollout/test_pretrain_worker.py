@@ -1,0 +1,37 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The workers are run as a whole by tests/e2e/test_pretrain.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.workers.engine_workers import TrainingWorker
+
+from verl_uae.flow.matching import NoiseDensity
+from verl_uae.rollout.pretrain_worker import FlowMatching, PretrainWorker
+from verl_uae.rollout.training_worker import DecoderTrainingWorker
+from verl_uae.seeding import normal
+
+
+class KnownEngine:
+    """An engine whose velocity is known: constant 2."""
+
+    def field(self, states_BLE: torch.Tensor) -> Any:
+        return lambda x_BChw, sigma_B: torch.full_like(x_BChw, 2.0)
+
+
+def test_the_loss_is_the_weighted_square_error_at_the_drawn_levels() -> None:
+    x0, noise = normal((2, 1, 2, 2), "x0"), normal((2, 1, 2, 2), "noise")
+    fields = {"x0_BChw": x0, "noise_BChw": noise, "sigma_B": torch.tensor([0.5, 0.25])}
+    micro = TensorDict({**fields, "states_BLE": torch.zeros(2, 1, 1)}, batch_size=2)
+    output = FlowMatching(NoiseDensity("sigma_sqrt"))(KnownEngine(), micro)  # type: ignore[arg-type]
+    expected = (2.0 - (noise - x0)).square().flatten(1).mean(1) / fields["sigma_B"].square()
+    torch.testing.assert_close(output.loss_B, expected)
+    assert output.metrics["velocity_rms"].tolist() == [2.0, 2.0]
+
+
+def test_is_verls_worker() -> None:
+    assert issubclass(PretrainWorker, DecoderTrainingWorker) and issubclass(PretrainWorker, TrainingWorker)

@@ -1,0 +1,26 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The workers are run as a whole by tests/e2e."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.rollout.training_worker import DecoderTrainingWorker, outcomes_of
+
+
+def test_outcomes_keep_value_status_reason_and_picture() -> None:
+    records = [RewardRecord.failed(Status.ERROR, "no caption"), RewardRecord.failed(Status.TIMEOUT, "slow")]
+    found = outcomes_of(SimpleNamespace(records=records, truncated=[False, True], pictures=[b"jpeg", None]))  # type: ignore[arg-type]
+    assert [(entry["value"], entry["status"], entry["reason"]) for entry in found] == [
+        (None, "error", "no caption"),
+        (None, "timeout", "slow"),
+    ]
+    assert [(entry["truncated"], entry["picture"]) for entry in found] == [(False, b"jpeg"), (True, None)]
+
+
+def test_averaged_weights_are_named_only_where_they_are_kept() -> None:
+    for shadows, name in (({"ema": 1}, "ema"), ({}, None), ({"old": 1}, None)):
+        worker = SimpleNamespace(engine=SimpleNamespace(shadows=shadows))
+        assert DecoderTrainingWorker._averaged.fget(worker) == name  # type: ignore[attr-defined]

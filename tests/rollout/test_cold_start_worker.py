@@ -27,7 +27,7 @@ def test_a_picture_that_does_not_decode_is_grey_and_named() -> None:
 def test_overrides_keep_the_signatures_of_the_base() -> None:
     import inspect
 
-    for name in ("evaluate", "save_checkpoint", "load_checkpoint", "learn"):
+    for name in ("evaluate", "learn"):
         base = PretrainWorker if name == "learn" else DecoderTrainingWorker
         mine, theirs = (list(inspect.signature(getattr(c, name)).parameters) for c in (ColdStartWorker, base))
         assert mine == theirs, name

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +43,6 @@ from verl_uae.rollout.reconstruction_loss import CaptionInputs, ReconstructionLo
 from verl_uae.rollout.sample import Outcome
 from verl_uae.rollout.training_worker import DecoderTrainingWorker
 from verl_uae.seeding import normal
-from verl_uae.trainer.checkpoint import ENCODER_STATE
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -145,23 +143,16 @@ class ColdStartWorker(DecoderTrainingWorker):
         return self.evaluate_pictures(sources, probes, plan)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def save_checkpoint(
-        self, local_path: str, hdfs_path: str | None = None, global_step: int = 0, max_ckpt_to_keep: int | None = None
-    ) -> None:
-        """verl's, and the encoder's beside it."""
-        super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
+    def save_encoder(self, folder: str, step: int) -> None:
+        """verl's sharded checkpoint of a trained encoder; nothing where it is frozen."""
         if self.encoder is not None and self._encoder_trains:
-            self.encoder.save_checkpoint(str(Path(local_path).with_name(ENCODER_STATE)), None, global_step, None)
+            self.encoder.save_checkpoint(folder, None, step, None)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def load_checkpoint(
-        self, local_path: str, hdfs_path: str | None = None, del_local_after_load: bool = False
-    ) -> None:
-        """Inverse of :meth:`save_checkpoint`."""
-        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+    def load_encoder(self, folder: str) -> None:
+        """Inverse of :meth:`save_encoder`."""
         if self.encoder is not None and self._encoder_trains:
-            folder = str(Path(local_path).with_name(ENCODER_STATE))
-            self.encoder.load_checkpoint(folder, None, del_local_after_load)
+            self.encoder.load_checkpoint(folder, None, False)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def export_encoder(self, folder: str) -> None:

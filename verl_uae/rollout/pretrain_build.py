@@ -13,9 +13,9 @@ from verl.workers.config import TrainingWorkerConfig
 from verl_uae.data.buckets import Buckets
 from verl_uae.data.cache import TensorCache, condition_fingerprint, latent_fingerprint
 from verl_uae.data.rows import CheckSettings
-from verl_uae.decoder.folder import local_folder
 from verl_uae.engine.supervised import SUPERVISED_TYPE
 from verl_uae.flow.matching import NoiseDensity
+from verl_uae.formats.source import local_folder
 from verl_uae.rollout.build import DTYPES
 from verl_uae.rollout.pair_encoder import PairEncoder
 from verl_uae.rollout.policy import PolicyRollout
@@ -58,7 +58,7 @@ def build_pair_encoder(config: DictConfig, rollout: PolicyRollout) -> PairEncode
     uae = config.uae
     latents = states = None
     if uae.pretrain.cache_dir is not None:
-        vae = local_folder(uae.decoder.path, "vae")
+        vae = local_folder(uae.decoder.path, parts=["vae"]) / "vae"
         latents = TensorCache(f"{uae.pretrain.cache_dir}/latents", latent_fingerprint(vae, torch.float32))
         made_by = condition_fingerprint(
             local_folder(uae.conditioner.path),

@@ -9,7 +9,7 @@ from pathlib import Path
 from verl.trainer.ppo.v1 import register_trainer
 
 from verl_uae.rollout.cold_start_worker import ColdStartWorker
-from verl_uae.trainer.checkpoint import ENCODER_FOLDER
+from verl_uae.trainer.checkpoint import ENCODER_FOLDER, ENCODER_STATE
 from verl_uae.trainer.pair_validation import policy_sources_of_pairs
 from verl_uae.trainer.pretrain import PairTrainer
 
@@ -21,9 +21,15 @@ class ColdStartTrainer(PairTrainer):
     worker = ColdStartWorker
 
     def save_policy(self, folder: Path) -> None:
-        """The decoder's part, and the encoder as a transformers folder."""
+        """The decoder's part, the encoder's, and the encoder as a transformers folder."""
         super().save_policy(folder)
+        self.policy.call("save_encoder", str(folder / ENCODER_STATE), self.global_steps)
         self.policy.call("export_encoder", str(folder / ENCODER_FOLDER))
+
+    def load_policy(self, folder: Path) -> None:
+        """Inverse of :meth:`save_policy`."""
+        super().load_policy(folder)
+        self.policy.call("load_encoder", str(folder / ENCODER_STATE))
 
     def _validate(self) -> dict[str, float]:
         pairs = [self.validation_pairs[index] for index in range(len(self.validation_pairs))]

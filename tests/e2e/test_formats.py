@@ -20,7 +20,7 @@ from verl_uae.formats.assemble import tensors_of
 from verl_uae.formats.manifest import verify_folder
 from verl_uae.trainer.checkpoint import mark_complete
 
-LORA = ["uae.policy.lora.rank=4", "uae.policy.lora.alpha=8"]
+LORA = ["uae.policy.lora.rank=4", "uae.policy.lora.alpha=8", "uae.policy.train_projector=false"]
 FULL = ["uae.policy.lora.rank=0", "uae.policy.train_projector=true"]
 TURNS = ["uae.unified.g4u_steps=1", "uae.unified.u4g_steps=1", "uae.policy.lora.rank=0"]
 

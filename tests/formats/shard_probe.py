@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trains tiny policies on gloo ranks and saves them as verl does, and as the engine exports them.
+"""Saves tiny policies on gloo ranks as verl does, and as the engine exports them.
 
 python -m tests.formats.shard_probe DECODER OUT RANK SIZE PORT
 
@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
-from tests.engine.policy_probe import share, train
-from tests.engine.policy_world import build_engine, sampled
+from tests.engine.policy_world import build_engine
+from verl_uae.engine.decoder import DecoderEngine
 from verl_uae.engine.export import export_folder
+from verl_uae.engine.shadow import local_shards
+from verl_uae.seeding import normal
 
 #: Rank 5 does not divide by two ranks, and of rank 1 one rank has nothing.
 KINDS: dict[str, dict[str, Any]] = {
@@ -29,16 +31,22 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@torch.no_grad()
+def move(engine: DecoderEngine, what: str) -> None:
+    """Other trained weights, as an update would leave them: replicas agree."""
+    for name, local in local_shards(engine.module).items():
+        local.add_(0.05 * normal(tuple(local.shape), what, name, engine.device_mesh.get_coordinate()[-1]))
+
+
 def main(decoder: str, out: str, number: str, size: str, port: str) -> None:
-    """Train and save every kind."""
+    """Move and save every kind."""
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=int(number), world_size=int(size))
     for kind, settings in KINDS.items():
-        engine = build_engine(decoder, shadows=["ema"], lr=1e-2, **settings)
-        data = sampled(engine, share(4), micro=2, total=4.0)
-        for _ in range(2):
-            train(engine, data, 1)
+        engine = build_engine(decoder, shadows=["ema"], **settings)
+        for what in ("first", "second"):
+            move(engine, what)
             engine.shadow("ema").update(0.5)
         engine.save_checkpoint(str(Path(out) / kind / "decoder_policy"))
         for weights in ("live", "ema"):

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tests.formats.test_shards import change
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.errors import CheckpointError, ConfigError, UAEError
 from verl_uae.formats.assemble import tensors_of
@@ -162,19 +163,7 @@ def test_a_captioner_in_shards_names_the_command_that_merges_them(step: Callable
     with pytest.raises(CheckpointError, match=r"python -m verl\.model_merger merge --backend fsdp --local_dir .*actor"):
         export_checkpoint(checkpoint, checkpoint.parent / "out", ExportSettings())
     command = merge_command(Path("actor"), Path("merged"))
-    assert " ".join(command[1:]) == (
-        "-m verl.model_merger merge --backend fsdp --local_dir actor --target_dir merged"
-    )
-        "-m",
-        "verl.model_merger",
-        "merge",
-        "--backend",
-        "fsdp",
-        "--local_dir",
-        "actor",
-        "--target_dir",
-        "merged",
-    ]
+    assert " ".join(command[1:]) == ("-m verl.model_merger merge --backend fsdp --local_dir actor --target_dir merged")
 
 
 @pytest.mark.parametrize("damage", ["shard", "marker", "export"])
@@ -245,3 +234,26 @@ def test_figures_reach_the_card(step: Callable[..., Path], tmp_path: Path) -> No
     export_checkpoint(checkpoint, checkpoint.parent / "out", settings)
     card = (checkpoint.parent / "out" / "README.md").read_text()
     assert "| reward | 0.25 |" in card and "| n | 128 |" in card
+
+
+def test_the_decoder_of_the_start_may_be_gone_where_the_step_has_one(
+    step: Callable[..., Path], shards: Path, tiny_models: Path
+) -> None:
+    """VAE and scheduler are in the step's own decoder folder; what adapters are merged into is not."""
+    checkpoint = step("uneven")
+    config = checkpoint.parents[1] / "hydra" / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace(str(tiny_models / "decoder"), "/gone"))
+    out = checkpoint.parent / "out"
+    export_checkpoint(checkpoint, out, ExportSettings(weights="live"))
+    assert same(tensors(out), tensors(shards / "uneven_live"))
+    for rank in (0, 1):
+        change(
+            checkpoint / "decoder_policy" / f"model_world_size_2_rank_{rank}.pt",
+            lambda state: [state.pop(name) for name in list(state) if "lora_" not in name],
+        )
+    mark_complete(checkpoint, 2)
+    with pytest.raises(CheckpointError, match="/gone: neither a local folder"):
+        export_checkpoint(checkpoint, checkpoint.parent / "other", ExportSettings(weights="live"))
+    given = ExportSettings(weights="live", decoder=str(tiny_models / "decoder"))
+    export_checkpoint(checkpoint, checkpoint.parent / "other", given)
+    assert same(tensors(checkpoint.parent / "other"), tensors(shards / "uneven_live"))

@@ -49,6 +49,7 @@ UNSOUND = {
     "unknown dtype": ('{"a":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}}', 4),
     "not JSON": ("{'a': 1}", 0),
     "a list": ("[1, 2]", 0),
+    "too deep": ("[" * 200_000, 0),
 }
 
 

@@ -203,9 +203,9 @@ def check_transformers(folder: Path) -> int:
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     try:
-        AutoTokenizer.from_pretrained(folder)
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model, report = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, output_loading_info=True
+            folder, dtype="auto", use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(folder, f"does not load: {error}") from error

@@ -111,9 +111,8 @@ def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSet
     check_complete(folder)
     run = RunConfig.of(folder, settings.run_config)
     source = settings.decoder or run.get("uae.decoder.path")
-    base = local_folder(source) if source else None
     weights = chosen_weights(folder, settings.weights)
-    adapters = policy_adapters(folder, weights, base, settings.lora_alpha)
+    adapters = policy_adapters(folder, weights, source, settings.lora_alpha)
     if layout == "peft":
         save_peft(adapters, out, base_model=str(source) if source else None)
     else:
@@ -149,13 +148,13 @@ def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Wr
     saved = folder / DECODER
     if saved.is_dir() and settings.weights is None:
         return _copied(saved), str(origin or "unknown")
-    source = saved if saved.is_dir() and origin is None else _base(origin)
+    source = saved if saved.is_dir() else _base(origin)
     if not (folder / POLICY).is_dir():
         if settings.weights is not None:
             raise CheckpointError(folder / POLICY, f"missing: there are no {settings.weights} weights of a decoder")
         return _copied(source), str(origin)
     weights = chosen_weights(folder, settings.weights)
-    transformer, projector = policy_modules(folder, weights, source, settings.lora_alpha)
+    transformer, projector = policy_modules(folder, weights, origin, settings.lora_alpha)
     return lambda out: write_decoder(out, transformer, projector, source), str(origin or "unknown")
 
 

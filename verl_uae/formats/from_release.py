@@ -120,7 +120,7 @@ def _language_model(folders: dict[str, Path], settings: ReleaseImport) -> tuple[
 
     where = folders["llm_lora"]
     try:
-        config = AutoConfig.from_pretrained(folders["llm"])
+        config = AutoConfig.from_pretrained(folders["llm"], trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(folders["llm"], f"no vision-language model: {error}") from error
     with torch.device("meta"):

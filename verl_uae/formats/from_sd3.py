@@ -43,7 +43,8 @@ class Sd3Import:
     sd3_revision: str | None = None
     encoder_revision: str | None = None
     remote_code: bool = False
-    """Accept Python code that the encoder's repository brings; needs its revision as a full commit."""
+    """Accept that the encoder's repository brings Python code, and copy it; needs its revision as a full commit. It is
+    never run here: the model must load in a class of transformers itself."""
     condition_length: int = 640
     condition_role: str = "generate"
 
@@ -114,7 +115,7 @@ def language_width(encoder: Path) -> int:
     from transformers import AutoConfig
 
     try:
-        return int(AutoConfig.from_pretrained(encoder).get_text_config().hidden_size)
+        return int(AutoConfig.from_pretrained(encoder, trust_remote_code=False).get_text_config().hidden_size)
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(encoder, f"no vision-language model: {error}") from error
 

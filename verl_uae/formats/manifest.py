@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         content = json.loads(text)
         content.pop("digest")
         files = {str(name): (str(facts["sha256"]), int(facts["size"])) for name, facts in content["files"].items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(path, f"cannot be read: {error!r}") from error
     if text != _render(content):
         raise CheckpointError(path, "altered: its own digest is another")

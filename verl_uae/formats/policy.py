@@ -17,6 +17,7 @@ from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import tensors_of
 from verl_uae.formats.lora import Adapters, merge, split_adapters
 from verl_uae.formats.shards import LIVE, read_shards, weight_copies
+from verl_uae.formats.source import local_folder
 
 #: Folders of a step, as the trainers name them.
 POLICY, DECODER, ACTOR = "decoder_policy", "decoder", "actor"
@@ -38,14 +39,14 @@ def chosen_weights(checkpoint: Path, wanted: str | None) -> str:
 
 
 def policy_modules(
-    checkpoint: Path, weights: str, base: Path | None, alpha: float | None
+    checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None
 ) -> tuple[SD3Transformer2DModel, Projector]:
     """Transformer and projector of a policy, adapters multiplied out.
 
     Args:
         checkpoint: step folder with ``decoder_policy/``.
         weights: ``live`` or ``ema``.
-        base: decoder folder the run started from; needed where the shards hold adapters alone.
+        base: decoder folder or hub id that the run started from; needed where the shards hold adapters alone.
         alpha: of the adapters, if the checkpoint does not say.
 
     Raises:
@@ -66,7 +67,7 @@ def policy_modules(
     return modules[0], modules[1]
 
 
-def policy_adapters(checkpoint: Path, weights: str, base: Path | None, alpha: float | None) -> Adapters:
+def policy_adapters(checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None) -> Adapters:
     """The adapters alone, of a run that trained nothing else.
 
     Raises:
@@ -117,13 +118,14 @@ def adapter_alpha(folder: Path, layers: dict[str, tuple[Tensor, Tensor]], given:
     return alpha
 
 
-def _base_state(base: Path | None, folder: Path) -> dict[str, Tensor]:
+def _base_state(base: str | Path | None, folder: Path) -> dict[str, Tensor]:
     if base is None:
         raise ConfigError("--decoder", f"needed: {folder} holds adapters alone")
+    root = local_folder(base)
     return {
         f"{part}.{name}": tensor
         for part, (component, _) in PARTS.items()
-        for name, tensor in tensors_of(base / component).items()
+        for name, tensor in tensors_of(root / component).items()
     }
 
 

@@ -58,7 +58,7 @@ def check_header(path: Path) -> dict[str, tuple[int, ...]]:
             json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
         with safe_open(path, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(path, f"not a sound safetensors file: {error}") from error
 
 

@@ -38,8 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.set_defaults(run=_estimate)
 
     from verl_uae.data.cli import add_parser
+    from verl_uae.demo.cli import add_parser as add_demo
+    from verl_uae.pipeline.cli import add_parser as add_sample
 
     add_parser(commands)
+    add_sample(commands)
+    add_demo(commands)
     return parser
 
 

@@ -123,7 +123,9 @@ def build_page(session: DemoSession, *, steps: int, guidance: float) -> Any:
         page.uae_look = {"theme": theme, "css": CSS}  # taken by launch() since gradio 6
         gr.Markdown(INTRO)
         with gr.Row(equal_height=True):
-            source = gr.Image(type="filepath", label="Picture", sources=["upload", "clipboard"], height=340)
+            source = gr.Image(
+                type="filepath", label="Picture", sources=["upload", "clipboard"], height=340, elem_id="source"
+            )
             drawn = gr.Image(
                 type="pil", format="png", label="Reconstruction", interactive=False, height=340, elem_id="drawn"
             )

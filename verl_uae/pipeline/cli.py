@@ -69,7 +69,12 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
     from verl_uae.pipeline.pipeline import UAEPipeline
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    on_host = torch.device(device).type == "cpu"
+    try:
+        on_host = torch.device(device).type == "cpu"
+    except RuntimeError as error:
+        raise ConfigError("--device", str(error).splitlines()[0]) from error
+    if on_host and args.offload != "none":
+        raise ConfigError("--offload", "needs an accelerator as --device; on the host there is nowhere to offload from")
     name = ("float32" if on_host else "bfloat16") if args.dtype == "auto" else args.dtype
     dtype = getattr(torch, name)
     given: dict[str, Any] = {
@@ -79,6 +84,8 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
     }
     if args.encoder is not None:
         given |= {"encoder": load_model(Path(args.encoder), dtype), "processor": load_processor_of(Path(args.encoder))}
+    if args.encoder is not None and given["encoder"] is None:
+        raise ConfigError("--encoder", f"{args.encoder} is not a transformers folder")
     chosen = {key: value for key, value in given.items() if value is not None}
     pipe = UAEPipeline.from_pretrained(args.model, torch_dtype=dtype, **chosen)
     pipe.set_progress_bar_config(disable=True)
@@ -88,7 +95,7 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
         offload = pipe.enable_model_cpu_offload if args.offload == "model" else pipe.enable_sequential_cpu_offload
         offload(device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError("--device", str(error)) from error
+        raise ConfigError("--device", str(error).splitlines()[0]) from error
     return pipe
 
 
@@ -97,7 +104,13 @@ def _sample(args: argparse.Namespace) -> int:
         raise ConfigError("--out", "needed, unless --caption-only")
     if args.caption_only and args.image is None:
         raise ConfigError("--caption-only", "takes --image")
+    if args.steps < 1:
+        raise ConfigError("--steps", f"must be at least 1, got {args.steps}")
     pipe = load_pipeline(args)
+    try:
+        pipe.decoder.latent_shape(args.size or 0, args.size or 0)
+    except ValueError as error:
+        raise ConfigError("--size", str(error)) from error
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / RECORDS).unlink(missing_ok=True)

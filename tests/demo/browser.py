@@ -85,7 +85,8 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         height = self.driver.execute_script("return document.documentElement.scrollHeight")
-        self.driver.set_window_size(1120, min(int(height), 1600) + 40)
+        self.driver.set_window_size(1120, min(int(height), 1600) + 180)
+        self.driver.execute_script("window.scrollTo(0, 0)")
         self.driver.save_screenshot(str(path))
 
     def hosts(self) -> set[str]:

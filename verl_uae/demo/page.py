@@ -18,6 +18,7 @@ CONTENT_SECURITY_POLICY = (
 CSS = """
 .gradio-container {max-width: 1080px !important; margin: auto !important}
 footer {display: none !important}
+#source img, #drawn img {width: 100%; height: 100%; object-fit: contain}
 #similarity td, #similarity th {padding: 4px 14px}
 """
 TITLE = "verl_uae: caption and reconstruct"
@@ -124,17 +125,29 @@ def build_page(session: DemoSession, *, steps: int, guidance: float) -> Any:
         gr.Markdown(INTRO)
         with gr.Row(equal_height=True):
             source = gr.Image(
-                type="filepath", label="Picture", sources=["upload", "clipboard"], height=340, elem_id="source"
+                type="filepath",
+                label="Picture",
+                sources=["upload", "clipboard"],
+                height=340,
+                buttons=["fullscreen"],
+                elem_id="source",
             )
             drawn = gr.Image(
-                type="pil", format="png", label="Reconstruction", interactive=False, height=340, elem_id="drawn"
+                type="pil",
+                format="png",
+                label="Reconstruction",
+                interactive=False,
+                height=340,
+                # Without the button that would upload the picture to a discussion on a hub.
+                buttons=["download", "fullscreen"],
+                elem_id="drawn",
             )
         caption = gr.Textbox(label="Caption (edit it as you like)", lines=3, max_lines=12, elem_id="caption")
         with gr.Row():
             seed = gr.Number(value=0, precision=0, label="Seed")
             count = gr.Slider(1, 100, value=steps, step=1, label="Steps")
-            scale = gr.Slider(1.0, 12.0, value=guidance, step=0.5, label="Guidance (1 is off)")
-            heat = gr.Slider(0.0, 1.5, value=0.0, step=0.1, label="Caption temperature (0 is greedy)")
+            scale = gr.Slider(1.0, 12.0, value=guidance, step=0.5, label="Guidance")
+            heat = gr.Slider(0.0, 1.5, value=0.0, step=0.1, label="Temperature")
         with gr.Row():
             both = gr.Button("Caption and draw", variant="primary", elem_id="both")
             only_write = gr.Button("Caption only", elem_id="write")

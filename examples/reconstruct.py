@@ -50,6 +50,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    steps, guidance = (40, 5.0) if args.scenes is None else (6, 1.0)
+    args.steps = steps if args.steps is None else args.steps
+    args.guidance = guidance if args.guidance is None else args.guidance
     if args.image is None and args.scenes is None:
         parser.error("give --image, or --scenes")
     return args
@@ -62,11 +65,13 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
     if args.scenes is not None:
         start = args.scenes / "encoder"
         settings |= {"encoder": load_model(start, dtype), "processor": load_processor_of(start)}
+    folder = args.model if args.scenes is None else args.scenes / "decoder"
+    pipe = UAEPipeline.from_pretrained(folder, torch_dtype=dtype, **settings)
     if args.encoder is not None:
         # The condition keeps the language model from before, as in training.
-        settings |= {"language_model": settings.get("encoder"), "encoder": load_model(args.encoder, dtype)}
-    folder = args.model if args.scenes is None else args.scenes / "decoder"
-    return UAEPipeline.from_pretrained(folder, torch_dtype=dtype, **settings).to(args.device)
+        before = pipe.language_model or pipe.encoder
+        pipe.register_modules(language_model=before, encoder=load_model(args.encoder, dtype))
+    return pipe.to(args.device)
 
 
 def load_image(args: argparse.Namespace) -> Image.Image:
@@ -83,8 +88,8 @@ def main() -> None:
     image = load_image(args)
     output = load_pipeline(args).reconstruct(
         image,
-        num_inference_steps=args.steps or (6 if args.scenes else 40),
-        guidance_scale=args.guidance or (1.0 if args.scenes else 5.0),
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
         generator=generator(args.seed, "noise", image_digest(image)),
         output_type="pt",
     )

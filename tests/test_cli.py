@@ -25,7 +25,9 @@ def test_help_answers_at_once_and_without_torch() -> None:
     assert result.stdout.split() == ["False"]
 
 
-@pytest.mark.parametrize("words", [[], ["doctor"], ["estimate"], ["data"], ["data", "pack"], ["quickstart"]])
+@pytest.mark.parametrize(
+    "words", [[], ["doctor"], ["estimate"], ["data"], ["data", "pack"], ["quickstart"], ["sample"], ["demo"]]
+)
 def test_every_command_has_help(words: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*words, "--help"])

@@ -42,6 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_parser(commands)
     add_formats(commands)
+    from verl_uae.demo.cli import add_parser as add_demo
+    from verl_uae.pipeline.cli import add_parser as add_sample
+
+    add_parser(commands)
+    add_sample(commands)
+    add_demo(commands)
     return parser
 
 

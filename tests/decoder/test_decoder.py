@@ -144,3 +144,10 @@ def test_dtype_leaves_the_vae_in_fp32(folder: Path) -> None:
     assert decoder.vae.dtype == torch.float32
     picture = decoder.sample(states(1, decoder), normal((1, 30, 4, 4), "noise"), sigma_schedule(2))
     assert picture.dtype == torch.float32 and bool(torch.isfinite(picture).all())
+
+
+def test_the_condition_of_training_is_noted_for_the_pipeline(decoder: Decoder, tmp_path: Path) -> None:
+    decoder.save_pretrained(str(tmp_path), condition_length=20, condition_role="generate")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["condition_length"] == 20 and index["condition_role"] == "generate"
+    assert index["_class_name"] == "UAEPipeline"

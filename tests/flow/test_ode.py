@@ -70,3 +70,22 @@ def test_guidance_identities() -> None:
         expected = (1 - scale) * unconditional(x, sigma) + scale * conditional(x, sigma)
         assert torch.allclose(guided(conditional, unconditional, scale)(x, sigma), expected, atol=1e-5)
     assert torch.allclose(guided(conditional, conditional, 7.5)(x, sigma), conditional(x, sigma), atol=1e-6)
+
+
+def test_a_step_hook_sees_every_step_changes_the_state_and_ends_the_integration() -> None:
+    x, table = noise(), sigma_schedule(5, 3.0)
+    seen: list[torch.Tensor] = []
+
+    def watch(index: int, state: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        assert index == len(seen)
+        seen.append(state)
+        return state, True
+
+    final = euler(gaussian_velocity, x, table, watch)
+    assert torch.equal(final, euler(gaussian_velocity, x, table)) and torch.equal(final, seen[-1]) and len(seen) == 5
+    # Each state is where integrating up to its noise level ends.
+    assert torch.equal(seen[1], euler(gaussian_velocity, x, table[:3]))
+    stopped = euler(gaussian_velocity, x, table, lambda index, state: (state, index < 2))
+    assert torch.equal(stopped, seen[2])
+    replaced = euler(gaussian_velocity, x, table, lambda index, state: (state + 1 if index == 1 else state, True))
+    assert torch.equal(replaced, euler(gaussian_velocity, seen[1] + 1, table[2:]))

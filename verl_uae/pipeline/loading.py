@@ -53,7 +53,7 @@ def keep_vae_fp32(dtype: Dtype | None) -> dict[str, torch.dtype]:
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Any:
-    """A vision-language model, or None where the folder has none.
+    """The vision-language model of a transformers folder, or None where there is none.
 
     Raises:
         CheckpointError: it does not load.
@@ -70,19 +70,27 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def load_processor(root: Path) -> Any:
-    """The processor from the first of encoder/ and language_model/ that has one, or None.
+    """The processor from the first of encoder/ and language_model/ of a model folder that has one, or None.
 
     Raises:
         CheckpointError: it does not load.
     """
+    found = (load_processor_of(root / name) for name in (ENCODER, LANGUAGE_MODEL))
+    return next((processor for processor in found if processor is not None), None)
+
+
+def load_processor_of(folder: Path) -> Any:
+    """The processor of a transformers folder, or None where it has none.
+
+    Raises:
+        CheckpointError: it does not load.
+    """
+    if not any((folder / file).is_file() for file in _PROCESSOR_FILES):
+        return None
     ensure_torchvision()
     from transformers import AutoProcessor
 
-    for name in (ENCODER, LANGUAGE_MODEL):
-        folder = root / name
-        if any((folder / file).is_file() for file in _PROCESSOR_FILES):
-            try:
-                return AutoProcessor.from_pretrained(folder)
-            except (OSError, ValueError) as error:
-                raise CheckpointError(folder, f"its processor does not load: {error}") from error
-    return None
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(folder, f"its processor does not load: {error}") from error

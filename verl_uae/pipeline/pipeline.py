@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chain as a diffusers pipeline: caption a picture, draw a text, or both in turn.
 
-Shape legend: B prompts, K pictures per prompt, N = B * K pictures, S denoising steps, L text positions, E language-model
-width, C h w latent, H W pixels.
+Shape legend: B prompts, K pictures per prompt, N = B * K pictures, S denoising steps, L text positions, E width of the
+language model, C h w latent, H W pixels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteSc
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -65,8 +66,8 @@ class UAEPipelineOutput(BaseOutput):
 class UAEPipeline(DiffusionPipeline):
     """Captions pictures, draws texts, and reconstructs pictures from their captions.
 
-    The sampler is :meth:`Decoder.denoise`, the one of training-time evaluation: same caption, noise and noise levels, same
-    picture. The VAE stays in fp32 whatever the dtype.
+    The sampler is :meth:`Decoder.denoise`, the one of training-time evaluation: same caption, noise and noise levels,
+    same picture. The VAE stays in fp32 whatever the dtype.
 
     Args:
         transformer: velocity model.
@@ -263,6 +264,7 @@ class UAEPipeline(DiffusionPipeline):
                 generators=generators if len(generators) == 1 else generators[rows],
                 device=self._execution_device,
             )
+        self.maybe_free_model_hooks()
         return captions
 
     @torch.no_grad()
@@ -282,7 +284,7 @@ class UAEPipeline(DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
-    ) -> UAEPipelineOutput | tuple[Any, ...]:
+    ) -> Any:
         """Draw texts.
 
         Args:
@@ -301,6 +303,9 @@ class UAEPipeline(DiffusionPipeline):
                 under ``latents`` is gone on with.
             callback_on_step_end_tensor_inputs: names of the tensors passed to it.
             return_dict: False returns the output's fields as a tuple, pictures first.
+
+        Returns:
+            :class:`UAEPipelineOutput`, or its fields.
 
         Raises:
             ValueError: for impossible arguments.
@@ -332,6 +337,11 @@ class UAEPipeline(DiffusionPipeline):
 
     __call__ = generate
 
+    @staticmethod
+    def to_pil(image_N3HW: Tensor) -> list[Image.Image]:
+        """Pictures in [0, 1] as PIL pictures."""
+        return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(image_N3HW))
+
     def reconstruct(
         self,
         images: ImageSource | Sequence[ImageSource],
@@ -341,7 +351,7 @@ class UAEPipeline(DiffusionPipeline):
         temperature: float = 0.0,
         caption_generator: Generator = None,
         **drawing: Any,
-    ) -> UAEPipelineOutput | tuple[Any, ...]:
+    ) -> Any:
         """Describe pictures and draw the descriptions.
 
         Args:
@@ -352,6 +362,9 @@ class UAEPipeline(DiffusionPipeline):
             temperature: of the captions.
             caption_generator: of the captions.
             drawing: arguments of :meth:`generate`.
+
+        Returns:
+            As of :meth:`generate`.
         """
         captions = self.caption(
             images, caption_prompt, caption_system, max_new_tokens, temperature, generator=caption_generator
@@ -395,5 +408,4 @@ def _listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
 def _converted(image_N3HW: Tensor, output_type: str) -> Any:
     if output_type == "pt":
         return image_N3HW
-    array = VaeImageProcessor.pt_to_numpy(image_N3HW)
-    return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+    return VaeImageProcessor.pt_to_numpy(image_N3HW) if output_type == "np" else UAEPipeline.to_pil(image_N3HW)

@@ -1,0 +1,105 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.pipeline.conftest import picture
+from verl_uae.cli import main
+from verl_uae.data.images import image_digest
+from verl_uae.pipeline import UAEPipeline
+from verl_uae.seeding import generator
+
+MODEL_OPTIONS = ["--condition-length", "20", "--caption-prompt", "<image>describe", "--caption-system", ""]
+FAST = ["--device", "cpu", "--steps", "2", "--guidance", "2", "--max-new-tokens", "6", "--seed", "3"]
+
+
+def run(model: Path, *words: object) -> int:
+    return main(["sample", str(model), *MODEL_OPTIONS, *FAST, *map(str, words)])
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_reconstructs_pictures_and_a_bad_one_costs_only_itself(
+    model_folder: Path, pipe: UAEPipeline, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    picture(0).save(tmp_path / "a.png")
+    picture(1).save(tmp_path / "b.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert run(model_folder, "--image", *(tmp_path / f"{n}.png" for n in ("a", "bad", "b")), "--out", out) == 1
+    printed = capsys.readouterr()
+    first, bad, second = records(printed.out)
+    assert records((out / "samples.jsonl").read_text()) == [first, bad, second]
+    assert set(bad) == {"image", "error"} and "bad.png" in bad["image"] and "1 of 3 pictures" in printed.err
+    assert sorted(path.name for path in out.glob("*.png")) == ["0000_a.png", "0002_b.png"]
+    assert (first["seed"], first["steps"], first["guidance"], first["size"]) == (3, 2, 2.0, [32, 32])
+    assert first["seconds"] > 0 and first["truncated"] is False
+    # The same numbers by hand: what is drawn depends on the seed and the picture, not on the other pictures.
+    (caption,) = pipe.caption(picture(1), max_new_tokens=6)
+    key = ("image", image_digest(picture(1)))
+    drawn = pipe(caption, num_inference_steps=2, guidance_scale=2.0, generator=generator(3, "sample noise", *key))
+    assert second["caption"] == caption
+    assert np.array_equal(np.asarray(Image.open(out / second["file"])), np.asarray(drawn.images[0]))
+
+
+def test_draws_texts(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(model_folder, "--prompt", "a red circle", "red " * 60, "--out", tmp_path) == 0
+    found = records(capsys.readouterr().out)
+    assert [record["truncated"] for record in found] == [False, True] and found[0]["prompt"] == "a red circle"
+    assert [Image.open(tmp_path / record["file"]).size for record in found] == [(32, 32)] * 2
+
+
+def test_captions_only(model_folder: Path, pipe: UAEPipeline, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    picture(0).save(tmp_path / "a.png")
+    assert run(model_folder, "--image", tmp_path / "a.png", "--caption-only") == 0
+    (record,) = records(capsys.readouterr().out)
+    assert [record["caption"]] == pipe.caption(picture(0), max_new_tokens=6) and "file" not in record
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_decoder_folder_with_an_encoder(
+    tiny_models: Path, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(tiny_models / "decoder", "--encoder", encoder_folder, "--prompt", "red", "--out", tmp_path) == 0
+    assert (tmp_path / "0000.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", "red"], "--out"),
+        (["--prompt", "red", "--caption-only"], "--caption-only: takes --image"),
+        (["--prompt", "red", "--out", "o", "--encoder", "/no/such"], "/no/such"),
+        (["--prompt", "red", "--out", "o", "--size", "33"], "--size: height"),
+        (["--prompt", "red", "--out", "o", "--device", "cuda:99"], "--device"),
+        (["--prompt", "red", "--out", "o", "--device", "abacus"], "--device"),
+        (["--prompt", "red", "--out", "o", "--offload", "model"], "--offload: needs an accelerator"),
+        (["--prompt", "red", "--out", "o", "--steps", "0"], "--steps"),
+    ],
+)
+def test_errors_are_one_line(
+    model_folder: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(model_folder, *words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("verl-uae: ") and message in error
+
+
+def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(tmp_path / "none", "--prompt", "red", "--out", tmp_path) == 2
+    assert "neither a folder nor a repository" in capsys.readouterr().err

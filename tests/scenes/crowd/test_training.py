@@ -84,6 +84,5 @@ def test_every_variant_draws_the_same_crowds(trained):
     # Nothing is cut from twenty tokens, thirteen of ninety are.
     assert short_full.scores["mse"] == short_cut.scores["mse"]
     assert long_full.scores["mse"] != long_cut.scores["mse"]
-    assert found == evaluate_arms(out, 0, counts=(2, 9), crowds=3, num_steps=2) or any(
-        value != value for d in found for value in d.scores["object_after"]
-    )
+    # As text, where NaN is NaN.
+    assert repr(found) == repr(evaluate_arms(out, 0, counts=(2, 9), crowds=3, num_steps=2))

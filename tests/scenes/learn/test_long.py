@@ -21,7 +21,7 @@ def results(*, full: float = 0.9, after: float = 0.9, trained: float = 0.4, trai
         for count in COUNTS:
             for variant in long.VARIANTS:
                 value = full if variant == "full" else trained if count > 7 else trained_short
-                scores = dict.fromkeys(KEYS, [value, value])
+                scores = {key: [value, value] for key in KEYS}
                 scores["object_after"] = [float("nan")] * 2 if count <= 7 else [after if variant == "full" else 0.0] * 2
                 found.append(Drawn(variant, count, seed, 10 * count, scores))
     return found

@@ -8,7 +8,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test test-slow test-vllm learn-g4u learn-u4g learn-unified learn-long lint clean
+.PHONY: help setup quickstart test test-slow test-vllm learn-g4u learn-long learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
@@ -44,7 +44,7 @@ test-slow: setup
 test-vllm:
 	bash tests/vllm/run.sh
 
-learn-g4u learn-u4g learn-unified learn-long: setup
+learn-g4u learn-long learn-u4g learn-unified: setup
 	$(BIN)/python -m verl_uae.scenes.learn $(@:learn-%=%) --seeds 0 1 2 --jobs $(JOBS) --out outputs/$@
 
 clean:

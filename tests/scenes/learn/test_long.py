@@ -47,7 +47,7 @@ def test_the_table_has_a_row_per_length_and_a_column_per_variant():
 
 
 def test_results_and_plot_are_written(tmp_path: Path):
-    long.write_results(tmp_path, results(), CrowdConfig(seed=1), {0: 1.0, 1: 2.0})
+    long.write_results(tmp_path, results(), CrowdConfig(seed=1))
     written = json.loads((tmp_path / "long.json").read_text(), parse_constant=pytest.fail)
     assert written["seeds"] == [0, 1] and written["cut_tokens"] == 77 and "seed" not in written["settings"]
     assert len(written["figures"]) == 3 * len(COUNTS)
@@ -58,8 +58,8 @@ def test_results_and_plot_are_written(tmp_path: Path):
 
 def test_a_seed_that_is_there_is_read_and_one_with_other_settings_refused(tmp_path: Path):
     tiny = CrowdConfig(codec_steps=1, short_steps=1, short_batch=1, steps=1, batch=1)
-    content = {"seconds": 3.0, "drawn": [{"variant": "full", "count": 2, "seed": 0, "tokens": 20, "scores": {}}]}
+    content = [{"variant": "full", "count": 2, "seed": 0, "tokens": 20, "scores": {}}]
     (tmp_path / "scores.json").write_text(json.dumps(content))
-    assert long.run_seed(tmp_path, tiny, lambda _: None) == ([Drawn("full", 2, 0, 20, {})], 3.0)
+    assert long.run_seed(tmp_path, tiny, lambda _: None) == [Drawn("full", 2, 0, 20, {})]
     with pytest.raises(SystemExit, match="other settings"):
         long.run_seed(tmp_path, CrowdConfig(), lambda _: None)

@@ -46,19 +46,17 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
     Seeds that are there with the same settings are not run again; ``jobs`` is not used.
     """
     results: list[Drawn] = []
-    seconds: dict[int, float] = {}
     for seed in seeds:
         say(f"== seed {seed}")
         config = CrowdConfig(seed=seed, steps=steps)
-        found, seconds[seed] = run_seed(out / f"seed{seed}", config, say)
-        results += found
-        write_results(out, results, config, seconds)
+        results += run_seed(out / f"seed{seed}", config, say)
+        write_results(out, results, config)
     say(table(results))
     return verdicts(results)
 
 
-def run_seed(root: Path, config: CrowdConfig, say: Say) -> tuple[list[Drawn], float]:
-    """Figures of one seed, and the seconds of wall clock it took.
+def run_seed(root: Path, config: CrowdConfig, say: Say) -> list[Drawn]:
+    """Figures of one seed.
 
     Raises:
         SystemExit: the folder holds a seed with other settings.
@@ -70,18 +68,15 @@ def run_seed(root: Path, config: CrowdConfig, say: Say) -> tuple[list[Drawn], fl
         raise SystemExit(f"{root} was trained with other settings: remove it or name another --out")
     stamp.write_text(fingerprint, encoding="utf-8")
     if not scores.is_file():
-        started = time.perf_counter()
         train_arms(root, config, lambda phase, step, loss: _progress(say, phase, step, loss))
         drawn = [asdict(result) for result in evaluate_arms(root, config.seed)]
-        content = {"seconds": round(time.perf_counter() - started, 1), "drawn": drawn}
-        scores.write_text(json.dumps(content), encoding="utf-8")
-    read = json.loads(scores.read_text(encoding="utf-8"))
-    return [Drawn(**entry) for entry in read["drawn"]], read["seconds"]
+        scores.write_text(json.dumps(drawn), encoding="utf-8")
+    return [Drawn(**entry) for entry in json.loads(scores.read_text(encoding="utf-8"))]
 
 
 def _progress(say: Say, phase: str, step: int, loss: float) -> None:
     if step % _SAY_EVERY == 0:
-        say(f"  {phase} {step}: {loss:.3f}")
+        say(f"  {phase} {step}: loss {loss:.3f}, {time.process_time():.0f} CPU s")
 
 
 def verdicts(results: Sequence[Drawn]) -> list[Bar]:
@@ -149,7 +144,7 @@ def table(results: Sequence[Drawn], key: str = "object") -> str:
     return "\n".join(lines)
 
 
-def write_results(out: Path, results: Sequence[Drawn], config: CrowdConfig, seconds: dict[int, float]) -> None:
+def write_results(out: Path, results: Sequence[Drawn], config: CrowdConfig) -> None:
     """Write the figures and the plot."""
     settings = {key: value for key, value in asdict(config).items() if key != "seed"}
     figures = [
@@ -172,7 +167,6 @@ def write_results(out: Path, results: Sequence[Drawn], config: CrowdConfig, seco
         "settings": settings,
         "cut_tokens": CUT_TOKENS,
         "torch": torch.__version__,
-        "seconds": seconds,
         "bars": {bar.claim: {"met": bar.met, "figure": bar.figure} for bar in verdicts(results)},
         "figures": figures,
     }

@@ -37,17 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add_argument("--list", action="store_true", help="list GPU types")
     estimate.set_defaults(run=_estimate)
 
-    from verl_uae.data.cli import add_parser
-    from verl_uae.formats.cli import add_parser as add_formats
-
-    add_parser(commands)
-    add_formats(commands)
+    from verl_uae.data.cli import add_parser as add_data
     from verl_uae.demo.cli import add_parser as add_demo
+    from verl_uae.formats.cli import add_parser as add_formats
     from verl_uae.pipeline.cli import add_parser as add_sample
 
-    add_parser(commands)
-    add_sample(commands)
-    add_demo(commands)
+    for add in (add_data, add_formats, add_sample, add_demo):
+        add(commands)
     return parser
 
 

@@ -42,6 +42,7 @@ _LEVELS = 4
 _NORM_CONSTANT = 3000.0
 _SILU_BIAS = 60.0
 _LOG_VARIANCE = -12.0
+_SMALLEST_VARIANCE = 1e-6
 
 _BATCH_SIZE = 12
 _POOL_SIZE = 2048
@@ -51,12 +52,13 @@ _ABSOLUTE_WEIGHT = 0.3
 _LATENT_WEIGHT = 0.3
 
 
-def build_codec(seed: int, *, fit_scenes: int = 1500) -> AutoencoderKL:
+def build_codec(seed: int, *, fit_scenes: int = 1500, pictures: torch.Tensor | None = None) -> AutoencoderKL:
     """An `AutoencoderKL` with a written encoder and a random decoder, 8x downsampling, fp32.
 
     Args:
         seed: names the initial decoder and the scenes the PCA is fitted to.
         fit_scenes: number of training scenes the PCA is fitted to.
+        pictures: what it is fitted to instead, (B, 3, H, W) in [-1, 1].
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "scenes-codec"))
@@ -74,14 +76,22 @@ def build_codec(seed: int, *, fit_scenes: int = 1500) -> AutoencoderKL:
             scaling_factor=1.0,
             shift_factor=0.0,
         )
-    rng = random.Random(derive_seed(seed, "scenes-codec-fit"))
-    pictures = render_float([sample_scene(rng) for _ in range(fit_scenes)]) * 2 - 1
+    if pictures is None:
+        rng = random.Random(derive_seed(seed, "scenes-codec-fit"))
+        pictures = render_float([sample_scene(rng) for _ in range(fit_scenes)]) * 2 - 1
     _write_encoder(vae, pictures)
     return vae.eval()
 
 
-def train_codec(vae: Any, seed: int, *, steps: int = 400, on_step: Callable[[int, float], None] | None = None) -> None:
-    """Train the decoder of a codec in place on scenes of the training split with 1 to 4 objects.
+def train_codec(
+    vae: Any,
+    seed: int,
+    *,
+    steps: int = 400,
+    on_step: Callable[[int, float], None] | None = None,
+    pictures: torch.Tensor | None = None,
+) -> None:
+    """Train the decoder of a codec in place, on scenes of the training split with 1 to 4 objects by default.
 
     The loss is mean squared plus absolute pixel error plus squared error of the whitened patch components: without the
     last term the small circle and the small square, which differ by some corner pixels, are drawn alike.
@@ -91,14 +101,17 @@ def train_codec(vae: Any, seed: int, *, steps: int = 400, on_step: Callable[[int
         seed: names scenes and noise.
         steps: gradient steps of 12 pictures, about 60 ms each on one core.
         on_step: called with (step, loss) after every step.
+        pictures: what it is trained on instead, (B, 3, H, W) in [-1, 1].
     """
-    rng = random.Random(derive_seed(seed, "scenes-codec-train"))
     noise = generator(seed, "scenes-codec-noise")
     patch_map = _patch_map(vae)
     parameters = list(vae.decoder.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step / steps, step))
-    pool, latents = _training_pool(vae, rng)
+    pool = _training_pictures(seed) if pictures is None else pictures
+    with torch.no_grad():
+        # The encoder is fixed, so it runs once for all steps.
+        latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pool.split(64)])
     for step in range(steps):
         index = torch.randint(len(pool), (_BATCH_SIZE,), generator=noise)
         image, latent = pool[index], latents[index]
@@ -117,12 +130,10 @@ def train_codec(vae: Any, seed: int, *, steps: int = 400, on_step: Callable[[int
             on_step(step, float(loss.detach()))
 
 
-@torch.no_grad()
-def _training_pool(vae: Any, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures in [-1, 1] and their latents; the encoder is fixed, so it runs once for all steps."""
+def _training_pictures(seed: int) -> torch.Tensor:
+    rng = random.Random(derive_seed(seed, "scenes-codec-train"))
     counts = range(1, len(POSITIONS) + 1)
-    pool = render_float([sample_scene(rng, object_counts=counts) for _ in range(_POOL_SIZE)]) * 2 - 1
-    return pool, torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pool.split(64)])
+    return render_float([sample_scene(rng, object_counts=counts) for _ in range(_POOL_SIZE)]) * 2 - 1
 
 
 def _learning_rate(progress: float, step: int) -> float:
@@ -170,7 +181,10 @@ def _write_pca(conv: nn.Conv2d, level: torch.Tensor, keep: int, *, whiten: bool)
     # eigh sorts upwards.
     basis_KD = _fixed_signs(basis_DD.T.flip(0)[:keep])
     if whiten:
-        basis_KD = basis_KD / variance_D.flip(0)[:keep, None].sqrt()
+        variance_K = variance_D.flip(0)[:keep]
+        # Pictures with fewer directions than latent channels leave the last channels at zero.
+        scale_K = torch.where(variance_K > _SMALLEST_VARIANCE, variance_K.clamp_min(_SMALLEST_VARIANCE).rsqrt(), 0.0)
+        basis_KD = scale_K[:, None] * basis_KD
     weight, bias = _zeroed(conv)
     weight[:keep, :channels, :2, :2] = basis_KD.view(keep, channels, 2, 2).float()
     bias[:keep] = -(basis_KD @ mean_D).float()

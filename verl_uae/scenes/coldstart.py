@@ -105,7 +105,7 @@ def train_joint(
     """
     pool = ScenePool(decoder, config)
     loss_of = JointLoss(encoder, decoder, tokenizer, config)
-    learner = _Learner(encoder, decoder, config)
+    learner = Learner(encoder, decoder, config)
     encoder.train()
     decoder.train()
     for step in range(config.steps):
@@ -176,15 +176,26 @@ class JointLoss:
     def _flow(self, captions: list[str], x0_BChw: torch.Tensor) -> torch.Tensor:
         ids_BL, mask_BL, _ = self._conditioner.tokenize(captions)
         states_BLE = self._conditioner.states(ids_BL, mask_BL)
-        noise_BChw = torch.randn(x0_BChw.shape, generator=self._noise)
-        sigma_B = torch.rand(len(captions), generator=self._noise)
-        sigma_B[::2] = self._config.high_noise + (1 - self._config.high_noise) * sigma_B[::2]
-        sigma = sigma_B.view(-1, 1, 1, 1)
-        velocity = self._decoder.velocity((1 - sigma) * x0_BChw + sigma * noise_BChw, sigma_B, states_BLE)
-        return F.mse_loss(velocity, noise_BChw - x0_BChw)
+        return flow_loss(self._decoder, x0_BChw, states_BLE, self._noise, self._config.high_noise)
 
 
-class _Learner:
+def flow_loss(
+    decoder: Decoder,
+    x0_BChw: torch.Tensor,
+    states_BLE: torch.Tensor,
+    noise: torch.Generator,
+    high_noise: float,
+) -> torch.Tensor:
+    """Flow-matching loss of a batch, half of whose noise levels are uniform in [`high_noise`, 1], half in [0, 1]."""
+    noise_BChw = torch.randn(x0_BChw.shape, generator=noise)
+    sigma_B = torch.rand(len(x0_BChw), generator=noise)
+    sigma_B[::2] = high_noise + (1 - high_noise) * sigma_B[::2]
+    sigma = sigma_B.view(-1, 1, 1, 1)
+    velocity = decoder.velocity((1 - sigma) * x0_BChw + sigma * noise_BChw, sigma_B, states_BLE)
+    return F.mse_loss(velocity, noise_BChw - x0_BChw)
+
+
+class Learner:
     """AdamW with two learning rates, warm-up, linear decay in the second half, and an average of the decoder."""
 
     def __init__(self, encoder: Any, decoder: Decoder, config: ColdStartConfig) -> None:

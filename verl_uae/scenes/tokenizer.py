@@ -8,6 +8,7 @@ length is the model's vocabulary and every sampled id is a word. A picture promp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,8 +61,8 @@ CHAT_TEMPLATE = (
 """Qwen2.5-VL's turn structure without its default system message and without newlines."""
 
 
-def build_tokenizer() -> Any:
-    """The tokenizer, a `transformers.PreTrainedTokenizerFast` whose ids are the indices of `VOCABULARY`.
+def build_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> Any:
+    """The tokenizer, a `transformers.PreTrainedTokenizerFast` whose ids are the indices of a vocabulary.
 
     Unknown words become one unknown token; upper and lower case are the same; decoding joins words with single spaces.
     """
@@ -69,7 +70,7 @@ def build_tokenizer() -> Any:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=UNKNOWN))
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
     core.normalizer = normalizers.Lowercase()
     # Splits "<|im_end|>" written inside a caption into pieces, so that text cannot forge a special token.
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+|\n"), behavior="removed", invert=True)

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m verl_uae.scenes.learn {g4u,u4g,unified,stages} --seeds 0 1 2 --out OUT``.
+"""``python -m verl_uae.scenes.learn {g4u,long,stages,u4g,unified} --seeds 0 1 2 --out OUT``.
 
 Writes ``STAGE.json`` (every figure, with seeds) and pictures into OUT and says whether the bars are met; the exit code
 is 1 if one is missed.
@@ -14,10 +14,18 @@ from pathlib import Path
 
 import torch
 
-from verl_uae.scenes.learn import g4u, stages, u4g, unified
+from verl_uae.scenes.learn import g4u, long, stages, u4g, unified
 from verl_uae.scenes.learn.bars import Bar, lines
 
-STAGES = {"g4u": g4u.learn, "u4g": u4g.learn, "unified": unified.learn, "stages": stages.learn}
+STAGES = {
+    "g4u": g4u.learn,
+    "long": long.learn,
+    "stages": stages.learn,
+    "u4g": u4g.learn,
+    "unified": unified.learn,
+}
+#: Training steps of a run where they are not given.
+STEPS = {**dict.fromkeys(STAGES, 60), "long": long.STEPS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,14 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m verl_uae.scenes.learn", description=__doc__)
     parser.add_argument("stage", choices=sorted(STAGES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one cold start and run each")
-    parser.add_argument("--steps", type=int, default=60, help="training steps of a run (default 60)")
+    parser.add_argument("--steps", type=int, help=f"training steps of a run (default 60; long: {long.STEPS})")
     parser.add_argument("--jobs", type=int, default=1, help="commands at a time; one needs about a core (default 1)")
     parser.add_argument("--out", type=Path, help="default outputs/learn-STAGE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     out = (args.out or Path("outputs") / f"learn-{args.stage}").absolute()
     out.mkdir(parents=True, exist_ok=True)
-    bars: list[Bar] = STAGES[args.stage](out, seeds=args.seeds, steps=args.steps, jobs=args.jobs, say=say)
+    bars: list[Bar] = STAGES[args.stage](
+        out, seeds=args.seeds, steps=args.steps or STEPS[args.stage], jobs=args.jobs, say=say
+    )
     for line in lines(bars):
         say(line)
     return 0 if all(bar.met for bar in bars) else 1

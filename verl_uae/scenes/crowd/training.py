@@ -1,0 +1,132 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Flow matching on crowds: one phase on short captions, then two decoders, one that reads all and one behind a cut.
+
+The gradient flows through the projector into the language model, as in `verl_uae.scenes.coldstart` and for its reason.
+The short phase is needed too: with sixteen sentences from the start the decoder does not find out which one belongs to
+which cell. Both decoders go on from it, so what they learn afterwards differs by the cut alone: crowds, order of the
+sentences, noise and noise levels are the same.
+
+Shapes: B crowds, L condition tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verl_uae.compat import ensure_torchvision
+from verl_uae.decoder.decoder import Decoder
+from verl_uae.scenes.coldstart import ColdStartConfig, Learner, flow_loss
+from verl_uae.scenes.crowd.models import (
+    TEMPLATE_TOKENS,
+    build_conditioner,
+    build_crowd_codec,
+    build_crowd_decoder,
+    build_language_model,
+    condition_length,
+)
+from verl_uae.scenes.crowd.world import CELLS, caption, render, sample_crowd
+from verl_uae.seeding import derive_seed, generator
+
+CUT_TOKENS = 77
+"""Caption tokens that a cut leaves; CLIP's 77 count its two special tokens, ours do not."""
+ARMS: dict[str, int] = {"full": condition_length(len(CELLS)), "cut": TEMPLATE_TOKENS + CUT_TOKENS}
+"""Condition length of the two decoders."""
+
+OnStep = Callable[[str, int, float], None]
+"""Called as (phase, steps done, loss) after every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrowdConfig:
+    """Settings of one seed; the optimiser's are those of `ColdStartConfig`."""
+
+    seed: int = 0
+    codec_steps: int = 400
+    short_objects: int = 4
+    short_steps: int = 500
+    short_batch: int = 48
+    steps: int = 400
+    batch: int = 16
+    high_noise: float = 0.8
+    """Where a caption is needed: with less noise the picture itself tells what stands in a cell."""
+
+
+def train_arms(out: Path, config: CrowdConfig, on_step: OnStep | None = None) -> None:
+    """Train the short phase and both decoders; writes `out`/short, `out`/full and `out`/cut.
+
+    Each holds `language_model` (transformers) and `decoder` (diffusers). A folder that is there is not trained again.
+    """
+    if not (out / "short").is_dir():
+        vae = build_crowd_codec(config.seed, steps=config.codec_steps)
+        models = build_language_model(config.seed), build_crowd_decoder(config.seed, vae)
+        length = condition_length(config.short_objects)
+        short = ColdStartConfig(config.seed, steps=config.short_steps, decoder_batch=config.short_batch)
+        train(*models, short, config, objects=config.short_objects, length=length, name="short", on_step=on_step)
+        save(out / "short", *models)
+    for arm, length in ARMS.items():
+        if not (out / arm).is_dir():
+            models = load(out / "short")
+            phase = ColdStartConfig(config.seed, steps=config.steps, decoder_batch=config.batch)
+            train(*models, phase, config, objects=len(CELLS), length=length, name=arm, on_step=on_step)
+            save(out / arm, *models)
+
+
+def train(
+    language_model: Any,
+    decoder: Decoder,
+    phase: ColdStartConfig,
+    config: CrowdConfig,
+    *,
+    objects: int,
+    length: int,
+    name: str,
+    on_step: OnStep | None = None,
+) -> None:
+    """Train both in place on crowds of 1 to `objects` objects; the decoder ends with its averaged weights.
+
+    Raises:
+        ValueError: if a step's loss is not finite.
+    """
+    conditioner = build_conditioner(language_model, length)
+    rng = random.Random(derive_seed(config.seed, "crowd-scenes", objects))
+    noise = generator(config.seed, "crowd-noise", objects)
+    learner = Learner(language_model, decoder, phase)
+    language_model.train()
+    decoder.train()
+    for step in range(phase.steps):
+        crowds = [sample_crowd(rng, rng.randint(1, objects)) for _ in range(phase.decoder_batch)]
+        ids_BL, mask_BL, _ = conditioner.tokenize([caption(crowd, rng) for crowd in crowds])
+        states_BLE = conditioner.states(ids_BL, mask_BL)
+        loss = flow_loss(decoder, decoder.encode_image(render(crowds)), states_BLE, noise, config.high_noise)
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(f"phase {name} diverged at step {step} with seed {config.seed}: loss {loss.item()}")
+        learner.update(loss, step)
+        if on_step is not None:
+            on_step(name, step + 1, loss.item())
+    learner.adopt_average()
+    language_model.eval()
+    decoder.eval()
+
+
+def save(folder: Path, language_model: Any, decoder: Decoder) -> None:
+    """Write a pair; `folder` appears when it is complete."""
+    part = folder.with_name(f"{folder.name}.part")
+    language_model.save_pretrained(part / "language_model", safe_serialization=True)
+    decoder.save_pretrained(str(part / "decoder"))
+    part.rename(folder)
+
+
+def load(folder: Path) -> tuple[Any, Decoder]:
+    """Read what `save` wrote."""
+    ensure_torchvision()
+    from transformers import Qwen2_5_VLTextModel
+
+    language_model = Qwen2_5_VLTextModel.from_pretrained(folder / "language_model", dtype=torch.float32)
+    return language_model, Decoder.from_pretrained(str(folder / "decoder"))

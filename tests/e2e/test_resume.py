@@ -33,6 +33,13 @@ COMPARED = (
     "policy/k/mean",
     "policy/ratio/max",
     "policy/window_start",
+    "policy/loss/mean",
+    "policy/velocity_rms/mean",
+    "policy/sigma/mean",
+    "policy/cosine/mean",
+    "policy/caption_negative_log_prob/mean",
+    "policy/encoder_grad_norm",
+    "pairs/invalid_frac",
     "actor/loss",
     "actor/pg_loss",
     "actor/kl_loss",
@@ -75,7 +82,7 @@ def _run_and_kill(world: Path, out: Path, after_step: int, delay: float, config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["uae_g4u", "uae_u4g", "uae_unified"])
+@pytest.mark.parametrize("config", ["uae_pretrain", "uae_cold_start", "uae_g4u", "uae_u4g", "uae_unified"])
 def test_kill_and_resume_repeats_the_metrics_bit_for_bit(tmp_path: Path, config: str) -> None:
     world = build_world(tmp_path / "world")
     whole, broken = tmp_path / "whole", tmp_path / "broken"

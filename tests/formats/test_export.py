@@ -120,6 +120,20 @@ def test_a_trained_captioner_comes_with_the_language_model_from_before(
     assert same(tensors(out), tensors(tiny_models / "decoder"))
 
 
+def test_a_captioner_of_the_cold_start_is_the_language_model_too(
+    step: Callable[..., Path], tiny_models: Path, tmp_path: Path
+) -> None:
+    folder = step("full")
+    shutil.copytree(tiny_models / "encoder", folder / "encoder")
+    state = load_file(folder / "encoder" / "model.safetensors")
+    state["lm_head.weight"] += 1.0
+    save_file(state, folder / "encoder" / "model.safetensors", metadata={"format": "pt"})
+    mark_complete(folder, 2)
+    export_checkpoint(folder, tmp_path / "model", ExportSettings())
+    assert torch.equal(tensors(tmp_path / "model" / "encoder")["lm_head.weight"], state["lm_head.weight"])
+    assert not (tmp_path / "model" / "language_model").exists()
+
+
 def test_what_the_configuration_says_can_be_said_instead(step: Callable[..., Path], tiny_models: Path) -> None:
     checkpoint = step("full", captioner=True)
     shutil.rmtree(checkpoint.parents[1] / "hydra")

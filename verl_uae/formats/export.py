@@ -17,7 +17,15 @@ from typing import Any
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import ModelParts, Writer, copy_transformers, publish_model, write_decoder
 from verl_uae.formats.lora import save_diffusers, save_peft
-from verl_uae.formats.policy import ACTOR, DECODER, POLICY, chosen_weights, policy_adapters, policy_modules
+from verl_uae.formats.policy import (
+    ACTOR,
+    COLD_START,
+    DECODER,
+    POLICY,
+    chosen_weights,
+    policy_adapters,
+    policy_modules,
+)
 from verl_uae.formats.run import RunConfig, check_complete
 from verl_uae.formats.source import local_folder
 
@@ -175,6 +183,10 @@ def _language(
     if settings.decoder_only:
         return None, None, {}
     start = settings.encoder or run.get("actor_rollout_ref.model.path")
+    if (folder / COLD_START).is_dir() and settings.encoder is None:
+        # Captioner and language model of the condition were trained as one.
+        other = None if settings.language_model is None else _copy(settings.language_model)
+        return _copy(str(folder / COLD_START)), other, {"encoder": str(start or "unknown")}
     condition = settings.language_model or run.get("uae.conditioner.path")
     trained = (folder / ACTOR).is_dir()
     if not trained and start is None:

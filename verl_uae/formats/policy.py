@@ -22,6 +22,9 @@ from verl_uae.formats.source import local_folder
 #: Folders of a step, as the trainers name them.
 POLICY, DECODER, ACTOR = "decoder_policy", "decoder", "actor"
 
+#: Folder of a captioner trained in the cold start.
+COLD_START = "encoder"
+
 EMA = "ema"
 
 #: Parts of the policy and their components in a decoder folder.

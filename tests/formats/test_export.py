@@ -130,7 +130,9 @@ def test_a_captioner_of_the_cold_start_is_the_language_model_too(
     save_file(state, folder / "encoder" / "model.safetensors", metadata={"format": "pt"})
     mark_complete(folder, 2)
     export_checkpoint(folder, tmp_path / "model", ExportSettings())
-    assert torch.equal(load_file(tmp_path / "model" / "encoder" / "model.safetensors")["lm_head.weight"], state["lm_head.weight"])
+    assert torch.equal(
+        load_file(tmp_path / "model" / "encoder" / "model.safetensors")["lm_head.weight"], state["lm_head.weight"]
+    )
     assert not (tmp_path / "model" / "language_model").exists()
 
 

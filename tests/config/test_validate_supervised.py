@@ -43,6 +43,7 @@ COLD_START = [
         "nothing is trained",
     ),
     (f"{COLD}.semantic_weight=0", f"{COLD}.semantic_weight", "the decoder would learn nothing"),
+    ("uae.conditioner.path=/other", "uae.conditioner.path", "must be actor_rollout_ref.model.path"),
     ("uae.pretrain.cache_dir=/tmp/cache", "uae.pretrain.cache_dir", "of a trained encoder change"),
 ]
 NAMES = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}

@@ -99,6 +99,8 @@ def _validate_cold_start(config: DictConfig) -> None:
     if cold_start.semantic_weight == 0 and (decoder or cold_start.caption_weight == 0):
         raise ConfigError("uae.cold_start.semantic_weight", "is 0: the decoder would learn nothing")
     if cold_start.encoder.train and config.uae.conditioner.path != config.actor_rollout_ref.model.path:
-        raise ConfigError("uae.conditioner.path", "must be actor_rollout_ref.model.path: the trained encoder conditions")
+        raise ConfigError(
+            "uae.conditioner.path", "must be actor_rollout_ref.model.path: the trained encoder conditions"
+        )
     if config.uae.pretrain.cache_dir is not None:
         raise ConfigError("uae.pretrain.cache_dir", "conditions of a trained encoder change; use null in this stage")

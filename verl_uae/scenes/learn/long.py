@@ -136,10 +136,11 @@ def table(results: Sequence[Drawn], key: str = "object") -> str:
             if found is None:
                 cells.append("–")
                 continue
-            _, spread = mean_and_spread([_mean(results, seed, variant, count, key) for seed in _seeds(results)])
+            means = [_mean(results, seed, variant, count, key) for seed in _seeds(results)]
             digits = 4 if key == "mse" else 3
-            low, high = (f"{found[end]:.{digits}f}" for end in ("low", "high"))
-            cells.append(f"{found['mean']:.{digits}f} ({low}, {high}) ± {spread:.{digits}f}")
+            mean, low, high = (f"{found[name]:.{digits}f}" for name in ("mean", "low", "high"))
+            spread = f" ± {mean_and_spread(means)[1]:.{digits}f}" if len(means) > 1 else ""
+            cells.append(f"{mean} ({low}, {high}){spread}")
         lines.append(f"| {count} | {count * SENTENCE_WORDS} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -79,13 +79,9 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
     with ProcessPoolExecutor(max_workers=jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(foundation, roots.values(), roots))
     runs = {(seed, name): run for seed, root in roots.items() for name, run in plan(root, seed, steps).items()}
-    for names in (
-        ("pretrain",),
-        ("cold start",),
-        *((f"{stage}/{route}" for route in ROUTES) for stage in ("g4u", "u4g")),
-    ):
-        wanted = list(names)
-        execute([runs[seed, name] for seed in seeds for name in wanted], jobs, say)
+    for stage in ("pretrain", "cold start", "g4u", "u4g"):
+        names = [stage] if stage in ("pretrain", "cold start") else [f"{stage}/{route}" for route in ROUTES]
+        execute([runs[seed, name] for seed in seeds for name in names], jobs, say)
     results = [result for seed, root in roots.items() for result in measure_all(root, seed, runs)]
     exported = {seed: export(root, seed, runs, results) for seed, root in roots.items()}
     write_results(out, results, exported)

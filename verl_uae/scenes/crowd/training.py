@@ -50,7 +50,7 @@ class CrowdConfig:
     seed: int = 0
     codec_steps: int = 400
     short_objects: int = 4
-    short_steps: int = 500
+    short_steps: int = 1000
     short_batch: int = 48
     steps: int = 400
     batch: int = 16

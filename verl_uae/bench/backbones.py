@@ -158,14 +158,22 @@ def _load(backbone: Backbone, source: str) -> tuple[Any, Any]:
 
     options: dict[str, Any] = {} if backbone.revision is None else {"revision": backbone.revision}
     try:
-        kind = transformers.AutoConfig.from_pretrained(source, **options).model_type
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        kind = config.model_type
         if kind not in backbone.model_types:
             raise CheckpointError(source, f"is a {kind!r} checkpoint; {backbone.name} is {backbone.model_types[0]!r}")
+        if kind == "clip":
+            # The width of the projection is a setting of the whole model; the copy in the image part may be stale.
+            config.vision_config.projection_dim = config.projection_dim
+            config.vision_config._commit_hash = getattr(config, "_commit_hash", None)
+            config = config.vision_config
         with torch.random.fork_rng(devices=[]), _quiet():
             network, info = getattr(transformers, backbone.architecture).from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+                source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )
-            processor = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                source, backend="pil", trust_remote_code=False, **options
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(source, f"does not load as {backbone.architecture}: {reason}") from error

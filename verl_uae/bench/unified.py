@@ -132,12 +132,13 @@ def official_result(scores: Scores) -> dict[str, Any]:
     means = {name: entry["average_similarity"] for name, entry in statistics.items()}
     summary: dict[str, Any] = {}
     if means:
+        best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
         summary = {
             "models_used": list(means),
             "average_scores_by_model": means,
             "overall_average": sum(means.values()) / len(means),
-            "best_model": list(max(means.items(), key=lambda item: item[1])),
-            "worst_model": list(min(means.items(), key=lambda item: item[1])),
+            "best_model": [best, means[best]],
+            "worst_model": [worst, means[worst]],
         }
     return {
         "model_types": list(scores.asked),

@@ -167,7 +167,7 @@ def result(
     """
     official = official_result(scores)
     means = {name: 100.0 * value for name, value in official["summary"].get("average_scores_by_model", {}).items()}
-    complete = not scores.failures and bool(scores.pairing.pairs)
+    complete = not scores.failures and means.keys() == PROTOCOL.keys()
     overall = sum(means.values()) / len(means) if means else None
     held_out = [value for name, value in means.items() if name != REWARD_BACKBONE]
     pairs = [_pair_entry(pair, captions or {}) for pair in scores.pairing.pairs]

@@ -42,9 +42,14 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=_sample)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say which model runs where; shared with ``verl-uae demo``."""
-    parser.add_argument("model", help="model folder or hub id")
+def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -> None:
+    """Options that say which model runs where; shared with ``verl-uae demo`` and ``verl-uae bench``.
+
+    Args:
+        parser: gets the options.
+        model: ``model`` for a positional argument, ``--model`` for an option.
+    """
+    parser.add_argument(model, help="model folder or hub id")
     parser.add_argument("--encoder", metavar="DIR", help="captioner, where the model folder has none")
     parser.add_argument("--condition-length", type=int, help="text positions, where the model folder does not say")
     parser.add_argument("--caption-prompt", metavar="TEXT", help="user turn that asks for a caption")

@@ -1,0 +1,196 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The four image encoders of Unified-Bench, each as picture -> feature vector.
+
+Pictures are PIL and go through the checkpoint's own image processor, as in the official scorer: Pillow's arithmetic
+where transformers has it (CLIP, DINOv2), torchvision's for DINOv3, which never had another.
+
+Shape legend: B pictures, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from verl_uae.compat import ensure_torchvision
+from verl_uae.errors import CheckpointError, ConfigError
+
+Feature = Literal["image embedding", "class token"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backbone:
+    """What is loaded under a name."""
+
+    name: str
+    """As in the official scorer's results."""
+    title: str
+    """As in the paper's tables."""
+    source: str | None
+    """Folder or hub id of a transformers checkpoint; None where there is no official one in that format."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub repository."""
+    feature: Feature
+    """``image embedding``: after CLIP's projection. ``class token``: of the last layer, after its norm."""
+    architecture: str
+    """Class of transformers."""
+    model_types: tuple[str, ...]
+    """``model_type`` that the checkpoint's configuration may have."""
+
+
+_CLIP = {
+    "feature": "image embedding",
+    "architecture": "CLIPVisionModelWithProjection",
+    "model_types": ("clip", "clip_vision_model"),
+}
+
+#: The encoders of the benchmark, in the order of the paper's tables.
+PROTOCOL: Mapping[str, Backbone] = {
+    backbone.name: backbone
+    for backbone in (
+        Backbone(name="clip", title="CLIP", source="openai/clip-vit-large-patch14", **_CLIP),  # type: ignore[arg-type]
+        # Published as a pickle for a package of its own; its image tower converted to transformers is a CLIP.
+        Backbone(name="longclip", title="LongCLIP", source=None, **_CLIP),  # type: ignore[arg-type]
+        Backbone(
+            name="dinov2",
+            title="DINOv2",
+            source="facebook/dinov2-large",
+            feature="class token",
+            architecture="Dinov2Model",
+            model_types=("dinov2",),
+        ),
+        Backbone(
+            name="dinov3",
+            title="DINOv3",
+            source="facebook/dinov3-vitl16-pretrain-lvd1689m",
+            feature="class token",
+            architecture="DINOv3ViTModel",
+            model_types=("dinov3_vit",),
+        ),
+    )
+}
+
+
+def choose(given: Sequence[str] = (), only: Sequence[str] | None = None) -> list[Backbone]:
+    """The encoders of a run.
+
+    Args:
+        given: ``NAME=SOURCE`` or ``NAME=SOURCE@REVISION`` in place of the defaults.
+        only: names to use; default: all four.
+
+    Raises:
+        ConfigError: an unknown name, or a text of another form.
+    """
+    chosen = dict(PROTOCOL)
+    for text in given:
+        name, equals, source = text.partition("=")
+        if not equals or not source:
+            raise ConfigError("--backbone", f"expected NAME=FOLDER or NAME=HUB_ID@REVISION, got {text!r}")
+        _check_name("--backbone", name)
+        revision = None
+        if not Path(source).exists() and "@" in source:
+            source, _, revision = source.rpartition("@")
+        chosen[name] = dataclasses.replace(chosen[name], source=source, revision=revision)
+    for name in only or ():
+        _check_name("--only", name)
+    return [backbone for backbone in chosen.values() if only is None or backbone.name in only]
+
+
+def _check_name(key: str, name: str) -> None:
+    if name not in PROTOCOL:
+        raise ConfigError(key, f"must be one of {', '.join(PROTOCOL)}, got {name!r}")
+
+
+class ImageEncoder:
+    """A loaded backbone, frozen, in fp32.
+
+    Args:
+        backbone: what to load. safetensors only, no code of the repository.
+        device: where it computes.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is of another kind, incomplete, or without an image processor.
+    """
+
+    def __init__(self, backbone: Backbone, device: str | torch.device = "cpu") -> None:
+        if backbone.source is None:
+            message = f"no checkpoint given: pass --backbone {backbone.name}=FOLDER"
+            raise CheckpointError(backbone.name, message)
+        self.backbone = backbone
+        self.device = torch.device(device)
+        self.network, self.processor = _load(backbone, backbone.source)
+        self.network.to(self.device)
+
+    def describe(self) -> dict[str, str | None]:
+        """What was loaded, for the record of a run."""
+        return {
+            "source": self.backbone.source,
+            "revision": self.backbone.revision,
+            "commit": getattr(self.network.config, "_commit_hash", None),
+            "feature": self.backbone.feature,
+            "architecture": type(self.network).__name__,
+            "processor": type(self.processor).__name__,
+        }
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Features of RGB pictures of any sizes: (B, D), fp32, on the device."""
+        # One by one: a processor may refuse a list of different sizes, and none mixes pictures.
+        pixels = [self.processor(images=image, return_tensors="pt")["pixel_values"] for image in images]
+        output = self.network(pixel_values=torch.cat(pixels).to(self.device, torch.float32))
+        if self.backbone.feature == "image embedding":
+            return output.image_embeds.float()
+        return output.last_hidden_state[:, 0].float()
+
+
+def _load(backbone: Backbone, source: str) -> tuple[Any, Any]:
+    ensure_torchvision()
+    import transformers
+
+    options: dict[str, Any] = {} if backbone.revision is None else {"revision": backbone.revision}
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        kind = config.model_type
+        if kind not in backbone.model_types:
+            raise CheckpointError(source, f"is a {kind!r} checkpoint; {backbone.name} is {backbone.model_types[0]!r}")
+        if kind == "clip":
+            # The width of the projection is a setting of the whole model; the copy in the image part may be stale.
+            config.vision_config.projection_dim = config.projection_dim
+            config.vision_config._commit_hash = getattr(config, "_commit_hash", None)
+            config = config.vision_config
+        with torch.random.fork_rng(devices=[]), _quiet():
+            network, info = getattr(transformers, backbone.architecture).from_pretrained(
+                source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                source, backend="pil", trust_remote_code=False, **options
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(source, f"does not load as {backbone.architecture}: {reason}") from error
+    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lacking:
+        raise CheckpointError(source, f"lacks {len(lacking)} weights of {backbone.architecture}, such as {lacking[0]}")
+    return network.eval().requires_grad_(False), processor
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The text tower of a whole CLIP is not wanted; transformers would list it as unexpected."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,211 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``verl-uae bench``. Heavy imports are lazy, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_uae.errors import ConfigError
+from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
+
+if TYPE_CHECKING:
+    from verl_uae.bench.draw import Drawn
+
+RESULT, REPORT, CAPTIONS = "result.json", "report.html", "captions.jsonl"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the ``bench`` command to what ``ArgumentParser.add_subparsers`` returned."""
+    parser = subparsers.add_parser("bench", help="Unified-Bench: how close are reconstructions to their originals")
+    commands = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
+    _add_unified(commands)
+    table = commands.add_parser("compare", help="results side by side, as a Markdown table")
+    table.add_argument("results", nargs="+", metavar="[NAME=]FILE", help=f"{RESULT} files")
+    table.set_defaults(run=_compare)
+    length = commands.add_parser("length", help="two results on captions of equal length")
+    length.add_argument("results", nargs=2, metavar="FILE", help=f"{RESULT} files with captions")
+    length.add_argument("--tolerance", type=int, default=5, help="largest difference, words (default 5)")
+    length.add_argument("--same-picture", action="store_true", help="match captions of the same picture only")
+    length.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    length.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    length.set_defaults(run=_length)
+    published = commands.add_parser("published", help="the paper's tables, and which rows do not add up")
+    published.set_defaults(run=_published)
+
+
+def _add_unified(commands: Any) -> None:
+    parser = commands.add_parser("unified", help="protocol 1: four backbones, mean cosine, with intervals")
+    parser.add_argument("images", type=Path, help="folder of originals")
+    parser.add_argument("--generated", type=Path, metavar="DIR", help="folder of ready reconstructions")
+    add_model_arguments(parser, "--model")
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="JSON lines: draw these; or those of --generated")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"{RESULT}, {REPORT}, {CAPTIONS}")
+    parser.add_argument("--backbone", action="append", default=[], metavar="NAME=PATH", help="instead of the default")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="backbones; fewer than four are an incomplete result")
+    parser.add_argument("--batch-size", type=int, default=16, help="pairs per backbone call (default 16)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, sampled captions and bootstrap (default 0)")
+    parser.add_argument("--steps", type=int, default=40, help="denoising steps (default 40)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance, 1 is off (default 5)")
+    parser.add_argument("--size", type=int, help="side, pixels (default: the model's, 1024 for SD3.5)")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="text of the unconditional branch")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest caption (default 512)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the captions, 0 is greedy (default 0)")
+    parser.set_defaults(run=_unified)
+
+
+def _unified(args: argparse.Namespace) -> int:
+    from verl_uae.bench.backbones import choose
+    from verl_uae.bench.pairs import find_pairs
+    from verl_uae.bench.report import write_report
+    from verl_uae.bench.unified import result, score, write_result
+    from verl_uae.data.captions import read_captions
+
+    _check(args)
+    backbones = choose(args.backbone, args.only)
+    captions = None if args.captions is None else read_captions(args.captions)
+    drawn = None if args.model is None else _draw(args, captions)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if drawn is None:
+        pairing = find_pairs(args.generated, args.images)
+        captions = _by_key(captions or {}, {pair.key for pair in pairing.pairs})
+        _write_captions(args.out / CAPTIONS, captions)
+    else:
+        pairing = find_pairs(drawn.pictures, args.images, drawn.reasons)
+        captions = drawn.captions
+    scores = score(pairing, backbones, device=_device(args), batch_size=args.batch_size, on_progress=_progress)
+    drawing = None if drawn is None else drawn.settings
+    content = result(scores, seed=args.seed, captions=captions, drawing=drawing)
+    write_result(args.out / RESULT, content)
+    write_report(args.out / REPORT, content, pairing.pairs)
+    return _say(content, args.out)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if (args.generated is None) == (args.model is None):
+        raise ConfigError("--generated", "give either --generated or --model")
+    for key, value in (("--steps", args.steps), ("--batch-size", args.batch_size)):
+        if value < 1:
+            raise ConfigError(key, f"must be at least 1, got {value}")
+    if args.temperature < 0:
+        raise ConfigError("--temperature", f"must be at least 0, got {args.temperature}")
+
+
+def _device(args: argparse.Namespace) -> Any:
+    import torch
+
+    try:
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError("--device", str(error).splitlines()[0]) from error
+    return device
+
+
+def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None) -> Drawn:
+    from verl_uae.bench.draw import DrawSettings, draw_folder
+    from verl_uae.pipeline.pipeline import NEGATIVE_PROMPT
+
+    pipe = load_pipeline(args)
+    if captions is None and (pipe.encoder is None or pipe.processor is None):
+        raise ConfigError("--model", "has no captioner: pass --encoder or --captions")
+    try:
+        pipe.decoder.latent_shape(args.size or 0, args.size or 0)
+    except ValueError as error:
+        raise ConfigError("--size", str(error)) from error
+    settings = DrawSettings(
+        model=args.model,
+        encoder=args.encoder,
+        seed=args.seed,
+        steps=args.steps,
+        guidance=args.guidance,
+        size=args.size,
+        negative_prompt=NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+    )
+    drawn = draw_folder(pipe, args.images, args.out, settings, captions, lambda n, m: _progress("drawing", n, m))
+    print(f"{len(drawn.captions)} reconstructions, {drawn.kept} of them from before", file=sys.stderr)
+    return drawn
+
+
+def _by_key(captions: Mapping[str, str], keys: set[str]) -> dict[str, str]:
+    """Captions of ready pictures: by path below the folder of originals, or by file name."""
+    found = {key: captions.get(key, captions.get(key.rpartition("/")[2])) for key in sorted(keys)}
+    return {key: caption for key, caption in found.items() if caption is not None}
+
+
+def _write_captions(path: Path, captions: Mapping[str, str]) -> None:
+    from verl_uae.bench.unified import write_text
+
+    if captions:
+        lines = (json.dumps({"file": key, "caption": caption}) for key, caption in captions.items())
+        write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _progress(what: str, done: int, count: int) -> None:
+    print(f"{what}: {done} of {count}", file=sys.stderr, flush=True)
+
+
+def _say(content: Mapping[str, Any], out: Path) -> int:
+    """Print the scores; 0 for a complete result, 1 otherwise."""
+    section = content["verl_uae"]
+    bounds = section["confidence_intervals"]
+    for name, mean in section["means"].items():
+        low, high = bounds["by_model"][name]
+        print(f"{name}: {mean:.2f} (95% interval {low:.2f} to {high:.2f})")
+    if section["complete"]:
+        low, high = bounds["overall"]
+        print(f"overall: {section['overall']:.2f} (95% interval {low:.2f} to {high:.2f})")
+        print(f"held out (without CLIP): {section['held_out']:.2f}")
+    else:
+        print(f"overall: none, {len(section['failures'])} failures")
+        for failure in section["failures"][:20]:
+            print(f"  {failure['what']}: {failure['reason']}")
+    print(out / REPORT)
+    return 0 if section["complete"] else 1
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from verl_uae.bench.compare import compare
+    from verl_uae.bench.unified import read_result
+
+    results: dict[str, Mapping[str, Any]] = {}
+    for text in args.results:
+        name, equals, file = text.partition("=")
+        path = Path(file if equals and not Path(text).exists() else text)
+        if path == Path(text):
+            # result.json says nothing; its folder does.
+            name = path.resolve().parent.name if path.name == RESULT else path.stem
+        if name in results:
+            raise ConfigError("results", f"two are named {name!r}; name them with NAME=FILE")
+        results[name] = read_result(path)
+    print(compare(results), end="")
+    return 0
+
+
+def _length(args: argparse.Namespace) -> int:
+    from verl_uae.bench.length import compare_lengths, render
+    from verl_uae.bench.unified import read_result
+
+    first, second = (read_result(path) for path in args.results)
+    found = compare_lengths(first, second, tolerance=args.tolerance, same_picture=args.same_picture, seed=args.seed)
+    print(json.dumps(found, indent=2) if args.json else render(found), end="\n" if args.json else "")
+    return 0
+
+
+def _published(args: argparse.Namespace) -> int:
+    from verl_uae.bench.published import ROWS, SOURCE, inconsistent_rows
+
+    wrong = inconsistent_rows()
+    print(f"Unified-Bench as published ({SOURCE})")
+    for row in ROWS:
+        note = f"  printed overall does not match: the mean is {row.recomputed:.2f}" if row in wrong else ""
+        means = "  ".join(f"{value:5.2f}" for value in (row.clip, row.longclip, row.dinov2, row.dinov3, row.overall))
+        print(f"Table {row.table:2d}  {row.model:14s}  {means}{note}")
+    return 0

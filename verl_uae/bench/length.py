@@ -1,0 +1,174 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Is it the caption or its length? Two results compared on captions of about equal length.
+
+Captions of the one are matched with captions of the other by their number of words: nearest first, each used once,
+none farther apart than a tolerance (greedy matching without replacement within a caliper, as for propensity scores).
+Where distances tie, captions of the same picture go first. Matched captions mostly belong to different pictures, so
+the difference keeps the spread between pictures and its interval says so; `same_picture` compares each picture with
+itself instead, on those whose two captions are about equally long.
+
+Shape legend: M matches, K backbones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from verl_uae.bench.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
+from verl_uae.bench.unified import REWARD_BACKBONE, SECTION
+from verl_uae.errors import ConfigError
+
+TOLERANCE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """A pair with a caption and a value of every backbone compared."""
+
+    digest: str
+    """Of the reference picture."""
+    words: int
+    values: tuple[float, ...]
+    """Similarity times 100 per backbone."""
+
+
+def match_lengths(
+    a: Sequence[Captioned], b: Sequence[Captioned], tolerance: int, *, same_picture: bool = False
+) -> list[tuple[int, int]]:
+    """Matches as positions in ``a`` and ``b``.
+
+    Args:
+        a, b: captions.
+        tolerance: largest difference, words.
+        same_picture: match captions of one picture only.
+    """
+    candidates = [
+        (abs(one.words - other.words), one.digest != other.digest, i, j)
+        for i, one in enumerate(a)
+        for j, other in enumerate(b)
+        if abs(one.words - other.words) <= tolerance and (not same_picture or one.digest == other.digest)
+    ]
+    used_a: set[int] = set()
+    used_b: set[int] = set()
+    matches = []
+    for _, _, i, j in sorted(candidates):
+        if i not in used_a and j not in used_b:
+            used_a.add(i)
+            used_b.add(j)
+            matches.append((i, j))
+    return matches
+
+
+def compare_lengths(
+    a: Mapping[str, Any],
+    b: Mapping[str, Any],
+    *,
+    tolerance: int = TOLERANCE,
+    same_picture: bool = False,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """The difference a - b on matched captions, with bootstrap intervals over matches; scores are times 100.
+
+    Args:
+        a, b: results with captions.
+        tolerance: largest difference, words.
+        same_picture: see the module.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Returns:
+        ``matched`` (number, and of which with the same picture), ``mean_words`` of both before and after matching,
+        ``all`` (differences of the plain means, before matching) and ``difference`` (per backbone, the mean of
+        them as ``overall`` if all four are there, and without CLIP as ``held_out``).
+
+    Raises:
+        ConfigError: a result has no captions, they share no backbone, or nothing matches.
+    """
+    if tolerance < 0:
+        raise ConfigError("--tolerance", f"must be at least 0 words, got {tolerance}")
+    names = [name for name in a["statistics_by_model"] if name in b["statistics_by_model"]]
+    if not names:
+        raise ConfigError("results", "have no backbone in common")
+    ours, theirs = captioned(a, names), captioned(b, names)
+    if not ours or not theirs:
+        raise ConfigError("results", "need captions: draw with --model, or pass --captions with ready pictures")
+    matches = match_lengths(ours, theirs, tolerance, same_picture=same_picture)
+    if not matches:
+        raise ConfigError("--tolerance", f"no two captions are within {tolerance} words of each other")
+    values_MK = np.array([np.subtract(ours[i].values, theirs[j].values) for i, j in matches])
+    complete = a[SECTION]["complete"] and b[SECTION]["complete"]
+    matched_words = [_mean_words([ours[i] for i, _ in matches]), _mean_words([theirs[j] for _, j in matches])]
+    return {
+        "tolerance": tolerance,
+        "same_picture": same_picture,
+        "captions": [len(ours), len(theirs)],
+        "matched": len(matches),
+        "matched_same_picture": sum(ours[i].digest == theirs[j].digest for i, j in matches),
+        "mean_words": {"all": [_mean_words(ours), _mean_words(theirs)], "matched": matched_words},
+        "all": _differences(np.subtract(_means(ours), _means(theirs)), names, complete),
+        "difference": _with_intervals(values_MK, names, complete, seed, resamples),
+        "level": LEVEL,
+        "resamples": resamples,
+        "seed": seed,
+    }
+
+
+def captioned(content: Mapping[str, Any], backbones: Sequence[str]) -> list[Captioned]:
+    """The pairs of a result that have a caption and a value of each backbone."""
+    found = []
+    for pair in content[SECTION]["pairs"]:
+        values = [content["similarities_by_model"][name].get(pair["name"]) for name in backbones]
+        if pair["words"] is not None and None not in values:
+            found.append(Captioned(pair["sha256"], pair["words"], tuple(100.0 * value for value in values)))
+    return found
+
+
+def _mean_words(items: Sequence[Captioned]) -> float:
+    return float(np.mean([item.words for item in items]))
+
+
+def _means(items: Sequence[Captioned]) -> np.ndarray:
+    return np.mean([item.values for item in items], axis=0)
+
+
+def _differences(values_XK: np.ndarray, names: Sequence[str], complete: bool) -> dict[str, Any]:
+    """Columns by name, with the means over all and over the held-out ones."""
+    found: dict[str, Any] = {name: values_XK[..., index] for index, name in enumerate(names)}
+    if complete:
+        found["overall"] = values_XK.mean(axis=-1)
+        others = [index for index, name in enumerate(names) if name != REWARD_BACKBONE]
+        found["held_out"] = values_XK[..., others].mean(axis=-1)
+    return {name: float(value) if np.ndim(value) == 0 else value for name, value in found.items()}
+
+
+def _with_intervals(
+    values_MK: np.ndarray, names: Sequence[str], complete: bool, seed: int, resamples: int
+) -> dict[str, dict[str, Any]]:
+    means = _differences(values_MK.mean(axis=0), names, complete)
+    samples = _differences(resampled_means(values_MK, seed, resamples), names, complete)
+    return {name: {"mean": mean, "interval": interval(samples[name])} for name, mean in means.items()}
+
+
+def render(comparison: Mapping[str, Any]) -> str:
+    """As Markdown."""
+    words = comparison["mean_words"]
+    lines = [
+        f"{comparison['matched']} of {comparison['captions'][0]} and {comparison['captions'][1]} captions matched "
+        f"within {comparison['tolerance']} words, {comparison['matched_same_picture']} of them of the same picture. "
+        f"Mean words: {words['all'][0]:.1f} and {words['all'][1]:.1f} before, "
+        f"{words['matched'][0]:.1f} and {words['matched'][1]:.1f} after.",
+        "",
+        "| first minus second | all | matched | 95% interval |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, entry in comparison["difference"].items():
+        low, high = entry["interval"]
+        before = comparison["all"][name]
+        lines.append(f"| {name} | {before:+.2f} | {entry['mean']:+.2f} | {low:+.2f} to {high:+.2f} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,157 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which generated picture belongs to which reference: the rule of UAE's Unified-Bench scorer.
+
+The scorer goes through the generated pictures and drops what it cannot pair or read. Here each of those is a `Failure`
+with its reason, and so is a reference that nothing was generated for, which the scorer does not notice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from verl_uae.data.images import decode_image, image_digest
+from verl_uae.errors import ConfigError, DecodeError
+
+#: Endings that the scorer takes for pictures, in lower case. ``.tif`` is not among them.
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tiff", ".webp"})
+
+PREFIX = "recon_"
+"""Of the name of a reconstruction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is missing from a result, and why."""
+
+    what: str
+    """A file, or the name of a backbone."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A generated picture and its reference; both decode."""
+
+    generated: Path
+    reference: Path
+    key: str
+    """Path of the reference below its folder, with forward slashes; names the pair in caption files."""
+    digest: str
+    """`image_digest` of the reference."""
+
+    @property
+    def name(self) -> str:
+        """File name of the generated picture, which names the pair in results."""
+        return self.generated.name
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """The pairs of two folders."""
+
+    pairs: tuple[Pair, ...]
+    unpaired: tuple[str, ...]
+    """Names of generated pictures without reference, or in a pair that does not decode."""
+    failures: tuple[Failure, ...]
+
+
+def image_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Pictures of a folder and all folders below it, in the order of their paths as text.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError("folder", f"{root} is not a folder")
+    found = (path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return sorted(found, key=str)
+
+
+def match(name: str, references: Sequence[Path]) -> Path | None:
+    """The reference of a generated picture, by name alone.
+
+    The first of equal name; else, in the order given, the first whose stem equals that of the generated picture, with
+    or without ``recon_`` before it.
+    """
+    for path in references:
+        if path.name == name:
+            return path
+    stem = os.path.splitext(name)[0]
+    return next((path for path in references if stem in (path.stem, PREFIX + path.stem)), None)
+
+
+def find_pairs(
+    generated: str | os.PathLike[str],
+    references: str | os.PathLike[str],
+    reasons: Mapping[str, str] | None = None,
+) -> Pairing:
+    """Pair two folders.
+
+    A name that occurs twice among the generated pictures has one value in the scorer's result, that of the last; the
+    others are failures here. Two pictures of one reference are both scored, as there, and are a failure as well,
+    since that reference counts twice.
+
+    Args:
+        generated: folder of generated pictures.
+        references: folder of originals.
+        reasons: why nothing was generated for a reference, by its `Pair.key`, where that is known.
+
+    Raises:
+        ConfigError: one of them is not a folder, has no pictures, or lies in the other.
+    """
+    inner, outer = sorted((Path(generated).resolve(), Path(references).resolve()), key=lambda path: -len(path.parts))
+    if inner != outer and inner.is_relative_to(outer):
+        raise ConfigError("folder", f"{inner} lies in {outer}, so its pictures would count on both sides")
+    drawn, originals = image_files(generated), image_files(references)
+    for folder, files in ((generated, drawn), (references, originals)):
+        if not files:
+            raise ConfigError("folder", f"no pictures in {folder}")
+    last = {path.name: path for path in drawn}
+    failures = [
+        Failure(str(path), f"another generated picture has the same name: {last[path.name]}")
+        for path in drawn
+        if last[path.name] is not path
+    ]
+    pairs: list[Pair] = []
+    unpaired: list[str] = []
+    used: dict[Path, str] = {}
+    for name, path in last.items():
+        reference = match(name, originals)
+        found = Failure(str(path), "no reference of that name") if reference is None else None
+        if reference is not None:
+            if reference in used:
+                failures.append(Failure(str(path), f"its reference {reference} is paired with {used[reference]} too"))
+            used[reference] = name
+            found = _admit(path, reference, Path(references), pairs)
+        if found is not None:
+            failures.append(found)
+            unpaired.append(name)
+    for reference in originals:
+        if reference not in used:
+            reason = (reasons or {}).get(key_of(reference, references), "nothing was generated for it")
+            failures.append(Failure(str(reference), reason))
+    return Pairing(tuple(pairs), tuple(unpaired), tuple(failures))
+
+
+def key_of(reference: Path, folder: str | os.PathLike[str]) -> str:
+    """See `Pair.key`."""
+    return reference.relative_to(folder).as_posix()
+
+
+def _admit(generated: Path, reference: Path, folder: Path, pairs: list[Pair]) -> Failure | None:
+    """Add a pair if both pictures decode; the reason otherwise."""
+    try:
+        digest = image_digest(decode_image(reference))
+    except DecodeError as error:
+        return Failure(str(reference), error.message)
+    try:
+        decode_image(generated)
+    except DecodeError as error:
+        return Failure(str(generated), error.message)
+    pairs.append(Pair(generated, reference, key_of(reference, folder), digest))
+    return None

@@ -1,0 +1,265 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Protocol 1 of Unified-Bench (arXiv 2509.09666): similarity of pictures and their reconstructions.
+
+For each of four backbones the mean over pairs of the cosine of features; the overall score is the plain mean of the
+four, times 100. The official scorer leaves out what fails, pairs and backbones alike, and goes on; here a result that
+lacks anything has no overall score.
+
+Shape legend: N pairs, K backbones, B pairs of a batch, D features, R resamples.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from verl_uae import __version__
+from verl_uae.bench.backbones import PROTOCOL, Backbone, ImageEncoder
+from verl_uae.bench.bootstrap import LEVEL, PURPOSE, RESAMPLES, interval, resampled_means
+from verl_uae.bench.pairs import Failure, Pair, Pairing
+from verl_uae.data.images import decode_image
+from verl_uae.errors import CheckpointError, DataError
+from verl_uae.reward.terms.features import cosine
+
+FORMAT = 1
+BENCHMARK = "Unified-Bench protocol 1"
+SECTION = "verl_uae"
+
+#: The backbone that the paper trains on; a score without it is held out.
+REWARD_BACKBONE = "clip"
+
+_PACKAGES = ("torch", "torchvision", "transformers", "diffusers", "pillow", "numpy")
+
+#: Told (backbone, pairs done, all pairs).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Similarities of pairs."""
+
+    pairing: Pairing
+    asked: tuple[str, ...]
+    """Names of the backbones that were to be used."""
+    similarities: Mapping[str, Mapping[str, float | None]]
+    """By backbone and name of the generated picture, in [-1, 1]; None without a value. Failed backbones are absent."""
+    models: Mapping[str, Mapping[str, str | None]]
+    """What was loaded under each name."""
+    failures: tuple[Failure, ...]
+    """All of them, those of the pairing included."""
+
+
+def score(
+    pairing: Pairing,
+    backbones: Sequence[Backbone],
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int = 16,
+    on_progress: Progress | None = None,
+) -> Scores:
+    """Compare the pictures of each pair, one backbone after the other.
+
+    A backbone that does not load or run costs only its own values; it and every backbone of the protocol that is not
+    among ``backbones`` is a failure of the result.
+
+    Args:
+        pairing: from :func:`~verl_uae.bench.pairs.find_pairs`.
+        backbones: from :func:`~verl_uae.bench.backbones.choose`.
+        device: where the backbones compute.
+        batch_size: pairs encoded together.
+        on_progress: called after each batch.
+    """
+    similarities: dict[str, Mapping[str, float | None]] = {}
+    models: dict[str, Mapping[str, str | None]] = {}
+    failures = list(pairing.failures)
+    for backbone in backbones:
+        try:
+            encoder = ImageEncoder(backbone, device)
+            values = dict(_compare(encoder, pairing.pairs, batch_size, on_progress))
+        except (CheckpointError, RuntimeError, ValueError) as error:
+            failures.append(Failure(backbone.name, " ".join(str(error).split())))
+            continue
+        failures += [
+            Failure(f"{name} ({backbone.name})", "a feature is zero or not finite")
+            for name, value in values.items()
+            if value is None
+        ]
+        similarities[backbone.name] = {**values, **dict.fromkeys(pairing.unpaired)}
+        models[backbone.name] = encoder.describe()
+    asked = tuple(backbone.name for backbone in backbones)
+    failures += [Failure(name, "not asked for") for name in PROTOCOL if name not in asked]
+    return Scores(pairing, asked, similarities, models, tuple(failures))
+
+
+def _compare(
+    encoder: ImageEncoder, pairs: Sequence[Pair], batch_size: int, on_progress: Progress | None
+) -> Iterator[tuple[str, float | None]]:
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        original_BD = encoder.encode([decode_image(pair.reference) for pair in batch])
+        drawn_BD = encoder.encode([decode_image(pair.generated) for pair in batch])
+        for pair, value in zip(batch, cosine(original_BD, drawn_BD).tolist(), strict=True):
+            yield pair.name, value if math.isfinite(value) else None
+        if on_progress is not None:
+            on_progress(encoder.backbone.name, start + len(batch), len(pairs))
+
+
+def official_result(scores: Scores) -> dict[str, Any]:
+    """The official scorer's JSON; all values are cosines in [-1, 1], and ``overall_average`` covers what there is."""
+    statistics: dict[str, dict[str, float]] = {}
+    for name, values in scores.similarities.items():
+        valid = [value for value in values.values() if value is not None]
+        if valid:
+            statistics[name] = {
+                "total_images": len(values),
+                "valid_pairs": len(valid),
+                "average_similarity": sum(valid) / len(valid),
+                "min_similarity": min(valid),
+                "max_similarity": max(valid),
+            }
+    means = {name: entry["average_similarity"] for name, entry in statistics.items()}
+    summary: dict[str, Any] = {}
+    if means:
+        best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+        summary = {
+            "models_used": list(means),
+            "average_scores_by_model": means,
+            "overall_average": sum(means.values()) / len(means),
+            "best_model": [best, means[best]],
+            "worst_model": [worst, means[worst]],
+        }
+    return {
+        "model_types": list(scores.asked),
+        "similarities_by_model": {name: dict(values) for name, values in scores.similarities.items()},
+        "statistics_by_model": statistics,
+        "summary": summary,
+    }
+
+
+def result(
+    scores: Scores,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    captions: Mapping[str, str] | None = None,
+    drawing: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The official scorer's JSON, and under ``verl_uae`` what it lacks. Scores there are times 100.
+
+    Args:
+        scores: from :func:`score`.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+        captions: by `Pair.key`, where there are any.
+        drawing: how the pictures were generated, where that is known.
+    """
+    official = official_result(scores)
+    means = {name: 100.0 * value for name, value in official["summary"].get("average_scores_by_model", {}).items()}
+    complete = not scores.failures and means.keys() == PROTOCOL.keys()
+    overall = sum(means.values()) / len(means) if means else None
+    held_out = [value for name, value in means.items() if name != REWARD_BACKBONE]
+    pairs = [_pair_entry(pair, captions or {}) for pair in scores.pairing.pairs]
+    words = [pair["words"] for pair in pairs]
+    section = {
+        "format": FORMAT,
+        "benchmark": BENCHMARK,
+        "complete": complete,
+        "overall": overall if complete else None,
+        "partial_overall": None if complete else overall,
+        "held_out": sum(held_out) / len(held_out) if complete else None,
+        "means": means,
+        "confidence_intervals": _intervals(scores, complete, seed, resamples),
+        "mean_words": sum(words) / len(words) if words and None not in words else None,
+        "failures": [asdict(failure) for failure in scores.failures],
+        "models": {name: dict(entry) for name, entry in scores.models.items()},
+        "references": reference_digest(pair.digest for pair in scores.pairing.pairs),
+        "pairs": pairs,
+        "drawing": None if drawing is None else dict(drawing),
+        "seeds": {
+            "bootstrap": seed,
+            "bootstrap_generator": f"verl_uae.seeding.generator({seed}, {PURPOSE!r}, number of pairs)",
+        },
+        "versions": versions(),
+    }
+    return {**official, SECTION: section}
+
+
+def _pair_entry(pair: Pair, captions: Mapping[str, str]) -> dict[str, Any]:
+    caption = captions.get(pair.key)
+    words = None if caption is None else len(caption.split())
+    return {"name": pair.name, "reference": pair.key, "sha256": pair.digest, "caption": caption, "words": words}
+
+
+def _intervals(scores: Scores, complete: bool, seed: int, resamples: int) -> dict[str, Any]:
+    columns = {
+        name: np.array([value for value in values.values() if value is not None], dtype=np.float64)
+        for name, values in scores.similarities.items()
+    }
+    by_model = {
+        name: interval(100.0 * resampled_means(column_N[:, None], seed, resamples)[:, 0])
+        for name, column_N in columns.items()
+        if len(column_N)
+    }
+    overall = held_out = None
+    if complete:
+        means_RK = 100.0 * resampled_means(np.stack(list(columns.values()), axis=1), seed, resamples)
+        overall = interval(means_RK.mean(axis=1))
+        others = [index for index, name in enumerate(columns) if name != REWARD_BACKBONE]
+        held_out = interval(means_RK[:, others].mean(axis=1))
+    return {"level": LEVEL, "resamples": resamples, "by_model": by_model, "overall": overall, "held_out": held_out}
+
+
+def reference_digest(digests: Iterator[str]) -> str:
+    """SHA-256 of the set of reference pictures: equal for results over the same ones."""
+    return sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that the numbers depend on."""
+    found = {"verl_uae": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, in UTF-8; bytes of a file name that are no text are written as escapes."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    partial.replace(path)
+
+
+def write_result(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a result."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what :func:`write_result` wrote.
+
+    Raises:
+        DataError: it is not a result of this version.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(path, None, f"cannot be read: {error}") from error  # type: ignore[arg-type]
+    section = content.get(SECTION) if isinstance(content, dict) else None
+    if not isinstance(section, dict) or section.get("format") != FORMAT or section.get("benchmark") != BENCHMARK:
+        raise DataError(path, None, f"is not a result of {BENCHMARK} by this version")  # type: ignore[arg-type]
+    return content

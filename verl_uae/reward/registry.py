@@ -35,6 +35,12 @@ BUILT_IN: Mapping[str, str] = {
     "ssim": "verl_uae.reward.terms.ssim:SSIM",
     "efficientnet_lite0": "verl_uae.reward.terms.efficientnet:EfficientNetLite0",
     "clip": "verl_uae.reward.terms.clip:ClipSimilarity",
+    "dinov2": "verl_uae.reward.terms.vision:Dinov2Similarity",
+    "dinov3": "verl_uae.reward.terms.vision:Dinov3Similarity",
+    "siglip2": "verl_uae.reward.terms.vision:Siglip2Similarity",
+    "image_text_clip": "verl_uae.reward.terms.image_text:ImageTextClip",
+    "caption_length": "verl_uae.reward.terms.caption:CaptionLength",
+    "repetition": "verl_uae.reward.terms.caption:Repetition",
     "features": "verl_uae.reward.terms.backbone:BackboneSimilarity",
     "custom": "verl_uae.reward.custom:CustomReward",
 }

@@ -86,5 +86,5 @@ def test_state_survives_json(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_window_too_short_is_refused() -> None:
-    with pytest.raises(ConfigError, match="uae.reward.tripwire_window: must be at least 3"):
+    with pytest.raises(ConfigError, match=r"uae.reward.tripwire_window: must be at least 3"):
         Tripwire({}, 2)

@@ -19,7 +19,7 @@ from verl_uae.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 #: A trend counts when its slope is this many standard errors from 0. Our choice: of steady series of independent noise
-#: about one in 500 then has both trends by chance, for a window of 20.
+#: about one window of 20 in 1000 then has both trends by chance.
 THRESHOLD = 2.0
 
 

@@ -26,7 +26,7 @@ def test_length_band_is_the_trapezoid() -> None:
 
 
 def test_repeated_share_against_counting_by_hand() -> None:
-    words = "a cat and a cat and a dog".split()
+    words = ["a", "cat", "and", "a", "cat", "and", "a", "dog"]
     # a-cat cat-and and-a | a-cat cat-and and-a | a-dog: 7 bigrams, 4 distinct.
     assert repeated_share(words, 2) == pytest.approx(3 / 7)
     assert repeated_share(words, 1) == pytest.approx(1 - 4 / 8)

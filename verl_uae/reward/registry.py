@@ -38,6 +38,8 @@ BUILT_IN: Mapping[str, str] = {
     "dinov2": "verl_uae.reward.terms.vision:Dinov2Similarity",
     "dinov3": "verl_uae.reward.terms.vision:Dinov3Similarity",
     "siglip2": "verl_uae.reward.terms.vision:Siglip2Similarity",
+    "lpips": "verl_uae.reward.terms.perceptual:LPIPS",
+    "dists": "verl_uae.reward.terms.perceptual:DISTS",
     "image_text_clip": "verl_uae.reward.terms.image_text:ImageTextClip",
     "caption_length": "verl_uae.reward.terms.caption:CaptionLength",
     "repetition": "verl_uae.reward.terms.caption:Repetition",

@@ -133,8 +133,8 @@ def dists(a: Sequence[Tensor], b: Sequence[Tensor], alpha: Sequence[Tensor], bet
     Returns:
         Distance, shape (B,), in [0, 2]; 0 for equal pictures. Differentiable.
     """
-    total = sum(weight.sum() for weight in (*alpha, *beta))
-    similarity: Tensor | float = 0.0
+    total = torch.cat([*alpha, *beta]).sum()
+    similarity_B = a[0].new_zeros(len(a[0]))
     for x, y, alpha_C, beta_C in zip(a, b, alpha, beta, strict=True):
         x_mean, y_mean = x.mean(dim=(2, 3), keepdim=True), y.mean(dim=(2, 3), keepdim=True)
         x, y = x - x_mean, y - y_mean
@@ -142,8 +142,8 @@ def dists(a: Sequence[Tensor], b: Sequence[Tensor], alpha: Sequence[Tensor], bet
         texture = (2 * x_mean_BC * y_mean_BC + DISTS_EPS) / (x_mean_BC**2 + y_mean_BC**2 + DISTS_EPS)
         spread = x.square().mean(dim=(2, 3)) + y.square().mean(dim=(2, 3))
         structure = (2 * (x * y).mean(dim=(2, 3)) + DISTS_EPS) / (spread + DISTS_EPS)
-        similarity = similarity + (alpha_C * texture + beta_C * structure).sum(dim=1)
-    return 1.0 - similarity / total
+        similarity_B = similarity_B + (alpha_C * texture + beta_C * structure).sum(dim=1)
+    return 1.0 - similarity_B / total
 
 
 class LPIPS(RewardTerm):

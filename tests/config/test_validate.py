@@ -70,6 +70,16 @@ IMPOSSIBLE = [
     ("uae.reward.terms=[{name: pixel, weight: 0}]", "uae.reward.terms", "hold it out"),
     ("uae.reward.terms=[{name: pixle}]", "uae.reward.terms[0].name", "unknown reward 'pixle'. Did you mean 'pixel'"),
     ("uae.reward.terms=[{name: pixel, held_out: true}]", "uae.reward.terms", "at least one term"),
+    ("uae.reward.terms=[{name: pixel, normalize: batch}]", "uae.reward.terms[0].normalize", "none, running"),
+    (
+        "uae.reward.terms=[{name: pixel}, {name: ssim, held_out: true, normalize: running}]",
+        "uae.reward.terms[1].normalize",
+        "in no sum",
+    ),
+    ("uae.reward.terms=[{name: pixel, floor: 2.0}]", "uae.reward.terms[0].floor", "in [0, 1]"),
+    ("uae.reward.tripwire_window=2", "uae.reward.tripwire_window", "at least 3"),
+    ("uae.reward.tripwire_window=-1", "uae.reward.tripwire_window", "at least 0"),
+    ("uae.reward.source_cache_mib=-1", "uae.reward.source_cache_mib", "at least 0"),
     ("uae.reward.terms=[{name: pixel}, {name: pixel}]", "uae.reward", "used twice"),
     (
         "uae.reward.terms=[{name: pixel, params: {q: 1}}]",
@@ -85,7 +95,7 @@ IMPOSSIBLE = [
     (
         "uae.reward.terms=[{name: features, params: {backbone: dino}}]",
         "uae.reward.terms[0].params.backbone",
-        "clip, efficientnet_lite0",
+        "clip, dinov2, dinov3, siglip2, efficientnet_lite0",
     ),
     ("reward.custom_reward_function.path=/no/file.py", "uae.reward.custom.path", "/no/file.py"),
 ]

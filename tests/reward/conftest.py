@@ -36,12 +36,13 @@ def make_batch() -> BatchMaker:
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole CLIP model with random weights and a 28-pixel input, saved with its image processor's settings."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+    """A whole CLIP model with random weights, a 28-pixel input and 8 text positions, with processor and tokenizer."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"vocab_size": 50, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
     config = CLIPConfig(
-        text_config={**tower, "vocab_size": 50, "max_position_embeddings": 8},
+        text_config={**tower, **text, "projection_dim": 16},
         vision_config={**tower, "image_size": 28, "patch_size": 7, "projection_dim": 16},
         projection_dim=16,
     )
@@ -51,8 +52,12 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = CLIPModel(config)
         # Random CLIP weights are so small that all pictures look alike; larger ones tell them apart.
         with torch.no_grad():
-            for parameter in model.vision_model.parameters():
+            for parameter in (*model.vision_model.parameters(), *model.text_model.parameters()):
                 parameter.mul_(3.0)
     model.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 30}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
+    letters = "abcdefghijklmnopqrstuvw"
+    ends = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokenizer = CLIPTokenizer(vocab={piece: number for number, piece in enumerate(ends)}, merges=[])
+    tokenizer.save_pretrained(folder)
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.build import build_scorer, term_specs
+from verl_uae.reward.build import build_composition, build_scorer, build_tripwire, term_specs
 from verl_uae.reward.scorer import check_specs
 
 
@@ -53,3 +53,21 @@ def test_an_error_names_the_term_by_its_place_in_the_users_list(compose, tiny_ov
     with pytest.raises(ConfigError) as error:
         check_specs(*term_specs(config))
     assert error.value.key == "uae.reward.terms[1].name"
+
+
+def test_gates_normalisation_and_watch_of_a_config(compose, tiny_overrides) -> None:
+    terms = (
+        "[{name: pixel, floor: 0.1, normalize: running, weight: 2.0}, {name: repetition, label: again, weight: 0.5}, "
+        "{name: ssim, held_out: true}]"
+    )
+    config = compose(*tiny_overrides, f"uae.reward.terms={terms}", "uae.reward.source_cache_mib=3")
+    assert [spec.floor for spec in term_specs(config)[0]] == [0.1, None]
+    parts = build_composition(config).parts
+    assert [(part.label, part.factor, part.running) for part in parts] == [
+        ("pixel", 2.0, True),
+        ("again", -0.5, False),
+    ]
+    assert build_scorer(config, "cpu")._encodings._cache.max_bytes == 3 * 2**20
+    wire = build_tripwire(config)
+    assert wire is not None and wire.window == 20 and wire.update(0.5, {"ssim": 0.5, "pixel": 0.5}) == {"ssim": 0.0}
+    assert build_tripwire(compose(*tiny_overrides, "uae.reward.tripwire_window=0")) is None

@@ -224,6 +224,34 @@ def test_hanging_for_ever_stops_the_run(make_batch, released) -> None:
         scorer.score(batch)
 
 
+def test_a_value_worse_than_the_floor_is_invalid_and_no_other_changes(make_batch) -> None:
+    batch = make_batch(6)
+    plain = RewardScorer([("pixel", 1.0, {}), ("test_distance", 1.0, {})]).score(batch)
+    pixel, distance = (sorted(record.terms[name] for record in plain) for name in ("pixel", "test_distance"))
+    specs = [TermSpec(name="pixel", floor=pixel[1]), TermSpec(name="test_distance", floor=distance[-2])]
+    found = RewardScorer(specs).score(batch)
+    for before, record in zip(plain, found, strict=True):
+        if before.terms["pixel"] < pixel[1]:
+            expected = f"pixel: {before.terms['pixel']:g} is below its floor {pixel[1]:g}"
+        elif before.terms["test_distance"] > distance[-2]:
+            expected = f"test_distance: {before.terms['test_distance']:g} is above its floor {distance[-2]:g}"
+        else:
+            assert record.ok and record.value == before.value
+            continue
+        assert (record.status, record.reason) == (Status.INVALID, expected)
+    # The least similar picture is also the most distant one here, or they are two.
+    assert 1 <= sum(not record.ok for record in found) <= 2
+
+
+def test_impossible_floors_are_refused_by_key() -> None:
+    for floor in (1.5, -0.1, math.nan):
+        with pytest.raises(ConfigError) as error:
+            check_specs([TermSpec(name="pixel", floor=floor)], [])
+        assert error.value.key == "uae.reward.terms[0].floor"
+    with pytest.raises(ConfigError, match="held-out term touches no"):
+        check_specs([TermSpec(name="pixel")], [TermSpec(name="ssim", floor=0.5)])
+
+
 FAULTS = {"raise": Status.ERROR, "drop": Status.INVALID, **dict.fromkeys(Hostile.BAD, Status.INVALID)}
 
 

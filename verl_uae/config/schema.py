@@ -113,6 +113,14 @@ class TermConfig:
     held_out: bool = False
     """True: measured and logged, can never enter the reward."""
 
+    normalize: str = "none"
+    """How the term enters the sum in training. none: as it is. running: minus the mean and divided by the standard
+    deviation of all its valid values of the run so far, kept in checkpoints. Validation has the plain sum."""
+
+    floor: float | None = None
+    """A sample whose value of this term is worse (below, or above where lower is better) counts as invalid; null: no
+    gate. Not for held-out terms. Mind max_invalid_fraction."""
+
     params: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the term."""
 
@@ -139,6 +147,14 @@ class RewardConfig:
 
     max_invalid_fraction: float = 0.5
     """The run stops with the reasons when more than this share of a batch is invalid, in [0, 1]."""
+
+    source_cache_mib: int = 256
+    """Host memory of each rank for features of source pictures, MiB, at least 0; 0 encodes them anew for every sample.
+    Our choice: 256, which holds the pooled vectors of 87 000 pictures or the patch tokens of 256, of CLIP ViT-L/14."""
+
+    tripwire_window: int = 20
+    """Steps over which a held-out term that gets worse while the reward rises is flagged, at least 3; 0: never.
+    Our choice."""
 
 
 @dataclass

@@ -44,6 +44,8 @@ _MINIMUM = {
     "uae.reward.timeout_s": (0, False),
     "uae.reward.min_std": (0, True),
     "uae.reward.max_invalid_fraction": (0, True),
+    "uae.reward.source_cache_mib": (0, True),
+    "uae.reward.tripwire_window": (0, True),
     "uae.rollout.timeout_s": (0, False),
     "uae.rollout.poll_interval_s": (0, False),
     "uae.panel.probes": (0, True),
@@ -181,7 +183,16 @@ def _is_local(path: str) -> bool:
 def _validate_rewards(config: DictConfig) -> None:
     # Imported here: the schema is needed in places that must not pay for torch.
     from verl_uae.reward.build import term_specs
+    from verl_uae.reward.composition import NORMALIZATIONS
     from verl_uae.reward.scorer import check_specs
 
+    for index, term in enumerate(config.uae.reward.terms):
+        key = f"uae.reward.terms[{index}].normalize"
+        if term.normalize not in NORMALIZATIONS:
+            raise ConfigError(key, f"must be one of {', '.join(NORMALIZATIONS)}, got {term.normalize!r}")
+        if term.held_out and term.normalize != "none":
+            raise ConfigError(key, "a held-out term is in no sum; leave it at none")
+    if 0 < config.uae.reward.tripwire_window < 3:
+        raise ConfigError("uae.reward.tripwire_window", "a trend needs at least 3 steps; 0 switches it off")
     summed, watched = term_specs(config)
     check_specs(summed, watched, "uae.reward")

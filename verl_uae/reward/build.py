@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the scorer from the composed configuration."""
+"""Builds the scorer, and what the trainer does with its values, from the composed configuration."""
 
 from __future__ import annotations
 
@@ -9,13 +9,40 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from verl_uae.reward.composition import Composition, Part
+from verl_uae.reward.registry import get_reward
 from verl_uae.reward.scorer import RewardScorer, TermSpec
+from verl_uae.reward.tripwire import Tripwire
 
 
 def build_scorer(config: DictConfig, device: str | torch.device) -> RewardScorer:
     """The scorer of ``uae.reward``, with verl's custom reward function as one more term if it is set."""
     summed, watched = term_specs(config)
-    return RewardScorer(summed, held_out=watched, device=device, timeout_s=config.uae.reward.timeout_s)
+    reward = config.uae.reward
+    cache = reward.source_cache_mib * 1024 * 1024
+    return RewardScorer(summed, held_out=watched, device=device, timeout_s=reward.timeout_s, source_cache_bytes=cache)
+
+
+def build_composition(config: DictConfig) -> Composition:
+    """The sum of ``uae.reward.terms`` with the terms that are normalised; loads no model."""
+    summed, _ = term_specs(config)
+    running = {term.label or term.name for term in config.uae.reward.terms if term.normalize == "running"}
+    parts = []
+    for spec in summed:
+        label = spec.label or spec.name
+        sign = 1.0 if get_reward(spec.name, spec.key).higher_is_better else -1.0
+        parts.append(Part(label, sign * spec.weight, label in running))
+    return Composition(parts)
+
+
+def build_tripwire(config: DictConfig) -> Tripwire | None:
+    """The watch over the held-out terms; None where it is switched off."""
+    window = config.uae.reward.tripwire_window
+    if window == 0:
+        return None
+    _, watched = term_specs(config)
+    higher = {spec.label or spec.name: get_reward(spec.name, spec.key).higher_is_better for spec in watched}
+    return Tripwire(higher, window)
 
 
 def term_specs(config: DictConfig) -> tuple[list[TermSpec], list[TermSpec]]:
@@ -30,6 +57,7 @@ def term_specs(config: DictConfig) -> tuple[list[TermSpec], list[TermSpec]]:
             weight=0.0 if term.held_out else term.weight,
             params={str(key): value for key, value in params.items()},
             label=term.label or "",
+            floor=term.floor,
             key=f"uae.reward.terms[{index}]",
         )
         (watched if term.held_out else summed).append(spec)

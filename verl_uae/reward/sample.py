@@ -20,6 +20,21 @@ from verl_uae.reward.record import RewardRecord
 RANGE_TOLERANCE = 1e-3
 
 
+class Scoring:
+    """One batch on its way through a scorer; compared by identity."""
+
+    over: bool = False
+    """Whether the scorer has answered. Terms that were too late may still run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which samples of which batch these are. Equal origins are equal samples at equal places."""
+
+    batch: Scoring
+    positions: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class RewardBatch:
     """Pictures, their reconstructions and the captions between them, all on one device.
@@ -38,6 +53,8 @@ class RewardBatch:
     """The data row of each sample: ``data_source``, ``ground_truth``, ``extra_info``."""
     failed: Mapping[int, RewardRecord] = field(default_factory=dict)
     """Samples without a picture, by position: their record is passed through untouched."""
+    origin: Origin | None = None
+    """Set by the scorer, so that terms can share what they compute."""
 
     def __post_init__(self) -> None:
         source, reconstruction = self.source_B3HW, self.reconstruction_B3HW
@@ -74,6 +91,7 @@ class RewardBatch:
             reconstruction_B3HW=self.reconstruction_B3HW[index],
             captions=None if self.captions is None else [self.captions[i] for i in indices],
             rows=None if self.rows is None else [self.rows[i] for i in indices],
+            origin=self.origin and Origin(self.origin.batch, tuple(self.origin.positions[i] for i in indices)),
         )
 
     def unusable(self) -> dict[int, str]:

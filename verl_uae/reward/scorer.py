@@ -7,18 +7,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from verl_uae.errors import ConfigError, RewardError
 from verl_uae.reward.deadline import Guard
+from verl_uae.reward.encodings import Counters, Encodings
 from verl_uae.reward.isolate import Slots, fill_failed, score_chunked, score_whole
 from verl_uae.reward.outcome import describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.registry import get_reward
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.sample import Origin, RewardBatch, Scoring
 from verl_uae.reward.term import RewardTerm, TermContext
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ class TermSpec:
     """Arguments of the term's class."""
     label: str = ""
     """Name in records and logs; the registered name by default. Needed to use one term twice."""
+    floor: float | None = None
+    """A sample whose value is worse is INVALID: below it, or above it where lower is better. None: no gate."""
     key: str = ""
     """Configuration key of the term, for errors; by default its place in the scorer's own list."""
 
@@ -51,6 +54,7 @@ class _Entry:
     term: RewardTerm
     factor: float
     """Weight, negated where lower is better. Not used for held-out terms."""
+    floor: float | None = None
 
 
 class RewardScorer:
@@ -75,6 +79,7 @@ class RewardScorer:
         timeout_s: seconds per term, see above.
         max_abandoned: hung threads that may be alive before :class:`~verl_uae.errors.RewardError` ends the run.
         chunk_size: samples per call of a pointwise term. Part of the result's last bits: keep it fixed in a run.
+        source_cache_bytes: host memory for features of source pictures, see :mod:`verl_uae.reward.encodings`.
         key: configuration key of all this, for errors.
 
     Raises:
@@ -90,6 +95,7 @@ class RewardScorer:
         timeout_s: float = 60.0,
         max_abandoned: int = 16,
         chunk_size: int = 16,
+        source_cache_bytes: int = 0,
         key: str = "uae.reward",
     ) -> None:
         for name, number in (("timeout_s", timeout_s), ("max_abandoned", max_abandoned), ("chunk_size", chunk_size)):
@@ -103,6 +109,7 @@ class RewardScorer:
         self.device = torch.device(device)
         self.guard = Guard(timeout_s, max_abandoned)
         self.chunk_size = chunk_size
+        self._encodings = Encodings(source_cache_bytes)
         self._summed = [self._build(spec, spec.key or f"{key}.terms[{i}]") for i, spec in enumerate(summed)]
         self._watched = [self._build(spec, spec.key or f"{key}.held_out[{i}]") for i, spec in enumerate(watched)]
 
@@ -124,6 +131,11 @@ class RewardScorer:
         ]
         return sum(low for low, _ in ends), sum(high for _, high in ends)
 
+    @property
+    def counters(self) -> Counters:
+        """Forward passes and cached features of the feature terms so far."""
+        return self._encodings.counters
+
     def to(self, device: torch.device | str) -> None:
         """Move the models of all terms; batches must be on that device from now on."""
         self.device = torch.device(device)
@@ -142,6 +154,14 @@ class RewardScorer:
         Raises:
             RewardError: a term asks for captions or rows the batch lacks, or too many calls hang.
         """
+        scoring = Scoring()
+        try:
+            return self._score(replace(batch, origin=Origin(scoring, tuple(range(len(batch))))))
+        finally:
+            scoring.over = True
+            self._encodings.finish()
+
+    def _score(self, batch: RewardBatch) -> list[RewardRecord]:
         settled = dict(batch.failed)
         for index, reason in batch.unusable().items():
             settled.setdefault(index, RewardRecord.failed(Status.INVALID, reason))
@@ -155,9 +175,9 @@ class RewardScorer:
 
     def _build(self, spec: TermSpec, key: str) -> _Entry:
         term = get_reward(spec.name, f"{key}.name")(**spec.params)
-        term.setup(TermContext(device=self.device, guard=self.guard))
+        term.setup(TermContext(self.device, self.guard, self._encodings))
         sign = 1.0 if term.higher_is_better else -1.0
-        return _Entry(spec.label or spec.name, term, sign * spec.weight)
+        return _Entry(spec.label or spec.name, term, sign * spec.weight, spec.floor)
 
     def _run(
         self, entry: _Entry, batch: RewardBatch, parts: dict[int, dict[str, RewardRecord]], active: Sequence[int]
@@ -185,7 +205,7 @@ class RewardScorer:
             record = slots[index]
             if record is None:
                 raise RewardError(entry.label, f"sample {index} was not scored")
-            parts[index][entry.label] = record
+            parts[index][entry.label] = _gate(entry, record)
 
     def _evaluate(self, entry: _Entry, batch: RewardBatch, active: Sequence[int], slots: Slots) -> None:
         # Gradient mode is per thread, so it is set here, inside the worker.
@@ -238,6 +258,29 @@ def check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: st
             place = spec.key or f"{key}.{part}[{index}]"
             term_class = get_reward(spec.name, f"{place}.name")
             term_class.check_params(spec.params, f"{place}.params")
+            _check_floor(spec, term_class, part, place)
+
+
+def _check_floor(spec: TermSpec, term_class: type[RewardTerm], part: str, place: str) -> None:
+    if spec.floor is None:
+        return
+    if part == "held_out":
+        raise ConfigError(f"{place}.floor", "a held-out term touches no sample's status; give it no floor")
+    low, high = term_class.bounds
+    if not low <= spec.floor <= high or not math.isfinite(spec.floor):
+        raise ConfigError(f"{place}.floor", f"must be a value of {spec.name}, in [{low:g}, {high:g}], got {spec.floor}")
+
+
+def _gate(entry: _Entry, record: RewardRecord) -> RewardRecord:
+    """The record, or INVALID where its value is worse than the term's floor."""
+    if entry.floor is None or record.value is None:
+        return record
+    higher = entry.term.higher_is_better
+    if record.value >= entry.floor if higher else record.value <= entry.floor:
+        return record
+    side = "below" if higher else "above"
+    reason = f"{entry.label}: {record.value:g} is {side} its floor {entry.floor:g}"
+    return RewardRecord.failed(Status.INVALID, reason, record.seconds)
 
 
 def _check_weights(summed: Sequence[TermSpec], key: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Guard
+from verl_uae.reward.encodings import Encodings
 from verl_uae.reward.sample import RewardBatch
 
 #: What a term may ask for in ``needs``.
@@ -29,6 +30,8 @@ class TermContext:
     """Where models belong: the device that drew the pictures."""
     guard: Guard
     """Runs calls under a deadline; for terms that set ``guarded``."""
+    encodings: Encodings = field(default_factory=Encodings)
+    """What feature terms share."""
 
 
 class RewardTerm(ABC):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from verl_uae.trainer.checkpoint import LastGoodStep, mark_complete, repair_trac
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members, validation_info
 from verl_uae.trainer.panel import PanelRow, PanelWriter
+from verl_uae.trainer.signals import RewardSignals
 from verl_uae.trainer.timing import caption_seconds, chain_timing, overhead_metrics, progress_line
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ class BatchRewards:
 
 
 @register_trainer("uae_g4u")
-class G4UTrainer(LastGoodStep, DecoderMixin, PPOTrainerSync):
+class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
     """verl's synchronous GRPO trainer with the chain as its reward."""
 
     # Set by verl.
@@ -93,6 +95,7 @@ class G4UTrainer(LastGoodStep, DecoderMixin, PPOTrainerSync):
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()
+        self.save_signals(self._checkpoint_root / f"global_step_{self.global_steps}")
         if not self.config.actor_rollout_ref.actor.checkpoint.get("async_save", False):
             mark_complete(self._checkpoint_root / f"global_step_{self.global_steps}", self.global_steps)
 
@@ -100,6 +103,10 @@ class G4UTrainer(LastGoodStep, DecoderMixin, PPOTrainerSync):
         if self.config.trainer.resume_mode == "auto" and self._checkpoint_root.is_dir():
             repair_tracker(self._checkpoint_root)
         super()._load_checkpoint()
+        if self.global_steps > 0:
+            given = self.config.trainer.resume_mode == "resume_path"
+            folder = self.config.trainer.resume_from_path if given else None
+            self.load_signals(Path(folder or self._checkpoint_root / f"global_step_{self.global_steps}"))
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """verl's step; when the chain itself is broken, the weights of the last good step are saved first."""
@@ -123,8 +130,11 @@ class G4UTrainer(LastGoodStep, DecoderMixin, PPOTrainerSync):
         groups = [split_key(key)[0] for key in batch.keys]
         if metrics is None:
             return self._finish_validation(batch, outcomes, states)
+        signals, drawn = self.signals("g4u"), outcomes
+        outcomes = signals.recompose(drawn)
         self._mask(batch, outcomes, usable_members(outcomes, groups))
         metrics.update(outcome_metrics(outcomes, states, groups, min_std=self.config.uae.reward.min_std))
+        metrics.update(signals.metrics(drawn, metrics))
         self._chain_seconds = {"caption": caption_seconds(fetch(batch, ["metrics"])["metrics"]), **seconds}
         metrics.update(chain_timing(self._chain_seconds, len(outcomes)))
         return batch

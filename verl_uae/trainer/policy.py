@@ -28,11 +28,12 @@ from verl_uae.rollout.policy_layout import Layout
 from verl_uae.rollout.sample import CaptionState, Outcome, dataset_row, prompt_text, source_image
 from verl_uae.trainer.checkpoint import DecoderCheckpoints
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members
+from verl_uae.trainer.signals import RewardSignals
 
 logger = logging.getLogger(__name__)
 
 
-class PolicyMixin(DecoderCheckpoints):
+class PolicyMixin(RewardSignals, DecoderCheckpoints):
     """Starts the policy's workers and runs its steps."""
 
     config: DictConfig
@@ -79,6 +80,8 @@ class PolicyMixin(DecoderCheckpoints):
         plan = self.policy.plan(policy_step)
         outcomes, phases = self.policy.explore(sources, layout, plan, policy_step + 1)
         check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
+        signals, drawn = self.signals("u4g"), outcomes
+        outcomes = signals.recompose(drawn)
         groups = [str(number // layout.members) for number in range(len(outcomes))]
         usable = usable_members(outcomes, groups)
         advantage_N, metrics = self._advantages(outcomes, usable, groups)
@@ -87,6 +90,7 @@ class PolicyMixin(DecoderCheckpoints):
             updates = self.policy.improve(advantage_N.tolist(), weights, policy_step * layout.updates)
         metrics.update(policy_metrics(updates))
         metrics.update(outcome_metrics(outcomes, states, groups, min_std=policy.advantage.min_std))
+        metrics.update(signals.metrics(drawn, metrics))
         metrics["policy/window_start"] = float(plan.window[0]) if plan.window else -1.0
         metrics["policy/seconds_per_picture"] = (sum(phases.values()) + seconds["update_policy"]) / len(outcomes)
         return metrics, {**phases, **seconds}

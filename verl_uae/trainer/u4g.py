@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 from transfer_queue import KVBatchMeta
@@ -32,6 +33,16 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
         """The policy's workers."""
         self.start_policy(pool, self.total_training_steps)
         self.policy.wait_until_loaded()
+
+    def save_policy(self, folder: Path) -> None:
+        """The policy, and what the run knows of its rewards."""
+        super().save_policy(folder)
+        self.save_signals(folder)
+
+    def load_policy(self, folder: Path) -> None:
+        """Inverse of :meth:`save_policy`."""
+        super().load_policy(folder)
+        self.load_signals(folder)
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """One batch of pictures; when too few have a reward, the last good step is saved before the run stops."""

@@ -31,7 +31,10 @@ def test_efficientnet(make_batch) -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"backbone": "dino"}, r"p.backbone: must be one of clip, efficientnet_lite0, got 'dino'"),
+        (
+            {"backbone": "dino"},
+            r"p.backbone: must be one of clip, dinov2, dinov3, siglip2, efficientnet_lite0, got 'dino'",
+        ),
         ({"backbone": "clip", "image_size": 64}, "p: .*unexpected keyword argument 'image_size'"),
         ({"backbone": "efficientnet_lite0", "model": "x"}, "p: .*unexpected keyword argument 'model'"),
     ],

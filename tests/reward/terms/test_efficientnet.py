@@ -84,9 +84,7 @@ def test_maps_see_a_moved_object_and_pooled_hardly_does() -> None:
         term = EfficientNetLite0(mode, 64)
         with torch.no_grad():
             a, b = term.embed(here), term.embed(there)
-            moved[mode] = efficientnet.FeatureTerm.bounds[1] - np.mean(
-                [_cosine(x, y) for x, y in zip(a, b, strict=True)]
-            )
+            moved[mode] = EfficientNetLite0.bounds[1] - np.mean([_cosine(x, y) for x, y in zip(a, b, strict=True)])
     assert moved["maps"] > 2.0 * moved["pooled"] > 0.0
 
 

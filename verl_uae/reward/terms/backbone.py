@@ -19,7 +19,7 @@ from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import TermContext
 from verl_uae.reward.terms.features import Features, FeatureTerm
 
-BACKBONES = ("clip", "efficientnet_lite0")
+BACKBONES = ("clip", "dinov2", "dinov3", "siglip2", "efficientnet_lite0")
 
 
 class BackboneSimilarity(FeatureTerm):
@@ -55,6 +55,10 @@ class BackboneSimilarity(FeatureTerm):
     def source_features(self, batch: RewardBatch) -> Features:
         """As the backbone's term keeps them."""
         return self.inner.source_features(batch)
+
+    def score(self, batch: RewardBatch) -> Tensor:
+        """As the backbone's term does."""
+        return self.inner.score(batch)
 
 
 def _term_class(backbone: str, key: str) -> Any:

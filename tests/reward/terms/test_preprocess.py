@@ -1,0 +1,49 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from verl_uae.errors import ConfigError
+from verl_uae.reward.terms.preprocess import Preprocess, processing_of_config
+
+STOCK = Preprocess(resize=(20, 24), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), interpolation="bilinear")
+CUT = Preprocess(resize=30, crop=(28, 26), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+STEPS = ("resize", "rescale")
+
+
+@pytest.mark.parametrize("size", [9, (50, 31)])
+def test_against_pillow(make_batch, size) -> None:
+    images = make_batch(2, size=size).source_B3HW
+    found = STOCK(images).numpy()
+    for image, ours in zip(images.numpy(), found, strict=True):
+        pil = [np.asarray(Image.fromarray(x).resize((24, 20), Image.Resampling.BILINEAR)) for x in image]
+        expected = (np.stack(pil) - np.reshape(STOCK.mean, (3, 1, 1))) / np.reshape(STOCK.std, (3, 1, 1))
+        assert np.allclose(ours, expected, atol=2e-5)
+
+
+def test_a_long_picture_is_cut_in_the_centre_and_a_small_one_padded() -> None:
+    row = torch.linspace(0.0, 1.0, 60).expand(1, 3, 30, 60).contiguous()
+    found = CUT(row) * torch.tensor(CUT.std).view(1, 3, 1, 1) + torch.tensor(CUT.mean).view(1, 3, 1, 1)
+    assert torch.allclose(found, row[..., 1:29, 17:43], atol=1e-6)
+    wide = Preprocess(resize=(2, 2), crop=(4, 4), mean=(0.0,) * 3, std=(1.0,) * 3)(torch.ones(1, 3, 2, 2))
+    assert torch.equal(wide[0, 0], torch.nn.functional.pad(torch.ones(2, 2), (1, 1, 1, 1)))
+
+
+def test_settings_of_a_file() -> None:
+    assert processing_of_config(STOCK, {}, "k", "x", STEPS) == STOCK
+    assert processing_of_config(CUT, {"size": None, "resample": None, "crop_size": None}, "k", "x", STEPS) == CUT
+    found = processing_of_config(STOCK, {"size": {"shortest_edge": 9}, "resample": 3}, "k", "x", STEPS)
+    assert (found.resize, found.crop, found.interpolation) == (9, None, "bicubic")
+    found = processing_of_config(CUT, {"crop_size": 5, "image_mean": [0, 0, 0]}, "k", "x", STEPS)
+    assert found.crop == (5, 5) and found.mean == (0, 0, 0) and found.std == CUT.std
+    assert processing_of_config(STOCK, {"do_center_crop": True, "crop_size": 5}, "k", "x", STEPS).crop == (5, 5)
+
+
+@pytest.mark.parametrize("config", [{"do_rescale": False}, {"resample": 0}, {"resample": 1}, {"rescale_factor": 1.0}])
+def test_another_processor_is_refused(config) -> None:
+    with pytest.raises(ConfigError, match="k: image processor"):
+        processing_of_config(STOCK, config, "k", "x", STEPS)

@@ -1,0 +1,50 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from verl_uae.errors import ConfigError
+from verl_uae.reward.terms.pretrained import check_choice, load_frozen, processor_settings, quiet_transformers
+
+
+def test_frozen_and_the_global_generator_left_alone(tiny_clip: Path) -> None:
+    from transformers import CLIPTextModelWithProjection
+
+    before = torch.random.get_rng_state()
+    network = load_frozen(CLIPTextModelWithProjection, str(tiny_clip), None, torch.bfloat16, "k", "CLIP")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+    assert next(network.parameters()).dtype == torch.bfloat16
+
+
+def test_another_architecture_is_refused(tiny_clip: Path) -> None:
+    from transformers import Dinov2Model
+
+    with pytest.raises(ConfigError, match=r"^k: "):
+        load_frozen(Dinov2Model, str(tiny_clip), None, torch.float32, "k", "DINOv2")
+
+
+def test_processor_settings(tiny_clip: Path, tmp_path: Path) -> None:
+    settings = processor_settings(str(tiny_clip), None)
+    assert settings is not None and settings["size"]["shortest_edge"] == 30
+    assert processor_settings(str(tmp_path), None) is None
+
+
+def test_choices() -> None:
+    check_choice("k", "a", ("a", "b"))
+    with pytest.raises(ConfigError, match=r"k: must be 'a', 'b' or 'c', got 'd'"):
+        check_choice("k", "d", ("a", "b", "c"))
+
+
+def test_quiet_restores_the_level() -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    with pytest.raises(KeyError), quiet_transformers():
+        assert logging.get_verbosity() == logging.ERROR
+        raise KeyError
+    assert logging.get_verbosity() == before

@@ -1,0 +1,104 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from verl_uae.errors import CheckpointError
+from verl_uae.rollout.sample import failed_outcome
+from verl_uae.trainer.outcomes import outcome_metrics
+from verl_uae.trainer.signals import SIGNALS_FILE, RewardSignals, StageSignals
+
+TERMS = (
+    "[{name: pixel, weight: 0.5, normalize: running}, {name: ssim, weight: 2.0}, "
+    "{name: repetition, weight: 0.1, normalize: running}, {name: psnr, held_out: true}]"
+)
+STATE = {"caption": "a b", "status": "ok", "reason": "", "cut": False, "tokens": 2, "digest": "d"}
+
+
+def outcome(pixel: float, ssim: float = 0.5, repetition: float = 0.1, psnr: float = 0.3) -> dict:
+    terms = {"pixel": pixel, "ssim": ssim, "repetition": repetition, "psnr": psnr}
+    value = 0.5 * pixel + 2.0 * ssim - 0.1 * repetition
+    return {**failed_outcome("ok", ""), "status": "ok", "value": value, "terms": terms}
+
+
+@pytest.fixture
+def config(compose, tiny_overrides):
+    return compose(*tiny_overrides, f"uae.reward.terms={TERMS}", "uae.reward.tripwire_window=3")
+
+
+def test_the_value_that_trains_has_normalised_terms(config) -> None:
+    signals = StageSignals(config)
+    first = [outcome(0.2, repetition=0.4), failed_outcome("error", "x"), outcome(0.4, 0.6)]
+    second = [outcome(0.9, 0.1, 0.3), outcome(0.1)]
+    signals.recompose(first)
+    found = signals.recompose(second)
+    pixel, repetition = np.array([0.2, 0.4, 0.9, 0.1]), np.array([0.4, 0.1, 0.3, 0.1])
+    for entry, before in zip(found, second, strict=True):
+        terms = before["terms"]
+        expected = 0.5 * (terms["pixel"] - pixel.mean()) / pixel.std() + 2.0 * terms["ssim"]
+        expected -= 0.1 * (terms["repetition"] - repetition.mean()) / repetition.std()
+        assert entry["value"] == pytest.approx(expected, rel=1e-9)
+        assert entry["terms"] == terms and before["value"] != entry["value"]
+    failed = signals.recompose(first)[1]
+    assert failed == first[1], "a sample without reward stays without"
+
+
+def test_without_normalised_terms_the_scorers_sum_stands(compose, tiny_overrides) -> None:
+    config = compose(*tiny_overrides, "uae.reward.tripwire_window=0")
+    signals = StageSignals(config)
+    outcomes = [outcome(0.2), outcome(0.4)]
+    assert all(a is b for a, b in zip(signals.recompose(outcomes), outcomes, strict=True))
+    assert signals.metrics(outcomes, {"reward/pixel/mean": 0.3}) == {}
+
+
+def test_tripwire_sees_the_logged_means_and_the_plain_sum(config) -> None:
+    signals = StageSignals(config)
+    flags = []
+    for step in range(4):
+        drawn = [outcome(0.2, 0.2 + 0.1 * step, psnr=0.9 - 0.1 * step), outcome(0.3, 0.2 + 0.1 * step, psnr=0.5)]
+        logged = outcome_metrics(signals.recompose(drawn), [STATE] * 2, ["g", "g"], min_std=0.0)
+        found = signals.metrics(drawn, logged)
+        flags.append(found["reward/tripwire/psnr"])
+        assert found["reward/plain_sum/mean"] == pytest.approx(sum(entry["value"] for entry in drawn) / 2)
+    assert flags == [0.0, 0.0, 1.0, 1.0]
+    assert set(found) == {"reward/tripwire/psnr", "reward/plain_sum/mean"}
+    nothing = [failed_outcome("error", "x")]
+    assert signals.metrics(nothing, {}) == {"reward/tripwire/psnr": 1.0}, "a step without rewards changes nothing"
+
+
+class Trainer(RewardSignals):
+    def __init__(self, config) -> None:
+        self.config = config
+
+
+def test_checkpoint_of_the_signals(config, tmp_path: Path) -> None:
+    first, second = Trainer(config), Trainer(config)
+    for step in range(2):
+        drawn = [outcome(0.2 + 0.1 * step, psnr=0.5 - 0.1 * step), outcome(0.6, psnr=0.5)]
+        first.signals("g4u").recompose(drawn)
+        first.signals("g4u").metrics(drawn, {"reward/psnr/mean": 0.5 - 0.1 * step})
+    first.signals("u4g").recompose([outcome(0.9)])
+    first.save_signals(tmp_path)
+    second.load_signals(tmp_path)
+    batch = [outcome(0.5), outcome(0.7)]
+    for stage in ("g4u", "u4g"):
+        found, expected = (trainer.signals(stage).recompose(batch) for trainer in (second, first))
+        assert found == expected and all(math.isfinite(entry["value"]) for entry in found)
+    last = {"reward/psnr/mean": 0.1}
+    assert second.signals("g4u").metrics(batch, last)["reward/tripwire/psnr"] == 1.0
+    assert Trainer(config).signals("g4u").metrics(batch, last)["reward/tripwire/psnr"] == 0.0
+
+
+def test_an_old_or_damaged_checkpoint(config, tmp_path: Path) -> None:
+    trainer = Trainer(config)
+    trainer.load_signals(tmp_path)
+    assert trainer.signals("g4u").composition.moments["pixel"].count == 0
+    for text in ("{", '{"g4u": {}}', '{"g4u": {"moments": {"pixel": {"x": 1}}, "tripwire": null}}'):
+        (tmp_path / SIGNALS_FILE).write_text(text)
+        with pytest.raises(CheckpointError, match="reward_signals"):
+            Trainer(config).load_signals(tmp_path)

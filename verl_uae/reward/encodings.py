@@ -1,0 +1,206 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the feature terms of one scorer share: networks, forward passes, features of source pictures.
+
+Sharing must not show in the values. A forward pass is shared only between calls that see the very same samples at the
+same places. Kernels choose their summation order by shape and place, so a source picture that may come from the cache
+is always encoded alone: its features are the same bits whatever was cached before, also after a resume.
+
+Shape legend: B samples, 3 colour channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from verl_uae.reward.sample import Origin, RewardBatch
+
+Outputs = Mapping[str, tuple[Tensor, ...]]
+
+
+class Encoder(Protocol):
+    """What is asked of a term: see :class:`verl_uae.reward.terms.encoder.EncoderTerm`."""
+
+    model: nn.Module
+    mode: str
+
+    @property
+    def settings(self) -> Hashable: ...
+
+    def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Outputs: ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """How often things happened since the scorer was built."""
+
+    forward_passes: int = 0
+    """Calls of a network, of all terms."""
+    shared_passes: int = 0
+    """Calls that a term was spared because another term had made them."""
+    source_hits: int = 0
+    """Source pictures found in the cache."""
+    source_misses: int = 0
+    """Source pictures encoded anew."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Terms with equal settings."""
+
+    model: nn.Module
+    modes: set[str] = field(default_factory=set)
+    terms: int = 0
+
+
+class Encodings:
+    """Shared by the terms of one scorer.
+
+    Args:
+        cache_bytes: host memory for features of source pictures, 0 or more; the longest unused go first. 0 keeps none,
+            and source pictures are then encoded in batches.
+    """
+
+    def __init__(self, cache_bytes: int = 0) -> None:
+        self.counters = Counters()
+        self._groups: dict[Hashable, _Group] = {}
+        self._cache = FeatureCache(cache_bytes)
+        # What the terms before have computed of the batch at hand.
+        self._passes: dict[Hashable, Outputs] = {}
+        self._digests: dict[int, bytes] = {}
+        self._batch: object = None
+        # A term that was too late may still run beside the next one.
+        self._lock = threading.RLock()
+
+    def join(self, term: Encoder) -> None:
+        """Give a term the network of the terms with equal settings, if there are any."""
+        group = self._groups.setdefault(term.settings, _Group(term.model))
+        term.model = group.model
+        group.modes.add(term.mode)
+        group.terms += 1
+
+    def reconstruction(self, term: Encoder, batch: RewardBatch) -> tuple[Tensor, ...]:
+        """Features (B, ...) of the reconstructions, one tensor per stage."""
+        return self._shared(term, batch, "reconstruction", batch.reconstruction_B3HW)[term.mode]
+
+    def source(self, term: Encoder, batch: RewardBatch) -> tuple[Tensor, ...]:
+        """Features (B, ...) of the source pictures, one tensor per stage."""
+        if self._cache.max_bytes == 0:
+            return self._shared(term, batch, "source", batch.source_B3HW)[term.mode]
+        rows = [self._source_row(term, batch, index) for index in range(len(batch))]
+        return tuple(torch.cat(stage).to(batch.device) for stage in zip(*rows, strict=True))
+
+    def finish(self) -> None:
+        """Forget the batch at hand; the cache stays."""
+        with self._lock:
+            self._start(None)
+
+    def _start(self, batch: object) -> None:
+        self._batch = batch
+        self._passes, self._digests = {}, {}
+
+    def _shared(self, term: Encoder, batch: RewardBatch, side: str, images_B3HW: Tensor) -> Outputs:
+        group = self._groups[term.settings]
+        if batch.origin is None or group.terms < 2:
+            return self._forward(term, images_B3HW, {term.mode})
+        with self._lock:
+            self._enter(batch.origin)
+            key = (batch.origin.batch, term.settings, side, batch.origin.positions)
+            found = self._passes.get(key)
+            self.counters.shared_passes += found is not None
+        if found is None:
+            found = self._forward(term, images_B3HW, group.modes)
+            with self._lock:
+                # Of a batch that is over nothing may be kept.
+                if batch.origin.batch is self._batch:
+                    self._passes[key] = found
+        return found
+
+    def _enter(self, origin: Origin) -> None:
+        if origin.batch is not self._batch and not origin.batch.over:
+            self._start(origin.batch)
+
+    def _forward(self, term: Encoder, images_B3HW: Tensor, modes: Set[str]) -> Outputs:
+        with self._lock:
+            self.counters.forward_passes += 1
+        return term.outputs(images_B3HW, modes)
+
+    def _source_row(self, term: Encoder, batch: RewardBatch, index: int) -> tuple[Tensor, ...]:
+        key = (term.settings, self._digest(batch, index))
+        with self._lock:
+            found = self._cache.get(key)
+            self.counters.source_hits += found is not None
+            self.counters.source_misses += found is None
+        if found is None:
+            outputs = self._forward(term, batch.source_B3HW[index : index + 1], self._groups[term.settings].modes)
+            found = {mode: tuple(stage.detach().cpu() for stage in stages) for mode, stages in outputs.items()}
+            with self._lock:
+                self._cache.put(key, found)
+        return found[term.mode]
+
+    def _digest(self, batch: RewardBatch, index: int) -> bytes:
+        if batch.origin is None:
+            return picture_digest(batch.source_B3HW[index])
+        with self._lock:
+            self._enter(batch.origin)
+            current, position = batch.origin.batch is self._batch, batch.origin.positions[index]
+            found = self._digests.get(position) if current else None
+        if found is None:
+            found = picture_digest(batch.source_B3HW[index])
+            with self._lock:
+                if batch.origin.batch is self._batch:
+                    self._digests[position] = found
+        return found
+
+
+class FeatureCache:
+    """Features by key, the least recently used given up first.
+
+    Args:
+        max_bytes: of all tensors together. An entry larger than that is not kept.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._entries: OrderedDict[Hashable, Outputs] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Hashable) -> Outputs | None:
+        """The entry, now the most recently used; None where there is none."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: Hashable, outputs: Outputs) -> None:
+        """Keep an entry, and give up others until it fits."""
+        if key in self._entries:
+            self.bytes -= _size(self._entries.pop(key))
+        size = _size(outputs)
+        if size > self.max_bytes:
+            return
+        while self.bytes + size > self.max_bytes:
+            _, oldest = self._entries.popitem(last=False)
+            self.bytes -= _size(oldest)
+        self._entries[key] = outputs
+        self.bytes += size
+
+
+def picture_digest(image_3HW: Tensor) -> bytes:
+    """SHA-256 of a picture's shape and values."""
+    array: Any = image_3HW.detach().to("cpu", torch.float32).contiguous().numpy()
+    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).digest()
+
+
+def _size(outputs: Outputs) -> int:
+    return sum(stage.numel() * stage.element_size() for stages in outputs.values() for stage in stages)

@@ -1,0 +1,81 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a frozen network of transformers for a reward: safetensors only, complete, evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from verl_uae.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value that is not one of ``known``.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if value not in known:
+        listed = ", ".join(repr(name) for name in known[:-1])
+        raise ConfigError(key, f"must be {listed} or {known[-1]!r}, got {value!r}")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' list of weights that a part of a model does not use."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def load_frozen(
+    network_class: Any, model: str, revision: str | None, dtype: torch.dtype, key: str, name: str
+) -> nn.Module:
+    """A network, frozen, in evaluation mode, on the CPU; the global random generator is left alone.
+
+    Args:
+        network_class: class of transformers.
+        model: folder or hub id; a whole model or the part wanted. safetensors only, no remote code.
+        revision: commit of the hub repository.
+        dtype: of the weights.
+        key: configuration key of ``model``, for errors.
+        name: what it should be, for errors.
+
+    Raises:
+        ConfigError: where something is missing, of the model or of its weights.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), quiet_transformers():
+            load: Any = network_class.from_pretrained
+            network, info = load(model, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(key, f"{model!r} cannot be loaded as a {name} model: {error}") from error
+    incomplete = sorted(info["missing_keys"]) + sorted(str(weight) for weight in info["mismatched_keys"])
+    if incomplete:
+        raise ConfigError(key, f"{model!r} lacks {len(incomplete)} weights of {name}, such as {incomplete[0]}")
+    frozen: nn.Module = network.eval().requires_grad_(False)
+    return frozen
+
+
+def processor_settings(model: str, revision: str | None) -> Mapping[str, Any] | None:
+    """Contents of the model's ``preprocessor_config.json``; None where there is none."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(model, revision=revision)
+    except OSError:
+        return None
+    found: Mapping[str, Any] = settings
+    return found

@@ -1,0 +1,184 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cosine of the features of a vision transformer that no text has shaped, or other texts: DINOv2, DINOv3, SigLIP 2.
+
+Each differs from the others in its class, its stock preprocessing and its leading tokens only. Checkpoints of SigLIP 2
+with a fixed resolution have SigLIP's architecture; those with ``naflex`` in their name do not and are refused.
+
+Shape legend: B samples, 3 colour channels, H W pixels, P patches, D features.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping, Set
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from verl_uae.errors import ConfigError
+from verl_uae.reward.terms.encoder import EncoderTerm
+from verl_uae.reward.terms.features import Features
+from verl_uae.reward.terms.preprocess import Preprocess, processing_of_config
+from verl_uae.reward.terms.pretrained import DTYPES, check_choice, load_frozen, processor_settings
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Mode = Literal["pooled", "maps"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class VisionSimilarity(EncoderTerm):
+    """Cosine of a vision transformer's features of source and reconstruction.
+
+    Args:
+        model: folder, or hub id, in safetensors.
+        mode: ``pooled`` compares the vectors of the whole picture, ``maps`` the patch tokens of the last layer as a
+            whole, which sees position.
+        revision: commit of the hub repository; pin it.
+        dtype: what the network computes in. The cosine is always fp32.
+
+    Raises:
+        ConfigError: unknown mode or dtype, or a model that does not load completely.
+    """
+
+    #: Registered name.
+    name: ClassVar[str]
+    #: Class in transformers.
+    network: ClassVar[str]
+    #: What its image processor must do.
+    steps: ClassVar[tuple[str, ...]] = ("resize", "rescale", "normalize")
+
+    def __init__(self, model: str, mode: Mode, revision: str | None, dtype: Dtype) -> None:
+        key = f"uae.reward.terms.{self.name}"
+        check_choice(f"{key}.mode", mode, ("pooled", "maps"))
+        check_choice(f"{key}.dtype", dtype, DTYPES)
+        self.mode = mode
+        self._settings = (self.name, model, revision, dtype)
+        import transformers
+
+        network_class = getattr(transformers, self.network)
+        network: Any = load_frozen(network_class, model, revision, getattr(torch, dtype), f"{key}.model", self.network)
+        self.model, self.preprocess = network, self.stock(network.config)
+        settings = processor_settings(model, revision)
+        if settings is None:
+            logger.info("%s has no image processor; using the stock preprocessing of %s", model, self.name)
+        else:
+            owner = f"that of {self.name}"
+            self.preprocess = processing_of_config(self.preprocess, settings, f"{key}.model", owner, self.steps)
+
+    @classmethod
+    @abstractmethod
+    def stock(cls, config: Any) -> Preprocess:
+        """Preprocessing of the published models, given the network's configuration."""
+
+    @property
+    def settings(self) -> Hashable:
+        return self._settings
+
+    def leading_tokens(self) -> int:
+        """Tokens before the patches."""
+        return 0
+
+    def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Mapping[str, Features]:
+        """One stage each: the vector of the whole picture (B, D), the patch tokens (B, P, D)."""
+        pixels = self.preprocess(images_B3HW).to(next(self.model.parameters()).dtype)
+        output = self.model(pixel_values=pixels)
+        patches = output.last_hidden_state[:, self.leading_tokens() :]
+        found = {"pooled": (output.pooler_output,), "maps": (patches,)}
+        return {mode: found[mode] for mode in modes}
+
+
+class Dinov2Similarity(VisionSimilarity):
+    """DINOv2 (Oquab et al. 2023); ``pooled`` is the class token after the last normalisation.
+
+    See :class:`VisionSimilarity`. Checkpoints with registers have another architecture and are refused.
+    """
+
+    name = "dinov2"
+    network = "Dinov2Model"
+    steps = ("resize", "center_crop", "rescale", "normalize")
+
+    def __init__(
+        self,
+        model: str = "facebook/dinov2-large",
+        mode: Mode = "pooled",
+        revision: str | None = None,
+        dtype: Dtype = "float32",
+    ) -> None:
+        super().__init__(model, mode, revision, dtype)
+
+    @classmethod
+    def stock(cls, config: Any) -> Preprocess:
+        """Shorter side 256, centre 224: the published models', whatever size they were trained at."""
+        return Preprocess(resize=256, crop=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+    def leading_tokens(self) -> int:
+        """The class token."""
+        return 1
+
+
+class Dinov3Similarity(VisionSimilarity):
+    """DINOv3 (Simeoni et al. 2025), the vision transformers; ``pooled`` is the class token after the normalisation.
+
+    See :class:`VisionSimilarity`.
+    """
+
+    name = "dinov3"
+    network = "DINOv3ViTModel"
+
+    def __init__(
+        self,
+        model: str = "facebook/dinov3-vitl16-pretrain-lvd1689m",
+        mode: Mode = "pooled",
+        revision: str | None = None,
+        dtype: Dtype = "float32",
+    ) -> None:
+        super().__init__(model, mode, revision, dtype)
+
+    @classmethod
+    def stock(cls, config: Any) -> Preprocess:
+        """Squeezed to the size of the network's input."""
+        size = (config.image_size, config.image_size)
+        return Preprocess(resize=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear")
+
+    def leading_tokens(self) -> int:
+        """The class token and the registers."""
+        network: Any = self.model
+        return 1 + int(network.config.num_register_tokens)
+
+
+class Siglip2Similarity(VisionSimilarity):
+    """SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025); ``pooled`` is the attention pooling's output.
+
+    See :class:`VisionSimilarity`.
+
+    Raises:
+        ConfigError: besides, for ``pooled`` with a model without the pooling head.
+    """
+
+    name = "siglip2"
+    network = "SiglipVisionModel"
+
+    def __init__(
+        self,
+        model: str = "google/siglip2-so400m-patch14-384",
+        mode: Mode = "pooled",
+        revision: str | None = None,
+        dtype: Dtype = "float32",
+    ) -> None:
+        super().__init__(model, mode, revision, dtype)
+        network: Any = self.model
+        if mode == "pooled" and not network.use_head:
+            raise ConfigError(f"uae.reward.terms.{self.name}.mode", f"{model!r} has no pooling head; use 'maps'")
+
+    @classmethod
+    def stock(cls, config: Any) -> Preprocess:
+        """Squeezed to the size of the network's input."""
+        half = (0.5, 0.5, 0.5)
+        return Preprocess(resize=(config.image_size, config.image_size), mean=half, std=half)

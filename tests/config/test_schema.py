@@ -10,7 +10,7 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from verl_uae.config import policy_schema, schema
+from verl_uae.config import policy_schema, schema, supervised_schema
 from verl_uae.config.schema import UAEConfig
 
 
@@ -36,10 +36,10 @@ def test_hydra_refuses_wrong_types_and_names(compose, tiny_overrides, override: 
 
 def test_every_field_says_what_it_is() -> None:
     """A string follows every field of every dataclass of the schema, except fields that are a section of their own."""
-    trees = [ast.parse(inspect.getsource(module)) for module in (schema, policy_schema)]
+    trees = [ast.parse(inspect.getsource(module)) for module in (schema, policy_schema, supervised_schema)]
     classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
     sections = {node.name for node in classes}
-    assert len(classes) >= 16
+    assert len(classes) >= 21
     for node in classes:
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) not in sections:

@@ -19,8 +19,15 @@ PRIMARY = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 OPTIONS = [
     f"{path.parent.relative_to(FOLDER)}={path.stem}" for path in sorted(FOLDER.rglob("*.yaml")) if path.parent != FOLDER
 ]
-#: Groups that only these configs choose from. What a config learns is a part of it and no choice.
-ONLY = {"learn": (), "decoder/objective": ("uae_u4g", "uae_unified")}
+#: Groups and options that only these configs choose from. What a config learns is a part of it and no choice.
+ONLY: dict[str, tuple[str, ...]] = {
+    "learn": (),
+    "decoder/objective": ("uae_u4g", "uae_unified"),
+    "preset": ("uae_g4u", "uae_u4g"),
+    "preset=scenes_pretrain": ("uae_pretrain",),
+    "preset=scenes_cold_start": ("uae_cold_start",),
+}
+EVERY = ("uae_g4u", "uae_u4g", "uae_pretrain", "uae_cold_start")
 #: What every other config is made of.
 PARTS = ("uae_base",)
 
@@ -49,13 +56,14 @@ def test_a_config_name_with_paths_only_is_valid(compose, name: str) -> None:
     validate(config)
     verl_accepts(config)
     assert config.actor_rollout_ref.model.external_lib == "verl_uae.register"
-    stage = {"uae_u4g": "u4g", "uae_unified": "unified"}.get(name, "g4u")
-    assert chosen(config) == (stage, f"uae_{stage}", "grpo" if stage == "u4g" else "uae_grpo")
+    stage = name.removeprefix("uae_").removesuffix("_megatron")
+    trains_captions = stage in ("g4u", "unified")
+    assert chosen(config) == (stage, f"uae_{stage}", "uae_grpo" if trains_captions else "grpo")
 
 
 @pytest.mark.parametrize(
     ("option", "name"),
-    [(option, name) for option in OPTIONS for name in ONLY.get(option.partition("=")[0], ("uae_g4u", "uae_u4g"))],
+    [(option, name) for option in OPTIONS for name in ONLY.get(option, ONLY.get(option.partition("=")[0], EVERY))],
 )
 def test_every_group_option_is_valid(compose, option: str, name: str) -> None:
     # The preset of the scenes is for one process; the others are for eight.

@@ -68,7 +68,9 @@ def test_a_row_becomes_a_pair(mode: str, rows: list[dict], write: Callable) -> N
     assert len(pairs) == 4 and pairs.sizes == SIZES and not pairs.bad
     for number, row in enumerate(rows):
         image = row["images"][0]["bytes"]
-        expected = Pair(image, f"caption {number}", row["extra_info"]["sha256"], *SIZES[number], str(file), number)
+        place = (*SIZES[number], str(file), number)
+        prompt = tuple(row["prompt"])
+        expected = Pair(image, f"caption {number}", row["extra_info"]["sha256"], *place, prompt=prompt)
         assert pairs[number] == expected == pickle.loads(pickle.dumps(pairs[number]))
         assert pairs[number].name == f"{file}, row {number}"
         assert pairs[number].content_key == hashlib.sha256(image).hexdigest()

@@ -90,6 +90,12 @@ def test_a_number_below_its_limit_is_named(bases: dict[str, DictConfig], key: st
         assert caught.value.key == key
 
 
+def test_the_backbones_are_the_feature_terms() -> None:
+    from verl_uae.reward.terms.backbone import BACKBONES
+
+    assert set(_CHOICES["uae.cold_start.backbone"]) == set(BACKBONES)
+
+
 def test_shards_are_told_from_rows() -> None:
     assert is_shards("s3/{000..099}.tar") and is_shards(["a.tar", "https://host/b.tar?token=1"])
     assert not is_shards("a.parquet") and not is_shards(["a.tar", "b.parquet"]) and not is_shards([])

@@ -16,7 +16,7 @@ from verl_uae.errors import ConfigError
 _CHOICES = {
     "uae.pretrain.density.name": ("logit_normal", "mode", "cosmap", "sigma_sqrt", "uniform"),
     "uae.cold_start.states": ("text_only", "in_context"),
-    "uae.cold_start.backbone": ("clip", "efficientnet_lite0"),
+    "uae.cold_start.backbone": ("clip", "dinov2", "dinov3", "siglip2", "efficientnet_lite0"),
 }
 _MINIMUM = {
     "uae.pretrain.density.logit_std": (0, False),

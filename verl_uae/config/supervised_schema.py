@@ -121,8 +121,8 @@ class ColdStartConfig:
     """The gradient goes through the last so many steps, at least 1; null is all of them."""
 
     backbone: str = "clip"
-    """Feature term whose cosine is the semantic similarity: clip, dinov2, dinov3, siglip2 or efficientnet_lite0. Code: CLIP
-    ViT-L/14."""
+    """Feature term whose cosine is the semantic similarity: clip, dinov2, dinov3, siglip2 or efficientnet_lite0.
+    Code: CLIP ViT-L/14."""
 
     backbone_params: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of that term."""

@@ -107,5 +107,5 @@ def _fetched(source: str, revision: str | None, parts: Sequence[str]) -> Path:
         try:
             return Path(snapshot_download(source, local_files_only=True, **options))
         except (OSError, ValueError):
-            message = f"neither a local folder nor a model on the hub: {error}"
+            message = f"neither a local folder nor a model on the hub: {' '.join(str(error).split())}"
             raise CheckpointError(source, message) from error

@@ -43,7 +43,8 @@ def local_folder(source: str | os.PathLike[str], kwargs: dict[str, Any]) -> Path
         # Not diffusers' own download, which leaves out the tokenizer files beside a model's weights.
         return Path(snapshot_download(str(source), allow_patterns=list(_DOWNLOADED), **hub))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(str(source), f"neither a folder nor a repository that can be read: {error}") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(str(source), f"neither a folder nor a repository that can be read: {reason}") from error
 
 
 def keep_vae_fp32(dtype: Dtype | None) -> dict[str, torch.dtype]:

@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls
 
+from tests.trainer.test_standalone import assert_same_signatures
 from verl_uae.errors import ConfigError
 from verl_uae.trainer.u4g import U4GTrainer
 
@@ -18,11 +17,7 @@ def test_is_the_registered_trainer() -> None:
 
 
 def test_overrides_keep_verls_signatures() -> None:
-    """An argument verl adds would otherwise be met first in the middle of a run."""
-    for name, function in vars(U4GTrainer).items():
-        theirs = getattr(PPOTrainer, name, None)
-        if inspect.isfunction(function) and inspect.isfunction(theirs) and name != "__init__":
-            assert list(inspect.signature(function).parameters) == list(inspect.signature(theirs).parameters), name
+    assert_same_signatures(U4GTrainer)
 
 
 def test_an_impossible_setting_stops_the_trainer_too(compose, tiny_overrides) -> None:

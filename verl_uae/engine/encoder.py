@@ -9,8 +9,6 @@ width, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,8 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.conditioner import language_stack, text_states
 from verl_uae.engine.captioner import freeze_vision_tower
-from verl_uae.engine.export import gather_merged
+from verl_uae.engine.export import gather_merged, publish_on_first_rank
 from verl_uae.engine.lora import add_lora
-from verl_uae.errors import CheckpointError
 
 #: Value of ``model_type`` that selects this engine.
 ENCODER_TYPE = "uae_encoder"
@@ -173,42 +170,26 @@ class EncoderEngine(FSDPEngine):
             CheckpointError: on every rank, if rank 0 could not write.
         """
         state = self.full_state_dict()
-        problem: list[str | None] = [None]
-        if torch.distributed.get_rank() == 0:
-            try:
-                write_encoder(state, self.model_config.path, Path(out))
-            except (OSError, RuntimeError, CheckpointError) as error:
-                problem = [f"{type(error).__name__}: {error}"]
-        torch.distributed.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise CheckpointError(out, problem[0])
+        publish_on_first_rank(lambda folder: write_encoder(state, self.model_config.path, folder), out)
 
 
-def write_encoder(state: dict[str, Tensor], source: str, out: Path) -> None:
-    """Write a transformers folder; it appears complete or not at all.
+def write_encoder(state: dict[str, Tensor], source: str, folder: Path) -> None:
+    """Write a transformers folder.
 
     Args:
         state: full weights under transformers' names.
         source: folder or hub id of the model before training: configuration, generation settings and processor.
-        out: must not exist.
+        folder: where to.
 
     Raises:
-        CheckpointError: ``out`` exists.
         RuntimeError: weights are missing or have no place.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-    if out.exists():
-        raise CheckpointError(out, "exists already")
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(source))
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
-    partial = out.with_name(f"{out.name}.part-{os.getpid()}")
-    try:
-        model.generation_config = GenerationConfig.from_pretrained(source)
-        model.save_pretrained(partial, safe_serialization=True)
-        AutoProcessor.from_pretrained(source).save_pretrained(partial)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    model.generation_config = GenerationConfig.from_pretrained(source)
+    model.save_pretrained(folder, safe_serialization=True)
+    AutoProcessor.from_pretrained(source).save_pretrained(folder)

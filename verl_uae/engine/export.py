@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from verl_uae.engine.lora import lora_scalings, merged_state, plain_name
 from verl_uae.engine.policy_module import PARTS, PolicyModule
 from verl_uae.engine.shadow import reshard
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.manifest import publish_folder
 
 if TYPE_CHECKING:
     from verl_uae.engine.decoder import DecoderEngine
@@ -101,37 +101,37 @@ def export_folder(engine: DecoderEngine, source: str, out: str | Path, weights: 
         CheckpointError: on every rank, if rank 0 could not write.
     """
     state = full_state_dict(engine, weights)
+    publish_on_first_rank(lambda folder: _write(state, source, folder), out)
+
+
+def publish_on_first_rank(build: Callable[[Path], None], out: str | Path) -> None:
+    """:func:`~verl_uae.formats.manifest.publish_folder` on rank 0; every rank must call it.
+
+    Raises:
+        CheckpointError: on every rank, if rank 0 could not write.
+    """
     problem: list[str | None] = [None]
     if torch.distributed.get_rank() == 0:
         try:
-            _write(state, source, Path(out))
+            publish_folder(build, out)
         except CheckpointError as error:
             problem = [error.message]
-        except OSError as error:
-            problem = [str(error)]
+        except RuntimeError as error:
+            problem = [f"{type(error).__name__}: {error}"]
     torch.distributed.broadcast_object_list(problem, src=0)
     if problem[0] is not None:
         raise CheckpointError(out, problem[0])
 
 
-def _write(state: dict[str, Tensor], source: str, out: Path) -> None:
-    if out.exists():
-        raise CheckpointError(out, "exists already")
+def _write(state: dict[str, Tensor], source: str, folder: Path) -> None:
     module = PolicyModule.from_pretrained(source, empty=True).to_empty(device="cpu")
     load_full_state(module, state)
     vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(source, subfolder="scheduler")
-    partial = out.with_name(f"{out.name}.part-{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        Decoder(module.transformer, vae, module.projector, shift=float(scheduler.config.shift)).save_pretrained(
-            str(partial)
-        )
-        # Decoder.save_pretrained keeps the shift alone; the source may say more.
-        scheduler.save_pretrained(partial / "scheduler")
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    decoder = Decoder(module.transformer, vae, module.projector, shift=float(scheduler.config.shift))
+    decoder.save_pretrained(str(folder))
+    # Decoder.save_pretrained keeps the shift alone; the source may say more.
+    scheduler.save_pretrained(folder / "scheduler")
 
 
 def _chosen(engine: DecoderEngine, weights: str) -> AbstractContextManager[Any]:

@@ -78,7 +78,7 @@ class MicroBatch:
     def __init__(self, batch: PolicyBatch, fields: dict[str, Tensor]) -> None:
         self.batch = batch
         self.valid_B = fields["weight_B"] > 0
-        self.fields = {name: _blank(tensor, self.valid_B) for name, tensor in fields.items()}
+        self.fields = {name: blank(tensor, self.valid_B) for name, tensor in fields.items()}
 
     def position(self, k: int) -> tuple[Tensor, Tensor]:
         """(x_BCHW, sigma_B) where the velocity of place k is asked for, fp32."""
@@ -216,5 +216,6 @@ def _rows(valid_B: Tensor, like: Tensor) -> Tensor:
     return valid_B.view(-1, *[1] * (like.ndim - 1))
 
 
-def _blank(tensor: Tensor, valid_B: Tensor) -> Tensor:
+def blank(tensor: Tensor, valid_B: Tensor) -> Tensor:
+    """Zeros where a sample is not valid: it may hold anything, and 0 * nan is nan."""
     return torch.where(_rows(valid_B, tensor), tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))

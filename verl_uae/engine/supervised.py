@@ -20,6 +20,7 @@ from verl.utils.device import get_device_id
 from verl.workers.engine.base import EngineRegistry
 
 from verl_uae.engine.decoder import DecoderEngine
+from verl_uae.engine.policy_batch import blank
 from verl_uae.engine.policy_metrics import Figures
 
 #: Value of a training worker's ``model_type`` that selects this engine.
@@ -44,12 +45,11 @@ SupervisedLoss = Callable[[DecoderEngine, TensorDict], SupervisedOutput]
 
 
 def blanked(micro: TensorDict) -> TensorDict:
-    """A micro-batch with zeros where a sample has no weight: it may hold anything, and 0 * nan is nan."""
+    """A micro-batch whose floating-point tensors are :func:`~verl_uae.engine.policy_batch.blank` without weight."""
     valid_B = micro["weight_B"] > 0
     for name, tensor in list(micro.items()):
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
-            rows = valid_B.view(-1, *[1] * (tensor.ndim - 1))
-            micro[name] = torch.where(rows, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+            micro[name] = blank(tensor, valid_B)
     return micro
 
 

@@ -112,10 +112,7 @@ class PretrainWorker(DecoderTrainingWorker):
         Returns:
             For the pairs ``rank, rank + world_size, ...`` one loss per level, None where a pair cannot be used.
         """
-        numbers = list(range(self.rank, len(pairs), self.world_size))
-        # All ranks make equally many velocity calls, of whole micro-batches.
-        micro, share = self.run.uae.policy.micro_batch_size, -(-len(pairs) // self.world_size)
-        padded = numbers + [0] * (-(-share // micro) * micro - len(numbers))
+        numbers, padded = self.share_of(len(pairs))
         with self._frozen_on_device():
             mine = [pairs[number] for number in padded]
             fields, _, _ = self._encode(mine, [pair.caption for pair in mine], size)
@@ -124,7 +121,8 @@ class PretrainWorker(DecoderTrainingWorker):
         fields["noise_BChw"] = torch.stack(noise)
         data = TensorDict(fields, batch_size=len(padded))
         with self.engine.eval_mode(), self._weights(self._averaged), torch.no_grad():
-            losses_BS = torch.cat([self._losses(part.to(get_device_id())) for part in data.split(micro)]).cpu()
+            parts = data.split(self.run.uae.policy.micro_batch_size)
+            losses_BS = torch.cat([self._losses(part.to(get_device_id())) for part in parts]).cpu()
         usable = fields["weight_B"][: len(numbers)] > 0
         return [row.tolist() if good else None for row, good in zip(losses_BS, usable, strict=False)]
 

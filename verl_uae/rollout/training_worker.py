@@ -72,10 +72,7 @@ class DecoderTrainingWorker(TrainingWorker):
         self, sources: Sequence[PolicySource], probes: int, plan: dict[str, Any] | None
     ) -> list[Outcome]:
         """See :meth:`evaluate`."""
-        numbers = list(range(self.rank, len(sources), self.world_size))
-        # All ranks make equally many velocity calls, of whole micro-batches.
-        size, share = self.run.uae.policy.micro_batch_size, math.ceil(len(sources) / self.world_size)
-        padded = numbers + [0] * (math.ceil(share / size) * size - len(numbers))
+        numbers, padded = self.share_of(len(sources))
         samples = [PolicySample(number, 0, want_picture=number < probes) for number in padded]
         decoder = self.run.uae.decoder
         sigmas = sigma_schedule(decoder.num_steps, self.shift)
@@ -98,6 +95,13 @@ class DecoderTrainingWorker(TrainingWorker):
     def policy_state(self) -> dict[str, Tensor]:
         """The averaged weights as full tensors in host memory, on rank 0; empty elsewhere."""
         return full_state_dict(self.engine, self._averaged or "live")
+
+    def share_of(self, count: int) -> tuple[list[int], list[int]]:
+        """Numbers ``rank, rank + world_size, ...`` below ``count``, and the same filled up with 0: all ranks make as many
+        velocity calls, of whole micro-batches."""
+        numbers = list(range(self.rank, count, self.world_size))
+        size, share = self.run.uae.policy.micro_batch_size, math.ceil(count / self.world_size)
+        return numbers, numbers + [0] * (math.ceil(share / size) * size - len(numbers))
 
     @staticmethod
     def total_weight(weight_B: Tensor) -> float:

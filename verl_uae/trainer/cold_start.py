@@ -32,5 +32,4 @@ class ColdStartTrainer(PairTrainer):
         self.policy.call("load_encoder", str(folder / ENCODER_STATE))
 
     def _validate(self) -> dict[str, float]:
-        pairs = [self.validation_pairs[index] for index in range(len(self.validation_pairs))]
-        return self.validate_pictures(policy_sources_of_pairs(pairs))
+        return self.validate_pictures(policy_sources_of_pairs(self.held_out_pairs()))

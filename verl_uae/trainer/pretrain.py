@@ -89,6 +89,10 @@ class PairTrainer(PairValidation, StandaloneTrainer):
             raise ConfigError("data.train_files", "there is no whole batch of one bucket; lower data.train_batch_size")
         return pairs
 
+    def held_out_pairs(self) -> list[Pair]:
+        """All of the validation file, in order."""
+        return [self.validation_pairs[index] for index in range(len(self.validation_pairs))]
+
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """One batch; when too many of its pairs cannot be used, the last good step is saved before the run stops."""
         with self.keeping_last_good_step(DataError):
@@ -140,7 +144,7 @@ class PretrainTrainer(PairTrainer):
     worker = PretrainWorker
 
     def _validate(self) -> dict[str, float]:
-        pairs = [self.validation_pairs[index] for index in range(len(self.validation_pairs))]
+        pairs = self.held_out_pairs()
         metrics = self.validate_pictures(policy_sources_of_pairs(pairs))
         return metrics | self._held_out_losses(pairs)
 

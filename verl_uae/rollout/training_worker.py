@@ -97,8 +97,10 @@ class DecoderTrainingWorker(TrainingWorker):
         return full_state_dict(self.engine, self._averaged or "live")
 
     def share_of(self, count: int) -> tuple[list[int], list[int]]:
-        """Numbers ``rank, rank + world_size, ...`` below ``count``, and the same filled up with 0: all ranks make as many
-        velocity calls, of whole micro-batches."""
+        """Numbers ``rank, rank + world_size, ...`` below ``count``, and the same filled up with 0.
+
+        All ranks make equally many velocity calls that way, of whole micro-batches.
+        """
         numbers = list(range(self.rank, count, self.world_size))
         size, share = self.run.uae.policy.micro_batch_size, math.ceil(count / self.world_size)
         return numbers, numbers + [0] * (math.ceil(share / size) * size - len(numbers))

@@ -79,7 +79,7 @@ def read_dpg(
     else:
         notes.append("categories are the scorer's own, over the last sample of each prompt: pass --questions")
     bounds = interval(overall.resampled(seed, "dpg")) if overall.counts else None
-    return Finding(categories, overall.score, bounds, RULE, official, missing, notes)
+    return Finding(categories, overall.score, bounds, RULE, official, sum(overall.counts), missing, notes)
 
 
 def detail_of(path: Path) -> Path:

@@ -175,7 +175,9 @@ def _write_manifest(
     pictures: Mapping[str, list[Picture]],
 ) -> None:
     samples = sum(len(picture.samples) for picture in next(iter(pictures.values())))
-    command = layout.command.format(images=out / IMAGES, samples=samples, resolution=described["resolution"])
+    command = layout.command.format(
+        images=(out / IMAGES).resolve(), samples=samples, resolution=described["resolution"]
+    )
     manifest = {
         "bench": prompts.bench,
         "prompt_set": prompts.name,

@@ -61,7 +61,7 @@ def read_geneval(path: str | os.PathLike[str], expected: Expected, seed: int = 0
         "pictures": len(points),
         "prompts": len(verdicts),
     }
-    return Finding(categories, overall, bounds, RULE, official, missing)
+    return Finding(categories, overall, bounds, RULE, official, len(points), missing)
 
 
 def _verdicts(path: Path, expected: Expected) -> dict[int, dict[int, float]]:

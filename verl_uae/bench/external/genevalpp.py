@@ -51,7 +51,8 @@ def read_genevalpp(path: str | os.PathLike[str], expected: Expected, seed: int =
         else:
             categories[str(prompt.tag)].add([verdict])
     overall, bounds = mean_over_categories(categories, seed)
-    return Finding(categories, overall, bounds, RULE, _official(path, content, entries), missing)
+    scored = len(expected.prompts) - len(missing)
+    return Finding(categories, overall, bounds, RULE, _official(path, content, entries), scored, missing)
 
 
 def _entries(path: Path, expected: Expected) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

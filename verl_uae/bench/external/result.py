@@ -78,6 +78,8 @@ class Finding:
     """How ``overall`` follows from the scores."""
     official: dict[str, Any]
     """What the scorer itself says, or would say, of its files, by its own arithmetic."""
+    scored: int
+    """Samples that have a score."""
     missing: list[dict[str, str]] = field(default_factory=list)
     """``what`` and ``reason``; anything here makes the result incomplete."""
     notes: list[str] = field(default_factory=list)
@@ -115,6 +117,7 @@ def as_result(finding: Finding, expected: Expected, files: Sequence[Path], seed:
         "official": finding.official,
         "missing": finding.missing,
         "notes": finding.notes,
+        "scored": finding.scored,
         "prompts": len(expected.prompts),
         "samples_per_prompt": expected.samples,
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "unit": "prompt"},

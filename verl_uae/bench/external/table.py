@@ -47,14 +47,8 @@ def _cells(row: str, content: Mapping[str, Any], names: list[str]) -> list[str]:
         overall = f"{NOTHING} (partial: {_number(content['partial_overall'])})"
     bounds = content["overall_interval"]
     between = NOTHING if bounds is None else f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}"
-    expected = content["prompts"] * content["samples_per_prompt"]
-    count = f"{expected - len(content['missing']) * _each(content)} of {expected}"
+    count = f"{content['scored']} of {content['prompts'] * content['samples_per_prompt']}"
     return [_escaped(row), count, *(_number(scores.get(name)) for name in names), overall, between]
-
-
-def _each(content: Mapping[str, Any]) -> int:
-    # A missing picture of DPG-Bench is a grid of all samples.
-    return content["samples_per_prompt"] if content["bench"] == "dpg" else 1
 
 
 def _notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 
-# The fixtures of the pipeline's tests serve here too.
-from tests.pipeline.conftest import encoder_folder, make_pipe, model_folder, pipe  # noqa: F401
-
 GENEVAL: list[dict[str, Any]] = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
     {"tag": "single_object", "include": [{"class": "cow", "count": 1}], "prompt": "a photo of a cow"},

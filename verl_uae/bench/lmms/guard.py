@@ -5,7 +5,7 @@
 UAE trained against a decoder that cannot draw text loses 6.2 points on the OCR questions of MMT-Bench and 11.6 on
 documents, which its overall score does not show (arXiv 2509.09666v5, tables 7 and 11). File format: lmms-eval 0.7.3,
 ``loggers/evaluation_tracker.py``: ``results`` by task with keys ``metric,filter``, ``higher_is_better``,
-``n-samples``, ``versions``, ``config``, ``task_hashes``.
+``n-samples``, ``versions``, ``config``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import Any
 
 from verl_uae.bench.compare import NOTHING
 from verl_uae.errors import ConfigError, DataError
+
+#: A drop is beyond its limit if it is by more than the rounding of a difference.
+_ROUNDING = 1e-9
 
 #: Metrics of reading: task and metric, ours and those of lmms-eval's own tasks.
 READING = (
@@ -82,21 +85,22 @@ def read_changes(
 
 def exceeded(changes: Sequence[Change], max_drop: float) -> list[Change]:
     """The watched ones that dropped by more than ``max_drop`` points."""
-    return [change for change in changes if change.watched and change.drop > max_drop]
+    return [change for change in changes if change.watched and change.drop > max_drop + _ROUNDING]
 
 
 def render(changes: Sequence[Change], max_drop: float) -> str:
     """A Markdown table, and a line for each watched metric beyond the limit."""
     head = ["task", "metric", "rows", "before", "after", "drop", "standard error", f"limit {max_drop:g}"]
     lines = [_line(head), _line(["---", "---", *["---:"] * 5, "---"])]
+    beyond = exceeded(changes, max_drop)
     for change in changes:
-        verdict = NOTHING if not change.watched else ("exceeded" if change.drop > max_drop else "kept")
+        verdict = NOTHING if not change.watched else ("exceeded" if change in beyond else "kept")
         error = NOTHING if change.standard_error is None else f"{change.standard_error:.2f}"
         numbers = [f"{value:.2f}" for value in (change.before, change.after, change.drop)]
         lines.append(_line([change.task, change.metric, str(change.count), *numbers, error, verdict]))
     warnings = [
         f"* {change.task}:{change.metric} dropped by {change.drop:.2f} points, more than {max_drop:g}."
-        for change in exceeded(changes, max_drop)
+        for change in beyond
     ]
     return "\n".join([*lines, *(["", *warnings] if warnings else [])]) + "\n"
 
@@ -140,11 +144,14 @@ def _watched(path: Path, content: Mapping[str, Any], watch: Sequence[str] | None
 
 def _check_rows(path: Path, task: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     """A drop means something over the same rows of the same task."""
-    for section, what in (("n-samples", "number of rows"), ("versions", "version"), ("task_hashes", "rows")):
+    for section, what in (("n-samples", "number of rows"), ("versions", "version")):
         pair = [content.get(section, {}).get(task) for content in (first, second)]
-        # Hashes are written with --log_samples alone.
-        if pair[0] != pair[1] and not (section == "task_hashes" and None in pair):
+        if pair[0] != pair[1]:
             raise DataError(path, None, f"{task} is of another {what} than before: {pair[1]!r}, not {pair[0]!r}")
+    for key in ("limit", "offset"):
+        pair = [content.get("config", {}).get(key) or 0 for content in (first, second)]
+        if pair[0] != pair[1]:
+            raise DataError(path, None, f"was run with another {key} than before: {pair[1]}, not {pair[0]}")
 
 
 def _change(

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The captioner of a UAE folder in lmms-eval.
 
-After export it is a plain transformers Qwen2.5-VL, so lmms-eval's own ``qwen2_5_vl`` answers, with its prompts, pixels
-and decoding: scores compare with those published for Qwen2.5-VL. This class only finds the captioner in the folder.
+After export it is a plain transformers Qwen2.5-VL, so lmms-eval's own ``qwen2_5_vl`` answers, with its chat template,
+pixels and decoding. This class only finds the captioner in the folder.
 """
 
 from __future__ import annotations

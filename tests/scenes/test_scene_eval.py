@@ -25,7 +25,7 @@ def test_the_true_pictures_pass_every_item():
 
 def test_items_are_held_out_and_belong_to_their_seed():
     assert {item.scene.split for item in ASKED} == {"val"}
-    assert ASKED == items(7, 40) and ASKED != items(8, 40)
+    assert items(7, 40) == ASKED and items(8, 40) != ASKED
     # A larger number of items keeps the ones of a smaller number.
     assert set(items(7, 5)) <= set(ASKED)
     with pytest.raises(ValueError, match="count must be at least 1"):

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation for Understanding with three rewards: which one buys the most exact attributes.
 
-The runs of a seed differ in ``uae.reward.terms`` alone; the two other terms are held out in each. What counts is what no
-reward sees: the attributes that the checker reads from held-out reconstructions, and SceneEval. Writes ``rewards.json``
-and ``rewards_curves.png``.
+The runs of a seed differ in ``uae.reward.terms`` alone; the two other terms are held out in each. What counts is what
+no reward sees: the attributes that the checker reads from held-out reconstructions, and SceneEval. Writes
+``rewards.json`` and ``rewards_curves.png``.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class GroupScorer:
     def score(self, batch: RewardBatch, records: Sequence[RewardRecord]) -> list[RewardRecord]:
         """Records with the groupwise terms in ``terms``, and added to ``value`` where they are part of the sum.
 
-        A sample that had no value keeps its record and takes part in no comparison. One that gets no value from a summed
-        term fails with that term's status; a held-out term costs nothing.
+        A sample that had no value keeps its record and takes part in no comparison. One that gets no value from a
+        summed term fails with that term's status; a held-out term costs nothing.
 
         Args:
             batch: samples in order, with groups; those without a value may hold any picture.

@@ -48,9 +48,9 @@ class Comparison:
 class Preference(RewardTerm):
     """Calls ``prefer(source, first, second, first_caption, second_caption, row, **params)`` for pairs of a group.
 
-    ``source``, ``first`` and ``second`` are :class:`PIL.Image.Image` (RGB, 8 bit); ``row`` is the data row. The function
-    returns the probability in [0, 1] that ``first`` is the better reconstruction of ``source`` (``True`` and ``False``
-    are 1 and 0; 0.5 is a tie). It may be a coroutine function; each call has an event loop of its own.
+    ``source``, ``first`` and ``second`` are :class:`PIL.Image.Image` (RGB, 8 bit); ``row`` is the data row. The
+    function returns the probability in [0, 1] that ``first`` is the better reconstruction of ``source`` (``True`` and
+    ``False`` are 1 and 0; 0.5 is a tie). It may be a coroutine function; each call has an event loop of its own.
 
     The value of a sample is the mean over its comparisons that could be made; without any it fails with the reason of
     the first. With ``uae.decoder.seeds_per_caption`` above 1 the first picture of a caption is compared.

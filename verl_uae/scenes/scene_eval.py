@@ -68,6 +68,15 @@ def items(seed: int, count: int = ITEMS) -> list[Item]:
     ]
 
 
+def passed(asked: Sequence[Item], images_B3HW: torch.Tensor) -> list[bool]:
+    """Which items pass, given a picture for each with values in [0, 1].
+
+    Raises:
+        ValueError: numbers of items and pictures differ, or a picture is not one of a scene.
+    """
+    return [item.passes(seen) for item, seen in zip(asked, read_scenes(images_B3HW), strict=True)]
+
+
 def scores(asked: Sequence[Item], images_B3HW: torch.Tensor) -> dict[str, float]:
     """Share of items passed, in [0, 1]: per category, and ``overall``, the mean of the categories as in GenEval.
 
@@ -78,10 +87,10 @@ def scores(asked: Sequence[Item], images_B3HW: torch.Tensor) -> dict[str, float]
     Raises:
         ValueError: numbers of items and pictures differ, or a picture is not one of a scene.
     """
-    passed: dict[str, list[bool]] = {}
-    for item, seen in zip(asked, read_scenes(images_B3HW), strict=True):
-        passed.setdefault(item.category, []).append(item.passes(seen))
-    found = {category: sum(flags) / len(flags) for category, flags in passed.items()}
+    by_category: dict[str, list[bool]] = {}
+    for item, flag in zip(asked, passed(asked, images_B3HW), strict=True):
+        by_category.setdefault(item.category, []).append(flag)
+    found = {category: sum(flags) / len(flags) for category, flags in by_category.items()}
     return {**found, "overall": sum(found.values()) / len(found)}
 
 

@@ -97,7 +97,7 @@ IMPOSSIBLE = [
         "uae.reward.terms[0].params.backbone",
         "clip, dinov2, dinov3, siglip2, efficientnet_lite0",
     ),
-    ("reward.custom_reward_function.path=/no/file.py", "uae.reward.custom.path", "/no/file.py"),
+    ("reward.custom_reward_function.path=/no/file.py", "reward.custom_reward_function.path", "/no/file.py"),
 ]
 
 

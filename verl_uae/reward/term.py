@@ -8,7 +8,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,15 @@ class TermContext:
     """Runs calls under a deadline; for terms that set ``guarded``."""
     encodings: Encodings = field(default_factory=Encodings)
     """What feature terms share."""
+    label: str = ""
+    """The term's name in records, for its reasons."""
+
+
+class Scale(NamedTuple):
+    """What the numbers of a term mean."""
+
+    bounds: tuple[float, float]
+    higher_is_better: bool
 
 
 class RewardTerm(ABC):
@@ -52,6 +61,8 @@ class RewardTerm(ABC):
     groupwise: bool = False
     """Whether a value is relative to the other members of the sample's group. Such a term is scored once per step by
     the trainer, over whole groups, and is not part of validation, where a picture has one reconstruction."""
+    chunk_size: int | None = None
+    """Samples per call of a pointwise term; None takes the scorer's."""
     guarded: bool = False
     """True where ``score`` itself keeps every sample to the deadline and never raises for one sample."""
     model_free: bool = False
@@ -75,6 +86,11 @@ class RewardTerm(ABC):
             raise ConfigError(key, f"{error}; {cls.__name__} takes {signature}") from error
         if cls.model_free:
             cls(**params)
+
+    @classmethod
+    def scale(cls, params: Mapping[str, Any]) -> Scale:
+        """Bounds and direction with these parameters, known without loading a model."""
+        return Scale(cls.bounds, cls.higher_is_better)
 
     # Not abstract: most terms without a model have nothing to do here.
     def setup(self, context: TermContext) -> None:  # noqa: B027

@@ -9,6 +9,7 @@ import functools
 import inspect
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -102,11 +103,13 @@ class FunctionTerm(RewardTerm):
     def _score_together(self, batch: RewardBatch) -> list[RewardRecord]:
         if batch.origin is not None and batch.origin.batch.over:
             raise TimeoutError("the scorer has answered without this call")
+        start = time.monotonic()
         try:
             answers = as_rows(self._call(self._lists, batch), len(batch))
         except _LateError as error:
             return [self._record(Call(error=error))] * len(batch)
-        return [self._record(Call(value=answer)) for answer in answers]
+        share = (time.monotonic() - start) / len(batch)
+        return [self._record(Call(value=answer, seconds=share)) for answer in answers]
 
     def _call(self, arguments: Callable[..., Mapping[str, Any]], *place: Any) -> object:
         with torch.no_grad():

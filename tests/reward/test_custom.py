@@ -153,8 +153,8 @@ def test_what_is_declared_holds_unless_the_configuration_says_otherwise(write) -
     assert (term.bounds, term.higher_is_better, term.num_threads) == ((0.0, 1.0), False, 3)
     changed = CustomReward(path, bounds=(-1, 2), num_threads=1)
     assert (changed.bounds, changed.higher_is_better, changed.num_threads) == ((-1.0, 2.0), False, 1)
-    assert CustomReward.scale({"path": path}) == ((0.0, 1.0), False)
-    assert CustomReward.scale({"path": path, "bounds": (0, 5)}) == ((0.0, 5.0), False)
+    assert CustomReward.value_scale({"path": path}) == ((0.0, 1.0), False)
+    assert CustomReward.value_scale({"path": path, "bounds": (0, 5)}) == ((0.0, 5.0), False)
     plain = CustomReward(write(VERL))
     assert (plain.bounds, plain.higher_is_better, plain.num_threads) == ((-math.inf, math.inf), True, 8)
 

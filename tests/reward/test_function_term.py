@@ -198,7 +198,7 @@ def test_the_class_states_what_was_declared(caplog: pytest.LogCaptureFixture) ->
     def mine(source, k=1): ...
 
     made = term_of_function(mine, "mine")
-    assert issubclass(made, FunctionTerm) and made.scale({}) == ((0.0, 3.0), False)
+    assert issubclass(made, FunctionTerm) and made.value_scale({}) == ((0.0, 3.0), False)
     with caplog.at_level(logging.INFO):
         made.check_params({"k": 2}, "key")
     assert f"mine(source, k=1) from {__file__}, sha256 " in caplog.text

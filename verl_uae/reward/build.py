@@ -42,7 +42,7 @@ def build_composition(config: DictConfig) -> Composition:
     parts = []
     for spec in summed:
         label = spec.label or spec.name
-        sign = 1.0 if get_reward(spec.name, spec.key).scale(spec.params).higher_is_better else -1.0
+        sign = 1.0 if get_reward(spec.name, spec.key).value_scale(spec.params).higher_is_better else -1.0
         # verl's custom reward function is no entry of the list.
         normalize, tie = (given[label].normalize, given[label].tie) if label in given else ("none", 0.0)
         parts.append(Part(label, sign * spec.weight, normalize, tie))
@@ -55,7 +55,7 @@ def build_tripwire(config: DictConfig) -> Tripwire | None:
     if window == 0:
         return None
     _, watched = term_specs(config)
-    scales = {spec.label or spec.name: get_reward(spec.name, spec.key).scale(spec.params) for spec in watched}
+    scales = {spec.label or spec.name: get_reward(spec.name, spec.key).value_scale(spec.params) for spec in watched}
     higher = {label: scale.higher_is_better for label, scale in scales.items()}
     return Tripwire(higher, window)
 

@@ -78,7 +78,7 @@ class CustomReward(FunctionTerm):
         cls(**{**params, "key": key})
 
     @classmethod
-    def scale(cls, params: Mapping[str, Any]) -> Scale:
+    def value_scale(cls, params: Mapping[str, Any]) -> Scale:
         """Bounds and direction of the function that ``params`` name."""
         term = cls(**params)
         return Scale(term.bounds, term.higher_is_better)

@@ -103,7 +103,8 @@ def reward_function(function: Any = None, /, *, name: str | None = None, **facts
     """
 
     def declare(function: AnyFunction) -> AnyFunction:
-        declaration = Declaration(name or getattr(function, "__name__", type(function).__name__), **facts)
+        own_name: str = getattr(function, "__name__", type(function).__name__)
+        declaration = Declaration(name or own_name, **facts)
         taken_arguments(function, declaration)
         setattr(function, ATTRIBUTE, declaration)
         return function

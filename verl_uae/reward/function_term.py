@@ -154,16 +154,17 @@ def term_of_function(function: Callable[..., Any], name: str) -> type[FunctionTe
     Raises:
         TypeError: a function without declaration.
     """
-    declared = declaration_of(function)
-    if declared is None:
+    found = declaration_of(function)
+    if found is None:
         raise TypeError(f"{signature_text(function)} is not declared with @reward_function")
+    declaration: Declaration = found
 
     class DeclaredReward(FunctionTerm):
-        bounds = declared.bounds
-        higher_is_better = declared.higher_is_better
+        bounds = declaration.bounds
+        higher_is_better = declaration.higher_is_better
 
         def __init__(self, **params: Any) -> None:
-            super().__init__(function, declared, params)
+            super().__init__(function, declaration, params)
             self.label = name
             source = load_source(function.__module__, f"uae.reward.terms.{name}")
             announce(function, source.path, source.sha256)
@@ -181,8 +182,9 @@ def term_of_function(function: Callable[..., Any], name: str) -> type[FunctionTe
     return DeclaredReward
 
 
+@functools.cache
 def announce(function: Callable[..., Any], path: str, sha256: str) -> None:
-    """Log which function is a reward of this process."""
+    """Log which function is a reward of this process, once."""
     logger.info("custom reward %s from %s, sha256 %s", signature_text(function), path, sha256 or "unknown")
 
 

@@ -269,7 +269,7 @@ def _check_floor(spec: TermSpec, term_class: type[RewardTerm], part: str, place:
         return
     if part == "held_out":
         raise ConfigError(f"{place}.floor", "a held-out term touches no sample's status; give it no floor")
-    low, high = term_class.scale(spec.params).bounds
+    low, high = term_class.value_scale(spec.params).bounds
     if not low <= spec.floor <= high or not math.isfinite(spec.floor):
         raise ConfigError(f"{place}.floor", f"must be a value of {spec.name}, in [{low:g}, {high:g}], got {spec.floor}")
 

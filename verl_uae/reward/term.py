@@ -88,7 +88,7 @@ class RewardTerm(ABC):
             cls(**params)
 
     @classmethod
-    def scale(cls, params: Mapping[str, Any]) -> Scale:
+    def value_scale(cls, params: Mapping[str, Any]) -> Scale:
         """Bounds and direction with these parameters, known without loading a model."""
         return Scale(cls.bounds, cls.higher_is_better)
 

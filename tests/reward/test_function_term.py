@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 import threading
 import time
 
@@ -95,6 +96,7 @@ def test_a_batched_function_gets_lists(make_batch, score, asynchronous: bool) ->
 
 FAULTS = {
     "raise": ("error", "raised KeyError: 'no such row'"),
+    "exit": ("error", "raised RuntimeError: called sys.exit(1)"),
     "short": ("invalid", "returned 0 outcomes for 1 samples"),
     "nan": ("invalid", "returned nan"),
     "text": ("invalid", "not a number"),
@@ -110,6 +112,8 @@ def test_one_bad_sample_of_a_batch_costs_one_sample(make_batch, score, fault: st
         kinds = [row["extra_info"].get("fault") for row in rows]
         if "raise" in kinds:
             raise KeyError("no such row")
+        if "exit" in kinds:
+            sys.exit(1)
         values = [float(np.asarray(image).mean() / 3 + 1e-9 * len(rows)) for image in sources]
         values = [{"nan": math.nan, "text": "high"}.get(kind, value) for kind, value in zip(kinds, values, strict=True)]
         return [value for value, kind in zip(values, kinds, strict=True) if kind != "short"]

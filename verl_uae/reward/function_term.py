@@ -108,6 +108,9 @@ class FunctionTerm(RewardTerm):
             answers = as_rows(self._call(self._lists, batch), len(batch))
         except _LateError as error:
             return [self._record(Call(error=error))] * len(batch)
+        except SystemExit as error:
+            # As an ordinary exception it costs the sample that causes it, not all that are still to come.
+            raise RuntimeError(f"called sys.exit({error.code!r})") from error
         share = (time.monotonic() - start) / len(batch)
         return [self._record(Call(value=answer, seconds=share)) for answer in answers]
 

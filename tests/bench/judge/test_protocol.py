@@ -187,7 +187,7 @@ def test_an_interrupted_run_goes_on_and_pays_for_nothing_twice(
 def test_a_killed_run_leaves_what_was_answered(
     contest: Contest, judge: Callable[..., Judge], server: Judges, tmp_path: Path, decide: Decide
 ) -> None:
-    """Cancelled while the third question hangs, as Ctrl-C does it."""
+    """Cancelled while the fourth question hangs, as Ctrl-C does it."""
 
     def slow(shown: Shown, count: int) -> dict[str, Any]:
         server.hang["slow"] = 30.0 if count == 2 else 0.0

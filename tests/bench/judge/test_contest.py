@@ -108,7 +108,8 @@ def test_a_broken_source_is_told_once_and_a_broken_candidate_by_its_name(images:
 def test_identical_candidates_are_known(images: Path, tmp_path: Path) -> None:
     first = write_captions(tmp_path / "a.jsonl", ["same", "one", "two"])
     second = write_captions(tmp_path / "b.jsonl", ["same", "uno", "two "])
-    contest = read_contest(images, f"a={first}", f"b={second}", CAPTION)
+    contest = read_contest(images, str(first), str(second), CAPTION)
+    assert contest.names == ("a", "b")
     assert {item.key: item.identical for item in contest.items} == {"0.png": True, "below/1.png": False, "2.png": False}
 
 

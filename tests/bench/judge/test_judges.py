@@ -69,6 +69,8 @@ def test_judges_of_a_file(tmp_path: Path) -> None:
         ("[{name: a, base_url: http://h, model: m, token: s3cret}]", "unknown key 'token'"),
         ("[{name: a, base_url: http://h, model: m, parameters: {stream: true}}]", "'stream' is set by the protocol"),
         ("[{name: a, base_url: http://h, model: m, parameters: [1]}]", "parameters must be"),
+        ("[{name: a, base_url: http://h, model: m, parameters: {x: 2024-01-01}}]", "what JSON knows"),
+        ("[{name: a, base_url: http://h, model: m, parameters: {x: .nan}}]", "what JSON knows"),
         ("[{name: a, base_url: http://h, model: m, token_env: 3}]", "token_env must be"),
         ("!!python/object/apply:os.system [x]", "cannot read"),
     ],

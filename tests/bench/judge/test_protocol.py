@@ -144,7 +144,8 @@ def test_answers_that_do_not_parse_are_counted_kept_and_left_out(
     """The caption "fffffffff" as A makes this judge speak freely: three pictures lose one of two answers."""
 
     def moody(shown: Shown, count: int) -> dict[str, Any]:
-        return completion("I would rather not say. A") if shown.caption("A") == "f" * 9 else longer(shown, count)
+        cut = completion(None, "length") if count % 2 else completion("I would rather not say. A")
+        return cut if shown.caption("A") == "f" * 9 else longer(shown, count)
 
     server.behaviours["moody"] = moody
     judged = decide(contest, [judge("moody")])

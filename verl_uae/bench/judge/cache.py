@@ -33,7 +33,7 @@ def request_key(judge: Judge, parts: Sequence[str | Picture], side: int) -> str:
     """
     content = [part if isinstance(part, str) else {"picture": part.digest, "side": side} for part in parts]
     request = {"url": judge.url, "settings": judge.settings(), "content": content}
-    return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
 class AnswerCache:

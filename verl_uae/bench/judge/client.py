@@ -192,7 +192,7 @@ class Client:
         except asyncio.TimeoutError:
             return _Try(Reply(None, f"no answer within {self.limits.timeout:g} s"), again=True)
         except httpx.HTTPError as error:
-            return _Try(Reply(None, self._text(f"{type(error).__name__}: {error}")), again=True)
+            return _Try(Reply(None, self._text(f"{type(error).__name__}: {error}").rstrip(": ")), again=True)
         text = data.decode("utf-8", "replace")
         if status == 200:
             return _Try(self._reply(text, len(data)))

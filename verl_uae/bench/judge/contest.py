@@ -20,6 +20,9 @@ from verl_uae.errors import ConfigError, DecodeError
 CAPTION, RECONSTRUCTION = "caption", "reconstruction"
 MODES = (CAPTION, RECONSTRUCTION)
 
+RESULT = "result.json"
+"""Of protocol 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -114,7 +117,9 @@ def _named(text: str) -> tuple[str, Path]:
         return name, Path(rest)
     path = Path(text)
     # result.json and captions.jsonl say nothing; their folder does.
-    return (path.resolve().parent.name if path.suffix in (".json", ".jsonl") else path.resolve().name), path
+    if path.name in (RESULT, CAPTIONS):
+        return path.resolve().parent.name, path
+    return (path.stem if path.is_file() else path.resolve().name), path
 
 
 def _sources(sources: list[Path], images: str | os.PathLike[str]) -> tuple[dict[str, Picture], list[Failure]]:

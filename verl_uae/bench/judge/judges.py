@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,10 @@ def _from_entry(entry: Any, key: str) -> Judge:
     parameters = entry.get("parameters") or {}
     if not isinstance(parameters, Mapping) or not all(isinstance(name, str) for name in parameters):
         raise ConfigError(key, "parameters must be a mapping with text keys")
+    try:
+        json.dumps(dict(parameters), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(key, f"parameters must be what JSON knows: {error}") from error
     for name in ("name", "base_url", "model"):
         if not isinstance(entry.get(name), str):
             raise ConfigError(key, f"{name} must be a text")

@@ -44,8 +44,8 @@ class Answered:
     """Why there is no verdict."""
     text: str = ""
     """What the judge wrote, where it wrote anything."""
-    sent: bool = False
-    """Whether it was asked now rather than found in the cache."""
+    cached: bool = False
+    """Whether the answer was there from before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ async def judge_contest(
         await asyncio.gather(*workers)
     in_order = {name: {item.key: found[item.key] for item in contest.items} for name, found in outcomes.items()}
     answers = [answer for found in in_order.values() for outcome in found.values() for answer in outcome.answers]
-    cached = sum(not answer.sent and bool(answer.verdict or answer.text) for answer in answers)
+    cached = sum(answer.cached for answer in answers)
     return Judged(contest, tuple(judges), in_order, budget.sent, cached, cache.damaged)
 
 
@@ -173,7 +173,7 @@ async def _judge_item(client: Client, item: Item, prompt: Prompt, cache: AnswerC
 async def _answer(client: Client, question: Question, cache: AnswerCache, side: int) -> Answered:
     key = request_key(client.judge, question.parts, side)
     found = cache.answers.get(key)
-    sent = found is None
+    cached = found is not None
     if found is None:
         try:
             request = body(client.judge, question.parts, side)
@@ -185,13 +185,13 @@ async def _answer(client: Client, question: Question, cache: AnswerCache, side: 
         about = {"judge": client.judge.name, "file": question.item.key, "swapped": question.swapped}
         cache.add(key, reply.answer, about)
         found = reply.answer
-    return _parsed(found, question.nonce, sent)
+    return _parsed(found, question.nonce, cached)
 
 
-def _parsed(answer: Mapping[str, object], nonce: str | None, sent: bool) -> Answered:
+def _parsed(answer: Mapping[str, object], nonce: str | None, cached: bool) -> Answered:
     text = ""
     try:
         text = verdict.answer_text(answer)
-        return Answered(verdict.parse(answer, nonce), "", text, sent)
+        return Answered(verdict.parse(answer, nonce), "", text, cached)
     except verdict.VerdictError as error:
-        return Answered(None, str(error), text, sent)
+        return Answered(None, str(error), text, cached)

@@ -63,9 +63,9 @@ def test_gates_normalisation_and_watch_of_a_config(compose, tiny_overrides) -> N
     config = compose(*tiny_overrides, f"uae.reward.terms={terms}", "uae.reward.source_cache_mib=3")
     assert [spec.floor for spec in term_specs(config)[0]] == [0.1, None]
     parts = build_composition(config).parts
-    assert [(part.label, part.factor, part.running) for part in parts] == [
-        ("pixel", 2.0, True),
-        ("again", -0.5, False),
+    assert [(part.label, part.factor, part.normalize) for part in parts] == [
+        ("pixel", 2.0, "running"),
+        ("again", -0.5, "none"),
     ]
     assert build_scorer(config, "cpu")._encodings._cache.max_bytes == 3 * 2**20
     wire = build_tripwire(config)

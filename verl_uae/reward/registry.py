@@ -43,6 +43,7 @@ BUILT_IN: Mapping[str, str] = {
     "image_text_clip": "verl_uae.reward.terms.image_text:ImageTextClip",
     "caption_length": "verl_uae.reward.terms.caption:CaptionLength",
     "repetition": "verl_uae.reward.terms.caption:Repetition",
+    "preference": "verl_uae.reward.terms.preference:Preference",
     "features": "verl_uae.reward.terms.backbone:BackboneSimilarity",
     "custom": "verl_uae.reward.custom:CustomReward",
 }

@@ -298,6 +298,6 @@ def _check_weights(summed: Sequence[TermSpec], key: str) -> None:
 
 
 def _check_needs(entry: _Entry, batch: RewardBatch) -> None:
-    for need, values in (("caption", batch.captions), ("row", batch.rows)):
+    for need, values in (("caption", batch.captions), ("row", batch.rows), ("group", batch.groups)):
         if need in entry.term.needs and values is None:
             raise RewardError(entry.label, f"needs a {need} for every sample, and this batch has none")

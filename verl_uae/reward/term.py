@@ -19,7 +19,7 @@ from verl_uae.reward.encodings import Encodings
 from verl_uae.reward.sample import RewardBatch
 
 #: What a term may ask for in ``needs``.
-KNOWN_NEEDS = frozenset({"source", "reconstruction", "caption", "row"})
+KNOWN_NEEDS = frozenset({"source", "reconstruction", "caption", "row", "group"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,9 @@ class RewardTerm(ABC):
     """False for a distance: the scorer then subtracts it."""
     pointwise: bool = True
     """Whether a sample's value depends on that sample alone. Only such terms can be retried sample by sample."""
+    groupwise: bool = False
+    """Whether a value is relative to the other members of the sample's group. Such a term is scored once per step by
+    the trainer, over whole groups, and is not part of validation, where a picture has one reconstruction."""
     guarded: bool = False
     """True where ``score`` itself keeps every sample to the deadline and never raises for one sample."""
     model_free: bool = False

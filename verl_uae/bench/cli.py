@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_uae.bench.judge.cli import add_judge
 from verl_uae.errors import ConfigError
 from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
 
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("bench", help="Unified-Bench: how close are reconstructions to their originals")
     commands = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
     _add_unified(commands)
+    add_judge(commands)
     table = commands.add_parser("compare", help="results side by side, as a Markdown table")
     table.add_argument("results", nargs="+", metavar="[NAME=]FILE", help=f"{RESULT} files")
     table.set_defaults(run=_compare)

@@ -117,7 +117,8 @@ class DecoderWorker(Worker):
 
     def _outcomes(self, chain: ReconstructionChain, data: TensorDict) -> list[Outcome]:
         columns = {name: _column(data, name) for name in INPUT_FIELDS if name in data.keys()}
-        step, probes, keep = (_scalar(data, name) for name in ("global_steps", "probes", "keep"))
+        step, probes = _scalar(data, "global_steps"), _scalar(data, "probes")
+        keep = bool(_scalar(data, "keep"))
         outcomes: list[Outcome | None] = [None] * len(data)
         requests: list[ChainRequest] = []
         positions: list[int] = []

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
+from verl_uae.bench.lmms.cli import add_parsers as add_lmms_parsers
 from verl_uae.errors import ConfigError
 from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
 
@@ -46,6 +48,8 @@ def add_parser(subparsers: Any) -> None:
     scenes.set_defaults(run=_scenes)
     published = commands.add_parser("published", help="the paper's tables, and which rows do not add up")
     published.set_defaults(run=_published)
+    add_external_parsers(commands)
+    add_lmms_parsers(commands)
 
 
 def _add_unified(commands: Any) -> None:

@@ -45,6 +45,7 @@ BUILT_IN: Mapping[str, str] = {
     "repetition": "verl_uae.reward.terms.caption:Repetition",
     "features": "verl_uae.reward.terms.backbone:BackboneSimilarity",
     "custom": "verl_uae.reward.custom:CustomReward",
+    "remote": "verl_uae.reward.remote.term:RemoteReward",
 }
 
 

@@ -137,6 +137,17 @@ def test_a_file_that_changes_while_it_is_loaded(make_service, tmp_path: Path, mo
         make_service({"name": "custom", "params": {"path": str(file)}})
 
 
+def test_samples_stand_at_their_places(make_levels, make_service) -> None:
+    service = make_service("pixel")
+    batch = make_levels(2)
+    first, second = samples_of(batch)
+    placed = [RawSample(first.id, 3, first.members), RawSample(second.id, 1, second.members)]
+    built = service._batch([service._read(sample, {}) for sample in placed])
+    assert torch.equal(built.source_B3HW[[3, 1]], batch.source_B3HW) and sorted(built.failed) == [0, 2]
+    expected = [record.value for record in RewardScorer([("pixel", 1.0, {})]).score(batch)]
+    assert [record.value for record in service.score(placed).values()] == expected
+
+
 def test_pixels_are_divided_as_a_runs_pictures_are(make_service) -> None:
     from PIL import Image
 

@@ -65,6 +65,21 @@ def test_networks_agree_to_the_last_bit_also_beside_a_bad_sample(make_levels, st
     assert [record.status for record in remote].count(Status.INVALID) == 2
 
 
+def test_samples_keep_their_place_where_others_are_missing(make_levels) -> None:
+    places: list[list[int]] = []
+
+    def tell(body):
+        places.append([sample["place"] for sample in body["samples"]])
+        return answer(records(body))
+
+    batch = make_levels(19)
+    batch.reconstruction_B3HW[[0, 5, 17]] = math.nan
+    with FaultServer(lie(tell)) as server:
+        found = scorer(server.url, 5.0, batch_size=8, concurrency=1).score(batch)
+    assert [index for index, record in enumerate(found) if not record.ok] == [0, 5, 17]
+    assert places == [[1, 2, 3, 4, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7], [0, 2]]
+
+
 def test_reconstructions_are_scored_after_rounding_to_8_bits(make_batch, start_server) -> None:
     url, _ = start_server("pixel")
     batch = make_batch(3)
@@ -177,6 +192,13 @@ def test_a_lie_is_invalid_and_not_asked_again(make_levels, name: str) -> None:
         assert [record.status for record in found] == [Status.INVALID] * 3, found[0].reason
         assert all(record.value is None and record.reason.startswith("remote: ") for record in found)
         assert len(server.heads) == 1
+
+
+@pytest.mark.parametrize("name", ["huge body", "huge length"])
+def test_an_answer_is_read_up_to_its_limit_only(make_levels, name: str) -> None:
+    with FaultServer(LIES[name]) as server:
+        found = scorer(server.url, 2.0, max_answer_mib=1).score(make_levels(1))[0]
+    assert found.reason.endswith("answered with more than 1048576 bytes")
 
 
 def test_one_bad_record_costs_one_sample(make_levels) -> None:

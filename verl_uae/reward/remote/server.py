@@ -174,8 +174,6 @@ class RewardServer:
         if kind != JSON_TYPE:
             raise HTTPException(415, f"send {JSON_TYPE}")
         if self._service is None or self._in_flight >= self.settings.max_in_flight:
-            # Read to the end, or the refusal would be lost in a connection that breaks under the client's writing.
-            await self._body(request, keep=False)
             wait_s = LOADING_S if self._service is None else BUSY_S
             reason = "loading" if self._service is None else f"{self._in_flight} requests in flight"
             raise HTTPException(503, reason, {"Retry-After": str(wait_s)})
@@ -239,13 +237,13 @@ class RewardServer:
         if token is not None and not authorized(request.headers.get("authorization"), token):
             raise HTTPException(401, "wrong or missing token", {"WWW-Authenticate": "Bearer"})
 
-    async def _body(self, request: Request, keep: bool = True) -> bytes:
+    async def _body(self, request: Request) -> bytes:
         limit = self.settings.max_body_bytes
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise HTTPException(413, f"{length} bytes, limit {limit}", {"Connection": "close"})
         try:
-            return await asyncio.wait_for(_read(request, limit, keep), self.settings.read_timeout_s)
+            return await asyncio.wait_for(_read(request, limit), self.settings.read_timeout_s)
         except asyncio.TimeoutError as error:
             reason = f"the request did not arrive within {self.settings.read_timeout_s:g} s"
             raise HTTPException(408, reason, {"Connection": "close"}) from error
@@ -253,14 +251,12 @@ class RewardServer:
             raise HTTPException(400, "the request broke off") from error
 
 
-async def _read(request: Request, limit: int, keep: bool) -> bytes:
-    body, count = bytearray(), 0
+async def _read(request: Request, limit: int) -> bytes:
+    body = bytearray()
     async for piece in request.stream():
-        count += len(piece)
-        if count > limit:
+        body += piece
+        if len(body) > limit:
             raise HTTPException(413, f"more than {limit} bytes", {"Connection": "close"})
-        if keep:
-            body += piece
     return bytes(body)
 
 

@@ -71,7 +71,7 @@ def start_server(make_service: Callable[..., ScoringService]) -> Iterator[Callab
         thread.join(10)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

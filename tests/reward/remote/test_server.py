@@ -163,7 +163,7 @@ def test_too_many_samples_unknown_paths_and_methods(start_server, client: httpx.
 def test_a_body_that_does_not_come_is_given_up(start_server) -> None:
     url, server = start_server("pixel", read_timeout_s=0.2)
     host, port = url.removeprefix("http://").split(":")
-    with within(3.0), socket.create_connection((host, int(port))) as connection:
+    with within(10.0), socket.create_connection((host, int(port))) as connection:
         head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         connection.sendall(head.encode())
         assert connection.makefile().readline().split()[1] == "408"
@@ -179,7 +179,7 @@ def test_health_answers_and_more_are_told_to_come_back_while_a_batch_is_scored(
         first = pool.submit(httpx.post, f"{url}/v1/score", content=body, headers=JSON, timeout=20.0, trust_env=False)
         try:
             assert events["ENTERED"].wait(10)
-            with within(2.0):
+            with within(10.0):
                 assert client.get(f"{url}/health").status_code == 200
                 found = metrics(client, url)
             assert found["verl_uae_reward_in_flight"] == 1 and found["verl_uae_reward_ready"] == 1

@@ -29,11 +29,12 @@ from verl_uae.reward import RewardBatch, RewardScorer, Status, TermSpec
 from verl_uae.reward.remote.term import RemoteReward
 
 ROOT = Path(__file__).resolve().parents[3]
-TIMEOUT_S = 0.5
+#: Where lateness is wanted, and where it is not, seconds.
+TIMEOUT_S, AMPLE_S = 0.5, 20.0
 TERMS = [{"name": "pixel", "weight": 0.8}, {"name": "ssim", "weight": 0.2}, {"name": "psnr", "held_out": True}]
 
 
-def scorer(url: object, timeout_s: float = TIMEOUT_S, **params: object) -> RewardScorer:
+def scorer(url: object, timeout_s: float = AMPLE_S, **params: object) -> RewardScorer:
     return RewardScorer([("remote", 1.0, {"url": url, "timeout_s": timeout_s, **params})], timeout_s=30.0)
 
 
@@ -44,7 +45,7 @@ def test_values_are_those_of_local_scoring_to_the_last_bit(make_levels, start_se
     url, _ = start_server(TERMS)
     batch = make_levels(37, size=24)
     local = RewardScorer([("pixel", 0.8, {}), ("ssim", 0.2, {})], held_out=[("psnr", {})]).score(batch)
-    remote = scorer(url, 20.0, batch_size=16).score(batch)
+    remote = scorer(url, batch_size=16).score(batch)
     assert all(record.ok for record in local)
     assert [record.value for record in remote] == [record.value for record in local]
     for here, there in zip(local, remote, strict=True):
@@ -60,7 +61,7 @@ def test_networks_agree_to_the_last_bit_also_beside_a_bad_sample(make_levels, st
     batch = make_levels(19)
     batch.reconstruction_B3HW[[0, 17]] = math.nan
     local = RewardScorer([("clip", 1.0, entry["params"])]).score(batch)
-    remote = scorer(url, 20.0).score(batch)
+    remote = scorer(url).score(batch)
     assert [record.value for record in remote] == [record.value for record in local]
     assert [record.status for record in remote].count(Status.INVALID) == 2
 
@@ -75,7 +76,7 @@ def test_samples_keep_their_place_where_others_are_missing(make_levels) -> None:
     batch = make_levels(19)
     batch.reconstruction_B3HW[[0, 5, 17]] = math.nan
     with FaultServer(lie(tell)) as server:
-        found = scorer(server.url, 5.0, batch_size=8, concurrency=1).score(batch)
+        found = scorer(server.url, batch_size=8, concurrency=1).score(batch)
     assert [index for index, record in enumerate(found) if not record.ok] == [0, 5, 17]
     assert places == [[1, 2, 3, 4, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7], [0, 2]]
 
@@ -85,7 +86,7 @@ def test_reconstructions_are_scored_after_rounding_to_8_bits(make_batch, start_s
     batch = make_batch(3)
     rounded = [(images * 255).round() / 255.0 for images in (batch.source_B3HW, batch.reconstruction_B3HW)]
     expected = RewardScorer([("pixel", 1.0, {})]).score(RewardBatch(*rounded))
-    found = scorer(url, 20.0).score(batch)
+    found = scorer(url).score(batch)
     assert [record.value for record in found] == [record.value for record in expected]
 
 
@@ -103,7 +104,7 @@ def test_a_custom_function_sees_what_it_sees_locally(make_levels, start_server, 
     url, _ = start_server({"name": "custom", "params": {"path": str(file)}})
     batch = make_levels(4)
     local = RewardScorer([("custom", 1.0, {"path": str(file)})]).score(batch)
-    remote = scorer(url, 20.0, batch_size=3).score(batch)
+    remote = scorer(url, batch_size=3).score(batch)
     assert [record.value for record in remote] == [record.value for record in local]
     assert remote[2].status == Status.ERROR and remote[2].reason == "remote: custom: raised KeyError: 'no such thing'"
     assert remote[0].terms["remote/custom/words"] == 2.0
@@ -130,15 +131,15 @@ def test_only_what_is_named_is_sent_and_a_server_that_needs_more_is_refused(make
         assert {label.partition("/")[2] for label in found[0].terms} - {""} == {"id", "place", "source", "caption"}
     url, _ = start_server("pixel")
     with pytest.raises(ConfigError, match="needs reconstruction, which is not among what is sent"):
-        scorer(url, 20.0, send=["source"])
+        scorer(url, send=["source"])
 
 
 def test_bounds_are_the_servers_unless_given(make_levels, start_server) -> None:
     url, _ = start_server(TERMS)
     term = RemoteReward(url)
-    assert scorer(url, 20.0).bounds == (0.8 * 0 - 0.2, 0.8 + 0.2) and term.bounds == (-math.inf, math.inf)
-    assert scorer(url, 20.0, bounds=[0, 2]).bounds == (0.0, 2.0)
-    found = scorer(url, 20.0, bounds=[1.5, 2]).score(make_levels(1))[0]
+    assert scorer(url).bounds == (0.8 * 0 - 0.2, 0.8 + 0.2) and term.bounds == (-math.inf, math.inf)
+    assert scorer(url, bounds=[0, 2]).bounds == (0.0, 2.0)
+    found = scorer(url, bounds=[1.5, 2]).score(make_levels(1))[0]
     assert found.status == Status.INVALID and "outside its bounds [1.5, 2]" in found.reason
 
 
@@ -186,8 +187,8 @@ LIES = {
 @pytest.mark.parametrize("name", LIES)
 def test_a_lie_is_invalid_and_not_asked_again(make_levels, name: str) -> None:
     with FaultServer(LIES[name]) as server:
-        term = scorer(server.url, 2.0, max_answer_mib=1)
-        with within(2.0 + 1.0):
+        term = scorer(server.url, max_answer_mib=1)
+        with within(AMPLE_S + 1.0):
             found = term.score(make_levels(3))
         assert [record.status for record in found] == [Status.INVALID] * 3, found[0].reason
         assert all(record.value is None and record.reason.startswith("remote: ") for record in found)
@@ -197,7 +198,7 @@ def test_a_lie_is_invalid_and_not_asked_again(make_levels, name: str) -> None:
 @pytest.mark.parametrize("name", ["huge body", "huge length"])
 def test_an_answer_is_read_up_to_its_limit_only(make_levels, name: str) -> None:
     with FaultServer(LIES[name]) as server:
-        found = scorer(server.url, 2.0, max_answer_mib=1).score(make_levels(1))[0]
+        found = scorer(server.url, max_answer_mib=1).score(make_levels(1))[0]
     assert found.reason.endswith("answered with more than 1048576 bytes")
 
 
@@ -218,7 +219,7 @@ def test_one_bad_record_costs_one_sample(make_levels) -> None:
 def test_a_late_answer_is_a_timeout(make_levels, behaviour: str) -> None:
     with FaultServer() as server:
         server.behaviours = (getattr(server, behaviour),)
-        term = scorer(server.url)
+        term = scorer(server.url, TIMEOUT_S)
         with within(TIMEOUT_S + 1.0):
             found = term.score(make_levels(3))
         assert [record.status for record in found] == [Status.TIMEOUT] * 3
@@ -228,14 +229,15 @@ def test_a_late_answer_is_a_timeout(make_levels, behaviour: str) -> None:
 def test_late_chunks_do_not_take_the_others_with_them(make_levels) -> None:
     with FaultServer() as server:
         server.behaviours = (good, server.hang, good)
-        with within(TIMEOUT_S + 1.0):
-            found = scorer(server.url, batch_size=2, concurrency=1, retries=0).score(make_levels(6))
+        term = scorer(server.url, 2.0, batch_size=2, concurrency=1, retries=0)
+        with within(2.0 + 1.0):
+            found = term.score(make_levels(6))
     assert [record.status for record in found] == ["ok", "ok", *["timeout"] * 4]
 
 
 def test_connection_refused(make_levels) -> None:
-    term = scorer(f"http://127.0.0.1:{free_port()}")
-    with within(TIMEOUT_S + 1.0):
+    term = scorer(f"http://127.0.0.1:{free_port()}", 5.0)
+    with within(5.0 + 1.0):
         found = term.score(make_levels(3))
     assert [record.status for record in found] == [Status.ERROR] * 3
     assert "ConnectError" in found[0].reason
@@ -257,8 +259,8 @@ REFUSALS = {
 @pytest.mark.parametrize("status", REFUSALS)
 def test_refusals_are_errors_and_only_some_are_asked_again(make_levels, status: str) -> None:
     with FaultServer(reply('{"error": "not today"}', status)) as server:
-        with within(2.0 + 1.0):
-            found = scorer(server.url, 2.0, retries=2).score(make_levels(2))
+        with within(AMPLE_S + 1.0):
+            found = scorer(server.url, retries=2).score(make_levels(2))
         assert [record.status for record in found] == [Status.ERROR] * 2
         assert f"HTTP {status[:3]}" in found[0].reason and "not today" in found[0].reason
         assert len(server.heads) == REFUSALS[status]
@@ -266,11 +268,11 @@ def test_refusals_are_errors_and_only_some_are_asked_again(make_levels, status: 
 
 @pytest.mark.parametrize("behaviour", [cut, vanish])
 def test_a_broken_connection_is_tried_again(make_levels, behaviour) -> None:
-    with FaultServer(behaviour, behaviour, good) as server, within(2.0 + 1.0):
-        assert [record.ok for record in scorer(server.url, 2.0).score(make_levels(2))] == [True, True]
+    with FaultServer(behaviour, behaviour, good) as server, within(AMPLE_S + 1.0):
+        assert [record.ok for record in scorer(server.url).score(make_levels(2))] == [True, True]
         assert len(server.heads) == 3
-    with FaultServer(behaviour) as server, within(2.0 + 1.0):
-        found = scorer(server.url, 2.0, retries=1).score(make_levels(2))
+    with FaultServer(behaviour) as server, within(AMPLE_S + 1.0):
+        found = scorer(server.url, retries=1).score(make_levels(2))
         assert [record.status for record in found] == [Status.ERROR] * 2
         assert len(server.heads) == 2
 
@@ -293,16 +295,16 @@ def test_a_server_that_says_no_is_refused_at_the_start(start_server, monkeypatch
     url, _ = start_server("pixel", token="0123456789abcdef", max_samples=8)
     monkeypatch.setenv("VERL_UAE_REWARD_TOKEN", "fedcba9876543210")
     with pytest.raises(ConfigError, match="HTTP 401") as raised:
-        scorer(url, 20.0)
+        scorer(url)
     assert "fedcba9876543210" not in str(raised.value)
     monkeypatch.setenv("VERL_UAE_REWARD_TOKEN", "0123456789abcdef")
     with pytest.raises(ConfigError, match="batch_size 16 is above the server's limit of 8"):
-        scorer(url, 20.0)
+        scorer(url)
     with pytest.raises(ConfigError, match="not the one set, 'other'"):
-        scorer(url, 20.0, batch_size=8, fingerprint="other")
+        scorer(url, batch_size=8, fingerprint="other")
     with pytest.raises(ConfigError, match="HTTP 404"):
-        scorer(f"{url}/elsewhere", 20.0)
-    scorer(url, 20.0, batch_size=8)
+        scorer(f"{url}/elsewhere")
+    scorer(url, batch_size=8)
 
 
 def test_a_server_may_come_later(make_levels, caplog: pytest.LogCaptureFixture) -> None:
@@ -373,7 +375,7 @@ def test_a_certificate_file_that_is_missing(tmp_path: Path) -> None:
 def test_several_servers_share_the_work_and_one_may_be_down(make_levels) -> None:
     down = f"http://127.0.0.1:{free_port()}"
     with FaultServer(good) as one, FaultServer(good) as two:
-        term = scorer([one.url, down, two.url], 5.0, batch_size=1, retries=2)
+        term = scorer([one.url, down, two.url], batch_size=1, retries=2)
         found = term.score(make_levels(12))
         assert all(record.ok for record in found)
         assert len(one.heads) + len(two.heads) == 12 and one.heads and two.heads

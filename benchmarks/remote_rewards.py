@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""What asking a reward server costs over scoring in place: seconds per sample, by picture size.
+"""What asking a reward server costs over scoring in place: wall clock and processor time per sample, by picture size.
 
 A server process on this machine and the same terms in this process score the same batch in turn. Pictures are noise
 over a gradient, which PNG compresses about as little as photographs. Members of a group share a source, as in training.
@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from verl_uae.reward import RewardBatch, RewardScorer
@@ -40,26 +41,43 @@ def pictures(count: int, size: int, group: int, seed: int) -> RewardBatch:
     return RewardBatch(source, draw(count), captions=["a caption"] * count, rows=[{}] * count)
 
 
-def seconds(scorer: RewardScorer, batch: RewardBatch) -> float:
-    """Of one call; every sample must have a value."""
-    start = time.perf_counter()
+def cost(scorer: RewardScorer, batch: RewardBatch, server: psutil.Process) -> tuple[float, float, float]:
+    """Seconds of one call: wall clock, processor time here, processor time of the server."""
+
+    def clocks() -> tuple[float, float, float]:
+        theirs = server.cpu_times()
+        return time.perf_counter(), time.process_time(), theirs.user + theirs.system
+
+    before = clocks()
     records = scorer.score(batch)
-    taken = time.perf_counter() - start
+    after = clocks()
     assert all(record.ok for record in records), records[0].reason
-    return taken
+    wall, here, there = (end - start for start, end in zip(before, after, strict=True))
+    return wall, here, there
 
 
-def measure(url: str, term: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
+def measure(url: str, pid: int, size: int, args: argparse.Namespace) -> dict[str, Any]:
     """Medians over pairs of calls, after one unmeasured pair; milliseconds per sample."""
-    batch = pictures(args.samples, size, args.group, args.seed)
+    batch, server = pictures(args.samples, size, args.group, args.seed), psutil.Process(pid)
     params = {"url": url, "timeout_s": 300.0, "concurrency": args.concurrency}
     remote = RewardScorer([("remote", 1.0, params)], timeout_s=400.0)
-    local = RewardScorer([(term, 1.0, {})], timeout_s=400.0)
-    pairs = [(seconds(local, batch), seconds(remote, batch)) for _ in range(args.repetitions + 1)][1:]
-    here, there = (1000 * statistics.median(side) / args.samples for side in zip(*pairs, strict=True))
+    local = RewardScorer([(args.term, 1.0, {})], timeout_s=400.0)
+    pairs = [(cost(local, batch, server), cost(remote, batch, server)) for _ in range(args.repetitions + 1)][1:]
+
+    def median(which: int, clock: int) -> float:
+        return 1000 * statistics.median(pair[which][clock] for pair in pairs) / args.samples
+
     kib = len(encode_picture(to_levels(batch.reconstruction_B3HW[:1])[0])) / 1024
-    return {"size": size, "local_ms": here, "remote_ms": there, "overhead_ms": there - here, "picture_kib": kib,
-            "pairs_s": pairs}  # fmt: skip
+    return {
+        "size": size,
+        "picture_kib": kib,
+        "local_ms": median(0, 0),
+        "remote_ms": median(1, 0),
+        "local_processor_ms": median(0, 1),
+        "client_processor_ms": median(1, 1),
+        "server_processor_ms": median(1, 2),
+        "pairs_s": pairs,
+    }
 
 
 def main() -> int:
@@ -81,13 +99,13 @@ def main() -> int:
         try:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
-            rows = [measure(url, args.term, size, args) for size in args.sizes]
+            rows = [measure(url, server.pid, size, args) for size in args.sizes]
         finally:
             server.terminate()
-    print("| side | base64 per picture, KiB | in place, ms | remote, ms | more, ms |\n|---|---|---|---|---|")
+    names = [name for name in rows[0] if name not in ("size", "pairs_s")]
+    print("| size | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
     for row in rows:
-        numbers = " | ".join(f"{row[name]:.1f}" for name in ("picture_kib", "local_ms", "remote_ms", "overhead_ms"))
-        print(f"| {row['size']} | {numbers} |")
+        print(f"| {row['size']} | " + " | ".join(f"{row[name]:.1f}" for name in names) + " |")
     if args.json is not None:
         setting = {**vars(args), "json": str(args.json), "torch": torch.__version__, "machine": platform.platform()}
         args.json.parent.mkdir(parents=True, exist_ok=True)

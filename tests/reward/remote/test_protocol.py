@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from tests.reward.remote.faults import HEALTH
 from verl_uae.reward import RewardRecord, Status
 from verl_uae.reward.remote.protocol import (
+    MEMBERS,
     answer_message,
     bounds_message,
     parse_answer,
@@ -104,6 +107,17 @@ def test_a_value_past_its_bound_by_rounding_is_that_bound() -> None:
 def test_too_many_terms() -> None:
     data = answer_message("f", {"a": RewardRecord(0.5, Status.OK, {f"t{index}": 0.0 for index in range(65)})})
     assert parse_answer(data, ["a"], (0.0, 1.0)).records["a"].status == Status.INVALID
+
+
+def test_the_documented_messages_are_messages() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "remote_rewards.md").read_text(encoding="utf-8")
+    request_text, answer_text, health_text = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (sample,) = parse_request(request_text.encode(), 64)
+    assert set(sample.members) == set(MEMBERS) and (sample.id, sample.place) == ("0", 0)
+    health = parse_health(health_text.encode())
+    found = parse_answer(answer_text.encode(), ["0", "1"], health.bounds)
+    assert health.ready and found.fingerprint == health.fingerprint
+    assert [record.status for record in found.records.values()] == ["ok", "invalid"]
 
 
 def test_health() -> None:

@@ -284,7 +284,10 @@ def test_a_row_that_cannot_be_sent_costs_its_sample(make_levels) -> None:
     batch.rows[3]["extra_info"] = {"size": torch.tensor([1, 2]).numpy(), "pair": (1, 2)}
     with FaultServer(good) as server:
         found = scorer(server.url).score(batch)
-    assert [record.status for record in found] == ["ok", "invalid", "invalid", "ok"]
+        assert [record.status for record in found] == ["ok", "invalid", "invalid", "ok"]
+        assert len(server.heads) == 1
+        assert scorer(server.url).score(batch.take([1, 2]))[0].status == Status.INVALID
+        assert len(server.heads) == 1
     assert "extra_info.picture is a object" in found[1].reason and "ground_truth is nan" in found[2].reason
 
 

@@ -321,6 +321,8 @@ async def _start(response: httpx.Response, limit: int) -> str:
 async def _gather(calls: Sequence[Coroutine[Any, Any, bytes]], deadline: float, late: RequestError) -> list[Reply]:
     """Run calls together until the deadline."""
     tasks = [asyncio.ensure_future(call) for call in calls]
+    if not tasks:
+        return []
     await asyncio.wait(tasks, timeout=max(0.0, deadline - time.monotonic()))
     pending = {task for task in tasks if not task.done()}
     for task in pending:

@@ -27,8 +27,8 @@ from verl_uae.data.images import check_header, decode_image
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import DecodeError
 
-#: zlib level of pictures on the wire. Level 1 is several times faster than the default and a tenth larger.
-PNG_LEVEL = 1
+#: zlib level and strategy (Z_RLE) of pictures on the wire: behind PNG's filters, searching for more only costs time.
+PNG_LEVEL, PNG_STRATEGY = 1, 3
 
 #: Bit depth and colour type at their place in the header of a PNG file of 8-bit RGB (PNG specification, 11.2.2).
 _IHDR_FORMAT, _EIGHT_BIT_RGB = slice(24, 26), bytes((8, 2))
@@ -70,7 +70,9 @@ def to_levels(images_B3HW: Tensor) -> np.ndarray:
 def encode_picture(levels_HW3: np.ndarray) -> str:
     """8-bit RGB levels as base64 of a PNG file; lossless."""
     file = io.BytesIO()
-    Image.fromarray(levels_HW3, mode="RGB").save(file, format="PNG", compress_level=PNG_LEVEL)
+    Image.fromarray(levels_HW3, mode="RGB").save(
+        file, format="PNG", compress_level=PNG_LEVEL, compress_type=PNG_STRATEGY
+    )
     return base64.b64encode(file.getbuffer()).decode("ascii")
 
 

@@ -76,7 +76,7 @@ def test_what_a_refusal_means(code: int, header: str | None, retry: bool, alive:
     error = refusal("http://here", code, "said\n  this", header)
     assert (error.retry, error.alive, error.refused) == (retry, alive, refused)
     assert error.status == (Status.ERROR if code >= 400 else Status.INVALID)
-    assert error.record(0.1).reason.startswith(f"remote: http://here: HTTP {code}: said this")
+    assert error.record("remote", 0.1).reason.startswith(f"remote: http://here: HTTP {code}: said this")
 
 
 def test_no_more_than_concurrency_requests_at_a_time() -> None:

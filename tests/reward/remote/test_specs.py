@@ -28,7 +28,6 @@ def test_entries_are_those_of_a_run() -> None:
         TermSpec(name="ssim", weight=0.2, label="s", floor=0.1, key="terms[1]"),
     )
     assert terms.held_out == (TermSpec(name="pixel", weight=0.0, params={"scales": [4]}, key="terms[2]"),)
-    assert terms.needs == {"source", "reconstruction"}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +54,7 @@ def test_a_file_is_read_in_each_of_its_forms_and_the_command_line_comes_after(tm
         ({"name": "pixel", "params": [1]}, r"terms\[0\]\.params"),
         ({"name": "pixel", "params": {"k": float("nan")}}, r"terms\[0\]\.params: params\.k is nan"),
         ({"name": "pixel", "normalize": "running"}, "set it on the run's remote term"),
+        ({"name": "preference"}, r"terms\[0\]\.name: preference compares the members of a group"),
     ],
 )
 def test_entries_that_do_not_fit_are_named(entry: object, message: str) -> None:

@@ -27,7 +27,7 @@ from verl_uae.reward.outcome import describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.remote.auth import scrub
 from verl_uae.reward.remote.breaker import Breaker
-from verl_uae.reward.remote.protocol import JSON_TYPE, LABEL
+from verl_uae.reward.remote.protocol import JSON_TYPE
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +95,9 @@ class RequestError(Exception):
         self.refused = refused
         self.wait_s = wait_s
 
-    def record(self, seconds: float = 0.0) -> RewardRecord:
-        """The record of a sample that it costs."""
-        return RewardRecord.failed(self.status, f"{LABEL}: {self.reason}", seconds)
+    def record(self, label: str, seconds: float = 0.0) -> RewardRecord:
+        """The record of a sample that it costs the term with that label."""
+        return RewardRecord.failed(self.status, f"{label}: {self.reason}", seconds)
 
 
 #: Makes the body of a request; called in a thread.

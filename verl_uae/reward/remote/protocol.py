@@ -24,9 +24,6 @@ JSON_TYPE = "application/json"
 #: What a sample may carry, by the names of a term's ``needs``.
 MEMBERS = ("source", "reconstruction", "caption", "row")
 
-#: Name of this term in reasons.
-LABEL = "remote"
-
 #: Most terms in one record, and the shape of their labels: they become names of metrics.
 MAX_TERMS = 64
 _TERM_LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,99}")
@@ -130,7 +127,9 @@ def _record_message(record: RewardRecord) -> dict[str, object]:
     return message
 
 
-def parse_answer(data: bytes, ids: Sequence[str], bounds: Bounds, seconds: float = 0.0) -> Answer:
+def parse_answer(
+    data: bytes, ids: Sequence[str], bounds: Bounds, seconds: float = 0.0, label: str = "remote"
+) -> Answer:
     """Read an answer that may lie.
 
     A frame that is wrong (not JSON, another number of records, an id that is foreign or comes twice) spoils the whole
@@ -141,6 +140,7 @@ def parse_answer(data: bytes, ids: Sequence[str], bounds: Bounds, seconds: float
         ids: what was sent.
         bounds: smallest and largest value that is believed.
         seconds: written into every record.
+        label: of the term, for reasons.
 
     Raises:
         ProtocolError: for a wrong frame.
@@ -159,13 +159,13 @@ def parse_answer(data: bytes, ids: Sequence[str], bounds: Bounds, seconds: float
             raise ProtocolError(f"records[{index}] has the id {describe(identifier)}, which was not sent")
         if identifier in records:
             raise ProtocolError(f"two records have the id {identifier!r}")
-        records[identifier] = _record(record, bounds, seconds)
+        records[identifier] = _record(record, bounds, seconds, label)
     return Answer(_fingerprint(message), records)
 
 
-def _record(message: Mapping[str, Any], bounds: Bounds, seconds: float) -> RewardRecord:
+def _record(message: Mapping[str, Any], bounds: Bounds, seconds: float, label: str) -> RewardRecord:
     def invalid(reason: str) -> RewardRecord:
-        return RewardRecord.failed(Status.INVALID, f"{LABEL}: {reason}", seconds)
+        return RewardRecord.failed(Status.INVALID, f"{label}: {reason}", seconds)
 
     status, value = message.get("status"), message.get("value")
     if status not in [str(known) for known in Status]:
@@ -175,10 +175,10 @@ def _record(message: Mapping[str, Any], bounds: Bounds, seconds: float) -> Rewar
             return invalid(f"answered with the status {status} and a value")
         text = message.get("reason")
         reason = " ".join(text.split())[:_MAX_REASON] if isinstance(text, str) else ""
-        return RewardRecord.failed(Status(status), f"{LABEL}: {reason or 'the server gave no reason'}", seconds)
+        return RewardRecord.failed(Status(status), f"{label}: {reason or 'the server gave no reason'}", seconds)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return invalid(f"returned {describe(value)}, not a number")
-    scored = as_record(LABEL, value, bounds, seconds)
+    scored = as_record(label, value, bounds, seconds)
     terms = _terms(message.get("terms"))
     if terms is None:
         return invalid("answered with terms that are no numbers by label")
@@ -192,11 +192,11 @@ def _terms(raw: object) -> dict[str, float] | None:
     if not isinstance(raw, dict) or len(raw) > MAX_TERMS:
         return None
     found: dict[str, float] = {}
-    for label, value in raw.items():
+    for name, value in raw.items():
         number = _number(value)
-        if number is None or not _TERM_LABEL.fullmatch(label):
+        if number is None or not _TERM_LABEL.fullmatch(name):
             return None
-        found[label] = number
+        found[name] = number
     return found
 
 

@@ -21,7 +21,7 @@ from verl_uae import __version__
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.reward.remote.protocol import RawSample
+from verl_uae.reward.remote.protocol import MEMBERS, RawSample
 from verl_uae.reward.remote.specs import Terms
 from verl_uae.reward.remote.wire import ProtocolError, decode_picture
 from verl_uae.reward.sample import RewardBatch
@@ -74,7 +74,9 @@ class ScoringService:
         if files != self.files:
             raise ConfigError("terms", "a custom file has changed while it was loaded; start again")
         self.terms = terms
-        self.needs = terms.needs
+        self.needs = self.scorer.needs
+        if not self.needs <= set(MEMBERS):
+            raise ConfigError("terms", f"need {', '.join(sorted(self.needs - set(MEMBERS)))}, which no request has")
         self.fingerprint = terms.fingerprint(self.files)
         self._limits = limits
         # The scorer shares features between the terms of one batch at a time.

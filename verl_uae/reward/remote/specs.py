@@ -13,14 +13,14 @@ from pathlib import Path
 import yaml
 
 from verl_uae.errors import ConfigError
+from verl_uae.reward.groupwise import is_groupwise
 from verl_uae.reward.outcome import as_number
-from verl_uae.reward.registry import get_reward
 from verl_uae.reward.remote.wire import ProtocolError, dumps, plain
 from verl_uae.reward.scorer import TermSpec
 from verl_uae.reward.source import load_source
 
 #: Keys of an entry.
-KEYS = ("name", "weight", "params", "label", "held_out", "floor", "normalize")
+KEYS = ("name", "weight", "params", "label", "held_out", "floor", "normalize", "tie")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,6 @@ class Terms:
 
     summed: tuple[TermSpec, ...]
     held_out: tuple[TermSpec, ...]
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What a sample must have for one of them."""
-        specs = (*self.summed, *self.held_out)
-        return frozenset().union(*(get_reward(spec.name, spec.key).needs for spec in specs))
 
     def files(self) -> dict[str, dict[str, str]]:
         """Path and SHA-256 of the files of ``custom`` terms, by label."""
@@ -91,6 +85,8 @@ def parse_terms(entries: object, key: str) -> Terms:
     held_out: list[TermSpec] = []
     for index, entry in enumerate(listed):
         spec, watched = _spec(entry, f"{key}[{index}]")
+        if is_groupwise(spec):
+            raise ConfigError(f"{spec.key}.name", f"{spec.name} compares the members of a group; no request names them")
         (held_out if watched else summed).append(spec)
     return Terms(tuple(summed), tuple(held_out))
 
@@ -143,7 +139,7 @@ def _spec(entry: object, key: str) -> tuple[TermSpec, bool]:
     unknown = sorted(set(map(str, entry)) - set(KEYS))
     if unknown:
         raise ConfigError(key, f"has unknown {', '.join(unknown)}; known: {', '.join(KEYS)}")
-    if entry.get("normalize", "none") != "none":
+    if entry.get("normalize", "none") != "none" or entry.get("tie"):
         raise ConfigError(f"{key}.normalize", "needs the values of the whole run; set it on the run's remote term")
     held_out, params, label = entry.get("held_out", False), entry.get("params") or {}, entry.get("label") or ""
     weight, floor = as_number(entry.get("weight", 1.0)), entry.get("floor")

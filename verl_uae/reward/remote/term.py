@@ -26,7 +26,6 @@ from verl_uae.reward.remote.auth import is_loopback, read_token
 from verl_uae.reward.remote.client import ClientSettings, RemoteClient, Reply, RequestError
 from verl_uae.reward.remote.protocol import (
     HEALTH_PATH,
-    LABEL,
     MEMBERS,
     SCORE_PATH,
     Health,
@@ -123,6 +122,7 @@ class RemoteReward(RewardTerm):
         self._token_file = token_file
         self._client: RemoteClient | None = None
         self._key = key
+        self.label = "remote"
 
     @classmethod
     def check_timeout(cls, params: Mapping[str, Any], timeout_s: float, key: str) -> None:
@@ -134,6 +134,7 @@ class RemoteReward(RewardTerm):
 
     def setup(self, context: TermContext) -> None:
         """Read the token and look at the servers."""
+        self.label = context.label or self.label
         self.check_timeout({"timeout_s": self.settings.timeout_s}, context.guard.timeout_s, self._key)
         problem = self._learn(time.monotonic() + self.settings.timeout_s)
         if problem is None:
@@ -148,7 +149,7 @@ class RemoteReward(RewardTerm):
         deadline = started + self.settings.timeout_s
         problem = None if self._known else self._learn(deadline)
         if problem is not None:
-            return [problem.record(time.monotonic() - started)] * len(batch)
+            return [problem.record(self.label, time.monotonic() - started)] * len(batch)
         call = _Call(self, batch)
         replies = self._connection().post(SCORE_PATH, call.jobs, deadline)
         seconds = (time.monotonic() - started) / max(1, len(batch))
@@ -215,13 +216,13 @@ class RemoteReward(RewardTerm):
     def _read(self, reply: Reply, places: Sequence[int], seconds: float) -> list[RewardRecord]:
         """The records of a request, those of its samples in order."""
         if isinstance(reply, RequestError):
-            return [reply.record(seconds)] * len(places)
+            return [reply.record(self.label, seconds)] * len(places)
         ids = [str(index) for index in places]
         try:
-            answer = parse_answer(reply, ids, self.bounds, seconds)
+            answer = parse_answer(reply, ids, self.bounds, seconds, self.label)
             self._check_fingerprint(answer.fingerprint)
         except ProtocolError as error:
-            return [RewardRecord.failed(Status.INVALID, f"{LABEL}: {error}", seconds)] * len(places)
+            return [RewardRecord.failed(Status.INVALID, f"{self.label}: {error}", seconds)] * len(places)
         return [answer.records[identifier] for identifier in ids]
 
 
@@ -232,6 +233,7 @@ class _Call:
         self.records: list[RewardRecord | None] = [None] * len(batch)
         self._batch = batch
         self._needs = term.needs
+        self._label = term.label
         self._levels: dict[str, np.ndarray] = {}
         for name, images in (("source", batch.source_B3HW), ("reconstruction", batch.reconstruction_B3HW)):
             if name in self._needs:
@@ -255,7 +257,7 @@ class _Call:
         try:
             return {name: plain(row[name], name) for name in ROW_MEMBERS if name in row}
         except ProtocolError as error:
-            self.records[index] = RewardRecord.failed(Status.INVALID, f"{LABEL}: row cannot be sent: {error}")
+            self.records[index] = RewardRecord.failed(Status.INVALID, f"{self._label}: row cannot be sent: {error}")
             return None
 
     def _body(self, places: Mapping[int, int]) -> bytes:

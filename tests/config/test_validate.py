@@ -77,6 +77,11 @@ IMPOSSIBLE = [
         "uae.reward.terms[1].normalize",
         "in no sum",
     ),
+    (
+        "uae.reward.terms=[{name: remote, params: {url: 'http://127.0.0.1:1', timeout_s: 60}}]",
+        "uae.reward.terms[0].params.timeout_s",
+        "must be below the scorer's timeout, 60 s",
+    ),
     ("uae.reward.terms=[{name: pixel, floor: 2.0}]", "uae.reward.terms[0].floor", "in [0, 1]"),
     ("uae.reward.tripwire_window=2", "uae.reward.tripwire_window", "at least 3"),
     ("uae.reward.tripwire_window=-1", "uae.reward.tripwire_window", "at least 0"),

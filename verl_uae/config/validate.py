@@ -200,7 +200,7 @@ def _validate_rewards(config: DictConfig) -> None:
     if 0 < config.uae.reward.tripwire_window < 3:
         raise ConfigError("uae.reward.tripwire_window", "a trend needs at least 3 steps; 0 switches it off")
     summed, watched = term_specs(config)
-    check_specs(summed, watched, "uae.reward")
+    check_specs(summed, watched, "uae.reward", config.uae.reward.timeout_s)
     if all(is_groupwise(spec) for spec in summed):
         raise ConfigError(
             "uae.reward.terms",

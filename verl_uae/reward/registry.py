@@ -51,6 +51,7 @@ BUILT_IN: Mapping[str, str] = {
     "preference": "verl_uae.reward.terms.preference:Preference",
     "features": "verl_uae.reward.terms.backbone:BackboneSimilarity",
     "custom": "verl_uae.reward.custom:CustomReward",
+    "remote": "verl_uae.reward.remote.term:RemoteReward",
 }
 
 

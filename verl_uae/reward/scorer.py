@@ -107,7 +107,7 @@ class RewardScorer:
         watched = [
             spec if isinstance(spec, TermSpec) else TermSpec.of_tuple(spec[0], 1.0, spec[1]) for spec in held_out
         ]
-        check_specs(summed, watched, key)
+        check_specs(summed, watched, key, timeout_s)
         self.device = torch.device(device)
         self.guard = Guard(timeout_s, max_abandoned)
         self.chunk_size = chunk_size
@@ -124,6 +124,11 @@ class RewardScorer:
     def held_out_labels(self) -> list[str]:
         """Labels of the terms that are only recorded."""
         return [entry.label for entry in self._watched]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a batch must have for one of the terms."""
+        return frozenset().union(*(entry.term.needs for entry in (*self._summed, *self._watched)))
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -240,13 +245,16 @@ class RewardScorer:
         return RewardRecord(value, Status.OK, terms, seconds)
 
 
-def check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: str = "uae.reward") -> None:
+def check_specs(
+    summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: str = "uae.reward", timeout_s: float = math.inf
+) -> None:
     """Refuse terms that cannot make a reward; loads no model, so it can run before anything starts.
 
     Args:
         summed: terms of the sum.
         watched: held-out terms.
         key: configuration key of all this, for the error.
+        timeout_s: seconds the scorer will give a term.
 
     Raises:
         ConfigError: no term, weights that sum to 0, a label used twice, an unknown name, impossible parameters.
@@ -260,7 +268,9 @@ def check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: st
         for index, spec in enumerate(specs):
             place = spec.key or f"{key}.{part}[{index}]"
             term_class = get_reward(spec.name, f"{place}.name")
-            term_class.check_params(spec.params, spec.params_key or f"{place}.params")
+            params_key = spec.params_key or f"{place}.params"
+            term_class.check_params(spec.params, params_key)
+            term_class.check_timeout(spec.params, timeout_s, params_key)
             _check_floor(spec, term_class, part, place)
 
 

@@ -92,6 +92,20 @@ class RewardTerm(ABC):
         """Bounds and direction with these parameters, known without loading a model."""
         return Scale(cls.bounds, cls.higher_is_better)
 
+    # Not abstract: most terms have no timeout of their own.
+    @classmethod  # noqa: B027
+    def check_timeout(cls, params: Mapping[str, Any], timeout_s: float, key: str) -> None:
+        """Refuse parameters that do not fit the scorer's timeout; called after :meth:`check_params`.
+
+        Args:
+            params: keyword arguments of the class.
+            timeout_s: seconds the scorer gives a term.
+            key: configuration key of ``params``, for the error.
+
+        Raises:
+            ConfigError: naming what does not fit.
+        """
+
     # Not abstract: most terms without a model have nothing to do here.
     def setup(self, context: TermContext) -> None:  # noqa: B027
         """Called once by the scorer, before the first batch: move models to ``context.device``."""

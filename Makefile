@@ -19,7 +19,7 @@ help:
 	@echo "make learn-u4g    Understanding for Generation, every preset over three seeds; writes outputs/learn-u4g"
 	@echo "make learn-unified  both in turns against either alone, over three seeds; writes outputs/learn-unified"
 	@echo "make learn-stages   pre-training, cold start, G4U, U4G and export in a row, three seeds; writes outputs/learn-stages"
-	@echo "make learn-rewards  G4U with three rewards, over three seeds; writes outputs/learn-rewards"
+	@echo "make learn-rewards  G4U with four rewards, over three seeds; writes outputs/learn-rewards"
 	@echo "make learn-long   captions past 77 tokens against their cut, over three seeds; writes outputs/learn-long"
 
 setup: $(STAMP)

@@ -1,16 +1,16 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Generation for Understanding with three rewards: which one buys the most exact attributes.
+"""Generation for Understanding with four rewards: which one buys the most exact attributes.
 
-The runs of a seed differ in ``uae.reward.terms`` alone; the two other terms are held out in each. What counts is what
-no reward sees: the attributes that the checker reads from held-out reconstructions, and SceneEval. Writes
+The runs of a seed differ in ``uae.reward.terms`` alone; the terms of `WATCHED` that are not rewarded are held out. What
+counts is what no reward sees: the attributes that the checker reads from held-out reconstructions, and SceneEval. Writes
 ``rewards.json`` and ``rewards_curves.png``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,14 @@ from verl_uae.scenes.learn.runs import Run, cold_starts, execute, read_curve
 from verl_uae.scenes.quickstart import Say, trained_encoder
 
 SCENES = 256
-#: Reward: parameters of the term. Pictures of 32 pixels are enlarged to 64 for the ImageNet features, which orders the
-#: captions of one picture better than 224 does, at a twentieth of the time (docs/results.md).
-TERMS: dict[str, dict[str, Any]] = {"pixel": {}, "ssim": {}, "efficientnet_lite0": {"image_size": 64}}
+#: Term: parameters. Three that see where things are. Pictures of 32 pixels are enlarged to 64 for the ImageNet features,
+#: which orders the captions of one picture better than 224 does, at a twentieth of the time (docs/results.md).
+WATCHED: dict[str, dict[str, Any]] = {"pixel": {}, "ssim": {}, "efficientnet_lite0": {"image_size": 64}}
+#: The rewards: those three, and one that pools over the picture, as the cosine of CLIP features does.
+REWARDS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, params) for name, params in WATCHED.items()},
+    "pooled": ("efficientnet_lite0", {"image_size": 64, "mode": "pooled"}),
+}
 
 _COMMON = ("trainer.test_freq=-1", "trainer.val_before_train=false")
 
@@ -41,7 +46,7 @@ class Result:
     seed: int
     before: dict[str, float]
     after: dict[str, float]
-    """As `before`: those of `evaluate`, and every term of `TERMS` as ``term/<name>``."""
+    """As `before`: those of `evaluate`, and every term of `WATCHED` as ``term/<name>``."""
     curve: list[dict[str, float]]
     seconds: float
 
@@ -59,7 +64,7 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
             f"{reward}/seed{seed}", "uae_g4u", root, root / "runs" / reward, seed, steps, (terms(reward), *_COMMON)
         )
         for seed, root in roots.items()
-        for reward in TERMS
+        for reward in REWARDS
     }
     seconds = execute(list(runs.values()), jobs, say)
     before = {seed: measure(root, root / "encoder", seed) for seed, root in roots.items()}
@@ -80,13 +85,19 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
 
 
 def terms(reward: str) -> str:
-    """The override that rewards one term and holds the others out."""
-    parts = []
-    for name, params in TERMS.items():
-        role = "weight: 1.0" if name == reward else "held_out: true"
-        given = ", ".join(f"{key}: {value}" for key, value in params.items())
-        parts.append(f"{{name: {name}, {role}, params: {{{given}}}}}")
+    """The override that rewards one term and holds those of `WATCHED` out that it does not reward."""
+    parts = [_term(name, params, name == reward, name) for name, params in WATCHED.items()]
+    if reward not in WATCHED:
+        name, params = REWARDS[reward]
+        parts.append(_term(name, params, True, reward))
     return f"uae.reward.terms=[{', '.join(parts)}]"
+
+
+def _term(name: str, params: Mapping[str, Any], rewarded: bool, label: str) -> str:
+    own = "" if label == name else f", label: {label}"
+    role = "weight: 1.0" if rewarded else "held_out: true"
+    given = ", ".join(f"{key}: {value}" for key, value in params.items())
+    return f"{{name: {name}{own}, {role}, params: {{{given}}}}}"
 
 
 def measure(root: Path, encoder: Path, seed: int) -> dict[str, float]:
@@ -96,10 +107,10 @@ def measure(root: Path, encoder: Path, seed: int) -> dict[str, float]:
 
 
 def term_means(found: Evaluation) -> dict[str, float]:
-    """Mean of every term over the drawings, as ``term/<name>``."""
-    scorer = RewardScorer([(name, 1.0, params) for name, params in TERMS.items()])
+    """Mean of every term of `WATCHED` over the drawings, as ``term/<name>``."""
+    scorer = RewardScorer([(name, 1.0, params) for name, params in WATCHED.items()])
     records = scorer.score(RewardBatch(source_B3HW=found.images, reconstruction_B3HW=found.drawings))
-    return {f"term/{name}": sum(record.terms[name] for record in records) / len(records) for name in TERMS}
+    return {f"term/{name}": sum(record.terms[name] for record in records) / len(records) for name in WATCHED}
 
 
 def verdicts(results: Sequence[Result]) -> list[Bar]:
@@ -109,8 +120,8 @@ def verdicts(results: Sequence[Result]) -> list[Bar]:
         ordered = sorted((result for result in results if result.reward == reward), key=lambda result: result.seed)
         return [result.gain("drawn") for result in ordered]
 
-    bars = [beyond_seeds(f"{reward}: exact attribute accuracy up beyond seeds", gains(reward)) for reward in TERMS]
-    best, second = sorted(TERMS, key=lambda reward: -mean_and_spread(gains(reward))[0])[:2]
+    bars = [beyond_seeds(f"{reward}: exact attribute accuracy up beyond seeds", gains(reward)) for reward in REWARDS]
+    best, second = sorted(REWARDS, key=lambda reward: -mean_and_spread(gains(reward))[0])[:2]
     leads = [ours - theirs for ours, theirs in zip(gains(best), gains(second), strict=True)]
     bars.append(beyond_seeds(f"{best} buys more attributes than {second}, beyond seeds", leads))
     return bars
@@ -124,7 +135,7 @@ COLUMNS = {
     "full_detail": "full detail",
     "true": "true captions",
     "words": "words",
-    **{f"term/{name}": f"`{name}`" for name in TERMS},
+    **{f"term/{name}": f"`{name}`" for name in WATCHED},
 }
 
 
@@ -134,7 +145,7 @@ def table(results: Sequence[Result]) -> str:
     start = {result.seed: result.before for result in results}
     cells = [f"{mean_and_spread([figures[key] for figures in start.values()])[0]:.3f}" for key in COLUMNS]
     lines.append("| before | " + " | ".join(cells) + " |")
-    for reward in TERMS:
+    for reward in REWARDS:
         mine = [result for result in results if result.reward == reward]
         cells = []
         for key in COLUMNS:
@@ -151,7 +162,7 @@ def write_results(out: Path, results: Sequence[Result], steps: int) -> None:
     content = {
         "steps": steps,
         "torch": torch.__version__,
-        "terms": TERMS,
+        "rewards": REWARDS,
         "bars": bars,
         "runs": [asdict(result) for result in results],
     }
@@ -166,8 +177,8 @@ def plot_curves(path: Path, results: Sequence[Result]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(TERMS), figsize=(9, 2.6), sharex=True, constrained_layout=True)
-    for axis, reward in zip(axes, TERMS, strict=True):
+    figure, axes = pyplot.subplots(1, len(REWARDS), figsize=(11, 2.6), sharex=True, constrained_layout=True)
+    for axis, reward in zip(axes, REWARDS, strict=True):
         for result in (result for result in results if result.reward == reward):
             steps, values = zip(*((point["step"], point["reward"]) for point in result.curve), strict=True)
             axis.plot(steps, values, label=f"seed {result.seed}")

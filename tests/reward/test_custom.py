@@ -225,7 +225,7 @@ FAULTS = {
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])
 def test_two_thousand_hostile_outcomes(make_batch, write, kind: str, rate: float) -> None:
-    """Three plain functions hang, since their threads cannot be stopped; of coroutines as many as of any other fault."""
+    """Three plain functions hang, since their threads cannot be stopped; of coroutines as many as any fault."""
     count, members = 2000, 8
     batch, draw = make_batch(count, size=2), random.Random(3)
     body, faulty = HOSTILE, sorted(FAULTS)

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation for Understanding with four rewards: which one buys the most exact attributes.
 
-The runs of a seed differ in ``uae.reward.terms`` alone; the terms of `WATCHED` that are not rewarded are held out. What
-counts is what no reward sees: the attributes that the checker reads from held-out reconstructions, and SceneEval. Writes
-``rewards.json`` and ``rewards_curves.png``.
+The runs of a seed differ in ``uae.reward.terms`` alone; the terms of `WATCHED` that are not rewarded are held out.
+What counts is what no reward sees: the attributes that the checker reads from held-out reconstructions, and SceneEval.
+Writes ``rewards.json`` and ``rewards_curves.png``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from verl_uae.scenes.learn.runs import Run, cold_starts, execute, read_curve
 from verl_uae.scenes.quickstart import Say, trained_encoder
 
 SCENES = 256
-#: Term: parameters. Three that see where things are. Pictures of 32 pixels are enlarged to 64 for the ImageNet features,
-#: which orders the captions of one picture better than 224 does, at a twentieth of the time (docs/results.md).
+#: Term: parameters. Three that see where things are. Pictures of 32 pixels are enlarged to 64 for the ImageNet
+#: features, which orders the captions of one picture better than 224 does, in a twentieth of the time (docs/results.md).
 WATCHED: dict[str, dict[str, Any]] = {"pixel": {}, "ssim": {}, "efficientnet_lite0": {"image_size": 64}}
 #: The rewards: those three, and one that pools over the picture, as the cosine of CLIP features does.
 REWARDS: dict[str, tuple[str, dict[str, Any]]] = {

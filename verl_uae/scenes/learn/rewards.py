@@ -27,7 +27,7 @@ from verl_uae.scenes.quickstart import Say, trained_encoder
 
 SCENES = 256
 #: Term: parameters. Three that see where things are. Pictures of 32 pixels are enlarged to 64 for the ImageNet
-#: features, which orders the captions of one picture better than 224 does, in a twentieth of the time (docs/results.md).
+#: features, which orders the captions of a picture better than 224 does, in a twentieth of the time (docs/results.md).
 WATCHED: dict[str, dict[str, Any]] = {"pixel": {}, "ssim": {}, "efficientnet_lite0": {"image_size": 64}}
 #: The rewards: those three, and one that pools over the picture, as the cosine of CLIP features does.
 REWARDS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -67,8 +67,9 @@ def test_term_means_are_those_of_the_terms() -> None:
 
 def test_figures_and_curves_are_written(tmp_path: Path) -> None:
     found = results(pixel=(0.40, 0.41), ssim=(0.50, 0.51), efficientnet_lite0=(0.30, 0.31), pooled=(0.20, 0.21))
-    rewards.write_results(tmp_path, found, 60)
+    rewards.write_results(tmp_path, found, 60, {0: {"pixel": 0.7}})
     content = json.loads((tmp_path / "rewards.json").read_text())
+    assert content["orders"] == {"0": {"pixel": 0.7}}
     assert content["runs"][0]["reward"] == "pixel" and len(content["bars"]) == 5
     assert (tmp_path / "rewards_curves.png").stat().st_size > 1000
     rows = rewards.table(found).splitlines()

@@ -22,6 +22,7 @@ from verl_uae.reward.scorer import RewardScorer
 from verl_uae.scenes.coldstart import ColdStartConfig
 from verl_uae.scenes.evaluate import Evaluation, evaluate
 from verl_uae.scenes.learn.bars import Bar, beyond_seeds, mean_and_spread
+from verl_uae.scenes.learn.orders import orders
 from verl_uae.scenes.learn.runs import Run, cold_starts, execute, read_curve
 from verl_uae.scenes.quickstart import Say, trained_encoder
 
@@ -33,6 +34,12 @@ WATCHED: dict[str, dict[str, Any]] = {"pixel": {}, "ssim": {}, "efficientnet_lit
 REWARDS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, params) for name, params in WATCHED.items()},
     "pooled": ("efficientnet_lite0", {"image_size": 64, "mode": "pooled"}),
+}
+#: Further settings whose order of captions is compared before training.
+ORDERED: dict[str, tuple[str, dict[str, Any]]] = {
+    **REWARDS,
+    "efficientnet_lite0, 224 px": ("efficientnet_lite0", {}),
+    "pooled, 224 px": ("efficientnet_lite0", {"mode": "pooled"}),
 }
 
 _COMMON = ("trainer.test_freq=-1", "trainer.val_before_train=false")
@@ -67,6 +74,7 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
         for reward in REWARDS
     }
     seconds = execute(list(runs.values()), jobs, say)
+    order = {seed: orders(root, ORDERED, seed) for seed, root in roots.items()}
     before = {seed: measure(root, root / "encoder", seed) for seed, root in roots.items()}
     results = [
         Result(
@@ -79,7 +87,7 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
         )
         for (reward, seed), run in runs.items()
     ]
-    write_results(out, results, steps)
+    write_results(out, results, steps, order)
     say(table(results))
     return verdicts(results)
 
@@ -156,13 +164,14 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def write_results(out: Path, results: Sequence[Result], steps: int) -> None:
+def write_results(out: Path, results: Sequence[Result], steps: int, order: Mapping[int, Mapping[str, float]]) -> None:
     """Write the figures and the curves."""
     bars = {bar.claim: {"met": bar.met, "figure": bar.figure} for bar in verdicts(results)}
     content = {
         "steps": steps,
         "torch": torch.__version__,
         "rewards": REWARDS,
+        "orders": order,
         "bars": bars,
         "runs": [asdict(result) for result in results],
     }

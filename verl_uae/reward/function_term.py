@@ -106,7 +106,7 @@ class FunctionTerm(RewardTerm):
         start = time.monotonic()
         try:
             answers = as_rows(self._call(self._lists, batch), len(batch))
-        except _LateError as error:
+        except LateError as error:
             return [self._record(Call(error=error))] * len(batch)
         except SystemExit as error:
             # As an ordinary exception it costs the sample that causes it, not all that are still to come.
@@ -118,7 +118,7 @@ class FunctionTerm(RewardTerm):
         with torch.no_grad():
             result = self._function(**arguments(*place), **self._params)
             if inspect.isawaitable(result):
-                return asyncio.run(_within(result, COROUTINE_SHARE * self.guard.timeout_s))
+                return asyncio.run(within(result, COROUTINE_SHARE * self.guard.timeout_s))
         return result
 
     def _arguments(self, batch: RewardBatch, index: int) -> Mapping[str, Any]:
@@ -131,7 +131,7 @@ class FunctionTerm(RewardTerm):
 
     def _record(self, call: Call[object]) -> RewardRecord:
         label = self.label
-        if call.timed_out or isinstance(call.error, _LateError):
+        if call.timed_out or isinstance(call.error, LateError):
             reason = f"{label}: no answer within {self.guard.timeout_s:g} s"
             return RewardRecord.failed(Status.TIMEOUT, reason, call.seconds)
         if call.error is not None:
@@ -191,15 +191,16 @@ def announce(function: Callable[..., Any], path: str, sha256: str) -> None:
     logger.info("custom reward %s from %s, sha256 %s", signature_text(function), path, sha256 or "unknown")
 
 
-class _LateError(Exception):
+class LateError(Exception):
     """A coroutine was cancelled at its deadline. Not TimeoutError, which the user's own code may raise."""
 
 
-async def _within(result: Any, timeout_s: float) -> object:
+async def within(result: Any, timeout_s: float) -> object:
+    """Await a result, or raise :class:`LateError`."""
     task = asyncio.ensure_future(result)
     done, _ = await asyncio.wait({task}, timeout=timeout_s)
     if not done:
-        raise _LateError  # asyncio.run cancels the task on its way out and waits for its cleanup.
+        raise LateError  # asyncio.run cancels the task on its way out and waits for its cleanup.
     return task.result()
 
 

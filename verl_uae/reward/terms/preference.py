@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.custom import COROUTINE_SHARE, to_pil
 from verl_uae.reward.deadline import Call, Guard
+from verl_uae.reward.function_term import COROUTINE_SHARE, LateError, to_pil, within
 from verl_uae.reward.outcome import as_number, describe, describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
@@ -97,6 +97,15 @@ class Preference(RewardTerm):
         self._params = dict(params or {})
         self._function = _load_function(path, name, self._params, key)
 
+    @classmethod
+    def check_params(cls, params: Mapping[str, Any], key: str) -> None:
+        """Load the file and refuse what cannot be called; see :class:`Preference`."""
+        try:
+            inspect.signature(cls).bind(**params)
+        except TypeError as error:
+            raise ConfigError(key, f"{error}; {cls.__name__} takes {inspect.signature(cls)}") from error
+        cls(**{**params, "key": key})
+
     def setup(self, context: TermContext) -> None:
         """Take over the scorer's timeout."""
         self.guard = context.guard
@@ -135,11 +144,11 @@ class Preference(RewardTerm):
                 **self._params,
             )
             if inspect.isawaitable(result):
-                return asyncio.run(_within(result, COROUTINE_SHARE * self.guard.timeout_s))
+                return asyncio.run(within(result, COROUTINE_SHARE * self.guard.timeout_s))
         return result
 
     def _probability(self, call: Call[object]) -> float | RewardRecord:
-        if call.timed_out or isinstance(call.error, _LateError):
+        if call.timed_out or isinstance(call.error, LateError):
             return RewardRecord.failed(Status.TIMEOUT, f"{LABEL}: no answer within {self.guard.timeout_s:g} s")
         if call.error is not None:
             return RewardRecord.failed(Status.ERROR, f"{LABEL}: {describe_error(call.error)}")
@@ -180,18 +189,6 @@ def _value(won: Sequence[float], lost: RewardRecord | None) -> RewardRecord:
     if won:
         return RewardRecord(math.fsum(won) / len(won), Status.OK)
     return lost or RewardRecord.failed(Status.INVALID, f"{LABEL}: no other member of the group has a picture")
-
-
-class _LateError(Exception):
-    """A coroutine was cancelled at its deadline. Not TimeoutError, which the user's own code may raise."""
-
-
-async def _within(result: Any, timeout_s: float) -> object:
-    task = asyncio.ensure_future(result)
-    done, _ = await asyncio.wait({task}, timeout=timeout_s)
-    if not done:
-        raise _LateError
-    return task.result()
 
 
 def _load_function(path: str, name: str, params: Mapping[str, Any], key: str) -> Callable[..., Any]:

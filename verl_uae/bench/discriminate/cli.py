@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from verl_uae.bench.discriminate.worlds import World
     from verl_uae.reward import TermSpec
 
-RESULT, TABLES = "discrimination.json", "discrimination.md"
+RESULT, TABLES, VALUES = "discrimination.json", "discrimination.md", "{}.npz"
 
 #: Side in pixels and pairs per call.
 SPEED = ("32x16", "256x1", "512x1")
@@ -26,7 +26,7 @@ SPEED = ("32x16", "256x1", "512x1")
 def add_parser(commands: Any) -> None:
     """Add the command to what ``ArgumentParser.add_subparsers`` returned."""
     parser = commands.add_parser("discriminate", help="which reward term sees which damage, and at what cost")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where {RESULT} and {TABLES} go")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"{RESULT}, {TABLES}, and raw values by world")
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="folder of photographs (default: none)")
     parser.add_argument("--size", type=int, default=256, help="side of the photographs, pixels (default 256)")
     parser.add_argument("--scenes", type=int, default=200, help="built-in scenes, 0 for none (default 200)")
@@ -35,24 +35,25 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--speed", nargs="*", default=list(SPEED), metavar="SIDExPAIRS", help="what is timed")
     parser.add_argument("--repetitions", type=int, default=7, help="of the timing (default 7)")
     parser.add_argument("--seed", type=int, default=0, help="of damage and bootstrap (default 0)")
+    parser.add_argument("--merge", type=Path, metavar="FILE", help=f"{RESULT} of the same pictures; keep its terms too")
     parser.add_argument("--render", type=Path, metavar="FILE", help=f"print the tables of a {RESULT}, measure nothing")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, or print the tables of a result."""
-    from verl_uae.bench.discriminate.result import read_result, render, result, write_result
+    import numpy as np
+
+    from verl_uae.bench.discriminate.result import merged, read_result, render, result, write_result
     from verl_uae.bench.discriminate.terms import build_scorers, not_measured, score_world, term_specs
     from verl_uae.bench.unified import write_text
 
     if args.render is not None:
         print(render(read_result(args.render)), end="")
         return 0
-    if args.out is None:
-        raise ConfigError("--out", "is needed")
-    sizes = [_size(text) for text in args.speed]
-    worlds = _worlds(args)
-    specs = term_specs(args.term, defaults=not args.no_defaults)
+    sizes = _check(args)
+    earlier = None if args.merge is None else read_result(args.merge)
+    worlds, specs = _worlds(args), term_specs(args.term, defaults=not args.no_defaults)
     scorers = build_scorers(specs)
     args.out.mkdir(parents=True, exist_ok=True)
     missing, command = not_measured(specs), shlex.join(["verl-uae", *sys.argv[1:]])
@@ -63,14 +64,28 @@ def run(args: argparse.Namespace) -> int:
     for part in (*worlds, "speed"):
         if part in worlds:
             measured[part] = (worlds[part], score_world(worlds[part], scorers, _progress))
+            np.savez_compressed(args.out / VALUES.format(part), **measured[part][1])
         else:
-            speed = _speed(args, specs, worlds, sizes)
+            speed = _speed(args, specs, sizes)
         content = result(measured, specs, missing, speed, seed=args.seed, command=command)
+        content = content if earlier is None else merged(earlier, content)
         write_result(args.out / RESULT, content)
         write_text(args.out / TABLES, render(content))
     print(render(content), end="")
-    print(f"not measured: {', '.join(missing) or 'none'}")
+    print(f"not measured: {', '.join(content['not_measured']) or 'none'}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> list[tuple[int, int]]:
+    """Sides and pairs of the timing."""
+    sizes = [_size(text) for text in args.speed]
+    if args.out is None:
+        raise ConfigError("--out", "is needed")
+    if args.repetitions < 1:
+        raise ConfigError("--repetitions", f"must be at least 1, got {args.repetitions}")
+    if not (args.scenes or args.photographs or sizes):
+        raise ConfigError("--scenes", "is 0 and there are no --photographs and no --speed: nothing to measure")
+    return sizes
 
 
 def _worlds(args: argparse.Namespace) -> dict[str, World]:
@@ -81,32 +96,27 @@ def _worlds(args: argparse.Namespace) -> dict[str, World]:
         found.append(photograph_world(args.photographs, args.size, args.seed))
     if args.scenes:
         found.append(scene_world(args.scenes, args.seed))
-    if not found:
-        raise ConfigError("--scenes", "is 0 and there are no --photographs: nothing to measure")
     return {world.name: world for world in found}
 
 
-def _speed(
-    args: argparse.Namespace,
-    specs: Sequence[TermSpec],
-    worlds: Mapping[str, World],
-    sizes: Sequence[tuple[int, int]],
-) -> dict[str, Any]:
-    """By side; pictures of the size of the scenes are scenes, if there are some."""
-    import torch
+def _speed(args: argparse.Namespace, specs: Sequence[TermSpec], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """By side. The pictures are scenes, enlarged: what a picture shows costs no time."""
     import torch.nn.functional as F
 
+    from verl_uae.bench.discriminate.scenes import draw_scenes
     from verl_uae.bench.discriminate.speed import milliseconds_per_pair
     from verl_uae.bench.discriminate.terms import build_scorers
+    from verl_uae.scenes.render import render_float
 
+    images = render_float(draw_scenes(8, args.seed))
     found = {}
     for side, pairs in sizes:
-        world = min(worlds.values(), key=lambda world: abs(world.side - side))
-        images = torch.stack([world.versions(place)[0] for place in range(min(8, len(world.pictures)))])
-        images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(0.0, 1.0)
-        scorers = build_scorers(specs, cache_bytes=0, chunk_size=pairs)
         times = milliseconds_per_pair(
-            scorers, images, batch_size=pairs, repetitions=args.repetitions, on_progress=_progress
+            build_scorers(specs, cache_bytes=0, chunk_size=pairs),
+            F.interpolate(images, size=(side, side), mode="bilinear"),
+            batch_size=pairs,
+            repetitions=args.repetitions,
+            on_progress=_progress,
         )
         found[str(side)] = {"batch_size": pairs, "clock": "processor time", "terms": times}
     return found

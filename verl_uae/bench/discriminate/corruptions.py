@@ -92,7 +92,7 @@ def hue(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
 def shift(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
     """Moved left or right; level: fraction of the side. What comes in is the mirror image of the border."""
     side = image_3HW.shape[-1]
-    pixels = round(level * side)
+    pixels = max(1, round(level * side))
     padded = F.pad(image_3HW[None], (pixels, pixels, 0, 0), mode="reflect")[0]
     start = pixels + int(draw.sign("shift")) * pixels
     return padded[:, :, start : start + side]

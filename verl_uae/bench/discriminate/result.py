@@ -19,7 +19,7 @@ from verl_uae.bench.bootstrap import LEVEL, RESAMPLES
 from verl_uae.bench.discriminate.accuracy import MILD, TIE, summary
 from verl_uae.bench.discriminate.worlds import World
 from verl_uae.bench.unified import versions, write_text
-from verl_uae.errors import DataError
+from verl_uae.errors import ConfigError, DataError
 from verl_uae.reward import TermSpec
 
 BENCHMARK, FORMAT = "reward discrimination", 1
@@ -36,7 +36,7 @@ def result(
     seed: int,
     command: str,
 ) -> dict[str, Any]:
-    """The contents of the result file.
+    """The contents of the result file, numbers with six digits.
 
     Args:
         worlds: by name, the world and the values (N, D) of every term.
@@ -46,13 +46,10 @@ def result(
         seed: of damage and bootstrap.
         command: the command line.
     """
-    return {
+    content = {
         "benchmark": BENCHMARK,
         "format": FORMAT,
-        "command": command,
-        "commit": _commit(),
-        "versions": versions(),
-        "machine": {"processor": _processor(), "threads": torch.get_num_threads(), "cores": os.cpu_count()},
+        "runs": [{"command": command, "commit": _commit(), "versions": versions(), "machine": _machine()}],
         "seed": seed,
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "unit": "picture"},
         "tie": TIE,
@@ -62,6 +59,9 @@ def result(
         "worlds": {name: _world(world, values, seed) for name, (world, values) in worlds.items()},
         "speed": dict(speed),
     }
+    # As it will be read again, so that results can be compared and merged.
+    rounded: dict[str, Any] = _rounded(content)
+    return rounded
 
 
 def _world(world: World, values: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
@@ -79,9 +79,34 @@ def _world(world: World, values: Mapping[str, np.ndarray], seed: int) -> dict[st
     }
 
 
+def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Two results over the same pictures as one; of a term or a timing in both, the later one counts.
+
+    Raises:
+        ConfigError: seed, pictures or damage differ.
+    """
+    same = all(earlier[name] == later[name] for name in ("seed", "bootstrap", "tie", "mild"))
+    worlds = dict(earlier["worlds"])
+    for name, world in later["worlds"].items():
+        before = worlds.get(name, world)
+        same = same and all(before[key] == world[key] for key in ("side", "pictures", "kinds"))
+        worlds[name] = {**world, **{key: {**before[key], **world[key]} for key in ("failed", "terms")}}
+    if not same:
+        raise ConfigError("--merge", "seed, pictures or damage of the two results differ")
+    terms = {term["label"]: term for term in (*earlier["terms"], *later["terms"])}
+    return {
+        **later,
+        "runs": [*earlier["runs"], *later["runs"]],
+        "terms": list(terms.values()),
+        "not_measured": [name for name in earlier["not_measured"] if name in later["not_measured"]],
+        "worlds": worlds,
+        "speed": later["speed"] or earlier["speed"],
+    }
+
+
 def write_result(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the result, numbers with six digits."""
-    write_text(path, json.dumps(_rounded(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write the result."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -193,9 +218,10 @@ def _commit() -> str | None:
     return found.stdout.strip()
 
 
-def _processor() -> str:
+def _machine() -> dict[str, Any]:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        processor = platform.processor() or platform.machine()
+    return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads()}

@@ -30,7 +30,9 @@ def _content(name: str, seed: int) -> dict:
     values[3, 7] = np.nan
     specs = term_specs([f"{{name: {name}}}"], defaults=False)
     missing = [other for other in ("pixel", "psnr", "clip") if other != name]
-    return result({"scenes": (WORLD, {name: values})}, specs, missing, SPEED, seed=seed, command=f"measure {name}")
+    return result(
+        {"scenes": (WORLD, {name: values})}, specs, missing, SPEED, seed=seed, command=f"measure {name}", commit="abc"
+    )
 
 
 def test_written_and_read(tmp_path: Path) -> None:

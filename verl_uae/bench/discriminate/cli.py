@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, or print the tables of a result."""
     import numpy as np
 
-    from verl_uae.bench.discriminate.result import merged, read_result, render, result, write_result
+    from verl_uae.bench.discriminate.result import checkout_commit, merged, read_result, render, result, write_result
     from verl_uae.bench.discriminate.terms import build_scorers, not_measured, score_world, term_specs
     from verl_uae.bench.unified import write_text
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     worlds, specs = _worlds(args), term_specs(args.term, defaults=not args.no_defaults)
     scorers = build_scorers(specs)
     args.out.mkdir(parents=True, exist_ok=True)
-    missing, command = not_measured(specs), shlex.join(["verl-uae", *sys.argv[1:]])
+    missing, command, commit = not_measured(specs), shlex.join(["verl-uae", *sys.argv[1:]]), checkout_commit()
     measured: dict[str, Any] = {}
     speed: dict[str, Any] = {}
     content: dict[str, Any] = {}
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             np.savez_compressed(args.out / VALUES.format(part), **measured[part][1])
         else:
             speed = _speed(args, specs, sizes)
-        content = result(measured, specs, missing, speed, seed=args.seed, command=command)
+        content = result(measured, specs, missing, speed, seed=args.seed, command=command, commit=commit)
         content = content if earlier is None else merged(earlier, content)
         write_result(args.out / RESULT, content)
         write_text(args.out / TABLES, render(content))

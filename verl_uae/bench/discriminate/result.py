@@ -35,6 +35,7 @@ def result(
     *,
     seed: int,
     command: str,
+    commit: str | None,
 ) -> dict[str, Any]:
     """The contents of the result file, numbers with six digits.
 
@@ -45,11 +46,12 @@ def result(
         speed: by side in pixels, see :func:`verl_uae.bench.discriminate.speed.milliseconds_per_pair`.
         seed: of damage and bootstrap.
         command: the command line.
+        commit: see :func:`checkout_commit`.
     """
     content = {
         "benchmark": BENCHMARK,
         "format": FORMAT,
-        "runs": [{"command": command, "commit": _commit(), "versions": versions(), "machine": _machine()}],
+        "runs": [{"command": command, "commit": commit, "versions": versions(), "machine": _machine()}],
         "seed": seed,
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "unit": "picture"},
         "tie": TIE,
@@ -208,8 +210,8 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def _commit() -> str | None:
-    """Of the checkout this package runs from; None outside one."""
+def checkout_commit() -> str | None:
+    """Commit of the checkout this package runs from; None outside one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)

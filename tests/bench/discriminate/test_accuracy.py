@@ -74,9 +74,16 @@ def test_summary_of_perfect_and_of_blind_terms() -> None:
     assert all(entry["mean"] == 1.0 for entry in perfect["ordering"].values())
     assert perfect["semantic_below_mild_all"] == {"mean": 1.0, "interval": [1.0, 1.0], "pictures": count, "pairs": 46}
     assert perfect["means"]["removed"] == [-11.0, -12.0, -13.0, -14.0]
+    # Semantic damage as bad as a nuisance between its second and third level.
+    counts[:, [column for name in semantic for column in columns[name]]] = 2.5
+    middle = summary(WORLD, -counts, 0, FEW)["semantic_below_nuisance"]
+    assert [entry["mean"] for entry in middle["shift"]] == [1.0, 1.0, 0.0, 0.0]
     blind = summary(WORLD, np.zeros((count, 44)), 0, FEW)
     assert blind["ordering_semantic"]["mean"] == blind["semantic_below_mild_all"]["mean"] == 0.5
     wrong = counts.copy()
     wrong[:, [column for name in semantic for column in columns[name]]] = 0.0
     seen = summary(WORLD, -wrong, 0, FEW)
-    assert seen["ordering_nuisance"]["mean"] == 1.0 and seen["semantic_below_lightest"]["jpeg"]["mean"] == 0.0
+    assert (
+        seen["ordering_nuisance"]["mean"] == 1.0
+        and [entry["mean"] for entry in seen["semantic_below_nuisance"]["jpeg"]] == [0.0] * 4
+    )

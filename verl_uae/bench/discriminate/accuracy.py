@@ -32,11 +32,11 @@ def level_pairs(columns: Sequence[int]) -> list[Pair]:
     return list(itertools.combinations(columns, 2))
 
 
-def across_pairs(world: World, semantic: str, mild: Sequence[str] = MILD) -> list[Pair]:
-    """(lightest level of a mild nuisance, level of a semantic kind that counts)."""
+def across_pairs(world: World, semantic: str, nuisances: Sequence[str] = MILD, level: int = 0) -> list[Pair]:
+    """(level of a nuisance, level of a semantic kind that counts), by default the lightest level of the mild ones."""
     columns = world.columns()
     kind = next(kind for kind in world.kinds if kind.name == semantic)
-    return [(columns[name][0], column) for name in mild for column in columns[semantic][kind.counted_from :]]
+    return [(columns[name][level], column) for name in nuisances for column in columns[semantic][kind.counted_from :]]
 
 
 def pair_scores(values_ND: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
@@ -108,7 +108,10 @@ def summary(world: World, values_ND: np.ndarray, seed: int, resamples: int = RES
     semantic = [kind.name for kind in world.kinds if kind.semantic]
     nuisance = [kind.name for kind in world.kinds if not kind.semantic]
     across = {name: across_pairs(world, name) for name in semantic}
-    each_mild = {name: [across_pairs(world, kind, [name]) for kind in semantic] for name in nuisance}
+    each_level = {
+        name: [[across_pairs(world, kind, [name], level) for kind in semantic] for level in range(len(columns[name]))]
+        for name in nuisance
+    }
     damaged = [column for found in columns.values() for column in found]
     return {
         "ordering": {name: accuracy(values_ND, pairs, seed, resamples) for name, pairs in within.items()},
@@ -116,8 +119,9 @@ def summary(world: World, values_ND: np.ndarray, seed: int, resamples: int = RES
         "ordering_nuisance": mean_accuracy(values_ND, [within[name] for name in nuisance], seed, resamples),
         "semantic_below_mild": {name: accuracy(values_ND, pairs, seed, resamples) for name, pairs in across.items()},
         "semantic_below_mild_all": mean_accuracy(values_ND, list(across.values()), seed, resamples),
-        "semantic_below_lightest": {
-            name: mean_accuracy(values_ND, groups, seed, resamples) for name, groups in each_mild.items()
+        "semantic_below_nuisance": {
+            name: [mean_accuracy(values_ND, groups, seed, resamples) for groups in levels]
+            for name, levels in each_level.items()
         },
         "range": useful_range(values_ND, damaged, columns["replaced"][-1], seed, resamples),
         "means": {name: _column_means(values_ND[:, found]) for name, found in columns.items()},

@@ -131,7 +131,7 @@ def render(content: Mapping[str, Any]) -> str:
     parts = []
     for name, world in content["worlds"].items():
         parts += [f"**Orderings within a kind, {_what(name, world)}**", "", *_ordering(world), ""]
-        parts += [f"**Semantic damage below mild nuisance, {_what(name, world)}**", "", *_across(world), ""]
+        parts += [f"**Semantic damage below nuisance, {_what(name, world)}**", "", *_across(world), ""]
         parts += [f"**Range, {_what(name, world)}**", "", *_range(world), ""]
     if content["speed"]:
         parts += ["**Processor time, milliseconds per pair**", "", *_speed(content["speed"]), ""]
@@ -156,11 +156,11 @@ def _ordering(world: Mapping[str, Any]) -> Iterable[str]:
 def _across(world: Mapping[str, Any]) -> Iterable[str]:
     semantic = [kind["name"] for kind in world["kinds"] if kind["semantic"]]
     nuisance = [kind["name"] for kind in world["kinds"] if not kind["semantic"]]
-    yield from _head(["term", *semantic, "mean", *(f"all below {name} 1" for name in nuisance)])
+    yield from _head(["term", *semantic, "mean", *(f"{name} 1 2 3 4" for name in nuisance)])
     for label, found in world["terms"].items():
         each = [_share(found["semantic_below_mild"][kind]) for kind in semantic]
-        lightest = [_share(found["semantic_below_lightest"][kind]) for kind in nuisance]
-        yield _line([f"`{label}`", *each, _with_interval(found["semantic_below_mild_all"]), *lightest])
+        levels = [" ".join(_share(entry) for entry in found["semantic_below_nuisance"][kind]) for kind in nuisance]
+        yield _line([f"`{label}`", *each, _with_interval(found["semantic_below_mild_all"]), *levels])
 
 
 def _range(world: Mapping[str, Any]) -> Iterable[str]:

@@ -1,8 +1,8 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""34 photographs that come with packages, collected into one folder for ``verl-uae bench discriminate``.
+"""33 photographs that come with packages, collected into one folder for ``verl-uae bench discriminate``.
 
-Eight are in the wheels of scikit-image 0.26, matplotlib 3.10 and scikit-learn 1.9, 26 in three packages of Debian 12:
+Seven are in the wheels of scikit-image 0.26, matplotlib 3.10 and scikit-learn 1.9, 26 in three packages of Debian 12:
 
     pip install scikit-image matplotlib
     pip download --no-deps scikit-learn && unzip -q scikit_learn-*.whl -d SOURCES
@@ -31,8 +31,7 @@ PHOTOGRAPHS: dict[str, str] = {
     "skimage/data/astronaut.png": "public domain (NASA)",
     "skimage/data/chelsea.png": "CC0",
     "skimage/data/coffee.png": "CC0",
-    "skimage/data/motorcycle_left.png": "CC0",
-    "skimage/data/rocket.jpg": "CC0",
+    "skimage/data/rocket.jpg": "public domain (SpaceX)",
     "matplotlib/mpl-data/sample_data/grace_hopper.jpg": "public domain (US Navy)",
     "sklearn/datasets/images/china.jpg": "CC BY 2.0",
     "sklearn/datasets/images/flower.jpg": "CC BY 2.0",

@@ -100,7 +100,7 @@ def draw_folder(
     described = describe_settings(pipe, settings, given=captions is not None)
     write_text(out / SETTINGS, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
     done = Drawn(out / PICTURES, described)
-    painter = _Painter(pipe, settings, out, _digest(described))
+    painter = _Painter(pipe, settings, out, settings_digest(described))
     names: dict[str, str] = {}
     for index, source in enumerate(sources):
         key = key_of(source, images)
@@ -164,7 +164,8 @@ def fingerprint(model: str) -> str | None:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def _digest(described: Mapping[str, Any]) -> str:
+def settings_digest(described: Mapping[str, Any]) -> str:
+    """Digest of what `describe_settings` returned: equal for settings that draw the same."""
     # The name of a folder says nothing about what is in it; the fingerprint does.
     named = {key: value for key, value in described.items() if key not in ("model", "encoder")}
     if described["model_fingerprint"] is None:

@@ -1,0 +1,105 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.bench.external.conftest import GENEVAL, REWRITTEN, write_lines
+from verl_uae.bench.external.prompts import read_prompts
+from verl_uae.errors import ConfigError, DataError
+
+
+def test_geneval_counts_from_five_zeros_and_genevalpp_from_one(geneval_file: Path, genevalpp_file: Path) -> None:
+    geneval, genevalpp = read_prompts("geneval", geneval_file), read_prompts("genevalpp", genevalpp_file)
+    assert [prompt.key for prompt in geneval.prompts] == ["00000", "00001", "00002"]
+    assert [prompt.key for prompt in genevalpp.prompts] == ["1", "2", "3"]
+    assert [prompt.metadata for prompt in geneval.prompts] == GENEVAL and geneval.name == "original"
+    assert [prompt.tag for prompt in genevalpp.prompts] == ["color_attr", "color_attr", "counting"]
+    assert geneval.source["sha256"] == hashlib.sha256(geneval_file.read_bytes()).hexdigest()
+
+
+def test_dpg_takes_the_names_of_files(dpg_folder: Path) -> None:
+    found = read_prompts("dpg", dpg_folder)
+    assert [(prompt.key, prompt.text) for prompt in found.prompts] == [
+        ("10", "a red circle above a blue square"),
+        ("2", "green triangle"),
+        ("partiprompts97", "a corgi"),
+    ]
+    before = found.source["sha256"]
+    (dpg_folder / "2.txt").write_text("green triangles")
+    assert read_prompts("dpg", dpg_folder).source["sha256"] != before
+
+
+@pytest.mark.parametrize("form", ["jsonl", "txt"])
+def test_rewritten_prompts_are_drawn_and_the_metadata_stays(geneval_file: Path, tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"rewritten.{form}"
+    lines = [json.dumps(line | {"prompt": text}) for line, text in zip(GENEVAL, REWRITTEN, strict=True)]
+    path.write_text("\n".join(lines if form == "jsonl" else REWRITTEN))
+    found = read_prompts("geneval", geneval_file, path)
+    assert found.name == "rewritten" and [prompt.drawn for prompt in found.prompts] == REWRITTEN
+    assert [prompt.metadata for prompt in found.prompts] == GENEVAL
+
+
+def test_rewritten_prompts_of_dpg_go_by_name(dpg_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "10.txt").write_text("ten")
+    (other / "2.txt").write_text("two")
+    with pytest.raises(DataError, match=r"partiprompts97\.txt: missing"):
+        read_prompts("dpg", dpg_folder, other)
+    (other / "partiprompts97.txt").write_text("corgi")
+    assert [prompt.drawn for prompt in read_prompts("dpg", dpg_folder, other).prompts] == ["ten", "two", "corgi"]
+
+
+def test_rewritten_prompts_in_another_order_are_refused(geneval_file: Path, tmp_path: Path) -> None:
+    swapped = write_lines(tmp_path / "swapped.jsonl", [GENEVAL[1], GENEVAL[0], GENEVAL[2]])
+    with pytest.raises(DataError, match="row 0: its include is not that of the original"):
+        read_prompts("geneval", geneval_file, swapped)
+    short = write_lines(tmp_path / "short.jsonl", GENEVAL[:2])
+    with pytest.raises(DataError, match="has 2 prompts for 3 originals"):
+        read_prompts("geneval", geneval_file, short)
+
+
+def test_equal_prompts_are_told_apart(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "twice.jsonl", [GENEVAL[0], GENEVAL[1], GENEVAL[0]])
+    assert [prompt.occurrence for prompt in read_prompts("geneval", path).prompts] == [0, 0, 1]
+
+
+def test_a_separator_inside_a_prompt_ends_no_line(tmp_path: Path) -> None:
+    line = json.dumps({"tag": "counting", "prompt": "one\u2028two"}, ensure_ascii=False)
+    path = tmp_path / "odd.jsonl"
+    path.write_text(f"{line}\n\n{line}\n", encoding="utf-8")
+    assert [prompt.text for prompt in read_prompts("geneval", path).prompts] == ["one\u2028two"] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"tag": "a", "prompt": "x"}\nnot json', "row 1: is no JSON"),
+        ('{"tag": "a", "prompt": " "}', "row 0: has no prompt"),
+        ('{"prompt": "x"}', "row 0: has no tag"),
+        ("[1]", "row 0: has no prompt"),
+        ("\n", "has no prompts"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_prompts("geneval", path)
+
+
+def test_a_name_the_scorer_would_cut_is_refused(dpg_folder: Path, tmp_path: Path) -> None:
+    (dpg_folder / "a.b.txt").write_text("text")
+    with pytest.raises(DataError, match="up to the first point"):
+        read_prompts("dpg", dpg_folder)
+    with pytest.raises(ConfigError, match="not a folder"):
+        read_prompts("dpg", tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="not a file"):
+        read_prompts("geneval", tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="must be one of geneval"):
+        read_prompts("wise", dpg_folder)  # type: ignore[arg-type]

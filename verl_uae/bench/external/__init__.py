@@ -1,0 +1,3 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks with scorers of their own, run elsewhere: pictures in the folders they want, and what they write, read."""

@@ -1,0 +1,172 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``verl-uae bench draw-prompts``, ``read`` and ``scores``. Heavy imports are lazy."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_uae.errors import ConfigError
+from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
+
+BENCHES = ("geneval", "genevalpp", "dpg")
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the commands to those of ``verl-uae bench``."""
+    _add_draw(commands)
+    read = commands.add_parser("read", help="what the scorer of GenEval, GenEval++ or DPG-Bench wrote, as one JSON")
+    read.add_argument("benchmark", choices=BENCHES)
+    read.add_argument("results", type=Path, help="results.jsonl, Output.json, or *_results.txt")
+    read.add_argument("--drawn", type=Path, metavar="DIR", help="--out of draw-prompts")
+    read.add_argument("--prompts", type=Path, metavar="PATH", help="instead: the benchmark's prompts")
+    read.add_argument("--rewritten", type=Path, metavar="PATH", help="with --prompts: the texts that were drawn")
+    read.add_argument("--prompt-set", choices=("original", "rewritten"), help="with --prompts: which were drawn")
+    read.add_argument("--samples", type=int, help="with --prompts: samples per prompt (default: the benchmark's)")
+    read.add_argument("--questions", type=Path, metavar="CSV", help="dpg_bench.csv: categories from the answers")
+    read.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    read.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
+    read.set_defaults(run=_read)
+    table = commands.add_parser("scores", help="files of `bench read` side by side, as Markdown tables")
+    table.add_argument("results", nargs="+", metavar="[NAME=]FILE")
+    table.set_defaults(run=_scores)
+
+
+def _add_draw(commands: Any) -> None:
+    parser = commands.add_parser("draw-prompts", help="draw GenEval, GenEval++ or DPG-Bench for its own scorer")
+    parser.add_argument("benchmark", choices=BENCHES)
+    parser.add_argument("prompts", type=Path, help="evaluation_metadata.jsonl, Geneval++.jsonl, or a folder of .txt")
+    add_model_arguments(parser, "--model")
+    parser.add_argument("--rewritten", type=Path, metavar="PATH", help="draw these texts; the metadata stays")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="images/, manifest.json, records")
+    parser.add_argument("--samples", type=int, help="per prompt (default: the benchmark's: 4, 1, 4)")
+    parser.add_argument("--resolution", type=int, help="side of a sample in its file, pixels (default: as drawn)")
+    parser.add_argument("--grid", action="store_true", help="geneval: also grid.png, which the scorer ignores")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="share of this process, from 0 (default 0/1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial noise (default 0)")
+    parser.add_argument("--steps", type=int, default=40, help="denoising steps (default 40)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance, 1 is off (default 5)")
+    parser.add_argument("--size", type=int, help="side to draw, pixels (default: the model's, 1024 for SD3.5)")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="text of the unconditional branch")
+    parser.set_defaults(run=_draw)
+
+
+def _draw(args: argparse.Namespace) -> int:
+    from verl_uae.bench.draw import DrawSettings
+    from verl_uae.bench.external.draw import MANIFEST, Shard, draw_prompts, read_manifest
+    from verl_uae.bench.external.prompts import read_prompts
+    from verl_uae.pipeline.pipeline import NEGATIVE_PROMPT
+
+    if args.model is None:
+        raise ConfigError("--model", "needed")
+    for key, value in (("--steps", args.steps), ("--resolution", args.resolution)):
+        if value is not None and value < 1:
+            raise ConfigError(key, f"must be at least 1, got {value}")
+    index, slash, count = args.shard.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise ConfigError("--shard", f"must be I/N, got {args.shard!r}")
+    shard = Shard(int(index), int(count))
+    prompts = read_prompts(args.benchmark, args.prompts, args.rewritten)
+    pipe = load_pipeline(args)
+    try:
+        pipe.decoder.latent_shape(args.size or 0, args.size or 0)
+    except ValueError as error:
+        raise ConfigError("--size", str(error)) from error
+    settings = DrawSettings(
+        model=args.model,
+        encoder=args.encoder,
+        seed=args.seed,
+        steps=args.steps,
+        guidance=args.guidance,
+        size=args.size,
+        negative_prompt=NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt,
+    )
+    drawn = draw_prompts(
+        pipe,
+        prompts,
+        args.out,
+        settings,
+        samples=args.samples,
+        resolution=args.resolution,
+        with_grid=args.grid,
+        shard=shard,
+        on_picture=lambda done, total: print(f"drawing: {done} of {total}", file=sys.stderr, flush=True),
+    )
+    print(f"{drawn.pictures} pictures, {drawn.kept} of them from before", file=sys.stderr)
+    if drawn.truncated:
+        print(f"{drawn.truncated} of them of prompts longer than the condition", file=sys.stderr)
+    scorer = read_manifest(args.out)["scorer"]
+    print(f"{args.out / MANIFEST}\nscorer: {scorer['repository']}\n{scorer['command']}")
+    return 0
+
+
+def _read(args: argparse.Namespace) -> int:
+    from verl_uae.bench.external.result import as_result
+    from verl_uae.bench.external.table import render
+    from verl_uae.bench.unified import write_result
+
+    expected = _expected(args)
+    if args.questions is not None and args.benchmark != "dpg":
+        raise ConfigError("--questions", "is for dpg")
+    finding, files = _finding(args, expected)
+    content = as_result(finding, expected, files, args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_result(args.out, content)
+    print(render({args.out.stem: content}), end="")
+    return 0 if content["complete"] else 1
+
+
+def _expected(args: argparse.Namespace) -> Any:
+    from verl_uae.bench.external.expected import expected_of_drawn, expected_of_source
+
+    if (args.drawn is None) == (args.prompts is None):
+        raise ConfigError("--drawn", "give either --drawn or --prompts")
+    if args.drawn is None:
+        return expected_of_source(
+            args.benchmark,
+            args.prompts,
+            samples=args.samples,
+            rewritten=args.rewritten,
+            prompt_set=args.prompt_set,
+        )
+    for key, value in (("rewritten", args.rewritten), ("prompt-set", args.prompt_set), ("samples", args.samples)):
+        if value is not None:
+            raise ConfigError(f"--{key}", "goes with --prompts; --drawn knows it")
+    return expected_of_drawn(args.benchmark, args.drawn)
+
+
+def _finding(args: argparse.Namespace, expected: Any) -> tuple[Any, list[Path]]:
+    """What the reader found, and the files it read."""
+    if args.benchmark == "geneval":
+        from verl_uae.bench.external.geneval import read_geneval
+
+        return read_geneval(args.results, expected, args.seed), [args.results]
+    if args.benchmark == "genevalpp":
+        from verl_uae.bench.external.genevalpp import read_genevalpp
+
+        return read_genevalpp(args.results, expected, args.seed), [args.results]
+    from verl_uae.bench.external.dpg import detail_of, read_dpg
+
+    found = read_dpg(args.results, expected, args.seed, args.questions)
+    extra = [] if args.questions is None else [detail_of(args.results), args.questions]
+    return found, [args.results, *extra]
+
+
+def _scores(args: argparse.Namespace) -> int:
+    from verl_uae.bench.external.result import read_result
+    from verl_uae.bench.external.table import render
+
+    results: dict[str, Mapping[str, Any]] = {}
+    for text in args.results:
+        name, equals, file = text.partition("=")
+        path = Path(file if equals and not Path(text).exists() else text)
+        label = path.stem if path == Path(text) else name
+        if label in results:
+            raise ConfigError("results", f"two are named {label!r}; name them with NAME=FILE")
+        results[label] = read_result(path)
+    print(render(results), end="")
+    return 0

@@ -1,0 +1,155 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""One form for the results of all scorers: scores per category with counts and intervals, and what is missing.
+
+Shape legend: P prompts, R resamples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verl_uae import __version__
+from verl_uae.bench.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
+from verl_uae.bench.external.expected import Expected
+from verl_uae.bench.external.prompts import BENCHES, ORIGINAL, REWRITTEN
+from verl_uae.errors import DataError
+from verl_uae.seeding import derive_seed
+
+
+@dataclass(slots=True)
+class Category:
+    """Points of a category, prompt by prompt; a prompt keeps its samples together when prompts are resampled."""
+
+    expected: int
+    """Scores there should be."""
+    points: list[float] = field(default_factory=list)
+    """Sum of the scores of each prompt that has any."""
+    counts: list[int] = field(default_factory=list)
+    """Number of scores of each of those prompts."""
+
+    def add(self, scores: Sequence[float]) -> None:
+        """Take the scores of one prompt; none are no prompt."""
+        if scores:
+            self.points.append(float(sum(scores)))
+            self.counts.append(len(scores))
+
+    @property
+    def score(self) -> float | None:
+        """Mean over all scores, in [0, 1]; None without any."""
+        return sum(self.points) / sum(self.counts) if self.counts else None
+
+    def resampled(self, seed: int, name: str) -> np.ndarray:
+        """Scores (R,) of resampled prompts."""
+        table_P2 = np.array([self.points, self.counts], dtype=np.float64).T
+        # Categories of one size would share their draws otherwise, and vary together.
+        means_R2 = resampled_means(table_P2, derive_seed(seed, name))
+        return np.asarray(means_R2[:, 0] / means_R2[:, 1])
+
+    def as_json(self, seed: int, name: str) -> dict[str, Any]:
+        """Score, denominator, and interval."""
+        return {
+            "score": self.score,
+            "points": sum(self.points),
+            "count": sum(self.counts),
+            "expected": self.expected,
+            "prompts": len(self.counts),
+            "interval": interval(self.resampled(seed, name)) if self.counts else None,
+        }
+
+
+@dataclass(slots=True)
+class Finding:
+    """What a reader found in the files of a scorer."""
+
+    categories: dict[str, Category]
+    overall: float | None
+    """By the benchmark's rule, over the scores there are; None without any."""
+    overall_interval: list[float] | None
+    rule: str
+    """How ``overall`` follows from the scores."""
+    official: dict[str, Any]
+    """What the scorer itself says, or would say, of its files, by its own arithmetic."""
+    scored: int
+    """Samples that have a score."""
+    missing: list[dict[str, str]] = field(default_factory=list)
+    """``what`` and ``reason``; anything here makes the result incomplete."""
+    notes: list[str] = field(default_factory=list)
+    """Known faults of the scorer that the numbers carry."""
+
+
+def mean_over_categories(categories: Mapping[str, Category], seed: int) -> tuple[float | None, list[float] | None]:
+    """Plain mean over the categories that have scores, and its interval; prompts are resampled within categories."""
+    scored = {name: category for name, category in categories.items() if category.score is not None}
+    if not scored:
+        return None, None
+    samples_R = np.mean([category.resampled(seed, name) for name, category in scored.items()], axis=0)
+    return float(np.mean([category.score for category in scored.values()])), interval(samples_R)
+
+
+def as_result(finding: Finding, expected: Expected, files: Sequence[Path], seed: int) -> dict[str, Any]:
+    """The content of the result file.
+
+    Args:
+        finding: of a reader.
+        expected: what should have been scored.
+        files: the scorer's files, whose digests are noted.
+        seed: of the bootstrap.
+    """
+    complete = not finding.missing and finding.overall is not None
+    return {
+        "bench": expected.bench,
+        "prompt_set": expected.prompt_set,
+        "complete": complete,
+        "overall": finding.overall if complete else None,
+        "partial_overall": None if complete else finding.overall,
+        "overall_interval": finding.overall_interval,
+        "rule": finding.rule,
+        "categories": {name: category.as_json(seed, name) for name, category in finding.categories.items()},
+        "official": finding.official,
+        "missing": finding.missing,
+        "notes": finding.notes,
+        "scored": finding.scored,
+        "prompts": len(expected.prompts),
+        "samples_per_prompt": expected.samples,
+        "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "unit": "prompt"},
+        **expected.source,
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "version": __version__,
+    }
+
+
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a result file.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(path, None, f"cannot be read: {error}") from error
+    known = isinstance(content, dict) and content.get("bench") in BENCHES
+    if not known or content.get("prompt_set") not in (ORIGINAL, REWRITTEN) or "categories" not in content:
+        raise DataError(path, None, "is no result of `verl-uae bench read`")
+    return dict(content)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a scorer's file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(path, None, f"cannot be read: {error}") from error

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_uae.bench.discriminate.cli import add_parser as add_discriminate
 from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
 from verl_uae.bench.lmms.cli import add_parsers as add_lmms_parsers
@@ -39,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
     length.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     length.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     length.set_defaults(run=_length)
+    add_discriminate(commands)
     scenes = commands.add_parser("scenes", help="SceneEval: GenEval's six categories, exact, in the built-in world")
     add_model_arguments(scenes)
     scenes.add_argument("--out", type=Path, metavar="FILE", help="JSON with every answer")

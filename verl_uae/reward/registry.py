@@ -42,6 +42,7 @@ BUILT_IN: Mapping[str, str] = {
     "dinov2": "verl_uae.reward.terms.vision:Dinov2Similarity",
     "dinov3": "verl_uae.reward.terms.vision:Dinov3Similarity",
     "siglip2": "verl_uae.reward.terms.vision:Siglip2Similarity",
+    "dreamsim": "verl_uae.reward.terms.dreamsim:Dreamsim",
     "lpips": "verl_uae.reward.terms.perceptual:LPIPS",
     "dists": "verl_uae.reward.terms.perceptual:DISTS",
     "image_text_clip": "verl_uae.reward.terms.image_text:ImageTextClip",

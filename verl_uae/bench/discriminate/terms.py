@@ -37,8 +37,8 @@ DEFAULTS: tuple[Mapping[str, Any], ...] = (
     {"label": "efficientnet_lite0, pooled", "name": "efficientnet_lite0", "params": {"mode": "pooled"}},
 )
 
-#: Another name of terms in the list.
-ALIASES = frozenset({"features"})
+#: Names that stand for another term or for a file of the user.
+ALIASES = frozenset({"features", "custom"})
 
 Progress = Callable[[str, int, int], None]
 

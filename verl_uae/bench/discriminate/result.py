@@ -120,9 +120,9 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(path, None, f"cannot be read: {error}") from error  # type: ignore[arg-type]
+        raise DataError(path, None, f"cannot be read: {error}") from error
     if not isinstance(content, dict) or (content.get("benchmark"), content.get("format")) != (BENCHMARK, FORMAT):
-        raise DataError(path, None, f"is not a result of {BENCHMARK!r} by this version")  # type: ignore[arg-type]
+        raise DataError(path, None, f"is not a result of {BENCHMARK!r} by this version")
     return content
 
 

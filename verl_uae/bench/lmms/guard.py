@@ -121,7 +121,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _metrics(entries: Mapping[str, Any]) -> dict[str, str]:
     """Keys of numbers by name of the metric, without their standard errors."""
-    found = {}
+    found: dict[str, str] = {}
     for key, value in entries.items():
         name, comma, _ = key.partition(",")
         if comma and "_stderr" not in name and isinstance(value, int | float) and not isinstance(value, bool):

@@ -85,7 +85,7 @@ def read_questions(path: str | os.PathLike[str]) -> dict[str, Item]:
         with open(Path(path), encoding="utf-8-sig", newline="") as file:
             lines = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(path, None, f"cannot be read: {error}") from error
+        raise DataError(Path(path), None, f"cannot be read: {error}") from error
     for row, line in enumerate(lines):
         try:
             parents = tuple(int(text) for text in line["dependency"].split(",") if int(text) != 0)
@@ -93,7 +93,7 @@ def read_questions(path: str | os.PathLike[str]) -> dict[str, Item]:
             question = Question(int(line["proposition_id"]), line["question_natural_language"], category, parents)
             found.setdefault(line["item_id"], []).append(question)
         except (KeyError, ValueError, AttributeError, TypeError) as error:
-            raise DataError(path, row, f"is no question of DPG-Bench: {error!r}") from error
+            raise DataError(Path(path), row, f"is no question of DPG-Bench: {error!r}") from error
     if not found:
-        raise DataError(path, None, "has no questions")
+        raise DataError(Path(path), None, "has no questions")
     return {key: Item(tuple(questions)) for key, questions in found.items()}

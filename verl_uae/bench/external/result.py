@@ -136,10 +136,10 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(path, None, f"cannot be read: {error}") from error
+        raise DataError(Path(path), None, f"cannot be read: {error}") from error
     known = isinstance(content, dict) and content.get("bench") in BENCHES
     if not known or content.get("prompt_set") not in (ORIGINAL, REWRITTEN) or "categories" not in content:
-        raise DataError(path, None, "is no result of `verl-uae bench read`")
+        raise DataError(Path(path), None, "is no result of `verl-uae bench read`")
     return dict(content)
 
 
@@ -152,4 +152,4 @@ def read_text(path: str | os.PathLike[str]) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise DataError(path, None, f"cannot be read: {error}") from error
+        raise DataError(Path(path), None, f"cannot be read: {error}") from error

@@ -79,7 +79,7 @@ def read_changes(
             changes.append(_change(task, metric, first, second, better is not False, (task, metric) in watched))
     lost = sorted(watched - {(change.task, change.metric) for change in changes})
     if lost:
-        raise DataError(after, None, f"has no {':'.join(lost[0])}, which is watched")
+        raise DataError(Path(after), None, f"has no {':'.join(lost[0])}, which is watched")
     return changes
 
 
@@ -113,9 +113,9 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(path, None, f"cannot be read: {error}") from error
+        raise DataError(Path(path), None, f"cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict) or "n-samples" not in content:
-        raise DataError(path, None, "is no result of lmms-eval")
+        raise DataError(Path(path), None, "is no result of lmms-eval")
     return content
 
 

@@ -8,7 +8,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test test-slow test-vllm learn-g4u learn-long learn-stages learn-u4g learn-unified lint clean
+.PHONY: help setup quickstart test test-slow test-vllm learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
@@ -19,6 +19,7 @@ help:
 	@echo "make learn-u4g    Understanding for Generation, every preset over three seeds; writes outputs/learn-u4g"
 	@echo "make learn-unified  both in turns against either alone, over three seeds; writes outputs/learn-unified"
 	@echo "make learn-stages   pre-training, cold start, G4U, U4G and export in a row, three seeds; writes outputs/learn-stages"
+	@echo "make learn-rewards  G4U with four rewards, over three seeds; writes outputs/learn-rewards"
 	@echo "make learn-long   captions past 77 tokens against their cut, over three seeds; writes outputs/learn-long"
 
 setup: $(STAMP)
@@ -45,7 +46,7 @@ test-slow: setup
 test-vllm:
 	bash tests/vllm/run.sh
 
-learn-g4u learn-long learn-stages learn-u4g learn-unified: setup
+learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified: setup
 	$(BIN)/python -m verl_uae.scenes.learn $(@:learn-%=%) --seeds 0 1 2 --jobs $(JOBS) --out outputs/$@
 
 clean:

@@ -449,7 +449,8 @@ def test_rewards_of_the_documentation_work(tmp_path: Path) -> None:
     drawn_B3HW = torch.stack([source_B3HW[0], source_B3HW[1].flip(-1)])
     batch = RewardBatch(source_B3HW, drawn_B3HW, captions=["a", "b"], rows=[{}, {}])
     files = [_reward_of_the_readme(tmp_path), ROOT / "examples" / "custom_reward.py"]
-    for path in [*files, *sorted((ROOT / "rewards").glob("*.py"))]:
+    # The other files of rewards/ need models, servers or text; tests/rewards runs them.
+    for path in [*files, ROOT / "rewards" / "color_histogram.py"]:
         same, other = RewardScorer([("custom", 1.0, {"path": str(path)})]).score(batch)
         assert same.value == pytest.approx(1.0, abs=1e-9), path
         assert other.value is not None and other.value <= same.value, path

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from verl_uae import __version__
 from verl_uae.errors import UAEError
@@ -45,7 +46,28 @@ def build_parser() -> argparse.ArgumentParser:
 
     for add in (add_data, add_formats, add_sample, add_demo, add_bench):
         add(commands)
+    _add_reward_server(commands)
     return parser
+
+
+def _add_reward_server(commands: Any) -> None:
+    parser = commands.add_parser("reward-server", help="compute rewards for runs on other machines, over HTTP")
+    parser.add_argument("--term", action="append", default=[], metavar="YAML", help="name or entry; may be repeated")
+    parser.add_argument("--config", metavar="FILE", help="YAML with terms: or uae.reward.terms:")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8900, help="default 8900; 0 takes a free one")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--token-file", metavar="FILE", help="bearer token (else VERL_UAE_REWARD_TOKEN)")
+    parser.add_argument("--insecure", action="store_true", help="listen to other machines without a token")
+    parser.add_argument("--tls-cert", metavar="FILE", help="PEM certificate, for https")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key")
+    parser.add_argument("--timeout-s", type=float, default=60.0, help="per term and request, seconds (default 60)")
+    parser.add_argument("--source-cache-mib", type=int, default=256, help="features of sources, MiB (default 256)")
+    parser.add_argument("--max-samples", type=int, default=64, help="per request (default 64)")
+    parser.add_argument("--max-body-mib", type=int, default=128, help="per request, MiB (default 128)")
+    parser.add_argument("--max-pixels", type=int, default=4096**2, help="per picture (default 4096 x 4096)")
+    parser.add_argument("--max-in-flight", type=int, default=4, help="requests at a time (default 4)")
+    parser.set_defaults(run=_reward_server)
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -70,6 +92,12 @@ def _estimate(args: argparse.Namespace) -> int:
         return 0
     print(render(estimate(args.gpu, gpus=args.gpus, steps=args.steps, decoder=args.decoder)))
     return 0
+
+
+def _reward_server(args: argparse.Namespace) -> int:
+    from verl_uae.reward.remote.cli import run
+
+    return run(args)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

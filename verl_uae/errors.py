@@ -9,6 +9,7 @@ cross process borders unchanged.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -42,7 +43,7 @@ class DataError(UAEError):
         message: what is wrong.
     """
 
-    def __init__(self, path: str | Path, row: int | None, message: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], row: int | None, message: str) -> None:
         super().__init__(path, row, message)
         self.path = Path(path)
         self.row = row

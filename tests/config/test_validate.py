@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import re
 import subprocess
@@ -76,6 +77,11 @@ IMPOSSIBLE = [
         "uae.reward.terms[1].normalize",
         "in no sum",
     ),
+    (
+        "uae.reward.terms=[{name: remote, params: {url: 'http://127.0.0.1:1', timeout_s: 60}}]",
+        "uae.reward.terms[0].params.timeout_s",
+        "must be below the scorer's timeout, 60 s",
+    ),
     ("uae.reward.terms=[{name: pixel, floor: 2.0}]", "uae.reward.terms[0].floor", "in [0, 1]"),
     ("uae.reward.tripwire_window=2", "uae.reward.tripwire_window", "at least 3"),
     ("uae.reward.tripwire_window=-1", "uae.reward.tripwire_window", "at least 0"),
@@ -97,7 +103,7 @@ IMPOSSIBLE = [
         "uae.reward.terms[0].params.backbone",
         "clip, dinov2, dinov3, siglip2, efficientnet_lite0",
     ),
-    ("reward.custom_reward_function.path=/no/file.py", "uae.reward.custom.path", "/no/file.py"),
+    ("reward.custom_reward_function.path=/no/file.py", "reward.custom_reward_function.path", "/no/file.py"),
 ]
 
 
@@ -143,12 +149,48 @@ def test_possible_settings_pass(base: DictConfig, overrides: list[str]) -> None:
     validate(changed(base, *overrides))
 
 
-def test_a_wrong_custom_function_is_refused_before_the_run(base: DictConfig, tmp_path: Path) -> None:
+OLD = "def compute_score(prediction):\n    return 0.0\n"
+NEW = "from verl_uae.reward import reward_function\n@reward_function\ndef mine(source, k): ...\n"
+WRONG = NEW.replace("source, k", "image")
+TWO = NEW + "@reward_function\ndef other(source): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "settings", "key", "text"),
+    [
+        (OLD, {}, "name", "compute_score must take data_source, solution_str, ground_truth, extra_info by keyword"),
+        (NEW, {}, "name", "mine must take source by keyword; it is mine(source, k) (missing a required argument: 'k')"),
+        (NEW, {"reward_kwargs": "{q: 1}"}, "name", "mine must take source, q by keyword"),
+        (NEW, {"reward_kwargs": "{source: 1}"}, "reward_kwargs", "['source'] are passed for every sample"),
+        (NEW, {"name": "absent"}, "name", "has no function 'absent'; it declares mine"),
+        (TWO, {}, "name", "it declares mine, other; name one"),
+        (WRONG, {}, "path", "TypeError: mine(image) names none of the arguments source, reconstruction, caption, row"),
+        ("1 / 0", {}, "path", "failed to import: ZeroDivisionError"),
+        (NEW, {"path": "/no/file.py"}, "path", "cannot read '/no/file.py'"),
+        (NEW, {"path": "'https://example.org/mine.py'"}, "path", "is a URL"),
+        (NEW, {"mode": 0o666}, "path", "is writable by everyone on this machine"),
+    ],
+    ids=["verl", "declared", "parameter", "clash", "name", "two", "wrong", "broken", "missing", "url", "writable"],
+)
+def test_a_wrong_custom_function_is_refused_before_the_run(
+    base: DictConfig, tmp_path: Path, body: str, settings: dict, key: str, text: str
+) -> None:
+    import ray
+
     path = tmp_path / "mine.py"
-    path.write_text("def compute_score(prediction):\n    return 0.0\n")
-    config = changed(base, f"reward.custom_reward_function.path={path}")
-    with pytest.raises(ConfigError, match="compute_score must take data_source, solution_str"):
-        validate(config)
+    path.write_text(body)
+    path.chmod(settings.pop("mode", 0o644))
+    settings = {"path": path, **settings}
+    for place in ("reward.custom_reward_function", "uae.reward.terms[1].params"):
+        inside = ", ".join(f"{name}: {value}" for name, value in settings.items())
+        if place.startswith("uae"):
+            overrides = [f"uae.reward.terms=[{{name: pixel}}, {{name: custom, params: {{{inside}}}}}]"]
+        else:
+            overrides = [f"{place}.{name}={value}" for name, value in settings.items()]
+        with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+            validate(changed(base, *overrides))
+        assert caught.value.key == f"{place}.{key}"
+    assert not ray.is_initialized()
 
 
 def test_validation_changes_nothing(base: DictConfig) -> None:
@@ -158,13 +200,33 @@ def test_validation_changes_nothing(base: DictConfig) -> None:
     assert OmegaConf.to_yaml(config) == before
 
 
-def test_the_command_stops_with_exit_code_2_before_ray_starts(tiny_models: Path, tmp_path: Path) -> None:
+def _refused(folder: Path, models: Path, *overrides: str) -> str:
+    """What the training command prints before it leaves with exit code 2, without having started Ray."""
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "uae_g4u", "hardware=cpu"]
-    command += ["preset=scenes", f"uae_home={tiny_models}", f"hydra.run.dir={tmp_path}", "+uae.decoder.nmu_steps=3"]
+    command += ["preset=scenes", f"uae_home={models}", f"hydra.run.dir={folder}", *overrides]
     result = subprocess.run(
-        command, env=dict(os.environ), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        command, env=dict(os.environ), cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
     output = result.stdout + result.stderr
     assert result.returncode == 2, output[-3000:]
-    assert "impossible setting: uae.decoder.nmu_steps: unknown key, did you mean uae.decoder.num_steps?" in output
     assert "Started a local Ray instance" not in output and "Traceback" not in output
+    return output
+
+
+def test_the_command_stops_with_exit_code_2_before_ray_starts(tiny_models: Path, tmp_path: Path) -> None:
+    output = _refused(tmp_path, tiny_models, "+uae.decoder.nmu_steps=3")
+    assert "impossible setting: uae.decoder.nmu_steps: unknown key, did you mean uae.decoder.num_steps?" in output
+
+
+def test_the_command_announces_user_code_and_refuses_a_wrong_signature(tiny_models: Path, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text(NEW)
+    bad.write_text(OLD)
+    params = f"{{path: {good}, reward_kwargs: {{k: 1}}}}"
+    terms = f"uae.reward.terms=[{{name: custom, label: good, params: {params}}}]"
+    output = _refused(tmp_path, tiny_models, terms, f"reward.custom_reward_function.path={bad}")
+    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (good, bad)}
+    assert f"custom reward mine(source, k) from {good}, sha256 {digests[good]}" in output
+    assert f"loaded user code {bad} (sha256 {digests[bad]})" in output
+    assert f"impossible setting: reward.custom_reward_function.name: {bad}: compute_score must take data_s" in output
+    assert "it is compute_score(prediction)" in output

@@ -48,6 +48,31 @@ def test_verls_custom_function_is_one_more_term(compose, tiny_overrides, make_ba
         assert record.value == pytest.approx(rest + 2.0 * record.terms["custom"])
 
 
+def test_the_direction_of_a_declared_function_counts(compose, tiny_overrides, make_batch, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        textwrap.dedent(
+            """
+            from verl_uae.reward import reward_function
+            @reward_function(bounds=(0, 50), higher_is_better=False)
+            def letters(caption):
+                return len(caption)
+            """
+        )
+    )
+    entry = f"{{name: custom, params: {{path: '{path}'}}"
+    terms = f"[{entry}, label: a, weight: 2.0, floor: 49.0}}, {entry}, label: b, held_out: true}}]"
+    config = compose(*tiny_overrides, f"uae.reward.terms={terms}")
+    check_specs(*term_specs(config))
+    assert [(part.label, part.factor) for part in build_composition(config).parts] == [("a", -2.0)]
+    assert build_tripwire(config)._higher == {"b": False}
+    (record,) = build_scorer(config, "cpu").score(make_batch(1))
+    assert record.value == -2.0 * len("caption 0") and record.terms == {"a": 9.0, "b": 9.0}
+    config.uae.reward.terms[0].floor = 51.0
+    with pytest.raises(ConfigError, match=r"terms\[0\]\.floor: must be a value of custom, in \[0, 50\]"):
+        check_specs(*term_specs(config))
+
+
 def test_an_error_names_the_term_by_its_place_in_the_users_list(compose, tiny_overrides) -> None:
     config = compose(*tiny_overrides, "uae.reward.terms=[{name: pixel}, {name: ssmi, held_out: true}]")
     with pytest.raises(ConfigError) as error:
@@ -63,9 +88,9 @@ def test_gates_normalisation_and_watch_of_a_config(compose, tiny_overrides) -> N
     config = compose(*tiny_overrides, f"uae.reward.terms={terms}", "uae.reward.source_cache_mib=3")
     assert [spec.floor for spec in term_specs(config)[0]] == [0.1, None]
     parts = build_composition(config).parts
-    assert [(part.label, part.factor, part.running) for part in parts] == [
-        ("pixel", 2.0, True),
-        ("again", -0.5, False),
+    assert [(part.label, part.factor, part.normalize) for part in parts] == [
+        ("pixel", 2.0, "running"),
+        ("again", -0.5, "none"),
     ]
     assert build_scorer(config, "cpu")._encodings._cache.max_bytes == 3 * 2**20
     wire = build_tripwire(config)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward import RewardTerm, get_reward, load_reward_file, register_reward, reward_names
+from verl_uae.reward import RewardTerm, get_reward, load_reward_file, register_reward, reward_function, reward_names
 from verl_uae.reward.registry import BUILT_IN, RewardRegistry
 
 
@@ -99,6 +99,41 @@ def test_entry_points_are_found_and_imported_late(tmp_path: Path, monkeypatch: p
     assert registry.get("half").__name__ == "Half"
     with pytest.raises(ConfigError, match=r"'absent' .uae_test_plugin:Absent. cannot be loaded: AttributeError"):
         registry.get("absent")
+
+
+FUNCTION_FILE = """
+    from verl_uae.reward import reward_function
+    @reward_function(bounds=(0, 9), higher_is_better=False)
+    def words(caption, factor=1):
+        return factor * len(caption.split())
+    def plain(caption):
+        return 0.0
+"""
+
+
+def test_a_package_publishes_a_declared_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_batch) -> None:
+    points = {"caption_words": "uae_test_functions:words", "plain": "uae_test_functions:plain"}
+    _install(tmp_path, "uae_test_functions", points, FUNCTION_FILE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = RewardRegistry({}, "test.rewards")
+    term_class = registry.get("caption_words")
+    assert issubclass(term_class, RewardTerm) and registry.get("caption_words") is term_class
+    assert (term_class.bounds, term_class.higher_is_better) == ((0.0, 9.0), False)
+    assert [record.value for record in term_class(factor=3).score(make_batch(2))] == [6.0, 6.0]
+    with pytest.raises(ConfigError, match=r"'plain' .* cannot be loaded: TypeError: .* not declared with @reward_func"):
+        registry.get("plain")
+
+
+def test_a_declared_function_can_be_registered(registry: RewardRegistry, make_batch) -> None:
+    @registry.register("five")
+    @reward_function
+    def five(caption):
+        return 5.0
+
+    assert five("text") == 5.0
+    assert [record.value for record in registry.get("five")().score(make_batch(1))] == [5.0]
+    with pytest.raises(ConfigError, match=r"'five' is already registered by .*:.*five"):
+        registry.register("five")(five)
 
 
 def test_an_entry_point_cannot_take_a_built_in_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

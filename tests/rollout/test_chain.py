@@ -22,6 +22,7 @@ from verl_uae.rollout.chain import (
     ReconstructionChain,
     SamplerSettings,
     encode_jpeg,
+    encode_png,
     mean_record,
 )
 from verl_uae.scenes.render import render_float, sample_scene
@@ -107,6 +108,9 @@ def test_k_seeds_are_averaged(make_chain) -> None:
     assert result.record.value == pytest.approx(expected, rel=1e-5)
     assert result.record.terms["pixel"] == pytest.approx(expected, rel=1e-5)
     assert result.picture == encode_jpeg(pictures[0])
+    kept = many.run([request(want_reconstruction=True)])[0].reconstruction
+    assert kept == encode_png(pictures[0]) and result.reconstruction is None
+    assert torch.equal(as_tensor(Image.open(io.BytesIO(kept))), (pictures[:1] * 255).round() / 255)
     assert make_chain(seeds_per_caption=9, batch_size=4).run([request()])[0].record.ok
 
 

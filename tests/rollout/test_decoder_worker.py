@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def state(index: int, **changes: Any) -> dict[str, Any]:
     return {"uae": {**base, "tokens": 3, **changes}}
 
 
-def batch(states: list[dict[str, Any]], *, step: int = 3, probes: int = 0) -> TensorDict:
+def batch(states: list[dict[str, Any]], *, step: int = 3, probes: int = 0, keep: int = 0) -> TensorDict:
     images = [picture(index // 2) for index in range(len(states))]
     columns = {
         "raw_prompt": [[{"role": "user", "content": [{"type": "image", "image": image}]}] for image in images],
@@ -40,7 +41,8 @@ def batch(states: list[dict[str, Any]], *, step: int = 3, probes: int = 0) -> Te
     }
     assert set(columns) == set(INPUT_FIELDS)
     data = TensorDict({name: NonTensorStack(*values) for name, values in columns.items()}, batch_size=len(states))
-    data["global_steps"], data["probes"] = NonTensorData(step), NonTensorData(probes)
+    for name, value in (("global_steps", step), ("probes", probes), ("keep", keep)):
+        data[name] = NonTensorData(value)
     return data
 
 
@@ -76,6 +78,18 @@ def test_the_noise_is_named_by_seed_step_and_picture(worker: DecoderWorker) -> N
 def test_only_probe_rows_come_with_a_picture(worker: DecoderWorker) -> None:
     outcomes = worker._outcomes(worker.chain, batch([state(index) for index in range(4)], probes=2))
     assert [entry["picture"] is not None for entry in outcomes] == [True, True, False, False]
+
+
+def test_reconstructions_come_along_where_they_are_kept(worker: DecoderWorker) -> None:
+    states = [state(0), state(1, status="error", reason="no caption"), state(2)]
+    assert worker.chain is not None
+    none = worker._outcomes(worker.chain, batch(states))
+    kept = worker._outcomes(worker.chain, batch(states, keep=1))
+    assert [entry["reconstruction"] is not None for entry in kept] == [True, False, True]
+    assert all(entry["reconstruction"] is None for entry in none)
+    assert [entry["value"] for entry in none] == [entry["value"] for entry in kept]
+    image = Image.open(io.BytesIO(kept[0]["reconstruction"]))
+    assert (image.format, image.mode, image.size) == ("PNG", "RGB", (32, 32))
 
 
 def test_rows_reach_custom_rewards(compose, tiny_overrides, tmp_path: Path) -> None:

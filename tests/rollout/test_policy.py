@@ -24,7 +24,7 @@ from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.trajectory import score_step
 from verl_uae.reward import RewardScorer, RewardTerm, Status, register_reward
-from verl_uae.rollout.chain import ChainRequest, ReconstructionChain, SamplerSettings, encode_jpeg
+from verl_uae.rollout.chain import ChainRequest, ReconstructionChain, SamplerSettings, encode_jpeg, encode_png
 from verl_uae.rollout.conditions import ConditionCache
 from verl_uae.rollout.policy import PolicyDraw, PolicyRollout, PolicyRolloutSettings, PolicySample, PolicySource
 from verl_uae.scenes.render import render_float, sample_scene
@@ -227,6 +227,9 @@ def test_records_belong_to_the_pictures_of_the_trajectories(make_rollout, policy
     draw = make_rollout().explore(policy, PLAN, make_sources(), samples, 1)
     drawn_B3HW = decoder.decode_latent(draw.trajectory.final_BCHW)
     assert draw.pictures == [None, encode_jpeg(drawn_B3HW[1]), None, None]
+    assert draw.reconstructions == [None] * 4
+    kept = make_rollout(keep_reconstructions=True).explore(policy, PLAN, make_sources(), samples, 1)
+    assert kept.reconstructions == [encode_png(drawn_3HW) for drawn_3HW in drawn_B3HW]
     for record, picture_3HW in zip(draw.records, drawn_B3HW, strict=True):
         assert record.ok and set(record.terms) == {"pixel", "test_policy_fault", "ssim"}
         assert record.terms["test_policy_fault"] == pytest.approx(picture_3HW.mean().item(), abs=1e-6)

@@ -44,7 +44,7 @@ def test_a_request_copies_the_row() -> None:
 
 def test_outcomes() -> None:
     record = RewardRecord(0.5, Status.OK, {"pixel": 0.5}, 2.0)
-    assert outcome(ChainResult(record, True, b"jpeg")) == {
+    assert outcome(ChainResult(record, True, b"jpeg", b"png")) == {
         "value": 0.5,
         "status": "ok",
         "reason": "",
@@ -52,6 +52,7 @@ def test_outcomes() -> None:
         "seconds": 2.0,
         "truncated": True,
         "picture": b"jpeg",
+        "reconstruction": b"png",
     }
     failed = outcome(ChainResult(RewardRecord.failed(Status.TIMEOUT, "late")))
     assert failed == failed_outcome("timeout", "late") and failed["value"] is None

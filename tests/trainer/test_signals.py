@@ -35,8 +35,8 @@ def test_the_value_that_trains_has_normalised_terms(config) -> None:
     signals = StageSignals(config)
     first = [outcome(0.2, repetition=0.4), failed_outcome("error", "x"), outcome(0.4, 0.6)]
     second = [outcome(0.9, 0.1, 0.3), outcome(0.1)]
-    signals.recompose(first)
-    found = signals.recompose(second)
+    signals.recompose(first, ["g"] * len(first))
+    found = signals.recompose(second, ["g"] * len(second))
     pixel, repetition = np.array([0.2, 0.4, 0.9, 0.1]), np.array([0.4, 0.1, 0.3, 0.1])
     for entry, before in zip(found, second, strict=True):
         terms = before["terms"]
@@ -44,7 +44,7 @@ def test_the_value_that_trains_has_normalised_terms(config) -> None:
         expected -= 0.1 * (terms["repetition"] - repetition.mean()) / repetition.std()
         assert entry["value"] == pytest.approx(expected, rel=1e-9)
         assert entry["terms"] == terms and before["value"] != entry["value"]
-    failed = signals.recompose(first)[1]
+    failed = signals.recompose(first, ["g"] * len(first))[1]
     assert failed == first[1], "a sample without reward stays without"
 
 
@@ -52,7 +52,7 @@ def test_without_normalised_terms_the_scorers_sum_stands(compose, tiny_overrides
     config = compose(*tiny_overrides, "uae.reward.tripwire_window=0")
     signals = StageSignals(config)
     outcomes = [outcome(0.2), outcome(0.4)]
-    assert all(a is b for a, b in zip(signals.recompose(outcomes), outcomes, strict=True))
+    assert all(a is b for a, b in zip(signals.recompose(outcomes, ["g"] * len(outcomes)), outcomes, strict=True))
     assert signals.metrics(outcomes, {"reward/pixel/mean": 0.3}) == {}
 
 
@@ -61,7 +61,7 @@ def test_tripwire_sees_the_logged_means_and_the_plain_sum(config) -> None:
     flags = []
     for step in range(4):
         drawn = [outcome(0.2, 0.2 + 0.1 * step, psnr=0.9 - 0.1 * step), outcome(0.3, 0.2 + 0.1 * step, psnr=0.5)]
-        logged = outcome_metrics(signals.recompose(drawn), [STATE] * 2, ["g", "g"], min_std=0.0)
+        logged = outcome_metrics(signals.recompose(drawn, ["g"] * len(drawn)), [STATE] * 2, ["g", "g"], min_std=0.0)
         found = signals.metrics(drawn, logged)
         flags.append(found["reward/tripwire/psnr"])
         assert found["reward/plain_sum/mean"] == pytest.approx(sum(entry["value"] for entry in drawn) / 2)
@@ -80,14 +80,14 @@ def test_checkpoint_of_the_signals(config, tmp_path: Path) -> None:
     first, second = Trainer(config), Trainer(config)
     for step in range(2):
         drawn = [outcome(0.2 + 0.1 * step, psnr=0.5 - 0.1 * step), outcome(0.6, psnr=0.5)]
-        first.signals("g4u").recompose(drawn)
+        first.signals("g4u").recompose(drawn, ["g"] * len(drawn))
         first.signals("g4u").metrics(drawn, {"reward/psnr/mean": 0.5 - 0.1 * step})
-    first.signals("u4g").recompose([outcome(0.9)])
+    first.signals("u4g").recompose([outcome(0.9)], ["g"] * 1)
     first.save_signals(tmp_path)
     second.load_signals(tmp_path)
     batch = [outcome(0.5), outcome(0.7)]
     for stage in ("g4u", "u4g"):
-        found, expected = (trainer.signals(stage).recompose(batch) for trainer in (second, first))
+        found, expected = (trainer.signals(stage).recompose(batch, ["g"] * len(batch)) for trainer in (second, first))
         assert found == expected and all(math.isfinite(entry["value"]) for entry in found)
     last = {"reward/psnr/mean": 0.1}
     assert second.signals("g4u").metrics(batch, last)["reward/tripwire/psnr"] == 1.0

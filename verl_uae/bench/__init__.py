@@ -1,3 +1,3 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Unified-Bench protocol 1 of UAE: caption, redraw, compare. Knows neither verl nor Ray."""
+"""Unified-Bench of UAE: caption, redraw, compare; protocol 2 in `judge`. Knows neither verl nor Ray."""

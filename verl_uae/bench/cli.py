@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_uae.bench.discriminate.cli import add_parser as add_discriminate
 from verl_uae.bench.external.cli import add_parsers as add_external_parsers
+from verl_uae.bench.judge.cli import add_judge
 from verl_uae.bench.lmms.cli import add_parsers as add_lmms_parsers
 from verl_uae.errors import ConfigError
 from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
@@ -27,6 +29,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("bench", help="Unified-Bench: how close are reconstructions to their originals")
     commands = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
     _add_unified(commands)
+    add_judge(commands)
     table = commands.add_parser("compare", help="results side by side, as a Markdown table")
     table.add_argument("results", nargs="+", metavar="[NAME=]FILE", help=f"{RESULT} files")
     table.set_defaults(run=_compare)
@@ -37,6 +40,14 @@ def add_parser(subparsers: Any) -> None:
     length.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     length.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     length.set_defaults(run=_length)
+    add_discriminate(commands)
+    scenes = commands.add_parser("scenes", help="SceneEval: GenEval's six categories, exact, in the built-in world")
+    add_model_arguments(scenes)
+    scenes.add_argument("--out", type=Path, metavar="FILE", help="JSON with every answer")
+    scenes.add_argument("--items", type=int, default=32, help="per category (default 32)")
+    scenes.add_argument("--seed", type=int, default=0, help="of items, noise and bootstrap (default 0)")
+    scenes.add_argument("--steps", type=int, default=8, help="denoising steps (default 8)")
+    scenes.set_defaults(run=_scenes)
     published = commands.add_parser("published", help="the paper's tables, and which rows do not add up")
     published.set_defaults(run=_published)
     add_external_parsers(commands)
@@ -200,6 +211,20 @@ def _length(args: argparse.Namespace) -> int:
     first, second = (read_result(path) for path in args.results)
     found = compare_lengths(first, second, tolerance=args.tolerance, same_picture=args.same_picture, seed=args.seed)
     print(json.dumps(found, indent=2) if args.json else render(found), end="\n" if args.json else "")
+    return 0
+
+
+def _scenes(args: argparse.Namespace) -> int:
+    from verl_uae.bench.scenes import render, scene_eval
+    from verl_uae.bench.unified import write_result
+
+    for name in ("items", "steps"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name}", f"must be at least 1, got {getattr(args, name)}")
+    found = scene_eval(load_pipeline(args), seed=args.seed, count=args.items, steps=args.steps)
+    if args.out is not None:
+        write_result(args.out, found)
+    print(render(found))
     return 0
 
 

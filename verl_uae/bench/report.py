@@ -64,7 +64,12 @@ def write_report(path: Path, content: Mapping[str, Any], pairs: Sequence[Pair], 
         body += [_pair(content, by_name[name], captions[name], mean) for name, mean in names]
     versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in section["versions"].items())
     body.append(f"<p><small>{versions}</small></p>")
-    write_text(path, _PAGE.format(title=escape(section["benchmark"]), side=SIDE, body="\n".join(body)))
+    write_text(path, page(section["benchmark"], "\n".join(body)))
+
+
+def page(title: str, body: str) -> str:
+    """A whole page that loads nothing and runs nothing; the title is escaped, the body is HTML."""
+    return _PAGE.format(title=escape(title), side=SIDE, body=body)
 
 
 def rank(content: Mapping[str, Any]) -> list[tuple[str, float]]:

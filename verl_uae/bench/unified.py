@@ -258,8 +258,8 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(path, None, f"cannot be read: {error}") from error  # type: ignore[arg-type]
+        raise DataError(path, None, f"cannot be read: {error}") from error
     section = content.get(SECTION) if isinstance(content, dict) else None
     if not isinstance(section, dict) or section.get("format") != FORMAT or section.get("benchmark") != BENCHMARK:
-        raise DataError(path, None, f"is not a result of {BENCHMARK} by this version")  # type: ignore[arg-type]
+        raise DataError(path, None, f"is not a result of {BENCHMARK} by this version")
     return content

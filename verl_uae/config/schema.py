@@ -115,7 +115,12 @@ class TermConfig:
 
     normalize: str = "none"
     """How the term enters the sum in training. none: as it is. running: minus the mean and divided by the standard
-    deviation of all its valid values of the run so far, kept in checkpoints. Validation has the plain sum."""
+    deviation of all its valid values of the run so far, kept in checkpoints. rank: as the share of the other members of
+    its group that are worse, in [0, 1]. Validation has the plain sum."""
+
+    tie: float = 0.0
+    """With normalize=rank, values that differ by no more count as equal, units of the term, at least 0. Without it, a
+    difference of rounding is worth as much as any other."""
 
     floor: float | None = None
     """A sample whose value of this term is worse (below, or above where lower is better) counts as invalid; null: no

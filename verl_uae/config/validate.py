@@ -184,6 +184,7 @@ def _validate_rewards(config: DictConfig) -> None:
     # Imported here: the schema is needed in places that must not pay for torch.
     from verl_uae.reward.build import term_specs
     from verl_uae.reward.composition import NORMALIZATIONS
+    from verl_uae.reward.groupwise import is_groupwise
     from verl_uae.reward.scorer import check_specs
 
     for index, term in enumerate(config.uae.reward.terms):
@@ -192,7 +193,16 @@ def _validate_rewards(config: DictConfig) -> None:
             raise ConfigError(key, f"must be one of {', '.join(NORMALIZATIONS)}, got {term.normalize!r}")
         if term.held_out and term.normalize != "none":
             raise ConfigError(key, "a held-out term is in no sum; leave it at none")
+        if term.tie < 0 or (term.tie and term.normalize != "rank"):
+            raise ConfigError(
+                f"uae.reward.terms[{index}].tie", f"must be at least 0, and needs normalize=rank, got {term.tie}"
+            )
     if 0 < config.uae.reward.tripwire_window < 3:
         raise ConfigError("uae.reward.tripwire_window", "a trend needs at least 3 steps; 0 switches it off")
     summed, watched = term_specs(config)
-    check_specs(summed, watched, "uae.reward")
+    check_specs(summed, watched, "uae.reward", config.uae.reward.timeout_s)
+    if all(is_groupwise(spec) for spec in summed):
+        raise ConfigError(
+            "uae.reward.terms",
+            "needs a term that is not groupwise: in validation a picture has one reconstruction, and nothing to prefer",
+        )

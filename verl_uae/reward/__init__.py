@@ -6,6 +6,7 @@ A term (:mod:`verl_uae.reward.term`) scores pictures; the scorer (:mod:`verl_uae
 every fault into a record (:mod:`verl_uae.reward.record`). This layer knows neither verl nor Ray.
 """
 
+from verl_uae.reward.function import reward_function
 from verl_uae.reward.record import RewardRecord, Status, require_enough_valid, to_tensors
 from verl_uae.reward.registry import get_reward, load_reward_file, register_reward, reward_names
 from verl_uae.reward.sample import RewardBatch
@@ -24,6 +25,7 @@ __all__ = [
     "load_reward_file",
     "register_reward",
     "require_enough_valid",
+    "reward_function",
     "reward_names",
     "to_tensors",
 ]

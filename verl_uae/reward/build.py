@@ -10,28 +10,42 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.reward.composition import Composition, Part
+from verl_uae.reward.groupwise import GroupScorer, is_groupwise
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.scorer import RewardScorer, TermSpec
 from verl_uae.reward.tripwire import Tripwire
 
 
 def build_scorer(config: DictConfig, device: str | torch.device) -> RewardScorer:
-    """The scorer of ``uae.reward``, with verl's custom reward function as one more term if it is set."""
-    summed, watched = term_specs(config)
+    """The scorer of ``uae.reward`` without its groupwise terms, with verl's custom reward function if it is set."""
+    summed, watched = ([spec for spec in specs if not is_groupwise(spec)] for specs in term_specs(config))
     reward = config.uae.reward
     cache = reward.source_cache_mib * 1024 * 1024
     return RewardScorer(summed, held_out=watched, device=device, timeout_s=reward.timeout_s, source_cache_bytes=cache)
 
 
+def has_groupwise(config: DictConfig) -> bool:
+    """Whether a term compares the members of a group."""
+    return any(is_groupwise(spec) for specs in term_specs(config) for spec in specs)
+
+
+def build_group_scorer(config: DictConfig) -> GroupScorer | None:
+    """The scorer of the groupwise terms; None where there are none."""
+    summed, watched = ([spec for spec in specs if is_groupwise(spec)] for specs in term_specs(config))
+    return GroupScorer(summed, watched, config.uae.reward.timeout_s) if summed or watched else None
+
+
 def build_composition(config: DictConfig) -> Composition:
     """The sum of ``uae.reward.terms`` with the terms that are normalised; loads no model."""
     summed, _ = term_specs(config)
-    running = {term.label or term.name for term in config.uae.reward.terms if term.normalize == "running"}
+    given = {term.label or term.name: term for term in config.uae.reward.terms}
     parts = []
     for spec in summed:
         label = spec.label or spec.name
-        sign = 1.0 if get_reward(spec.name, spec.key).higher_is_better else -1.0
-        parts.append(Part(label, sign * spec.weight, label in running))
+        sign = 1.0 if get_reward(spec.name, spec.key).value_scale(spec.params).higher_is_better else -1.0
+        # verl's custom reward function is no entry of the list.
+        normalize, tie = (given[label].normalize, given[label].tie) if label in given else ("none", 0.0)
+        parts.append(Part(label, sign * spec.weight, normalize, tie))
     return Composition(parts)
 
 
@@ -41,7 +55,8 @@ def build_tripwire(config: DictConfig) -> Tripwire | None:
     if window == 0:
         return None
     _, watched = term_specs(config)
-    higher = {spec.label or spec.name: get_reward(spec.name, spec.key).higher_is_better for spec in watched}
+    scales = {spec.label or spec.name: get_reward(spec.name, spec.key).value_scale(spec.params) for spec in watched}
+    higher = {label: scale.higher_is_better for label, scale in scales.items()}
     return Tripwire(higher, window)
 
 
@@ -66,5 +81,5 @@ def term_specs(config: DictConfig) -> tuple[list[TermSpec], list[TermSpec]]:
         kwargs = OmegaConf.to_container(custom.get("reward_kwargs") or OmegaConf.create({}), resolve=True)
         params = {"path": custom.path, "name": custom.name, "reward_kwargs": kwargs}
         key = "reward.custom_reward_function"
-        summed.append(TermSpec(name="custom", weight=reward.custom_weight, params=params, key=key))
+        summed.append(TermSpec(name="custom", weight=reward.custom_weight, params=params, key=key, params_key=key))
     return summed, watched

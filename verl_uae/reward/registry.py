@@ -9,6 +9,8 @@ raises, wherever it comes from.
     @register_reward("sharpness")
     class Sharpness(RewardTerm):
         ...
+
+What is claimed may also be a function with :func:`~verl_uae.reward.function.reward_function`; a term is made of it.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from verl_uae.errors import ConfigError
+from verl_uae.reward.function_term import term_of_function
 from verl_uae.reward.source import Source, load_source
 from verl_uae.reward.term import KNOWN_NEEDS, RewardTerm
 
-TermClass = TypeVar("TermClass", bound=type[RewardTerm])
+#: A term class, or a declared reward function.
+Claimed = TypeVar("Claimed", bound=Callable[..., Any])
 
 ENTRY_POINT_GROUP = "verl_uae.rewards"
 
@@ -38,13 +42,17 @@ BUILT_IN: Mapping[str, str] = {
     "dinov2": "verl_uae.reward.terms.vision:Dinov2Similarity",
     "dinov3": "verl_uae.reward.terms.vision:Dinov3Similarity",
     "siglip2": "verl_uae.reward.terms.vision:Siglip2Similarity",
+    "dreamsim": "verl_uae.reward.terms.dreamsim:Dreamsim",
     "lpips": "verl_uae.reward.terms.perceptual:LPIPS",
     "dists": "verl_uae.reward.terms.perceptual:DISTS",
     "image_text_clip": "verl_uae.reward.terms.image_text:ImageTextClip",
     "caption_length": "verl_uae.reward.terms.caption:CaptionLength",
     "repetition": "verl_uae.reward.terms.caption:Repetition",
+    "ocr_guard": "verl_uae.reward.terms.ocr:OcrGuard",
+    "preference": "verl_uae.reward.terms.preference:Preference",
     "features": "verl_uae.reward.terms.backbone:BackboneSimilarity",
     "custom": "verl_uae.reward.custom:CustomReward",
+    "remote": "verl_uae.reward.remote.term:RemoteReward",
 }
 
 
@@ -60,19 +68,18 @@ class RewardRegistry:
         self._claims: dict[str, str | type[RewardTerm]] = dict(built_in)
         self._group: str | None = group
 
-    def register(self, name: str) -> Callable[[TermClass], TermClass]:
-        """Decorator claiming ``name`` for a term class.
+    def register(self, name: str) -> Callable[[Claimed], Claimed]:
+        """Decorator claiming ``name`` for a term class or a declared function, which it returns unchanged.
 
         Raises:
             ConfigError: where the name is taken.
-            TypeError: where the class does not keep the contract of a term.
+            TypeError: where the class does not keep the contract of a term, or the function is not declared.
         """
 
-        def decorate(term_class: TermClass) -> TermClass:
+        def decorate(claimed: Claimed) -> Claimed:
             self._discover()
-            check_term_class(term_class)
-            self._claim(name, term_class)
-            return term_class
+            self._claim(name, _as_term_class(claimed, name))
+            return claimed
 
         return decorate
 
@@ -133,6 +140,14 @@ def check_term_class(term_class: object) -> None:
         raise TypeError(f"{where}.needs has unknown {sorted(unknown)}; known: {sorted(KNOWN_NEEDS)}")
 
 
+def _as_term_class(claimed: Any, name: str) -> type[RewardTerm]:
+    """A checked term class, made of the function where it is one."""
+    term_class: Any = term_of_function(claimed, name) if inspect.isroutine(claimed) else claimed
+    check_term_class(term_class)
+    found: type[RewardTerm] = term_class
+    return found
+
+
 def _place(claim: str | type[RewardTerm]) -> str:
     return claim if isinstance(claim, str) else f"{claim.__module__}:{claim.__qualname__}"
 
@@ -140,14 +155,11 @@ def _place(claim: str | type[RewardTerm]) -> str:
 def _import_claim(name: str, claim: str, key: str) -> type[RewardTerm]:
     module, _, attribute = claim.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-        check_term_class(found)
+        return _as_term_class(getattr(importlib.import_module(module), attribute), name)
     # A fault boundary: another package's import may raise anything.
     except Exception as error:
         message = f"reward {name!r} ({claim}) cannot be loaded: {type(error).__name__}: {error}"
         raise ConfigError(key, message) from error
-    term_class: type[RewardTerm] = found
-    return term_class
 
 
 _REGISTRY = RewardRegistry(BUILT_IN, ENTRY_POINT_GROUP)

@@ -51,6 +51,8 @@ class RewardBatch:
     """The caption each reconstruction was drawn from."""
     rows: Sequence[Mapping[str, Any]] | None = None
     """The data row of each sample: ``data_source``, ``ground_truth``, ``extra_info``."""
+    groups: Sequence[str] | None = None
+    """The group of each sample: those of one source picture that are compared with each other."""
     failed: Mapping[int, RewardRecord] = field(default_factory=dict)
     """Samples without a picture, by position: their record is passed through untouched."""
     origin: Origin | None = None
@@ -66,7 +68,7 @@ class RewardBatch:
                 f"source {tuple(source.shape)} on {source.device} and reconstruction "
                 f"{tuple(reconstruction.shape)} on {reconstruction.device} differ"
             )
-        for name, values in (("captions", self.captions), ("rows", self.rows)):
+        for name, values in (("captions", self.captions), ("rows", self.rows), ("groups", self.groups)):
             if values is not None and len(values) != len(self):
                 raise ValueError(f"{len(values)} {name} for {len(self)} pictures")
         for index, record in self.failed.items():
@@ -91,6 +93,7 @@ class RewardBatch:
             reconstruction_B3HW=self.reconstruction_B3HW[index],
             captions=None if self.captions is None else [self.captions[i] for i in indices],
             rows=None if self.rows is None else [self.rows[i] for i in indices],
+            groups=None if self.groups is None else [self.groups[i] for i in indices],
             origin=self.origin and Origin(self.origin.batch, tuple(self.origin.positions[i] for i in indices)),
         )
 

@@ -41,6 +41,8 @@ class TermSpec:
     """A sample whose value is worse is INVALID: below it, or above it where lower is better. None: no gate."""
     key: str = ""
     """Configuration key of the term, for errors; by default its place in the scorer's own list."""
+    params_key: str = ""
+    """Configuration key of ``params``, for errors; by default ``params`` below the term's."""
 
     @classmethod
     def of_tuple(cls, name: str, weight: float, params: Mapping[str, Any]) -> TermSpec:
@@ -105,7 +107,7 @@ class RewardScorer:
         watched = [
             spec if isinstance(spec, TermSpec) else TermSpec.of_tuple(spec[0], 1.0, spec[1]) for spec in held_out
         ]
-        check_specs(summed, watched, key)
+        check_specs(summed, watched, key, timeout_s)
         self.device = torch.device(device)
         self.guard = Guard(timeout_s, max_abandoned)
         self.chunk_size = chunk_size
@@ -122,6 +124,11 @@ class RewardScorer:
     def held_out_labels(self) -> list[str]:
         """Labels of the terms that are only recorded."""
         return [entry.label for entry in self._watched]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a batch must have for one of the terms."""
+        return frozenset().union(*(entry.term.needs for entry in (*self._summed, *self._watched)))
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -175,7 +182,7 @@ class RewardScorer:
 
     def _build(self, spec: TermSpec, key: str) -> _Entry:
         term = get_reward(spec.name, f"{key}.name")(**spec.params)
-        term.setup(TermContext(self.device, self.guard, self._encodings))
+        term.setup(TermContext(self.device, self.guard, self._encodings, spec.label or spec.name))
         sign = 1.0 if term.higher_is_better else -1.0
         return _Entry(spec.label or spec.name, term, sign * spec.weight, spec.floor)
 
@@ -211,7 +218,8 @@ class RewardScorer:
         # Gradient mode is per thread, so it is set here, inside the worker.
         with torch.no_grad():
             if entry.term.pointwise and not entry.term.guarded:
-                score_chunked(entry.term, entry.label, batch, active, self.chunk_size, slots)
+                size = entry.term.chunk_size or self.chunk_size
+                score_chunked(entry.term, entry.label, batch, active, size, slots)
             else:
                 score_whole(entry.term, entry.label, batch, active, slots)
 
@@ -237,13 +245,16 @@ class RewardScorer:
         return RewardRecord(value, Status.OK, terms, seconds)
 
 
-def check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: str = "uae.reward") -> None:
+def check_specs(
+    summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: str = "uae.reward", timeout_s: float = math.inf
+) -> None:
     """Refuse terms that cannot make a reward; loads no model, so it can run before anything starts.
 
     Args:
         summed: terms of the sum.
         watched: held-out terms.
         key: configuration key of all this, for the error.
+        timeout_s: seconds the scorer will give a term.
 
     Raises:
         ConfigError: no term, weights that sum to 0, a label used twice, an unknown name, impossible parameters.
@@ -257,7 +268,9 @@ def check_specs(summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: st
         for index, spec in enumerate(specs):
             place = spec.key or f"{key}.{part}[{index}]"
             term_class = get_reward(spec.name, f"{place}.name")
-            term_class.check_params(spec.params, f"{place}.params")
+            params_key = spec.params_key or f"{place}.params"
+            term_class.check_params(spec.params, params_key)
+            term_class.check_timeout(spec.params, timeout_s, params_key)
             _check_floor(spec, term_class, part, place)
 
 
@@ -266,7 +279,7 @@ def _check_floor(spec: TermSpec, term_class: type[RewardTerm], part: str, place:
         return
     if part == "held_out":
         raise ConfigError(f"{place}.floor", "a held-out term touches no sample's status; give it no floor")
-    low, high = term_class.bounds
+    low, high = term_class.value_scale(spec.params).bounds
     if not low <= spec.floor <= high or not math.isfinite(spec.floor):
         raise ConfigError(f"{place}.floor", f"must be a value of {spec.name}, in [{low:g}, {high:g}], got {spec.floor}")
 
@@ -298,6 +311,6 @@ def _check_weights(summed: Sequence[TermSpec], key: str) -> None:
 
 
 def _check_needs(entry: _Entry, batch: RewardBatch) -> None:
-    for need, values in (("caption", batch.captions), ("row", batch.rows)):
+    for need, values in (("caption", batch.captions), ("row", batch.rows), ("group", batch.groups)):
         if need in entry.term.needs and values is None:
             raise RewardError(entry.label, f"needs a {need} for every sample, and this batch has none")

@@ -8,7 +8,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from verl_uae.reward.encodings import Encodings
 from verl_uae.reward.sample import RewardBatch
 
 #: What a term may ask for in ``needs``.
-KNOWN_NEEDS = frozenset({"source", "reconstruction", "caption", "row"})
+KNOWN_NEEDS = frozenset({"source", "reconstruction", "caption", "row", "group"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,15 @@ class TermContext:
     """Runs calls under a deadline; for terms that set ``guarded``."""
     encodings: Encodings = field(default_factory=Encodings)
     """What feature terms share."""
+    label: str = ""
+    """The term's name in records, for its reasons."""
+
+
+class Scale(NamedTuple):
+    """What the numbers of a term mean."""
+
+    bounds: tuple[float, float]
+    higher_is_better: bool
 
 
 class RewardTerm(ABC):
@@ -49,6 +58,11 @@ class RewardTerm(ABC):
     """False for a distance: the scorer then subtracts it."""
     pointwise: bool = True
     """Whether a sample's value depends on that sample alone. Only such terms can be retried sample by sample."""
+    groupwise: bool = False
+    """Whether a value is relative to the other members of the sample's group. Such a term is scored once per step by
+    the trainer, over whole groups, and is not part of validation, where a picture has one reconstruction."""
+    chunk_size: int | None = None
+    """Samples per call of a pointwise term; None takes the scorer's."""
     guarded: bool = False
     """True where ``score`` itself keeps every sample to the deadline and never raises for one sample."""
     model_free: bool = False
@@ -72,6 +86,25 @@ class RewardTerm(ABC):
             raise ConfigError(key, f"{error}; {cls.__name__} takes {signature}") from error
         if cls.model_free:
             cls(**params)
+
+    @classmethod
+    def value_scale(cls, params: Mapping[str, Any]) -> Scale:
+        """Bounds and direction with these parameters, known without loading a model."""
+        return Scale(cls.bounds, cls.higher_is_better)
+
+    # Not abstract: most terms have no timeout of their own.
+    @classmethod  # noqa: B027
+    def check_timeout(cls, params: Mapping[str, Any], timeout_s: float, key: str) -> None:
+        """Refuse parameters that do not fit the scorer's timeout; called after :meth:`check_params`.
+
+        Args:
+            params: keyword arguments of the class.
+            timeout_s: seconds the scorer gives a term.
+            key: configuration key of ``params``, for the error.
+
+        Raises:
+            ConfigError: naming what does not fit.
+        """
 
     # Not abstract: most terms without a model have nothing to do here.
     def setup(self, context: TermContext) -> None:  # noqa: B027

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Key under ``actor_rollout_ref.rollout.custom`` with the actor names of streamed decoders.
 STREAM_ACTORS = "uae_decoder_actors"
+#: And whether reconstructions are sent back, for groupwise rewards.
+STREAM_RECONSTRUCTIONS = "uae_keep_reconstructions"
 
 
 class PromptCache:
@@ -174,6 +176,7 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             seed=settings.seed,
             step=int(kwargs["global_steps"]),
             want_picture=is_probe(row["extra_info"], settings.panel.probes),
+            want_reconstruction=bool((self.rollout_config.get("custom") or {}).get(STREAM_RECONSTRUCTIONS)),
         )
         client = StreamClient.shared(
             tuple(self._stream_actors), settings.decoder.batch_size, settings.decoder.max_wait_ms / 1e3

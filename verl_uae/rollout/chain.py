@@ -47,6 +47,9 @@ class ChainRequest:
     want_picture: bool = False
     """Return the reconstruction as JPEG bytes, for panels."""
 
+    want_reconstruction: bool = False
+    """Return the reconstruction as PNG bytes, for groupwise rewards."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChainResult:
@@ -60,6 +63,9 @@ class ChainResult:
 
     picture: bytes | None = None
     """JPEG of the first of the K pictures, if asked for."""
+
+    reconstruction: bytes | None = None
+    """PNG of the same picture, if asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +164,10 @@ class ReconstructionChain:
         results = []
         for index, request in enumerate(requests):
             members = slice(index * repeats, (index + 1) * repeats)
-            picture = encode_jpeg(picture_N3HW[members.start]) if request.want_picture else None
-            results.append(ChainResult(mean_record(records[members]), truncated[index], picture))
+            shown_3HW = picture_N3HW[members.start]
+            picture = encode_jpeg(shown_3HW) if request.want_picture else None
+            reconstruction = encode_png(shown_3HW) if request.want_reconstruction else None
+            results.append(ChainResult(mean_record(records[members]), truncated[index], picture, reconstruction))
         return results
 
     def draw(self, captions: Sequence[str], noise_keys: Sequence[tuple[int | str, ...]]) -> tuple[Tensor, list[bool]]:
@@ -199,7 +207,18 @@ def mean_record(records: Sequence[RewardRecord]) -> RewardRecord:
 
 def encode_jpeg(image_3HW: Tensor, quality: int = 90) -> bytes:
     """A picture in [0, 1] as JPEG bytes."""
-    pixels = (image_3HW.detach().float().cpu().clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0)
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.numpy())).save(buffer, "JPEG", quality=quality, subsampling=0)
+    _to_pil(image_3HW).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
+
+
+def encode_png(image_3HW: Tensor) -> bytes:
+    """A picture in [0, 1] as PNG bytes: nothing is lost but what 8 bits do not hold."""
+    buffer = io.BytesIO()
+    _to_pil(image_3HW).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _to_pil(image_3HW: Tensor) -> Image.Image:
+    pixels = (image_3HW.detach().float().cpu().clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(pixels.numpy()))

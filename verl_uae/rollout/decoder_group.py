@@ -75,13 +75,16 @@ class DecoderGroup:
     def workers(self) -> list[ray.actor.ActorHandle]:
         return self.group.workers
 
-    def score(self, batch: KVBatchMeta, *, step: int, probes: int) -> tuple[list[Outcome], dict[str, float]]:
+    def score(
+        self, batch: KVBatchMeta, *, step: int, probes: int, keep: bool = False
+    ) -> tuple[list[Outcome], dict[str, float]]:
         """Redraw and score a batch whose rows lie in the TransferQueue.
 
         Args:
             batch: keys of the samples.
             step: training step, part of the noise's name.
             probes: rows of a smaller ``extra_info.index`` come back with their picture.
+            keep: whether all come back with their reconstruction.
 
         Returns:
             One outcome per key, in order, and the seconds of the slowest rank by phase.
@@ -90,7 +93,9 @@ class DecoderGroup:
             DecoderError: when a rank has died more often than ``uae.decoder.max_restarts``.
         """
         shards = split_evenly(len(batch.keys), len(self.workers))
-        metas = [self._meta(batch, shard, step, probes) for shard in shards]
+        metas = [
+            self._meta(batch, shard, {"global_steps": step, "probes": probes, "keep": int(keep)}) for shard in shards
+        ]
         calls = {
             worker.decode_and_score.remote(meta): rank
             for rank, (worker, meta) in enumerate(zip(self.workers, metas, strict=True))
@@ -127,13 +132,13 @@ class DecoderGroup:
         except ray.exceptions.RayError as error:
             raise DecoderError(rank, f"could not take the decoder policy's weights: {describe(error)}") from error
 
-    def _meta(self, batch: KVBatchMeta, shard: range, step: int, probes: int) -> KVBatchMeta:
+    def _meta(self, batch: KVBatchMeta, shard: range, settings: dict[str, int]) -> KVBatchMeta:
         return KVBatchMeta(
             partition_id=batch.partition_id,
             keys=[batch.keys[index] for index in shard],
             tags=[batch.tags[index] for index in shard],
             fields=INPUT_FIELDS,
-            extra_info={"global_steps": step, "probes": probes},
+            extra_info=dict(settings),
         )
 
     def _wait(self, calls: dict[Any, int]) -> dict[int, tuple[str, str]]:

@@ -58,7 +58,8 @@ class DecoderWorker(Worker):
         """Redraw and score a shard of the batch.
 
         Args:
-            data: N samples with :data:`INPUT_FIELDS`, and ``global_steps`` and ``probes`` as non-tensor entries.
+            data: N samples with :data:`INPUT_FIELDS`, and ``global_steps``, ``probes`` and ``keep`` as non-tensor
+                entries.
 
         Returns:
             Outcomes of the N samples in the field ``uae_outcome``, phase seconds of this rank in every sample's
@@ -117,6 +118,7 @@ class DecoderWorker(Worker):
     def _outcomes(self, chain: ReconstructionChain, data: TensorDict) -> list[Outcome]:
         columns = {name: _column(data, name) for name in INPUT_FIELDS if name in data.keys()}
         step, probes = _scalar(data, "global_steps"), _scalar(data, "probes")
+        keep = bool(_scalar(data, "keep"))
         outcomes: list[Outcome | None] = [None] * len(data)
         requests: list[ChainRequest] = []
         positions: list[int] = []
@@ -128,8 +130,9 @@ class DecoderWorker(Worker):
             row = dataset_row({name: column[position] for name, column in columns.items()})
             want = int(row["extra_info"].get("index", 1 << 62)) < probes
             messages = columns["raw_prompt"][position]
+            seed = self.config.uae.seed
             requests.append(
-                chain_request(messages, state, row, seed=self.config.uae.seed, step=step, want_picture=want)
+                chain_request(messages, state, row, seed=seed, step=step, want_picture=want, want_reconstruction=keep)
             )
             positions.append(position)
         for position, result in zip(positions, chain.run(requests, ProgressLog()), strict=True):

@@ -29,7 +29,7 @@ from verl_uae.flow.trajectory import Trajectory, sample_trajectory
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
-from verl_uae.rollout.chain import encode_jpeg
+from verl_uae.rollout.chain import encode_jpeg, encode_png
 from verl_uae.rollout.conditions import ConditionCache, stack_states
 from verl_uae.seeding import normal
 
@@ -77,6 +77,8 @@ class PolicyRolloutSettings:
     """Pictures decoded and scored together."""
     share_noise: bool
     negative_prompt: str
+    keep_reconstructions: bool = False
+    """Exploration returns every reconstruction as PNG bytes, for groupwise rewards."""
 
 
 @dataclass(slots=True)
@@ -86,6 +88,9 @@ class PolicyDraw:
     records: list[RewardRecord]
     truncated: list[bool]
     pictures: list[bytes | None]
+    """JPEGs of the samples that want one."""
+    reconstructions: list[bytes | None]
+    """PNGs of all, where they are kept."""
     states_NLE: Tensor
     """Host memory, dtype of the conditioner."""
     trajectory: Trajectory
@@ -144,7 +149,7 @@ class PolicyRollout:
 
             return sample_trajectory(field, self._initial(sources, some, step), plan, step_noise)
 
-        return self._run(field_of, plan.guidance, sources, samples, draw)
+        return self._run(field_of, plan.guidance, sources, samples, draw, keep=self.settings.keep_reconstructions)
 
     def evaluate(
         self,
@@ -170,6 +175,7 @@ class PolicyRollout:
         sources: Sequence[PolicySource],
         samples: Sequence[PolicySample],
         draw: Callable[[Velocity, Sequence[PolicySample]], Trajectory],
+        keep: bool = False,
     ) -> PolicyDraw:
         size = self.settings.micro_batch_size
         clock = _Clock()
@@ -185,8 +191,8 @@ class PolicyRollout:
         trajectory = _join(parts)
         clock.lap("sample")
         failed = _without_caption(sources, samples, failures)
-        records, pictures = self._score(trajectory.final_BCHW, sources, samples, failed, clock)
-        return PolicyDraw(records, cut, pictures, torch.stack(states), trajectory, clock.seconds)
+        records, pictures, kept = self._score(trajectory.final_BCHW, sources, samples, failed, clock, keep)
+        return PolicyDraw(records, cut, pictures, kept, torch.stack(states), trajectory, clock.seconds)
 
     def _negative(self, guidance: float) -> Tensor | None:
         if guidance == 1.0:
@@ -219,10 +225,15 @@ class PolicyRollout:
         samples: Sequence[PolicySample],
         failed: Mapping[int, RewardRecord],
         clock: _Clock,
-    ) -> tuple[list[RewardRecord], list[bytes | None]]:
-        """Records, and JPEGs where asked for; ``failed`` are records of samples that need no score, by position."""
+        keep: bool,
+    ) -> tuple[list[RewardRecord], list[bytes | None], list[bytes | None]]:
+        """Records, JPEGs where asked for, PNGs of all if ``keep``.
+
+        ``failed`` are records of samples that need no score, by position.
+        """
         records: list[RewardRecord] = []
         pictures: list[bytes | None] = []
+        kept: list[bytes | None] = []
         size = self.settings.decode_batch_size
         for start in range(0, len(samples), size):
             some = samples[start : start + size]
@@ -235,7 +246,8 @@ class PolicyRollout:
                 encode_jpeg(picture_B3HW[index]) if sample.want_picture and index not in undrawn else None
                 for index, sample in enumerate(some)
             ]
-        return records, pictures
+            kept += [encode_png(picture_3HW) if keep else None for picture_3HW in picture_B3HW]
+        return records, pictures, kept
 
     def _decode(self, final_BChw: Tensor) -> tuple[Tensor, dict[int, RewardRecord]]:
         """Pictures, and the records of those that cannot be drawn, which are black."""

@@ -20,7 +20,7 @@ from verl_uae.flow.objective.registry import BoundObjective
 from verl_uae.flow.plan import SamplingPlan, make_plan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.window import WindowSettings
-from verl_uae.reward.build import build_scorer
+from verl_uae.reward.build import build_scorer, has_groupwise
 from verl_uae.rollout.build import DTYPES
 from verl_uae.rollout.captions import CaptionSettings, EncoderCaptions, PromptSettings
 from verl_uae.rollout.conditions import ConditionCache
@@ -178,6 +178,7 @@ def build_rollout(config: DictConfig, captions: EncoderCaptions | None, transfor
         decode_batch_size=uae.decoder.batch_size,
         share_noise=uae.policy.share_noise,
         negative_prompt=uae.decoder.negative_prompt,
+        keep_reconstructions=has_groupwise(config),
     )
     conditions = ConditionCache(conditioner, uae.policy.captions.condition_cache_size)
     return PolicyRollout(conditions, vae.requires_grad_(False), build_scorer(config, device), settings, device)

@@ -44,6 +44,9 @@ class Outcome(TypedDict):
     seconds: float
     truncated: bool
     picture: bytes | None
+    """JPEG, for panels."""
+    reconstruction: bytes | None
+    """PNG, for groupwise rewards."""
 
 
 def source_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
@@ -83,12 +86,22 @@ def outcome(result: ChainResult) -> Outcome:
         seconds=record.seconds,
         truncated=result.truncated,
         picture=result.picture,
+        reconstruction=result.reconstruction,
     )
 
 
 def failed_outcome(status: str, reason: str) -> Outcome:
     """The outcome of a sample without reconstruction."""
-    return Outcome(value=None, status=status, reason=reason, terms={}, seconds=0.0, truncated=False, picture=None)
+    return Outcome(
+        value=None,
+        status=status,
+        reason=reason,
+        terms={},
+        seconds=0.0,
+        truncated=False,
+        picture=None,
+        reconstruction=None,
+    )
 
 
 def chain_request(
@@ -99,6 +112,7 @@ def chain_request(
     seed: int,
     step: int,
     want_picture: bool = False,
+    want_reconstruction: bool = False,
 ) -> ChainRequest:
     """The decoder's request for a caption; the group of an image shares its noise at a step."""
     return ChainRequest(
@@ -107,6 +121,7 @@ def chain_request(
         noise_key=(seed, "decoder noise", step, state["digest"]),
         row=dict(row),
         want_picture=want_picture,
+        want_reconstruction=want_reconstruction,
     )
 
 

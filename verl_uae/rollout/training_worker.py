@@ -27,10 +27,10 @@ import verl_uae.engine.supervised  # noqa: F401  registers the engines in the wo
 from verl_uae.engine.export import export_folder, full_state_dict
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.reward.record import RewardRecord
+from verl_uae.rollout.chain import ChainResult
 from verl_uae.rollout.policy import FieldOf, PolicyDraw, PolicyRollout, PolicySample, PolicySource
 from verl_uae.rollout.policy_build import EMA
-from verl_uae.rollout.sample import Outcome
+from verl_uae.rollout.sample import Outcome, outcome
 
 
 class DecoderTrainingWorker(TrainingWorker):
@@ -156,19 +156,5 @@ class DecoderTrainingWorker(TrainingWorker):
 
 def outcomes_of(draw: PolicyDraw) -> list[Outcome]:
     """Plain records of what was drawn, to travel through Ray."""
-    return [
-        _outcome(record, cut, picture)
-        for record, cut, picture in zip(draw.records, draw.truncated, draw.pictures, strict=True)
-    ]
-
-
-def _outcome(record: RewardRecord, cut: bool, picture: bytes | None) -> Outcome:
-    return Outcome(
-        value=record.value,
-        status=str(record.status),
-        reason=record.reason or "",
-        terms=dict(record.terms),
-        seconds=record.seconds,
-        truncated=cut,
-        picture=picture,
-    )
+    columns = (draw.records, draw.truncated, draw.pictures, draw.reconstructions)
+    return [outcome(ChainResult(*row)) for row in zip(*columns, strict=True)]

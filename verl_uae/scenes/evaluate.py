@@ -26,6 +26,7 @@ from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.checker import attribute_accuracy, drawn_accuracy
 from verl_uae.scenes.grammar import ATTRIBUTES, caption_facts
 from verl_uae.scenes.render import IMAGE_SIZE, OBJECT_COUNTS, Scene, render_float, sample_scene
+from verl_uae.scenes.scene_eval import ITEMS, items, named, scores
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH
 from verl_uae.seeding import derive_seed, generator, normal
 
@@ -67,6 +68,7 @@ def evaluate(
     reward: PairReward | None = None,
     num_steps: int = 8,
     greedy: bool = False,
+    scene_eval_items: int = ITEMS,
 ) -> Evaluation:
     """Caption and redraw `n` held-out scenes with checkpoints on disk.
 
@@ -80,6 +82,7 @@ def evaluate(
         reward: reconstruction reward to report.
         num_steps: Euler steps of the sampler.
         greedy: decode captions greedily instead of sampling.
+        scene_eval_items: per category of SceneEval.
     """
     ensure_torchvision()
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
@@ -89,7 +92,15 @@ def evaluate(
     conditioner = Conditioner.from_pretrained(str(conditioner_folder), length=CONDITION_LENGTH)
     decoder = Decoder.from_pretrained(str(decoder_folder))
     return evaluate_models(
-        captioner, decoder, conditioner, n=n, seed=seed, reward=reward, num_steps=num_steps, greedy=greedy
+        captioner,
+        decoder,
+        conditioner,
+        n=n,
+        seed=seed,
+        reward=reward,
+        num_steps=num_steps,
+        greedy=greedy,
+        scene_eval_items=scene_eval_items,
     )
 
 
@@ -104,6 +115,7 @@ def evaluate_models(
     reward: PairReward | None = None,
     num_steps: int = 8,
     greedy: bool = False,
+    scene_eval_items: int = ITEMS,
 ) -> Evaluation:
     """`evaluate` for models in memory."""
     scenes = held_out_scenes(n, seed)
@@ -114,6 +126,12 @@ def evaluate_models(
     if reward is not None:
         metrics["reward"] = float(reward(drawing, image).float().mean())
     metrics.update(drawing_metrics(drawing, scenes))
+    asked = items(seed, scene_eval_items)
+    pictures = render_float([item.scene for item in asked])
+    said = captioner.sample(pictures, None if greedy else generator(seed, "scene-eval-captions"))
+    for mode, texts in (("draw", [item.prompt for item in asked]), ("loop", said)):
+        drawn = draw(decoder, conditioner, texts, seed=seed, num_steps=num_steps)
+        metrics.update(named(mode, scores(asked, drawn)))
     return Evaluation(metrics, scenes, captions, image, drawing)
 
 

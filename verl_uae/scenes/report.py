@@ -22,6 +22,8 @@ COLUMNS = {
     "words": "words per caption",
     "full_detail": "captions with full detail",
     "true": "captions in which every stated fact is true",
+    "scene_eval/loop": "SceneEval of caption and drawing",
+    "scene_eval/draw": "SceneEval of drawing its prompts",
 }
 
 _SHOWN = 10

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and writing the fields of a batch that lie in the TransferQueue.
 
-Only captions, numbers and masks pass through the controller; pictures stay where they are drawn.
+Captions, numbers and masks pass through the controller; pictures stay where they are drawn, but for those that a
+groupwise reward compares (`verl_uae.trainer.group_rewards`).
 """
 
 from __future__ import annotations

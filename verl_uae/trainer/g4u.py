@@ -14,15 +14,18 @@ import torch
 from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.utils.debug import marked_timer
 
 import verl_uae.trainer.advantage  # noqa: F401  registers uae_grpo
 from verl_uae.config.validate import validate
 from verl_uae.engine.worker import CaptionerWorker
-from verl_uae.rollout.agent_loop import STREAM_ACTORS
+from verl_uae.rollout.agent_loop import STREAM_ACTORS, STREAM_RECONSTRUCTIONS
+from verl_uae.rollout.sample import dataset_row, source_image
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
 from verl_uae.trainer.checkpoint import LastGoodStep, mark_complete, repair_tracker
 from verl_uae.trainer.decoders import DecoderMixin
+from verl_uae.trainer.group_rewards import Member
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members, validation_info
 from verl_uae.trainer.panel import PanelRow, PanelWriter
 from verl_uae.trainer.signals import RewardSignals
@@ -79,6 +82,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
             with open_dict(self.config):
                 custom = dict(self.config.actor_rollout_ref.rollout.get("custom") or {})
                 custom[STREAM_ACTORS] = self.decoders.actor_names
+                custom[STREAM_RECONSTRUCTIONS] = self.group_rewards.active
                 self.config.actor_rollout_ref.rollout.custom = custom
 
     def _fetch_one_gen_batch(self) -> Any:
@@ -125,19 +129,34 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
             seconds = {"decode": 0.0, "score": 0.0}
         else:
             probes = self.config.uae.panel.probes if validating else 0
-            outcomes, seconds = self.decoders.score(batch, step=self.global_steps, probes=probes)
+            keep = self.group_rewards.active and not validating
+            outcomes, seconds = self.decoders.score(batch, step=self.global_steps, probes=probes, keep=keep)
         check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
         groups = [split_key(key)[0] for key in batch.keys]
         if metrics is None:
             return self._finish_validation(batch, outcomes, states)
+        if self.group_rewards.active:
+            with marked_timer("score", seconds):
+                outcomes = self.group_rewards.add(outcomes, self._members(batch, states, groups))
+            check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
         signals, drawn = self.signals("g4u"), outcomes
-        outcomes = signals.recompose(drawn)
+        outcomes = signals.recompose(drawn, groups)
         self._mask(batch, outcomes, usable_members(outcomes, groups))
         metrics.update(outcome_metrics(outcomes, states, groups, min_std=self.config.uae.reward.min_std))
         metrics.update(signals.metrics(drawn, metrics))
         self._chain_seconds = {"caption": caption_seconds(fetch(batch, ["metrics"])["metrics"]), **seconds}
         metrics.update(chain_timing(self._chain_seconds, len(outcomes)))
         return batch
+
+    def _members(self, batch: KVBatchMeta, states: list, groups: list[str]) -> list[Member]:
+        """What groupwise rewards see of a batch."""
+        columns = fetch(batch, ["raw_prompt", "data_source", "reward_model", "extra_info"])
+        members = []
+        for position, (state, group) in enumerate(zip(states, groups, strict=True)):
+            row = dataset_row({name: values[position] for name, values in columns.items()})
+            source = source_image(columns["raw_prompt"][position]).convert("RGB")
+            members.append(Member(group, source, state["caption"], row))
+        return members
 
     def _mask(self, batch: KVBatchMeta, outcomes: list, usable: list[bool]) -> None:
         """Write scores; samples that cannot train keep their row and lose every trained token."""

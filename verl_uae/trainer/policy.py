@@ -27,6 +27,7 @@ from verl_uae.rollout.policy_group import PolicyGroup
 from verl_uae.rollout.policy_layout import Layout
 from verl_uae.rollout.sample import CaptionState, Outcome, dataset_row, prompt_text, source_image
 from verl_uae.trainer.checkpoint import DecoderCheckpoints
+from verl_uae.trainer.group_rewards import Member
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members
 from verl_uae.trainer.signals import RewardSignals
 
@@ -80,9 +81,13 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints):
         plan = self.policy.plan(policy_step)
         outcomes, phases = self.policy.explore(sources, layout, plan, policy_step + 1)
         check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
-        signals, drawn = self.signals("u4g"), outcomes
-        outcomes = signals.recompose(drawn)
         groups = [str(number // layout.members) for number in range(len(outcomes))]
+        if self.group_rewards.active:
+            with marked_timer("score", phases):
+                outcomes = self.group_rewards.add(outcomes, _members(sources, layout))
+            check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
+        signals, drawn = self.signals("u4g"), outcomes
+        outcomes = signals.recompose(drawn, groups)
         usable = usable_members(outcomes, groups)
         advantage_N, metrics = self._advantages(outcomes, usable, groups)
         weights = [float(keep) for keep in usable]
@@ -131,6 +136,15 @@ def policy_sources(columns: Mapping[str, Sequence[Any]], states: Sequence[Captio
         image = source_image(columns["raw_prompt"][position]).convert("RGB")
         sources.append(PolicySource(image, state["digest"], state["caption"], state["reason"], state["status"], row))
     return sources
+
+
+def _members(sources: Sequence[PolicySource], layout: Layout) -> list[Member]:
+    """What groupwise rewards see of the samples of a batch, by number."""
+    return [
+        Member(str(number), source.image, source.caption, source.row)
+        for number, source in enumerate(sources)
+        for _ in range(layout.members)
+    ]
 
 
 def picture_name(prompt: Messages, info: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from verl_uae.errors import CheckpointError
 from verl_uae.reward.build import build_composition, build_tripwire
 from verl_uae.rollout.sample import Outcome
+from verl_uae.trainer.group_rewards import GroupRewards
 
 #: In a step folder.
 SIGNALS_FILE = "reward_signals.json"
@@ -30,18 +32,21 @@ class StageSignals:
         self.composition = build_composition(config)
         self.tripwire = build_tripwire(config)
 
-    def recompose(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    def recompose(self, outcomes: Sequence[Outcome], groups: Sequence[str]) -> list[Outcome]:
         """The outcomes with the value that trains: the same ones where no term is normalised.
 
         Takes the batch into the running statistics first.
+
+        Args:
+            outcomes: of all samples of a step.
+            groups: group of each sample.
         """
         if not self.composition.active:
             return list(outcomes)
-        self.composition.learn([entry["terms"] for entry in outcomes if entry["status"] == "ok"])
-        return [
-            {**entry, "value": self.composition.value(entry["terms"])} if entry["status"] == "ok" else entry
-            for entry in outcomes
-        ]
+        valid = [(entry["terms"], group) for entry, group in zip(outcomes, groups, strict=True) if _ok(entry)]
+        self.composition.learn([terms for terms, _ in valid])
+        values = iter(self.composition.values([terms for terms, _ in valid], [group for _, group in valid]))
+        return [{**entry, "value": next(values)} if _ok(entry) else entry for entry in outcomes]
 
     def metrics(self, outcomes: Sequence[Outcome], logged: Mapping[str, float]) -> dict[str, float]:
         """Metrics of a step, and the tripwire's look at it.
@@ -75,11 +80,20 @@ class StageSignals:
             self.tripwire.load_state_dict(state["tripwire"])
 
 
+def _ok(entry: Outcome) -> bool:
+    return entry["status"] == "ok"
+
+
 class RewardSignals:
-    """Mixin of trainers that reward: one :class:`StageSignals` per stage, kept in checkpoints."""
+    """Mixin of trainers that reward: groupwise terms, and one :class:`StageSignals` per stage, kept in checkpoints."""
 
     config: DictConfig
     _stages: dict[str, StageSignals] | None = None
+
+    @functools.cached_property
+    def group_rewards(self) -> GroupRewards:
+        """The groupwise terms, the same for every stage."""
+        return GroupRewards(self.config)
 
     def signals(self, stage: str) -> StageSignals:
         """Those of a stage, built at the first question; g4u and u4g draw differently and are not mixed."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from verl_uae.scenes.learn import stages
 
-KEYS = ("reward", "mse", "drawn", "words", "full_detail", "true")
+KEYS = ("reward", "mse", "drawn", "words", "full_detail", "true", "scene_eval/loop", "scene_eval/draw")
 REWARDS = {"start": 0.1, "pretrain": 0.4, "cold start": 0.45, "g4u": 0.6, "u4g": 0.7}
 
 

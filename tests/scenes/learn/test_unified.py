@@ -6,7 +6,7 @@ from pathlib import Path
 
 from verl_uae.scenes.learn import unified
 
-KEYS = ("reward", "mse", "drawn", "words", "full_detail")
+KEYS = ("reward", "mse", "drawn", "words", "full_detail", "scene_eval/loop", "scene_eval/draw")
 
 
 def results(**rewards: float) -> list[unified.Result]:

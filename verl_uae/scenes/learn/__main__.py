@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m verl_uae.scenes.learn {g4u,long,stages,u4g,unified} --seeds 0 1 2 --out OUT``.
+"""``python -m verl_uae.scenes.learn {g4u,long,rewards,stages,u4g,unified} --seeds 0 1 2 --out OUT``.
 
 Writes ``STAGE.json`` (every figure, with seeds) and pictures into OUT and says whether the bars are met; the exit code
 is 1 if one is missed.
@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from verl_uae.scenes.learn import g4u, long, stages, u4g, unified
+from verl_uae.scenes.learn import g4u, long, rewards, stages, u4g, unified
 from verl_uae.scenes.learn.bars import Bar, lines
 
 STAGES = {
     "g4u": g4u.learn,
     "long": long.learn,
+    "rewards": rewards.learn,
     "stages": stages.learn,
     "u4g": u4g.learn,
     "unified": unified.learn,

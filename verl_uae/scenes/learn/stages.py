@@ -250,7 +250,7 @@ def verdicts(results: Sequence[Result], exported: dict[int, dict[str, float]]) -
 def table(results: Sequence[Result]) -> str:
     """Markdown: means over seeds with their standard deviation."""
     columns = {"reward": "reward", "mse": "MSE", "drawn": "attributes", "words": "words", "full_detail": "full detail"}
-    columns["true"] = "true"
+    columns |= {"true": "true", "scene_eval/loop": "SceneEval loop", "scene_eval/draw": "SceneEval draw"}
     lines = ["| route | after | " + " | ".join(columns.values()) + " |", "|---|---|" + "---|" * len(columns)]
     for route in ROUTES:
         for stage in dict.fromkeys(result.stage for result in results if result.route == route):

@@ -29,6 +29,7 @@ from verl_uae.scenes.learn.runs import Run, cold_starts, execute, read_curve
 from verl_uae.scenes.quickstart import Say
 from verl_uae.scenes.render import render_float
 from verl_uae.scenes.report import strip
+from verl_uae.scenes.scene_eval import items, named, scores
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH
 
 #: Steps of the joint cold start: one that leaves room, and the one of the quickstart.
@@ -122,17 +123,21 @@ def measure(root: Path, decoder: Path, seed: int, count: int = SCENES) -> tuple[
     """Draw held-out scenes from their full captions with the ODE sampler.
 
     Returns:
-        ``reward``, ``mse`` (of pictures in [0, 1]), ``ssim``, ``drawn`` and ``drawn/<attribute>``; the pictures
-        (B, 3, H, W).
+        ``reward``, ``mse`` (of pictures in [0, 1]), ``ssim``, ``drawn``, ``drawn/<attribute>`` and ``scene_eval/draw``
+        with its categories; the pictures (B, 3, H, W).
     """
     scenes = held_out_scenes(count, seed)
     image = render_float(scenes)
     conditioner = Conditioner.from_pretrained(str(root / "encoder"), length=CONDITION_LENGTH)
     captions = [caption(scene) for scene in scenes]
-    drawing = draw(Decoder.from_pretrained(str(decoder)), conditioner, captions, seed=seed, num_steps=NUM_STEPS)
+    model = Decoder.from_pretrained(str(decoder))
+    drawing = draw(model, conditioner, captions, seed=seed, num_steps=NUM_STEPS)
+    asked = items(seed)
+    answers = draw(model, conditioner, [item.prompt for item in asked], seed=seed, num_steps=NUM_STEPS)
     reward = float(pixel_similarity(drawing, image, STEEPNESS).mean())
     mse, structure = float((drawing - image).square().mean()), float(ssim(drawing, image).mean())
-    return {"reward": reward, "mse": mse, "ssim": structure, **drawing_metrics(drawing, scenes)}, drawing
+    metrics = {"reward": reward, "mse": mse, "ssim": structure, **drawing_metrics(drawing, scenes)}
+    return metrics | named("draw", scores(asked, answers)), drawing
 
 
 def verdicts(results: Sequence[Result]) -> list[Bar]:
@@ -168,6 +173,7 @@ COLUMNS = {
     "drawn/background": "background",
     "drawn/shape": "shape",
     "drawn/scene": "whole scene",
+    "scene_eval/draw": "SceneEval",
 }
 
 

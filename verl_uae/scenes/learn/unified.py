@@ -123,6 +123,7 @@ def verdicts(results: Sequence[Result]) -> list[Bar]:
 def table(results: Sequence[Result]) -> str:
     """Markdown: means over seeds with their standard deviation."""
     columns = {"reward": "reward", "mse": "MSE", "drawn": "attributes", "words": "words", "full_detail": "full detail"}
+    columns |= {"scene_eval/loop": "SceneEval loop", "scene_eval/draw": "SceneEval draw"}
     head = ["| | " + " | ".join(columns.values()) + " | seconds of steps |", "|---|" + "---|" * (len(columns) + 1)]
 
     def row(label: str, metrics: Sequence[dict[str, float]], seconds: str) -> str:

@@ -1,0 +1,89 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from verl_uae.bench.discriminate.accuracy import (
+    accuracy,
+    across_pairs,
+    level_pairs,
+    mean_accuracy,
+    pair_scores,
+    summary,
+    useful_range,
+)
+from verl_uae.bench.discriminate.worlds import scene_world
+
+WORLD = scene_world(20, 0)
+FEW = 500
+
+
+def test_pairs() -> None:
+    assert level_pairs([3, 4, 5]) == [(3, 4), (3, 5), (4, 5)]
+    columns = WORLD.columns()
+    expected = [(columns[mild][0], column) for mild in ("blur", "hue") for column in columns["swapped"]]
+    assert across_pairs(WORLD, "swapped") == expected and len(expected) == 6
+
+
+def test_scores_of_pairs_count_ties_half_and_miss_what_is_missing() -> None:
+    values = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 1.0 + 5e-7, 0.0], [1.0, np.nan, 0.0]])
+    found = pair_scores(values, [(0, 1), (1, 2)])
+    assert found[:3].tolist() == [1.0, 0.0, 0.75] and np.isnan(found[3])
+    # A tie is relative: small values are not all the same.
+    assert pair_scores(values * 1e-9, [(0, 1)])[:2].tolist() == [1.0, 0.0]
+    # Distances are negated, not turned round.
+    assert pair_scores(-values, [(0, 1)])[:2].tolist() == [0.0, 1.0]
+
+
+def test_accuracy_is_the_mean_over_pictures_with_its_interval() -> None:
+    values = np.array([[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 10 + [[np.nan, 0.0]])
+    found = accuracy(values, [(0, 1)], 0, 4000)
+    assert found["mean"] == 0.75 and found["pictures"] == 40 and found["pairs"] == 1
+    spread = 1.96 * np.sqrt(0.75 * 0.25 / 40)
+    assert found["interval"] == pytest.approx([0.75 - spread, 0.75 + spread], abs=0.03)
+    assert accuracy(values[-1:], [(0, 1)], 0, FEW) == {"mean": None, "interval": None, "pictures": 0, "pairs": 1}
+    groups = [[(0, 1)], [(0, 1), (1, 0), (1, 0), (1, 0)]]
+    assert mean_accuracy(values[:30], groups, 0, FEW)["mean"] == 0.5 * (1.0 + 0.25)
+
+
+def test_range_is_the_gap_over_the_spread_within_a_level() -> None:
+    rng = np.random.default_rng(0)
+    values = np.column_stack([np.ones(200), 0.8 + 0.1 * rng.normal(size=200), 0.2 + 0.3 * rng.normal(size=200)])
+    found = useful_range(values, [1, 2], 2, 0, 2000)
+    spread = np.sqrt((values[:, 1].var() + values[:, 2].var()) / 2)
+    assert found["d_prime"] == pytest.approx((1.0 - values[:, 2].mean()) / spread)
+    low, high = found["interval"]
+    assert low < found["d_prime"] < high and high - low < 1.0
+    # Scale and offset of a term do not matter.
+    other = useful_range(5.0 * values - 3.0, [1, 2], 2, 0, 2000)
+    assert other["d_prime"] == pytest.approx(found["d_prime"]) and other["interval"] == pytest.approx([low, high])
+    assert useful_range(np.full((3, 3), np.nan), [1, 2], 2, 0, FEW)["d_prime"] is None
+    assert useful_range(np.ones((3, 3)), [1, 2], 2, 0, FEW)["d_prime"] is None
+
+
+def test_summary_of_perfect_and_of_blind_terms() -> None:
+    """One that counts levels, one that sees nothing, one that sees nuisances alone."""
+    columns, count = WORLD.columns(), len(WORLD.pictures)
+    semantic = [kind.name for kind in WORLD.kinds if kind.semantic]
+    counts = np.zeros((count, 44))
+    for name, found in columns.items():
+        counts[:, found] = np.arange(1, len(found) + 1) + (10 if name in semantic else 0)
+    perfect = summary(WORLD, -counts, 0, FEW)
+    assert all(entry["mean"] == 1.0 for entry in perfect["ordering"].values())
+    assert perfect["semantic_below_mild_all"] == {"mean": 1.0, "interval": [1.0, 1.0], "pictures": count, "pairs": 46}
+    assert perfect["means"]["removed"] == [-11.0, -12.0, -13.0, -14.0]
+    # Semantic damage as bad as a nuisance between its second and third level.
+    counts[:, [column for name in semantic for column in columns[name]]] = 2.5
+    middle = summary(WORLD, -counts, 0, FEW)["semantic_below_nuisance"]
+    assert [entry["mean"] for entry in middle["shift"]] == [1.0, 1.0, 0.0, 0.0]
+    blind = summary(WORLD, np.zeros((count, 44)), 0, FEW)
+    assert blind["ordering_semantic"]["mean"] == blind["semantic_below_mild_all"]["mean"] == 0.5
+    wrong = counts.copy()
+    wrong[:, [column for name in semantic for column in columns[name]]] = 0.0
+    seen = summary(WORLD, -wrong, 0, FEW)
+    assert (
+        seen["ordering_nuisance"]["mean"] == 1.0
+        and [entry["mean"] for entry in seen["semantic_below_nuisance"]["jpeg"]] == [0.0] * 4
+    )

@@ -1,0 +1,79 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from verl_uae.bench.discriminate.terms import batch_of, build_scorers, not_measured, score_world, term_specs
+from verl_uae.bench.discriminate.worlds import scene_world
+from verl_uae.errors import ConfigError
+from verl_uae.reward.terms.perceptual import alexnet_features
+
+NAN_FILE = '''
+def compute_score(data_source, solution_str, ground_truth, extra_info):
+    """NaN for a picture that is the same."""
+    same = extra_info["source_image"].tobytes() == extra_info["reconstruction"].tobytes()
+    return float("nan") if same else 0.5
+'''
+
+
+def test_specs() -> None:
+    labels = [spec.label for spec in term_specs([])]
+    assert {"pixel", "psnr", "ssim", "efficientnet_lite0, maps"} <= set(labels)
+    (spec,) = term_specs(["{name: pixel, label: mine, params: {k: 30}}"], defaults=False)
+    assert (spec.name, spec.label, spec.params) == ("pixel", "mine", {"k": 30})
+    for given in ("pixel", "{label: x}", "{name: pixel, weight: 2}", "{name: [", "{name: pixel}"):
+        with pytest.raises(ConfigError, match="--term"):
+            term_specs([given])
+    with pytest.raises(ConfigError, match="--term"):
+        term_specs([], defaults=False)
+
+
+def test_what_is_not_measured_is_named() -> None:
+    missing = not_measured(term_specs([]))
+    assert {"clip", "dinov2", "dreamsim", "lpips"} <= set(missing)
+    assert not {"pixel", "features", "custom", "caption_length", "image_text_clip"} & set(missing)
+
+
+def test_values_are_those_of_the_terms(tmp_path: Path) -> None:
+    """PSNR in closed form; a distance is negated; a value that fails is missing."""
+    torch.manual_seed(0)
+    save_file(alexnet_features().state_dict(), tmp_path / "alexnet.safetensors")
+    (tmp_path / "nan.py").write_text(NAN_FILE)
+    specs = term_specs(
+        [
+            "{name: psnr}",
+            f"{{name: lpips, params: {{backbone: {tmp_path / 'alexnet.safetensors'}}}}}",
+            f"{{name: custom, label: sometimes, params: {{path: {tmp_path / 'nan.py'}}}}}",
+        ],
+        defaults=False,
+    )
+    world = scene_world(20, 0)
+    seen: list[int] = []
+    small = type(world)(
+        world.name,
+        world.side,
+        world.kinds,
+        world.pictures[:2],
+        world.digests[:2],
+        lambda place: world.versions(place)[:6],
+    )
+    values = score_world(small, build_scorers(specs), lambda what, done, count: seen.append(done))
+    assert seen == [1, 2] and {found.shape for found in values.values()} == {(2, 6)}
+    versions = world.versions(1)[:6].double().numpy()
+    mse = ((versions - versions[0]) ** 2).mean(axis=(1, 2, 3))[1:]
+    assert np.allclose(values["psnr"][1, 1:], np.minimum(-10.0 * np.log10(mse), 50.0) / 50.0, atol=1e-5)
+    assert values["lpips"][0, 0] == pytest.approx(0.0, abs=1e-6) and (values["lpips"][:, 1:] < 0.0).all()
+    assert np.isnan(values["sometimes"][:, 0]).all() and (values["sometimes"][:, 1:] == 0.5).all()
+
+
+def test_every_version_is_compared_with_the_first() -> None:
+    versions = scene_world(20, 0).versions(0)
+    batch = batch_of(versions)
+    assert len(batch) == len(versions) and torch.equal(batch.reconstruction_B3HW, versions)
+    assert all(torch.equal(source, versions[0]) for source in batch.source_B3HW)

@@ -1,0 +1,56 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.pipeline.conftest import picture
+from verl_uae.bench.discriminate.scenes import draw_scenes
+from verl_uae.bench.discriminate.worlds import photograph_world, scene_world
+from verl_uae.data.images import decode_image, to_tensor
+from verl_uae.errors import ConfigError
+from verl_uae.scenes.render import render_float
+
+
+def test_scene_world() -> None:
+    world = scene_world(20, 3)
+    versions = world.versions(4)
+    assert versions.shape == (44, 3, 32, 32)
+    assert torch.equal(versions[0], render_float([draw_scenes(20, 3)[4]])[0])
+    columns = world.columns()
+    assert [column for found in columns.values() for column in found] == list(range(1, 44))
+    assert len(columns["swapped"]) == 3 and all(len(columns[name]) == 4 for name in columns if name != "swapped")
+    assert torch.equal(versions, world.versions(4)) and not torch.equal(versions, world.versions(5))
+    # The heaviest replacement is another scene, different in every quarter and in its background.
+    other = versions[columns["replaced"][-1]]
+    quarters = [(other - versions[0])[:, y : y + 16, x : x + 16].abs().amax() for y in (0, 16) for x in (0, 16)]
+    assert min(quarters) > 0.1 and (other[:, 0, 0] != versions[0][:, 0, 0]).all()
+    # With every object gone, one colour is left: the background of the corner.
+    removed = versions[columns["removed"][-1]]
+    assert torch.equal(removed, versions[0][:, :1, :1].expand(3, 32, 32))
+
+
+def test_photograph_world(tmp_path: Path) -> None:
+    for index in range(3):
+        picture(index).save(tmp_path / f"{index}.png")
+    world = photograph_world(tmp_path, 48, 0)
+    assert world.pictures == ("0.png", "1.png", "2.png") and len(set(world.digests)) == 3
+    versions = world.versions(1)
+    assert versions.shape == (33, 3, 48, 48)
+    images = to_tensor([decode_image(tmp_path / f"{index}.png") for index in range(3)], 48)
+    assert torch.equal(versions[0], images[1])
+    assert torch.equal(versions[world.columns()["replaced"][-1]], images[2])
+    assert [kind.name for kind in world.kinds if kind.semantic] == ["removed", "swapped", "replaced"]
+
+
+def test_worlds_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--scenes"):
+        scene_world(5, 0)
+    with pytest.raises(ConfigError, match="--size"):
+        photograph_world(tmp_path, 16, 0)
+    picture(0).save(tmp_path / "0.png")
+    with pytest.raises(ConfigError, match="at least two"):
+        photograph_world(tmp_path, 48, 0)

@@ -1,0 +1,203 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
+from PIL import Image
+
+from tests.bench.judge.server import Judges, Shown, completion, error
+from tests.pipeline.conftest import picture
+from verl_uae.bench.judge import client as module
+from verl_uae.bench.judge.client import SPENT, Budget, Client, Limits, Reply, body, retry_after
+from verl_uae.bench.judge.contest import Picture
+from verl_uae.bench.judge.judges import Judge
+from verl_uae.data.images import image_digest
+from verl_uae.errors import ConfigError, DecodeError
+
+QUICK = Limits(timeout=5.0, retries=2, backoff=0.01, max_wait=1.0, patience=100)
+
+
+def ask(judge: Judge, limits: Limits = QUICK, budget: Budget | None = None, times: int = 1) -> list[Reply]:
+    async def run() -> list[Reply]:
+        async with Client(judge, limits, budget or Budget(None)) as client:
+            return [await client.ask(body(judge, ("hello",), 64)) for _ in range(times)]
+
+    return asyncio.run(run())
+
+
+def answers(*behaviours: Any) -> Callable[[Shown, int], Any]:
+    """One after the other, the last one for ever."""
+    return lambda shown, count: behaviours[min(count, len(behaviours) - 1)]
+
+
+def test_a_busy_server_is_asked_again_when_it_says(server: Judges, judge: Callable[..., Judge]) -> None:
+    """Retry-After of one second, where the wait would otherwise be a hundredth."""
+    server.behaviours["busy"] = answers(error(429, headers={"Retry-After": "1"}), completion("hello"))
+    before = time.monotonic()
+    [reply] = ask(judge("busy"))
+    assert reply == Reply(completion("hello")) and time.monotonic() - before >= 1.0
+    assert server.counts["busy"] == 2
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
+def test_passing_failures_are_tried_again_a_bounded_number_of_times(
+    status: int, server: Judges, judge: Callable[..., Judge]
+) -> None:
+    server.behaviours["down"] = answers(error(status, "wait"), completion("up"))
+    assert ask(judge("down")) == [Reply(completion("up"))]
+    server.behaviours["down"] = answers(error(status, "wait"))
+    [reply] = ask(judge("down"))
+    assert reply.answer is None and reply.reason == f'HTTP {status}: {{"error":{{"message":"wait"}}}}'
+    assert server.counts["down"] == 2 + 3
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_what_is_wrong_with_a_question_is_not_tried_again(
+    status: int, server: Judges, judge: Callable[..., Judge]
+) -> None:
+    server.behaviours["picky"] = answers(error(status), completion("fine"))
+    first, second = ask(judge("picky"), times=2)
+    assert first.answer is None and first.reason.startswith(f"HTTP {status}") and second.answer is not None
+    assert server.counts["picky"] == 2
+
+
+@pytest.mark.parametrize("status", [401, 402, 404])
+def test_what_is_wrong_with_a_judge_ends_it(status: int, server: Judges, judge: Callable[..., Judge]) -> None:
+    server.behaviours["closed"] = answers(error(status), completion("fine"))
+    replies = ask(judge("closed"), times=4)
+    assert server.counts["closed"] == 1 and not any(reply.answer for reply in replies)
+    assert all(f"given up, HTTP {status}" in reply.reason for reply in replies[1:])
+
+
+def test_a_judge_that_never_answers_is_given_up(server: Judges, judge: Callable[..., Judge]) -> None:
+    server.behaviours["down"] = answers(error(503), completion("up"), error(503))
+    replies = ask(judge("down"), Limits(timeout=5.0, retries=0, patience=3), times=7)
+    assert [reply.answer is not None for reply in replies] == [False, True] + [False] * 5
+    assert server.counts["down"] == 5 and "3 questions in a row" in replies[-1].reason
+
+
+def test_a_server_that_asks_for_too_long_a_wait_has_failed(server: Judges, judge: Callable[..., Judge]) -> None:
+    server.behaviours["busy"] = answers(error(429, headers={"Retry-After": "3600"}))
+    [reply] = ask(judge("busy"))
+    assert reply.reason.endswith("asks to wait 3600 s") and server.counts["busy"] == 1
+
+
+def test_the_deadline_is_on_the_whole_of_a_request(server: Judges, judge: Callable[..., Judge]) -> None:
+    """A server that hangs, and one that sends a byte ten times a second for ever."""
+    limits = Limits(timeout=0.4, retries=1, backoff=0.01)
+
+    async def drip() -> Any:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.1)
+
+    server.behaviours["drip"] = lambda shown, count: StreamingResponse(drip())
+    server.behaviours["hang"] = answers(completion("late"))
+    server.hang["hang"] = 2.0
+    for model in ("drip", "hang"):
+        [reply] = ask(judge(model), limits)
+        assert reply == Reply(None, "no answer within 0.4 s") and server.counts[model] == 2
+
+
+def test_no_server_at_all(server: Judges) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        [reply] = ask(Judge("none", f"http://127.0.0.1:{port}", "m"))
+    assert reply.answer is None and reply.reason.startswith("ConnectError")
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (Response("<html>", 200), "not JSON"),
+        (Response("[" * 100_000, 200), "not JSON"),
+        (Response("[]", 200), "without choices: []"),
+        (Response('{"choices": []}', 200), "without choices"),
+        (Response('{"error": {"message": "overloaded"}}', 200), "overloaded"),
+        (Response("", 204), "HTTP 204"),
+        (RedirectResponse("http://127.0.0.1:1/elsewhere", 307), "HTTP 307"),
+    ],
+    ids=range(7),
+)
+def test_what_is_no_answer(response: Response, reason: str, server: Judges, judge: Callable[..., Judge]) -> None:
+    server.behaviours["odd"] = answers(response)
+    [reply] = ask(judge("odd"))
+    assert reply.answer is None and reason in reply.reason and len(reply.reason) < 400
+    assert server.counts["odd"] == 1
+
+
+def test_an_endless_answer_is_cut(server: Judges, judge: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ANSWER", 1000)
+    server.behaviours["long"] = answers(completion("x" * 1000))
+    [reply] = ask(judge("long"))
+    assert reply == Reply(None, "an answer of more than 1000 bytes")
+
+
+def test_the_budget_counts_every_try(server: Judges, judge: Callable[..., Judge]) -> None:
+    server.behaviours["down"] = answers(error(500))
+    budget = Budget(4)
+    replies = ask(judge("down"), budget=budget, times=3)
+    assert server.counts["down"] == budget.sent == 4 and not budget.take()
+    assert [reply.reason[:8] for reply in replies] == ["HTTP 500", "HTTP 500", SPENT[:8]]
+    assert ask(judge("down"), budget=Budget(0)) == [Reply(None, SPENT)] and server.counts["down"] == 4
+
+
+def test_the_token_is_sent_and_shown_nowhere(
+    server: Judges, judge: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TOKEN", "sk-very-secret")
+    caplog.set_level("DEBUG")
+
+    def echo(shown: Shown, count: int) -> Any:
+        said = f"you are {shown.headers['authorization']}"
+        return completion(said) if count == 0 else error(400, said)
+
+    server.behaviours["echo"] = echo
+    answered, refused = ask(judge("echo", token_env="TOKEN"), times=2)
+    assert answered == Reply(completion("you are Bearer ***")) and "you are Bearer ***" in refused.reason
+    assert "sk-very-secret" not in caplog.text
+    server.behaviours["plain"] = answers(completion("x"))
+    ask(judge("plain"))
+    assert "authorization" not in server.asked[-1].headers
+    monkeypatch.delenv("TOKEN")
+    with pytest.raises(ConfigError, match="TOKEN"):
+        ask(judge("echo", token_env="TOKEN"))
+
+
+def test_pictures_arrive_as_they_are_and_large_ones_smaller(
+    server: Judges, judge: Callable[..., Judge], tmp_path: Path
+) -> None:
+    pictures = []
+    for index, size in enumerate(((40, 30), (400, 100))):
+        image = picture(index, *size)
+        image.save(tmp_path / f"{index}.png")
+        pictures.append(Picture(tmp_path / f"{index}.png", image_digest(image)))
+    request = body(judge("m"), ("a ", pictures[0], " b ", pictures[1]), 64)
+    shown = Shown(request, {})
+    assert shown.text == "a <picture> b <picture>" and request["messages"][0]["role"] == "user"
+    small, large = shown.pictures
+    assert image_digest(small.convert("RGB")) == pictures[0].digest and large.size == (64, 16)
+    expected = picture(1, 400, 100).resize((64, 16), Image.Resampling.BICUBIC)
+    difference = sum(abs(a - b) for a, b in zip(large.tobytes(), expected.tobytes(), strict=True)) / (64 * 16 * 3)
+    assert difference < 3.0
+    # Without pictures the content is a plain text, which servers of text models need.
+    assert body(judge("m"), ("hello",), 64)["messages"] == [{"role": "user", "content": "hello"}]
+    with pytest.raises(DecodeError):
+        body(judge("m"), ("a", Picture(tmp_path / "gone.png", "x")), 64)
+
+
+def test_waits_as_servers_write_them() -> None:
+    assert retry_after(None) is None and retry_after("soon") is None and retry_after("nan") is None
+    assert retry_after("inf") is None and retry_after("-3") == 0.0 and retry_after("2.5") == 2.5
+    assert retry_after(formatdate(1_000_030, usegmt=True), now=1_000_000.0) == 30.0
+    assert retry_after(formatdate(1_000_000, usegmt=True), now=1_000_030.0) == 0.0

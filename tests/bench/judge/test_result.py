@@ -1,0 +1,105 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.bench.judge.conftest import LENGTHS
+from tests.bench.judge.server import Judges, Shown, error, longer
+from verl_uae.bench.bootstrap import resampled_means
+from verl_uae.bench.judge.contest import CAPTION, Contest
+from verl_uae.bench.judge.judges import Judge
+from verl_uae.bench.judge.prompt import load_prompt
+from verl_uae.bench.judge.protocol import Judged
+from verl_uae.bench.judge.result import mean_words, read_result, result
+from verl_uae.bench.unified import reference_digest, write_result
+from verl_uae.errors import DataError
+
+
+@pytest.fixture
+def judged(contest: Contest, judge: Callable[..., Judge], decide: Callable[..., Judged]) -> Judged:
+    """Length, position and indifference: W W W L L T, six inconsistent, six ties."""
+    return decide(contest, [judge("longer"), judge("always-a"), judge("always-tie")])
+
+
+def test_a_complete_result(judged: Judged, tmp_path: Path, server: Judges) -> None:
+    prompt = load_prompt(None, CAPTION)
+    content = result(judged, prompt, side=1024, seed=3, resamples=400)
+    assert content["complete"] and content["failures"] == [] and content["partial_overall"] is None
+    rates = [100 * 3.5 / 6, 50.0, 50.0]
+    assert [entry["win_rate"]["value"] for entry in content["judges"].values()] == pytest.approx(rates)
+    assert content["overall"] == pytest.approx(sum(rates) / 3)
+    values_N1 = np.array([[1.0], [1.0], [1.0], [0.0], [0.0], [0.5]])
+    means = 100 * (resampled_means(values_N1, 3, 400)[:, 0] + 0.5 + 0.5) / 3
+    assert content["overall_interval"] == pytest.approx(np.percentile(means, [2.5, 97.5]).tolist())
+    # One judge of three decides nothing.
+    assert content["majority"]["ties"] == 6 and "inconsistent" not in content["majority"]
+    cohen = content["agreement"]["cohen"]
+    assert set(cohen) == {"longer and always-a", "longer and always-tie", "always-a and always-tie"}
+    assert cohen["longer and always-a"]["agreement"] == pytest.approx(1 / 6)
+    assert cohen["longer and always-a"]["kappa"] == pytest.approx(0.0)
+    assert cohen["always-a and always-tie"]["kappa"] is None
+    # Votes of all: 3 wins, 2 losses, 13 ties; per picture 1/3 of the pairs of judges agree, for the last all.
+    chance = (3 / 18) ** 2 + (2 / 18) ** 2 + (13 / 18) ** 2
+    assert content["agreement"]["fleiss"]["kappa"] == pytest.approx(((5 / 3 + 1) / 6 - chance) / (1 - chance))
+    assert content["candidates"] == {"first": "one", "second": "two"} and content["mode"] == "caption"
+    assert content["references"] == reference_digest(item.source.digest for item in judged.contest.items)
+    assert content["prompt"]["sha256"] == prompt.digest and content["prompt"]["name"] == "caption.v1"
+    assert content["sent"] == {"requests": 36, "from_cache": 0, "damaged_cache_lines": 0, "side": 1024}
+    pair = content["pairs"][0]
+    assert pair["first"] == {"caption": "f" * 9, "words": 1} and pair["reference"] == "0.png"
+    assert pair["verdicts"]["longer"] == {"outcome": "win", "choices": ["A", "B"], "reasons": [None, None]}
+    assert pair["verdicts"]["always-a"] == {"outcome": "inconsistent", "choices": ["A", "A"], "reasons": [None, None]}
+    entry = content["judges"]["longer"]
+    assert entry["scores"]["fluency"] == {"first": 5.0, "second": 5.0, "answers": 12} and len(entry["scores"]) == 3
+    assert entry["base_url"] == server.base_url and entry["model"] == "longer" and entry["max_tokens"] == 2048
+    assert mean_words(content) == (1.0, 1.0)
+    write_result(tmp_path / "judge.json", content)
+    assert read_result(tmp_path / "judge.json") == json.loads(json.dumps(content))
+
+
+def test_a_result_that_lacks_an_answer_has_no_overall_rate(
+    contest: Contest, judge: Callable[..., Judge], decide: Callable[..., Judged], server: Judges
+) -> None:
+    def refuses(shown: Shown, count: int) -> object:
+        return error(400, "not this one") if shown.caption("B") == "f" * LENGTHS[3][0] else longer(shown, count)
+
+    server.behaviours["picky"] = refuses  # type: ignore[assignment]
+    judged = decide(contest, [judge("longer"), judge("picky")])
+    content = result(judged, load_prompt(None, CAPTION), side=1024, resamples=50)
+    assert not content["complete"] and content["overall"] is None and content["overall_interval"] is None
+    assert [failure["what"] for failure in content["failures"]] == ["picky: 3.png (swapped)", "picky: 4.png (swapped)"]
+    assert all("not this one" in failure["reason"] for failure in content["failures"])
+    assert content["judges"]["longer"]["complete"] and not content["judges"]["picky"]["complete"]
+    assert content["judges"]["picky"]["win_rate"]["denominator"] == 4
+    assert content["partial_overall"] == pytest.approx((100 * 3.5 / 6 + 100 * 3.5 / 4) / 2)
+    assert content["majority"]["judged"] == 4 and content["majority"]["failed"] == 2
+    assert content["agreement"]["cohen"]["longer and picky"] == {"pictures": 4, "agreement": 1.0, "kappa": 1.0}
+    entry = content["pairs"][3]["verdicts"]["picky"]
+    assert entry["outcome"] == "failed" and entry["choices"] == ["B", None] and "not this one" in entry["reasons"][1]
+
+
+def test_pictures_that_were_not_compared_make_it_incomplete(
+    contest: Contest, judge: Callable[..., Judge], decide: Callable[..., Judged]
+) -> None:
+    from dataclasses import replace
+
+    from verl_uae.bench.pairs import Failure
+
+    missing = replace(contest, failures=(Failure("one: 9.png", "no caption"),), pictures=7)
+    content = result(decide(missing, [judge("longer")]), load_prompt(None, CAPTION), side=1024, resamples=50)
+    assert not content["complete"] and content["overall"] is None and content["pictures"] == 7
+    assert content["failures"] == [{"what": "one: 9.png", "reason": "no caption"}]
+    assert content["agreement"] == {"cohen": {}, "fleiss": None}
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    for text in ("", "[]", "{}", '{"format": 1, "benchmark": "Unified-Bench protocol 1"}'):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(DataError):
+            read_result(tmp_path / "x.json")

@@ -1,0 +1,69 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from verl_uae.bench.scenes import render, scene_eval
+from verl_uae.cli import main
+from verl_uae.pipeline import UAEPipeline
+from verl_uae.scenes.evaluate import evaluate
+from verl_uae.scenes.scene_eval import CATEGORIES, items
+
+OPTIONS = {"count": 3, "steps": 2}
+
+
+def as_model(encoder: Path, decoder: Path, root: Path) -> UAEPipeline:
+    """One folder of a captioner and a decoder, loaded as a user does."""
+    shutil.copytree(decoder, root)
+    shutil.copytree(encoder, root / "encoder")
+    pipe = UAEPipeline.from_pretrained(root, condition_length=20)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_every_item_is_answered_in_both_modes(tiny_models, tmp_path) -> None:
+    found = scene_eval(as_model(tiny_models / "encoder", tiny_models / "decoder", tmp_path / "m"), **OPTIONS)
+    asked = items(0, OPTIONS["count"])
+    for mode in ("draw", "loop"):
+        answers = found[mode]["answers"]
+        assert [entry["prompt"] for entry in answers] == [item.prompt for item in asked]
+        for name in CATEGORIES:
+            flags = [entry["passed"] for entry in answers if entry["category"] == name]
+            assert found[mode]["categories"][name] == pytest.approx(np.mean(flags)) and len(flags) == OPTIONS["count"]
+        low, high = found[mode]["interval"]
+        assert low <= found[mode]["overall"] <= high
+    assert [entry["drawn_from"] for entry in found["draw"]["answers"]] == [item.prompt for item in asked]
+    assert json.loads(json.dumps(found)) == found
+    rows = render(found).splitlines()
+    assert rows[2].startswith("| draw | ") and rows[3].startswith("| loop | ") and len(rows) == 4
+
+
+def test_the_command_line(tiny_models, tmp_path, capsys) -> None:
+    out = tmp_path / "scenes.json"
+    words = ["bench", "scenes", str(tiny_models / "decoder"), "--encoder", str(tiny_models / "encoder")]
+    assert main([*words, "--condition-length", "20", "--items", "1", "--steps", "1", "--out", str(out)]) == 0
+    assert set(json.loads(out.read_text())) >= {"draw", "loop"} and "| draw |" in capsys.readouterr().out
+    assert main([*words, "--items", "0"]) == 2
+    assert "--items" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_folder_scores_what_the_evaluation_of_training_says(tmp_path) -> None:
+    """On models trained for a moment, so that some items pass and others do not."""
+    from verl_uae.scenes.coldstart import ColdStartConfig, cold_start
+
+    cold_start(tmp_path, ColdStartConfig(codec_steps=150, steps=250), lambda *_: None)
+    encoder, decoder = tmp_path / "encoder", tmp_path / "decoder"
+    metrics = evaluate(encoder, decoder, encoder, n=2, num_steps=4, greedy=True, scene_eval_items=8).metrics
+    found = scene_eval(as_model(encoder, decoder, tmp_path / "m"), count=8, steps=4, batch_size=7)
+    for mode in ("draw", "loop"):
+        wanted = {name: metrics[f"scene_eval/{mode}/{name}"] for name in CATEGORIES}
+        assert found[mode]["categories"] == pytest.approx(wanted, abs=1e-9)
+        assert found[mode]["overall"] == pytest.approx(metrics[f"scene_eval/{mode}"], abs=1e-9)
+    assert 0.0 < found["loop"]["overall"] < 1.0

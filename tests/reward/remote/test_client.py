@@ -1,0 +1,215 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import email.utils
+import gc
+import threading
+import time
+
+import pytest
+
+from tests.reward.remote.conftest import wait_until, within
+from tests.reward.remote.faults import FaultServer, free_port, good, reply
+from verl_uae.reward import Status
+from verl_uae.reward.remote.client import ClientSettings, RemoteClient, RequestError, refusal, retry_after_s
+
+BODY = b'{"samples": []}'
+
+
+def make_client(*urls: str, timeout_s: float = 0.5, **changes: float) -> RemoteClient:
+    defaults = {"retries": 2, "concurrency": 4, "max_answer_bytes": 2**20, "breaker_failures": 100}
+    settings = {**defaults, "breaker_cooldown_s": 30.0, **changes}
+    return RemoteClient(ClientSettings(urls=urls, timeout_s=timeout_s, **settings), None)
+
+
+def post(client: RemoteClient, count: int = 1, timeout_s: float | None = None) -> list[str]:
+    """Statuses of ``count`` requests, each "ok" or that of its failure."""
+    deadline = time.monotonic() + (timeout_s or client.settings.timeout_s)
+    replies = client.post("/v1/score", [lambda: BODY] * count, deadline)
+    return [str(reply.status) if isinstance(reply, RequestError) else "ok" for reply in replies]
+
+
+def test_retries_are_bounded() -> None:
+    for retries in (0, 1, 4):
+        with FaultServer(reply("", "503 Service Unavailable")) as server:
+            assert post(make_client(server.url, timeout_s=20.0, retries=retries)) == ["error"]
+            assert len(server.heads) == 1 + retries
+
+
+def test_retry_after_is_waited_for() -> None:
+    busy = reply("", "503 Service Unavailable", "text/plain", "Retry-After: 1")
+    with FaultServer(busy, good) as server:
+        start = time.monotonic()
+        assert post(make_client(server.url, timeout_s=20.0)) == ["ok"]
+        assert time.monotonic() - start >= 1.0
+
+
+def test_retry_after_beyond_the_deadline_ends_the_request_at_once() -> None:
+    for header in ("Retry-After: 3600", f"Retry-After: {email.utils.formatdate(time.time() + 3600, usegmt=True)}"):
+        with FaultServer(reply("", "429 Too Many Requests", "text/plain", header)) as server, within(10.0):
+            assert post(make_client(server.url, timeout_s=20.0)) == ["error"]
+            assert len(server.heads) == 1
+
+
+def test_retry_after_s() -> None:
+    assert retry_after_s("7") == 7.0 and retry_after_s(None) == 0.0
+    assert 50 < retry_after_s(email.utils.formatdate(time.time() + 60, usegmt=True)) <= 60
+    assert [retry_after_s(text) for text in ("soon", "-5", "nan", "", "Wed, 21 Oct 2015 07:28:00 GMT")] == [0.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("code", "header", "retry", "alive", "refused"),
+    [
+        (503, "1", True, True, False),
+        (503, None, True, False, False),
+        (429, None, True, True, False),
+        (502, None, True, False, False),
+        (504, None, True, False, False),
+        (500, None, False, False, False),
+        (404, None, False, True, True),
+        (307, None, False, True, True),
+        (204, None, False, True, True),
+    ],
+)
+def test_what_a_refusal_means(code: int, header: str | None, retry: bool, alive: bool, refused: bool) -> None:
+    error = refusal("http://here", code, "said\n  this", header)
+    assert (error.retry, error.alive, error.refused) == (retry, alive, refused)
+    assert error.status == (Status.ERROR if code >= 400 else Status.INVALID)
+    assert error.record("remote", 0.1).reason.startswith(f"remote: http://here: HTTP {code}: said this")
+
+
+def test_no_more_than_concurrency_requests_at_a_time() -> None:
+    now, most, lock = [0], [0], threading.Lock()
+
+    def slow(connection, body):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        with lock:
+            now[0] -= 1
+        good(connection, body)
+
+    with FaultServer(slow) as server:
+        assert post(make_client(server.url, timeout_s=10.0, concurrency=3), 9) == ["ok"] * 9
+    assert most[0] == 3
+
+
+# ---------------------------------------------------------------- circuit breaker
+
+
+def test_the_breaker_opens_half_opens_and_closes_again() -> None:
+    with FaultServer(reply("", "500 Internal Server Error")) as server:
+        client = make_client(server.url, breaker_failures=3, breaker_cooldown_s=1.5, timeout_s=20.0)
+        assert [post(client) for _ in range(3)] == [["error"]] * 3
+        with within(5.0):
+            assert post(client, 5) == ["error"] * 5
+        assert len(server.heads) == 3  # Open: nothing is sent.
+        time.sleep(1.5)
+        # Half-open: one probe, and those who wait for it are told at once.
+        assert post(client, 5) == ["error"] * 5
+        assert len(server.heads) == 4
+        time.sleep(1.5)
+        server.behaviours = (good,)
+        # A probe that passes lets the others follow.
+        assert post(client, 5) == ["ok"] * 5
+        assert len(server.heads) == 9
+
+
+def test_a_hanging_server_opens_the_breaker_and_a_hanging_probe_keeps_it_open() -> None:
+    with FaultServer() as server:
+        server.behaviours = (server.hang,)
+        client = make_client(server.url, breaker_failures=2, breaker_cooldown_s=2.0, timeout_s=1.0)
+        assert post(client, 2) == ["timeout"] * 2
+        assert post(client) == ["error"]
+        time.sleep(2.0)
+        with within(1.0 + 1.0):
+            assert post(client, 3) == ["timeout"] * 3
+        assert len(server.heads) == 3
+        assert post(client) == ["error"]
+
+
+def test_a_busy_server_and_a_lying_one_are_alive() -> None:
+    busy = reply("", "503 Service Unavailable", "text/plain", "Retry-After: 0")
+    for behaviour, status in ((busy, "error"), (reply("", "200 OK", "text/html"), "invalid")):
+        with FaultServer(behaviour) as server:
+            client = make_client(server.url, breaker_failures=1, timeout_s=20.0, retries=0)
+            assert post(client, 4) == [status] * 4
+            assert len(server.heads) == 4
+
+
+def test_an_open_breaker_moves_the_work_to_another_server() -> None:
+    with FaultServer(reply("", "502 Bad Gateway")) as bad, FaultServer(good) as well:
+        client = make_client(bad.url, well.url, breaker_failures=2, timeout_s=20.0)
+        assert post(client, 12) == ["ok"] * 12
+        assert 2 <= len(bad.heads) <= 5 and len(well.heads) == 12
+
+
+# ---------------------------------------------------------------- deadline
+
+
+def test_the_deadline_holds_with_retries_and_waits_in_it() -> None:
+    with FaultServer(reply("", "503 Service Unavailable")) as server, within(2.0 + 1.0):
+        assert post(make_client(server.url, retries=1000, timeout_s=2.0)) == ["error"]
+        assert 1 < len(server.heads) < 50
+
+
+def test_an_address_that_swallows_packets_is_a_timeout() -> None:
+    """A full backlog: the kernel neither accepts nor refuses."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        with within(0.5 + 1.0):
+            assert post(make_client(f"http://127.0.0.1:{address[1]}")) == ["timeout"]
+        for filler in fillers:
+            filler.close()
+
+
+def test_a_body_that_takes_too_long_to_make_is_a_timeout() -> None:
+    release = threading.Event()
+    client = make_client(f"http://127.0.0.1:{free_port()}", timeout_s=0.3)
+    try:
+        with within(0.3 + 1.0):
+            (late,) = client.post("/", [lambda: b"x" * release.wait(10)], time.monotonic() + 0.3)
+    finally:
+        release.set()
+    assert isinstance(late, RequestError) and late.status == Status.TIMEOUT
+
+
+def test_a_loop_that_is_stuck_cannot_hold_the_caller() -> None:
+    release = threading.Event()
+    client = make_client(f"http://127.0.0.1:{free_port()}", timeout_s=0.2)
+    client._loop._loop.call_soon_threadsafe(release.wait, 10)
+    try:
+        with within(0.2 + 1.0):
+            assert post(client) == ["timeout"]
+    finally:
+        release.set()
+
+
+def test_what_making_a_body_raises_is_an_error() -> None:
+    client = make_client(f"http://127.0.0.1:{free_port()}")
+    (failed,) = client.post("/", [lambda: bytes(int("no number"))], time.monotonic() + 20)
+    assert isinstance(failed, RequestError) and failed.status == Status.ERROR and "ValueError" in failed.reason
+
+
+def test_its_thread_ends_with_it() -> None:
+    def loops() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "reward-remote"}
+
+    before = loops()
+    client = make_client("http://127.0.0.1:1")
+    (mine,) = loops() - before
+    client.close()
+    wait_until(lambda: not mine.is_alive())
+    client = make_client("http://127.0.0.1:1")
+    (mine,) = loops() - before
+    del client
+    gc.collect()
+    wait_until(lambda: not mine.is_alive())

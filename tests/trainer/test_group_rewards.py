@@ -1,0 +1,85 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from verl_uae.config.validate import validate
+from verl_uae.errors import ConfigError
+from verl_uae.rollout.chain import encode_png
+from verl_uae.rollout.sample import failed_outcome
+from verl_uae.trainer.group_rewards import GroupRewards, Member
+
+JUDGE = """
+def prefer(source, first, second, first_caption, second_caption, row):
+    assert row == {"group": row["group"]} and source.size == first.size == second.size == (32, 32)
+    one, other = (abs(source.getpixel((3, 3))[0] - image.getpixel((3, 3))[0]) for image in (first, second))
+    return 0.5 if one == other else float(one < other)
+"""
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> str:
+    (tmp_path / "judge.py").write_text(JUDGE)
+    return str(tmp_path / "judge.py")
+
+
+def terms(judge: str, *more: str) -> str:
+    listed = ["{name: pixel, weight: 1.0}", f"{{name: preference, weight: 0.5, params: {{path: {judge}}}}}", *more]
+    return f"uae.reward.terms=[{', '.join(listed)}]"
+
+
+def outcome(value: float, shade: float) -> dict:
+    png = encode_png(torch.full((3, 32, 32), shade))
+    made = {"value": value, "status": "ok", "terms": {"pixel": value}, "reconstruction": png, "seconds": 0.1}
+    return {**failed_outcome("ok", ""), **made}
+
+
+def member(group: str, shade: int) -> Member:
+    # Another size than the decoder's: scaled as the chain scales it.
+    return Member(group, Image.new("RGB", (64, 48), (shade,) * 3), "a caption", {"group": group})
+
+
+def test_members_are_compared_with_each_other_and_pictures_go_no_further(compose, tiny_overrides, judge) -> None:
+    rewards = GroupRewards(compose(*tiny_overrides, terms(judge)))
+    assert rewards.active
+    drawn = [
+        outcome(0.3, 0.9),
+        outcome(0.2, 0.5),
+        failed_outcome("timeout", "late"),
+        outcome(0.6, 0.1),
+        outcome(0.7, 0.3),
+    ]
+    sources = [member("a", 255)] * 3 + [member("b", 0)] * 2
+    found = rewards.add(drawn, sources)
+    assert [entry["value"] for entry in found] == [
+        pytest.approx(0.8),
+        pytest.approx(0.2),
+        None,
+        pytest.approx(1.1),
+        0.7,
+    ]
+    assert [entry["terms"].get("preference") for entry in found] == [1.0, 0.0, None, 1.0, 0.0]
+    assert found[2] == drawn[2] and all(entry["reconstruction"] is None for entry in found)
+
+
+def test_a_reconstruction_that_did_not_come_costs_its_sample(compose, tiny_overrides, judge) -> None:
+    rewards = GroupRewards(compose(*tiny_overrides, terms(judge)))
+    drawn = [outcome(0.3, 0.9), {**outcome(0.2, 0.5), "reconstruction": None}, outcome(0.2, 0.5)]
+    found = rewards.add(drawn, [member("a", 255)] * 3)
+    assert [entry["status"] for entry in found] == ["ok", "error", "ok"] and "not sent" in found[1]["reason"]
+
+
+def test_without_a_groupwise_term_there_is_nothing_to_do(compose, tiny_overrides) -> None:
+    assert not GroupRewards(compose(*tiny_overrides)).active
+
+
+def test_a_reward_of_groupwise_terms_alone_is_refused(compose, tiny_overrides, judge) -> None:
+    only = f"uae.reward.terms=[{{name: preference, params: {{path: {judge}}}}}]"
+    with pytest.raises(ConfigError, match="not groupwise"):
+        validate(compose(*tiny_overrides, only))
+    validate(compose(*tiny_overrides, terms(judge)))

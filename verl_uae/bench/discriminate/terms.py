@@ -1,0 +1,120 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The reward terms that are measured, each as a scorer of its own, and those that are not.
+
+Shape legend: N pictures, D versions of a picture (itself first).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+from torch import Tensor
+
+from verl_uae.bench.discriminate.worlds import World
+from verl_uae.errors import ConfigError
+from verl_uae.reward import RewardBatch, RewardScorer, TermSpec, get_reward, reward_names
+
+#: Seconds for one picture's versions.
+TIMEOUT_S = 600.0
+CACHE_BYTES = 64 * 2**20
+#: A scorer fills up a call to whole chunks; both worlds' numbers of versions, 33 and 44, are multiples of this.
+CHUNK = 11
+
+#: Measured by default: all whose weights, if any, come with a package. Labels, names, parameters.
+DEFAULTS: tuple[Mapping[str, Any], ...] = (
+    {"label": "pixel, k=5", "name": "pixel", "params": {"k": 5}},
+    {"name": "pixel"},
+    {"label": "pixel, k=20", "name": "pixel", "params": {"k": 20}},
+    {"label": "pixel, k=40", "name": "pixel", "params": {"k": 40}},
+    {"name": "psnr"},
+    {"name": "ssim"},
+    {"label": "efficientnet_lite0, maps", "name": "efficientnet_lite0"},
+    {"label": "efficientnet_lite0, pooled", "name": "efficientnet_lite0", "params": {"mode": "pooled"}},
+)
+
+#: Names that stand for another term or for a file of the user.
+ALIASES = frozenset({"features", "custom"})
+
+Progress = Callable[[str, int, int], None]
+
+
+def term_specs(given: Sequence[str], *, defaults: bool = True) -> list[TermSpec]:
+    """The default terms and those given as YAML mappings with the keys of ``uae.reward.terms``.
+
+    Raises:
+        ConfigError: not such a mapping, or a label used twice.
+    """
+    entries: list[Mapping[str, Any]] = list(DEFAULTS) if defaults else []
+    for text in given:
+        try:
+            entry = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError("--term", f"{text!r} is not YAML: {error}") from error
+        if not isinstance(entry, Mapping) or "name" not in entry or not set(entry) <= {"name", "label", "params"}:
+            raise ConfigError("--term", f"must be like '{{name: pixel, label: mine, params: {{k: 30}}}}', got {text!r}")
+        entries.append(entry)
+    specs = [
+        TermSpec(name=entry["name"], label=entry.get("label", entry["name"]), params=entry.get("params") or {})
+        for entry in entries
+    ]
+    labels = [spec.label for spec in specs]
+    if len(set(labels)) != len(labels) or not labels:
+        raise ConfigError("--term", f"needs terms with different labels, got {labels}")
+    return specs
+
+
+def build_scorers(
+    specs: Sequence[TermSpec], *, cache_bytes: int = CACHE_BYTES, chunk_size: int = CHUNK
+) -> dict[str, RewardScorer]:
+    """One scorer per term, by label; a distance is negated, so that higher is better everywhere.
+
+    Args:
+        specs: the terms.
+        cache_bytes: host memory for features of source pictures, per term.
+        chunk_size: samples per call of a term's network.
+
+    Raises:
+        ConfigError: a term cannot be built.
+    """
+    return {
+        spec.label: RewardScorer(
+            [spec], timeout_s=TIMEOUT_S, chunk_size=chunk_size, source_cache_bytes=cache_bytes, key="--term"
+        )
+        for spec in specs
+    }
+
+
+def not_measured(specs: Sequence[TermSpec]) -> list[str]:
+    """Registered terms that compare two pictures and are not among ``specs``."""
+    measured = {spec.name for spec in specs} | ALIASES
+    return [
+        name
+        for name in reward_names()
+        if name not in measured and get_reward(name).needs == frozenset({"source", "reconstruction"})
+    ]
+
+
+def batch_of(versions_D3HW: Tensor) -> RewardBatch:
+    """Every version as a reconstruction of the first."""
+    count = len(versions_D3HW)
+    source = versions_D3HW[:1].expand(count, -1, -1, -1).contiguous()
+    return RewardBatch(source, versions_D3HW, captions=[""] * count, rows=[{}] * count)
+
+
+def score_world(
+    world: World, scorers: Mapping[str, RewardScorer], on_progress: Progress = lambda what, done, count: None
+) -> dict[str, np.ndarray]:
+    """Values (N, D) by label, higher is better; NaN where a term gave none."""
+    rows: dict[str, list[list[float]]] = {label: [] for label in scorers}
+    for place in range(len(world.pictures)):
+        batch = batch_of(world.versions(place))
+        for label, scorer in scorers.items():
+            values = [record.value for record in scorer.score(batch)]
+            rows[label].append([math.nan if value is None else value for value in values])
+        on_progress(world.name, place + 1, len(world.pictures))
+    return {label: np.asarray(values, dtype=np.float64) for label, values in rows.items()}

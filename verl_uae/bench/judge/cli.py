@@ -1,0 +1,166 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``verl-uae bench judge``. Heavy imports are lazy, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_uae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from verl_uae.bench.judge.client import Limits
+    from verl_uae.bench.judge.contest import Contest
+    from verl_uae.bench.judge.judges import Judge
+    from verl_uae.bench.judge.prompt import Prompt
+    from verl_uae.bench.judge.protocol import Judged
+
+RESULT, REPORT, ANSWERS = "judge.json", "judge.html", "answers.jsonl"
+
+
+def add_judge(commands: Any) -> None:
+    """Add ``judge`` to the sub-commands of ``bench``."""
+    parser = commands.add_parser("judge", help="protocol 2: language models compare two candidates, in both orders")
+    parser.add_argument("images", type=Path, help="folder of originals")
+    what = "captions.jsonl, result.json, or a folder of captions or pictures"
+    parser.add_argument("first", metavar="[NAME=]FIRST", help=f"{what}; rates are those of this candidate")
+    parser.add_argument("second", metavar="[NAME=]SECOND", help="what it is compared with")
+    parser.add_argument("--mode", choices=("caption", "reconstruction"), default="caption", help="default: caption")
+    parser.add_argument("--judge", action="append", default=[], metavar="NAME=BASE_URL#MODEL", help="may be repeated")
+    parser.add_argument("--judges", type=Path, metavar="FILE.yaml", help="more judges, with their parameters")
+    parser.add_argument(
+        "--token-env", action="append", default=[], metavar="NAME=VARIABLE", help="environment variable with a token"
+    )
+    parser.add_argument("--prompt", metavar="NAME|FILE", help="default: the prompt of the mode; caption_blind")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"{RESULT}, {REPORT}, {ANSWERS}")
+    parser.add_argument("--dry-run", action="store_true", help="say how many requests it takes, and send none")
+    parser.add_argument("--max-requests", type=int, metavar="N", help="send at most N, further tries included")
+    parser.add_argument("--concurrency", type=int, default=4, help="requests at a time per judge (default 4)")
+    parser.add_argument("--timeout", type=float, default=120.0, help="of a request as a whole, seconds (default 120)")
+    parser.add_argument("--retries", type=int, default=3, help="further tries of a request (default 3)")
+    parser.add_argument("--max-wait", type=float, default=60.0, help="longest wait between tries, s (default 60)")
+    parser.add_argument("--side", type=int, default=1024, help="longest side of pictures sent, pixels (default 1024)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    parser.set_defaults(run=_judge)
+
+
+def _judge(args: argparse.Namespace) -> int:
+    from verl_uae.bench.judge.cache import AnswerCache
+    from verl_uae.bench.judge.contest import read_contest
+    from verl_uae.bench.judge.prompt import load_prompt
+
+    _check(args)
+    judges, prompt = _judges(args), load_prompt(args.prompt, args.mode)
+    contest = read_contest(args.images, args.first, args.second, args.mode)
+    if args.out.resolve().is_relative_to(args.images.resolve()):
+        raise ConfigError("--out", f"{args.out} lies in {args.images}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with AnswerCache(args.out / ANSWERS) as cache:
+        if args.dry_run:
+            return _dry_run(args, contest, judges, prompt, cache)
+        for judge in judges:
+            # Before the first request of any judge is paid for.
+            judge.token()
+        judged = asyncio.run(_run(args, contest, judges, prompt, cache))
+    return _write(args, judged, prompt)
+
+
+def _check(args: argparse.Namespace) -> None:
+    least = {"--max-requests": 0, "--concurrency": 1, "--retries": 0, "--side": 16, "--max-wait": 0}
+    for key, low in least.items():
+        value = getattr(args, key[2:].replace("-", "_"))
+        if value is not None and not value >= low:
+            raise ConfigError(key, f"must be at least {low}, got {value}")
+    if not args.timeout > 0:
+        raise ConfigError("--timeout", f"must be positive, got {args.timeout}")
+
+
+def _judges(args: argparse.Namespace) -> list[Judge]:
+    from verl_uae.bench.judge.judges import parse_judge, read_judges, unique, with_tokens
+
+    judges = [parse_judge(text) for text in args.judge]
+    if args.judges is not None:
+        judges += read_judges(args.judges)
+    return with_tokens(unique(judges), args.token_env)
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    from verl_uae.bench.judge.client import Limits
+
+    return Limits(timeout=args.timeout, retries=args.retries, max_wait=args.max_wait)
+
+
+def _dry_run(args: argparse.Namespace, contest: Contest, judges: list[Judge], prompt: Prompt, cache: Any) -> int:
+    from verl_uae.bench.judge.protocol import count_requests
+
+    wanted, known = count_requests(contest, judges, prompt, cache, args.side)
+    identical = sum(item.identical for item in contest.items)
+    print(f"{wanted} requests: {len(contest.items)} pictures, {identical} of them with identical candidates, 2 orders, "
+          f"{len(judges)} judges, {known} answers from before")  # fmt: skip
+    print(f"at most {wanted * (args.retries + 1)} with all further tries")
+    for failure in contest.failures[:20]:
+        print(f"  {failure.what}: {failure.reason}")
+    return 0
+
+
+async def _run(args: argparse.Namespace, contest: Contest, judges: list[Judge], prompt: Prompt, cache: Any) -> Judged:
+    from verl_uae.bench.judge.protocol import judge_contest
+
+    return await judge_contest(
+        contest,
+        judges,
+        prompt,
+        cache,
+        limits=_limits(args),
+        max_requests=args.max_requests,
+        concurrency=args.concurrency,
+        side=args.side,
+        on_progress=_progress,
+    )
+
+
+def _progress(done: int, count: int) -> None:
+    print(f"judging: {done} of {count}", file=sys.stderr, flush=True)
+
+
+def _write(args: argparse.Namespace, judged: Judged, prompt: Prompt) -> int:
+    from verl_uae.bench.judge.report import write_report
+    from verl_uae.bench.judge.result import result
+    from verl_uae.bench.unified import write_result
+
+    content = result(judged, prompt, side=args.side, seed=args.seed)
+    write_result(args.out / RESULT, content)
+    write_report(args.out / REPORT, content, judged)
+    _say(content, args.out)
+    return 0 if content["complete"] else 1
+
+
+def _say(content: Mapping[str, Any], out: Path) -> None:
+    from verl_uae.bench.judge.report import rate_text
+
+    first, second = content["candidates"]["first"], content["candidates"]["second"]
+    print(f"{first} against {second}, {content['mode']}")
+    for name, entry in content["judges"].items():
+        counts = ", ".join(f"{entry[key]} {key}" for key in ("wins", "losses", "ties", "inconsistent", "failed"))
+        print(f"{name}: {counts}")
+        print(f"  win rate {rate_text(entry['win_rate']) or 'none'}, "
+              f"without ties {rate_text(entry['win_rate_without_ties']) or 'none'}, "
+              f"A chosen {rate_text(entry['first_position']) or 'none'}")  # fmt: skip
+    if len(content["judges"]) > 1:
+        kappa = content["agreement"]["fleiss"]["kappa"]
+        print(f"majority: win rate {rate_text(content['majority']['win_rate']) or 'none'}")
+        print(f"agreement: Fleiss' kappa {'not defined' if kappa is None else format(kappa, '.3f')}")
+    if content["complete"]:
+        print(f"overall: {content['overall']:.2f}")
+    else:
+        print(f"overall: none, {len(content['failures'])} failures")
+        for failure in content["failures"][:20]:
+            print(f"  {failure['what']}: {failure['reason']}")
+    sent = content["sent"]
+    print(f"{sent['requests']} requests sent, {sent['from_cache']} answers from before")
+    print(out / REPORT)

@@ -1,0 +1,102 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""SceneEval of a model folder of the built-in world; the items and their check are `verl_uae.scenes.scene_eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from verl_uae.bench.bootstrap import LEVEL, interval, resampled_means
+from verl_uae.bench.unified import versions
+from verl_uae.scenes.render import IMAGE_SIZE, render_image
+from verl_uae.scenes.scene_eval import CATEGORIES, ITEMS, Item, items, passed
+from verl_uae.scenes.tokenizer import PROMPT
+from verl_uae.seeding import normal
+
+if TYPE_CHECKING:
+    from verl_uae.pipeline import UAEPipeline
+
+FORMAT = 1
+MODES = ("draw", "loop")
+#: Longest caption of the built-in world, tokens.
+MAX_NEW_TOKENS = 24
+
+
+def scene_eval(
+    pipe: UAEPipeline, *, seed: int = 0, count: int = ITEMS, steps: int = 8, batch_size: int = 64
+) -> dict[str, Any]:
+    """Draw the prompts, and caption and redraw the scenes; captions are greedy.
+
+    Args:
+        pipe: of the built-in world.
+        seed: of items, noise and bootstrap.
+        count: items per category.
+        steps: of the sampler.
+        batch_size: pictures drawn together.
+
+    Returns:
+        By mode the share passed per category and overall, in [0, 1], with 95 % bootstrap intervals over the items of
+        each category, the answers, and what they were made with. Without a captioner there is no ``loop``.
+    """
+    asked = items(seed, count)
+    texts = {"draw": [item.prompt for item in asked]}
+    if pipe.encoder is not None:
+        images = [render_image(item.scene) for item in asked]
+        texts["loop"] = pipe.caption(images, prompt=f"<image>{PROMPT}", system="", max_new_tokens=MAX_NEW_TOKENS)
+    noise = normal((len(asked), *pipe.decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)), seed, "scenes-eval-noise")
+    found: dict[str, Any] = {"format": FORMAT, "seed": seed, "items_per_category": count, "steps": steps}
+    for mode, words in texts.items():
+        drawn = [
+            pipe.generate(
+                words[start : start + batch_size],
+                height=IMAGE_SIZE,
+                width=IMAGE_SIZE,
+                num_inference_steps=steps,
+                guidance_scale=1.0,
+                latents=noise[start : start + batch_size],
+                output_type="pt",
+            ).images
+            for start in range(0, len(words), batch_size)
+        ]
+        found[mode] = _summary(asked, words, torch.cat(drawn), seed)
+    return {**found, "versions": versions()}
+
+
+def _summary(asked: Sequence[Item], texts: Sequence[str], drawn_B3HW: torch.Tensor, seed: int) -> dict[str, Any]:
+    flags = passed(asked, drawn_B3HW)
+    columns = {
+        name: np.array([flag for item, flag in zip(asked, flags, strict=True) if item.category == name], dtype=float)
+        for name in CATEGORIES
+    }
+    # Categories have other items each, so they are drawn from independently.
+    means = {
+        name: resampled_means(column[:, None], seed + place)[:, 0]
+        for place, (name, column) in enumerate(columns.items())
+    }
+    return {
+        "overall": float(np.mean([column.mean() for column in columns.values()])),
+        "interval": interval(np.mean(list(means.values()), axis=0)),
+        "level": LEVEL,
+        "categories": {name: float(column.mean()) for name, column in columns.items()},
+        "intervals": {name: interval(samples) for name, samples in means.items()},
+        "answers": [
+            {"category": item.category, "prompt": item.prompt, "drawn_from": text, "passed": flag}
+            for item, text, flag in zip(asked, texts, flags, strict=True)
+        ],
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """Markdown table: a row per mode."""
+    lines = ["| | " + " | ".join(CATEGORIES) + " | overall |", "|---|" + "---|" * (len(CATEGORIES) + 1)]
+    for mode in MODES:
+        if mode in found:
+            entry = found[mode]
+            low, high = entry["interval"]
+            cells = [f"{entry['categories'][name]:.3f}" for name in CATEGORIES]
+            lines.append(f"| {mode} | " + " | ".join(cells) + f" | {entry['overall']:.3f} [{low:.3f}, {high:.3f}] |")
+    return "\n".join(lines)

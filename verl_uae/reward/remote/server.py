@@ -1,0 +1,318 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The reward server: HTTP around a :class:`~verl_uae.reward.remote.service.ScoringService`.
+
+Requests are read in the event loop and scored in threads, so ``/health`` answers while a batch is being scored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import prometheus_client
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from verl_uae.errors import ConfigError, UAEError
+from verl_uae.reward.remote.auth import authorized, is_loopback
+from verl_uae.reward.remote.protocol import (
+    HEALTH_PATH,
+    JSON_TYPE,
+    METRICS_PATH,
+    SCORE_PATH,
+    VERSION,
+    answer_message,
+    bounds_message,
+    parse_request,
+)
+from verl_uae.reward.remote.service import ScoringService
+from verl_uae.reward.remote.wire import ProtocolError, dumps
+
+logger = logging.getLogger(__name__)
+
+#: ``Retry-After`` of a busy server and of one that loads its models, seconds.
+BUSY_S, LOADING_S = 1, 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerSettings:
+    """Where a server listens and what it lets in."""
+
+    host: str = "127.0.0.1"
+    port: int = 8900
+    token: str | None = None
+    insecure: bool = False
+    """Listen to other machines without a token."""
+    max_samples: int = 64
+    """Samples in a request."""
+    max_body_bytes: int = 128 * 2**20
+    max_in_flight: int = 4
+    """Requests that are read or scored at a time; more are told to come back."""
+    read_timeout_s: float = 30.0
+    """For the body of a request to arrive."""
+    shutdown_s: float = 30.0
+    """For requests in flight when the server is told to end."""
+    certificate: str | None = None
+    """PEM file, for https."""
+    certificate_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_samples", "max_body_bytes", "max_in_flight", "read_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"--{name.replace('_', '-')}", f"must be above 0, got {getattr(self, name)}")
+        if not (self.token or self.insecure or is_loopback(self.host)):
+            message = f"{self.host} can be reached from other machines: give a token (--token-file) or --insecure"
+            raise ConfigError("--host", message)
+        if (self.certificate is None) != (self.certificate_key is None):
+            raise ConfigError("--tls-cert", "--tls-cert and --tls-key belong together")
+
+
+class Metrics:
+    """What Prometheus is told."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus_client.CollectorRegistry()
+        prefix = "verl_uae_reward"
+        self.requests = prometheus_client.Counter(
+            f"{prefix}_requests", "Scoring requests by HTTP status", ["code"], registry=self.registry
+        )
+        self.samples = prometheus_client.Counter(
+            f"{prefix}_samples", "Samples by status", ["status"], registry=self.registry
+        )
+        self.seconds = prometheus_client.Histogram(
+            f"{prefix}_request_seconds",
+            "Seconds from the head of a scoring request to its answer",
+            buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+            registry=self.registry,
+        )
+        self.in_flight = prometheus_client.Gauge(
+            f"{prefix}_in_flight", "Requests being read or scored", registry=self.registry
+        )
+        self.ready = prometheus_client.Gauge(f"{prefix}_ready", "1 when requests are scored", registry=self.registry)
+
+
+class RewardServer:
+    """The application, without the socket.
+
+    Args:
+        load: builds the service; called in a thread once the server listens.
+        settings: limits and token.
+        on_failed: called when the service cannot be built; the reason is then in ``error``.
+    """
+
+    def __init__(
+        self, load: Callable[[], ScoringService], settings: ServerSettings, on_failed: Callable[[], None] = lambda: None
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.error: BaseException | None = None
+        self._load = load
+        self._on_failed = on_failed
+        self._service: ScoringService | None = None
+        self._in_flight = 0
+        self._threads = concurrent.futures.ThreadPoolExecutor(settings.max_in_flight, "reward-server")
+        self.app = FastAPI(lifespan=self._lifespan, openapi_url=None)
+        self.app.add_api_route(SCORE_PATH, self._score, methods=["POST"], response_model=None)
+        self.app.add_api_route(HEALTH_PATH, self._health, methods=["GET"], response_model=None)
+        self.app.add_api_route(METRICS_PATH, self._show_metrics, methods=["GET"], response_model=None)
+        self.app.add_exception_handler(HTTPException, _refused)
+        self.app.add_exception_handler(Exception, _failed)
+
+    # ---------------------------------------------------------------- life
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        loading = loop.run_in_executor(self._threads, self._load)
+        loading.add_done_callback(self._loaded)
+        try:
+            yield
+        finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _loaded(self, loading: asyncio.Future[ScoringService]) -> None:
+        if loading.cancelled():
+            return
+        self.error = loading.exception()
+        if self.error is not None:
+            self._on_failed()
+            return
+        self._service = loading.result()
+        self.metrics.ready.set(1)
+        logger.info("ready, fingerprint %s", self._service.fingerprint)
+
+    # ---------------------------------------------------------------- endpoints
+
+    async def _score(self, request: Request) -> Response:
+        started, code = time.monotonic(), 500
+        try:
+            response = await self._answer(request)
+            code = response.status_code
+            return response
+        except HTTPException as error:
+            code = error.status_code
+            raise
+        finally:
+            self.metrics.requests.labels(str(code)).inc()
+            self.metrics.seconds.observe(time.monotonic() - started)
+
+    async def _answer(self, request: Request) -> Response:
+        self._authorize(request)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != JSON_TYPE:
+            raise HTTPException(415, f"send {JSON_TYPE}")
+        if self._service is None or self._in_flight >= self.settings.max_in_flight:
+            wait_s = LOADING_S if self._service is None else BUSY_S
+            reason = "loading" if self._service is None else f"{self._in_flight} requests in flight"
+            raise HTTPException(503, reason, {"Retry-After": str(wait_s)})
+        self._in_flight += 1
+        self.metrics.in_flight.inc()
+        try:
+            body = await self._body(request)
+            score = functools.partial(self._scored, self._service, body)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, score)
+        finally:
+            self._in_flight -= 1
+            self.metrics.in_flight.dec()
+
+    def _scored(self, service: ScoringService, body: bytes) -> Response:
+        """Runs in a thread."""
+        try:
+            samples = parse_request(body, self.settings.max_samples)
+        except ProtocolError as error:
+            raise HTTPException(400, str(error)) from error
+        try:
+            records = service.score(samples)
+        except UAEError as error:
+            logger.error("%s", error)
+            raise HTTPException(500, str(error)) from error
+        for record in records.values():
+            self.metrics.samples.labels(str(record.status)).inc()
+        return Response(answer_message(service.fingerprint, records), media_type=JSON_TYPE)
+
+    async def _health(self, request: Request) -> Response:
+        """Readiness for everybody; the rest for who has the token."""
+        service = self._service
+        status = "failed" if self.error is not None else "loading" if service is None else "ready"
+        code, headers = (200, {}) if status == "ready" else (503, {"Retry-After": str(LOADING_S)})
+        content: dict[str, object] = {"version": VERSION, "status": status}
+        if service is not None and ("authorization" in request.headers or self.settings.token is None):
+            self._authorize(request)
+            content |= self._about(service)
+        return Response(dumps(content), code, headers, JSON_TYPE)
+
+    def _about(self, service: ScoringService) -> dict[str, object]:
+        return {
+            "fingerprint": service.fingerprint,
+            "bounds": bounds_message(service.scorer.bounds),
+            "needs": sorted(service.needs),
+            "limits": {"max_samples": self.settings.max_samples, "max_body_bytes": self.settings.max_body_bytes},
+            "terms": service.terms.describe(),
+            "files": service.files,
+            "versions": service.versions(),
+            "device": str(service.scorer.device),
+        }
+
+    async def _show_metrics(self, request: Request) -> Response:
+        self._authorize(request)
+        content = prometheus_client.generate_latest(self.metrics.registry)
+        return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    # ---------------------------------------------------------------- limits
+
+    def _authorize(self, request: Request) -> None:
+        token = self.settings.token
+        if token is not None and not authorized(request.headers.get("authorization"), token):
+            raise HTTPException(401, "wrong or missing token", {"WWW-Authenticate": "Bearer"})
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self.settings.max_body_bytes
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise HTTPException(413, f"{length} bytes, limit {limit}", {"Connection": "close"})
+        try:
+            return await asyncio.wait_for(_read(request, limit), self.settings.read_timeout_s)
+        except asyncio.TimeoutError as error:
+            reason = f"the request did not arrive within {self.settings.read_timeout_s:g} s"
+            raise HTTPException(408, reason, {"Connection": "close"}) from error
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the request broke off") from error
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise HTTPException(413, f"more than {limit} bytes", {"Connection": "close"})
+    return bytes(body)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return Response(dumps({"error": error.detail}), error.status_code, dict(error.headers or {}), JSON_TYPE)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What nobody foresaw; uvicorn logs it with its traceback."""
+    return Response(dumps({"error": f"{type(error).__name__}, see the server's log"}), 500, media_type=JSON_TYPE)
+
+
+def serve(load: Callable[[], ScoringService], settings: ServerSettings, announce: Callable[[str], None]) -> None:
+    """Listen until SIGINT or SIGTERM; requests in flight are answered first.
+
+    Args:
+        load: builds the service.
+        settings: where to listen, and limits.
+        announce: told the address once it is bound.
+
+    Raises:
+        ConfigError: the address cannot be bound, or a certificate cannot be read.
+        UAEError: whatever building the service raised.
+    """
+    config = uvicorn.Config(
+        app="",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_s)),
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.certificate_key,
+    )
+    server = uvicorn.Server(config)
+    reward = RewardServer(load, settings, functools.partial(setattr, server, "should_exit", True))
+    config.app = reward.app
+    listener = _bind(settings)
+    scheme = "http" if settings.certificate is None else "https"
+    host, port = listener.getsockname()[:2]
+    announce(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+    if threading.current_thread() is threading.main_thread():
+        # uvicorn raises the signal again when it is done, for these to end the process; a clean end is 0.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+    try:
+        server.run(sockets=[listener])
+    except OSError as error:  # ssl.SSLError too
+        raise ConfigError("--tls-cert", f"cannot be used: {error}") from error
+    if reward.error is not None:
+        raise reward.error
+
+
+def _bind(settings: ServerSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host.strip("[]"), settings.port), family=family)
+    except (OSError, OverflowError) as error:
+        raise ConfigError("--port", f"cannot listen on {settings.host}:{settings.port}: {error}") from error

@@ -1,0 +1,166 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""From a request to records: decodes pictures, groups them by size, asks the scorer.
+
+Shape legend: B samples, 3 colour channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verl_uae import __version__
+from verl_uae.data.limits import ImageLimits
+from verl_uae.errors import ConfigError
+from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.remote.protocol import MEMBERS, RawSample
+from verl_uae.reward.remote.specs import Terms
+from verl_uae.reward.remote.wire import ProtocolError, decode_picture
+from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.scorer import RewardScorer, check_specs
+
+PICTURES = ("source", "reconstruction")
+
+#: Picture of a sample whose terms look at none.
+_BLANK_HW3 = np.zeros((1, 1, 3), dtype=np.uint8)
+_NOT_SENT = RewardRecord.failed(Status.INVALID, "no sample at this place")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    place: int
+    levels: tuple[np.ndarray, np.ndarray]
+    """Source and reconstruction, (H, W, 3) each, of one shape."""
+    caption: str
+    row: Mapping[str, object]
+
+
+class ScoringService:
+    """The scorer behind a server. Building it loads the models.
+
+    Args:
+        terms: what is scored.
+        device: where models run.
+        timeout_s: seconds per term and request.
+        source_cache_bytes: host memory for features of source pictures.
+        limits: what pictures are decoded.
+
+    Raises:
+        ConfigError: a term that cannot be built, or a file that changes meanwhile.
+    """
+
+    def __init__(
+        self, terms: Terms, *, device: str, timeout_s: float, source_cache_bytes: int, limits: ImageLimits
+    ) -> None:
+        check_specs(terms.summed, terms.held_out, "terms", timeout_s)
+        files = terms.files()
+        self.scorer = RewardScorer(
+            terms.summed,
+            held_out=terms.held_out,
+            device=device,
+            timeout_s=timeout_s,
+            source_cache_bytes=source_cache_bytes,
+            key="terms",
+        )
+        self.files = terms.files()
+        if files != self.files:
+            raise ConfigError("terms", "a custom file has changed while it was loaded; start again")
+        self.terms = terms
+        self.needs = self.scorer.needs
+        if not self.needs <= set(MEMBERS):
+            raise ConfigError("terms", f"need {', '.join(sorted(self.needs - set(MEMBERS)))}, which no request has")
+        self.fingerprint = terms.fingerprint(self.files)
+        self._limits = limits
+        # The scorer shares features between the terms of one batch at a time.
+        self._lock = threading.Lock()
+
+    def score(self, samples: Sequence[RawSample]) -> dict[str, RewardRecord]:
+        """Score a request; a sample that cannot be read is INVALID, the others keep their bits.
+
+        Raises:
+            RewardError: a term cannot go on.
+        """
+        records: dict[str, RewardRecord] = {}
+        groups: dict[tuple[int, ...], dict[str, _Sample]] = {}
+        decoded: dict[object, np.ndarray] = {}
+        for raw in samples:
+            try:
+                sample = self._read(raw, decoded)
+            except ProtocolError as error:
+                records[raw.id] = RewardRecord.failed(Status.INVALID, str(error))
+                continue
+            groups.setdefault(sample.levels[0].shape, {})[raw.id] = sample
+        for group in groups.values():
+            batch = self._batch(list(group.values()))
+            with self._lock:
+                scored = self.scorer.score(batch)
+            records.update((identifier, scored[sample.place]) for identifier, sample in group.items())
+        return {raw.id: records[raw.id] for raw in samples}
+
+    def versions(self) -> dict[str, str]:
+        """Of what decides the last bits."""
+        names = ("torch", "transformers", "numpy", "pillow")
+        return {
+            "verl_uae": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in names},
+        }
+
+    def _read(self, raw: RawSample, decoded: dict[object, np.ndarray]) -> _Sample:
+        """Decode a sample; ``decoded`` keeps pictures by their text, since the members of a group share a source."""
+        for name in sorted(self.needs):
+            if name not in raw.members:
+                raise ProtocolError(f"{name} is missing")
+        levels = []
+        for name in PICTURES:
+            text = raw.members.get(name)
+            if name not in raw.members:
+                continue
+            try:
+                if not isinstance(text, str) or text not in decoded:
+                    decoded[text] = decode_picture(text, self._limits)
+            except ProtocolError as error:
+                raise ProtocolError(f"{name}: {error}") from error
+            levels.append(decoded[text])
+        source, reconstruction = (levels[0], levels[-1]) if levels else (_BLANK_HW3, _BLANK_HW3)
+        if source.shape != reconstruction.shape:
+            sizes = " and ".join(f"{found.shape[1]} x {found.shape[0]}" for found in levels)
+            raise ProtocolError(f"source and reconstruction have {sizes} pixels, not one size")
+        caption, row = raw.members.get("caption", ""), raw.members.get("row", {})
+        if not isinstance(caption, str):
+            raise ProtocolError(f"caption must be text, got {type(caption).__name__}")
+        if not isinstance(row, dict):
+            raise ProtocolError(f"row must be an object, got {type(row).__name__}")
+        for name in ("extra_info", "reward_model"):
+            if not isinstance(row.get(name) or {}, dict):
+                raise ProtocolError(f"row.{name} must be an object")
+        return _Sample(raw.place, (source, reconstruction), caption, row)
+
+    def _batch(self, samples: Sequence[_Sample]) -> RewardBatch:
+        """Samples of one size at their places; places between them are marked as failed."""
+        by_place = {sample.place: sample for sample in samples}
+        count = max(by_place) + 1
+        return RewardBatch(
+            source_B3HW=self._pixels(by_place, count, 0),
+            reconstruction_B3HW=self._pixels(by_place, count, 1),
+            captions=[by_place[place].caption if place in by_place else "" for place in range(count)],
+            rows=[by_place[place].row if place in by_place else {} for place in range(count)],
+            failed={place: _NOT_SENT for place in range(count) if place not in by_place},
+        )
+
+    def _pixels(self, by_place: Mapping[int, _Sample], count: int, which: int) -> Tensor:
+        shape = next(iter(by_place.values())).levels[which].shape
+        levels_BHW3 = np.zeros((count, *shape), dtype=np.uint8)
+        for place, sample in by_place.items():
+            levels_BHW3[place] = sample.levels[which]
+        # Divided on the CPU, as a run's source pictures are: a GPU multiplies by 1/255, which is other bits.
+        pixels_B3HW = torch.from_numpy(levels_BHW3).permute(0, 3, 1, 2).contiguous().float() / 255.0
+        return pixels_B3HW.to(self.scorer.device)

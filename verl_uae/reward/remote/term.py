@@ -1,0 +1,328 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""A reward that another process computes, as a term.
+
+Shape legend: B samples, 3 colour channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import math
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from verl_uae.errors import ConfigError
+from verl_uae.reward.outcome import as_number
+from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.remote.auth import is_loopback, read_token
+from verl_uae.reward.remote.client import ClientSettings, RemoteClient, Reply, RequestError
+from verl_uae.reward.remote.protocol import (
+    HEALTH_PATH,
+    MEMBERS,
+    SCORE_PATH,
+    Health,
+    parse_answer,
+    parse_health,
+    request_message,
+)
+from verl_uae.reward.remote.wire import ProtocolError, encode_picture, plain, to_levels
+from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.term import RewardTerm, TermContext
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT_S = 30.0
+
+#: Members of a data row that are sent, as a custom reward sees them.
+ROW_MEMBERS = ("data_source", "ground_truth", "reward_model", "extra_info")
+
+
+class RemoteReward(RewardTerm):
+    """Asks a reward server (``verl-uae reward-server``, or any that speaks docs/remote_rewards.md).
+
+    Pictures are sent as 8-bit PNG, so a reconstruction is scored after rounding to 8 bits. The value is the server's
+    sum, and its terms are recorded as ``<label>/<label on the server>``.
+
+    A call never raises for a sample and ends within ``timeout_s``, retries included: what has not come by then is
+    TIMEOUT; refused, broken or not asked (circuit breaker) is ERROR; an answer that cannot be true is INVALID. The
+    first answer of a server fixes bounds and fingerprint; an answer with another fingerprint is INVALID, since the
+    reward would be another function.
+
+    Args:
+        url: base address, or several of servers that score alike.
+        timeout_s: seconds for one batch, everything included; below the scorer's timeout.
+        send: which parts of a sample are sent; the others stay here.
+        bounds: smallest and largest value that is believed; None: what the server states.
+        fingerprint: the server's fingerprint, where it must not be any other.
+        batch_size: samples in a request. A multiple of the scorer's chunk (16) keeps the last bits of local scoring.
+        concurrency: requests in flight.
+        retries: further tries of a request after a refused or broken connection, or HTTP 429, 502, 503, 504.
+        breaker_failures: failures in a row after which a server is not asked for a while.
+        breaker_cooldown_s: that while, in seconds; then one request is tried.
+        max_answer_mib: longest answer that is read, MiB.
+        token_file: file with the bearer token; None: the variable ``VERL_UAE_REWARD_TOKEN``, if set.
+        ca_file: certificates to trust for https instead of the public ones.
+        key: configuration key of this term, for errors.
+
+    Raises:
+        ConfigError: for impossible settings; in :meth:`setup` also where a server that answers says no, speaks
+            another protocol, needs more than is sent, or is not the one of ``fingerprint``. A server that does not
+            answer then is a warning: it is asked again with every batch.
+    """
+
+    needs = frozenset(MEMBERS)
+    bounds = (-math.inf, math.inf)
+    guarded = True
+    model_free = True
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        send: Sequence[str] = MEMBERS,
+        bounds: tuple[float, float] | None = None,
+        fingerprint: str | None = None,
+        batch_size: int = 16,
+        concurrency: int = 4,
+        retries: int = 2,
+        breaker_failures: int = 5,
+        breaker_cooldown_s: float = 30.0,
+        max_answer_mib: float = 4.0,
+        token_file: str | None = None,
+        ca_file: str | None = None,
+        key: str = "uae.reward.terms.remote",
+    ) -> None:
+        _check_numbers(key, 1, batch_size=batch_size, concurrency=concurrency, breaker_failures=breaker_failures)
+        _check_numbers(key, 0, retries=retries)
+        _check_positive(key, timeout_s=timeout_s, breaker_cooldown_s=breaker_cooldown_s, max_answer_mib=max_answer_mib)
+        self.needs = _checked_send(send, key)
+        self.settings = ClientSettings(
+            urls=_checked_urls(url, key),
+            timeout_s=float(timeout_s),
+            retries=retries,
+            concurrency=concurrency,
+            max_answer_bytes=int(max_answer_mib * 2**20),
+            breaker_failures=breaker_failures,
+            breaker_cooldown_s=float(breaker_cooldown_s),
+            ca_file=ca_file,
+        )
+        self.batch_size = batch_size
+        self._fixed_bounds = None if bounds is None else _checked_bounds(bounds, key)
+        self.bounds = self._fixed_bounds or (-math.inf, math.inf)
+        self._pinned = self._fingerprint = fingerprint
+        self._known = False
+        self._token_file = token_file
+        self._client: RemoteClient | None = None
+        self._key = key
+        self.label = "remote"
+
+    @classmethod
+    def check_timeout(cls, params: Mapping[str, Any], timeout_s: float, key: str) -> None:
+        """Refuse a timeout that is not below the scorer's."""
+        own_s = as_number(params.get("timeout_s", DEFAULT_TIMEOUT_S))
+        if own_s is not None and own_s >= timeout_s:
+            message = f"is {own_s:g} s and must be below the scorer's timeout, {timeout_s:g} s (uae.reward.timeout_s)"
+            raise ConfigError(f"{key}.timeout_s", message)
+
+    def setup(self, context: TermContext) -> None:
+        """Read the token and look at the servers."""
+        self.label = context.label or self.label
+        self.check_timeout({"timeout_s": self.settings.timeout_s}, context.guard.timeout_s, self._key)
+        problem = self._learn(time.monotonic() + self.settings.timeout_s)
+        if problem is None:
+            return
+        if problem.refused or problem.status is Status.INVALID:
+            raise ConfigError(f"{self._key}.url", problem.reason)
+        logger.warning("no reward server answers yet, it is asked again with every batch: %s", problem.reason)
+
+    def score(self, batch: RewardBatch) -> list[RewardRecord]:
+        """Score every sample at the server; never raises for one, and returns by the deadline."""
+        started = time.monotonic()
+        deadline = started + self.settings.timeout_s
+        problem = None if self._known else self._learn(deadline)
+        if problem is not None:
+            return [problem.record(self.label, time.monotonic() - started)] * len(batch)
+        call = _Call(self, batch)
+        replies = self._connection().post(SCORE_PATH, call.jobs, deadline)
+        seconds = (time.monotonic() - started) / max(1, len(batch))
+        for places, reply in zip(call.chunks, replies, strict=True):
+            for index, record in zip(places, self._read(reply, places, seconds), strict=True):
+                call.records[index] = record
+        return [record for record in call.records if record is not None]
+
+    def _connection(self) -> RemoteClient:
+        """Opened late, so that building a term reads no token and starts no thread."""
+        if self._client is None:
+            try:
+                self._client = RemoteClient(self.settings, read_token(self._token_file, f"{self._key}.token_file"))
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(f"{self._key}.ca_file", f"cannot read {self.settings.ca_file!r}: {error}") from error
+            for url in self.settings.urls:
+                parts = urlsplit(url)
+                if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+                    logger.warning("pictures and token go to %s unencrypted", url)
+        return self._client
+
+    def _learn(self, deadline: float) -> RequestError | None:
+        """Ask for health; None where a server is ready, and every one that answers is as it should be."""
+        problems: list[RequestError] = []
+        ready = False
+        for url, reply in zip(self.settings.urls, self._connection().get(HEALTH_PATH, deadline), strict=True):
+            if isinstance(reply, RequestError):
+                problems.append(reply)
+                continue
+            try:
+                ready |= self._accept(parse_health(reply))
+            except ProtocolError as error:
+                problems.append(RequestError(Status.INVALID, f"{url}: {error}"))
+        wrong = [problem for problem in problems if problem.refused or problem.status is Status.INVALID]
+        self._known = ready and not wrong
+        if self._known:
+            return None
+        unready = RequestError(Status.ERROR, "no reward server is ready")
+        return next(iter([*wrong, *problems, unready]))
+
+    def _accept(self, health: Health) -> bool:
+        """Take over what a server says about itself; whether it is ready.
+
+        Raises:
+            ProtocolError: it is not a server for this term.
+        """
+        if not health.ready:
+            return False
+        lacking = sorted(health.needs - self.needs)
+        if lacking:
+            raise ProtocolError(f"the server needs {', '.join(lacking)}, which is not among what is sent")
+        if self.batch_size > health.max_samples:
+            raise ProtocolError(f"batch_size {self.batch_size} is above the server's limit of {health.max_samples}")
+        self._check_fingerprint(health.fingerprint)
+        self._fingerprint = health.fingerprint
+        self.bounds = self._fixed_bounds or health.bounds
+        return True
+
+    def _check_fingerprint(self, found: str) -> None:
+        if self._fingerprint is not None and found != self._fingerprint:
+            whose = "the one set" if self._fingerprint == self._pinned else "the one at the start"
+            raise ProtocolError(f"the server's fingerprint is {found!r}, not {whose}, {self._fingerprint!r}")
+
+    def _read(self, reply: Reply, places: Sequence[int], seconds: float) -> list[RewardRecord]:
+        """The records of a request, those of its samples in order."""
+        if isinstance(reply, RequestError):
+            return [reply.record(self.label, seconds)] * len(places)
+        ids = [str(index) for index in places]
+        try:
+            answer = parse_answer(reply, ids, self.bounds, seconds, self.label)
+            self._check_fingerprint(answer.fingerprint)
+        except ProtocolError as error:
+            return [RewardRecord.failed(Status.INVALID, f"{self.label}: {error}", seconds)] * len(places)
+        return [answer.records[identifier] for identifier in ids]
+
+
+class _Call:
+    """One batch on its way out: samples that cannot be sent have a record already, the others are in ``chunks``."""
+
+    def __init__(self, term: RemoteReward, batch: RewardBatch) -> None:
+        self.records: list[RewardRecord | None] = [None] * len(batch)
+        self._batch = batch
+        self._needs = term.needs
+        self._label = term.label
+        self._levels: dict[str, np.ndarray] = {}
+        for name, images in (("source", batch.source_B3HW), ("reconstruction", batch.reconstruction_B3HW)):
+            if name in self._needs:
+                self._levels[name] = to_levels(images)
+        self._rows = [self._row(index) for index in range(len(batch))]
+        self._encoded: dict[bytes, str] = {}
+        positions = batch.origin.positions if batch.origin else range(len(batch))
+        slots: dict[int, dict[int, int]] = {}
+        for index, position in enumerate(positions):
+            if self.records[index] is None:
+                slots.setdefault(position // term.batch_size, {})[index] = position % term.batch_size
+        self.chunks = [list(places) for places in slots.values()]
+        self.jobs = [functools.partial(self._body, places) for places in slots.values()]
+
+    def _row(self, index: int) -> object:
+        """The row of a sample for JSON; a row that cannot be sent costs the sample."""
+        if "row" not in self._needs:
+            return None
+        assert self._batch.rows is not None
+        row = self._batch.rows[index]
+        try:
+            return {name: plain(row[name], name) for name in ROW_MEMBERS if name in row}
+        except ProtocolError as error:
+            self.records[index] = RewardRecord.failed(Status.INVALID, f"{self._label}: row cannot be sent: {error}")
+            return None
+
+    def _body(self, places: Mapping[int, int]) -> bytes:
+        """A request for samples by place; runs in a thread."""
+        samples = []
+        for index, place in places.items():
+            sample: dict[str, object] = {"id": str(index), "place": place}
+            sample.update((name, self._picture(levels[index])) for name, levels in self._levels.items())
+            if "caption" in self._needs:
+                assert self._batch.captions is not None
+                sample["caption"] = self._batch.captions[index]
+            if "row" in self._needs:
+                sample["row"] = self._rows[index]
+            samples.append(sample)
+        return request_message(samples)
+
+    def _picture(self, levels_HW3: np.ndarray) -> str:
+        """Encoded once for equal pictures: the members of a group have one source."""
+        digest = hashlib.sha256(levels_HW3.data).digest()
+        found = self._encoded.get(digest)
+        if found is None:
+            found = self._encoded[digest] = encode_picture(levels_HW3)
+        return found
+
+
+def _checked_urls(raw: object, key: str) -> tuple[str, ...]:
+    urls = [raw] if isinstance(raw, str) else raw
+    if not isinstance(urls, Sequence) or not urls or not all(isinstance(url, str) for url in urls):
+        raise ConfigError(f"{key}.url", f"must be an address or a list of addresses, got {raw!r}")
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
+        except ValueError:
+            good = False
+        if not good or parts.query or parts.fragment or any(character.isspace() for character in url):
+            raise ConfigError(f"{key}.url", "must be an address like http://host:8900")
+        if "@" in parts.netloc:
+            raise ConfigError(f"{key}.url", "holds a user name or password; give a token_file instead")
+    if len(set(urls)) != len(urls):
+        raise ConfigError(f"{key}.url", "names a server twice")
+    return tuple(url.rstrip("/") for url in urls)
+
+
+def _checked_send(send: object, key: str) -> frozenset[str]:
+    if isinstance(send, str) or not isinstance(send, Sequence) or not send or not set(send) <= set(MEMBERS):
+        raise ConfigError(f"{key}.send", f"must be a list out of {', '.join(MEMBERS)}, got {send!r}")
+    return frozenset(send)
+
+
+def _checked_bounds(bounds: object, key: str) -> tuple[float, float]:
+    numbers = [as_number(bound) for bound in bounds] if isinstance(bounds, Sequence) else []
+    if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None and numbers[0] < numbers[1]:
+        return numbers[0], numbers[1]
+    raise ConfigError(f"{key}.bounds", f"must be (low, high) with low < high, got {bounds!r}")
+
+
+def _check_numbers(key: str, least: int, **numbers: object) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise ConfigError(f"{key}.{name}", f"must be an integer of at least {least}, got {number!r}")
+
+
+def _check_positive(key: str, **numbers: object) -> None:
+    for name, raw in numbers.items():
+        number = as_number(raw)
+        if number is None or not 0 < number < math.inf:
+            raise ConfigError(f"{key}.{name}", f"must be a number above 0, got {raw!r}")

@@ -1,0 +1,308 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""DreamSim (Fu et al. 2023): a distance of vision transformers that people's judgements of similarity have adapted.
+
+The published ensemble concatenates the class token of DINO ViT-B/16 after its last block, before the final
+normalisation, and the projected image embeddings of CLIP and OpenCLIP ViT-B/16; the distance is 1 minus the cosine of
+the two vectors, each minus its own mean. Pictures are squeezed to 224 x 224, bicubic. Source: the package dreamsim
+0.2.1, https://github.com/ssundaram21/dreamsim. Single networks (``dino_vitb16``, ``clip_vitb32``,
+``open_clip_vitb32``) are the ensemble with one member.
+
+The weights are published as pickles and adapters for that package. Write them once where it can download them, adapters
+multiplied out; docs/rewards.md has the script. Here they run in transformers' classes.
+
+Shape legend: B samples, 3 colour channels, H W pixels, D features, C width of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from verl_uae.errors import ConfigError
+from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.terms.clip import CLIP_MEAN, CLIP_STD
+from verl_uae.reward.terms.encoder import EncoderTerm
+from verl_uae.reward.terms.features import Features, cosine
+from verl_uae.reward.terms.preprocess import Preprocess
+from verl_uae.reward.terms.pretrained import DTYPES, check_choice, quiet_transformers
+from verl_uae.reward.terms.vision import IMAGENET_MEAN, IMAGENET_STD
+
+KEY = "uae.reward.terms.dreamsim"
+
+IMAGE_SIZE = 224
+#: Of every published network: 12 heads for a width of 768.
+HEAD_WIDTH = 64
+#: Published name without its size, and the feature that goes with it.
+KINDS: Mapping[str, str] = {"dino": "cls", "clip": "embedding", "open_clip": "embedding"}
+
+
+class Dreamsim(EncoderTerm):
+    """Distance of DreamSim embeddings; lower is better, so a positive weight is a penalty.
+
+    Args:
+        weights: safetensors file of the ensemble or of a single network, see above.
+        dtype: what the networks compute in. The cosine is always fp32.
+
+    Raises:
+        ConfigError: no such file, no safetensors, another network, weights missing or left over.
+    """
+
+    bounds = (0.0, 2.0)
+    higher_is_better = False
+    mode = "pooled"
+
+    def __init__(self, weights: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
+        check_choice(f"{KEY}.dtype", dtype, DTYPES)
+        self._settings = ("dreamsim", weights, dtype)
+        self.model = load_dreamsim(weights, getattr(torch, dtype))
+
+    @property
+    def settings(self) -> Hashable:
+        return self._settings
+
+    def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Mapping[str, Features]:
+        """One stage: the embedding (B, D), in fp32."""
+        return {"pooled": (self.model(images_B3HW),)}
+
+    def score(self, batch: RewardBatch) -> Tensor:
+        """Shape (B,), in [0, 2]."""
+        return dreamsim_distance(self.source_features(batch)[0], self.reconstruction_features(batch)[0])
+
+
+def dreamsim_distance(a_BD: Tensor, b_BD: Tensor) -> Tensor:
+    """1 minus the cosine of embeddings, each minus its own mean: shape (B,), in [0, 2]. Differentiable.
+
+    NaN where an embedding is constant: it has no direction to compare.
+    """
+    a_BD, b_BD = (x_BD.float() - x_BD.float().mean(dim=1, keepdim=True) for x_BD in (a_BD, b_BD))
+    return 1.0 - cosine(a_BD, b_BD)
+
+
+class Ensemble(nn.Module):
+    """Pictures in [0, 1] of any size to the concatenated features of the members.
+
+    Args:
+        members: networks, each with the preprocessing of its pictures.
+    """
+
+    def __init__(self, members: list[tuple[nn.Module, Preprocess]]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(network for network, _ in members)
+        self.preprocess = [preprocess for _, preprocess in members]
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Shape (B, D), fp32."""
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        if tuple(images_B3HW.shape[-2:]) != size:
+            # Once for all members, as Preprocess does it.
+            images_B3HW = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
+            images_B3HW = images_B3HW.clamp(0.0, 1.0)
+        found = []
+        for network, preprocess in zip(self.members, self.preprocess, strict=True):
+            pixels = preprocess(images_B3HW).to(next(network.parameters()).dtype)
+            output: Any = network(pixel_values=pixels)
+            embeds = getattr(output, "image_embeds", None)
+            found.append((output.last_hidden_state[:, 0] if embeds is None else embeds).float())
+        return torch.cat(found, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A network of the file."""
+
+    kind: str
+    """Of :data:`KINDS`."""
+    state: dict[str, Tensor]
+    """Weights by their published names."""
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Numbers of transformers' configuration that the weights tell."""
+        width, _, patch, _ = self.state["patch_embed.proj.weight"].shape
+        depth = 1 + max(int(name.split(".")[1]) for name in self.state if name.startswith("blocks."))
+        return {
+            "hidden_size": width,
+            "intermediate_size": self.state["blocks.0.mlp.fc1.weight"].shape[0],
+            "num_hidden_layers": depth,
+            "num_attention_heads": width // HEAD_WIDTH,
+            "patch_size": patch,
+            "image_size": IMAGE_SIZE,
+        }
+
+
+def load_dreamsim(path: str, dtype: torch.dtype) -> Ensemble:
+    """The networks of a file, frozen, in evaluation mode, on the CPU.
+
+    Raises:
+        ConfigError: see :class:`Dreamsim`.
+    """
+    members = []
+    for member in read_members(path):
+        try:
+            members.append(_dino(member, dtype) if member.kind == "dino" else _clip(member, dtype))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"{KEY}.weights", f"{path!r} lacks weights of {member.kind}: {error}") from error
+    ensemble = Ensemble(members)
+    ensemble.eval().requires_grad_(False)
+    return ensemble
+
+
+def read_members(path: str) -> list[Member]:
+    """The networks of a file, in order.
+
+    Raises:
+        ConfigError: no such file, no safetensors, or networks other than the supported ones.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(Path(path).expanduser(), framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{KEY}.weights", f"{path!r} cannot be read as safetensors: {error}") from error
+    models, features = (metadata.get(name, "").split(",") for name in ("model_type", "feat_type"))
+    kinds = [model.rpartition("_")[0] for model in models]
+    if [KINDS.get(kind) for kind in kinds] != features:
+        raise ConfigError(f"{KEY}.weights", f"{path!r} has {models} with {features}; known are {dict(KINDS)}")
+    members = [Member(kind, {}) for kind in kinds]
+    for name, weight in state.items():
+        place, _, rest = name.partition(".")
+        if not place.isdigit() or int(place) >= len(members) or not rest:
+            raise ConfigError(f"{KEY}.weights", f"{path!r}: {name!r} belongs to no network")
+        members[int(place)].state[rest] = weight
+    return members
+
+
+def _dino(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
+    from transformers import ViTConfig, ViTModel
+
+    names = _Names(
+        block="encoder.layer.{}.",
+        norm1="layernorm_before",
+        norm2="layernorm_after",
+        query="attention.attention.query",
+        key="attention.attention.key",
+        value="attention.attention.value",
+        out="attention.output.dense",
+        fc1="intermediate.dense",
+        fc2="output.dense",
+    )
+    source = dict(member.state)
+    state = _blocks(source, names, member.size["num_hidden_layers"])
+    state["embeddings.cls_token"] = source.pop("cls_token")
+    state["embeddings.position_embeddings"] = source.pop("pos_embed")
+    for part in ("weight", "bias"):
+        state[f"embeddings.patch_embeddings.projection.{part}"] = source.pop(f"patch_embed.proj.{part}")
+        state[f"layernorm.{part}"] = source.pop(f"norm.{part}")
+    config = ViTConfig(**member.size, hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True)
+    network: Any = _build(ViTModel, config, state, source, dtype, add_pooling_layer=False)
+    # The feature is taken after the last block.
+    network.layernorm = nn.Identity()
+    return network, _preprocess(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _clip(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    names = _Names(
+        block="vision_model.encoder.layers.{}.",
+        norm1="layer_norm1",
+        norm2="layer_norm2",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        out="self_attn.out_proj",
+        fc1="mlp.fc1",
+        fc2="mlp.fc2",
+    )
+    source = dict(member.state)
+    state = _blocks(source, names, member.size["num_hidden_layers"])
+    position_TC = source.pop("pos_embed")[0].clone()
+    # CLIP has no bias here; the published class has, and what it adds to every patch a position can add.
+    position_TC[1:] += source.pop("patch_embed.proj.bias")
+    embeddings = "vision_model.embeddings"
+    state[f"{embeddings}.class_embedding"] = source.pop("cls_token").flatten()
+    state[f"{embeddings}.position_embedding.weight"] = position_TC
+    state[f"{embeddings}.patch_embedding.weight"] = source.pop("patch_embed.proj.weight")
+    for part in ("weight", "bias"):
+        state[f"vision_model.pre_layrnorm.{part}"] = source.pop(f"pos_drop.{part}")
+        state[f"vision_model.post_layernorm.{part}"] = source.pop(f"norm.{part}")
+    state["visual_projection.weight"] = source.pop("proj").T.contiguous()
+    config = CLIPVisionConfig(
+        **member.size,
+        projection_dim=state["visual_projection.weight"].shape[0],
+        hidden_act="quick_gelu" if member.kind == "clip" else "gelu",
+        layer_norm_eps=1e-5,
+    )
+    return _build(CLIPVisionModelWithProjection, config, state, source, dtype), _preprocess(CLIP_MEAN, CLIP_STD)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Names:
+    """Where a block's parts are in a checkpoint of transformers."""
+
+    block: str
+    norm1: str
+    norm2: str
+    query: str
+    key: str
+    value: str
+    out: str
+    fc1: str
+    fc2: str
+
+
+def _blocks(source: dict[str, Tensor], names: _Names, depth: int) -> dict[str, Tensor]:
+    """Take the blocks out of the published weights, by their new names."""
+    state = {}
+    plain = {"norm1": names.norm1, "norm2": names.norm2, "attn.proj": names.out, "mlp.fc1": names.fc1}
+    plain["mlp.fc2"] = names.fc2
+    for index in range(depth):
+        for part in ("weight", "bias"):
+            block, old = names.block.format(index), f"blocks.{index}."
+            for theirs, ours in plain.items():
+                state[f"{block}{ours}.{part}"] = source.pop(f"{old}{theirs}.{part}")
+            thirds = source.pop(f"{old}attn.qkv.{part}").chunk(3)
+            for ours, third in zip((names.query, names.key, names.value), thirds, strict=True):
+                state[f"{block}{ours}.{part}"] = third.clone()
+    return state
+
+
+def _build(
+    network_class: Any,
+    config: Any,
+    state: dict[str, Tensor],
+    rest: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    **settings: Any,
+) -> nn.Module:
+    """A network of transformers with the weights given, by the names of the hub's checkpoints.
+
+    Raises:
+        ValueError: a weight is missing, left over or of another shape.
+    """
+    # Mismatches too are listed below, with what else is wrong.
+    settings["ignore_mismatched_sizes"] = True
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        network, info = network_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **settings
+        )
+    wrong = [sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")]
+    if any(wrong) or rest:
+        raise ValueError(
+            f"missing {wrong[0][:3]}, unknown {(wrong[1] + sorted(rest))[:3]}, other shapes {wrong[2][:3]}"
+        )
+    built: nn.Module = network
+    return built
+
+
+def _preprocess(mean: tuple[float, float, float], std: tuple[float, float, float]) -> Preprocess:
+    return Preprocess(resize=(IMAGE_SIZE, IMAGE_SIZE), mean=mean, std=std)

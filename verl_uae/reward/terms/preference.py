@@ -1,0 +1,209 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pairwise preference: how often a judge prefers a reconstruction to the others of its group.
+
+A judge that compares is often surer than one that gives marks. Within a group every member is compared with others, and
+its value is the mean probability of being preferred, so the values of a fully compared group have the mean 1/2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from verl_uae.errors import ConfigError
+from verl_uae.reward.deadline import Call, Guard
+from verl_uae.reward.function_term import COROUTINE_SHARE, LateError, to_pil, within
+from verl_uae.reward.outcome import as_number, describe, describe_error
+from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.source import load_source
+from verl_uae.reward.term import RewardTerm, TermContext
+
+logger = logging.getLogger(__name__)
+
+LABEL = "preference"
+
+#: The arguments of a comparison, all by keyword.
+ARGUMENTS = ("source", "first", "second", "first_caption", "second_caption", "row")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One question: is the reconstruction at ``first`` better than the one at ``second``?"""
+
+    first: int
+    second: int
+
+
+class Preference(RewardTerm):
+    """Calls ``prefer(source, first, second, first_caption, second_caption, row, **params)`` for pairs of a group.
+
+    ``source``, ``first`` and ``second`` are :class:`PIL.Image.Image` (RGB, 8 bit); ``row`` is the data row. The
+    function returns the probability in [0, 1] that ``first`` is the better reconstruction of ``source`` (``True`` and
+    ``False`` are 1 and 0; 0.5 is a tie). It may be a coroutine function; each call has an event loop of its own.
+
+    The value of a sample is the mean over its comparisons that could be made; without any it fails with the reason of
+    the first. With ``uae.decoder.seeds_per_caption`` above 1 the first picture of a caption is compared.
+
+    Args:
+        path: file, ``pkg://`` module or dotted module; see :func:`verl_uae.reward.source.load_source`.
+        name: function in it.
+        params: extra keyword arguments, passed on unchanged.
+        opponents: members each one is compared with: this many after it, around the group; None: all others.
+        both_orders: ask about every pair in both orders, so that a preference for the first place cancels. Twice the
+            calls: n (n - 1) for a whole group of n.
+        num_threads: calls in flight. 1 for a function that is not thread-safe.
+        key: configuration key of this term, for errors.
+
+    Raises:
+        ConfigError: where the file is refused, the function is missing, or it cannot be called as above.
+    """
+
+    needs = frozenset({"source", "reconstruction", "caption", "row", "group"})
+    bounds = (0.0, 1.0)
+    pointwise = False
+    groupwise = True
+    guarded = True
+    model_free = True
+
+    def __init__(
+        self,
+        path: str,
+        name: str = "prefer",
+        params: Mapping[str, Any] | None = None,
+        opponents: int | None = None,
+        both_orders: bool = True,
+        num_threads: int = 8,
+        key: str = "uae.reward.preference",
+    ) -> None:
+        if num_threads < 1:
+            raise ConfigError(f"{key}.num_threads", f"must be at least 1, got {num_threads}")
+        if opponents is not None and opponents < 1:
+            raise ConfigError(f"{key}.opponents", f"must be at least 1, or null for all others, got {opponents}")
+        self.opponents = opponents
+        self.both_orders = both_orders
+        self.num_threads = num_threads
+        self.guard = Guard()
+        self._params = dict(params or {})
+        self._function = _load_function(path, name, self._params, key)
+
+    @classmethod
+    def check_params(cls, params: Mapping[str, Any], key: str) -> None:
+        """Load the file and refuse what cannot be called; see :class:`Preference`."""
+        try:
+            inspect.signature(cls).bind(**params)
+        except TypeError as error:
+            raise ConfigError(key, f"{error}; {cls.__name__} takes {inspect.signature(cls)}") from error
+        cls(**{**params, "key": key})
+
+    def setup(self, context: TermContext) -> None:
+        """Take over the scorer's timeout."""
+        self.guard = context.guard
+
+    def score(self, batch: RewardBatch) -> list[RewardRecord]:
+        """Compare within every group; never raises for a sample.
+
+        Raises:
+            RewardError: too many abandoned calls are still running.
+        """
+        assert batch.groups is not None
+        asked = comparisons(batch.groups, self.opponents, self.both_orders)
+        calls = [functools.partial(self._call, batch, comparison) for comparison in asked]
+        answers = [self._probability(call) for call in self.guard.map(LABEL, calls, self.num_threads)]
+        won: list[list[float]] = [[] for _ in range(len(batch))]
+        lost: list[RewardRecord | None] = [None] * len(batch)
+        for comparison, answer in zip(asked, answers, strict=True):
+            for index, flip in ((comparison.first, False), (comparison.second, True)):
+                if isinstance(answer, RewardRecord):
+                    lost[index] = lost[index] or answer
+                else:
+                    won[index].append(1.0 - answer if flip else answer)
+        return [_value(*found) for found in zip(won, lost, strict=True)]
+
+    def _call(self, batch: RewardBatch, comparison: Comparison) -> object:
+        assert batch.captions is not None and batch.rows is not None
+        first, second = comparison.first, comparison.second
+        with torch.no_grad():
+            result = self._function(
+                source=to_pil(batch.source_B3HW[first]),
+                first=to_pil(batch.reconstruction_B3HW[first]),
+                second=to_pil(batch.reconstruction_B3HW[second]),
+                first_caption=batch.captions[first],
+                second_caption=batch.captions[second],
+                row=batch.rows[first],
+                **self._params,
+            )
+            if inspect.isawaitable(result):
+                return asyncio.run(within(result, COROUTINE_SHARE * self.guard.timeout_s))
+        return result
+
+    def _probability(self, call: Call[object]) -> float | RewardRecord:
+        if call.timed_out or isinstance(call.error, LateError):
+            return RewardRecord.failed(Status.TIMEOUT, f"{LABEL}: no answer within {self.guard.timeout_s:g} s")
+        if call.error is not None:
+            return RewardRecord.failed(Status.ERROR, f"{LABEL}: {describe_error(call.error)}")
+        number = float(call.value) if isinstance(call.value, bool) else as_number(call.value)
+        if number is None or not (math.isfinite(number) and 0.0 <= number <= 1.0):
+            return RewardRecord.failed(Status.INVALID, f"{LABEL}: {describe(call.value)} is no probability in [0, 1]")
+        return number
+
+
+def comparisons(groups: Sequence[str], opponents: int | None, both_orders: bool) -> list[Comparison]:
+    """The questions of a batch.
+
+    Args:
+        groups: group of each sample.
+        opponents: see :class:`Preference`.
+        both_orders: whether each pair is asked about twice.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    asked: list[Comparison] = []
+    for indices in members.values():
+        count = len(indices)
+        reach = count - 1 if opponents is None else min(opponents, count - 1)
+        pairs = {
+            tuple(sorted((place, (place + step) % count))) for place in range(count) for step in range(1, reach + 1)
+        }
+        for number, (one, other) in enumerate(sorted(pairs)):
+            # Asked about once, a pair is asked about in turns: no member stands first in all of its questions.
+            first, second = (one, other) if both_orders or number % 2 == 0 else (other, one)
+            asked.append(Comparison(indices[first], indices[second]))
+            if both_orders:
+                asked.append(Comparison(indices[second], indices[first]))
+    return asked
+
+
+def _value(won: Sequence[float], lost: RewardRecord | None) -> RewardRecord:
+    if won:
+        return RewardRecord(math.fsum(won) / len(won), Status.OK)
+    return lost or RewardRecord.failed(Status.INVALID, f"{LABEL}: no other member of the group has a picture")
+
+
+def _load_function(path: str, name: str, params: Mapping[str, Any], key: str) -> Callable[..., Any]:
+    source = load_source(path, f"{key}.path")
+    function = getattr(source.module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{key}.name", f"{source.path} has no function {name!r}")
+    clash = sorted(set(params).intersection(ARGUMENTS))
+    if clash:
+        raise ConfigError(f"{key}.params", f"{clash} are passed for every comparison and cannot be fixed here")
+    try:
+        signature = inspect.signature(function)
+        signature.bind(**dict.fromkeys(ARGUMENTS), **params)
+    except (TypeError, ValueError) as error:
+        wanted = ", ".join((*ARGUMENTS, *params))
+        raise ConfigError(f"{key}.name", f"{source.path}: {name} must take {wanted} by keyword ({error})") from error
+    logger.info("preference %s%s from %s, sha256 %s", name, signature, source.path, source.sha256 or "unknown")
+    return function

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from verl_uae.config.validate import validate
 from verl_uae.errors import ConfigError
 from verl_uae.reward.build import build_composition, build_scorer, build_tripwire, term_specs
 from verl_uae.reward.scorer import check_specs
@@ -46,6 +47,33 @@ def test_verls_custom_function_is_one_more_term(compose, tiny_overrides, make_ba
         assert record.terms["custom"] == pytest.approx(0.5 * len(caption))
         rest = 0.7 * record.terms["pixel"] + 0.3 * record.terms["ssim"]
         assert record.value == pytest.approx(rest + 2.0 * record.terms["custom"])
+
+
+def test_terms_of_a_file_are_known_by_name(compose, tiny_overrides, make_batch, tmp_path: Path) -> None:
+    path = tmp_path / "terms.py"
+    path.write_text(
+        textwrap.dedent(
+            """
+            from verl_uae.reward import RewardTerm, register_reward
+            @register_reward("test_build_brightness")
+            class Brightness(RewardTerm):
+                bounds = (0.0, 1.0)
+                def score(self, batch):
+                    return batch.reconstruction_B3HW.mean(dim=(1, 2, 3))
+            """
+        )
+    )
+    terms = "uae.reward.terms=[{name: test_build_brightness, weight: 2.0}]"
+    with pytest.raises(ConfigError, match="unknown reward 'test_build_brightness'"):
+        validate(compose(*tiny_overrides, terms))
+    config = compose(*tiny_overrides, terms, f"uae.reward.files=[{path}]")
+    validate(config)
+    batch = make_batch(3)
+    for record, picture in zip(build_scorer(config, "cpu").score(batch), batch.reconstruction_B3HW, strict=True):
+        assert record.value == pytest.approx(2.0 * float(picture.mean()), rel=1e-5)
+    with pytest.raises(ConfigError) as error:
+        validate(compose(*tiny_overrides, f"uae.reward.files=[{path},{tmp_path}/none.py]"))
+    assert error.value.key == "uae.reward.files[1]"
 
 
 def test_the_direction_of_a_declared_function_counts(compose, tiny_overrides, make_batch, tmp_path: Path) -> None:

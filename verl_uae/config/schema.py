@@ -137,6 +137,10 @@ class RewardConfig:
     terms: list[TermConfig] = field(default_factory=list)
     """Reward terms. A function given as reward.custom_reward_function.path is one more, of weight custom_weight."""
 
+    files: list[str] = field(default_factory=list)
+    """Python files whose ``@register_reward`` terms can be named in terms: paths, ``pkg://`` or dotted modules. They
+    run with your rights in every process that scores; path and SHA-256 are logged."""
+
     custom_weight: float = 1.0
     """Weight of verl's reward.custom_reward_function, used only when its path is set."""
 

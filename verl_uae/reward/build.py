@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.reward.composition import Composition, Part
 from verl_uae.reward.groupwise import GroupScorer, is_groupwise
-from verl_uae.reward.registry import get_reward
+from verl_uae.reward.registry import get_reward, load_reward_file
 from verl_uae.reward.scorer import RewardScorer, TermSpec
 from verl_uae.reward.tripwire import Tripwire
 
@@ -61,8 +61,14 @@ def build_tripwire(config: DictConfig) -> Tripwire | None:
 
 
 def term_specs(config: DictConfig) -> tuple[list[TermSpec], list[TermSpec]]:
-    """Terms that are summed, and terms that are only measured."""
+    """Terms that are summed, and terms that are only measured; loads ``uae.reward.files`` first.
+
+    Raises:
+        ConfigError: a file is refused, or claims a name that is taken.
+    """
     reward = config.uae.reward
+    for index, path in enumerate(reward.files):
+        load_reward_file(path, f"uae.reward.files[{index}]")
     summed: list[TermSpec] = []
     watched: list[TermSpec] = []
     for index, term in enumerate(reward.terms):

@@ -195,9 +195,17 @@ class LateError(Exception):
     """A coroutine was cancelled at its deadline. Not TimeoutError, which the user's own code may raise."""
 
 
+async def _contained(result: Any) -> object:
+    try:
+        return await result
+    except SystemExit as error:
+        # It would end the event loop itself, which then complains about a task that nobody has heard.
+        raise RuntimeError(f"called sys.exit({error.code!r})") from error
+
+
 async def within(result: Any, timeout_s: float) -> object:
     """Await a result, or raise :class:`LateError`."""
-    task = asyncio.ensure_future(result)
+    task = asyncio.ensure_future(_contained(result))
     done, _ = await asyncio.wait({task}, timeout=timeout_s)
     if not done:
         raise LateError  # asyncio.run cancels the task on its way out and waits for its cleanup.

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learned perceptual distances: LPIPS and DISTS, for pictures at the decoder's own size.
 
-Their small learned weights come with torchmetrics. Their backbones, AlexNet and VGG16 trained on ImageNet, come with
-no package: give a safetensors file with torchvision's names, written once where torchvision can download them:
+Their small learned weights come with torchmetrics, their backbones, AlexNet and VGG16 trained on ImageNet, do not: give
+a safetensors file with torchvision's names, written once where torchvision can download them (or see docs/rewards.md):
 
     from safetensors.torch import save_file
     from torchvision.models import alexnet

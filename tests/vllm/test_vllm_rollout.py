@@ -19,6 +19,8 @@ from tests.vllm.world import STEPS, build_vllm_world, correlations
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
+EXTENSION = "actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls"
+
 AGREE = 0.99
 DISAGREE = 0.9
 
@@ -34,17 +36,13 @@ def test_vllm_samples_from_the_trained_weights_and_sees_the_images(world: Path, 
 
 
 def test_control_discarded_weights_are_noticed(world: Path, tmp_path: Path) -> None:
-    extension = "tests.vllm.control.DiscardWeights"
-    by_step = correlations(
-        world, tmp_path, [f"actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls={extension}"]
-    )
+    by_step = correlations(world, tmp_path, [f"{EXTENSION}=tests.vllm.control.DiscardWeights"])
     assert by_step[1] > AGREE, by_step
     assert all(by_step[step] < DISAGREE for step in range(2, STEPS + 1)), by_step
 
 
-def test_control_a_dummy_load_format_is_noticed(world: Path, tmp_path: Path) -> None:
-    """All weights arrive, but the image mean and std, which are in no checkpoint, stay random."""
-    by_step = correlations(world, tmp_path, ["actor_rollout_ref.rollout.load_format=dummy"], steps=1)
+def test_control_pictures_that_do_not_arrive_are_noticed(world: Path, tmp_path: Path) -> None:
+    by_step = correlations(world, tmp_path, [f"{EXTENSION}=tests.vllm.control.BlindPictures"], steps=1)
     assert by_step[1] < DISAGREE, by_step
 
 

@@ -72,6 +72,22 @@ def test_dists_against_torchmetrics(make_batch, backbones, monkeypatch: pytest.M
     assert expected.min() > 1e-3 and torch.allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+def test_the_source_of_a_group_is_encoded_once_and_alone(make_batch, backbones, name: str) -> None:
+    term = LPIPS(str(backbones["alex"])) if name == "lpips" else DISTS(str(backbones["vgg"]))
+    batch = make_batch(5, size=32)
+    # Groups of two, two and one; the first source comes again, but not beside its own kind.
+    for copy, of in ((1, 0), (3, 2), (4, 0)):
+        batch.source_B3HW[copy] = batch.source_B3HW[of]
+    counts: list[int] = []
+    encode = term.features
+    term.features = lambda images: counts.append(len(images)) or encode(images)
+    found = term.score(batch)
+    assert counts == [1, 1, 1, 5]
+    alone = torch.cat([term.score(batch.take([index])) for index in range(5)])
+    assert len(set(found.tolist())) == 5 and torch.allclose(found, alone, atol=2e-5)
+
+
 def test_in_the_scorer_and_differentiable(make_batch, backbones) -> None:
     batch = make_batch(3, size=32)
     batch.reconstruction_B3HW[0] = batch.source_B3HW[0]

@@ -103,6 +103,26 @@ def taps(network: nn.Sequential, x_BCHW: Tensor, places: Sequence[int]) -> list[
     return found
 
 
+def each_picture_once(features: Callable[[Tensor], list[Tensor]], images_B3HW: Tensor) -> list[Tensor]:
+    """Features of pictures of which neighbours are often equal, as the sources of a group are.
+
+    Every picture is encoded alone, so that its features are the same bits beside any others; a run of equal ones once.
+
+    Args:
+        features: network, pictures to one tensor (B, ...) per layer.
+        images_B3HW: pictures, B at least 1.
+
+    Returns:
+        As ``features`` of all pictures, up to rounding.
+    """
+    flat = images_B3HW.flatten(1)
+    first_B = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+    first_B[1:] = (flat[1:] != flat[:-1]).any(dim=1)
+    rows = [features(images_B3HW[index : index + 1]) for index in first_B.nonzero().flatten().tolist()]
+    place_B = first_B.cumsum(0) - 1
+    return [torch.cat(layer)[place_B] for layer in zip(*rows, strict=True)]
+
+
 def lpips(a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """LPIPS of features (Zhang et al. 2018, eq. 1).
 
@@ -191,7 +211,8 @@ class LPIPS(RewardTerm):
             ValueError: a picture side below :data:`MIN_SIDE`.
         """
         _check_side(batch)
-        return lpips(self.features(batch.source_B3HW), self.features(batch.reconstruction_B3HW), self.weights)
+        source = each_picture_once(self.features, batch.source_B3HW)
+        return lpips(source, self.features(batch.reconstruction_B3HW), self.weights)
 
 
 class DISTS(RewardTerm):
@@ -237,8 +258,8 @@ class DISTS(RewardTerm):
             ValueError: a picture side below :data:`MIN_SIDE`.
         """
         _check_side(batch)
-        source, drawn = self.features(batch.source_B3HW), self.features(batch.reconstruction_B3HW)
-        return dists(source, drawn, self.alpha, self.beta)
+        source = each_picture_once(self.features, batch.source_B3HW)
+        return dists(source, self.features(batch.reconstruction_B3HW), self.alpha, self.beta)
 
 
 def load_backbone(empty: Callable[[], nn.Sequential], path: str, key: str) -> nn.Sequential:

@@ -51,6 +51,14 @@ def test_every_stage_refuses_it(bases: dict[str, Any], name: str, overrides: str
     assert caught.value.key == key
 
 
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "uae_g4u"])
+def test_a_second_place_for_checkpoints_is_refused_where_the_decoder_is_trained(
+    bases: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"^trainer\.default_hdfs_dir: the trained decoder is saved to"):
+        validate(changed(bases[name], "trainer.default_hdfs_dir=hdfs://somewhere"))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_missing_captioner_is_named_before_anything_starts(bases: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError, match=r"^actor_rollout_ref\.model\.path: there is no /no/encoder"):

@@ -124,8 +124,10 @@ def test_only_the_newest_policies_stay(tmp_path: Path) -> None:
     for step in (2, 9, 10):
         for name in names:
             (tmp_path / f"global_step_{step}" / name).mkdir(parents=True)
-    prune_policies(tmp_path, None)
+    prune_policies(tmp_path, {"max_actor_ckpt_to_keep": None})
     assert len(list(tmp_path.glob("*/*"))) == 12
-    prune_policies(tmp_path, 2)
+    prune_policies(tmp_path, {"max_actor_ckpt_to_keep": 2})
     for name in names:
         assert {path.parent.name for path in tmp_path.glob(f"*/{name}")} == {"global_step_9", "global_step_10"}
+    prune_policies(tmp_path, {"max_actor_ckpt_to_keep": 2, "remove_previous_ckpt_in_save": True})
+    assert {path.parent.name for path in tmp_path.glob("*/*")} == {"global_step_10"}

@@ -98,3 +98,9 @@ def test_a_step_without_its_place_in_the_data_is_an_error(tmp_path: Path) -> Non
 def test_the_place_in_the_data_needs_no_pickle(tmp_path: Path) -> None:
     saved(tmp_path, (2,))
     assert torch.load(tmp_path / "global_step_2" / "data.pt", weights_only=True) == {"next": 7}
+
+
+def test_nothing_was_rolled_out_where_captions_are_given(tmp_path: Path) -> None:
+    """verl's own would ask the TransferQueue for prompts and answers that are not there."""
+    Made(tmp_path, "disable")._log_rollout_data(None, {}, str(tmp_path / "rollouts"))  # type: ignore[arg-type]
+    assert not (tmp_path / "rollouts").exists()

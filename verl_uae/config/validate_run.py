@@ -42,6 +42,8 @@ def validate_run(config: DictConfig) -> None:
             "actor_rollout_ref.actor.checkpoint.async_save",
             "a folder that is still being written cannot be marked complete, so no run could resume from it; use false",
         )
+    if config.trainer.get("default_hdfs_dir") and config.uae.stage != "g4u":
+        raise ConfigError("trainer.default_hdfs_dir", "the trained decoder is saved to trainer.default_local_dir alone")
     if config.critic.get("enable"):
         raise ConfigError("critic.enable", "advantages are relative to the group; no stage has a critic")
 

@@ -90,8 +90,15 @@ class DecoderCheckpoints:
         self.policy.load(str(folder / POLICY_FOLDER))
 
 
-def prune_policies(root: Path, keep: int | None) -> None:
-    """Remove trained models and their folders for use elsewhere from all but the newest ``keep`` steps."""
+def prune_policies(root: Path, trainer: Any) -> None:
+    """Remove trained models and their folders for use elsewhere from old steps.
+
+    Args:
+        root: folder of the step folders.
+        trainer: section ``trainer``: the newest ``max_actor_ckpt_to_keep`` stay, all where that is null; one with the
+            older key ``remove_previous_ckpt_in_save``.
+    """
+    keep = 1 if trainer.get("remove_previous_ckpt_in_save") else trainer.get("max_actor_ckpt_to_keep")
     if not keep:
         return
     for name in (POLICY_FOLDER, EXPORT_FOLDER, ENCODER_STATE, ENCODER_FOLDER):

@@ -136,6 +136,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         states = [extra["uae"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
         validating = metrics is None
         if self.streamed:
+            self.decoders.revive_returned()
             outcomes = [extra["uae_outcome"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
             seconds = {"decode": 0.0, "score": 0.0}
         else:

@@ -27,6 +27,8 @@ IMPOSSIBLE = [
         "actor_rollout_ref.actor.checkpoint.async_save",
         "no run could resume from it",
     ),
+    ("+data.uae_verify_image=off", "data.uae_verify_image", "unknown key; known: uae_image_limits"),
+    ("data.uae_max_bad_share=2", "data.uae_max_bad_share", "must lie in [0, 1]"),
     ("critic.enable=true", "critic.enable", "no stage has a critic"),
     ("data.train_files=/no/train.parquet", "data.train_files", "there is no /no/train.parquet"),
     ("data.val_files=[./a.parquet,./b.parquet]", "data.val_files", "there is no ./a.parquet"),

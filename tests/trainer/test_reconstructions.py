@@ -40,7 +40,7 @@ def test_a_line_of_verls_file_per_reconstruction(tmp_path: Path) -> None:
         ("", None, 1, "error"),
     ]
     assert [line["term_ssim"] for line in lines] == [0.5, None, None, None]
-    assert "tell" in lines[0]["input"] and lines[0]["gts"] == "x" and lines[2]["reason"] == "no caption"
+    assert lines[0]["input"] == "image tell" and lines[0]["gts"] == "x" and lines[2]["reason"] == "no caption"
     assert all(line["step"] == 3 for line in lines)
 
 

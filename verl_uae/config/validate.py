@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config.checks import check_choices, check_minimum
 from verl_uae.config.schema import UAEConfig
+from verl_uae.config.unread import unread_overrides
 from verl_uae.config.validate_policy import validate_policy
 from verl_uae.config.validate_run import CAPTIONING, STAGES, is_local, validate_paths, validate_run
 from verl_uae.config.validate_supervised import validate_supervised
@@ -57,13 +58,15 @@ class ValidateCallback(Callback):
     """Hydra callback of our configs: runs in the driver before the job."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Validate, or leave with exit code 2."""
+        """Validate, or leave with exit code 2; name what is set and has no effect."""
         try:
             validate(config)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible setting: {error}\n")
             raise SystemExit(2) from error
+        for key in unread_overrides(config.uae.stage, config.hydra.overrides.task):
+            sys.stderr.write(f"verl_uae: warning: {key} is set, but stage {config.uae.stage} does not read it\n")
 
 
 def validate(config: DictConfig) -> None:

@@ -44,6 +44,10 @@ def validate_run(config: DictConfig) -> None:
         )
     if config.trainer.get("default_hdfs_dir") and config.uae.stage != "g4u":
         raise ConfigError("trainer.default_hdfs_dir", "the trained decoder is saved to trainer.default_local_dir alone")
+    # Imported here: the schema is needed in places that must not pay for torch.
+    from verl_uae.data.rows import CheckSettings
+
+    CheckSettings.from_config(config.data)
     if config.critic.get("enable"):
         raise ConfigError("critic.enable", "advantages are relative to the group; no stage has a critic")
 

@@ -117,10 +117,10 @@ class DecoderGroup:
         Raises:
             DecoderError: when a rank has died more often than ``uae.decoder.max_restarts``.
         """
-        calls = [worker.take_returned.remote() for worker in self.workers]
+        calls: list[Any] = [worker.take_returned.remote() for worker in self.workers]
         for rank, call in enumerate(calls):
             try:
-                returned = ray.get(call)
+                returned = bool(ray.get(call))
             except ray.exceptions.RayError:
                 returned = True
             if returned:

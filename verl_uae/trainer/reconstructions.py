@@ -28,7 +28,7 @@ def generation_rows(
         source = sources[number // members]
         rows.append(
             {
-                "input": "\n".join(text for _, text in prompt_text(prompts[number // members])),
+                "input": "\n".join(text.replace("\x1f", " ") for _, text in prompt_text(prompts[number // members])),
                 "output": source.caption,
                 "gts": source.row.get("ground_truth"),
                 # A missing reward is not 0.

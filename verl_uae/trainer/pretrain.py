@@ -54,7 +54,9 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         self.train_dataloader: StatefulDataLoader[list[Pair]]
         if is_shards(data.train_files):
             shards = PairShards(files, self.buckets, data.train_batch_size, seed=data.seed, settings=settings)
-            self.train_dataloader = StatefulDataLoader(shards, batch_size=None)
+            # A worker without a shard would have nothing to do.
+            workers = min(data.dataloader_num_workers, len(shards.urls))
+            self.train_dataloader = StatefulDataLoader(shards, batch_size=None, num_workers=workers)
             # A stream has no end.
             self.steps_per_epoch = self.total_training_steps = count = trainer.total_training_steps
         else:

@@ -61,6 +61,11 @@ def validating(compose, tiny_overrides: list[str], folder: Path) -> U4GTrainer:
     trainer.global_steps, trainer.logger = 5, None
     trainer.panels = PanelWriter(str(folder / "panels"))
     trainer.policy = SimpleNamespace(evaluate=drawn, plan=lambda step: SimpleNamespace(window=()))
+    trainer.tables = []
+    trainer.config.trainer.log_val_generations = 2
+    trainer.validation_generations_logger = SimpleNamespace(
+        log=lambda _, rows, step: trainer.tables.append((step, rows))
+    )
     trainer._dump_executor, trainer._dump_futures = ThreadPoolExecutor(1), []
     image = {"type": "image", "image": Image.new("RGB", (32, 32), "red")}
     prompt = [{"role": "user", "content": [image, {"type": "text", "text": "describe"}]}]
@@ -86,5 +91,7 @@ def test_validation_in_batches_shows_the_first_rows_once_and_keeps_terms_at_thei
     assert metrics["val-core/first/reward/mean@1"] == pytest.approx((0 + 2 + 4) / 3)
     assert metrics["val-aux/first/term_ssim/mean@1"] == pytest.approx((0 + 4) / 2)
     assert metrics["val-aux/second/term_ssim/mean@1"] == pytest.approx((1 + 3 + 5) / 3)
+    ((step, table),) = trainer.tables
+    assert step == 5 and len(table) == 2 and all(text == f"row {score:.0f}" for _, text, score in table)
     lines = [json.loads(line) for line in (tmp_path / "val" / "5.jsonl").read_text().splitlines()]
     assert [(line["output"], line["score"]) for line in lines] == [(f"row {n}", float(n)) for n in range(6)]

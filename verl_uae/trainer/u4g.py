@@ -25,6 +25,9 @@ from verl_uae.trainer.standalone import StandaloneTrainer
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
+#: Arguments of verl's table of validation texts -> columns of ours.
+_LOGGED = {"inputs": "input", "outputs": "output", "scores": "score"}
+
 
 @register_trainer("uae_u4g")
 class U4GTrainer(PolicyMixin, StandaloneTrainer):
@@ -106,6 +109,8 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
         columns = {name: [info.get(name) for info in infos] for name in names}
         metrics = self._val_metrics_update(sources_of, [str(n) for n in range(len(infos))], columns, [])
         metrics["val-aux/uae/invalid_frac"] = failures / max(1, samples)
+        texts = {name: [row[column] for row in rows] for name, column in _LOGGED.items()}
+        self._maybe_log_val_generations(**texts)
         folder = self.config.trainer.get("validation_data_dir")
         if folder:
             self._dump_generations(**dump_arguments(rows), dump_path=folder)

@@ -13,6 +13,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls
 
 from tests.data.shard_world import write_shards
 from tests.trainer.test_standalone import assert_same_signatures
+from verl_uae.data.rows import choose_rows
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.trainer.pretrain import PairTrainer, PretrainTrainer
@@ -84,3 +85,18 @@ def test_a_run_is_as_long_as_asked_for_and_a_batch_that_cannot_be_filled_is_name
     assert (trainer.total_training_steps, trainer.steps_per_epoch, trainer.config.trainer.total_epochs) == (5, 2, 3)
     with pytest.raises(ConfigError, match="no bucket holds 64 pictures"):
         loading(compose, ["data.train_batch_size=64"], tmp_path)
+
+
+def test_verls_keys_of_order_and_number_are_kept(compose, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", train=16, val=2, seed=0)
+
+    def rows(*overrides: str) -> list[int]:
+        trainer = loading(compose, ["data.train_batch_size=4", *overrides], tmp_path)
+        return [pair.row for _ in range(trainer.steps_per_epoch) for pair in trainer.next_pairs()]
+
+    assert rows("data.shuffle=false") == list(range(16))
+    assert rows("data.shuffle=false", "data.train_max_samples=8") == list(range(8))
+    shuffled = rows("data.shuffle=true")
+    assert sorted(shuffled) == list(range(16)) != shuffled
+    drawn = rows("data.shuffle=true", "data.train_max_samples=8")
+    assert len(set(drawn)) == 8 and set(drawn) == set(choose_rows(16, 8, shuffle=True, seed=42) or ())

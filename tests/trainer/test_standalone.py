@@ -87,6 +87,17 @@ def test_resumes_where_it_is_told_to_or_not_at_all(tmp_path: Path) -> None:
     assert (chosen.global_steps, chosen.loaded) == (2, ["step 2"]) and (fresh.global_steps, fresh.loaded) == (0, [])
 
 
+def test_a_chosen_folder_that_is_not_complete_is_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, (2, 4))
+    (tmp_path / "global_step_2" / "uae_complete.json").unlink()
+    for step, warned in ((4, False), (2, True)):
+        caplog.clear()
+        Made(tmp_path, "resume_path", str(tmp_path / f"global_step_{step}"))._load_checkpoint()
+        assert ("is not marked complete" in caplog.text) is warned
+
+
 def test_a_step_without_its_place_in_the_data_is_an_error(tmp_path: Path) -> None:
     saved(tmp_path, (2,))
     (tmp_path / "global_step_2" / "data.pt").unlink()

@@ -31,7 +31,9 @@ def test_an_impossible_setting_stops_the_trainer_too(compose, tiny_overrides) ->
         UnifiedTrainer(compose(*tiny_overrides, "uae.policy.samples_per_caption=1", name="uae_unified"))
 
 
-def test_resumes_both_models_from_the_folder_it_is_told_to(compose, tiny_overrides, tmp_path: Path) -> None:
+def test_resumes_both_models_from_the_folder_it_is_told_to(
+    compose, tiny_overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Which need not be one of this run: only there are the decoder's weights."""
     folder = tmp_path / "other_run" / "global_step_3"
     loaded: list[Any] = []
@@ -47,5 +49,5 @@ def test_resumes_both_models_from_the_folder_it_is_told_to(compose, tiny_overrid
     trainer.decoders = SimpleNamespace(load_policy_state=loaded.append, **wait)  # type: ignore[assignment]
     trainer.actor_rollout_wg = SimpleNamespace(load_checkpoint=lambda local_path, **_: loaded.append(local_path))
     trainer._load_checkpoint()
-    assert trainer.global_steps == 3
+    assert trainer.global_steps == 3 and f"{folder} is not marked complete" in caplog.text
     assert loaded == [f"{folder}/actor", f"{folder}/decoder_policy", "weights"]

@@ -138,6 +138,12 @@ def is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
 
 
+def warn_unless_complete(folder: Path) -> None:
+    """Say that a folder a run was told to resume from lacks its marker, or files that the marker names."""
+    if not is_complete(folder):
+        logger.warning("%s is not marked complete: it may lack a part, or come from a run that was killed", folder)
+
+
 def complete_steps(root: Path) -> list[int]:
     """Steps with a complete folder, in ascending order."""
     steps = []

@@ -23,7 +23,7 @@ from verl_uae.rollout.agent_loop import STREAM_ACTORS, STREAM_RECONSTRUCTIONS
 from verl_uae.rollout.sample import dataset_row, source_image
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
-from verl_uae.trainer.checkpoint import LastGoodStep, mark_complete, repair_tracker
+from verl_uae.trainer.checkpoint import LastGoodStep, mark_complete, repair_tracker, warn_unless_complete
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.group_rewards import Member
 from verl_uae.trainer.length import cover_steps
@@ -111,6 +111,8 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
     def _load_checkpoint(self) -> None:
         if self.config.trainer.resume_mode == "auto" and self._checkpoint_root.is_dir():
             repair_tracker(self._checkpoint_root)
+        elif self.config.trainer.resume_mode == "resume_path":
+            warn_unless_complete(self._resumed_folder())
         super()._load_checkpoint()
         if self.global_steps > 0:
             self.load_signals(self._resumed_folder())

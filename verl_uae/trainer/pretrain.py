@@ -53,17 +53,19 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         files: Any = OmegaConf.to_object(data.train_files) if OmegaConf.is_list(data.train_files) else data.train_files
         self.train_dataloader: StatefulDataLoader[list[Pair]]
         if is_shards(data.train_files):
-            shards = PairShards(files, self.buckets, data.train_batch_size, seed=data.seed, settings=settings)
+            shards = PairShards(
+                files, self.buckets, data.train_batch_size, seed=data.seed, shuffle=data.shuffle, settings=settings
+            )
             # A worker without a shard would have nothing to do.
             workers = min(data.dataloader_num_workers, len(shards.urls))
             self.train_dataloader = StatefulDataLoader(shards, batch_size=None, num_workers=workers)
             # A stream has no end.
             self.steps_per_epoch = self.total_training_steps = count = trainer.total_training_steps
         else:
-            rows = PairRows(files, settings, max_samples=data.get("train_max_samples", -1))
-            sampler = BucketSampler(
-                [self.buckets.bucket_of(*size) for size in rows.sizes], data.train_batch_size, seed=data.seed
-            )
+            limit = data.get("train_max_samples", -1)
+            rows = PairRows(files, settings, max_samples=limit, shuffle=data.shuffle, seed=data.seed)
+            buckets = [self.buckets.bucket_of(*size) for size in rows.sizes]
+            sampler = BucketSampler(buckets, data.train_batch_size, seed=data.seed, shuffle=data.shuffle)
             self.train_dataloader = StatefulDataLoader(
                 rows,
                 batch_size=data.train_batch_size,

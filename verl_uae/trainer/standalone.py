@@ -29,6 +29,7 @@ from verl_uae.trainer.checkpoint import (
     prune_policies,
     publish,
     repair_tracker,
+    warn_unless_complete,
 )
 from verl_uae.trainer.panel import PanelWriter
 
@@ -132,7 +133,9 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
         if trainer.resume_mode == "disable":
             return None
         if trainer.resume_mode == "resume_path":
-            return Path(trainer.resume_from_path).absolute()
+            folder = Path(trainer.resume_from_path).absolute()
+            warn_unless_complete(folder)
+            return folder
         if self._checkpoint_root.is_dir():
             repair_tracker(self._checkpoint_root)
         found = find_latest_ckpt_path(str(self._checkpoint_root))

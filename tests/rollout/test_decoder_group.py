@@ -45,11 +45,16 @@ class Rank:
     def ensure_model(self) -> None:
         self.loaded = True
 
+    def init_model(self) -> None:
+        self.loaded = True
+
     def take_returned(self) -> bool:
         returned, self.returned = self.returned, False
         return returned
 
     def load_policy_state(self, state: str) -> None:
+        if state == "odd":
+            raise ValueError("weights of another model")
         self.weights = state
 
     def state(self) -> tuple[bool, str]:
@@ -84,3 +89,17 @@ def test_a_rank_that_came_back_in_a_streamed_step_is_loaded_and_counted_once(ray
     with pytest.raises(DecoderError, match=r"could not be started again \(uae\.decoder\.max_restarts=1\)"):
         group.revive_returned()
     assert time.monotonic() - started < 50
+
+
+def test_a_rank_that_died_unseen_gets_new_weights_when_it_is_back(ray_cluster: None) -> None:
+    workers = [ray.remote(num_cpus=0.1, max_restarts=1)(Rank).remote() for _ in range(2)]
+    group = group_of(workers)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(workers[0].die.remote())
+    group.load_policy_state(ray.put("after a turn"))
+    states = ray.get([worker.state.remote() for worker in workers])
+    assert [weights for _, weights in states] == ["after a turn"] * 2 and group.restarts <= 1
+    with pytest.raises(
+        DecoderError, match="could not take the decoder policy's weights: ValueError: weights of another"
+    ):
+        group.load_policy_state(ray.put("odd"))

@@ -134,11 +134,17 @@ class DecoderGroup:
             state: Ray reference to full tensors by name.
 
         Raises:
-            DecoderError: a rank could not take them, with the reason.
+            DecoderError: a rank could not take them, or has died more often than ``uae.decoder.max_restarts``.
         """
         self._policy_state = state
         for rank, worker in enumerate(self.workers):
-            self._send_policy_state(rank, worker)
+            try:
+                self._send_policy_state(rank, worker)
+            except DecoderError as error:
+                if not isinstance(error.__cause__, ray.exceptions.RayActorError):
+                    raise
+                # Dead, not unable: it gets them when it is back.
+                self._revive(rank)
 
     def _send_policy_state(self, rank: int, worker: Any) -> None:
         if self._policy_state is None:

@@ -81,6 +81,7 @@ class DecoderCheckpoints:
 
         verl prunes before it writes; :func:`prune_policies` does so once the new step is complete.
         """
+        clear_exports(folder)
         self.policy.save(str(folder / POLICY_FOLDER), self.global_steps, None)
         if "diffusers" in self.config.uae.policy.save_contents:
             self.policy.export(str(folder / EXPORT_FOLDER))
@@ -88,6 +89,26 @@ class DecoderCheckpoints:
     def load_policy(self, folder: Path) -> None:
         """Inverse of :meth:`save_policy`."""
         self.policy.load(str(folder / POLICY_FOLDER))
+
+
+def unmark(folder: Path) -> None:
+    """Say that a step folder is not complete, before its files are written again.
+
+    The sizes that an old marker names would fit a mixture of old and new files.
+    """
+    (folder / MARKER).unlink(missing_ok=True)
+
+
+def clear_exports(folder: Path) -> None:
+    """Remove the folders for use elsewhere from a step folder that is written again.
+
+    A run that was killed while saving leaves them, or an earlier run in the same place; they appear by rename, onto
+    nothing.
+    """
+    unmark(folder)
+    for name in (EXPORT_FOLDER, ENCODER_FOLDER):
+        for old in (*folder.glob(name), *folder.glob(f"{name}.part-*")):
+            shutil.rmtree(old)
 
 
 def prune_policies(root: Path, trainer: Any) -> None:

@@ -23,7 +23,7 @@ from verl_uae.rollout.agent_loop import STREAM_ACTORS, STREAM_RECONSTRUCTIONS
 from verl_uae.rollout.sample import dataset_row, source_image
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
-from verl_uae.trainer.checkpoint import LastGoodStep, mark_complete, repair_tracker, warn_unless_complete
+from verl_uae.trainer.checkpoint import LastGoodStep, mark_complete, repair_tracker, unmark, warn_unless_complete
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.group_rewards import Member
 from verl_uae.trainer.length import cover_steps
@@ -104,6 +104,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
     # ---------------------------------------------------------------- checkpoints
 
     def _save_checkpoint(self) -> None:
+        unmark(self._step_folder())
         super()._save_checkpoint()
         self.save_signals(self._step_folder())
         mark_complete(self._step_folder(), self.global_steps)

@@ -39,8 +39,8 @@ HEAD = """\
 <!-- Written by docs/generate_configuration.py; edit the docstrings in the sources, then run it. -->
 
 Our keys lie under `uae:`, and under `data:` with the prefix `uae_`. Everything else is verl's own configuration. See
-what a command would run, without running it, by adding `--cfg job`. An unknown or impossible key under `uae:` stops
-the command before Ray starts.
+what a command would run, without running it, by adding `--cfg job`. An unknown or impossible key of ours stops the
+command before Ray starts; one that the chosen stage does not read is named in a warning.
 
 Keys under `uae.` are set as `key=value`. Keys under `data.uae_*` and `actor_rollout_ref.rollout.engine_kwargs.hf` are
 optional; set them as `++key=value`, which adds a key that is not there.

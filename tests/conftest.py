@@ -26,7 +26,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders encoder/ and decoder/ of untrained models whose pictures nevertheless depend on the caption."""
+    """Folders encoder/ and decoder/ of untrained models whose pictures nevertheless depend on the caption, and data/
+    with empty files, for what only asks whether they are there."""
     from verl_uae.scenes.codec import build_codec
     from verl_uae.scenes.tiny_models import build_decoder, build_encoder
     from verl_uae.scenes.tokenizer import build_processor
@@ -44,6 +45,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pooled.copy_(torch.randn(pooled.shape, generator=generator))
     decoder.shift = 3.0
     decoder.save_pretrained(str(root / "decoder"))
+    (root / "data").mkdir()
+    for name in ("train", "val"):
+        (root / "data" / f"{name}.parquet").touch()
     return root
 
 

@@ -43,6 +43,12 @@ COLD_START = [
         "nothing is trained",
     ),
     (f"{COLD}.semantic_weight=0", f"{COLD}.semantic_weight", "the decoder would learn nothing"),
+    (f"{COLD}.encoder.fsdp_config.strategy=megatron", f"{COLD}.encoder.fsdp_config.strategy", "one of fsdp, fsdp2"),
+    (
+        f"{COLD}.encoder.fsdp_config.ulysses_sequence_parallel_size=2",
+        f"{COLD}.encoder.fsdp_config.ulysses_sequence_parallel_size",
+        "use 1",
+    ),
     ("uae.conditioner.path=/other", "uae.conditioner.path", "must be actor_rollout_ref.model.path"),
     ("uae.pretrain.cache_dir=/tmp/cache", "uae.pretrain.cache_dir", "of a trained encoder change"),
 ]

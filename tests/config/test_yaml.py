@@ -65,9 +65,10 @@ def test_a_config_name_with_paths_only_is_valid(compose, name: str) -> None:
     ("option", "name"),
     [(option, name) for option in OPTIONS for name in ONLY.get(option, ONLY.get(option.partition("=")[0], EVERY))],
 )
-def test_every_group_option_is_valid(compose, option: str, name: str) -> None:
+def test_every_group_option_is_valid(compose, tiny_models: Path, option: str, name: str) -> None:
     # The preset of the scenes is for one process; the others are for eight.
-    config = compose(*BASE, option, "trainer.n_gpus_per_node=1", name=name)
+    home = [f"uae_home={tiny_models}"] if option.startswith("preset=scenes") else []
+    config = compose(*BASE, option, *home, "trainer.n_gpus_per_node=1", name=name)
     validate(config)
     verl_accepts(config)
 

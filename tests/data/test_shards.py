@@ -120,7 +120,7 @@ def test_resume_of_a_loader_bit_for_bit(workers: int, pattern: str, tmp_path: Pa
         assert batches(interrupted, place) == whole[:place]
         torch.save(interrupted.state_dict(), tmp_path / "data.pt")
         resumed = loader()
-        resumed.load_state_dict(torch.load(tmp_path / "data.pt", weights_only=False))
+        resumed.load_state_dict(torch.load(tmp_path / "data.pt", weights_only=True))
         assert batches(resumed, 12) == whole[place : place + 12]
 
 

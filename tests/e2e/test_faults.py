@@ -160,3 +160,19 @@ def test_a_rank_that_cannot_come_back_stops_the_run_with_its_reason(tmp_path: Pa
     result = _deadly_run(world, out, deaths=1, overrides=["uae.decoder.max_restarts=0"])
     assert result.returncode != 0
     assert "could not be started again (uae.decoder.max_restarts=0)" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_dead_streamed_rank_costs_what_it_was_working_on(tmp_path: Path) -> None:
+    """The other rank takes the rest, although the dead one has nothing to do."""
+    world = build_world(tmp_path / "world")
+    streamed = ["uae.decoder.schedule=streamed", "uae.decoder.pool=own", "uae.decoder.n_gpus_per_node=2"]
+    out = tmp_path / "streamed"
+    result = _deadly_run(
+        world, out, deaths=1, overrides=[*streamed, "uae.decoder.batch_size=2", "trainer.n_gpus_per_node=1"]
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    record = metrics(out)
+    assert 0 < record[1]["reward/status/error"] <= 0.5
+    assert record[1]["decoder/restarts"] == 1
+    assert record[2]["reward/invalid_frac"] == record[3]["reward/invalid_frac"] == 0.0

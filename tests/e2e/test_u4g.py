@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ SAVED = ["trainer.test_freq=2", "trainer.save_freq=2"]
 
 def test_two_steps_train_the_decoder_and_nothing_else(tmp_path: Path) -> None:
     world, out = build_world(tmp_path / "world"), tmp_path / "out"
-    result = train(world, out, SAVED, config="uae_u4g")
+    files = [f"trainer.rollout_data_dir={out}/rollouts", f"trainer.validation_data_dir={out}/validation"]
+    result = train(world, out, SAVED + files, config="uae_u4g")
     assert result.returncode == 0, result.stdout[-3000:]
     logged = metrics(out)
     assert sorted(logged) == [1, 2]
@@ -30,6 +32,10 @@ def test_two_steps_train_the_decoder_and_nothing_else(tmp_path: Path) -> None:
     assert any(name.startswith("val-core/") for name in logged[2])
     panel = (out / "checkpoints" / "panels" / "step_000002.html").read_text()
     assert "eval sampler" in panel and "train sampler" in panel
+    # 4 images x 4 samples a step; 8 validation rows.
+    lines = {name: (out / name / "2.jsonl").read_text().splitlines() for name in ("rollouts", "validation")}
+    assert {name: len(found) for name, found in lines.items()} == {"rollouts": 16, "validation": 8}
+    assert json.loads(lines["rollouts"][0])["score"] is not None
     before = Decoder.from_pretrained(str(world / "decoder")).state_dict()
     after = Decoder.from_pretrained(str(out / "checkpoints" / "global_step_2" / "decoder")).state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("transformer"))

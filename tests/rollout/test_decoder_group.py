@@ -4,10 +4,16 @@
 
 from __future__ import annotations
 
+import os
+import time
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import ray
 
-from verl_uae.rollout.decoder_group import describe, split_evenly
+from verl_uae.errors import DecoderError
+from verl_uae.rollout.decoder_group import DecoderGroup, describe, split_evenly
 
 
 @pytest.mark.parametrize(("count", "parts"), [(0, 1), (1, 1), (7, 3), (8, 4), (2, 5), (64, 6), (1, 8)])
@@ -27,3 +33,73 @@ def test_describe_is_the_first_line_of_the_cause(ray_cluster: None) -> None:
         ray.get(fail.remote())
     assert describe(caught.value) == "ArithmeticError: first line"
     assert describe(ValueError()) == "ValueError: "
+
+
+class Rank:
+    """A decoder worker without models."""
+
+    def __init__(self) -> None:
+        self.returned = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self.loaded, self.weights = False, ""
+
+    def ensure_model(self) -> None:
+        self.loaded = True
+
+    def init_model(self) -> None:
+        self.loaded = True
+
+    def take_returned(self) -> bool:
+        returned, self.returned = self.returned, False
+        return returned
+
+    def load_policy_state(self, state: str) -> None:
+        if state == "odd":
+            raise ValueError("weights of another model")
+        self.weights = state
+
+    def state(self) -> tuple[bool, str]:
+        return self.loaded, self.weights
+
+    def die(self) -> None:
+        os._exit(1)
+
+
+def group_of(workers: list[Any]) -> DecoderGroup:
+    group = object.__new__(DecoderGroup)
+    group.config = SimpleNamespace(timeout_s=60.0, max_restarts=1)  # type: ignore[assignment]
+    group.group = SimpleNamespace(workers=workers)
+    group.restarts, group._policy_state = 0, ray.put("newest")
+    return group
+
+
+def test_a_rank_that_came_back_in_a_streamed_step_is_loaded_and_counted_once(ray_cluster: None) -> None:
+    workers = [ray.remote(num_cpus=0.1, max_restarts=1)(Rank).remote() for _ in range(2)]
+    group = group_of(workers)
+    group.revive_returned()
+    assert group.restarts == 0 and ray.get(workers[1].state.remote()) == (False, "")
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(workers[1].die.remote())
+    for _ in range(2):
+        group.revive_returned()
+        assert group.restarts == 1
+    assert ray.get([worker.state.remote() for worker in workers]) == [(False, ""), (True, "newest")]
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(workers[1].die.remote())
+    started = time.monotonic()
+    with pytest.raises(DecoderError, match=r"could not be started again \(uae\.decoder\.max_restarts=1\)"):
+        group.revive_returned()
+    assert time.monotonic() - started < 50
+
+
+def test_a_rank_that_died_unseen_gets_new_weights_when_it_is_back(ray_cluster: None) -> None:
+    workers = [ray.remote(num_cpus=0.1, max_restarts=1)(Rank).remote() for _ in range(2)]
+    group = group_of(workers)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(workers[0].die.remote())
+    group.load_policy_state(ray.put("after a turn"))
+    states = ray.get([worker.state.remote() for worker in workers])
+    assert [weights for _, weights in states] == ["after a turn"] * 2 and group.restarts <= 1
+    with pytest.raises(
+        DecoderError, match="could not take the decoder policy's weights: ValueError: weights of another"
+    ):
+        group.load_policy_state(ray.put("odd"))

@@ -125,6 +125,25 @@ def test_offloading_moves_everything_and_back(compose, tiny_overrides) -> None:
     assert chain.scorer.device.type == "meta"
 
 
+@pytest.mark.parametrize(
+    ("stage", "returned", "ready"), [("g4u", True, True), ("unified", False, True), ("unified", True, False)]
+)
+def test_a_rank_started_again_waits_for_a_trained_decoder(compose, tiny_overrides, stage, returned, ready) -> None:
+    made = object.__new__(DecoderWorker)
+    made.config = compose(*tiny_overrides, f"uae.stage={stage}", "uae.decoder.offload=true")
+    made.chain, made._returned = None, returned
+    assert made.ready() is ready and (made.chain is not None) is ready
+    made.ensure_model()
+    assert made.ready() and made.take_returned() is returned and made.take_returned() is False
+
+
+def test_rows_without_a_number_are_scored_and_not_shown(worker: DecoderWorker) -> None:
+    data = batch([state(0), state(1)], probes=8)
+    data["extra_info"] = NonTensorStack({"index": "img_7"}, {"index": None})
+    outcomes = worker._outcomes(worker.chain, data)
+    assert [(entry["status"], entry["picture"]) for entry in outcomes] == [("ok", None)] * 2
+
+
 def test_offload_belongs_to_the_phased_schedule(compose, tiny_overrides) -> None:
     made = object.__new__(DecoderWorker)
     made.config = compose(*tiny_overrides, "uae.decoder.offload=true")

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import os
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 
 from verl_uae.errors import DecoderError
 from verl_uae.rollout import policy_group
-from verl_uae.rollout.policy_group import collect, interleave
+from verl_uae.rollout.policy_group import PolicyGroup, collect, interleave
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -61,3 +63,39 @@ def test_a_rank_that_raises_is_heard_though_the_others_wait(monkeypatch: pytest.
     monkeypatch.setattr(policy_group, "GRACE_S", 1.0)
     with pytest.raises(ValueError, match="gradient of another shape"):
         act("hang", "raise")
+
+
+class Gathering:
+    """A rank that gathers weights: rank 0 keeps them, another one may die of it."""
+
+    def __init__(self, rank: int, dies: bool) -> None:
+        self.rank, self.dies = rank, dies
+
+    def policy_state(self) -> list[Any]:
+        if self.dies:
+            os._exit(1)
+        if self.rank == 0:
+            return [ray.put({"weight": 7})]
+        return []
+
+
+def weights_of(*dies: bool) -> Any:
+    workers = [ray.remote(num_cpus=1)(Gathering).remote(rank, dead) for rank, dead in enumerate(dies)]
+    group = object.__new__(PolicyGroup)
+    group.group = SimpleNamespace(workers=workers)
+    try:
+        return ray.get(group.state_ref())
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_weights_are_handed_on_by_reference() -> None:
+    assert weights_of(False, False) == {"weight": 7}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_rank_that_dies_while_weights_are_gathered_is_named() -> None:
+    with pytest.raises(DecoderError, match="decoder rank 1: died in policy_state"):
+        weights_of(False, True)

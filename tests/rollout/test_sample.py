@@ -8,7 +8,15 @@ from PIL import Image
 from verl_uae.errors import DataError
 from verl_uae.reward import RewardRecord, Status
 from verl_uae.rollout.chain import ChainResult
-from verl_uae.rollout.sample import CaptionState, chain_request, failed_outcome, outcome, prompt_text, source_image
+from verl_uae.rollout.sample import (
+    CaptionState,
+    chain_request,
+    failed_outcome,
+    is_probe,
+    outcome,
+    prompt_text,
+    source_image,
+)
 
 IMAGE = Image.new("RGB", (16, 16), "red")
 OTHER = Image.new("RGB", (16, 16), "blue")
@@ -62,3 +70,18 @@ def test_outcomes() -> None:
 def test_prompt_text_knows_roles_and_texts_only() -> None:
     assert prompt_text(MESSAGES) == (("system", "You see."), ("user", "image\x1fSay."), ("user", "image"))
     assert prompt_text(MESSAGES) != prompt_text(MESSAGES[:2])
+
+
+@pytest.mark.parametrize(
+    ("info", "probe"),
+    [
+        ({"index": 1}, True),
+        ({"index": 2}, False),
+        ({"index": "1"}, True),
+        ({"index": "img_1"}, False),
+        ({"index": None}, False),
+        ({}, False),
+    ],
+)
+def test_probes_are_the_first_rows_whatever_their_numbers_are(info: dict, probe: bool) -> None:
+    assert is_probe(info, 2) is probe

@@ -35,6 +35,9 @@ class Decoder:
         time.sleep(0.05)
         return [{**failed_outcome("ok", ""), "value": float(len(request.caption))} for request in requests]
 
+    def ready(self) -> bool:
+        return True
+
     def seen(self) -> list[int]:
         return self.sizes
 
@@ -42,8 +45,9 @@ class Decoder:
         self.sizes = []
 
 
-def start(*names: str) -> list[str]:
-    handles = [Decoder.options(name=name, num_cpus=0.1).remote() for name in names]  # type: ignore[attr-defined]
+def start(*names: str, restarts: int = 0) -> list[str]:
+    options = {"num_cpus": 0.1, "max_restarts": restarts}
+    handles = [Decoder.options(name=name, **options).remote() for name in names]  # type: ignore[attr-defined]
     # Kept alive by their handles.
     HANDLES.extend(handles)
     ray.get([handle.seen.remote() for handle in handles])
@@ -103,6 +107,42 @@ def test_a_decoder_that_dies_costs_its_micro_batch(ray_cluster: None) -> None:
     outcomes = asyncio.run(score_all(start("mortal"), ["a", "die"], max_batch=2, max_wait_s=60.0))
     assert [entry["status"] for entry in outcomes] == ["error", "error"]
     assert all(entry["value"] is None and "Actor" in entry["reason"] for entry in outcomes)
+
+
+async def one_after_another(client: StreamClient, captions: list[str]) -> list[dict[str, Any]]:
+    return [await client.score(ask(caption)) for caption in captions]
+
+
+def statuses(outcomes: list[dict[str, Any]]) -> list[str]:
+    return [entry["status"] for entry in outcomes]
+
+
+def test_a_dead_decoder_draws_no_captions_from_the_others(ray_cluster: None) -> None:
+    """It has nothing to do and so looks the least busy."""
+
+    async def main() -> list[str]:
+        client = StreamClient(tuple(start("first", "second")), max_batch=1, max_wait_s=60.0)
+        return statuses(await one_after_another(client, ["a", "die", *"bcdefgh"]))
+
+    assert asyncio.run(main()) == ["ok", "error", *["ok"] * 7]
+
+
+def test_captions_wait_for_the_only_decoder_while_it_is_started_again(ray_cluster: None) -> None:
+    async def main() -> list[str]:
+        client = StreamClient(tuple(start("again", restarts=1)), max_batch=1, max_wait_s=60.0)
+        return statuses(await one_after_another(client, ["a", "die", "b", "c"]))
+
+    assert asyncio.run(main()) == ["ok", "error", "ok", "ok"]
+
+
+def test_nobody_waits_for_a_decoder_that_is_dead_for_good(ray_cluster: None) -> None:
+    async def main() -> list[dict[str, Any]]:
+        client = StreamClient(tuple(start("gone")), max_batch=1, max_wait_s=60.0)
+        return await one_after_another(client, ["die", "b"])
+
+    outcomes = asyncio.run(main())
+    assert statuses(outcomes) == ["error", "error"]
+    assert "every decoder rank is dead" in outcomes[1]["reason"]
 
 
 def test_a_caller_that_gave_up_hurts_nobody(decoders: list[str]) -> None:

@@ -6,7 +6,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+import ray
+import torch
+
 from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.rollout import training_worker
 from verl_uae.rollout.training_worker import DecoderTrainingWorker, outcomes_of
 
 
@@ -28,3 +33,18 @@ def test_averaged_weights_are_named_only_where_they_are_kept() -> None:
     for shadows, name in (({"ema": 1}, "ema"), ({}, None), ({"old": 1}, None)):
         worker = SimpleNamespace(engine=SimpleNamespace(shadows=shadows))
         assert DecoderTrainingWorker._averaged.fget(worker) == name  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_weights_travel_in_the_dtype_they_are_used_in(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, dtype: str, expected: torch.dtype
+) -> None:
+    weight = torch.tensor([1.0, 1.0 + 2**-12])
+    run = SimpleNamespace(uae=SimpleNamespace(decoder=SimpleNamespace(dtype=dtype)))
+    worker = SimpleNamespace(run=run, engine=None, _averaged="ema")
+    monkeypatch.setattr(training_worker, "full_state_dict", lambda engine, weights: {weights: weight})
+    (reference,) = DecoderTrainingWorker.policy_state(worker)  # type: ignore[arg-type]
+    sent = ray.get(reference)["ema"]
+    assert sent.dtype == expected and torch.equal(sent, weight.to(expected))
+    monkeypatch.setattr(training_worker, "full_state_dict", lambda engine, weights: {})
+    assert DecoderTrainingWorker.policy_state(worker) == []  # type: ignore[arg-type]

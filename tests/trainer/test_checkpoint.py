@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
+from verl_uae.formats.manifest import publish_folder
 from verl_uae.trainer.checkpoint import (
     ENCODER_FOLDER,
     ENCODER_STATE,
@@ -15,6 +18,8 @@ from verl_uae.trainer.checkpoint import (
     MARKER,
     POLICY_FOLDER,
     TRACKER,
+    DecoderCheckpoints,
+    clear_exports,
     complete_steps,
     is_complete,
     mark_complete,
@@ -124,8 +129,38 @@ def test_only_the_newest_policies_stay(tmp_path: Path) -> None:
     for step in (2, 9, 10):
         for name in names:
             (tmp_path / f"global_step_{step}" / name).mkdir(parents=True)
-    prune_policies(tmp_path, None)
+    prune_policies(tmp_path, {"max_actor_ckpt_to_keep": None})
     assert len(list(tmp_path.glob("*/*"))) == 12
-    prune_policies(tmp_path, 2)
+    prune_policies(tmp_path, {"max_actor_ckpt_to_keep": 2})
     for name in names:
         assert {path.parent.name for path in tmp_path.glob(f"*/{name}")} == {"global_step_9", "global_step_10"}
+    prune_policies(tmp_path, {"max_actor_ckpt_to_keep": 2, "remove_previous_ckpt_in_save": True})
+    assert {path.parent.name for path in tmp_path.glob("*/*")} == {"global_step_10"}
+
+
+def test_a_step_that_is_saved_again_makes_way_for_its_folders(tmp_path: Path) -> None:
+    folder = write_step(tmp_path, 4)
+    for name in ("decoder", "encoder", "decoder.part-17", "decoder_policy"):
+        (folder / name).mkdir()
+        (folder / name / "weights").write_text("old")
+    mark_complete(folder, 4)
+    clear_exports(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["actor", "data.pt", "decoder_policy"]
+    assert not is_complete(folder) and complete_steps(tmp_path) == []
+    clear_exports(folder)
+    clear_exports(tmp_path / "global_step_5")
+
+
+def test_a_decoder_can_be_saved_twice_into_one_step(tmp_path: Path) -> None:
+    """Killed after its folder was published and before the step was marked, a run comes by again."""
+    folder = tmp_path / "global_step_4"
+    checkpoints = DecoderCheckpoints()
+    checkpoints.config = OmegaConf.create({"uae": {"policy": {"save_contents": ["model", "diffusers"]}}})
+    checkpoints.global_steps = 4
+    checkpoints.policy = SimpleNamespace(
+        save=lambda out, step, keep: Path(out).mkdir(parents=True, exist_ok=True),
+        export=lambda out: publish_folder(lambda path: (path / "weights").touch(), out),
+    )
+    for _ in range(2):
+        checkpoints.save_policy(folder)
+        assert (folder / "decoder" / "weights").exists()

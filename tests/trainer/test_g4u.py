@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from verl.trainer.ppo.v1 import PPOTrainerSync
 from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 
 from verl_uae.errors import ConfigError
+from verl_uae.trainer.checkpoint import is_complete, mark_complete
 from verl_uae.trainer.g4u import BatchRewards, G4UTrainer, last_token_score
 
 
@@ -46,3 +48,20 @@ def test_an_impossible_setting_stops_the_trainer_too(compose, tiny_overrides) ->
     """The Hydra callback is not there when a trainer is made from Python."""
     with pytest.raises(ConfigError, match="at least 2 captions"):
         G4UTrainer(compose(*tiny_overrides, "actor_rollout_ref.rollout.n=1"))
+
+
+def test_a_step_folder_is_not_complete_while_it_is_written_again(
+    compose, tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old marker would vouch for a mixture: files of equal size are there from the start."""
+    folder = tmp_path / "global_step_2"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+    mark_complete(folder, 2)
+    trainer = object.__new__(G4UTrainer)
+    trainer.config = compose(*tiny_overrides, f"trainer.default_local_dir={tmp_path}")
+    trainer.global_steps = 2
+    seen: list[bool] = []
+    monkeypatch.setattr(PPOTrainerSync, "_save_checkpoint", lambda self: seen.append(is_complete(folder)))
+    trainer._save_checkpoint()
+    assert seen == [False] and is_complete(folder)

@@ -87,6 +87,17 @@ def test_resumes_where_it_is_told_to_or_not_at_all(tmp_path: Path) -> None:
     assert (chosen.global_steps, chosen.loaded) == (2, ["step 2"]) and (fresh.global_steps, fresh.loaded) == (0, [])
 
 
+def test_a_chosen_folder_that_is_not_complete_is_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, (2, 4))
+    (tmp_path / "global_step_2" / "uae_complete.json").unlink()
+    for step, warned in ((4, False), (2, True)):
+        caplog.clear()
+        Made(tmp_path, "resume_path", str(tmp_path / f"global_step_{step}"))._load_checkpoint()
+        assert ("is not marked complete" in caplog.text) is warned
+
+
 def test_a_step_without_its_place_in_the_data_is_an_error(tmp_path: Path) -> None:
     saved(tmp_path, (2,))
     (tmp_path / "global_step_2" / "data.pt").unlink()
@@ -98,3 +109,9 @@ def test_a_step_without_its_place_in_the_data_is_an_error(tmp_path: Path) -> Non
 def test_the_place_in_the_data_needs_no_pickle(tmp_path: Path) -> None:
     saved(tmp_path, (2,))
     assert torch.load(tmp_path / "global_step_2" / "data.pt", weights_only=True) == {"next": 7}
+
+
+def test_nothing_was_rolled_out_where_captions_are_given(tmp_path: Path) -> None:
+    """verl's own would ask the TransferQueue for prompts and answers that are not there."""
+    Made(tmp_path, "disable")._log_rollout_data(None, {}, str(tmp_path / "rollouts"))  # type: ignore[arg-type]
+    assert not (tmp_path / "rollouts").exists()

@@ -4,11 +4,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls
 
 from tests.trainer.test_standalone import assert_same_signatures
 from verl_uae.errors import ConfigError
+from verl_uae.trainer.schedule import Alternation
 from verl_uae.trainer.unified import UnifiedTrainer
 
 
@@ -24,3 +29,25 @@ def test_an_impossible_setting_stops_the_trainer_too(compose, tiny_overrides) ->
     """The Hydra callback is not there when a trainer is made from Python."""
     with pytest.raises(ConfigError, match=r"uae\.policy\.samples_per_caption"):
         UnifiedTrainer(compose(*tiny_overrides, "uae.policy.samples_per_caption=1", name="uae_unified"))
+
+
+def test_resumes_both_models_from_the_folder_it_is_told_to(
+    compose, tiny_overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which need not be one of this run: only there are the decoder's weights."""
+    folder = tmp_path / "other_run" / "global_step_3"
+    loaded: list[Any] = []
+    trainer = object.__new__(UnifiedTrainer)
+    trainer.config = compose(*tiny_overrides, name="uae_unified")
+    trainer.config.trainer.update(
+        {"resume_mode": "resume_path", "resume_from_path": str(folder), "default_local_dir": str(tmp_path / "mine")}
+    )
+    trainer.alternation = Alternation(1, 1)
+    trainer.use_critic, trainer.trainer_mode = False, "sync"
+    wait = {"wait_until_loaded": lambda: None}
+    trainer.policy = SimpleNamespace(load=loaded.append, state_ref=lambda: "weights", **wait)
+    trainer.decoders = SimpleNamespace(load_policy_state=loaded.append, **wait)  # type: ignore[assignment]
+    trainer.actor_rollout_wg = SimpleNamespace(load_checkpoint=lambda local_path, **_: loaded.append(local_path))
+    trainer._load_checkpoint()
+    assert trainer.global_steps == 3 and f"{folder} is not marked complete" in caplog.text
+    assert loaded == [f"{folder}/actor", f"{folder}/decoder_policy", "weights"]

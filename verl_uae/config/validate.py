@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config.checks import check_choices, check_minimum
 from verl_uae.config.schema import UAEConfig
+from verl_uae.config.unread import unread_overrides
 from verl_uae.config.validate_policy import validate_policy
+from verl_uae.config.validate_run import CAPTIONING, STAGES, is_local, validate_paths, validate_run
 from verl_uae.config.validate_supervised import validate_supervised
 from verl_uae.errors import ConfigError, UAEError
 
@@ -27,7 +29,7 @@ _CHOICES = {
     "uae.decoder.pool": ("colocated", "own"),
     "uae.conditioner.weights": ("frozen",),
     "uae.reward.advantage_std": ("group", "global", "none"),
-    "uae.stage": ("pretrain", "cold_start", "g4u", "u4g", "unified"),
+    "uae.stage": STAGES,
 }
 #: key -> (smallest, whether the smallest itself is allowed)
 _MINIMUM = {
@@ -56,13 +58,15 @@ class ValidateCallback(Callback):
     """Hydra callback of our configs: runs in the driver before the job."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Validate, or leave with exit code 2."""
+        """Validate, or leave with exit code 2; name what is set and has no effect."""
         try:
             validate(config)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible setting: {error}\n")
             raise SystemExit(2) from error
+        for key in unread_overrides(config.uae.stage, config.hydra.overrides.task):
+            sys.stderr.write(f"verl_uae: warning: {key} is set, but stage {config.uae.stage} does not read it\n")
 
 
 def validate(config: DictConfig) -> None:
@@ -78,7 +82,8 @@ def validate(config: DictConfig) -> None:
         if not OmegaConf.select(config, key):
             raise ConfigError(key, "is not set: a parquet file, for example from `verl-uae data pack FOLDER --out DIR`")
     stage = config.uae.stage
-    if stage in ("g4u", "unified"):
+    validate_run(config)
+    if stage in CAPTIONING:
         _validate_grpo(config)
         _validate_micro_batches(config)
     _validate_shared(config)
@@ -88,6 +93,7 @@ def validate(config: DictConfig) -> None:
         validate_policy(config)
     elif stage in ("pretrain", "cold_start"):
         validate_supervised(config)
+    validate_paths(config)
 
 
 def _validate_keys(section: DictConfig, schema: type, path: str) -> None:
@@ -141,10 +147,15 @@ def _validate_shared(config: DictConfig) -> None:
 
 def _validate_micro_batches(config: DictConfig) -> None:
     """verl splits the samples of a rank into equal micro-batches and fails in the first step if they do not fit."""
-    ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
     hybrid = config.actor_rollout_ref
     if hybrid.actor.use_dynamic_bsz or hybrid.actor.strategy == "megatron":
         return
+    # Ranks that split a sequence between them hold the same samples.
+    split = max(hybrid.actor.ulysses_sequence_parallel_size, hybrid.actor.fsdp_config.ulysses_sequence_parallel_size)
+    world = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if world % split:
+        raise ConfigError("actor_rollout_ref.actor.ulysses_sequence_parallel_size", f"{split} must divide {world} GPUs")
+    ranks = world // split
     batch, mini = config.data.train_batch_size, hybrid.actor.ppo_mini_batch_size
     if mini > batch or batch % mini:
         raise ConfigError("actor_rollout_ref.actor.ppo_mini_batch_size", f"{mini} must divide train_batch_size {batch}")
@@ -167,17 +178,12 @@ def _validate_decoder(config: DictConfig) -> None:
     decoder = config.uae.decoder
     if OmegaConf.is_missing(decoder, "path") or not decoder.path:
         raise ConfigError("uae.decoder.path", "is not set: a diffusers folder or hub id with a projector")
-    if _is_local(decoder.path) and not Path(decoder.path).expanduser().is_dir():
+    if is_local(decoder.path) and not Path(decoder.path).expanduser().is_dir():
         raise ConfigError("uae.decoder.path", f"there is no folder {decoder.path}")
     if decoder.schedule == "streamed" and decoder.pool != "own":
         raise ConfigError("uae.decoder.pool", "the streamed schedule runs beside the caption server and needs own")
     if decoder.shift is not None and decoder.shift <= 0:
         raise ConfigError("uae.decoder.shift", f"must be above 0, got {decoder.shift}")
-
-
-def _is_local(path: str) -> bool:
-    """Whether a path cannot be a hub id, which is a name or two joined by a slash."""
-    return path.startswith(("/", ".", "~")) or path.count("/") > 1
 
 
 def _validate_rewards(config: DictConfig) -> None:

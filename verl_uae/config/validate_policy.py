@@ -76,6 +76,14 @@ def validate_policy(config: DictConfig) -> None:
     _validate_window(config)
     _validate_batches(config)
     policy = config.uae.policy
+    if config.uae.stage == "unified" and policy.captions.do_sample:
+        served = config.actor_rollout_ref.rollout.temperature
+        if policy.captions.temperature != served:
+            raise ConfigError(
+                "uae.policy.captions.temperature",
+                f"{policy.captions.temperature}: in the unified stage the caption server samples at "
+                f"actor_rollout_ref.rollout.temperature={served}",
+            )
     if policy.objective.old_decay >= 1:
         raise ConfigError("uae.policy.objective.old_decay", "must be below 1: the old policy would never move")
     if policy.advantage.clamp is not None and policy.advantage.clamp <= 0:

@@ -102,5 +102,15 @@ def _validate_cold_start(config: DictConfig) -> None:
         raise ConfigError(
             "uae.conditioner.path", "must be actor_rollout_ref.model.path: the trained encoder conditions"
         )
+    engine = cold_start.encoder.fsdp_config
+    if engine.strategy not in ("fsdp", "fsdp2"):
+        raise ConfigError(
+            "uae.cold_start.encoder.fsdp_config.strategy", f"must be one of fsdp, fsdp2, got {engine.strategy!r}"
+        )
+    if engine.ulysses_sequence_parallel_size != 1:
+        raise ConfigError(
+            "uae.cold_start.encoder.fsdp_config.ulysses_sequence_parallel_size",
+            "every rank has pairs of its own; use 1",
+        )
     if config.uae.pretrain.cache_dir is not None:
         raise ConfigError("uae.pretrain.cache_dir", "conditions of a trained encoder change; use null in this stage")

@@ -19,6 +19,7 @@ from verl_uae.rollout.sample import (
     chain_request,
     dataset_row,
     failed_outcome,
+    is_probe,
     prompt_text,
     source_image,
 )
@@ -175,7 +176,7 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             row,
             seed=settings.seed,
             step=int(kwargs["global_steps"]),
-            want_picture=is_probe(row["extra_info"], settings.panel.probes),
+            want_picture=row["extra_info"].get("split") == "val" and is_probe(row["extra_info"], settings.panel.probes),
             want_reconstruction=bool((self.rollout_config.get("custom") or {}).get(STREAM_RECONSTRUCTIONS)),
         )
         client = StreamClient.shared(
@@ -185,8 +186,3 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             return dict(await asyncio.wait_for(client.score(request), settings.decoder.timeout_s))
         except asyncio.TimeoutError:
             return dict(failed_outcome("timeout", f"no reconstruction in {settings.decoder.timeout_s} s"))
-
-
-def is_probe(extra_info: dict[str, Any], probes: int) -> bool:
-    """Whether a row is shown in panels: the first rows of the validation split."""
-    return extra_info.get("split") == "val" and int(extra_info.get("index", probes)) < probes

@@ -111,6 +111,22 @@ class DecoderGroup:
             self._revive(rank)
         return outcomes, self._slowest(healthy)  # type: ignore[return-value]
 
+    def revive_returned(self) -> None:
+        """Streamed schedule, after a step: load and count the ranks that Ray has started again in it.
+
+        Raises:
+            DecoderError: when a rank has died more often than ``uae.decoder.max_restarts``.
+        """
+        calls: list[Any] = [worker.take_returned.remote() for worker in self.workers]
+        for rank, call in enumerate(calls):
+            try:
+                returned = bool(ray.get(call))
+            except ray.exceptions.RayError:
+                returned = True
+            if returned:
+                self._revive(rank, "ensure_model")
+                ray.get(self.workers[rank].take_returned.remote())
+
     def load_policy_state(self, state: Any) -> None:
         """Draw with the decoder policy's weights from now on.
 
@@ -118,11 +134,17 @@ class DecoderGroup:
             state: Ray reference to full tensors by name.
 
         Raises:
-            DecoderError: a rank could not take them, with the reason.
+            DecoderError: a rank could not take them, or has died more often than ``uae.decoder.max_restarts``.
         """
         self._policy_state = state
         for rank, worker in enumerate(self.workers):
-            self._send_policy_state(rank, worker)
+            try:
+                self._send_policy_state(rank, worker)
+            except DecoderError as error:
+                if not isinstance(error.__cause__, ray.exceptions.RayActorError):
+                    raise
+                # Dead, not unable: it gets them when it is back.
+                self._revive(rank)
 
     def _send_policy_state(self, rank: int, worker: Any) -> None:
         if self._policy_state is None:
@@ -168,13 +190,14 @@ class DecoderGroup:
         fields = TensorDict({OUTCOME_FIELD: NonTensorStack(*outcomes)}, batch_size=len(outcomes))
         tq.kv_batch_put(keys=meta.keys, partition_id=meta.partition_id, fields=fields)
 
-    def _revive(self, rank: int) -> None:
+    def _revive(self, rank: int, load: str = "init_model") -> None:
         """Load the models again in a rank that Ray has started again (or that is alive after an exception)."""
         self.restarts += 1
         deadline = time.monotonic() + self.config.timeout_s
         while True:
             try:
-                ray.get(self.workers[rank].init_model.remote(), timeout=max(1.0, deadline - time.monotonic()))
+                call = getattr(self.workers[rank], load).remote()
+                ray.get(call, timeout=max(1.0, deadline - time.monotonic()))
                 self._send_policy_state(rank, self.workers[rank])
                 return
             except ray.exceptions.ActorUnavailableError as error:

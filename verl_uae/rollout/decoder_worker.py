@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import ray
 import torch
 from omegaconf import DictConfig
 from tensordict import NonTensorStack, TensorDict
@@ -23,7 +24,15 @@ from verl.utils.device import get_device_name, get_torch_device
 from verl_uae.engine.export import load_full_state
 from verl_uae.rollout.build import build_chain
 from verl_uae.rollout.chain import ChainRequest, ReconstructionChain
-from verl_uae.rollout.sample import OUTCOME_FIELD, Outcome, chain_request, dataset_row, failed_outcome, outcome
+from verl_uae.rollout.sample import (
+    OUTCOME_FIELD,
+    Outcome,
+    chain_request,
+    dataset_row,
+    failed_outcome,
+    is_probe,
+    outcome,
+)
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -47,6 +56,7 @@ class DecoderWorker(Worker):
         self._register_dispatch_collect_info("decoder", dp_rank=self.rank, is_collect=True)
         self.config = config
         self.chain: ReconstructionChain | None = None
+        self._returned = bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
@@ -80,6 +90,30 @@ class DecoderWorker(Worker):
     def score_requests(self, requests: Sequence[ChainRequest]) -> list[Outcome]:
         """Streamed schedule: redraw and score one micro-batch."""
         return [outcome(result) for result in self._on_device().run(requests)]
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def ready(self) -> bool:
+        """Whether this rank can draw, after loading its models if that is all that is missing.
+
+        One that Ray has started again in the unified stage has not: it would draw with the decoder of the beginning
+        until the controller sends the decoder policy's weights, at the end of the step.
+        """
+        if self.chain is None and self._returned and self.config.uae.stage == "unified":
+            return False
+        self.ensure_model()
+        return True
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def ensure_model(self) -> None:
+        """Load all models unless they are there."""
+        if self.chain is None:
+            self.init_model()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def take_returned(self) -> bool:
+        """Whether Ray has started this rank again since the last time it was asked."""
+        returned, self._returned = self._returned, False
+        return returned
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_policy_state(self, state: dict[str, torch.Tensor]) -> int:
@@ -128,7 +162,7 @@ class DecoderWorker(Worker):
                 outcomes[position] = failed_outcome(state["status"], state["reason"])
                 continue
             row = dataset_row({name: column[position] for name, column in columns.items()})
-            want = int(row["extra_info"].get("index", 1 << 62)) < probes
+            want = is_probe(row["extra_info"], probes)
             messages = columns["raw_prompt"][position]
             seed = self.config.uae.seed
             requests.append(

@@ -108,7 +108,7 @@ class PolicyGroup(DecoderTrainingGroup):
 
     def write_captions(self, prompts: Sequence[Messages]) -> list[CaptionState]:
         """Captions of all prompts, in order."""
-        return interleave(self.call("write_captions", list(prompts)), len(prompts))
+        return interleave(self.call("write_captions", ray.put(list(prompts))), len(prompts))
 
     def explore(
         self, sources: Sequence[PolicySource], layout: Layout, plan: SamplingPlan, step: int
@@ -128,9 +128,7 @@ class PolicyGroup(DecoderTrainingGroup):
 
     def state_ref(self) -> Any:
         """Ray reference to the averaged weights; they do not pass through the controller."""
-        calls = [worker.policy_state.remote() for worker in self.group.workers]
-        ray.wait(calls, num_returns=len(calls))
-        return calls[0]
+        return self.call("policy_state")[0][0]
 
 
 def collect(calls: Sequence[Any], method: str) -> list[Any]:

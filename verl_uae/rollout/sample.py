@@ -132,3 +132,11 @@ def dataset_row(fields: Mapping[str, Any]) -> dict[str, Any]:
         "ground_truth": (fields.get("reward_model") or {}).get("ground_truth"),
         "extra_info": dict(fields.get("extra_info") or {}),
     }
+
+
+def is_probe(extra_info: Mapping[str, Any], probes: int) -> bool:
+    """Whether a row is among the first ``probes`` of its file; one whose number is no number is not."""
+    try:
+        return int(extra_info["index"]) < probes
+    except (KeyError, TypeError, ValueError):
+        return False

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -27,6 +28,7 @@ import verl_uae.engine.supervised  # noqa: F401  registers the engines in the wo
 from verl_uae.engine.export import export_folder, full_state_dict
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.rollout.build import DTYPES
 from verl_uae.rollout.chain import ChainResult
 from verl_uae.rollout.policy import FieldOf, PolicyDraw, PolicyRollout, PolicySample, PolicySource
 from verl_uae.rollout.policy_build import EMA
@@ -92,9 +94,15 @@ class DecoderTrainingWorker(TrainingWorker):
         export_folder(self.engine, self.run.uae.decoder.path, folder, weights=self._averaged or "live")
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def policy_state(self) -> dict[str, Tensor]:
-        """The averaged weights as full tensors in host memory, on rank 0; empty elsewhere."""
-        return full_state_dict(self.engine, self._averaged or "live")
+    def policy_state(self) -> list[Any]:
+        """A Ray reference to the averaged weights as full tensors in host memory, on rank 0; nothing elsewhere.
+
+        A reference in a list, so that whoever waits for all ranks fetches no weights: they may be of another node. In
+        the dtype that decoder workers draw in, to which they would round them anyway.
+        """
+        dtype = DTYPES[self.run.uae.decoder.dtype]
+        state = full_state_dict(self.engine, self._averaged or "live")
+        return [ray.put({name: tensor.to(dtype) for name, tensor in state.items()})] if state else []
 
     def share_of(self, count: int) -> tuple[list[int], list[int]]:
         """Numbers ``rank, rank + world_size, ...`` below ``count``, and the same filled up with 0.

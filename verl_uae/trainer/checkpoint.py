@@ -81,6 +81,7 @@ class DecoderCheckpoints:
 
         verl prunes before it writes; :func:`prune_policies` does so once the new step is complete.
         """
+        clear_exports(folder)
         self.policy.save(str(folder / POLICY_FOLDER), self.global_steps, None)
         if "diffusers" in self.config.uae.policy.save_contents:
             self.policy.export(str(folder / EXPORT_FOLDER))
@@ -90,8 +91,35 @@ class DecoderCheckpoints:
         self.policy.load(str(folder / POLICY_FOLDER))
 
 
-def prune_policies(root: Path, keep: int | None) -> None:
-    """Remove trained models and their folders for use elsewhere from all but the newest ``keep`` steps."""
+def unmark(folder: Path) -> None:
+    """Say that a step folder is not complete, before its files are written again.
+
+    The sizes that an old marker names would fit a mixture of old and new files.
+    """
+    (folder / MARKER).unlink(missing_ok=True)
+
+
+def clear_exports(folder: Path) -> None:
+    """Remove the folders for use elsewhere from a step folder that is written again.
+
+    A run that was killed while saving leaves them, or an earlier run in the same place; they appear by rename, onto
+    nothing.
+    """
+    unmark(folder)
+    for name in (EXPORT_FOLDER, ENCODER_FOLDER):
+        for old in (*folder.glob(name), *folder.glob(f"{name}.part-*")):
+            shutil.rmtree(old)
+
+
+def prune_policies(root: Path, trainer: Any) -> None:
+    """Remove trained models and their folders for use elsewhere from old steps.
+
+    Args:
+        root: folder of the step folders.
+        trainer: section ``trainer``: the newest ``max_actor_ckpt_to_keep`` stay, all where that is null; one with the
+            older key ``remove_previous_ckpt_in_save``.
+    """
+    keep = 1 if trainer.get("remove_previous_ckpt_in_save") else trainer.get("max_actor_ckpt_to_keep")
     if not keep:
         return
     for name in (POLICY_FOLDER, EXPORT_FOLDER, ENCODER_STATE, ENCODER_FOLDER):
@@ -129,6 +157,12 @@ def is_complete(folder: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
+
+
+def warn_unless_complete(folder: Path) -> None:
+    """Say that a folder a run was told to resume from lacks its marker, or files that the marker names."""
+    if not is_complete(folder):
+        logger.warning("%s is not marked complete: it may lack a part, or come from a run that was killed", folder)
 
 
 def complete_steps(root: Path) -> list[int]:

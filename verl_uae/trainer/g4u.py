@@ -23,9 +23,10 @@ from verl_uae.rollout.agent_loop import STREAM_ACTORS, STREAM_RECONSTRUCTIONS
 from verl_uae.rollout.sample import dataset_row, source_image
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
-from verl_uae.trainer.checkpoint import LastGoodStep, mark_complete, repair_tracker
+from verl_uae.trainer.checkpoint import LastGoodStep, mark_complete, repair_tracker, unmark, warn_unless_complete
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.group_rewards import Member
+from verl_uae.trainer.length import cover_steps
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members, validation_info
 from verl_uae.trainer.panel import PanelRow, PanelWriter
 from verl_uae.trainer.signals import RewardSignals
@@ -47,6 +48,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
 
     # Set by verl.
     global_steps: int
+    total_training_steps: int
     resource_pool_manager: Any
 
     def __init__(self, config: DictConfig) -> None:
@@ -56,6 +58,10 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         self._fetched_rows = 0
 
     # ---------------------------------------------------------------- set-up
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        cover_steps(self.config, self.total_training_steps, self.steps_per_epoch, len(self.train_dataset))
 
     def _build_replay_buffer(self) -> Any:
         # verl compares the mode with the literal "sync" in six places; under any other name a trainer silently
@@ -98,19 +104,27 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
     # ---------------------------------------------------------------- checkpoints
 
     def _save_checkpoint(self) -> None:
+        unmark(self._step_folder())
         super()._save_checkpoint()
-        self.save_signals(self._checkpoint_root / f"global_step_{self.global_steps}")
-        if not self.config.actor_rollout_ref.actor.checkpoint.get("async_save", False):
-            mark_complete(self._checkpoint_root / f"global_step_{self.global_steps}", self.global_steps)
+        self.save_signals(self._step_folder())
+        mark_complete(self._step_folder(), self.global_steps)
 
     def _load_checkpoint(self) -> None:
         if self.config.trainer.resume_mode == "auto" and self._checkpoint_root.is_dir():
             repair_tracker(self._checkpoint_root)
+        elif self.config.trainer.resume_mode == "resume_path":
+            warn_unless_complete(self._resumed_folder())
         super()._load_checkpoint()
         if self.global_steps > 0:
-            given = self.config.trainer.resume_mode == "resume_path"
-            folder = self.config.trainer.resume_from_path if given else None
-            self.load_signals(Path(folder or self._checkpoint_root / f"global_step_{self.global_steps}"))
+            self.load_signals(self._resumed_folder())
+
+    def _step_folder(self) -> Path:
+        return self._checkpoint_root / f"global_step_{self.global_steps}"
+
+    def _resumed_folder(self) -> Path:
+        """The step folder a run goes on from, which need not be one of its own."""
+        trainer = self.config.trainer
+        return Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else self._step_folder()
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """verl's step; when the chain itself is broken, the weights of the last good step are saved first."""
@@ -125,6 +139,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         states = [extra["uae"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
         validating = metrics is None
         if self.streamed:
+            self.decoders.revive_returned()
             outcomes = [extra["uae_outcome"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
             seconds = {"decode": 0.0, "score": 0.0}
         else:

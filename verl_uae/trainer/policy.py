@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from verl_uae.rollout.sample import CaptionState, Outcome, dataset_row, prompt_t
 from verl_uae.trainer.checkpoint import DecoderCheckpoints
 from verl_uae.trainer.group_rewards import Member
 from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members
+from verl_uae.trainer.reconstructions import dump_arguments, generation_rows
 from verl_uae.trainer.signals import RewardSignals
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,10 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints):
 
     config: DictConfig
     global_steps: int
+    _dump_generations: Callable[..., None]
+    """verl's."""
+    _drawn: list[dict[str, Any]]
+    """Rows of the last batch, see :func:`~verl_uae.trainer.reconstructions.generation_rows`."""
 
     def start_policy(self, pool: RayResourcePool, total_steps: int) -> None:
         """Start the workers beside whatever else loads; ``policy.wait_until_loaded()`` waits for them."""
@@ -60,11 +65,16 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints):
         return [state for state in (states[name] for name in names) if state is not None]
 
     def improve_policy(
-        self, sources: Sequence[PolicySource], states: Sequence[CaptionState], policy_step: int
+        self,
+        prompts: Sequence[Messages],
+        sources: Sequence[PolicySource],
+        states: Sequence[CaptionState],
+        policy_step: int,
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Explore, score and update on one batch of pictures.
 
         Args:
+            prompts: of the captioner, for the files of rollouts.
             sources: pictures with captions.
             states: their captions.
             policy_step: number of the policy's step in the run, from 0.
@@ -88,6 +98,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints):
             check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
         signals, drawn = self.signals("u4g"), outcomes
         outcomes = signals.recompose(drawn, groups)
+        self._drawn = generation_rows(prompts, sources, outcomes)
         usable = usable_members(outcomes, groups)
         advantage_N, metrics = self._advantages(outcomes, usable, groups)
         weights = [float(keep) for keep in usable]
@@ -114,11 +125,16 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints):
             "policy/advantage/clamped_frac": float((raw_N != advantage_N).float().mean()),
         }
 
+    def log_reconstructions(self, timing_raw: dict, folder: str) -> None:
+        """Write what the last batch drew, as verl writes rollouts."""
+        with marked_timer("dump_rollout_generations", timing_raw):
+            self._dump_generations(**dump_arguments(self._drawn), dump_path=folder)
+
     def evaluate_policy(
-        self, sources: Sequence[PolicySource], policy_step: int
+        self, sources: Sequence[PolicySource], policy_step: int, probes: int
     ) -> tuple[list[Outcome], list[bytes | None]]:
-        """Outcomes of the evaluation sampler, and pictures of the training sampler for the probes."""
-        probes = min(self.config.uae.panel.probes, len(sources))
+        """Outcomes of the evaluation sampler, and pictures of the training sampler for the first ``probes``."""
+        probes = min(probes, len(sources))
         outcomes = self.policy.evaluate(sources, probes)
         explored: list[bytes | None] = [None] * len(sources)
         plan = self.policy.plan(policy_step)

@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf, open_dict
+import ray
+from omegaconf import OmegaConf
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayResourcePool
@@ -26,6 +27,7 @@ from verl_uae.rollout.policy_group import DecoderTrainingGroup
 from verl_uae.rollout.pretrain_build import buckets_of
 from verl_uae.rollout.pretrain_worker import PretrainWorker
 from verl_uae.rollout.training_worker import DecoderTrainingWorker
+from verl_uae.trainer.length import cover_steps
 from verl_uae.trainer.pair_validation import PairValidation, policy_sources_of_pairs
 from verl_uae.trainer.policy import policy_metrics
 from verl_uae.trainer.standalone import StandaloneTrainer
@@ -51,15 +53,19 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         files: Any = OmegaConf.to_object(data.train_files) if OmegaConf.is_list(data.train_files) else data.train_files
         self.train_dataloader: StatefulDataLoader[list[Pair]]
         if is_shards(data.train_files):
-            shards = PairShards(files, self.buckets, data.train_batch_size, seed=data.seed, settings=settings)
-            self.train_dataloader = StatefulDataLoader(shards, batch_size=None)
-            # A stream has no end.
-            self.steps_per_epoch = self.total_training_steps = trainer.total_training_steps
-        else:
-            rows = PairRows(files, settings, max_samples=data.get("train_max_samples", -1))
-            sampler = BucketSampler(
-                [self.buckets.bucket_of(*size) for size in rows.sizes], data.train_batch_size, seed=data.seed
+            shards = PairShards(
+                files, self.buckets, data.train_batch_size, seed=data.seed, shuffle=data.shuffle, settings=settings
             )
+            # A worker without a shard would have nothing to do.
+            workers = min(data.dataloader_num_workers, len(shards.urls))
+            self.train_dataloader = StatefulDataLoader(shards, batch_size=None, num_workers=workers)
+            # A stream has no end.
+            self.steps_per_epoch = self.total_training_steps = count = trainer.total_training_steps
+        else:
+            limit = data.get("train_max_samples", -1)
+            rows = PairRows(files, settings, max_samples=limit, shuffle=data.shuffle, seed=data.seed)
+            buckets = [self.buckets.bucket_of(*size) for size in rows.sizes]
+            sampler = BucketSampler(buckets, data.train_batch_size, seed=data.seed, shuffle=data.shuffle)
             self.train_dataloader = StatefulDataLoader(
                 rows,
                 batch_size=data.train_batch_size,
@@ -71,9 +77,8 @@ class PairTrainer(PairValidation, StandaloneTrainer):
             self.steps_per_epoch = len(sampler) // data.train_batch_size
             logger.info("%d pairs, of which an epoch leaves out %d that fill no batch", len(rows), sampler.dropped)
             self.total_training_steps = trainer.total_training_steps or self.steps_per_epoch * trainer.total_epochs
-        # verl stops at whichever comes first; a number of updates that is asked for is meant.
-        with open_dict(self.config):
-            trainer.total_epochs = -(-self.total_training_steps // self.steps_per_epoch)
+            count = len(rows)
+        cover_steps(self.config, self.total_training_steps, self.steps_per_epoch, count)
         self.validation_pairs = PairRows(data.val_files, settings, max_samples=data.get("val_max_samples", -1))
         self._batches: Iterator[list[Pair]] | None = None
 
@@ -99,7 +104,7 @@ class PairTrainer(PairValidation, StandaloneTrainer):
             pairs = self.next_pairs()
             size = self.buckets.bucket_of(pairs[0].width, pairs[0].height)
             with marked_timer("learn", timing_raw):
-                answers = self.policy.call("learn", pairs, size, self.global_steps)
+                answers = self.policy.call("learn", ray.put(pairs), size, self.global_steps)
             self._check([problem for _, problems in answers for problem in problems], len(pairs), metrics)
         metrics.update(policy_metrics([answers[0][0]]))
         metrics["pairs/height"], metrics["pairs/width"] = float(size[0]), float(size[1])
@@ -151,7 +156,7 @@ class PretrainTrainer(PairTrainer):
     def _held_out_losses(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Mean loss, and the loss per noise level, at the base size."""
         decoder = self.config.uae.decoder
-        answers = self.policy.call("held_out_losses", list(pairs), (decoder.height, decoder.width))
+        answers = self.policy.call("held_out_losses", ray.put(list(pairs)), (decoder.height, decoder.width))
         rows = [row for answer in answers for row in answer if row is not None]
         if not rows:
             return {}

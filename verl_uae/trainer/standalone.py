@@ -29,6 +29,7 @@ from verl_uae.trainer.checkpoint import (
     prune_policies,
     publish,
     repair_tracker,
+    warn_unless_complete,
 )
 from verl_uae.trainer.panel import PanelWriter
 
@@ -96,6 +97,9 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
     def _stop_profiling(self) -> None:
         """See :meth:`_start_profiling`."""
 
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+        """Nothing was rolled out; U4G has reconstructions to tell of."""
+
     @staticmethod
     def step_keys(names: Sequence[str]) -> KVBatchMeta:
         """What a step returns: keys of the TransferQueue, which verl clears when it is over, so they must be there."""
@@ -109,7 +113,7 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
         torch.save(self.train_dataloader.state_dict(), folder / "data.pt")
         mark_complete(folder, self.global_steps)
         publish(self._checkpoint_root / TRACKER, str(self.global_steps))
-        prune_policies(self._checkpoint_root, self.config.trainer.get("max_actor_ckpt_to_keep"))
+        prune_policies(self._checkpoint_root, self.config.trainer)
 
     def _load_checkpoint(self) -> None:
         self.global_steps = 0
@@ -129,7 +133,9 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
         if trainer.resume_mode == "disable":
             return None
         if trainer.resume_mode == "resume_path":
-            return Path(trainer.resume_from_path).absolute()
+            folder = Path(trainer.resume_from_path).absolute()
+            warn_unless_complete(folder)
+            return folder
         if self._checkpoint_root.is_dir():
             repair_tracker(self._checkpoint_root)
         found = find_latest_ckpt_path(str(self._checkpoint_root))

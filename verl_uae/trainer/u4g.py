@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,27 @@ from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
 from verl_uae.errors import RewardError
+from verl_uae.trainer.length import cover_steps
 from verl_uae.trainer.outcomes import validation_info
 from verl_uae.trainer.panel import PanelRow
 from verl_uae.trainer.policy import PolicyMixin, policy_sources
+from verl_uae.trainer.reconstructions import dump_arguments, generation_rows
 from verl_uae.trainer.standalone import StandaloneTrainer
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
+#: Arguments of verl's table of validation texts -> columns of ours.
+_LOGGED = {"inputs": "input", "outputs": "output", "scores": "score"}
+
 
 @register_trainer("uae_u4g")
 class U4GTrainer(PolicyMixin, StandaloneTrainer):
     """verl's training loop with the decoder as the policy; no captioner is trained or served."""
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        cover_steps(self.config, self.total_training_steps, self.steps_per_epoch, len(self.train_dataset))
 
     def start_workers(self, pool: RayResourcePool) -> None:
         """The policy's workers."""
@@ -54,7 +62,8 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
         columns = _columns(self._next_train_batch())
         with marked_timer("caption", timing_raw):
             states = self.frozen_captions(columns["raw_prompt"], columns["extra_info"])
-        found, seconds = self.improve_policy(policy_sources(columns, states), states, self.global_steps - 1)
+        sources = policy_sources(columns, states)
+        found, seconds = self.improve_policy(columns["raw_prompt"], sources, states, self.global_steps - 1)
         metrics.update(found)
         timing_raw.update(seconds)
         return self.step_keys([str(uid) for uid in columns["uid"]])
@@ -68,13 +77,22 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
         metrics["caption/cache_hit_frac"] = self.captions.hits / max(1, looked)
         logger.info("step %d/%d: %s", global_steps, self.total_training_steps, policy_line(metrics))
 
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+        self.log_reconstructions(timing_raw, rollout_data_dir)
+
     def _validate(self) -> dict[str, float]:
-        sources_of, rewards, shown = [], defaultdict(list), []
+        sources_of: list[str] = []
+        shown: list[PanelRow] = []
         infos: list[dict] = []
+        rows: list[dict] = []
         failures = samples = 0
         for batch in self.val_dataloader:
             states = self.frozen_captions(batch["raw_prompt"], batch["extra_info"])
-            outcomes, explored = self.evaluate_policy(policy_sources(batch, states), max(0, self.global_steps - 1))
+            # The first rows of the file are shown, however many batches validation has.
+            probes = max(0, self.config.uae.panel.probes - samples)
+            sources, step = policy_sources(batch, states), max(0, self.global_steps - 1)
+            outcomes, explored = self.evaluate_policy(sources, step, probes)
+            rows += generation_rows(batch["raw_prompt"], sources, outcomes)
             for position, (entry, state) in enumerate(zip(outcomes, states, strict=True)):
                 samples += 1
                 if entry["picture"]:
@@ -86,11 +104,16 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
                     continue
                 sources_of.append(str(batch.get("data_source", ["unknown"] * len(states))[position]))
                 infos.append({"reward": entry["value"], **validation_info(entry, state)})
-        for info in infos:
-            for name, value in info.items():
-                rewards[name].append(value)
-        metrics = self._val_metrics_update(sources_of, [str(n) for n in range(len(infos))], dict(rewards), [])
+        # A term that a picture lacks is None there, which verl leaves out.
+        names = dict.fromkeys(name for info in infos for name in info)
+        columns = {name: [info.get(name) for info in infos] for name in names}
+        metrics = self._val_metrics_update(sources_of, [str(n) for n in range(len(infos))], columns, [])
         metrics["val-aux/uae/invalid_frac"] = failures / max(1, samples)
+        texts = {name: [row[column] for row in rows] for name, column in _LOGGED.items()}
+        self._maybe_log_val_generations(**texts)
+        folder = self.config.trainer.get("validation_data_dir")
+        if folder:
+            self._dump_generations(**dump_arguments(rows), dump_path=folder)
         if shown:
             self.panels.write(self.global_steps, shown, self.logger)
         return metrics

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 
 from omegaconf import DictConfig
 from tensordict import NonTensorStack
@@ -50,7 +49,7 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         self.decoders.wait_until_loaded()
         super()._load_checkpoint()
         if self.global_steps > 0:
-            self.load_policy(self._step_folder())
+            self.load_policy(self._resumed_folder())
             # The averaged weights stand still during G4U, so these are the ones the interrupted run used.
             if self.alternation.done("u4g", self.global_steps) > 0:
                 self._send_decoder()
@@ -59,10 +58,7 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         # First, since the marker that the captioner's trainer writes last speaks for the whole folder.
         self.save_policy(self._step_folder())
         super()._save_checkpoint()
-        prune_policies(self._checkpoint_root, self.config.trainer.get("max_actor_ckpt_to_keep"))
-
-    def _step_folder(self) -> Path:
-        return self._checkpoint_root / f"global_step_{self.global_steps}"
+        prune_policies(self._checkpoint_root, self.config.trainer)
 
     def _send_decoder(self) -> None:
         """Give the decoder workers the policy's averaged weights."""
@@ -84,7 +80,7 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         columns = fetch(batch, names)
         states = [extra["uae"] for extra in columns["extra_fields"]]
         done = self.alternation.done("u4g", self.global_steps - 1)
-        found, seconds = self.improve_policy(policy_sources(columns, states), states, done)
+        found, seconds = self.improve_policy(columns["raw_prompt"], policy_sources(columns, states), states, done)
         metrics.update(found)
         timing_raw.update(seconds)
         last = self.alternation.stage(self.global_steps + 1) == "g4u"
@@ -121,3 +117,9 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
         metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
         logger.info("step %d/%d (u4g): %s", global_steps, self.total_training_steps, policy_line(metrics))
+
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+        if self.alternation.stage(self.global_steps) == "g4u":
+            super()._log_rollout_data(batch, timing_raw, rollout_data_dir)
+        else:
+            self.log_reconstructions(timing_raw, rollout_data_dir)

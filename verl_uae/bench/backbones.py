@@ -174,8 +174,11 @@ def _load(backbone: Backbone, source: str) -> tuple[Any, Any]:
             processor = transformers.AutoImageProcessor.from_pretrained(
                 source, backend="pil", trust_remote_code=False, **options
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())
+    except CheckpointError:
+        raise
+    # Whatever a damaged file makes its parser raise: a cut safetensors file has an exception of its own.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(source, f"does not load as {backbone.architecture}: {reason}") from error
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lacking:

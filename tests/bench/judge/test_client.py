@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
+import threading
 import time
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from PIL import Image
@@ -141,6 +144,53 @@ def test_an_endless_answer_is_cut(server: Judges, judge: Callable[..., Judge], m
     server.behaviours["long"] = answers(completion("x" * 1000))
     [reply] = ask(judge("long"))
     assert reply == Reply(None, "an answer of more than 1000 bytes")
+
+
+def test_a_compressed_answer_is_not_unpacked(
+    server: Judges, judge: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed twice, 16 MiB are less than a kilobyte."""
+    packed = gzip.compress(gzip.compress(b" " * 2**24))
+    server.behaviours["bomb"] = answers(Response(packed, 200, {"Content-Encoding": "gzip, gzip"}))
+    unpacked: list[int] = []
+    monkeypatch.setattr(httpx.Response, "_get_content_decoder", lambda self: unpacked.append(1))
+    [reply] = ask(judge("bomb"))
+    assert reply == Reply(None, "HTTP 200, compressed, which was not asked for") and not unpacked
+    assert server.asked[-1].headers["accept-encoding"] == "identity"
+
+
+def test_what_is_for_this_machine_passes_no_proxy(
+    server: Judges, judge: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "sk-very-secret")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    server.behaviours["near"] = answers(completion("x"))
+    proxied: list[bytes] = []
+
+    def listen(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                proxied.append(connection.recv(65536))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=listen, args=(listener,), daemon=True).start()
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert ask(judge("near", token_env="TOKEN")) == [Reply(completion("x"))] and proxied == []
+        # Another machine may be beyond it.
+        [reply] = ask(Judge("far", "http://judge.invalid", "m"), Limits(timeout=5.0, retries=0))
+        assert reply.answer is None and proxied[0].startswith(b"POST http://judge.invalid/v1/chat/completions ")
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="judge far: the proxy of the environment cannot be used: Unknown scheme"):
+        Client(Judge("far", "https://judge.invalid", "m"), QUICK, Budget(None))
 
 
 def test_the_budget_counts_every_try(server: Judges, judge: Callable[..., Judge]) -> None:

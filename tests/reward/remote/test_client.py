@@ -45,6 +45,16 @@ def test_retry_after_is_waited_for() -> None:
         assert time.monotonic() - start >= 1.0
 
 
+def test_a_busy_server_is_asked_until_the_deadline_whatever_the_retries() -> None:
+    busy = reply("", "503 Service Unavailable", "text/plain", "Retry-After: 1")
+    with FaultServer(busy, busy, good) as server:
+        assert post(make_client(server.url, timeout_s=20.0, retries=0)) == ["ok"]
+        assert len(server.heads) == 3
+    with FaultServer(busy) as server, within(2.5 + 1.0):
+        assert post(make_client(server.url, timeout_s=2.5, retries=0)) == ["error"]
+        assert 2 <= len(server.heads) <= 3
+
+
 def test_retry_after_beyond_the_deadline_ends_the_request_at_once() -> None:
     for header in ("Retry-After: 3600", f"Retry-After: {email.utils.formatdate(time.time() + 3600, usegmt=True)}"):
         with FaultServer(reply("", "429 Too Many Requests", "text/plain", header)) as server, within(10.0):

@@ -342,6 +342,7 @@ def test_a_timeout_that_is_not_below_the_scorers_is_refused() -> None:
         {"url": "http://user:secret@host"},
         {"url": "http://host:99999"},
         {"url": "http://host?token=1"},
+        {"url": "http://host\x01"},
         {"url": []},
         {"url": ["http://host", "http://host"]},
         {"timeout_s": 0},

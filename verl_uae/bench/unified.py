@@ -92,8 +92,8 @@ def score(
         except UAEError as error:
             failures.append(Failure(backbone.name, " ".join(str(error).split())))
             continue
-        # Out of memory, a processor that does not suit: hours of the other backbones must not be lost for it.
-        except Exception as error:
+        # Out of memory, or a processor that does not suit: hours of the other backbones must not be lost for it.
+        except (RuntimeError, ValueError, TypeError, LookupError, OSError, MemoryError) as error:
             failures.append(Failure(backbone.name, describe_error(error)))
             continue
         failures += [

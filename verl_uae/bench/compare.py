@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_uae.bench.backbones import PROTOCOL
@@ -72,8 +72,14 @@ def _notes(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
             first = failures[0]
             more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
             notes.append(f"* {_escaped(name)} is incomplete: {first['what']}: {first['reason']}{more}.")
-    if len({content[SECTION]["references"] for content in results.values()}) > 1:
-        notes.append("* The rows are not over the same pictures and do not compare.")
-    if len({repr(sorted(content[SECTION]["models"].items())) for content in results.values()}) > 1:
-        notes.append("* The rows are not from the same backbones.")
-    return notes
+    return notes + [f"* The rows are not {what}." for what in differences(list(results.values()))]
+
+
+def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What keeps results from being compared, as what they are not."""
+    found = []
+    if len({content[SECTION]["references"] for content in results}) > 1:
+        found.append("over the same pictures and do not compare")
+    if len({repr(sorted(content[SECTION]["models"].items())) for content in results}) > 1:
+        found.append("from the same backbones")
+    return found

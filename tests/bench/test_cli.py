@@ -88,6 +88,11 @@ def test_a_model_folder_is_captioned_drawn_and_scored_and_resumed(
     results = [tmp_path / name / "result.json" for name in ("one", "three")]
     assert bench("length", *results, "--tolerance", 100) == 0
     assert "3 of 3 and 3 captions matched within 100 words" in capsys.readouterr().out
+    assert bench("compare", *results, "--tolerance", 100) == 0
+    head, *_, row = capsys.readouterr().out.splitlines()
+    assert "minus one, lengths matched" in head and row.count("; 3)") == 2
+    assert bench("compare", *results, "--tolerance", -1) == 2
+    assert "--tolerance: must be at least 0 words, got -1" in capsys.readouterr().err
     assert bench("length", *results, "--tolerance", 100, "--same-picture", "--json") == 0
     assert json.loads(capsys.readouterr().out)["matched_same_picture"] == 3
 

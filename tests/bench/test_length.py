@@ -7,8 +7,8 @@ import pytest
 
 from tests.bench.results import make_result, same_columns
 from verl_uae.bench.length import Captioned, compare_lengths, match_lengths, render
-from verl_uae.bench.unified import SECTION
 from verl_uae.bench.pairs import Failure
+from verl_uae.bench.unified import SECTION
 from verl_uae.errors import ConfigError
 
 
@@ -88,6 +88,10 @@ def test_pairs_without_value_or_caption_are_left_out_and_no_overall_is_given() -
     columns = {"clip": [0.5, None, 0.7], "dinov2": [0.1, 0.2, 0.3]}
     part = make_result(columns, [*texts(4, 4), None], failures=[Failure("dinov3", "not asked for")])
     whole = make_result(same_columns([0.5, 0.5, 0.5]), texts(4, 4, 4))
+    part_of_four = make_result(same_columns([0.5, None, 0.5]), texts(4, 4, 4), failures=[Failure("1.png", "broken")])
+    # In either order: the overall difference needs both.
+    assert "overall" not in compare_lengths(whole, part_of_four, resamples=10)["difference"]
+    assert "overall" not in compare_lengths(part_of_four, whole, resamples=10)["difference"]
     found = compare_lengths(part, whole, resamples=10)
     assert found["captions"] == [1, 3] and found["matched"] == 1
     assert set(found["difference"]) == {"clip", "dinov2"}

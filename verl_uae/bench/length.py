@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from verl_uae.bench.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
-from verl_uae.bench.compare import differences
-from verl_uae.bench.unified import REWARD_BACKBONE, SECTION
+from verl_uae.bench.unified import REWARD_BACKBONE, SECTION, differences
 from verl_uae.errors import ConfigError
 
 TOLERANCE = 5
@@ -85,8 +84,9 @@ def compare_lengths(
 
     Returns:
         ``matched`` (number, and of which with the same picture), ``mean_words`` of both before and after matching,
-        ``not`` (what keeps the two from being compared), ``all`` (differences of the plain means, before matching) and ``difference`` (per backbone, the mean of
-        them as ``overall`` if all four are there, and without CLIP as ``held_out``).
+        ``not`` (what keeps the two from being compared), ``all`` (differences of the plain means, before matching) and
+        ``difference`` (per backbone, the mean of them as ``overall`` if all four are there, and without CLIP as
+        ``held_out``).
 
     Raises:
         ConfigError: a result has no captions, they share no backbone, or nothing matches.

@@ -268,3 +268,13 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(section, dict) or section.get("format") != FORMAT or section.get("benchmark") != BENCHMARK:
         raise DataError(path, None, f"is not a result of {BENCHMARK} by this version")
     return content
+
+
+def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What keeps results from being compared, as what they are not: over the same pictures, from the same backbones."""
+    found = []
+    if len({content[SECTION]["references"] for content in results}) > 1:
+        found.append("over the same pictures and do not compare")
+    if len({repr(sorted(content[SECTION]["models"].items())) for content in results}) > 1:
+        found.append("from the same backbones")
+    return found

@@ -93,10 +93,11 @@ def test_what_does_not_load_is_refused_with_the_reason(backbone_folders: dict[st
 def test_damaged_files_are_refused_whatever_their_parsers_raise(
     backbone_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A download that was cut short, an entry of another type, a file of another kind."""
+    """A download that was cut short, an entry of another type, one of another shape, a file of another kind."""
     for index, (name, damage) in enumerate((
         ("model.safetensors", lambda whole: whole[: len(whole) // 2]),
         ("config.json", lambda whole: whole.replace(b'"num_attention_heads": 2', b'"num_attention_heads": "x"')),
+        ("config.json", lambda whole: whole.replace(b'"hidden_size": 16', b'"hidden_size": 32')),
         ("config.json", lambda whole: b"[]"),
     )):  # fmt: skip
         folder = tmp_path / str(index)

@@ -12,6 +12,7 @@ import pytest
 from tests.pipeline.conftest import picture
 from tests.pipeline.test_cli import MODEL_OPTIONS
 from verl_uae.bench.backbones import choose
+from verl_uae.bench.cli import _by_key
 from verl_uae.bench.pairs import find_pairs
 from verl_uae.bench.unified import read_result, score
 from verl_uae.cli import main
@@ -142,6 +143,11 @@ def test_errors_are_one_line(
     assert bench("unified", images, *words, "--out", "out") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("verl-uae: ") and message in error
+
+
+def test_captions_of_ready_pictures_by_path_or_by_file_name() -> None:
+    given = {"a.png": "of a", "sub/b.png": "of b", "b.png": "of another b"}
+    assert _by_key(given, {"sub/a.png", "sub/b.png", "c.png"}) == {"sub/a.png": "of a", "sub/b.png": "of b"}
 
 
 def test_results_that_cannot_be_read_or_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

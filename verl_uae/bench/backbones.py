@@ -186,7 +186,7 @@ def _load(backbone: Backbone, source: str) -> tuple[Any, Any]:
     except (*_DAMAGED, SafetensorError, StrictDataclassError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(source, f"does not load as {backbone.architecture}: {reason}") from error
-    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    lacking = sorted(info["missing_keys"])
     if lacking:
         raise CheckpointError(source, f"lacks {len(lacking)} weights of {backbone.architecture}, such as {lacking[0]}")
     return network.eval().requires_grad_(False), processor

@@ -7,7 +7,7 @@ import gzip
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,13 @@ def test_what_is_no_answer(response: Response, reason: str, server: Judges, judg
 
 def test_an_endless_answer_is_cut(server: Judges, judge: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ANSWER", 1000)
-    server.behaviours["long"] = answers(completion("x" * 1000))
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 500
+            await asyncio.sleep(0.01)
+
+    server.behaviours["long"] = lambda shown, count: StreamingResponse(endless())
     [reply] = ask(judge("long"))
     assert reply == Reply(None, "an answer of more than 1000 bytes")
 

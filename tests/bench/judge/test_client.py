@@ -63,6 +63,13 @@ def test_passing_failures_are_tried_again_a_bounded_number_of_times(
     assert server.counts["down"] == 2 + 3
 
 
+def test_waits_between_tries_double(server: Judges, judge: Callable[..., Judge]) -> None:
+    server.behaviours["down"] = answers(error(500))
+    before = time.monotonic()
+    ask(judge("down"), Limits(timeout=5.0, retries=3, backoff=0.1))
+    assert time.monotonic() - before >= 0.1 + 0.2 + 0.4
+
+
 @pytest.mark.parametrize("status", [400, 403, 413, 422])
 def test_what_is_wrong_with_a_question_is_not_tried_again(
     status: int, server: Judges, judge: Callable[..., Judge]

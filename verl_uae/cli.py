@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -115,6 +116,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; errors raised on purpose are one line and exit code 2."""
     args = parse(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A caption or a file name that the terminal cannot show must not end a command whose work is done.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args) or 0)
     except UAEError as error:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.bench.results import make_result, same_columns
 from tests.pipeline.conftest import picture
 from tests.pipeline.test_cli import MODEL_OPTIONS
 from verl_uae.bench.backbones import choose
 from verl_uae.bench.cli import _by_key
-from verl_uae.bench.pairs import find_pairs
-from verl_uae.bench.unified import read_result, score
+from verl_uae.bench.pairs import Failure, find_pairs
+from verl_uae.bench.unified import read_result, score, write_result
 from verl_uae.cli import main
 from verl_uae.data.captions import read_captions
 
@@ -143,6 +145,18 @@ def test_errors_are_one_line(
     assert bench("unified", images, *words, "--out", "out") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("verl-uae: ") and message in error
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_by_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = make_result(same_columns([0.5]), failures=[Failure("\udcff\u00e9.png", "broken")])
+    write_result(tmp_path / "r.json", content)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr("sys.stdout", shown)
+    assert bench("compare", tmp_path / "r.json") == 0
+    shown.flush()
+    assert b"r is incomplete: \\udcff\\xe9.png: broken" in shown.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_captions_of_ready_pictures_by_path_or_by_file_name() -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -66,6 +67,7 @@ def _add_reward_server(commands: Any) -> None:
     parser.add_argument("--max-samples", type=int, default=64, help="per request (default 64)")
     parser.add_argument("--max-body-mib", type=int, default=128, help="per request, MiB (default 128)")
     parser.add_argument("--max-pixels", type=int, default=4096**2, help="per picture (default 4096 x 4096)")
+    parser.add_argument("--max-request-pixels", type=int, default=2**26, help="per request (default 64 x 1024 x 1024)")
     parser.add_argument("--max-in-flight", type=int, default=4, help="requests at a time (default 4)")
     parser.set_defaults(run=_reward_server)
 
@@ -114,6 +116,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; errors raised on purpose are one line and exit code 2."""
     args = parse(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A caption or a file name that the terminal cannot show must not end a command whose work is done.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args) or 0)
     except UAEError as error:

@@ -90,6 +90,24 @@ def test_what_does_not_load_is_refused_with_the_reason(backbone_folders: dict[st
     assert "lacks 1 weights of Dinov2Model, such as layernorm.weight" in _refused("dinov2", broken)
 
 
+def test_damaged_files_are_refused_whatever_their_parsers_raise(
+    backbone_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """A download that was cut short, an entry of another type, one of another shape, a file of another kind."""
+    for index, (name, damage) in enumerate((
+        ("model.safetensors", lambda whole: whole[: len(whole) // 2]),
+        ("config.json", lambda whole: whole.replace(b'"num_attention_heads": 2', b'"num_attention_heads": "x"')),
+        ("config.json", lambda whole: whole.replace(b'"hidden_size": 16', b'"hidden_size": 32')),
+        ("config.json", lambda whole: b"[]"),
+    )):  # fmt: skip
+        folder = tmp_path / str(index)
+        shutil.copytree(backbone_folders["dinov2"], folder)
+        whole = (folder / name).read_bytes()
+        assert damage(whole) != whole
+        (folder / name).write_bytes(damage(whole))
+        assert "does not load as Dinov2Model" in _refused("dinov2", folder)
+
+
 def test_a_pickle_is_not_read(backbone_folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     shutil.copytree(backbone_folders["dinov2"], folder)

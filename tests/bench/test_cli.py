@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.bench.results import make_result, same_columns
 from tests.pipeline.conftest import picture
 from tests.pipeline.test_cli import MODEL_OPTIONS
 from verl_uae.bench.backbones import choose
-from verl_uae.bench.pairs import find_pairs
-from verl_uae.bench.unified import read_result, score
+from verl_uae.bench.cli import _by_key
+from verl_uae.bench.pairs import Failure, find_pairs
+from verl_uae.bench.unified import read_result, score, write_result
 from verl_uae.cli import main
 from verl_uae.data.captions import read_captions
 
@@ -88,6 +91,11 @@ def test_a_model_folder_is_captioned_drawn_and_scored_and_resumed(
     results = [tmp_path / name / "result.json" for name in ("one", "three")]
     assert bench("length", *results, "--tolerance", 100) == 0
     assert "3 of 3 and 3 captions matched within 100 words" in capsys.readouterr().out
+    assert bench("compare", *results, "--tolerance", 100) == 0
+    head, *_, row = capsys.readouterr().out.splitlines()
+    assert "minus one, lengths matched" in head and row.count("; 3)") == 2
+    assert bench("compare", *results, "--tolerance", -1) == 2
+    assert "--tolerance: must be at least 0 words, got -1" in capsys.readouterr().err
     assert bench("length", *results, "--tolerance", 100, "--same-picture", "--json") == 0
     assert json.loads(capsys.readouterr().out)["matched_same_picture"] == 3
 
@@ -137,6 +145,23 @@ def test_errors_are_one_line(
     assert bench("unified", images, *words, "--out", "out") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("verl-uae: ") and message in error
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_by_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = make_result(same_columns([0.5]), failures=[Failure("\udcff\u00e9.png", "broken")])
+    write_result(tmp_path / "r.json", content)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr("sys.stdout", shown)
+    assert bench("compare", tmp_path / "r.json") == 0
+    shown.flush()
+    assert b"r is incomplete: \\udcff\\xe9.png: broken" in shown.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_captions_of_ready_pictures_by_path_or_by_file_name() -> None:
+    given = {"a.png": "of a", "sub/b.png": "of b", "b.png": "of another b"}
+    assert _by_key(given, {"sub/a.png", "sub/b.png", "c.png"}) == {"sub/a.png": "of a", "sub/b.png": "of b"}
 
 
 def test_results_that_cannot_be_read_or_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -42,3 +42,23 @@ def test_incomplete_and_unlike_results_are_marked() -> None:
         "* The rows are not over the same pictures and do not compare.",
         "* The rows are not from the same backbones.",
     ]
+
+
+def test_columns_of_captions_of_equal_length() -> None:
+    """The longer captions of the second gain by length alone; those of the third are better at equal length too."""
+    first = make_result(same_columns([0.2, 0.4]), ["one two", "one two three four"])
+    longer = make_result(same_columns([0.4, 0.6]), ["one two three four", "one two three four five six"])
+    better = make_result(same_columns([0.3, 0.5]) | {"clip": [0.2, 0.4]}, ["one two", "one two three four"])
+    silent = make_result(same_columns([0.5, 0.5]))
+    table = compare({"first": first, "longer": longer, "better": better, "silent": silent}, tolerance=0)
+    head, _, *rows = table.splitlines()
+    assert cells(head)[-2:] == ["minus first, lengths matched", "minus first, lengths matched, held out"]
+    assert [cells(row)[-2:] for row in rows[:4]] == [
+        ["–", "–"],
+        ["+0.00 (+0.00 to +0.00; 1)"] * 2,
+        # A quarter of the columns gains nothing.
+        ["+7.50 (+7.50 to +7.50; 2)", "+10.00 (+10.00 to +10.00; 2)"],
+        ["–", "–"],
+    ]
+    part = make_result({"clip": [0.2, 0.4]}, ["one two", "x"], failures=[Failure("dinov3", "not asked for")])
+    assert cells(compare({"first": first, "part": part}, tolerance=9).splitlines()[3])[-2:] == ["–", "–"]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.pipeline.conftest import picture
-from verl_uae.bench.draw import Drawn, DrawSettings, draw_folder, fingerprint
+from verl_uae.bench.draw import Drawn, DrawSettings, draw_folder, fingerprint, settings_digest
 from verl_uae.data.captions import read_captions
 from verl_uae.data.images import image_digest
 from verl_uae.errors import ConfigError
@@ -172,6 +172,14 @@ def test_impossible_folders(bench: Bench, tmp_path: Path) -> None:
     bench.images.mkdir()
     with pytest.raises(ConfigError, match="no pictures"):
         bench()
+
+
+def test_settings_are_those_of_the_weights_and_a_hub_id_stands_for_its_own() -> None:
+    of = {"seed": 0, "encoder": None, "model_fingerprint": "f"}
+    assert settings_digest(of | {"model": "a"}) == settings_digest(of | {"model": "moved"})
+    assert settings_digest(of | {"model": "a"}) != settings_digest(of | {"model": "a", "model_fingerprint": "g"})
+    hub = of | {"model_fingerprint": None}
+    assert settings_digest(hub | {"model": "owner/a"}) != settings_digest(hub | {"model": "owner/b"})
 
 
 def test_fingerprint_follows_the_manifest_or_the_files(tmp_path: Path, save: Callable[..., Path]) -> None:

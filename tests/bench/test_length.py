@@ -8,6 +8,7 @@ import pytest
 from tests.bench.results import make_result, same_columns
 from verl_uae.bench.length import Captioned, compare_lengths, match_lengths, render
 from verl_uae.bench.pairs import Failure
+from verl_uae.bench.unified import SECTION
 from verl_uae.errors import ConfigError
 
 
@@ -87,10 +88,26 @@ def test_pairs_without_value_or_caption_are_left_out_and_no_overall_is_given() -
     columns = {"clip": [0.5, None, 0.7], "dinov2": [0.1, 0.2, 0.3]}
     part = make_result(columns, [*texts(4, 4), None], failures=[Failure("dinov3", "not asked for")])
     whole = make_result(same_columns([0.5, 0.5, 0.5]), texts(4, 4, 4))
+    part_of_four = make_result(same_columns([0.5, None, 0.5]), texts(4, 4, 4), failures=[Failure("1.png", "broken")])
+    # In either order: the overall difference needs both.
+    assert "overall" not in compare_lengths(whole, part_of_four, resamples=10)["difference"]
+    assert "overall" not in compare_lengths(part_of_four, whole, resamples=10)["difference"]
     found = compare_lengths(part, whole, resamples=10)
     assert found["captions"] == [1, 3] and found["matched"] == 1
     assert set(found["difference"]) == {"clip", "dinov2"}
     assert found["difference"]["dinov2"]["mean"] == pytest.approx(-40.0)
+
+
+def test_results_of_other_pictures_or_backbones_are_marked() -> None:
+    one = make_result(same_columns([0.5, 0.6]), texts(4, 5))
+    same = compare_lengths(one, one, resamples=10)
+    assert same["not"] == [] and "*" not in render(same)
+    other = make_result(same_columns([0.5, 0.6]), texts(4, 5), digests=["x", "y"])
+    other[SECTION]["models"]["clip"] = {"source": "another"}
+    assert render(compare_lengths(one, other, resamples=10)).splitlines()[-2:] == [
+        "* The two are not over the same pictures and do not compare.",
+        "* The two are not from the same backbones.",
+    ]
 
 
 def test_what_cannot_be_compared() -> None:

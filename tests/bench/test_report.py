@@ -79,6 +79,13 @@ def test_captions_are_escaped_and_nothing_is_loaded(root: Path) -> None:
     assert "http://" not in page.source and "https://" not in page.source
 
 
+def test_names_of_files_are_escaped(root: Path, save: Callable[..., Path]) -> None:
+    content = make_result(same_columns([0.5] * 5))
+    content["verl_uae"]["pairs"][0]["reference"] = save(root / "<i>&amp;.png").name
+    page = write(root, content)
+    assert "<i>&amp;.png" in page.text and "i" not in {tag for tag, _ in page.tags}
+
+
 def test_failures_are_listed_and_pairs_without_value_are_not_shown(root: Path) -> None:
     content = make_result(
         {"clip": [0.5, None, 0.9, 0.3, 0.7], "dinov2": [0.5] * 5}, failures=[Failure("<b.png>", "no & no")]

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verl_uae.bench.scenes import render, scene_eval
+from verl_uae.bench.scenes import _summary, render, scene_eval
 from verl_uae.cli import main
 from verl_uae.pipeline import UAEPipeline
 from verl_uae.scenes.evaluate import evaluate
+from verl_uae.scenes.render import BACKGROUNDS, Scene, render_float
 from verl_uae.scenes.scene_eval import CATEGORIES, items
 
-OPTIONS = {"count": 3, "steps": 2}
+#: Batches that the 18 items do not fill.
+OPTIONS = {"count": 3, "steps": 2, "batch_size": 5}
 
 
 def as_model(encoder: Path, decoder: Path, root: Path) -> UAEPipeline:
@@ -51,6 +53,18 @@ def test_the_command_line(tiny_models, tmp_path, capsys) -> None:
     assert set(json.loads(out.read_text())) >= {"draw", "loop"} and "| draw |" in capsys.readouterr().out
     assert main([*words, "--items", "0"]) == 2
     assert "--items" in capsys.readouterr().err
+
+
+def test_categories_are_resampled_independently() -> None:
+    """Half of the items of each pass: the mean of six varies less than one, by the square root of six."""
+    asked = items(0, 16)
+    empty = Scene(next(iter(BACKGROUNDS)), (None,) * 4)
+    shown = [item.scene if number % 2 else empty for number, item in enumerate(asked)]
+    found = _summary(asked, [item.prompt for item in asked], render_float(shown), seed=0)
+    assert found["overall"] == 0.5
+    one = np.mean([high - low for low, high in found["intervals"].values()])
+    low, high = found["interval"]
+    assert high - low == pytest.approx(one / np.sqrt(6), rel=0.1)
 
 
 @pytest.mark.slow

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.bench import reference
-from verl_uae.bench.backbones import Backbone, choose
+from verl_uae.bench.backbones import Backbone, ImageEncoder, choose
 from verl_uae.bench.bootstrap import interval, resampled_means
 from verl_uae.bench.pairs import find_pairs
 from verl_uae.bench.unified import SECTION, read_result, result, score, write_result
@@ -159,6 +160,27 @@ def test_a_failed_backbone_makes_the_result_incomplete(
     assert not section["complete"] and section["overall"] is None
     assert [failure["what"] for failure in section["failures"]] == ["dinov2"]
     assert section["partial_overall"] == pytest.approx(100 * content["summary"]["overall_average"])
+
+
+def test_a_backbone_that_breaks_while_it_runs_costs_only_its_own_values(
+    folders: Folders, backbones: list[Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it raises: here the network runs out of host memory at the third pair."""
+    calls = 0
+    encode = ImageEncoder.encode
+
+    def breaks(self: ImageEncoder, images: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += self.backbone.name == "dinov2"
+        if self.backbone.name == "dinov2" and calls > 4:
+            raise MemoryError
+        return encode(self, images)
+
+    monkeypatch.setattr(ImageEncoder, "encode", breaks)
+    content = result(score(find_pairs(*folders), backbones, batch_size=1))
+    assert content["summary"]["models_used"] == ["clip", "longclip", "dinov3"]
+    (failure,) = content[SECTION]["failures"]
+    assert failure["what"] == "dinov2" and failure["reason"].startswith("raised MemoryError")
 
 
 def test_backbones_not_asked_for_or_without_checkpoint_are_failures(

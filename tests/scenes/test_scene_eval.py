@@ -43,6 +43,10 @@ def test_every_category_asks_one_kind_of_fact(category):
     assert stated == {"position": category == "position", "colour": category in ("colors", "color_attr")}
     objects = {prompt.count(" and ") + 1 for prompt in prompts}
     assert objects == {"single_object": {1}, "colors": {1}, "counting": {1, 2}}.get(category, {2})
+    # A mix-up of two attributes or shapes can only be seen where they differ.
+    if category in ("two_object", "color_attr"):
+        words = [[word for word in prompt.split() if word not in ("a", "and")] for prompt in prompts]
+        assert all(len(set(found)) == len(found) for found in words)
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,15 @@ class ImageEncoder:
         return output.last_hidden_state[:, 0].float()
 
 
+#: What a checkpoint that is not there, or not what it should be, raises.
+_DAMAGED = (OSError, ValueError, RuntimeError, ImportError, TypeError, KeyError, AttributeError)
+
+
 def _load(backbone: Backbone, source: str) -> tuple[Any, Any]:
     ensure_torchvision()
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
 
     options: dict[str, Any] = {} if backbone.revision is None else {"revision": backbone.revision}
     try:
@@ -174,10 +180,13 @@ def _load(backbone: Backbone, source: str) -> tuple[Any, Any]:
             processor = transformers.AutoImageProcessor.from_pretrained(
                 source, backend="pil", trust_remote_code=False, **options
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())
+    except CheckpointError:
+        raise
+    # A cut safetensors file and an entry of another type have exceptions of their own.
+    except (*_DAMAGED, SafetensorError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(source, f"does not load as {backbone.architecture}: {reason}") from error
-    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    lacking = sorted(info["missing_keys"])
     if lacking:
         raise CheckpointError(source, f"lacks {len(lacking)} weights of {backbone.architecture}, such as {lacking[0]}")
     return network.eval().requires_grad_(False), processor

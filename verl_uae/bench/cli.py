@@ -32,6 +32,8 @@ def add_parser(subparsers: Any) -> None:
     add_judge(commands)
     table = commands.add_parser("compare", help="results side by side, as a Markdown table")
     table.add_argument("results", nargs="+", metavar="[NAME=]FILE", help=f"{RESULT} files")
+    table.add_argument("--tolerance", type=int, metavar="WORDS", help="two columns more: captions of equal length")
+    table.add_argument("--seed", type=int, default=0, help="of their bootstrap (default 0)")
     table.set_defaults(run=_compare)
     length = commands.add_parser("length", help="two results on captions of equal length")
     length.add_argument("results", nargs=2, metavar="FILE", help=f"{RESULT} files with captions")
@@ -200,7 +202,9 @@ def _compare(args: argparse.Namespace) -> int:
         if name in results:
             raise ConfigError("results", f"two are named {name!r}; name them with NAME=FILE")
         results[name] = read_result(path)
-    print(compare(results), end="")
+    if args.tolerance is not None and args.tolerance < 0:
+        raise ConfigError("--tolerance", f"must be at least 0 words, got {args.tolerance}")
+    print(compare(results, args.tolerance, args.seed), end="")
     return 0
 
 

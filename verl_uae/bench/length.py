@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from verl_uae.bench.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
-from verl_uae.bench.unified import REWARD_BACKBONE, SECTION
+from verl_uae.bench.unified import REWARD_BACKBONE, SECTION, differences
 from verl_uae.errors import ConfigError
 
 TOLERANCE = 5
@@ -84,8 +84,9 @@ def compare_lengths(
 
     Returns:
         ``matched`` (number, and of which with the same picture), ``mean_words`` of both before and after matching,
-        ``all`` (differences of the plain means, before matching) and ``difference`` (per backbone, the mean of
-        them as ``overall`` if all four are there, and without CLIP as ``held_out``).
+        ``not`` (what keeps the two from being compared), ``all`` (differences of the plain means, before matching) and
+        ``difference`` (per backbone, the mean of them as ``overall`` if all four are there, and without CLIP as
+        ``held_out``).
 
     Raises:
         ConfigError: a result has no captions, they share no backbone, or nothing matches.
@@ -110,6 +111,7 @@ def compare_lengths(
         "captions": [len(ours), len(theirs)],
         "matched": len(matches),
         "matched_same_picture": sum(ours[i].digest == theirs[j].digest for i, j in matches),
+        "not": differences([a, b]),
         "mean_words": {"all": [_mean_words(ours), _mean_words(theirs)], "matched": matched_words},
         "all": _differences(np.subtract(_means(ours), _means(theirs)), names, complete),
         "difference": _with_intervals(values_MK, names, complete, seed, resamples),
@@ -171,4 +173,6 @@ def render(comparison: Mapping[str, Any]) -> str:
         low, high = entry["interval"]
         before = comparison["all"][name]
         lines.append(f"| {name} | {before:+.2f} | {entry['mean']:+.2f} | {low:+.2f} to {high:+.2f} |")
+    if comparison["not"]:
+        lines += ["", *(f"* The two are not {what}." for what in comparison["not"])]
     return "\n".join(lines) + "\n"

@@ -30,7 +30,8 @@ from verl_uae.bench.backbones import PROTOCOL, Backbone, ImageEncoder
 from verl_uae.bench.bootstrap import LEVEL, PURPOSE, RESAMPLES, interval, resampled_means
 from verl_uae.bench.pairs import Failure, Pair, Pairing
 from verl_uae.data.images import decode_image
-from verl_uae.errors import CheckpointError, DataError
+from verl_uae.errors import DataError, UAEError
+from verl_uae.reward.outcome import describe_error
 from verl_uae.reward.terms.features import cosine
 
 FORMAT = 1
@@ -88,8 +89,12 @@ def score(
         try:
             encoder = ImageEncoder(backbone, device)
             values = dict(_compare(encoder, pairing.pairs, batch_size, on_progress))
-        except (CheckpointError, RuntimeError, ValueError) as error:
+        except UAEError as error:
             failures.append(Failure(backbone.name, " ".join(str(error).split())))
+            continue
+        # Out of memory, or a processor that does not suit: hours of the other backbones must not be lost for it.
+        except (RuntimeError, ValueError, TypeError, LookupError, OSError, MemoryError) as error:
+            failures.append(Failure(backbone.name, describe_error(error)))
             continue
         failures += [
             Failure(f"{name} ({backbone.name})", "a feature is zero or not finite")
@@ -263,3 +268,13 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(section, dict) or section.get("format") != FORMAT or section.get("benchmark") != BENCHMARK:
         raise DataError(path, None, f"is not a result of {BENCHMARK} by this version")
     return content
+
+
+def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What keeps results from being compared, as what they are not: over the same pictures, from the same backbones."""
+    found = []
+    if len({content[SECTION]["references"] for content in results}) > 1:
+        found.append("over the same pictures and do not compare")
+    if len({repr(sorted(content[SECTION]["models"].items())) for content in results}) > 1:
+        found.append("from the same backbones")
+    return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from verl_uae.bench.bootstrap import PURPOSE
 from verl_uae.bench.discriminate.accuracy import (
     accuracy,
     across_pairs,
@@ -15,6 +17,7 @@ from verl_uae.bench.discriminate.accuracy import (
     useful_range,
 )
 from verl_uae.bench.discriminate.worlds import scene_world
+from verl_uae.seeding import generator
 
 WORLD = scene_world(20, 0)
 FEW = 500
@@ -61,6 +64,18 @@ def test_range_is_the_gap_over_the_spread_within_a_level() -> None:
     assert other["d_prime"] == pytest.approx(found["d_prime"]) and other["interval"] == pytest.approx([low, high])
     assert useful_range(np.full((3, 3), np.nan), [1, 2], 2, 0, FEW)["d_prime"] is None
     assert useful_range(np.ones((3, 3)), [1, 2], 2, 0, FEW)["d_prime"] is None
+
+
+def test_the_interval_of_the_range_resamples_gap_and_spread_together() -> None:
+    """Against the statistic computed anew on every resample."""
+    values = np.random.default_rng(1).normal(size=(12, 3)) + np.array([3.0, 1.0, 0.0])
+    rows_RN = torch.randint(12, (300, 12), generator=generator(5, PURPOSE, 12)).numpy()
+    samples = [
+        (drawn[:, 0] - drawn[:, 2]).mean() / np.sqrt((drawn[:, 1].var() + drawn[:, 2].var()) / 2)
+        for drawn in (values[rows] for rows in rows_RN)
+    ]
+    found = useful_range(values, [1, 2], 2, 5, 300)
+    assert found["interval"] == pytest.approx(list(np.quantile(samples, [0.025, 0.975])))
 
 
 def test_summary_of_perfect_and_of_blind_terms() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.pipeline.conftest import picture
+from verl_uae.bench.discriminate.accuracy import MILD, across_pairs
 from verl_uae.bench.discriminate.scenes import draw_scenes
 from verl_uae.bench.discriminate.worlds import photograph_world, scene_world
 from verl_uae.data.images import decode_image, to_tensor
@@ -44,6 +45,10 @@ def test_photograph_world(tmp_path: Path) -> None:
     assert torch.equal(versions[0], images[1])
     assert torch.equal(versions[world.columns()["replaced"][-1]], images[2])
     assert [kind.name for kind in world.kinds if kind.semantic] == ["removed", "swapped", "replaced"]
+    # The lightest level may hide nothing but sky, and is not compared with blur.
+    columns = world.columns()
+    mild = [columns[name][0] for name in MILD]
+    assert across_pairs(world, "removed") == [(column, worse) for column in mild for worse in columns["removed"][1:]]
 
 
 def test_worlds_that_cannot_be(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def test_scores_that_the_answers_do_not_give_are_named(tmp_path: Path) -> None:
         ("/x/11.png, 1.0, 1.0, 1.0, 1.0, 1.0", "row 2: 11 is no prompt of the set"),
         ("/x/11.png, 1.0, 1.0, 1.0, 1.0, 0.9", "row 2: is no result of 4 samples"),
         ("/x/11.png, 1.0, 1.0", "row 2: is no result"),
+        ("/x/11.png, nan, nan, nan, nan, nan", "row 2: is no result of 4 samples"),
+        ("/x/11.png, 2.0, 0.0, 0.0, 0.0, 0.5", "row 2: is no result of 4 samples"),
         ("Traceback", "row 2: is no result"),
     ],
 )
@@ -110,6 +112,14 @@ def test_a_line_that_does_not_belong_is_named(tmp_path: Path, line: str, message
     path = files(tmp_path)
     path.write_text(path.read_text().replace("Model: b", f"{line}\nModel: b"))
     with pytest.raises(DataError, match=message):
+        read_dpg(path, expect("dpg", PROMPTS, 4))
+
+
+@pytest.mark.parametrize("score", ["nan", "1e999", "none"])
+def test_a_summary_that_is_no_number_is_named(tmp_path: Path, score: str) -> None:
+    path = files(tmp_path)
+    path.write_text(path.read_text().replace("DPG-Bench score: 50.0", f"DPG-Bench score: {score}"))
+    with pytest.raises(DataError, match=f"its summary has a score '{score}'"):
         read_dpg(path, expect("dpg", PROMPTS, 4))
 
 

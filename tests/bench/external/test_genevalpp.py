@@ -70,6 +70,9 @@ def test_a_verdict_may_be_a_truth_value(tmp_path: Path) -> None:
     [
         ({"tag_accuracy": {"color_attr": 0.7, "counting": 1.0}}, "its entries give 0.6667"),
         ({"tag_accuracy": {"color_attr": 0.6667}}, "tag_accuracy"),
+        ({"tag_accuracy": {"color_attr": None, "counting": 1.0}}, "its entries give 0.6667"),
+        ({"tag_accuracy": {"color_attr": float("nan"), "counting": 1.0}}, "its entries give 0.6667"),
+        ({"overall_score_mean_of_tags": float("nan")}, "its entries give 0.8333"),
         ({"overall_score_mean_of_tags": 0.9}, "its entries give 0.8333"),
         ({"overall_results": 3}, "is no result"),
         ({"overall_results": [{"id": 1}]}, "row 0: is no result"),

@@ -26,8 +26,7 @@ FAST = Limits(timeout=5.0, retries=2, backoff=0.01, max_wait=1.0, patience=100)
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judges]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def server() -> Iterator[Judges]:
     named = {"longer": longer, "always-a": always_a, "always-tie": always_tie, "brighter": brighter}
     with serving(Judges(dict(named))) as judges:
         yield judges

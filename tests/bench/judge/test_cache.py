@@ -48,6 +48,8 @@ def test_answers_are_appended_and_found_again(tmp_path: Path) -> None:
         # The first one counts.
         assert cache.answers["key 1"] == {"choices": ["caf\u00e9\u20281"]}
     assert path.read_bytes().startswith(before)
+    with AnswerCache(path) as cache:
+        assert cache.answers["key 1"] == {"choices": ["caf\u00e9\u20281"]}
     assert json.loads(before.splitlines()[0]) == {
         "key": "key 0", "judge": "j", "swapped": False, "answer": {"choices": ["caf\u00e9\u20280"]}
     }  # fmt: skip

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from PIL import Image
@@ -58,6 +61,13 @@ def test_passing_failures_are_tried_again_a_bounded_number_of_times(
     [reply] = ask(judge("down"))
     assert reply.answer is None and reply.reason == f'HTTP {status}: {{"error":{{"message":"wait"}}}}'
     assert server.counts["down"] == 2 + 3
+
+
+def test_waits_between_tries_double(server: Judges, judge: Callable[..., Judge]) -> None:
+    server.behaviours["down"] = answers(error(500))
+    before = time.monotonic()
+    ask(judge("down"), Limits(timeout=5.0, retries=3, backoff=0.1))
+    assert time.monotonic() - before >= 0.1 + 0.2 + 0.4
 
 
 @pytest.mark.parametrize("status", [400, 403, 413, 422])
@@ -138,9 +148,62 @@ def test_what_is_no_answer(response: Response, reason: str, server: Judges, judg
 
 def test_an_endless_answer_is_cut(server: Judges, judge: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ANSWER", 1000)
-    server.behaviours["long"] = answers(completion("x" * 1000))
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 500
+            await asyncio.sleep(0.01)
+
+    server.behaviours["long"] = lambda shown, count: StreamingResponse(endless())
     [reply] = ask(judge("long"))
     assert reply == Reply(None, "an answer of more than 1000 bytes")
+
+
+def test_a_compressed_answer_is_not_unpacked(
+    server: Judges, judge: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed twice, 16 MiB are less than a kilobyte."""
+    packed = gzip.compress(gzip.compress(b" " * 2**24))
+    server.behaviours["bomb"] = answers(Response(packed, 200, {"Content-Encoding": "gzip, gzip"}))
+    unpacked: list[int] = []
+    monkeypatch.setattr(httpx.Response, "_get_content_decoder", lambda self: unpacked.append(1))
+    [reply] = ask(judge("bomb"))
+    assert reply == Reply(None, "HTTP 200, compressed, which was not asked for") and not unpacked
+    assert server.asked[-1].headers["accept-encoding"] == "identity"
+
+
+def test_what_is_for_this_machine_passes_no_proxy(
+    server: Judges, judge: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "sk-very-secret")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    server.behaviours["near"] = answers(completion("x"))
+    proxied: list[bytes] = []
+
+    def listen(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                proxied.append(connection.recv(65536))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=listen, args=(listener,), daemon=True).start()
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert ask(judge("near", token_env="TOKEN")) == [Reply(completion("x"))] and proxied == []
+        # Another machine may be beyond it.
+        [reply] = ask(Judge("far", "http://judge.invalid", "m"), Limits(timeout=5.0, retries=0))
+        assert reply.answer is None and proxied[0].startswith(b"POST http://judge.invalid/v1/chat/completions ")
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="judge far: the proxy of the environment cannot be used: Unknown scheme"):
+        Client(Judge("far", "https://judge.invalid", "m"), QUICK, Budget(None))
 
 
 def test_the_budget_counts_every_try(server: Judges, judge: Callable[..., Judge]) -> None:

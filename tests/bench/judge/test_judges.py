@@ -36,7 +36,7 @@ def test_addresses(base: str, url: str) -> None:
     "text",
     ["", "j", "j=http://host", "http://host#m", "=http://host#m", "j=http://host#", "j=ftp://host#m", "j=host:80#m",
      "j=https://#m", "j=https://user:secret@host/v1#m", "j=https://host/v1?key=secret#m", "a b=http://host#m",
-     "j=http://host:99999#m", "j=http://[::1#m"],
+     "j=http://host:99999#m", "j=http://[::1#m", "j=http://ho st#m", "j=http://host\x01/v1#m"],
 )  # fmt: skip
 def test_what_is_no_judge(text: str) -> None:
     with pytest.raises(ConfigError, match="--judge"):

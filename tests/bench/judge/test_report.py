@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.responses import HTMLResponse
 
 from tests.bench.judge.server import Judges, Shown, completion
 from tests.bench.test_report import CAPTION as ATTACK
@@ -49,7 +51,9 @@ def test_captions_verdicts_and_rates(
 def test_nothing_that_a_caption_or_a_judge_writes_is_markup(
     contest: Contest, judge: Callable[..., Judge], server: Judges, decide: Callable[..., Judged], tmp_path: Path
 ) -> None:
-    def attack(shown: Shown, count: int) -> dict[str, object]:
+    def attack(shown: Shown, count: int) -> Any:
+        if shown.caption("A").startswith("5"):
+            return HTMLResponse(ATTACK, 400)
         return completion(ATTACK) if shown.caption("A").startswith("s") else shown.says("A", before=ATTACK)
 
     server.behaviours["attack"] = attack
@@ -59,7 +63,7 @@ def test_nothing_that_a_caption_or_a_judge_writes_is_markup(
     assert page.text.count(ATTACK) > 12 and "Not judged by all: 6" in page.text and "Incomplete" in page.text
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    assert "not end with a verdict" in page.text
+    assert "not end with a verdict" in page.text and page.text.count(f"HTTP 400: {ATTACK}") == 2
 
 
 def test_three_pictures_of_a_reconstruction(

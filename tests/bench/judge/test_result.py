@@ -95,6 +95,7 @@ def test_pictures_that_were_not_compared_make_it_incomplete(
     content = result(decide(missing, [judge("longer")]), load_prompt(None, CAPTION), side=1024, resamples=50)
     assert not content["complete"] and content["overall"] is None and content["pictures"] == 7
     assert content["failures"] == [{"what": "one: 9.png", "reason": "no caption"}]
+    assert not content["judges"]["longer"]["complete"] and content["judges"]["longer"]["failed"] == 0
     assert content["agreement"] == {"cohen": {}, "fleiss": None}
 
 

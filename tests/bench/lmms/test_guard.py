@@ -108,8 +108,12 @@ def test_other_rows_do_not_compare(before: Path, tmp_path: Path) -> None:
 
 
 def test_another_file_is_named(before: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(DataError, match="is no result of lmms-eval"):
-        read_changes(before, tmp_path / "x.json")
+    content = json.loads(before.read_text())
+    damaged = [{**content, name: []} for name in ("results", "n-samples", "versions", "higher_is_better", "config")]
+    damaged += [{**content, name: {"uae_ocrbench": 1.0}} for name in ("results", "n-samples")]
+    for wrong in ([], {}, *damaged):
+        (tmp_path / "x.json").write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match="is no result of lmms-eval"):
+            read_changes(before, tmp_path / "x.json")
     with pytest.raises(DataError, match="cannot be read"):
         read_changes(tmp_path / "nowhere.json", before)

@@ -40,10 +40,19 @@ def make_levels() -> Callable[..., RewardBatch]:
 def make_service() -> Callable[..., ScoringService]:
     """``make_service(entries)``: the scorer behind a server."""
 
-    def make(entries: object, timeout_s: float = 30.0, max_pixels: int = 2**16) -> ScoringService:
+    def make(
+        entries: object, timeout_s: float = 30.0, max_pixels: int = 2**16, max_request_pixels: int = 2**22
+    ) -> ScoringService:
         limits = ImageLimits(max_bytes=2**20, max_pixels=max_pixels, min_side=1)
         terms = parse_terms(entries, "terms")
-        return ScoringService(terms, device="cpu", timeout_s=timeout_s, source_cache_bytes=0, limits=limits)
+        return ScoringService(
+            terms,
+            device="cpu",
+            timeout_s=timeout_s,
+            source_cache_bytes=0,
+            limits=limits,
+            max_request_pixels=max_request_pixels,
+        )
 
     return make
 

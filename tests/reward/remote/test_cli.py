@@ -131,6 +131,7 @@ def test_told_to_end_it_answers_what_is_in_flight(start: Start, make_levels, tmp
         (["--term", "pixel", "--host", "0.0.0.0"], "can be reached from other machines"),
         (["--term", "pixel", "--token-file", "/nonexistent"], "cannot read"),
         (["--term", "pixel", "--max-pixels", "0"], "max_pixels must lie in"),
+        (["--term", "pixel", "--max-request-pixels", "1000"], "must be at least --max-pixels"),
         (["--term", "pixel", "--port", "70000"], "cannot listen"),
         (["--term", "pixel", "--tls-cert", "/nonexistent", "--tls-key", "/nonexistent"], "--tls-cert"),
         (["--term", "{name: clip, params: {model: /nonexistent}}"], "/nonexistent"),

@@ -45,6 +45,20 @@ def test_retry_after_is_waited_for() -> None:
         assert time.monotonic() - start >= 1.0
 
 
+def test_a_busy_server_is_asked_until_the_deadline_whatever_the_retries() -> None:
+    busy = reply("", "503 Service Unavailable", "text/plain", "Retry-After: 1")
+    with FaultServer(busy, busy, good) as server:
+        assert post(make_client(server.url, timeout_s=20.0, retries=0)) == ["ok"]
+        assert len(server.heads) == 3
+    with FaultServer(busy) as server, within(2.5 + 1.0):
+        assert post(make_client(server.url, timeout_s=2.5, retries=0)) == ["error"]
+        assert 2 <= len(server.heads) <= 3
+    # A proxy that says so of a server it does not reach does not know.
+    with FaultServer(reply("", "502 Bad Gateway", "text/plain", "Retry-After: 1")) as server, within(5.0):
+        assert post(make_client(server.url, timeout_s=20.0, retries=1)) == ["error"]
+        assert len(server.heads) == 2
+
+
 def test_retry_after_beyond_the_deadline_ends_the_request_at_once() -> None:
     for header in ("Retry-After: 3600", f"Retry-After: {email.utils.formatdate(time.time() + 3600, usegmt=True)}"):
         with FaultServer(reply("", "429 Too Many Requests", "text/plain", header)) as server, within(10.0):

@@ -236,6 +236,13 @@ def test_a_term_that_cannot_go_on_is_a_500_with_its_reason(
     assert response.status_code == 500 and "too many calls hang" in response.json()["error"]
 
 
+def test_a_request_of_too_many_pixels_is_a_413(start_server, make_service, client: httpx.Client, body: bytes) -> None:
+    url, _ = start_server(None, load=lambda: make_service("pixel", max_request_pixels=16 * 16))
+    wait_until(lambda: client.get(f"{url}/health").status_code == 200)
+    response = client.post(f"{url}/v1/score", content=body, headers=JSON)
+    assert response.status_code == 413 and "pixels in a request, limit 256" in response.json()["error"]
+
+
 def test_a_client_that_goes_away_leaves_nothing_behind(start_server) -> None:
     url, server = start_server("pixel")
     host, port = url.removeprefix("http://").split(":")

@@ -12,6 +12,7 @@ import torch
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardBatch, RewardScorer, Status
 from verl_uae.reward.remote.protocol import RawSample
+from verl_uae.reward.remote.service import TooLargeError
 from verl_uae.reward.remote.wire import encode_picture, to_levels
 
 FAILING = """
@@ -83,6 +84,29 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(make_levels, make_
     (sample,) = samples_of(make_levels(1))
     found = service.score([without(sample, source=picture, reconstruction=picture)])["id 0"]
     assert found.status == Status.INVALID and found.reason == "source: 32 x 33 pixels, limit 1024"
+
+
+def test_a_request_of_too_many_pixels_is_refused_before_any_is_decoded(
+    make_levels, make_service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty places cost memory too: a few kilobytes could ask for many gigabytes."""
+    service = make_service("pixel", max_pixels=16 * 16, max_request_pixels=4 * 16 * 16)
+    four = samples_of(make_levels(4))
+    assert all(record.ok for record in service.score(four).values())
+    # One that is larger than any picture may be is not decoded, and costs itself alone.
+    larger = without(four[1], source=encode_picture(np.zeros((17, 16, 3), np.uint8)))
+    assert [record.ok for record in service.score([four[0], larger]).values()] == [True, False]
+    decoded: list[object] = []
+    monkeypatch.setattr("verl_uae.reward.remote.service.decode_picture", lambda *args: decoded.append(args))
+    tiny = encode_picture(np.zeros((1, 1, 3), np.uint8))
+    for samples in (
+        samples_of(make_levels(5)),
+        [RawSample("far", 4, four[0].members)],
+        [*four, without(RawSample("other size", 0, four[0].members), source=tiny)],
+    ):
+        with pytest.raises(TooLargeError, match=r"1280 pixels in a request, limit 1024|1025 pixels"):
+            service.score(samples)
+    assert decoded == []
 
 
 def test_terms_of_captions_need_no_pictures(make_levels, make_service) -> None:

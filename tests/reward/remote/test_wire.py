@@ -16,6 +16,7 @@ from verl_uae.data.limits import ImageLimits
 from verl_uae.reward.custom import to_pil
 from verl_uae.reward.remote.wire import (
     ProtocolError,
+    claimed_size,
     decode_picture,
     dumps,
     encode_picture,
@@ -33,14 +34,14 @@ def base64_of(image: Image.Image, kind: str = "PNG", **options: object) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def png(width: int, height: int, depth: int = 8, color: int = 2, pixels: bytes = b"") -> str:
-    """A PNG file by hand."""
+def png(*sizes: tuple[int, int], depth: int = 8, color: int = 2, pixels: bytes = b"") -> str:
+    """A PNG file by hand, with a header for each of ``sizes``."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b""))
+    heads = [struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0) for width, height in sizes]
+    parts = (*(chunk(b"IHDR", head) for head in heads), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b""))
     return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).decode()
 
 
@@ -48,7 +49,7 @@ def test_pictures_come_back_exactly() -> None:
     levels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
     assert np.array_equal(decode_picture(encode_picture(levels), LIMITS), levels)
     assert np.array_equal(
-        decode_picture(png(5, 7, pixels=b"".join(b"\0" + row.tobytes() for row in levels)), LIMITS), levels
+        decode_picture(png((5, 7), pixels=b"".join(b"\0" + row.tobytes() for row in levels)), LIMITS), levels
     )
 
 
@@ -71,9 +72,10 @@ def test_levels_are_those_of_a_custom_reward_and_every_level_survives() -> None:
         (base64_of(Image.new("RGBA", (8, 8))), "not a PNG file of 8-bit RGB"),
         (base64_of(Image.new("L", (8, 8))), "not a PNG file of 8-bit RGB"),
         (base64_of(Image.new("P", (8, 8))), "not a PNG file of 8-bit RGB"),
-        (png(8, 8, depth=16), "not a PNG file of 8-bit RGB"),
-        (png(50_000, 50_000), "50000 x 50000 pixels, limit 4096"),
-        (png(8, 8, pixels=b"\0" * 10), "truncated"),
+        (png((8, 8), depth=16), "not a PNG file of 8-bit RGB"),
+        (png((50_000, 50_000)), "50000 x 50000 pixels, limit 4096"),
+        (png((8, 8), pixels=b"\0" * 10), "truncated"),
+        (png((8, 8), (16, 4), pixels=bytes(49 * 4)), "its size is not that of its header"),
         (base64_of(Image.new("RGB", (8, 8)))[:60], "base64|truncated|broken|ends|chunk"),
         (base64.b64encode(bytes(2**16 + 1)).decode(), "65537 bytes, limit 65536"),
     ],
@@ -81,6 +83,12 @@ def test_levels_are_those_of_a_custom_reward_and_every_level_survives() -> None:
 def test_other_pictures_are_refused(text: object, reason: str) -> None:
     with pytest.raises(ProtocolError, match=reason):
         decode_picture(text, LIMITS)
+
+
+def test_the_claimed_size_is_read_from_the_head_alone() -> None:
+    assert claimed_size(png((50_000, 7))) == (50_000, 7)
+    assert claimed_size(base64_of(Image.new("RGB", (9, 8)))[:36] + "no base64!") == (9, 8)
+    assert [claimed_size(text) for text in (None, 5, {}, [], "", "no base64!", "é" * 40, "AAAA")] == [(0, 0)] * 8
 
 
 def test_json_is_strict() -> None:

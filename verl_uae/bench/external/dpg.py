@@ -14,6 +14,7 @@ Three faults of that scorer are not repeated here, and are named in the notes of
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -100,7 +101,8 @@ def _scores(path: Path, expected: Expected) -> tuple[dict[str, list[float]], dic
             *found, mean = (float(cell) for cell in cells[1:])
         except ValueError as error:
             raise DataError(path, row, f"is no result of DPG-Bench: {error}") from error
-        if len(found) != expected.samples or abs(sum(found) / len(found) - mean) > 1e-9:
+        shares = all(0.0 <= score <= 1.0 for score in found)
+        if len(found) != expected.samples or not shares or abs(sum(found) / len(found) - mean) > 1e-9:
             raise DataError(path, row, f"is no result of {expected.samples} samples: {line!r}")
         key = _key(cells[0])
         if key not in expected.prompts:
@@ -132,9 +134,12 @@ def _summary(path: Path, lines: list[str]) -> dict[str, Any]:
 
 def _percent(path: Path, value: str) -> float:
     try:
-        return float(value) / 100.0
+        score = float(value) / 100.0
     except ValueError as error:
         raise DataError(path, None, f"its summary has a score {value!r}") from error
+    if not math.isfinite(score):
+        raise DataError(path, None, f"its summary has a score {value!r}")
+    return score
 
 
 def _answers(path: Path, expected: Expected) -> Answers:

@@ -101,11 +101,11 @@ def _official(path: Path, content: dict[str, Any], entries: dict[str, dict[str, 
     if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
         raise DataError(path, None, "its tag_accuracy is not of the tags of its overall_results")
     for tag, accuracy in ours.items():
-        if abs(accuracy - float(theirs[tag])) > _ROUNDING:
+        if not _near(theirs[tag], accuracy):
             raise DataError(path, None, f"its accuracy of {tag} is {theirs[tag]}, its entries give {accuracy:.4f}")
     overall = content.get("overall_score_mean_of_tags")
     mean = sum(ours.values()) / len(ours) if ours else 0.0
-    if not isinstance(overall, int | float) or abs(overall - mean) > _ROUNDING:
+    if not _near(overall, mean):
         raise DataError(path, None, f"its overall score is {overall}, its entries give {mean:.4f}")
     return {
         "overall": overall,
@@ -113,3 +113,8 @@ def _official(path: Path, content: dict[str, Any], entries: dict[str, dict[str, 
         "overall_accuracy_all_samples": content.get("overall_accuracy_all_samples"),
         "pictures": len(entries),
     }
+
+
+def _near(found: object, wanted: float) -> bool:
+    """Whether a value of the file is that number, rounded; NaN is near nothing."""
+    return isinstance(found, int | float) and abs(found - wanted) <= _ROUNDING

@@ -22,6 +22,7 @@ import httpx
 from verl_uae.bench.judge.contest import Picture
 from verl_uae.bench.judge.judges import Judge
 from verl_uae.data.images import decode_image
+from verl_uae.errors import ConfigError
 
 MAX_ANSWER = 4 * 2**20
 """Largest response read, bytes."""
@@ -136,7 +137,7 @@ class Client:
         budget: shared by all judges.
 
     Raises:
-        ConfigError: its token is not there.
+        ConfigError: its token is not there, or the environment names a proxy that cannot be used.
     """
 
     def __init__(self, judge: Judge, limits: Limits, budget: Budget) -> None:
@@ -145,10 +146,7 @@ class Client:
         """Why the judge is not asked any more."""
         self._token = judge.token()
         self._failed = 0
-        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
-        # The deadline below bounds a request as a whole; httpx bounds single reads, so a slow drip would pass.
-        # Redirects are not followed: they would carry pictures and captions elsewhere.
-        self._http = httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False)
+        self._http = _open(judge, self._token)
 
     async def __aenter__(self) -> Client:
         return self
@@ -193,6 +191,8 @@ class Client:
             return _Try(Reply(None, f"no answer within {self.limits.timeout:g} s"), again=True)
         except httpx.HTTPError as error:
             return _Try(Reply(None, self._text(f"{type(error).__name__}: {error}").rstrip(": ")), again=True)
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            return _Try(Reply(None, f"HTTP {status}, compressed, which was not asked for"))
         text = data.decode("utf-8", "replace")
         if status == 200:
             return _Try(self._reply(text, len(data)))
@@ -204,7 +204,8 @@ class Client:
         headers = {"Content-Type": "application/json"}
         async with self._http.stream("POST", self.judge.url, content=content, headers=headers) as response:
             data = bytearray()
-            async for chunk in response.aiter_bytes():
+            # As sent: a few kilobytes may unpack to gigabytes, and nothing packed was asked for.
+            async for chunk in response.aiter_raw():
                 data += chunk
                 if len(data) > MAX_ANSWER:
                     break
@@ -227,6 +228,24 @@ class Client:
 
     def _text(self, reason: str) -> str:
         return " ".join(self._scrub(reason).split())[:_REASON]
+
+
+def _open(judge: Judge, token: str | None) -> httpx.AsyncClient:
+    headers = {"Accept-Encoding": "identity"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        return httpx.AsyncClient(
+            headers=headers,
+            # The deadline of a request bounds it as a whole; httpx bounds single reads, so a slow drip would pass.
+            timeout=None,
+            # They would carry pictures and captions elsewhere.
+            follow_redirects=False,
+            # A proxy would carry what is for this machine, token included, into the network.
+            trust_env=not judge.is_local,
+        )
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        raise ConfigError(f"judge {judge.name}", f"the proxy of the environment cannot be used: {error}") from error
 
 
 def retry_after(value: str | None, now: float | None = None) -> float | None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from verl_uae.errors import ConfigError
+from verl_uae.reward.remote.auth import is_loopback
 
 #: Sent with every request unless a judge says otherwise.
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"temperature": 0, "seed": 0, "max_tokens": 2048})
@@ -44,6 +44,11 @@ class Judge:
         base = self.base_url.rstrip("/")
         return f"{base}{'' if urlsplit(base).path else '/v1'}/chat/completions"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+        return is_loopback(urlsplit(self.base_url).hostname or "")
+
     def settings(self) -> dict[str, Any]:
         """Model and parameters, as sent."""
         merged = {**DEFAULTS, **self.parameters}
@@ -60,8 +65,7 @@ class Judge:
         token = os.environ.get(self.token_env, "").strip()
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise ConfigError(f"judge {self.name}", f"the environment variable {self.token_env} holds no token")
-        parts = urlsplit(self.base_url)
-        if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+        if urlsplit(self.base_url).scheme != "https" and not self.is_local:
             raise ConfigError(f"judge {self.name}", "a token is sent over https or to this machine only")
         return token
 
@@ -127,6 +131,7 @@ def _checked(judge: Judge, key: str) -> Judge:
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         sound = False
+    sound &= judge.base_url.isprintable() and " " not in judge.base_url
     # A user or a query might be a secret, and the address is written into results.
     if not sound or "@" in judge.base_url or parts.query or parts.fragment:
         raise ConfigError(key, f"judge {judge.name}: base_url must be http(s)://HOST[:PORT][/PATH] and nothing else")
@@ -168,12 +173,3 @@ def with_tokens(judges: Sequence[Judge], variables: Sequence[str]) -> list[Judge
             raise ConfigError("--token-env", f"must be NAME=VARIABLE with the name of a judge, got {text!r}")
         by_name[name] = replace(by_name[name], token_env=variable)
     return list(by_name.values())
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -114,7 +114,11 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(Path(path), None, f"cannot be read: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("results"), dict) or "n-samples" not in content:
+    content = {"versions": {}, "higher_is_better": {}, "config": {}, **content} if isinstance(content, dict) else {}
+    tables = [content.get(name) for name in ("results", "n-samples", "versions", "higher_is_better", "config")]
+    for table in tables[:2]:
+        tables += table.values() if isinstance(table, dict) else []
+    if not all(isinstance(table, dict) for table in tables):
         raise DataError(Path(path), None, "is no result of lmms-eval")
     return content
 

@@ -55,7 +55,7 @@ class ClientSettings:
     timeout_s: float
     """Seconds for everything one batch needs."""
     retries: int
-    """Further tries of one request."""
+    """Further tries of one request; those that a busy server asks for with ``Retry-After`` do not count."""
     concurrency: int
     """Requests in flight."""
     max_answer_bytes: int
@@ -190,11 +190,15 @@ class RemoteClient:
                 return await self._attempt(target, path, body)
             except RequestError as error:
                 last = error
+            # A server that says when to come back is well, and busy with other requests or loading: the deadline
+            # bounds how often it is asked.
+            busy = last.alive and last.wait_s > 0.0
             bound_s = min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S)
-            wait_s = max(last.wait_s, self._jitter.uniform(0.0, bound_s))
-            if not last.retry or attempt == self.settings.retries or time.monotonic() + wait_s >= deadline:
+            wait_s = last.wait_s + self._jitter.uniform(0.0, bound_s)
+            exhausted = attempt == self.settings.retries and not busy
+            if not last.retry or exhausted or time.monotonic() + wait_s >= deadline:
                 raise last
-            attempt += 1
+            attempt += not busy
             await asyncio.sleep(wait_s)
 
     async def _choose(self, url: str | None, last: RequestError | None) -> str:

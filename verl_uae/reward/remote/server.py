@@ -37,7 +37,7 @@ from verl_uae.reward.remote.protocol import (
     bounds_message,
     parse_request,
 )
-from verl_uae.reward.remote.service import ScoringService
+from verl_uae.reward.remote.service import ScoringService, TooLargeError
 from verl_uae.reward.remote.wire import ProtocolError, dumps
 
 logger = logging.getLogger(__name__)
@@ -195,6 +195,8 @@ class RewardServer:
             raise HTTPException(400, str(error)) from error
         try:
             records = service.score(samples)
+        except TooLargeError as error:
+            raise HTTPException(413, str(error)) from error
         except UAEError as error:
             logger.error("%s", error)
             raise HTTPException(500, str(error)) from error

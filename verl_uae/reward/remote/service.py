@@ -23,15 +23,22 @@ from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.remote.protocol import MEMBERS, RawSample
 from verl_uae.reward.remote.specs import Terms
-from verl_uae.reward.remote.wire import ProtocolError, decode_picture
+from verl_uae.reward.remote.wire import ProtocolError, claimed_size, decode_picture
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer, check_specs
 
 PICTURES = ("source", "reconstruction")
 
+#: 64 samples of 1024 x 1024 pixels.
+MAX_REQUEST_PIXELS = 2**26
+
 #: Picture of a sample whose terms look at none.
 _BLANK_HW3 = np.zeros((1, 1, 3), dtype=np.uint8)
 _NOT_SENT = RewardRecord.failed(Status.INVALID, "no sample at this place")
+
+
+class TooLargeError(ProtocolError):
+    """A request that would take more memory than the server gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +59,22 @@ class ScoringService:
         timeout_s: seconds per term and request.
         source_cache_bytes: host memory for features of source pictures.
         limits: what pictures are decoded.
+        max_request_pixels: most pixels of the sources of a request, the places before a sample included; as many
+            again are those of the reconstructions.
 
     Raises:
         ConfigError: a term that cannot be built, or a file that changes meanwhile.
     """
 
     def __init__(
-        self, terms: Terms, *, device: str, timeout_s: float, source_cache_bytes: int, limits: ImageLimits
+        self,
+        terms: Terms,
+        *,
+        device: str,
+        timeout_s: float,
+        source_cache_bytes: int,
+        limits: ImageLimits,
+        max_request_pixels: int = MAX_REQUEST_PIXELS,
     ) -> None:
         check_specs(terms.summed, terms.held_out, "terms", timeout_s)
         files = terms.files()
@@ -79,6 +95,7 @@ class ScoringService:
             raise ConfigError("terms", f"need {', '.join(sorted(self.needs - set(MEMBERS)))}, which no request has")
         self.fingerprint = terms.fingerprint(self.files)
         self._limits = limits
+        self._max_request_pixels = max_request_pixels
         # The scorer shares features between the terms of one batch at a time.
         self._lock = threading.Lock()
 
@@ -87,7 +104,9 @@ class ScoringService:
 
         Raises:
             RewardError: a term cannot go on.
+            TooLargeError: the pictures are too many and too large; nothing has been decoded.
         """
+        self._check_size(samples)
         records: dict[str, RewardRecord] = {}
         groups: dict[tuple[int, ...], dict[str, _Sample]] = {}
         decoded: dict[object, np.ndarray] = {}
@@ -104,6 +123,19 @@ class ScoringService:
                 scored = self.scorer.score(batch)
             records.update((identifier, scored[sample.place]) for identifier, sample in group.items())
         return {raw.id: records[raw.id] for raw in samples}
+
+    def _check_size(self, samples: Sequence[RawSample]) -> None:
+        """Pictures of one size are a batch, which has a picture at every place up to its last."""
+        places: dict[tuple[int, int], int] = {}
+        for sample in samples:
+            for name in PICTURES:
+                size = claimed_size(sample.members.get(name))
+                # A larger one is never decoded and costs its sample only.
+                if size[0] * size[1] <= self._limits.max_pixels:
+                    places[size] = max(places.get(size, 0), sample.place + 1)
+        total = sum(width * height * count for (width, height), count in places.items())
+        if total > self._max_request_pixels:
+            raise TooLargeError(f"{total} pixels in a request, limit {self._max_request_pixels}: send fewer samples")
 
     def versions(self) -> dict[str, str]:
         """Of what decides the last bits."""

@@ -64,7 +64,8 @@ class RemoteReward(RewardTerm):
         fingerprint: the server's fingerprint, where it must not be any other.
         batch_size: samples in a request. A multiple of the scorer's chunk (16) keeps the last bits of local scoring.
         concurrency: requests in flight.
-        retries: further tries of a request after a refused or broken connection, or HTTP 429, 502, 503, 504.
+        retries: further tries of a request after a refused or broken connection, or HTTP 429, 502, 503, 504. A server
+            that answers 429 or 503 with ``Retry-After`` is busy, and is asked again until the deadline.
         breaker_failures: failures in a row after which a server is not asked for a while.
         breaker_cooldown_s: that while, in seconds; then one request is tried.
         max_answer_mib: longest answer that is read, MiB.
@@ -291,6 +292,7 @@ def _checked_urls(raw: object, key: str) -> tuple[str, ...]:
         try:
             parts = urlsplit(url)
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
+            good &= url.isprintable()
         except ValueError:
             good = False
         if not good or parts.query or parts.fragment or any(character.isspace() for character in url):

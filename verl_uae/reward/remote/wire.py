@@ -15,6 +15,7 @@ import binascii
 import io
 import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,8 +31,11 @@ from verl_uae.errors import DecodeError
 #: zlib level and strategy (Z_RLE) of pictures on the wire: behind PNG's filters, searching for more only costs time.
 PNG_LEVEL, PNG_STRATEGY = 1, 3
 
-#: Bit depth and colour type at their place in the header of a PNG file of 8-bit RGB (PNG specification, 11.2.2).
-_IHDR_FORMAT, _EIGHT_BIT_RGB = slice(24, 26), bytes((8, 2))
+#: Size, then bit depth and colour type at their places in a PNG file; those of 8-bit RGB (PNG specification, 11.2.2).
+_IHDR_SIZE, _IHDR_FORMAT, _EIGHT_BIT_RGB = struct.Struct(">16xII"), slice(24, 26), bytes((8, 2))
+
+#: Characters of base64 that hold the start of the file up to there.
+_HEAD = 36
 
 
 class ProtocolError(ValueError):
@@ -76,6 +80,15 @@ def encode_picture(levels_HW3: np.ndarray) -> str:
     return base64.b64encode(file.getbuffer()).decode("ascii")
 
 
+def claimed_size(text: object) -> tuple[int, int]:
+    """(width, height) as the head of a picture on the wire says; (0, 0) for what :func:`decode_picture` refuses."""
+    try:
+        width, height = _IHDR_SIZE.unpack_from(base64.b64decode(text[:_HEAD], validate=True))  # type: ignore[index]
+    except (ValueError, TypeError, KeyError, struct.error):
+        return 0, 0
+    return width, height
+
+
 def decode_picture(text: object, limits: ImageLimits) -> np.ndarray:
     """Inverse of :func:`encode_picture`, for a text from outside.
 
@@ -99,7 +112,10 @@ def decode_picture(text: object, limits: ImageLimits) -> np.ndarray:
         header = check_header(data, limits=limits)
         if header.format != "PNG" or data[_IHDR_FORMAT] != _EIGHT_BIT_RGB:
             raise ProtocolError("not a PNG file of 8-bit RGB")
-        return np.asarray(decode_image(data, limits=limits))
+        levels_HW3 = np.asarray(decode_image(data, limits=limits))
+        if levels_HW3.shape[:2] != (header.height, header.width):
+            raise ProtocolError("its size is not that of its header")
+        return levels_HW3
     except DecodeError as error:
         raise ProtocolError(error.message) from error
 

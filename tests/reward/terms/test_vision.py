@@ -77,6 +77,16 @@ def test_preprocess_against_the_stock_processor(make_batch, folders, name: str, 
         assert statistic((found - expected).abs()).item() < level
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cache_holds_no_more_memory_than_it_counts(make_batch, folders, name: str) -> None:
+    """DINO's class token is a view of all tokens."""
+    scorer = RewardScorer([(name, 1.0, {"model": str(folders[name])})], source_cache_bytes=2**20)
+    scorer.score(make_batch(2))
+    cache = scorer._encodings._cache
+    stages = [stage for entry in cache._entries.values() for stages in entry.values() for stage in stages]
+    assert len(stages) == 2 and sum(stage.untyped_storage().nbytes() for stage in stages) == cache.bytes
+
+
 def _tokens(name: str, folder: Path, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Pooled vector and patch tokens from the whole model as transformers' AutoModel loads it."""
     from transformers import AutoModel

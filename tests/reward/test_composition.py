@@ -57,6 +57,7 @@ def test_state_survives_json_to_the_last_bit() -> None:
     first.learn([{"a": 0.1, "b": 0.7}, {"a": 0.3, "b": 0.9}])
     state = json.loads(json.dumps(first.state_dict()))
     second = Composition([Part("a", 1.0, "running"), Part("new", 1.0, "running")])
+    second.learn([{"a": 0.5, "new": 0.5}])
     second.load_state_dict(state)
     assert second.moments["a"] == first.moments["a"] and second.moments["new"] == RunningMoments()
     assert second.active

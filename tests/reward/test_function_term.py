@@ -188,6 +188,16 @@ def test_a_distance_is_subtracted(make_batch, score) -> None:
     assert records[3].status == "invalid" and "outside its bounds [0, 2]" in records[3].reason
 
 
+def test_samples_of_a_batch_share_its_time(make_batch) -> None:
+    @reward_function(batched=True, batch_size=4)
+    def slow(captions):
+        time.sleep(0.2)
+        return [0.5] * len(captions)
+
+    seconds = [record.seconds for record in term_of_function(slow, "mine")().score(make_batch(4))]
+    assert seconds == [seconds[0]] * 4 and sum(seconds) == pytest.approx(0.2, rel=0.5)
+
+
 def test_a_declared_function_may_have_verls_signature(make_batch) -> None:
     @reward_function(bounds=(0, 1))
     def compute_score(data_source, solution_str, ground_truth, extra_info, scale=1.0):

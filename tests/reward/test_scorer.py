@@ -65,6 +65,14 @@ class Distance(RewardTerm):
         return (batch.source_B3HW - batch.reconstruction_B3HW).abs().mean(dim=(1, 2, 3))
 
 
+@register_reward("test_loud")
+class Loud(RewardTerm):
+    bounds = (0.0, math.inf)
+
+    def score(self, batch):
+        return [10.0] * len(batch)
+
+
 @register_reward("test_grad_mode")
 class GradMode(RewardTerm):
     bounds = (0.0, 1.0)
@@ -196,6 +204,18 @@ def test_a_held_out_failure_touches_nothing(make_batch) -> None:
     records = RewardScorer([("pixel", 1.0, {})], held_out=[("test_hostile", {})]).score(batch)
     assert [record.value for record in records] == [record.value for record in clean]
     assert ["test_hostile" in record.terms for record in records] == [True, False, False, True]
+
+
+def test_a_held_out_term_is_spared_samples_without_a_value(make_batch) -> None:
+    batch = make_batch(4)
+    batch.rows[1]["fault"] = "nan"
+    records = RewardScorer([("test_hostile", 1.0, {})], held_out=[("pixel", {})]).score(batch)
+    assert ["pixel" in record.terms for record in records] == [True, False, True, True]
+
+
+def test_a_sum_past_the_largest_number_is_invalid(make_batch) -> None:
+    (record,) = RewardScorer([("test_loud", 1e308, {})]).score(make_batch(1))
+    assert record.value is None and record.status is Status.INVALID and "not finite" in record.reason
 
 
 def test_missing_inputs_stop_the_run(make_batch) -> None:

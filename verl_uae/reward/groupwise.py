@@ -56,7 +56,7 @@ class GroupScorer:
     def _build(spec: TermSpec, held_out: bool, timeout_s: float) -> _Part:
         label = spec.label or spec.name
         alone = TermSpec(name=spec.name, params=spec.params, label=label, floor=spec.floor, key=spec.key)
-        sign = 1.0 if get_reward(spec.name, spec.key).higher_is_better else -1.0
+        sign = 1.0 if get_reward(spec.name, spec.key).value_scale(spec.params).higher_is_better else -1.0
         return _Part(
             label, 0.0 if held_out else sign * spec.weight, held_out, RewardScorer([alone], timeout_s=timeout_s)
         )

@@ -24,6 +24,7 @@ from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Call, Guard
 from verl_uae.reward.function_term import COROUTINE_SHARE, LateError, to_pil, within
 from verl_uae.reward.outcome import as_number, describe, describe_error
+from verl_uae.reward.params import check_arguments
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.source import load_source
@@ -100,10 +101,7 @@ class Preference(RewardTerm):
     @classmethod
     def check_params(cls, params: Mapping[str, Any], key: str) -> None:
         """Load the file and refuse what cannot be called; see :class:`Preference`."""
-        try:
-            inspect.signature(cls).bind(**params)
-        except TypeError as error:
-            raise ConfigError(key, f"{error}; {cls.__name__} takes {inspect.signature(cls)}") from error
+        check_arguments(cls, params, key)
         cls(**{**params, "key": key})
 
     def setup(self, context: TermContext) -> None:

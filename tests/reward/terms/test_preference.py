@@ -82,6 +82,14 @@ def test_failed_comparisons_cost_themselves(tmp_path: Path) -> None:
     assert bad.value is None and bad.status == "error" and "ValueError: no" in (bad.reason or "")
 
 
+def test_without_any_comparison_the_reason_is_that_of_the_first(tmp_path: Path) -> None:
+    body = "raise ValueError(f'{first_caption} or {second_caption}')"
+    scorer = RewardScorer([("preference", 1.0, {"path": judge(tmp_path, body), "num_threads": 1})])
+    reasons = [record.reason or "" for record in scorer.score(make_batch(SHADES[:3], ["a"] * 3))]
+    firsts = ["shade 0.1 or shade 0.9", "shade 0.1 or shade 0.9", "shade 0.1 or shade 0.5"]
+    assert all(first in reason for first, reason in zip(firsts, reasons, strict=True))
+
+
 @pytest.mark.parametrize("answer", ["None", "'A'", "float('nan')", "1.5", "-0.1", "[1]"])
 def test_no_probability_is_invalid(tmp_path: Path, answer: str) -> None:
     scorer = RewardScorer([("preference", 1.0, {"path": judge(tmp_path, f"return {answer}")})])

@@ -160,6 +160,21 @@ def test_other_or_absent_models_are_refused(folders, tmp_path: Path, name: str) 
             get_reward(name)(model=str(folders[name]), **params)
 
 
+def test_relatives_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    """Registers would be dropped without a word."""
+    import transformers as t
+
+    naflex = {**TOWER, "patch_size": 7, "num_patches": 16}
+    models = {
+        "dinov2": t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**TOWER, image_size=28, patch_size=7)),
+        "siglip2": t.Siglip2VisionModel(t.Siglip2VisionConfig(**naflex)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        with pytest.raises(ConfigError, match=rf"uae.reward.terms.{name}.model"):
+            get_reward(name)(model=str(tmp_path / name))
+
+
 def test_pooled_needs_the_pooling_head(folders, tmp_path: Path) -> None:
     shutil.copytree(folders["siglip2"], tmp_path / "model")
     path = tmp_path / "model" / "config.json"

@@ -129,9 +129,9 @@ def test_parameters_and_the_row_reach_the_judge(tmp_path: Path) -> None:
 
 def test_a_judge_has_a_row_of_its_own(tmp_path: Path) -> None:
     batch = make_batch(SHADES, ["a"] * 5)
-    path = judge(tmp_path, f"row.pop('extra_info')\n    {DARKER}")
+    path = judge(tmp_path, f"row['extra_info'].pop('index')\n    {DARKER}")
     assert values(path, batch) == values(judge(tmp_path, DARKER), batch)
-    assert batch.rows is not None and all("extra_info" in row for row in batch.rows)
+    assert batch.rows is not None and all("index" in row["extra_info"] for row in batch.rows)
 
 
 def test_reasons_name_the_label(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Call, Guard
-from verl_uae.reward.function_term import COROUTINE_SHARE, LateError, to_pil, within
+from verl_uae.reward.function_term import COROUTINE_SHARE, LateError, own_copy, to_pil, within
 from verl_uae.reward.outcome import as_number, describe, describe_error
 from verl_uae.reward.params import check_arguments
 from verl_uae.reward.record import RewardRecord, Status
@@ -139,7 +139,7 @@ class Preference(RewardTerm):
                 second=to_pil(batch.reconstruction_B3HW[second]),
                 first_caption=batch.captions[first],
                 second_caption=batch.captions[second],
-                row=dict(batch.rows[first]),
+                row=own_copy(batch.rows[first]),
                 **self._params,
             )
             if inspect.isawaitable(result):

@@ -53,7 +53,10 @@ def test_settings_of_a_file() -> None:
     assert processing_of_config(STOCK, {"do_center_crop": True, "crop_size": 5}, "k", "x", STEPS).crop == (5, 5)
 
 
-@pytest.mark.parametrize("config", [{"do_rescale": False}, {"resample": 0}, {"resample": 1}, {"rescale_factor": 1.0}])
+@pytest.mark.parametrize(
+    "config",
+    [{"do_rescale": False}, {"resample": 0}, {"resample": 1}, {"rescale_factor": 1.0}, {"size": {"longest_edge": 9}}],
+)
 def test_another_processor_is_refused(config) -> None:
     with pytest.raises(ConfigError, match="k: image processor"):
         processing_of_config(STOCK, config, "k", "x", STEPS)

@@ -144,6 +144,18 @@ def test_impossible_settings(terms, message) -> None:
         check_specs([TermSpec.of_tuple(*term) for term in terms], [])
 
 
+def test_a_label_cannot_be_that_of_a_number_which_another_term_logs(make_batch, tmp_path) -> None:
+    """Else a held-out function could put a number in the place of a summed term, where normalised sums look for it."""
+    path = tmp_path / "mine.py"
+    path.write_text("def compute_score(**kwargs):\n    return {'score': 0.5, 'fit': 1e9}\n")
+    spy = TermSpec(name="custom", params={"path": str(path)}, label="a")
+    scorer = RewardScorer([TermSpec(name="pixel", label="fit")], held_out=[spy])
+    (record,) = scorer.score(make_batch(1))
+    assert record.terms["fit"] == record.value and record.terms["a/fit"] == 1e9
+    with pytest.raises(ConfigError, match="labels \\['a/fit'\\] contain '/'"):
+        RewardScorer([TermSpec(name="pixel", label="a/fit")], held_out=[spy])
+
+
 @register_reward("test_heavy")
 class Heavy(RewardTerm):
     """Stands for a term that loads a model: it must not be built to be checked."""

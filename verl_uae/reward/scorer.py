@@ -257,13 +257,18 @@ def check_specs(
         timeout_s: seconds the scorer will give a term.
 
     Raises:
-        ConfigError: no term, weights that sum to 0, a label used twice, an unknown name, impossible parameters.
+        ConfigError: no term, weights that sum to 0, a label used twice or with a slash, an unknown name, impossible
+            parameters.
     """
     _check_weights(summed, key)
     labels = [spec.label or spec.name for spec in (*summed, *watched)]
     doubled = sorted({label for label in labels if labels.count(label) > 1})
     if doubled:
         raise ConfigError(key, f"labels {doubled} are used twice; give each use of a term a label of its own")
+    divided = sorted(label for label in labels if "/" in label)
+    if divided:
+        # Such a label could be that of a number which another term logs beside its value.
+        raise ConfigError(key, f"labels {divided} contain '/', which divides a term from what it logs")
     for part, specs in (("terms", summed), ("held_out", watched)):
         for index, spec in enumerate(specs):
             place = spec.key or f"{key}.{part}[{index}]"

@@ -73,7 +73,7 @@ def test_a_summed_term_that_fails_costs_its_sample_and_a_held_out_one_nothing(pa
     assert [record.terms["preference"] for record in kept] == [1.0, 0.0, 1.0, 0.0]
     with caplog.at_level(logging.WARNING):
         watched = GroupScorer([], [broken], 20.0).score(BATCH, RECORDS)
-    assert watched[0] == RECORDS[0] and "held-out reward error" in caplog.text
+    assert watched[0] == RECORDS[0] and "missing for 1 samples (1 x error: preference: " in caplog.text
     assert all(record.value == before.value for record, before in zip(watched, RECORDS, strict=True))
 
 

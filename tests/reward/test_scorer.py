@@ -209,13 +209,17 @@ def test_all_pictures_failed(make_batch) -> None:
     assert RewardScorer([("pixel", 1.0, {})]).score(make_batch(2).take([])) == []
 
 
-def test_a_held_out_failure_touches_nothing(make_batch) -> None:
+def test_a_held_out_failure_touches_nothing(make_batch, caplog: pytest.LogCaptureFixture) -> None:
     batch = make_batch(4)
     clean = RewardScorer([("pixel", 1.0, {})]).score(batch)
-    batch.rows[1]["fault"], batch.rows[2]["fault"] = "raise", "nan"
+    batch.rows[1]["fault"], batch.rows[2]["fault"] = "nan", "nan"
     records = RewardScorer([("pixel", 1.0, {})], held_out=[("test_hostile", {})]).score(batch)
     assert [record.value for record in records] == [record.value for record in clean]
     assert ["test_hostile" in record.terms for record in records] == [True, False, False, True]
+    # One line, however many samples.
+    assert [record.getMessage() for record in caplog.records] == [
+        "a held-out reward is missing for 2 samples (2 x invalid: test_hostile: returned nan)"
+    ]
 
 
 def test_a_held_out_term_is_spared_samples_without_a_value(make_batch) -> None:

@@ -8,16 +8,13 @@ reconstructions that the ranks send along as 8-bit pictures.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from verl_uae.reward.record import RewardRecord
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.sample import RewardBatch
-from verl_uae.reward.scorer import RewardScorer, TermSpec
-
-logger = logging.getLogger(__name__)
+from verl_uae.reward.scorer import RewardScorer, TermSpec, warn_of_held_out
 
 
 def is_groupwise(spec: TermSpec) -> bool:
@@ -76,7 +73,10 @@ class GroupScorer:
             alive = [index for index, record in enumerate(found) if record.ok]
             if not alive:
                 break
-            for index, record in zip(alive, part.scorer.score(batch.take(alive)), strict=True):
+            scored = part.scorer.score(batch.take(alive))
+            if part.held_out:
+                warn_of_held_out(scored)
+            for index, record in zip(alive, scored, strict=True):
                 found[index] = _add(found[index], record, part)
         return found
 
@@ -89,6 +89,5 @@ def _add(record: RewardRecord, found: RewardRecord, part: _Part) -> RewardRecord
         value = record.value + part.factor * found.terms[part.label]
         return RewardRecord(value, record.status, terms, seconds)
     if part.held_out:
-        logger.warning("held-out reward %s: %s", found.status, found.reason)
         return record
     return RewardRecord(None, found.status, record.terms, seconds, found.reason)

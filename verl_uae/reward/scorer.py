@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -178,6 +179,7 @@ class RewardScorer:
         healthy = [i for i, found in parts.items() if all(r.ok for r in found.values())]
         for entry in self._watched:
             self._run(entry, batch, parts, healthy)
+            warn_of_held_out(parts[index][entry.label] for index in healthy)
         return [settled[i] if i in settled else self._combine(parts[i]) for i in range(len(batch))]
 
     def _build(self, spec: TermSpec, key: str) -> _Entry:
@@ -231,8 +233,6 @@ class RewardScorer:
             if record.value is not None:
                 terms[label] = record.value
                 terms.update({f"{label}/{name}": value for name, value in record.terms.items()})
-            elif label in self.held_out_labels:
-                logger.warning("held-out reward %s: %s", record.status, record.reason)
         value = 0.0
         for entry in self._summed:
             outcome = found.get(entry.label)
@@ -243,6 +243,14 @@ class RewardScorer:
         if not math.isfinite(value):
             return RewardRecord(None, Status.INVALID, terms, seconds, "the weighted sum of the terms is not finite")
         return RewardRecord(value, Status.OK, terms, seconds)
+
+
+def warn_of_held_out(records: Iterable[RewardRecord]) -> None:
+    """Log for how many samples a held-out term has no value, and the commonest reasons; nothing else tells of it."""
+    lost = Counter(f"{record.status}: {record.reason}" for record in records if not record.ok)
+    if lost:
+        reasons = "; ".join(f"{count} x {text}" for text, count in lost.most_common(3))
+        logger.warning("a held-out reward is missing for %d samples (%s)", lost.total(), reasons)
 
 
 def check_specs(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 from scipy.stats import rankdata
 
 from verl_uae.reward.composition import MIN_STD, Composition, Part, RunningMoments, group_ranks
+from verl_uae.reward.outcome import LARGEST
 
 
 def test_running_moments_are_those_of_all_values() -> None:
@@ -34,6 +36,14 @@ def test_normalised_terms_enter_the_sum_in_units_of_their_spread() -> None:
     for label, factor in (("clip", 2.0), ("lpips", -0.5)):
         expected += factor * (columns[label] - columns[label].mean()) / columns[label].std()
     assert np.allclose(composition.values(rows, ["g"] * len(rows)), expected, rtol=1e-12)
+
+
+def test_the_largest_values_break_no_statistics() -> None:
+    composition = Composition([Part("loud", 1.0, "running")])
+    for value in (0.5, LARGEST, -LARGEST):
+        composition.learn([{"loud": value}])
+    assert all(map(math.isfinite, composition.values([{"loud": LARGEST}, {"loud": -LARGEST}], ["g", "g"])))
+    json.dumps(composition.state_dict(), allow_nan=False)
 
 
 def test_a_term_that_never_differs_gives_nothing() -> None:

@@ -231,7 +231,7 @@ def test_a_held_out_term_is_spared_samples_without_a_value(make_batch) -> None:
 
 def test_a_sum_past_the_largest_number_is_invalid(make_batch) -> None:
     (record,) = RewardScorer([("test_loud", 1e308, {})]).score(make_batch(1))
-    assert record.value is None and record.status is Status.INVALID and "not finite" in record.reason
+    assert record.value is None and record.status is Status.INVALID and "sum of the terms is inf" in record.reason
 
 
 def test_missing_inputs_stop_the_run(make_batch) -> None:

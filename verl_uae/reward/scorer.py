@@ -17,7 +17,7 @@ from verl_uae.errors import ConfigError, RewardError
 from verl_uae.reward.deadline import Guard
 from verl_uae.reward.encodings import Counters, Encodings
 from verl_uae.reward.isolate import Slots, fill_failed, score_chunked, score_whole
-from verl_uae.reward.outcome import describe_error
+from verl_uae.reward.outcome import LARGEST, describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.sample import Origin, RewardBatch, Scoring
@@ -240,8 +240,9 @@ class RewardScorer:
                 failed = next(record for record in found.values() if not record.ok)
                 return RewardRecord(None, failed.status, terms, seconds, failed.reason)
             value += entry.factor * outcome.value
-        if not math.isfinite(value):
-            return RewardRecord(None, Status.INVALID, terms, seconds, "the weighted sum of the terms is not finite")
+        if not abs(value) <= LARGEST:
+            reason = f"the weighted sum of the terms is {value:g}, of a magnitude above {LARGEST:g}"
+            return RewardRecord(None, Status.INVALID, terms, seconds, reason)
         return RewardRecord(value, Status.OK, terms, seconds)
 
 

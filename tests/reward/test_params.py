@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ class Everything:
         flag: bool = False,
         choice: Literal["a", 2] = "a",
         scales: tuple[int, ...] = (1,),
+        names: Sequence[str] = (),
         table: Mapping[str, Any] | None = None,
         folder: Path = Path(),
         **rest: Any,
@@ -42,6 +43,7 @@ class Everything:
         ("flag", [True, False], [1, "true", None], "true or false"),
         ("choice", ["a", 2], ["b", 2.0, None, ["a"]], "'a' or 2"),
         ("scales", [[1, 2], (4,), []], [4, "12", [1.5], ["a"], None], "a list, each a whole number"),
+        ("names", [["a"], []], ["ab", [1]], "a list, each text"),
         ("table", [{}, {"a": 1}, None], [3, "x", ["a"]], "a mapping or null"),
         ("folder", ["anything", 3, None], [], ""),
         ("another", ["anything", 3, None], [], ""),

@@ -229,9 +229,10 @@ def test_a_held_out_term_is_spared_samples_without_a_value(make_batch) -> None:
     assert ["pixel" in record.terms for record in records] == [True, False, True, True]
 
 
-def test_a_sum_past_the_largest_number_is_invalid(make_batch) -> None:
-    (record,) = RewardScorer([("test_loud", 1e308, {})]).score(make_batch(1))
-    assert record.value is None and record.status is Status.INVALID and "sum of the terms is inf" in record.reason
+@pytest.mark.parametrize("weight", [1e308, -1e308])
+def test_a_sum_past_the_largest_number_is_invalid(make_batch, weight: float) -> None:
+    (record,) = RewardScorer([("test_loud", weight, {})]).score(make_batch(1))
+    assert record.value is None and record.status is Status.INVALID and "inf, of a magnitude above" in record.reason
 
 
 def test_missing_inputs_stop_the_run(make_batch) -> None:

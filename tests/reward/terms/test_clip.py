@@ -161,3 +161,10 @@ def test_a_network_is_shared_for_one_revision_and_dtype_alone(tiny_clip: Path) -
     variants = [{}, {"revision": "a"}, {"revision": "b"}, {"dtype": "bfloat16"}]
     assert len({ClipSimilarity(str(tiny_clip), **given).settings for given in variants}) == 4
     assert ClipSimilarity(str(tiny_clip), mode="maps").settings == ClipSimilarity(str(tiny_clip)).settings
+
+
+def test_outputs_nobody_asked_for_are_not_kept(make_batch, tiny_clip: Path) -> None:
+    """Patch tokens are some hundred times as large as what is pooled, and would fill the cache."""
+    term, images = ClipSimilarity(str(tiny_clip)), make_batch(1).source_B3HW
+    for modes in ({"pooled"}, {"maps"}, {"pooled", "maps"}):
+        assert set(term.outputs(images, modes)) == modes

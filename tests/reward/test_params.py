@@ -39,7 +39,7 @@ class Everything:
     [
         ("number", [2, 2.5, -1e-3], ["2", None, True, [2.0]], "a number"),
         ("whole", [2, -1], [2.0, "2", None, True], "a whole number"),
-        ("text", ["", "x", None], [3, True, ["x"]], "text or null"),
+        ("text", ["", "x", None, Path("x")], [3, True, ["x"]], "text or null"),
         ("flag", [True, False], [1, "true", None], "true or false"),
         ("choice", ["a", 2], ["b", 2.0, None, ["a"]], "'a' or 2"),
         ("scales", [[1, 2], (4,), []], [4, "12", [1.5], ["a"], None], "a list, each a whole number"),

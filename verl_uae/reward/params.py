@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from verl_uae.errors import ConfigError
 _PLAIN: Mapping[Any, tuple[Any, str]] = {
     float: (numbers.Real, "a number"),
     int: (numbers.Integral, "a whole number"),
-    str: (str, "text"),
+    # Python code may well give a path.
+    str: ((str, os.PathLike), "text"),
     bool: (bool, "true or false"),
     type(None): (type(None), "null"),
 }

@@ -41,19 +41,21 @@ def text_similarity(
     Returns:
         ``score`` in [0, 1]; ``letters``, the length of the source's text, is logged.
     """
-    wanted = read_text(source.tobytes(), source.size, engine, min_confidence)
+    wanted = read_source(source.tobytes(), source.size, engine, min_confidence)
     if not wanted:
         return {"score": without_text, "letters": 0.0}
     drawn = read_text(reconstruction.tobytes(), reconstruction.size, engine, 0.0)
     return {"score": Levenshtein.normalized_similarity(wanted, drawn), "letters": float(len(wanted))}
 
 
-# A source picture comes back once for every member of its group.
-@functools.lru_cache(maxsize=1024)
 def read_text(pixels: bytes, size: tuple[int, int], engine: str, min_confidence: float) -> str:
     """Text of a picture, in reading order, in small letters with single spaces."""
     lines = reader(engine).read(Image.frombytes("RGB", size, pixels))
     return " ".join(word for text, confidence in lines if confidence >= min_confidence for word in text_words(text))
+
+
+# A source picture comes back once for every member of its group. Pixels are kept as well: 64 pictures, not thousands.
+read_source = functools.lru_cache(maxsize=64)(read_text)
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,7 +9,14 @@ import pytest
 
 from verl_uae.config.validate import validate
 from verl_uae.errors import ConfigError
-from verl_uae.reward.build import build_composition, build_scorer, build_tripwire, term_specs
+from verl_uae.reward.build import (
+    build_composition,
+    build_group_scorer,
+    build_scorer,
+    build_tripwire,
+    has_groupwise,
+    term_specs,
+)
 from verl_uae.reward.scorer import check_specs
 
 
@@ -21,6 +28,20 @@ def test_terms_of_a_config(compose, tiny_overrides: list[str]) -> None:
     assert [(spec.name, spec.label, spec.weight) for spec in watched] == [("ssim", "watched", 0.0)]
     scorer = build_scorer(config, "cpu")
     assert scorer.labels == ["pixel"] and scorer.held_out_labels == ["watched"] and scorer.guard.timeout_s == 7
+
+
+def test_groupwise_terms_are_the_trainers(compose, tiny_overrides) -> None:
+    entry = "{name: preference, params: {path: rewards/preference_pair.py}, weight: 0.5"
+    terms = f"[{{name: pixel}}, {entry}}}, {entry}, label: watched, held_out: true}}, {{name: ssim, held_out: true}}]"
+    config = compose(*tiny_overrides, f"uae.reward.terms={terms}")
+    scorer, groups = build_scorer(config, "cpu"), build_group_scorer(config)
+    assert (scorer.labels, scorer.held_out_labels) == (["pixel"], ["ssim"])
+    assert groups is not None and [(part.label, part.factor) for part in groups._parts] == [
+        ("preference", 0.5),
+        ("watched", 0.0),
+    ]
+    assert has_groupwise(config) and not has_groupwise(compose(*tiny_overrides))
+    assert build_group_scorer(compose(*tiny_overrides)) is None
 
 
 def test_verls_custom_function_is_one_more_term(compose, tiny_overrides, make_batch, tmp_path: Path) -> None:

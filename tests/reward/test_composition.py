@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 from scipy.stats import rankdata
 
 from verl_uae.reward.composition import MIN_STD, Composition, Part, RunningMoments, group_ranks
+from verl_uae.reward.outcome import LARGEST
 
 
 def test_running_moments_are_those_of_all_values() -> None:
@@ -36,6 +38,14 @@ def test_normalised_terms_enter_the_sum_in_units_of_their_spread() -> None:
     assert np.allclose(composition.values(rows, ["g"] * len(rows)), expected, rtol=1e-12)
 
 
+def test_the_largest_values_break_no_statistics() -> None:
+    composition = Composition([Part("loud", 1.0, "running")])
+    for value in (0.5, LARGEST, -LARGEST):
+        composition.learn([{"loud": value}])
+    assert all(map(math.isfinite, composition.values([{"loud": LARGEST}, {"loud": -LARGEST}], ["g", "g"])))
+    json.dumps(composition.state_dict(), allow_nan=False)
+
+
 def test_a_term_that_never_differs_gives_nothing() -> None:
     composition = Composition([Part("flat", 1.0, "running")])
     composition.learn([{"flat": 0.3}] * 5)
@@ -57,6 +67,7 @@ def test_state_survives_json_to_the_last_bit() -> None:
     first.learn([{"a": 0.1, "b": 0.7}, {"a": 0.3, "b": 0.9}])
     state = json.loads(json.dumps(first.state_dict()))
     second = Composition([Part("a", 1.0, "running"), Part("new", 1.0, "running")])
+    second.learn([{"a": 0.5, "new": 0.5}])
     second.load_state_dict(state)
     assert second.moments["a"] == first.moments["a"] and second.moments["new"] == RunningMoments()
     assert second.active

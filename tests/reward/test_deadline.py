@@ -33,11 +33,11 @@ def test_sys_exit_is_an_error_not_the_end() -> None:
 
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_a_hanging_call_costs_itself_only(release: threading.Event, num_threads: int) -> None:
-    guard = Guard(timeout_s=0.6)
+    guard = Guard(timeout_s=1.2)
     calls = [lambda: 1, release.wait, lambda: 2, lambda: 3]
     start = time.monotonic()
     results = guard.map("t", calls, num_threads=num_threads)
-    assert time.monotonic() - start < 1.6
+    assert time.monotonic() - start < 2.2
     assert [call.timed_out for call in results] == [False, True, False, False]
     assert [call.value for call in results] == [1, None, 2, 3]
     assert guard.abandoned == 1
@@ -81,3 +81,22 @@ def test_no_thread_stays_behind() -> None:
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before  # fewer: threads of earlier tests have ended meanwhile
+
+
+def test_a_late_call_takes_no_other_with_it(release: threading.Event) -> None:
+    """The second thread is within its own time when the first one is over its."""
+    calls = [release.wait, lambda: time.sleep(0.7), lambda: time.sleep(0.7) or 2]
+    results = Guard(timeout_s=1.2).map("t", calls, num_threads=2)
+    assert [call.timed_out for call in results] == [True, False, False] and results[2].value == 2
+
+
+def test_after_the_error_no_further_call_is_made(release: threading.Event) -> None:
+    made, before = [], threading.active_count()
+    calls = [release.wait, lambda: time.sleep(0.3), lambda: release.wait(5.0), lambda: made.append(1)]
+    with pytest.raises(RewardError):
+        Guard(timeout_s=0.5, max_abandoned=0).map("t", calls, num_threads=2)
+    release.set()
+    deadline = time.monotonic() + 5.0
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not made

@@ -10,6 +10,7 @@ import torch
 
 from verl_uae.reward import RewardScorer, TermSpec
 from verl_uae.reward.encodings import FeatureCache, picture_digest
+from verl_uae.reward.sample import Origin, Scoring
 from verl_uae.reward.terms.features import feature_similarity
 
 MIB = 1024 * 1024
@@ -52,6 +53,41 @@ def test_other_settings_are_not_shared(tiny_clip: Path, make_batch) -> None:
     scorer = RewardScorer([("clip", 1.0, params), half])
     scorer.score(make_batch(2))
     assert (scorer.counters.forward_passes, scorer.counters.shared_passes) == (4, 0)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, MIB])
+def test_networks_that_look_alike_keep_their_features_apart(make_batch, specs, cache_bytes: int) -> None:
+    """Two networks with the same outputs see the same pictures: each term gets those of its own, cached or shared."""
+    params = [{**spec.params, "dtype": "bfloat16"} for spec in specs]
+    half = [replace(spec, params=params[i], label=f"half{i}") for i, spec in enumerate(specs)]
+    batch = make_batch(20)
+    together = RewardScorer([*specs, *half], source_cache_bytes=cache_bytes).score(batch)
+    for spec in (*specs, *half):
+        alone = RewardScorer([replace(spec, label="x")], source_cache_bytes=cache_bytes).score(batch)
+        label = spec.label or spec.name
+        assert [record.terms[label] for record in together] == [record.terms["x"] for record in alone], label
+
+
+def test_the_cache_serves_every_chunk_its_own_pictures(make_batch, specs) -> None:
+    batch = make_batch(40)
+    cached, plain = (RewardScorer(specs[1:], source_cache_bytes=size).score(batch) for size in (MIB, 0))
+    assert [record.value for record in cached] == pytest.approx([record.value for record in plain], abs=1e-6)
+
+
+def test_a_late_term_leaves_nothing_behind(make_batch, specs) -> None:
+    """A term that is still at an old batch may not keep anything, nor take the new batch's features away."""
+    scorer = RewardScorer(specs, source_cache_bytes=MIB)
+    encodings, term = scorer._encodings, scorer._summed[0].term
+    old, new = (replace(make_batch(2), origin=Origin(Scoring(), (0, 1))) for _ in range(2))
+    with torch.no_grad():
+        old.origin.batch.over = True
+        encodings.reconstruction(term, old), encodings.source(term, old)
+        assert not encodings._passes and not encodings._digests
+        encodings.reconstruction(term, new), encodings.source(term, new)
+        kept = dict(encodings._passes)
+        assert len(kept) == 1 and len(encodings._digests) == 2
+        encodings.reconstruction(term, old), encodings.source(term, old)
+    assert encodings._passes == kept
 
 
 def test_a_failed_sample_of_one_term_changes_no_bits_of_the_other(make_batch, specs, monkeypatch) -> None:

@@ -8,6 +8,7 @@ import math
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -186,6 +187,36 @@ def test_a_distance_is_subtracted(make_batch, score) -> None:
     records = score(distance, make_batch(4))
     assert [record.value for record in records[:3]] == [0.0, -1.0, -2.0]
     assert records[3].status == "invalid" and "outside its bounds [0, 2]" in records[3].reason
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_function_may_change_its_row_and_no_other(make_batch, batched: bool) -> None:
+    """Members of a group share one row."""
+    shared = {"extra_info": {"index": 3, "words": ["a"]}, "ground_truth": [1, 2]}
+
+    @reward_function(num_threads=1)
+    def one(row):
+        row["extra_info"]["words"].append(row["ground_truth"].pop())
+        return row["extra_info"].pop("index")
+
+    @reward_function(batched=True)
+    def many(rows):
+        return [one(row) for row in rows]
+
+    batch = replace(make_batch(3), rows=[shared] * 3)
+    records = term_of_function(many if batched else one, "mine")().score(batch)
+    assert [record.value for record in records] == [3.0] * 3
+    assert shared == {"extra_info": {"index": 3, "words": ["a"]}, "ground_truth": [1, 2]}
+
+
+def test_samples_of_a_batch_share_its_time(make_batch) -> None:
+    @reward_function(batched=True, batch_size=4)
+    def slow(captions):
+        time.sleep(0.2)
+        return [0.5] * len(captions)
+
+    seconds = [record.seconds for record in term_of_function(slow, "mine")().score(make_batch(4))]
+    assert seconds == [seconds[0]] * 4 and sum(seconds) == pytest.approx(0.2, rel=0.5)
 
 
 def test_a_declared_function_may_have_verls_signature(make_batch) -> None:

@@ -11,8 +11,10 @@ import torch
 from verl_uae.errors import ConfigError
 from verl_uae.reward.groupwise import GroupScorer, is_groupwise
 from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.registry import register_reward
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import TermSpec
+from verl_uae.reward.term import RewardTerm, Scale
 
 BATCH = RewardBatch(
     torch.zeros(5, 3, 4, 4),
@@ -71,10 +73,43 @@ def test_a_summed_term_that_fails_costs_its_sample_and_a_held_out_one_nothing(pa
     assert [record.terms["preference"] for record in kept] == [1.0, 0.0, 1.0, 0.0]
     with caplog.at_level(logging.WARNING):
         watched = GroupScorer([], [broken], 20.0).score(BATCH, RECORDS)
-    assert watched[0] == RECORDS[0] and "held-out reward error" in caplog.text
+    assert watched[0] == RECORDS[0] and "missing for 1 samples (1 x error: preference: " in caplog.text
     assert all(record.value == before.value for record, before in zip(watched, RECORDS, strict=True))
 
 
 def test_a_floor_gates(path: str) -> None:
     found = GroupScorer([spec(path, floor=0.4)], [], 20.0).score(BATCH, RECORDS)
     assert [record.status for record in found] == ["ok", "ok", "invalid", "ok", "invalid"]
+
+
+@register_reward("test_rank_penalty")
+class RankPenalty(RewardTerm):
+    """Place of a member in its group by brightness; its direction is a parameter, as that of a function is."""
+
+    needs = frozenset({"reconstruction", "group"})
+    bounds = (0.0, 10.0)
+    pointwise, groupwise = False, True
+
+    def __init__(self, penalty: bool = False) -> None:
+        self.higher_is_better = not penalty
+
+    @classmethod
+    def value_scale(cls, params):
+        return Scale(cls.bounds, not params.get("penalty", False))
+
+    def score(self, batch):
+        shade = batch.reconstruction_B3HW.mean(dim=(1, 2, 3)).tolist()
+        return [
+            float(sum(a < b for a, g in zip(shade, batch.groups, strict=True) if g == group))
+            for b, group in zip(shade, batch.groups, strict=True)
+        ]
+
+
+@pytest.mark.parametrize(("penalty", "sign"), [(False, 1.0), (True, -1.0)])
+def test_the_direction_of_a_groupwise_term_counts(penalty: bool, sign: float) -> None:
+    given = TermSpec(name="test_rank_penalty", weight=0.5, params={"penalty": penalty}, key="uae.reward.terms[0]")
+    found = GroupScorer([given], [], 20.0).score(BATCH, RECORDS)
+    places = [0, 1, 2, 0, 1]
+    assert [record.value for record in found] == pytest.approx(
+        [0.1 * i + sign * 0.5 * place for i, place in enumerate(places)]
+    )

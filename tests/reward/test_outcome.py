@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from verl_uae.reward import Status
+from verl_uae.flow.advantage import group_advantage
+from verl_uae.reward import RewardRecord, Status, to_tensors
 from verl_uae.reward.outcome import WrongAnswerError, as_number, as_record, as_rows
 
 
@@ -51,7 +52,17 @@ def test_without_bounds_a_number_is_still_finite(raw: float) -> None:
 def test_rounding_past_a_bound_is_set_to_it() -> None:
     assert as_record("x", 1.0 + 1e-9, (-1.0, 1.0)).value == 1.0
     assert as_record("x", -1.0 - 1e-9, (-1.0, 1.0)).value == -1.0
-    assert as_record("x", 1e300, (-math.inf, math.inf)).value == 1e300
+    assert as_record("x", -1e30, (-math.inf, math.inf)).value == -1e30
+
+
+@pytest.mark.parametrize("raw", [1e31, -1e39, 1e300])
+def test_a_number_that_advantages_cannot_hold_costs_its_sample(raw: float) -> None:
+    """In fp32 the second is infinite, and a group with it would have no mean."""
+    record = as_record("custom", raw, (-math.inf, math.inf))
+    assert record.status is Status.INVALID and "magnitude above 1e+30" in (record.reason or "")
+    reward_N, valid_N = to_tensors([RewardRecord(0.1, Status.OK), RewardRecord(1e30, Status.OK), record])
+    advantage_N, _ = group_advantage(reward_N, valid_N, ["g"] * 3)
+    assert torch.isfinite(advantage_N).all() and valid_N.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("raw", [None, 0.5, "ab", b"ab", {1: 2, 3: 4}, [1.0], torch.zeros(2, 1), np.zeros(3)])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from verl_uae.reward import RewardBatch, RewardRecord, Status
+from verl_uae.reward.sample import Origin, Scoring
 
 
 def test_take_keeps_order_and_repeats(make_batch) -> None:
@@ -48,3 +50,10 @@ def test_misfits_are_refused(make_batch) -> None:
         RewardBatch(source, reconstruction, failed={0: RewardRecord(1.0, Status.OK)})
     with pytest.raises(ValueError, match=r"failed\[7\]"):
         RewardBatch(source, reconstruction, failed={7: RewardRecord.failed(Status.ERROR, "decoder")})
+
+
+def test_a_sample_keeps_its_place_through_every_selection(make_batch) -> None:
+    batch = replace(make_batch(5), origin=Origin(Scoring(), (0, 1, 2, 3, 4)))
+    part = batch.take([4, 2, 2, 0]).take([3, 0, 1])
+    assert part.origin == Origin(batch.origin.batch, (0, 4, 2))
+    assert torch.equal(part.source_B3HW, batch.source_B3HW[[0, 4, 2]]) and part.captions[1] == batch.captions[4]

@@ -65,6 +65,14 @@ class Distance(RewardTerm):
         return (batch.source_B3HW - batch.reconstruction_B3HW).abs().mean(dim=(1, 2, 3))
 
 
+@register_reward("test_loud")
+class Loud(RewardTerm):
+    bounds = (0.0, math.inf)
+
+    def score(self, batch):
+        return [10.0] * len(batch)
+
+
 @register_reward("test_grad_mode")
 class GradMode(RewardTerm):
     bounds = (0.0, 1.0)
@@ -136,6 +144,18 @@ def test_impossible_settings(terms, message) -> None:
         check_specs([TermSpec.of_tuple(*term) for term in terms], [])
 
 
+def test_a_label_cannot_be_that_of_a_number_which_another_term_logs(make_batch, tmp_path) -> None:
+    """Else a held-out function could put a number in the place of a summed term, where normalised sums look for it."""
+    path = tmp_path / "mine.py"
+    path.write_text("def compute_score(**kwargs):\n    return {'score': 0.5, 'fit': 1e9}\n")
+    spy = TermSpec(name="custom", params={"path": str(path)}, label="a")
+    scorer = RewardScorer([TermSpec(name="pixel", label="fit")], held_out=[spy])
+    (record,) = scorer.score(make_batch(1))
+    assert record.terms["fit"] == record.value and record.terms["a/fit"] == 1e9
+    with pytest.raises(ConfigError, match="labels \\['a/fit'\\] contain '/'"):
+        RewardScorer([TermSpec(name="pixel", label="a/fit")], held_out=[spy])
+
+
 @register_reward("test_heavy")
 class Heavy(RewardTerm):
     """Stands for a term that loads a model: it must not be built to be checked."""
@@ -189,13 +209,30 @@ def test_all_pictures_failed(make_batch) -> None:
     assert RewardScorer([("pixel", 1.0, {})]).score(make_batch(2).take([])) == []
 
 
-def test_a_held_out_failure_touches_nothing(make_batch) -> None:
+def test_a_held_out_failure_touches_nothing(make_batch, caplog: pytest.LogCaptureFixture) -> None:
     batch = make_batch(4)
     clean = RewardScorer([("pixel", 1.0, {})]).score(batch)
-    batch.rows[1]["fault"], batch.rows[2]["fault"] = "raise", "nan"
+    batch.rows[1]["fault"], batch.rows[2]["fault"] = "nan", "nan"
     records = RewardScorer([("pixel", 1.0, {})], held_out=[("test_hostile", {})]).score(batch)
     assert [record.value for record in records] == [record.value for record in clean]
     assert ["test_hostile" in record.terms for record in records] == [True, False, False, True]
+    # One line, however many samples.
+    assert [record.getMessage() for record in caplog.records] == [
+        "a held-out reward is missing for 2 samples (2 x invalid: test_hostile: returned nan)"
+    ]
+
+
+def test_a_held_out_term_is_spared_samples_without_a_value(make_batch) -> None:
+    batch = make_batch(4)
+    batch.rows[1]["fault"] = "nan"
+    records = RewardScorer([("test_hostile", 1.0, {})], held_out=[("pixel", {})]).score(batch)
+    assert ["pixel" in record.terms for record in records] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("weight", [1e308, -1e308])
+def test_a_sum_past_the_largest_number_is_invalid(make_batch, weight: float) -> None:
+    (record,) = RewardScorer([("test_loud", weight, {})]).score(make_batch(1))
+    assert record.value is None and record.status is Status.INVALID and "inf, of a magnitude above" in record.reason
 
 
 def test_missing_inputs_stop_the_run(make_batch) -> None:

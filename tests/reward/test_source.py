@@ -21,6 +21,12 @@ def test_a_file_is_announced_by_path_and_digest(tmp_path: Path, caplog: pytest.L
     assert source.module.ANSWER == 42
     assert source.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert str(file.resolve()) in caplog.text and source.sha256 in caplog.text
+    with caplog.at_level(logging.INFO):
+        load_source(str(file), "key")
+        assert len(caplog.records) == 1, "once"
+        file.write_text("ANSWER = 43\n")
+        load_source(str(file), "key")
+    assert len(caplog.records) == 2, "another file under the same name"
 
 
 def test_what_runs_is_what_was_hashed(tmp_path: Path) -> None:

@@ -88,3 +88,15 @@ def test_state_survives_json(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_window_too_short_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"uae.reward.tripwire_window: must be at least 3"):
         Tripwire({}, 2)
+
+
+def test_a_loaded_state_replaces_what_was_seen() -> None:
+    wire, used = Tripwire({"ssim": True}, 3), Tripwire({"ssim": True, "gone": True}, 3)
+    wire.update(0.5, {"ssim": 0.5})
+    for step in range(3):
+        used.update(0.1 * step, {"ssim": -0.1 * step, "gone": -0.1 * step})
+    used.load_state_dict(wire.state_dict())
+    assert used.state_dict() == {"pairs": {"ssim": [[0.5, 0.5]], "gone": []}, "warned": []}
+    other = Tripwire({"ssim": True}, 3)
+    other.load_state_dict({"pairs": {}, "warned": ["ssim", "gone"]})
+    assert other.state_dict()["warned"] == ["ssim"]

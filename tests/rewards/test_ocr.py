@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -24,10 +26,25 @@ def test_text_that_comes_back_whole_changed_in_part_and_not_at_all(to_batch) -> 
 
 def test_a_source_without_text_is_neutral_and_read_once(example, to_batch, monkeypatch: pytest.MonkeyPatch) -> None:
     module, seen = example("ocr"), []
-    module.read_text.cache_clear()
+    module.read_source.cache_clear()
     read = module.reader("rapidocr").read
     monkeypatch.setattr(module.reader("rapidocr"), "read", lambda image: seen.append(1) or read(image), raising=False)
     params = {"path": str(ROOT / "rewards/ocr.py"), "reward_kwargs": {"without_text": 0.5}}
     drawn = [BLANK, write_picture(["TEXT"])]
     records = RewardScorer([("custom", 1.0, params)]).score(to_batch([BLANK] * 2, drawn))
     assert [record.value for record in records] == [0.5, 0.5] and len(seen) == 1
+
+
+def test_what_is_kept_is_bounded_and_holds_no_reconstruction(example, to_batch, tmp_path: Path) -> None:
+    """No reconstruction comes back, and a cache of pictures is memory of every rank."""
+    module = example("ocr")
+    (tmp_path / "engine.py").write_text(
+        "class Reader:\n    def read(self, image):\n        return [(f'word {image.getpixel((0, 0))[0]}', 1.0)]\n"
+    )
+    module.read_source.cache_clear()
+    sources = [Image.new("RGB", (8, 8), (shade,) * 3) for shade in range(100)]
+    params = {"path": str(ROOT / "rewards/ocr.py"), "reward_kwargs": {"engine": f"{tmp_path}/engine.py:Reader"}}
+    drawn = [Image.new("RGB", (8, 8), (200 - shade,) * 3) for shade in range(100)]
+    RewardScorer([("custom", 1.0, params)]).score(to_batch(sources, drawn))
+    info = module.read_source.cache_info()
+    assert (info.misses, info.currsize) == (100, 64) and info.currsize * 3 * 1024**2 <= 200 * 2**20

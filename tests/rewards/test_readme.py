@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_the_settings_of_the_tour_are_possible(
     from verl_uae.reward.build import term_specs
 
     monkeypatch.chdir(tour)
-    (command,), (terms,) = _blocks("bash"), _blocks("yaml")
+    (command, _), (terms,) = _blocks("bash"), _blocks("yaml")
     words = command.replace("\\\n", " ").replace("UAE_HOME", str(tiny_models)).split()
     config = compose(*[word for word in words if "=" in word])
     validate(config)
@@ -75,6 +76,21 @@ def test_the_settings_of_the_tour_are_possible(
     with pytest.raises(ConfigError) as caught:
         validate(config)
     assert caught.value.key == quoted[1] and f"my_reward.py: {quoted[2]}" in str(caught.value)
+
+
+def test_the_server_of_the_tour_can_be_reached_from_another_machine(tour: Path) -> None:
+    (tour / "token").write_text("0123456789abcdef" * 2)
+    _, serve = _blocks("bash")
+    program, *words = shlex.split(serve)
+    assert program == "verl-uae"
+    # Two runs of the tests may share a machine.
+    command = [sys.executable, "-m", "verl_uae.cli", *words, "--port", "0"]
+    with subprocess.Popen(command, cwd=tour, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline()
+        process.kill()
+        _, complaints = process.communicate()
+    assert address.startswith("http://0.0.0.0:"), complaints
 
 
 def test_a_function_of_verls_signature(tour: Path, make_pictures: RewardBatch) -> None:

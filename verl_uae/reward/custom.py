@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.function import UNBOUNDED, Declaration, declaration_of, declared_functions, taken_arguments
 from verl_uae.reward.function_term import COROUTINE_SHARE, FunctionTerm, announce, to_pil
+from verl_uae.reward.params import check_arguments
 from verl_uae.reward.source import Source, load_source
 from verl_uae.reward.term import Scale
 
@@ -70,11 +70,7 @@ class CustomReward(FunctionTerm):
     @classmethod
     def check_params(cls, params: Mapping[str, Any], key: str) -> None:
         """Load the file and refuse what cannot be called; see :class:`CustomReward`."""
-        signature = inspect.signature(cls)
-        try:
-            signature.bind(**params)
-        except TypeError as error:
-            raise ConfigError(key, f"{error}; {cls.__name__} takes {signature}") from error
+        check_arguments(cls, params, key)
         cls(**{**params, "key": key})
 
     @classmethod

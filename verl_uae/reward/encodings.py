@@ -141,7 +141,7 @@ class Encodings:
             self.counters.source_misses += found is None
         if found is None:
             outputs = self._forward(term, batch.source_B3HW[index : index + 1], self._groups[term.settings].modes)
-            found = {mode: tuple(stage.detach().cpu() for stage in stages) for mode, stages in outputs.items()}
+            found = {mode: tuple(_kept(stage) for stage in stages) for mode, stages in outputs.items()}
             with self._lock:
                 self._cache.put(key, found)
         return found[term.mode]
@@ -200,6 +200,11 @@ def picture_digest(image_3HW: Tensor) -> bytes:
     """SHA-256 of a picture's shape and values."""
     array: Any = image_3HW.detach().to("cpu", torch.float32).contiguous().numpy()
     return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).digest()
+
+
+def _kept(stage: Tensor) -> Tensor:
+    # A class token is a view of all tokens: without a copy the cache would hold them all and count one.
+    return stage.detach().to("cpu", copy=True)
 
 
 def _size(outputs: Outputs) -> int:

@@ -218,12 +218,19 @@ def to_pil(image_3HW: Tensor) -> Image.Image:
     return Image.fromarray(levels_HW3.cpu().numpy(), mode="RGB")
 
 
+def own_copy(value: Any) -> Any:
+    """A data row that a function may change: its mappings and lists are new, what they hold is not."""
+    if isinstance(value, Mapping):
+        return {key: own_copy(entry) for key, entry in value.items()}
+    return [own_copy(entry) for entry in value] if isinstance(value, list) else value
+
+
 def _read(batch: RewardBatch, part: str, index: int) -> Any:
     """A sample's picture, caption or row, for a function that may change what it is given."""
     if part in ("source", "reconstruction"):
         return to_pil(batch.source_B3HW[index] if part == "source" else batch.reconstruction_B3HW[index])
     values: Any = batch.captions if part == "caption" else batch.rows
-    return values[index] if part == "caption" else dict(values[index])
+    return values[index] if part == "caption" else own_copy(values[index])
 
 
 def _verl_arguments(batch: RewardBatch, index: int) -> dict[str, Any]:

@@ -8,16 +8,13 @@ reconstructions that the ranks send along as 8-bit pictures.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from verl_uae.reward.record import RewardRecord
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.sample import RewardBatch
-from verl_uae.reward.scorer import RewardScorer, TermSpec
-
-logger = logging.getLogger(__name__)
+from verl_uae.reward.scorer import RewardScorer, TermSpec, warn_of_held_out
 
 
 def is_groupwise(spec: TermSpec) -> bool:
@@ -56,7 +53,7 @@ class GroupScorer:
     def _build(spec: TermSpec, held_out: bool, timeout_s: float) -> _Part:
         label = spec.label or spec.name
         alone = TermSpec(name=spec.name, params=spec.params, label=label, floor=spec.floor, key=spec.key)
-        sign = 1.0 if get_reward(spec.name, spec.key).higher_is_better else -1.0
+        sign = 1.0 if get_reward(spec.name, spec.key).value_scale(spec.params).higher_is_better else -1.0
         return _Part(
             label, 0.0 if held_out else sign * spec.weight, held_out, RewardScorer([alone], timeout_s=timeout_s)
         )
@@ -76,7 +73,10 @@ class GroupScorer:
             alive = [index for index, record in enumerate(found) if record.ok]
             if not alive:
                 break
-            for index, record in zip(alive, part.scorer.score(batch.take(alive)), strict=True):
+            scored = part.scorer.score(batch.take(alive))
+            if part.held_out:
+                warn_of_held_out(scored)
+            for index, record in zip(alive, scored, strict=True):
                 found[index] = _add(found[index], record, part)
         return found
 
@@ -89,6 +89,5 @@ def _add(record: RewardRecord, found: RewardRecord, part: _Part) -> RewardRecord
         value = record.value + part.factor * found.terms[part.label]
         return RewardRecord(value, record.status, terms, seconds)
     if part.held_out:
-        logger.warning("held-out reward %s: %s", found.status, found.reason)
         return record
     return RewardRecord(None, found.status, record.terms, seconds, found.reason)

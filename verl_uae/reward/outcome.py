@@ -16,6 +16,9 @@ from verl_uae.reward.record import RewardRecord, Status
 #: Rounding a bounded value may do past its bound, relative to the width of the bounds.
 BOUND_TOLERANCE = 1e-6
 
+#: Largest magnitude of a value: advantages are fp32, which ends at 3.4e38, and running statistics take squares.
+LARGEST = 1e30
+
 
 class WrongAnswerError(Exception):
     """A term answered, but not with one outcome per sample."""
@@ -50,7 +53,7 @@ def as_number(raw: object) -> float | None:
 
 
 def as_record(label: str, raw: object, bounds: tuple[float, float], seconds: float = 0.0) -> RewardRecord:
-    """One sample's outcome as a record: OK when it is a finite number inside ``bounds``, else INVALID.
+    """One sample's outcome as a record: OK when it is a number inside ``bounds`` and :data:`LARGEST`, else INVALID.
 
     A value that is past a bound by rounding only is set to that bound.
     """
@@ -64,6 +67,9 @@ def as_record(label: str, raw: object, bounds: tuple[float, float], seconds: flo
         return RewardRecord.failed(Status.INVALID, f"{label}: returned {describe(raw)}, not a number", seconds)
     if not math.isfinite(number):
         return RewardRecord.failed(Status.INVALID, f"{label}: returned {number}", seconds)
+    if abs(number) > LARGEST:
+        reason = f"{label}: returned {number:g}, of a magnitude above {LARGEST:g}"
+        return RewardRecord.failed(Status.INVALID, reason, seconds)
     low, high = bounds
     slack = BOUND_TOLERANCE * (high - low) if math.isfinite(high - low) else 0.0
     if not low - slack <= number <= high + slack:

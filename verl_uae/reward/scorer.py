@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from verl_uae.errors import ConfigError, RewardError
 from verl_uae.reward.deadline import Guard
 from verl_uae.reward.encodings import Counters, Encodings
 from verl_uae.reward.isolate import Slots, fill_failed, score_chunked, score_whole
-from verl_uae.reward.outcome import describe_error
+from verl_uae.reward.outcome import LARGEST, describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.sample import Origin, RewardBatch, Scoring
@@ -178,6 +179,7 @@ class RewardScorer:
         healthy = [i for i, found in parts.items() if all(r.ok for r in found.values())]
         for entry in self._watched:
             self._run(entry, batch, parts, healthy)
+            warn_of_held_out(parts[index][entry.label] for index in healthy)
         return [settled[i] if i in settled else self._combine(parts[i]) for i in range(len(batch))]
 
     def _build(self, spec: TermSpec, key: str) -> _Entry:
@@ -231,8 +233,6 @@ class RewardScorer:
             if record.value is not None:
                 terms[label] = record.value
                 terms.update({f"{label}/{name}": value for name, value in record.terms.items()})
-            elif label in self.held_out_labels:
-                logger.warning("held-out reward %s: %s", record.status, record.reason)
         value = 0.0
         for entry in self._summed:
             outcome = found.get(entry.label)
@@ -240,9 +240,18 @@ class RewardScorer:
                 failed = next(record for record in found.values() if not record.ok)
                 return RewardRecord(None, failed.status, terms, seconds, failed.reason)
             value += entry.factor * outcome.value
-        if not math.isfinite(value):
-            return RewardRecord(None, Status.INVALID, terms, seconds, "the weighted sum of the terms is not finite")
+        if not abs(value) <= LARGEST:
+            reason = f"the weighted sum of the terms is {value:g}, of a magnitude above {LARGEST:g}"
+            return RewardRecord(None, Status.INVALID, terms, seconds, reason)
         return RewardRecord(value, Status.OK, terms, seconds)
+
+
+def warn_of_held_out(records: Iterable[RewardRecord]) -> None:
+    """Log for how many samples a held-out term has no value, and the commonest reasons; nothing else tells of it."""
+    lost = Counter(f"{record.status}: {record.reason}" for record in records if not record.ok)
+    if lost:
+        reasons = "; ".join(f"{count} x {text}" for text, count in lost.most_common(3))
+        logger.warning("a held-out reward is missing for %d samples (%s)", lost.total(), reasons)
 
 
 def check_specs(
@@ -257,13 +266,18 @@ def check_specs(
         timeout_s: seconds the scorer will give a term.
 
     Raises:
-        ConfigError: no term, weights that sum to 0, a label used twice, an unknown name, impossible parameters.
+        ConfigError: no term, weights that sum to 0, a label used twice or with a slash, an unknown name, impossible
+            parameters.
     """
     _check_weights(summed, key)
     labels = [spec.label or spec.name for spec in (*summed, *watched)]
     doubled = sorted({label for label in labels if labels.count(label) > 1})
     if doubled:
         raise ConfigError(key, f"labels {doubled} are used twice; give each use of a term a label of its own")
+    divided = sorted(label for label in labels if "/" in label)
+    if divided:
+        # Such a label could be that of a number which another term logs beside its value.
+        raise ConfigError(key, f"labels {divided} contain '/', which divides a term from what it logs")
     for part, specs in (("terms", summed), ("held_out", watched)):
         for index, spec in enumerate(specs):
             place = spec.key or f"{key}.{part}[{index}]"

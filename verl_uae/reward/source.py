@@ -10,6 +10,7 @@ the machine may rewrite. Nothing here makes a malicious file safe.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.abc
@@ -64,8 +65,14 @@ def load_source(reference: str, key: str) -> Source:
         source = _load_file(reference, key)
     else:
         source = _load_package(reference, key)
-    logger.info("loaded user code %s (sha256 %s)", source.path, source.sha256 or "unknown: no file")
+    _announce(source.path, source.sha256)
     return source
+
+
+@functools.cache
+def _announce(path: str, sha256: str) -> None:
+    # Once a process: a term is checked, asked for its bounds and built.
+    logger.info("loaded user code %s (sha256 %s)", path, sha256 or "unknown: no file")
 
 
 class _BytesLoader(importlib.abc.SourceLoader):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Guard
 from verl_uae.reward.encodings import Encodings
+from verl_uae.reward.params import check_arguments
 from verl_uae.reward.sample import RewardBatch
 
 #: What a term may ask for in ``needs``.
@@ -79,11 +78,7 @@ class RewardTerm(ABC):
         Raises:
             ConfigError: naming what does not fit.
         """
-        signature = inspect.signature(cls)
-        try:
-            signature.bind(**params)
-        except TypeError as error:
-            raise ConfigError(key, f"{error}; {cls.__name__} takes {signature}") from error
+        check_arguments(cls, params, key)
         if cls.model_free:
             cls(**params)
 

@@ -10,6 +10,7 @@ import torch
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardScorer
 from verl_uae.reward.terms.caption import CaptionLength, Repetition, length_band, repeated_share, words_of
+from verl_uae.reward.terms.ocr import text_words
 
 
 def test_words() -> None:
@@ -17,6 +18,25 @@ def test_words() -> None:
         "a", "man's", "red", "blue", "hat", "3", "cats", "here", "\u00e9t\u00e9",
     ]  # fmt: skip
     assert words_of(" ... ") == []
+
+
+@pytest.mark.parametrize(
+    ("caption", "count"),
+    [
+        # Hindi
+        ("\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902 \u090f\u0915 \u0932\u093e\u0932", 4),
+        ("\u0645\u064f\u062f\u064e\u0631\u0651\u0650\u0633", 1),  # Arabic with vowel signs
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", 1),  # Persian, two parts joined
+        ("re\u0301sume\u0301s of l\u2019e\u0301te\u0301", 3),  # decomposed accents
+        ("\u0130stanbul", 1),  # small letters have a mark here
+        ("\u2764\ufe0f love \u0301", 1),  # a mark alone is no word
+    ],
+)
+def test_marks_belong_to_their_word(caption: str, count: int) -> None:
+    assert len(words_of(caption)) == count
+    # An apostrophe parts the words of a sign, which are compared letter by letter.
+    assert len(text_words(caption)) == count + caption.count("\u2019")
+    assert "".join(words_of(caption)) in caption.lower().replace(" ", "")
 
 
 def test_length_band_is_the_trapezoid() -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward import RewardScorer
+from verl_uae.reward import RewardScorer, TermSpec
 from verl_uae.reward.terms.clip import CLIP_MEAN, CLIP_STD, ClipPreprocess, ClipSimilarity
 
 SIZES = [28, 32, 30, 9, 1, (50, 40), (31, 77), (100, 35)]
@@ -139,3 +139,32 @@ def test_unsafe_or_absent_models_are_refused(tiny_clip: Path, tmp_path: Path) ->
         ClipSimilarity(str(tiny_clip), mode="cls")
     with pytest.raises(ConfigError, match="dtype"):
         ClipSimilarity(str(tiny_clip), dtype="int8")
+
+
+def test_two_models_in_one_scorer_are_not_mixed_up(make_batch, tiny_clip: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_clip, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: weight.flip(0) for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    params = [{"model": str(folder)} for folder in (tiny_clip, other)]
+    batch = make_batch(3)
+    alone = [[record.value for record in RewardScorer([("clip", 1.0, given)]).score(batch)] for given in params]
+    both = [TermSpec(name="clip", params=given, label=label) for given, label in zip(params, "ab", strict=True)]
+    found = RewardScorer(both).score(batch)
+    assert [[record.terms[label] for record in found] for label in "ab"] == alone and alone[0] != alone[1]
+
+
+def test_a_network_is_shared_for_one_revision_and_dtype_alone(tiny_clip: Path) -> None:
+    # A folder has no revisions; what is shared must not depend on that.
+    variants = [{}, {"revision": "a"}, {"revision": "b"}, {"dtype": "bfloat16"}]
+    assert len({ClipSimilarity(str(tiny_clip), **given).settings for given in variants}) == 4
+    assert ClipSimilarity(str(tiny_clip), mode="maps").settings == ClipSimilarity(str(tiny_clip)).settings
+
+
+def test_outputs_nobody_asked_for_are_not_kept(make_batch, tiny_clip: Path) -> None:
+    """Patch tokens are some hundred times as large as what is pooled, and would fill the cache."""
+    term, images = ClipSimilarity(str(tiny_clip)), make_batch(1).source_B3HW
+    for modes in ({"pooled"}, {"maps"}, {"pooled", "maps"}):
+        assert set(term.outputs(images, modes)) == modes

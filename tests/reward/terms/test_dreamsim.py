@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.reward.terms.golden_dreamsim import FILE, VARIANTS, merged_state, metadata, oblong, pictures
 from verl_uae.errors import ConfigError
-from verl_uae.reward import RewardBatch, RewardScorer, get_reward
+from verl_uae.reward import RewardBatch, RewardScorer, TermSpec, get_reward
 from verl_uae.reward.terms.dreamsim import Dreamsim, dreamsim_distance
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
@@ -113,3 +113,9 @@ def test_what_is_not_the_published_weights_is_refused(files: dict[str, Path], tm
     save_file(state, tmp_path / "plain.safetensors")
     with pytest.raises(ConfigError, match="known are"):
         Dreamsim(str(tmp_path / "plain.safetensors"))
+
+
+def test_two_files_are_two_networks(files: dict[str, Path]) -> None:
+    one, other = ({"weights": str(files[name])} for name in ("dino_vitb16", "open_clip_vitb32"))
+    scorer = RewardScorer([("dreamsim", 1.0, one), TermSpec(name="dreamsim", params=other, label="other")])
+    assert scorer._summed[0].term.model is not scorer._summed[1].term.model

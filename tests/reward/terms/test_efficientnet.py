@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward import RewardScorer
+from verl_uae.reward import RewardScorer, TermSpec
 from verl_uae.reward.terms import efficientnet
 from verl_uae.reward.terms.efficientnet import EfficientNetLite0, load_efficientnet_lite0, preprocess
 
@@ -118,3 +118,11 @@ def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for params in ({"mode": "mean"}, {"image_size": 16}):
         with pytest.raises(ConfigError, match="efficientnet_lite0"):
             EfficientNetLite0(**params)
+
+
+def test_two_sizes_in_one_scorer_are_not_mixed_up(make_batch) -> None:
+    batch, sizes = make_batch(2, size=32), (32, 64)
+    terms = [TermSpec(name="efficientnet_lite0", params={"image_size": size}, label=f"at{size}") for size in sizes]
+    alone = [[record.value for record in RewardScorer([term]).score(batch)] for term in terms]
+    both = RewardScorer(terms, source_cache_bytes=0).score(batch)
+    assert [[record.terms[f"at{size}"] for record in both] for size in sizes] == alone and alone[0] != alone[1]

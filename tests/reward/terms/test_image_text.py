@@ -59,3 +59,13 @@ def test_a_model_without_tokenizer_is_refused(tiny_clip: Path, tmp_path: Path) -
         shutil.copy(tiny_clip / name, tmp_path / name)
     with pytest.raises(ConfigError, match=r"image_text_clip.model: .* no CLIP tokenizer"):
         ImageTextClip(str(tmp_path))
+
+
+def test_the_shape_does_not_depend_on_the_other_captions(tiny_clip: Path) -> None:
+    term, seen = ImageTextClip(str(tiny_clip)), []
+    term.text_model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    with torch.no_grad():
+        term.embed_texts(["a"]), term.embed_texts(["a b c d e f g h i j k"])
+    assert seen == [(1, 8), (1, 8)]

@@ -83,6 +83,12 @@ def test_recall_in_special_cases() -> None:
     assert word_recall(["stop"], "", 0.5) == word_recall(["stop"], "...", 0.5) == 0.0
 
 
+def test_a_word_is_found_in_a_longer_run_of_words() -> None:
+    """8 of the run's 10 letters; a run of more than 8 / 0.75 letters cannot be similar enough."""
+    assert word_recall(["abcdefgh"], "abcd efghij", 0.75) == pytest.approx(0.8)
+    assert word_recall(["abcdefgh"], "abcd efghijk", 0.75) == 0.0
+
+
 def test_captions_that_state_all_half_and_none_of_the_text() -> None:
     picture = write_picture(["WELCOME", "Bakery"])
     captions = ["A sign: 'Welcome', below it 'BAKERY'.", "A white sign of a bakery.", "A white sign with black text."]

@@ -88,6 +88,20 @@ def test_the_source_of_a_group_is_encoded_once_and_alone(make_batch, backbones, 
     assert len(set(found.tolist())) == 5 and torch.allclose(found, alone, atol=2e-5)
 
 
+def test_pictures_that_differ_in_one_pixel_are_two_pictures() -> None:
+    images = torch.zeros(4, 3, 4, 4)
+    images[1:, 1, 2, 3], images[3, 0, 0, 0] = 0.5, 1.0
+    (found,) = perceptual.each_picture_once(lambda x: [x.flatten(1).sum(dim=1)], images)
+    assert found.tolist() == [0.0, 0.5, 0.5, 1.5]
+
+
+def test_pooling_of_nothing_has_a_finite_gradient() -> None:
+    """Where a layer is 0 the root is taken of 0."""
+    images = torch.zeros(1, 3, 8, 8, requires_grad=True)
+    perceptual.HannPool()(images).sum().backward()
+    assert images.grad is not None and torch.isfinite(images.grad).all()
+
+
 def test_in_the_scorer_and_differentiable(make_batch, backbones) -> None:
     batch = make_batch(3, size=32)
     batch.reconstruction_B3HW[0] = batch.source_B3HW[0]

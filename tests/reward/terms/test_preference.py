@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from verl_uae.errors import ConfigError, RewardError
-from verl_uae.reward import RewardBatch, RewardScorer
+from verl_uae.reward import RewardBatch, RewardScorer, TermSpec
 from verl_uae.reward.terms.preference import comparisons
 
 HEADER = "import asyncio, time\n"
@@ -82,6 +82,14 @@ def test_failed_comparisons_cost_themselves(tmp_path: Path) -> None:
     assert bad.value is None and bad.status == "error" and "ValueError: no" in (bad.reason or "")
 
 
+def test_without_any_comparison_the_reason_is_that_of_the_first(tmp_path: Path) -> None:
+    body = "raise ValueError(f'{first_caption} or {second_caption}')"
+    scorer = RewardScorer([("preference", 1.0, {"path": judge(tmp_path, body), "num_threads": 1})])
+    reasons = [record.reason or "" for record in scorer.score(make_batch(SHADES[:3], ["a"] * 3))]
+    firsts = ["shade 0.1 or shade 0.9", "shade 0.1 or shade 0.9", "shade 0.1 or shade 0.5"]
+    assert all(first in reason for first, reason in zip(firsts, reasons, strict=True))
+
+
 @pytest.mark.parametrize("answer", ["None", "'A'", "float('nan')", "1.5", "-0.1", "[1]"])
 def test_no_probability_is_invalid(tmp_path: Path, answer: str) -> None:
     scorer = RewardScorer([("preference", 1.0, {"path": judge(tmp_path, f"return {answer}")})])
@@ -117,6 +125,21 @@ def test_parameters_and_the_row_reach_the_judge(tmp_path: Path) -> None:
     params = {"name": "choose", "params": {"wanted": "shade 0.5"}, "both_orders": False, "opponents": 1}
     found = values(path, make_batch(SHADES[:3], ["a"] * 3), **params)
     assert found[2] is not None and found[2] > max(found[0] or 0, found[1] or 0)
+
+
+def test_a_judge_has_a_row_of_its_own(tmp_path: Path) -> None:
+    batch = make_batch(SHADES, ["a"] * 5)
+    path = judge(tmp_path, f"row['extra_info'].pop('index')\n    {DARKER}")
+    assert values(path, batch) == values(judge(tmp_path, DARKER), batch)
+    assert batch.rows is not None and all("index" in row["extra_info"] for row in batch.rows)
+
+
+def test_reasons_name_the_label(tmp_path: Path) -> None:
+    """Two judges of one run are told apart by it."""
+    for body, groups in (("raise ValueError('no')", "aa"), ("return None", "aa"), ("return 1.0", "ab")):
+        spec = TermSpec(name="preference", params={"path": judge(tmp_path, body)}, label="strict judge")
+        for record in RewardScorer([spec]).score(make_batch(SHADES[:2], list(groups))):
+            assert (record.reason or "").startswith("strict judge: ")
 
 
 def test_impossible_settings_are_refused_before_anything_runs(tmp_path: Path, caplog) -> None:

@@ -33,6 +33,16 @@ def test_a_long_picture_is_cut_in_the_centre_and_a_small_one_padded() -> None:
     assert torch.equal(wide[0, 0], torch.nn.functional.pad(torch.ones(2, 2), (1, 1, 1, 1)))
 
 
+def test_an_odd_border_is_that_of_the_stock_processor(make_batch) -> None:
+    from transformers import CLIPImageProcessor
+
+    stock = CLIPImageProcessor(size={"shortest_edge": 21}, crop_size={"height": 28, "width": 28})
+    ours = Preprocess(resize=21, crop=(28, 28), mean=tuple(stock.image_mean), std=tuple(stock.image_std))
+    levels = (make_batch(1, size=(21, 24)).source_B3HW * 255.0).round()
+    expected = stock(images=[levels[0].byte()], return_tensors="pt")["pixel_values"]
+    assert torch.allclose(ours(levels / 255.0), expected, atol=1e-5)
+
+
 def test_settings_of_a_file() -> None:
     assert processing_of_config(STOCK, {}, "k", "x", STEPS) == STOCK
     assert processing_of_config(CUT, {"size": None, "resample": None, "crop_size": None}, "k", "x", STEPS) == CUT
@@ -43,7 +53,10 @@ def test_settings_of_a_file() -> None:
     assert processing_of_config(STOCK, {"do_center_crop": True, "crop_size": 5}, "k", "x", STEPS).crop == (5, 5)
 
 
-@pytest.mark.parametrize("config", [{"do_rescale": False}, {"resample": 0}, {"resample": 1}, {"rescale_factor": 1.0}])
+@pytest.mark.parametrize(
+    "config",
+    [{"do_rescale": False}, {"resample": 0}, {"resample": 1}, {"rescale_factor": 1.0}, {"size": {"longest_edge": 9}}],
+)
 def test_another_processor_is_refused(config) -> None:
     with pytest.raises(ConfigError, match="k: image processor"):
         processing_of_config(STOCK, config, "k", "x", STEPS)

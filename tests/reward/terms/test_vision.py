@@ -77,6 +77,16 @@ def test_preprocess_against_the_stock_processor(make_batch, folders, name: str, 
         assert statistic((found - expected).abs()).item() < level
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cache_holds_no_more_memory_than_it_counts(make_batch, folders, name: str) -> None:
+    """DINO's class token is a view of all tokens."""
+    scorer = RewardScorer([(name, 1.0, {"model": str(folders[name])})], source_cache_bytes=2**20)
+    scorer.score(make_batch(2))
+    cache = scorer._encodings._cache
+    stages = [stage for entry in cache._entries.values() for stages in entry.values() for stage in stages]
+    assert len(stages) == 2 and sum(stage.untyped_storage().nbytes() for stage in stages) == cache.bytes
+
+
 def _tokens(name: str, folder: Path, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Pooled vector and patch tokens from the whole model as transformers' AutoModel loads it."""
     from transformers import AutoModel
@@ -148,6 +158,21 @@ def test_other_or_absent_models_are_refused(folders, tmp_path: Path, name: str) 
     for params in ({"mode": "cls"}, {"dtype": "int8"}):
         with pytest.raises(ConfigError, match=rf"uae.reward.terms.{name}.{next(iter(params))}"):
             get_reward(name)(model=str(folders[name]), **params)
+
+
+def test_relatives_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    """Registers would be dropped without a word."""
+    import transformers as t
+
+    naflex = {**TOWER, "patch_size": 7, "num_patches": 16}
+    models = {
+        "dinov2": t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**TOWER, image_size=28, patch_size=7)),
+        "siglip2": t.Siglip2VisionModel(t.Siglip2VisionConfig(**naflex)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        with pytest.raises(ConfigError, match=rf"uae.reward.terms.{name}.model"):
+            get_reward(name)(model=str(tmp_path / name))
 
 
 def test_pooled_needs_the_pooling_head(folders, tmp_path: Path) -> None:

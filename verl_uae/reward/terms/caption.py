@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Terms of the caption alone: no picture is looked at.
 
-Words are runs of letters, digits and apostrophes; a language without spaces between words needs terms of its own.
+Words are runs of letters with their combining marks, digits and apostrophes; a language without spaces between words
+needs terms of its own.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 
 import torch
 from torch import Tensor
@@ -17,12 +19,29 @@ from verl_uae.errors import ConfigError
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import RewardTerm
 
-_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+#: What stands for every combining mark while words are looked for.
+MARK = "\u0300"
+#: Joiners belong to the word they are in, as in Persian.
+_JOINERS = "\u200c\u200d"
+
+_LETTERS = rf"(?:[^\W_]{MARK}*)+"
+_WORD = re.compile(rf"{_LETTERS}(?:['\u2019]{_LETTERS})*")
 
 
 def words_of(caption: str) -> list[str]:
     """Words of a caption in lower case, in order."""
-    return _WORD.findall(caption.lower())
+    return find_words(_WORD, caption.lower())
+
+
+def find_words(pattern: re.Pattern[str], text: str) -> list[str]:
+    """Parts of a text that match a pattern in which :data:`MARK` is any combining mark.
+
+    The vowel signs of Hindi and Arabic are marks, and to ``re`` a mark is no part of a word.
+    """
+    if text.isascii():
+        return pattern.findall(text)
+    alike = "".join(MARK if c in _JOINERS or unicodedata.category(c).startswith("M") else c for c in text)
+    return [text[found.start() : found.end()] for found in pattern.finditer(alike)]
 
 
 def length_band(count: int, low: int, high: int, fall: float) -> float:

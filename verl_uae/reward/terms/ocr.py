@@ -24,10 +24,11 @@ from verl_uae.reward.function_term import to_pil
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import RewardTerm
+from verl_uae.reward.terms.caption import MARK, find_words
 from verl_uae.reward.terms.ocr_engine import BUILT_IN, TextReader, check_engine, load_engine
 
 #: An ideograph or kana stands for itself: such text has no spaces, so it has no words to compare.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+_WORD = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff]|(?:[^\W_\u3040-\u30ff\u3400-\u9fff]{MARK}*)+")
 
 #: Pictures whose text is remembered by each rank. Our choice: some hundred bytes each.
 CACHED_PICTURES = 65536
@@ -35,7 +36,7 @@ CACHED_PICTURES = 65536
 
 def text_words(text: str) -> list[str]:
     """Words of a text: compatibility forms and case folded (NFKC), punctuation dropped, CJK one character each."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return find_words(_WORD, unicodedata.normalize("NFKC", text).casefold())
 
 
 def legible_words(lines: Iterable[tuple[str, float]], min_confidence: float, min_length: int) -> list[str]:

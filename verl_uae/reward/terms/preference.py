@@ -22,16 +22,15 @@ import torch
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Call, Guard
-from verl_uae.reward.function_term import COROUTINE_SHARE, LateError, to_pil, within
+from verl_uae.reward.function_term import COROUTINE_SHARE, LateError, own_copy, to_pil, within
 from verl_uae.reward.outcome import as_number, describe, describe_error
+from verl_uae.reward.params import check_arguments
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.source import load_source
 from verl_uae.reward.term import RewardTerm, TermContext
 
 logger = logging.getLogger(__name__)
-
-LABEL = "preference"
 
 #: The arguments of a comparison, all by keyword.
 ARGUMENTS = ("source", "first", "second", "first_caption", "second_caption", "row")
@@ -59,7 +58,8 @@ class Preference(RewardTerm):
         path: file, ``pkg://`` module or dotted module; see :func:`verl_uae.reward.source.load_source`.
         name: function in it.
         params: extra keyword arguments, passed on unchanged.
-        opponents: members each one is compared with: this many after it, around the group; None: all others.
+        opponents: pairs for each member: with this many after it, around the group, so that each is compared with twice
+            as many at most; None: all pairs.
         both_orders: ask about every pair in both orders, so that a preference for the first place cancels. Twice the
             calls: n (n - 1) for a whole group of n.
         num_threads: calls in flight. 1 for a function that is not thread-safe.
@@ -93,6 +93,7 @@ class Preference(RewardTerm):
         self.opponents = opponents
         self.both_orders = both_orders
         self.num_threads = num_threads
+        self.label = "preference"
         self.guard = Guard()
         self._params = dict(params or {})
         self._function = _load_function(path, name, self._params, key)
@@ -100,15 +101,13 @@ class Preference(RewardTerm):
     @classmethod
     def check_params(cls, params: Mapping[str, Any], key: str) -> None:
         """Load the file and refuse what cannot be called; see :class:`Preference`."""
-        try:
-            inspect.signature(cls).bind(**params)
-        except TypeError as error:
-            raise ConfigError(key, f"{error}; {cls.__name__} takes {inspect.signature(cls)}") from error
+        check_arguments(cls, params, key)
         cls(**{**params, "key": key})
 
     def setup(self, context: TermContext) -> None:
-        """Take over the scorer's timeout."""
+        """Take over the scorer's timeout, and the label for reasons."""
         self.guard = context.guard
+        self.label = context.label or self.label
 
     def score(self, batch: RewardBatch) -> list[RewardRecord]:
         """Compare within every group; never raises for a sample.
@@ -119,7 +118,7 @@ class Preference(RewardTerm):
         assert batch.groups is not None
         asked = comparisons(batch.groups, self.opponents, self.both_orders)
         calls = [functools.partial(self._call, batch, comparison) for comparison in asked]
-        answers = [self._probability(call) for call in self.guard.map(LABEL, calls, self.num_threads)]
+        answers = [self._probability(call) for call in self.guard.map(self.label, calls, self.num_threads)]
         won: list[list[float]] = [[] for _ in range(len(batch))]
         lost: list[RewardRecord | None] = [None] * len(batch)
         for comparison, answer in zip(asked, answers, strict=True):
@@ -128,7 +127,7 @@ class Preference(RewardTerm):
                     lost[index] = lost[index] or answer
                 else:
                     won[index].append(1.0 - answer if flip else answer)
-        return [_value(*found) for found in zip(won, lost, strict=True)]
+        return [self._value(*found) for found in zip(won, lost, strict=True)]
 
     def _call(self, batch: RewardBatch, comparison: Comparison) -> object:
         assert batch.captions is not None and batch.rows is not None
@@ -140,7 +139,7 @@ class Preference(RewardTerm):
                 second=to_pil(batch.reconstruction_B3HW[second]),
                 first_caption=batch.captions[first],
                 second_caption=batch.captions[second],
-                row=batch.rows[first],
+                row=own_copy(batch.rows[first]),
                 **self._params,
             )
             if inspect.isawaitable(result):
@@ -149,13 +148,20 @@ class Preference(RewardTerm):
 
     def _probability(self, call: Call[object]) -> float | RewardRecord:
         if call.timed_out or isinstance(call.error, LateError):
-            return RewardRecord.failed(Status.TIMEOUT, f"{LABEL}: no answer within {self.guard.timeout_s:g} s")
+            return RewardRecord.failed(Status.TIMEOUT, f"{self.label}: no answer within {self.guard.timeout_s:g} s")
         if call.error is not None:
-            return RewardRecord.failed(Status.ERROR, f"{LABEL}: {describe_error(call.error)}")
+            return RewardRecord.failed(Status.ERROR, f"{self.label}: {describe_error(call.error)}")
         number = float(call.value) if isinstance(call.value, bool) else as_number(call.value)
         if number is None or not (math.isfinite(number) and 0.0 <= number <= 1.0):
-            return RewardRecord.failed(Status.INVALID, f"{LABEL}: {describe(call.value)} is no probability in [0, 1]")
+            return RewardRecord.failed(
+                Status.INVALID, f"{self.label}: {describe(call.value)} is no probability in [0, 1]"
+            )
         return number
+
+    def _value(self, won: Sequence[float], lost: RewardRecord | None) -> RewardRecord:
+        if won:
+            return RewardRecord(math.fsum(won) / len(won), Status.OK)
+        return lost or RewardRecord.failed(Status.INVALID, f"{self.label}: no other member of the group has a picture")
 
 
 def comparisons(groups: Sequence[str], opponents: int | None, both_orders: bool) -> list[Comparison]:
@@ -183,12 +189,6 @@ def comparisons(groups: Sequence[str], opponents: int | None, both_orders: bool)
             if both_orders:
                 asked.append(Comparison(indices[second], indices[first]))
     return asked
-
-
-def _value(won: Sequence[float], lost: RewardRecord | None) -> RewardRecord:
-    if won:
-        return RewardRecord(math.fsum(won) / len(won), Status.OK)
-    return lost or RewardRecord.failed(Status.INVALID, f"{LABEL}: no other member of the group has a picture")
 
 
 def _load_function(path: str, name: str, params: Mapping[str, Any], key: str) -> Callable[..., Any]:

@@ -86,7 +86,9 @@ def processing_of_config(
         raise ConfigError(key, f"image processor with resample {resample} and without {off} is not {name}")
     size, crop = config.get("size") or stock.resize, config.get("crop_size") or stock.crop
     if isinstance(size, Mapping):
-        size = size["shortest_edge"] if size.get("shortest_edge") else (int(size["height"]), int(size["width"]))
+        if not size.get("shortest_edge") and not {"height", "width"} <= size.keys():
+            raise ConfigError(key, f"image processor with size {dict(size)} is not {name}")
+        size = size.get("shortest_edge") or (int(size["height"]), int(size["width"]))
     if isinstance(crop, Mapping):
         crop = (int(crop["height"]), int(crop["width"]))
     elif isinstance(crop, int):

@@ -54,7 +54,7 @@ def load_frozen(
         name: what it should be, for errors.
 
     Raises:
-        ConfigError: where something is missing, of the model or of its weights.
+        ConfigError: where something is missing, of the model or of its weights, or the model has registers of its own.
     """
     try:
         with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -65,6 +65,9 @@ def load_frozen(
     incomplete = sorted(info["missing_keys"]) + sorted(str(weight) for weight in info["mismatched_keys"])
     if incomplete:
         raise ConfigError(key, f"{model!r} lacks {len(incomplete)} weights of {name}, such as {incomplete[0]}")
+    # What a network does not know is left out, as the text tower of a whole CLIP; registers take part in every layer.
+    if any("register_tokens" in str(weight) for weight in info["unexpected_keys"]):
+        raise ConfigError(key, f"{model!r} has register tokens, which {name} does not know")
     frozen: nn.Module = network.eval().requires_grad_(False)
     return frozen
 

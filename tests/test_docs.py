@@ -432,7 +432,9 @@ def test_required_verl_parses_and_agrees_with_the_package(path: Path) -> None:
 
 
 def _reward_of_the_readme(folder: Path) -> Path:
-    block = re.search(r"```python\n(# my_reward\.py.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    block = re.search(
+        r"```python\n(# my_reward\.py.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     assert block is not None
     path = folder / "my_reward.py"
     path.write_text(block.group(1), encoding="utf-8")

@@ -15,6 +15,13 @@ def test_one_object_a_line(tmp_path: Path) -> None:
     assert read_captions(tmp_path / "c.jsonl") == {"a.png": "é", "b/c.png": ""}
 
 
+def test_separators_within_a_caption_do_not_end_its_line(tmp_path: Path) -> None:
+    text = "one\u2028two\u0085three"
+    lines = [f'{{"file": "{name}", "caption": "{text}"}}' for name in ("a.png", "b.png")]
+    (tmp_path / "c.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
+    assert read_captions(tmp_path / "c.jsonl") == {"a.png": text, "b.png": text}
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -20,7 +20,9 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
     path = Path(path)
     captions: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A file's own lines: ``str.splitlines`` also cuts at separators that JSON allows within text.
+        with path.open(encoding="utf-8") as file:
+            lines = list(file)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(path, None, f"cannot read captions: {error}") from error
     for number, line in enumerate(lines):

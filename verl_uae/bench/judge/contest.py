@@ -159,7 +159,8 @@ def _captions(
 
 def _digests(path: Path) -> dict[str, str]:
     """Digests of pictures in a captions file that has them; its lines are known to be objects."""
-    entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    with path.open(encoding="utf-8") as lines:
+        entries = [json.loads(line) for line in lines]
     return {entry["file"]: entry["sha256"] for entry in entries if isinstance(entry.get("sha256"), str)}
 
 

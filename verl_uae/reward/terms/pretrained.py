@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 from verl_uae.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -56,11 +59,16 @@ def load_frozen(
     Raises:
         ConfigError: where something is missing, of the model or of its weights, or the model has registers of its own.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    # A cut safetensors file and an entry of another type have exceptions of their own.
+    damaged = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, StrictDataclassError)
     try:
         with torch.random.fork_rng(devices=[]), quiet_transformers():
             load: Any = network_class.from_pretrained
             network, info = load(model, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except damaged as error:
         raise ConfigError(key, f"{model!r} cannot be loaded as a {name} model: {error}") from error
     incomplete = sorted(info["missing_keys"]) + sorted(str(weight) for weight in info["mismatched_keys"])
     if incomplete:
@@ -68,6 +76,10 @@ def load_frozen(
     # What a network does not know is left out, as the text tower of a whole CLIP; registers take part in every layer.
     if any("register_tokens" in str(weight) for weight in info["unexpected_keys"]):
         raise ConfigError(key, f"{model!r} has register tokens, which {name} does not know")
+    # A part's own configuration, as CLIP's text tower's, does not know the commit.
+    commit = network_class.config_class.get_config_dict(model, revision=revision)[0].get("_commit_hash")
+    if commit is not None and commit != revision:
+        logger.info("%s: %s at commit %s; give it as revision to load the same weights later", key, model, commit)
     frozen: nn.Module = network.eval().requires_grad_(False)
     return frozen
 

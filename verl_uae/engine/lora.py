@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from verl_uae.engine.policy_module import DEFAULT_TARGETS
 from verl_uae.errors import ConfigError
+from verl_uae.formats.lora import merged_weight
 from verl_uae.seeding import normal
 
 _ADAPTER = "default"
@@ -114,14 +115,12 @@ def merged_state(state: dict[str, Tensor], scalings: dict[str, float]) -> dict[s
         scalings: of :func:`lora_scalings`; empty if there are no adapters.
 
     Returns:
-        W + scaling * B A for adapted layers, computed in fp32 and in the dtype of W; the others as they are.
+        Adapted layers by :func:`~verl_uae.formats.lora.merged_weight`; the others as they are.
     """
     merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
     for layer, scaling in scalings.items():
-        a_RI = state[f"{layer}.lora_A.{_ADAPTER}.weight"].float()
-        b_OR = state[f"{layer}.lora_B.{_ADAPTER}.weight"].float()
-        base_OI = state[f"{layer}.base_layer.weight"]
-        merged[f"{layer}.weight"] = (base_OI.float() + scaling * (b_OR @ a_RI)).to(base_OI.dtype)
+        a_RI, b_OR = (state[f"{layer}.lora_{half}.{_ADAPTER}.weight"] for half in "AB")
+        merged[f"{layer}.weight"] = merged_weight(state[f"{layer}.base_layer.weight"], a_RI, b_OR, scaling)
     return merged
 
 

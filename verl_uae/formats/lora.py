@@ -82,7 +82,7 @@ def split_adapters(
 def merge(
     base: Mapping[str, Tensor], layers: Mapping[str, tuple[Tensor, Tensor]], scaling: float, where: Path
 ) -> dict[str, Tensor]:
-    """Weights with adapters multiplied out: W + scaling * B A, computed in fp32 and in the dtype of W.
+    """Weights with adapters multiplied out, see :func:`merged_weight`.
 
     Raises:
         CheckpointError: an adapted layer is not among the weights or has another shape.
@@ -95,8 +95,13 @@ def merge(
         weight_OI = base[name]
         if weight_OI.shape != (b_OR.shape[0], a_RI.shape[1]):
             raise CheckpointError(where, f"the adapter of {layer} does not fit its weight {tuple(weight_OI.shape)}")
-        merged[name] = (weight_OI.float() + scaling * (b_OR.float() @ a_RI.float())).to(weight_OI.dtype)
+        merged[name] = merged_weight(weight_OI, a_RI, b_OR, scaling)
     return merged
+
+
+def merged_weight(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
+    """W + scaling * B A, computed in fp32 and in the dtype of W."""
+    return (weight_OI.float() + scaling * (b_OR.float() @ a_RI.float())).to(weight_OI.dtype)
 
 
 def save_peft(adapters: Adapters, out: str | Path, *, base_model: str | None = None) -> None:

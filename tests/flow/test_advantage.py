@@ -105,6 +105,14 @@ def test_a_tied_group_is_zero_whatever_its_mean_rounds_to(value: float, std) -> 
         assert torch.equal(found, torch.zeros(members)) and stats.zero_std_groups == 1
 
 
+def test_a_spread_on_the_floor_is_a_signal() -> None:
+    reward, valid = torch.tensor([0.0, 1.0, 2.0]), torch.ones(3, dtype=torch.bool)
+    on, _ = group_advantage(reward, valid, [0, 0, 0], min_std=1.0)
+    below, stats = group_advantage(reward, valid, [0, 0, 0], min_std=1.001)
+    assert on.tolist() == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
+    assert below.tolist() == [0.0] * 3 and stats.zero_std_groups == 1
+
+
 def test_property_over_random_cases() -> None:
     """2,000 drawn batches: finite, zero where it must be, centred in every kept group."""
     generator = torch.Generator().manual_seed(11)

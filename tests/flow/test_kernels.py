@@ -70,7 +70,7 @@ def test_flow_sde_at_pure_noise_takes_the_second_noise_level() -> None:
     assert (c.x, c.v, c.std) == pytest.approx((1.0 - 0.49 / 2.0, TABLE[1] - 1.0, 0.7), abs=1e-12)
     other = coefficients("flow_sde", 1.0, TABLE[1], 0.7, 0.9)
     assert other.std == pytest.approx(0.7 * math.sqrt((1.0 - TABLE[1]) / 0.1), abs=1e-12)
-    later = [coefficients("flow_sde", 0.9, 0.8, 0.7, first) for first in (0.0, 0.5, 0.99)]
+    later = [coefficients("flow_sde", 0.999, 0.8, 0.7, first) for first in (0.0, 0.5, 0.99)]
     assert later[0] == later[1] == later[2]
 
 

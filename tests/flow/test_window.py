@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from tests.flow.gaussian_toy import PUBLISHED, table_coefficients
-from verl_uae.flow.kernels import gain
+from verl_uae.flow.kernels import Coefficients, gain
 from verl_uae.flow.schedule import TABLES, sigma_schedule
 from verl_uae.flow.window import MODES, WindowSettings, draw_window, trainable_steps
 
@@ -91,6 +91,14 @@ def test_each_exclusion_rule_is_a_setting_of_its_own() -> None:
     assert trainable_steps(transitions, sigmas, WindowSettings(**open_settings)) == tuple(range(9))
     for change in ({"min_sigma_next": 0.05}, {"min_std": 0.05}, {"max_gain": 2.0}):
         assert trainable_steps(transitions, sigmas, WindowSettings(**{**open_settings, **change})) == tuple(range(8))
+
+
+def test_a_step_on_a_limit_is_within_it() -> None:
+    on = [Coefficients(1.0, -1.0, 0.5)]
+    limits = {"min_sigma_next": 0.25, "min_std": 0.5, "max_gain": 2.0}
+    assert trainable_steps(on, (1.0, 0.25), WindowSettings(**limits)) == (0,)
+    for name, beyond in (("min_sigma_next", 0.26), ("min_std", 0.51), ("max_gain", 1.99)):
+        assert trainable_steps(on, (1.0, 0.25), WindowSettings(**{**limits, name: beyond})) == ()
 
 
 def test_random_covers_the_high_noise_half_evenly_and_repeats_by_seed_and_iteration() -> None:

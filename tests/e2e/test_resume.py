@@ -71,7 +71,10 @@ def _run_and_kill(world: Path, out: Path, after_step: int, delay: float, config:
         assert process.poll() is None, (out / "log_killed.txt").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(delay)
+    # A run that is over cannot be resumed, however fast the machine.
+    late = time.monotonic() + delay
+    while time.monotonic() < late and STEPS - 1 not in metrics(out):
+        time.sleep(0.02)
     family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
     for pid in family:
         try:

@@ -21,8 +21,8 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
     captions: dict[str, str] = {}
     try:
         # A file's own lines: ``str.splitlines`` also cuts at separators that JSON allows within text.
-        with path.open(encoding="utf-8") as file:
-            lines = list(file)
+        with path.open(encoding="utf-8") as stream:
+            lines = list(stream)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(path, None, f"cannot read captions: {error}") from error
     for number, line in enumerate(lines):

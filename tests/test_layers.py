@@ -16,6 +16,7 @@ LAYERS = {
     "errors": 0,
     "compat": 0,
     "seeding": 0,
+    "paths": 0,
     "__init__": 0,
     "flow": 1,
     "data": 1,

@@ -1,0 +1,125 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from verl_uae.errors import CheckpointError, ConfigError, DataError
+from verl_uae.paths import existing_file, existing_folder, expand, is_hub_id, model_source, output_folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder that is the home folder too, with folders ``model``, ``a b`` and ``owner/name`` and a file."""
+    for folder in ("model", "a b", "owner/name"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "owner" / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_expand_understands_home_file_urls_and_trailing_slashes(place: Path) -> None:
+    written = ["~/model", "~/model/", f"file://{place}/model", f"file://localhost{place}/model//", f"{place}//model"]
+    assert {expand(text) for text in written} == {place / "model"}
+    assert expand(f"file://{place}/a%20b") == place / "a b"
+    assert expand("model/") == Path("model") and expand("/") == Path("/")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("model", "model"),
+        ("model/", "model"),
+        ("./model", "model"),
+        ("~/model", "{place}/model"),
+        ("file://{place}/model/", "{place}/model"),
+        ("a b", "a b"),
+        ("owner/name", "owner/name"),
+        ("owner/name/", "owner/name"),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct"),
+        ("a/b", "a/b"),
+    ],
+)
+def test_a_model_is_a_folder_or_a_hub_id(place: Path, text: str, wanted: str) -> None:
+    assert model_source(text.format(place=place)) == wanted.format(place=place)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("DECODER", "is no folder in {place}, and a hub id is owner/name; give one of the two"),
+        ("gpt2", "a hub id is owner/name"),
+        ("/no", "there is no such folder"),
+        ("./no", "there is no such folder in {place}"),
+        (".no", "there is no such folder in {place}"),
+        ("~/no", "there is no such folder"),
+        ("~nobody-here/model", "there is no such folder"),
+        ("no/", "there is no such folder in {place}"),
+        ("owner/other/", "there is no such folder in {place}"),
+        ("runs/g4u/decoder", "there is no such folder in {place}"),
+        ("$HOME/model", "there is no such folder in {place}"),
+        ("my models/decoder", "there is no such folder in {place}"),
+        ("owner/file", "is a file, and must be a folder"),
+        ("owner/file/x", "cannot be read: Not a directory"),
+        ("file:///no/model", "there is no such folder"),
+        ("s3://bucket/model", "copy it to a folder first"),
+        ("hdfs://a/model", "copy it to a folder first"),
+        ("", "is empty; give a folder"),
+        (" ", "is empty; give a folder"),
+        ("x" * 300, "is no folder in"),
+        ("/" + "x" * 300, "cannot be read: File name too long"),
+    ],
+)
+def test_everything_else_is_refused_with_the_reason(place: Path, text: str, why: str) -> None:
+    assert not is_hub_id(text)
+    with pytest.raises(ConfigError) as named:
+        model_source(text, "uae.decoder.path")
+    assert named.value.key == "uae.decoder.path"
+    assert str(named.value).startswith(f"uae.decoder.path: {text or repr('')}: ")
+    assert why.format(place=place) in str(named.value)
+    with pytest.raises(CheckpointError) as unnamed:
+        model_source(text)
+    assert why.format(place=place) in str(unnamed.value)
+
+
+def test_a_path_object_is_never_a_hub_id(place: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        model_source(Path("Qwen/Qwen2.5-VL-3B-Instruct"))
+    assert model_source(Path("model")) == "model"
+
+
+def test_files_and_folders_are_told_apart(place: Path) -> None:
+    assert existing_file("~/owner/file") == place / "owner" / "file"
+    assert existing_folder("~/owner/") == place / "owner"
+    with pytest.raises(DataError, match="owner: is a folder, and must be a file"):
+        existing_file("owner")
+    with pytest.raises(DataError, match="there is no such file in"):
+        existing_file("no.parquet")
+    with pytest.raises(ConfigError, match=r"^--prompt-file: no\.txt: there is no such file in"):
+        existing_file("no.txt", "--prompt-file")
+    with pytest.raises(DataError, match="is no file of this machine"):
+        existing_file("s3://bucket/a.parquet")
+
+
+def test_an_output_folder_is_one_that_can_be_made(place: Path) -> None:
+    assert output_folder("~/new/deep/") == place / "new" / "deep" and not (place / "new").exists()
+    assert output_folder("new") == Path("new")
+    assert not [path for path in place.iterdir() if path.name.startswith(".verl_uae")]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("owner/file/run", "owner/file is in the way: it is no folder"),
+        ("/proc/run", "/proc cannot be written"),
+        ("s3://bucket/run", "is no folder of this machine"),
+        ("", "is empty; give a folder"),
+    ],
+)
+def test_an_output_folder_that_cannot_be_made_is_refused(place: Path, text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        output_folder(text, "trainer.default_local_dir")

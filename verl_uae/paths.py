@@ -1,0 +1,147 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""How a path that a user wrote is read: one rule for configuration keys, command line options and the Python API.
+
+``~``, ``file://`` and a trailing slash are understood everywhere. A model is a folder or a hub id ``owner/name``:
+
+* what is an existing folder is that folder;
+* what starts with ``/``, ``.`` or ``~``, ends with a slash, holds two slashes or a character that no hub id has, must
+  be a folder, and is refused where there is none;
+* a bare word that is no folder is refused: hub ids have an owner;
+* everything else, one slash between two names, is a hub id.
+
+Standard library alone: every layer imports this.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote
+
+from verl_uae.errors import CheckpointError, ConfigError, DataError, UAEError
+
+_HUB_ID = re.compile(r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+_FILE_URL = re.compile(r"file://(?:localhost)?(?=/)")
+
+#: What a local path may start with and a hub id may not.
+_LOCAL_STARTS = ("/", ".", "~")
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """The path with ``~``, ``file://`` and a trailing slash resolved; relative ones stay relative."""
+    text = os.fspath(path)
+    if url := _FILE_URL.match(text):
+        text = unquote(text[url.end() :])
+    return Path(os.path.expanduser(text))
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a path lies elsewhere: ``s3://``, ``hdfs://``, ``https://``, but not ``file://``."""
+    text = os.fspath(path)
+    return "://" in text and not _FILE_URL.match(text)
+
+
+def is_hub_id(source: str | os.PathLike[str]) -> bool:
+    """Whether the rule above takes a model for a hub repository; looks whether there is such a folder."""
+    text = os.fspath(source)
+    return isinstance(source, str) and _HUB_ID.fullmatch(text) is not None and not os.path.exists(text)
+
+
+def model_source(source: str | os.PathLike[str], key: str | None = None) -> str:
+    """The folder or hub id of a model, by the rule above.
+
+    Args:
+        source: as the user wrote it.
+        key: configuration key or option to name in errors.
+
+    Returns:
+        An existing folder with ``~``, ``file://`` and a trailing slash resolved, or the hub id as it is.
+
+    Raises:
+        ConfigError: with ``key``; CheckpointError without it: there is no such folder, or it can be neither.
+    """
+    text = os.fspath(source)
+    if is_hub_id(source):
+        return text
+    if is_url(text):
+        raise _refusal(text, key, "models are read from folders and from the hub; copy it to a folder first")
+    bare = text.strip() and "/" not in text and not text.startswith(_LOCAL_STARTS) and isinstance(source, str)
+    if bare and not os.path.exists(text):
+        raise _refusal(text, key, f"is no folder in {os.getcwd()}, and a hub id is owner/name; give one of the two")
+    return str(existing_folder(source, key))
+
+
+def existing_folder(path: str | os.PathLike[str], key: str | None = None) -> Path:
+    """A folder that is there.
+
+    Raises:
+        ConfigError: with ``key``; CheckpointError without it: it is not there, cannot be read, or is no folder.
+    """
+    folder = _existing(path, "folder", key, CheckpointError)
+    if not folder.is_dir():
+        raise _refusal(path, key, "is a file, and must be a folder")
+    return folder
+
+
+def existing_file(path: str | os.PathLike[str], key: str | None = None) -> Path:
+    """A file that is there.
+
+    Raises:
+        ConfigError: with ``key``; DataError without it: it is not there, cannot be read, or is a folder.
+    """
+    file = _existing(path, "file", key, DataError)
+    if file.is_dir():
+        raise _refusal(path, key, "is a folder, and must be a file", DataError)
+    return file
+
+
+def output_folder(path: str | os.PathLike[str], key: str | None = None) -> Path:
+    """A folder that files will be written to; it need not be there yet, and is not made.
+
+    Raises:
+        ConfigError: with ``key``; CheckpointError without it: it lies elsewhere, or could not be made or written.
+    """
+    if not os.fspath(path).strip():
+        raise _refusal(path, key, "is empty; give a folder")
+    if is_url(path):
+        raise _refusal(path, key, "is no folder of this machine or of a shared file system")
+    folder = expand(path).absolute()
+    # The nearest ancestor that is there decides whether the rest can be made.
+    nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not os.path.isdir(nearest):
+        raise _refusal(path, key, f"{nearest} is in the way: it is no folder")
+    try:
+        # Permissions alone would not tell a read-only file system, a full quota, or what root may not do either.
+        tempfile.TemporaryDirectory(prefix=".verl_uae_", dir=nearest).cleanup()
+    except OSError as error:
+        raise _refusal(path, key, f"{nearest} cannot be written ({error.strerror}); give a folder that can") from error
+    return expand(path)
+
+
+def _existing(path: str | os.PathLike[str], kind: str, key: str | None, error: type[UAEError]) -> Path:
+    text = os.fspath(path)
+    if not text.strip():
+        raise _refusal(text, key, f"is empty; give a {kind}", error)
+    if is_url(text):
+        raise _refusal(text, key, f"is no {kind} of this machine", error)
+    found = expand(text)
+    try:
+        found.stat()
+    except FileNotFoundError:
+        where = "" if found.is_absolute() else f" in {os.getcwd()}"
+        raise _refusal(text, key, f"there is no such {kind}{where}", error) from None
+    except (OSError, ValueError) as reason:
+        raise _refusal(text, key, f"cannot be read: {getattr(reason, 'strerror', None) or reason}", error) from reason
+    return found
+
+
+def _refusal(
+    path: str | os.PathLike[str], key: str | None, message: str, error: type[UAEError] = CheckpointError
+) -> UAEError:
+    name = os.fspath(path) or "''"
+    if key is not None:
+        return ConfigError(key, f"{name}: {message}")
+    return DataError(name, None, message) if error is DataError else CheckpointError(name, message)

@@ -21,7 +21,7 @@ OVERRIDES = [
     f"trainer.total_training_steps={STEPS}",
     "trainer.save_freq=1",
     "trainer.resume_mode=auto",
-    "trainer.max_actor_ckpt_to_keep=2",
+    "trainer.max_actor_ckpt_to_keep=1",
     # The unified run changes its stage between steps 2 and 3, and 4 and 5.
     "uae.unified.g4u_steps=2",
     "uae.unified.u4g_steps=2",

@@ -12,19 +12,17 @@ from omegaconf import OmegaConf
 
 from verl_uae.formats.manifest import publish_folder
 from verl_uae.trainer.checkpoint import (
-    ENCODER_FOLDER,
-    ENCODER_STATE,
-    EXPORT_FOLDER,
     MARKER,
-    POLICY_FOLDER,
     TRACKER,
     DecoderCheckpoints,
     clear_exports,
     complete_steps,
     is_complete,
     mark_complete,
-    prune_policies,
+    prune_steps,
     repair_tracker,
+    step_folders,
+    verl_keeps_all,
 )
 
 
@@ -124,18 +122,52 @@ def test_the_marker_lists_every_file_and_no_other(root: Path) -> None:
     assert not list(root.rglob("*.part"))
 
 
-def test_only_the_newest_policies_stay(tmp_path: Path) -> None:
-    names = (EXPORT_FOLDER, POLICY_FOLDER, ENCODER_FOLDER, ENCODER_STATE)
+def kept(root: Path) -> list[int]:
+    return [step for step, _ in step_folders(root)]
+
+
+def test_only_the_newest_complete_steps_stay(tmp_path: Path) -> None:
     for step in (2, 9, 10):
-        for name in names:
-            (tmp_path / f"global_step_{step}" / name).mkdir(parents=True)
-    prune_policies(tmp_path, {"max_actor_ckpt_to_keep": None})
-    assert len(list(tmp_path.glob("*/*"))) == 12
-    prune_policies(tmp_path, {"max_actor_ckpt_to_keep": 2})
-    for name in names:
-        assert {path.parent.name for path in tmp_path.glob(f"*/{name}")} == {"global_step_9", "global_step_10"}
-    prune_policies(tmp_path, {"max_actor_ckpt_to_keep": 2, "remove_previous_ckpt_in_save": True})
-    assert {path.parent.name for path in tmp_path.glob("*/*")} == {"global_step_10"}
+        write_step(tmp_path, step)
+    write_step(tmp_path, 8, complete=False)
+    prune_steps(tmp_path, 10, {"max_actor_ckpt_to_keep": None})
+    assert kept(tmp_path) == [2, 8, 9, 10]
+    prune_steps(tmp_path, 10, {"max_actor_ckpt_to_keep": 2})
+    assert kept(tmp_path) == [9, 10], "not sorted as text, and what was never finished goes too"
+    prune_steps(tmp_path, 10, {"max_actor_ckpt_to_keep": 2, "remove_previous_ckpt_in_save": True})
+    assert kept(tmp_path) == [10]
+
+
+def test_nothing_is_removed_before_the_new_step_is_complete(tmp_path: Path) -> None:
+    write_step(tmp_path, 9)
+    write_step(tmp_path, 10, complete=False)
+    prune_steps(tmp_path, 10, {"max_actor_ckpt_to_keep": 1})
+    assert kept(tmp_path) == [9, 10] and complete_steps(tmp_path) == [9]
+
+
+def test_steps_above_the_saved_one_count_for_nothing(tmp_path: Path) -> None:
+    """A new run in the place of an old one would otherwise remove what it has just written."""
+    for step in (50, 900, 1000):
+        write_step(tmp_path, step)
+    prune_steps(tmp_path, 50, {"max_actor_ckpt_to_keep": 1})
+    assert kept(tmp_path) == [50, 900, 1000]
+
+
+def test_a_step_that_lies_elsewhere_is_left_alone(tmp_path: Path) -> None:
+    write_step(tmp_path / "other_disk", 5)
+    write_step(tmp_path / "run", 10)
+    (tmp_path / "run" / "global_step_5").symlink_to(tmp_path / "other_disk" / "global_step_5")
+    prune_steps(tmp_path / "run", 10, {"max_actor_ckpt_to_keep": 1})
+    assert complete_steps(tmp_path / "run") == [5, 10]
+
+
+@pytest.mark.parametrize("keys", [{"max_actor_ckpt_to_keep": 1}, {"remove_previous_ckpt_in_save": True}])
+def test_verl_is_told_to_keep_every_step_while_it_saves(keys: dict) -> None:
+    config = OmegaConf.create({"trainer": keys})
+    with pytest.raises(OSError, match="disk"), verl_keeps_all(config):
+        assert not any(config.trainer.values())
+        raise OSError("the disk is full")
+    assert dict(config.trainer) == keys
 
 
 def test_a_step_that_is_saved_again_makes_way_for_its_folders(tmp_path: Path) -> None:
@@ -158,7 +190,7 @@ def test_a_decoder_can_be_saved_twice_into_one_step(tmp_path: Path) -> None:
     checkpoints.config = OmegaConf.create({"uae": {"policy": {"save_contents": ["model", "diffusers"]}}})
     checkpoints.global_steps = 4
     checkpoints.policy = SimpleNamespace(
-        save=lambda out, step, keep: Path(out).mkdir(parents=True, exist_ok=True),
+        save=lambda out, step: Path(out).mkdir(parents=True, exist_ok=True),
         export=lambda out: publish_folder(lambda path: (path / "weights").touch(), out),
     )
     for _ in range(2):

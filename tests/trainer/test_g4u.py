@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from verl.trainer.ppo.v1 import PPOTrainerSync
 from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 
 from verl_uae.errors import ConfigError
-from verl_uae.trainer.checkpoint import is_complete, mark_complete
+from verl_uae.trainer.checkpoint import SavedState, complete_steps, is_complete, mark_complete, step_folders
 from verl_uae.trainer.g4u import BatchRewards, G4UTrainer, last_token_score
 
 
@@ -65,3 +66,36 @@ def test_a_step_folder_is_not_complete_while_it_is_written_again(
     monkeypatch.setattr(PPOTrainerSync, "_save_checkpoint", lambda self: seen.append(is_complete(folder)))
     trainer._save_checkpoint()
     assert seen == [False] and is_complete(folder)
+
+
+#: What a step folder of G4U gets, in order.
+PARTS = ("captioner", "tracker", "signals")
+
+
+def test_the_step_before_goes_after_the_new_one_is_complete(
+    compose, tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl removes it as soon as the captioner is written; the run is dead at any line after that."""
+    trainer = object.__new__(G4UTrainer)
+    trainer.config = compose(
+        *tiny_overrides, f"trainer.default_local_dir={tmp_path}", "trainer.max_actor_ckpt_to_keep=1", name="uae_g4u"
+    )
+    trainer.use_critic, trainer.trainer_mode = False, "sync"
+    trainer.train_dataloader = SavedState({})
+    seen: list[tuple[str, list[int]]] = []
+
+    def save_captioner(local_path: str, remote_path: None, step: int, max_ckpt_to_keep: int | None) -> None:
+        Path(local_path).mkdir(parents=True)
+        seen.append(("captioner", complete_steps(tmp_path)))
+        assert max_ckpt_to_keep is None, "verl would remove the step before now"
+
+    trainer.actor_rollout_wg = SimpleNamespace(save_checkpoint=save_captioner)
+    trainer.checkpoint_callback = SimpleNamespace(
+        on_save=lambda **_: seen.append(("tracker", complete_steps(tmp_path)))
+    )
+    monkeypatch.setattr(trainer, "save_signals", lambda folder: seen.append(("signals", complete_steps(tmp_path))))
+    for step in (1, 2, 3):
+        trainer.global_steps = step
+        trainer._save_checkpoint()
+        assert [number for number, _ in step_folders(tmp_path)] == [step] == complete_steps(tmp_path)
+    assert seen[3:] == [(part, [step]) for step in (1, 2) for part in PARTS]

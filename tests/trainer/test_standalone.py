@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from verl_uae.errors import CheckpointError
-from verl_uae.trainer.checkpoint import SavedState, mark_complete
+from verl_uae.trainer.checkpoint import SavedState, complete_steps, mark_complete
 from verl_uae.trainer.standalone import NoAgentLoops, StandaloneTrainer
 
 
@@ -85,6 +85,19 @@ def test_resumes_where_it_is_told_to_or_not_at_all(tmp_path: Path) -> None:
     fresh = Made(tmp_path, "disable")
     fresh._load_checkpoint()
     assert (chosen.global_steps, chosen.loaded) == (2, ["step 2"]) and (fresh.global_steps, fresh.loaded) == (0, [])
+
+
+def test_the_step_before_goes_after_the_new_one_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, (2,))
+    trainer = Made(tmp_path, "disable")
+    trainer.config.trainer.max_actor_ckpt_to_keep = 1
+    seen: list[list[int]] = []
+    monkeypatch.setattr(
+        "verl_uae.trainer.standalone.publish", lambda path, text: seen.append(complete_steps(path.parent))
+    )
+    trainer.global_steps = 4
+    trainer._save_checkpoint()
+    assert seen == [[2]] and complete_steps(tmp_path) == [4] and not (tmp_path / "global_step_2").exists()
 
 
 def test_a_chosen_folder_that_is_not_complete_is_used_with_a_warning(

@@ -73,9 +73,9 @@ class DecoderTrainingGroup:
         chosen = None if plan is None else plan.to_dict()
         return interleave(self.call("evaluate", ray.put(list(sources)), probes, chosen), len(sources))
 
-    def save(self, folder: str, step: int, keep: int | None) -> None:
-        """verl's sharded checkpoint of the decoder."""
-        self.call("save_checkpoint", folder, None, step, keep)
+    def save(self, folder: str, step: int) -> None:
+        """verl's sharded checkpoint of the decoder; verl removes no older one."""
+        self.call("save_checkpoint", folder, None, step, None)
 
     def load(self, folder: str) -> None:
         """Inverse of :meth:`save`."""

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ MARKER = "uae_complete.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 _PREFIX = "global_step_"
 
+#: Folder of a step, as verl writes its number.
+_STEP = re.compile(rf"{_PREFIX}(0|[1-9][0-9]{{0,17}})", re.ASCII)
+
+#: Keys of ``trainer`` that make verl remove steps.
+_KEEP = ("max_actor_ckpt_to_keep", "remove_previous_ckpt_in_save")
+
 #: Folder of the trained decoder in a checkpoint, and of its weights for use elsewhere.
 POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
 
@@ -36,7 +43,8 @@ ENCODER_STATE, ENCODER_FOLDER = "encoder_policy", "encoder"
 
 
 class LastGoodStep:
-    """Mixin of trainers: saves the step before when a step cannot go on and has changed no weights yet."""
+    """Mixin of trainers: finishes step folders, and saves the step before when a step cannot go on and has changed no
+    weights yet."""
 
     config: Any
     global_steps: int
@@ -46,6 +54,9 @@ class LastGoodStep:
     @property
     def _checkpoint_root(self) -> Path:
         return Path(self.config.trainer.default_local_dir).absolute()
+
+    def _step_folder(self) -> Path:
+        return step_folder(self._checkpoint_root, self.global_steps)
 
     @contextlib.contextmanager
     def keeping_last_good_step(self, errors: type[UAEError] = UAEError) -> Iterator[None]:
@@ -57,10 +68,15 @@ class LastGoodStep:
             self._save_last_good_step(loader_state)
             raise
 
+    def _finish_step(self) -> None:
+        """Mark the folder of this step complete, its files being all there; then remove what is older than wanted."""
+        mark_complete(self._step_folder(), self.global_steps)
+        prune_steps(self._checkpoint_root, self.global_steps, self.config.trainer)
+
     def _save_last_good_step(self, loader_state: dict) -> None:
         step = self.global_steps - 1
         saving = self.config.trainer.save_freq > 0
-        if step < 1 or not saving or is_complete(self._checkpoint_root / f"{_PREFIX}{step}"):
+        if step < 1 or not saving or is_complete(step_folder(self._checkpoint_root, step)):
             return
         logger.warning("saving step %d before stopping", step)
         self.global_steps = step
@@ -77,12 +93,9 @@ class DecoderCheckpoints:
     """The decoder's workers, a :class:`~verl_uae.rollout.policy_group.DecoderTrainingGroup`."""
 
     def save_policy(self, folder: Path) -> None:
-        """Checkpoint of the decoder into a step folder, and the decoder folder that others load.
-
-        verl prunes before it writes; :func:`prune_policies` does so once the new step is complete.
-        """
+        """Checkpoint of the decoder into a step folder, and the decoder folder that others load."""
         clear_exports(folder)
-        self.policy.save(str(folder / POLICY_FOLDER), self.global_steps, None)
+        self.policy.save(str(folder / POLICY_FOLDER), self.global_steps)
         if "diffusers" in self.config.uae.policy.save_contents:
             self.policy.export(str(folder / EXPORT_FOLDER))
 
@@ -111,21 +124,42 @@ def clear_exports(folder: Path) -> None:
             shutil.rmtree(old)
 
 
-def prune_policies(root: Path, trainer: Any) -> None:
-    """Remove trained models and their folders for use elsewhere from old steps.
+@contextlib.contextmanager
+def verl_keeps_all(config: Any) -> Iterator[None]:
+    """Around verl's own saving: it removes the step before as soon as the captioner's part of the new one is written,
+    and a kill before the rest is there would leave no complete step. :func:`prune_steps` removes it later.
+    """
+    before = {key: config.trainer[key] for key in _KEEP if key in config.trainer}
+    config.trainer.update(dict.fromkeys(before))
+    try:
+        yield
+    finally:
+        config.trainer.update(before)
+
+
+def prune_steps(root: Path, step: int, trainer: Any) -> None:
+    """Remove old step folders, once the folder of ``step`` is complete.
+
+    Steps above ``step`` stay: they are of another run in this place, or this one went back to an earlier step.
 
     Args:
         root: folder of the step folders.
-        trainer: section ``trainer``: the newest ``max_actor_ckpt_to_keep`` stay, all where that is null; one with the
-            older key ``remove_previous_ckpt_in_save``.
+        step: the one that was just marked complete; it always stays.
+        trainer: section ``trainer``: the newest ``max_actor_ckpt_to_keep`` complete steps stay, all where that is null;
+            one with the older key ``remove_previous_ckpt_in_save``.
     """
     keep = 1 if trainer.get("remove_previous_ckpt_in_save") else trainer.get("max_actor_ckpt_to_keep")
-    if not keep:
+    if not keep or not is_complete(step_folder(root, step)):
         return
-    for name in (POLICY_FOLDER, EXPORT_FOLDER, ENCODER_STATE, ENCODER_FOLDER):
-        folders = sorted(root.glob(f"{_PREFIX}*/{name}"), key=lambda path: int(path.parent.name[len(_PREFIX) :]))
-        for folder in folders[:-keep]:
-            shutil.rmtree(folder)
+    kept = {number for number in complete_steps(root) if number <= step}
+    kept = set(sorted(kept)[-int(keep) :])
+    for number, folder in step_folders(root):
+        if number < step and number not in kept and not folder.is_symlink():
+            # Without its marker first: a folder that is half removed is not taken for a complete one.
+            unmark(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                logger.warning("%s is older than wanted and could not be removed", folder)
 
 
 @dataclass(frozen=True)
@@ -165,14 +199,20 @@ def warn_unless_complete(folder: Path) -> None:
         logger.warning("%s is not marked complete: it may lack a part, or come from a run that was killed", folder)
 
 
+def step_folder(root: Path, step: int) -> Path:
+    """Folder of a step, as verl names it."""
+    return root / f"{_PREFIX}{step}"
+
+
+def step_folders(root: Path) -> list[tuple[int, Path]]:
+    """Steps and their folders, complete or not, in ascending order; other names are left out."""
+    found = [(int(match[1]), path) for path in root.glob(f"{_PREFIX}*") if (match := _STEP.fullmatch(path.name))]
+    return sorted((step, path) for step, path in found if path.is_dir())
+
+
 def complete_steps(root: Path) -> list[int]:
     """Steps with a complete folder, in ascending order."""
-    steps = []
-    for folder in root.glob(f"{_PREFIX}*"):
-        number = folder.name[len(_PREFIX) :]
-        if number.isdigit() and is_complete(folder):
-            steps.append(int(number))
-    return sorted(steps)
+    return [step for step, folder in step_folders(root) if is_complete(folder)]
 
 
 def repair_tracker(root: Path) -> int | None:

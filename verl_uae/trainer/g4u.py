@@ -23,7 +23,7 @@ from verl_uae.rollout.agent_loop import STREAM_ACTORS, STREAM_RECONSTRUCTIONS
 from verl_uae.rollout.sample import dataset_row, source_image
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
-from verl_uae.trainer.checkpoint import LastGoodStep, mark_complete, repair_tracker, unmark, warn_unless_complete
+from verl_uae.trainer.checkpoint import LastGoodStep, repair_tracker, unmark, verl_keeps_all, warn_unless_complete
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.group_rewards import Member
 from verl_uae.trainer.length import cover_steps
@@ -105,9 +105,10 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
 
     def _save_checkpoint(self) -> None:
         unmark(self._step_folder())
-        super()._save_checkpoint()
+        with verl_keeps_all(self.config):
+            super()._save_checkpoint()
         self.save_signals(self._step_folder())
-        mark_complete(self._step_folder(), self.global_steps)
+        self._finish_step()
 
     def _load_checkpoint(self) -> None:
         if self.config.trainer.resume_mode == "auto" and self._checkpoint_root.is_dir():
@@ -117,9 +118,6 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         super()._load_checkpoint()
         if self.global_steps > 0:
             self.load_signals(self._resumed_folder())
-
-    def _step_folder(self) -> Path:
-        return self._checkpoint_root / f"global_step_{self.global_steps}"
 
     def _resumed_folder(self) -> Path:
         """The step folder a run goes on from, which need not be one of its own."""

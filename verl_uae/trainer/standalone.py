@@ -25,8 +25,6 @@ from verl_uae.trainer.checkpoint import (
     TRACKER,
     DecoderCheckpoints,
     LastGoodStep,
-    mark_complete,
-    prune_policies,
     publish,
     repair_tracker,
     warn_unless_complete,
@@ -108,12 +106,11 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
         return KVBatchMeta(partition_id="train", keys=list(names), tags=tags)
 
     def _save_checkpoint(self) -> None:
-        folder = self._checkpoint_root / f"global_step_{self.global_steps}"
+        folder = self._step_folder()
         self.save_policy(folder)
         torch.save(self.train_dataloader.state_dict(), folder / "data.pt")
-        mark_complete(folder, self.global_steps)
         publish(self._checkpoint_root / TRACKER, str(self.global_steps))
-        prune_policies(self._checkpoint_root, self.config.trainer)
+        self._finish_step()
 
     def _load_checkpoint(self) -> None:
         self.global_steps = 0

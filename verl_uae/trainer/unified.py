@@ -15,7 +15,6 @@ from verl.utils.debug import marked_timer
 
 from verl_uae.errors import RewardError
 from verl_uae.trainer.batch import canonical_order, fetch
-from verl_uae.trainer.checkpoint import prune_policies
 from verl_uae.trainer.g4u import G4UTrainer
 from verl_uae.trainer.policy import PolicyMixin, policy_sources
 from verl_uae.trainer.schedule import Alternation
@@ -58,7 +57,6 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         # First, since the marker that the captioner's trainer writes last speaks for the whole folder.
         self.save_policy(self._step_folder())
         super()._save_checkpoint()
-        prune_policies(self._checkpoint_root, self.config.trainer)
 
     def _send_decoder(self) -> None:
         """Give the decoder workers the policy's averaged weights."""

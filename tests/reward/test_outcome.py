@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.reward import RewardRecord, Status, to_tensors
-from verl_uae.reward.outcome import WrongAnswerError, as_number, as_record, as_rows
+from verl_uae.reward.outcome import WrongAnswerError, as_number, as_record, as_rows, describe_error
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,30 @@ def test_as_rows_refuses_anything_but_one_per_sample(raw: object) -> None:
 
 def test_as_rows() -> None:
     assert as_rows(torch.tensor([0.5, 1.0]), 2) == as_rows([0.5, 1.0], 2) == as_rows(np.array([0.5, 1.0]), 2)
+
+
+def raised(call: object) -> str:
+    try:
+        call()  # type: ignore[operator]
+    except Exception as error:
+        return describe_error(error)
+    raise AssertionError("nothing was raised")
+
+
+def test_an_exception_names_the_line_of_the_users_code(tmp_path: Path) -> None:
+    file = tmp_path / "my_reward.py"
+    file.write_text(
+        "import json\n\ndef score(text):\n    return json.loads(text)\n\ndef bad(row):\n    return row['x']\n"
+    )
+    module = runpy.run_path(str(file))
+    assert raised(lambda: module["bad"]({})) == f"raised KeyError: 'x' ({file}, line 7)"
+    # Raised in the standard library, on behalf of line 4.
+    assert raised(lambda: module["score"]("{")).endswith(f"({file}, line 4)")
+
+
+def test_an_exception_of_ours_alone_names_no_line() -> None:
+    try:
+        as_rows("text", 2)
+    except WrongAnswerError as error:
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+        assert describe_error(error) == "raised WrongAnswerError: returned str 'text' for 2 samples"

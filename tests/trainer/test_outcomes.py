@@ -8,7 +8,14 @@ import pytest
 
 from verl_uae.errors import RewardError
 from verl_uae.rollout.sample import failed_outcome
-from verl_uae.trainer.outcomes import check_enough, group_metrics, outcome_metrics, usable_members, validation_info
+from verl_uae.trainer.outcomes import (
+    MOST_KINDS,
+    Losses,
+    group_metrics,
+    outcome_metrics,
+    usable_members,
+    validation_info,
+)
 
 
 def good(value: float, **terms: float) -> dict:
@@ -33,17 +40,38 @@ def test_usable_members_need_a_value_and_a_valid_neighbour() -> None:
 def test_too_many_failures_stop_the_run_with_the_reasons() -> None:
     outcomes = [good(0.5), good(0.5), BAD, BAD, BAD, LATE]
     with pytest.raises(RewardError) as caught:
-        check_enough(outcomes, 0.5)
+        Losses(0.5).check(outcomes)
     text = str(caught.value)
     assert "4 of 6 samples have no reward" in text and "max_invalid_fraction=0.5" in text
     assert text.endswith("3 x error: decoder: OSError: gone; 1 x timeout: no caption in 3 s")
-    check_enough([good(0.5), BAD], 0.5)
-    check_enough([good(0.5), BAD, BAD], 1.0)
+    Losses(0.5).check([good(0.5), BAD])
+    Losses(1.0).check([good(0.5), BAD, BAD])
 
 
 def test_no_reward_at_all_stops_the_run_whatever_is_tolerated() -> None:
     with pytest.raises(RewardError, match="2 of 2"):
-        check_enough([BAD, BAD], 1.0)
+        Losses(1.0).check([BAD, BAD])
+
+
+def test_what_samples_are_lost_to_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    losses = Losses(1.0)
+    row = "error: custom: raised KeyError: 'row {}' (/home/me/my_reward.py, line 12)"
+    first, second = (failed_outcome("error", row.format(number).removeprefix("error: ")) for number in (3, 14))
+    losses.check([good(0.5), first, second, LATE])
+    assert [record.getMessage().split(" (further")[0] for record in caplog.records] == [
+        f"2 of 4 samples have no reward: {row.format(3)}",
+        "1 of 4 samples have no reward: timeout: no caption in 3 s",
+    ]
+    losses.check([good(0.5), second, LATE])
+    assert len(caplog.records) == 2, "numbers make no new kind"
+    losses.check([good(0.5), BAD])
+    assert "decoder: OSError: gone" in caplog.records[-1].getMessage()
+
+
+def test_odd_reasons_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    letters = [chr(ord("A") + number) for number in range(26)]
+    Losses(1.0).check([good(1.0), *(failed_outcome("error", a + b) for a in letters for b in letters)])
+    assert len(caplog.records) == MOST_KINDS
 
 
 def test_metrics_leave_missing_values_out() -> None:

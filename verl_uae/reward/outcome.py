@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import math
 import numbers
+import sysconfig
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +21,12 @@ BOUND_TOLERANCE = 1e-6
 
 #: Largest magnitude of a value: advantages are fp32, which ends at 3.4e38, and running statistics take squares.
 LARGEST = 1e30
+
+#: Folders of code that is not the user's: this package, the standard library and what is installed.
+_NOT_THE_USERS = (
+    str(Path(__file__).parents[1]),
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
 
 
 class WrongAnswerError(Exception):
@@ -33,9 +42,22 @@ def describe(raw: object, limit: int = 60) -> str:
 
 
 def describe_error(error: BaseException, limit: int = 200) -> str:
-    """An exception as one line."""
+    """An exception as one line, with the place in the user's code it passed through, where it did."""
     text = " ".join(str(error).split())
-    return f"raised {type(error).__name__}: {text if len(text) <= limit else text[: limit - 3] + '...'}"
+    place = _users_line(error)
+    return f"raised {type(error).__name__}: {text if len(text) <= limit else text[: limit - 3] + '...'}{place}"
+
+
+def _users_line(error: BaseException) -> str:
+    """The innermost file and line of a traceback that is neither ours nor installed."""
+    places = [
+        f" ({frame.filename}, line {frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*_NOT_THE_USERS, "<"))
+    ]
+    if places or error.__cause__ is None:
+        return places[-1] if places else ""
+    return _users_line(error.__cause__)
 
 
 def as_number(raw: object) -> float | None:

@@ -27,7 +27,7 @@ from verl_uae.trainer.checkpoint import LastGoodStep, repair_tracker, unmark, ve
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.group_rewards import Member
 from verl_uae.trainer.length import cover_steps
-from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members, validation_info
+from verl_uae.trainer.outcomes import outcome_metrics, usable_members, validation_info
 from verl_uae.trainer.panel import PanelRow, PanelWriter
 from verl_uae.trainer.signals import RewardSignals
 from verl_uae.trainer.timing import caption_seconds, chain_timing, overhead_metrics, progress_line
@@ -144,14 +144,14 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
             probes = self.config.uae.panel.probes if validating else 0
             keep = self.group_rewards.active and not validating
             outcomes, seconds = self.decoders.score(batch, step=self.global_steps, probes=probes, keep=keep)
-        check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
+        self.losses.check(outcomes)
         groups = [split_key(key)[0] for key in batch.keys]
         if metrics is None:
             return self._finish_validation(batch, outcomes, states)
         if self.group_rewards.active:
             with marked_timer("score", seconds):
                 outcomes = self.group_rewards.add(outcomes, self._members(batch, states, groups))
-            check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
+            self.losses.check(outcomes)
         signals, drawn = self.signals("g4u"), outcomes
         outcomes = signals.recompose(drawn, groups)
         self._mask(batch, outcomes, usable_members(outcomes, groups))

@@ -7,17 +7,28 @@ Shape legend: N samples.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from verl_uae.errors import RewardError
 from verl_uae.flow.advantage import group_advantage
 
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
 STATUSES = ("invalid", "timeout", "error")
+
+#: Kinds of reasons that are named in the log of a run.
+MOST_KINDS = 50
 
 
 def usable_members(outcomes: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> list[bool]:
@@ -26,23 +37,61 @@ def usable_members(outcomes: Sequence[Mapping[str, Any]], groups: Sequence[str])
     return [entry["status"] == "ok" and valid[group] >= 2 for entry, group in zip(outcomes, groups, strict=True)]
 
 
-def check_enough(outcomes: Sequence[Mapping[str, Any]], max_invalid_fraction: float) -> None:
-    """Stop the run when the chain is broken rather than a sample.
+class Losses:
+    """What samples were lost to: each kind of reason is named once in the log, and a broken chain ends the run.
 
-    Raises:
-        RewardError: if more than ``max_invalid_fraction`` of the samples, or all of them, have no reward; with
-            the most frequent reasons.
+    Args:
+        max_invalid_fraction: largest share of a batch that may have no reward, in [0, 1].
     """
-    bad = [entry for entry in outcomes if entry["status"] != "ok"]
-    if len(bad) < len(outcomes) and len(bad) <= max_invalid_fraction * len(outcomes):
-        return
-    reasons = Counter(f"{entry['status']}: {entry['reason']}" for entry in bad).most_common(3)
-    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
-    raise RewardError(
-        "batch",
-        f"{len(bad)} of {len(outcomes)} samples have no reward, more than "
-        f"uae.reward.max_invalid_fraction={max_invalid_fraction}: {listed}",
-    )
+
+    def __init__(self, max_invalid_fraction: float) -> None:
+        self.max_invalid_fraction = max_invalid_fraction
+        self._named: set[str] = set()
+
+    def tell(self, outcomes: Sequence[Mapping[str, Any]]) -> None:
+        """Log every reason that differs from the earlier ones in more than its numbers, up to :data:`MOST_KINDS`."""
+        bad = [f"{entry['status']}: {entry['reason']}" for entry in outcomes if entry["status"] != "ok"]
+        for reason in dict.fromkeys(bad):
+            kind = re.sub(r"\d+", "#", reason)
+            if kind in self._named or len(self._named) >= MOST_KINDS:
+                continue
+            self._named.add(kind)
+            count = sum(re.sub(r"\d+", "#", other) == kind for other in bad)
+            logger.warning(
+                "%d of %d samples have no reward: %s (further ones of this kind are counted in the metrics "
+                "reward/status/... and not named again)",
+                *(count, len(outcomes), reason),
+            )
+
+    def check(self, outcomes: Sequence[Mapping[str, Any]]) -> None:
+        """Name what is new, and stop the run when the chain is broken rather than a sample.
+
+        Raises:
+            RewardError: if more than ``max_invalid_fraction`` of the samples, or all of them, have no reward; with
+                the most frequent reasons.
+        """
+        self.tell(outcomes)
+        bad = [entry for entry in outcomes if entry["status"] != "ok"]
+        if len(bad) < len(outcomes) and len(bad) <= self.max_invalid_fraction * len(outcomes):
+            return
+        reasons = Counter(f"{entry['status']}: {entry['reason']}" for entry in bad).most_common(3)
+        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        raise RewardError(
+            "batch",
+            f"{len(bad)} of {len(outcomes)} samples have no reward, more than "
+            f"uae.reward.max_invalid_fraction={self.max_invalid_fraction}: {listed}",
+        )
+
+
+class LosingSamples:
+    """Mixin of trainers whose samples may have no reward."""
+
+    config: DictConfig
+
+    @functools.cached_property
+    def losses(self) -> Losses:
+        """What becomes of them, the same for every stage."""
+        return Losses(self.config.uae.reward.max_invalid_fraction)
 
 
 def outcome_metrics(

@@ -16,10 +16,11 @@ from verl_uae.data.pairs import Pair
 from verl_uae.errors import DataError
 from verl_uae.rollout.chain import encode_jpeg
 from verl_uae.rollout.policy import PolicySource
+from verl_uae.trainer.outcomes import LosingSamples
 from verl_uae.trainer.panel import PanelRow, PanelWriter
 
 
-class PairValidation:
+class PairValidation(LosingSamples):
     """Mixin of trainers with decoder workers."""
 
     config: DictConfig
@@ -32,6 +33,7 @@ class PairValidation:
         """Mean reward and terms of the pictures that have one, share without, and a panel of the first."""
         probes = min(self.config.uae.panel.probes, len(sources))
         outcomes = self.policy.evaluate(list(sources), probes)
+        self.losses.tell(outcomes)
         columns: dict[str, list[float]] = defaultdict(list)
         for entry in outcomes:
             if entry["status"] == "ok":

@@ -28,7 +28,7 @@ from verl_uae.rollout.policy_layout import Layout
 from verl_uae.rollout.sample import CaptionState, Outcome, dataset_row, prompt_text, source_image
 from verl_uae.trainer.checkpoint import DecoderCheckpoints
 from verl_uae.trainer.group_rewards import Member
-from verl_uae.trainer.outcomes import check_enough, outcome_metrics, usable_members
+from verl_uae.trainer.outcomes import outcome_metrics, usable_members
 from verl_uae.trainer.reconstructions import dump_arguments, generation_rows
 from verl_uae.trainer.signals import RewardSignals
 
@@ -90,12 +90,12 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints):
         layout = Layout(len(sources), policy.samples_per_caption, policy.updates_per_rollout, self.policy.ranks)
         plan = self.policy.plan(policy_step)
         outcomes, phases = self.policy.explore(sources, layout, plan, policy_step + 1)
-        check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
+        self.losses.check(outcomes)
         groups = [str(number // layout.members) for number in range(len(outcomes))]
         if self.group_rewards.active:
             with marked_timer("score", phases):
                 outcomes = self.group_rewards.add(outcomes, _members(sources, layout))
-            check_enough(outcomes, self.config.uae.reward.max_invalid_fraction)
+            self.losses.check(outcomes)
         signals, drawn = self.signals("u4g"), outcomes
         outcomes = signals.recompose(drawn, groups)
         self._drawn = generation_rows(prompts, sources, outcomes)

@@ -16,6 +16,7 @@ from verl_uae.errors import CheckpointError
 from verl_uae.reward.build import build_composition, build_tripwire
 from verl_uae.rollout.sample import Outcome
 from verl_uae.trainer.group_rewards import GroupRewards
+from verl_uae.trainer.outcomes import LosingSamples
 
 #: In a step folder.
 SIGNALS_FILE = "reward_signals.json"
@@ -84,7 +85,7 @@ def _ok(entry: Outcome) -> bool:
     return entry["status"] == "ok"
 
 
-class RewardSignals:
+class RewardSignals(LosingSamples):
     """Mixin of trainers that reward: groupwise terms, and one :class:`StageSignals` per stage, kept in checkpoints."""
 
     config: DictConfig

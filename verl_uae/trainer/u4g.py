@@ -92,6 +92,7 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
             probes = max(0, self.config.uae.panel.probes - samples)
             sources, step = policy_sources(batch, states), max(0, self.global_steps - 1)
             outcomes, explored = self.evaluate_policy(sources, step, probes)
+            self.losses.tell(outcomes)
             rows += generation_rows(batch["raw_prompt"], sources, outcomes)
             for position, (entry, state) in enumerate(zip(outcomes, states, strict=True)):
                 samples += 1

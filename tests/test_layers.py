@@ -14,6 +14,7 @@ from tests.source import imports, modules, relative
 #: Layer of every folder and file at the top of the package; a module may import its own layer and lower ones.
 LAYERS = {
     "errors": 0,
+    "text": 0,
     "compat": 0,
     "seeding": 0,
     "paths": 0,

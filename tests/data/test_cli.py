@@ -43,6 +43,33 @@ def test_pack_then_check(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "0 bad" in capsys.readouterr().out
 
 
+def test_pack_reads_what_editors_write(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    prompt, captions = tmp_path / "prompt.txt", tmp_path / "captions.jsonl"
+    prompt.write_bytes("\ufeffDescribe.\r\n".encode())
+    captions.write_bytes(
+        '\ufeff{"file": ".\\\\0.png", "caption": "zero"}\r\n{"file": "x.png", "caption": "-"}\r\n'.encode()
+    )
+    (folder / "1.txt").write_text("one")
+    out = tmp_path / "out"
+    words = ("pack", folder, "--val-fraction", 0, "--prompt-file", prompt, "--overwrite", "--out", out)
+    assert run(*words, "--captions", captions) == 0
+    printed = capsys.readouterr().out
+    assert "1 captions not used, see" in printed and "1 texts beside pictures not read: --sidecars" in printed
+    rows = pq.read_table(out / "train.parquet").to_pylist()
+    assert rows[0]["prompt"][-1]["content"] == "<image>\nDescribe."
+    assert [row["extra_info"]["caption"] for row in rows] == ["zero", None, None, None]
+    assert {"x.png", "1.txt"} <= {json.loads(line)["file"] for line in (out / "quarantine.jsonl").open()}
+    assert run(*words, "--sidecars") == 0
+    rows = pq.read_table(out / "train.parquet").to_pylist()
+    assert [row["extra_info"]["caption"] for row in rows] == [None, "one", None, None]
+    prompt.write_text("<image> Describe <|image_pad|>.")
+    capsys.readouterr()
+    assert run(*words) == 2
+    assert (
+        capsys.readouterr().out == "error: prompt: column prompt: message 1 contains the special token <|image_pad|>\n"
+    )
+
+
 def test_check_names_bad_rows(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run("pack", folder, "--out", tmp_path / "out", "--val-fraction", 0)
     rows = pq.read_table(tmp_path / "out/train.parquet").to_pylist()

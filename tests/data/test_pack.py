@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,18 +173,53 @@ def test_nothing_is_overwritten_unasked(folder: Path, tmp_path: Path) -> None:
     assert pack(folder, out, overwrite=True, val_fraction=0).val == 0 and not (out / "val.parquet").exists()
 
 
-def test_a_file_that_changes_meanwhile_stops_the_pack(folder: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_files_that_change_meanwhile_cost_themselves(format: str, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Replaced, vanished, made a pipe, made a link out: after the folder was judged, before it is written."""
     from verl_uae.data import pack as module
 
     def tampered(*args, **kwargs):
         (folder / "p0.png").write_bytes((folder / "p1.png").read_bytes())
-        return inspected(*args, **kwargs)
+        for name in ("p2.png", "p4.png", "p5.png"):
+            (folder / name).unlink()
+        os.mkfifo(folder / "p4.png")
+        (folder / "p5.png").symlink_to(tmp_path / "outside.png")
+        return split(*args, **kwargs)
 
-    inspected = module._split
+    split = module._split
     monkeypatch.setattr(module, "_split", tampered)
-    with pytest.raises(DataError, match=r"p0\.png: file changed"):
+    out = tmp_path / "out"
+    report = pack(folder, out, captions=_captions(folder, 99), format=format, shard_size=3)
+    reasons = _quarantine(out)
+    assert (report.train + report.val, report.bad, report.files_seen) == (6, 8, 15)
+    assert "changed while" in reasons["p0.png"] and "No such file" in reasons["p2.png"]
+    assert "not a regular file" in reasons["p4.png"] and "leaves its folder" in reasons["p5.png"]
+    if format == "parquet":
+        rows = _rows(out / "train.parquet")
+        assert [row["extra_info"]["index"] for row in rows] == list(range(report.train))
+    else:
+        pairs = PairShards(f"{out}/*.tar", Buckets.single(64), 1, shuffle=False, epochs=1)
+        assert len(list(pairs)) == report.train + report.val == report.with_caption
+
+
+def test_a_folder_that_vanishes_meanwhile_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    from verl_uae.data import pack as module
+
+    def tampered(*args, **kwargs):
+        shutil.rmtree(folder)
+        return split(*args, **kwargs)
+
+    split = module._split
+    monkeypatch.setattr(module, "_split", tampered)
+    with pytest.raises(DataError, match="no picture is left"):
         pack(folder, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file/out: cannot be written"):
+        pack(folder, tmp_path / "file" / "out")
 
 
 def test_impossible_arguments_are_named(folder: Path, tmp_path: Path) -> None:
@@ -205,17 +241,83 @@ def test_impossible_arguments_are_named(folder: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_odd_file_names_are_kept_printable(tmp_path: Path, make_picture: Callable, make_bytes: Callable) -> None:
-    folder = tmp_path / "odd"
-    folder.mkdir()
-    try:
-        Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.png")).write_bytes(make_bytes(make_picture(seed=1)))
-    except OSError:
-        pytest.skip("the file system takes only UTF-8 names")
-    (folder / "line\nbreak.txt").write_text("x")
-    pack(folder, tmp_path / "out", val_fraction=0)
-    assert _rows(tmp_path / "out/train.parquet")[0]["extra_info"]["source"] == "\\xff\\xfe.png"
-    assert list(_quarantine(tmp_path / "out")) == ["line\nbreak.txt"]
+@pytest.fixture
+def odd(tmp_path: Path, make_picture: Callable, make_bytes: Callable) -> Path:
+    """Names that are not UTF-8, long, decomposed, or of macOS."""
+    root = tmp_path / "odd"
+    root.mkdir()
+    names = [b"\xff\xfe.png", b"bad\xff.png", b"bad\\xff.png", b"n" * 248 + b".png", "Mu\u0308ller.png".encode()]
+    for seed, name in enumerate(names):
+        try:
+            with open(os.fsencode(root) + b"/" + name, "wb") as file:
+                file.write(make_bytes(make_picture(seed=seed)))
+        except OSError:
+            pytest.skip("the file system takes only UTF-8 names")
+    (root / "line\nbreak.html").write_text("x")
+    (root / "._0.png").write_bytes(b"\0\x05\x16\x07" + bytes(60))
+    return root
+
+
+def test_odd_file_names_are_kept_printable_and_apart(odd: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.jsonl"
+    lines = {
+        "bad\\xff.png": "of the text",
+        "bad\udcff.png": "of the byte",
+        "\\xff\\xfe.png": "by its escape",
+        "M\xfcller.png": "composed",
+        "gone.png": "-",
+        "n" * 248 + ".png": " ",
+    }
+    captions.write_text("".join(json.dumps({"file": f, "caption": c}) + "\n" for f, c in lines.items()))
+    report = pack(odd, tmp_path / "out", val_fraction=0, captions=captions)
+    stored = {
+        row["extra_info"]["source"]: row["extra_info"]["caption"] for row in _rows(tmp_path / "out/train.parquet")
+    }
+    assert stored == {
+        "\\xff\\xfe.png": "by its escape",
+        "bad\\xff.png": "of the byte",
+        "bad\\x5cxff.png": "of the text",
+        "n" * 248 + ".png": None,
+        "Mu\u0308ller.png": "composed",
+    }
+    reasons = _quarantine(tmp_path / "out")
+    assert (report.with_caption, report.captions_unused, report.bad) == (4, 2, 2)
+    assert set(reasons) == {"line\nbreak.html", "._0.png", "gone.png", "n" * 248 + ".png"}
+    assert "macOS" in reasons["._0.png"] and "white space" in reasons["n" * 248 + ".png"]
+
+
+def test_texts_beside_pictures_are_captions_if_asked_for(folder: Path, tmp_path: Path) -> None:
+    (folder / "p0.txt").write_bytes("\ufeffa cat\r\n".encode())
+    (folder / "deep" / "p6.TXT").write_text("a dog")
+    (folder / "p1.txt").write_bytes("it\u2019s".encode("cp1252"))
+    (folder / "p2.txt").write_text(" ")
+    (folder / "cut.txt").write_text("of a damaged picture")
+    hinted = pack(folder, tmp_path / "a", val_fraction=0)
+    assert (hinted.bad, hinted.sidecars_unread, hinted.with_caption, hinted.files_seen) == (4, 5, 0, 20)
+    assert "--sidecars" in _quarantine(tmp_path / "a")["p0.txt"]
+    read = pack(folder, tmp_path / "b", val_fraction=0, sidecars=True)
+    assert (read.bad, read.sidecars_unread, read.with_caption, read.files_seen) == (6, 0, 2, 20)
+    assert read.captions_unused == 1
+    captions = {
+        row["extra_info"]["source"]: row["extra_info"]["caption"] for row in _rows(tmp_path / "b/train.parquet")
+    }
+    assert captions["p0.png"] == "a cat" and captions["deep/p6.jpg"] == "a dog" and captions["p1.png"] is None
+    reasons = _quarantine(tmp_path / "b")
+    assert "Windows-1252" in reasons["p1.txt"] and "caption is missing" in reasons["p2.txt"] and "notes.txt" in reasons
+    shards = pack(folder, tmp_path / "c", val_fraction=0, sidecars=True, format="webdataset")
+    assert (shards.train, shards.with_caption) == (2, 2)
+    with pytest.raises(ConfigError, match="not from both"):
+        pack(folder, tmp_path / "d", sidecars=True, captions={"p0.png": "x"})
+
+
+def test_the_caption_of_a_copy_is_not_lost(folder: Path, tmp_path: Path) -> None:
+    """copy.png comes first by name and is kept; p3.png is the same picture."""
+    report = pack(folder, tmp_path / "a", val_fraction=0, captions={"p3.png": "a cat"})
+    rows = {row["extra_info"]["source"]: row for row in _rows(tmp_path / "a/train.parquet")}
+    assert rows["copy.png"]["extra_info"]["caption"] == "a cat"
+    assert (report.with_caption, report.captions_unused) == (1, 0)
+    report = pack(folder, tmp_path / "b", captions={"p3.png": "a cat", "copy.png": "a dog", "cut.png": "x"})
+    assert (report.with_caption, report.captions_unused) == (1, 2)
 
 
 def test_real_photographs(tmp_path: Path) -> None:

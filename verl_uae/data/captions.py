@@ -1,39 +1,114 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Captions of the pictures of a folder."""
+"""Captions of the pictures of a folder, and what counts as a caption."""
 
 from __future__ import annotations
 
 import json
 import os
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from verl_uae.errors import DataError
+from verl_uae.text import decode_text, encodable, printable, read_text, text_problem
+
+
+def caption_problem(caption: object) -> str | None:
+    """Why something is no caption, or None: one verdict for packing, checking and training."""
+    if caption is None or caption == "":
+        return "caption is missing"
+    if not isinstance(caption, str):
+        return f"caption must be text, got {type(caption).__name__}"
+    if not caption.strip():
+        return "caption is missing: white space alone"
+    problem = text_problem(caption)
+    return None if problem is None else f"caption holds {problem}"
 
 
 def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read a JSON-lines file of ``{"file": path in the folder, "caption": text}``.
 
+    A byte order mark and blank lines are no content. A caption may be empty; it then counts as none.
+
     Raises:
-        DataError: naming the line, for anything else or a file named twice.
+        DataError: naming the line, for anything else, text that cannot be encoded, or a file named twice.
     """
     path = Path(path)
     captions: dict[str, str] = {}
     try:
-        # A file's own lines: ``str.splitlines`` also cuts at separators that JSON allows within text.
-        with path.open(encoding="utf-8") as stream:
-            lines = list(stream)
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise DataError(path, None, f"cannot read captions: {error}") from error
-    for number, line in enumerate(lines):
+    # Line ends of every system; ``str.splitlines`` also cuts at separators that JSON allows within text.
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n")):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(path, number, f"not JSON: {error}") from error
         file, caption = (entry.get("file"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
         if not isinstance(file, str) or not isinstance(caption, str):
             raise DataError(path, number, 'expected {"file": text, "caption": text}')
         if file in captions:
-            raise DataError(path, number, f"file {file!r} has a caption already")
+            raise DataError(path, number, f"file {encodable(file)!r} has a caption already")
+        problem = text_problem(caption)
+        if problem is not None:
+            raise DataError(path, number, f"the caption of {encodable(file)!r} holds {problem}")
         captions[file] = caption
     return captions
+
+
+def read_sidecar(data: bytes) -> str:
+    """The caption in a text file of its own.
+
+    Raises:
+        ValueError: with the reason why there is none.
+    """
+    caption = decode_text(data).strip()
+    problem = caption_problem(caption)
+    if problem is not None:
+        raise ValueError(problem)
+    return caption
+
+
+def match_captions(captions: Mapping[str, str], files: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Give captions to files.
+
+    A caption belongs to the file of exactly its name. Else it belongs to the one file that has the same name apart
+    from ``./``, the kind of slash, the Unicode form of accents (macOS decomposes them) or bytes written as escapes
+    (`printable`), if no other caption does.
+
+    Args:
+        captions: name -> caption.
+        files: paths as the system gives them, with forward slashes.
+
+    Returns:
+        File -> caption, and the names of captions that were not used -> why.
+    """
+    names = set(files)
+    found = {name: caption for name, caption in captions.items() if name in names}
+    similar: dict[str, list[str]] = {}
+    for name in names:
+        for form in {_form(name), _form(printable(name))}:
+            similar.setdefault(form, []).append(name)
+    unused: dict[str, str] = {}
+    for name, caption in captions.items():
+        if name in names:
+            continue
+        fitting = similar.get(_form(name), [])
+        if not fitting:
+            unused[name] = "a caption for a picture that is not there"
+        elif len(fitting) > 1:
+            unused[name] = f"a caption that fits {len(fitting)} pictures: {', '.join(sorted(map(printable, fitting)))}"
+        elif fitting[0] in found:
+            unused[name] = f"a second caption for {printable(fitting[0])}"
+        else:
+            found[fitting[0]] = caption
+    return found, unused
+
+
+def _form(name: str) -> str:
+    parts = [part for part in unicodedata.normalize("NFC", name).replace("\\", "/").split("/") if part not in ("", ".")]
+    return "/".join(parts)

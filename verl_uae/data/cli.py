@@ -12,6 +12,7 @@ from typing import Any
 
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.text import read_text
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,7 +22,9 @@ def add_parser(subparsers: Any) -> None:
     packer = data.add_parser("pack", help="pack a folder of pictures into train.parquet and val.parquet")
     packer.add_argument("folder", type=Path, help="folder of PNG, JPEG and WebP files, read recursively")
     packer.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
-    packer.add_argument("--captions", type=Path, metavar="FILE", help='JSON lines of {"file": .., "caption": ..}')
+    captions = packer.add_mutually_exclusive_group()
+    captions.add_argument("--captions", type=Path, metavar="FILE", help='JSON lines of {"file": .., "caption": ..}')
+    captions.add_argument("--sidecars", action="store_true", help="the caption of x.png is x.txt beside it")
     packer.add_argument("--prompt-file", type=Path, metavar="FILE", help="user text, instead of the built-in one")
     packer.add_argument("--val-fraction", type=float, default=0.05, help="share held out, drawn by content")
     packer.add_argument("--seed", type=int, default=0, help="seed of the split")
@@ -66,14 +69,15 @@ def _pack(args: argparse.Namespace) -> int:
     prompt = None
     if args.prompt_file is not None:
         try:
-            prompt = args.prompt_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            prompt = read_text(args.prompt_file).strip()
+        except (OSError, ValueError) as error:
             raise DataError(args.prompt_file, None, f"cannot be read: {error}") from error
     report = pack(
         args.folder,
         args.out,
         prompt=prompt,
         captions=args.captions,
+        sidecars=args.sidecars,
         val_fraction=args.val_fraction,
         seed=args.seed,
         max_pixels=args.max_pixels,
@@ -85,9 +89,14 @@ def _pack(args: argparse.Namespace) -> int:
         shard_size=args.shard_size,
     )
     print(json.dumps(asdict(report), indent=2))
+    listed = f"see {args.out / QUARANTINE_FILE}"
     left_out = report.bad + report.duplicates
     if left_out:
-        print(f"{left_out} of {report.files_seen} files left out, see {args.out / QUARANTINE_FILE}")
+        print(f"{left_out} of {report.files_seen} files left out, {listed}")
+    if report.captions_unused:
+        print(f"{report.captions_unused} captions not used, {listed}")
+    if report.sidecars_unread:
+        print(f"{report.sidecars_unread} texts beside pictures not read: --sidecars takes them for captions, {listed}")
     return 0
 
 

@@ -33,6 +33,7 @@ from verl_uae.data.rows import (
     load_rows,
     resize_options,
 )
+from verl_uae.data.schema import MEDIA_TOKENS
 from verl_uae.errors import ConfigError, DataError
 
 __all__ = ["CheckSettings", "UAEDataset"]
@@ -66,7 +67,7 @@ class UAEDataset(RLHFDataset):
             prompt_key=self.prompt_key,
             image_key=self.image_key,
             refused_keys=(self.video_key, self.audio_key),
-            refused_text=_media_tokens(self.processor),
+            refused_text=(*MEDIA_TOKENS, *_media_tokens(self.processor)),
         )
         self.dataframe = load_rows(self.door.files, self.image_key)
         chosen = choose_rows(len(self.dataframe), self.max_samples, shuffle=self.shuffle, seed=self.seed)

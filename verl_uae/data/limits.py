@@ -31,3 +31,6 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+
+MAX_TEXT_BYTES = 2**20
+"""Largest caption or JSON entry, bytes."""

@@ -9,28 +9,25 @@ twice: once to judge them and to hash what will be stored, once to write, so tha
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
-import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from verl_uae.data.captions import read_captions
-from verl_uae.data.images import DEFAULT_LIMITS, ImageLimits, decode_image, encoded_bytes, image_digest, rewrite_reason
+from verl_uae.data.captions import caption_problem, match_captions, read_captions
+from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
+from verl_uae.data.pack_pictures import Picture, Rows, find_sidecars, inspect_all, list_files, read_sidecars
 from verl_uae.data.pack_write import write_parquet, write_shard
 from verl_uae.data.quarantine import BadItem, published, write_items
 from verl_uae.data.schema import Message, make_prompt, make_row
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.seeding import derive_seed
+from verl_uae.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +51,9 @@ class PackReport:
     """Reason -> number of pictures stored as new PNG bytes; all others are stored byte for byte."""
     with_caption: int
     captions_unused: int
+    """Captions that no packed picture has; they are listed in the quarantine file."""
+    sidecars_unread: int
+    """Texts beside a picture of the same name that were not asked for; they are listed in the quarantine file."""
     width: tuple[int, int, int]
     """Smallest, median and largest stored width, pixels."""
     height: tuple[int, int, int]
@@ -65,15 +65,8 @@ class PackReport:
     max_pixels: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    source: str
-    file: str
-    file_sha256: str
-    digest: str
-    size: tuple[int, int]
-    rewrite: str | None
-    split: str = "train"
+_Parts = dict[str, tuple[int, list[Picture]]]
+"""Output file -> number of its first row in the split, and its pictures."""
 
 
 def pack(
@@ -82,6 +75,7 @@ def pack(
     *,
     prompt: str | Sequence[Message] | None = None,
     captions: Mapping[str, str] | str | os.PathLike[str] | None = None,
+    sidecars: bool = False,
     val_fraction: float = 0.05,
     seed: int = 0,
     max_pixels: int | None = None,
@@ -105,7 +99,9 @@ def pack(
         folder: where the pictures are.
         out_dir: where the files go; must not lie inside ``folder``.
         prompt: user text, or messages; default: `schema.make_prompt`.
-        captions: path in the folder -> caption, or a JSON-lines file of ``{"file": .., "caption": ..}``.
+        captions: path in the folder -> caption, or a JSON-lines file of ``{"file": .., "caption": ..}``; how names
+            are compared: `captions.match_captions`.
+        sidecars: take the caption of ``x.png`` from ``x.txt`` beside it.
         val_fraction: chance in [0, 1) of a picture to be held out, drawn from its content and ``seed``: adding
             pictures moves none of the others, and equal pictures cannot end up in both files. With a fraction above 0
             and two pictures, neither file is empty. With 0 there is no ``val.parquet``.
@@ -124,50 +120,82 @@ def pack(
     """
     folder, out_dir = Path(folder).resolve(), Path(out_dir).resolve()
     _check_arguments(folder, out_dir, val_fraction, max_pixels, limits, overwrite)
-    _check_format(format, shard_size, captions is not None)
+    _check_format(format, shard_size, captions is not None, sidecars)
     messages = make_prompt(prompt) if isinstance(prompt, str) else prompt
-    texts = captions if isinstance(captions, Mapping) else read_captions(captions) if captions is not None else {}
+    given = captions if isinstance(captions, Mapping) else read_captions(captions) if captions is not None else {}
     _check_prompt(messages)
-    files, bad = _list_files(folder)
-    pictures, more_bad = _inspect_all(folder, files, limits, max_pixels, threads)
-    pictures, duplicates = _drop_duplicates(pictures)
+    files, linked = list_files(folder)
+    beside = find_sidecars(files)
+    pictures, bad = inspect_all(folder, [f for f in files if f not in beside], limits, max_pixels, threads)
+    pictures, copies = _drop_duplicates(pictures)
     if not pictures:
-        raise DataError(
-            folder, None, f"no picture can be used, {len(files)} files seen; first: {[*bad, *more_bad][:1]}"
-        )
-    if texts and not any(picture.source in texts for picture in pictures):
-        raise DataError(folder, None, f"no caption names a picture of this folder, e.g. {next(iter(texts))!r}")
-    uncaptioned: list[BadItem] = []
+        raise DataError(folder, None, f"no picture can be used, {len(files)} files seen; first: {[*linked, *bad][:1]}")
+    hints = [] if sidecars else _hints(beside)
+    if sidecars:
+        given, unreadable = read_sidecars(folder, beside)
+        bad += unreadable
+    found, unused = _given_captions(folder, given, files)
+    texts, more_unused = _captions_of(pictures, copies, found)
     if format == "webdataset":
-        uncaptioned = [
-            BadItem(picture.source, None, "no caption") for picture in pictures if picture.source not in texts
-        ]
-        pictures = [picture for picture in pictures if picture.source in texts]
+        bad += [BadItem(picture.source, None, "no caption") for picture in pictures if picture.file not in texts]
+        pictures = [picture for picture in pictures if picture.file in texts]
         if not pictures:
             raise DataError(folder, None, "no picture has a caption")
     pictures = _split(pictures, val_fraction, seed)
-    quarantine = sorted([*bad, *more_bad, *duplicates, *uncaptioned], key=lambda item: item.file)
     parts = _parts(pictures, seed, shard_size) if format == "webdataset" else _halves(pictures)
+    left_out = _LeftOut(
+        [*linked, *bad],
+        [BadItem(copy.source, None, f"same picture as {kept.source}") for copy, kept in copies],
+        [*unused, *more_unused],
+        hints,
+    )
+    rows = Rows(folder, messages, texts, data_source, limits, max_pixels)
+    settings = {"seed": seed, "val_fraction": val_fraction, "max_pixels": max_pixels}
+    try:
+        return _write(out_dir, format, parts, rows, left_out, settings | {"files_seen": len(files) + len(linked)})
+    except OSError as error:
+        # Pictures that cannot be read are data errors by now.
+        raise DataError(out_dir, None, f"cannot be written: {error}") from error
 
+
+@dataclass(frozen=True, slots=True)
+class _LeftOut:
+    bad: list[BadItem]
+    duplicates: list[BadItem]
+    captions: list[BadItem]
+    hints: list[BadItem]
+
+
+def _write(
+    out_dir: Path, format: str, parts: _Parts, rows: Rows, left_out: _LeftOut, settings: Mapping[str, Any]
+) -> PackReport:
     out_dir.mkdir(parents=True, exist_ok=True)
     old = _packed_files(out_dir)
     outputs = [out_dir / name for name in (*parts, QUARANTINE_FILE, REPORT_FILE)]
     with published(*outputs) as (*data, listed, summary):
-        rows = _Rows(folder, messages, texts, data_source, limits, max_pixels)
+        write = write_shard if format == "webdataset" else write_parquet
         for path, (first, part) in zip(data, parts.values(), strict=True):
-            write = write_shard if format == "webdataset" else write_parquet
-            write(path, (rows(picture, index) for index, picture in enumerate(part, first)))
-        write_items(listed, quarantine)
-        written = dict(zip((*parts, QUARANTINE_FILE), (*data, listed), strict=True))
-        report = _report(pictures, quarantine, len(duplicates), texts, written, seed, val_fraction, max_pixels)
+            write(path, rows(part, first))
+        if not rows.written:
+            raise DataError(rows.folder, None, f"no picture is left; first: {rows.lost[0]}")
+        bad = [*left_out.bad, *rows.lost]
+        items = [*bad, *left_out.duplicates, *left_out.captions, *left_out.hints]
+        write_items(listed, sorted(items, key=lambda item: item.file))
+        report = PackReport(
+            **settings,
+            **_counts(rows.written, rows.captions),
+            **_contents(dict(zip((*parts, QUARANTINE_FILE), (*data, listed), strict=True))),
+            bad=len(bad),
+            duplicates=len(left_out.duplicates),
+            captions_unused=len(left_out.captions),
+            sidecars_unread=len(left_out.hints),
+        )
         # An old report beside new files would lie if the renames were interrupted.
         outputs[-1].unlink(missing_ok=True)
         summary.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     for name in set(old) - set(parts) - {REPORT_FILE}:
         (out_dir / name).unlink()
-    logger.info(
-        "packed %d train and %d val rows into %s, left out %d", report.train, report.val, out_dir, len(quarantine)
-    )
+    logger.info("packed %d train and %d val rows into %s, left out %d", report.train, report.val, out_dir, len(items))
     return report
 
 
@@ -187,13 +215,15 @@ def _check_arguments(
         raise ConfigError("overwrite", f"{out_dir} already holds {', '.join(existing)}")
 
 
-def _check_format(format: str, shard_size: int, captioned: bool) -> None:
+def _check_format(format: str, shard_size: int, captioned: bool, sidecars: bool) -> None:
     if format not in FORMATS:
         raise ConfigError("format", f"must be one of {', '.join(FORMATS)}, got {format!r}")
     if shard_size < 1:
         raise ConfigError("shard_size", f"must be at least 1, got {shard_size}")
-    if format == "webdataset" and not captioned:
-        raise ConfigError("captions", "webdataset shards hold pairs: captions are needed")
+    if captioned and sidecars:
+        raise ConfigError("captions", "come from a file or from texts beside the pictures (sidecars), not from both")
+    if format == "webdataset" and not captioned and not sidecars:
+        raise ConfigError("captions", "webdataset shards hold pairs: captions are needed, from a file or from sidecars")
 
 
 def _packed_files(out_dir: Path) -> list[str]:
@@ -210,70 +240,49 @@ def _check_prompt(prompt: Sequence[Message] | None) -> None:
         raise ConfigError("prompt", error.message) from error
 
 
-def _list_files(folder: Path) -> tuple[list[str], list[BadItem]]:
-    """All files below ``folder`` as sorted relative paths, and the linked folders that were not followed."""
-
-    def stop(error: OSError) -> None:
-        raise DataError(error.filename or folder, None, f"cannot list: {error.strerror}") from error
-
-    files: list[str] = []
-    linked: list[BadItem] = []
-    for parent, folders, names in os.walk(folder, onerror=stop, followlinks=False):
-        base = Path(parent).relative_to(folder)
-        files += [(base / name).as_posix() for name in names]
-        links = [name for name in folders if Path(parent, name).is_symlink()]
-        linked += [
-            BadItem(_printable((base / name).as_posix()), None, "linked folder is not followed") for name in links
-        ]
-    return sorted(files), linked
-
-
-def _inspect_all(
-    folder: Path, files: Sequence[str], limits: ImageLimits, max_pixels: int | None, threads: int
-) -> tuple[list[_Picture], list[BadItem]]:
-    def inspect(file: str) -> _Picture | BadItem:
-        try:
-            return _inspect(folder, file, limits, max_pixels)
-        except DataError as error:
-            return BadItem(_printable(file), None, error.message)
-
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        results = list(pool.map(inspect, files))
-    return [r for r in results if isinstance(r, _Picture)], [r for r in results if isinstance(r, BadItem)]
-
-
-def _inspect(folder: Path, file: str, limits: ImageLimits, max_pixels: int | None) -> _Picture:
-    data = encoded_bytes(file, limits=limits, root=folder)
-    img = decode_image(data, limits=limits)
-    rewrite = rewrite_reason(data)
-    if max_pixels is not None and img.width * img.height > max_pixels:
-        rewrite = "size"
-    img = _shrunk(img, max_pixels, limits)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return _Picture(_printable(file), file, sha256, image_digest(img), img.size, rewrite)
-
-
-def _shrunk(img: Image.Image, max_pixels: int | None, limits: ImageLimits) -> Image.Image:
-    if max_pixels is None or img.width * img.height <= max_pixels:
-        return img
-    scale = math.sqrt(max_pixels / (img.width * img.height))
-    size = (int(img.width * scale), int(img.height * scale))
-    if min(size) < limits.min_side:
-        raise DataError("<picture>", None, f"{img.width} x {img.height} pixels cannot be scaled down to {max_pixels}")
-    return img.resize(size, Image.Resampling.BICUBIC)
-
-
-def _drop_duplicates(pictures: Sequence[_Picture]) -> tuple[list[_Picture], list[BadItem]]:
-    first: dict[str, _Picture] = {}
-    duplicates: list[BadItem] = []
+def _drop_duplicates(pictures: Sequence[Picture]) -> tuple[list[Picture], list[tuple[Picture, Picture]]]:
+    """The first of equal pictures, and the others, each with the one that is kept for it."""
+    first: dict[str, Picture] = {}
+    copies: list[tuple[Picture, Picture]] = []
     for picture in pictures:
         kept = first.setdefault(picture.digest, picture)
         if kept is not picture:
-            duplicates.append(BadItem(picture.source, None, f"same picture as {kept.source}"))
-    return list(first.values()), duplicates
+            copies.append((picture, kept))
+    return list(first.values()), copies
 
 
-def _split(pictures: Sequence[_Picture], val_fraction: float, seed: int) -> list[_Picture]:
+def _hints(beside: Mapping[str, str]) -> list[BadItem]:
+    hint = "text beside {}, which --sidecars (sidecars=True) takes for its caption"
+    return [BadItem(printable(text), None, hint.format(printable(picture))) for text, picture in beside.items()]
+
+
+def _given_captions(
+    folder: Path, given: Mapping[str, str], files: Iterable[str]
+) -> tuple[dict[str, str], list[BadItem]]:
+    """File -> usable caption, and the names of all other captions with their reasons."""
+    problems = {name: problem for name, text in given.items() if (problem := caption_problem(text)) is not None}
+    usable = {name: text for name, text in given.items() if name not in problems}
+    found, unused = match_captions(usable, files)
+    if usable and not found:
+        name = printable(next(iter(usable)))
+        raise DataError(folder, None, f"no caption names a picture of this folder, e.g. {name!r}")
+    return found, [BadItem(printable(name), None, reason) for name, reason in {**problems, **unused}.items()]
+
+
+def _captions_of(
+    pictures: Sequence[Picture], copies: Sequence[tuple[Picture, Picture]], found: Mapping[str, str]
+) -> tuple[dict[str, str], list[BadItem]]:
+    """The captions of what is packed; a picture that has none takes that of its copy."""
+    texts = {picture.file: found[picture.file] for picture in pictures if picture.file in found}
+    used = set(texts)
+    for copy, kept in copies:
+        if copy.file in found and texts.setdefault(kept.file, found[copy.file]) == found[copy.file]:
+            used.add(copy.file)
+    unused = [BadItem(printable(file), None, "a caption, but its picture is left out") for file in found.keys() - used]
+    return texts, unused
+
+
+def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[Picture]:
     draws = [derive_seed("split", seed, picture.digest) / 2**63 for picture in pictures]
     held_out = [draw < val_fraction for draw in draws]
     if val_fraction > 0 and len(pictures) > 1:
@@ -284,18 +293,14 @@ def _split(pictures: Sequence[_Picture], val_fraction: float, seed: int) -> list
     return [replace(p, split="val" if held else "train") for p, held in zip(pictures, held_out, strict=True)]
 
 
-_Parts = dict[str, tuple[int, list[_Picture]]]
-"""Output file -> number of its first row in the split, and its pictures."""
-
-
-def _halves(pictures: Sequence[_Picture]) -> _Parts:
+def _halves(pictures: Sequence[Picture]) -> _Parts:
     splits = {
         name: [p for p in pictures if p.split == split] for name, split in ((TRAIN_FILE, "train"), (VAL_FILE, "val"))
     }
     return {name: (0, part) for name, part in splits.items() if part}
 
 
-def _parts(pictures: Sequence[_Picture], seed: int, shard_size: int) -> _Parts:
+def _parts(pictures: Sequence[Picture], seed: int, shard_size: int) -> _Parts:
     """Shards are read in the order in which they are written, so it must not be that of the names."""
     shuffled = sorted(pictures, key=lambda picture: derive_seed("shard-order", seed, picture.digest))
     parts: _Parts = {}
@@ -306,68 +311,24 @@ def _parts(pictures: Sequence[_Picture], seed: int, shard_size: int) -> _Parts:
     return parts
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Turns pictures into rows, reading each a second time."""
-
-    folder: Path
-    prompt: Sequence[Message] | None
-    captions: Mapping[str, str]
-    data_source: str
-    limits: ImageLimits
-    max_pixels: int | None
-
-    def __call__(self, picture: _Picture, index: int) -> dict[str, Any]:
-        data = encoded_bytes(picture.file, limits=self.limits, root=self.folder)
-        if hashlib.sha256(data).hexdigest() != picture.file_sha256:
-            raise DataError(self.folder / picture.source, None, "file changed while it was being packed")
-        if picture.rewrite is not None:
-            buffer = io.BytesIO()
-            _shrunk(decode_image(data, limits=self.limits), self.max_pixels, self.limits).save(buffer, "PNG")
-            data = buffer.getvalue()
-        return make_row(
-            data,
-            index=index,
-            split=picture.split,
-            sha256=picture.digest,
-            prompt=self.prompt,
-            data_source=self.data_source,
-            source=picture.source,
-            size=picture.size,
-            caption=self.captions.get(picture.source),
-        )
-
-
-def _report(
-    pictures: Sequence[_Picture],
-    quarantine: Sequence[BadItem],
-    duplicates: int,
-    captions: Mapping[str, str],
-    written: Mapping[str, Path],
-    seed: int,
-    val_fraction: float,
-    max_pixels: int | None,
-) -> PackReport:
+def _counts(pictures: Sequence[Picture], texts: Mapping[str, str]) -> dict[str, Any]:
     splits = Counter(picture.split for picture in pictures)
-    sources = {picture.source for picture in pictures}
+    return {
+        "train": splits["train"],
+        "val": splits["val"],
+        "rewritten": dict(sorted(Counter(picture.rewrite for picture in pictures if picture.rewrite).items())),
+        "with_caption": sum(picture.file in texts for picture in pictures),
+        "width": _spread([picture.size[0] for picture in pictures]),
+        "height": _spread([picture.size[1] for picture in pictures]),
+    }
+
+
+def _contents(written: Mapping[str, Path]) -> dict[str, Any]:
     existing = {name: path for name, path in written.items() if path.exists()}
-    return PackReport(
-        files_seen=len(pictures) + len(quarantine),
-        train=splits["train"],
-        val=splits["val"],
-        duplicates=duplicates,
-        bad=len(quarantine) - duplicates,
-        rewritten=dict(sorted(Counter(picture.rewrite for picture in pictures if picture.rewrite).items())),
-        with_caption=len(sources & set(captions)),
-        captions_unused=len(set(captions) - sources),
-        width=_spread([picture.size[0] for picture in pictures]),
-        height=_spread([picture.size[1] for picture in pictures]),
-        sha256={name: _file_sha256(path) for name, path in existing.items()},
-        bytes={name: path.stat().st_size for name, path in existing.items()},
-        seed=seed,
-        val_fraction=val_fraction,
-        max_pixels=max_pixels,
-    )
+    return {
+        "sha256": {name: _file_sha256(path) for name, path in existing.items()},
+        "bytes": {name: path.stat().st_size for name, path in existing.items()},
+    }
 
 
 def _spread(values: Sequence[int]) -> tuple[int, int, int]:
@@ -381,8 +342,3 @@ def _file_sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _printable(file: str) -> str:
-    """A file name as valid UTF-8; bytes that are not become escapes."""
-    return file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

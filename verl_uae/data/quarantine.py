@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from verl_uae.text import encodable
+
 
 @dataclass(frozen=True, slots=True)
 class BadItem:
@@ -74,4 +76,4 @@ class ItemList:
 
 
 def _line(item: BadItem) -> str:
-    return json.dumps(asdict(item), ensure_ascii=False)
+    return encodable(json.dumps(asdict(item), ensure_ascii=False))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from verl_uae.data.images import ImageLimits, decode_image, encoded_bytes, upright_size
 from verl_uae.data.quarantine import BadItem, published, write_items
-from verl_uae.data.schema import row_problem
+from verl_uae.data.schema import MEDIA_TOKENS, row_problem
 from verl_uae.errors import ConfigError, DataError
 
 VERIFY_MODES: tuple[str, ...] = ("full", "header", "off")
@@ -93,7 +93,7 @@ class RowDoor:
     prompt_key: str = "prompt"
     image_key: str = "images"
     refused_keys: tuple[str, ...] = ("videos", "audios")
-    refused_text: tuple[str, ...] = ()
+    refused_text: tuple[str, ...] = MEDIA_TOKENS
     """See `schema.row_problem`."""
 
     def inspect(self, row: Row) -> list[Size] | str:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from verl_uae.errors import DataError
+from verl_uae.text import text_problem
 
 IMAGE_MARK = "<image>"
 """Where a picture goes in a prompt; verl replaces it by the picture."""
@@ -27,6 +28,9 @@ USER_PROMPT = (
     "Study the whole image before you answer, then write only the complete description."
 )
 """The captioning task of UAE (arXiv 2509.09666v5, sampling prompt of Unified-GRPO) in our own words."""
+
+MEDIA_TOKENS: tuple[str, ...] = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+"""What Qwen's processors put in place of a picture. In a prompt they would shift its features against their places."""
 
 Message = dict[str, str]
 _MEDIA_MARK = re.compile("<image>|<video>|<audio>")
@@ -129,7 +133,7 @@ def row_problem(
     prompt_key: str = "prompt",
     image_key: str = "images",
     refused_keys: Iterable[str] = ("videos", "audios"),
-    refused_text: Iterable[str] = (),
+    refused_text: Iterable[str] = MEDIA_TOKENS,
 ) -> str | None:
     """What is wrong with a row, naming the column, or None. Looks at the form only; pictures are not decoded.
 
@@ -159,7 +163,9 @@ def row_problem(
     info = row.get("extra_info")
     if info is not None and not isinstance(info, Mapping):
         return f"column extra_info: must be a mapping, got {_kind(info)}"
-    return None
+    caption = info.get("caption") if info is not None else None
+    problem = text_problem(caption) if isinstance(caption, str) else None
+    return None if problem is None else f"column extra_info: caption holds {problem}"
 
 
 def check_columns(schema: pa.Schema, path: str) -> None:
@@ -187,6 +193,9 @@ def _prompt_problem(prompt: object, refused_text: tuple[str, ...]) -> str | None
         content = message.get("content")
         if not isinstance(content, str):
             return f"message {number} must have a plain string as content, got {_kind(content)}"
+        problem = text_problem(content)
+        if problem is not None:
+            return f"message {number} holds {problem}"
         for text in refused_text:
             if text in content:
                 return f"message {number} contains the special token {text}"

@@ -1,0 +1,121 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Text from outside: what can be encoded, names that a file system takes, and files as editors write them.
+
+A Python string can hold halves of surrogate pairs: JSON may escape one (``"\\ud83d"``, an emoji cut in two), and a
+file name or an argument that is not UTF-8 holds one for each foreign byte. No tokenizer, no file and no Arrow column
+takes such a string.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+import re
+
+from verl_uae.errors import ConfigError
+
+MAX_NAME_BYTES = 220
+"""Longest file name that is made of other names. File systems take 255; the rest is for temporary names beside it."""
+
+_HALF = re.compile("[\ud800-\udfff]")
+# What `printable` writes for a half; in a name that has no half it is plain text.
+_LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2}|ud[89a-f][0-9a-f]{2})")
+_FOREIGN = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+def text_problem(text: str) -> str | None:
+    """Why a text cannot be encoded, or None."""
+    found = _HALF.search(text)
+    if found is None:
+        return None
+    return f"half of a surrogate pair (\\u{ord(found[0]):04x}) at character {found.start()}, which is no text"
+
+
+def encodable(text: str) -> str:
+    """The text, or where it cannot be encoded the same with escapes: ``\\xff`` for a byte, ``\\ud83d`` for a half."""
+    return _HALF.sub(_escape, text)
+
+
+def printable(name: str) -> str:
+    """A file name as `encodable` text; different names stay different.
+
+    A backslash that could be taken for an escape becomes ``\\x5c``: the name of the byte 0xff and the name of the four
+    characters ``\\xff`` do not print alike.
+    """
+    return encodable(_LIKE_AN_ESCAPE.sub(r"\\x5c", name))
+
+
+def fitting_name(name: str, suffix: str = "") -> str:
+    """A file name of at most `MAX_NAME_BYTES` that is printable; the same name always gives the same.
+
+    Args:
+        name: what it is made of, without the ending; a name that is too long is cut and gets a hash of the whole.
+        suffix: its ending, kept.
+    """
+    whole = printable(name)
+    room = MAX_NAME_BYTES - len(suffix.encode())
+    if len(whole.encode()) <= room:
+        return whole + suffix
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    return f"{whole.encode()[: room - 9].decode('utf-8', 'ignore')}~{digest}{suffix}"
+
+
+def argument_text(key: str, text: str) -> str:
+    """A text of the command line.
+
+    Python decodes arguments by the locale. Where that is ``C``, each byte of UTF-8 arrives as a half of a surrogate
+    pair; together they are the text that was typed.
+
+    Raises:
+        ConfigError: naming ``key``, for bytes that are not UTF-8.
+    """
+    if text_problem(text) is None:
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError as error:
+        raise ConfigError(key, f"is not UTF-8: {encodable(text)!r}") from error
+
+
+def decode_text(data: bytes) -> str:
+    """The content of a text file. A byte order mark of UTF-8 is no content.
+
+    Raises:
+        ValueError: naming the encoding that was found instead of UTF-8, or the first foreign byte and its line.
+    """
+    for mark, name in _FOREIGN:
+        if data.startswith(mark):
+            raise ValueError(f"is {name}: save it as UTF-8")
+    if data.count(0) * 3 > len(data):
+        raise ValueError("every other byte is zero, as in UTF-16: save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"byte 0x{error.object[error.start]:02x} in line {line} is not UTF-8 but of a code page such as "
+            "Windows-1252: save it as UTF-8"
+        ) from error
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The content of a text file, as `decode_text`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8.
+    """
+    with open(path, "rb") as file:
+        return decode_text(file.read())
+
+
+def _escape(half: re.Match[str]) -> str:
+    code = ord(half[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -21,9 +22,11 @@ from tests.data.conftest import encode, picture
 from tests.data.shard_world import members, tar_bytes, write_shards
 from verl_uae.data.buckets import Buckets
 from verl_uae.data.images import image_digest
+from verl_uae.data.limits import ImageLimits
 from verl_uae.data.pairs import Pair
 from verl_uae.data.rows import CheckSettings
-from verl_uae.data.shards import PairShards
+from verl_uae.data.shards import PairShards, pair_of
+from verl_uae.data.tar import read_samples
 from verl_uae.errors import ConfigError, DataError
 
 BUCKETS = Buckets.around(64, step=16)
@@ -306,3 +309,53 @@ def test_impossible_arguments_are_named(pattern: str) -> None:
     for options in ({"batch_size": 0}, {"batch_size": 4, "epochs": 0}):
         with pytest.raises(ConfigError, match=r"batch_size|epochs"):
             PairShards(pattern, BUCKETS, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            [("a.jpg", b"x"), ("a.caption", b"c")],
+            "a: caption is missing; it is the entry .txt, or the field caption of .json; found: .jpg, .caption",
+        ),
+        ([("a.jpg", b"x"), ("a.json", b'{"text": "c", "url": "u"}')], "found: .jpg, .json, with the fields text, url"),
+        ([("a.jpg", b"x"), ("a.json", b"[]")], "found: .jpg, .json, with the fields none"),
+        (
+            [("a.txt", b"c"), ("a.jfif", b"x")],
+            "a: 0 entries of jpg, jpeg, png, webp, one is needed; found: .txt, .jfif",
+        ),
+        ([("a.jpg", b"x"), ("a.json", b'{"caption": "red \\ud83d"}')], "caption holds half of a surrogate pair"),
+        ([("a.jpg", b"x"), ("a.txt", b" \n")], "a: caption is missing: white space alone"),
+        ([("a.jpg", b"x"), ("a.txt", "it\u2019s".encode("cp1252"))], "a: text entry: byte 0x92 in line 1 is not UTF-8"),
+        ([("a.jpg", b"x"), ("a.txt", "c".encode("utf-16"))], "a: text entry: is UTF-16: save it as UTF-8"),
+        ([("a.jpg", b"x"), ("a.json", b'{"caption": ' + b"9" * 5000)], "a: text entry"),
+        ([("a.jpg", b"x"), ("a.json", b"[" * 100_000)], "a: text entry"),
+        ([("\udce9.jpg", b"x"), ("\udce9.cls", b"x")], "\\xe9: caption is missing"),
+    ],
+)
+def test_a_sample_without_a_pair_says_what_was_found(content: list, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(content))
+    (sample,) = read_samples(str(tmp_path / "a.tar"), 2**20)
+    found = pair_of(sample, "a.tar", ImageLimits())
+    assert isinstance(found, str) and reason in found
+    found.encode()
+
+
+def test_shards_as_other_tools_write_them(tmp_path: Path) -> None:
+    """All pictures first and a byte order mark are read; a compressed one is named."""
+    content = [(f"{n}.jpg", encode(picture(32, 32, n), "JPEG")) for n in range(4)]
+    texts = [(f"{n}.txt", f"\ufeffcaption {n}".encode()) for n in range(4)]
+    (tmp_path / "a.tar").write_bytes(tar_bytes([*content, *texts]))
+    pairs = PairShards(str(tmp_path / "a.tar"), Buckets.single(32), 1, shuffle=False, epochs=1)
+    assert [pair.caption for (pair,) in pairs] == [f"caption {n}" for n in range(4)]
+    (tmp_path / "b.tar").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    broken = PairShards(
+        f"{tmp_path}/[ab].tar",
+        Buckets.single(32),
+        1,
+        shuffle=False,
+        epochs=1,
+        settings=CheckSettings(quarantine_dir=str(tmp_path / "q")),
+    )
+    with pytest.raises(DataError, match="the shard is lost from sample 0 on: DamagedShard: compressed with gzip"):
+        list(broken)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.data.shard_world import members, tar_bytes
-from verl_uae.data.tar import DamagedShard, Sample, read_samples
+from verl_uae.data.tar import Sample, read_samples
+from verl_uae.data.tar_headers import DamagedShard
 
 LIMIT = 2**20
 
@@ -132,6 +133,47 @@ def test_a_shard_without_its_end_is_damaged(shard: Path) -> None:
             read(shard)
     with pytest.raises(FileNotFoundError):
         read(shard.with_name("none.tar"))
+
+
+def test_hidden_files_of_macos_are_passed_over(shard: Path) -> None:
+    content = members(0, 2)
+    hidden = [(f"x/._{name}", b"\0\5\x16\7") for name, _ in content]
+    shard.write_bytes(tar_bytes([entry for pair in zip(hidden, content, strict=True) for entry in pair]))
+    assert read(shard) == [
+        Sample(n, f"{n:05d}", {"png": content[2 * n][1], "txt": content[2 * n + 1][1]}) for n in range(2)
+    ]
+
+
+def test_samples_of_a_local_shard_need_not_lie_together(shard: Path) -> None:
+    content = members(0, 5)
+    sorted_samples = [Sample(n, f"{n:05d}", {"png": content[2 * n][1], "txt": content[2 * n + 1][1]}) for n in range(5)]
+    shard.write_bytes(tar_bytes([*content[0::2], *content[1::2]]))
+    assert read(shard) == sorted_samples
+    # Whole samples first, then scattered ones, one without a text, and two samples of one name.
+    mixed = [*content[:4], *content[4::2], ("lone.png", b"x"), *content[5::2], *members(2, 1)]
+    shard.write_bytes(tar_bytes(mixed))
+    found = read(shard)
+    assert found[:5] == sorted_samples
+    assert found[5:] == [Sample(5, "lone", {"png": b"x"}), Sample(6, "00002", sorted_samples[2].entries)]
+
+
+def test_what_is_whole_of_a_scattered_shard_is_read_before_its_damage(shard: Path) -> None:
+    content = members(0, 4)
+    whole = tar_bytes([*content[0::2], *content[1::2]])
+    shard.write_bytes(whole[: whole.index(b"00002.txt")])
+    found, reason = until_it_breaks(shard)
+    assert [set(sample.entries) for sample in found] == [{"png", "txt"}] * 2 + [{"png"}] * 2 and "cut" in reason
+
+
+def test_samples_of_a_stream_must_lie_together(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = members(0, 3)
+    data = tar_bytes([*content[0::2], *content[1::2]])
+    monkeypatch.setattr("verl_uae.data.tar.open_url", lambda url: io.BytesIO(data))
+    found = read(shard)
+    assert [sample.problem for sample in found[:3]] == [None] * 3 and len(found) == 6
+    assert all("do not lie together" in (sample.problem or "") for sample in found[3:])
+    monkeypatch.setattr("verl_uae.data.tar.open_url", lambda url: io.BytesIO(tar_bytes(content)))
+    assert [set(sample.entries) for sample in read(shard)] == [{"png", "txt"}] * 3
 
 
 def test_flipped_bits_never_raise_anything_else(shard: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -17,18 +16,23 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from verl_uae.data.buckets import Buckets, HeightWidth
+from verl_uae.data.captions import caption_problem
 from verl_uae.data.images import upright_size
 from verl_uae.data.limits import ImageLimits
 from verl_uae.data.pairs import DIGEST, Pair
 from verl_uae.data.quarantine import BadItem, ItemList
 from verl_uae.data.rows import CheckSettings, quarantine_path
 from verl_uae.data.shard_urls import expand_shards, webdataset
-from verl_uae.data.tar import PICTURES, DamagedShard, Sample, read_samples
+from verl_uae.data.tar import PICTURES, Sample, read_samples
+from verl_uae.data.tar_headers import DamagedShard
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.seeding import generator
+from verl_uae.text import decode_text, encodable
 
 logger = logging.getLogger(__name__)
 
+_NAMED = 200
+"""Most characters of a name in a message."""
 _ENOUGH = 100
 """Samples before a share of bad ones means anything; it is looked at after each epoch too."""
 
@@ -135,6 +139,7 @@ class ShardIterator(Iterator[list[Pair]]):
         self._waiting: dict[HeightWidth, list[Pair]] = {size: [] for size in shards.buckets.sizes}
         folder = shards.settings.quarantine_dir
         self._listed = None if folder is None else ItemList(quarantine_path(folder, ["shards", *shards.urls]))
+        self._last_bad: BadItem | None = None
         self._good_before = 0
         self._go_to(epoch=0, shard=0, number=0)
 
@@ -205,7 +210,7 @@ class ShardIterator(Iterator[list[Pair]]):
             if self._samples is None:
                 self._samples = self._opened(url)
             sample = next(self._samples, None)
-        except (DamagedShard, OSError, tarfile.TarError) as error:
+        except (DamagedShard, OSError) as error:
             sample = None
             self.counts.damaged += 1
             reason = f"the shard is lost from sample {self._number} on: {type(error).__name__}: {error}"
@@ -226,7 +231,9 @@ class ShardIterator(Iterator[list[Pair]]):
         if self._epoch == self.shards.epochs:
             raise StopIteration
         if self.counts.good == self._good_before:
-            raise DataError(self.shards.urls[0], None, f"no usable sample in {len(self._order)} shards")
+            raise DataError(
+                self.shards.urls[0], None, f"no usable sample in {len(self._order)} shards; last: {self._last_bad}"
+            )
         self._check_share()
         self._good_before = self.counts.good
         if self._epoch + 1 == self.shards.epochs:
@@ -237,20 +244,21 @@ class ShardIterator(Iterator[list[Pair]]):
         self._go_to(self._epoch + 1, 0, 0)
 
     def _leave_out(self, item: BadItem) -> None:
+        self._last_bad = item
         left_out = self.counts.bad + self.counts.damaged
         if left_out <= self.shards.settings.log_first:
             logger.warning("left out: %s", item)
         if self._listed is not None:
             self._listed.add(item)
         if self.counts.good + left_out >= _ENOUGH:
-            self._check_share(item)
+            self._check_share()
 
-    def _check_share(self, last: BadItem | None = None) -> None:
+    def _check_share(self) -> None:
         left_out = self.counts.bad + self.counts.damaged
         seen, share = self.counts.good + left_out, self.shards.settings.max_bad_share
         if left_out > share * seen:
             limit = f"more than data.uae_max_bad_share={share:g}"
-            reason = f"{left_out} of {seen} samples or rests of shards are bad, {limit}; last: {last}"
+            reason = f"{left_out} of {seen} samples or rests of shards are bad, {limit}; last: {self._last_bad}"
             raise DataError(self.shards.urls[0], None, reason)
 
     def _read_again(self, places: Sequence[tuple[str, int]]) -> list[Pair]:
@@ -263,7 +271,7 @@ class ShardIterator(Iterator[list[Pair]]):
                     pair = pair_of(sample, url, limits) if sample.number in numbers else None
                     if isinstance(pair, Pair):
                         found[url, sample.number] = pair
-            except (DamagedShard, OSError, tarfile.TarError) as error:
+            except (DamagedShard, OSError) as error:
                 raise DataError(url, None, f"cannot be read again: {error}") from error
         missing = [place for place in places if place not in found]
         if missing:
@@ -275,23 +283,29 @@ def pair_of(sample: Sample, url: str, limits: ImageLimits) -> Pair | str:
     """The pair of a sample, or the reason why it has none."""
     if sample.problem is not None:
         return sample.problem
+    key, found = encodable(sample.key[:_NAMED]), f"found: {', '.join(f'.{ending}' for ending in sample.endings)}"
     pictures = [suffix for suffix in PICTURES if suffix in sample.entries]
     if len(pictures) != 1:
-        return f"{sample.key}: {len(pictures)} entries of {', '.join(PICTURES)}, one is needed"
+        return f"{key}: {len(pictures)} entries of {', '.join(PICTURES)}, one is needed; {encodable(found)}"
     try:
-        about = json.loads(sample.entries["json"]) if "json" in sample.entries else {}
-        text = sample.entries["txt"].decode("utf-8") if "txt" in sample.entries else None
+        about = json.loads(sample.entries["json"]) if "json" in sample.entries else None
+        text = decode_text(sample.entries["txt"]) if "txt" in sample.entries else None
     except (ValueError, RecursionError) as error:
-        return f"{sample.key}: text entry: {error}"
-    about = about if isinstance(about, dict) else {}
-    caption = about.get("caption") if text is None else text
-    if not isinstance(caption, str) or not caption.strip():
-        return f"{sample.key}: caption is missing"
+        return f"{key}: text entry: {error}"
+    fields = about if isinstance(about, dict) else {}
+    caption = fields.get("caption") if text is None else text
+    problem = caption_problem(caption)
+    if problem is not None or not isinstance(caption, str):
+        if text is None:
+            named = ", ".join(str(name)[:_NAMED] for name in sorted(fields)[:8]) or "none"
+            found += f", with the fields {named}" if about is not None else ""
+            found = f"; it is the entry .txt, or the field caption of .json; {found}"
+        return f"{key}: {problem}{encodable(found) if text is None else ''}"
     image = sample.entries[pictures[0]]
     try:
         width, height = upright_size(image, limits=limits)
     except DataError as error:
-        return f"{sample.key}: {error.message}"
-    digest = about.get("sha256")
+        return f"{key}: {error.message}"
+    digest = fields.get("sha256")
     known = digest if isinstance(digest, str) and DIGEST.fullmatch(digest) else None
     return Pair(image, caption, known, width, height, url, sample.number)

@@ -2,34 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples of one webdataset tar shard, read as a stream. Nothing is unpacked to disk, and no entry is ever unpickled.
 
-webdataset opens URLs and says how names are split. Its own reading of a tar is not used: it takes entries of any size
-into memory, and like `tarfile` it takes a damaged header in the middle of a file for the end of it.
+webdataset opens URLs. Its own reading of a tar is not used: it takes entries of any size into memory, and like
+`tarfile` it takes a damaged header in the middle of a file for the end of it.
 """
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
-from verl_uae.data.shard_urls import open_url, webdataset
+from verl_uae.data.limits import MAX_TEXT_BYTES
+from verl_uae.data.shard_urls import open_url
+from verl_uae.data.tar_headers import Archive, DamagedShard, Entry
 
 PICTURES: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
 TEXTS: tuple[str, ...] = ("txt", "json")
-MAX_TEXT_BYTES = 2**20
-_BLOCK = 2**20
-
-
-class DamagedShard(ValueError):  # noqa: N818 - a condition of the data, not an error of the program
-    """A shard cannot be read from here on; the message is the reason."""
+_READ = frozenset({*PICTURES, *TEXTS})
+MAX_SCATTERED = 2**20
+"""Most entries of a shard whose samples do not lie together."""
+_NAMED_ENDINGS, _LONGEST_ENDING = 8, 40
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The entries of a shard that share a name up to their first dot."""
+    """The entries of a shard that share a name up to the first dot of its last part."""
 
     number: int
     """Zero-based place in the shard."""
@@ -38,72 +36,133 @@ class Sample:
     """Suffix in lower case -> content; pictures and texts only."""
     problem: str | None = None
     """Why the sample cannot be used."""
+    endings: tuple[str, ...] = field(default=(), compare=False)
+    """Suffixes that were found, the first few, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    key: str
+    suffix: str
+    """In lower case."""
+    entry: Entry
 
 
 def read_samples(url: str, max_image_bytes: int) -> Iterator[Sample]:
     """Samples of a shard in their order, good and bad.
+
+    The entries of a sample lie together. In a local file they need not: from the first sample on that lacks its picture
+    or its text, headers are read ahead to the end, and entries join the sample of their name.
 
     Args:
         url: see `open_url`.
         max_image_bytes: larger pictures are not read.
 
     Raises:
-        DamagedShard, OSError, tarfile.TarError: where the shard cannot be read any further.
+        DamagedShard, OSError: where the shard cannot be read any further.
     """
-    split = webdataset().tariterators.base_plus_ext
-    with closing(open_url(url)) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Entry) as archive:
-        named = ((*split(info.name), info) for info in archive if info.isreg())
-        samples = groupby((entry for entry in named if entry[0] is not None), key=lambda entry: entry[0])
-        for number, (key, entries) in enumerate(samples):
-            yield _sample(
-                number, key, ((suffix.lower(), info) for _, suffix, info in entries), archive, max_image_bytes
-            )
-            # Otherwise tarfile remembers every entry.
-            archive.members = []  # type: ignore[attr-defined]
-        _check_end(archive)
+    with closing(open_url(url)) as stream:
+        archive = Archive(stream)
+        runs = groupby(_named(archive), key=lambda named: named.key)
+        incomplete: set[int] = set()
+        for number, (key, group) in enumerate(runs):
+            run: list[_Named] = []
+            sample = _sample(number, key, _kept(group, run), archive, max_image_bytes)
+            if _is_complete(run):
+                yield sample
+            elif archive.size is None:
+                yield _scattered(sample) if hash(key) in incomplete else sample
+                if len(incomplete) < MAX_SCATTERED:
+                    incomplete.add(hash(key))
+            else:
+                yield from _joined(number, run, runs, archive, max_image_bytes)
+                return
 
 
-def _sample(
+def _named(archive: Archive) -> Iterator[_Named]:
+    """Entries with key and suffix, split as webdataset does; hidden files, such as macOS adds, are passed over."""
+    for entry in archive:
+        folder, slash, name = entry.name.rpartition("/")
+        stem, dot, suffix = name.partition(".")
+        if stem and dot:
+            yield _Named(folder + slash + stem, suffix.lower(), entry)
+
+
+def _kept(group: Iterator[_Named], run: list[_Named]) -> Iterator[_Named]:
+    for named in group:
+        run.append(named)
+        yield named
+
+
+def _is_complete(run: list[_Named]) -> bool:
+    suffixes = {named.suffix for named in run}
+    return not suffixes.isdisjoint(PICTURES) and not suffixes.isdisjoint(TEXTS)
+
+
+def _scattered(sample: Sample) -> Sample:
+    problem = "its entries do not lie together, as they must in a shard that is streamed"
+    return Sample(sample.number, sample.key, {}, problem, sample.endings)
+
+
+def _joined(
     number: int,
-    key: str,
-    entries: Iterable[tuple[str, tarfile.TarInfo]],
-    archive: tarfile.TarFile,
+    first: list[_Named],
+    runs: Iterator[tuple[str, Iterator[_Named]]],
+    archive: Archive,
     max_image_bytes: int,
-) -> Sample:
+) -> Iterator[Sample]:
+    """Samples from ``first`` on, of entries that need not lie together."""
+    samples: list[list[_Named]] = []
+    last: dict[str, list[_Named]] = {}
+    damage: DamagedShard | OSError | None = None
+    count = 0
+    before = ""
+
+    def add(named: _Named) -> None:
+        nonlocal before
+        known = last.get(named.key)
+        # A suffix that comes again begins another sample of that name; beside the first it is a mistake.
+        again = known is not None and named.suffix in _READ and named.suffix in (other.suffix for other in known)
+        if known is None or (again and named.key != before):
+            known = last[named.key] = []
+            samples.append(known)
+        known.append(named)
+        before = named.key
+
+    for named in first:
+        add(named)
+    try:
+        for _, group in runs:
+            for named in group:
+                count += 1
+                if count > MAX_SCATTERED:
+                    raise DamagedShard(f"more than {MAX_SCATTERED} entries whose samples do not lie together")
+                add(named)
+    except (DamagedShard, OSError) as error:
+        damage = error
+    for place, run in enumerate(samples, number):
+        yield _sample(place, run[0].key, iter(run), archive, max_image_bytes)
+    if damage is not None:
+        raise damage
+
+
+def _sample(number: int, key: str, group: Iterator[_Named], archive: Archive, max_image_bytes: int) -> Sample:
     contents: dict[str, bytes] = {}
+    endings: dict[str, None] = {}
     problem: str | None = None
-    for suffix, info in entries:
-        if suffix not in PICTURES and suffix not in TEXTS:
+    for named in group:
+        suffix, entry = named.suffix, named.entry
+        if len(endings) < _NAMED_ENDINGS:
+            endings[suffix[:_LONGEST_ENDING]] = None
+        if suffix not in _READ:
             continue
         limit = max_image_bytes if suffix in PICTURES else MAX_TEXT_BYTES
         if suffix in contents:
             problem = f"entry {suffix} is there twice"
-        elif info.size > limit:
-            problem = f"entry {suffix} has {info.size} bytes, limit {limit}"
+        elif entry.size > limit:
+            problem = f"entry {suffix} has {entry.size} bytes, limit {limit}"
+        elif entry.sparse:
+            problem = f"entry {suffix} is stored as a sparse file"
         else:
-            file = archive.extractfile(info)
-            contents[suffix] = b"" if file is None else file.read()
-    return Sample(number, key, contents, problem)
-
-
-class _Entry(tarfile.TarInfo):
-    """A header that says so when it is damaged or missing, instead of passing for the end of the archive."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile: Any) -> _Entry:
-        try:
-            return super().fromtarfile(tarfile)
-        except _END:
-            raise
-        except _HEADER as error:
-            raise DamagedShard(f"cut or damaged: {error}") from error
-
-
-_END, _HEADER = tarfile.EOFHeaderError, tarfile.HeaderError  # type: ignore[attr-defined]
-
-
-def _check_end(archive: Any) -> None:
-    """A block of zeros ends an archive; it is not the end if anything follows."""
-    while block := archive.fileobj.read(_BLOCK):
-        if block.strip(b"\0"):
-            raise DamagedShard("data behind the end of the archive")
+            contents[suffix] = archive.read(entry)
+    return Sample(number, key, contents, problem, tuple(endings))

@@ -147,7 +147,7 @@ def test_dtype_leaves_the_vae_in_fp32(folder: Path) -> None:
 
 
 def test_the_condition_of_training_is_noted_for_the_pipeline(decoder: Decoder, tmp_path: Path) -> None:
-    decoder.save_pretrained(str(tmp_path), condition_length=20, condition_role="generate")
+    decoder.save_pretrained(str(tmp_path), {"condition_length": 20, "condition_role": "generate"})
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["condition_length"] == 20 and index["condition_role"] == "generate"
     assert index["_class_name"] == "UAEPipeline"

@@ -108,7 +108,7 @@ def smallest_parts() -> ModelParts:
             save_component(part, folder / name)
         FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
 
-    return ModelParts(decoder=write, card=CARD, condition_length=16)
+    return ModelParts(decoder=write, card=CARD, entries={"condition_length": 16})
 
 
 @pytest.fixture

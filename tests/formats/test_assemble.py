@@ -26,15 +26,15 @@ from verl_uae.formats.assemble import (
     save_component,
     tensors_of,
     write_decoder,
-    write_index,
 )
+from verl_uae.formats.inference import write_index
 from verl_uae.formats.manifest import verify_folder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def test_the_index_is_that_of_a_decoder_folder_and_says_the_condition(tiny_models: Path, tmp_path: Path) -> None:
-    write_index(tmp_path, 20, "generate")
+    write_index(tmp_path, {"condition_length": 20, "condition_role": "generate"})
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert (index.pop("condition_length"), index.pop("condition_role")) == (20, "generate")
     assert index == json.loads((tiny_models / "decoder" / "model_index.json").read_text())

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from verl_uae import __version__
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.manifest import MANIFEST, publish_folder, read_manifest, verify_folder, write_manifest
+from verl_uae.formats.manifest import publish_folder, read_manifest, verify_folder, write_manifest
+from verl_uae.formats.names import MANIFEST
 
 
 def fill(folder: Path) -> None:

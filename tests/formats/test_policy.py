@@ -12,7 +12,8 @@ import torch
 from tests.formats.test_shards import change
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.policy import POLICY, adapter_alpha, chosen_weights, policy_adapters, policy_modules
+from verl_uae.formats.names import POLICY_FOLDER
+from verl_uae.formats.policy import adapter_alpha, chosen_weights, policy_adapters, policy_modules
 
 META = "lora_train_meta.json"
 
@@ -40,7 +41,7 @@ def test_averaged_weights_are_chosen_where_there_are_any(shards: Path, tmp_path:
     assert chosen_weights(shards / "full", None) == "ema"
     assert chosen_weights(shards / "full", "live") == "live"
     shutil.copytree(shards / "full", tmp_path / "full")
-    for path in (tmp_path / "full" / POLICY).glob("shadows_*"):
+    for path in (tmp_path / "full" / POLICY_FOLDER).glob("shadows_*"):
         path.unlink()
     assert chosen_weights(tmp_path / "full", None) == "live"
 
@@ -61,7 +62,7 @@ def test_shards_of_adapters_alone_need_the_decoder_they_belong_to(
             del state[name]
 
     for rank in (0, 1):
-        change(checkpoint / POLICY / f"model_world_size_2_rank_{rank}.pt", adapters_alone)
+        change(checkpoint / POLICY_FOLDER / f"model_world_size_2_rank_{rank}.pt", adapters_alone)
     with pytest.raises(ConfigError, match=r"--decoder: needed: .* holds adapters alone"):
         policy_modules(checkpoint, "live", None, None)
     modules = policy_modules(checkpoint, "live", tiny_models / "decoder", None)
@@ -108,7 +109,7 @@ def test_alpha_is_what_was_saved_else_what_is_given(tmp_path: Path) -> None:
 
 
 def test_shards_that_do_not_fit_the_configuration_are_refused(checkpoint: Path) -> None:
-    config = checkpoint / POLICY / "huggingface" / "transformer" / "config.json"
+    config = checkpoint / POLICY_FOLDER / "huggingface" / "transformer" / "config.json"
     text = config.read_text()
     config.write_text(text.replace('"num_layers": 2', '"num_layers": 3'))
     with pytest.raises(CheckpointError, match="the transformer does not fit its configuration"):
@@ -120,7 +121,7 @@ def test_shards_that_do_not_fit_the_configuration_are_refused(checkpoint: Path) 
 
 def test_tensors_of_no_part_are_refused(checkpoint: Path) -> None:
     for rank in (0, 1):
-        path = checkpoint / POLICY / f"model_world_size_2_rank_{rank}.pt"
+        path = checkpoint / POLICY_FOLDER / f"model_world_size_2_rank_{rank}.pt"
         change(path, lambda state: state.update({"vae.weight": torch.zeros(1)}))
     with pytest.raises(CheckpointError, match=r"1 tensors belong to no part of the decoder: \['vae\.weight'\]"):
         policy_modules(checkpoint, "live", None, None)

@@ -6,10 +6,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.formats.test_card import rows
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.run import MARKER, RunConfig, check_complete
+from verl_uae.formats.names import MARKER, RUN_CONFIG
+from verl_uae.formats.run import HIDDEN, RunConfig, check_complete, config_text, write_run_config
 from verl_uae.trainer import checkpoint as trainer
 
 TEXT = """
@@ -44,7 +46,7 @@ def configured(path: Path, root: Path) -> Path:
 
 
 def test_the_marker_is_the_trainers(checkpoint: Path) -> None:
-    assert MARKER == trainer.MARKER and check_complete(checkpoint) == 7
+    assert check_complete(checkpoint) == 7
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "marker", "half marker"])
@@ -71,6 +73,37 @@ def test_the_configuration_is_found_near_the_checkpoints(checkpoint: Path, tmp_p
     run = RunConfig.of(checkpoint)
     assert (run.get("uae.seed"), run.get("uae.conditioner.path"), run.get("uae.nothing")) == (3, "the/encoder", None)
     assert run.get("uae.conditioner") == {"path": "the/encoder", "length": 20}
+
+
+def test_the_step_folder_is_asked_before_hydras_folders(checkpoint: Path, tmp_path: Path) -> None:
+    configured(tmp_path / "hydra" / ".hydra" / "config.yaml", tmp_path)
+    write_run_config(checkpoint, config_text(OmegaConf.create({"uae": {"seed": 4, "twin": "${uae.seed}"}})))
+    run = RunConfig.of(checkpoint)
+    assert (run.get("uae.seed"), run.get("uae.twin"), run.get("data.train_batch_size")) == (4, 4, None)
+    (checkpoint / RUN_CONFIG).write_text("uae: [")
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        RunConfig.of(checkpoint)
+    assert caught.value.path == checkpoint / RUN_CONFIG
+
+
+def test_a_saved_configuration_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "canary-from-the-environment")
+    monkeypatch.setenv("EMPTY_TOKEN", "")
+    secret = {
+        "wandb": {"api_key": "canary-1", "proxy": "https://me:canary-2@host/path"},
+        "ray": {"runtime_env": {"env_vars": {"HF_TOKEN": "canary-3", "AWS_ACCESS_KEY_ID": "canary-4"}}},
+        "terms": [{"params": {"headers": {"Authorization": "Bearer canary-5"}, "token": "canary-6"}}],
+        "copied": "${oc.env:SOME_API_KEY}",
+    }
+    plain = {
+        "data": {"prompt_key": "prompt", "max_tokens": 24, "token_file": "/run/token", "image": None},
+        "ray": {"runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "VERL_PLATFORM": "cpu"}}},
+        "actor": {"loss_agg_mode": "token-mean", "lr": 1e-6, "betas": [0.9, 0.99], "on": True},
+        "url": "https://host/path@1",
+    }
+    text = config_text(OmegaConf.create(secret))
+    assert "canary" not in text and text.count(HIDDEN) == 7, text
+    assert OmegaConf.create(config_text(OmegaConf.create(plain))) == OmegaConf.create(plain)
 
 
 def test_the_file_that_is_named_is_read(checkpoint: Path, tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_uae.formats.manifest import publish_folder
+from verl_uae.formats.names import MARKER, TRACKER
 from verl_uae.trainer.checkpoint import (
-    MARKER,
-    TRACKER,
     DecoderCheckpoints,
     clear_exports,
     complete_steps,
@@ -187,11 +186,11 @@ def test_a_decoder_can_be_saved_twice_into_one_step(tmp_path: Path) -> None:
     """Killed after its folder was published and before the step was marked, a run comes by again."""
     folder = tmp_path / "global_step_4"
     checkpoints = DecoderCheckpoints()
-    checkpoints.config = OmegaConf.create({"uae": {"policy": {"save_contents": ["model", "diffusers"]}}})
+    checkpoints.config = OmegaConf.create({"uae": {"policy": {"save_contents": ["model", "diffusers"]}}, "data": {}})
     checkpoints.global_steps = 4
     checkpoints.policy = SimpleNamespace(
         save=lambda out, step: Path(out).mkdir(parents=True, exist_ok=True),
-        export=lambda out: publish_folder(lambda path: (path / "weights").touch(), out),
+        export=lambda out, entries: publish_folder(lambda path: (path / "weights").touch(), out),
     )
     for _ in range(2):
         checkpoints.save_policy(folder)

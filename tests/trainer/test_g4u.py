@@ -61,6 +61,7 @@ def test_a_step_folder_is_not_complete_while_it_is_written_again(
     mark_complete(folder, 2)
     trainer = object.__new__(G4UTrainer)
     trainer.config = compose(*tiny_overrides, f"trainer.default_local_dir={tmp_path}")
+    trainer.keep_configuration()
     trainer.global_steps = 2
     seen: list[bool] = []
     monkeypatch.setattr(PPOTrainerSync, "_save_checkpoint", lambda self: seen.append(is_complete(folder)))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.names import SIGNALS_FILE
 from verl_uae.rollout.sample import failed_outcome
 from verl_uae.trainer.outcomes import outcome_metrics
-from verl_uae.trainer.signals import SIGNALS_FILE, RewardSignals, StageSignals
+from verl_uae.trainer.signals import RewardSignals, StageSignals
 
 TERMS = (
     "[{name: pixel, weight: 0.5, normalize: running}, {name: ssim, weight: 2.0}, "

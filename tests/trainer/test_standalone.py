@@ -32,6 +32,7 @@ class Made(StandaloneTrainer):
         self.config = OmegaConf.create(
             {"trainer": {"default_local_dir": str(root), "resume_mode": mode, "resume_from_path": path}}
         )
+        self.keep_configuration()
         self.global_steps = 0
         self.train_dataloader = Places(SavedState({"next": 7}).state)
         self.loaded: list[str] = []

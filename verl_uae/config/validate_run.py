@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config.checks import check_choices
 from verl_uae.errors import ConfigError
+from verl_uae.formats.names import step_of
 
 _CHOICES = {"trainer.resume_mode": ("disable", "auto", "resume_path")}
 
@@ -86,8 +87,7 @@ def _validate_resume(trainer: DictConfig) -> None:
     if trainer.resume_mode != "resume_path":
         return
     path = trainer.resume_from_path
-    name = Path(path).name if path else ""
-    if not name.removeprefix("global_step_").isdigit() or not name.startswith("global_step_"):
+    if step_of(path or "") is None:
         raise ConfigError("trainer.resume_from_path", f"must be a folder global_step_<N>, got {path}")
     if not Path(path).is_dir():
         raise ConfigError("trainer.resume_from_path", f"there is no folder {path}")

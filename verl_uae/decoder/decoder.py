@@ -8,10 +8,10 @@ latent, H W pixels.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor, nn
@@ -20,8 +20,10 @@ from verl_uae.decoder import codec
 from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError
 from verl_uae.flow.ode import StepHook, Velocity, euler, guided
+from verl_uae.formats.inference import write_index
+from verl_uae.formats.names import CONDITIONER, SCHEDULER, TRANSFORMER, VAE
 
-_COMPONENTS = ("transformer", "vae", "conditioner")
+_COMPONENTS = (TRANSFORMER, VAE, CONDITIONER)
 
 
 class Decoder(nn.Module):
@@ -66,34 +68,21 @@ class Decoder(nn.Module):
         decoder = cls(transformer, vae, projector, shift=float(scheduler.config.shift))
         return decoder.to(device).eval()
 
-    def save_pretrained(
-        self, folder: str, *, condition_length: int | None = None, condition_role: str | None = None
-    ) -> None:
+    def save_pretrained(self, folder: str, entries: Mapping[str, Any] | None = None) -> None:
         """Write a diffusers folder whose transformer, vae and scheduler load in stock diffusers.
 
         Args:
             folder: made if missing.
-            condition_length: text positions the decoder was trained with, noted for
-                :class:`~verl_uae.pipeline.UAEPipeline`; None leaves it out.
-            condition_role: chat role of the caption, likewise.
+            entries: what is known of the :class:`~verl_uae.formats.inference.InferenceSettings` that the decoder was
+                trained with, by name.
         """
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
-        self.transformer.save_pretrained(root / "transformer", safe_serialization=True)
-        self.vae.save_pretrained(root / "vae", safe_serialization=True)
-        self.projector.save_pretrained(root / "conditioner", safe_serialization=True)
-        FlowMatchEulerDiscreteScheduler(shift=self.shift).save_pretrained(root / "scheduler")
-        index: dict[str, object] = {
-            "_class_name": "UAEPipeline",
-            "_diffusers_version": diffusers.__version__,
-            "transformer": ["diffusers", "SD3Transformer2DModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-            "conditioner": ["verl_uae.decoder.projector", "Projector"],
-        }
-        noted = {"condition_length": condition_length, "condition_role": condition_role}
-        index |= {name: value for name, value in noted.items() if value is not None}
-        (root / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        self.transformer.save_pretrained(root / TRANSFORMER, safe_serialization=True)
+        self.vae.save_pretrained(root / VAE, safe_serialization=True)
+        self.projector.save_pretrained(root / CONDITIONER, safe_serialization=True)
+        FlowMatchEulerDiscreteScheduler(shift=self.shift).save_pretrained(root / SCHEDULER)
+        write_index(root, entries or {})
 
     @property
     def device(self) -> torch.device:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ from verl_uae.engine.lora import lora_scalings, merged_state, plain_name
 from verl_uae.engine.policy_module import PARTS, PolicyModule
 from verl_uae.engine.shadow import reshard
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.assemble import set_shift
 from verl_uae.formats.manifest import publish_folder
+from verl_uae.formats.names import SCHEDULER
 
 if TYPE_CHECKING:
     from verl_uae.engine.decoder import DecoderEngine
@@ -86,22 +88,31 @@ def load_full_state(module: nn.Module, state: dict[str, Tensor], *, source: str 
     return len(state)
 
 
-def export_folder(engine: DecoderEngine, source: str, out: str | Path, weights: str = "ema") -> None:
+def export_folder(
+    engine: DecoderEngine,
+    source: str,
+    out: str | Path,
+    weights: str = "ema",
+    entries: Mapping[str, Any] | None = None,
+    shift: float | None = None,
+) -> None:
     """Write a decoder folder with the policy's weights; every rank must call it.
 
-    VAE and scheduler are the source's. The folder appears complete or not at all, under ``out``.
+    VAE and scheduler are the source's, but for the shift. The folder appears complete or not at all, under ``out``.
 
     Args:
         engine: initialised.
         source: decoder folder the policy was loaded from.
         out: must not exist.
         weights: see :func:`full_state_dict`.
+        entries: what is known of the inference settings, see :meth:`Decoder.save_pretrained`.
+        shift: timestep shift that the decoder was trained with; None is the source's.
 
     Raises:
         CheckpointError: on every rank, if rank 0 could not write.
     """
     state = full_state_dict(engine, weights)
-    publish_on_first_rank(lambda folder: _write(state, source, folder), out)
+    publish_on_first_rank(lambda folder: _write(state, source, folder, entries, shift), out)
 
 
 def publish_on_first_rank(build: Callable[[Path], None], out: str | Path) -> None:
@@ -123,15 +134,19 @@ def publish_on_first_rank(build: Callable[[Path], None], out: str | Path) -> Non
         raise CheckpointError(out, problem[0])
 
 
-def _write(state: dict[str, Tensor], source: str, folder: Path) -> None:
+def _write(
+    state: dict[str, Tensor], source: str, folder: Path, entries: Mapping[str, Any] | None, shift: float | None
+) -> None:
     module = PolicyModule.from_pretrained(source, empty=True).to_empty(device="cpu")
     load_full_state(module, state)
     vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(source, subfolder="scheduler")
     decoder = Decoder(module.transformer, vae, module.projector, shift=float(scheduler.config.shift))
-    decoder.save_pretrained(str(folder))
+    decoder.save_pretrained(str(folder), entries)
     # Decoder.save_pretrained keeps the shift alone; the source may say more.
-    scheduler.save_pretrained(folder / "scheduler")
+    scheduler.save_pretrained(folder / SCHEDULER)
+    if shift is not None:
+        set_shift(folder, shift)
 
 
 def _chosen(engine: DecoderEngine, weights: str) -> AbstractContextManager[Any]:

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor, nn
@@ -20,17 +19,27 @@ from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.card import Card
+from verl_uae.formats.inference import InferenceSettings, write_index
 from verl_uae.formats.manifest import publish_folder, verify_folder, write_manifest
+from verl_uae.formats.names import (
+    CARD,
+    CONDITIONER,
+    ENCODER,
+    LANGUAGE_MODEL,
+    MANIFEST,
+    MODEL_INDEX,
+    SCHEDULER,
+    TRANSFORMER,
+    VAE,
+)
 from verl_uae.formats.weights import check_shapes, read_tensors, same_tensors, weight_files
-
-ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
 
 Writer = Callable[[Path], None]
 """Fills the folder it is given."""
 
 #: Files of a transformers folder that are copied, besides its weights.
 _COPIED = (".json", ".txt", ".jinja", ".model")
-_CLASSES: dict[str, Any] = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL, "conditioner": Projector}
+_CLASSES: dict[str, Any] = {TRANSFORMER: SD3Transformer2DModel, VAE: AutoencoderKL, CONDITIONER: Projector}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +53,10 @@ class ModelParts:
     """Writes the captioner; None leaves it out."""
     language_model: Writer | None = None
     """Writes the model whose text-only states are the condition, where it is not the captioner."""
-    condition_length: int = 640
-    """Fixed number of text positions of the condition, chat template included."""
-    condition_role: str = "generate"
-    """Chat role of the caption in the condition."""
+    entries: Mapping[str, Any] = field(default_factory=lambda: asdict(InferenceSettings()))
+    """What is known of the :class:`~verl_uae.formats.inference.InferenceSettings`, by name."""
+    shift: float | None = None
+    """Timestep shift of the sampler; None leaves that of the scheduler."""
 
 
 def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
@@ -62,13 +71,15 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
 
     def build(folder: Path) -> None:
         parts.decoder(folder)
-        write_index(folder, parts.condition_length, parts.condition_role)
+        if parts.shift is not None:
+            set_shift(folder, parts.shift)
+        write_index(folder, parts.entries)
         for name, writer in ((ENCODER, parts.encoder), (LANGUAGE_MODEL, parts.language_model)):
             if writer is not None:
                 writer(folder / name)
         forget_paths(folder)
         check_model(folder)
-        (folder / "README.md").write_text(parts.card.render(), encoding="utf-8")
+        (folder / CARD).write_text(parts.card.render(), encoding="utf-8")
         write_manifest(folder)
         verify_folder(folder)
 
@@ -85,19 +96,10 @@ def forget_paths(folder: Path) -> None:
             path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_index(folder: Path, condition_length: int, condition_role: str) -> None:
-    """Write ``model_index.json``: the components as ``Decoder.save_pretrained`` has them, and the condition."""
-    index = {
-        "_class_name": "UAEPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "transformer": ["diffusers", "SD3Transformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "conditioner": ["verl_uae.decoder.projector", "Projector"],
-        "condition_length": condition_length,
-        "condition_role": condition_role,
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+def set_shift(folder: Path, shift: float) -> None:
+    """Give the scheduler of a decoder folder the timestep shift that the decoder was used with."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder=SCHEDULER, shift=shift)
+    scheduler.save_pretrained(folder / SCHEDULER)
 
 
 def write_decoder(folder: Path, transformer: nn.Module | Path, projector: nn.Module | Path, source: Path) -> None:
@@ -109,13 +111,13 @@ def write_decoder(folder: Path, transformer: nn.Module | Path, projector: nn.Mod
         projector: likewise.
         source: folder whose vae/ and scheduler/ are copied.
     """
-    for name, part in (("transformer", transformer), ("conditioner", projector)):
+    for name, part in ((TRANSFORMER, transformer), (CONDITIONER, projector)):
         if isinstance(part, Path):
             copy_component(part, folder / name)
         else:
             save_component(part, folder / name)
-    copy_component(source / "vae", folder / "vae")
-    copy_component(source / "scheduler", folder / "scheduler")
+    copy_component(source / VAE, folder / VAE)
+    copy_component(source / SCHEDULER, folder / SCHEDULER)
 
 
 def save_component(module: Any, folder: Path) -> None:
@@ -178,12 +180,12 @@ def check_model(folder: Path) -> None:
         with torch.device("meta"):
             model = kind.from_config(configs[name])
         check_shapes(folder / name, model)
-    FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-    projector, transformer = configs["conditioner"], configs["transformer"]
+    FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder=SCHEDULER)
+    projector, transformer = configs[CONDITIONER], configs[TRANSFORMER]
     for ours, theirs in (("out_dim", "joint_attention_dim"), ("pooled_dim", "pooled_projection_dim")):
         if projector[ours] != transformer[theirs]:
             raise CheckpointError(
-                folder / "conditioner",
+                folder / CONDITIONER,
                 f"{ours} {projector[ours]} is not the transformer's {theirs} {transformer[theirs]}",
             )
     for name in (LANGUAGE_MODEL, ENCODER):
@@ -223,12 +225,12 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
 def _check_width(folder: Path, width: int, wanted: int) -> None:
     if width != wanted:
         raise CheckpointError(
-            folder / "conditioner", f"takes states of width {wanted}, the language model has width {width}"
+            folder / CONDITIONER, f"takes states of width {wanted}, the language model has width {width}"
         )
 
 
 def _is_copied(path: Path, endings: tuple[str, ...]) -> bool:
-    if path.name.startswith(".") or path.name in ("README.md", "manifest.json", "model_index.json"):
+    if path.name.startswith(".") or path.name in (CARD, MANIFEST, MODEL_INDEX):
         return False
     return path.suffix in endings or path.name.upper().startswith(("LICENSE", "NOTICE"))
 

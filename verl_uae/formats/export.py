@@ -6,28 +6,27 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_uae.data.prompts import CaptionPrompt, most_frequent_prompt, prompts_of_files
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import ModelParts, Writer, copy_transformers, publish_model, write_decoder
+from verl_uae.formats.inference import ENTRIES, InferenceSettings, read_run_settings, settings_of_run
 from verl_uae.formats.lora import save_diffusers, save_peft
-from verl_uae.formats.policy import (
-    ACTOR,
-    COLD_START,
-    DECODER,
-    POLICY,
-    chosen_weights,
-    policy_adapters,
-    policy_modules,
-)
+from verl_uae.formats.names import ACTOR, ENCODER_FOLDER, EXPORT_FOLDER, HUGGINGFACE, POLICY_FOLDER
+from verl_uae.formats.policy import chosen_weights, policy_adapters, policy_modules
 from verl_uae.formats.run import RunConfig, check_complete
 from verl_uae.formats.source import local_folder
+
+logger = logging.getLogger(__name__)
 
 #: verl's own tool, which reads shards with pickle.
 _MERGER = ("-m", "verl.model_merger", "merge", "--backend", "fsdp")
@@ -54,6 +53,10 @@ class ExportSettings:
     """Composed configuration of the run (Hydra's ``config.yaml``)."""
     condition_length: int | None = None
     condition_role: str | None = None
+    caption_prompt: str | None = None
+    """User turn that asks for a caption."""
+    caption_system: str | None = None
+    """System turn before it, "" for none."""
     evaluation: str | None = None
     """JSON file of measured figures by name, for the model card."""
 
@@ -76,10 +79,7 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportS
     folder = Path(checkpoint)
     step = check_complete(folder)
     run = RunConfig.of(folder, settings.run_config)
-    length = settings.condition_length or run.get("uae.conditioner.length")
-    if length is None:
-        raise ConfigError("--condition-length", "needed: the configuration of the run was not found (--run-config)")
-    role = settings.condition_role or run.get("uae.conditioner.role") or "generate"
+    entries = _entries(folder, settings, run)
     decoder, decoder_origin = _decoder(folder, settings, run)
     encoder, language_model, origins = _language(folder, settings, run)
     origins = {"transformer, vae, scheduler, conditioner": decoder_origin, **origins}
@@ -88,8 +88,8 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportS
         decoder=decoder,
         encoder=encoder,
         language_model=language_model,
-        condition_length=int(length),
-        condition_role=str(role),
+        entries=entries,
+        shift=run.get("uae.decoder.shift"),
         card=run.card(
             f"UAE model, step {step}",
             f"Trained with verl_uae (arXiv 2509.09666), stage {stage}, {step} steps.",
@@ -98,6 +98,28 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportS
         ),
     )
     return publish_model(parts, out)
+
+
+def _entries(folder: Path, settings: ExportSettings, run: RunConfig) -> dict[str, Any]:
+    """The inference settings: what was given, else what the step folder says, else what the configuration says."""
+    flags = {name: getattr(settings, name) for name in ENTRIES if getattr(settings, name, None) is not None}
+    saved = read_run_settings(folder)
+    found = settings_of_run(run.get, _prompt(run, flags)) if saved is None else saved
+    entries = {**found, **flags}
+    if "condition_length" not in entries:
+        raise ConfigError("--condition-length", "needed: the configuration of the run was not found (--run-config)")
+    missing = [name for name in ENTRIES if name not in entries]
+    if missing:
+        logger.warning("the checkpoint does not say %s: the defaults are written", ", ".join(missing))
+    return asdict(InferenceSettings(**entries))
+
+
+def _prompt(run: RunConfig, flags: Mapping[str, Any]) -> CaptionPrompt | None:
+    """What the training rows of a run ask, where they are still there."""
+    files = [name for name in run.files("data.train_files") if Path(name).suffix == ".parquet"]
+    if "caption_prompt" in flags or not files or not all(Path(name).is_file() for name in files):
+        return None
+    return most_frequent_prompt(prompts_of_files(files))
 
 
 def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSettings, layout: str) -> None:
@@ -153,13 +175,15 @@ def merge_command(actor: Path, target: Path) -> list[str]:
 def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Writer, str]:
     """What writes the decoder, and where it started from."""
     origin = settings.decoder or run.get("uae.decoder.path")
-    saved = folder / DECODER
+    saved = folder / EXPORT_FOLDER
     if saved.is_dir() and settings.weights is None:
         return _copied(saved), str(origin or "unknown")
     source = saved if saved.is_dir() else _base(origin)
-    if not (folder / POLICY).is_dir():
+    if not (folder / POLICY_FOLDER).is_dir():
         if settings.weights is not None:
-            raise CheckpointError(folder / POLICY, f"missing: there are no {settings.weights} weights of a decoder")
+            raise CheckpointError(
+                folder / POLICY_FOLDER, f"missing: there are no {settings.weights} weights of a decoder"
+            )
         return _copied(source), str(origin)
     weights = chosen_weights(folder, settings.weights)
     transformer, projector = policy_modules(folder, weights, origin, settings.lora_alpha)
@@ -183,10 +207,10 @@ def _language(
     if settings.decoder_only:
         return None, None, {}
     start = settings.encoder or run.get("actor_rollout_ref.model.path")
-    if (folder / COLD_START).is_dir() and settings.encoder is None:
+    if (folder / ENCODER_FOLDER).is_dir() and settings.encoder is None:
         # Captioner and language model of the condition were trained as one.
         other = None if settings.language_model is None else _copy(settings.language_model)
-        return _copy(str(folder / COLD_START)), other, {"encoder": str(start or "unknown")}
+        return _copy(str(folder / ENCODER_FOLDER)), other, {"encoder": str(start or "unknown")}
     condition = settings.language_model or run.get("uae.conditioner.path")
     trained = (folder / ACTOR).is_dir()
     if not trained and start is None:
@@ -207,7 +231,7 @@ def _copy(source: str) -> Writer:
 
 
 def _captioner(actor: Path, settings: ExportSettings) -> Writer:
-    saved = actor / "huggingface"
+    saved = actor / HUGGINGFACE
     if any(saved.glob("*.safetensors")):
         return functools.partial(copy_transformers, saved)
     if not settings.merge_captioner:

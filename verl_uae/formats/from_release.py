@@ -23,7 +23,7 @@ Shape legend: R rank.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.assemble import ModelParts, copy_transformers_files, publish_model, tensors_of, write_decoder
 from verl_uae.formats.card import Card
+from verl_uae.formats.inference import InferenceSettings
 from verl_uae.formats.lora import merge
 from verl_uae.formats.pooled import empty_prompt_pooled
 from verl_uae.formats.release_keys import LanguageState, sort_llm, sort_llm_lora
@@ -100,8 +101,9 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
         decoder=lambda folder: write_decoder(folder, transformer, projector, folders["sd3"]),
         encoder=write_encoder,
         card=_card(settings),
-        condition_length=settings.condition_length,
-        condition_role=settings.condition_role,
+        entries=asdict(
+            InferenceSettings(condition_length=settings.condition_length, condition_role=settings.condition_role)
+        ),
     )
     return publish_model(parts, out)
 

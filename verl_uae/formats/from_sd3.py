@@ -8,7 +8,7 @@ Shape legend: E language-model width, F text width of the MM-DiT, P pooled width
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import ModelParts, copy_transformers, publish_model, write_decoder
 from verl_uae.formats.card import Card
+from verl_uae.formats.inference import InferenceSettings
 from verl_uae.formats.pooled import CLIPS, empty_prompt_pooled
 from verl_uae.formats.source import local_folder
 from verl_uae.seeding import derive_seed
@@ -77,8 +78,9 @@ def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
         decoder=lambda folder: write_decoder(folder, sd3 / "transformer", projector, sd3),
         encoder=functools.partial(copy_transformers, encoder, code=settings.remote_code),
         card=_card(settings),
-        condition_length=settings.condition_length,
-        condition_role=settings.condition_role,
+        entries=asdict(
+            InferenceSettings(condition_length=settings.condition_length, condition_role=settings.condition_role)
+        ),
     )
     return publish_model(parts, out)
 

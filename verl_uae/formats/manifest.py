@@ -15,9 +15,8 @@ from typing import Any
 
 from verl_uae import __version__
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.names import MANIFEST
 from verl_uae.formats.weights import check_header, files_below, pickles
-
-MANIFEST = "manifest.json"
 
 #: Number of the manifest's own layout.
 FORMAT = 1

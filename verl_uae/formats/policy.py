@@ -16,14 +16,9 @@ from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import tensors_of
 from verl_uae.formats.lora import Adapters, merge, split_adapters
+from verl_uae.formats.names import HUGGINGFACE, POLICY_FOLDER
 from verl_uae.formats.shards import LIVE, read_shards, weight_copies
 from verl_uae.formats.source import local_folder
-
-#: Folders of a step, as the trainers name them.
-POLICY, DECODER, ACTOR = "decoder_policy", "decoder", "actor"
-
-#: Folder of a captioner trained in the cold start.
-COLD_START = "encoder"
 
 EMA = "ema"
 
@@ -38,7 +33,7 @@ def chosen_weights(checkpoint: Path, wanted: str | None) -> str:
     """Which weights to export: those asked for, else the averaged ones if there are any, else the live ones."""
     if wanted is not None:
         return wanted
-    return EMA if EMA in weight_copies(checkpoint / POLICY) else LIVE
+    return EMA if EMA in weight_copies(checkpoint / POLICY_FOLDER) else LIVE
 
 
 def policy_modules(
@@ -56,7 +51,7 @@ def policy_modules(
         CheckpointError: shards, adapters or configurations do not fit together.
         ConfigError: alpha is needed, or is another than the checkpoint's.
     """
-    folder = checkpoint / POLICY
+    folder = checkpoint / POLICY_FOLDER
     state, layers = split_adapters(read_shards(folder, weights), folder)
     if layers:
         if not state:
@@ -77,7 +72,7 @@ def policy_adapters(checkpoint: Path, weights: str, base: str | Path | None, alp
         CheckpointError: the run trained no adapters, or the projector too, which adapter formats cannot hold.
         ConfigError: see :func:`policy_modules`.
     """
-    folder = checkpoint / POLICY
+    folder = checkpoint / POLICY_FOLDER
     state, layers = split_adapters(read_shards(folder, weights), folder)
     if not layers:
         raise CheckpointError(folder, "the run trained full weights, not adapters")
@@ -134,7 +129,7 @@ def _base_state(base: str | Path | None, folder: Path) -> dict[str, Tensor]:
 
 def _module(part: str, state: dict[str, Tensor], folder: Path) -> Any:
     component, kind = PARTS[part]
-    path = folder / "huggingface" / component
+    path = folder / HUGGINGFACE / component
     try:
         config = kind.load_config(path)
     except OSError as error:

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.card import Card, data_digests, flat
+from verl_uae.formats.names import MARKER, RUN_CONFIG
 
-#: Written last into a step folder by the trainers (verl_uae/trainer/checkpoint.py).
-MARKER = "uae_complete.json"
+#: Stands in a saved configuration in place of a secret.
+HIDDEN = "***"
 
-#: Where Hydra leaves the composed configuration, from the folder of the checkpoints.
+#: Keys whose text is a secret, by their end; names of environment variables may say it with less.
+_SECRET_KEY = re.compile(
+    r"(^|[_.-])(token|secret|password|passwd|pwd|credentials?|authorization|cookie|dsn"
+    r"|(api|access|private|secret|auth)[_-]?key)$",
+    re.IGNORECASE,
+)
+_SECRET_VARIABLE = re.compile(
+    r"KEY|SECRET|PASSW|CREDENTIAL|COOKIE|TOKEN$|(^|_)(TOKENS?|PASS|PWD|AUTH|DSN)($|_)", re.IGNORECASE
+)
+_USER_OF_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+#: A shorter value of a variable is no secret, but may well be a part of other texts.
+_SHORTEST_SECRET = 8
+
+#: Where Hydra leaves the composed configuration, from the folder of the checkpoints: of a run whose step folders do not
+#: have it.
 _PLACES = ("hydra/.hydra/config.yaml", "../hydra/.hydra/config.yaml", ".hydra/config.yaml", "../.hydra/config.yaml")
 
 #: Settings beside ``uae`` that belong on the card.
@@ -66,22 +84,26 @@ class RunConfig:
 
     @classmethod
     def of(cls, checkpoint: Path, path: str | None = None) -> RunConfig:
-        """Load it from ``path``, else from where Hydra leaves it near the checkpoints.
+        """Load it from ``path``, else from the step folder, else from where Hydra leaves it near the checkpoints.
 
         Raises:
             ConfigError: ``path`` is not a yaml file of settings.
+            CheckpointError: the file in the step folder, or Hydra's, is none.
         """
-        found = [checkpoint.absolute().parent / place for place in _PLACES]
-        chosen = Path(path) if path else next((place for place in found if place.is_file()), None)
-        if chosen is None:
-            return cls()
-        try:
-            config = OmegaConf.load(chosen)
-        except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ConfigError("--run-config", f"{chosen} cannot be read: {error}") from error
-        if not isinstance(config, DictConfig):
-            raise ConfigError("--run-config", f"{chosen} holds no settings")
-        return cls(config)
+        if path:
+            try:
+                return cls(_loaded(Path(path)))
+            except CheckpointError as error:
+                raise ConfigError("--run-config", str(error)) from error
+        own = checkpoint.absolute()
+        found = (place for place in (own / RUN_CONFIG, *(own.parent / place for place in _PLACES)) if place.is_file())
+        chosen = next(found, None)
+        return cls() if chosen is None else cls(_loaded(chosen))
+
+    @property
+    def known(self) -> bool:
+        """Whether there is one."""
+        return self._config is not None
 
     def get(self, key: str) -> Any:
         """A value with interpolations resolved; None if unknown."""
@@ -109,9 +131,68 @@ class RunConfig:
             evaluation=evaluation,
         )
 
+    def files(self, key: str) -> list[str]:
+        """Data files that a key names."""
+        value = self.get(key)
+        return [value] if isinstance(value, str) else [str(name) for name in value or []]
+
     def _data_files(self) -> list[str]:
-        files: list[str] = []
-        for key in ("data.train_files", "data.val_files"):
-            value = self.get(key)
-            files += [value] if isinstance(value, str) else list(value or [])
-        return files
+        return [*self.files("data.train_files"), *self.files("data.val_files")]
+
+
+def write_run_config(folder: Path, text: str) -> None:
+    """Write the configuration of a run, see :func:`config_text`, into a step folder."""
+    (folder / RUN_CONFIG).write_text(text, encoding="utf-8")
+
+
+def config_text(config: DictConfig) -> str:
+    """The whole configuration as yaml: interpolations resolved, secrets hidden.
+
+    A secret is the text of a key or environment variable that is named like one, the user and password of a URL, and
+    wherever it stands the value of such an environment variable of this process.
+    """
+    values = sorted(
+        (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and _is_secret(value)),
+        key=len,
+        reverse=True,
+    )
+    content = _without_secrets(OmegaConf.to_container(config, resolve=True, enum_to_str=True), "", values)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _is_secret(value: str) -> bool:
+    # A path of a key file is no secret, and it may be the start of every path.
+    return len(value) >= _SHORTEST_SECRET and not value.startswith(("/", "."))
+
+
+def _without_secrets(value: Any, key: str, secrets: Iterable[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_secrets(entry, _key_of(name, key), secrets) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(entry, key, secrets) for entry in value]
+    if isinstance(value, str):
+        return HIDDEN if value and _SECRET_KEY.search(key) else _plain(value, secrets)
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _key_of(name: Any, parent: str) -> str:
+    """What tells whether an entry is secret: its name, and for an environment variable what such names say."""
+    if parent == "env_vars" and _SECRET_VARIABLE.search(str(name)):
+        return "secret"
+    return str(name)
+
+
+def _plain(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return _USER_OF_URL.sub(HIDDEN, text)
+
+
+def _loaded(path: Path) -> DictConfig:
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error
+    if not isinstance(config, DictConfig):
+        raise CheckpointError(path, "holds no settings")
+    return config

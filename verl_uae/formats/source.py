@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.formats.names import MODEL_INDEX
 
 #: Libraries whose classes a ``model_index.json`` may name.
 _LIBRARIES = ("diffusers", "transformers", "verl_uae")
@@ -71,7 +72,7 @@ def brought_code(folder: Path) -> list[str]:
     """Configuration files of a folder and its components that make loaders run Python code of the repository."""
     files = [path for name in _CONFIGS for path in (folder / name, *folder.glob(f"*/{name}"))]
     found = [path for path in files if path.is_file() and "auto_map" in _read(path)]
-    index = folder / "model_index.json"
+    index = folder / MODEL_INDEX
     if index.is_file():
         classes = [value for value in _read(index).values() if isinstance(value, list) and len(value) == 2]
         if any(library and str(library).split(".")[0] not in _LIBRARIES for library, _ in classes):

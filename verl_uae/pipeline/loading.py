@@ -12,8 +12,7 @@ import torch
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
-
-ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
+from verl_uae.formats.names import ENCODER, LANGUAGE_MODEL
 
 Dtype = torch.dtype | dict[str, torch.dtype]
 

@@ -30,16 +30,10 @@ from verl_uae.decoder.decoder import Decoder, check_decoder_folder
 from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError
 from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.formats.names import ENCODER, LANGUAGE_MODEL
 from verl_uae.pipeline.captioner import caption_messages, write_captions
 from verl_uae.pipeline.inputs import check_callback, check_drawing, generator_list, sigma_table
-from verl_uae.pipeline.loading import (
-    ENCODER,
-    LANGUAGE_MODEL,
-    keep_vae_fp32,
-    load_model,
-    load_processor,
-    local_folder,
-)
+from verl_uae.pipeline.loading import keep_vae_fp32, load_model, load_processor, local_folder
 
 NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
 """Of the released model's demo; the default of ``uae.decoder.negative_prompt``."""

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -81,9 +81,9 @@ class DecoderTrainingGroup:
         """Inverse of :meth:`save`."""
         self.call("load_checkpoint", folder, None, False)
 
-    def export(self, folder: str) -> None:
-        """Write the averaged weights as a decoder folder."""
-        self.call("export", folder)
+    def export(self, folder: str, entries: Mapping[str, Any]) -> None:
+        """Write the averaged weights as a decoder folder, with the inference settings of the run."""
+        self.call("export", folder, dict(entries))
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """A method of all ranks; see :func:`collect`."""

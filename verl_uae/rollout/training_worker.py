@@ -88,10 +88,11 @@ class DecoderTrainingWorker(TrainingWorker):
         return outcomes_of(draw)[: len(numbers)]
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def export(self, folder: str) -> None:
-        """Write the averaged weights as a decoder folder."""
+    def export(self, folder: str, entries: dict[str, Any]) -> None:
+        """Write the averaged weights as a decoder folder, with the inference settings of the run."""
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
-        export_folder(self.engine, self.run.uae.decoder.path, folder, weights=self._averaged or "live")
+        weights, decoder = self._averaged or "live", self.run.uae.decoder
+        export_folder(self.engine, decoder.path, folder, weights=weights, entries=entries, shift=decoder.shift)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def policy_state(self) -> list[Any]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, CaptionMix
 from verl_uae.scenes.render import OBJECT_COUNTS, Scene, all_scenes, render_batch
-from verl_uae.scenes.tiny_models import CONDITION_LENGTH, build_decoder, build_encoder
+from verl_uae.scenes.tiny_models import CONDITION_LENGTH, INFERENCE, build_decoder, build_encoder
 from verl_uae.scenes.tokenizer import build_processor
 from verl_uae.seeding import derive_seed, generator
 
@@ -86,7 +86,7 @@ def cold_start(out: str | Path, config: ColdStartConfig | None = None, on_progre
     decoder = build_decoder(config.seed, vae)
     train_joint(encoder, decoder, processor.tokenizer, config, on_progress)
     save_encoder(encoder, processor, Path(out) / "encoder")
-    decoder.save_pretrained(str(Path(out) / "decoder"), condition_length=CONDITION_LENGTH)
+    decoder.save_pretrained(str(Path(out) / "decoder"), asdict(INFERENCE))
 
 
 def save_encoder(encoder: Any, processor: Any, folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.names import ACTOR, HUGGINGFACE, step_name
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.scenes.coldstart import ColdStartConfig, cold_start
@@ -156,7 +157,7 @@ def trained_encoder(run: Path, step: int) -> Path:
     Raises:
         CheckpointError: if it is not there.
     """
-    folder = run / f"global_step_{step}" / "actor" / "huggingface"
+    folder = run / step_name(step) / ACTOR / HUGGINGFACE
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise CheckpointError(folder, "the training command saved no transformers folder")
     return folder

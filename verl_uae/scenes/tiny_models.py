@@ -16,17 +16,32 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import nn
 
 from verl_uae.compat import ensure_torchvision
+from verl_uae.data.schema import IMAGE_MARK
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.decoder.projector import Projector
+from verl_uae.formats.inference import InferenceSettings
 from verl_uae.scenes.codec import LATENT_CHANNELS, LATENT_SIZE
 from verl_uae.scenes.render import IMAGE_SIZE
-from verl_uae.scenes.tokenizer import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, VOCABULARY, unsayable_ids
+from verl_uae.scenes.tokenizer import MERGE_SIZE, PATCH_SIZE, PROMPT, TEMPORAL_PATCH_SIZE, VOCABULARY, unsayable_ids
 from verl_uae.seeding import derive_seed, normal
 
 HIDDEN_SIZE = 96
 """Width of the language model, of the projector's output and of the transformer."""
 CONDITION_LENGTH = 20
 """Fixed text length of the condition: template 5 tokens, longest caption of two objects 14."""
+
+INFERENCE = InferenceSettings(
+    condition_length=CONDITION_LENGTH,
+    caption_prompt=f"{IMAGE_MARK}{PROMPT}",
+    caption_system="",
+    max_new_tokens=24,
+    temperature=1.0,
+    num_inference_steps=6,
+    guidance_scale=1.0,
+    height=IMAGE_SIZE,
+    width=IMAGE_SIZE,
+)
+"""What the preset ``scenes`` captions and draws with."""
 
 _INITIALIZER_RANGE = 0.08
 _POOLED_DIM = 16

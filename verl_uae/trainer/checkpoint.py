@@ -13,7 +13,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,27 +21,25 @@ from typing import Any
 
 from verl_uae import __version__
 from verl_uae.errors import UAEError
+from verl_uae.formats.names import (
+    ENCODER_FOLDER,
+    EXPORT_FOLDER,
+    MARKER,
+    POLICY_FOLDER,
+    STEP_PREFIX,
+    TRACKER,
+    step_name,
+    step_of,
+)
+from verl_uae.trainer.record import RunRecord
 
 logger = logging.getLogger(__name__)
-
-MARKER = "uae_complete.json"
-TRACKER = "latest_checkpointed_iteration.txt"
-_PREFIX = "global_step_"
-
-#: Folder of a step, as verl writes its number.
-_STEP = re.compile(rf"{_PREFIX}(0|[1-9][0-9]{{0,17}})", re.ASCII)
 
 #: Keys of ``trainer`` that make verl remove steps.
 _KEEP = ("max_actor_ckpt_to_keep", "remove_previous_ckpt_in_save")
 
-#: Folder of the trained decoder in a checkpoint, and of its weights for use elsewhere.
-POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
 
-#: The same of an encoder trained in the cold start.
-ENCODER_STATE, ENCODER_FOLDER = "encoder_policy", "encoder"
-
-
-class LastGoodStep:
+class LastGoodStep(RunRecord):
     """Mixin of trainers: finishes step folders, and saves the step before when a step cannot go on and has changed no
     weights yet."""
 
@@ -69,7 +66,9 @@ class LastGoodStep:
             raise
 
     def _finish_step(self) -> None:
-        """Mark the folder of this step complete, its files being all there; then remove what is older than wanted."""
+        """Write what the step folder says of the run, mark it complete, its files being all there; then remove what is
+        older than wanted."""
+        self.save_record(self._step_folder())
         mark_complete(self._step_folder(), self.global_steps)
         prune_steps(self._checkpoint_root, self.global_steps, self.config.trainer)
 
@@ -84,7 +83,7 @@ class LastGoodStep:
         self._save_checkpoint()
 
 
-class DecoderCheckpoints:
+class DecoderCheckpoints(RunRecord):
     """Mixin of trainers: the trained decoder's part of a step folder."""
 
     config: Any
@@ -97,7 +96,7 @@ class DecoderCheckpoints:
         clear_exports(folder)
         self.policy.save(str(folder / POLICY_FOLDER), self.global_steps)
         if "diffusers" in self.config.uae.policy.save_contents:
-            self.policy.export(str(folder / EXPORT_FOLDER))
+            self.policy.export(str(folder / EXPORT_FOLDER), self.inference)
 
     def load_policy(self, folder: Path) -> None:
         """Inverse of :meth:`save_policy`."""
@@ -201,12 +200,12 @@ def warn_unless_complete(folder: Path) -> None:
 
 def step_folder(root: Path, step: int) -> Path:
     """Folder of a step, as verl names it."""
-    return root / f"{_PREFIX}{step}"
+    return root / step_name(step)
 
 
 def step_folders(root: Path) -> list[tuple[int, Path]]:
     """Steps and their folders, complete or not, in ascending order; other names are left out."""
-    found = [(int(match[1]), path) for path in root.glob(f"{_PREFIX}*") if (match := _STEP.fullmatch(path.name))]
+    found = [(step, path) for path in root.glob(f"{STEP_PREFIX}*") if (step := step_of(path)) is not None]
     return sorted((step, path) for step, path in found if path.is_dir())
 
 

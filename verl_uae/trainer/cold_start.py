@@ -8,8 +8,8 @@ from pathlib import Path
 
 from verl.trainer.ppo.v1 import register_trainer
 
+from verl_uae.formats.names import ENCODER_FOLDER, ENCODER_STATE
 from verl_uae.rollout.cold_start_worker import ColdStartWorker
-from verl_uae.trainer.checkpoint import ENCODER_FOLDER, ENCODER_STATE
 from verl_uae.trainer.pair_validation import policy_sources_of_pairs
 from verl_uae.trainer.pretrain import PairTrainer
 

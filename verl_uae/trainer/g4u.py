@@ -54,6 +54,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
     def __init__(self, config: DictConfig) -> None:
         validate(config)
         super().__init__(config)
+        self.keep_configuration()
         self.panels = PanelWriter(config.uae.panel.dir)
         self._fetched_rows = 0
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -21,6 +21,7 @@ from verl_uae.config.validate_supervised import is_shards
 from verl_uae.data.buckets import BucketSampler
 from verl_uae.data.pairs import Pair, PairRows
 from verl_uae.data.rows import CheckSettings
+from verl_uae.data.schema import make_prompt
 from verl_uae.data.shards import PairShards
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.rollout.policy_group import DecoderTrainingGroup
@@ -30,6 +31,7 @@ from verl_uae.rollout.training_worker import DecoderTrainingWorker
 from verl_uae.trainer.length import cover_steps
 from verl_uae.trainer.pair_validation import PairValidation, policy_sources_of_pairs
 from verl_uae.trainer.policy import policy_metrics
+from verl_uae.trainer.record import frame_prompts
 from verl_uae.trainer.standalone import StandaloneTrainer
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ class PairTrainer(PairValidation, StandaloneTrainer):
     """What pre-training and cold start share: pairs from parquet rows or tar shards, one update per batch."""
 
     worker: type[DecoderTrainingWorker]
+    _rows: PairRows | None = None
+    """The training pairs; None where they are a stream."""
 
     def start_workers(self, pool: RayResourcePool) -> None:
         """The decoder's workers."""
@@ -78,9 +82,14 @@ class PairTrainer(PairValidation, StandaloneTrainer):
             logger.info("%d pairs, of which an epoch leaves out %d that fill no batch", len(rows), sampler.dropped)
             self.total_training_steps = trainer.total_training_steps or self.steps_per_epoch * trainer.total_epochs
             count = len(rows)
+            self._rows = rows
         cover_steps(self.config, self.total_training_steps, self.steps_per_epoch, count)
         self.validation_pairs = PairRows(data.val_files, settings, max_samples=data.get("val_max_samples", -1))
         self._batches: Iterator[list[Pair]] | None = None
+
+    def training_prompts(self) -> Iterable[Any]:
+        """Prompts of the rows; of a stream, that of pairs without one."""
+        return [make_prompt()] if self._rows is None else frame_prompts(self._rows.frame, self._rows.door.prompt_key)
 
     def next_pairs(self) -> list[Pair]:
         """The next batch; a new epoch begins where one ends."""

@@ -13,13 +13,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.names import SIGNALS_FILE
 from verl_uae.reward.build import build_composition, build_tripwire
 from verl_uae.rollout.sample import Outcome
 from verl_uae.trainer.group_rewards import GroupRewards
 from verl_uae.trainer.outcomes import LosingSamples
-
-#: In a step folder.
-SIGNALS_FILE = "reward_signals.json"
 
 
 class StageSignals:

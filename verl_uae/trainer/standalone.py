@@ -21,8 +21,8 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.names import DATA_STATE, STEP_PREFIX, TRACKER
 from verl_uae.trainer.checkpoint import (
-    TRACKER,
     DecoderCheckpoints,
     LastGoodStep,
     publish,
@@ -52,6 +52,7 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
     def __init__(self, config: DictConfig) -> None:
         validate(config)
         super().__init__(config)
+        self.keep_configuration()
         self.panels = PanelWriter(config.uae.panel.dir)
 
     @abstractmethod
@@ -108,7 +109,7 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
     def _save_checkpoint(self) -> None:
         folder = self._step_folder()
         self.save_policy(folder)
-        torch.save(self.train_dataloader.state_dict(), folder / "data.pt")
+        torch.save(self.train_dataloader.state_dict(), folder / DATA_STATE)
         publish(self._checkpoint_root / TRACKER, str(self.global_steps))
         self._finish_step()
 
@@ -117,10 +118,10 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
         folder = self._resume_folder()
         if folder is None:
             return
-        self.global_steps = int(folder.name.split("global_step_")[-1])
+        self.global_steps = int(folder.name.split(STEP_PREFIX)[-1])
         logger.info("resuming from %s", folder)
         self.load_policy(folder)
-        state = folder / "data.pt"
+        state = folder / DATA_STATE
         if not state.is_file():
             raise CheckpointError(state, "missing: the place in the data")
         self.train_dataloader.load_state_dict(torch.load(state, weights_only=True))

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.names import ENCODER, MODEL_INDEX
 
-ENCODER = "encoder"
 MODEL_TYPE = "qwen2_5_vl"
 
 
@@ -24,7 +24,7 @@ def captioner_folder(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    folder = path / ENCODER if (path / "model_index.json").is_file() else path
+    folder = path / ENCODER if (path / MODEL_INDEX).is_file() else path
     if not (folder / "config.json").is_file():
         raise CheckpointError(path, f"has no captioner: {folder / 'config.json'} does not exist")
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from verl_uae.formats.names import step_name
 from verl_uae.scenes.coldstart import ColdStartConfig
 from verl_uae.scenes.quickstart import Say, Timings, command, prepare
 
@@ -49,7 +50,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """What the run saves at its end."""
-        return self.folder / f"global_step_{self.steps}"
+        return self.folder / step_name(self.steps)
 
 
 def cold_starts(starts: Mapping[Path, ColdStartConfig], jobs: int, say: Say) -> None:

@@ -25,6 +25,7 @@ import torch
 
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.formats.export import ExportSettings, export_checkpoint
+from verl_uae.formats.names import EXPORT_FOLDER, MODEL_INDEX
 from verl_uae.reward.terms.pixel import pixel_similarity
 from verl_uae.scenes.coldstart import ColdStartConfig
 from verl_uae.scenes.dataset import write_dataset
@@ -92,7 +93,7 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
 def foundation(root: Path, seed: int) -> None:
     """Captioner and codec of the joint cold start, a decoder that has learnt nothing, and pairs to learn from."""
     torch.set_num_threads(1)
-    if not (root / "fresh_decoder" / "model_index.json").is_file():
+    if not (root / "fresh_decoder" / MODEL_INDEX).is_file():
         vae = Decoder.from_pretrained(str(root / "joint" / "decoder")).vae
         build_decoder(seed, vae).save_pretrained(str(root / "fresh_decoder"))
     write_dataset(root / "pairs", train=4000, val=64, seed=seed, captions=DECODER_MIX)
@@ -132,7 +133,7 @@ def start_of(root: Path, route: str, runs: dict[str, Run]) -> Pair:
     """What RL starts from."""
     if route == "no cold start":
         encoder = root / "joint" / "encoder"
-        return Pair(encoder, runs["pretrain"].checkpoint / "decoder", encoder)
+        return Pair(encoder, runs["pretrain"].checkpoint / EXPORT_FOLDER, encoder)
     checkpoint = runs["cold start"].checkpoint
     return Pair(checkpoint / "encoder", checkpoint / "decoder", checkpoint / "encoder")
 
@@ -143,7 +144,7 @@ def measure_all(root: Path, seed: int, runs: dict[tuple[int, str], Run]) -> list
     joint = root / "joint" / "encoder"
     shared = {
         "start": Pair(joint, root / "fresh_decoder", joint),
-        "pretrain": Pair(joint, own["pretrain"].checkpoint / "decoder", joint),
+        "pretrain": Pair(joint, own["pretrain"].checkpoint / EXPORT_FOLDER, joint),
     }
     figures = {stage: measure(pair, seed).metrics for stage, pair in shared.items()}
     results = []
@@ -154,7 +155,7 @@ def measure_all(root: Path, seed: int, runs: dict[tuple[int, str], Run]) -> list
             found["cold start"] = measure(before, seed).metrics
         captioner = trained_encoder(own[f"g4u/{route}"].folder, own[f"g4u/{route}"].steps)
         found["g4u"] = measure(Pair(captioner, before.decoder, before.language_model), seed).metrics
-        drawn = own[f"u4g/{route}"].checkpoint / "decoder"
+        drawn = own[f"u4g/{route}"].checkpoint / EXPORT_FOLDER
         found["u4g"] = measure(Pair(captioner, drawn, before.language_model), seed).metrics
         results += [Result(route, seed, stage, metrics) for stage, metrics in found.items()]
     return results
@@ -189,7 +190,7 @@ def export(root: Path, seed: int, runs: dict[tuple[int, str], Run], results: Seq
         )
         export_checkpoint(own[f"u4g/{route}"].checkpoint, folder, settings)
     wanted = measure(
-        Pair(captioner, own[f"u4g/{route}"].checkpoint / "decoder", before.language_model), seed, greedy=True
+        Pair(captioner, own[f"u4g/{route}"].checkpoint / EXPORT_FOLDER, before.language_model), seed, greedy=True
     )
     return compare_pipeline(folder, wanted, seed)
 

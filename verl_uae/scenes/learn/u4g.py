@@ -19,6 +19,7 @@ from PIL import Image
 
 from verl_uae.decoder.conditioner import Conditioner
 from verl_uae.decoder.decoder import Decoder
+from verl_uae.formats.names import EXPORT_FOLDER, STEP_PREFIX
 from verl_uae.reward.terms.pixel import pixel_similarity
 from verl_uae.reward.terms.ssim import ssim
 from verl_uae.scenes.coldstart import ColdStartConfig
@@ -233,6 +234,6 @@ def picture(out: Path, seed: int, count: int = 8) -> Image.Image:
     """Rows: originals, reconstructions before, after ``dppo``, after ``nft``, from the start with room."""
     root = out / f"seed{seed}_room"
     folders = [root / "decoder"]
-    folders += [next((root / "runs" / preset).glob("global_step_*")) / "decoder" for preset in ("dppo", "nft")]
+    folders += [next((root / "runs" / preset).glob(f"{STEP_PREFIX}*")) / EXPORT_FOLDER for preset in ("dppo", "nft")]
     rows = [render_float(held_out_scenes(count, seed)), *(measure(root, folder, seed, count)[1] for folder in folders)]
     return Image.fromarray(np.concatenate([strip(row) for row in rows], axis=0))

@@ -1,0 +1,60 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from verl_uae.data.prompts import CaptionPrompt, most_frequent_prompt, prompts_of_files
+from verl_uae.data.schema import make_prompt
+from verl_uae.errors import DataError
+
+
+def asking(user: str, *system: str) -> list[dict[str, str]]:
+    return [*({"role": "system", "content": text} for text in system), {"role": "user", "content": user}]
+
+
+def test_the_prompt_of_most_rows_is_chosen_and_its_share_is_known() -> None:
+    rows = [asking("<image>a"), asking("<image>b", "be brief"), asking("<image>b", "be brief")]
+    assert most_frequent_prompt(rows) == CaptionPrompt("<image>b", "be brief", rows=2, total=3)
+    assert most_frequent_prompt(rows[:2]) == CaptionPrompt("<image>a", "", rows=1, total=2)
+    found = most_frequent_prompt(rows[1:])
+    assert found is not None and found.shared
+    assert most_frequent_prompt([make_prompt()]) == CaptionPrompt(
+        make_prompt()[1]["content"], make_prompt()[0]["content"], 1, 1
+    )
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        asking("no picture"),
+        asking("<image> and <image>"),
+        asking("<image>a", ""),
+        [*asking("<image>a"), {"role": "assistant", "content": "b"}, *asking("c")],
+        [],
+        None,
+    ],
+)
+def test_a_prompt_that_inference_cannot_ask_is_none(messages: Any) -> None:
+    assert most_frequent_prompt([messages]) is None
+    assert most_frequent_prompt([]) is None
+
+
+def test_prompts_are_read_from_files(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.parquet" for name in "ab"]
+    for number, path in enumerate(files):
+        pq.write_table(
+            pa.table({"prompt": [asking(f"<image>{number}")] * (number + 1), "images": [0] * (number + 1)}), path
+        )
+    found = most_frequent_prompt(prompts_of_files([str(path) for path in files]))
+    assert found == CaptionPrompt("<image>1", "", rows=2, total=3)
+    pq.write_table(pa.table({"images": [0]}), files[0])
+    files[1].write_bytes(b"no parquet")
+    for path in files:
+        with pytest.raises(DataError, match=str(path)):
+            list(prompts_of_files([str(path)]))

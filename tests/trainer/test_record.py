@@ -1,0 +1,64 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from omegaconf import OmegaConf, open_dict
+
+from verl_uae.data.schema import SYSTEM_PROMPT, USER_PROMPT, make_prompt
+from verl_uae.formats.inference import read_run_settings
+from verl_uae.formats.run import RunConfig
+from verl_uae.trainer.record import RunRecord
+
+Compose = Callable[..., Any]
+
+
+def record(config: Any, *users: str) -> RunRecord:
+    trainer = RunRecord()
+    trainer.config = config
+    rows = {"prompt": [make_prompt(user, None) for user in users], "images": [[b"picture"]] * len(users)}
+    trainer.train_dataset = SimpleNamespace(dataframe=Dataset.from_dict(rows))  # type: ignore[attr-defined]
+    trainer.keep_configuration()
+    return trainer
+
+
+def test_a_step_folder_knows_its_run(compose: Compose, tiny_overrides: list[str], tmp_path: Path) -> None:
+    config = compose(*tiny_overrides, "uae.decoder.num_steps=7", "data.max_response_length=9")
+    before = OmegaConf.to_container(config, resolve=True)
+    trainer = record(config, "<image>describe")
+    with open_dict(config):
+        config.algorithm.uae = {"min_std": 1}
+    trainer.save_record(tmp_path)
+    run = RunConfig.of(tmp_path)
+    assert {key: run.get(key) for key in before} == before and run.get("algorithm.uae") is None
+    entries = read_run_settings(tmp_path)
+    assert entries is not None and entries["caption_prompt"] == "<image>describe" and entries["caption_system"] == ""
+    assert (entries["num_inference_steps"], entries["max_new_tokens"]) == (7, 9)
+
+
+def test_of_several_prompts_that_of_most_rows_is_kept_and_said(
+    compose: Compose, tiny_overrides: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = compose(*tiny_overrides)
+    with caplog.at_level(logging.WARNING):
+        assert record(config, "<image>a").inference["caption_prompt"] == "<image>a" and not caplog.text
+        assert record(config, "<image>a", "<image>b", "<image>b").inference["caption_prompt"] == "<image>b"
+        assert "2 of 3 rows: '<image>b'" in caplog.text
+        assert "caption_prompt" not in record(config, "<image><image>").inference
+        assert "--caption-prompt" in caplog.text
+
+
+def test_a_stream_of_pairs_asks_the_prompt_of_pairs_without_one(compose: Compose, tiny_overrides: list[str]) -> None:
+    from verl_uae.trainer.pretrain import PretrainTrainer
+
+    trainer = object.__new__(PretrainTrainer)
+    trainer.config = compose(*tiny_overrides)
+    entries = trainer.inference
+    assert (entries["caption_prompt"], entries["caption_system"]) == (USER_PROMPT, SYSTEM_PROMPT)

@@ -1,0 +1,81 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The prompt that a data set asks captions with, as inference asks it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_uae.data.schema import IMAGE_MARK
+from verl_uae.errors import DataError
+
+PROMPT_COLUMN = "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionPrompt:
+    """One prompt of a data set: a user turn with the picture, and perhaps a system turn before it."""
+
+    user: str
+    system: str
+    """"" where there is no system turn."""
+    rows: int
+    """Rows with this prompt."""
+    total: int
+    """Rows that were looked at."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether every row has it."""
+        return self.rows == self.total
+
+
+def most_frequent_prompt(prompts: Iterable[Any]) -> CaptionPrompt | None:
+    """The most frequent prompt, the first of those that are equally frequent.
+
+    Args:
+        prompts: messages of each row.
+
+    Returns:
+        None where there is no row, or where that prompt is more than one system and one user turn with one picture.
+    """
+    counts: Counter[str] = Counter(json.dumps(prompt, sort_keys=True) for prompt in prompts)
+    if not counts:
+        return None
+    text, rows = counts.most_common(1)[0]
+    turns = _turns(json.loads(text))
+    return None if turns is None else CaptionPrompt(*turns, rows=rows, total=counts.total())
+
+
+def prompts_of_files(files: Sequence[str]) -> Iterator[Any]:
+    """Prompts of the rows of parquet files, without reading pictures.
+
+    Raises:
+        DataError: a file cannot be read or has no prompts.
+    """
+    for name in files:
+        try:
+            with pq.ParquetFile(name) as file:
+                for batch in file.iter_batches(columns=[PROMPT_COLUMN]):
+                    yield from batch.column(PROMPT_COLUMN).to_pylist()
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+            raise DataError(name, None, f"its prompts cannot be read: {error}") from error
+
+
+def _turns(messages: Any) -> tuple[str, str] | None:
+    """Text of the user turn and of the system turn."""
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        return None
+    roles = [message.get("role") for message in messages]
+    texts = [message.get("content") for message in messages]
+    if roles not in (["user"], ["system", "user"]) or not all(isinstance(text, str) and text for text in texts):
+        return None
+    user = texts[-1]
+    return (user, texts[0] if len(texts) == 2 else "") if user.count(IMAGE_MARK) == 1 else None

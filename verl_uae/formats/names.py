@@ -1,0 +1,63 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Names of the files and folders of a training checkpoint and of a model folder. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# ------------------------------------------------------------ a run, in trainer.default_local_dir
+
+#: verl's file with the number of the newest step.
+TRACKER = "latest_checkpointed_iteration.txt"
+
+#: What the run has reached so far, for the lines that end the command.
+SUMMARY = "uae_summary.json"
+
+# ------------------------------------------------------------ a step folder, global_step_<N>/
+
+STEP_PREFIX = "global_step_"
+
+#: Says that the folder is complete; written last.
+MARKER = "uae_complete.json"
+
+#: The resolved configuration of the run.
+RUN_CONFIG = "uae_run.yaml"
+
+#: The settings that the run's validation captions and draws with.
+RUN_INFERENCE = "uae_inference.json"
+
+#: verl's: the captioner's state, the transformers folder in it, and the place in the data.
+ACTOR, HUGGINGFACE, DATA_STATE = "actor", "huggingface", "data.pt"
+
+#: State of the trained decoder, and its weights as a decoder folder.
+POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
+
+#: State of a captioner trained in the cold start, and its weights as a transformers folder.
+ENCODER_STATE, ENCODER_FOLDER = "encoder_policy", "encoder"
+
+#: Running statistics of the rewards.
+SIGNALS_FILE = "reward_signals.json"
+
+# ------------------------------------------------------------ a model folder
+
+MODEL_INDEX, MANIFEST, CARD = "model_index.json", "manifest.json", "README.md"
+TRANSFORMER, VAE, SCHEDULER, CONDITIONER = "transformer", "vae", "scheduler", "conditioner"
+
+#: The captioner, and the model whose text-only states are the condition where it is not the captioner.
+ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
+
+#: As verl writes the number.
+_STEP = re.compile(rf"{STEP_PREFIX}(0|[1-9][0-9]{{0,17}})", re.ASCII)
+
+
+def step_name(step: int) -> str:
+    """Name of the folder of a step."""
+    return f"{STEP_PREFIX}{step}"
+
+
+def step_of(folder: str | Path) -> int | None:
+    """Step of a step folder; None for any other name."""
+    found = _STEP.fullmatch(Path(folder).name)
+    return int(found.group(1)) if found else None

@@ -1,0 +1,66 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every step folder says of its run: the configuration, and how its validation captions and draws."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from verl_uae.data.prompts import PROMPT_COLUMN, most_frequent_prompt
+from verl_uae.formats.inference import settings_of_run, write_run_settings
+from verl_uae.formats.run import RunConfig, config_text, write_run_config
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+
+class RunRecord:
+    """Mixin of trainers."""
+
+    config: DictConfig
+    _config_text: str
+
+    def keep_configuration(self) -> None:
+        """Keep the configuration as it is now: setting up a run writes into it."""
+        self._config_text = config_text(self.config)
+
+    @functools.cached_property
+    def inference(self) -> dict[str, Any]:
+        """What is known of the :class:`~verl_uae.formats.inference.InferenceSettings` of the run, by name."""
+        prompt = most_frequent_prompt(self.training_prompts())
+        if prompt is None:
+            logger.warning(
+                "the training rows have no prompt of one picture that a model folder could hold: "
+                "exports will need --caption-prompt"
+            )
+        elif not prompt.shared:
+            logger.warning(
+                "the training rows have several prompts; exported models ask that of most, %d of %d rows: %r",
+                prompt.rows,
+                prompt.total,
+                prompt.user,
+            )
+        return settings_of_run(RunConfig(self.config).get, prompt)
+
+    def training_prompts(self) -> Iterable[Any]:
+        """Prompts of the training rows."""
+        rows = getattr(getattr(self, "train_dataset", None), "dataframe", None)
+        return () if rows is None else frame_prompts(rows, self.config.data.get("prompt_key", PROMPT_COLUMN))
+
+    def save_record(self, folder: Path) -> None:
+        """Write the record into a step folder, before its marker."""
+        write_run_config(folder, self._config_text)
+        write_run_settings(folder, self.inference)
+
+
+def frame_prompts(frame: Any, column: str) -> Iterable[Any]:
+    """A column of prompts of a ``datasets.Dataset``, without the pictures beside it."""
+    for batch in frame.select_columns([column]).iter(batch_size=1000):
+        yield from batch[column]

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.e2e.world import build_world, metrics, train
 
@@ -176,3 +178,54 @@ def test_a_dead_streamed_rank_costs_what_it_was_working_on(tmp_path: Path) -> No
     assert 0 < record[1]["reward/status/error"] <= 0.5
     assert record[1]["decoder/restarts"] == 1
     assert record[2]["reward/invalid_frac"] == record[3]["reward/invalid_frac"] == 0.0
+
+
+ALTERNATING = """
+calls = 0
+
+def compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs):
+    # Four captions of two draws a step; in the second step one of the two has no value.
+    global calls
+    calls += 1
+    if 8 < calls <= 16 and calls % 2 == 0:
+        raise RuntimeError("no value")
+    return float(calls % 5) / 5
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["uae_g4u", "uae_unified"])
+def test_a_step_in_which_nothing_trains_moves_nothing_and_the_run_goes_on(tmp_path: Path, config: str) -> None:
+    """Half of the samples have no reward, so no group has two: not too many to go on, and nothing to learn from."""
+    world, out = build_world(tmp_path / "world"), tmp_path / "out"
+    out.mkdir()
+    (out / "reward.py").write_text(ALTERNATING)
+    overrides = [
+        "trainer.total_training_steps=3",
+        "trainer.save_freq=1",
+        "actor_rollout_ref.rollout.n=2",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
+        "actor_rollout_ref.actor.optim.lr=0.01",
+        "actor_rollout_ref.actor.optim.weight_decay=0.1",
+        f"trainer.rollout_data_dir={out}/rollouts",
+        f"reward.custom_reward_function.path={out}/reward.py",
+        "uae.reward.terms=[]",
+    ]
+    if config == "uae_unified":
+        overrides += ["uae.unified.g4u_steps=3"]
+    result = train(world, out, overrides, config=config)
+    assert result.returncode == 0, result.stdout[-4000:]
+    record = metrics(out)
+    assert [record[step]["actor/updates_left_out"] for step in (1, 2, 3)] == [0, 2, 0]
+    assert not {"actor/loss", "actor/pg_loss", "actor/grad_norm"} & set(record[2])
+    assert all(math.isfinite(value) for step in record.values() for value in step.values())
+    weights = [_actor_state(out / "checkpoints" / f"global_step_{step}") for step in (1, 2, 3)]
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+    assert any(not torch.equal(weights[1][name], tensor) for name, tensor in weights[2].items())
+    assert all("actor/lr" in record[step] for step in (1, 2, 3))
+
+
+def _actor_state(step: Path) -> dict[str, torch.Tensor]:
+    shard = torch.load(step / "actor" / "model_world_size_1_rank_0.pt", weights_only=False)
+    return {name: getattr(value, "_local_tensor", value) for name, value in shard.items()}

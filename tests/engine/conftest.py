@@ -45,6 +45,12 @@ def supervised(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return _on_one_and_two_ranks("tests.engine.supervised_probe", tiny_models, tmp_path_factory.mktemp("supervised"))
 
 
+@pytest.fixture(scope="session")
+def captioner(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """As ``policy``, of tests.engine.captioner_probe."""
+    return _on_one_and_two_ranks("tests.engine.captioner_probe", tiny_models, tmp_path_factory.mktemp("captioner"))
+
+
 def _on_one_and_two_ranks(module: str, models: Path, root: Path) -> dict[str, Any]:
     environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

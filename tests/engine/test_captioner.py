@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,38 @@ def test_the_frozen_tower_does_not_move(facts: dict[str, Any]) -> None:
     assert freeze["visual_requires_grad"] and not any(freeze["visual_requires_grad"])
     assert freeze["language_requires_grad"] and all(freeze["language_requires_grad"])
     assert freeze["visual_moved"] == 0 and freeze["language_moved"] > 10
+
+
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_an_update_in_which_no_token_trains_is_left_out_and_counted(captioner: dict[str, Any], ranks: str) -> None:
+    """Momentum and weight decay would move the weights, and a mean over no token is no number."""
+    facts = captioner[ranks]
+    assert facts["first"]["moved"] and facts["first"]["metrics"]["updates_left_out"] == [0.0]
+    assert not facts["none"]["moved"]
+    left_out = facts["none"]["metrics"]
+    assert left_out["updates_left_out"] == [1.0] and left_out["mfu"] == [0.0]
+    assert not {"loss", "grad_norm", "kl_loss", "actor/pg_loss", "actor/entropy_loss"} & set(left_out)
+    assert left_out["lr"] == facts["first"]["metrics"]["lr"], "the schedule is over steps and goes on"
+    numbers = [value for fact in facts.values() for values in fact["metrics"].values() for value in values]
+    assert all(map(math.isfinite, numbers))
+
+
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_only_the_update_without_tokens_is_left_out_of_a_step(captioner: dict[str, Any], ranks: str) -> None:
+    fact = captioner[ranks]["one of two"]
+    assert fact["moved"] and fact["metrics"]["updates_left_out"] == [1.0]
+    assert [len(fact["metrics"][name]) for name in ("loss", "grad_norm", "actor/pg_loss")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("step", ["first", "half"])
+def test_a_rank_or_micro_batch_without_tokens_leaves_the_mean_over_all_tokens(
+    captioner: dict[str, Any], step: str
+) -> None:
+    """In "half", one rank of two and two micro-batches of four have no token."""
+    one, two = (captioner[ranks][step]["metrics"] for ranks in ("one", "two"))
+    for name in ("loss", "grad_norm", "actor/pg_loss", "actor/entropy_loss", "kl_loss"):
+        assert two[name] == pytest.approx(one[name], rel=2e-4), name
+        assert abs(one[name][0]) > 1e-3
 
 
 def test_freezing_counts_parameters_and_refuses_a_model_without_tower(tiny_models: Path) -> None:

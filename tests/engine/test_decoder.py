@@ -69,7 +69,7 @@ def test_invalid_samples_count_for_nothing_whatever_they_hold(policy: Facts) -> 
 
 def test_a_mini_batch_without_valid_samples_moves_nothing(policy: Facts) -> None:
     facts = policy["one"]["mask"]
-    assert facts["empty"] == {"loss": [0.0], "metrics": {"valid": [0.0], "grad_norm": 0.0}}
+    assert facts["empty"] == {"loss": [], "metrics": {"valid": [0.0], "updates_left_out": [1.0]}}
     assert facts["empty moved"] == 0.0, "momentum and weight decay move weights without a gradient"
 
 

@@ -26,8 +26,20 @@ def test_metrics_of_updates_are_means_extremes_and_the_first_ones_ratio() -> Non
             "policy/ratio/min": 0.5,
             "policy/first/ratio/max": 1.0,
             "policy/first/ratio/min": 1.0,
+            "policy/updates_left_out": 0,
         }
     )
+
+
+def test_updates_left_out_are_counted_and_no_figure_is_a_mean_over_them() -> None:
+    updates = [
+        {"updates_left_out": [[1.0], [1.0]], "valid": [0.0]},
+        {"updates_left_out": [[0.0], [0.0]], "valid": [8.0], "loss": 3.0, "grad_norm": 4.0},
+        {"updates_left_out": [[1.0], [1.0]], "valid": [0.0]},
+    ]
+    found = policy_metrics(updates)
+    assert found["policy/updates_left_out"] == 2
+    assert (found["policy/loss"], found["policy/grad_norm"]) == (3.0, 4.0)
 
 
 def outcomes(*values: float | None) -> list[dict]:

@@ -6,12 +6,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
+import torch
+from tensordict import TensorDict
 from torch import nn
-from verl.utils.device import get_device_name
+from verl.utils.device import get_device_id, get_device_name
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from verl_uae.engine.left_out import LEFT_OUT
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +26,12 @@ MODEL_TYPE = "uae_captioner"
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
 class CaptionerEngine(FSDPEngineWithLMHead):
-    """verl's language-model engine plus two things it lacks in 0.9.1.
+    """verl's language-model engine plus three things it lacks in 0.9.1.
 
     * ``actor.freeze_vision_tower`` is a documented field of verl that its FSDP engine ignores; here it is obeyed
       (the paper's Fig. 9: training the ViT makes reconstructions collapse).
     * A forward-only engine is offloaded to pinned host memory, which a machine without accelerator does not have.
+    * An update in which no token trains is left out; see :meth:`train_batch`.
     """
 
     freeze_vision_tower: bool = False
@@ -39,6 +45,27 @@ class CaptionerEngine(FSDPEngineWithLMHead):
             frozen = freeze_vision_tower(module)
             logger.info("vision tower frozen: %d parameters", frozen)
         return module
+
+    def train_batch(self, data: TensorDict, loss_function: Callable[..., Any]) -> dict[str, Any]:
+        """verl's update; none if no token of the mini-batch trains on any rank.
+
+        There the token mean is 0 / 0 and its gradient zero, with which the optimiser would still move the weights by
+        momentum and weight decay. A rank without such a token takes part where another has one.
+
+        Args:
+            data: this rank's part of a mini-batch; ``loss_mask`` is 1 at the tokens that train.
+            loss_function: verl's.
+
+        Returns:
+            verl's output, :data:`~verl_uae.engine.left_out.LEFT_OUT` among the metrics.
+        """
+        tokens = data["loss_mask"].sum().to(get_device_id())
+        torch.distributed.all_reduce(tokens, group=self.get_data_parallel_group())
+        if tokens == 0:
+            return {"model_output": {}, "loss": [], "metrics": {LEFT_OUT: [1.0]}}
+        output: dict[str, Any] = super().train_batch(data, loss_function)
+        output["metrics"][LEFT_OUT] = [0.0]
+        return output
 
     def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
         if get_device_name() != "cpu" or not self.engine_config.forward_only:

@@ -24,6 +24,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from verl_uae.engine.export import full_state_dict
+from verl_uae.engine.left_out import LEFT_OUT
 from verl_uae.engine.lora import adapter_disabled, add_lora, plain_name
 from verl_uae.engine.policy_batch import OLD, MicroBatch, PolicyBatch, read_batch
 from verl_uae.engine.policy_config import MODEL_TYPE
@@ -159,8 +160,11 @@ class DecoderEngine(FSDPEngine):
         """
         self.optimizer_zero_grad()
         output = self.forward_backward_batch(data, loss_function)
-        grad_norm = self.optimizer_step() if output["metrics"]["valid"][0] > 0 else 0.0
-        output["metrics"]["grad_norm"] = grad_norm
+        left_out = output["metrics"]["valid"][0] == 0
+        output["metrics"][LEFT_OUT] = [float(left_out)]
+        if left_out:
+            return output
+        grad_norm = output["metrics"]["grad_norm"] = self.optimizer_step()
         self._has_learned = self._has_learned or grad_norm != 0.0
         if not self._has_learned:
             self._require_gradient(data)
@@ -210,7 +214,7 @@ class DecoderEngine(FSDPEngine):
                             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
                     losses.append(loss.item())
         metrics = figures.gather(self.get_data_parallel_group())
-        return {"model_output": {}, "loss": losses or [0.0], "metrics": {**metrics, "valid": [batch.total_weight]}}
+        return {"model_output": {}, "loss": losses, "metrics": {**metrics, "valid": [batch.total_weight]}}
 
     @torch.no_grad()
     def recompute_old(self, data: TensorDict) -> None:

@@ -100,7 +100,7 @@ class SupervisedEngine(DecoderEngine):
             figures.add({**output.metrics, "loss": output.loss_B.detach()}, weight_B > 0, None)
             losses.append(loss.item())
         metrics = figures.gather(self.get_data_parallel_group())
-        return {"model_output": {}, "loss": losses or [0.0], "metrics": {**metrics, "valid": [total]}}
+        return {"model_output": {}, "loss": losses, "metrics": {**metrics, "valid": [total]}}
 
     def _signal(self, data: TensorDict) -> Tensor:
         trained = any(weight.requires_grad for weight in self.module.parameters())

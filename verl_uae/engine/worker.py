@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker, TrainingWorkerConfig
 
 import verl_uae.engine.captioner  # noqa: F401  registers the engine in the worker process
 from verl_uae.engine.captioner import CaptionerEngine
+from verl_uae.engine.left_out import LEFT_OUT, CountsLeftOut
 
 
-class CaptionerTrainingWorker(TrainingWorker):
-    """verl's training worker that survives batches of equal length (upstream issue 7899)."""
+class CaptionerTrainingWorker(CountsLeftOut, TrainingWorker):
+    """verl's training worker that survives batches of equal length (upstream issue 7899); counts left-out updates."""
 
     def __init__(self, config: TrainingWorkerConfig, *, freeze_vision_tower: bool = False) -> None:
         super().__init__(config)
@@ -31,7 +33,13 @@ class CaptionerTrainingWorker(TrainingWorker):
 
     def train_mini_batch(self, data: TensorDict) -> TensorDict:
         restore_ragged_position_ids(data)
-        return super().train_mini_batch(data)
+        output = super().train_mini_batch(data)
+        if output is not None:
+            metrics = dict(tu.get(output, "metrics"))
+            # One entry per update and rank, of which verl's trainer would take the mean.
+            metrics[LEFT_OUT] = [sum(metrics[LEFT_OUT]) / self.engine.get_data_parallel_size()]
+            tu.assign_non_tensor(output, metrics=metrics)
+        return output
 
 
 class CaptionerWorker(ActorRolloutRefWorker):

@@ -120,7 +120,7 @@ class ColdStartWorker(DecoderTrainingWorker):
         with self._frozen_on_device():
             data, problems = self._mini_batch(numbers, size, step)
             metrics = self._update(data)
-        self._average(step)
+        self._average(step, metrics)
         return metrics, [problem for problem in problems if problem]
 
     def _update(self, data: TensorDict) -> dict[str, Any]:

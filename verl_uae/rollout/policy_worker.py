@@ -21,6 +21,7 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
 
+from verl_uae.engine.left_out import is_left_out
 from verl_uae.engine.replica import SamplingReplica
 from verl_uae.flow.objective.nft import draw_sigmas
 from verl_uae.flow.plan import SamplingPlan
@@ -132,8 +133,8 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
             for update, data in enumerate(batches):
                 tu.assign_non_tensor(data, update_lr_scheduler=update == layout.updates - 1, disable_auto_offload=True)
                 metrics.append(dict(tu.get(self.train_batch(data), "metrics")) | drift)
-                self._average(first_update + update + 1)
-            if self._forward:
+                self._average(first_update + update + 1, metrics[-1])
+            if self._forward and not all(map(is_left_out, metrics)):
                 self.engine.shadow(OLD).update(self.run.uae.policy.objective.old_decay)
         return metrics
 

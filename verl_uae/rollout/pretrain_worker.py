@@ -100,7 +100,7 @@ class PretrainWorker(DecoderTrainingWorker):
             update_lr_scheduler=True,
         )
         metrics = dict(tu.get(self.train_batch(data), "metrics"))
-        self._average(step)
+        self._average(step, metrics)
         return metrics | self.encoder.counters() | {"condition_truncated_frac": cut}, [p for p in problems if p]
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)

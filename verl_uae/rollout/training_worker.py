@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from verl.workers.engine_workers import TrainingWorker
 import verl_uae.engine.decoder
 import verl_uae.engine.supervised  # noqa: F401  registers the engines in the worker process
 from verl_uae.engine.export import export_folder, full_state_dict
+from verl_uae.engine.left_out import CountsLeftOut, is_left_out
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.rollout.build import DTYPES
@@ -35,7 +36,7 @@ from verl_uae.rollout.policy_build import EMA
 from verl_uae.rollout.sample import Outcome, outcome
 
 
-class DecoderTrainingWorker(TrainingWorker):
+class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
     """verl's training worker around the decoder.
 
     Args:
@@ -137,9 +138,10 @@ class DecoderTrainingWorker(TrainingWorker):
     def _offload(self) -> bool:
         return bool(self.run.uae.decoder.offload) and get_device_name() != "cpu"
 
-    def _average(self, updates: int) -> None:
+    def _average(self, updates: int, metrics: Mapping[str, Any]) -> None:
+        """Move the averaged weights after an update, whose number and metrics these are."""
         ema = self.run.uae.policy.ema
-        if self._averaged and updates % ema.every == 0:
+        if self._averaged and updates % ema.every == 0 and not is_left_out(metrics):
             self.engine.shadow(EMA).update(ema.decay)
 
     def _weights(self, name: str | None) -> contextlib.AbstractContextManager[Any]:

@@ -36,6 +36,14 @@ logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
+class _NothingTrainsError(Exception):
+    """No sample of ``batch`` trains; ends a step's work on log-probabilities and advantages, never the step."""
+
+    def __init__(self, batch: KVBatchMeta) -> None:
+        super().__init__()
+        self.batch = batch
+
+
 class BatchRewards:
     """Stands where verl keeps its reward loop: says that rewards come batch-wise, after sampling."""
 
@@ -130,6 +138,22 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         with self.keeping_last_good_step():
             return super().step(metrics, timing_raw)
 
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        """verl's, which would take means and extremes of nothing where no sample of a batch trains. There only the
+        updates come, so that the worker leaves them out, counts them and moves on in its schedule."""
+        try:
+            return super()._step_once(metrics, timing_raw, sample_batch_size)
+        except _NothingTrainsError as found:
+            logger.warning("step %d: no sample has a reward to be compared with; no update is made", self.global_steps)
+            with marked_timer("update_actor", timing_raw):
+                return self._update_actor(found.batch, metrics)
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        if not _trains(batch):
+            raise _NothingTrainsError(batch)
+        return batch
+
     # ---------------------------------------------------------------- reward
 
     def _compute_reward_colocate(self, batch: KVBatchMeta, metrics: dict | None = None) -> KVBatchMeta:
@@ -221,10 +245,19 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
     ) -> None:
-        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        if _trains(batch):
+            super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        else:
+            metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
+            metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
         metrics.update(overhead_metrics(timing_raw, self._chain_seconds))
         metrics["decoder/restarts"] = float(self.decoders.restarts)
         logger.info("step %d/%d: %s", global_steps, self.total_training_steps, progress_line(metrics))
+
+
+def _trains(batch: KVBatchMeta) -> bool:
+    """Whether a sample of the batch trains; those that cannot are marked as padding."""
+    return not all(tag.get("is_padding", False) for tag in batch.tags)
 
 
 def last_token_score(response_mask: torch.Tensor, value: float | None) -> torch.Tensor:

@@ -19,6 +19,7 @@ from verl.utils.debug import marked_timer
 from verl.utils.metric import reduce_metrics
 
 from verl_uae.data.images import image_digest
+from verl_uae.engine.left_out import LEFT_OUT
 from verl_uae.errors import DataError
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.rollout.captions import CaptionCache, Messages, column_caption
@@ -175,7 +176,8 @@ def picture_name(prompt: Messages, info: Mapping[str, Any]) -> str | None:
 
 
 def policy_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """verl's metrics of the updates of one batch: means, largest of maxima, smallest of minima.
+    """verl's metrics of the updates of one batch: means, largest of maxima, smallest of minima, a count of those left
+    out.
 
     ``policy/first/...`` is the first update alone, where sampling and training weights are the same: the ratio is 1
     to the last bit, unless the two compute differently.
@@ -185,7 +187,9 @@ def policy_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for update in flat:
         for name, value in update.items():
             columns.setdefault(name, []).append(value)
+    left_out = sum(columns.pop(LEFT_OUT, ()))
     metrics = {f"policy/{name}": float(value) for name, value in reduce_metrics(dict(columns)).items()}
+    metrics[f"policy/{LEFT_OUT}"] = left_out
     for name in ("ratio/max", "ratio/min", "log_prob_difference/max"):
         if name in flat[0]:
             metrics[f"policy/first/{name}"] = flat[0][name]

@@ -28,7 +28,7 @@ def compare(results: Mapping[str, Mapping[str, Any]], tolerance: int | None = No
     Args:
         results: by the name of the row, in order.
         tolerance: largest difference of matched captions, words; None: no matching.
-        seed: of the bootstrap over matches.
+        seed: of the bootstrap over matched pictures.
     """
     titles = [backbone.title for backbone in PROTOCOL.values()]
     head = ["result", "pairs", *titles, "overall", "95% interval", "held out (without CLIP)", "words"]

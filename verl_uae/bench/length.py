@@ -4,11 +4,13 @@
 
 Captions of the one are matched with captions of the other by their number of words: nearest first, each used once,
 none farther apart than a tolerance (greedy matching without replacement within a caliper, as for propensity scores).
-Where distances tie, captions of the same picture go first. Matched captions mostly belong to different pictures, so
-the difference keeps the spread between pictures and its interval says so; `same_picture` compares each picture with
-itself instead, on those whose two captions are about equally long.
+Where distances tie, captions of the same picture go first. Matched captions mostly belong to different pictures, but
+most pictures stand on both sides, each with another: how hard a picture is cancels in the difference of the two
+matched means. So the bootstrap draws pictures, each with its captions on either side, and not matches, whose
+differences are not independent of each other; what a line over the length explains is held fixed, as matching holds
+it. `same_picture` compares each picture with itself, on those whose two captions are about equally long.
 
-Shape legend: M matches, K backbones.
+Shape legend: P pictures, K backbones, R resamples.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def compare_lengths(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """The difference a - b on matched captions, with bootstrap intervals over matches; scores are times 100.
+    """The difference a - b on matched captions, with bootstrap intervals over pictures; scores are times 100.
 
     Args:
         a, b: results with captions.
@@ -102,9 +104,8 @@ def compare_lengths(
     matches = match_lengths(ours, theirs, tolerance, same_picture=same_picture)
     if not matches:
         raise ConfigError("--tolerance", f"no two captions are within {tolerance} words of each other")
-    values_MK = np.array([np.subtract(ours[i].values, theirs[j].values) for i, j in matches])
+    matched_ours, matched_theirs = [ours[i] for i, _ in matches], [theirs[j] for _, j in matches]
     complete = a[SECTION]["complete"] and b[SECTION]["complete"]
-    matched_words = [_mean_words([ours[i] for i, _ in matches]), _mean_words([theirs[j] for _, j in matches])]
     return {
         "tolerance": tolerance,
         "same_picture": same_picture,
@@ -112,9 +113,12 @@ def compare_lengths(
         "matched": len(matches),
         "matched_same_picture": sum(ours[i].digest == theirs[j].digest for i, j in matches),
         "not": differences([a, b]),
-        "mean_words": {"all": [_mean_words(ours), _mean_words(theirs)], "matched": matched_words},
+        "mean_words": {
+            "all": [_mean_words(ours), _mean_words(theirs)],
+            "matched": [_mean_words(matched_ours), _mean_words(matched_theirs)],
+        },
         "all": _differences(np.subtract(_means(ours), _means(theirs)), names, complete),
-        "difference": _with_intervals(values_MK, names, complete, seed, resamples),
+        "difference": _with_intervals(matched_ours, matched_theirs, names, complete, seed, resamples),
         "level": LEVEL,
         "resamples": resamples,
         "seed": seed,
@@ -150,11 +154,48 @@ def _differences(values_XK: np.ndarray, names: Sequence[str], complete: bool) ->
 
 
 def _with_intervals(
-    values_MK: np.ndarray, names: Sequence[str], complete: bool, seed: int, resamples: int
+    ours: Sequence[Captioned],
+    theirs: Sequence[Captioned],
+    names: Sequence[str],
+    complete: bool,
+    seed: int,
+    resamples: int,
 ) -> dict[str, dict[str, Any]]:
-    means = _differences(values_MK.mean(axis=0), names, complete)
-    samples = _differences(resampled_means(values_MK, seed, resamples), names, complete)
+    means = _differences(np.subtract(_means(ours), _means(theirs)), names, complete)
+    samples = _differences(_resampled_differences(ours, theirs, seed, resamples), names, complete)
     return {name: {"mean": mean, "interval": interval(samples[name])} for name, mean in means.items()}
+
+
+def _resampled_differences(
+    ours: Sequence[Captioned], theirs: Sequence[Captioned], seed: int, resamples: int
+) -> np.ndarray:
+    """Differences (R, K) of the means of both sides over pictures drawn with replacement.
+
+    What a line over the number of words explains is held fixed: matched captions are equally long, so it cancels in
+    the difference, but not in a resample whose pictures have a long caption on one side and a short one on the other.
+    Resamples in which a side has no picture are left out.
+    """
+    place = {digest: index for index, digest in enumerate(dict.fromkeys(item.digest for item in [*ours, *theirs]))}
+    sides = [np.array([item.values for item in side]) for side in (ours, theirs)]
+    words = [np.array([item.words for item in side], dtype=np.float64) for side in (ours, theirs)]
+    spread = [column - column.mean() for column in words]
+    square = sum(float(column @ column) for column in spread)
+    products = sum(column @ values for column, values in zip(spread, sides, strict=True))
+    slope_K = products / square if square > 0 else np.zeros(sides[0].shape[1])
+    sums = []
+    for side, column, values in zip((ours, theirs), words, sides, strict=True):
+        # Per picture the sum of its values without the line, and how many there are.
+        rest = np.column_stack([values - np.outer(column, slope_K), np.ones(len(side))])
+        sums_PX = np.zeros((len(place), rest.shape[1]))
+        np.add.at(sums_PX, [place[item.digest] for item in side], rest)
+        sums.append(sums_PX)
+    width = sums[0].shape[1]
+    means_RX = resampled_means(np.hstack(sums), seed, resamples)
+    first_RX, second_RX = means_RX[:, :width], means_RX[:, width:]
+    there_R = (first_RX[:, -1] > 0) & (second_RX[:, -1] > 0)
+    first_RX, second_RX = first_RX[there_R], second_RX[there_R]
+    rest_RK = first_RX[:, :-1] / first_RX[:, -1:] - second_RX[:, :-1] / second_RX[:, -1:]
+    return rest_RK + (words[0].mean() - words[1].mean()) * slope_K
 
 
 def render(comparison: Mapping[str, Any]) -> str:

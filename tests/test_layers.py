@@ -65,11 +65,11 @@ def test_a_module_imports_no_higher_layer(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in modules() if part(path) == "flow"], ids=relative)
-def test_flow_imports_torch_and_our_errors_and_nothing_else(path: Path) -> None:
+def test_flow_imports_torch_our_errors_and_paths_and_nothing_else(path: Path) -> None:
     foreign = {top(name) for name in imports(path)} - set(sys.stdlib_module_names) - {"torch", "verl_uae"}
     assert not foreign
     ours = [name for name in imports(path) if top(name) == "verl_uae"]
-    assert all(name.startswith(("verl_uae.flow", "verl_uae.errors")) for name in ours)
+    assert all(name.startswith(("verl_uae.flow", "verl_uae.errors", "verl_uae.paths")) for name in ours)
 
 
 @pytest.mark.parametrize("path", [path for path in modules() if part(path) in VERL_FREE], ids=relative)

@@ -14,6 +14,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 
 def on_import(module: str, callback: Callable[[], None]) -> None:
@@ -122,3 +123,42 @@ def _torchvision_operators_load() -> bool:
             continue
         return True
     return False
+
+
+def ray_cpu_count() -> int:
+    """CPUs that ``ray.init`` would count on this machine, containers and cgroups respected.
+
+    Symbol: ``ray._private.utils.get_num_cpus``. Ray says it only once it runs, when it is too late to refuse a run.
+    """
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus(override_docker_cpu_warning=True))
+
+
+def ray_cluster_address(address: str | None, temp_dir: str | None = None) -> str | None:
+    """Address of the cluster that ``ray.init(address)`` would join; None where it would start a local one.
+
+    Symbol: ``ray._private.services.canonicalize_bootstrap_address``. The rule (argument, ``RAY_ADDRESS``, a cluster
+    that ``ray start`` left on this machine) is not public.
+
+    Raises:
+        ConnectionError: ``auto`` was given and there is none; ValueError: it is no address.
+    """
+    if address is not None and "://" in address:
+        return address
+    from ray._private.services import canonicalize_bootstrap_address
+
+    resolve: Any = canonicalize_bootstrap_address
+    found: str | None = resolve(address, temp_dir)
+    return found
+
+
+def ray_actors() -> dict[str, dict[str, Any]]:
+    """All actors of the cluster by id, with ``State`` and ``ActorClassName``.
+
+    Symbol: ``ray._private.state.actors``. The public ``ray.util.state`` asks the dashboard, which need not run.
+    """
+    from ray._private.state import actors
+
+    found: dict[str, dict[str, Any]] = actors()
+    return found

@@ -74,6 +74,14 @@ def model_source(source: str | os.PathLike[str], key: str | None = None) -> str:
     return str(existing_folder(source, key))
 
 
+def named_path(text: str) -> tuple[str, Path]:
+    """``NAME=PATH`` or ``PATH``: the name, empty without one, and the path; a file that is there is no name."""
+    name, equals, path = text.partition("=")
+    if equals and name and not expand(text).exists():
+        return name, expand(path)
+    return "", expand(text)
+
+
 def existing_folder(path: str | os.PathLike[str], key: str | None = None) -> Path:
     """A folder that is there.
 

@@ -47,8 +47,8 @@ IMPOSSIBLE = [
     ("uae.rollout.timeout_s=0", "uae.rollout.timeout_s", "above 0"),
     ("uae.panel.probes=-1", "uae.panel.probes", "at least 0"),
     ("uae.decoder.path=''", "uae.decoder.path", "is not set"),
-    ("uae.decoder.path=/no/such/folder", "uae.decoder.path", "there is no folder /no/such/folder"),
-    ("uae.decoder.path=some/relative/folder", "uae.decoder.path", "there is no folder"),
+    ("uae.decoder.path=/no/such/folder", "uae.decoder.path", "/no/such/folder: there is no such folder"),
+    ("uae.decoder.path=some/relative/folder", "uae.decoder.path", "there is no such folder in"),
     ("actor_rollout_ref.actor.ppo_mini_batch_size=3", "actor_rollout_ref.actor.ppo_mini_batch_size", "3 must divide"),
     ("actor_rollout_ref.actor.ppo_mini_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size", "must divide"),
     (

@@ -16,6 +16,7 @@ from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
 from verl_uae.bench.lmms.cli import add_parsers as add_lmms_parsers
 from verl_uae.errors import ConfigError
+from verl_uae.paths import expand, named_path
 from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
     add_discriminate(commands)
     scenes = commands.add_parser("scenes", help="SceneEval: GenEval's six categories, exact, in the built-in world")
     add_model_arguments(scenes)
-    scenes.add_argument("--out", type=Path, metavar="FILE", help="JSON with every answer")
+    scenes.add_argument("--out", type=expand, metavar="FILE", help="JSON with every answer")
     scenes.add_argument("--items", type=int, default=32, help="per category (default 32)")
     scenes.add_argument("--seed", type=int, default=0, help="of items, noise and bootstrap (default 0)")
     scenes.add_argument("--steps", type=int, default=8, help="denoising steps (default 8)")
@@ -58,11 +59,13 @@ def add_parser(subparsers: Any) -> None:
 
 def _add_unified(commands: Any) -> None:
     parser = commands.add_parser("unified", help="protocol 1: four backbones, mean cosine, with intervals")
-    parser.add_argument("images", type=Path, help="folder of originals")
-    parser.add_argument("--generated", type=Path, metavar="DIR", help="folder of ready reconstructions")
+    parser.add_argument("images", type=expand, help="folder of originals")
+    parser.add_argument("--generated", type=expand, metavar="DIR", help="folder of ready reconstructions")
     add_model_arguments(parser, "--model")
-    parser.add_argument("--captions", type=Path, metavar="FILE", help="JSON lines: draw these; or those of --generated")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"{RESULT}, {REPORT}, {CAPTIONS}")
+    parser.add_argument(
+        "--captions", type=expand, metavar="FILE", help="JSON lines: draw these; or those of --generated"
+    )
+    parser.add_argument("--out", type=expand, required=True, metavar="DIR", help=f"{RESULT}, {REPORT}, {CAPTIONS}")
     parser.add_argument("--backbone", action="append", default=[], metavar="NAME=PATH", help="instead of the default")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="backbones; fewer than four are an incomplete result")
     parser.add_argument("--batch-size", type=int, default=16, help="pairs per backbone call (default 16)")
@@ -194,9 +197,8 @@ def _compare(args: argparse.Namespace) -> int:
 
     results: dict[str, Mapping[str, Any]] = {}
     for text in args.results:
-        name, equals, file = text.partition("=")
-        path = Path(file if equals and not Path(text).exists() else text)
-        if path == Path(text):
+        name, path = named_path(text)
+        if not name:
             # result.json says nothing; its folder does.
             name = path.resolve().parent.name if path.name == RESULT else path.stem
         if name in results:
@@ -212,7 +214,7 @@ def _length(args: argparse.Namespace) -> int:
     from verl_uae.bench.length import compare_lengths, render
     from verl_uae.bench.unified import read_result
 
-    first, second = (read_result(path) for path in args.results)
+    first, second = (read_result(expand(path)) for path in args.results)
     found = compare_lengths(first, second, tolerance=args.tolerance, same_picture=args.same_picture, seed=args.seed)
     print(json.dumps(found, indent=2) if args.json else render(found), end="\n" if args.json else "")
     return 0

@@ -7,17 +7,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
-from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config.checks import check_choices, check_minimum
+from verl_uae.config.path_keys import resolve_paths, validate_paths
 from verl_uae.config.schema import UAEConfig
 from verl_uae.config.unread import unread_overrides
 from verl_uae.config.validate_policy import validate_policy
-from verl_uae.config.validate_run import CAPTIONING, STAGES, is_local, validate_paths, validate_run
+from verl_uae.config.validate_run import CAPTIONING, STAGES, validate_run
 from verl_uae.config.validate_supervised import validate_supervised
 from verl_uae.errors import ConfigError, UAEError
 
@@ -58,8 +58,9 @@ class ValidateCallback(Callback):
     """Hydra callback of our configs: runs in the driver before the job."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Validate, or leave with exit code 2; name what is set and has no effect."""
+        """Resolve paths and validate, or leave with exit code 2; name what is set and has no effect."""
         try:
+            resolve_paths(config)
             validate(config)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
@@ -178,8 +179,6 @@ def _validate_decoder(config: DictConfig) -> None:
     decoder = config.uae.decoder
     if OmegaConf.is_missing(decoder, "path") or not decoder.path:
         raise ConfigError("uae.decoder.path", "is not set: a diffusers folder or hub id with a projector")
-    if is_local(decoder.path) and not Path(decoder.path).expanduser().is_dir():
-        raise ConfigError("uae.decoder.path", f"there is no folder {decoder.path}")
     if decoder.schedule == "streamed" and decoder.pool != "own":
         raise ConfigError("uae.decoder.pool", "the streamed schedule runs beside the caption server and needs own")
     if decoder.shift is not None and decoder.shift <= 0:

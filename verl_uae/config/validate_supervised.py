@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config.checks import check_choices, check_minimum
+from verl_uae.config.path_keys import is_shard
 from verl_uae.config.validate_policy import validate_decoder_training
 from verl_uae.errors import ConfigError
 
@@ -38,7 +39,7 @@ _LARGEST_MODE_SCALE = 2.0 / (math.pi - 2.0)
 def is_shards(files: Any) -> bool:
     """Whether data files are webdataset tar shards."""
     names = list(files) if OmegaConf.is_list(files) or isinstance(files, list | tuple) else [files]
-    return bool(names) and all(str(name).split("?")[0].endswith(".tar") for name in names)
+    return bool(names) and all(is_shard(str(name)) for name in names)
 
 
 def validate_supervised(config: DictConfig) -> None:
@@ -112,5 +113,10 @@ def _validate_cold_start(config: DictConfig) -> None:
             "uae.cold_start.encoder.fsdp_config.ulysses_sequence_parallel_size",
             "every rank has pairs of its own; use 1",
         )
+    # Imported here: the schema is needed in places that must not pay for torch.
+    from verl_uae.reward.registry import get_reward
+
+    params: Any = OmegaConf.to_container(cold_start.backbone_params, resolve=True)
+    get_reward(cold_start.backbone).check_params(params, "uae.cold_start.backbone_params")
     if config.uae.pretrain.cache_dir is not None:
         raise ConfigError("uae.pretrain.cache_dir", "conditions of a trained encoder change; use null in this stage")

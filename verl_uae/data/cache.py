@@ -26,6 +26,7 @@ from torch import Tensor
 
 from verl_uae.data.buckets import RESIZE_RULE, HeightWidth
 from verl_uae.errors import CheckpointError
+from verl_uae.paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def fingerprint_of_folder(path: str | PathLike[str]) -> str:
     Raises:
         CheckpointError: if it is not a folder with such files.
     """
-    folder = Path(path).expanduser()
+    folder = expand(path)
     try:
         files = sorted((file.relative_to(folder).as_posix(), file) for file in _model_files(folder))
         entries = [(name, _content_digest(str(file), *_stamp(file))) for name, file in files]
@@ -89,7 +90,7 @@ class TensorCache:
     """
 
     def __init__(self, folder: str | PathLike[str], fingerprint: str) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expand(folder)
         self.fingerprint = fingerprint
         self.hits = self.misses = self.writes = self.corrupt = 0
         self._writing = True

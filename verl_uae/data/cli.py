@@ -7,11 +7,11 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.paths import expand
 from verl_uae.text import read_text
 
 
@@ -20,12 +20,12 @@ def add_parser(subparsers: Any) -> None:
     data = subparsers.add_parser("data", help="make and check data files").add_subparsers(dest="data", required=True)
 
     packer = data.add_parser("pack", help="pack a folder of pictures into train.parquet and val.parquet")
-    packer.add_argument("folder", type=Path, help="folder of PNG, JPEG and WebP files, read recursively")
-    packer.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    packer.add_argument("folder", type=expand, help="folder of PNG, JPEG and WebP files, read recursively")
+    packer.add_argument("--out", type=expand, required=True, metavar="DIR", help="where the files go")
     captions = packer.add_mutually_exclusive_group()
-    captions.add_argument("--captions", type=Path, metavar="FILE", help='JSON lines of {"file": .., "caption": ..}')
+    captions.add_argument("--captions", type=expand, metavar="FILE", help='JSON lines of {"file": .., "caption": ..}')
     captions.add_argument("--sidecars", action="store_true", help="the caption of x.png is x.txt beside it")
-    packer.add_argument("--prompt-file", type=Path, metavar="FILE", help="user text, instead of the built-in one")
+    packer.add_argument("--prompt-file", type=expand, metavar="FILE", help="user text, instead of the built-in one")
     packer.add_argument("--val-fraction", type=float, default=0.05, help="share held out, drawn by content")
     packer.add_argument("--seed", type=int, default=0, help="seed of the split")
     packer.add_argument("--max-pixels", type=int, help="scale larger pictures down to this many pixels")
@@ -37,8 +37,8 @@ def add_parser(subparsers: Any) -> None:
     packer.set_defaults(run=_pack)
 
     checker = data.add_parser("check", help="check every row and picture of a parquet file")
-    checker.add_argument("file", type=Path)
-    checker.add_argument("--quarantine", type=Path, metavar="FILE", help="write the bad rows as JSON lines")
+    checker.add_argument("file", type=expand)
+    checker.add_argument("--quarantine", type=expand, metavar="FILE", help="write the bad rows as JSON lines")
     checker.add_argument("--max-bad", type=int, default=0, help="number of bad rows to accept")
     checker.set_defaults(run=_check)
     for parser in (packer, checker):

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
@@ -21,6 +20,7 @@ from verl_uae.data.quarantine import BadItem
 from verl_uae.data.rows import CheckSettings, Row, RowDoor, Size, choose_rows, inspected, load_rows
 from verl_uae.data.schema import Message
 from verl_uae.errors import DataError, DecodeError
+from verl_uae.paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class PairRows(Dataset[Pair]):
             raise DataError("<no file>", None, "at least one data file is needed")
         names = tuple(str(path) for path in paths)
         self.settings = settings or CheckSettings()
-        self.door = RowDoor(tuple(str(Path(name).expanduser()) for name in names), names, self.settings)
+        self.door = RowDoor(tuple(str(expand(name)) for name in names), names, self.settings)
         frame = load_rows(self.door.files)
         chosen = choose_rows(len(frame), max_samples, shuffle=shuffle, seed=seed)
         self.frame = frame if chosen is None else frame.select(chosen)

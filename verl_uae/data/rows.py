@@ -20,6 +20,7 @@ from verl_uae.data.images import ImageLimits, decode_image, encoded_bytes, uprig
 from verl_uae.data.quarantine import BadItem, published, write_items
 from verl_uae.data.schema import MEDIA_TOKENS, row_problem
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.paths import expand
 
 VERIFY_MODES: tuple[str, ...] = ("full", "header", "off")
 _READ_AHEAD = 64
@@ -147,7 +148,7 @@ class RowDoor:
     def image_root(self, row: Row) -> Path:
         """Folder that pictures given by path must lie in."""
         if self.settings.image_root is not None:
-            return Path(self.settings.image_root).expanduser()
+            return expand(self.settings.image_root)
         return Path(self.files[row[FILE]]).resolve().parent
 
     def write_quarantine(self, items: Sequence[BadItem]) -> None:
@@ -184,7 +185,7 @@ def inspected(
 
 def quarantine_path(folder: str, names: Sequence[str]) -> Path:
     """Where the bad rows of some files are listed, as ``quarantine_<first file>_<hash of the names>.jsonl``."""
-    directory = Path(folder).expanduser()
+    directory = expand(folder)
     directory.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     return directory / f"quarantine_{Path(names[0]).stem}_{digest}.jsonl"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.paths import expand, is_url
 
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
 
@@ -54,6 +55,7 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
         ConfigError: for a URL where ``curl`` is missing.
         DataError: for a pattern without files, or another kind of URL.
     """
+    webdataset()
     from braceexpand import braceexpand
 
     found: set[str] = set()
@@ -74,9 +76,9 @@ def _expanded(name: str) -> list[str]:
         if shutil.which("curl") is None:
             raise ConfigError("data.train_files", "shards behind a URL are read with curl, which is not installed")
         return [name]
-    if _SCHEME.match(name) or name == "-":
+    if is_url(name) or (_SCHEME.match(name) and not name.startswith("file://")) or name == "-":
         raise DataError(name, None, "refused: shards are local files or http(s) URLs")
-    files = sorted(file for file in glob.glob(str(Path(name).expanduser()), recursive=True) if Path(file).is_file())
+    files = sorted(file for file in glob.glob(str(expand(name)), recursive=True) if Path(file).is_file())
     if not files:
         raise DataError(name, None, "no such file")
     return files

@@ -8,6 +8,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from verl_uae.paths import expand
+
 _LENGTH = 640
 
 
@@ -19,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     _add_release(sources)
     _add_export(subparsers)
     verifier = subparsers.add_parser("verify", help="check every file of a model folder against its manifest")
-    verifier.add_argument("folder", type=Path)
+    verifier.add_argument("folder", type=expand)
     verifier.set_defaults(run=_verify)
 
 
@@ -52,17 +54,17 @@ def _add_release(sources: Any) -> None:
 
 def _add_export(subparsers: Any) -> None:
     export = subparsers.add_parser("export", help="make a model folder, or an adapter, of a training checkpoint")
-    export.add_argument("checkpoint", type=Path, help="global_step_<N> folder")
+    export.add_argument("checkpoint", type=expand, help="global_step_<N> folder")
     export.add_argument("--weights", choices=["ema", "live"], help="default: ema, where the run averaged")
     export.add_argument("--lora", choices=["peft", "diffusers"], help="write the adapter alone, in this layout")
     export.add_argument("--lora-alpha", type=float, help="scale of the adapter, where the checkpoint does not say")
-    export.add_argument("--run-config", metavar="FILE", help="Hydra's config.yaml of the run")
+    export.add_argument("--run-config", type=expand, metavar="FILE", help="Hydra's config.yaml of the run")
     export.add_argument("--decoder", metavar="MODEL", help="decoder folder the run started from")
     export.add_argument("--encoder", metavar="MODEL", help="captioner, where the run did not train it")
     export.add_argument("--language-model", metavar="MODEL", help="model whose states are the condition")
     export.add_argument("--decoder-only", action="store_true", help="leave captioner and language model out")
     export.add_argument("--merge-captioner", action="store_true", help="run verl's merger on the captioner's shards")
-    export.add_argument("--evaluation", metavar="FILE", help="JSON object of figures for the model card")
+    export.add_argument("--evaluation", type=expand, metavar="FILE", help="JSON object of figures for the model card")
     _add_condition(export, None)
     _add_out(export)
     export.set_defaults(run=_export)
@@ -77,7 +79,9 @@ def _add_condition(parser: argparse.ArgumentParser, length: int | None) -> None:
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the folder goes; must not exist")
+    parser.add_argument(
+        "--out", type=expand, required=True, metavar="DIR", help="where the folder goes; must not exist"
+    )
 
 
 def _import_sd3(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.names import MODEL_INDEX
+from verl_uae.paths import is_hub_id, model_source
 
 #: Libraries whose classes a ``model_index.json`` may name.
 _LIBRARIES = ("diffusers", "transformers", "verl_uae")
@@ -44,12 +45,13 @@ def local_folder(
         ConfigError: code is accepted without a pinned revision, or a local folder is given one.
     """
     check_pin(remote_code, revision)
+    source = model_source(source)
     folder = Path(source)
-    if folder.is_dir():
+    if not is_hub_id(source):
         if revision is not None:
             raise ConfigError("--revision", f"{source} is a local folder and has no revision")
     else:
-        folder = _fetched(str(source), revision, parts)
+        folder = _fetched(source, revision, parts)
     code = brought_code(folder)
     if code and not remote_code:
         raise CheckpointError(folder / code[0], "needs Python code of its own (trust_remote_code), which is refused")

@@ -9,10 +9,10 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.errors import ConfigError, DecodeError
+from verl_uae.paths import existing_folder, expand, model_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,10 +28,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("sample", help="caption pictures, draw texts, or reconstruct pictures")
     add_model_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="pictures to caption and redraw")
+    what.add_argument("--image", type=expand, nargs="+", metavar="FILE", help="pictures to caption and redraw")
     what.add_argument("--prompt", nargs="+", metavar="TEXT", help="texts to draw")
     parser.add_argument("--caption-only", action="store_true", help="with --image: write captions, draw nothing")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where the PNG files and {RECORDS} go")
+    parser.add_argument("--out", type=expand, metavar="DIR", help=f"where the PNG files and {RECORDS} go")
     parser.add_argument("--seed", type=int, default=0, help="of the initial noise and of sampled captions (default 0)")
     parser.add_argument("--steps", type=int, default=40, help="denoising steps (default 40)")
     parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance, 1 is off (default 5)")
@@ -50,6 +50,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -
         model: ``model`` for a positional argument, ``--model`` for an option.
     """
     parser.add_argument(model, help="model folder or hub id")
+    parser.set_defaults(model_key=model)
     parser.add_argument("--encoder", metavar="DIR", help="captioner, where the model folder has none")
     parser.add_argument("--condition-length", type=int, help="text positions, where the model folder does not say")
     parser.add_argument("--caption-prompt", metavar="TEXT", help="user turn that asks for a caption")
@@ -87,8 +88,10 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
         "caption_prompt": args.caption_prompt,
         "caption_system": args.caption_system,
     }
+    args.model = model_source(args.model, args.model_key)
     if args.encoder is not None:
-        given |= {"encoder": load_model(Path(args.encoder), dtype), "processor": load_processor_of(Path(args.encoder))}
+        args.encoder = existing_folder(args.encoder, "--encoder")
+        given |= {"encoder": load_model(args.encoder, dtype), "processor": load_processor_of(args.encoder)}
     if args.encoder is not None and given["encoder"] is None:
         raise ConfigError("--encoder", f"{args.encoder} is not a transformers folder")
     chosen = {key: value for key, value in given.items() if value is not None}

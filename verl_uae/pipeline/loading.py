@@ -13,6 +13,7 @@ import torch
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.names import ENCODER, LANGUAGE_MODEL
+from verl_uae.paths import is_hub_id, model_source
 
 Dtype = torch.dtype | dict[str, torch.dtype]
 
@@ -33,7 +34,8 @@ def local_folder(source: str | os.PathLike[str], kwargs: dict[str, Any]) -> Path
         CheckpointError: it is neither, or it cannot be downloaded.
     """
     hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
-    if Path(source).is_dir():
+    source = model_source(source)
+    if not is_hub_id(source):
         return Path(source)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from verl_uae.errors import ConfigError
+from verl_uae.paths import expand, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,9 @@ def load_source(reference: str, key: str) -> Source:
     """
     if reference.startswith(_PACKAGE_PREFIX):
         source = _load_package(reference[len(_PACKAGE_PREFIX) :].replace("/", "."), key)
-    elif "://" in reference:
+    elif is_url(reference):
         raise ConfigError(key, f"{reference!r} is a URL; give the path of a local file or pkg://a.module")
-    elif reference.endswith(".py") or "/" in reference:
+    elif reference.endswith(".py") or "/" in reference or reference.startswith("~"):
         source = _load_file(reference, key)
     else:
         source = _load_package(reference, key)
@@ -91,7 +92,7 @@ class _BytesLoader(importlib.abc.SourceLoader):
 
 def _load_file(reference: str, key: str) -> Source:
     try:
-        path = Path(reference).expanduser().resolve()
+        path = expand(reference).resolve()
         data = path.read_bytes()
         mode = path.stat().st_mode
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL; RuntimeError: no home for a ~user

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from verl_uae.paths import existing_file, model_source
 from verl_uae.reward.deadline import Guard
 from verl_uae.reward.encodings import Encodings
 from verl_uae.reward.params import check_arguments
@@ -66,6 +67,10 @@ class RewardTerm(ABC):
     """True where ``score`` itself keeps every sample to the deadline and never raises for one sample."""
     model_free: bool = False
     """True where building one loads and downloads nothing; it is then built to check its parameters early."""
+    model_params: tuple[str, ...] = ()
+    """Parameters that name a model, folder or hub id, by the rule of :mod:`verl_uae.paths`."""
+    file_params: tuple[str, ...] = ()
+    """Parameters that name a file which must be there."""
 
     @classmethod
     def check_params(cls, params: Mapping[str, Any], key: str) -> None:
@@ -79,6 +84,10 @@ class RewardTerm(ABC):
             ConfigError: naming what does not fit.
         """
         check_arguments(cls, params, key)
+        for names, check in ((cls.model_params, model_source), (cls.file_params, existing_file)):
+            for name in names:
+                if isinstance(params.get(name), str):
+                    check(params[name], f"{key}.{name}")
         if cls.model_free:
             cls(**params)
 

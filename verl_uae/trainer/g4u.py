@@ -17,6 +17,7 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils.debug import marked_timer
 
 import verl_uae.trainer.advantage  # noqa: F401  registers uae_grpo
+from verl_uae.config.path_keys import resolve_paths
 from verl_uae.config.validate import validate
 from verl_uae.engine.worker import CaptionerWorker
 from verl_uae.rollout.agent_loop import STREAM_ACTORS, STREAM_RECONSTRUCTIONS
@@ -60,6 +61,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
     resource_pool_manager: Any
 
     def __init__(self, config: DictConfig) -> None:
+        resolve_paths(config)
         validate(config)
         super().__init__(config)
         self.keep_configuration()

@@ -19,6 +19,7 @@ from verl.single_controller.ray import RayResourcePool, ResourcePoolManager
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
+from verl_uae.config.path_keys import resolve_paths
 from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.names import DATA_STATE, STEP_PREFIX, TRACKER
@@ -50,6 +51,7 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
     total_training_steps: int
 
     def __init__(self, config: DictConfig) -> None:
+        resolve_paths(config)
         validate(config)
         super().__init__(config)
         self.keep_configuration()

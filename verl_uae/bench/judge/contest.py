@@ -16,6 +16,7 @@ from verl_uae.bench.unified import SECTION, read_result
 from verl_uae.data.captions import read_captions
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DecodeError
+from verl_uae.paths import named_path
 
 CAPTION, RECONSTRUCTION = "caption", "reconstruction"
 MODES = (CAPTION, RECONSTRUCTION)
@@ -112,10 +113,9 @@ def read_contest(images: str | os.PathLike[str], first: str, second: str, mode: 
 
 
 def _named(text: str) -> tuple[str, Path]:
-    name, equals, rest = text.partition("=")
-    if equals and name and not Path(text).exists():
-        return name, Path(rest)
-    path = Path(text)
+    name, path = named_path(text)
+    if name:
+        return name, path
     # result.json and captions.jsonl say nothing; their folder does.
     if path.name in (RESULT, CAPTIONS):
         return path.resolve().parent.name, path

@@ -15,10 +15,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 
 from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, Item, Picture
 from verl_uae.errors import ConfigError
+from verl_uae.paths import expand
 
 VERSION = 1
 """Of the prompts in the package; part of their file names."""
@@ -82,7 +82,7 @@ def load_prompt(source: str | None, mode: str) -> Prompt:
             name = f"{name}.v{VERSION}"
             text = resources.files(__package__).joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8")
         else:
-            text = Path(name).read_text(encoding="utf-8")
+            text = expand(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(PACKAGED[mode])
         raise ConfigError("--prompt", f"neither one of {known} nor a readable text file: {error}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from verl_uae.errors import ConfigError
 from verl_uae.flow.objective.registry import KEY, Objective, get_objective, objective_names
+from verl_uae.paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def load_objective(path: str, name: str) -> Objective:
     """
     key = f"{KEY}.path"
     try:
-        file = Path(path).expanduser().resolve()
+        file = expand(path).resolve()
         data, mode = file.read_bytes(), file.stat().st_mode
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL; RuntimeError: no home for a ~user
         raise ConfigError(key, f"cannot read {path!r}: {error}") from error

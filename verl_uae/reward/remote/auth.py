@@ -8,9 +8,9 @@ import hmac
 import ipaddress
 import os
 import re
-from pathlib import Path
 
 from verl_uae.errors import ConfigError
+from verl_uae.paths import expand
 
 #: Read where no token file is named.
 TOKEN_VARIABLE = "VERL_UAE_REWARD_TOKEN"
@@ -38,7 +38,7 @@ def read_token(file: str | os.PathLike[str] | None, key: str) -> str | None:
             return None
     else:
         try:
-            text = Path(file).expanduser().read_text(encoding="utf-8")
+            text = expand(file).read_text(encoding="utf-8")
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(key, f"cannot read {os.fspath(file)!r}: {type(error).__name__}") from error
     token = text.strip()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from verl_uae.paths import model_source
 from verl_uae.reward.terms.encoder import EncoderTerm
 from verl_uae.reward.terms.features import Features
 from verl_uae.reward.terms.preprocess import Preprocess, Triple, processing_of_config
@@ -67,6 +68,8 @@ class ClipSimilarity(EncoderTerm):
         ConfigError: unknown mode, or a model that does not load completely.
     """
 
+    model_params = ("model",)
+
     def __init__(
         self,
         model: str = "openai/clip-vit-large-patch14",
@@ -77,6 +80,7 @@ class ClipSimilarity(EncoderTerm):
         check_choice(f"{KEY}.mode", mode, ("pooled", "maps"))
         check_choice(f"{KEY}.dtype", dtype, DTYPES)
         self.mode = mode
+        model = model_source(model, f"{KEY}.model")
         self.model, self.preprocess = load_clip(model, revision, getattr(torch, dtype))
         self._settings = ("clip", model, revision, dtype)
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
+from verl_uae.paths import existing_file
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.terms.clip import CLIP_MEAN, CLIP_STD
 from verl_uae.reward.terms.encoder import EncoderTerm
@@ -57,6 +57,7 @@ class Dreamsim(EncoderTerm):
     bounds = (0.0, 2.0)
     higher_is_better = False
     mode = "pooled"
+    file_params = ("weights",)
 
     def __init__(self, weights: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
         check_choice(f"{KEY}.dtype", dtype, DTYPES)
@@ -163,7 +164,7 @@ def read_members(path: str) -> list[Member]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(Path(path).expanduser(), framework="pt") as file:
+        with safe_open(existing_file(path, f"{KEY}.weights"), framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
+from verl_uae.paths import model_source
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import TermContext
 from verl_uae.reward.terms.clip import ClipSimilarity
@@ -91,6 +92,7 @@ def load_clip_text(model: str, revision: str | None, dtype: torch.dtype) -> tupl
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
     from transformers.utils import cached_file
 
+    model = model_source(model, f"{KEY}.model")
     network: Any = load_frozen(CLIPTextModelWithProjection, model, revision, dtype, f"{KEY}.model", "CLIP")
     # Without files transformers would build a tokenizer without a vocabulary, and say nothing.
     if not any(_found(cached_file, model, name, revision) for name in ("tokenizer.json", "vocab.json")):

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
+from verl_uae.paths import existing_file
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import RewardTerm, TermContext
 from verl_uae.reward.terms.pretrained import check_choice
@@ -179,6 +180,7 @@ class LPIPS(RewardTerm):
 
     bounds = (0.0, math.inf)
     higher_is_better = False
+    file_params = ("backbone",)
 
     def __init__(self, backbone: str, net: Literal["alex", "vgg"] = "alex") -> None:
         key = "uae.reward.terms.lpips"
@@ -229,6 +231,7 @@ class DISTS(RewardTerm):
 
     bounds = (0.0, 2.0)
     higher_is_better = False
+    file_params = ("backbone",)
 
     def __init__(self, backbone: str) -> None:
         key = "uae.reward.terms.dists"
@@ -277,7 +280,7 @@ def load_backbone(empty: Callable[[], nn.Sequential], path: str, key: str) -> nn
     from safetensors.torch import load_file
 
     try:
-        state = load_file(Path(path).expanduser())
+        state = load_file(existing_file(path, key))
     except (OSError, SafetensorError) as error:
         raise ConfigError(key, f"{path!r} cannot be read as safetensors: {error}") from error
     state = {name.removeprefix("features."): weight.float() for name, weight in state.items()}

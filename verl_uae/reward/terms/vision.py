@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from verl_uae.errors import ConfigError
+from verl_uae.paths import model_source
 from verl_uae.reward.terms.encoder import EncoderTerm
 from verl_uae.reward.terms.features import Features
 from verl_uae.reward.terms.preprocess import Preprocess, processing_of_config
@@ -53,12 +54,14 @@ class VisionSimilarity(EncoderTerm):
     network: ClassVar[str]
     #: What its image processor must do.
     steps: ClassVar[tuple[str, ...]] = ("resize", "rescale", "normalize")
+    model_params = ("model",)
 
     def __init__(self, model: str, mode: Mode, revision: str | None, dtype: Dtype) -> None:
         key = f"uae.reward.terms.{self.name}"
         check_choice(f"{key}.mode", mode, ("pooled", "maps"))
         check_choice(f"{key}.dtype", dtype, DTYPES)
         self.mode = mode
+        model = model_source(model, f"{key}.model")
         self._settings = (self.name, model, revision, dtype)
         import transformers
 

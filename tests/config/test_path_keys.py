@@ -1,0 +1,148 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from tests.config.test_validate import changed
+from verl_uae.config.path_keys import hub_models, is_shard, resolve_paths, validate_paths
+from verl_uae.errors import ConfigError
+
+MODELS = ("actor_rollout_ref.model.path", "uae.decoder.path", "uae.conditioner.path")
+OUTPUTS = (
+    "trainer.default_local_dir",
+    "trainer.rollout_data_dir",
+    "trainer.validation_data_dir",
+    "data.uae_quarantine_dir",
+    "uae.panel.dir",
+    "uae.pretrain.cache_dir",
+)
+
+
+@pytest.fixture(scope="module")
+def home(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with the tiny models and their data, a checkpoint folder and a tar shard."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in ("encoder", "decoder", "data"):
+        shutil.copytree(tiny_models / name, folder / name)
+    (folder / "run" / "global_step_3").mkdir(parents=True)
+    (folder / "a-0.tar").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def base(compose: Callable[..., Any], home: Path, monkeypatch: pytest.MonkeyPatch) -> DictConfig:
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    return compose("hardware=cpu", "preset=scenes", f"uae_home={home}")
+
+
+def written(base: DictConfig, key: str, value: str) -> Any:
+    config = changed(base, f"{key}={value}")
+    resolve_paths(config)
+    return OmegaConf.select(config, key)
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_a_model_may_be_written_in_every_way(base: DictConfig, home: Path, key: str) -> None:
+    name = "decoder" if "decoder" in key else "encoder"
+    for text in (f"'~/{name}'", f"'~/{name}/'", f"file://{home}/{name}/", f"{home}/{name}/"):
+        assert written(base, key, text) == str(home / name)
+    for text, left in ((name, name), (f"{name}/", name), (f"./{name}", f"./{name}")):
+        assert written(base, key, text) == left
+    for text in ("owner/name", "owner/name/", "hdfs://a/b/", "DECODER", "'~nobody-here/x'"):
+        assert written(base, key, text) == text.strip("'")
+
+
+@pytest.mark.parametrize("key", OUTPUTS)
+def test_an_output_folder_is_resolved(base: DictConfig, home: Path, key: str) -> None:
+    assert written(base, key, "'~/out/'") == str(home / "out")
+    assert written(base, key, f"file://{home}/out") == str(home / "out")
+    assert written(base, key, "out") == "out"
+
+
+def test_keys_derived_from_another_follow_it(base: DictConfig, home: Path) -> None:
+    config = changed(base, "uae_home='~/'", "trainer.default_local_dir='~/run/'")
+    resolve_paths(config)
+    validate_paths(config)
+    assert config.uae.decoder.path == f"{home}/decoder" and config.data.train_files == f"{home}/data/train.parquet"
+    assert config.uae.panel.dir == f"{home}/run/panels" and config.data.uae_quarantine_dir == f"{home}/run/quarantine"
+    assert OmegaConf.is_interpolation(config.uae.decoder, "path"), "only what has to be written is"
+
+
+def test_lists_and_code_are_resolved_too(base: DictConfig, home: Path) -> None:
+    both = f"['~/data/train.parquet','file://{home}/data/val.parquet']"
+    assert written(base, "data.train_files", both) == [f"{home}/data/train.parquet", f"{home}/data/val.parquet"]
+    assert written(base, "reward.custom_reward_function.path", "'~/mine.py'") == f"{home}/mine.py"
+    assert written(base, "uae.reward.files", "['~/mine.py',pkg://mine,my.module]") == [
+        f"{home}/mine.py",
+        "pkg://mine",
+        "my.module",
+    ]
+    assert written(base, "trainer.resume_from_path", "'~/run/global_step_3/'") == f"{home}/run/global_step_3"
+
+
+REFUSED = [
+    *((key, text, why) for key in MODELS for text, why in (
+        ("/no/model", "there is no such folder"),
+        ("no/", "there is no such folder in"),
+        ("owner/name/", "there is no such folder in"),
+        ("'~/no'", "there is no such folder"),
+        ("file:///no", "there is no such folder"),
+        ("MODEL", "is no folder in"),
+        ("'~/data/val.parquet'", "is a file, and must be a folder"),
+        ("'~/data'", "it has no"),
+    )),
+    *((key, text, why) for key in OUTPUTS for text, why in (
+        ("'~/data/val.parquet'", "is in the way"),
+        ("/proc/run", "cannot be written"),
+        ("s3://bucket/run", "is no folder of this machine"),
+    )),
+    *((key, text, why) for key in ("data.train_files", "data.val_files") for text, why in (
+        ("'~/no.parquet'", "there is no such file"),
+        ("'~/no.json'", "there is no such file"),
+        ("no.parquet", "there is no such file in"),
+        ("DATA/train.parquet", "there is no such file in"),
+        ("'~/data'", "is a folder, and must be a file"),
+        ("['~/data/val.parquet','~/no.parquet']", "no.parquet: there is no such file"),
+        ("s3://bucket/a.parquet", "is no file of this machine"),
+        ("'~/b-{0..3}.tar'", "no such file"),
+    )),
+    ("data.uae_image_root", "'~/pictures'", "there is no such folder"),
+    ("uae_home", "'~/outputs'", "there is no such folder; `verl-uae quickstart"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "text", "why"), REFUSED)
+def test_what_is_not_there_is_refused_by_key(base: DictConfig, key: str, text: str, why: str) -> None:
+    config = changed(base, f"{'+' if key.endswith('image_root') else ''}{key}={text}")
+    resolve_paths(config)
+    with pytest.raises(ConfigError, match=why) as caught:
+        validate_paths(config)
+    assert caught.value.key == key
+
+
+def test_what_verl_copies_and_what_is_not_read_passes(base: DictConfig) -> None:
+    for text in ("data.train_files=hdfs://a/b.parquet", "trainer.resume_from_path=/no/global_step_3"):
+        validate_paths(changed(base, text))
+    with pytest.raises(ConfigError, match=r"^uae\.conditioner\.path: hdfs://a/b: models are read from folders"):
+        validate_paths(changed(base, "actor_rollout_ref.model.path=hdfs://a/b"))
+
+
+def test_shards_are_found_by_their_pattern(base: DictConfig) -> None:
+    assert is_shard("a-{0..3}.tar") and is_shard("https://host/a.tar?token=1") and not is_shard("a.parquet")
+    config = changed(base, "data.train_files='~/a-*.tar'")
+    resolve_paths(config)
+    validate_paths(config)
+
+
+def test_hub_models_are_named_once(base: DictConfig) -> None:
+    assert list(hub_models(base)) == []
+    config = changed(base, "actor_rollout_ref.model.path=Qwen/x", "uae.decoder.path=owner/y")
+    assert list(hub_models(config)) == [("actor_rollout_ref.model.path", "Qwen/x"), ("uae.decoder.path", "owner/y")]

@@ -1,0 +1,84 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What Ray has not started is told of, in a real local Ray that is too small."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from omegaconf import OmegaConf
+
+from verl_uae.errors import ConfigError
+from verl_uae.trainer.placement import cluster_address, this_machine, waiting_places, watch
+
+
+@pytest.fixture
+def small_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=1, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_actors_and_placement_groups_without_a_place_are_named(small_ray: None) -> None:
+    class StorageUnit:
+        def ready(self) -> bool:
+            return True
+
+    unit = ray.remote(num_cpus=1)(StorageUnit)
+    first = unit.remote()
+    assert ray.get(first.ready.remote()) and not waiting_places()
+    waiting = [unit.remote() for _ in range(3)]
+    group = ray.util.placement_group([{"CPU": 3, "GPU": 1}] * 2, strategy="STRICT_PACK", name="global_pool0")
+    lines: queue.Queue[str] = queue.Queue()
+    over = watch(lines.put, every_s=1.0)
+    line = lines.get(timeout=120)
+    over.set()
+    assert "placement group global_pool0: 2 x (1 GPU, 3 CPU)" in line
+    assert "3 x actor " in line and "StorageUnit" in line and line.endswith("its cluster has 1 CPU, free: nothing")
+    del waiting, group
+
+
+def test_the_machine_is_counted_as_ray_counts_it(small_ray: None) -> None:
+    import torch
+
+    machine = this_machine()
+    assert machine.accelerators == torch.cuda.device_count()
+    assert (not machine.accelerators and torch.version.cuda is None) == ("is built for CPUs" in machine.why_none)
+    ray.shutdown()
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    assert ray.cluster_resources()["CPU"] == machine.cpus
+
+
+def test_a_cluster_that_is_named_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def address(value: str | None) -> str | None:
+        return cluster_address(OmegaConf.create({"ray_kwargs": {"ray_init": {"address": value}}}))
+
+    assert address("local") is None and address("ray://head:10001") == "ray://head:10001"
+    assert address("10.0.0.1:6379") == "10.0.0.1:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    assert address(None) == "10.0.0.2:6379" and address("auto") == "10.0.0.2:6379"
+    with pytest.raises(ConfigError, match=r"^ray_kwargs\.ray_init\.address: nonsense: "):
+        address("nonsense")
+
+
+def test_the_gpu_command_without_a_gpu_leaves_before_ray_starts(tiny_models: Path, tmp_path: Path) -> None:
+    if this_machine().accelerators:
+        pytest.skip("this machine has an accelerator")
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "uae_g4u", "preset=scenes"]
+    command += [
+        f"uae_home={tiny_models}",
+        "++ray_kwargs.ray_init.address=local",
+        "hardware=gpu",
+        f"hydra.run.dir={tmp_path}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 2, done.stderr[-2000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("verl_uae: impossible here: trainer.device: is cuda, and torch sees no accelerator")
+    assert "hardware=cpu" in last and "Traceback" not in done.stderr and "Started a local Ray" not in done.stderr

@@ -1,0 +1,155 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every key of a configuration that holds a path, and what must be there; the rule is that of :mod:`verl_uae.paths`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from verl_uae.errors import CheckpointError, ConfigError, DataError
+from verl_uae.paths import existing_file, existing_folder, expand, is_hub_id, is_url, model_source, output_folder
+
+#: Folders that other keys are derived from, so they come first.
+_BASES = ("uae_home", "trainer.default_local_dir")
+_MODELS = (
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.model.tokenizer_path",
+    "actor_rollout_ref.model.hf_config_path",
+    "actor_rollout_ref.model.lora_adapter_path",
+    "uae.conditioner.path",
+    "uae.decoder.path",
+)
+_DATA = ("data.train_files", "data.val_files")
+_FOLDERS = ("data.uae_image_root",)
+_OUTPUTS = (
+    "trainer.default_local_dir",
+    "trainer.rollout_data_dir",
+    "trainer.validation_data_dir",
+    "data.uae_quarantine_dir",
+    "uae.panel.dir",
+    "uae.pretrain.cache_dir",
+    "hydra.run.dir",
+)
+#: Their readers check them, and say more than that a file is missing.
+_ELSEWHERE = (
+    "trainer.resume_from_path",
+    "uae.policy.objective.path",
+    "reward.custom_reward_function.path",
+    "uae.reward.files",
+)
+
+#: Keys whose ``hdfs://`` paths verl copies to the machine.
+_COPIED = ("actor_rollout_ref.model.path", *_DATA)
+
+
+def resolve_paths(config: DictConfig) -> None:
+    """Write every local path as it will be read: ``~``, ``file://`` and trailing slashes resolved.
+
+    verl and the libraries below it take a path at its word, each in its own way; so they get the one that was checked.
+    """
+    for key in (*_BASES, *_MODELS, *_DATA, *_FOLDERS, *_OUTPUTS, *_ELSEWHERE):
+        for place, value in list(_values(config, key)):
+            written = _written(key, value)
+            if written != value:
+                # Hydra's own section is read-only.
+                with read_write(_parent(config, key)):
+                    OmegaConf.update(config, place, written)
+
+
+def validate_paths(config: DictConfig) -> None:
+    """Check that what is read is there, and that what is written can be.
+
+    Raises:
+        ConfigError: naming the first key whose path will not do.
+    """
+    home = OmegaConf.select(config, "uae_home")
+    if home is not None and not expand(home).is_dir():
+        raise ConfigError("uae_home", f"{home}: there is no such folder; `verl-uae quickstart {home}` makes it")
+    checks: tuple[tuple[tuple[str, ...], Callable[[str, str], object]], ...] = (
+        (_MODELS, _check_model),
+        (_DATA, _check_data),
+        (_FOLDERS, existing_folder),
+        (_OUTPUTS, output_folder),
+    )
+    for keys, check in checks:
+        for key in keys:
+            for _, value in _values(config, key):
+                if not (key in _COPIED and value.startswith("hdfs://")):
+                    check(value, key)
+
+
+def is_shard(name: str) -> bool:
+    """Whether a data file is a webdataset tar shard, or a pattern of such."""
+    return name.split("?")[0].endswith(".tar")
+
+
+def hub_models(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Keys of models that are hub ids, with the ids, each id once."""
+    seen: set[str] = set()
+    for key in _MODELS:
+        for _, value in _values(config, key):
+            if is_hub_id(value) and value not in seen:
+                seen.add(value)
+                yield key, value
+
+
+def _values(config: DictConfig, key: str) -> Iterator[tuple[str, str]]:
+    """The texts of a key, each with its own place in the configuration; nothing where it is null or missing."""
+    if OmegaConf.is_missing(_parent(config, key), key.rpartition(".")[2]):
+        return
+    value: Any = OmegaConf.select(config, key)
+    if OmegaConf.is_list(value):
+        yield from ((f"{key}.{index}", str(entry)) for index, entry in enumerate(value) if entry is not None)
+    elif value is not None:
+        yield key, str(value)
+
+
+def _parent(config: DictConfig, key: str) -> Any:
+    section = key.rpartition(".")[0]
+    parent = OmegaConf.select(config, section) if section else config
+    return parent if parent is not None else OmegaConf.create({})
+
+
+def _written(key: str, value: str) -> str:
+    """What a value is read as; left alone where it is no local path, or has nothing to resolve."""
+    if is_url(value) or not value.strip():
+        return value
+    resolved = str(expand(value))
+    # A model that is not there keeps its slash: without it, it could look like a hub id.
+    if key in _MODELS and not os.path.exists(resolved):
+        return value
+    plain = not value.startswith(("~", "file://")) and (value == "/" or not value.endswith("/"))
+    return value if plain else resolved
+
+
+def _check_model(value: str, key: str) -> None:
+    source = model_source(value, key)
+    if is_hub_id(source):
+        return
+    if key == "uae.decoder.path":
+        # Imported here: diffusers is not needed to read the rest of a configuration.
+        from verl_uae.decoder.decoder import check_decoder_folder
+
+        try:
+            check_decoder_folder(source)
+        except CheckpointError as error:
+            raise ConfigError(key, str(error)) from error
+    elif key in ("actor_rollout_ref.model.path", "uae.conditioner.path") and not Path(source, "config.json").is_file():
+        raise ConfigError(key, f"{value}: is no transformers folder, it has no config.json")
+
+
+def _check_data(value: str, key: str) -> None:
+    if is_shard(value):
+        from verl_uae.data.shard_urls import expand_shards
+
+        try:
+            expand_shards([value])
+        except DataError as error:
+            raise ConfigError(key, str(error)) from error
+    else:
+        existing_file(value, key)

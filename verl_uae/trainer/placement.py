@@ -1,0 +1,114 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Before Ray starts: whether it can place the run. Afterwards: what it has not placed yet, once a minute.
+
+The watch runs in the process of the command, which otherwise only waits for the task runner; so it also sees waits
+inside of verl, and the one for the task runner itself.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from verl_uae.compat import ray_actors, ray_cluster_address, ray_cpu_count
+from verl_uae.config.machine import Machine, check_machine
+from verl_uae.errors import ConfigError, UAEError
+from verl_uae.waiting import EVERY_S
+
+#: States of an actor that Ray has no place for yet, and of a placement group.
+_PENDING_ACTOR, _PENDING_GROUP = "PENDING_CREATION", ("PENDING", "RESCHEDULING", "PREPARED")
+
+
+class PlacementCallback(Callback):
+    """Hydra callback of our configs, after the one that validates: checks the machine, then watches Ray."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check, or leave with exit code 2."""
+        try:
+            if cluster_address(config) is None:
+                check_machine(config, this_machine())
+        except UAEError as error:
+            # Hydra turns an exception of a callback into a warning and goes on.
+            sys.stderr.write(f"verl_uae: impossible here: {error}\n")
+            raise SystemExit(2) from error
+        watch(lambda line: sys.stderr.write(f"verl_uae: {line}\n"))
+
+
+def cluster_address(config: DictConfig) -> str | None:
+    """Address of the running cluster that ``ray.init`` would join; None where it would start one of its own.
+
+    Raises:
+        ConfigError: there is no such cluster.
+    """
+    key = "ray_kwargs.ray_init.address"
+    address = OmegaConf.select(config, key)
+    try:
+        return ray_cluster_address(address, OmegaConf.select(config, "ray_kwargs.ray_init._temp_dir"))
+    except (ConnectionError, ValueError, OSError) as error:
+        raise ConfigError(key, f"{address}: {' '.join(str(error).split())}") from error
+
+
+def this_machine() -> Machine:
+    """What a local Ray would find here."""
+    import torch
+    from verl.plugin.platform import get_platform
+
+    count = get_platform().device_count()
+    built = torch.version.cuda or torch.version.hip
+    why = "" if count or built else f"torch {torch.__version__} is built for CPUs"
+    return Machine(cpus=ray_cpu_count(), accelerators=count, why_none=why)
+
+
+def watch(say: Callable[[str], object], every_s: float = EVERY_S) -> threading.Event:
+    """Say once in ``every_s`` seconds what Ray has not started since the time before; returns what ends the watch."""
+    over = threading.Event()
+
+    def look() -> None:
+        before: set[str] = set()
+        while not over.wait(every_s):
+            now = waiting_places() if ray.is_initialized() else {}
+            if still := {place: now[place] for place in now if place in before}:
+                say(describe(still))
+            before = set(now)
+
+    threading.Thread(target=look, name="verl_uae placement", daemon=True).start()
+    return over
+
+
+def waiting_places() -> dict[str, str]:
+    """Actors and placement groups that have no place yet, or do not run yet: id -> what it is."""
+    places: dict[str, str] = {}
+    try:
+        for group in ray.util.placement_group_table().values():
+            if group["state"] in _PENDING_GROUP:
+                bundles = Counter(_resources(bundle) for bundle in group["bundles"].values())
+                asked = " + ".join(f"{count} x ({text})" for text, count in bundles.items())
+                places[group["placement_group_id"]] = f"placement group {group['name'] or 'without a name'}: {asked}"
+        for identity, actor in ray_actors().items():
+            if actor["State"] == _PENDING_ACTOR:
+                places[identity] = f"actor {actor['ActorClassName']}"
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, AttributeError):
+        # Ray is coming up or going down: there is nothing to tell.
+        return {}
+    return places
+
+
+def describe(places: Mapping[str, str]) -> str:
+    """One line: what waits, and what the cluster has."""
+    counted = Counter(places.values())
+    names = "; ".join(f"{count} x {name}" if count > 1 else name for name, count in counted.items())
+    total, free = _resources(ray.cluster_resources()), _resources(ray.available_resources())
+    return f"waiting for Ray to start {names}; its cluster has {total or 'nothing'}, free: {free or 'nothing'}"
+
+
+def _resources(amounts: Mapping[str, float]) -> str:
+    named = ((name, amounts.get(name, 0)) for name in ("GPU", "NPU", "CPU"))
+    return ", ".join(f"{amount:g} {name}" for name, amount in named if amount)

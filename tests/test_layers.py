@@ -18,6 +18,7 @@ LAYERS = {
     "compat": 0,
     "seeding": 0,
     "paths": 0,
+    "waiting": 0,
     "__init__": 0,
     "flow": 1,
     "data": 1,

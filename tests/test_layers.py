@@ -19,6 +19,7 @@ LAYERS = {
     "seeding": 0,
     "paths": 0,
     "waiting": 0,
+    "memory": 0,
     "__init__": 0,
     "flow": 1,
     "data": 1,

@@ -471,6 +471,10 @@ def replica_facts(decoder: str) -> dict[str, Any]:
         with engine.shadow("ema").swapped():
             replica.refresh()
             facts[f"{name} swapped"] = apart(engine, replica)
+        replica.release()
+        facts[f"{name} released"] = {p.device.type for p in replica.module.state_dict().values()} == {"meta"}
+        facts[f"{name} filled"] = replica.refresh() == len(replica.module.state_dict())
+        facts[f"{name} again"] = apart(engine, replica)
         facts[f"{name} sharded"] = any(hasattr(p, "full_tensor") for p in engine.module.parameters())
     other = SamplingReplica(build_engine(decoder))
     other._engine = engine = build_engine(decoder, **LORA)

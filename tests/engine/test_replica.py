@@ -19,6 +19,12 @@ def test_a_replica_draws_what_the_sharded_weights_draw(policy: Facts, kind: str)
     assert facts[f"{kind} behind"] > 0.1 and facts[f"{kind} tensors"]
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_replica_gives_its_memory_back_and_is_filled_again(policy: Facts, kind: str) -> None:
+    facts = policy["two"]["replica"]
+    assert facts[f"{kind} released"] and facts[f"{kind} filled"] and facts[f"{kind} again"] == 0.0
+
+
 def test_a_replica_computes_in_the_dtype_fsdp_gathers_in_with_exact_buffers(policy: Facts) -> None:
     facts = policy["two"]["replica"]
     assert facts["bf16"] == 0.0

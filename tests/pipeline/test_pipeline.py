@@ -46,7 +46,7 @@ def test_draws_the_pictures_of_training_time_evaluation(
     pipe: UAEPipeline, tiny_models: Path, encoder_folder: Path, guidance: float
 ) -> None:
     """Conditioner and decoder loaded as a decoder worker loads them; same caption, same noise, same noise levels."""
-    settings = SamplerSettings(32, 32, 4, guidance, NEGATIVE_PROMPT, 2, 8)
+    settings = SamplerSettings(32, 32, 4, guidance, NEGATIVE_PROMPT, 2, 8, 8)
     chain = ReconstructionChain(
         Conditioner.from_pretrained(str(encoder_folder), length=20),
         Decoder.from_pretrained(str(tiny_models / "decoder")),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from verl_uae.errors import RewardError
+from verl_uae.memory import FittingBatch
 from verl_uae.reward import RewardTerm, Status
 from verl_uae.reward.isolate import score_chunked, score_whole
 from verl_uae.reward.terms.clip import ClipSimilarity
@@ -45,7 +46,9 @@ def term(tiny_clip) -> Faulty:
 def _run(term, batch, active=None, chunk=CHUNK):
     slots = [None] * len(batch)
     with torch.no_grad():
-        score_chunked(term, "clip", batch, range(len(batch)) if active is None else active, chunk, slots)
+        score_chunked(
+            term, "clip", batch, range(len(batch)) if active is None else active, FittingBatch(chunk, "pictures"), slots
+        )
     return slots
 
 

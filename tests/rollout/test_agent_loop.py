@@ -12,7 +12,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 from verl_uae.data.images import image_digest
-from verl_uae.rollout.agent_loop import CaptionAgentLoop, PromptCache, dataset_row
+from verl_uae.rollout.agent_loop import STREAM_DISPATCHER, CaptionAgentLoop, PromptCache, dataset_row
 from verl_uae.scenes.tokenizer import build_processor, build_tokenizer
 from verl_uae.seeding import derive_seed
 
@@ -178,6 +178,6 @@ def test_a_failed_prompt_is_not_kept_and_a_cancelled_waiter_hurts_nobody() -> No
 
 
 def test_no_streaming_without_decoders(loop: CaptionAgentLoop) -> None:
-    assert loop._stream_actors == []
-    loop.rollout_config = OmegaConf.create({"custom": {"uae_decoder_actors": ["x"]}})
-    assert loop._stream_actors == ["x"]
+    assert loop._dispatcher is None
+    loop.rollout_config = OmegaConf.create({"custom": {STREAM_DISPATCHER: "x"}})
+    assert loop._dispatcher == "x"

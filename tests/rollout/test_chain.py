@@ -36,6 +36,7 @@ SETTINGS = {
     "negative_prompt": "",
     "seeds_per_caption": 1,
     "batch_size": 4,
+    "vae_batch_size": 4,
 }
 
 

@@ -144,11 +144,11 @@ def test_rows_without_a_number_are_scored_and_not_shown(worker: DecoderWorker) -
     assert [(entry["status"], entry["picture"]) for entry in outcomes] == [("ok", None)] * 2
 
 
-def test_offload_belongs_to_the_phased_schedule(compose, tiny_overrides) -> None:
+def test_a_pool_of_their_own_needs_no_offload(compose, tiny_overrides) -> None:
     made = object.__new__(DecoderWorker)
     made.config = compose(*tiny_overrides, "uae.decoder.offload=true")
     assert made._offload is True
-    made.config.uae.decoder.schedule = "streamed"
+    made.config.uae.decoder.pool = "own"
     assert made._offload is False
 
 

@@ -131,6 +131,7 @@ def make_rollout(decoder: Decoder, conditioner: Conditioner, scorer: RewardScore
             "latent_shape": LATENT,
             "micro_batch_size": 4,
             "decode_batch_size": 8,
+            "vae_batch_size": 8,
             "share_noise": False,
             "negative_prompt": "blue square",
         }
@@ -241,7 +242,7 @@ def test_evaluation_is_the_chain_with_the_same_noise(
 ) -> None:
     rollout, sources = make_rollout(decode_batch_size=3), make_sources()
     samples = [PolicySample(source, 0, want_picture=True) for source in range(4)]
-    settings = SamplerSettings(32, 32, 3, guidance, "blue square", 1, 4)
+    settings = SamplerSettings(32, 32, 3, guidance, "blue square", 1, 4, 4)
     chain = ReconstructionChain(conditioner, decoder, scorer, settings)
     draw = rollout.evaluate(policy, chain.sigmas, guidance, sources, samples)
     keys: list[tuple[int | str, ...]] = [(5, "u4g noise", 0, source.digest, 0) for source in sources]

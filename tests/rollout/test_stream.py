@@ -12,7 +12,7 @@ from PIL import Image
 
 from verl_uae.rollout.chain import ChainRequest
 from verl_uae.rollout.sample import failed_outcome
-from verl_uae.rollout.stream import StreamClient
+from verl_uae.rollout.stream import StreamClient, StreamQueue, start_dispatcher
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -32,7 +32,7 @@ class Decoder:
         if any(request.caption == "raise" for request in requests):
             raise ArithmeticError("mine")
         self.sizes.append(len(requests))
-        time.sleep(0.05)
+        time.sleep(0.02 * len(requests))
         return [{**failed_outcome("ok", ""), "value": float(len(request.caption))} for request in requests]
 
     def ready(self) -> bool:
@@ -78,7 +78,7 @@ def sizes(names: list[str]) -> list[list[int]]:
 
 
 async def score_all(names: list[str], captions: list[str], **settings: Any) -> list[dict[str, Any]]:
-    client = StreamClient(tuple(names), **settings)
+    client = StreamQueue(names, **settings)
     return list(await asyncio.gather(*(client.score(ask(caption)) for caption in captions)))
 
 
@@ -109,7 +109,7 @@ def test_a_decoder_that_dies_costs_its_micro_batch(ray_cluster: None) -> None:
     assert all(entry["value"] is None and "Actor" in entry["reason"] for entry in outcomes)
 
 
-async def one_after_another(client: StreamClient, captions: list[str]) -> list[dict[str, Any]]:
+async def one_after_another(client: StreamQueue, captions: list[str]) -> list[dict[str, Any]]:
     return [await client.score(ask(caption)) for caption in captions]
 
 
@@ -118,10 +118,10 @@ def statuses(outcomes: list[dict[str, Any]]) -> list[str]:
 
 
 def test_a_dead_decoder_draws_no_captions_from_the_others(ray_cluster: None) -> None:
-    """It has nothing to do and so looks the least busy."""
+    """It has nothing to do and so looks idle."""
 
     async def main() -> list[str]:
-        client = StreamClient(tuple(start("first", "second")), max_batch=1, max_wait_s=60.0)
+        client = StreamQueue(start("first", "second"), max_batch=1, max_wait_s=60.0)
         return statuses(await one_after_another(client, ["a", "die", *"bcdefgh"]))
 
     assert asyncio.run(main()) == ["ok", "error", *["ok"] * 7]
@@ -129,7 +129,7 @@ def test_a_dead_decoder_draws_no_captions_from_the_others(ray_cluster: None) -> 
 
 def test_captions_wait_for_the_only_decoder_while_it_is_started_again(ray_cluster: None) -> None:
     async def main() -> list[str]:
-        client = StreamClient(tuple(start("again", restarts=1)), max_batch=1, max_wait_s=60.0)
+        client = StreamQueue(start("again", restarts=1), max_batch=1, max_wait_s=60.0)
         return statuses(await one_after_another(client, ["a", "die", "b", "c"]))
 
     assert asyncio.run(main()) == ["ok", "error", "ok", "ok"]
@@ -137,7 +137,7 @@ def test_captions_wait_for_the_only_decoder_while_it_is_started_again(ray_cluste
 
 def test_nobody_waits_for_a_decoder_that_is_dead_for_good(ray_cluster: None) -> None:
     async def main() -> list[dict[str, Any]]:
-        client = StreamClient(tuple(start("gone")), max_batch=1, max_wait_s=60.0)
+        client = StreamQueue(start("gone"), max_batch=1, max_wait_s=60.0)
         return await one_after_another(client, ["die", "b"])
 
     outcomes = asyncio.run(main())
@@ -147,10 +147,76 @@ def test_nobody_waits_for_a_decoder_that_is_dead_for_good(ray_cluster: None) -> 
 
 def test_a_caller_that_gave_up_hurts_nobody(decoders: list[str]) -> None:
     async def main() -> float:
-        client = StreamClient(tuple(decoders), max_batch=2, max_wait_s=60.0)
+        client = StreamQueue(decoders, max_batch=2, max_wait_s=60.0)
         late = asyncio.ensure_future(client.score(ask("a")))
         await asyncio.sleep(0)
         late.cancel()
         return (await client.score(ask("bb")))["value"]  # type: ignore[return-value]
 
     assert asyncio.run(main()) == 2.0
+
+
+@ray.remote
+class AgentLoop:
+    """A process with captions of its own."""
+
+    def __init__(self, dispatcher: str) -> None:
+        self.client = StreamClient(dispatcher)
+
+    async def score(self, captions: list[str]) -> list[dict[str, Any]]:
+        return list(await asyncio.gather(*(self.client.score(ask(caption)) for caption in captions)))
+
+
+def of_eight_processes(names: list[str], captions: list[list[str]], **settings: Any) -> list[list[dict[str, Any]]]:
+    """Outcomes of captions that eight processes have at the same time."""
+    name = f"dispatcher of {names[0]}"
+    handle = start_dispatcher(name, names, **settings)
+    loops = [AgentLoop.options(num_cpus=0.1).remote(name) for _ in captions]  # type: ignore[attr-defined]
+    found = ray.get([loop.score.remote(some) for loop, some in zip(loops, captions, strict=True)])
+    for actor in (handle, *loops):
+        ray.kill(actor)
+    return found
+
+
+def test_captions_of_all_processes_fill_micro_batches_and_are_spread_evenly(ray_cluster: None) -> None:
+    """Each process alone has half a micro-batch, and does not know what the others have sent where."""
+    names = start("even_0", "even_1", "even_2", "even_3")
+    captions = [["x" * (4 * process + n + 1) for n in range(4)] for process in range(8)]
+    found = of_eight_processes(names, captions, max_batch=4, max_wait_s=20.0)
+    assert [[entry["value"] for entry in some] for some in found] == [
+        [float(len(c)) for c in some] for some in captions
+    ]
+    loads = [sum(batches) for batches in sizes(names)]
+    assert sum(loads) == 32 and max(loads) <= 1.5 * 8, loads
+    assert {size for batches in sizes(names) for size in batches} == {4}
+
+
+def test_captions_collect_while_all_decoders_are_at_work(ray_cluster: None) -> None:
+    async def main(names: list[str]) -> None:
+        queue = StreamQueue(names, max_batch=8, max_wait_s=0.0)
+        await asyncio.gather(*(queue.score(ask("x" * 5)) for _ in range(9)))
+
+    names = start("only")
+    asyncio.run(main(names))
+    assert sizes(names) == [[1, 8]]
+
+
+def test_a_dispatcher_that_dies_loses_no_caption(ray_cluster: None) -> None:
+    names = start("slow")
+    handle = start_dispatcher("mortal dispatcher", names, max_batch=1, max_wait_s=0.0)
+    loop = AgentLoop.options(num_cpus=0.1).remote("mortal dispatcher")  # type: ignore[attr-defined]
+    asked = loop.score.remote(["x"] * 30)
+    deadline = time.monotonic() + 60
+    while not sizes(names)[0] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ray.kill(handle, no_restart=False)
+    assert statuses(ray.get(asked)) == ["ok"] * 30
+
+
+def test_a_dispatcher_that_cannot_answer_costs_captions_and_says_why(ray_cluster: None) -> None:
+    handle = start_dispatcher("gone dispatcher", start("idle"), max_batch=1, max_wait_s=0.0)
+    loop = AgentLoop.options(num_cpus=0.1).remote("gone dispatcher")  # type: ignore[attr-defined]
+    assert statuses(ray.get(loop.score.remote(["x"]))) == ["ok"]
+    ray.kill(handle)
+    (lost,) = ray.get(loop.score.remote(["x"]))
+    assert lost["status"] == "error" and lost["reason"].startswith("dispatcher of the streamed schedule: Actor")

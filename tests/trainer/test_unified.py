@@ -44,9 +44,8 @@ def test_resumes_both_models_from_the_folder_it_is_told_to(
     )
     trainer.alternation = Alternation(1, 1)
     trainer.use_critic, trainer.trainer_mode = False, "sync"
-    wait = {"wait_until_loaded": lambda: None}
-    trainer.policy = SimpleNamespace(load=loaded.append, state_ref=lambda: "weights", **wait)
-    trainer.decoders = SimpleNamespace(load_policy_state=loaded.append, **wait)  # type: ignore[assignment]
+    trainer.policy = SimpleNamespace(load=loaded.append, state_ref=lambda: "weights")
+    trainer.decoders = SimpleNamespace(load_policy_state=loaded.append)  # type: ignore[assignment]
     trainer.actor_rollout_wg = SimpleNamespace(load_checkpoint=lambda local_path, **_: loaded.append(local_path))
     trainer._load_checkpoint()
     assert trainer.global_steps == 3 and f"{folder} is not marked complete" in caplog.text

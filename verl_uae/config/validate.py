@@ -37,6 +37,7 @@ _MINIMUM = {
     "uae.decoder.guidance": (1, True),
     "uae.decoder.seeds_per_caption": (1, True),
     "uae.decoder.batch_size": (1, True),
+    "uae.decoder.vae_batch_size": (1, True),
     "uae.decoder.height": (1, True),
     "uae.decoder.width": (1, True),
     "uae.decoder.timeout_s": (0, False),

@@ -9,6 +9,7 @@ C H W latent channels, height and width.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -199,21 +200,25 @@ class DecoderEngine(FSDPEngine):
         batch = read_batch(data)
         self._check_ranks(batch)
         figures = Figures()
-        losses: list[float] = []
         if batch.total_weight > 0:
             references = self._reference_velocities(batch)
             last = -(-batch.rows // batch.micro_batch_size) * batch.places - 1
+            numbers = itertools.count()
             for micro in batch.micro_batches(get_device_id()):
                 for k in range(batch.places):
-                    final = len(losses) == last
-                    sync = nullcontext() if forward_only else self._gradient_sync_context(is_last_micro_batch=final)
+                    number = next(numbers)
+                    sync = (
+                        nullcontext()
+                        if forward_only
+                        else self._gradient_sync_context(is_last_micro_batch=number == last)
+                    )
                     with torch.set_grad_enabled(not forward_only), sync:
-                        reference = references[len(losses)] if references else None
+                        reference = references[number] if references else None
                         loss = self._loss(micro, k, loss_function, reference, figures)
                         if not forward_only:
                             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-                    losses.append(loss.item())
-        metrics = figures.gather(self.get_data_parallel_group())
+                    figures.add_loss(loss)
+        metrics, losses = figures.gather(self.get_data_parallel_group())
         return {"model_output": {}, "loss": losses, "metrics": {**metrics, "valid": [batch.total_weight]}}
 
     @torch.no_grad()

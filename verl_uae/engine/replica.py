@@ -50,13 +50,17 @@ class SamplingReplica:
         if config.lora_rank > 0:
             targets = config.lora_target_modules
             add_lora(module, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=targets)
-        self.module = module.to_empty(device=get_device_id()).requires_grad_(False).eval()
-        for parameter in self.module.parameters():
+        for parameter in module.parameters():
+            # Still without memory: on the device it would be held twice, at four bytes a number.
             parameter.data = parameter.data.to(self._dtype)
-        self._fill(trained_only=False)
+        self.module = module.requires_grad_(False).eval()
+        self._held = False
+        self.refresh()
 
     def refresh(self) -> int:
-        """Take the trained weights as they are in the engine now; every rank must call it.
+        """Take the weights as they are in the engine now, the frozen ones only where the copy holds none.
+
+        Every rank must call it.
 
         Returns:
             Number of tensors copied.
@@ -64,15 +68,20 @@ class SamplingReplica:
         Raises:
             CheckpointError: nothing is trained, or a trained tensor has no place here.
         """
-        return self._fill(trained_only=True)
+        held, self._held = self._held, True
+        if not held:
+            self.module.to_empty(device=get_device_id())
+        return self._fill(trained_only=held)
+
+    def release(self) -> None:
+        """Give the memory back until the next :meth:`refresh`: the shards have the weights, and gathering them costs
+        less than moving them to the host and back."""
+        self._held = False
+        self.module.to_empty(device="meta")
 
     def field(self, states_BLE: Tensor, negative_BLE: Tensor | None = None, guidance: float = 1.0) -> Velocity:
         """The velocity with its condition filled in; ranks need not ask for velocities equally often."""
         return lambda x_BCHW, sigma_B: self.module(x_BCHW, Uncast(sigma_B), states_BLE, negative_BLE, guidance)
-
-    def to(self, device: str) -> None:
-        """Move the copy."""
-        self.module.to(device)
 
     @torch.no_grad()
     def _fill(self, *, trained_only: bool) -> int:

@@ -81,7 +81,6 @@ class SupervisedEngine(DecoderEngine):
         micro_batches = list(data.split(size))
         self._check_count(len(micro_batches))
         figures = Figures()
-        losses: list[float] = []
         for number, micro in enumerate(micro_batches if total > 0 else ()):
             last = number == len(micro_batches) - 1
             sync = nullcontext() if forward_only else self._gradient_sync_context(is_last_micro_batch=last)
@@ -98,8 +97,8 @@ class SupervisedEngine(DecoderEngine):
                     else:
                         output.backward(scale_B)
             figures.add({**output.metrics, "loss": output.loss_B.detach()}, weight_B > 0, None)
-            losses.append(loss.item())
-        metrics = figures.gather(self.get_data_parallel_group())
+            figures.add_loss(loss)
+        metrics, losses = figures.gather(self.get_data_parallel_group())
         return {"model_output": {}, "loss": losses, "metrics": {**metrics, "valid": [total]}}
 
     def _signal(self, data: TensorDict) -> Tensor:

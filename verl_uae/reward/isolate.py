@@ -9,9 +9,11 @@ ones. So a term always sees the same shape, ``chunk_size`` samples, each at its 
 of the chunk. Which samples are bad is found by scoring each alone; those probes are diagnosis only, their values are
 dropped.
 
+Where memory runs out, chunks get smaller for the rest of the run, which is logged once.
+
 Not covered: a device whose kernels let one row's content change another row's rounding (none known), and a term that
-fails on a batch although every sample passes alone (out of memory): its samples then get their single-sample
-values, with a warning. A :class:`~verl_uae.errors.RewardError` is no sample's fault and is passed on.
+fails on a batch although every sample passes alone: its samples then get their single-sample values, with a warning. A
+:class:`~verl_uae.errors.RewardError` is no sample's fault and is passed on.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl_uae.errors import RewardError
+from verl_uae.memory import FittingBatch, is_out_of_memory
 from verl_uae.reward.outcome import WrongAnswerError, as_record, as_rows, describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
@@ -34,7 +37,7 @@ Slots = list[RewardRecord | None]
 
 
 def score_chunked(
-    term: RewardTerm, label: str, batch: RewardBatch, active: Sequence[int], chunk_size: int, slots: Slots
+    term: RewardTerm, label: str, batch: RewardBatch, active: Sequence[int], chunk: FittingBatch, slots: Slots
 ) -> None:
     """Score the ``active`` samples of ``batch`` with a pointwise term.
 
@@ -43,14 +46,17 @@ def score_chunked(
         label: its name in reasons.
         batch: all samples, usable or not.
         active: positions to score.
-        chunk_size: samples per call of the term; the last call is filled up to it.
+        chunk: samples per call of the term; the last call is filled up to it.
         slots: one entry per sample of ``batch``; written at the active positions.
     """
     wanted = set(active)
-    for start in range(0, len(batch), chunk_size):
-        chunk = [index for index in range(start, min(start + chunk_size, len(batch))) if index in wanted]
-        if chunk:
-            _Chunk(term, label, batch, start, chunk_size).score(chunk, slots)
+
+    def score(rows: slice) -> None:
+        chosen = [index for index in range(rows.start, rows.stop) if index in wanted]
+        if chosen:
+            _Chunk(term, label, batch, rows.start, chunk.size).score(chosen, slots)
+
+    chunk.map(len(batch), score)
 
 
 def score_whole(term: RewardTerm, label: str, batch: RewardBatch, active: Sequence[int], slots: Slots) -> None:
@@ -115,6 +121,8 @@ class _Chunk:
         together = self._score_in_place(indices, slots)
         if together is None:
             return
+        if self.size > 1 and is_out_of_memory(together):
+            raise together
         alone: dict[int, RewardRecord] = {}
         for index in indices:
             answer = _ask(self.term, self.batch.take([index]))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from verl_uae.errors import ConfigError, RewardError
+from verl_uae.memory import FittingBatch
 from verl_uae.reward.deadline import Guard
 from verl_uae.reward.encodings import Counters, Encodings
 from verl_uae.reward.isolate import Slots, fill_failed, score_chunked, score_whole
@@ -57,7 +58,9 @@ class _Entry:
     term: RewardTerm
     factor: float
     """Weight, negated where lower is better. Not used for held-out terms."""
-    floor: float | None = None
+    floor: float | None
+    chunk: FittingBatch
+    """Samples per call, where the term looks at each by itself."""
 
 
 class RewardScorer:
@@ -186,7 +189,9 @@ class RewardScorer:
         term = get_reward(spec.name, f"{key}.name")(**spec.params)
         term.setup(TermContext(self.device, self.guard, self._encodings, spec.label or spec.name))
         sign = 1.0 if term.higher_is_better else -1.0
-        return _Entry(spec.label or spec.name, term, sign * spec.weight, spec.floor)
+        label = spec.label or spec.name
+        chunk = FittingBatch(term.chunk_size or self.chunk_size, f"pictures of reward term {label!r}")
+        return _Entry(label, term, sign * spec.weight, spec.floor, chunk)
 
     def _run(
         self, entry: _Entry, batch: RewardBatch, parts: dict[int, dict[str, RewardRecord]], active: Sequence[int]
@@ -220,8 +225,7 @@ class RewardScorer:
         # Gradient mode is per thread, so it is set here, inside the worker.
         with torch.no_grad():
             if entry.term.pointwise and not entry.term.guarded:
-                size = entry.term.chunk_size or self.chunk_size
-                score_chunked(entry.term, entry.label, batch, active, size, slots)
+                score_chunked(entry.term, entry.label, batch, active, entry.chunk, slots)
             else:
                 score_whole(entry.term, entry.label, batch, active, slots)
 

@@ -23,13 +23,13 @@ from verl_uae.rollout.sample import (
     prompt_text,
     source_image,
 )
-from verl_uae.rollout.stream import StreamClient
+from verl_uae.rollout.stream import stream_client
 from verl_uae.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
 
-#: Key under ``actor_rollout_ref.rollout.custom`` with the actor names of streamed decoders.
-STREAM_ACTORS = "uae_decoder_actors"
+#: Key under ``actor_rollout_ref.rollout.custom`` with the Ray name of the streamed schedule's dispatcher.
+STREAM_DISPATCHER = "uae_stream_dispatcher"
 #: And whether reconstructions are sent back, for groupwise rewards.
 STREAM_RECONSTRUCTIONS = "uae_keep_reconstructions"
 
@@ -96,7 +96,7 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
                 output.extra_fields["uae"] = self._state(output, digest)
         # The schema of a batch must be the same for every sample.
         output.extra_fields.setdefault("uae_outcome", None)
-        if self._stream_actors:
+        if self._dispatcher:
             output.extra_fields["uae_outcome"] = await self._stream(output.extra_fields["uae"], kwargs)
         return output
 
@@ -122,8 +122,8 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
         return frozenset(int(token) for token in ids if token is not None)
 
     @property
-    def _stream_actors(self) -> list[str]:
-        return list((self.rollout_config.get("custom") or {}).get(STREAM_ACTORS) or [])
+    def _dispatcher(self) -> str | None:
+        return (self.rollout_config.get("custom") or {}).get(STREAM_DISPATCHER)
 
     def _seeded(self, sampling_params: dict[str, Any], digest: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         if not self.config.uae.rollout.seeded:
@@ -179,10 +179,9 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             want_picture=row["extra_info"].get("split") == "val" and is_probe(row["extra_info"], settings.panel.probes),
             want_reconstruction=bool((self.rollout_config.get("custom") or {}).get(STREAM_RECONSTRUCTIONS)),
         )
-        client = StreamClient.shared(
-            tuple(self._stream_actors), settings.decoder.batch_size, settings.decoder.max_wait_ms / 1e3
-        )
+        assert self._dispatcher
+        answer = stream_client(self._dispatcher).score(request)
         try:
-            return dict(await asyncio.wait_for(client.score(request), settings.decoder.timeout_s))
+            return dict(await asyncio.wait_for(answer, settings.decoder.timeout_s))
         except asyncio.TimeoutError:
             return dict(failed_outcome("timeout", f"no reconstruction in {settings.decoder.timeout_s} s"))

@@ -22,6 +22,7 @@ from verl_uae.data.images import to_tensor
 from verl_uae.decoder.conditioner import Conditioner
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.memory import FittingBatch, is_out_of_memory
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
@@ -79,6 +80,7 @@ class SamplerSettings:
     negative_prompt: str
     seeds_per_caption: int
     batch_size: int
+    vae_batch_size: int
     shift: float | None = None
 
 
@@ -102,6 +104,14 @@ class ReconstructionChain:
         self.latent_shape = decoder.latent_shape(settings.height, settings.width)
         shift = decoder.shift if settings.shift is None else settings.shift
         self.sigmas = sigma_schedule(settings.num_steps, shift)
+        pictures_per_caption = settings.seeds_per_caption
+        self._batch = FittingBatch(
+            max(1, settings.batch_size // pictures_per_caption),
+            f"captions of {pictures_per_caption} pictures",
+            "uae.decoder.batch_size" if pictures_per_caption == 1 else "",
+        )
+        self._vae_batch = FittingBatch(settings.vae_batch_size, "pictures of the VAE", "uae.decoder.vae_batch_size")
+        self._negative_1LE: Tensor | None = None
         #: Seconds spent since the last :meth:`reset_timers`, by phase.
         self.seconds = {"decode": 0.0, "score": 0.0}
 
@@ -114,8 +124,8 @@ class ReconstructionChain:
     ) -> list[ChainResult]:
         """Redraw and score captions, in micro-batches of ``settings.batch_size`` pictures.
 
-        A micro-batch that cannot be drawn (a caption the tokenizer chokes on, memory that runs out) is tried again
-        one by one, so it costs only the samples at fault; those get the status ``error``.
+        A micro-batch that cannot be drawn (a caption the tokenizer chokes on) is tried again one by one, so it costs
+        only the samples at fault; those get the status ``error``. Where memory runs out micro-batches get smaller.
 
         Args:
             requests: what to redraw.
@@ -124,13 +134,14 @@ class ReconstructionChain:
         Returns:
             One result per request, in order.
         """
-        results: list[ChainResult] = []
-        per_batch = max(1, self.settings.batch_size // self.settings.seeds_per_caption)
-        for start in range(0, len(requests), per_batch):
-            results.extend(self._run_batch(requests[start : start + per_batch]))
+
+        def run_part(rows: slice) -> list[ChainResult]:
+            part = self._run_batch(requests[rows])
             if on_progress is not None:
-                on_progress(len(results), len(requests))
-        return results
+                on_progress(rows.stop, len(requests))
+            return part
+
+        return [result for part in self._batch.map(len(requests), run_part) for result in part]
 
     def _run_batch(self, requests: Sequence[ChainRequest]) -> list[ChainResult]:
         try:
@@ -140,6 +151,8 @@ class ReconstructionChain:
             if len(requests) == 1:
                 reason = f"decoder: {type(error).__name__}: {error}"
                 return [ChainResult(RewardRecord.failed(Status.ERROR, reason))]
+            if is_out_of_memory(error):
+                raise
         return [result for request in requests for result in self._run_batch([request])]
 
     def _draw_and_score(self, requests: Sequence[ChainRequest]) -> list[ChainResult]:
@@ -183,13 +196,23 @@ class ReconstructionChain:
         condition = self.conditioner.encode(captions)
         states_NLE = condition.states_BLE.repeat_interleave(len(noise_keys) // len(captions), 0)
         noise_NChw = torch.stack([normal(self.latent_shape, *key) for key in noise_keys])
-        negative = None
-        if self.settings.guidance != 1.0:
-            negative = self.conditioner.encode([self.settings.negative_prompt]).states_BLE
-        picture_N3HW = self.decoder.sample(
-            states_NLE, noise_NChw, self.sigmas, guidance=self.settings.guidance, negative_BLE=negative
+        latent_NChw = self.decoder.denoise(
+            states_NLE,
+            noise_NChw.to(states_NLE.device),
+            self.sigmas,
+            guidance=self.settings.guidance,
+            negative_BLE=self._negative(states_NLE),
         )
-        return picture_N3HW, condition.truncated_B.tolist()
+        pictures = self._vae_batch.map(len(latent_NChw), lambda rows: self.decoder.decode_latent(latent_NChw[rows]))
+        return torch.cat(pictures), condition.truncated_B.tolist()
+
+    def _negative(self, like: Tensor) -> Tensor | None:
+        """Condition of the unconditional branch, (1, L, E): one for the run, since the conditioner is frozen."""
+        if self.settings.guidance == 1.0:
+            return None
+        if self._negative_1LE is None:
+            self._negative_1LE = self.conditioner.encode([self.settings.negative_prompt]).states_BLE.to("cpu")
+        return self._negative_1LE.to(like.device)
 
 
 def mean_record(records: Sequence[RewardRecord]) -> RewardRecord:

@@ -21,6 +21,7 @@ from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, Ra
 from verl_uae.errors import DecoderError
 from verl_uae.rollout.decoder_worker import INPUT_FIELDS, DecoderWorker
 from verl_uae.rollout.sample import OUTCOME_FIELD, Outcome, failed_outcome
+from verl_uae.rollout.stream import start_dispatcher
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,10 @@ class DecoderGroup:
         self._init_config = ray.put(config)
         worker = RayClassWithInitArgs(cls=ray.remote(DecoderWorker), config=self._init_config)
         # A name prefix of its own, since several jobs may share a Ray cluster.
-        prefix = f"uae_{uuid.uuid4().hex[:8]}_"
+        self._prefix = f"uae_{uuid.uuid4().hex[:8]}_"
         worker.update_options({"max_restarts": self.config.max_restarts, "max_task_retries": 0})
         self.group = RayWorkerGroup(
-            resource_pool=pool, ray_cls_with_init=worker, name_prefix=prefix, device_name=config.trainer.device
+            resource_pool=pool, ray_cls_with_init=worker, name_prefix=self._prefix, device_name=config.trainer.device
         )
         #: Weights of the decoder policy, where one is trained: a rank that starts again needs them too.
         self._policy_state: Any = None
@@ -66,10 +67,12 @@ class DecoderGroup:
                 raise DecoderError(rank, f"could not load its models: {describe(error)}") from error
         self._loading = []
 
-    @property
-    def actor_names(self) -> list[str]:
-        """Ray names of the ranks, for the streamed schedule."""
-        return list(self.group._worker_names)
+    def start_dispatcher(self) -> str:
+        """Streamed schedule: start what hands captions to the ranks; returns its Ray name."""
+        name = f"{self._prefix}dispatcher"
+        waits_s = self.config.max_wait_ms / 1e3
+        self._dispatcher = start_dispatcher(name, self.group._worker_names, self.config.batch_size, waits_s)
+        return name
 
     @property
     def workers(self) -> list[ray.actor.ActorHandle]:

@@ -129,7 +129,7 @@ class DecoderWorker(Worker):
 
     @property
     def _offload(self) -> bool:
-        return bool(self.config.uae.decoder.offload) and self.config.uae.decoder.schedule == "phased"
+        return bool(self.config.uae.decoder.offload) and self.config.uae.decoder.pool == "colocated"
 
     def _on_device(self) -> ReconstructionChain:
         if self.chain is None:

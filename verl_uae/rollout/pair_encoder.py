@@ -19,6 +19,7 @@ from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
 from verl_uae.data.pairs import Pair
 from verl_uae.decoder.codec import encode_image
 from verl_uae.errors import DataError
+from verl_uae.memory import FittingBatch
 from verl_uae.rollout.conditions import ConditionCache
 
 
@@ -42,14 +43,14 @@ class PairEncoder:
         latent_cache: TensorCache | None = None,
         condition_cache: TensorCache | None = None,
         limits: ImageLimits = DEFAULT_LIMITS,
-        batch_size: int = 8,
+        batch_size: int = 2,
     ) -> None:
         self.vae = vae
         self.conditions = conditions
         self.latent_cache = latent_cache
         self.condition_cache = condition_cache
         self.limits = limits
-        self.batch_size = batch_size
+        self._batch = FittingBatch(batch_size, "pictures of the VAE", "uae.decoder.vae_batch_size")
 
     def latents(self, pairs: Sequence[Pair], size: HeightWidth) -> tuple[list[Tensor | None], list[str]]:
         """Scaled latents (mean of the posterior) of pictures brought to one size.
@@ -67,13 +68,16 @@ class PairEncoder:
                 except DataError as error:
                     problems[index] = str(error)
         waiting = list(pictures)
-        for start in range(0, len(waiting), self.batch_size):
-            some = waiting[start : start + self.batch_size]
-            image_B3HW = torch.stack([pictures[index] for index in some]).to(self.vae.device)
-            for index, latent_Chw in zip(some, encode_image(self.vae, image_B3HW).cpu(), strict=True):
-                found[index] = latent_Chw
-                if self.latent_cache is not None:
-                    self.latent_cache.put(latent_name(pairs[index].content_key, size), {"latent": latent_Chw})
+
+        def encode(rows: slice) -> Tensor:
+            image_B3HW = torch.stack([pictures[index] for index in waiting[rows]])
+            return encode_image(self.vae, image_B3HW.to(self.vae.device)).cpu()
+
+        latents = [latent_Chw for part in self._batch.map(len(waiting), encode) for latent_Chw in part]
+        for index, latent_Chw in zip(waiting, latents, strict=True):
+            found[index] = latent_Chw
+            if self.latent_cache is not None:
+                self.latent_cache.put(latent_name(pairs[index].content_key, size), {"latent": latent_Chw})
         return found, problems
 
     def states(self, captions: Sequence[str]) -> tuple[list[Tensor], list[bool], list[str]]:

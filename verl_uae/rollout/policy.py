@@ -26,6 +26,7 @@ from verl_uae.errors import RewardError
 from verl_uae.flow.ode import Velocity, euler
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import Trajectory, sample_trajectory
+from verl_uae.memory import FittingBatch
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
@@ -74,7 +75,9 @@ class PolicyRolloutSettings:
     micro_batch_size: int
     """Samples per velocity call, in sampling and in training."""
     decode_batch_size: int
-    """Pictures decoded and scored together."""
+    """Pictures scored together."""
+    vae_batch_size: int
+    """Pictures decoded by the VAE at a time."""
     share_noise: bool
     negative_prompt: str
     keep_reconstructions: bool = False
@@ -122,6 +125,7 @@ class PolicyRollout:
         self.scorer = scorer
         self.settings = settings
         self.device = torch.device(device)
+        self._vae_batch = FittingBatch(settings.vae_batch_size, "pictures of the VAE", "uae.decoder.vae_batch_size")
 
     def explore(
         self,
@@ -252,9 +256,11 @@ class PolicyRollout:
     def _decode(self, final_BChw: Tensor) -> tuple[Tensor, dict[int, RewardRecord]]:
         """Pictures, and the records of those that cannot be drawn, which are black."""
         try:
-            return decode_latent(self.vae, final_BChw.to(self.device)), {}
+            latent_BChw = final_BChw.to(self.device)
+            pictures = self._vae_batch.map(len(final_BChw), lambda rows: decode_latent(self.vae, latent_BChw[rows]))
+            return torch.cat(pictures), {}
         except (RuntimeError, MemoryError) as error:
-            # Memory that runs out, or a kernel that fails: a batch is tried again one by one.
+            # A kernel that fails, or a single picture that memory does not hold: a batch is tried again one by one.
             if len(final_BChw) == 1:
                 reason = f"decoder: {type(error).__name__}: {error}"
                 black = torch.zeros(1, 3, self.settings.height, self.settings.width, device=self.device)

@@ -176,6 +176,7 @@ def build_rollout(config: DictConfig, captions: EncoderCaptions | None, transfor
         latent_shape=latent_shape(vae, transformer, uae.decoder.height, uae.decoder.width),
         micro_batch_size=uae.policy.micro_batch_size,
         decode_batch_size=uae.decoder.batch_size,
+        vae_batch_size=uae.decoder.vae_batch_size,
         share_noise=uae.policy.share_noise,
         negative_prompt=uae.decoder.negative_prompt,
         keep_reconstructions=has_groupwise(config),

@@ -146,8 +146,12 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         return self.replica.field
 
     def _frozen(self) -> list[Callable[[str], Any]]:
-        movers = super()._frozen()
-        return movers + [part.to for part in (self.captions, self.replica) if part is not None]
+        return super()._frozen() + ([] if self.captions is None else [self.captions.to])
+
+    def _move_frozen(self, device: str) -> None:
+        if self.replica is not None and device == "cpu":
+            self.replica.release()
+        super()._move_frozen(device)
 
     def _mini_batch(
         self,

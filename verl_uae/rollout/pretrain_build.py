@@ -74,5 +74,5 @@ def build_pair_encoder(config: DictConfig, rollout: PolicyRollout) -> PairEncode
         latent_cache=latents,
         condition_cache=states,
         limits=limits,
-        batch_size=uae.decoder.batch_size,
+        batch_size=uae.decoder.vae_batch_size,
     )

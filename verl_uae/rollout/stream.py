@@ -5,7 +5,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+from collections import deque
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,102 +22,99 @@ logger = logging.getLogger(__name__)
 #: Seconds between two questions whether a dead decoder is back.
 POLL_S = 1.0
 
+#: Captions that may wait for their outcome at a time; more wait in Ray.
+MAX_WAITING = 100_000
 
-class StreamClient:
-    """Collects captions into micro-batches with a bounded wait and sends each to the least busy decoder.
 
-    A decoder that dies costs what it was working on. Until Ray has started it again it gets nothing: an idle one would
-    look the least busy, and every caption that is left would fail on it. Where all are away, captions wait.
+@dataclass(slots=True)
+class _Waiting:
+    """A caption that no decoder has yet."""
 
-    Lives on the event loop of one agent-loop worker.
+    request: ChainRequest
+    answer: asyncio.Future[Outcome]
+    due: float
+    """When it has waited enough, on the loop's clock."""
+
+
+class StreamQueue:
+    """Collects the captions of all agent loops into micro-batches and sends each to a decoder that has nothing to do.
+
+    While every decoder is at work captions go on collecting: a micro-batch that left earlier would only wait elsewhere,
+    and be smaller.
+
+    A decoder that dies costs what it was working on. Until Ray has started it again it gets nothing. Where all are
+    away, captions wait.
 
     Args:
         actors: Ray names of decoder workers.
         max_batch: captions per micro-batch.
-        max_wait_s: longest time the first caption of a micro-batch waits for company, seconds.
+        max_wait_s: longest time the first caption of a micro-batch waits for company while a decoder is idle, seconds.
     """
 
-    _shared: StreamClient | None = None
-
-    def __init__(self, actors: tuple[str, ...], max_batch: int, max_wait_s: float) -> None:
+    def __init__(self, actors: Sequence[str], max_batch: int, max_wait_s: float) -> None:
         self.handles = [ray.get_actor(name) for name in actors]
-        self.busy = [0] * len(self.handles)
-        self.usable = set(range(len(self.handles)))
+        self.idle = deque(range(len(self.handles)))
         self.returning: dict[int, asyncio.Task[None]] = {}
         self.max_batch = max_batch
         self.max_wait_s = max_wait_s
-        self.pending: list[tuple[ChainRequest, asyncio.Future[Outcome]]] = []
-        self.timer: asyncio.TimerHandle | None = None
+        self.pending: deque[_Waiting] = deque()
+        self.working = 0
         self.tasks: set[asyncio.Task[None]] = set()
-
-    @classmethod
-    def shared(cls, actors: tuple[str, ...], max_batch: int, max_wait_s: float) -> StreamClient:
-        """The client of this process, made on first use."""
-        if cls._shared is None:
-            cls._shared = cls(actors, max_batch, max_wait_s)
-        return cls._shared
 
     async def score(self, request: ChainRequest) -> Outcome:
         """Redraw and score one caption; never raises for a fault of the decoder, which is an outcome."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Outcome] = loop.create_future()
-        self.pending.append((request, future))
-        if len(self.pending) >= self.max_batch:
-            self._flush()
-        elif self.timer is None:
-            self.timer = loop.call_later(self.max_wait_s, self._flush)
-        return await future
+        waiting = _Waiting(request, loop.create_future(), loop.time() + self.max_wait_s)
+        self.pending.append(waiting)
+        loop.call_at(waiting.due, self._dispatch)
+        self._dispatch()
+        return await waiting.answer
 
-    def _flush(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        batch, self.pending = self.pending[: self.max_batch], self.pending[self.max_batch :]
-        if not batch:
-            return
-        task = asyncio.get_running_loop().create_task(self._send(batch))
+    def _dispatch(self) -> None:
+        """Send what is due: to every idle decoder a micro-batch that is full, or whose first caption waited enough."""
+        now = asyncio.get_running_loop().time()
+        while self.pending and self.idle:
+            if len(self.pending) < self.max_batch and self.pending[0].due > now:
+                return
+            batch = [self.pending.popleft() for _ in range(min(self.max_batch, len(self.pending)))]
+            self._start(self._send(self.idle.popleft(), batch))
+        if not self.idle and not self.working and not self.returning:
+            self._answer(self.pending, [failed_outcome("error", "every decoder rank is dead") for _ in self.pending])
+            self.pending.clear()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        if self.pending:
-            self._flush()
+        return task
 
-    async def _send(self, batch: list[tuple[ChainRequest, asyncio.Future[Outcome]]]) -> None:
-        rank = await self._least_busy()
-        if rank is None:
-            self._answer(batch, [failed_outcome("error", "every decoder rank is dead") for _ in batch])
-            return
-        self.busy[rank] += len(batch)
+    async def _send(self, rank: int, batch: Sequence[_Waiting]) -> None:
+        self.working += 1
         outcomes: list[Any]
         try:
-            outcomes = await self.handles[rank].score_requests.remote([request for request, _ in batch])
+            outcomes = await self.handles[rank].score_requests.remote([waiting.request for waiting in batch])
+            self.idle.append(rank)
         except ray.exceptions.RayError as error:
             reason = f"decoder rank {rank}: {type(error).__name__}"
             outcomes = [failed_outcome("error", reason) for _ in batch]
             if isinstance(error, ray.exceptions.RayActorError):
                 self._set_aside(rank)
+            else:
+                self.idle.append(rank)
         finally:
-            self.busy[rank] -= len(batch)
+            self.working -= 1
         self._answer(batch, outcomes)
+        self._dispatch()
 
     @staticmethod
-    def _answer(batch: list[tuple[ChainRequest, asyncio.Future[Outcome]]], outcomes: list[Any]) -> None:
-        for (_, future), result in zip(batch, outcomes, strict=True):
-            if not future.done():
-                future.set_result(result)
-
-    async def _least_busy(self) -> int | None:
-        """Of the usable decoders; None if none will ever be."""
-        while not self.usable:
-            if not self.returning:
-                return None
-            await asyncio.wait(list(self.returning.values()), return_when=asyncio.FIRST_COMPLETED)
-        return min(self.usable, key=self.busy.__getitem__)
+    def _answer(batch: Iterable[_Waiting], outcomes: Sequence[Any]) -> None:
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(outcome)
 
     def _set_aside(self, rank: int) -> None:
-        self.usable.discard(rank)
-        if rank not in self.returning:
-            logger.error("decoder rank %d died; captions go to the others until it is back", rank)
-            self.returning[rank] = asyncio.get_running_loop().create_task(self._await_return(rank))
+        logger.error("decoder rank %d died; captions go to the others until it is back", rank)
+        self.returning[rank] = self._start(self._await_return(rank))
 
     async def _await_return(self, rank: int) -> None:
         """Until a decoder answers again, or is dead for good."""
@@ -121,7 +122,7 @@ class StreamClient:
             while True:
                 try:
                     if await self.handles[rank].ready.remote():
-                        self.usable.add(rank)
+                        self.idle.append(rank)
                         return
                 except (ray.exceptions.ActorDiedError, ray.exceptions.RayTaskError) as error:
                     logger.error("decoder rank %d does not come back: %s", rank, error)
@@ -132,3 +133,55 @@ class StreamClient:
                 await asyncio.sleep(POLL_S)
         finally:
             del self.returning[rank]
+            self._dispatch()
+
+
+class StreamDispatcher:
+    """The queue as a Ray actor: one for all agent-loop processes, so that it sees how busy every decoder is.
+
+    Args:
+        actors: see :class:`StreamQueue`, as the other two.
+        max_batch: see there.
+        max_wait_s: see there.
+    """
+
+    def __init__(self, actors: Sequence[str], max_batch: int, max_wait_s: float) -> None:
+        self.queue = StreamQueue(actors, max_batch, max_wait_s)
+
+    async def score(self, request: ChainRequest) -> Outcome:
+        """See :meth:`StreamQueue.score`."""
+        return await self.queue.score(request)
+
+
+def start_dispatcher(name: str, actors: Sequence[str], max_batch: int, max_wait_s: float) -> Any:
+    """Start the dispatcher of a run under a Ray name; its handle keeps it alive.
+
+    Should its process die, Ray starts another, and sends it what was not answered again: drawing twice changes nothing.
+    """
+    options = {"num_cpus": 0, "max_concurrency": MAX_WAITING, "max_restarts": -1, "max_task_retries": -1}
+    actor = ray.remote(StreamDispatcher).options(name=name, **options)
+    return actor.remote(list(actors), max_batch, max_wait_s)
+
+
+class StreamClient:
+    """What a process of agent loops asks.
+
+    Args:
+        dispatcher: Ray name of the dispatcher.
+    """
+
+    def __init__(self, dispatcher: str) -> None:
+        self._dispatcher = ray.get_actor(dispatcher)
+
+    async def score(self, request: ChainRequest) -> Outcome:
+        """Redraw and score one caption; never raises for a fault of decoder or dispatcher, which is an outcome."""
+        try:
+            return await self._dispatcher.score.remote(request)
+        except ray.exceptions.RayError as error:
+            return failed_outcome("error", f"dispatcher of the streamed schedule: {type(error).__name__}")
+
+
+@functools.cache
+def stream_client(dispatcher: str) -> StreamClient:
+    """The client of this process."""
+    return StreamClient(dispatcher)

@@ -34,7 +34,7 @@ class DecoderMixin:
         return self.config.uae.decoder.schedule == "streamed"
 
     def start_decoders(self, manager: ResourcePoolManager) -> ResourcePoolManager:
-        """Start the decoder workers beside verl's own workers, so that all load at the same time.
+        """Start the decoder workers in the places that verl's own workers will share with them.
 
         Args:
             manager: verl's plan of pools; with ``uae.decoder.pool=own`` a pool for the decoders is added.

@@ -20,7 +20,9 @@ import verl_uae.trainer.advantage  # noqa: F401  registers uae_grpo
 from verl_uae.config.path_keys import resolve_paths
 from verl_uae.config.validate import validate
 from verl_uae.engine.worker import CaptionerWorker
-from verl_uae.rollout.agent_loop import STREAM_ACTORS, STREAM_RECONSTRUCTIONS
+from verl_uae.rollout.agent_loop import STREAM_DISPATCHER, STREAM_RECONSTRUCTIONS
+from verl_uae.rollout.decoder_group import DecoderGroup
+from verl_uae.rollout.policy_group import DecoderTrainingGroup
 from verl_uae.rollout.sample import dataset_row, source_image
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
@@ -86,7 +88,15 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         super()._init_resource_pool_mgr()
         for role in self.role_worker_mapping:
             self.role_worker_mapping[role] = ray.remote(CaptionerWorker)
+        # A caption server measures the memory of its GPU when it is created, a little later: what comes or goes then it
+        # takes for its own. What stays must be there, and what is moved off must be gone.
+        for group in self._start_workers():
+            group.wait_until_loaded()
+
+    def _start_workers(self) -> list[DecoderGroup | DecoderTrainingGroup]:
+        """Start the workers beside verl's own; they load side by side."""
         self.resource_pool_manager = self.start_decoders(self.resource_pool_manager)
+        return [self.decoders]
 
     def _setup(self) -> None:
         super()._setup()
@@ -94,11 +104,10 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         reward = self.config.uae.reward
         with open_dict(self.config):
             self.config.algorithm[SETTINGS_KEY] = {"min_std": reward.min_std, "std": reward.advantage_std}
-        self.decoders.wait_until_loaded()
         if self.streamed:
             with open_dict(self.config):
                 custom = dict(self.config.actor_rollout_ref.rollout.get("custom") or {})
-                custom[STREAM_ACTORS] = self.decoders.actor_names
+                custom[STREAM_DISPATCHER] = self.decoders.start_dispatcher()
                 custom[STREAM_RECONSTRUCTIONS] = self.group_rewards.active
                 self.config.actor_rollout_ref.rollout.custom = custom
 

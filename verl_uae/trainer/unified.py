@@ -14,6 +14,8 @@ from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
 from verl_uae.errors import RewardError
+from verl_uae.rollout.decoder_group import DecoderGroup
+from verl_uae.rollout.policy_group import DecoderTrainingGroup
 from verl_uae.trainer.batch import canonical_order, fetch
 from verl_uae.trainer.g4u import G4UTrainer
 from verl_uae.trainer.policy import PolicyMixin, policy_sources
@@ -37,15 +39,13 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         unified = config.uae.unified
         self.alternation = Alternation(unified.g4u_steps, unified.u4g_steps, unified.first)
 
-    def _init_resource_pool_mgr(self) -> None:
-        super()._init_resource_pool_mgr()
+    def _start_workers(self) -> list[DecoderGroup | DecoderTrainingGroup]:
+        groups = super()._start_workers()
         steps = self.alternation.done("u4g", self.total_training_steps)
         self.start_policy(self.resource_pool_manager.resource_pool_dict["global_pool"], steps)
+        return [*groups, self.policy]
 
     def _load_checkpoint(self) -> None:
-        # verl's set-up ends with this call; all weights are there by now.
-        self.policy.wait_until_loaded()
-        self.decoders.wait_until_loaded()
         super()._load_checkpoint()
         if self.global_steps > 0:
             self.load_policy(self._resumed_folder())

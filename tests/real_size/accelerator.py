@@ -1,0 +1,201 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The device ``meta`` in the place of an accelerator: real shapes, no arithmetic, no memory.
+
+What an accelerator refuses, and what it is slow at, can be seen without one: tensors of two devices in one operation,
+the host waiting for a number, weights that travel, memory that is held. Numbers read from the device are zeros.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from verl_uae.reward.scorer import RewardScorer
+
+PACKAGE = str(Path(sys.modules["verl_uae"].__file__ or "").parent) + "/"
+
+GIB = 2**30
+
+#: Operations that are given tensors of two devices on an accelerator too.
+_TWO_DEVICES = ("_to_copy", "copy_", "set_")
+#: Operations whose indices may lie on the host.
+_HOST_INDICES = ("index", "index_put", "index_put_", "_unsafe_index")
+
+
+class MixedDevicesError(AssertionError):
+    """An operation was given tensors of the accelerator and of the host."""
+
+
+class Accelerator(TorchDispatchMode):
+    """Watches what is done with tensors on ``meta`` while it is entered.
+
+    Modes hold for one thread; :meth:`in_threads_of` takes it into those of reward terms.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.syncs: Counter[str] = Counter()
+        """How often the host waited for the device, by the function of this package that asked."""
+        self.frozen_bytes_to_host = 0
+        """Of weights without gradient in modules that were moved."""
+        self.live_bytes = 0
+        """Held on the device now; what was there before is not counted."""
+        self.peak_bytes = 0
+        self._storages: set[int] = set()
+        self._host_reads = _HostReads(self)
+
+    def __enter__(self) -> Accelerator:
+        self._host_reads.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._host_reads.__exit__(*error)
+
+    @property
+    def peak_gib(self) -> float:
+        """Most memory held at a time, GiB."""
+        return self.peak_bytes / GIB
+
+    def in_threads_of(self, scorer: RewardScorer) -> RewardScorer:
+        """The same scorer, whose terms are watched as well."""
+        run = scorer.guard.run
+
+        def watched(owner: str, call: Callable[[], Any]) -> Any:
+            def inside() -> Any:
+                with self:
+                    return call()
+
+            return run(owner, inside)
+
+        scorer.guard.run = watched  # type: ignore[method-assign]
+        return scorer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[1]
+        self._refuse_two_devices(name, args, kwargs)
+        found = self._read(name, args, kwargs)
+        if found is None:
+            found = func(*args, **kwargs)
+        self._hold(tree_leaves(found))
+        return found
+
+    def synced(self) -> None:
+        """Note that the host waits here."""
+        self.syncs[_place()] += 1
+
+    @staticmethod
+    def _refuse_two_devices(name: str, args: Any, kwargs: Any) -> None:
+        if name in _TWO_DEVICES:
+            return
+        looked_at = (args[:1], args[2:], kwargs) if name in _HOST_INDICES else (args, kwargs)
+        tensors = [leaf for leaf in tree_leaves(looked_at) if isinstance(leaf, Tensor)]
+        # A number on the host goes with anything.
+        kinds = {tensor.device.type for tensor in tensors if tensor.dim() > 0 or tensor.device.type == "meta"}
+        if len(kinds) > 1:
+            shapes = ", ".join(f"{tensor.device.type} {tuple(tensor.shape)}" for tensor in tensors)
+            raise MixedDevicesError(f"{name} in {_place()}: {shapes}")
+
+    def _read(self, name: str, args: Any, kwargs: Any) -> Any:
+        """What an operation that makes the host wait gives; None for all others."""
+        first = args[0] if args else None
+        if not isinstance(first, Tensor):
+            return None
+        if name == "copy_":
+            if first.device.type == "cpu" and args[1].device.type == "meta":
+                self.synced()
+                return first.zero_()
+            return None
+        if first.device.type != "meta":
+            return None
+        if name == "_to_copy" and torch.device(kwargs.get("device") or "meta").type == "cpu":
+            return self._to_host(first, kwargs)
+        if name == "_local_scalar_dense":
+            self.synced()
+            return torch.zeros((), dtype=first.dtype).item()
+        if name == "equal":
+            self.synced()
+            return True
+        if name == "nonzero":
+            self.synced()
+            return torch.empty(first.numel(), first.dim(), dtype=torch.long, device="meta")
+        return None
+
+    def _to_host(self, tensor: Tensor, kwargs: Any) -> Tensor:
+        dtype = kwargs.get("dtype") or tensor.dtype
+        if _moves_module():
+            self.frozen_bytes_to_host += 0 if tensor.requires_grad else tensor.numel() * tensor.element_size()
+            # Of real size, but no more memory than one number.
+            return torch.zeros((), dtype=dtype).expand(tensor.shape)
+        if not kwargs.get("non_blocking"):
+            self.synced()
+        return torch.zeros(tensor.shape, dtype=dtype)
+
+    def _hold(self, leaves: Iterable[Any]) -> None:
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or leaf.device.type != "meta":
+                continue
+            storage = leaf.untyped_storage()
+            if storage._cdata in self._storages:
+                continue
+            self._storages.add(storage._cdata)
+            self.live_bytes += storage.nbytes()
+            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+            weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
+
+    def _release(self, storage: int, size: int) -> None:
+        self._storages.discard(storage)
+        self.live_bytes -= size
+
+
+class _HostReads(TorchFunctionMode):
+    """Reads that do not reach the dispatcher."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__()
+        self._accelerator = accelerator
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.tolist and args[0].device.type == "meta":
+            self._accelerator.synced()
+            return torch.zeros(args[0].shape, dtype=args[0].dtype).tolist()
+        if func is Tensor.__getitem__ and args[0].device.type == "meta":
+            index = args[1]
+            if isinstance(index, Tensor) and index.dtype == torch.bool:
+                self._accelerator.synced()
+                return args[0].flatten(0, index.dim() - 1)
+        return func(*args, **(kwargs or {}))
+
+
+def _frames() -> Iterable[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _place() -> str:
+    """``module.py:function`` of this package that is nearest to the operation."""
+    for frame in _frames():
+        name = frame.f_code.co_filename
+        if name.startswith(PACKAGE):
+            return f"{name.removeprefix(PACKAGE)}:{frame.f_code.co_qualname}"
+    return "outside the package"
+
+
+def _moves_module() -> bool:
+    return any(frame.f_code is nn.Module._apply.__code__ for frame in _frames())

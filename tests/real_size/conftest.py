@@ -1,0 +1,69 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.sizes import Size
+from tests.real_size import models
+from tests.real_size.accelerator import Accelerator
+
+#: Every width of encoder and decoder; what comes after the projector does not see the encoder.
+PAIRS = [("sd35_large", 2048), ("sd35_medium", 3584)]
+
+
+@pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+def size(request: pytest.FixtureRequest) -> Size:
+    """A decoder with its encoder."""
+    return models.size_of(*request.param)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a picture tower."""
+    return models.save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
+    """The device ``meta``, which the package takes for its accelerator; not entered yet."""
+    import verl_uae.rollout.cold_start_worker
+    import verl_uae.rollout.decoder_worker
+    import verl_uae.rollout.policy_worker
+    import verl_uae.rollout.pretrain_worker  # noqa: F401  # import all that ask verl for the device
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("verl_uae."):
+            for asked in ("get_device_id", "get_device_name"):
+                if hasattr(module, asked):
+                    monkeypatch.setattr(module, asked, lambda: "meta")
+            if hasattr(module, "get_torch_device"):
+                monkeypatch.setattr(module, "get_torch_device", lambda: _Memory)
+    return Accelerator()
+
+
+class _Memory:
+    """What is asked of torch's module of a device."""
+
+    @staticmethod
+    def empty_cache() -> None:
+        """There is no cache."""
+
+
+@pytest.fixture
+def one_rank() -> Iterator[Any]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("real_size")

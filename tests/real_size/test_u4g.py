@@ -1,0 +1,67 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Understanding for Generation: sampling, scoring and updates of the decoder policy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from benchmarks.sizes import Size
+from tests.real_size import models, workers
+from tests.real_size.accelerator import Accelerator
+from verl_uae.rollout.policy import PolicySource
+from verl_uae.rollout.policy_build import EMA, OLD, sampling_plan
+from verl_uae.rollout.policy_layout import Layout
+
+SIZES = [
+    "uae.decoder.path=decoder",
+    "uae.policy.micro_batch_size=2",
+    "uae.policy.samples_per_caption=4",
+    "uae.policy.updates_per_rollout=1",
+    "uae.policy.num_steps=4",
+    "uae.policy.window.size=2",
+]
+LAYOUT = Layout(sources=1, members=4, updates=1, ranks=1)
+MICRO_BATCHES, PLACES = 2, 2
+
+LORA = ["uae.policy.reference_kl.coef=0.1"]
+FULL = ["uae.policy.lora.rank=0", "uae.policy.guidance=4.5", "uae.decoder.guidance=4.5"]
+FORWARD = ["decoder/objective=nft", "uae.policy.samples_per_caption=4", "uae.policy.objective.num_sigmas=2"]
+
+
+def explored(worker: workers.PolicyWorker, config: Any) -> list[Any]:
+    source = PolicySource(models.photograph(), "digest", "a red circle")
+    plan = sampling_plan(config, 3.0, 0)
+    outcomes, _ = worker.explore([source], LAYOUT, plan.to_dict(), 1)
+    return [(entry["status"], entry["reason"]) for entry in outcomes]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "forward"])
+def test_a_batch_is_drawn_scored_and_trained_on_the_device(
+    size: Size, kind: str, clip: str, accelerator: Accelerator, one_rank: Any, compose
+) -> None:
+    """LoRA with a penalty on the distance to the reference; all weights with guidance; the forward process."""
+    overrides = {"lora": LORA, "full": FULL, "forward": FORWARD}[kind]
+    config = compose(*SIZES[:1], *overrides, *SIZES[1:], name="uae_u4g")
+    module = models.policy_module(size, lora=kind != "full")
+    shadows = (EMA, OLD) if kind == "forward" else (EMA,)
+    worker = workers.policy_worker(config, size, clip, module, shadows=shadows)
+    accelerator.in_threads_of(worker.rollout.scorer)
+    with accelerator:
+        assert explored(worker, config) == [("ok", "")] * 4
+        sampling = Counter(accelerator.syncs)
+        accelerator.syncs.clear()
+        metrics = worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0)
+    assert all(parameter.grad is not None for parameter in module.transformer.parameters() if parameter.requires_grad)
+    assert metrics[0]["valid"] == [4.0] and ("reference_kl/mean" in metrics[0]) == (kind == "lora")
+    # The five tensors of a trajectory, at the end of a micro-batch.
+    assert sampling["rollout/policy.py:_to_host"] == 5 * MICRO_BATCHES
+    assert not {place for place in sampling if place.startswith(("engine/", "flow/"))}
+    if kind == "forward":
+        # The old policy's velocities, micro-batch by micro-batch.
+        assert accelerator.syncs.pop("engine/decoder.py:DecoderEngine.recompute_old") == MICRO_BATCHES
+    assert accelerator.syncs.total() / (MICRO_BATCHES * PLACES) <= 1, accelerator.syncs
+    assert accelerator.frozen_bytes_to_host == 0

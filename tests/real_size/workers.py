@@ -1,0 +1,106 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The package's workers around models on ``meta``, without Ray and verl's engines.
+
+Numbers read from the device are zeros, so what a worker adds up over its ranks is added up on the host here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+
+from benchmarks.sizes import Size
+from tests.real_size import models
+from verl_uae.decoder.codec import latent_shape
+from verl_uae.engine.policy_module import PolicyModule
+from verl_uae.rollout.conditions import ConditionCache
+from verl_uae.rollout.decoder_worker import DecoderWorker
+from verl_uae.rollout.policy import PolicyRollout, PolicyRolloutSettings
+from verl_uae.rollout.policy_build import objective
+from verl_uae.rollout.policy_worker import DecoderPolicyWorker
+from verl_uae.rollout.pretrain_build import build_pair_encoder, density
+from verl_uae.rollout.pretrain_worker import FlowMatching, PretrainWorker
+from verl_uae.rollout.training_worker import DecoderTrainingWorker
+
+
+def rollout(config: Any, size: Size, clip: str, module: PolicyModule) -> PolicyRollout:
+    """As :func:`~verl_uae.rollout.policy_build.build_rollout` builds it."""
+    uae, codec = config.uae, models.vae()
+    settings = PolicyRolloutSettings(
+        seed=uae.seed,
+        height=uae.decoder.height,
+        width=uae.decoder.width,
+        latent_shape=latent_shape(codec, module.transformer.config, uae.decoder.height, uae.decoder.width),
+        micro_batch_size=uae.policy.micro_batch_size,
+        decode_batch_size=uae.decoder.batch_size,
+        vae_batch_size=uae.decoder.vae_batch_size,
+        share_noise=uae.policy.share_noise,
+        negative_prompt=uae.decoder.negative_prompt,
+    )
+    conditions = ConditionCache(models.conditioner(size), uae.policy.captions.condition_cache_size)
+    return PolicyRollout(conditions, codec, models.scorer(clip), settings, "meta")
+
+
+class _OneRank(DecoderTrainingWorker):
+    """One rank of a training worker."""
+
+    loss_fn: Any
+
+    def train_batch(self, data: TensorDict) -> TensorDict:  # type: ignore[override]
+        """verl's worker, without its times and memory statistics."""
+        output = self.engine.train_batch(data, self.loss_fn)
+        return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": output["metrics"]})
+
+    @staticmethod
+    def total_weight(weight_B: torch.Tensor) -> float:
+        """Of one rank."""
+        return float(weight_B.sum())
+
+
+class PolicyWorker(_OneRank, DecoderPolicyWorker):
+    """One rank of :class:`DecoderPolicyWorker`."""
+
+
+class PairWorker(_OneRank, PretrainWorker):
+    """One rank of :class:`PretrainWorker`."""
+
+
+def policy_worker(config: Any, size: Size, clip: str, module: PolicyModule, **engine: Any) -> PolicyWorker:
+    """A worker as ``init_model`` leaves it."""
+    worker = object.__new__(PolicyWorker)
+    _place(worker, config, models.engine(models.PolicyEngine, module, **engine))
+    worker.rollout = rollout(config, size, clip, module)
+    worker.objective = worker.loss_fn = objective(config)
+    worker.captions, worker.replica, worker._drawn, worker.shift = None, None, None, 3.0
+    return worker
+
+
+def _place(worker: Any, config: Any, engine: Any) -> None:
+    worker.run, worker.engine = config, engine
+    worker._rank, worker._world_size = 0, 1
+
+
+def pair_worker(config: Any, size: Size, clip: str, module: PolicyModule, **engine: Any) -> PairWorker:
+    """A worker as ``init_model`` leaves it."""
+    worker = object.__new__(PairWorker)
+    _place(worker, config, models.engine(models.PairEngine, module, **engine))
+    worker.shift = 3.0
+    worker.density = density(config, worker.shift)
+    worker.loss_fn = FlowMatching(worker.density)
+    worker.rollout = rollout(config, size, clip, module)
+    worker.encoder = build_pair_encoder(config, worker.rollout)
+    return worker
+
+
+def decoder_worker(config: Any, size: Size, clip: str) -> Any:
+    """A rank that redraws captions, its models on the device."""
+    decoder = config.uae.decoder
+    names = ("height", "width", "num_steps", "guidance", "batch_size", "vae_batch_size")
+    worker = object.__new__(DecoderWorker)
+    worker.config, worker._rank = config, 0
+    worker.chain = models.chain(size, clip, **{name: decoder[name] for name in names})
+    return worker

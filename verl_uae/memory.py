@@ -1,0 +1,83 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Batches that shrink to what memory holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: What errors say for lack of memory that are no ``torch.OutOfMemoryError``: the CPU allocator, cuBLAS and cuDNN.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory did not suffice, so that fewer samples may pass.
+
+    A plain ``MemoryError`` does not count: Python and Pillow raise it over one sample.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+class FittingBatch:
+    """How many samples go through a model together; halved where they do not fit, and kept so.
+
+    Args:
+        size: samples at a time at first, at least 1.
+        what: what they are, for the log.
+        key: configuration key of the size, for the log; empty where there is none.
+    """
+
+    def __init__(self, size: int, what: str, key: str = "") -> None:
+        self.size = size
+        self.what = what
+        self.key = key
+        self._failed = 0
+
+    def map(self, count: int, call: Callable[[slice], T]) -> list[T]:
+        """Call with consecutive parts of ``range(count)``, ``size`` at a time.
+
+        Returns:
+            The answers, in order.
+
+        Raises:
+            RuntimeError: of ``call``: there is no memory for a single one, or another fault.
+        """
+        answers: list[T] = []
+        start = 0
+        while start < count:
+            rows = slice(start, min(start + self.size, count))
+            try:
+                answers.append(call(rows))
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.size == 1:
+                    raise
+                self._halve(rows.stop - rows.start)
+                # Here the traceback, which holds the tensors of the failed call, is let go.
+                continue
+            self._report()
+            start = rows.stop
+        return answers
+
+    def _halve(self, tried: int) -> None:
+        self._failed = self._failed or tried
+        self.size = max(1, min(tried, self.size) // 2)
+
+    def _report(self) -> None:
+        """Say once what fits."""
+        if self._failed:
+            hint = f"; {self.key}={self.size} saves the attempt" if self.key else ""
+            logger.warning(
+                "out of memory with %d %s at a time; %d fit and are used from here on%s",
+                *(self._failed, self.what, self.size, hint),
+            )
+            self._failed = 0

@@ -160,6 +160,7 @@ class World:
             "semantic_weight": 1.0,
             "caption_weight": 0.5,
             "in_context": False,
+            "vae_batch_size": 1,
         }
         chosen = ReconstructionSettings(**{**settings, **changes})
         negative = normal((1, CONDITION_LENGTH, self.conditioner.width), "negative states")

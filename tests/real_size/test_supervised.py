@@ -74,7 +74,7 @@ def test_the_gradient_of_the_picture_reaches_encoder_and_decoder_on_the_device(
     features: Any = get_reward("clip", "uae.cold_start.backbone")(model=clip)
     features.to(torch.device("meta"))
     loss = ReconstructionLoss(
-        ReconstructionSettings(sigma_schedule(2, 3.0), 5.0, None, 1.0, 0.0, False),
+        ReconstructionSettings(sigma_schedule(2, 3.0), 5.0, None, 1.0, 0.0, False, 2),
         codec,
         features,
         encoder,

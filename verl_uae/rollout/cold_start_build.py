@@ -97,4 +97,5 @@ def reconstruction_settings(config: DictConfig, shift: float) -> ReconstructionS
         semantic_weight=cold_start.semantic_weight,
         caption_weight=cold_start.caption_weight if cold_start.encoder.train else 0.0,
         in_context=cold_start.states == "in_context",
+        vae_batch_size=config.uae.decoder.vae_batch_size,
     )

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from verl_uae.decoder.codec import differentiable_decode
 from verl_uae.engine.decoder import DecoderEngine
@@ -51,6 +52,8 @@ class ReconstructionSettings:
     semantic_weight: float
     caption_weight: float
     in_context: bool
+    vae_batch_size: int
+    """Pictures whose activations in VAE and feature network are held at a time."""
 
 
 class ReconstructionLoss:
@@ -135,6 +138,14 @@ class ReconstructionLoss:
         return engine.field(states_BLE, None if guidance == 1.0 else self.negative(), guidance)
 
     def _cosine(self, latent_BChw: Tensor, source_B3HW: Tensor) -> Tensor:
+        size = self.settings.vae_batch_size
+        if len(latent_BChw) <= size:
+            return self._cosine_of(latent_BChw, source_B3HW)
+        parts = zip(latent_BChw.split(size), source_B3HW.split(size), strict=True)
+        # Recomputed one part at a time in the backward pass.
+        return torch.cat([checkpoint(self._cosine_of, *part, use_reentrant=False) for part in parts])
+
+    def _cosine_of(self, latent_BChw: Tensor, source_B3HW: Tensor) -> Tensor:
         drawn_B3HW = differentiable_decode(self.vae, latent_BChw)
         with torch.no_grad():
             wanted = self.features.embed(source_B3HW)

@@ -35,9 +35,9 @@ def test_the_size_that_fits_is_kept_and_told_once(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             batch.map(4, model)
-    assert model.tried == [4, 2, 2, 2, 2, 2, 2] and batch.size == 2
+    assert model.tried == [4, 4, 2, 2, 2, 2, 2, 2] and batch.size == 2
     (line,) = caplog.messages
-    assert "4 pictures" in line and "2 fit" in line and "uae.decoder.vae_batch_size=2" in line
+    assert "up to 8 pictures" in line and "2 fit" in line and "uae.decoder.vae_batch_size=2" in line
 
 
 def test_a_single_sample_that_does_not_fit_is_an_error() -> None:

@@ -61,23 +61,20 @@ class FittingBatch:
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self.size == 1:
                     raise
-                self._halve(rows.stop - rows.start)
+                self._failed = self._failed or self.size
+                self.size //= 2
                 # Here the traceback, which holds the tensors of the failed call, is let go.
                 continue
             self._report()
             start = rows.stop
         return answers
 
-    def _halve(self, tried: int) -> None:
-        self._failed = self._failed or tried
-        self.size = max(1, min(tried, self.size) // 2)
-
     def _report(self) -> None:
         """Say once what fits."""
         if self._failed:
             hint = f"; {self.key}={self.size} saves the attempt" if self.key else ""
             logger.warning(
-                "out of memory with %d %s at a time; %d fit and are used from here on%s",
+                "out of memory with up to %d %s at a time; %d fit and are used from here on%s",
                 *(self._failed, self.what, self.size, hint),
             )
             self._failed = 0

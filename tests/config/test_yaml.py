@@ -51,6 +51,17 @@ def test_the_lists_above_are_not_empty() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PRIMARY if name not in PARTS])
+def test_frozen_models_leave_the_gpu_only_where_a_captioner_needs_its_memory(compose, name: str) -> None:
+    config = compose(*BASE, name=name)
+    captioner_shares_the_gpu = config.uae.stage in ("g4u", "unified")
+    assert config.uae.decoder.offload is captioner_shares_the_gpu
+    if captioner_shares_the_gpu:
+        # 80 GB: actor 7 at most, resident decoder 25, activations 10, contexts 6.
+        assert config.actor_rollout_ref.rollout.gpu_memory_utilization * 80 <= 80 - 7 - 25 - 10 - 6
+    assert compose(*BASE, "hardware=cpu", name=name).uae.decoder.offload is False
+
+
+@pytest.mark.parametrize("name", [name for name in PRIMARY if name not in PARTS])
 def test_a_config_name_with_paths_only_is_valid(compose, name: str) -> None:
     config = compose(*BASE, name=name)
     validate(config)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -127,3 +128,26 @@ def test_score_whole_sees_the_active_samples_only(make_batch) -> None:
     score_whole(Rank(), "rank", make_batch(5), [0, 2, 4], slots)
     assert sorted(slots[index].value for index in (0, 2, 4)) == [0.0, 0.5, 1.0]
     assert slots[1] is slots[3] is None
+
+
+def test_memory_that_runs_out_makes_chunks_smaller_for_good(make_batch, caplog) -> None:
+    class Large(RewardTerm):
+        bounds = (0.0, 1.0)
+        tried: ClassVar[list[int]] = []
+
+        def score(self, batch):
+            self.tried.append(len(batch))
+            if len(batch) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return batch.reconstruction_B3HW.mean(dim=(1, 2, 3))
+
+    batch, chunk = make_batch(5), FittingBatch(CHUNK, "pictures of reward term 'large'")
+    for _ in range(2):
+        slots: list[Any] = [None] * 5
+        score_chunked(Large(), "large", batch, range(5), chunk, slots)
+        values = [record.value for record in slots]
+        assert values == pytest.approx(batch.reconstruction_B3HW.mean(dim=(1, 2, 3)).tolist(), rel=1e-6)
+    assert Large.tried == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert [message for message in caplog.messages if "out of memory" in message] == [
+        "out of memory with up to 8 pictures of reward term 'large' at a time; 2 fit and are used from here on"
+    ]

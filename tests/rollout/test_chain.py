@@ -138,6 +138,54 @@ def test_one_poisoned_request_costs_one_sample(make_chain, kind: str) -> None:
         assert results[index].record.value == pytest.approx(expected[index].record.value, abs=1e-5)
 
 
+def test_memory_that_runs_out_costs_no_sample_and_the_size_that_fits_stays(
+    make_chain, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = [request(caption, seed, (seed,)) for seed, caption in enumerate(["red", "blue", "circle", "square"])]
+    expected = [result.record.value for result in make_chain(batch_size=1, vae_batch_size=1).run(requests)]
+    chain, tried = make_chain(), {"denoise": [], "decode_latent": []}
+    for name, room in (("denoise", 2), ("decode_latent", 1)):
+        original = getattr(chain.decoder, name)
+
+        def limited(first, *args, name=name, room=room, original=original, **kwargs):
+            tried[name].append(len(first))
+            if len(first) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 GiB")
+            return original(first, *args, **kwargs)
+
+        monkeypatch.setattr(chain.decoder, name, limited)
+    for _ in range(2):
+        results = chain.run(requests)
+        assert [result.record.value for result in results] == pytest.approx(expected, abs=1e-5)
+    assert tried == {"denoise": [4, 2, 2, 2, 2], "decode_latent": [2, 2, *[1] * 8]}
+    lines = [message for message in caplog.messages if message.startswith("out of memory")]
+    assert len(lines) == 2
+    assert any("uae.decoder.batch_size=2" in line for line in lines)
+    assert any("uae.decoder.vae_batch_size=1" in line for line in lines)
+
+
+def test_memory_that_holds_not_even_one_picture_is_an_error_of_each(make_chain, monkeypatch) -> None:
+    chain = make_chain()
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(chain.decoder, "denoise", fail)
+    results = chain.run([request(), request()])
+    assert [result.record.status for result in results] == [Status.ERROR] * 2
+    assert all("out of memory" in (result.record.reason or "") for result in results)
+
+
+def test_the_negative_prompt_is_encoded_once_and_draws_the_same(make_chain, monkeypatch) -> None:
+    chain = make_chain(guidance=4.0, negative_prompt="blue square")
+    first, _ = chain.draw(["a red circle"], [("k", 0)])
+    encoded: list[list[str]] = []
+    original = chain.conditioner.encode
+    monkeypatch.setattr(chain.conditioner, "encode", lambda captions: encoded.append(captions) or original(captions))
+    again, _ = chain.draw(["a red circle"], [("k", 0)])
+    assert torch.equal(first, again) and encoded == [["a red circle"]]
+
+
 def test_jpeg_on_request_only(make_chain) -> None:
     chain = make_chain()
     without, with_picture = chain.run([request(), request(want_picture=True)])

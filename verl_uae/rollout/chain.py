@@ -211,7 +211,7 @@ class ReconstructionChain:
         if self.settings.guidance == 1.0:
             return None
         if self._negative_1LE is None:
-            self._negative_1LE = self.conditioner.encode([self.settings.negative_prompt]).states_BLE.to("cpu")
+            self._negative_1LE = self.conditioner.encode([self.settings.negative_prompt]).states_BLE
         return self._negative_1LE.to(like.device)
 
 

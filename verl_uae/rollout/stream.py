@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class _Waiting:
 
 
 class StreamQueue:
-    """Collects the captions of all agent loops into micro-batches and sends each to a decoder that has nothing to do.
+    """Collects the captions of all agent loops and shares them out among the decoders that have nothing to do.
 
     While every decoder is at work captions go on collecting: a micro-batch that left earlier would only wait elsewhere,
     and be smaller.
@@ -71,13 +72,17 @@ class StreamQueue:
         return await waiting.answer
 
     def _dispatch(self) -> None:
-        """Send what is due: to every idle decoder a micro-batch that is full, or whose first caption waited enough."""
+        """Once a micro-batch is full, or its first caption has waited enough: give to the idle decoders.
+
+        Each gets its part of what waits, counting those at work: one that took all would leave the next ones nothing.
+        """
         now = asyncio.get_running_loop().time()
-        while self.pending and self.idle:
-            if len(self.pending) < self.max_batch and self.pending[0].due > now:
-                return
-            batch = [self.pending.popleft() for _ in range(min(self.max_batch, len(self.pending)))]
-            self._start(self._send(self.idle.popleft(), batch))
+        if self.pending and (len(self.pending) >= self.max_batch or self.pending[0].due <= now):
+            while self.pending and self.idle:
+                share = math.ceil(len(self.pending) / (len(self.idle) + self.working))
+                batch = [self.pending.popleft() for _ in range(min(share, self.max_batch))]
+                self.working += 1
+                self._start(self._send(self.idle.popleft(), batch))
         if not self.idle and not self.working and not self.returning:
             self._answer(self.pending, [failed_outcome("error", "every decoder rank is dead") for _ in self.pending])
             self.pending.clear()
@@ -89,7 +94,6 @@ class StreamQueue:
         return task
 
     async def _send(self, rank: int, batch: Sequence[_Waiting]) -> None:
-        self.working += 1
         outcomes: list[Any]
         try:
             outcomes = await self.handles[rank].score_requests.remote([waiting.request for waiting in batch])

@@ -22,7 +22,6 @@ UNMIRRORED = {
     "config/__init__.py": "empty",
     "trainer/decoders.py": "needs Ray and a GPU pool: tests/e2e/test_schedules.py and test_faults.py",
     "reward/terms/__init__.py": "empty",
-    "data/check.py": "tests/data/test_cli.py runs it through its only caller",
     "data/limits.py": "tests/data/test_images.py",
     "rollout/hf/adapter.py": "needs verl's worker: tests/e2e",
     "rollout/hf/replica.py": "needs verl's worker: tests/e2e",

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from verl_uae.compat import ensure_torchvision
 from verl_uae.data.cli import add_parser, main
 from verl_uae.data.schema import row_schema
+from verl_uae.scenes.tokenizer import build_processor
 
 
 def run(*words: object) -> int:
@@ -70,6 +72,23 @@ def test_pack_reads_what_editors_write(folder: Path, tmp_path: Path, capsys: pyt
     )
 
 
+def test_check_takes_what_training_takes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run("pack", folder, "--out", tmp_path / "out", "--val-fraction", 0)
+    rows = pq.read_table(tmp_path / "out/train.parquet").to_pylist()
+    lines = [json.dumps({"prompt": row["prompt"], "images": [f"in/{n}.png"]}) for n, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, "{"]) + "\n")
+    capsys.readouterr()
+    assert run("check", tmp_path / "rows.jsonl", "--max-bad", 1) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("5 rows, 1 bad")
+    assert run("check", tmp_path / "rows.jsonl", "--max-bad", 1, "--pairs") == 1
+    assert "column extra_info: caption is missing" in capsys.readouterr().out
+    ensure_torchvision()
+    build_processor().save_pretrained(tmp_path / "model")
+    for model, code in ((tmp_path / "model", 0), (tmp_path / "none", 2), (tmp_path / "in", 2)):
+        assert run("check", tmp_path / "out/train.parquet", "--model", model) == code
+    assert capsys.readouterr().out.count("error: --model") == 2
+
+
 def test_check_names_bad_rows(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run("pack", folder, "--out", tmp_path / "out", "--val-fraction", 0)
     rows = pq.read_table(tmp_path / "out/train.parquet").to_pylist()
@@ -93,7 +112,7 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     for words, reason in (
         (("check", tmp_path / "absent.parquet"), "absent.parquet: cannot be read"),
         (("check", tmp_path / "bad.parquet"), "bad.parquet: cannot be read"),
-        (("check", tmp_path / "other.parquet"), "column data_source is missing"),
+        (("check", tmp_path / "other.parquet"), "column images is missing; found: text"),
         (("check", tmp_path / "other.parquet", "--max-image-pixels", 10**10), "max_pixels must lie in"),
         (("pack", tmp_path / "absent", "--out", tmp_path / "o"), "not a folder"),
         (("pack", folder, "--out", tmp_path / "o", "--val-fraction", 2), "val_fraction"),

@@ -8,11 +8,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import pytest
 
+from verl_uae.data.frame import FILE, ROW
 from verl_uae.data.quarantine import BadItem
-from verl_uae.data.rows import FILE, ROW, CheckSettings, RowDoor, choose_rows, inspected, quarantine_path
+from verl_uae.data.rows import CheckSettings, RowDoor, choose_rows, inspected, quarantine_path
 from verl_uae.data.schema import make_row
 from verl_uae.errors import DataError
 
@@ -22,8 +22,8 @@ def door(tmp_path: Path, **settings: object) -> RowDoor:
 
 
 def test_inspection_keeps_the_order_in_threads() -> None:
-    frame = datasets.Dataset.from_dict({"x": list(range(200))})
-    found = list(inspected(frame, 4, lambda row: row["x"] * 2))
+    chunks = ([{"x": item} for item in range(start, start + 50)] for start in range(0, 200, 50))
+    found = list(inspected(chunks, 4, lambda row: row["x"] * 2))
     assert found == [(item, {"x": item}, 2 * item) for item in range(200)]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
-from verl_uae.data.schema import check_columns, make_prompt, make_row, row_problem, row_schema
+from verl_uae.data.schema import make_prompt, make_row, media_tokens, row_problem, row_schema
 from verl_uae.errors import DataError
 
 
@@ -20,7 +21,6 @@ def row() -> dict:
 def test_row_survives_arrow(row: dict) -> None:
     table = pa.Table.from_pylist([row], schema=row_schema())
     assert table.to_pylist() == [row]
-    check_columns(table.schema, "x.parquet")
 
 
 def test_row_holds_what_verl_reads(row: dict) -> None:
@@ -82,15 +82,14 @@ def test_make_row_refuses_a_bad_prompt(make_bytes: Callable) -> None:
         make_row(b"", index=5, split="val", sha256="", source="a.png", prompt=[{"role": "user", "content": "hi"}])
 
 
-def test_columns_are_checked_by_name_and_type(row: dict) -> None:
-    schema = row_schema()
-    with pytest.raises(DataError, match=r"x\.parquet: column images is missing"):
-        check_columns(schema.remove(schema.get_field_index("images")), "x.parquet")
-    text_images = schema.set(schema.get_field_index("images"), pa.field("images", pa.list_(pa.string())))
-    with pytest.raises(DataError, match=r"column images is list<.*string>, expected list"):
-        check_columns(text_images, "x.parquet")
-    # What pandas writes: no paths, a narrower extra_info, a column of its own.
-    del row["images"][0]["path"]
-    row["extra_info"] = {"index": 0}
-    row["mine"] = 1
-    check_columns(pa.Table.from_pylist([row]).schema, "x.parquet")
+def test_text_that_no_tokenizer_takes_is_named(row: dict) -> None:
+    for token in media_tokens(None):
+        row["prompt"][-1]["content"] = f"<image> {token}"
+        assert row_problem(row) == f"column prompt: message 1 contains the special token {token}"
+    row["prompt"][-1]["content"] = "<image> cut \ud83d"
+    assert "column prompt: message 1 holds half of a surrogate pair" in (row_problem(row) or "")
+    row["prompt"][-1]["content"] = "<image>"
+    row["extra_info"]["caption"] = "cut \ud83d"
+    assert "column extra_info: caption holds half of a surrogate pair" in (row_problem(row) or "")
+    processor = SimpleNamespace(image_token="<pic>", video_token=None)
+    assert media_tokens(processor) == (*media_tokens(None), "<pic>")

@@ -11,7 +11,7 @@ from typing import Any
 
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError, DataError
-from verl_uae.paths import expand
+from verl_uae.paths import expand, model_source
 from verl_uae.text import read_text
 
 
@@ -36,8 +36,10 @@ def add_parser(subparsers: Any) -> None:
     packer.add_argument("--overwrite", action="store_true", help="replace files that exist")
     packer.set_defaults(run=_pack)
 
-    checker = data.add_parser("check", help="check every row and picture of a parquet file")
+    checker = data.add_parser("check", help="check every row and picture of a parquet, JSON or tar file")
     checker.add_argument("file", type=expand)
+    checker.add_argument("--pairs", action="store_true", help="rows need a caption, as in uae_pretrain")
+    checker.add_argument("--model", metavar="DIR", help="captioner whose special tokens no prompt may hold")
     checker.add_argument("--quarantine", type=expand, metavar="FILE", help="write the bad rows as JSON lines")
     checker.add_argument("--max-bad", type=int, default=0, help="number of bad rows to accept")
     checker.set_defaults(run=_check)
@@ -103,8 +105,10 @@ def _pack(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from verl_uae.data.check import check_file
     from verl_uae.data.quarantine import published, write_items
+    from verl_uae.data.schema import media_tokens
 
-    total, bad = check_file(args.file, _limits(args))
+    refused_text = media_tokens(None if args.model is None else _processor(args.model))
+    total, bad = check_file(args.file, _limits(args), pairs=args.pairs, refused_text=refused_text)
     for item in bad[:20]:
         print(item)
     if len(bad) > 20:
@@ -114,3 +118,13 @@ def _check(args: argparse.Namespace) -> int:
             write_items(temporary, bad)
     print(f"{args.file}: {total} rows, {len(bad)} bad")
     return 0 if len(bad) <= args.max_bad and total > len(bad) else 1
+
+
+def _processor(model: str) -> Any:
+    from transformers import AutoProcessor
+
+    source = model_source(model, "--model")
+    try:
+        return AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError("--model", f"{source} has no processor that loads: {error}") from error

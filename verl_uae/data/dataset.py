@@ -20,11 +20,10 @@ from PIL import Image
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
+from verl_uae.data.frame import FILE, ROW
 from verl_uae.data.images import image_digest
 from verl_uae.data.quarantine import BadItem
 from verl_uae.data.rows import (
-    FILE,
-    ROW,
     CheckSettings,
     RowDoor,
     Size,
@@ -33,8 +32,9 @@ from verl_uae.data.rows import (
     load_rows,
     resize_options,
 )
-from verl_uae.data.schema import MEDIA_TOKENS
+from verl_uae.data.schema import media_tokens
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.text import printable
 
 __all__ = ["CheckSettings", "UAEDataset"]
 
@@ -62,14 +62,14 @@ class UAEDataset(RLHFDataset):
         self.settings = CheckSettings.from_config(self.config)
         self.door = RowDoor(
             files=tuple(map(str, self.data_files)),
-            names=tuple(map(str, self.original_data_files)),
+            names=tuple(printable(str(name)) for name in self.original_data_files),
             settings=self.settings,
             prompt_key=self.prompt_key,
             image_key=self.image_key,
             refused_keys=(self.video_key, self.audio_key),
-            refused_text=(*MEDIA_TOKENS, *_media_tokens(self.processor)),
+            refused_text=media_tokens(self.processor),
         )
-        self.dataframe = load_rows(self.door.files, self.image_key)
+        self.dataframe = load_rows(self.door)
         chosen = choose_rows(len(self.dataframe), self.max_samples, shuffle=self.shuffle, seed=self.seed)
         if chosen is not None:
             self.dataframe = self.dataframe.select(chosen)
@@ -85,7 +85,7 @@ class UAEDataset(RLHFDataset):
         good: list[int] = []
         bad: list[BadItem] = []
         overlong: list[BadItem] = []
-        for item, row, sizes in inspected(self.dataframe, self.settings.threads, self.door.inspect):
+        for item, row, sizes in inspected(self.dataframe.chunks(), self.settings.threads, self.door.inspect):
             length = sizes if isinstance(sizes, str) else measure(row, sizes)
             if isinstance(length, str):
                 bad.append(self.door.bad(row, length))
@@ -196,11 +196,6 @@ class _PromptLength:
             self.processor, text=[text], images=blanks, mm_processor_kwargs=dataset.mm_processor_kwargs
         )
         return len(inputs["input_ids"][0])
-
-
-def _media_tokens(processor: Any) -> tuple[str, ...]:
-    tokens = (getattr(processor, name, None) for name in ("image_token", "video_token", "audio_token"))
-    return tuple(token for token in tokens if isinstance(token, str) and token)
 
 
 def _first_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:

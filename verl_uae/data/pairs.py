@@ -9,18 +9,22 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 
 from PIL import Image
 from torch.utils.data import Dataset
 
+from verl_uae.data.captions import caption_problem
+from verl_uae.data.frame import Row
 from verl_uae.data.images import decode_image, upright_size
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
 from verl_uae.data.quarantine import BadItem
-from verl_uae.data.rows import CheckSettings, Row, RowDoor, Size, choose_rows, inspected, load_rows
+from verl_uae.data.rows import CheckSettings, RowDoor, Size, choose_rows, inspected, load_rows
 from verl_uae.data.schema import Message
 from verl_uae.errors import DataError, DecodeError
 from verl_uae.paths import expand
+from verl_uae.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +115,8 @@ class PairRows(Dataset[Pair]):
             raise DataError("<no file>", None, "at least one data file is needed")
         names = tuple(str(path) for path in paths)
         self.settings = settings or CheckSettings()
-        self.door = RowDoor(tuple(str(expand(name)) for name in names), names, self.settings)
-        frame = load_rows(self.door.files)
+        self.door = RowDoor(tuple(str(expand(name)) for name in names), tuple(map(printable, names)), self.settings)
+        frame = load_rows(self.door)
         chosen = choose_rows(len(frame), max_samples, shuffle=shuffle, seed=seed)
         self.frame = frame if chosen is None else frame.select(chosen)
         self.sizes: list[Size] = []
@@ -121,7 +125,7 @@ class PairRows(Dataset[Pair]):
 
     def _check_rows(self) -> None:
         total, good = len(self.frame), []
-        for item, row, found in inspected(self.frame, self.settings.threads, self._inspect):
+        for item, row, found in inspected(self.frame.chunks(), self.settings.threads, partial(inspect_pair, self.door)):
             if isinstance(found, str):
                 self.bad.append(self.door.bad(row, found))
             else:
@@ -135,28 +139,6 @@ class PairRows(Dataset[Pair]):
         if self.bad:
             self.frame = self.frame.select(good)
         logger.info("%s: %d pairs (%s)", ", ".join(self.door.names), len(good), self.settings.verify_images)
-
-    def _inspect(self, row: Row) -> Size | str:
-        """(W, H) of the picture, or the reason why the row is bad."""
-        found = self.door.inspect(row)
-        if isinstance(found, str):
-            return found
-        if len(found) > 1:
-            return f"column {self.door.image_key}: a pair has one picture, got {len(found)}"
-        info = row.get("extra_info") or {}
-        caption = info.get("caption")
-        if not isinstance(caption, str) or not caption.strip():
-            return "column extra_info: caption is missing"
-        if found[0] != (0, 0):
-            return found[0]
-        width, height = info.get("width"), info.get("height")
-        if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
-            return (width, height)
-        try:
-            data = self.door.encoded(row, row[self.door.image_key][0])
-            return upright_size(data, limits=self.settings.image_limits)
-        except DataError as error:
-            return f"column {self.door.image_key}: {error.message}"
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -175,3 +157,25 @@ class PairRows(Dataset[Pair]):
         return Pair(
             image, info["caption"], known, width, height, file, number, problem, tuple(row[self.door.prompt_key])
         )
+
+
+def inspect_pair(door: RowDoor, row: Row) -> Size | str:
+    """(W, H) of the picture of a row, or the reason why it is no pair."""
+    found = door.inspect(row)
+    if isinstance(found, str):
+        return found
+    if len(found) > 1:
+        return f"column {door.image_key}: a pair has one picture, got {len(found)}"
+    info = row.get("extra_info") or {}
+    problem = caption_problem(info.get("caption"))
+    if problem is not None:
+        return f"column extra_info: {problem}"
+    if found[0] != (0, 0):
+        return found[0]
+    width, height = info.get("width"), info.get("height")
+    if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
+        return (width, height)
+    try:
+        return upright_size(door.encoded(row, row[door.image_key][0]), limits=door.settings.image_limits)
+    except DataError as error:
+        return f"column {door.image_key}: {error.message}"

@@ -24,7 +24,7 @@ class BadItem:
 
     def __str__(self) -> str:
         where = self.file if self.row is None else f"{self.file}, row {self.row}"
-        return f"{where}: {self.reason}"
+        return encodable(f"{where}: {self.reason}")
 
 
 @contextmanager

@@ -6,29 +6,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import datasets
 import numpy as np
 from PIL import Image
 
+from verl_uae.data.frame import FILE, PROBLEM, ROW, Frame, Row, check_columns, open_rows
 from verl_uae.data.images import ImageLimits, decode_image, encoded_bytes, upright_size
 from verl_uae.data.quarantine import BadItem, published, write_items
 from verl_uae.data.schema import MEDIA_TOKENS, row_problem
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.paths import expand
+from verl_uae.text import fitting_name, printable
 
 VERIFY_MODES: tuple[str, ...] = ("full", "header", "off")
-_READ_AHEAD = 64
-FILE, ROW = "uae_file", "uae_row"
-"""Columns that say where a row comes from: number of the data file, zero-based row in it."""
 _RESIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 
-Row = dict[str, Any]
 Found = TypeVar("Found")
 
 Size = tuple[int, int]
@@ -97,9 +94,20 @@ class RowDoor:
     refused_text: tuple[str, ...] = MEDIA_TOKENS
     """See `schema.row_problem`."""
 
+    @property
+    def needed(self) -> frozenset[str]:
+        """Columns in which a value that cannot be read costs its row; in others it is None."""
+        used = ("data_source", "reward_model", "extra_info")
+        return frozenset((self.prompt_key, self.image_key, *self.refused_keys, *used))
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Columns that a file must have."""
+        return (self.image_key, self.prompt_key)
+
     def inspect(self, row: Row) -> list[Size] | str:
         """(W, H) of the pictures of a row, (0, 0) where they are not looked at, or the reason why the row is bad."""
-        problem = row_problem(
+        problem = row.get(PROBLEM) or row_problem(
             row,
             prompt_key=self.prompt_key,
             image_key=self.image_key,
@@ -173,35 +181,34 @@ class RowDoor:
 
 
 def inspected(
-    frame: datasets.Dataset, threads: int, inspect: Callable[[Row], Found]
+    chunks: Iterable[list[Row]], threads: int, inspect: Callable[[Row], Found]
 ) -> Iterator[tuple[int, Row, Found]]:
-    """Every item, its row and what ``inspect`` found, in order; ``inspect`` runs in threads."""
+    """Every row with its place and what ``inspect`` found, in order; ``inspect`` runs in threads."""
+    item = 0
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(frame), _READ_AHEAD):
-            items = range(start, min(start + _READ_AHEAD, len(frame)))
-            rows = [frame[item] for item in items]
-            yield from zip(items, rows, pool.map(inspect, rows), strict=True)
+        for rows in chunks:
+            yield from zip(range(item, item + len(rows)), rows, pool.map(inspect, rows), strict=True)
+            item += len(rows)
 
 
 def quarantine_path(folder: str, names: Sequence[str]) -> Path:
     """Where the bad rows of some files are listed, as ``quarantine_<first file>_<hash of the names>.jsonl``."""
     directory = expand(folder)
     directory.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
-    return directory / f"quarantine_{Path(names[0]).stem}_{digest}.jsonl"
+    digest = hashlib.sha256("\n".join(map(printable, names)).encode()).hexdigest()[:8]
+    return directory / fitting_name(f"quarantine_{Path(names[0]).stem}", f"_{digest}.jsonl")
 
 
-def load_rows(files: Sequence[str], image_key: str = "images") -> datasets.Dataset:
-    """Read data files without decoding pictures, and note where each row comes from (`FILE`, `ROW`).
+def load_rows(door: RowDoor) -> Frame:
+    """The rows of the files of a door.
 
     Raises:
-        DataError: for a file that cannot be read, or files with different columns.
+        DataError: for a file that cannot be read or lacks a column that is needed.
     """
-    frames = [_load(file, number, image_key) for number, file in enumerate(files)]
-    try:
-        return datasets.concatenate_datasets(frames)
-    except ValueError as error:
-        raise DataError(str(files[0]), None, f"files with different columns: {error}") from error
+    parts = [open_rows(file, door.needed) for file in door.files]
+    for name, part in zip(door.names, parts, strict=True):
+        check_columns(part.columns, name, door.wanted)
+    return Frame(parts)
 
 
 def choose_rows(total: int, max_samples: int, *, shuffle: bool, seed: int | None) -> list[int] | None:
@@ -213,26 +220,6 @@ def choose_rows(total: int, max_samples: int, *, shuffle: bool, seed: int | None
     rng = np.random.default_rng() if seed is None else np.random.default_rng(seed)
     chosen: Any = rng.choice(total, size=max_samples, replace=False)
     return chosen.tolist()
-
-
-def _load(file: str, number: int, image_key: str) -> datasets.Dataset:
-    """Read a data file without decoding pictures, and note where each row comes from."""
-    kinds = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-    kind = kinds.get(Path(file).suffix)
-    if kind is None:
-        raise DataError(file, None, f"must be one of {', '.join(kinds)}")
-    try:
-        frame = datasets.load_dataset(kind, data_files=str(file))["train"]
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(file, None, f"cannot be read: {error.__cause__ or error}") from error
-    if image_key not in frame.column_names:
-        raise DataError(file, None, f"column {image_key} is missing")
-    # A file written with the Image feature would be decoded by `datasets`, past the door.
-    feature = frame.features[image_key]
-    if isinstance(getattr(feature, "feature", None), datasets.Image):
-        frame = frame.cast_column(image_key, type(feature)(datasets.Image(decode=False)))
-    frame = frame.remove_columns([name for name in (FILE, ROW) if name in frame.column_names])
-    return frame.add_column(FILE, [number] * len(frame)).add_column(ROW, list(range(len(frame))))
 
 
 def resize_options(cell: Any) -> dict[str, int]:

@@ -168,19 +168,10 @@ def row_problem(
     return None if problem is None else f"column extra_info: caption holds {problem}"
 
 
-def check_columns(schema: pa.Schema, path: str) -> None:
-    """Check that a file has the columns of `row_schema` with types verl can read.
-
-    Raises:
-        DataError: naming the file and the column.
-    """
-    for field in row_schema():
-        position = schema.get_field_index(field.name)
-        if position < 0:
-            raise DataError(path, None, f"column {field.name} is missing")
-        found = schema.field(position).type
-        if not _same_kind(found, field.type):
-            raise DataError(path, None, f"column {field.name} is {found}, expected {field.type}")
+def media_tokens(processor: Any) -> tuple[str, ...]:
+    """`MEDIA_TOKENS` and those of a processor, which may be None."""
+    tokens = (getattr(processor, name, None) for name in ("image_token", "video_token", "audio_token"))
+    return tuple(dict.fromkeys((*MEDIA_TOKENS, *(token for token in tokens if isinstance(token, str) and token))))
 
 
 def _prompt_problem(prompt: object, refused_text: tuple[str, ...]) -> str | None:
@@ -200,24 +191,6 @@ def _prompt_problem(prompt: object, refused_text: tuple[str, ...]) -> str | None
             if text in content:
                 return f"message {number} contains the special token {text}"
     return None
-
-
-def _same_kind(found: pa.DataType, expected: pa.DataType) -> bool:
-    """Equal up to string or list offsets, integer width, missing optional struct fields and additional ones."""
-    if pa.types.is_struct(expected):
-        if not pa.types.is_struct(found):
-            return False
-        names = {field.name for field in found}
-        return all(_same_kind(found.field(f.name).type, f.type) for f in expected if f.name in names)
-    if pa.types.is_list(expected):
-        is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
-        return is_list and _same_kind(found.value_type, expected.value_type)
-    checks = (
-        (pa.types.is_string, (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)),
-        (pa.types.is_binary, (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)),
-        (pa.types.is_integer, (pa.types.is_integer, pa.types.is_null)),
-    )
-    return any(matches(expected) and any(test(found) for test in accepted) for matches, accepted in checks)
 
 
 def _kind(value: object) -> str:

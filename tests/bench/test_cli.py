@@ -14,8 +14,7 @@ from tests.bench.results import make_result, same_columns
 from tests.pipeline.conftest import picture
 from tests.pipeline.test_cli import MODEL_OPTIONS
 from verl_uae.bench.backbones import choose
-from verl_uae.bench.cli import _by_key
-from verl_uae.bench.pairs import Failure, find_pairs
+from verl_uae.bench.pairs import Failure, captions_by_key, find_pairs
 from verl_uae.bench.unified import read_result, score, write_result
 from verl_uae.cli import main
 from verl_uae.data.captions import read_captions
@@ -161,7 +160,7 @@ def test_a_name_that_the_terminal_cannot_show_is_shown_by_its_code(
 
 def test_captions_of_ready_pictures_by_path_or_by_file_name() -> None:
     given = {"a.png": "of a", "sub/b.png": "of b", "b.png": "of another b"}
-    assert _by_key(given, {"sub/a.png", "sub/b.png", "c.png"}) == {"sub/a.png": "of a", "sub/b.png": "of b"}
+    assert captions_by_key(given, ["sub/a.png", "sub/b.png", "c.png"]) == {"sub/a.png": "of a", "sub/b.png": "of b"}
 
 
 def test_results_that_cannot_be_read_or_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

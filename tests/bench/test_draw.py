@@ -194,3 +194,17 @@ def test_fingerprint_follows_the_manifest_or_the_files(tmp_path: Path, save: Cal
     assert len({first, second, third}) == 3
     save(tmp_path / "m" / "w.png")
     assert fingerprint(str(tmp_path / "m")) == third
+
+
+def test_long_and_foreign_names_are_drawn_and_kept(bench: Bench) -> None:
+    (bench.images / "a.png").rename(bench.images / ("n" * 248 + ".png"))
+    try:
+        (bench.images / "b.png").rename(bench.images / "caf\udce9.png")
+    except OSError:
+        pytest.skip("the file system takes only UTF-8 names")
+    drawn = bench()
+    assert not drawn.reasons and len(drawn.captions) == 3 and "recon_caf\\xe9.png" in bench.bytes()
+    assert bench().kept == 3
+    given = bench({"caf\\xe9.png": "red", "./sub/c.jpg": "blue", "n" * 248 + ".png": "half \ud83d"})
+    assert given.captions == {"caf\udce9.png": "red", "sub/c.jpg": "blue"}
+    assert "half of a surrogate pair" in given.reasons["n" * 248 + ".png"]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.pipeline.conftest import picture
-from verl_uae.bench.pairs import find_pairs, image_files, match
+from verl_uae.bench.pairs import find_pairs, image_files, match, recon_name
 from verl_uae.data.images import image_digest
 from verl_uae.errors import ConfigError
 
@@ -105,3 +105,19 @@ def test_folders_that_cannot_be_compared(tmp_path: Path, save: Callable[..., Pat
     same = find_pairs(tmp_path / "o" / "sub", tmp_path / "o" / "sub")
     assert len(same.pairs) == 1 and not same.failures
     assert image_digest(picture(0)) == same.pairs[0].digest
+
+
+def test_reconstructions_of_long_and_foreign_names_find_their_originals(
+    tmp_path: Path, save: Callable[..., Path]
+) -> None:
+    """Names of which the file system takes no longer one, or that are not UTF-8; and a file of macOS beside them."""
+    generated, originals = tmp_path / "g", tmp_path / "o"
+    stems = ["n" * 248, "n" * 247 + "m", "caf\udce9", "caf\\xe9", "~"]
+    for seed, stem in enumerate(stems):
+        save(originals / f"{stem}.png", seed)
+        save(generated / recon_name(stem), seed)
+    (originals / f"._{stems[-1]}.png").write_bytes(b"\0\5\x16\7")
+    found = find_pairs(generated, originals)
+    assert not found.failures and {pair.reference.stem: pair.generated.name for pair in found.pairs} == {
+        stem: recon_name(stem) for stem in stems
+    }

@@ -103,3 +103,33 @@ def test_errors_are_one_line(
 def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(tmp_path / "none", "--prompt", "red", "--out", tmp_path) == 2
     assert "neither a folder nor a repository" in capsys.readouterr().err
+
+
+def test_odd_names_cost_nothing(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A name of 252 bytes and one that is not UTF-8: each has its record and its picture."""
+    names = ["n" * 248 + ".png", "caf\udce9.png", "ok.png"]
+    for seed, name in enumerate(names):
+        picture(seed).save(tmp_path / "x.png")
+        try:
+            (tmp_path / "x.png").rename(tmp_path / name)
+        except OSError:
+            pytest.skip("the file system takes only UTF-8 names")
+    out = tmp_path / "out"
+    assert run(model_folder, "--image", *(tmp_path / name for name in names), "--out", out) == 0
+    found = records((out / "samples.jsonl").read_text(encoding="utf-8"))
+    assert [Path(record["image"]).name for record in found] == [names[0], "caf\\xe9.png", "ok.png"]
+    assert [record["file"] for record in found][1:] == ["0001_caf\\xe9.png", "0002_ok.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == sorted(record["file"] for record in found)
+    assert found[0]["file"].startswith("0000_nnn") and records(capsys.readouterr().out) == found
+
+
+def test_a_prompt_of_foreign_bytes_is_read_or_named(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    typed = "a r\u00e9d circle".encode().decode("ascii", "surrogateescape")
+    assert run(model_folder, "--prompt", typed, "--out", tmp_path) == 0
+    assert records(capsys.readouterr().out)[0]["prompt"] == "a r\u00e9d circle"
+    for option in ("--prompt", "--negative-prompt", "--caption-prompt"):
+        words = ["--prompt", "a circle", "--out", tmp_path, option, "caf\udce9"]
+        assert run(model_folder, *words) == 2
+        assert f"verl-uae: {option}: is not UTF-8: 'caf\\\\xe9'" in capsys.readouterr().err

@@ -75,3 +75,8 @@ def test_pads_change_no_row(batcher: CaptionBatcher) -> None:
     together = batcher(IMAGES, ["a circle", "a large red circle"], [PROMPT, PROMPT])
     count = alone.ids_BT.shape[1]
     assert torch.equal(together.ids_BT[:1, :count], alone.ids_BT) and not bool(together.mask_BT[0, count:].any())
+
+
+def test_half_of_an_emoji_does_not_stop_the_tokenizer(batcher: CaptionBatcher) -> None:
+    inputs = batcher(IMAGES[:1], ["red \ud83d"], [PROMPT])
+    assert int(inputs.answer_BT.sum()) > 1

@@ -85,3 +85,8 @@ def test_pictures_go_to_tensorboard(tmp_path: Path) -> None:
     assert tags and all(tag.startswith("panel/source_and_reconstruction") for tag in tags)
     images = accumulator.Images(tags[0])
     assert images[0].step == 5 and (images[0].width, images[0].height) == (128, 32), "two pairs side by side"
+
+
+def test_a_caption_that_cannot_be_encoded_is_shown_with_escapes(tmp_path: Path) -> None:
+    path = PanelWriter(str(tmp_path)).write(1, [row(caption="red \ud83d <b>")])
+    assert "red \\ud83d &lt;b&gt;" in path.read_text(encoding="utf-8")

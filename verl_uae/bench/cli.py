@@ -81,7 +81,7 @@ def _add_unified(commands: Any) -> None:
 
 def _unified(args: argparse.Namespace) -> int:
     from verl_uae.bench.backbones import choose
-    from verl_uae.bench.pairs import find_pairs
+    from verl_uae.bench.pairs import captions_by_key, find_pairs
     from verl_uae.bench.report import write_report
     from verl_uae.bench.unified import result, score, write_result
     from verl_uae.data.captions import read_captions
@@ -93,7 +93,7 @@ def _unified(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     if drawn is None:
         pairing = find_pairs(args.generated, args.images)
-        captions = _by_key(captions or {}, {pair.key for pair in pairing.pairs})
+        captions = captions_by_key(captions or {}, sorted(pair.key for pair in pairing.pairs))
         _write_captions(args.out / CAPTIONS, captions)
     else:
         pairing = find_pairs(drawn.pictures, args.images, drawn.reasons)
@@ -152,12 +152,6 @@ def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None) -> Drawn
     drawn = draw_folder(pipe, args.images, args.out, settings, captions, lambda n, m: _progress("drawing", n, m))
     print(f"{len(drawn.captions)} reconstructions, {drawn.kept} of them from before", file=sys.stderr)
     return drawn
-
-
-def _by_key(captions: Mapping[str, str], keys: set[str]) -> dict[str, str]:
-    """Captions of ready pictures: by path below the folder of originals, or by file name."""
-    found = {key: captions.get(key, captions.get(key.rpartition("/")[2])) for key in sorted(keys)}
-    return {key: caption for key, caption in found.items() if caption is not None}
 
 
 def _write_captions(path: Path, captions: Mapping[str, str]) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 
 from PIL import Image
 
-from verl_uae.bench.pairs import PREFIX, image_files, key_of
+from verl_uae.bench.pairs import PREFIX, captions_by_key, image_files, key_of, recon_name
 from verl_uae.bench.unified import write_text
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.pipeline.pipeline import NEGATIVE_PROMPT, UAEPipeline
 from verl_uae.seeding import generator
+from verl_uae.text import text_problem
 
 PICTURES, CAPTIONS, SETTINGS = "pictures", "captions.jsonl", "drawing.json"
 
@@ -102,14 +103,15 @@ def draw_folder(
     done = Drawn(out / PICTURES, described)
     painter = _Painter(pipe, settings, out, settings_digest(described))
     names: dict[str, str] = {}
+    texts = captions_by_key(captions or {}, [key_of(source, images) for source in sources])
     for index, source in enumerate(sources):
         key = key_of(source, images)
-        name = f"{PREFIX}{source.stem}.png"
+        name = recon_name(source.stem)
         try:
             if name in names:
                 raise DataError(source, None, f"its reconstruction would have the name of that of {names[name]}")
             names[name] = key
-            given = None if captions is None else _given(captions, key, source)
+            given = None if captions is None else _given(texts, key, source)
             record, kept = painter.reconstruct(key, source, name, given)
         except DataError as error:
             done.reasons[key] = error.message
@@ -125,9 +127,12 @@ def draw_folder(
 
 
 def _given(captions: Mapping[str, str], key: str, source: Path) -> str:
-    caption = captions.get(key, captions.get(source.name))
+    caption = captions.get(key)
     if caption is None:
         raise DataError(source, None, "no caption was given for it")
+    problem = text_problem(caption)
+    if problem is not None:
+        raise DataError(source, None, f"its caption holds {problem}")
     return caption
 
 

@@ -13,14 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_uae.data.captions import match_captions
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DecodeError
+from verl_uae.text import fitting_name
 
 #: Endings that the scorer takes for pictures, in lower case. ``.tif`` is not among them.
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tiff", ".webp"})
 
 PREFIX = "recon_"
 """Of the name of a reconstruction."""
+
+
+def recon_name(stem: str) -> str:
+    """Name of the reconstruction of a picture, by the stem of the picture's name: one that every file system takes."""
+    return fitting_name(PREFIX + stem, ".png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,9 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError("folder", f"{root} is not a folder")
-    found = (path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    files = (path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    # macOS keeps attributes of x.png in ._x.png, where the file system has no place for them.
+    found = (path for path in files if not path.name.startswith("._"))
     return sorted(found, key=str)
 
 
@@ -76,13 +85,17 @@ def match(name: str, references: Sequence[Path]) -> Path | None:
     """The reference of a generated picture, by name alone.
 
     The first of equal name; else, in the order given, the first whose stem equals that of the generated picture, with
-    or without ``recon_`` before it.
+    or without ``recon_`` before it, or makes its name by `recon_name`.
     """
     for path in references:
         if path.name == name:
             return path
     stem = os.path.splitext(name)[0]
-    return next((path for path in references if stem in (path.stem, PREFIX + path.stem)), None)
+    made = "~" in name or "\\" in name
+    for path in references:
+        if stem in (path.stem, PREFIX + path.stem) or (made and name == recon_name(path.stem)):
+            return path
+    return None
 
 
 def find_pairs(
@@ -141,6 +154,14 @@ def find_pairs(
 def key_of(reference: Path, folder: str | os.PathLike[str]) -> str:
     """See `Pair.key`."""
     return reference.relative_to(folder).as_posix()
+
+
+def captions_by_key(captions: Mapping[str, str], keys: Sequence[str]) -> dict[str, str]:
+    """Key -> caption, by path or else by file name; how names are compared: `match_captions`."""
+    found, unused = match_captions(captions, keys)
+    by_name, _ = match_captions({name: captions[name] for name in unused}, {key.rpartition("/")[2] for key in keys})
+    texts = {key: found.get(key, by_name.get(key.rpartition("/")[2])) for key in keys}
+    return {key: text for key, text in texts.items() if text is not None}
 
 
 def _admit(generated: Path, reference: Path, folder: Path, pairs: list[Pair]) -> Failure | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from verl_uae.errors import ConfigError, DecodeError
 from verl_uae.paths import existing_folder, expand, model_source
+from verl_uae.text import argument_text, fitting_name, printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,7 +95,11 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
         given |= {"encoder": load_model(args.encoder, dtype), "processor": load_processor_of(args.encoder)}
     if args.encoder is not None and given["encoder"] is None:
         raise ConfigError("--encoder", f"{args.encoder} is not a transformers folder")
-    chosen = {key: value for key, value in given.items() if value is not None}
+    chosen = {
+        key: argument_text(f"--{key.replace('_', '-')}", value) if isinstance(value, str) else value
+        for key, value in given.items()
+        if value is not None
+    }
     pipe = UAEPipeline.from_pretrained(args.model, torch_dtype=dtype, **chosen)
     pipe.set_progress_bar_config(disable=True)
     try:
@@ -114,6 +119,9 @@ def _sample(args: argparse.Namespace) -> int:
         raise ConfigError("--caption-only", "takes --image")
     if args.steps < 1:
         raise ConfigError("--steps", f"must be at least 1, got {args.steps}")
+    args.prompt = [argument_text("--prompt", text) for text in args.prompt or ()]
+    if args.negative_prompt is not None:
+        args.negative_prompt = argument_text("--negative-prompt", args.negative_prompt)
     pipe = load_pipeline(args)
     try:
         pipe.decoder.latent_shape(args.size or 0, args.size or 0)
@@ -139,22 +147,24 @@ def _records(pipe: UAEPipeline, args: argparse.Namespace) -> Iterator[dict[str, 
     """One record per picture or text; a picture that cannot be read costs only its own."""
     from verl_uae.data.images import decode_image, image_digest
 
-    for index, text in enumerate(args.prompt or ()):
+    for index, text in enumerate(args.prompt):
         yield _drawn(pipe, args, {"prompt": text}, text, ("text", text), f"{index:04d}.png")
     for index, path in enumerate(args.image or ()):
         try:
             image = decode_image(path)
         except DecodeError as error:
-            yield {"image": str(path), "error": error.message}
+            yield {"image": printable(str(path)), "error": error.message}
             continue
         started = time.perf_counter()
         digest = image_digest(image)
         caption = _caption(pipe, args, image, digest)
-        record = {"image": str(path), "caption": caption, "caption_seconds": _since(started)}
+        record = {"image": printable(str(path)), "caption": caption, "caption_seconds": _since(started)}
         if args.caption_only:
             yield {**record, "seed": args.seed, "temperature": args.temperature}
         else:
-            yield _drawn(pipe, args, record, caption, ("image", digest), f"{index:04d}_{path.stem}.png")
+            yield _drawn(
+                pipe, args, record, caption, ("image", digest), fitting_name(f"{index:04d}_{path.stem}", ".png")
+            )
 
 
 def _caption(pipe: UAEPipeline, args: argparse.Namespace, image: Image, digest: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from verl_uae.data.schema import IMAGE_MARK, make_prompt
 from verl_uae.rollout.captions import Messages, PromptTokens
 from verl_uae.rollout.reconstruction_loss import CaptionInputs
+from verl_uae.text import encodable
 
 
 class CaptionBatcher:
@@ -70,7 +71,7 @@ class CaptionBatcher:
     def _answer(self, caption: str) -> list[int]:
         """Tokens of a caption and the end of its turn; special tokens in it are read as text."""
         tokenizer = self.processor.tokenizer
-        ids = tokenizer(caption, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = tokenizer(encodable(caption), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*ids[: self.response_length - 1], tokenizer.eos_token_id]
 
 

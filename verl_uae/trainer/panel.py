@@ -20,6 +20,7 @@ from PIL import Image
 from verl_uae.data.images import to_tensor
 from verl_uae.rollout.chain import encode_jpeg
 from verl_uae.rollout.sample import source_image
+from verl_uae.text import encodable
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class PanelWriter:
         if "wandb" in backends:
             import wandb
 
-            images = [wandb.Image(_grid(row), caption=f"{row.reward}: {row.caption}") for row in rows]
+            images = [wandb.Image(_grid(row), caption=encodable(f"{row.reward}: {row.caption}")) for row in rows]
             backends["wandb"].log({"panel/source_and_reconstruction": images}, step=step)
 
 
@@ -123,7 +124,7 @@ def _row_html(row: PanelRow) -> str:
     explored = f"<td>{_img(row.explored)}</td>" if row.explored else ""
     terms = "".join(f"<br>{html.escape(name)} {value:.4f}" for name, value in sorted(row.terms.items()))
     return (
-        f"<tr><td>{_img(row.source)}</td><td class='caption'>{html.escape(row.caption)}</td>"
+        f"<tr><td>{_img(row.source)}</td><td class='caption'>{html.escape(encodable(row.caption))}</td>"
         f"<td>{_img(row.reconstruction)}</td>{explored}<td><b>reward {reward}</b>{terms}</td></tr>"
     )
 

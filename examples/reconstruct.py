@@ -2,13 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caption a picture, redraw the caption, score the reconstruction. No verl, no Ray.
 
-After `make quickstart`, with a picture of the built-in world:
+After `make quickstart`, with a held-out picture of the built-in world:
 
-    python examples/reconstruct.py --scenes outputs/quickstart --out before.png
-    python examples/reconstruct.py --scenes outputs/quickstart --out after.png \\
-        --encoder outputs/quickstart/runs/g4u/global_step_60/actor/huggingface
+    python examples/reconstruct.py --out reconstruction.png
 
-With a model folder of your own:
+With a model folder and a picture of your own:
 
     python examples/reconstruct.py --model MODEL --image photo.jpg --out reconstruction.png
 """
@@ -17,80 +15,50 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
 from verl_uae.data.images import decode_image, image_digest, to_tensor
+from verl_uae.data.prompts import first_pictures
 from verl_uae.pipeline import UAEPipeline
-from verl_uae.pipeline.loading import load_model, load_processor_of
 from verl_uae.reward import RewardBatch, RewardScorer
 from verl_uae.seeding import generator
 
-#: The settings of `preset=scenes`.
-SCENES = {"condition_length": 20, "caption_prompt": "<image>describe", "caption_system": ""}
+QUICKSTART = Path("outputs/quickstart")
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--scenes", type=Path, metavar="DIR", help="folder of `verl-uae quickstart`")
-    source.add_argument("--model", help="model folder or hub id")
-    parser.add_argument("--encoder", type=Path, help="captioner, where it is not the model's own")
-    parser.add_argument("--image", type=Path, help="picture to describe; with --scenes a held-out one by default")
+    parser.add_argument("--model", default=str(QUICKSTART / "model"), help="model folder or hub id")
+    parser.add_argument("--image", type=Path, help="picture to describe (default: a held-out one of the quickstart)")
     parser.add_argument("--out", type=Path, required=True, help="where the reconstruction goes (PNG)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: 40, with --scenes 6)")
-    parser.add_argument(
-        "--guidance", type=float, help="classifier-free guidance, 1 is off (default: 5, with --scenes 1)"
-    )
     parser.add_argument("--terms", nargs="+", default=["pixel", "ssim"], help="reward terms, each of weight 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    steps, guidance = (40, 5.0) if args.scenes is None else (6, 1.0)
-    args.steps = steps if args.steps is None else args.steps
-    args.guidance = guidance if args.guidance is None else args.guidance
-    if args.image is None and args.scenes is None:
-        parser.error("give --image, or --scenes")
-    return args
-
-
-def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
-    """The pipeline; the scenes keep encoder and decoder in folders of their own."""
-    dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
-    settings: dict[str, Any] = dict(SCENES) if args.scenes else {}
-    if args.scenes is not None:
-        start = args.scenes / "encoder"
-        settings |= {"encoder": load_model(start, dtype), "processor": load_processor_of(start)}
-    folder = args.model if args.scenes is None else args.scenes / "decoder"
-    pipe = UAEPipeline.from_pretrained(folder, torch_dtype=dtype, **settings)
-    if args.encoder is not None:
-        # The condition keeps the language model from before, as in training.
-        before = pipe.language_model or pipe.encoder
-        pipe.register_modules(language_model=before, encoder=load_model(args.encoder, dtype))
-    return pipe.to(args.device)
+    return parser.parse_args()
 
 
 def load_image(args: argparse.Namespace) -> Image.Image:
     """The picture through the image door: RGB, upright, within limits."""
     if args.image is not None:
         return decode_image(args.image)
-    row = pq.read_table(args.scenes / "data" / "val.parquet", columns=["images"]).slice(args.seed, 1).to_pylist()[0]
-    return decode_image(row["images"][0])
+    return decode_image(first_pictures(QUICKSTART / "data" / "val.parquet", 1)[0])
 
 
 def main() -> None:
     """Run the chain once and print what came of it."""
     args = parse_args()
     image = load_image(args)
-    output = load_pipeline(args).reconstruct(
+    dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
+    # Prompt, steps, guidance and size are the model's own, as its training validated them.
+    pipe = UAEPipeline.from_pretrained(args.model, torch_dtype=dtype).to(args.device)
+    digest = image_digest(image)
+    output = pipe.reconstruct(
         image,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        generator=generator(args.seed, "noise", image_digest(image)),
+        caption_generator=generator(args.seed, "caption", digest),
+        generator=generator(args.seed, "noise", digest),
         output_type="pt",
     )
     print(f"caption: {output.captions[0]}")

@@ -7,9 +7,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +22,11 @@ from PIL import Image
 
 from tests.config.test_validate_policy import PRESETS
 from verl_uae.config import schema
+from verl_uae.data.images import decode_image
+from verl_uae.data.prompts import first_pictures
 from verl_uae.errors import ConfigError
+from verl_uae.formats.inference import write_index
+from verl_uae.scenes.tiny_models import INFERENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -517,7 +523,7 @@ def test_examples_explain_themselves() -> None:
     command = [sys.executable, str(ROOT / "examples" / "reconstruct.py"), "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "--scenes" in result.stdout
+    assert "--model" in result.stdout
 
 
 @pytest.mark.slow
@@ -525,8 +531,13 @@ def test_reconstruct_example_runs(tmp_path: Path) -> None:
     from tests.e2e.world import build_world
 
     world = build_world(tmp_path / "world")
-    out = tmp_path / "drawn.png"
-    command = [sys.executable, str(ROOT / "examples" / "reconstruct.py"), "--scenes", str(world), "--out", str(out)]
+    model, out = shutil.copytree(world / "decoder", tmp_path / "model"), tmp_path / "drawn.png"
+    shutil.copytree(world / "encoder", model / "encoder")
+    write_index(model, asdict(INFERENCE))
+    picture = tmp_path / "picture.png"
+    decode_image(first_pictures(world / "data" / "val.parquet", 1)[0]).save(picture)
+    words = ["--model", str(model), "--image", str(picture), "--out", str(out)]
+    command = [sys.executable, str(ROOT / "examples" / "reconstruct.py"), *words]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "(ok)" in result.stdout

@@ -67,7 +67,7 @@ def test_a_model_folder_is_captioned_drawn_and_scored_and_resumed(
     ]
     captions = read_captions(tmp_path / "one" / "captions.jsonl")
     assert {pair["reference"]: pair["caption"] for pair in first["verl_uae"]["pairs"]} == captions
-    assert first["verl_uae"]["drawing"]["steps"] == 2 and first["verl_uae"]["drawing"]["seed"] == 3
+    assert first["verl_uae"]["drawing"]["num_inference_steps"] == 2 and first["verl_uae"]["drawing"]["seed"] == 3
     capsys.readouterr()
     assert bench("unified", images, *model, "--out", tmp_path / "one") == 0
     assert "3 reconstructions, 3 of them from before" in capsys.readouterr().err

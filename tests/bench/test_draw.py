@@ -18,8 +18,11 @@ from verl_uae.bench.draw import Drawn, DrawSettings, draw_folder, fingerprint, s
 from verl_uae.data.captions import read_captions
 from verl_uae.data.images import image_digest
 from verl_uae.errors import ConfigError
+from verl_uae.formats.inference import ENTRIES
 from verl_uae.pipeline import UAEPipeline
 from verl_uae.seeding import generator
+
+FAST = {"num_inference_steps": 2, "guidance_scale": 2.0, "negative_prompt": "ugly", "max_new_tokens": 6}
 
 
 class Bench:
@@ -27,12 +30,14 @@ class Bench:
 
     def __init__(self, pipe: UAEPipeline, model: Path, root: Path) -> None:
         self.pipe, self.images, self.out = pipe, root / "images", root / "out"
-        self.settings = DrawSettings(model=str(model), seed=3, steps=2, guidance=2.0, max_new_tokens=6)
+        self.settings = DrawSettings(model=str(model), seed=3)
         (self.images / "sub").mkdir(parents=True)
         for index, name in enumerate(("a.png", "b.png", "sub/c.jpg")):
             picture(index).save(self.images / name)
 
     def __call__(self, captions: dict[str, str] | None = None, **changes: Any) -> Drawn:
+        entries = {name: changes.pop(name) for name in list(changes) if name in ENTRIES}
+        self.pipe.register_to_config(**{**FAST, **entries})
         settings = dataclasses.replace(self.settings, **changes)
         return draw_folder(self.pipe, self.images, self.out, settings, captions)
 
@@ -60,7 +65,7 @@ def test_pictures_and_captions_are_those_of_the_pipeline(bench: Bench) -> None:
     assert np.array_equal(np.asarray(Image.open(bench.out / "pictures" / "recon_b.png")), np.asarray(expected))
     settings = json.loads((bench.out / "drawing.json").read_text())
     assert settings == drawn.settings
-    assert (settings["seed"], settings["steps"], settings["captions"]) == (3, 2, "model")
+    assert (settings["seed"], settings["num_inference_steps"], settings["captions"]) == (3, 2, "model")
     assert (settings["condition_length"], settings["caption_prompt"]) == (20, "<image>describe")
 
 
@@ -101,7 +106,7 @@ def test_a_killed_run_goes_on_and_ends_alike(bench: Bench, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seed": 4}, {"steps": 3}, {"guidance": 1.5}, {"negative_prompt": "blue"}], ids=str
+    "changes", [{"seed": 4}, {"num_inference_steps": 3}, {"guidance_scale": 1.5}, {"negative_prompt": "blue"}], ids=str
 )
 def test_other_settings_draw_anew(bench: Bench, changes: dict[str, Any]) -> None:
     first = bench()

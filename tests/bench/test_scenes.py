@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,17 @@ from verl_uae.pipeline import UAEPipeline
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.render import BACKGROUNDS, Scene, render_float
 from verl_uae.scenes.scene_eval import CATEGORIES, items
+from verl_uae.scenes.tiny_models import INFERENCE
 
 #: Batches that the 18 items do not fill.
-OPTIONS = {"count": 3, "steps": 2, "batch_size": 5}
+OPTIONS = {"count": 3, "batch_size": 5}
 
 
-def as_model(encoder: Path, decoder: Path, root: Path) -> UAEPipeline:
-    """One folder of a captioner and a decoder, loaded as a user does."""
+def as_model(encoder: Path, decoder: Path, root: Path, steps: int = 2) -> UAEPipeline:
+    """One folder of a captioner and a decoder, loaded as a user does; captions are greedy."""
     shutil.copytree(decoder, root)
     shutil.copytree(encoder, root / "encoder")
-    pipe = UAEPipeline.from_pretrained(root, condition_length=20)
+    pipe = UAEPipeline.from_pretrained(root, **{**asdict(INFERENCE), "num_inference_steps": steps, "temperature": 0.0})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -75,7 +77,7 @@ def test_a_model_folder_scores_what_the_evaluation_of_training_says(tmp_path) ->
     cold_start(tmp_path, ColdStartConfig(codec_steps=150, steps=250), lambda *_: None)
     encoder, decoder = tmp_path / "encoder", tmp_path / "decoder"
     metrics = evaluate(encoder, decoder, encoder, n=2, num_steps=4, greedy=True, scene_eval_items=8).metrics
-    found = scene_eval(as_model(encoder, decoder, tmp_path / "m"), count=8, steps=4, batch_size=7)
+    found = scene_eval(as_model(encoder, decoder, tmp_path / "m", steps=4), count=8, batch_size=7)
     for mode in ("draw", "loop"):
         wanted = {name: metrics[f"scene_eval/{mode}/{name}"] for name in CATEGORIES}
         assert found[mode]["categories"] == pytest.approx(wanted, abs=1e-9)

@@ -16,11 +16,13 @@ def demo_pipe(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> UA
     root = tmp_path_factory.mktemp("demo") / "model"
     shutil.copytree(tiny_models / "decoder", root)
     shutil.copytree(tiny_models / "encoder", root / "encoder")
-    pipe = UAEPipeline.from_pretrained(root, condition_length=20, caption_prompt="<image>describe", caption_system="")
+    settings = {"caption_prompt": "<image>describe", "caption_system": "", "max_new_tokens": 8}
+    drawing = {"num_inference_steps": 3, "guidance_scale": 2.0}
+    pipe = UAEPipeline.from_pretrained(root, condition_length=20, **settings, **drawing)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture(scope="session")
 def session(demo_pipe: UAEPipeline) -> DemoSession:
-    return DemoSession(demo_pipe, ["pixel", "ssim"], max_new_tokens=8)
+    return DemoSession(demo_pipe, ["pixel", "ssim"])

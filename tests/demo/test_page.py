@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def page(session: DemoSession) -> Any:
     pytest.importorskip("gradio", reason="the extra demo is not installed")
-    return build_page(session, steps=3, guidance=2.0)
+    return build_page(session)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_handlers_do_what_the_session_does(page: Any, session: DemoSession, tmp_
     caption = write(path, 0, 0.0, progress=silent)
     assert caption == session.caption(picture(0))
     image, table, note = draw(path, caption, 1, 3, 2.0, progress=silent)
-    expected = session.draw(caption, picture(0), seed=1, steps=3, guidance=2.0)
+    expected = session.draw(caption, picture(0), seed=1)
     assert np.array_equal(np.asarray(image), np.asarray(expected.image))
     assert table == similarity_table(expected.similarity) and note == ""
     assert "cut" in draw(None, "red " * 60, 1, 3, 2.0, progress=silent)[2]

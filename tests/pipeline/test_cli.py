@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tests.pipeline.conftest import picture
 from verl_uae.cli import main
-from verl_uae.data.images import image_digest
+from verl_uae.data.images import decode_image, image_digest
+from verl_uae.formats.inference import InferenceSettings, write_index
 from verl_uae.pipeline import UAEPipeline
+from verl_uae.scenes.dataset import write_dataset
+from verl_uae.scenes.tiny_models import INFERENCE
 from verl_uae.seeding import generator
 
 MODEL_OPTIONS = ["--condition-length", "20", "--caption-prompt", "<image>describe", "--caption-system", ""]
@@ -58,6 +64,40 @@ def test_draws_texts(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert [Image.open(tmp_path / record["file"]).size for record in found] == [(32, 32)] * 2
 
 
+def test_pictures_of_rows_are_written_beside_their_reconstructions(
+    model_folder: Path, pipe: UAEPipeline, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = write_dataset(tmp_path / "data", train=2, val=3, seed=0)["val"]
+    assert run(model_folder, "--rows", rows, "--first", 2, "--out", tmp_path / "out") == 0
+    found = records(capsys.readouterr().out)
+    assert [record["image"] for record in found] == [f"{rows}, row {number}" for number in range(2)]
+    for number, record in enumerate(found):
+        source = decode_image(pq.read_table(rows)["images"][number].as_py()[0]["bytes"])
+        assert image_digest(decode_image(tmp_path / "out" / record["source"])) == image_digest(source)
+        assert pipe.caption(source, max_new_tokens=6) == [record["caption"]]
+        assert (tmp_path / "out" / record["file"]).is_file()
+
+
+def test_what_the_folder_says_holds_where_no_option_is_given(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    known = {**asdict(INFERENCE), "num_inference_steps": 3, "height": 16, "temperature": 0.0}
+    write_index(folder, known)
+    picture(0).save(tmp_path / "a.png")
+    words = ["sample", str(folder), "--image", str(tmp_path / "a.png"), "--device", "cpu", "--out", str(tmp_path)]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    (plain,) = records(printed.out)
+    assert (plain["steps"], plain["guidance"], plain["size"]) == (3, 1.0, [32, 16]) and "defaults" not in printed.err
+    own = UAEPipeline.from_pretrained(folder)
+    assert own.inference == InferenceSettings(**known)
+    assert own.caption(picture(0)) == [plain["caption"]]
+    assert main([*words, "--steps", "2", "--size", "32", "--caption-prompt", "describe", "--max-new-tokens", "1"]) == 0
+    (changed,) = records(capsys.readouterr().out)
+    assert (changed["steps"], changed["size"]) == (2, [32, 32]) and len(changed["caption"].split()) <= 1
+
+
 def test_captions_only(model_folder: Path, pipe: UAEPipeline, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     picture(0).save(tmp_path / "a.png")
     assert run(model_folder, "--image", tmp_path / "a.png", "--caption-only") == 0
@@ -77,7 +117,7 @@ def test_a_decoder_folder_with_an_encoder(
     ("words", "message"),
     [
         (["--prompt", "red"], "--out"),
-        (["--prompt", "red", "--caption-only"], "--caption-only: takes --image"),
+        (["--prompt", "red", "--caption-only"], "--caption-only: takes --image or --rows"),
         (["--prompt", "red", "--out", "o", "--encoder", "/no/such"], "/no/such"),
         (["--prompt", "red", "--out", "o", "--size", "33"], "--size: height"),
         (["--prompt", "red", "--out", "o", "--device", "cuda:99"], "--device"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.pipeline.conftest import picture
-from verl_uae.errors import CheckpointError
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.formats.inference import InferenceSettings
 from verl_uae.pipeline import UAEPipeline
 from verl_uae.pipeline.loading import keep_vae_fp32, load_model, load_processor, load_processor_of
+from verl_uae.scenes.tiny_models import INFERENCE
 from verl_uae.seeding import normal
 
 DRAWING = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt"}
@@ -53,17 +56,36 @@ def test_a_decoder_folder_takes_its_encoder_as_an_argument(
     )
 
 
-def test_folders_from_before_and_settings_of_the_folder(model_folder: Path, tmp_path: Path) -> None:
-    """An index without condition entries has the defaults; one with them needs no arguments."""
+def test_folders_from_before_and_settings_of_the_folder(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An index without entries has the defaults and that is said; one with them needs no arguments."""
     index = json.loads((model_folder / "model_index.json").read_text())
     assert "condition_length" not in index and "encoder" not in index
-    assert UAEPipeline.from_pretrained(model_folder).config.condition_length == 640
+    assert UAEPipeline.from_pretrained(model_folder).inference == InferenceSettings()
+    assert "does not say condition_length, " in caplog.text and "the defaults are used" in caplog.text
+    caplog.clear()
+    UAEPipeline.from_pretrained(model_folder, **asdict(InferenceSettings()))
+    assert "defaults" not in caplog.text
     shutil.copytree(model_folder, tmp_path / "new")
     index |= {"condition_length": 20, "condition_role": "user"}
     (tmp_path / "new" / "model_index.json").write_text(json.dumps(index))
     new = UAEPipeline.from_pretrained(tmp_path / "new")
     assert (new.config.condition_length, new.config.condition_role) == (20, "user")
     assert new.encode_prompt(["red"]).states_BLE.shape[1] == 20
+    (tmp_path / "new" / "model_index.json").write_text(json.dumps({**index, "guidance": 1.0}))
+    with pytest.raises(
+        CheckpointError, match=r"model_index\.json: guidance: unknown setting, did you mean guidance_scale"
+    ):
+        UAEPipeline.from_pretrained(tmp_path / "new")
+    with pytest.raises(ConfigError, match="condition_length: must be"):
+        UAEPipeline.from_pretrained(model_folder, condition_length=0)
+
+
+def test_a_saved_pipeline_keeps_every_setting(make_pipe: Callable, tmp_path: Path) -> None:
+    settings = {**asdict(INFERENCE), "condition_role": "user", "negative_prompt": "", "temperature": 0.5, "width": 64}
+    make_pipe(**settings).save_pretrained(tmp_path / "saved")
+    assert UAEPipeline.from_pretrained(tmp_path / "saved").inference == InferenceSettings(**settings)
 
 
 def test_the_language_model_of_the_condition_may_be_another_one(

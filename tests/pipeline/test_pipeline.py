@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,9 @@ from verl_uae.decoder.conditioner import Conditioner
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.errors import DecodeError
 from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.formats.inference import ENTRIES, NEGATIVE_PROMPT, InferenceSettings
 from verl_uae.pipeline.loading import load_model
-from verl_uae.pipeline.pipeline import NEGATIVE_PROMPT, UAEPipeline
+from verl_uae.pipeline.pipeline import UAEPipeline
 from verl_uae.reward import RewardScorer
 from verl_uae.rollout.chain import ReconstructionChain, SamplerSettings
 from verl_uae.seeding import normal
@@ -121,9 +123,10 @@ def test_noise_levels_by_hand_and_shift_of_the_scheduler(pipe: UAEPipeline) -> N
 
 
 def test_defaults_are_those_of_the_paper() -> None:
-    parameters = inspect.signature(UAEPipeline.__call__).parameters
-    defaults = {name: parameters[name].default for name in ("num_inference_steps", "guidance_scale", "negative_prompt")}
-    assert list(defaults.values()) == [40, 5.0, DecoderConfig.negative_prompt]
+    own = inspect.signature(UAEPipeline.__init__).parameters
+    assert {name: own[name].default for name in ENTRIES} == dataclasses.asdict(InferenceSettings())
+    defaults = [own[name].default for name in ("num_inference_steps", "guidance_scale", "negative_prompt")]
+    assert defaults == [40, 5.0, DecoderConfig.negative_prompt]
     assert UAEPipeline.__call__ is UAEPipeline.generate and issubclass(UAEPipeline, DiffusionPipeline)
 
 
@@ -283,7 +286,7 @@ def test_pictures_come_through_the_one_door(pipe: UAEPipeline, tmp_path: Path) -
         ({"prompt": []}, "prompt must be"),
         ({"prompt": ["a", 1]}, "prompt must be"),
         ({"height": 33}, "multiples of"),
-        ({"num_inference_steps": 0}, "num_steps"),
+        ({"num_inference_steps": 0}, "num_inference_steps: must be"),
         ({"output_type": "jpeg"}, "output_type"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"latents": torch.zeros(2, 30, 4, 4)}, "latents must have the shape"),

@@ -49,7 +49,6 @@ def add_parser(subparsers: Any) -> None:
     scenes.add_argument("--out", type=expand, metavar="FILE", help="JSON with every answer")
     scenes.add_argument("--items", type=int, default=32, help="per category (default 32)")
     scenes.add_argument("--seed", type=int, default=0, help="of items, noise and bootstrap (default 0)")
-    scenes.add_argument("--steps", type=int, default=8, help="denoising steps (default 8)")
     scenes.set_defaults(run=_scenes)
     published = commands.add_parser("published", help="the paper's tables, and which rows do not add up")
     published.set_defaults(run=_published)
@@ -70,12 +69,6 @@ def _add_unified(commands: Any) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="backbones; fewer than four are an incomplete result")
     parser.add_argument("--batch-size", type=int, default=16, help="pairs per backbone call (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of noise, sampled captions and bootstrap (default 0)")
-    parser.add_argument("--steps", type=int, default=40, help="denoising steps (default 40)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance, 1 is off (default 5)")
-    parser.add_argument("--size", type=int, help="side, pixels (default: the model's, 1024 for SD3.5)")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="text of the unconditional branch")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest caption (default 512)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of the captions, 0 is greedy (default 0)")
     parser.set_defaults(run=_unified)
 
 
@@ -109,11 +102,8 @@ def _unified(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if (args.generated is None) == (args.model is None):
         raise ConfigError("--generated", "give either --generated or --model")
-    for key, value in (("--steps", args.steps), ("--batch-size", args.batch_size)):
-        if value < 1:
-            raise ConfigError(key, f"must be at least 1, got {value}")
-    if args.temperature < 0:
-        raise ConfigError("--temperature", f"must be at least 0, got {args.temperature}")
+    if args.batch_size < 1:
+        raise ConfigError("--batch-size", f"must be at least 1, got {args.batch_size}")
 
 
 def _device(args: argparse.Namespace) -> Any:
@@ -129,26 +119,11 @@ def _device(args: argparse.Namespace) -> Any:
 
 def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None) -> Drawn:
     from verl_uae.bench.draw import DrawSettings, draw_folder
-    from verl_uae.pipeline.pipeline import NEGATIVE_PROMPT
 
     pipe = load_pipeline(args)
     if captions is None and (pipe.encoder is None or pipe.processor is None):
         raise ConfigError("--model", "has no captioner: pass --encoder or --captions")
-    try:
-        pipe.decoder.latent_shape(args.size or 0, args.size or 0)
-    except ValueError as error:
-        raise ConfigError("--size", str(error)) from error
-    settings = DrawSettings(
-        model=args.model,
-        encoder=args.encoder,
-        seed=args.seed,
-        steps=args.steps,
-        guidance=args.guidance,
-        size=args.size,
-        negative_prompt=NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-    )
+    settings = DrawSettings(model=args.model, encoder=args.encoder, seed=args.seed)
     drawn = draw_folder(pipe, args.images, args.out, settings, captions, lambda n, m: _progress("drawing", n, m))
     print(f"{len(drawn.captions)} reconstructions, {drawn.kept} of them from before", file=sys.stderr)
     return drawn
@@ -218,10 +193,9 @@ def _scenes(args: argparse.Namespace) -> int:
     from verl_uae.bench.scenes import render, scene_eval
     from verl_uae.bench.unified import write_result
 
-    for name in ("items", "steps"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name}", f"must be at least 1, got {getattr(args, name)}")
-    found = scene_eval(load_pipeline(args), seed=args.seed, count=args.items, steps=args.steps)
+    if args.items < 1:
+        raise ConfigError("--items", f"must be at least 1, got {args.items}")
+    found = scene_eval(load_pipeline(args), seed=args.seed, count=args.items)
     if args.out is not None:
         write_result(args.out, found)
     print(render(found))

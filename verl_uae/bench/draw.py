@@ -23,7 +23,8 @@ from verl_uae.bench.pairs import PREFIX, captions_by_key, image_files, key_of, r
 from verl_uae.bench.unified import write_text
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DataError
-from verl_uae.pipeline.pipeline import NEGATIVE_PROMPT, UAEPipeline
+from verl_uae.formats.inference import CAPTION_ENTRIES
+from verl_uae.pipeline.pipeline import UAEPipeline
 from verl_uae.seeding import generator
 from verl_uae.text import text_problem
 
@@ -35,21 +36,13 @@ NOISE, CAPTION = "bench noise", "bench caption"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawSettings:
-    """What a reconstruction depends on besides the model and the picture."""
+    """What a reconstruction depends on besides the settings of the pipeline and the picture."""
 
     model: str
     """Folder or hub id, for the record."""
     encoder: str | None = None
     """Folder of the captioner, where it is not the model's own."""
     seed: int = 0
-    steps: int = 40
-    guidance: float = 5.0
-    size: int | None = None
-    """Side, pixels; None is the model's own."""
-    negative_prompt: str = NEGATIVE_PROMPT
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    """Of the captions, 0 is greedy."""
 
 
 @dataclass(slots=True)
@@ -139,13 +132,11 @@ def _given(captions: Mapping[str, str], key: str, source: Path) -> str:
 def describe_settings(pipe: UAEPipeline, settings: DrawSettings, *, given: bool) -> dict[str, Any]:
     """Everything that decides what is drawn, as JSON; without what only the captioner reads if captions are given."""
     described: dict[str, Any] = {**asdict(settings), "captions": "given" if given else "model"}
-    names = ["condition_length", "condition_role"]
+    height, width = pipe.picture_size
+    described |= {**asdict(pipe.inference), "height": height, "width": width}
     if given:
-        for name in ("max_new_tokens", "temperature"):
+        for name in CAPTION_ENTRIES:
             del described[name]
-    else:
-        names += ["caption_prompt", "caption_system"]
-    described |= {name: pipe.config[name] for name in names}
     described["dtype"] = str(pipe.transformer.dtype).removeprefix("torch.")
     described["model_fingerprint"] = fingerprint(settings.model)
     described["encoder_fingerprint"] = None if settings.encoder is None else fingerprint(settings.encoder)
@@ -240,23 +231,10 @@ class _Painter:
                 path.unlink()
 
     def _caption(self, image: Image.Image, digest: str) -> str:
-        return self.pipe.caption(
-            image,
-            max_new_tokens=self.settings.max_new_tokens,
-            temperature=self.settings.temperature,
-            generator=generator(self.settings.seed, CAPTION, digest),
-        )[0]
+        return self.pipe.caption(image, generator=generator(self.settings.seed, CAPTION, digest))[0]
 
     def _draw(self, caption: str, digest: str) -> tuple[bytes, bool]:
-        output = self.pipe.generate(
-            caption,
-            height=self.settings.size,
-            width=self.settings.size,
-            num_inference_steps=self.settings.steps,
-            guidance_scale=self.settings.guidance,
-            negative_prompt=self.settings.negative_prompt,
-            generator=generator(self.settings.seed, NOISE, digest),
-        )
+        output = self.pipe.generate(caption, generator=generator(self.settings.seed, NOISE, digest))
         encoded = io.BytesIO()
         output.images[0].save(encoded, "PNG")
         return encoded.getvalue(), bool(output.truncated[0])

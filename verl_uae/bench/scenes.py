@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,28 +15,22 @@ from verl_uae.bench.bootstrap import LEVEL, interval, resampled_means
 from verl_uae.bench.unified import versions
 from verl_uae.scenes.render import IMAGE_SIZE, render_image
 from verl_uae.scenes.scene_eval import CATEGORIES, ITEMS, Item, items, passed
-from verl_uae.scenes.tokenizer import PROMPT
-from verl_uae.seeding import normal
+from verl_uae.seeding import generator, normal
 
 if TYPE_CHECKING:
     from verl_uae.pipeline import UAEPipeline
 
 FORMAT = 1
 MODES = ("draw", "loop")
-#: Longest caption of the built-in world, tokens.
-MAX_NEW_TOKENS = 24
 
 
-def scene_eval(
-    pipe: UAEPipeline, *, seed: int = 0, count: int = ITEMS, steps: int = 8, batch_size: int = 64
-) -> dict[str, Any]:
-    """Draw the prompts, and caption and redraw the scenes; captions are greedy.
+def scene_eval(pipe: UAEPipeline, *, seed: int = 0, count: int = ITEMS, batch_size: int = 64) -> dict[str, Any]:
+    """Draw the prompts, and caption and redraw the scenes, with the settings of the pipeline.
 
     Args:
         pipe: of the built-in world.
-        seed: of items, noise and bootstrap.
+        seed: of items, sampled captions, noise and bootstrap.
         count: items per category.
-        steps: of the sampler.
         batch_size: pictures drawn together.
 
     Returns:
@@ -46,17 +41,20 @@ def scene_eval(
     texts = {"draw": [item.prompt for item in asked]}
     if pipe.encoder is not None:
         images = [render_image(item.scene) for item in asked]
-        texts["loop"] = pipe.caption(images, prompt=f"<image>{PROMPT}", system="", max_new_tokens=MAX_NEW_TOKENS)
+        texts["loop"] = pipe.caption(images, generator=generator(seed, "scene-eval-captions"))
     noise = normal((len(asked), *pipe.decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)), seed, "scenes-eval-noise")
-    found: dict[str, Any] = {"format": FORMAT, "seed": seed, "items_per_category": count, "steps": steps}
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "seed": seed,
+        "items_per_category": count,
+        "settings": asdict(pipe.inference),
+    }
     for mode, words in texts.items():
         drawn = [
             pipe.generate(
                 words[start : start + batch_size],
                 height=IMAGE_SIZE,
                 width=IMAGE_SIZE,
-                num_inference_steps=steps,
-                guidance_scale=1.0,
                 latents=noise[start : start + batch_size],
                 output_type="pt",
             ).images

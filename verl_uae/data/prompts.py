@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The prompt that a data set asks captions with, as inference asks it."""
+"""What inference takes from the rows of a data set: the prompt that asks for captions, and pictures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 from verl_uae.data.schema import IMAGE_MARK
 from verl_uae.errors import DataError
 
-PROMPT_COLUMN = "prompt"
+PROMPT_COLUMN, IMAGE_COLUMN = "prompt", "images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,33 @@ def prompts_of_files(files: Sequence[str]) -> Iterator[Any]:
         DataError: a file cannot be read or has no prompts.
     """
     for name in files:
-        try:
-            with pq.ParquetFile(name) as file:
-                for batch in file.iter_batches(columns=[PROMPT_COLUMN]):
-                    yield from batch.column(PROMPT_COLUMN).to_pylist()
-        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
-            raise DataError(name, None, f"its prompts cannot be read: {error}") from error
+        yield from _column(name, PROMPT_COLUMN)
+
+
+def first_pictures(path: str | Path, count: int) -> list[bytes | Path]:
+    """The first picture of each of the first ``count`` rows of a parquet file, as `decode_image` takes it.
+
+    A row without a picture has empty bytes, which do not decode; a picture of its own file is taken from beside the
+    parquet file.
+
+    Raises:
+        DataError: the file cannot be read or has no pictures.
+    """
+    found: list[bytes | Path] = []
+    for cells in islice(_column(str(path), IMAGE_COLUMN), count):
+        cell = cells[0] if isinstance(cells, list) and cells and isinstance(cells[0], Mapping) else {}
+        data, name = cell.get("bytes"), cell.get("path")
+        found.append(data or (Path(path).parent / name if name else b""))
+    return found
+
+
+def _column(name: str, column: str) -> Iterator[Any]:
+    try:
+        with pq.ParquetFile(name) as file:
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                yield from batch.column(column).to_pylist()
+    except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+        raise DataError(name, None, f"column {column} cannot be read: {error}") from error
 
 
 def _turns(messages: Any) -> tuple[str, str] | None:

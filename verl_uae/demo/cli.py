@@ -21,10 +21,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--terms", nargs="*", metavar="NAME", help="reward terms to show (default: those at hand)")
-    parser.add_argument("--steps", type=int, default=40, help="denoising steps at the start (default 40)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance at the start (default 5)")
-    parser.add_argument("--size", type=int, help="side, pixels (default: the model's)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest caption (default 512)")
     parser.set_defaults(run=_demo)
 
 
@@ -40,8 +36,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     load_gradio()
     terms = default_terms() if args.terms is None else args.terms
-    session = DemoSession(load_pipeline(args), terms, size=args.size, max_new_tokens=args.max_new_tokens)
-    page = build_page(session, steps=args.steps, guidance=args.guidance)
+    page = build_page(DemoSession(load_pipeline(args), terms))
     address = launch(page, host=args.host, port=args.port, block=False)
     print(f"{address} (Ctrl+C ends it)", flush=True)
     page.block_thread()

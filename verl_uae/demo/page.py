@@ -74,15 +74,10 @@ def similarity_table(similarity: dict[str, float | str]) -> str:
     return "\n".join(["| similarity | value |", "|---|---|", *rows])
 
 
-def build_page(session: DemoSession, *, steps: int, guidance: float) -> Any:
-    """The page, a ``gradio.Blocks``.
-
-    Args:
-        session: what runs behind it.
-        steps: denoising steps it starts with.
-        guidance: guidance scale it starts with.
-    """
+def build_page(session: DemoSession) -> Any:
+    """The page, a ``gradio.Blocks``; it starts with the settings of the session's pipeline."""
     gr = load_gradio()
+    settings = session.pipe.inference
 
     def write(path: str | None, seed: float, temperature: float, progress: Any = gr.Progress()) -> str:  # noqa: B008
         if path is None:
@@ -145,9 +140,9 @@ def build_page(session: DemoSession, *, steps: int, guidance: float) -> Any:
         caption = gr.Textbox(label="Caption (edit it as you like)", lines=3, max_lines=12, elem_id="caption")
         with gr.Row():
             seed = gr.Number(value=0, precision=0, label="Seed")
-            count = gr.Slider(1, 100, value=steps, step=1, label="Steps")
-            scale = gr.Slider(1.0, 12.0, value=guidance, step=0.5, label="Guidance")
-            heat = gr.Slider(0.0, 1.5, value=0.0, step=0.1, label="Temperature")
+            count = _slider(gr, "Steps", settings.num_inference_steps, 1, 100, 1)
+            scale = _slider(gr, "Guidance", settings.guidance_scale, 1.0, 12.0, 0.1)
+            heat = _slider(gr, "Temperature", settings.temperature, 0.0, 1.5, 0.05)
         with gr.Row():
             both = gr.Button("Caption and draw", variant="primary", elem_id="both")
             only_write = gr.Button("Caption only", elem_id="write")
@@ -161,6 +156,11 @@ def build_page(session: DemoSession, *, steps: int, guidance: float) -> Any:
         only_draw.click(draw, drawing, results)
     # One model, one request at a time; the others wait in line.
     return page.queue(default_concurrency_limit=1)
+
+
+def _slider(gr: Any, label: str, value: float, low: float, high: float, step: float) -> Any:
+    """A slider that starts at a setting of the model, wherever that lies."""
+    return gr.Slider(low, max(high, value), value=value, step=step, label=label)
 
 
 def launch(page: Any, *, host: str, port: int | None, block: bool = True) -> str:

@@ -38,33 +38,25 @@ class DemoSession:
     Args:
         pipe: pipeline on its device.
         terms: names of reward terms.
-        size: side of the reconstruction, pixels; None is the model's own.
-        max_new_tokens: longest caption, tokens.
 
     Raises:
         ConfigError: a term is unknown.
     """
 
-    def __init__(
-        self, pipe: UAEPipeline, terms: Sequence[str], *, size: int | None = None, max_new_tokens: int = 512
-    ) -> None:
+    def __init__(self, pipe: UAEPipeline, terms: Sequence[str]) -> None:
         self.pipe = pipe
-        self.size = size
-        self.max_new_tokens = max_new_tokens
         # One scorer each: a term without a value must not take the others with it.
         self.scorers = {name: RewardScorer([(name, 1.0, {})], device=pipe._execution_device) for name in terms}
 
-    def caption(self, image: ImageSource, *, seed: int = 0, temperature: float = 0.0) -> str:
-        """One caption of a picture.
+    def caption(self, image: ImageSource, *, seed: int = 0, temperature: float | None = None) -> str:
+        """One caption of a picture; the temperature None is the pipeline's.
 
         Raises:
             DecodeError: the picture cannot be decoded.
         """
         picture = decode_image(image)
         source = generator(seed, "demo caption", image_digest(picture))
-        return self.pipe.caption(
-            picture, temperature=temperature, generator=source, max_new_tokens=self.max_new_tokens
-        )[0]
+        return self.pipe.caption(picture, temperature=temperature, generator=source)[0]
 
     def draw(
         self,
@@ -72,13 +64,14 @@ class DemoSession:
         image: ImageSource | None,
         *,
         seed: int = 0,
-        steps: int = 40,
-        guidance: float = 5.0,
+        steps: int | None = None,
+        guidance: float | None = None,
         on_progress: Progress | None = None,
     ) -> Drawing:
         """Draw a caption and compare the result with the source picture, if there is one.
 
-        Equal seeds share their noise, so that an edit of the caption is the only difference.
+        Equal seeds share their noise, so that an edit of the caption is the only difference. Steps and guidance
+        None are the pipeline's.
 
         Raises:
             DecodeError: the source cannot be decoded.
@@ -87,13 +80,11 @@ class DemoSession:
 
         def on_step(_: Any, step: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             if on_progress is not None:
-                on_progress(step + 1, steps)
+                on_progress(step + 1, self.pipe.num_timesteps)
             return tensors
 
         output = self.pipe.generate(
             caption,
-            height=self.size,
-            width=self.size,
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=torch.Generator().manual_seed(derive_seed(seed, "demo noise")),

@@ -58,7 +58,9 @@ def _add_export(subparsers: Any) -> None:
     export.add_argument("--weights", choices=["ema", "live"], help="default: ema, where the run averaged")
     export.add_argument("--lora", choices=["peft", "diffusers"], help="write the adapter alone, in this layout")
     export.add_argument("--lora-alpha", type=float, help="scale of the adapter, where the checkpoint does not say")
-    export.add_argument("--run-config", type=expand, metavar="FILE", help="Hydra's config.yaml of the run")
+    export.add_argument(
+        "--run-config", type=expand, metavar="FILE", help="configuration of the run, in place of its own"
+    )
     export.add_argument("--decoder", metavar="MODEL", help="decoder folder the run started from")
     export.add_argument("--encoder", metavar="MODEL", help="captioner, where the run did not train it")
     export.add_argument("--language-model", metavar="MODEL", help="model whose states are the condition")
@@ -66,6 +68,8 @@ def _add_export(subparsers: Any) -> None:
     export.add_argument("--merge-captioner", action="store_true", help="run verl's merger on the captioner's shards")
     export.add_argument("--evaluation", type=expand, metavar="FILE", help="JSON object of figures for the model card")
     _add_condition(export, None)
+    export.add_argument("--caption-prompt", metavar="TEXT", help="what asks for a caption (default: as the run did)")
+    export.add_argument("--caption-system", metavar="TEXT", help='system turn before it, "" for none')
     _add_out(export)
     export.set_defaults(run=_export)
 
@@ -127,6 +131,8 @@ def _export(args: argparse.Namespace) -> int:
         run_config=args.run_config,
         condition_length=args.condition_length,
         condition_role=args.condition_role,
+        caption_prompt=args.caption_prompt,
+        caption_system=args.caption_system,
         evaluation=args.evaluation,
     )
     if args.lora is None:

@@ -50,7 +50,7 @@ class ExportSettings:
     """Run verl's model merger on the captioner's shards where no transformers folder was saved."""
     lora_alpha: float | None = None
     run_config: str | None = None
-    """Composed configuration of the run (Hydra's ``config.yaml``)."""
+    """Composed configuration of the run, where the checkpoint has none or another is meant."""
     condition_length: int | None = None
     condition_role: str | None = None
     caption_prompt: str | None = None
@@ -107,7 +107,7 @@ def _entries(folder: Path, settings: ExportSettings, run: RunConfig) -> dict[str
     found = settings_of_run(run.get, _prompt(run, flags)) if saved is None else saved
     entries = {**found, **flags}
     if "condition_length" not in entries:
-        raise ConfigError("--condition-length", "needed: the configuration of the run was not found (--run-config)")
+        raise ConfigError("--condition-length", "needed: the checkpoint has no configuration of its run (--run-config)")
     missing = [name for name in ENTRIES if name not in entries]
     if missing:
         logger.warning("the checkpoint does not say %s: the defaults are written", ", ".join(missing))

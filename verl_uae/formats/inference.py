@@ -71,6 +71,9 @@ class InferenceSettings:
 #: Names of the entries.
 ENTRIES = tuple(field.name for field in dataclasses.fields(InferenceSettings))
 
+#: Those that only a captioner reads.
+CAPTION_ENTRIES = ("caption_prompt", "caption_system", "max_new_tokens", "temperature")
+
 _OPTIONAL = ("height", "width")
 _INTEGERS = ("condition_length", "max_new_tokens", "num_inference_steps", *_OPTIONAL)
 _SMALLEST = {"temperature": 0.0, "guidance_scale": 1.0}

@@ -8,10 +8,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from verl_uae.data.prompts import first_pictures
 from verl_uae.errors import ConfigError, DecodeError
+from verl_uae.formats.inference import checked
 from verl_uae.paths import existing_folder, expand, model_source
 from verl_uae.text import argument_text, fitting_name, printable
 
@@ -23,6 +25,19 @@ if TYPE_CHECKING:
 RECORDS = "samples.jsonl"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+#: Settings of the model that an option takes the place of -> option, type, what it is.
+_FLAGS: dict[str, tuple[str, type, str]] = {
+    "caption_prompt": ("--caption-prompt", str, "user turn that asks for a caption"),
+    "caption_system": ("--caption-system", str, 'system turn before it, "" for none'),
+    "max_new_tokens": ("--max-new-tokens", int, "longest caption, tokens"),
+    "temperature": ("--temperature", float, "of the captions, 0 is greedy"),
+    "condition_length": ("--condition-length", int, "text positions of the condition"),
+    "num_inference_steps": ("--steps", int, "denoising steps"),
+    "guidance_scale": ("--guidance", float, "classifier-free guidance, 1 is off"),
+    "negative_prompt": ("--negative-prompt", str, "text of the unconditional branch"),
+    "size": ("--size", int, "side of a drawing, pixels"),
+}
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the ``sample`` command to what ``ArgumentParser.add_subparsers`` returned."""
@@ -30,21 +45,17 @@ def add_parser(subparsers: Any) -> None:
     add_model_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--image", type=expand, nargs="+", metavar="FILE", help="pictures to caption and redraw")
+    what.add_argument("--rows", type=expand, metavar="FILE", help="pictures of a data set's rows, a parquet file")
     what.add_argument("--prompt", nargs="+", metavar="TEXT", help="texts to draw")
-    parser.add_argument("--caption-only", action="store_true", help="with --image: write captions, draw nothing")
+    parser.add_argument("--first", type=int, default=4, metavar="N", help="with --rows: how many (default 4)")
+    parser.add_argument("--caption-only", action="store_true", help="not with --prompt: write captions, draw nothing")
     parser.add_argument("--out", type=expand, metavar="DIR", help=f"where the PNG files and {RECORDS} go")
     parser.add_argument("--seed", type=int, default=0, help="of the initial noise and of sampled captions (default 0)")
-    parser.add_argument("--steps", type=int, default=40, help="denoising steps (default 40)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance, 1 is off (default 5)")
-    parser.add_argument("--size", type=int, help="side, pixels (default: the model's, 1024 for SD3.5)")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="text of the unconditional branch")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest caption (default 512)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of the captions, 0 is greedy (default 0)")
     parser.set_defaults(run=_sample)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -> None:
-    """Options that say which model runs where; shared with ``verl-uae demo`` and ``verl-uae bench``.
+    """Options that say which model runs where and how; shared with ``verl-uae demo`` and ``verl-uae bench``.
 
     Args:
         parser: gets the options.
@@ -53,9 +64,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -
     parser.add_argument(model, help="model folder or hub id")
     parser.set_defaults(model_key=model)
     parser.add_argument("--encoder", metavar="DIR", help="captioner, where the model folder has none")
-    parser.add_argument("--condition-length", type=int, help="text positions, where the model folder does not say")
-    parser.add_argument("--caption-prompt", metavar="TEXT", help="user turn that asks for a caption")
-    parser.add_argument("--caption-system", metavar="TEXT", help='system turn before it, "" for none')
+    for name, (flag, kind, text) in _FLAGS.items():
+        metavar = "TEXT" if kind is str else "N"
+        parser.add_argument(flag, dest=name, type=kind, metavar=metavar, help=f"{text} (default: the model's)")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on an accelerator")
     parser.add_argument(
@@ -84,24 +95,19 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
         raise ConfigError("--offload", "needs an accelerator as --device; on the host there is nowhere to offload from")
     name = ("float32" if on_host else "bfloat16") if args.dtype == "auto" else args.dtype
     dtype = getattr(torch, name)
-    given: dict[str, Any] = {
-        "condition_length": args.condition_length,
-        "caption_prompt": args.caption_prompt,
-        "caption_system": args.caption_system,
-    }
+    given = _given_settings(args)
     args.model = model_source(args.model, args.model_key)
     if args.encoder is not None:
         args.encoder = existing_folder(args.encoder, "--encoder")
         given |= {"encoder": load_model(args.encoder, dtype), "processor": load_processor_of(args.encoder)}
     if args.encoder is not None and given["encoder"] is None:
         raise ConfigError("--encoder", f"{args.encoder} is not a transformers folder")
-    chosen = {
-        key: argument_text(f"--{key.replace('_', '-')}", value) if isinstance(value, str) else value
-        for key, value in given.items()
-        if value is not None
-    }
-    pipe = UAEPipeline.from_pretrained(args.model, torch_dtype=dtype, **chosen)
+    pipe = UAEPipeline.from_pretrained(args.model, torch_dtype=dtype, **given)
     pipe.set_progress_bar_config(disable=True)
+    try:
+        pipe.decoder.latent_shape(*pipe.picture_size)
+    except ValueError as error:
+        raise ConfigError("--size", str(error)) from error
     try:
         if args.offload == "none":
             return pipe.to(device)
@@ -112,26 +118,42 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
     return pipe
 
 
+def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as options.
+
+    Raises:
+        ConfigError: naming the option that is impossible.
+    """
+    given: dict[str, Any] = {}
+    for name, (flag, _, _) in _FLAGS.items():
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if isinstance(value, str):
+            value = argument_text(flag, value)
+        entries = {"height": value, "width": value} if name == "size" else {name: value}
+        try:
+            given |= checked(entries)
+        except ConfigError as error:
+            raise ConfigError(flag, error.message) from error
+    return given
+
+
 def _sample(args: argparse.Namespace) -> int:
     if args.out is None and not args.caption_only:
         raise ConfigError("--out", "needed, unless --caption-only")
-    if args.caption_only and args.image is None:
-        raise ConfigError("--caption-only", "takes --image")
-    if args.steps < 1:
-        raise ConfigError("--steps", f"must be at least 1, got {args.steps}")
+    if args.caption_only and args.prompt is not None:
+        raise ConfigError("--caption-only", "takes --image or --rows")
+    if args.first < 1:
+        raise ConfigError("--first", f"must be at least 1, got {args.first}")
     args.prompt = [argument_text("--prompt", text) for text in args.prompt or ()]
-    if args.negative_prompt is not None:
-        args.negative_prompt = argument_text("--negative-prompt", args.negative_prompt)
+    pictures = _pictures(args)
     pipe = load_pipeline(args)
-    try:
-        pipe.decoder.latent_shape(args.size or 0, args.size or 0)
-    except ValueError as error:
-        raise ConfigError("--size", str(error)) from error
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / RECORDS).unlink(missing_ok=True)
     failed = 0
-    for record in _records(pipe, args):
+    for record in _records(pipe, args, pictures):
         failed += "error" in record
         line = json.dumps(record, ensure_ascii=False)
         print(line, flush=True)
@@ -139,62 +161,65 @@ def _sample(args: argparse.Namespace) -> int:
             with open(args.out / RECORDS, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
     if failed:
-        print(f"verl-uae: {failed} of {len(args.image)} pictures could not be read", file=sys.stderr)
+        print(f"verl-uae: {failed} of {len(pictures)} pictures could not be read", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _records(pipe: UAEPipeline, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _pictures(args: argparse.Namespace) -> list[tuple[str, str, Any]]:
+    """What is captioned: its name in the record, in file names, and what decodes to it.
+
+    Raises:
+        DataError: the file of rows cannot be read.
+    """
+    found = [(printable(str(path)), path.stem, path) for path in args.image or ()]
+    if args.rows is not None:
+        for number, cell in enumerate(first_pictures(args.rows, args.first)):
+            found.append((f"{printable(str(args.rows))}, row {number}", f"row{number}", cell))
+    return found
+
+
+def _records(
+    pipe: UAEPipeline, args: argparse.Namespace, pictures: Sequence[tuple[str, str, Any]]
+) -> Iterator[dict[str, Any]]:
     """One record per picture or text; a picture that cannot be read costs only its own."""
     from verl_uae.data.images import decode_image, image_digest
 
     for index, text in enumerate(args.prompt):
         yield _drawn(pipe, args, {"prompt": text}, text, ("text", text), f"{index:04d}.png")
-    for index, path in enumerate(args.image or ()):
+    for index, (name, stem, encoded) in enumerate(pictures):
         try:
-            image = decode_image(path)
+            image = decode_image(encoded)
         except DecodeError as error:
-            yield {"image": printable(str(path)), "error": error.message}
+            yield {"image": name, "error": error.message}
             continue
-        started = time.perf_counter()
         digest = image_digest(image)
+        started = time.perf_counter()
         caption = _caption(pipe, args, image, digest)
-        record = {"image": printable(str(path)), "caption": caption, "caption_seconds": _since(started)}
+        record = {"image": name, "caption": caption, "caption_seconds": _since(started)}
+        if args.rows is not None and args.out is not None:
+            record["source"] = f"{index:04d}_{stem}_source.png"
+            image.save(args.out / record["source"], "PNG")
         if args.caption_only:
-            yield {**record, "seed": args.seed, "temperature": args.temperature}
+            yield {**record, "seed": args.seed, "temperature": pipe.inference.temperature}
         else:
-            yield _drawn(
-                pipe, args, record, caption, ("image", digest), fitting_name(f"{index:04d}_{path.stem}", ".png")
-            )
+            file = fitting_name(f"{index:04d}_{stem}", ".png")
+            yield _drawn(pipe, args, record, caption, ("image", digest), file)
 
 
 def _caption(pipe: UAEPipeline, args: argparse.Namespace, image: Image, digest: str) -> str:
     from verl_uae.seeding import generator
 
-    return pipe.caption(
-        image,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        generator=generator(args.seed, "sample caption", digest),
-    )[0]
+    return pipe.caption(image, generator=generator(args.seed, "sample caption", digest))[0]
 
 
 def _drawn(
     pipe: UAEPipeline, args: argparse.Namespace, record: dict[str, Any], text: str, key: tuple[str, str], name: str
 ) -> dict[str, Any]:
     """Draw one text; the noise belongs to the seed and the picture or text, whatever else is drawn."""
-    from verl_uae.pipeline.pipeline import NEGATIVE_PROMPT
     from verl_uae.seeding import generator
 
     started = time.perf_counter()
-    output = pipe.generate(
-        text,
-        height=args.size,
-        width=args.size,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        negative_prompt=NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt,
-        generator=generator(args.seed, "sample noise", *key),
-    )
+    output = pipe.generate(text, generator=generator(args.seed, "sample noise", *key))
     picture = output.images[0]
     picture.save(args.out / name, "PNG")
     return {
@@ -202,8 +227,8 @@ def _drawn(
         "file": name,
         "truncated": output.truncated[0],
         "seed": args.seed,
-        "steps": args.steps,
-        "guidance": args.guidance,
+        "steps": pipe.inference.num_inference_steps,
+        "guidance": pipe.inference.guidance_scale,
         "size": list(picture.size),
         "seconds": _since(started),
     }

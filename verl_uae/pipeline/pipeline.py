@@ -8,9 +8,10 @@ language model, C h w latent, H W pixels.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from verl_uae.data.images import ImageSource, decode_image
-from verl_uae.data.schema import SYSTEM_PROMPT, USER_PROMPT
 from verl_uae.decoder.conditioner import Condition, Conditioner, language_stack
 from verl_uae.decoder.decoder import Decoder, check_decoder_folder
 from verl_uae.decoder.projector import Projector
-from verl_uae.errors import CheckpointError
+from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.formats.inference import ENTRIES, InferenceSettings, read_index
 from verl_uae.formats.names import ENCODER, LANGUAGE_MODEL
 from verl_uae.pipeline.captioner import caption_messages, write_captions
 from verl_uae.pipeline.inputs import check_callback, check_drawing, generator_list, sigma_table
 from verl_uae.pipeline.loading import keep_vae_fp32, load_model, load_processor, local_folder
 
-NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
-"""Of the released model's demo; the default of ``uae.decoder.negative_prompt``."""
+logger = logging.getLogger(__name__)
+
+_DEFAULTS = InferenceSettings()
 
 Generator = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[["UAEPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -75,6 +77,16 @@ class UAEPipeline(DiffusionPipeline):
         condition_role: chat role of the caption in the condition.
         caption_prompt: user turn that asks for a caption, ``<image>`` where the picture goes.
         caption_system: system turn before it; "" leaves it out.
+        max_new_tokens: of :meth:`caption`, as the next; what its argument None stands for.
+        temperature: likewise.
+        num_inference_steps: of :meth:`generate`, as the rest; what its argument None stands for.
+        guidance_scale: likewise.
+        negative_prompt: likewise.
+        height: likewise; None is the size that the transformer was made for.
+        width: likewise.
+
+    Raises:
+        ConfigError: naming the setting that is impossible.
     """
 
     model_cpu_offload_seq = "encoder->language_model->conditioner->transformer->vae"
@@ -90,10 +102,17 @@ class UAEPipeline(DiffusionPipeline):
         encoder: PreTrainedModel | None = None,
         processor: Any = None,
         language_model: PreTrainedModel | None = None,
-        condition_length: int = 640,
-        condition_role: str = "generate",
-        caption_prompt: str = USER_PROMPT,
-        caption_system: str = SYSTEM_PROMPT,
+        condition_length: int = _DEFAULTS.condition_length,
+        condition_role: str = _DEFAULTS.condition_role,
+        caption_prompt: str = _DEFAULTS.caption_prompt,
+        caption_system: str = _DEFAULTS.caption_system,
+        max_new_tokens: int = _DEFAULTS.max_new_tokens,
+        temperature: float = _DEFAULTS.temperature,
+        num_inference_steps: int = _DEFAULTS.num_inference_steps,
+        guidance_scale: float = _DEFAULTS.guidance_scale,
+        negative_prompt: str = _DEFAULTS.negative_prompt,
+        height: int | None = _DEFAULTS.height,
+        width: int | None = _DEFAULTS.width,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -105,12 +124,20 @@ class UAEPipeline(DiffusionPipeline):
             processor=processor,
             language_model=language_model,
         )
-        self.register_to_config(
+        settings = InferenceSettings(
             condition_length=condition_length,
             condition_role=condition_role,
             caption_prompt=caption_prompt,
             caption_system=caption_system,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
         )
+        self.register_to_config(**asdict(settings))
         self._interrupt = False
         self._guidance_scale = 1.0
         self._num_timesteps = 0
@@ -125,10 +152,16 @@ class UAEPipeline(DiffusionPipeline):
                 ``processor=...``) and settings (``condition_length=...``) in place of the folder's.
 
         Raises:
-            CheckpointError: naming the folder and the part that is missing or does not load.
+            CheckpointError: naming the folder and the part that is missing or does not load, or the entry of
+                ``model_index.json`` that is unknown or damaged.
+            ConfigError: naming the setting that is impossible.
         """
         root = local_folder(pretrained_model_name_or_path, kwargs)
         check_decoder_folder(root)
+        known = {**read_index(root), **{name: kwargs[name] for name in ENTRIES if name in kwargs}}
+        missing = [name for name in ENTRIES if name not in known]
+        if missing:
+            logger.warning("%s does not say %s: the defaults are used", root, ", ".join(missing))
         dtype = keep_vae_fp32(kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None))
         for name in (ENCODER, LANGUAGE_MODEL):
             if name not in kwargs:
@@ -179,6 +212,17 @@ class UAEPipeline(DiffusionPipeline):
         return Decoder(self.transformer, self.vae, self.conditioner, shift=shift).eval()
 
     @property
+    def inference(self) -> InferenceSettings:
+        """How the pipeline captions and draws where nothing else is asked for."""
+        return InferenceSettings(**{name: self.config[name] for name in ENTRIES})
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(H, W) of a drawing where nothing else is asked for, pixels."""
+        side = int(self.transformer.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1))
+        return self.config.height or side, self.config.width or side
+
+    @property
     def interrupt(self) -> bool:
         """Set ``_interrupt`` from a callback or another thread to end the drawing after the step being taken."""
         return self._interrupt
@@ -213,8 +257,8 @@ class UAEPipeline(DiffusionPipeline):
         images: ImageSource | Sequence[ImageSource],
         prompt: str | None = None,
         system: str | None = None,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         generator: Generator = None,
         batch_size: int = 8,
     ) -> list[str]:
@@ -222,10 +266,10 @@ class UAEPipeline(DiffusionPipeline):
 
         Args:
             images: one or several pictures: PIL, path or encoded bytes; see :func:`~verl_uae.data.images.decode_image`.
-            prompt: user turn, ``<image>`` where the picture goes; default: ``caption_prompt`` of the pipeline.
-            system: system turn, "" for none; default: ``caption_system`` of the pipeline.
-            max_new_tokens: longest caption, tokens.
-            temperature: 0 is greedy.
+            prompt: user turn, ``<image>`` where the picture goes; None is ``caption_prompt`` of the pipeline.
+            system: system turn, "" for none; None is ``caption_system`` of the pipeline.
+            max_new_tokens: longest caption, tokens; None is that of the pipeline.
+            temperature: 0 is greedy; None is that of the pipeline.
             generator: source of randomness above temperature 0: one for all pictures or one for each.
             batch_size: pictures described together. Padding changes logits in the last bits.
 
@@ -238,13 +282,13 @@ class UAEPipeline(DiffusionPipeline):
         """
         if self.encoder is None or self.processor is None:
             raise ValueError("captions take an encoder and a processor; this folder has only the decoder part")
-        if not temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
+        settings = self._with(
+            caption_prompt=prompt, caption_system=system, max_new_tokens=max_new_tokens, temperature=temperature
+        )
         pictures = [decode_image(image) for image in _listed(images)]
         generators = generator_list(generator, len(pictures))
-        user = self.config.caption_prompt if prompt is None else prompt
-        system = self.config.caption_system if system is None else system
-        prompts = [caption_messages(picture, user, system) for picture in pictures]
+        user, turn = settings.caption_prompt, settings.caption_system
+        prompts = [caption_messages(picture, user, turn) for picture in pictures]
         captions: list[str] = []
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
@@ -253,8 +297,8 @@ class UAEPipeline(DiffusionPipeline):
                 self.encoder,
                 self.processor,
                 prompts[rows],
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
                 generators=generators if len(generators) == 1 else generators[rows],
                 device=self._execution_device,
             )
@@ -267,9 +311,9 @@ class UAEPipeline(DiffusionPipeline):
         prompt: str | Sequence[str],
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 40,
-        guidance_scale: float = 5.0,
-        negative_prompt: str = NEGATIVE_PROMPT,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
         num_images_per_prompt: int = 1,
         generator: Generator = None,
         latents: Tensor | None = None,
@@ -283,7 +327,7 @@ class UAEPipeline(DiffusionPipeline):
 
         Args:
             prompt: B texts.
-            height: H, pixels; default: the size the transformer was made for, 1024 for SD3.5.
+            height: H, pixels; None, as in the next four, is the pipeline's own setting.
             width: W, likewise.
             num_inference_steps: S.
             guidance_scale: classifier-free guidance; 1 switches it off and halves the cost.
@@ -305,22 +349,25 @@ class UAEPipeline(DiffusionPipeline):
             ValueError: for impossible arguments.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        decoder = self.decoder
-        table = sigma_schedule(num_inference_steps, decoder.shift) if sigmas is None else sigma_table(sigmas)
+        settings = self._with(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt
+        )
+        decoder, guidance = self.decoder, settings.guidance_scale
+        table = sigma_schedule(settings.num_inference_steps, decoder.shift) if sigmas is None else sigma_table(sigmas)
         check_drawing(prompts, num_images_per_prompt, output_type)
         check_callback(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        side = self.transformer.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
-        shape = decoder.latent_shape(height or side, width or side)
+        own_height, own_width = self.picture_size
+        shape = decoder.latent_shape(height or own_height, width or own_width)
         noise_NChw = self._noise((len(prompts) * num_images_per_prompt, *shape), generator, latents)
         condition = self.encode_prompt(prompts)
-        negative_1LE = None if guidance_scale == 1.0 else self.encode_prompt([negative_prompt]).states_BLE
-        self._interrupt, self._guidance_scale, self._num_timesteps = False, guidance_scale, len(table) - 1
+        negative_1LE = None if guidance == 1.0 else self.encode_prompt([settings.negative_prompt]).states_BLE
+        self._interrupt, self._guidance_scale, self._num_timesteps = False, guidance, len(table) - 1
         with self.progress_bar(total=len(table) - 1) as bar:
             x_NChw = decoder.denoise(
                 condition.states_BLE.repeat_interleave(num_images_per_prompt, 0),
                 noise_NChw,
                 table,
-                guidance=guidance_scale,
+                guidance=guidance,
                 negative_BLE=negative_1LE,
                 on_step=self._step_hook(bar, table, callback_on_step_end, callback_on_step_end_tensor_inputs),
             )
@@ -341,8 +388,8 @@ class UAEPipeline(DiffusionPipeline):
         images: ImageSource | Sequence[ImageSource],
         caption_prompt: str | None = None,
         caption_system: str | None = None,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         caption_generator: Generator = None,
         **drawing: Any,
     ) -> Any:
@@ -364,6 +411,13 @@ class UAEPipeline(DiffusionPipeline):
             images, caption_prompt, caption_system, max_new_tokens, temperature, generator=caption_generator
         )
         return self.generate(captions, **drawing)
+
+    def _with(self, **given: Any) -> InferenceSettings:
+        """The pipeline's settings with those that were given in their place."""
+        try:
+            return replace(self.inference, **{name: value for name, value in given.items() if value is not None})
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
 
     def _noise(self, shape: tuple[int, ...], generator: Generator, latents: Tensor | None) -> Tensor:
         if latents is None:

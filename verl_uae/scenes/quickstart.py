@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +20,10 @@ from typing import Any
 import torch
 
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.export import ExportSettings, export_checkpoint
+from verl_uae.formats.manifest import verify_folder
 from verl_uae.formats.names import ACTOR, HUGGINGFACE, step_name
+from verl_uae.formats.summary import shown
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.scenes.coldstart import ColdStartConfig, cold_start
@@ -26,6 +32,9 @@ from verl_uae.scenes.evaluate import Evaluation, evaluate
 from verl_uae.scenes.report import COLUMNS, comparison_picture, write_report
 
 Say = Callable[[str], None]
+
+#: Folder of the trained model, in that of the quickstart.
+MODEL = "model"
 
 #: The reward of the preset ``scenes``.
 REWARD_TERMS: tuple[tuple[str, float, dict[str, Any]], ...] = (("pixel", 0.7, {}), ("ssim", 0.3, {}))
@@ -48,8 +57,8 @@ class Timings:
 def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say: Say) -> int:
     """Run everything; return the exit code.
 
-    Writes models and data, ``train.log`` (the whole output of the training command), ``report.json`` and
-    ``report.html`` into ``out``. A cold start that is there already is used again.
+    Writes models and data, ``train.log`` (the whole output of the training command), ``report.json``, ``report.html``
+    and the trained model as one folder, ``model``, into ``out``. A cold start that is there already is used again.
     """
     torch.set_num_threads(1)
     root = Path(out).absolute()
@@ -76,7 +85,35 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
     say(comparison(before, after))
     say("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in timings.seconds.items()))
     say(f"pictures: {report}\npanels:   {run / 'panels'}")
+    export_trained(root, run, steps)
+    say("\n".join(["the trained model is one folder now; next:", *next_commands(out)]))
     return 0
+
+
+def export_trained(root: Path, run: Path, steps: int) -> None:
+    """Export the run as ``model`` in the folder of the quickstart, in place of that of an earlier one.
+
+    Raises:
+        CheckpointError: what is there is no exported model, or the run cannot be exported.
+    """
+    model = root / MODEL
+    if model.exists():
+        verify_folder(model)
+        shutil.rmtree(model)
+    export_checkpoint(run / step_name(steps), model, ExportSettings())
+
+
+def next_commands(out: str) -> list[str]:
+    """What can be done with the trained model, as typed in a shell: try it, see it in a page, measure it."""
+    model, held_out = Path(out) / MODEL, Path(out) / "data" / "val.parquet"
+    page = shown(["demo", model])
+    if importlib.util.find_spec("gradio") is None:
+        page = f"{shlex.quote(sys.executable)} -m pip install 'gradio>=6' && {page}"
+    return [
+        shown(["sample", model, "--rows", held_out, "--out", Path(out) / "samples"]),
+        page,
+        shown(["bench", "scenes", model]),
+    ]
 
 
 def prepare(root: Path, seed: int, timings: Timings, say: Say, config: ColdStartConfig | None = None) -> None:

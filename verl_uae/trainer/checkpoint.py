@@ -70,6 +70,7 @@ class LastGoodStep(RunRecord):
         older than wanted."""
         self.save_record(self._step_folder())
         mark_complete(self._step_folder(), self.global_steps)
+        self.note_saved()
         prune_steps(self._checkpoint_root, self.global_steps, self.config.trainer)
 
     def _save_last_good_step(self, loader_state: dict) -> None:

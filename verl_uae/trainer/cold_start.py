@@ -32,4 +32,6 @@ class ColdStartTrainer(PairTrainer):
         self.policy.call("load_encoder", str(folder / ENCODER_STATE))
 
     def _validate(self) -> dict[str, float]:
-        return self.validate_pictures(policy_sources_of_pairs(self.held_out_pairs()))
+        metrics = self.validate_pictures(policy_sources_of_pairs(self.held_out_pairs()))
+        self.note_validation(metrics)
+        return metrics

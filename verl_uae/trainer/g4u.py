@@ -241,6 +241,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         metrics["val-aux/uae/invalid_frac"] = self._validation_failures / max(1, self._validation_samples)
         if self.panel_rows:
             self.panels.write(self.global_steps, self.panel_rows, self.logger)
+        self.note_validation(metrics)
         return metrics
 
     def _collect_panel(self, batch: KVBatchMeta, outcomes: list, states: list) -> None:

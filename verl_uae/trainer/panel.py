@@ -82,6 +82,8 @@ class PanelWriter:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+        self.newest: Path | None = None
+        """The panel that was written last."""
 
     def write(self, step: int, rows: Sequence[PanelRow], tracking: Any = None) -> Path:
         """Write the panel of a step; published by rename, so a reader never sees half a file."""
@@ -90,6 +92,7 @@ class PanelWriter:
         partial = path.with_suffix(".html.part")
         partial.write_text(render(step, rows), encoding="utf-8")
         os.replace(partial, path)
+        self.newest = path
         self._send(step, rows, tracking)
         return path
 

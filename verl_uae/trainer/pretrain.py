@@ -159,8 +159,9 @@ class PretrainTrainer(PairTrainer):
 
     def _validate(self) -> dict[str, float]:
         pairs = self.held_out_pairs()
-        metrics = self.validate_pictures(policy_sources_of_pairs(pairs))
-        return metrics | self._held_out_losses(pairs)
+        metrics = self.validate_pictures(policy_sources_of_pairs(pairs)) | self._held_out_losses(pairs)
+        self.note_validation(metrics)
+        return metrics
 
     def _held_out_losses(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Mean loss, and the loss per noise level, at the base size."""

@@ -1,13 +1,14 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every step folder says of its run: the configuration, and how its validation captions and draws."""
+"""What every step folder says of its run (the configuration, and how its validation captions and draws), and what the
+last lines of the command say of it."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from verl_uae.data.prompts import PROMPT_COLUMN, most_frequent_prompt
 from verl_uae.formats.inference import settings_of_run, write_run_settings
 from verl_uae.formats.run import RunConfig, config_text, write_run_config
+from verl_uae.formats.summary import RunSummary
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -25,6 +27,8 @@ class RunRecord:
     """Mixin of trainers."""
 
     config: DictConfig
+    global_steps: int
+    panels: Any
     _config_text: str
 
     def keep_configuration(self) -> None:
@@ -53,6 +57,40 @@ class RunRecord:
         """Prompts of the training rows."""
         rows = getattr(getattr(self, "train_dataset", None), "dataframe", None)
         return () if rows is None else frame_prompts(rows, self.config.data.get("prompt_key", PROMPT_COLUMN))
+
+    @functools.cached_property
+    def summary(self) -> RunSummary:
+        """What the run has reached."""
+        rows = [name for name in RunConfig(self.config).files("data.val_files") if name.endswith(".parquet")]
+        total = getattr(self, "total_training_steps", 0)
+        return RunSummary(self.config.uae.stage, total, rows=rows[0] if rows else None)
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """verl's loop; what the run reached is known to the command, however the loop ends."""
+        try:
+            super().fit(agent_loop_manager)  # type: ignore[misc]
+        finally:
+            # Steps are counted before they are done; the last good step may have been saved again.
+            begun = 0 if self.config.trainer.get("val_only") else 1
+            self.summary.step = max(self.global_steps - begun, self.summary.saved or 0)
+            self.summary.ended = True
+            self._write_summary()
+
+    def note_validation(self, metrics: Mapping[str, float]) -> None:
+        """Take in the metrics of a validation."""
+        self.summary.note_validation(self.global_steps, metrics)
+        newest = self.panels.newest
+        self.summary.panel = None if newest is None else str(newest)
+        self._write_summary()
+
+    def note_saved(self) -> None:
+        """Take in that this step is complete on disk."""
+        self.summary.saved = self.global_steps
+        self._write_summary()
+
+    def _write_summary(self) -> None:
+        self.summary.step = max(self.summary.step, self.summary.saved or 0)
+        self.summary.write(Path(self.config.trainer.default_local_dir))
 
     def save_record(self, folder: Path) -> None:
         """Write the record into a step folder, before its marker."""

@@ -117,6 +117,7 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
             self._dump_generations(**dump_arguments(rows), dump_path=folder)
         if shown:
             self.panels.write(self.global_steps, shown, self.logger)
+        self.note_validation(metrics)
         return metrics
 
 

@@ -20,6 +20,7 @@ from verl_uae.bench.external.draw import DrawnPrompts, Shard, draw_prompts, read
 from verl_uae.bench.external.layout import grid
 from verl_uae.bench.external.prompts import read_prompts
 from verl_uae.errors import ConfigError
+from verl_uae.formats.inference import ENTRIES
 from verl_uae.pipeline import UAEPipeline
 from verl_uae.seeding import generator
 
@@ -31,12 +32,14 @@ class Bench:
 
     def __init__(self, pipe: UAEPipeline, model: Path, out: Path) -> None:
         self.pipe, self.out = pipe, out
-        self.settings = DrawSettings(model=str(model), seed=3, steps=2, guidance=2.0)
+        self.settings = DrawSettings(model=str(model), seed=3)
 
     def __call__(self, bench: Any, source: Path, rewritten: Path | None = None, **options: Any) -> DrawnPrompts:
         names = {field.name for field in dataclasses.fields(DrawSettings)}
         settings = dataclasses.replace(self.settings, **{k: v for k, v in options.items() if k in names})
-        rest = {key: value for key, value in options.items() if key not in names}
+        rest = {key: value for key, value in options.items() if key not in (*names, *ENTRIES)}
+        entries = {key: value for key, value in options.items() if key in ENTRIES}
+        self.pipe.register_to_config(**{**STEPS, "negative_prompt": "ugly", **entries})
         return draw_prompts(self.pipe, read_prompts(bench, source, rewritten), self.out, settings, **rest)
 
     def bytes(self) -> dict[str, bytes]:
@@ -73,7 +76,7 @@ def test_geneval_has_samples_of_the_pipeline_and_the_metadata(bench: Bench, gene
     assert json.loads((images / "00002/metadata.jsonl").read_text()) == GENEVAL[2]
     manifest = read_manifest(bench.out)
     assert (manifest["prompts"], manifest["samples_per_prompt"], manifest["pictures"]) == (3, 2, 6)
-    assert manifest["prompt_set"] == "original" and manifest["drawing"]["steps"] == 2
+    assert manifest["prompt_set"] == "original" and manifest["drawing"]["num_inference_steps"] == 2
     assert manifest["drawing"]["resolution"] == 32
 
 
@@ -131,7 +134,9 @@ def test_a_killed_run_goes_on(bench: Bench, geneval_file: Path, tmp_path: Path) 
     assert bench("geneval", geneval_file, samples=2).kept == 6
 
 
-@pytest.mark.parametrize("change", [{"seed": 4}, {"steps": 3}, {"guidance": 3.0}, {"negative_prompt": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 4}, {"num_inference_steps": 3}, {"guidance_scale": 3.0}, {"negative_prompt": "x"}]
+)
 def test_another_setting_draws_anew(bench: Bench, genevalpp_file: Path, change: dict[str, Any]) -> None:
     bench("genevalpp", genevalpp_file)
     before = bench.bytes()

@@ -20,13 +20,14 @@ def test_a_drawn_folder_knows_what_its_files_say(
     pipe: UAEPipeline, model_folder: Path, geneval_file: Path, rewritten_file: Path, tmp_path: Path
 ) -> None:
     prompts = read_prompts("geneval", geneval_file, rewritten_file)
-    settings = DrawSettings(model=str(model_folder), steps=1, guidance=1.0)
+    settings = DrawSettings(model=str(model_folder))
+    pipe.register_to_config(num_inference_steps=1, guidance_scale=1.0)
     draw_prompts(pipe, prompts, tmp_path / "out", settings, samples=2)
     drawn = expected_of_drawn("geneval", tmp_path / "out")
     source = expected_of_source("geneval", geneval_file, samples=2, rewritten=rewritten_file)
     assert drawn.prompts == source.prompts and list(drawn.prompts) == ["00000", "00001", "00002"]
     assert (drawn.samples, drawn.prompt_set) == (source.samples, source.prompt_set) == (2, "rewritten")
-    assert drawn.source | {"drawing": None} == source.source and drawn.source["drawing"]["steps"] == 1
+    assert drawn.source | {"drawing": None} == source.source and drawn.source["drawing"]["num_inference_steps"] == 1
     assert [prompt.drawn for prompt in drawn.prompts.values()] == REWRITTEN
     with pytest.raises(ConfigError, match="has the pictures of geneval, not of dpg"):
         expected_of_drawn("dpg", tmp_path / "out")

@@ -49,10 +49,6 @@ def _add_draw(commands: Any) -> None:
     parser.add_argument("--grid", action="store_true", help="geneval: also grid.png, which the scorer ignores")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="share of this process, from 0 (default 0/1)")
     parser.add_argument("--seed", type=int, default=0, help="of the initial noise (default 0)")
-    parser.add_argument("--steps", type=int, default=40, help="denoising steps (default 40)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="classifier-free guidance, 1 is off (default 5)")
-    parser.add_argument("--size", type=int, help="side to draw, pixels (default: the model's, 1024 for SD3.5)")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="text of the unconditional branch")
     parser.set_defaults(run=_draw)
 
 
@@ -60,32 +56,18 @@ def _draw(args: argparse.Namespace) -> int:
     from verl_uae.bench.draw import DrawSettings
     from verl_uae.bench.external.draw import MANIFEST, Shard, draw_prompts, read_manifest
     from verl_uae.bench.external.prompts import read_prompts
-    from verl_uae.pipeline.pipeline import NEGATIVE_PROMPT
 
     if args.model is None:
         raise ConfigError("--model", "needed")
-    for key, value in (("--steps", args.steps), ("--resolution", args.resolution)):
-        if value is not None and value < 1:
-            raise ConfigError(key, f"must be at least 1, got {value}")
+    if args.resolution is not None and args.resolution < 1:
+        raise ConfigError("--resolution", f"must be at least 1, got {args.resolution}")
     index, slash, count = args.shard.partition("/")
     if not (slash and index.isdigit() and count.isdigit()):
         raise ConfigError("--shard", f"must be I/N, got {args.shard!r}")
     shard = Shard(int(index), int(count))
     prompts = read_prompts(args.benchmark, args.prompts, args.rewritten)
     pipe = load_pipeline(args)
-    try:
-        pipe.decoder.latent_shape(args.size or 0, args.size or 0)
-    except ValueError as error:
-        raise ConfigError("--size", str(error)) from error
-    settings = DrawSettings(
-        model=args.model,
-        encoder=args.encoder,
-        seed=args.seed,
-        steps=args.steps,
-        guidance=args.guidance,
-        size=args.size,
-        negative_prompt=NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt,
-    )
+    settings = DrawSettings(model=args.model, encoder=args.encoder, seed=args.seed)
     drawn = draw_prompts(
         pipe,
         prompts,

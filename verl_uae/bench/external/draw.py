@@ -86,7 +86,7 @@ def draw_prompts(
         pipe: pipeline on its device.
         prompts: what `read_prompts` returned.
         out: folder to write to; an ``images/`` in it that is not of an earlier run is refused.
-        settings: see there; what only a captioner reads is not used.
+        settings: see there.
         samples: per prompt; default: what the benchmark asks for.
         resolution: side of a sample in its file, pixels; default: as drawn. Others are resampled (Lanczos).
         with_grid: also write ``grid.png`` for each prompt of GenEval, for people.
@@ -100,8 +100,7 @@ def draw_prompts(
     count = layout.check_samples(layout.samples if samples is None else samples)
     if with_grid and prompts.bench != "geneval":
         raise ConfigError("--grid", "is for geneval")
-    side = _drawn_side(pipe, settings.size)
-    described = _described(pipe, settings, layout, resolution or side)
+    described = _described(pipe, settings, layout, resolution or max(pipe.picture_size))
     out, shard = Path(out), shard or Shard()
     pictures = {prompt.key: layout.pictures(prompt, count) for prompt in prompts.prompts}
     _check_out(out, layout)
@@ -142,11 +141,6 @@ def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ConfigError("--drawn", f"{path} cannot be read: {error}") from error
-
-
-def _drawn_side(pipe: UAEPipeline, size: int | None) -> int:
-    # As in UAEPipeline.generate.
-    return size or int(pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1))
 
 
 def _described(pipe: UAEPipeline, settings: DrawSettings, layout: Layout, resolution: int) -> dict[str, Any]:
@@ -292,15 +286,8 @@ class _Painter:
 
     def _sample(self, prompt: Prompt, sample: int) -> tuple[Image.Image, bool]:
         digest = hashlib.sha256(prompt.text.encode()).hexdigest()
-        output = self.pipe.generate(
-            prompt.drawn,
-            height=self.settings.size,
-            width=self.settings.size,
-            num_inference_steps=self.settings.steps,
-            guidance_scale=self.settings.guidance,
-            negative_prompt=self.settings.negative_prompt,
-            generator=generator(self.settings.seed, NOISE, digest, prompt.occurrence, sample),
-        )
+        source = generator(self.settings.seed, NOISE, digest, prompt.occurrence, sample)
+        output = self.pipe.generate(prompt.drawn, generator=source)
         image: Image.Image = output.images[0]
         if self.resolution is not None and image.size != (self.resolution, self.resolution):
             image = image.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)

@@ -199,13 +199,12 @@ def compare_pipeline(folder: Path, wanted: Evaluation, seed: int) -> dict[str, f
     """Caption and draw the evaluation's scenes with the exported folder."""
     from verl_uae.pipeline import UAEPipeline
     from verl_uae.scenes.render import IMAGE_SIZE, render_image
-    from verl_uae.scenes.tokenizer import PROMPT
     from verl_uae.seeding import normal
 
     pipe: Any = UAEPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     images = [render_image(scene) for scene in wanted.scenes]
-    captions = pipe.caption(images, prompt=f"<image>{PROMPT}", system="", max_new_tokens=24)
+    captions = pipe.caption(images, temperature=0.0)
     noise = normal((len(images), *pipe.decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)), seed, "scenes-eval-noise")
     drawn = pipe.generate(
         wanted.captions,

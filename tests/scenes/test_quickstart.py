@@ -1,0 +1,63 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import shlex
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verl_uae.cli import parse
+from verl_uae.config.validate import validate
+from verl_uae.data.prompts import most_frequent_prompt, prompts_of_files
+from verl_uae.errors import CheckpointError
+from verl_uae.formats.inference import read_index, settings_of_run, write_run_settings
+from verl_uae.formats.manifest import verify_folder
+from verl_uae.formats.run import RunConfig, config_text, write_run_config
+from verl_uae.scenes.dataset import write_dataset
+from verl_uae.scenes.quickstart import MODEL, export_trained, next_commands
+from verl_uae.scenes.tiny_models import INFERENCE
+from verl_uae.trainer.checkpoint import mark_complete
+
+
+@pytest.fixture
+def trained(compose: Any, tiny_models: Path, tmp_path: Path) -> Path:
+    """Folder of a quickstart whose run has been trained: models, data, and the last step folder."""
+    root = tmp_path / "quickstart"
+    for name in ("encoder", "decoder"):
+        shutil.copytree(tiny_models / name, root / name)
+    write_dataset(root / "data", train=4, val=2, seed=0)
+    step = root / "runs" / "g4u" / "global_step_2"
+    shutil.copytree(root / "encoder", step / "actor" / "huggingface")
+    config = compose("hardware=cpu", "preset=scenes", f"uae_home={root}")
+    validate(config)
+    write_run_config(step, config_text(config))
+    prompt = most_frequent_prompt(prompts_of_files([str(root / "data" / "train.parquet")]))
+    write_run_settings(step, settings_of_run(RunConfig(config).get, prompt))
+    mark_complete(step, 2)
+    return root
+
+
+def test_the_trained_model_is_one_folder_with_the_settings_of_its_run(trained: Path) -> None:
+    export_trained(trained, trained / "runs" / "g4u", 2)
+    verify_folder(trained / MODEL)
+    # What the preset and the data set say is what the scenes say of themselves.
+    assert read_index(trained / MODEL) == asdict(INFERENCE)
+    # A second quickstart in the same folder takes its place; anything else there is not touched.
+    export_trained(trained, trained / "runs" / "g4u", 2)
+    (trained / MODEL / "mine.txt").write_text("notes")
+    with pytest.raises(CheckpointError, match=r"mine\.txt"):
+        export_trained(trained, trained / "runs" / "g4u", 2)
+
+
+def test_the_next_commands_are_ones_that_there_are(trained: Path) -> None:
+    lines = [line.rpartition("&& ")[2] for line in next_commands(str(trained))]
+    sample, demo, bench = (
+        parse(shlex.split(line)[shlex.split(line).index(name) :])
+        for line, name in zip(lines, ("sample", "demo", "bench"), strict=True)
+    )
+    assert {sample.model, demo.model, bench.model} == {str(trained / MODEL)}
+    assert sample.rows.is_file() and (sample.command, demo.command, bench.bench) == ("sample", "demo", "scenes")

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
-from verl_uae.engine.shadow import WeightShadow, local_shards
+from verl_uae.engine.shadow import WeightShadow, local_shards, warmed_up
 from verl_uae.seeding import normal
 
 
@@ -97,3 +100,56 @@ def test_shards_share_storage_with_the_parameters() -> None:
     layers = module()
     local_shards(layers)["0.bias"].zero_()
     assert torch.equal(layers[0].bias, torch.zeros(4))
+
+
+class FakeAccelerator:
+    """A device whose copies to the host are done when it is asked to synchronise, and not before."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        self.arrived = {name: weight.detach().clone() for name, weight in layers.named_parameters()}
+        self.layers = layers
+        for weight in layers.parameters():
+            weight.data.fill_(float("nan"))
+
+    @torch.no_grad()
+    def synchronize(self) -> None:
+        for name, weight in self.layers.named_parameters():
+            weight.copy_(self.arrived[name])
+
+
+def read_by_copying(layers: nn.Module) -> dict[str, torch.Tensor]:
+    return WeightShadow(layers).state_dict()
+
+
+def read_by_averaging(layers: nn.Module) -> dict[str, torch.Tensor]:
+    shadow = WeightShadow(module())
+    shadow._module = layers
+    shadow.update(0.5)
+    return shadow.state_dict()
+
+
+def read_by_swapping(layers: nn.Module) -> dict[str, torch.Tensor]:
+    shadow = WeightShadow(module())
+    shadow._module = layers
+    with shadow.swapped():
+        pass
+    return {name: weight.detach() for name, weight in layers.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("read", [read_by_copying, read_by_averaging, read_by_swapping])
+def test_offloaded_shards_are_waited_for_before_they_are_read(monkeypatch: pytest.MonkeyPatch, read: Callable) -> None:
+    """verl offloads without blocking: until a synchronise the host memory holds anything."""
+    expected = {name: weight.detach().clone() for name, weight in module().named_parameters() if weight.requires_grad}
+    layers = module()
+    device = FakeAccelerator(layers)
+    monkeypatch.setattr("verl_uae.engine.shadow.is_device_available", lambda: True)
+    monkeypatch.setattr("verl_uae.engine.shadow.get_torch_device", lambda: device)
+    found = read(layers)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_young_average_follows_flow_grpo() -> None:
+    """Their code averages at every eighth update, at n = 7, 15, ...: after 120 the start weighs 0.042, not 0.206."""
+    assert math.prod(warmed_up(0.9, n) for n in range(7, 120, 8)) == pytest.approx(0.0419, abs=1e-4)
+    assert [warmed_up(0.9, n) for n in (0, 1, 79, 80, 1000)] == [1 / 10, 2 / 11, 80 / 89, 0.9, 0.9]

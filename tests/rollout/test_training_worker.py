@@ -10,6 +10,7 @@ import pytest
 import ray
 import torch
 
+from verl_uae.config.policy_schema import EmaConfig
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.rollout import training_worker
 from verl_uae.rollout.training_worker import DecoderTrainingWorker, outcomes_of
@@ -48,3 +49,24 @@ def test_weights_travel_in_the_dtype_they_are_used_in(
     assert sent.dtype == expected and torch.equal(sent, weight.to(expected))
     monkeypatch.setattr(training_worker, "full_state_dict", lambda engine, weights: {})
     assert DecoderTrainingWorker.policy_state(worker) == []  # type: ignore[arg-type]
+
+
+def averaged_by(updates: range, **settings: object) -> list[tuple[int, float]]:
+    """Updates of the weights after which the average moves, and with which decay."""
+    moved: list[tuple[int, float]] = []
+    for update in updates:
+        shadow = SimpleNamespace(update=lambda decay, update=update: moved.append((update, decay)))
+        worker = SimpleNamespace(
+            run=SimpleNamespace(uae=SimpleNamespace(policy=SimpleNamespace(ema=EmaConfig(**settings)))),  # type: ignore[arg-type]
+            engine=SimpleNamespace(shadow=lambda name, shadow=shadow: shadow),
+            _averaged="ema",
+        )
+        DecoderTrainingWorker._average(worker, update, {})  # type: ignore[arg-type]
+    return moved
+
+
+def test_the_average_warms_up_by_the_number_of_updates_in_the_run() -> None:
+    published = [(update, min(update / (9 + update), 0.9)) for update in range(8, 161, 8)]
+    assert averaged_by(range(1, 161)) == published
+    assert averaged_by(range(1, 41)) + averaged_by(range(41, 161)) == published, "a run that was resumed after 40"
+    assert averaged_by(range(1, 9), every=4, warmup=False) == [(4, 0.9), (8, 0.9)]

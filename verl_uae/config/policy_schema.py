@@ -128,6 +128,10 @@ class EmaConfig:
     every: int = 8
     """Optimiser updates between two updates of the average, at least 1. Flow-GRPO: 8."""
 
+    warmup: bool = True
+    """true: the decay after n updates of the run is min((1 + n) / (10 + n), decay), so the weights of the beginning
+    leave the average soon (Flow-GRPO). false: ``decay`` from the start."""
+
 
 @dataclass
 class CaptionSourceConfig:

@@ -17,6 +17,8 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_uae.engine.left_out import LEFT_OUT
+from verl_uae.engine.together import together
+from verl_uae.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,8 @@ class CaptionerEngine(FSDPEngineWithLMHead):
     def _build_module(self) -> nn.Module:
         # verl's engine knows two model types by name and refuses others.
         self.model_config.model_type = "language_model"
-        module = super()._build_module()
+        with together(lambda text: CheckpointError(self.model_config.local_path, text)):
+            module = super()._build_module()
         if self.freeze_vision_tower:
             frozen = freeze_vision_tower(module)
             logger.info("vision tower frozen: %d parameters", frozen)

@@ -32,6 +32,7 @@ from verl_uae.engine.policy_config import MODEL_TYPE
 from verl_uae.engine.policy_metrics import Figures
 from verl_uae.engine.policy_module import PolicyModule, Uncast
 from verl_uae.engine.shadow import WeightShadow, reshard
+from verl_uae.engine.together import together
 from verl_uae.errors import CheckpointError, ConfigError, TrainingError
 from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.objective import ForwardInputs, ObjectiveOutput, TransitionInputs
@@ -88,13 +89,14 @@ class DecoderEngine(FSDPEngine):
                 "uae.policy.fsdp_config.model_dtype",
                 f"trained weights are held in fp32, got {dtype}; mixed_precision.param_dtype is what is computed in",
             )
-        module = PolicyModule.from_pretrained(
-            self.model_config.path,
-            dtype=dtype,
-            gradient_checkpointing=self.model_config.enable_gradient_checkpointing,
-            # The others are sent the weights when the module is sharded.
-            empty=self.device_mesh.get_coordinate()[-1] != 0,
-        )
+        with together(lambda text: CheckpointError(self.model_config.path, text)):
+            module = PolicyModule.from_pretrained(
+                self.model_config.path,
+                dtype=dtype,
+                gradient_checkpointing=self.model_config.enable_gradient_checkpointing,
+                # The others are sent the weights when the module is sharded.
+                empty=self.device_mesh.get_coordinate()[-1] != 0,
+            )
         module.transformer.requires_grad_(self.model_config.train_transformer)
         module.projector.requires_grad_(self.model_config.train_projector)
         return module
@@ -241,8 +243,9 @@ class DecoderEngine(FSDPEngine):
         """verl's checkpoint, and this rank's shards of the weight copies in one file beside it."""
         super().save_checkpoint(local_path, *args, **kwargs)
         if self.shadows:
-            torch.save({name: shadow.state_dict() for name, shadow in self.shadows.items()}, _shadow_file(local_path))
-            torch.distributed.barrier()
+            with together(lambda text: CheckpointError(local_path, text)):
+                states = {name: shadow.state_dict() for name, shadow in self.shadows.items()}
+                torch.save(states, _shadow_file(local_path))
 
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
         """Inverse of :meth:`save_checkpoint`, on as many ranks.

@@ -27,6 +27,8 @@ from verl_uae.decoder.conditioner import language_stack, text_states
 from verl_uae.engine.captioner import freeze_vision_tower
 from verl_uae.engine.export import gather_merged, publish_on_first_rank
 from verl_uae.engine.lora import add_lora
+from verl_uae.engine.together import together
+from verl_uae.errors import CheckpointError
 
 #: Value of ``model_type`` that selects this engine.
 ENCODER_TYPE = "uae_encoder"
@@ -122,12 +124,13 @@ class EncoderEngine(FSDPEngine):
 
         dtype = PrecisionType.to_dtype(self.engine_config.model_dtype or "fp32")
         path = self.model_config.path
-        if self.device_mesh.get_coordinate()[-1] != 0:
-            # The others are sent the weights when the module is sharded.
-            with torch.device("meta"):
-                model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
-        else:
-            model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        with together(lambda text: CheckpointError(path, text)):
+            if self.device_mesh.get_coordinate()[-1] != 0:
+                # The others are sent the weights when the module is sharded.
+                with torch.device("meta"):
+                    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
+            else:
+                model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
         if self.model_config.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.engine_config.forward_only:

@@ -22,6 +22,7 @@ from verl_uae.decoder.decoder import Decoder
 from verl_uae.engine.lora import lora_scalings, merged_state, plain_name
 from verl_uae.engine.policy_module import PARTS, PolicyModule
 from verl_uae.engine.shadow import reshard
+from verl_uae.engine.together import together
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.assemble import set_shift
 from verl_uae.formats.manifest import publish_folder
@@ -116,22 +117,18 @@ def export_folder(
 
 
 def publish_on_first_rank(build: Callable[[Path], None], out: str | Path) -> None:
-    """:func:`~verl_uae.formats.manifest.publish_folder` on rank 0; every rank must call it.
+    """:func:`~verl_uae.formats.manifest.publish_folder` on rank 0; every rank must call it, and waits as long as rank 0
+    takes.
 
     Raises:
         CheckpointError: on every rank, if rank 0 could not write.
     """
-    problem: list[str | None] = [None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            publish_folder(build, out)
-        except CheckpointError as error:
-            problem = [error.message]
-        except RuntimeError as error:
-            problem = [f"{type(error).__name__}: {error}"]
-    torch.distributed.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise CheckpointError(out, problem[0])
+    with together(lambda text: CheckpointError(out, text)):
+        if torch.distributed.get_rank() == 0:
+            try:
+                publish_folder(build, out)
+            except RuntimeError as error:
+                raise CheckpointError(out, f"{type(error).__name__}: {error}") from error
 
 
 def _write(

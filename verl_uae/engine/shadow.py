@@ -12,8 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from verl.utils.device import get_torch_device, is_device_available
 
 from verl_uae.engine.lora import plain_name
+
+
+def warmed_up(decay: float, updates: int) -> float:
+    """Decay of an average that is young: min((1 + n) / (10 + n), decay) after n earlier updates of the weights.
+
+    Without it the weights of the beginning stay in the average for long. Flow-GRPO's code.
+    """
+    return min((1 + updates) / (10 + updates), decay)
 
 
 class WeightShadow:
@@ -121,9 +130,17 @@ def local_shards(module: nn.Module) -> dict[str, Tensor]:
 
 
 def reshard(module: nn.Module) -> None:
-    """Release parameters that FSDP left gathered after a forward pass without backward."""
+    """Make this rank's shards readable and the only thing FSDP computes with; to be called before they are read.
+
+    Parameters that FSDP left gathered after a forward pass without backward are released. Shards on the host are waited
+    for: verl offloads them without blocking, and until the copies are done the host reads half of the old memory.
+    """
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
         elif isinstance(part, FullyShardedDataParallel) and part._handle is not None:
             part._handle.reshard(True)
+    if is_device_available() and any(
+        weight.device.type == "cpu" for weight in (*module.parameters(), *module.buffers())
+    ):
+        get_torch_device().synchronize()

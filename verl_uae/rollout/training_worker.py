@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.device import get_device_id, get_device_name, get_torch_device
+from verl.utils.distributed import initialize_global_process_group_ray
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
@@ -27,6 +27,7 @@ import verl_uae.engine.decoder
 import verl_uae.engine.supervised  # noqa: F401  registers the engines in the worker process
 from verl_uae.engine.export import export_folder, full_state_dict
 from verl_uae.engine.left_out import CountsLeftOut, is_left_out
+from verl_uae.engine.shadow import warmed_up
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.rollout.build import DTYPES
@@ -48,10 +49,10 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
     shift: float
 
     def __init__(self, config: DictConfig, worker_config: TrainingWorkerConfig) -> None:
-        # verl asks for the backend "cpu:gloo,cpu:gloo" on a CPU, which torch refuses as a duplicate.
-        if get_device_name() == "cpu" and not torch.distributed.is_initialized():
-            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-            torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+        # verl's training worker leaves collectives torch's timeout of ten minutes, and asks for the backend
+        # "cpu:gloo,cpu:gloo" on a CPU, which torch refuses as a duplicate.
+        backend = "gloo" if get_device_name() == "cpu" else None
+        initialize_global_process_group_ray(config.actor_rollout_ref.nccl_timeout, backend)
         super().__init__(worker_config)
         self.run = config
 
@@ -139,10 +140,13 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
         return bool(self.run.uae.decoder.offload) and get_device_name() != "cpu"
 
     def _average(self, updates: int, metrics: Mapping[str, Any]) -> None:
-        """Move the averaged weights after an update, whose number and metrics these are."""
+        """Move the averaged weights after an update, whose number and metrics these are.
+
+        The number is that in the run, from 1: nothing of the average depends on a resume.
+        """
         ema = self.run.uae.policy.ema
         if self._averaged and updates % ema.every == 0 and not is_left_out(metrics):
-            self.engine.shadow(EMA).update(ema.decay)
+            self.engine.shadow(EMA).update(warmed_up(ema.decay, updates - 1) if ema.warmup else ema.decay)
 
     def _weights(self, name: str | None) -> contextlib.AbstractContextManager[Any]:
         return self.engine.shadow(name).swapped() if name else contextlib.nullcontext()

@@ -40,6 +40,8 @@ OVERRIDES = [
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
+    if process.poll() is not None:
+        return []
     return [parent := psutil.Process(process.pid), *parent.children(recursive=True)]
 
 

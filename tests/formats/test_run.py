@@ -9,10 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.formats.test_card import rows
-from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.names import MARKER, RUN_CONFIG
-from verl_uae.formats.run import HIDDEN, RunConfig, check_complete, config_text, write_run_config
-from verl_uae.trainer import checkpoint as trainer
+from verl_uae.errors import ConfigError
+from verl_uae.formats.names import RUN_CONFIG
+from verl_uae.formats.run import HIDDEN, RunConfig, config_text, write_run_config
+from verl_uae.formats.step import mark_complete
 
 TEXT = """
 actor_rollout_ref:
@@ -34,7 +34,7 @@ def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoints" / "global_step_7"
     (folder / "part").mkdir(parents=True)
     (folder / "part" / "model.pt").write_bytes(b"1234")
-    trainer.mark_complete(folder, 7)
+    mark_complete(folder, 7)
     return folder
 
 
@@ -43,27 +43,6 @@ def configured(path: Path, root: Path) -> Path:
     (root / "train.parquet").write_bytes(b"rows")
     path.write_text(TEXT.replace("TRAIN", str(root / "train.parquet")).replace("VAL", str(root / "gone.parquet")))
     return path
-
-
-def test_the_marker_is_the_trainers(checkpoint: Path) -> None:
-    assert check_complete(checkpoint) == 7
-
-
-@pytest.mark.parametrize("damage", ["missing", "short", "marker", "half marker"])
-def test_an_incomplete_checkpoint_is_refused_by_name(checkpoint: Path, damage: str) -> None:
-    file, marker = checkpoint / "part" / "model.pt", checkpoint / MARKER
-    if damage == "missing":
-        file.unlink()
-    elif damage == "short":
-        file.write_bytes(b"12")
-    elif damage == "marker":
-        marker.unlink()
-    else:
-        marker.write_text(marker.read_text()[:20])
-    assert not trainer.is_complete(checkpoint)
-    with pytest.raises(CheckpointError) as caught:
-        check_complete(checkpoint)
-    assert caught.value.path == (marker if "marker" in damage else file)
 
 
 @pytest.mark.parametrize("place", ["checkpoints/hydra/.hydra", "hydra/.hydra"])

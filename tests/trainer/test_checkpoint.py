@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_uae.formats.manifest import publish_folder
 from verl_uae.formats.names import MARKER, TRACKER
@@ -59,6 +62,38 @@ def test_a_tracker_that_lies_is_corrected(root: Path, text: str, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         assert repair_tracker(root) == 10
     assert tracker(root) == "10" and "newest complete step is 10" in caplog.text
+
+
+def tracker_of(root: Path, kind: str) -> None:
+    path = root / TRACKER
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+        (path / "notes.txt").write_text("somebody's")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "dangling":
+        path.symlink_to(root / "gone")
+    else:
+        path.write_bytes(bytes(range(256)) * (4000 if kind == "long" else 1))
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "dangling", "binary", "long"])
+def test_a_tracker_that_is_no_text_is_replaced(root: Path, kind: str) -> None:
+    tracker_of(root, kind)
+    assert repair_tracker(root) == 10 and tracker(root) == "10"
+    assert find_latest_ckpt_path(str(root)) == str(root / "global_step_10"), "verl reads it"
+    assert [path.read_text() for path in root.glob("*/notes.txt")] == ["somebody's"] * (kind == "folder")
+    tracker_of(root, kind)
+    for step in (5, 10):
+        (root / f"global_step_{step}" / MARKER).unlink()
+    assert repair_tracker(root) is None and not os.path.lexists(root / TRACKER)
+
+
+@pytest.mark.parametrize("name", ["global_step_²", "global_step_٣", "global_step_007", f"global_step_{'9' * 100}"])
+def test_a_folder_that_verl_would_not_name_so_is_no_step(root: Path, name: str) -> None:
+    shutil.copytree(root / "global_step_10", root / name)
+    assert complete_steps(root) == [5, 10] and repair_tracker(root) == 10
 
 
 def test_a_missing_tracker_is_written(root: Path) -> None:
@@ -115,10 +150,11 @@ def test_steps_are_numbers_and_other_folders_are_ignored(root: Path) -> None:
 def test_the_marker_lists_every_file_and_no_other(root: Path) -> None:
     folder = root / "global_step_10"
     marker = json.loads((folder / MARKER).read_text())
-    assert marker["step"] == 10 and marker["files"] == {"actor/model.pt": 110, "data.pt": 1}
+    sizes = {name: facts["size"] for name, facts in marker["files"].items()}
+    assert marker["step"] == 10 and sizes == {"actor/model.pt": 110, "data.pt": 1}
     mark_complete(folder, 10)
     assert json.loads((folder / MARKER).read_text()) == marker
-    assert not list(root.rglob("*.part"))
+    assert not list(root.rglob("*.part*"))
 
 
 def kept(root: Path) -> list[int]:

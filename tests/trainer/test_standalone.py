@@ -30,7 +30,10 @@ class Made(StandaloneTrainer):
 
     def __init__(self, root: Path, mode: str, path: str | None = None) -> None:
         self.config = OmegaConf.create(
-            {"trainer": {"default_local_dir": str(root), "resume_mode": mode, "resume_from_path": path}}
+            {
+                "trainer": {"default_local_dir": str(root), "resume_mode": mode, "resume_from_path": path},
+                "uae": {"checkpoint": {"digests": True}},
+            }
         )
         self.keep_configuration()
         self.global_steps = 0
@@ -110,6 +113,19 @@ def test_a_chosen_folder_that_is_not_complete_is_used_with_a_warning(
         caplog.clear()
         Made(tmp_path, "resume_path", str(tmp_path / f"global_step_{step}"))._load_checkpoint()
         assert ("is not marked complete" in caplog.text) is warned
+
+
+@pytest.mark.parametrize("mode", ["auto", "resume_path"])
+def test_an_altered_step_is_not_resumed(tmp_path: Path, mode: str) -> None:
+    saved(tmp_path, (2, 4))
+    (tmp_path / "global_step_4" / "weights").write_text("step 5")
+    trainer = Made(tmp_path, mode, str(tmp_path / "global_step_4"))
+    with pytest.raises(CheckpointError, match=r"global_step_4/weights: altered, or of another run"):
+        trainer._load_checkpoint()
+    assert trainer.loaded == []
+    trainer.config.uae.checkpoint.digests = False
+    trainer._load_checkpoint()
+    assert trainer.loaded == ["step 5"]
 
 
 def test_a_step_without_its_place_in_the_data_is_an_error(tmp_path: Path) -> None:

@@ -199,6 +199,15 @@ class PanelConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """``uae.checkpoint``: what of a step is written and checked; how many stay is trainer.max_actor_ckpt_to_keep."""
+
+    digests: bool = True
+    """Write the SHA-256 of every file into the marker of a step and compare them on resume: damage, or a file of
+    another run, is refused by name. Both read the whole checkpoint once, eight files at a time."""
+
+
+@dataclass
 class UAEConfig:
     """The ``uae:`` section."""
 
@@ -213,6 +222,7 @@ class UAEConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutExtrasConfig = field(default_factory=RolloutExtrasConfig)
     panel: PanelConfig = field(default_factory=PanelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     unified: UnifiedConfig = field(default_factory=UnifiedConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

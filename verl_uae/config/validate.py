@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config.checks import check_choices, check_minimum
 from verl_uae.config.path_keys import resolve_paths, validate_paths
+from verl_uae.config.run_lock import check_free
 from verl_uae.config.schema import UAEConfig
 from verl_uae.config.unread import unread_overrides
 from verl_uae.config.validate_policy import validate_policy
@@ -63,6 +64,7 @@ class ValidateCallback(Callback):
         try:
             resolve_paths(config)
             validate(config)
+            check_free(Path(config.trainer.default_local_dir))
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible setting: {error}\n")

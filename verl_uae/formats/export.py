@@ -23,8 +23,9 @@ from verl_uae.formats.inference import ENTRIES, InferenceSettings, read_run_sett
 from verl_uae.formats.lora import save_diffusers, save_peft
 from verl_uae.formats.names import ACTOR, ENCODER_FOLDER, EXPORT_FOLDER, HUGGINGFACE, POLICY_FOLDER
 from verl_uae.formats.policy import chosen_weights, policy_adapters, policy_modules
-from verl_uae.formats.run import RunConfig, check_complete
+from verl_uae.formats.run import RunConfig
 from verl_uae.formats.source import local_folder
+from verl_uae.formats.step import check_step
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +74,11 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportS
         The manifest of the folder.
 
     Raises:
-        CheckpointError: the checkpoint is not complete, or something of it does not fit.
+        CheckpointError: the checkpoint is not complete or was altered, or something of it does not fit.
         ConfigError: something is neither given nor in the run's configuration.
     """
     folder = Path(checkpoint)
-    step = check_complete(folder)
+    step = check_step(folder).step
     run = RunConfig.of(folder, settings.run_config)
     entries = _entries(folder, settings, run)
     decoder, decoder_origin = _decoder(folder, settings, run)
@@ -138,7 +139,7 @@ def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSet
     if layout not in ("peft", "diffusers"):
         raise ConfigError("--lora", f"unknown layout {layout!r}; there are peft and diffusers")
     folder = Path(checkpoint)
-    check_complete(folder)
+    check_step(folder)
     run = RunConfig.of(folder, settings.run_config)
     source = settings.decoder or run.get("uae.decoder.path")
     weights = chosen_weights(folder, settings.weights)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,9 +14,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.errors import ConfigError
 from verl_uae.formats.card import Card, data_digests, flat
-from verl_uae.formats.names import MARKER, RUN_CONFIG
+from verl_uae.formats.names import RUN_CONFIG
 
 #: Stands in a saved configuration in place of a secret.
 HIDDEN = "***"
@@ -51,25 +50,6 @@ _KEYS = (
     "actor_rollout_ref.rollout.n",
     "actor_rollout_ref.rollout.temperature",
 )
-
-
-def check_complete(checkpoint: Path) -> int:
-    """Check that a step folder was written to its end; returns its step.
-
-    Raises:
-        CheckpointError: naming the marker, or the first file that is missing or has another size.
-    """
-    marker = checkpoint / MARKER
-    try:
-        content = json.loads(marker.read_text(encoding="utf-8"))
-        files, step = dict(content["files"]), int(content["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(marker, f"not a complete checkpoint: {error!r}") from error
-    for name, size in files.items():
-        path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise CheckpointError(path, f"missing or not of the {size} bytes that {MARKER} names")
-    return step
 
 
 class RunConfig:

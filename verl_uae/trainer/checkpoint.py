@@ -3,34 +3,25 @@
 """Which checkpoint of a run can be trusted.
 
 verl rewrites its tracker file in place and writes a step folder file by file, so a process killed meanwhile leaves
-an empty tracker or half a folder. A marker, written last and published by rename, says that a folder is complete;
-on resume the tracker is made to name the newest complete one.
+an empty tracker or half a folder. A marker (:mod:`verl_uae.formats.step`) says that a folder is complete; on resume the
+tracker is made to name the newest complete one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_uae import __version__
 from verl_uae.errors import UAEError
-from verl_uae.formats.names import (
-    ENCODER_FOLDER,
-    EXPORT_FOLDER,
-    MARKER,
-    POLICY_FOLDER,
-    STEP_PREFIX,
-    TRACKER,
-    step_name,
-    step_of,
-)
+from verl_uae.formats.names import ENCODER_FOLDER, EXPORT_FOLDER, MARKER, POLICY_FOLDER, TRACKER, step_name, step_of
+from verl_uae.formats.step import check_step, is_complete, mark_complete, publish
 from verl_uae.trainer.record import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -55,6 +46,23 @@ class LastGoodStep(RunRecord):
     def _step_folder(self) -> Path:
         return step_folder(self._checkpoint_root, self.global_steps)
 
+    def _resume_folder(self) -> Path | None:
+        """The step folder this run goes on from, checked; None at the beginning.
+
+        Raises:
+            CheckpointError: the folder is not what its marker says.
+        """
+        trainer, root = self.config.trainer, self._checkpoint_root
+        folder = None
+        if trainer.resume_mode == "resume_path":
+            folder = Path(trainer.resume_from_path).absolute()
+        elif trainer.resume_mode == "auto" and root.is_dir():
+            step = repair_tracker(root)
+            folder = None if step is None else step_folder(root, step)
+        if folder is not None:
+            check_resumed(folder, digests=self.config.uae.checkpoint.digests)
+        return folder
+
     @contextlib.contextmanager
     def keeping_last_good_step(self, errors: type[UAEError] = UAEError) -> Iterator[None]:
         """Around a step: on these errors, checkpoint the step before with its place in the data, then raise again."""
@@ -69,7 +77,8 @@ class LastGoodStep(RunRecord):
         """Write what the step folder says of the run, mark it complete, its files being all there; then remove what is
         older than wanted."""
         self.save_record(self._step_folder())
-        mark_complete(self._step_folder(), self.global_steps)
+        digests = self.config.uae.checkpoint.digests
+        mark_complete(self._step_folder(), self.global_steps, digests=digests)
         self.note_saved()
         prune_steps(self._checkpoint_root, self.global_steps, self.config.trainer)
 
@@ -172,31 +181,20 @@ class SavedState:
         return self.state
 
 
-def mark_complete(folder: Path, step: int) -> None:
-    """Say that a step folder is complete: its files with their sizes, written last."""
-    files = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MARKER
-    }
-    marker = {"verl_uae": __version__, "step": step, "files": files}
-    publish(folder / MARKER, json.dumps(marker, indent=1) + "\n")
+def check_resumed(folder: Path, *, digests: bool) -> None:
+    """Before a run goes on from a step folder: say that it has no marker, refuse one that is not what its marker says.
 
+    Args:
+        folder: of the step.
+        digests: compare the SHA-256 of every file too.
 
-def is_complete(folder: Path) -> bool:
-    """Whether every file the marker names is there with its size."""
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        files: dict[str, int] = dict(marker["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
-
-
-def warn_unless_complete(folder: Path) -> None:
-    """Say that a folder a run was told to resume from lacks its marker, or files that the marker names."""
-    if not is_complete(folder):
+    Raises:
+        CheckpointError: naming the marker or the first file that is missing, has another size or was altered.
+    """
+    if not os.path.lexists(folder / MARKER):
         logger.warning("%s is not marked complete: it may lack a part, or come from a run that was killed", folder)
+        return
+    check_step(folder, digests=digests)
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -206,8 +204,8 @@ def step_folder(root: Path, step: int) -> Path:
 
 def step_folders(root: Path) -> list[tuple[int, Path]]:
     """Steps and their folders, complete or not, in ascending order; other names are left out."""
-    found = [(step, path) for path in root.glob(f"{STEP_PREFIX}*") if (step := step_of(path)) is not None]
-    return sorted((step, path) for step, path in found if path.is_dir())
+    found = [(step, path) for path in root.iterdir() if (step := step_of(path)) is not None and path.is_dir()]
+    return sorted(found)
 
 
 def complete_steps(root: Path) -> list[int]:
@@ -216,30 +214,40 @@ def complete_steps(root: Path) -> list[int]:
 
 
 def repair_tracker(root: Path) -> int | None:
-    """Make verl's tracker name the newest complete checkpoint.
+    """Make verl's tracker name the newest complete checkpoint, whatever lies in its place.
 
     Returns:
         That step, or None if there is none; then the tracker is removed, and training starts from the beginning.
     """
     steps = complete_steps(root)
     tracker = root / TRACKER
-    named = tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else ""
+    there, named = os.path.lexists(tracker), _read_tracker(tracker)
     if not steps:
-        if named or tracker.is_file():
+        if there:
             logger.warning("no complete checkpoint in %s (tracker: %r): starting from the beginning", root, named)
-            tracker.unlink()
+            _clear(tracker)
         return None
     if named != str(steps[-1]):
         logger.warning("checkpoint tracker in %s says %r; the newest complete step is %d", root, named, steps[-1])
+        _clear(tracker)
         publish(tracker, str(steps[-1]))
     return steps[-1]
 
 
-def publish(path: Path, text: str) -> None:
-    """Write a file by rename: a reader sees the old text or the new one, never half of it."""
-    partial = path.with_name(path.name + ".part")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def _read_tracker(tracker: Path) -> str:
+    """The beginning of the tracker's text; empty where it is not a file that can be read."""
+    try:
+        if not tracker.is_file():
+            return ""
+        with open(tracker, "rb") as file:
+            return file.read(80).decode("utf-8", errors="backslashreplace").strip()
+    except OSError:
+        return ""
+
+
+def _clear(tracker: Path) -> None:
+    """Make room for a tracker; a folder in its place is kept under another name."""
+    if tracker.is_dir() and not tracker.is_symlink():
+        tracker.rename(tracker.with_name(f"{tracker.name}.folder-{time.time_ns()}"))
+    else:
+        tracker.unlink(missing_ok=True)

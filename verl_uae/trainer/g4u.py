@@ -18,6 +18,7 @@ from verl.utils.debug import marked_timer
 
 import verl_uae.trainer.advantage  # noqa: F401  registers uae_grpo
 from verl_uae.config.path_keys import resolve_paths
+from verl_uae.config.run_lock import hold
 from verl_uae.config.validate import validate
 from verl_uae.engine.worker import CaptionerWorker
 from verl_uae.rollout.agent_loop import STREAM_DISPATCHER, STREAM_RECONSTRUCTIONS
@@ -26,7 +27,7 @@ from verl_uae.rollout.policy_group import DecoderTrainingGroup
 from verl_uae.rollout.sample import dataset_row, source_image
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
-from verl_uae.trainer.checkpoint import LastGoodStep, repair_tracker, unmark, verl_keeps_all, warn_unless_complete
+from verl_uae.trainer.checkpoint import LastGoodStep, unmark, verl_keeps_all
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.group_rewards import Member
 from verl_uae.trainer.length import cover_steps
@@ -65,6 +66,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
     def __init__(self, config: DictConfig) -> None:
         resolve_paths(config)
         validate(config)
+        hold(Path(config.trainer.default_local_dir))
         super().__init__(config)
         self.keep_configuration()
         self.panels = PanelWriter(config.uae.panel.dir)
@@ -131,10 +133,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         self._finish_step()
 
     def _load_checkpoint(self) -> None:
-        if self.config.trainer.resume_mode == "auto" and self._checkpoint_root.is_dir():
-            repair_tracker(self._checkpoint_root)
-        elif self.config.trainer.resume_mode == "resume_path":
-            warn_unless_complete(self._resumed_folder())
+        self._resume_folder()
         super()._load_checkpoint()
         if self.global_steps > 0:
             self.load_signals(self._resumed_folder())

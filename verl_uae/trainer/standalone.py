@@ -17,18 +17,16 @@ from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayResourcePool, ResourcePoolManager
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_uae.config.path_keys import resolve_paths
+from verl_uae.config.run_lock import hold
 from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.names import DATA_STATE, STEP_PREFIX, TRACKER
+from verl_uae.formats.names import DATA_STATE, TRACKER, step_of
+from verl_uae.formats.step import publish
 from verl_uae.trainer.checkpoint import (
     DecoderCheckpoints,
     LastGoodStep,
-    publish,
-    repair_tracker,
-    warn_unless_complete,
 )
 from verl_uae.trainer.panel import PanelWriter
 
@@ -53,6 +51,7 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
     def __init__(self, config: DictConfig) -> None:
         resolve_paths(config)
         validate(config)
+        hold(Path(config.trainer.default_local_dir))
         super().__init__(config)
         self.keep_configuration()
         self.panels = PanelWriter(config.uae.panel.dir)
@@ -120,23 +119,10 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
         folder = self._resume_folder()
         if folder is None:
             return
-        self.global_steps = int(folder.name.split(STEP_PREFIX)[-1])
+        self.global_steps = step_of(folder) or 0
         logger.info("resuming from %s", folder)
         self.load_policy(folder)
         state = folder / DATA_STATE
         if not state.is_file():
             raise CheckpointError(state, "missing: the place in the data")
         self.train_dataloader.load_state_dict(torch.load(state, weights_only=True))
-
-    def _resume_folder(self) -> Path | None:
-        trainer = self.config.trainer
-        if trainer.resume_mode == "disable":
-            return None
-        if trainer.resume_mode == "resume_path":
-            folder = Path(trainer.resume_from_path).absolute()
-            warn_unless_complete(folder)
-            return folder
-        if self._checkpoint_root.is_dir():
-            repair_tracker(self._checkpoint_root)
-        found = find_latest_ckpt_path(str(self._checkpoint_root))
-        return None if found is None else Path(found)

@@ -1,0 +1,127 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verl_uae.errors import CheckpointError
+from verl_uae.formats.names import MARKER
+from verl_uae.formats.step import check_step, is_complete, mark_complete, read_marker
+
+
+def write_step(folder: Path, content: bytes = b"weights of this run", *, digests: bool = True) -> Path:
+    (folder / "actor").mkdir(parents=True)
+    (folder / "actor" / "model.pt").write_bytes(content)
+    (folder / "data.pt").write_bytes(b"place")
+    mark_complete(folder, 7, digests=digests)
+    return folder
+
+
+@pytest.fixture
+def step(tmp_path: Path) -> Path:
+    return write_step(tmp_path / "run" / "global_step_7")
+
+
+def test_the_marker_holds_size_and_sha256_of_every_file(step: Path) -> None:
+    content = b"weights of this run"
+    files = json.loads((step / MARKER).read_text())["files"]
+    assert files["actor/model.pt"] == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert set(files) == {"actor/model.pt", "data.pt"} and check_step(step).step == 7
+
+
+@pytest.mark.parametrize("bit", range(0, 8 * 19, 7))
+def test_every_flipped_bit_is_found_and_named(step: Path, bit: int) -> None:
+    file = step / "actor" / "model.pt"
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+    assert is_complete(step), "its size is right"
+    with pytest.raises(CheckpointError, match="altered, or of another run") as caught:
+        check_step(step)
+    assert caught.value.path == file
+
+
+def test_a_file_of_another_run_is_found_and_named(step: Path, tmp_path: Path) -> None:
+    other = write_step(tmp_path / "other" / "global_step_7", b"WEIGHTS OF THAT RUN")
+    shutil.copy(other / "actor" / "model.pt", step / "actor" / "model.pt")
+    with pytest.raises(CheckpointError, match=r"actor/model\.pt: altered, or of another run"):
+        check_step(step)
+
+
+def test_a_folder_under_the_name_of_another_step_is_refused(step: Path) -> None:
+    renamed = step.rename(step.with_name("global_step_8"))
+    with pytest.raises(CheckpointError, match="is of step 7, the folder is called global_step_8"):
+        check_step(renamed)
+    assert check_step(renamed.rename(step.with_name("best"))).step == 7
+
+
+def test_digests_can_be_left_out(tmp_path: Path) -> None:
+    step = write_step(tmp_path / "global_step_7", digests=False)
+    assert json.loads((step / MARKER).read_text())["files"] == {"actor/model.pt": 19, "data.pt": 5}
+    (step / "actor" / "model.pt").write_bytes(b"WEIGHTS of this run")
+    assert check_step(step).files["data.pt"] == (5, None)
+
+
+def marker_with(**changes: Any) -> Callable[[dict], str]:
+    return lambda marker: json.dumps(marker | changes)
+
+
+BROKEN: dict[str, Callable[[dict], str | bytes]] = {
+    "empty": lambda _: "",
+    "half": lambda marker: json.dumps(marker)[:30],
+    "binary": lambda _: bytes(range(256)),
+    "deep": lambda _: "[" * 100_000,
+    "deep object": lambda _: '{"files":' * 100_000,
+    "list": lambda _: "[]",
+    "no files": marker_with(files={}),
+    "files null": marker_with(files=None),
+    "files a list": marker_with(files=["data.pt"]),
+    "size negative": marker_with(files={"data.pt": -1}),
+    "size a bool": marker_with(files={"data.pt": True}),
+    "size a text": marker_with(files={"data.pt": "5"}),
+    "no digest": marker_with(files={"data.pt": {"size": 5}}),
+    "step a text": marker_with(step="7"),
+    "long number": lambda _: '{"step": 7, "files": {"data.pt": ' + "9" * 5000 + "}}",
+    "absolute": marker_with(files={"/etc/passwd": os.path.getsize("/etc/passwd")}),
+    "above": marker_with(files={"../global_step_7/data.pt": 5}),
+    "nul": marker_with(files={"data.pt\0": 5}),
+    "surrogate": marker_with(files={"\ud800": 5}),
+    "long name": marker_with(files={"a" * 5000: 5}),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_marker_is_no_marker_and_no_traceback(step: Path, how: str) -> None:
+    text = BROKEN[how](json.loads((step / MARKER).read_text()))
+    (step / MARKER).write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+    assert not is_complete(step)
+    with pytest.raises(CheckpointError):
+        check_step(step)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "dangling"])
+def test_a_marker_that_is_no_file_is_no_marker(step: Path, kind: str) -> None:
+    (step / MARKER).unlink()
+    if kind == "folder":
+        (step / MARKER).mkdir()
+    elif kind == "pipe":
+        os.mkfifo(step / MARKER)
+    else:
+        (step / MARKER).symlink_to(step / "gone")
+    assert not is_complete(step)
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        read_marker(step)
+
+
+def test_what_a_killed_run_left_of_a_marker_is_not_listed(step: Path) -> None:
+    (step / f"{MARKER}.part-17").write_text("{")
+    mark_complete(step, 7)
+    assert set(read_marker(step).files) == {"actor/model.pt", "data.pt"}

@@ -1,0 +1,170 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The marker of a step folder that says which files make it complete.
+
+The marker is written last and published by rename: a folder without it, or with files of other sizes, comes from a run
+that was killed. With digests it also tells files that were altered since, or are of another run. It tells damage, not
+forgery: whoever can write the folder can write its marker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from verl_uae import __version__
+from verl_uae.errors import CheckpointError
+from verl_uae.formats.manifest import sha256
+from verl_uae.formats.names import MARKER, step_of
+
+#: Longest marker that is read, bytes; one of 100,000 files has 15 million.
+_MAX_MARKER = 64 << 20
+
+#: Files read at a time for their digests.
+_READERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """What a marker says."""
+
+    step: int
+    files: Mapping[str, tuple[int, str | None]]
+    """Name in the folder -> size in bytes and SHA-256; None where the run wrote no digests."""
+
+
+def mark_complete(folder: Path, step: int, *, digests: bool = True) -> None:
+    """Say that a step folder is complete: its files with their sizes, and digests where wanted, are on disk.
+
+    Args:
+        folder: of the step.
+        step: its number.
+        digests: read every file once more, :data:`_READERS` at a time, for its SHA-256.
+    """
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not (path.parent == folder and path.name.startswith(MARKER))
+    )
+    for name in names:
+        _sync(folder / name)
+    found = _digests(folder, names) if digests else dict.fromkeys(names)
+    files = {name: _entry((folder / name).stat().st_size, found[name]) for name in names}
+    publish(folder / MARKER, json.dumps({"verl_uae": __version__, "step": step, "files": files}, indent=1) + "\n")
+
+
+def read_marker(folder: Path) -> Marker:
+    """The marker of a step folder.
+
+    Raises:
+        CheckpointError: there is none, or it is not one that :func:`mark_complete` writes.
+    """
+    path = folder / MARKER
+    try:
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        with open(path, "rb") as file:
+            content = json.loads(file.read(_MAX_MARKER).decode("utf-8"))
+        files = {str(name): _facts(entry) for name, entry in content["files"].items()}
+        marker = Marker(_whole(content["step"]), files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(path, f"not a complete checkpoint: {error!r}") from error
+    outside = [name for name in files if not _is_inside(name)]
+    if outside or not files:
+        raise CheckpointError(path, f"names files outside its folder: {outside[:4]}" if files else "names no file")
+    return marker
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file the marker names is there with its size."""
+    try:
+        check_step(folder, digests=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def check_step(folder: Path, *, digests: bool = True) -> Marker:
+    """Check a step folder against its marker.
+
+    Args:
+        folder: of the step.
+        digests: compare the SHA-256 of every file too, which reads all of them.
+
+    Raises:
+        CheckpointError: naming the marker, or the first file that is missing, has another size or was altered.
+    """
+    marker = read_marker(folder)
+    for name, (size, _) in marker.files.items():
+        if _size(folder / name) != size:
+            raise CheckpointError(folder / name, f"missing or not of the {size} bytes that {MARKER} names")
+    if not digests:
+        return marker
+    number = step_of(folder)
+    if number is not None and number != marker.step:
+        raise CheckpointError(folder / MARKER, f"is of step {marker.step}, the folder is called {folder.name}")
+    wanted = {name: digest for name, (_, digest) in marker.files.items() if digest is not None}
+    try:
+        found = _digests(folder, list(wanted))
+    except OSError as error:
+        raise CheckpointError(folder, f"cannot be read: {error}") from error
+    for name, digest in wanted.items():
+        if found[name] != digest:
+            raise CheckpointError(
+                folder / name, f"altered, or of another run: its SHA-256 is not the one in {MARKER}; use another step"
+            )
+    return marker
+
+
+def publish(path: Path, text: str) -> None:
+    """Write a file by rename: a reader sees the old text or the new one, never half of it."""
+    partial = path.with_name(f"{path.name}.part-{os.getpid()}")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _digests(folder: Path, names: list[str]) -> dict[str, str]:
+    """SHA-256 of files by name; large ones first, so that none of them runs alone at the end."""
+    ordered = sorted(names, key=lambda name: (folder / name).stat().st_size, reverse=True)
+    with ThreadPoolExecutor(_READERS) as readers:
+        return dict(zip(ordered, readers.map(lambda name: sha256(folder / name), ordered), strict=True))
+
+
+def _size(path: Path) -> int | None:
+    """Size of a file; None where there is none, or no file can have that name."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _entry(size: int, digest: str | None) -> Any:
+    return size if digest is None else {"size": size, "sha256": digest}
+
+
+def _facts(entry: Any) -> tuple[int, str | None]:
+    return (_whole(entry["size"]), str(entry["sha256"])) if isinstance(entry, dict) else (_whole(entry), None)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a number of steps or bytes")
+    return value
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

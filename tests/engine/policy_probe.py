@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from itertools import chain
@@ -35,12 +36,13 @@ from tests.engine.policy_world import (
     states,
 )
 from verl_uae.engine.decoder import DecoderEngine
-from verl_uae.engine.export import export_folder
+from verl_uae.engine.export import export_folder, trained_state
 from verl_uae.engine.replica import SamplingReplica
 from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.kernels import transition_mean
 from verl_uae.flow.objective import bind_objective
 from verl_uae.flow.plan import SamplingPlan
+from verl_uae.formats.shards import load_tensors, model_file
 from verl_uae.seeding import normal
 
 WIDE = bind_objective("flow_grpo", {"clip_low": 0.5, "clip_high": 0.5})
@@ -385,6 +387,42 @@ def resume_facts(decoder: str, folder: Path) -> dict[str, Any]:
     return facts
 
 
+def layout_facts(decoder: str, folder: Path) -> dict[str, Any]:
+    """What a checkpoint of adapters beside a trained projector holds, and which others are taken."""
+    model = {**LORA, "train_projector": True}
+    engine = build_engine(decoder, **model)
+    train(engine, sampled(engine, share(4), micro=2, total=4.0), 1)
+    engine.save_checkpoint(str(folder / "ours"))
+    # As verl lays it out, frozen weights included.
+    engine.checkpoint_manager.checkpoint_save_contents = ["model", "optimizer", "extra"]
+    engine.checkpoint_manager.save_checkpoint(str(folder / "verls"))
+    size = torch.distributed.get_world_size()
+    ours, verls = (model_file(folder / name, size, rank()) for name in ("ours", "verls"))
+    facts: dict[str, Any] = {"held": sorted(load_tensors(ours)), "bytes": [ours.stat().st_size, verls.stat().st_size]}
+    facts["trained"] = sorted(name for name, weight in engine.module.named_parameters() if weight.requires_grad)
+    moved = folder / "moved"
+    if rank() == 0:
+        shutil.copytree(decoder, moved)
+        file = next((moved / "transformer").glob("*.safetensors"))
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    torch.distributed.barrier()
+    for name in ("ours", "verls"):
+        other = build_engine(decoder, **model)
+        before = same(parameters(engine), parameters(other))
+        other.load_checkpoint(str(folder / name))
+        facts[name] = [before, same(parameters(engine), parameters(other))]
+        another = build_engine(str(moved), **model)
+        facts[f"{name} on another base"] = failure(lambda e=another, n=name: e.load_checkpoint(str(folder / n)))
+    facts["other rank"] = failure(
+        lambda: build_engine(decoder, lora_rank=2, lora_alpha=8, train_projector=True).load_checkpoint(
+            str(folder / "ours")
+        )
+    )
+    return facts
+
+
 def refusal_facts(decoder: str) -> dict[str, Any]:
     """What stops before the first forward pass, on every rank."""
     engine = build_engine(decoder, **LORA)
@@ -452,6 +490,11 @@ def export_facts(decoder: str, folder: Path) -> dict[str, Any]:
         facts[f"{name} again"] = failure(
             lambda e=engine, n=name: export_folder(e, decoder, folder / f"{n}_live", "live")
         )
+        handed = trained_state(engine, "ema", torch.float32)
+        merged = engine.full_state_dict("ema")
+        if rank() == 0:
+            torch.save({"handed": (handed.tensors, handed.adapters), "merged": merged}, folder / f"{name}_handed.pt")
+        facts[f"{name} handed"] = [handed is not None, handed.nbytes if handed else 0]
         facts[f"{name} ranks"] = len(engine.full_state_dict())
         facts[f"{name} unknown"] = failure(lambda e=engine: e.full_state_dict("old"))
     return facts
@@ -545,6 +588,7 @@ def main(decoder: str, out: str, number: str, size: str, port: str) -> None:
         facts[name] = collect(decoder)
     if size == "2":
         facts["export"] = export_facts(decoder, folder)
+        facts["layout"] = layout_facts(decoder, folder)
     facts["resume"] = resume_facts(decoder, folder)
     Path(out).with_name(f"{Path(out).stem}_{number}.json").write_text(json.dumps(facts))
     torch.distributed.barrier()

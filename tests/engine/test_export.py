@@ -12,7 +12,7 @@ from diffusers import SD3Transformer2DModel
 
 from tests.engine.test_policy_module import SIGMA, STATES, X
 from verl_uae.decoder.decoder import Decoder
-from verl_uae.engine.export import load_full_state
+from verl_uae.engine.export import TrainedState, load_full_state, load_trained_state
 from verl_uae.engine.policy_module import PolicyModule
 from verl_uae.errors import CheckpointError
 
@@ -115,3 +115,60 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_copied(
     with pytest.raises(CheckpointError, match=r"replica 3: .*(no place|another shape)"):
         load_full_state(module, spoiled(weights, how), source="replica 3")
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def handed(policy: Facts, kind: str) -> tuple[TrainedState, dict[str, torch.Tensor]]:
+    """What rank 0 would send, and the whole weights it should make of a receiver."""
+    found = torch.load(policy["folder"] / f"{kind}_handed.pt", weights_only=True)
+    return TrainedState(*found["handed"]), found["merged"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_what_training_changed_makes_the_whole_of_a_receiver(
+    policy: Facts, kind: str, dtype: torch.dtype, tiny_models: Path
+) -> None:
+    """Bit for bit what the merged weights are in its dtype, however often it is sent."""
+    state, merged = handed(policy, kind)
+    source = str(tiny_models / "decoder")
+    decoder = Decoder.from_pretrained(source, dtype=dtype)
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    for _ in range(2):
+        load_trained_state(decoder, state, source)
+    after = decoder.state_dict()
+    assert all(torch.equal(after[name], tensor.to(dtype)) for name, tensor in merged.items())
+    assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_adapters_are_what_travels(policy: Facts, tiny_models: Path) -> None:
+    """Two thin matrices per layer, and the projector where it trains; from rank 0 alone."""
+    state, merged = handed(policy, "lora")
+    rank = 4
+    widths = sum(sum(merged[f"{layer}.weight"].shape) for layer in state.adapters)
+    projector = sum(tensor.nbytes for name, tensor in merged.items() if name.startswith("projector."))
+    assert state.nbytes == 4 * rank * widths + projector == policy["two"]["export"]["lora handed"][1]
+    assert state.nbytes < sum(tensor.nbytes for tensor in merged.values()) / 2
+    second = json.loads((policy["folder"].parent / "two_1.json").read_text())
+    assert second["export"]["lora handed"] == [False, 0]
+
+
+@pytest.mark.parametrize("how", ["empty", "renamed", "unknown layer", "rank of another layer"])
+def test_what_does_not_fit_is_refused_and_nothing_is_copied(policy: Facts, how: str, tiny_models: Path) -> None:
+    state, _ = handed(policy, "lora")
+    tensors, adapters = dict(state.tensors), dict(state.adapters)
+    first = next(iter(adapters))
+    if how == "empty":
+        tensors, adapters = {}, {}
+    elif how == "renamed":
+        tensors = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    elif how == "unknown layer":
+        adapters["transformer.nowhere"] = adapters[first]
+    else:
+        a_RI, b_OR, scaling = adapters[first]
+        adapters[first] = (a_RI[:, 1:], b_OR, scaling)
+    source = str(tiny_models / "decoder")
+    decoder = Decoder.from_pretrained(source)
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"replica 3: .*(no place|another shape)"):
+        load_trained_state(decoder, TrainedState(tensors, adapters), source, source="replica 3")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.state_dict().items())

@@ -12,7 +12,7 @@ import torch
 from tests.formats.test_shards import change
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.names import POLICY_FOLDER
+from verl_uae.formats.names import BASE_FILE, POLICY_FOLDER
 from verl_uae.formats.policy import adapter_alpha, chosen_weights, policy_adapters, policy_modules
 
 META = "lora_train_meta.json"
@@ -55,18 +55,28 @@ def checkpoint(shards: Path, tmp_path: Path) -> Path:
 def test_shards_of_adapters_alone_need_the_decoder_they_belong_to(
     checkpoint: Path, shards: Path, tiny_models: Path
 ) -> None:
-    """As verl saves them with save_lora_only."""
-
-    def adapters_alone(state: dict) -> None:
-        for name in [name for name in state if "lora_" not in name]:
-            del state[name]
-
-    for rank in (0, 1):
-        change(checkpoint / POLICY_FOLDER / f"model_world_size_2_rank_{rank}.pt", adapters_alone)
+    state = torch.load(checkpoint / POLICY_FOLDER / "model_world_size_2_rank_0.pt", weights_only=True)
+    assert state and all(".lora_" in name for name in state)
+    assert same_as(shards / "uneven_live", policy_modules(checkpoint, "live", None, None)), "the checkpoint names it"
+    (checkpoint / POLICY_FOLDER / BASE_FILE).unlink()
     with pytest.raises(ConfigError, match=r"--decoder: needed: .* holds adapters alone"):
         policy_modules(checkpoint, "live", None, None)
     modules = policy_modules(checkpoint, "live", tiny_models / "decoder", None)
     assert same_as(shards / "uneven_live", modules)
+
+
+def test_another_base_is_refused_by_name_and_the_same_elsewhere_is_not(
+    checkpoint: Path, shards: Path, tiny_models: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "moved"
+    shutil.copytree(tiny_models / "decoder", other)
+    assert same_as(shards / "uneven_live", policy_modules(checkpoint, "live", other, None))
+    file = next((other / "transformer").glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"base\.json: trained from .*decoder .* not what {other} holds now"):
+        policy_modules(checkpoint, "live", other, None)
 
 
 def test_adapters_are_those_of_the_shards(shards: Path, tiny_models: Path) -> None:

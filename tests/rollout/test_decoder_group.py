@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +56,17 @@ class Rank:
     def load_policy_state(self, state: str) -> None:
         if state == "odd":
             raise ValueError("weights of another model")
+        if state.startswith("/"):
+            self.meet(Path(state))
         self.weights = state
+
+    def meet(self, folder: Path) -> None:
+        """Do not return before another rank is here too."""
+        (folder / str(os.getpid())).touch()
+        deadline = time.monotonic() + 60
+        while len(list(folder.iterdir())) < 2:
+            assert time.monotonic() < deadline, "alone: ranks are served one after another"
+            time.sleep(0.05)
 
     def state(self) -> tuple[bool, str]:
         return self.loaded, self.weights
@@ -103,3 +114,8 @@ def test_a_rank_that_died_unseen_gets_new_weights_when_it_is_back(ray_cluster: N
         DecoderError, match="could not take the decoder policy's weights: ValueError: weights of another"
     ):
         group.load_policy_state(ray.put("odd"))
+
+
+def test_weights_are_sent_to_all_ranks_at_once(ray_cluster: None, tmp_path: Path) -> None:
+    group_of([ray.remote(num_cpus=0.1)(Rank).remote() for _ in range(2)]).load_policy_state(ray.put(str(tmp_path)))
+    assert len(list(tmp_path.iterdir())) == 2

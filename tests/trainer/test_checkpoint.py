@@ -218,16 +218,32 @@ def test_a_step_that_is_saved_again_makes_way_for_its_folders(tmp_path: Path) ->
     clear_exports(tmp_path / "global_step_5")
 
 
-def test_a_decoder_can_be_saved_twice_into_one_step(tmp_path: Path) -> None:
-    """Killed after its folder was published and before the step was marked, a run comes by again."""
-    folder = tmp_path / "global_step_4"
+def saving(root: Path, export: str = "last") -> DecoderCheckpoints:
+    """A trainer of four steps whose policy has no shards."""
     checkpoints = DecoderCheckpoints()
-    checkpoints.config = OmegaConf.create({"uae": {"policy": {"save_contents": ["model", "diffusers"]}}, "data": {}})
-    checkpoints.global_steps = 4
+    uae = {"policy": {"save_contents": ["model", "diffusers"]}, "checkpoint": {"export": export}}
+    checkpoints.config = OmegaConf.create({"uae": uae, "data": {}})
+    checkpoints.global_steps = checkpoints.total_training_steps = 4
     checkpoints.policy = SimpleNamespace(
         save=lambda out, step: Path(out).mkdir(parents=True, exist_ok=True),
         export=lambda out, entries: publish_folder(lambda path: (path / "weights").touch(), out),
     )
+    return checkpoints
+
+
+def test_a_decoder_can_be_saved_twice_into_one_step(tmp_path: Path) -> None:
+    """Killed after its folder was published and before the step was marked, a run comes by again."""
+    folder = tmp_path / "global_step_4"
     for _ in range(2):
-        checkpoints.save_policy(folder)
+        saving(tmp_path).save_policy(folder)
         assert (folder / "decoder" / "weights").exists()
+
+
+@pytest.mark.parametrize(("export", "exported"), [("last", [4]), ("every", [2, 3, 4])])
+def test_the_whole_decoder_is_written_at_the_end_or_where_it_is_asked_for(
+    tmp_path: Path, export: str, exported: list[int]
+) -> None:
+    checkpoints = saving(tmp_path, export)
+    for checkpoints.global_steps in (2, 3, 4):
+        checkpoints.save_policy(tmp_path / f"global_step_{checkpoints.global_steps}")
+    assert [step for step, folder in step_folders(tmp_path) if (folder / "decoder").exists()] == exported

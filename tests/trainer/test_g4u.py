@@ -81,6 +81,7 @@ def test_the_step_before_goes_after_the_new_one_is_complete(
     trainer.config = compose(
         *tiny_overrides, f"trainer.default_local_dir={tmp_path}", "trainer.max_actor_ckpt_to_keep=1", name="uae_g4u"
     )
+    trainer.keep_configuration()
     trainer.use_critic, trainer.trainer_mode = False, "sync"
     trainer.train_dataloader = SavedState({})
     seen: list[tuple[str, list[int]]] = []

@@ -224,7 +224,8 @@ class PolicyConfig:
     """verl's optimiser settings (verl.workers.config.FSDPOptimizerConfig)."""
 
     save_contents: list[str] = field(default_factory=lambda: ["model", "optimizer", "extra", "diffusers"])
-    """What a checkpoint of the policy holds; diffusers adds a folder that Decoder and stock diffusers load."""
+    """What a checkpoint of the policy holds: model is the weights that are trained; diffusers adds a folder that
+    Decoder and stock diffusers load, at the steps that uae.checkpoint.export says."""
 
 
 @dataclass

@@ -14,15 +14,19 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 from typing import IO
 
 from verl_uae.errors import ConfigError
+from verl_uae.formats.names import LOCK
 
 logger = logging.getLogger(__name__)
 
-LOCK = "uae_run.lock"
 KEY = "trainer.default_local_dir"
+
+#: How long a folder is asked for, seconds: processes of a run that has just ended may take a moment.
+PATIENCE_S = 5.0
 
 #: Locks of this process by folder. Closing any handle of a locked file would end the lock.
 _held: dict[Path, IO[str]] = {}
@@ -71,13 +75,19 @@ def hold(root: Path) -> None:
 
 
 def _lock(file: IO[str], root: Path) -> None:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                logger.warning("%s: no locks here (%s); nothing keeps a second run out", root, error)
+                return
+        if time.monotonic() > deadline:
             file.seek(0)
             holder = " ".join(file.read(200).split()) or "another process"
             raise ConfigError(
                 KEY, f"{root} is in use by {holder}: give every run a folder of its own, or end that run first"
-            ) from error
-        logger.warning("%s: the file system has no locks (%s); nothing keeps a second run out", root, error)
+            )
+        time.sleep(0.1)

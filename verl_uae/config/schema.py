@@ -206,6 +206,10 @@ class CheckpointConfig:
     """Write the SHA-256 of every file into the marker of a step and compare them on resume: damage, or a file of
     another run, is refused by name. Both read the whole checkpoint once, eight files at a time."""
 
+    export: str = "last"
+    """Which saved steps also get the folder ``decoder/`` with all weights, where uae.policy.save_contents has
+    diffusers. last: the last step of the run. every: all. `verl-uae export` makes such a folder of any step."""
+
 
 @dataclass
 class UAEConfig:

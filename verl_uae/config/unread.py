@@ -59,6 +59,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
         *_CAPTIONS,
         *_WRITTEN,
         *_TRAINING,
+        "uae.checkpoint.export",
         "uae.policy.captions.condition_cache_size",
         "uae.unified",
         "uae.pretrain",

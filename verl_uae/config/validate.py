@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
+from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -30,6 +31,7 @@ _CHOICES = {
     "uae.decoder.pool": ("colocated", "own"),
     "uae.conditioner.weights": ("frozen",),
     "uae.reward.advantage_std": ("group", "global", "none"),
+    "uae.checkpoint.export": ("last", "every"),
     "uae.stage": STAGES,
 }
 #: key -> (smallest, whether the smallest itself is allowed)

@@ -22,7 +22,6 @@ from torch.distributed.fsdp import FSDPModule
 from verl.utils.device import get_device_id, get_device_name
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from verl_uae.engine.export import full_state_dict
 from verl_uae.engine.left_out import LEFT_OUT
@@ -31,12 +30,14 @@ from verl_uae.engine.policy_batch import OLD, MicroBatch, PolicyBatch, read_batc
 from verl_uae.engine.policy_config import MODEL_TYPE
 from verl_uae.engine.policy_metrics import Figures
 from verl_uae.engine.policy_module import PolicyModule, Uncast
-from verl_uae.engine.shadow import WeightShadow, reshard
+from verl_uae.engine.shadow import WeightShadow
 from verl_uae.engine.together import together
+from verl_uae.engine.trained import TrainedWeightsEngine
 from verl_uae.errors import CheckpointError, ConfigError, TrainingError
 from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.objective import ForwardInputs, ObjectiveOutput, TransitionInputs
 from verl_uae.flow.ode import Velocity
+from verl_uae.formats.base import COMPONENTS
 
 #: The shadow that holds the policy before training, where switching adapters off does not give it back.
 REFERENCE = "reference"
@@ -45,11 +46,11 @@ ObjectiveFunction = Callable[[TransitionInputs | ForwardInputs], ObjectiveOutput
 
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
-class DecoderEngine(FSDPEngine):
+class DecoderEngine(TrainedWeightsEngine):
     """Sharding, optimiser, offload, clipping and checkpoints are verl's; the module and the loss loop are not."""
 
     engine_config: Any
-    model_config: Any
+    base_parts = tuple(COMPONENTS.values())
 
     def initialize(self) -> None:
         """Build module, optimiser and the weight copies the model config asks for."""
@@ -79,10 +80,6 @@ class DecoderEngine(FSDPEngine):
         if self.engine_config.strategy == "fsdp" and get_device_name() == "cpu":
             # verl has FSDP1 broadcast the weights from device memory.
             raise ConfigError("uae.policy.fsdp_config.strategy", "fsdp needs an accelerator; fsdp2 runs on a CPU too")
-        if self._is_lora and self.model_config.train_projector and self.checkpoint_config.get("save_lora_only", False):
-            raise ConfigError(
-                "uae.policy.train_projector", "the checkpoint would hold the adapters alone: save_lora_only"
-            )
         dtype = PrecisionType.to_dtype(self.engine_config.model_dtype or "fp32")
         if dtype != torch.float32 and not self.engine_config.forward_only:
             raise ConfigError(
@@ -240,7 +237,7 @@ class DecoderEngine(FSDPEngine):
             data[name] = torch.cat(column)
 
     def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
-        """verl's checkpoint, and this rank's shards of the weight copies in one file beside it."""
+        """The engine's checkpoint, and this rank's shards of the weight copies in one file beside it."""
         super().save_checkpoint(local_path, *args, **kwargs)
         if self.shadows:
             with together(lambda text: CheckpointError(local_path, text)):
@@ -253,7 +250,6 @@ class DecoderEngine(FSDPEngine):
         Raises:
             CheckpointError: the file of weight copies is missing or of another run.
         """
-        reshard(self.module)
         super().load_checkpoint(local_path, *args, **kwargs)
         if not self.shadows:
             return

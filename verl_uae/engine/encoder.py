@@ -20,7 +20,6 @@ from verl.base_config import BaseConfig
 from verl.utils.device import get_device_name
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.conditioner import language_stack, text_states
@@ -28,6 +27,7 @@ from verl_uae.engine.captioner import freeze_vision_tower
 from verl_uae.engine.export import gather_merged, publish_on_first_rank
 from verl_uae.engine.lora import add_lora
 from verl_uae.engine.together import together
+from verl_uae.engine.trained import TrainedWeightsEngine
 from verl_uae.errors import CheckpointError
 
 #: Value of ``model_type`` that selects this engine.
@@ -112,7 +112,7 @@ class EncoderModule(nn.Module):
 
 
 @EngineRegistry.register(model_type=ENCODER_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
-class EncoderEngine(FSDPEngine):
+class EncoderEngine(TrainedWeightsEngine):
     """Sharding, optimiser, offload, clipping and checkpoints are verl's; whoever computes a loss calls the module."""
 
     engine_config: Any

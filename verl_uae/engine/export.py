@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from verl_uae.engine.shadow import reshard
 from verl_uae.engine.together import together
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.assemble import set_shift
+from verl_uae.formats.base import base_tensors
+from verl_uae.formats.lora import merged_weight, split_adapters
 from verl_uae.formats.manifest import publish_folder
 from verl_uae.formats.names import SCHEDULER
 
@@ -57,6 +60,83 @@ def gather_merged(engine: FSDPEngine) -> dict[str, Tensor]:
     """Full tensors of any sharded engine with adapters multiplied out, on rank 0; every rank must call it."""
     state = _gather(engine)
     return merged_state(state, lora_scalings(engine.module)) if state else {}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedState:
+    """What training has changed of a decoder, to be handed to others that hold the base."""
+
+    tensors: Mapping[str, Tensor]
+    """Trained weights by name, adapters aside."""
+    adapters: Mapping[str, tuple[Tensor, Tensor, float]]
+    """Name of the layer -> A (R, I) and B (O, R) in fp32, and alpha / R."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        halves = [half for a_RI, b_OR, _ in self.adapters.values() for half in (a_RI, b_OR)]
+        return sum(tensor.nbytes for tensor in (*self.tensors.values(), *halves))
+
+
+def trained_state(engine: DecoderEngine, weights: str, dtype: torch.dtype) -> TrainedState | None:
+    """Gather what the policy trains, and nothing else; every rank must call it.
+
+    Args:
+        engine: initialised.
+        weights: ``live`` or the name of a weight copy such as ``ema``.
+        dtype: of the weights that are not adapters, to which receivers would round them anyway.
+
+    Returns:
+        On rank 0 full tensors on the host; on other ranks None.
+
+    Raises:
+        KeyError: no such weights are kept.
+    """
+    trained = {plain_name(name) for name, weight in engine.module.named_parameters() if weight.requires_grad}
+    with _chosen(engine, weights):
+        state = _gather(engine, trained)
+    if not state:
+        return None
+    plain, layers = split_adapters(state, Path(engine.model_config.path))
+    scalings = lora_scalings(engine.module)
+    adapters = {name: (a_RI, b_OR, scalings[name]) for name, (a_RI, b_OR) in layers.items()}
+    return TrainedState({name: tensor.to(dtype) for name, tensor in plain.items()}, adapters)
+
+
+def load_trained_state(module: nn.Module, state: TrainedState, base: str, *, source: str = "weights") -> int:
+    """Take over what training has changed, in place and in the receiver's dtype.
+
+    Adapters are multiplied out into the base's weights as they are stored, not into the receiver's: those are rounded,
+    and hold what came before.
+
+    Args:
+        module: a :class:`~verl_uae.decoder.decoder.Decoder` or an unsharded policy module, loaded from ``base``.
+        state: of :func:`trained_state`.
+        base: decoder folder or hub id.
+        source: what the error calls the weights.
+
+    Returns:
+        Number of tensors copied.
+
+    Raises:
+        CheckpointError: there is nothing to take, a tensor has no place here or another shape. Nothing is copied then.
+    """
+    own = module.state_dict()
+    shapes = {name: tensor.shape for name, tensor in state.tensors.items()}
+    shapes |= {f"{name}.weight": (b_OR.shape[0], a_RI.shape[1]) for name, (a_RI, b_OR, _) in state.adapters.items()}
+    odd = sorted(name for name in shapes if name not in own or name.split(".")[0] not in PARTS)
+    if odd or not shapes:
+        raise CheckpointError(source, f"{len(odd)} tensors have no place in {type(module).__name__}: {odd[:4]}")
+    odd = sorted(name for name, shape in shapes.items() if own[name].shape != torch.Size(shape))
+    if odd:
+        raise CheckpointError(source, f"{len(odd)} tensors have another shape: {odd[:4]}")
+    stored = base_tensors(base, {f"{name}.weight" for name in state.adapters}) if state.adapters else {}
+    with torch.no_grad():
+        for name, tensor in state.tensors.items():
+            own[name].copy_(tensor)
+        for name, (a_RI, b_OR, scaling) in state.adapters.items():
+            own[f"{name}.weight"].copy_(merged_weight(stored.pop(f"{name}.weight").float(), a_RI, b_OR, scaling))
+    return len(shapes)
 
 
 def load_full_state(module: nn.Module, state: dict[str, Tensor], *, source: str = "weights") -> int:
@@ -152,13 +232,16 @@ def _chosen(engine: DecoderEngine, weights: str) -> AbstractContextManager[Any]:
     return engine.reference() if weights == "reference" else engine.shadow(weights).swapped()
 
 
-def _gather(engine: FSDPEngine) -> dict[str, Tensor]:
+def _gather(engine: FSDPEngine, names: Container[str] | None = None) -> dict[str, Tensor]:
+    """Full tensors on rank 0, all or those of these names."""
     module = engine.module
     if isinstance(module, FullyShardedDataParallel):
-        return _gather_fsdp1(engine)
+        return {name: tensor for name, tensor in _gather_fsdp1(engine).items() if names is None or name in names}
     reshard(module)
     gathered: dict[str, Tensor] = {}
     for name, tensor in module.state_dict().items():
+        if names is not None and plain_name(name) not in names:
+            continue
         full = full_tensor(tensor)
         if engine.rank == 0:
             gathered[plain_name(name)] = full.detach().to("cpu", copy=True)

@@ -19,6 +19,7 @@ from typing import Any
 from verl_uae.data.prompts import CaptionPrompt, most_frequent_prompt, prompts_of_files
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import ModelParts, Writer, copy_transformers, publish_model, write_decoder
+from verl_uae.formats.base import Base
 from verl_uae.formats.inference import ENTRIES, InferenceSettings, read_run_settings, settings_of_run
 from verl_uae.formats.lora import save_diffusers, save_peft
 from verl_uae.formats.names import ACTOR, ENCODER_FOLDER, EXPORT_FOLDER, HUGGINGFACE, POLICY_FOLDER
@@ -175,7 +176,8 @@ def merge_command(actor: Path, target: Path) -> list[str]:
 
 def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Writer, str]:
     """What writes the decoder, and where it started from."""
-    origin = settings.decoder or run.get("uae.decoder.path")
+    recorded = Base.read(folder / POLICY_FOLDER)
+    origin = settings.decoder or (recorded.path if recorded else None) or run.get("uae.decoder.path")
     saved = folder / EXPORT_FOLDER
     if saved.is_dir() and settings.weights is None:
         return _copied(saved), str(origin or "unknown")

@@ -9,7 +9,8 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from verl_uae.formats.weights import check_header, files_below, pickles
 
 #: Number of the manifest's own layout.
 FORMAT = 1
+
+#: Files read at a time for their digests.
+_READERS = 8
 
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "verl")
 
@@ -162,6 +166,13 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of files by name, :data:`_READERS` at a time; large ones first, so that none runs alone at the end."""
+    ordered = sorted(names, key=lambda name: (folder / name).stat().st_size, reverse=True)
+    with ThreadPoolExecutor(_READERS) as readers:
+        return dict(zip(ordered, readers.map(lambda name: sha256(folder / name), ordered), strict=True))
 
 
 def _render(content: dict[str, Any]) -> str:

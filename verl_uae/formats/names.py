@@ -15,6 +15,9 @@ TRACKER = "latest_checkpointed_iteration.txt"
 #: What the run has reached so far, for the lines that end the command.
 SUMMARY = "uae_summary.json"
 
+#: Locked by the process of the run that uses the folder.
+LOCK = "uae_run.lock"
+
 # ------------------------------------------------------------ a step folder, global_step_<N>/
 
 STEP_PREFIX = "global_step_"
@@ -33,6 +36,9 @@ ACTOR, HUGGINGFACE, DATA_STATE = "actor", "huggingface", "data.pt"
 
 #: State of the trained decoder, and its weights as a decoder folder.
 POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
+
+#: Beside the state of a model: the one that the run started from.
+BASE_FILE = "base.json"
 
 #: State of a captioner trained in the cold start, and its weights as a transformers folder.
 ENCODER_STATE, ENCODER_FOLDER = "encoder_policy", "encoder"

@@ -14,18 +14,17 @@ from torch import Tensor
 
 from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.assemble import tensors_of
+from verl_uae.formats.base import COMPONENTS, Base, base_tensors, filled
 from verl_uae.formats.lora import Adapters, merge, split_adapters
 from verl_uae.formats.names import HUGGINGFACE, POLICY_FOLDER
 from verl_uae.formats.shards import LIVE, read_shards, weight_copies
-from verl_uae.formats.source import local_folder
 
 EMA = "ema"
 
 #: Parts of the policy and their components in a decoder folder.
 PARTS: dict[str, tuple[str, Any]] = {
-    "transformer": ("transformer", SD3Transformer2DModel),
-    "projector": ("conditioner", Projector),
+    "transformer": (COMPONENTS["transformer"], SD3Transformer2DModel),
+    "projector": (COMPONENTS["projector"], Projector),
 }
 
 
@@ -44,7 +43,8 @@ def policy_modules(
     Args:
         checkpoint: step folder with ``decoder_policy/``.
         weights: ``live`` or ``ema``.
-        base: decoder folder or hub id that the run started from; needed where the shards hold adapters alone.
+        base: decoder folder or hub id that the run started from, for the weights that it did not train; None is the
+            one that the checkpoint names.
         alpha: of the adapters, if the checkpoint does not say.
 
     Raises:
@@ -53,12 +53,12 @@ def policy_modules(
     """
     folder = checkpoint / POLICY_FOLDER
     state, layers = split_adapters(read_shards(folder, weights), folder)
+    if _lacks_weights(state, folder):
+        state = filled(state, _base_state(base, folder))
     if layers:
-        if not state:
-            state = _base_state(base, folder)
         adapters = Adapters(layers, adapter_alpha(folder, layers, alpha))
         state = merge(state, layers, adapters.scaling, folder)
-    modules = [_module(name, state, folder) for name in PARTS]
+    modules = [_load(name, _empty(name, folder), state, folder) for name in PARTS]
     unknown = sorted(name for name in state if name.partition(".")[0] not in PARTS)
     if unknown:
         raise CheckpointError(folder, f"{len(unknown)} tensors belong to no part of the decoder: {unknown[:4]}")
@@ -77,7 +77,7 @@ def policy_adapters(checkpoint: Path, weights: str, base: str | Path | None, alp
     if not layers:
         raise CheckpointError(folder, "the run trained full weights, not adapters")
     projector = {name: tensor for name, tensor in state.items() if name.startswith("projector.")}
-    if projector and base is not None:
+    if projector and (base is not None or Base.read(folder) is not None):
         before = _base_state(base, folder)
         moved = [name for name, tensor in projector.items() if not torch.equal(tensor, before[name].to(tensor.dtype))]
         if moved:
@@ -117,17 +117,25 @@ def adapter_alpha(folder: Path, layers: dict[str, tuple[Tensor, Tensor]], given:
 
 
 def _base_state(base: str | Path | None, folder: Path) -> dict[str, Tensor]:
-    if base is None:
-        raise ConfigError("--decoder", f"needed: {folder} holds adapters alone")
-    root = local_folder(base)
-    return {
-        f"{part}.{name}": tensor
-        for part, (component, _) in PARTS.items()
-        for name, tensor in tensors_of(root / component).items()
-    }
+    """Weights of the base: the one that is given, else the one that the checkpoint names; the same by content."""
+    recorded = Base.read(folder)
+    path = str(base) if base is not None else recorded.path if recorded else None
+    if path is None:
+        raise ConfigError(
+            "--decoder", f"needed: {folder} holds adapters alone, or other trained weights without the frozen ones"
+        )
+    if recorded is not None:
+        recorded.check(Base.of(path, tuple(COMPONENTS.values())), folder)
+    return base_tensors(path)
 
 
-def _module(part: str, state: dict[str, Tensor], folder: Path) -> Any:
+def _lacks_weights(state: dict[str, Tensor], folder: Path) -> bool:
+    """Whether weights of a part are not among those of a checkpoint."""
+    return any(f"{part}.{name}" not in state for part in PARTS for name in _empty(part, folder).state_dict())
+
+
+def _empty(part: str, folder: Path) -> Any:
+    """A part of the policy without weights, of the configuration in the checkpoint."""
     component, kind = PARTS[part]
     path = folder / HUGGINGFACE / component
     try:
@@ -135,7 +143,10 @@ def _module(part: str, state: dict[str, Tensor], folder: Path) -> Any:
     except OSError as error:
         raise CheckpointError(path, f"has no configuration: {error}") from error
     with torch.device("meta"):
-        module = kind.from_config(config)
+        return kind.from_config(config)
+
+
+def _load(part: str, module: Any, state: dict[str, Tensor], folder: Path) -> Any:
     own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
     try:
         module.load_state_dict(own, assign=True)

@@ -14,7 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_uae.errors import ConfigError
+from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.card import Card, data_digests, flat
 from verl_uae.formats.names import RUN_CONFIG
 

@@ -38,13 +38,13 @@ def read_shards(folder: Path, weights: str = LIVE) -> dict[str, Tensor]:
         weights: ``live``, or the name of a weight copy such as ``ema``: trained weights are then the copy's.
 
     Returns:
-        Full tensors on the host by name, adapters not multiplied out.
+        Full tensors on the host by name, adapters not multiplied out; a run saves the weights that it trains.
 
     Raises:
         CheckpointError: a rank is missing, a file holds something else than tensors, or parts do not fit together.
     """
     files = _files(folder)
-    names = [_plain(_load(path), path) for path in files]
+    names = [_plain(load_tensors(path), path) for path in files]
     for path, found in zip(files, names, strict=True):
         if set(found) != set(names[0]):
             odd = sorted(set(found) ^ set(names[0]))
@@ -61,7 +61,7 @@ def weight_copies(folder: Path) -> list[str]:
     """Names of the weight copies beside the shards, such as ``ema``."""
     size = len(_files(folder))
     path = _copy_file(folder, size, 0)
-    return sorted(_load(path)) if path.is_file() else []
+    return sorted(load_tensors(path)) if path.is_file() else []
 
 
 def _files(folder: Path) -> list[Path]:
@@ -70,7 +70,7 @@ def _files(folder: Path) -> list[Path]:
     if len(sizes) != 1:
         raise CheckpointError(folder, f"shards of one run are needed, found world sizes {sorted(sizes)}")
     size = sizes.pop()
-    files = [folder / f"model_world_size_{size}_rank_{rank}.pt" for rank in range(size)]
+    files = [model_file(folder, size, rank) for rank in range(size)]
     for path in files:
         if path not in found:
             raise CheckpointError(path, f"missing: the run had {size} ranks")
@@ -79,7 +79,17 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _load(path: Path) -> dict[str, Any]:
+def model_file(folder: Path, size: int, rank: int) -> Path:
+    """Where verl writes a rank's shards of the weights."""
+    return folder / f"model_world_size_{size}_rank_{rank}.pt"
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Tensors of a file of one rank by name, on the host and with their layouts; nothing in the file is run.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds something else than tensors.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
@@ -109,7 +119,7 @@ def _copies(folder: Path, weights: str, size: int, names: set[str]) -> list[dict
         path = _copy_file(folder, size, rank)
         if not path.is_file():
             raise CheckpointError(path, f"missing: the weights {weights!r} of this rank")
-        state = _load(path)
+        state = load_tensors(path)
         if weights not in state:
             raise CheckpointError(path, f"has no weights named {weights!r}; there are {sorted(state)}")
         copy = _plain(state[weights], path)

@@ -12,21 +12,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from verl_uae import __version__
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.manifest import sha256
+from verl_uae.formats.manifest import digests as digests_of
 from verl_uae.formats.names import MARKER, step_of
 
 #: Longest marker that is read, bytes; one of 100,000 files has 15 million.
 _MAX_MARKER = 64 << 20
-
-#: Files read at a time for their digests.
-_READERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,7 @@ def mark_complete(folder: Path, step: int, *, digests: bool = True) -> None:
     Args:
         folder: of the step.
         step: its number.
-        digests: read every file once more, :data:`_READERS` at a time, for its SHA-256.
+        digests: read every file once more for its SHA-256.
     """
     names = sorted(
         path.relative_to(folder).as_posix()
@@ -53,7 +49,7 @@ def mark_complete(folder: Path, step: int, *, digests: bool = True) -> None:
     )
     for name in names:
         _sync(folder / name)
-    found = _digests(folder, names) if digests else dict.fromkeys(names)
+    found = digests_of(folder, names) if digests else dict.fromkeys(names)
     files = {name: _entry((folder / name).stat().st_size, found[name]) for name in names}
     publish(folder / MARKER, json.dumps({"verl_uae": __version__, "step": step, "files": files}, indent=1) + "\n")
 
@@ -110,7 +106,7 @@ def check_step(folder: Path, *, digests: bool = True) -> Marker:
         raise CheckpointError(folder / MARKER, f"is of step {marker.step}, the folder is called {folder.name}")
     wanted = {name: digest for name, (_, digest) in marker.files.items() if digest is not None}
     try:
-        found = _digests(folder, list(wanted))
+        found = digests_of(folder, list(wanted))
     except OSError as error:
         raise CheckpointError(folder, f"cannot be read: {error}") from error
     for name, digest in wanted.items():
@@ -129,13 +125,6 @@ def publish(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def _digests(folder: Path, names: list[str]) -> dict[str, str]:
-    """SHA-256 of files by name; large ones first, so that none of them runs alone at the end."""
-    ordered = sorted(names, key=lambda name: (folder / name).stat().st_size, reverse=True)
-    with ThreadPoolExecutor(_READERS) as readers:
-        return dict(zip(ordered, readers.map(lambda name: sha256(folder / name), ordered), strict=True))
 
 
 def _size(path: Path) -> int | None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,12 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(folder, f"has no {STEMS[0]}.safetensors and no {STEMS[1]}.safetensors{hint}")
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a component one by one, as they are stored.
+
+    Args:
+        folder: of the component.
+        names: which to read; None for all.
 
     Raises:
         CheckpointError: see :func:`weight_files` and :func:`check_header`.
@@ -89,7 +93,8 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         check_header(path)
         with safe_open(path, framework="pt") as opened:
             for name in opened.keys():
-                yield name, opened.get_tensor(name)
+                if names is None or name in names:
+                    yield name, opened.get_tensor(name)
 
 
 def check_shapes(folder: Path, model: nn.Module) -> None:

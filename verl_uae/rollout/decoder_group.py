@@ -134,28 +134,27 @@ class DecoderGroup:
         """Draw with the decoder policy's weights from now on.
 
         Args:
-            state: Ray reference to full tensors by name.
+            state: Ray reference to a :class:`~verl_uae.engine.export.TrainedState`.
 
         Raises:
             DecoderError: a rank could not take them, or has died more often than ``uae.decoder.max_restarts``.
         """
         self._policy_state = state
-        for rank, worker in enumerate(self.workers):
-            try:
-                self._send_policy_state(rank, worker)
-            except DecoderError as error:
-                if not isinstance(error.__cause__, ray.exceptions.RayActorError):
-                    raise
-                # Dead, not unable: it gets them when it is back.
-                self._revive(rank)
+        # All at once; a rank that is dead, and not unable, gets them when it is back.
+        calls = [worker.load_policy_state.remote(state) for worker in self.workers]
+        dead = [rank for rank, call in enumerate(calls) if not self._has_taken(rank, call)]
+        for rank in dead:
+            self._revive(rank)
 
-    def _send_policy_state(self, rank: int, worker: Any) -> None:
-        if self._policy_state is None:
-            return
+    def _has_taken(self, rank: int, call: Any) -> bool:
+        """Whether a rank took the decoder policy's weights; False if it is dead."""
         try:
-            ray.get(worker.load_policy_state.remote(self._policy_state))
+            ray.get(call)
+        except ray.exceptions.RayActorError:
+            return False
         except ray.exceptions.RayError as error:
             raise DecoderError(rank, f"could not take the decoder policy's weights: {describe(error)}") from error
+        return True
 
     def _meta(self, batch: KVBatchMeta, shard: range, settings: dict[str, int]) -> KVBatchMeta:
         return KVBatchMeta(
@@ -201,7 +200,8 @@ class DecoderGroup:
             try:
                 call = getattr(self.workers[rank], load).remote()
                 ray.get(call, timeout=max(1.0, deadline - time.monotonic()))
-                self._send_policy_state(rank, self.workers[rank])
+                if self._policy_state is not None:
+                    ray.get(self.workers[rank].load_policy_state.remote(self._policy_state))
                 return
             except ray.exceptions.ActorUnavailableError as error:
                 # Ray answers so while the process is being started.

@@ -21,7 +21,7 @@ from verl.single_controller.base import Worker
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils.device import get_device_name, get_torch_device
 
-from verl_uae.engine.export import load_full_state
+from verl_uae.engine.export import TrainedState, load_trained_state
 from verl_uae.rollout.build import build_chain
 from verl_uae.rollout.chain import ChainRequest, ReconstructionChain
 from verl_uae.rollout.sample import (
@@ -116,16 +116,16 @@ class DecoderWorker(Worker):
         return returned
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def load_policy_state(self, state: dict[str, torch.Tensor]) -> int:
-        """Take the weights of the decoder policy; returns how many tensors.
+    def load_policy_state(self, state: TrainedState) -> int:
+        """Take what training has changed of the decoder; returns how many tensors.
 
         Raises:
-            CheckpointError: names do not match, all of them or any.
+            CheckpointError: names or shapes do not match, all of them or any.
         """
         if self.chain is None:
             self.init_model()
         assert self.chain is not None
-        return load_full_state(self.chain.decoder, state, source="decoder policy")
+        return load_trained_state(self.chain.decoder, state, self.config.uae.decoder.path, source="decoder policy")
 
     @property
     def _offload(self) -> bool:

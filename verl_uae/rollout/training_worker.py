@@ -25,7 +25,7 @@ from verl.workers.engine_workers import TrainingWorker
 
 import verl_uae.engine.decoder
 import verl_uae.engine.supervised  # noqa: F401  registers the engines in the worker process
-from verl_uae.engine.export import export_folder, full_state_dict
+from verl_uae.engine.export import export_folder, trained_state
 from verl_uae.engine.left_out import CountsLeftOut, is_left_out
 from verl_uae.engine.shadow import warmed_up
 from verl_uae.flow.plan import SamplingPlan
@@ -98,14 +98,12 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def policy_state(self) -> list[Any]:
-        """A Ray reference to the averaged weights as full tensors in host memory, on rank 0; nothing elsewhere.
+        """A Ray reference to what training has changed of the averaged weights, on rank 0; nothing elsewhere.
 
-        A reference in a list, so that whoever waits for all ranks fetches no weights: they may be of another node. In
-        the dtype that decoder workers draw in, to which they would round them anyway.
+        A reference in a list, so that whoever waits for all ranks fetches no weights: they may be of another node.
         """
-        dtype = DTYPES[self.run.uae.decoder.dtype]
-        state = full_state_dict(self.engine, self._averaged or "live")
-        return [ray.put({name: tensor.to(dtype) for name, tensor in state.items()})] if state else []
+        state = trained_state(self.engine, self._averaged or "live", DTYPES[self.run.uae.decoder.dtype])
+        return [] if state is None else [ray.put(state)]
 
     def share_of(self, count: int) -> tuple[list[int], list[int]]:
         """Numbers ``rank, rank + world_size, ...`` below ``count``, and the same filled up with 0.

@@ -98,6 +98,7 @@ class DecoderCheckpoints(RunRecord):
 
     config: Any
     global_steps: int
+    total_training_steps: int
     policy: Any
     """The decoder's workers, a :class:`~verl_uae.rollout.policy_group.DecoderTrainingGroup`."""
 
@@ -105,7 +106,9 @@ class DecoderCheckpoints(RunRecord):
         """Checkpoint of the decoder into a step folder, and the decoder folder that others load."""
         clear_exports(folder)
         self.policy.save(str(folder / POLICY_FOLDER), self.global_steps)
-        if "diffusers" in self.config.uae.policy.save_contents:
+        uae = self.config.uae
+        wanted = uae.checkpoint.export == "every" or self.global_steps >= self.total_training_steps
+        if wanted and "diffusers" in uae.policy.save_contents:
             self.policy.export(str(folder / EXPORT_FOLDER), self.inference)
 
     def load_policy(self, folder: Path) -> None:
@@ -118,7 +121,7 @@ def unmark(folder: Path) -> None:
 
     The sizes that an old marker names would fit a mixture of old and new files.
     """
-    (folder / MARKER).unlink(missing_ok=True)
+    _clear(folder / MARKER)
 
 
 def clear_exports(folder: Path) -> None:
@@ -245,9 +248,9 @@ def _read_tracker(tracker: Path) -> str:
         return ""
 
 
-def _clear(tracker: Path) -> None:
-    """Make room for a tracker; a folder in its place is kept under another name."""
-    if tracker.is_dir() and not tracker.is_symlink():
-        tracker.rename(tracker.with_name(f"{tracker.name}.folder-{time.time_ns()}"))
+def _clear(path: Path) -> None:
+    """Make room for a file; a folder in its place is kept under another name."""
+    if path.is_dir() and not path.is_symlink():
+        path.rename(path.with_name(f"{path.name}.folder-{time.time_ns()}"))
     else:
-        tracker.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

@@ -123,7 +123,8 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
 
     @property
     def _dispatcher(self) -> str | None:
-        return (self.rollout_config.get("custom") or {}).get(STREAM_DISPATCHER)
+        name = (self.rollout_config.get("custom") or {}).get(STREAM_DISPATCHER)
+        return None if name is None else str(name)
 
     def _seeded(self, sampling_params: dict[str, Any], digest: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         if not self.config.uae.rollout.seeded:

@@ -162,7 +162,12 @@ def start_dispatcher(name: str, actors: Sequence[str], max_batch: int, max_wait_
 
     Should its process die, Ray starts another, and sends it what was not answered again: drawing twice changes nothing.
     """
-    options = {"num_cpus": 0, "max_concurrency": MAX_WAITING, "max_restarts": -1, "max_task_retries": -1}
+    options: dict[str, Any] = {
+        "num_cpus": 0,
+        "max_concurrency": MAX_WAITING,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+    }
     actor = ray.remote(StreamDispatcher).options(name=name, **options)
     return actor.remote(list(actors), max_batch, max_wait_s)
 

@@ -16,7 +16,6 @@ from omegaconf import MISSING
 
 from verl_uae.config.policy_schema import PolicyConfig, UnifiedConfig
 from verl_uae.config.supervised_schema import ColdStartConfig, PretrainConfig
-from verl_uae.formats.inference import NEGATIVE_PROMPT
 
 
 @dataclass
@@ -38,7 +37,7 @@ class DecoderConfig:
     guidance: float = 5.0
     """Classifier-free guidance scale, at least 1; 1 is off and halves the cost. Code: 5.0."""
 
-    negative_prompt: str = NEGATIVE_PROMPT
+    negative_prompt: str = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
     """Caption of the unconditional branch. Code."""
 
     shift: float | None = None

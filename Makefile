@@ -8,12 +8,13 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test test-slow test-vllm learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
+.PHONY: help setup quickstart test test-slow test-install test-vllm learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
 	@echo "make test         set up, lint, type-check and run the tests"
 	@echo "make test-slow    the slow tests (kill and resume, hostile data through the whole trainer)"
+	@echo "make test-install whether what README tells people to install resolves, on Python 3.10 to 3.12 (network)"
 	@echo "make test-vllm    captions from the real vLLM on a CPU (own environment, 4 GB)"
 	@echo "make learn-g4u    Generation for Understanding over three seeds; writes outputs/learn-g4u"
 	@echo "make learn-u4g    Understanding for Generation, every preset over three seeds; writes outputs/learn-u4g"
@@ -42,6 +43,9 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-install:
+	bash tests/install/resolve.sh
 
 test-vllm:
 	bash tests/vllm/run.sh

@@ -20,6 +20,7 @@ LAYERS = {
     "paths": 0,
     "waiting": 0,
     "memory": 0,
+    "hub": 0,
     "__init__": 0,
     "flow": 1,
     "data": 1,

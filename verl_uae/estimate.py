@@ -136,6 +136,8 @@ def render(result: Estimate) -> str:
     lines = [f"G4U, Qwen2.5-VL-3B + {result.decoder}, {result.gpus} x {result.gpu} (calculated, not measured)"]
     lines += [f"  peak memory, {phase:<8} {gib:6.1f} GiB per GPU" for phase, gib in result.memory_gib.items()]
     lines.append("  fits" if result.fits else "  does NOT fit: use more GPUs, a larger type or sd35_medium")
-    lines += [f"  {phase:<27} {value:6.1f} s per step" for phase, value in result.seconds.items()]
-    lines.append(f"  total {result.hours:.1f} h, about {result.usd:,.0f} USD")
+    # What does not fit takes no time and costs nothing: it does not run.
+    if result.fits:
+        lines += [f"  {phase:<27} {value:6.1f} s per step" for phase, value in result.seconds.items()]
+        lines.append(f"  total {result.hours:.1f} h, about {result.usd:,.0f} USD")
     return "\n".join(lines)

@@ -122,7 +122,7 @@ def test_an_incomplete_result_is_exit_code_1_and_says_why(
         (["--generated", "images", "--device", "abacus"], "--device"),
         (["--generated", "images", "--batch-size", "0"], "--batch-size"),
         (["--generated", "images", "--captions", "none.jsonl"], "cannot read captions"),
-        (["--model", "none"], "neither a folder nor a repository"),
+        (["--model", "none"], "--model: none: is no folder in"),
         (["--model", "decoder"], "has no captioner"),
         (["--model", "decoder", "--captions", "some.jsonl", "--size", "33"], "--size"),
         (["--model", "decoder", "--steps", "0"], "--steps"),

@@ -77,5 +77,5 @@ def test_hydra_takes_what_may_be_left_out_or_added(compose, tiny_overrides, over
     ],
 )
 def test_the_method_chosen_by_name_alone(compose, key: str, value: object) -> None:
-    base = ["data.train_files=t.parquet", "data.val_files=v.parquet", "uae.decoder.path=org/decoder"]
+    base = [f"data.train_files={__file__}", f"data.val_files={__file__}", "uae.decoder.path=org/decoder"]
     assert OmegaConf.select(compose(*base, name="uae_u4g"), key) == value

@@ -149,7 +149,7 @@ def test_possible_settings_pass(base: DictConfig, overrides: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_objective_is_valid_as_it_is(compose, tiny_overrides: list[str], name: str, preset: str) -> None:
     """On the scenes, and on the eight GPUs of the paper's preset."""
-    eight = ["data.train_files=t.parquet", "data.val_files=v.parquet", "uae.decoder.path=org/decoder"]
+    eight = [f"data.train_files={__file__}", f"data.val_files={__file__}", "uae.decoder.path=org/decoder"]
     for overrides in (tiny_overrides, eight):
         config = compose(*overrides, f"decoder/objective={preset}", name=name)
         validate(config)

@@ -14,7 +14,8 @@ import verl_uae.config
 from verl_uae.config.validate import validate
 
 FOLDER = Path(verl_uae.config.__file__).parent
-BASE = ["data.train_files=train.parquet", "data.val_files=val.parquet", "uae.decoder.path=org/decoder"]
+#: Any file that is there will do: data is not read.
+BASE = [f"data.train_files={__file__}", f"data.val_files={__file__}", "uae.decoder.path=org/decoder"]
 PRIMARY = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 OPTIONS = [
     f"{path.parent.relative_to(FOLDER)}={path.stem}" for path in sorted(FOLDER.rglob("*.yaml")) if path.parent != FOLDER

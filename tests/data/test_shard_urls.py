@@ -67,5 +67,5 @@ def test_missing_files_and_packages_are_named(folder: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="curl"):
         expand_shards(["https://example.org/x.tar"])
     monkeypatch.setitem(__import__("sys").modules, "webdataset", None)
-    with pytest.raises(ConfigError, match=r"pip install verl-uae\[webdataset\]"):
+    with pytest.raises(ConfigError, match=r"pip install 'webdataset>=1\.0\.2\'"):
         webdataset()

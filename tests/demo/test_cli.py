@@ -25,5 +25,5 @@ def test_default_terms_need_no_download() -> None:
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["demo", str(tmp_path / "none")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    expected = "neither a folder" if importlib.util.find_spec("gradio") else "verl-uae[demo]"
+    expected = "there is no such folder" if importlib.util.find_spec("gradio") else "pip install"
     assert error.startswith("verl-uae: ") and expected in error

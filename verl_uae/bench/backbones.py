@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from torch import Tensor
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.hub import hub_problem
+from verl_uae.paths import expand, is_hub_id, model_source
 
 Feature = Literal["image embedding", "class token"]
 
@@ -97,12 +100,46 @@ def choose(given: Sequence[str] = (), only: Sequence[str] | None = None) -> list
             raise ConfigError("--backbone", f"expected NAME=FOLDER or NAME=HUB_ID@REVISION, got {text!r}")
         _check_name("--backbone", name)
         revision = None
-        if not Path(source).exists() and "@" in source:
+        if not expand(source).exists() and "@" in source:
             source, _, revision = source.rpartition("@")
+        source = model_source(source, f"--backbone {name}")
         chosen[name] = dataclasses.replace(chosen[name], source=source, revision=revision)
     for name in only or ():
         _check_name("--only", name)
     return [backbone for backbone in chosen.values() if only is None or backbone.name in only]
+
+
+def check_available(backbones: Sequence[Backbone]) -> None:
+    """Refuse encoders that could not be loaded, before hours of drawing; loads and downloads none.
+
+    Raises:
+        ConfigError: naming the first one that has no checkpoint, is of another kind, or cannot be had from the hub.
+    """
+    for backbone in backbones:
+        reason = _unavailable(backbone)
+        if reason is not None:
+            others = " ".join(other.name for other in backbones if other is not backbone)
+            raise ConfigError(
+                f"--backbone {backbone.name}",
+                f"{reason}; pass --backbone {backbone.name}=FOLDER, or do without it, --only {others or 'NAME'}, for "
+                "an incomplete result",
+            )
+
+
+def _unavailable(backbone: Backbone) -> str | None:
+    source = backbone.source
+    if source is None:
+        return "has no published checkpoint in this format"
+    if is_hub_id(source):
+        problem = hub_problem(source, revision=backbone.revision)
+        return None if problem is None else f"{source} {problem}"
+    try:
+        kind = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{source} holds no config.json that can be read ({error})"
+    if kind not in backbone.model_types:
+        return f"{source} is a {kind!r} checkpoint, and must be {backbone.model_types[0]!r}"
+    return None
 
 
 def _check_name(key: str, name: str) -> None:

@@ -73,7 +73,7 @@ def _add_unified(commands: Any) -> None:
 
 
 def _unified(args: argparse.Namespace) -> int:
-    from verl_uae.bench.backbones import choose
+    from verl_uae.bench.backbones import check_available, choose
     from verl_uae.bench.pairs import captions_by_key, find_pairs
     from verl_uae.bench.report import write_report
     from verl_uae.bench.unified import result, score, write_result
@@ -81,6 +81,8 @@ def _unified(args: argparse.Namespace) -> int:
 
     _check(args)
     backbones = choose(args.backbone, args.only)
+    if args.model is not None:
+        check_available(backbones)
     captions = None if args.captions is None else read_captions(args.captions)
     drawn = None if args.model is None else _draw(args, captions)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def webdataset() -> Any:
         import webdataset.tariterators
         import webdataset.utils
     except ImportError as error:
-        raise ConfigError("data", f"tar shards need webdataset (pip install verl-uae[webdataset]): {error}") from error
+        raise ConfigError("data", f"tar shards need webdataset (pip install 'webdataset>=1.0.2'): {error}") from error
     package.utils.enforce_security = True
     return package
 

@@ -59,7 +59,7 @@ def load_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise ConfigError("demo", 'gradio is missing: pip install "verl-uae[demo]"') from error
+        raise ConfigError("demo", 'gradio is missing: pip install "gradio>=6"') from error
     return gradio
 
 

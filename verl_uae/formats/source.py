@@ -18,6 +18,7 @@ from typing import Any
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.names import MODEL_INDEX
 from verl_uae.paths import is_hub_id, model_source
+from verl_uae.waiting import saying
 
 #: Libraries whose classes a ``model_index.json`` may name.
 _LIBRARIES = ("diffusers", "transformers", "verl_uae")
@@ -104,7 +105,8 @@ def _fetched(source: str, revision: str | None, parts: Sequence[str]) -> Path:
         "ignore_patterns": [f"*{ending}" for ending in PICKLES],
     }
     try:
-        return Path(snapshot_download(source, **options))
+        with saying(f"{source} from the hub"):
+            return Path(snapshot_download(source, **options))
     except (OSError, ValueError, HfHubHTTPError) as error:
         # Without a network, what has been fetched before will do.
         try:

@@ -14,6 +14,7 @@ from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.names import ENCODER, LANGUAGE_MODEL
 from verl_uae.paths import is_hub_id, model_source
+from verl_uae.waiting import saying
 
 Dtype = torch.dtype | dict[str, torch.dtype]
 
@@ -42,7 +43,8 @@ def local_folder(source: str | os.PathLike[str], kwargs: dict[str, Any]) -> Path
 
     try:
         # Not diffusers' own download, which leaves out the tokenizer files beside a model's weights.
-        return Path(snapshot_download(str(source), allow_patterns=list(_DOWNLOADED), **hub))
+        with saying(f"{source} from the hub"):
+            return Path(snapshot_download(str(source), allow_patterns=list(_DOWNLOADED), **hub))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(str(source), f"neither a folder nor a repository that can be read: {reason}") from error

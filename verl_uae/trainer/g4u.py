@@ -35,6 +35,7 @@ from verl_uae.trainer.outcomes import outcome_metrics, usable_members, validatio
 from verl_uae.trainer.panel import PanelRow, PanelWriter
 from verl_uae.trainer.signals import RewardSignals
 from verl_uae.trainer.timing import caption_seconds, chain_timing, overhead_metrics, progress_line
+from verl_uae.waiting import saying
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -75,7 +76,8 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
     # ---------------------------------------------------------------- set-up
 
     def _init_dataloader(self) -> None:
-        super()._init_dataloader()
+        with saying("data.train_files and data.val_files to be read and checked"):
+            super()._init_dataloader()
         cover_steps(self.config, self.total_training_steps, self.steps_per_epoch, len(self.train_dataset))
 
     def _build_replay_buffer(self) -> Any:
@@ -101,7 +103,8 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         return [self.decoders]
 
     def _setup(self) -> None:
-        super()._setup()
+        with saying("captioner, caption server and decoders to be placed and loaded"):
+            super()._setup()
         self.reward_loop_manager = BatchRewards()
         reward = self.config.uae.reward
         with open_dict(self.config):

@@ -29,6 +29,7 @@ from verl_uae.trainer.checkpoint import (
     LastGoodStep,
 )
 from verl_uae.trainer.panel import PanelWriter
+from verl_uae.waiting import saying
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -67,13 +68,15 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
 
     def _setup(self) -> None:
         self._init_tokenizer()
-        self._init_dataloader()
+        with saying("data.train_files and data.val_files to be read and checked"):
+            self._init_dataloader()
         self._init_dump_executor()
         trainer = self.config.trainer
         spec = {"global_pool": [trainer.n_gpus_per_node] * trainer.nnodes}
         self.resource_pool_manager = ResourcePoolManager(resource_pool_spec=spec, mapping={})
         self.resource_pool_manager.create_resource_pool()
-        self.start_workers(self.resource_pool_manager.resource_pool_dict["global_pool"])
+        with saying("the decoder's workers to be placed and loaded"):
+            self.start_workers(self.resource_pool_manager.resource_pool_dict["global_pool"])
         self._load_checkpoint()
 
     def get_llm_client(self) -> None:

@@ -94,7 +94,7 @@ def test_what_is_not_the_published_weights_is_refused(files: dict[str, Path], tm
     torch.save(merged_state("dino_vitb16"), pickled)
     with pytest.raises(ConfigError, match=r"uae\.reward\.terms\.dreamsim\.weights.*safetensors"):
         get_reward("dreamsim")(weights=str(pickled))
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="there is no such file"):
         Dreamsim(str(tmp_path / "absent.safetensors"))
     with pytest.raises(ConfigError, match=r"dreamsim\.dtype"):
         Dreamsim(str(files["dino_vitb16"]), dtype="int8")  # type: ignore[arg-type]

@@ -83,5 +83,5 @@ def test_engines_that_are_refused(tmp_path: Path, engine: str, params: dict, tex
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs rapidocr and onnxruntime: pip install 'verl-uae\[ocr\]'"):
+    with pytest.raises(ConfigError, match=r"needs rapidocr and onnxruntime: pip install 'rapidocr>=3\.10,<4'"):
         check_engine("rapidocr", "key")

@@ -132,7 +132,9 @@ def test_unusable_files_are_refused_by_key(backbones, tmp_path: Path, monkeypatc
     garbage = tmp_path / "garbage.safetensors"
     garbage.write_bytes(b"x" * 100)
     torch.save({}, tmp_path / "pickle.pth")
-    for path in (garbage, tmp_path / "absent", tmp_path / "pickle.pth"):
+    with pytest.raises(ConfigError, match=r"uae.reward.terms.dists.backbone: .*absent: there is no such file"):
+        DISTS(str(tmp_path / "absent"))
+    for path in (garbage, tmp_path / "pickle.pth"):
         with pytest.raises(ConfigError, match=r"uae.reward.terms.dists.backbone: .* cannot be read as safetensors"):
             DISTS(str(path))
     with pytest.raises(ConfigError, match=r"uae.reward.terms.lpips.backbone: .* lacks \d+ of 26 weights"):

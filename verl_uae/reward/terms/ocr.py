@@ -125,7 +125,7 @@ class OcrGuard(RewardTerm):
         _check_numbers(params, key)
         check_engine(str(params.get("engine", BUILT_IN)), f"{key}.engine")
         if importlib.util.find_spec("rapidfuzz") is None:
-            raise ConfigError(key, "needs rapidfuzz: pip install 'verl-uae[ocr]'")
+            raise ConfigError(key, "needs rapidfuzz: pip install 'rapidfuzz>=3'")
 
     def score(self, batch: RewardBatch) -> list[RewardRecord]:
         """One record per sample, with values in [0, 1]."""

@@ -71,7 +71,9 @@ def check_engine(engine: str, key: str) -> None:
     if engine == BUILT_IN:
         missing = [name for name in ("rapidocr", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:
-            raise ConfigError(key, f"{engine!r} needs {' and '.join(missing)}: pip install 'verl-uae[ocr]'")
+            raise ConfigError(
+                key, f"{engine!r} needs {' and '.join(missing)}: pip install 'rapidocr>=3.10,<4' 'onnxruntime>=1.20'"
+            )
         return
     _factory(engine, key)
 

@@ -68,7 +68,7 @@ def _add_reward_server(commands: Any) -> None:
     parser.add_argument("--max-samples", type=int, default=64, help="per request (default 64)")
     parser.add_argument("--max-body-mib", type=int, default=128, help="per request, MiB (default 128)")
     parser.add_argument("--max-pixels", type=int, default=4096**2, help="per picture (default 4096 x 4096)")
-    parser.add_argument("--max-request-pixels", type=int, default=2**26, help="per request (default 64 x 1024 x 1024)")
+    parser.add_argument("--max-request-pixels", type=int, help="per request (default 16 x 1024 x 1024)")
     parser.add_argument("--max-in-flight", type=int, default=4, help="requests at a time (default 4)")
     parser.set_defaults(run=_reward_server)
 

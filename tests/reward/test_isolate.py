@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -12,8 +13,8 @@ import torch
 
 from verl_uae.errors import RewardError
 from verl_uae.memory import FittingBatch
-from verl_uae.reward import RewardTerm, Status
-from verl_uae.reward.isolate import score_chunked, score_whole
+from verl_uae.reward import RewardBatch, RewardScorer, RewardTerm, Status
+from verl_uae.reward.isolate import samples_per_call, score_chunked, score_whole
 from verl_uae.reward.terms.clip import ClipSimilarity
 
 CHUNK = 8
@@ -151,3 +152,35 @@ def test_memory_that_runs_out_makes_chunks_smaller_for_good(make_batch, caplog) 
     assert [message for message in caplog.messages if "out of memory" in message] == [
         "out of memory with up to 8 pictures of reward term 'large' at a time; 2 fit and are used from here on"
     ]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "side", "expected"),
+    [(16, 32, 16), (16, 512, 16), (16, 513, 8), (16, 1024, 4), (12, 1024, 3), (16, 4096, 1), (1, 8192, 1)],
+)
+def test_a_call_has_fewer_of_large_pictures(chunk: int, side: int, expected: int) -> None:
+    assert samples_per_call(chunk, side, side) == expected
+
+
+class CallSizes(RewardTerm):
+    bounds = (0.0, 1.0)
+
+    def __init__(self, chunk_size: int | None = None) -> None:
+        self.chunk_size = chunk_size
+        self.sizes: list[int] = []
+
+    def score(self, batch: RewardBatch) -> torch.Tensor:
+        self.sizes.append(len(batch))
+        return batch.source_B3HW.mean(dim=(1, 2, 3))
+
+
+def test_the_scorer_bounds_the_pixels_of_a_call_unless_the_term_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verl_uae.reward.isolate.CALL_PIXELS", 4 * 16 * 16)
+    scorer = RewardScorer([("pixel", 1.0, {})])
+    pictures = torch.rand(6, 3, 16, 16)
+    for own, sizes in ((None, [4, 4]), (3, [3, 3])):
+        term = CallSizes(own)
+        scorer._summed = [replace(scorer._summed[0], term=term, chunk=FittingBatch(own or 16, "pictures"))]
+        records = scorer.score(RewardBatch(pictures, pictures))
+        assert term.sizes == sizes
+        assert [record.value for record in records] == pytest.approx(pictures.mean(dim=(1, 2, 3)).tolist())

@@ -70,3 +70,16 @@ def test_a_world_writable_file_is_refused(tmp_path: Path) -> None:
     file.chmod(0o666)
     with pytest.raises(ConfigError, match="chmod o-w"):
         load_source(str(file), "key")
+
+
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_folder_that_everyone_may_write_into_is_refused_unless_it_is_sticky(tmp_path: Path, above: int) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "mine.py").write_text("x = 1\n")
+    shared = [folder, folder.parent][above]
+    shared.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"lies in {shared}, which is writable by everyone"):
+        load_source(str(folder / "mine.py"), "key")
+    shared.chmod(0o1777)
+    assert load_source(str(folder / "mine.py"), "key").module.x == 1

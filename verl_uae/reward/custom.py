@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,6 +71,11 @@ class CustomReward(FunctionTerm):
     @classmethod
     def check_params(cls, params: Mapping[str, Any], key: str) -> None:
         """Load the file and refuse what cannot be called; see :class:`CustomReward`."""
+        own = inspect.signature(cls).parameters
+        beside = [name for name in params if name not in own]
+        if beside:
+            message = f"is no setting of a custom reward; an argument of the function goes under {key}.reward_kwargs"
+            raise ConfigError(f"{key}.{beside[0]}", message)
         check_arguments(cls, params, key)
         cls(**{**params, "key": key})
 
@@ -114,7 +120,17 @@ def pick_function(source: Source, name: str | None, key: str) -> Callable[..., A
         return function
     if wanted == VERL_NAME and len(declared) == 1:
         return next(iter(declared.values()))
-    known = f"it declares {', '.join(sorted(declared))}; name one" if declared else "it declares none"
+    if declared:
+        known = f"it declares {', '.join(sorted(declared))}; name one"
+    else:
+        own = [
+            found
+            for found, value in vars(source.module).items()
+            if inspect.isfunction(value) and value.__module__ == source.module.__name__ and not found.startswith("_")
+        ]
+        one = own[0] if len(own) == 1 else "the function that is meant"
+        known = f"it declares none: put @reward_function above {one}, or name it here if it has verl's signature"
+        known += f" (its functions: {', '.join(own)})" if len(own) > 1 else ""
     raise ConfigError(key, f"{source.path} has no function {wanted!r}; {known}")
 
 

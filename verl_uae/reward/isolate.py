@@ -32,8 +32,23 @@ from verl_uae.reward.term import RewardTerm
 
 logger = logging.getLogger(__name__)
 
+#: Most pixels of the sources in one call of a term: 16 pictures of 512 x 512. What a term works with is bounded by
+#: its bytes per pixel (docs/rewards.md) times this, whatever the pictures' size; see :func:`samples_per_call`.
+CALL_PIXELS = 2**22
+
 #: Filled in place, sample by sample, so that what is done when a deadline strikes is not lost.
 Slots = list[RewardRecord | None]
+
+
+def samples_per_call(chunk_size: int, height: int, width: int) -> int:
+    """``chunk_size``, halved until that many pictures have no more than :data:`CALL_PIXELS`, or one is left.
+
+    Depends on nothing but the size, so a picture is scored in the same shape in every run. Halves, so that batches of
+    whole chunks stay such.
+    """
+    while chunk_size > 1 and chunk_size * height * width > CALL_PIXELS:
+        chunk_size //= 2
+    return chunk_size
 
 
 def score_chunked(

@@ -17,7 +17,7 @@ from verl_uae.errors import ConfigError, RewardError
 from verl_uae.memory import FittingBatch
 from verl_uae.reward.deadline import Guard
 from verl_uae.reward.encodings import Counters, Encodings
-from verl_uae.reward.isolate import Slots, fill_failed, score_chunked, score_whole
+from verl_uae.reward.isolate import Slots, fill_failed, samples_per_call, score_chunked, score_whole
 from verl_uae.reward.outcome import LARGEST, describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.registry import get_reward
@@ -61,6 +61,19 @@ class _Entry:
     floor: float | None
     chunk: FittingBatch
     """Samples per call, where the term looks at each by itself."""
+    smaller: dict[int, FittingBatch] = field(default_factory=dict)
+    """The same for larger pictures, by the size to start with."""
+
+    def chunk_for(self, batch: RewardBatch) -> FittingBatch:
+        """Samples per call for pictures of this size; as many as the term says, where it does."""
+        if self.term.chunk_size is not None:
+            return self.chunk
+        size = samples_per_call(self.chunk.size, *batch.source_B3HW.shape[-2:])
+        return (
+            self.chunk
+            if size == self.chunk.size
+            else self.smaller.setdefault(size, FittingBatch(size, self.chunk.what))
+        )
 
 
 class RewardScorer:
@@ -84,7 +97,8 @@ class RewardScorer:
         device: where the models of the terms live; batches must be there too.
         timeout_s: seconds per term, see above.
         max_abandoned: hung threads that may be alive before :class:`~verl_uae.errors.RewardError` ends the run.
-        chunk_size: samples per call of a pointwise term. Part of the result's last bits: keep it fixed in a run.
+        chunk_size: samples per call of a pointwise term, fewer of large pictures
+            (:func:`~verl_uae.reward.isolate.samples_per_call`). Part of the result's last bits: keep it fixed in a run.
         source_cache_bytes: host memory for features of source pictures, see :mod:`verl_uae.reward.encodings`.
         key: configuration key of all this, for errors.
 
@@ -225,7 +239,7 @@ class RewardScorer:
         # Gradient mode is per thread, so it is set here, inside the worker.
         with torch.no_grad():
             if entry.term.pointwise and not entry.term.guarded:
-                score_chunked(entry.term, entry.label, batch, active, entry.chunk, slots)
+                score_chunked(entry.term, entry.label, batch, active, entry.chunk_for(batch), slots)
             else:
                 score_whole(entry.term, entry.label, batch, active, slots)
 

@@ -56,7 +56,7 @@ def load_source(reference: str, key: str) -> Source:
         key: configuration key it came from, for errors.
 
     Raises:
-        ConfigError: where it is a URL, is missing, is world-writable or fails to import.
+        ConfigError: where it is a URL, is missing, is world-writable or in a folder that is, or fails to import.
     """
     if reference.startswith(_PACKAGE_PREFIX):
         source = _load_package(reference[len(_PACKAGE_PREFIX) :].replace("/", "."), key)
@@ -95,10 +95,18 @@ def _load_file(reference: str, key: str) -> Source:
         path = expand(reference).resolve()
         data = path.read_bytes()
         mode = path.stat().st_mode
+        # Who may write into a folder may put another file in its place; with the sticky bit only its owner may.
+        open_to_all = stat.S_IWOTH | stat.S_ISVTX
+        folders = [folder for folder in path.parents if folder.stat().st_mode & open_to_all == stat.S_IWOTH]
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL; RuntimeError: no home for a ~user
         raise ConfigError(key, f"cannot read {reference!r}: {error}") from error
     if mode & stat.S_IWOTH:
         raise ConfigError(key, f"{path} is writable by everyone on this machine; run chmod o-w on it first")
+    if folders:
+        raise ConfigError(
+            key,
+            f"{path} lies in {folders[0]}, which is writable by everyone on this machine; run chmod o-w on it first",
+        )
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"verl_uae_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{sha256[:8]}"
     if name not in sys.modules:

@@ -62,7 +62,7 @@ class RewardTerm(ABC):
     """Whether a value is relative to the other members of the sample's group. Such a term is scored once per step by
     the trainer, over whole groups, and is not part of validation, where a picture has one reconstruction."""
     chunk_size: int | None = None
-    """Samples per call of a pointwise term; None takes the scorer's."""
+    """Samples per call of a pointwise term, whatever their size; None takes the scorer's, fewer of large pictures."""
     guarded: bool = False
     """True where ``score`` itself keeps every sample to the deadline and never raises for one sample."""
     model_free: bool = False

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.remote.auth import TOKEN_VARIABLE, authorized, is_loopback, read_token, scrub
+from verl_uae.reward.remote.auth import TOKEN_VARIABLE, authorized, is_loopback, read_token, scrub, without_token
 
 TOKEN = "0123456789abcdef"
 
@@ -52,3 +53,30 @@ def test_scrub() -> None:
 def test_is_loopback() -> None:
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.1.2.3", "::1", "[::1]")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "", "127.0.0.1.example.org")))
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        f"Bearer {TOKEN}",
+        TOKEN.upper(),
+        TOKEN[:-3],
+        TOKEN[3:],
+        base64.b64encode(TOKEN.encode()).decode(),
+        base64.b64encode(f"Bearer {TOKEN}".encode()).decode(),
+        TOKEN.encode().hex(),
+        f"\x1b[31m{TOKEN}\x1b[0m",
+    ],
+)
+def test_no_form_of_the_token_is_left(echo: str) -> None:
+    found = scrub(f"the server said {echo}\r\nand more", TOKEN)
+    assert found.startswith("the server said ") and found.endswith(" and more") and found.isprintable()
+    assert "***" in found
+    for length in (8, 12):
+        parts = [echo[start : start + length] for start in range(len(echo) - length + 1)]
+        assert not [part for part in parts if part in found and "[" not in part and "Bearer" not in part]
+
+
+def test_texts_without_the_token_stay_as_they_are() -> None:
+    assert without_token("HTTP 500:  out of\nmemory", TOKEN) == "HTTP 500:  out of\nmemory"
+    assert scrub("a\n b\x00c", TOKEN) == scrub("a\n b\x00c", None) == "a b c"

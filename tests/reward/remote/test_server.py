@@ -240,7 +240,7 @@ def test_a_request_of_too_many_pixels_is_a_413(start_server, make_service, clien
     url, _ = start_server(None, load=lambda: make_service("pixel", max_request_pixels=16 * 16))
     wait_until(lambda: client.get(f"{url}/health").status_code == 200)
     response = client.post(f"{url}/v1/score", content=body, headers=JSON)
-    assert response.status_code == 413 and "pixels in a request, limit 256" in response.json()["error"]
+    assert response.status_code == 413 and "limit 256 pixels (--max-request-pixels)" in response.json()["error"]
 
 
 def test_a_client_that_goes_away_leaves_nothing_behind(start_server) -> None:

@@ -36,7 +36,7 @@ def test_against_the_definition(make_batch, size) -> None:
     assert side % 2 == 1 and side <= min(11, *batch.source_B3HW.shape[-2:])
     for index in range(3):
         a, b = (t[index].double().numpy() for t in (batch.source_B3HW, batch.reconstruction_B3HW))
-        assert found[index].item() == pytest.approx(_reference(a, b, side, sigma), abs=2e-5)
+        assert found[index].item() == pytest.approx(_reference(a, b, side, sigma), abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 32])
@@ -47,7 +47,7 @@ def test_extremes_stay_in_bounds(size: int) -> None:
         "noise": torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)),
     }
     for a in images.values():
-        assert ssim(a, a).item() == pytest.approx(1.0, abs=1e-5)
+        assert ssim(a, a).item() == pytest.approx(1.0, abs=1e-7)
         for b in images.values():
             assert -1.0 <= ssim(a, b).item() <= 1.0
     assert math.isnan(ssim(images["black"], images["white"] * math.nan).item())
@@ -60,3 +60,27 @@ def test_a_bad_picture_leaves_the_others(make_batch) -> None:
     reconstruction[1] = math.nan
     found = SSIM().score(RewardBatch(batch.source_B3HW, reconstruction))
     assert torch.equal(found[[0, 2]], clean[[0, 2]]) and found[1].isnan()
+
+
+def test_bands_and_neighbours_change_nothing(make_batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch(3, size=(37, 29))
+    whole = SSIM().score(batch)
+    assert torch.equal(torch.cat([SSIM().score(batch.take([index])) for index in range(3)]), whole)
+    for pixels in (1, 29 * 5, 29 * 36):
+        monkeypatch.setattr("verl_uae.reward.terms.ssim.BAND_PIXELS", pixels)
+        assert SSIM().score(batch).tolist() == pytest.approx(whole.tolist(), abs=2e-7)
+
+
+def test_against_torchmetrics_in_double_precision(make_batch) -> None:
+    from torchmetrics.functional.image.ssim import structural_similarity_index_measure
+
+    batch = make_batch(2, size=(40, 31))
+    a, b = batch.source_B3HW, batch.reconstruction_B3HW
+    expected = structural_similarity_index_measure(a.double(), b.double(), data_range=1.0, reduction="none")
+    assert ssim(a, b).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_a_gradient_reaches_the_picture(make_batch) -> None:
+    batch = make_batch(1, size=(9, 13))
+    picture = batch.reconstruction_B3HW.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ssim(x, batch.source_B3HW.double()), picture, atol=1e-6)

@@ -23,6 +23,7 @@ from verl_uae.bench.judge.contest import Picture
 from verl_uae.bench.judge.judges import Judge
 from verl_uae.data.images import decode_image
 from verl_uae.errors import ConfigError
+from verl_uae.reward.remote.auth import scrub, without_token
 
 MAX_ANSWER = 4 * 2**20
 """Largest response read, bytes."""
@@ -215,19 +216,26 @@ class Client:
         if size > MAX_ANSWER:
             return Reply(None, f"an answer of more than {MAX_ANSWER} bytes")
         try:
-            answer = json.loads(self._scrub(text))
+            answer = _without(json.loads(text), self._token)
         except (ValueError, RecursionError):
             return Reply(None, "an answer that is not JSON")
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list) or not answer["choices"]:
             return Reply(None, self._text(f"an answer without choices: {text}"))
         return Reply(answer)
 
-    def _scrub(self, text: str) -> str:
-        """Without the token, should a server echo it."""
-        return text if self._token is None else text.replace(self._token, "***")
-
     def _text(self, reason: str) -> str:
-        return " ".join(self._scrub(reason).split())[:_REASON]
+        return scrub(reason, self._token)[:_REASON]
+
+
+def _without(value: Any, token: str | None) -> Any:
+    """An answer without the token in any of its texts, should a server echo it."""
+    if isinstance(value, str):
+        return without_token(value, token)
+    if isinstance(value, list):
+        return [_without(entry, token) for entry in value]
+    if isinstance(value, dict):
+        return {without_token(name, token): _without(entry, token) for name, entry in value.items()}
+    return value
 
 
 def _open(judge: Judge, token: str | None) -> httpx.AsyncClient:

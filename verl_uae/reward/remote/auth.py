@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import ipaddress
 import os
 import re
+import string
+import urllib.parse
 
 from verl_uae.errors import ConfigError
 from verl_uae.paths import expand
@@ -17,6 +20,11 @@ TOKEN_VARIABLE = "VERL_UAE_REWARD_TOKEN"
 
 #: Shortest token accepted, characters. `openssl rand -hex 32` writes 64.
 MIN_TOKEN = 16
+
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+#: Shortest part of a token that is taken out of a text, characters.
+MIN_ECHO = 8
 
 #: Characters of a token, RFC 6750 section 2.1.
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
@@ -55,8 +63,48 @@ def authorized(header: str | None, token: str) -> bool:
 
 
 def scrub(text: str, token: str | None) -> str:
-    """The text without the token, should somebody have echoed it."""
-    return text if token is None else text.replace(token, "***")
+    """A text from elsewhere, fit for logs and records: one line without control characters, and without the token."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    return without_token(" ".join(line.split()), token)
+
+
+def without_token(text: str, token: str | None) -> str:
+    """The text without the token, should somebody have echoed it: as it is, in base64, percent-encoded, in hexadecimal
+    digits, in letters of the other case, or a part of at least :data:`MIN_ECHO` characters, as where a text is cut."""
+    if token is None:
+        return text
+    # Not lower(), which makes two characters of one in some languages.
+    lowered = text.translate(_LOWER)
+    hidden = [False] * len(text)
+    for form in _forms(token):
+        _hide(lowered, form.translate(_LOWER), hidden)
+    return _masked(text, hidden)
+
+
+def _forms(token: str) -> set[str]:
+    data = token.encode()
+    forms = {token, urllib.parse.quote(token, safe=""), data.hex()}
+    for prefix in (b"", b"Bearer ", b":", b"x:"):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            forms.add(encode(prefix + data).decode().rstrip("="))
+    return forms
+
+
+def _hide(line: str, form: str, hidden: list[bool]) -> None:
+    """Mark every part of the line that is a part of the form of at least ``MIN_ECHO`` characters."""
+    for start in range(len(line) - MIN_ECHO + 1):
+        if line[start : start + MIN_ECHO] in form:
+            hidden[start : start + MIN_ECHO] = [True] * MIN_ECHO
+
+
+def _masked(line: str, hidden: list[bool]) -> str:
+    pieces = []
+    for index, character in enumerate(line):
+        if not hidden[index]:
+            pieces.append(character)
+        elif index == 0 or not hidden[index - 1]:
+            pieces.append("***")
+    return "".join(pieces)
 
 
 def is_loopback(host: str) -> bool:

@@ -14,7 +14,7 @@ from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError
 from verl_uae.reward.remote.auth import read_token
 from verl_uae.reward.remote.server import ServerSettings, serve
-from verl_uae.reward.remote.service import ScoringService
+from verl_uae.reward.remote.service import MAX_REQUEST_PIXELS, ScoringService
 from verl_uae.reward.remote.specs import read_terms
 from verl_uae.reward.scorer import check_specs
 
@@ -41,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
         limits = ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=args.max_pixels, min_side=1)
     except ValueError as error:
         raise ConfigError("--max-pixels", str(error)) from error
-    if args.max_request_pixels < args.max_pixels:
-        raise ConfigError("--max-request-pixels", f"must be at least --max-pixels, got {args.max_request_pixels}")
+    request_pixels = MAX_REQUEST_PIXELS if args.max_request_pixels is None else args.max_request_pixels
+    if request_pixels < args.max_pixels:
+        raise ConfigError("--max-request-pixels", f"must be at least --max-pixels, got {request_pixels}")
     terms = read_terms(args.term, args.config)
     # Before the socket: what is wrong without loading anything ends the command at once.
     check_specs(terms.summed, terms.held_out, "terms", args.timeout_s)
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         timeout_s=args.timeout_s,
         source_cache_bytes=args.source_cache_mib * 2**20,
         limits=limits,
-        max_request_pixels=args.max_request_pixels,
+        max_request_pixels=request_pixels,
     )
     serve(load, settings, functools.partial(print, flush=True))
     return 0

@@ -139,6 +139,10 @@ class RemoteClient:
         """
         return self._meet(deadline, [self._request(path, job, deadline) for job in jobs])
 
+    def clean(self, text: str) -> str:
+        """A text that a server may have written; see :func:`~verl_uae.reward.remote.auth.scrub`."""
+        return scrub(text, self._token)
+
     def get(self, path: str, deadline: float) -> list[Reply]:
         """Ask every server the same; one reply for every address."""
         return self._meet(deadline, [self._try(path, None, deadline, url) for url in self.settings.urls])

@@ -29,8 +29,14 @@ from verl_uae.reward.scorer import RewardScorer, check_specs
 
 PICTURES = ("source", "reconstruction")
 
-#: 64 samples of 1024 x 1024 pixels.
-MAX_REQUEST_PIXELS = 2**26
+#: Bytes that a pixel of a source takes, with its reconstruction: decoded, while the request waits; and while it is
+#: scored as fp32 batch, one term's copy of it, and what changing the one into the other takes. One request is scored at
+#: a time. A term's own work comes on top; it has its own bound (:data:`~verl_uae.reward.isolate.CALL_PIXELS`).
+WAITING_BYTES, SCORING_BYTES = 6, 64
+
+#: What a request being scored may take, bytes, by default, and the pixels that makes: 16 samples of 1024 x 1024.
+MAX_REQUEST_BYTES = 2**30
+MAX_REQUEST_PIXELS = MAX_REQUEST_BYTES // SCORING_BYTES
 
 #: Picture of a sample whose terms look at none.
 _BLANK_HW3 = np.zeros((1, 1, 3), dtype=np.uint8)
@@ -118,9 +124,9 @@ class ScoringService:
                 continue
             groups.setdefault(sample.levels[0].shape, {})[raw.id] = sample
         for group in groups.values():
-            batch = self._batch(list(group.values()))
+            # The batch too: waiting requests hold what they decoded and no more.
             with self._lock:
-                scored = self.scorer.score(batch)
+                scored = self.scorer.score(self._batch(list(group.values())))
             records.update((identifier, scored[sample.place]) for identifier, sample in group.items())
         return {raw.id: records[raw.id] for raw in samples}
 
@@ -135,7 +141,11 @@ class ScoringService:
                     places[size] = max(places.get(size, 0), sample.place + 1)
         total = sum(width * height * count for (width, height), count in places.items())
         if total > self._max_request_pixels:
-            raise TooLargeError(f"{total} pixels in a request, limit {self._max_request_pixels}: send fewer samples")
+            mebibytes = total * SCORING_BYTES // 2**20
+            raise TooLargeError(
+                f"{total} pixels in a request take {mebibytes} MiB, limit {self._max_request_pixels} pixels "
+                "(--max-request-pixels): send fewer samples"
+            )
 
     def versions(self) -> dict[str, str]:
         """Of what decides the last bits."""
@@ -194,5 +204,5 @@ class ScoringService:
         for place, sample in by_place.items():
             levels_BHW3[place] = sample.levels[which]
         # Divided on the CPU, as a run's source pictures are: a GPU multiplies by 1/255, which is other bits.
-        pixels_B3HW = torch.from_numpy(levels_BHW3).permute(0, 3, 1, 2).contiguous().float() / 255.0
+        pixels_B3HW = torch.from_numpy(levels_BHW3).permute(0, 3, 1, 2).contiguous().float().div_(255.0)
         return pixels_B3HW.to(self.scorer.device)

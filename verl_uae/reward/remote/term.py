@@ -14,6 +14,7 @@ import math
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -140,9 +141,10 @@ class RemoteReward(RewardTerm):
         problem = self._learn(time.monotonic() + self.settings.timeout_s)
         if problem is None:
             return
+        reason = self._connection().clean(problem.reason)
         if problem.refused or problem.status is Status.INVALID:
-            raise ConfigError(f"{self._key}.url", problem.reason)
-        logger.warning("no reward server answers yet, it is asked again with every batch: %s", problem.reason)
+            raise ConfigError(f"{self._key}.url", reason)
+        logger.warning("no reward server answers yet, it is asked again with every batch: %s", reason)
 
     def score(self, batch: RewardBatch) -> list[RewardRecord]:
         """Score every sample at the server; never raises for one, and returns by the deadline."""
@@ -150,14 +152,23 @@ class RemoteReward(RewardTerm):
         deadline = started + self.settings.timeout_s
         problem = None if self._known else self._learn(deadline)
         if problem is not None:
-            return [problem.record(self.label, time.monotonic() - started)] * len(batch)
+            return [self._clean(problem.record(self.label, time.monotonic() - started))] * len(batch)
         call = _Call(self, batch)
         replies = self._connection().post(SCORE_PATH, call.jobs, deadline)
         seconds = (time.monotonic() - started) / max(1, len(batch))
         for places, reply in zip(call.chunks, replies, strict=True):
             for index, record in zip(places, self._read(reply, places, seconds), strict=True):
                 call.records[index] = record
-        return [record for record in call.records if record is not None]
+        return [self._clean(record) for record in call.records if record is not None]
+
+    def _clean(self, record: RewardRecord) -> RewardRecord:
+        """The record without the token and control characters in what a server may have written: all that is read of
+        its answers passes here or, before the first batch, in :meth:`setup`."""
+        clean = self._connection().clean
+        if any(clean(name) != name for name in record.terms):
+            reason = f"{self.label}: answered with the token as the name of a term"
+            return RewardRecord.failed(Status.INVALID, reason, record.seconds)
+        return replace(record, reason=clean(record.reason))
 
     def _connection(self) -> RemoteClient:
         """Opened late, so that building a term reads no token and starts no thread."""

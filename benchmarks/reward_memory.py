@@ -1,0 +1,116 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Host memory that a built-in reward term works with, in bytes per pixel of the sources of one call.
+
+python -m benchmarks.reward_memory [--json FILE]
+
+Each figure is the peak of a process that scores one call of the largest size (``CALL_PIXELS``), less its size with the
+pictures in memory, over the pixels. Networks have random weights: LPIPS and DISTS those of their real backbones, for
+they work at the pictures' size; networks with an input of their own are tiny, which leaves the cost of the
+preprocessing, the part that grows with the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verl_uae.reward.isolate import CALL_PIXELS
+from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.scorer import RewardScorer
+
+SIDES = (512, 2048)
+
+
+def tiny_vision(name: str, folder: Path) -> str:
+    """A folder with a network of one narrow layer at its usual input size."""
+    import transformers
+
+    common = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 224, "patch_size": 16}
+    vision = {**common, "intermediate_size": 16}
+    if name == "clip":
+        network: Any = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**vision))
+    elif name == "siglip2":
+        network = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**vision))
+    else:
+        network = transformers.Dinov2Model(transformers.Dinov2Config(**common))
+    network.save_pretrained(folder)
+    return str(folder)
+
+
+def parameters(name: str, folder: Path) -> Mapping[str, Any]:
+    """Arguments of a term, files made where it needs some."""
+    from safetensors.torch import save_file
+
+    from verl_uae.reward.terms.perceptual import alexnet_features, vgg16_features
+
+    if name in ("clip", "dinov2", "siglip2"):
+        return {"model": tiny_vision(name, folder)}
+    if name in ("lpips alex", "lpips vgg", "dists"):
+        features = alexnet_features() if name.endswith("alex") else _torchvision_vgg(vgg16_features)
+        save_file(features.state_dict(), folder / "backbone.safetensors")
+        given = {"backbone": str(folder / "backbone.safetensors")}
+        return given if name == "dists" else {**given, "net": name.split()[1]}
+    return {}
+
+
+def _torchvision_vgg(build: Any) -> torch.nn.Module:
+    return build(lambda: torch.nn.MaxPool2d(2))
+
+
+TERMS = ("pixel", "psnr", "ssim", "clip", "dinov2", "siglip2", "lpips alex", "lpips vgg", "dists")
+
+
+def measure(name: str, side: int) -> float:
+    """Bytes per pixel, in this process: its peak must not have been higher before."""
+    with tempfile.TemporaryDirectory() as folder:
+        scorer = RewardScorer([(name.split()[0], 1.0, parameters(name, Path(folder)))], timeout_s=3600.0)
+    small = torch.rand(2, 3, 64, 64)
+    scorer.score(RewardBatch(small, small.flip(0)))
+    pictures = torch.rand(max(1, CALL_PIXELS // side**2), 3, side, side)
+    batch = RewardBatch(pictures, pictures.flip(-1))
+    before = _resident()
+    scorer.score(batch)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (peak - before) / (pictures.shape[0] * side**2)
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+def main() -> None:
+    """Print a table; every cell is a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--term", action="append", help="measure these only; may be repeated")
+    parser.add_argument("--one", nargs=2, metavar=("TERM", "SIDE"), help="print one figure, measured in this process")
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    args = parser.parse_args()
+    if args.one:
+        print(measure(args.one[0], int(args.one[1])))
+        return
+    print(f"| term | {' | '.join(f'{side} x {side}' for side in SIDES)} |\n|---|{'---:|' * len(SIDES)}", flush=True)
+    found: dict[str, dict[int, float]] = {}
+    for name in args.term or TERMS:
+        found[name] = {}
+        for side in SIDES:
+            command = [sys.executable, "-m", "benchmarks.reward_memory", "--one", name, str(side)]
+            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found[name][side] = float(result.stdout.split()[-1])
+        print(f"| {name} | {' | '.join(f'{value:.0f}' for value in found[name].values())} |", flush=True)
+    if args.json:
+        Path(args.json).write_text(json.dumps({"call_pixels": CALL_PIXELS, "bytes_per_pixel": found}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -143,8 +143,21 @@ def test_which_function_of_a_file_is_taken(make_batch, write) -> None:
         wanted = f"no function '{name or 'compute_score'}'; it declares first, second; name one"
         with pytest.raises(ConfigError, match=rf"uae\.reward\.custom\.name: .*{wanted}"):
             CustomReward(both, name)
-    with pytest.raises(ConfigError, match="no function 'f'; it declares none"):
+    with pytest.raises(ConfigError, match="it declares none: put @reward_function above compute_score"):
         CustomReward(write(VERL), "f")
+
+
+def test_a_forgotten_decorator_is_named_with_the_function(write) -> None:
+    with pytest.raises(ConfigError, match="put @reward_function above mine, or name it here if it has verl's"):
+        CustomReward(write("def mine(source, reconstruction):\n    return 1.0\n"))
+    two = write("def one(source):\n    return 1.0\n\ndef two(source):\n    return 1.0\n")
+    with pytest.raises(ConfigError, match=r"above the function that is meant.*\(its functions: one, two\)"):
+        CustomReward(two)
+
+
+def test_an_argument_beside_reward_kwargs_is_told_where_it_belongs(write) -> None:
+    with pytest.raises(ConfigError, match=r"custom\.sharpness: is no setting.*goes under custom\.reward_kwargs"):
+        CustomReward.check_params({"path": write(VERL), "sharpness": 2.0}, "custom")
 
 
 def test_what_is_declared_holds_unless_the_configuration_says_otherwise(write) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_uae.compat import before_import, on_import
+from verl_uae.compat import after_ray_init, before_import, on_import
 
 
 @pytest.fixture
@@ -157,3 +157,19 @@ def test_verl_looks_a_trainer_up_by_registered_name_only() -> None:
     function = importlib.import_module("verl.trainer.ppo.v1.trainer_base").get_trainer_cls
     with pytest.raises(ValueError, match="Unknown trainer"):
         function("verl.trainer.ppo.v1.PPOTrainerSync")
+
+
+def test_ray_still_takes_over_sigterm_when_it_connects() -> None:
+    """Once this fails, a handler of the Hydra callback survives ray.init and after_ray_init is not needed."""
+    source = inspect.getsource(importlib.import_module("ray._private.worker").init)
+    assert "set_sigterm_handler(sigterm_handler)" in source and "for hook in _post_init_hooks:" in source
+
+
+def test_what_follows_the_connection_to_ray_runs_once() -> None:
+    worker = importlib.import_module("ray._private.worker")
+    before, seen = list(worker._post_init_hooks), []
+    after_ray_init(lambda: seen.append("connected"))
+    for _ in range(2):
+        for hook in list(worker._post_init_hooks)[len(before) :]:
+            hook()
+    assert seen == ["connected"] and worker._post_init_hooks == before

@@ -113,6 +113,15 @@ def test_quoted_tests_exist() -> None:
     assert not missing
 
 
+def test_every_fault_in_the_table_names_the_test_that_provokes_it() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.partition("## Faults")[2].partition("### How a run ends")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and not line.startswith("| fault")]
+    assert len(rows) > 35
+    unproven = [row for row in rows if not re.search(r"`[a-z0-9_/]+\.py::test_\w+`|as above", row.split(" | ")[-1])]
+    assert not unproven
+
+
 def test_every_key_of_the_schema_is_documented() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     leaves = [

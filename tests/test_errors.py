@@ -6,7 +6,17 @@ import pickle
 
 import pytest
 
-from verl_uae.errors import CheckpointError, ConfigError, DataError, DecodeError, DecoderError, RewardError, UAEError
+from verl_uae.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DecodeError,
+    DecoderError,
+    RewardError,
+    StoppedError,
+    UAEError,
+    WorkerError,
+)
 
 ERRORS = [
     (ConfigError("uae.reward.terms", "empty"), "uae.reward.terms: empty"),
@@ -14,6 +24,8 @@ ERRORS = [
     (DecodeError("a.parquet", 3, "not a picture"), "a.parquet, row 3: not a picture"),
     (RewardError("clip", "hangs"), "reward term 'clip': hangs"),
     (DecoderError(3, "is gone"), "decoder rank 3: is gone"),
+    (WorkerError("caption server 0", "died"), "caption server 0: died"),
+    (StoppedError("stopped by SIGTERM"), "stopped by SIGTERM"),
     (CheckpointError("step_3", "is incomplete"), "step_3: is incomplete"),
 ]
 

@@ -39,6 +39,22 @@ def before_import(module: str, callback: Callable[[], None]) -> None:
         sys.meta_path.insert(0, _PreImportFinder(module, callback))
 
 
+def after_ray_init(callback: Callable[[], None]) -> None:
+    """Run ``callback`` in the main thread of this process, once, when it has been connected to Ray.
+
+    Symbol: ``ray._private.worker._post_init_hooks``. verl's driver connects to Ray and waits for its task runner in one
+    function without a hook between them, and connecting installs handlers for signals, Python's and C++'s.
+    """
+    from ray._private import worker
+
+    def once() -> None:
+        worker._post_init_hooks.remove(once)
+        callback()
+
+    # Ray walks the list while it calls.
+    worker._post_init_hooks.append(once)
+
+
 class _ImportFinder(importlib.abc.MetaPathFinder):
     """Meets one module on its way in, once."""
 

@@ -92,6 +92,31 @@ class DecoderError(UAEError):
         return f"decoder rank {self.rank}: {self.message}"
 
 
+class WorkerError(UAEError):
+    """A process that the run cannot go on without has died, or does not answer.
+
+    Args:
+        who: the process, or what it was to do.
+        message: what happened.
+    """
+
+    def __init__(self, who: str, message: str) -> None:
+        super().__init__(who, message)
+        self.who = who
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.who}: {self.message}"
+
+
+class StoppedError(UAEError):
+    """The run was asked to stop, and has.
+
+    Args:
+        message: by whom.
+    """
+
+
 class TrainingError(UAEError):
     """Training goes on without learning anything.
 

@@ -6,15 +6,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import struct
+import subprocess
+import time
 import zlib
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.e2e.world import build_world, metrics, train
+from tests.e2e.world import build_world, environment, metrics, train, train_command
+from verl_uae.trainer.checkpoint import complete_steps
 
 REWARD = """
 import math, time
@@ -229,3 +235,134 @@ def test_a_step_in_which_nothing_trains_moves_nothing_and_the_run_goes_on(tmp_pa
 def _actor_state(step: Path) -> dict[str, torch.Tensor]:
     shard = torch.load(step / "actor" / "model_world_size_1_rank_0.pt", weights_only=False)
     return {name: getattr(value, "_local_tensor", value) for name, value in shard.items()}
+
+
+class Started:
+    """The training command, running; faults are provoked in its processes."""
+
+    def __init__(
+        self, world: Path, out: Path, overrides: list[str], config: str = "uae_g4u", group: bool = False
+    ) -> None:
+        self.out = out
+        settings = ["trainer.total_training_steps=200", "trainer.save_freq=100", "trainer.resume_mode=auto"]
+        command = train_command(world, out, [*settings, *overrides], config)
+        self._log = out / "log.txt"
+        with open(self._log, "w") as log:
+            self.process = subprocess.Popen(
+                command, env=environment(out), cwd=out, stdout=log, stderr=subprocess.STDOUT, start_new_session=group
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def step(self) -> int:
+        return max(metrics(self.out), default=0) if (self.out / "metrics.jsonl").is_file() else 0
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 500
+        while self.step < step:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log[-3000:]
+            time.sleep(0.1)
+
+    def send(self, name: str, number: int, which: int = 0) -> None:
+        """A signal to a process of Ray by the name of its actor's class."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        [*found] = [child for child in family if f"ray::{name}" in " ".join(child.cmdline())]
+        found[which].send_signal(number)
+
+    def end(self, seconds: float = 300) -> tuple[int, str]:
+        """Exit code and last line of ours; nothing of the run may stay behind."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        try:
+            code = self.process.wait(seconds)
+        finally:
+            _, alive = psutil.wait_procs(family, timeout=20)
+            for child in alive:
+                child.kill()
+        assert not alive, alive
+        assert (
+            "*** SIG" not in self.log and 'Traceback (most recent call last):\n  File "<frozen runpy>' not in self.log
+        )
+        return code, [line for line in self.log.splitlines() if line.startswith("verl_uae: ")][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "number", "group"),
+    [
+        ("uae_g4u", signal.SIGTERM, False),
+        ("uae_u4g", signal.SIGINT, False),
+        ("uae_pretrain", signal.SIGTERM, True),
+        ("uae_cold_start", signal.SIGINT, False),
+        ("uae_unified", signal.SIGTERM, False),
+    ],
+)
+def test_a_signal_saves_the_step_and_ends_cleanly(tmp_path: Path, config: str, number: int, group: bool) -> None:
+    """To the driver, or to its process group as ``timeout`` sends it."""
+    out = tmp_path / "run"
+    out.mkdir()
+    run = Started(build_world(tmp_path / "world"), out, [], config, group)
+    run.wait_for_step(2)
+    os.killpg(run.process.pid, number) if group else run.process.send_signal(number)
+    code, line = run.end()
+    steps = complete_steps(out / "checkpoints")
+    assert code == 128 + number and len(steps) == 1 and steps[0] >= 2
+    assert line == (
+        f"verl_uae: stopped by {signal.Signals(number).name}; step {steps[0]} is saved in "
+        f"{out}/checkpoints/global_step_{steps[0]}; the same command goes on from there"
+    )
+
+
+@pytest.mark.slow
+def test_a_stopped_decoder_is_replaced_and_a_dead_agent_loop_ends_the_run(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    run = Started(build_world(tmp_path / "world"), out, ["uae.decoder.timeout_s=40"])
+    run.wait_for_step(1)
+    run.send("DecoderWorker", signal.SIGSTOP)
+    run.wait_for_step(run.step + 2)
+    assert max(record["decoder/restarts"] for record in metrics(out).values()) == 1
+    assert all(record["reward/invalid_frac"] == 0.0 for record in metrics(out).values()), "drawn once more"
+    run.send("AgentLoopWorker", signal.SIGKILL)
+    code, line = run.end()
+    assert code == 1 and "agent-loop worker 0" in line
+    assert len(complete_steps(out / "checkpoints")) == 1 and "is saved in" in line
+
+
+@pytest.mark.slow
+def test_a_dead_caption_server_ends_the_run_with_its_step_saved(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    run = Started(build_world(tmp_path / "world"), out, [])
+    run.wait_for_step(2)
+    run.send("CaptionServer", signal.SIGKILL)
+    code, line = run.end()
+    assert code == 1 and "is saved in" in line
+    assert len(complete_steps(out / "checkpoints")) == 1
+
+
+@pytest.mark.slow
+def test_a_stopped_policy_rank_ends_the_run_by_name(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    settings = ["trainer.n_gpus_per_node=2", "uae.policy.micro_batch_size=4", "uae.supervision.stall_timeout_s=60"]
+    run = Started(build_world(tmp_path / "world"), out, settings, "uae_u4g")
+    run.wait_for_step(1)
+    run.send("DecoderPolicyWorker", signal.SIGSTOP, which=1)
+    code, line = run.end()
+    assert code == 1 and "is stopped" in line and "policy rank" in line
+
+
+@pytest.mark.slow
+def test_a_dead_task_runner_ends_the_driver(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    run = Started(build_world(tmp_path / "world"), out, ["trainer.save_freq=1"], "uae_u4g")
+    run.wait_for_step(2)
+    run.send("TaskRunner", signal.SIGKILL)
+    code, line = run.end()
+    assert (
+        code == 1 and line.startswith("verl_uae: the trainer's process died") and "the newest complete step is" in line
+    )

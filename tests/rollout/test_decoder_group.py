@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from verl_uae.rollout.processes import processes_of
 
 from verl_uae.errors import DecoderError
 from verl_uae.rollout.decoder_group import DecoderGroup, describe, split_evenly
@@ -80,6 +82,7 @@ def group_of(workers: list[Any]) -> DecoderGroup:
     group.config = SimpleNamespace(timeout_s=60.0, max_restarts=1)  # type: ignore[assignment]
     group.group = SimpleNamespace(workers=workers)
     group.restarts, group._policy_state = 0, ray.put("newest")
+    group._processes, group._deaths = dict(enumerate(processes_of(workers))), Counter()
     return group
 
 

@@ -211,6 +211,21 @@ class CheckpointConfig:
 
 
 @dataclass
+class SupervisionConfig:
+    """``uae.supervision``: how long a run that cannot go on may last."""
+
+    stall_timeout_s: float = 1800.0
+    """Longest time without progress, seconds, above 0: one wait for the ranks that train (exploring, log-probabilities,
+    an update), one weight transfer, one validation batch, one checkpoint. Then the run ends with the name of the
+    process that has stopped. Captions and decoder workers have limits of their own."""
+
+    grace_s: float = 600.0
+    """After SIGTERM or SIGINT: longest time until the step in work is over, its weights are saved and the run has
+    ended, seconds, above 0. Then it ends without saving, as at a second signal. What sends the signal (Slurm,
+    Kubernetes) must wait as long, or the newest saved step is the one before."""
+
+
+@dataclass
 class UAEConfig:
     """The ``uae:`` section."""
 
@@ -229,6 +244,7 @@ class UAEConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     unified: UnifiedConfig = field(default_factory=UnifiedConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
 
 

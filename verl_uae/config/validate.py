@@ -55,6 +55,8 @@ _MINIMUM = {
     "uae.rollout.timeout_s": (0, False),
     "uae.rollout.poll_interval_s": (0, False),
     "uae.panel.probes": (0, True),
+    "uae.supervision.stall_timeout_s": (0, False),
+    "uae.supervision.grace_s": (0, False),
 }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Call, Guard
+from verl_uae.reward.doing import doing
 from verl_uae.reward.function import (
     MANY_SAMPLES,
     ONE_SAMPLE,
@@ -97,7 +98,7 @@ class FunctionTerm(RewardTerm):
         """
         if not self.guarded:
             return self._score_together(batch)
-        calls = [functools.partial(self._call, self._arguments, batch, index) for index in range(len(batch))]
+        calls = [functools.partial(self._call_one, batch, index) for index in range(len(batch))]
         return [self._record(call) for call in self.guard.map(self.label, calls, self.num_threads)]
 
     def _score_together(self, batch: RewardBatch) -> list[RewardRecord]:
@@ -113,6 +114,12 @@ class FunctionTerm(RewardTerm):
             raise RuntimeError(f"called sys.exit({error.code!r})") from error
         share = (time.monotonic() - start) / len(batch)
         return [self._record(Call(value=answer, seconds=share)) for answer in answers]
+
+    def _call_one(self, batch: RewardBatch, index: int) -> object:
+        row = batch.rows[index] if batch.rows is not None else {}
+        number = (row.get("extra_info") or {}).get("index", "?")
+        with doing(f"row {number}"):
+            return self._call(self._arguments, batch, index)
 
     def _call(self, arguments: Callable[..., Mapping[str, Any]], *place: Any) -> object:
         with torch.no_grad():

@@ -16,6 +16,7 @@ import torch
 from verl_uae.errors import ConfigError, RewardError
 from verl_uae.memory import FittingBatch
 from verl_uae.reward.deadline import Guard
+from verl_uae.reward.doing import doing
 from verl_uae.reward.encodings import Counters, Encodings
 from verl_uae.reward.isolate import Slots, fill_failed, samples_per_call, score_chunked, score_whole
 from verl_uae.reward.outcome import LARGEST, describe_error
@@ -237,7 +238,7 @@ class RewardScorer:
 
     def _evaluate(self, entry: _Entry, batch: RewardBatch, active: Sequence[int], slots: Slots) -> None:
         # Gradient mode is per thread, so it is set here, inside the worker.
-        with torch.no_grad():
+        with torch.no_grad(), doing(f"computing reward term {entry.label!r} of {len(active)} samples"):
             if entry.term.pointwise and not entry.term.guarded:
                 score_chunked(entry.term, entry.label, batch, active, entry.chunk_for(batch), slots)
             else:

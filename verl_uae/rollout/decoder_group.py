@@ -8,6 +8,7 @@ import itertools
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, Ra
 
 from verl_uae.errors import DecoderError
 from verl_uae.rollout.decoder_worker import INPUT_FIELDS, DecoderWorker
+from verl_uae.rollout.processes import Process, processes_of
 from verl_uae.rollout.sample import OUTCOME_FIELD, Outcome, failed_outcome
 from verl_uae.rollout.stream import start_dispatcher
 
@@ -52,6 +54,9 @@ class DecoderGroup:
         )
         #: Weights of the decoder policy, where one is trained: a rank that starts again needs them too.
         self._policy_state: Any = None
+        #: Processes of the ranks, where they are known, and how often each rank was started again.
+        self._processes: dict[int, Process] = {}
+        self._deaths: Counter[int] = Counter()
         self._loading: list[Any] = [worker.init_model.remote() for worker in self.workers]
 
     def wait_until_loaded(self) -> None:
@@ -66,6 +71,7 @@ class DecoderGroup:
             except ray.exceptions.RayError as error:
                 raise DecoderError(rank, f"could not load its models: {describe(error)}") from error
         self._loading = []
+        self._processes = dict(enumerate(processes_of(self.workers)))
 
     def start_dispatcher(self) -> str:
         """Streamed schedule: start what hands captions to the ranks; returns its Ray name."""
@@ -83,6 +89,9 @@ class DecoderGroup:
     ) -> tuple[list[Outcome], dict[str, float]]:
         """Redraw and score a batch whose rows lie in the TransferQueue.
 
+        A rank that fails costs its share. Where all of them do, as the only one does when it dies, the batch is drawn
+        once more, with the same noise, when they are back.
+
         Args:
             batch: keys of the samples.
             step: training step, part of the noise's name.
@@ -95,24 +104,30 @@ class DecoderGroup:
         Raises:
             DecoderError: when a rank has died more often than ``uae.decoder.max_restarts``.
         """
-        shards = split_evenly(len(batch.keys), len(self.workers))
-        metas = [
-            self._meta(batch, shard, {"global_steps": step, "probes": probes, "keep": int(keep)}) for shard in shards
-        ]
+        settings = {"global_steps": step, "probes": probes, "keep": int(keep)}
+        metas = [self._meta(batch, shard, settings) for shard in split_evenly(len(batch.keys), len(self.workers))]
+        faults = self._attempt(metas)
+        if len(faults) == sum(bool(meta.keys) for meta in metas):
+            logger.warning("all decoder ranks failed; the batch is drawn once more")
+            faults = self._attempt(metas)
+        for rank, (status, reason) in faults.items():
+            self._write_failures(metas[rank], status, reason)
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[OUTCOME_FIELD])
+        outcomes = [dict(getattr(value, "data", value)) for value in data[OUTCOME_FIELD]]
+        healthy = [meta for rank, meta in enumerate(metas) if rank not in faults and len(meta.keys)]
+        return outcomes, self._slowest(healthy)  # type: ignore[return-value]
+
+    def _attempt(self, metas: Sequence[KVBatchMeta]) -> dict[int, tuple[str, str]]:
+        """Every rank its share; ranks that failed are started again. Returns their statuses and reasons."""
         calls = {
             worker.decode_and_score.remote(meta): rank
             for rank, (worker, meta) in enumerate(zip(self.workers, metas, strict=True))
             if len(meta.keys)
         }
         faults = self._wait(calls)
-        for rank, (status, reason) in faults.items():
-            self._write_failures(metas[rank], status, reason)
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[OUTCOME_FIELD])
-        outcomes = [dict(getattr(value, "data", value)) for value in data[OUTCOME_FIELD]]
-        healthy = [meta for rank, meta in enumerate(metas) if rank not in faults and len(meta.keys)]
         for rank in faults:
             self._revive(rank)
-        return outcomes, self._slowest(healthy)  # type: ignore[return-value]
+        return faults
 
     def revive_returned(self) -> None:
         """Streamed schedule, after a step: load and count the ranks that Ray has started again in it.
@@ -176,13 +191,13 @@ class DecoderGroup:
                 try:
                     ray.get(call)
                 except ray.exceptions.RayError as error:
-                    faults[calls[call]] = ("error", f"decoder rank {calls[call]}: {describe(error)}")
+                    faults[calls[call]] = ("error", f"decoder rank {calls[call]}: {self._died(calls[call], error)}")
             if not done:
                 break
         for call in open_calls:
             rank = calls[call]
             faults[rank] = ("timeout", f"decoder rank {rank}: no answer in {self.config.timeout_s} s, killed")
-            ray.kill(self.workers[rank], no_restart=False)
+            self._kill(rank)
         for status, reason in faults.values():
             logger.error("%s (%s)", reason, status)
         return faults
@@ -192,28 +207,60 @@ class DecoderGroup:
         fields = TensorDict({OUTCOME_FIELD: NonTensorStack(*outcomes)}, batch_size=len(outcomes))
         tq.kv_batch_put(keys=meta.keys, partition_id=meta.partition_id, fields=fields)
 
+    def _died(self, rank: int, error: Exception) -> str:
+        """What an error of a rank's call says; of a process that died, what it was doing then."""
+        if not isinstance(error, ray.exceptions.RayActorError):
+            return describe(error)
+        doing = self._processes[rank].last_words() if rank in self._processes else ""
+        while_doing = f" while {doing}" if doing else ""
+        return f"its process died{while_doing} ({describe(error)})"
+
+    def _kill(self, rank: int) -> None:
+        """End a rank that does not answer, so that Ray starts it again. One that is stopped obeys SIGKILL alone."""
+        process = self._processes.get(rank)
+        if process is None:
+            ray.kill(self.workers[rank], no_restart=False)
+        else:
+            process.kill()
+
     def _revive(self, rank: int, load: str = "init_model") -> None:
         """Load the models again in a rank that Ray has started again (or that is alive after an exception)."""
         self.restarts += 1
+        self._deaths[rank] += 1
         deadline = time.monotonic() + self.config.timeout_s
         while True:
+            left = deadline - time.monotonic()
             try:
-                call = getattr(self.workers[rank], load).remote()
-                ray.get(call, timeout=max(1.0, deadline - time.monotonic()))
+                ray.get(getattr(self.workers[rank], load).remote(), timeout=max(1.0, left))
                 if self._policy_state is not None:
                     ray.get(self.workers[rank].load_policy_state.remote(self._policy_state))
+                self._processes[rank] = processes_of([self.workers[rank]])[0]
                 return
             except ray.exceptions.ActorUnavailableError as error:
                 # Ray answers so while the process is being started.
-                if time.monotonic() > deadline:
-                    raise self._gone(rank, error) from error
+                if left < 0:
+                    raise self._late(rank) from error
                 time.sleep(_RESTART_POLL_S)
-            except ray.exceptions.RayError as error:
+            except ray.exceptions.GetTimeoutError as error:
+                raise self._late(rank) from error
+            except ray.exceptions.RayActorError as error:
                 raise self._gone(rank, error) from error
+            except ray.exceptions.RayError as error:
+                raise DecoderError(rank, f"could not load its models again: {describe(error)}") from error
+
+    def _late(self, rank: int) -> DecoderError:
+        return DecoderError(
+            rank,
+            f"was not back within uae.decoder.timeout_s={self.config.timeout_s:g} s of its death number "
+            f"{self._deaths[rank]} (uae.decoder.max_restarts={self.config.max_restarts})",
+        )
 
     def _gone(self, rank: int, error: BaseException) -> DecoderError:
         allowed = f"uae.decoder.max_restarts={self.config.max_restarts}"
-        return DecoderError(rank, f"could not be started again ({allowed}): {describe(error)}")
+        return DecoderError(
+            rank,
+            f"could not be started again ({allowed}) after its death number {self._deaths[rank]}: {describe(error)}",
+        )
 
     def _slowest(self, metas: Sequence[KVBatchMeta]) -> dict[str, float]:
         seconds = {"decode": 0.0, "score": 0.0}

@@ -22,6 +22,7 @@ from verl.single_controller.base.decorator import Dispatch, make_nd_compute_data
 from verl.utils.device import get_device_name, get_torch_device
 
 from verl_uae.engine.export import TrainedState, load_trained_state
+from verl_uae.reward.doing import write_notes
 from verl_uae.rollout.build import build_chain
 from verl_uae.rollout.chain import ChainRequest, ReconstructionChain
 from verl_uae.rollout.sample import (
@@ -61,6 +62,7 @@ class DecoderWorker(Worker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         """Load all models; onto the host where ``uae.decoder.offload`` is set, else onto the device."""
+        write_notes()
         self.chain = build_chain(self.config, "cpu" if self._offload else get_device_name())
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="decoder"))

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -54,6 +54,11 @@ class DecoderTrainingGroup:
     def ranks(self) -> int:
         """Number of workers."""
         return len(self.group.workers)
+
+    def named_ranks(self) -> Iterator[tuple[str, Any]]:
+        """Names and actors of the ranks."""
+        for rank, worker in enumerate(self.group.workers):
+            yield f"policy rank {rank}", worker
 
     def wait_until_loaded(self) -> None:
         """Block until every rank has its models.

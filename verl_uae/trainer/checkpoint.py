@@ -14,12 +14,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_uae.errors import UAEError
 from verl_uae.formats.names import ENCODER_FOLDER, EXPORT_FOLDER, MARKER, POLICY_FOLDER, TRACKER, step_name, step_of
 from verl_uae.formats.step import check_step, is_complete, mark_complete, publish
 from verl_uae.trainer.record import RunRecord
@@ -30,14 +29,12 @@ logger = logging.getLogger(__name__)
 _KEEP = ("max_actor_ckpt_to_keep", "remove_previous_ckpt_in_save")
 
 
-class LastGoodStep(RunRecord):
-    """Mixin of trainers: finishes step folders, and saves the step before when a step cannot go on and has changed no
-    weights yet."""
+class StepFolders(RunRecord):
+    """Mixin of trainers: where step folders are, and what finishes one."""
 
     config: Any
     global_steps: int
     train_dataloader: Any
-    _save_checkpoint: Callable[[], None]
 
     @property
     def _checkpoint_root(self) -> Path:
@@ -63,16 +60,6 @@ class LastGoodStep(RunRecord):
             check_resumed(folder, digests=self.config.uae.checkpoint.digests)
         return folder
 
-    @contextlib.contextmanager
-    def keeping_last_good_step(self, errors: type[UAEError] = UAEError) -> Iterator[None]:
-        """Around a step: on these errors, checkpoint the step before with its place in the data, then raise again."""
-        loader_state = self.train_dataloader.state_dict()
-        try:
-            yield
-        except errors:
-            self._save_last_good_step(loader_state)
-            raise
-
     def _finish_step(self) -> None:
         """Write what the step folder says of the run, mark it complete, its files being all there; then remove what is
         older than wanted."""
@@ -81,16 +68,6 @@ class LastGoodStep(RunRecord):
         mark_complete(self._step_folder(), self.global_steps, digests=digests)
         self.note_saved()
         prune_steps(self._checkpoint_root, self.global_steps, self.config.trainer)
-
-    def _save_last_good_step(self, loader_state: dict) -> None:
-        step = self.global_steps - 1
-        saving = self.config.trainer.save_freq > 0
-        if step < 1 or not saving or is_complete(step_folder(self._checkpoint_root, step)):
-            return
-        logger.warning("saving step %d before stopping", step)
-        self.global_steps = step
-        self.train_dataloader = SavedState(loader_state)
-        self._save_checkpoint()
 
 
 class DecoderCheckpoints(RunRecord):

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +24,28 @@ from verl_uae.config.run_lock import hold
 from verl_uae.config.validate import validate
 from verl_uae.engine.worker import CaptionerWorker
 from verl_uae.rollout.agent_loop import STREAM_DISPATCHER, STREAM_RECONSTRUCTIONS
-from verl_uae.rollout.decoder_group import DecoderGroup
+from verl_uae.rollout.decoder_group import DecoderGroup, describe
 from verl_uae.rollout.policy_group import DecoderTrainingGroup
 from verl_uae.rollout.sample import dataset_row, source_image
 from verl_uae.trainer.advantage import SETTINGS_KEY
 from verl_uae.trainer.batch import canonical_order, fetch, select, split_key, store
-from verl_uae.trainer.checkpoint import LastGoodStep, unmark, verl_keeps_all
+from verl_uae.trainer.checkpoint import unmark, verl_keeps_all
 from verl_uae.trainer.decoders import DecoderMixin
 from verl_uae.trainer.group_rewards import Member
 from verl_uae.trainer.length import cover_steps
 from verl_uae.trainer.outcomes import outcome_metrics, usable_members, validation_info
 from verl_uae.trainer.panel import PanelRow, PanelWriter
 from verl_uae.trainer.signals import RewardSignals
+from verl_uae.trainer.supervised import SupervisedTrainer
+from verl_uae.trainer.supervisor import Supervisor
 from verl_uae.trainer.timing import caption_seconds, chain_timing, overhead_metrics, progress_line
 from verl_uae.waiting import saying
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+#: Seconds beyond the deadlines of captions before the wait for them ends.
+CAPTION_SLACK_S = 60.0
 
 
 class _NothingTrainsError(Exception):
@@ -55,8 +62,40 @@ class BatchRewards:
     reward_loop_worker_handles = None
 
 
+class SupervisedCaptions:
+    """verl's replay buffer, whose wait for captions has an end.
+
+    Every caption has a deadline, but in the agent-loop worker that writes it, which may be what hangs.
+
+    Args:
+        buffer: verl's.
+        settings: section ``uae``.
+        supervisor: gives the run's.
+    """
+
+    def __init__(self, buffer: Any, settings: DictConfig, supervisor: Callable[[], Supervisor]) -> None:
+        self._buffer = buffer
+        self._supervisor = supervisor
+        streamed = settings.decoder.schedule == "streamed"
+        self._key = "uae.rollout.timeout_s" + (" + uae.decoder.timeout_s" if streamed else "")
+        self._limit_s = settings.rollout.timeout_s + (settings.decoder.timeout_s if streamed else 0.0)
+        self.waiting = False
+        """Whether captions are being written, or were when the wait ended badly."""
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        """See verl's."""
+        self.waiting = True
+        with self._supervisor().phase("the captions", self._limit_s + CAPTION_SLACK_S, f"{self._key} + slack"):
+            answer = self._buffer.sample(*args, **kwargs)
+        self.waiting = False
+        return answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._buffer, name)
+
+
 @register_trainer("uae_g4u")
-class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
+class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync):
     """verl's synchronous GRPO trainer with the chain as its reward."""
 
     # Set by verl.
@@ -86,7 +125,7 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         self.trainer_mode = "sync"
         replay_buffer = super()._build_replay_buffer()
         replay_buffer.poll_interval = self.config.uae.rollout.poll_interval_s
-        return replay_buffer
+        return SupervisedCaptions(replay_buffer, self.config.uae, lambda: self.supervisor)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -129,11 +168,12 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
     # ---------------------------------------------------------------- checkpoints
 
     def _save_checkpoint(self) -> None:
-        unmark(self._step_folder())
-        with verl_keeps_all(self.config):
-            super()._save_checkpoint()
-        self.save_signals(self._step_folder())
-        self._finish_step()
+        with self.saving():
+            unmark(self._step_folder())
+            with verl_keeps_all(self.config):
+                super()._save_checkpoint()
+            self.save_signals(self._step_folder())
+            self._finish_step()
 
     def _load_checkpoint(self) -> None:
         self._resume_folder()
@@ -146,10 +186,41 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         trainer = self.config.trainer
         return Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else self._step_folder()
 
-    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
-        """verl's step; when the chain itself is broken, the weights of the last good step are saved first."""
-        with self.keeping_last_good_step():
-            return super().step(metrics, timing_raw)
+    # ---------------------------------------------------------------- supervision
+
+    def watched(self) -> Iterator[tuple[str, Any]]:
+        """The captioner's ranks and everything that captions pass through."""
+        for rank, worker in enumerate(self.actor_rollout_wg.workers):
+            yield f"captioner rank {rank}", worker
+        for number, worker in enumerate(self.agent_loop_manager.agent_loop_workers):
+            yield f"agent-loop worker {number}", worker
+        for replica in self.llm_server_manager.get_replicas():
+            for number, server in enumerate(replica.servers):
+                yield f"caption server {replica.replica_rank}.{number}", server
+
+    def trained_ranks(self) -> Iterator[Any]:
+        """The captioner's."""
+        yield from self.actor_rollout_wg.workers
+
+    def quieten(self) -> None:
+        """Make the caption servers give their memory back, where the step ended while they were writing."""
+        if not self.replay_buffer.waiting:
+            return
+        try:
+            self.checkpoint_manager.abort_replicas()
+            self.checkpoint_manager.sleep_replicas()
+        except ray.exceptions.RayError as error:
+            # A dead server holds no memory.
+            logger.warning("caption server: %s", describe(error))
+
+    def on_sample_end(self) -> None:
+        """A boundary: the captions are there, and the caption servers sleep."""
+        super().on_sample_end()
+        self.supervisor.boundary(f"the rewards of step {self.global_steps}")
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        with self.updating():
+            return super()._update_actor(batch, metrics=metrics)
 
     def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
         """verl's, which would take means and extremes of nothing where no sample of a batch trains. There only the
@@ -181,7 +252,10 @@ class G4UTrainer(RewardSignals, LastGoodStep, DecoderMixin, PPOTrainerSync):
         else:
             probes = self.config.uae.panel.probes if validating else 0
             keep = self.group_rewards.active and not validating
-            outcomes, seconds = self.decoders.score(batch, step=self.global_steps, probes=probes, keep=keep)
+            # The decoders keep their own time: they are waited for, killed and started again.
+            with self.supervisor.phase("decoding", math.inf, "uae.decoder.timeout_s"):
+                outcomes, seconds = self.decoders.score(batch, step=self.global_steps, probes=probes, keep=keep)
+        self.supervisor.boundary(f"what follows the rewards of step {self.global_steps}")
         self.losses.check(outcomes)
         groups = [split_key(key)[0] for key in batch.keys]
         if metrics is None:

@@ -32,11 +32,12 @@ from verl_uae.trainer.group_rewards import Member
 from verl_uae.trainer.outcomes import outcome_metrics, usable_members
 from verl_uae.trainer.reconstructions import dump_arguments, generation_rows
 from verl_uae.trainer.signals import RewardSignals
+from verl_uae.trainer.supervised import SupervisedTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class PolicyMixin(RewardSignals, DecoderCheckpoints):
+class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
     """Starts the policy's workers and runs its steps."""
 
     config: DictConfig
@@ -103,7 +104,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints):
         usable = usable_members(outcomes, groups)
         advantage_N, metrics = self._advantages(outcomes, usable, groups)
         weights = [float(keep) for keep in usable]
-        with marked_timer("update_policy", seconds):
+        with marked_timer("update_policy", seconds), self.updating():
             updates = self.policy.improve(advantage_N.tolist(), weights, policy_step * layout.updates)
         metrics.update(policy_metrics(updates))
         metrics.update(outcome_metrics(outcomes, states, groups, min_std=policy.advantage.min_std))

@@ -108,13 +108,16 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         return [self.validation_pairs[index] for index in range(len(self.validation_pairs))]
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
-        """One batch; when too many of its pairs cannot be used, the last good step is saved before the run stops."""
-        with self.keeping_last_good_step(DataError):
-            pairs = self.next_pairs()
-            size = self.buckets.bucket_of(pairs[0].width, pairs[0].height)
-            with marked_timer("learn", timing_raw):
-                answers = self.policy.call("learn", ray.put(pairs), size, self.global_steps)
-            self._check([problem for _, problems in answers for problem in problems], len(pairs), metrics)
+        """One batch.
+
+        Raises:
+            DataError: too many of its pairs cannot be used; the update has left them out.
+        """
+        pairs = self.next_pairs()
+        size = self.buckets.bucket_of(pairs[0].width, pairs[0].height)
+        with marked_timer("learn", timing_raw), self.updating():
+            answers = self.policy.call("learn", ray.put(pairs), size, self.global_steps)
+        self._check([problem for _, problems in answers for problem in problems], len(pairs), metrics)
         metrics.update(policy_metrics([answers[0][0]]))
         metrics["pairs/height"], metrics["pairs/width"] = float(size[0]), float(size[1])
         return self.step_keys([f"{self.global_steps}_{number}_0" for number in range(len(pairs))])

@@ -102,10 +102,19 @@ class RewardSignals(LosingSamples):
             self._stages[stage] = StageSignals(self.config)
         return self._stages[stage]
 
+    def side_state(self) -> dict:
+        """The statistics, as plain data of its own."""
+        return json.loads(json.dumps({stage: signals.state_dict() for stage, signals in (self._stages or {}).items()}))
+
+    def restore_side_state(self, state: dict) -> None:
+        """Inverse of :meth:`side_state`."""
+        self._stages = None
+        for stage, found in state.items():
+            self.signals(stage).load_state_dict(found)
+
     def save_signals(self, folder: Path) -> None:
         """Write the statistics into a step folder."""
-        state = {stage: signals.state_dict() for stage, signals in (self._stages or {}).items()}
-        (folder / SIGNALS_FILE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+        (folder / SIGNALS_FILE).write_text(json.dumps(self.side_state(), allow_nan=False), encoding="utf-8")
 
     def load_signals(self, folder: Path) -> None:
         """Inverse of :meth:`save_signals`; a folder without the file leaves them fresh.

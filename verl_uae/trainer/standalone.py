@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from verl_uae.formats.names import DATA_STATE, TRACKER, step_of
 from verl_uae.formats.step import publish
 from verl_uae.trainer.checkpoint import (
     DecoderCheckpoints,
-    LastGoodStep,
 )
 from verl_uae.trainer.panel import PanelWriter
+from verl_uae.trainer.supervised import SupervisedTrainer
 from verl_uae.waiting import saying
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class NoAgentLoops:
         return cls()
 
 
-class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
+class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
     """Subclasses start their workers, run a step and validate; loop, logging, resume and checkpoints are shared."""
 
     total_training_steps: int
@@ -91,8 +91,13 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
     def on_sample_end(self) -> None:
         """Nothing sleeps here."""
 
-    def on_step_end(self) -> None:
-        """There are no weights to send."""
+    def watched(self) -> Iterator[tuple[str, Any]]:
+        """The decoder's ranks."""
+        yield from self.policy.named_ranks()
+
+    def trained_ranks(self) -> Iterator[Any]:
+        """The decoder's."""
+        yield from self.policy.group.workers
 
     def _start_profiling(self) -> None:
         """verl's profiler follows its own worker groups."""
@@ -112,10 +117,11 @@ class StandaloneTrainer(DecoderCheckpoints, LastGoodStep, PPOTrainer):
 
     def _save_checkpoint(self) -> None:
         folder = self._step_folder()
-        self.save_policy(folder)
-        torch.save(self.train_dataloader.state_dict(), folder / DATA_STATE)
-        publish(self._checkpoint_root / TRACKER, str(self.global_steps))
-        self._finish_step()
+        with self.saving():
+            self.save_policy(folder)
+            torch.save(self.train_dataloader.state_dict(), folder / DATA_STATE)
+            publish(self._checkpoint_root / TRACKER, str(self.global_steps))
+            self._finish_step()
 
     def _load_checkpoint(self) -> None:
         self.global_steps = 0

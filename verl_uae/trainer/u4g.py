@@ -14,7 +14,6 @@ from verl.single_controller.ray import RayResourcePool
 from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
-from verl_uae.errors import RewardError
 from verl_uae.trainer.length import cover_steps
 from verl_uae.trainer.outcomes import validation_info
 from verl_uae.trainer.panel import PanelRow
@@ -53,11 +52,6 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
         self.load_signals(folder)
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
-        """One batch of pictures; when too few have a reward, the last good step is saved before the run stops."""
-        with self.keeping_last_good_step(RewardError):
-            return self._step(metrics, timing_raw)
-
-    def _step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """Captions, reconstructions, rewards, updates."""
         columns = _columns(self._next_train_batch())
         with marked_timer("caption", timing_raw):
@@ -92,6 +86,7 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
             probes = max(0, self.config.uae.panel.probes - samples)
             sources, step = policy_sources(batch, states), max(0, self.global_steps - 1)
             outcomes, explored = self.evaluate_policy(sources, step, probes)
+            self.supervisor.boundary("validation")
             self.losses.tell(outcomes)
             rows += generation_rows(batch["raw_prompt"], sources, outcomes)
             for position, (entry, state) in enumerate(zip(outcomes, states, strict=True)):

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from typing import Any
 
 from omegaconf import DictConfig
 from tensordict import NonTensorStack
@@ -13,7 +15,6 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
-from verl_uae.errors import RewardError
 from verl_uae.rollout.decoder_group import DecoderGroup
 from verl_uae.rollout.policy_group import DecoderTrainingGroup
 from verl_uae.trainer.batch import canonical_order, fetch
@@ -54,9 +55,20 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
                 self._send_decoder()
 
     def _save_checkpoint(self) -> None:
-        # First, since the marker that the captioner's trainer writes last speaks for the whole folder.
-        self.save_policy(self._step_folder())
-        super()._save_checkpoint()
+        with self.saving():
+            # First, since the marker that the captioner's trainer writes last speaks for the whole folder.
+            self.save_policy(self._step_folder())
+            super()._save_checkpoint()
+
+    def watched(self) -> Iterator[tuple[str, Any]]:
+        """The decoder's policy too."""
+        yield from super().watched()
+        yield from self.policy.named_ranks()
+
+    def trained_ranks(self) -> Iterator[Any]:
+        """Of both models."""
+        yield from super().trained_ranks()
+        yield from self.policy.group.workers
 
     def _send_decoder(self) -> None:
         """Give the decoder workers the policy's averaged weights."""
@@ -68,8 +80,7 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         metrics["unified/stage"] = {"g4u": 0.0, "u4g": 1.0}[stage]
         if stage == "g4u":
             return super().step(metrics, timing_raw)
-        with self.keeping_last_good_step(RewardError):
-            return self._policy_step(metrics, timing_raw)
+        return self._policy_step(metrics, timing_raw)
 
     def _policy_step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         with marked_timer("caption", timing_raw):

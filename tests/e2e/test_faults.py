@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import struct
 import subprocess
@@ -241,15 +240,15 @@ class Started:
     """The training command, running; faults are provoked in its processes."""
 
     def __init__(
-        self, world: Path, out: Path, overrides: list[str], config: str = "uae_g4u", group: bool = False
+        self, world: Path, out: Path, overrides: list[str], config: str = "uae_g4u", under: tuple[str, ...] = ()
     ) -> None:
         self.out = out
         settings = ["trainer.total_training_steps=200", "trainer.save_freq=100", "trainer.resume_mode=auto"]
-        command = train_command(world, out, [*settings, *overrides], config)
+        command = [*under, *train_command(world, out, [*settings, *overrides], config)]
         self._log = out / "log.txt"
         with open(self._log, "w") as log:
             self.process = subprocess.Popen(
-                command, env=environment(out), cwd=out, stdout=log, stderr=subprocess.STDOUT, start_new_session=group
+                command, env=environment(out), cwd=out, stdout=log, stderr=subprocess.STDOUT
             )
 
     @property
@@ -290,22 +289,24 @@ class Started:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "number", "group"),
+    ("config", "number", "under"),
     [
-        ("uae_g4u", signal.SIGTERM, False),
-        ("uae_u4g", signal.SIGINT, False),
-        ("uae_pretrain", signal.SIGTERM, True),
-        ("uae_cold_start", signal.SIGINT, False),
-        ("uae_unified", signal.SIGTERM, False),
+        ("uae_g4u", signal.SIGTERM, ()),
+        ("uae_u4g", signal.SIGINT, ()),
+        ("uae_pretrain", signal.SIGTERM, ("timeout", "3000")),
+        ("uae_cold_start", signal.SIGINT, ()),
+        ("uae_unified", signal.SIGTERM, ()),
     ],
 )
-def test_a_signal_saves_the_step_and_ends_cleanly(tmp_path: Path, config: str, number: int, group: bool) -> None:
-    """To the driver, or to its process group as ``timeout`` sends it."""
+def test_a_signal_saves_the_step_and_ends_cleanly(
+    tmp_path: Path, config: str, number: int, under: tuple[str, ...]
+) -> None:
+    """To the driver alone, or to it and its process group, as ``timeout`` passes a signal on."""
     out = tmp_path / "run"
     out.mkdir()
-    run = Started(build_world(tmp_path / "world"), out, [], config, group)
+    run = Started(build_world(tmp_path / "world"), out, [], config, under)
     run.wait_for_step(2)
-    os.killpg(run.process.pid, number) if group else run.process.send_signal(number)
+    run.process.send_signal(number)
     code, line = run.end()
     steps = complete_steps(out / "checkpoints")
     assert code == 128 + number and len(steps) == 1 and steps[0] >= 2
@@ -319,7 +320,7 @@ def test_a_signal_saves_the_step_and_ends_cleanly(tmp_path: Path, config: str, n
 def test_a_stopped_decoder_is_replaced_and_a_dead_agent_loop_ends_the_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    run = Started(build_world(tmp_path / "world"), out, ["uae.decoder.timeout_s=40"])
+    run = Started(build_world(tmp_path / "world"), out, ["uae.decoder.timeout_s=90"])
     run.wait_for_step(1)
     run.send("DecoderWorker", signal.SIGSTOP)
     run.wait_for_step(run.step + 2)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.driver import DriverCallback, StopSignals
 from verl_uae.errors import RewardError, StoppedError
-from verl_uae.trainer.checkpoint import mark_complete
+from verl_uae.formats.step import mark_complete
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def ended(config: DictConfig, error: object, stopped: int | None = None) -> Driv
     if stopped is not None:
         callback.signals.name, callback.signals.code = signal.Signals(stopped).name, 128 + stopped
     callback.on_job_end(config=config, job_return=SimpleNamespace(_return_value=error))  # type: ignore[arg-type]
+    callback.on_run_end(config=config)
     return callback
 
 

@@ -41,6 +41,8 @@ FAILED = 1
 class DriverCallback(Callback):
     """Hydra callback of our configs: around the job, in the driver."""
 
+    _error: Exception | None = None
+
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Listen from here on: first alone, then beside Ray, which installs handlers of its own."""
         self.signals = StopSignals(config.uae.supervision.grace_s)
@@ -54,18 +56,22 @@ class DriverCallback(Callback):
         after_ray_init(connected)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Say in one line how the run ended and how to go on, and leave with the documented code.
+        """Read the trainer's note while Ray is still there; the last words of the run follow in other callbacks."""
+        error = job_return._return_value
+        self._error = error if isinstance(error, Exception) else None
+        with contextlib.suppress(Exception):  # Fault boundary: without Ray there is no note, and the end goes on.
+            self.signals.note = RunState().note() or self.signals.note
+
+    def on_run_end(self, config: DictConfig, **_: Any) -> None:
+        """Say in one line how a run ended that did not reach its end, and leave with the documented code.
 
         An error that is none of ours keeps its traceback, after that line.
         """
-        error = job_return._return_value
-        if not isinstance(error, Exception):
+        error = self._error
+        if error is None:
             return
-        with contextlib.suppress(Exception):  # Fault boundary: without Ray there is no note, and the end goes on.
-            self.signals.note = RunState().note() or self.signals.note
         ours = _ours(error)
-        line = self.signals.describe(ours or error, config)
-        say(line)
+        say(self.signals.describe(ours or error, config))
         if self.signals.code is not None:
             raise SystemExit(self.signals.code)
         if ours is not None or _is_lost_trainer(error):

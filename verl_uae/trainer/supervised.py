@@ -18,9 +18,10 @@ from typing import Any
 import ray
 
 from verl_uae.errors import CheckpointError, DecoderError, UAEError, WorkerError
+from verl_uae.formats.step import is_complete
 from verl_uae.rollout.decoder_group import describe
 from verl_uae.runstate import RunState
-from verl_uae.trainer.checkpoint import SavedState, StepFolders, complete_steps, is_complete, step_folder
+from verl_uae.trainer.checkpoint import SavedState, StepFolders, complete_steps, step_folder
 from verl_uae.trainer.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)

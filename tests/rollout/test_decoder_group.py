@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import ray
-from verl_uae.rollout.processes import processes_of
 
 from verl_uae.errors import DecoderError
 from verl_uae.rollout.decoder_group import DecoderGroup, describe, split_evenly
+from verl_uae.rollout.processes import processes_of
 
 
 @pytest.mark.parametrize(("count", "parts"), [(0, 1), (1, 1), (7, 3), (8, 4), (2, 5), (64, 6), (1, 8)])

@@ -215,7 +215,8 @@ def python_rows(batch: pa.RecordBatch, needed: frozenset[str], tell: Callable[[s
         tell: called with the column and the reason for a value of another column.
     """
     try:
-        return batch.to_pylist(maps_as_pydicts="strict")
+        # Arrow's fast way to Python knows no option.
+        return batch.to_pylist(maps_as_pydicts="strict") if _has(pa.types.is_map, batch.schema) else batch.to_pylist()
     except _UNREADABLE:
         rows: list[Row] = [{} for _ in range(batch.num_rows)]
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -291,13 +292,16 @@ def _storage_types(stream: IO[bytes]) -> Any:
     that is not UTF-8."""
     schema = pq.read_schema(stream)
     stream.seek(0)
-    return _WithoutArrowTypes(stream) if any(_has_dictionary(field.type) for field in schema) else stream
+    return _WithoutArrowTypes(stream) if _has(pa.types.is_dictionary, schema) else stream
 
 
-def _has_dictionary(found: pa.DataType) -> bool:
-    if pa.types.is_dictionary(found):
-        return True
-    return any(_has_dictionary(found.field(number).type) for number in range(found.num_fields))
+def _has(test: Callable[[pa.DataType], bool], schema: pa.Schema) -> bool:
+    """Whether a column, or something within one, is of a kind."""
+
+    def inside(found: pa.DataType) -> bool:
+        return test(found) or any(inside(found.field(number).type) for number in range(found.num_fields))
+
+    return any(inside(field.type) for field in schema)
 
 
 def _plain_type(found: pa.DataType) -> pa.DataType:

@@ -552,3 +552,15 @@ def test_reconstruct_example_runs(tmp_path: Path) -> None:
     assert "(ok)" in result.stdout
     with Image.open(out) as drawn:
         assert drawn.size == (32, 32)
+
+
+def test_nothing_tells_people_to_install_from_an_index_that_does_not_have_it() -> None:
+    """verl-uae is on no package index: it is installed from a checkout."""
+    asked = re.compile(r"pip install[^\n]*\bverl[-_]uae\b(?!\.git)")
+    kinds = ("*.md", "*.py", "*.yaml", "*.sh", "REQUIRED_VERL.txt")
+    folders = ("verl_uae", "docs", "recipes", "rewards", "examples")
+    files = [path for folder in folders for kind in kinds for path in (ROOT / folder).rglob(kind)]
+    files += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+    assert len(files) > 300
+    assert asked.search('pip install "verl-uae[gpu]"')
+    assert not [str(path) for path in files if asked.search(path.read_text(encoding="utf-8"))]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.errors import ConfigError
 from verl_uae.formats.names import STEP_PREFIX, step_of
-from verl_uae.formats.run import check_complete
+from verl_uae.formats.step import is_complete
 from verl_uae.paths import existing_folder, expand
 
 _KEY = "trainer.resume_from_path"
@@ -60,12 +60,4 @@ def resumed_folder(config: DictConfig) -> Path | None:
         return None
     root = expand(trainer.default_local_dir)
     numbered = [(step, path) for path in root.glob(f"{STEP_PREFIX}*") if (step := step_of(path)) is not None]
-    return next((path for _, path in sorted(numbered, reverse=True) if _complete(path)), None)
-
-
-def _complete(folder: Path) -> bool:
-    try:
-        check_complete(folder)
-    except CheckpointError:
-        return False
-    return True
+    return next((path for _, path in sorted(numbered, reverse=True) if is_complete(path)), None)

@@ -230,6 +230,28 @@ def test_a_stopped_rank_ends_the_run_by_name(tmp_path: Path) -> None:
     assert saved(tmp_path) == {3: "3 12 12"}
 
 
+def test_nobody_waits_for_a_stopped_rank_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sharded(Run):
+        def trained_ranks(self) -> Iterator[Any]:
+            yield self.rank
+
+    def stop(run: Run) -> None:
+        os.kill(processes_of([run.rank])[0].pid, signal.SIGSTOP)
+        ray.get(run.rank.work.remote())
+
+    monkeypatch.setattr("verl_uae.trainer.supervised.ANSWER_S", 2.0)
+    run = Sharded(tmp_path, stop)
+    process = processes_of([run.rank])[0]
+    try:
+        with pytest.raises(WorkerError, match="is stopped"):
+            run.fit(None)
+    finally:
+        process.kill()
+    assert saved(tmp_path) == {} and run.note.startswith(
+        "step 2 cannot be saved: a rank that holds its weights is dead"
+    )
+
+
 def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
     class Full(Run):
         def _save_checkpoint(self) -> None:

@@ -30,6 +30,9 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 #: What a full disk makes torch, safetensors and the system say.
 _FULL_DISK = ("no space left", "iostream error", "pytorchstreamwriter failed", "disk quota", f"errno {errno.ENOSPC}")
 
+#: Seconds in which ranks answer that are about to save.
+ANSWER_S = 30.0
+
 
 @dataclass(frozen=True)
 class GoodStep:
@@ -172,8 +175,8 @@ class SupervisedTrainer(StepFolders):
         name = f"step {good.number}"
         if isinstance(error, CheckpointError):
             return self._or_earlier(f"{name} is not saved")
-        if isinstance(error, DecoderError) and self._lost_ranks():
-            return self._or_earlier(f"{name} cannot be saved without the rank that died")
+        if isinstance(error, DecoderError | WorkerError) and self._lost_ranks():
+            return self._or_earlier(f"{name} cannot be saved: a rank that holds its weights is dead or does not answer")
         logger.warning("saving step %d before stopping", good.number)
         try:
             with self.supervisor.guarding():
@@ -188,9 +191,10 @@ class SupervisedTrainer(StepFolders):
         return self._resumable(f"{name} is saved in {step_folder(self._checkpoint_root, good.number)}")
 
     def _lost_ranks(self) -> bool:
+        """Whether a rank whose weights would be saved is dead, or stopped, so that saving would wait for ever."""
         pings = [rank.__ray_ready__.remote() for rank in self.trained_ranks()]
-        answered, _ = ray.wait(pings, num_returns=len(pings), timeout=0) if pings else ([], [])
-        return any(_is_dead(ping) for ping in answered)
+        answered, silent = ray.wait(pings, num_returns=len(pings), timeout=ANSWER_S) if pings else ([], [])
+        return bool(silent) or any(_is_dead(ping) for ping in answered)
 
     def _or_earlier(self, text: str) -> str:
         steps = complete_steps(self._checkpoint_root) if self._checkpoint_root.is_dir() else []

@@ -146,6 +146,10 @@ class Supervisor:
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
+        # Ray asks its processes to end, which one that is stopped would never hear.
+        for _, process, state in self._stopped():
+            if state != "disk-sleep":
+                process.kill()
 
     def dead(self) -> list[str]:
         """Names of watched actors that have died, each with the reason."""
@@ -198,10 +202,16 @@ class Supervisor:
             else:
                 entry.ping = entry.actor.__ray_call__.remote(identify)
 
-    def _diagnosis(self) -> str:
-        """Which processes the operating system has stopped, which is why others wait."""
-        stopped = []
+    def _stopped(self) -> list[tuple[str, Process, str]]:
+        """Name, process and state of what the operating system has stopped."""
+        found = []
         for entry in self._watched:
-            if entry.process is not None and entry.process.state() in ("stopped", "tracing-stop", "disk-sleep"):
-                stopped.append(f"{entry.name} ({entry.process}) is {entry.process.state()}")
+            state = "" if entry.process is None or entry.death is not None else entry.process.state()
+            if entry.process is not None and state in ("stopped", "tracing-stop", "disk-sleep"):
+                found.append((entry.name, entry.process, state))
+        return found
+
+    def _diagnosis(self) -> str:
+        """Which processes are stopped, which is why others wait."""
+        stopped = [f"{name} ({process}) is {state}" for name, process, state in self._stopped()]
         return f": {'; '.join(stopped)}" if stopped else ""

@@ -156,7 +156,7 @@ class DecoderGroup:
         """
         self._policy_state = state
         # All at once; a rank that is dead, and not unable, gets them when it is back.
-        calls = [worker.load_policy_state.remote(state) for worker in self.workers]
+        calls: list[Any] = [worker.load_policy_state.remote(state) for worker in self.workers]
         dead = [rank for rank, call in enumerate(calls) if not self._has_taken(rank, call)]
         for rank in dead:
             self._revive(rank)

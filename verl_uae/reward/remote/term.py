@@ -168,7 +168,7 @@ class RemoteReward(RewardTerm):
         if any(clean(name) != name for name in record.terms):
             reason = f"{self.label}: answered with the token as the name of a term"
             return RewardRecord.failed(Status.INVALID, reason, record.seconds)
-        return replace(record, reason=clean(record.reason))
+        return record if record.reason is None else replace(record, reason=clean(record.reason))
 
     def _connection(self) -> RemoteClient:
         """Opened late, so that building a term reads no token and starts no thread."""

@@ -59,15 +59,15 @@ def _ssim_of_one(a_3HW: Tensor, b_3HW: Tensor) -> Tensor:
     border, weights = side // 2, gaussian(side, sigma)
     rows = max(1, BAND_PIXELS // width)
     # A variance does not change with what is taken off a picture; squares of what is left round less.
-    levels = [image.detach().mean(dim=(1, 2), keepdim=True) for image in (a_3HW, b_3HW)]
+    level_a, level_b = (image.detach().mean(dim=(1, 2), keepdim=True) for image in (a_3HW, b_3HW))
     padded = [
         F.pad((image - level)[None], (border,) * 4, mode="reflect")[0]
-        for image, level in zip((a_3HW, b_3HW), levels, strict=True)
+        for image, level in ((a_3HW, level_a), (b_3HW, level_b))
     ]
     sums = []
     for top in range(0, height, rows):
         a, b = (image[:, top : min(top + rows, height) + 2 * border] for image in padded)
-        sums.append(_similarity(a, b, *levels, weights).sum())
+        sums.append(_similarity(a, b, level_a, level_b, weights).sum())
     return torch.stack(sums).sum() / (3 * height * width)
 
 

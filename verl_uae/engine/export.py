@@ -123,7 +123,9 @@ def load_trained_state(module: nn.Module, state: TrainedState, base: str, *, sou
     """
     own = module.state_dict()
     shapes = {name: tensor.shape for name, tensor in state.tensors.items()}
-    shapes |= {f"{name}.weight": torch.Size((b_OR.shape[0], a_RI.shape[1])) for name, (a_RI, b_OR, _) in state.adapters.items()}
+    shapes |= {
+        f"{name}.weight": torch.Size((b_OR.shape[0], a_RI.shape[1])) for name, (a_RI, b_OR, _) in state.adapters.items()
+    }
     odd = sorted(name for name in shapes if name not in own or name.split(".")[0] not in PARTS)
     if odd or not shapes:
         raise CheckpointError(source, f"{len(odd)} tensors have no place in {type(module).__name__}: {odd[:4]}")

@@ -231,3 +231,18 @@ def test_the_kind_of_a_file(tmp_path: Path) -> None:
     assert file_kind(tmp_path / "a") == "tar"
     with pytest.raises(DataError, match="is a tar shard; only uae_pretrain"):
         open_rows(str(tmp_path / "a"), NEEDED)
+
+
+def test_a_column_is_read_without_those_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"a": list(range(200)), "picture": [b"p"] * 200}), tmp_path / "0.parquet")
+    (tmp_path / "1.jsonl").write_text('{"a": -1}\n{"b": 2}\n')
+    pq.write_table(pa.table({"b": [1, 2]}), tmp_path / "2.parquet")
+    files = [str(tmp_path / name) for name in ("0.parquet", "1.jsonl", "2.parquet")]
+    frame = Frame([open_rows(name, NEEDED) for name in files])
+    read: set[str] = set()
+    wrapped = module.python_rows
+    monkeypatch.setattr(
+        module, "python_rows", lambda batch, *rest: read.update(batch.schema.names) or wrapped(batch, *rest)
+    )
+    assert list(frame.column("a")) == [*range(200), -1, None, None, None] and read == {"a"}
+    assert list(frame.select([203, 3, 200, 2]).column("a")) == [None, 3, -1, 2]

@@ -36,6 +36,7 @@ def test_the_prompt_of_most_rows_is_chosen_and_its_share_is_known() -> None:
         asking("<image> and <image>"),
         asking("<image>a", ""),
         [*asking("<image>a"), {"role": "assistant", "content": "b"}, *asking("c")],
+        [{"role": "user", "content": b"<image>"}],
         [],
         None,
     ],

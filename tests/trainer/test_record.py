@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
 from omegaconf import OmegaConf, open_dict
 
+from verl_uae.data.frame import Frame, open_rows
 from verl_uae.data.schema import SYSTEM_PROMPT, USER_PROMPT, make_prompt
 from verl_uae.formats.inference import read_run_settings
 from verl_uae.formats.run import RunConfig
@@ -20,16 +22,27 @@ from verl_uae.trainer.record import RunRecord
 Compose = Callable[..., Any]
 
 
-def record(config: Any, *users: str) -> RunRecord:
-    trainer = RunRecord()
-    trainer.config = config
-    rows = {"prompt": [make_prompt(user, None) for user in users], "images": [[b"picture"]] * len(users)}
-    trainer.train_dataset = SimpleNamespace(dataframe=Dataset.from_dict(rows))  # type: ignore[attr-defined]
-    trainer.keep_configuration()
-    return trainer
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunRecord]:
+    """A trainer whose rows ask the given prompts."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def make(config: Any, *users: str) -> RunRecord:
+        rows = {"prompt": [make_prompt(user, None) for user in users], "images": [[b"picture"]] * len(users)}
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
+        pq.write_table(pa.table(rows), file)
+        trainer = RunRecord()
+        trainer.config = config
+        trainer.train_dataset = SimpleNamespace(dataframe=Frame([open_rows(str(file), frozenset())]))
+        trainer.keep_configuration()
+        return trainer
+
+    return make
 
 
-def test_a_step_folder_knows_its_run(compose: Compose, tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_a_step_folder_knows_its_run(
+    record: Callable[..., RunRecord], compose: Compose, tiny_overrides: list[str], tmp_path: Path
+) -> None:
     config = compose(*tiny_overrides, "uae.decoder.num_steps=7", "data.max_response_length=9")
     before = OmegaConf.to_container(config, resolve=True)
     trainer = record(config, "<image>describe")
@@ -44,7 +57,10 @@ def test_a_step_folder_knows_its_run(compose: Compose, tiny_overrides: list[str]
 
 
 def test_of_several_prompts_that_of_most_rows_is_kept_and_said(
-    compose: Compose, tiny_overrides: list[str], caplog: pytest.LogCaptureFixture
+    record: Callable[..., RunRecord],
+    compose: Compose,
+    tiny_overrides: list[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = compose(*tiny_overrides)
     with caplog.at_level(logging.WARNING):
@@ -56,9 +72,9 @@ def test_of_several_prompts_that_of_most_rows_is_kept_and_said(
 
 
 def test_a_stream_of_pairs_asks_the_prompt_of_pairs_without_one(compose: Compose, tiny_overrides: list[str]) -> None:
-    from verl_uae.trainer.pretrain import PretrainTrainer
+    from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 
-    trainer = object.__new__(PretrainTrainer)
+    trainer: Any = object.__new__(get_trainer_cls("uae_pretrain"))
     trainer.config = compose(*tiny_overrides)
     entries = trainer.inference
     assert (entries["caption_prompt"], entries["caption_system"]) == (USER_PROMPT, SYSTEM_PROMPT)

@@ -78,22 +78,32 @@ class Frame:
 
     def rows(self, items: Sequence[int]) -> list[Row]:
         """Some rows, in the order given."""
-        found: list[Row] = []
-        places = [self._place(int(self._items[item])) for item in items]
-        for number, group in groupby(places, key=lambda place: place[0]):
-            numbers = [row for _, row in group]
-            for row, values in zip(numbers, self.parts[number].rows(numbers), strict=True):
-                found.append({**dict.fromkeys(self.columns), **values, FILE: number, ROW: row})
-        return found
+        return [
+            {**dict.fromkeys(self.columns), **values, FILE: number, ROW: row}
+            for number, rows in self._by_part(items)
+            for row, values in zip(rows, self.parts[number].rows(rows), strict=True)
+        ]
 
     def chunks(self) -> Iterator[list[Row]]:
         """All rows in order, `CHUNK` at a time."""
         for start in range(0, len(self), CHUNK):
             yield self.rows(range(start, min(start + CHUNK, len(self))))
 
+    def column(self, name: str) -> Iterator[Any]:
+        """The values of a column in order, without the pictures beside it."""
+        for start in range(0, len(self), CHUNK):
+            for number, rows in self._by_part(range(start, min(start + CHUNK, len(self)))):
+                yield from (values.get(name) for values in self.parts[number].rows(rows, (name,)))
+
     def select(self, items: Iterable[int]) -> Frame:
         """The rows at some places of this frame."""
         return Frame(self.parts, self._items[np.fromiter(items, dtype=np.int64)])
+
+    def _by_part(self, items: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """Number of a part and rows of it, in the order of the items."""
+        places = [self._place(int(self._items[item])) for item in items]
+        for number, group in groupby(places, key=lambda place: place[0]):
+            yield number, [row for _, row in group]
 
     def _place(self, item: int) -> tuple[int, int]:
         part = bisect_right(self._ends, item)
@@ -109,8 +119,13 @@ class Part(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows(self, numbers: Sequence[int]) -> list[Row]:
-        """Rows by number, without `FILE` and `ROW`."""
+    def rows(self, numbers: Sequence[int], only: Sequence[str] | None = None) -> list[Row]:
+        """Rows by number, without `FILE` and `ROW`.
+
+        Args:
+            numbers: in the file.
+            only: columns that are wanted; others need not be read.
+        """
 
 
 def file_kind(path: str | os.PathLike[str]) -> str:
@@ -343,14 +358,16 @@ class _ArrowRows:
     def _tell(self) -> Callable[[str, str], None]:
         return _teller(self.path)
 
-    def rows(self, numbers: Sequence[int]) -> list[Row]:
+    def rows(self, numbers: Sequence[int], only: Sequence[str] | None = None) -> list[Row]:
         found: list[Row] = []
+        wanted = self.columns if only is None else [name for name in only if name in self.columns]
         # Neighbours are read together.
         for _, group in groupby(enumerate(numbers), key=lambda place: (self._batch(place[1]), place[1] - place[0])):
             run = [number for _, number in group]
             batch = self._batch(run[0])
             start = run[0] - (self._ends[batch - 1] if batch else 0)
-            found += python_rows(self._reader.get_batch(batch).slice(start, len(run)), self.needed, self._tell)
+            part = self._reader.get_batch(batch).slice(start, len(run))
+            found += python_rows(part.select(wanted), self.needed, self._tell) if wanted else [{} for _ in run]
         return found
 
     def _batch(self, number: int) -> int:
@@ -425,7 +442,7 @@ class _JsonLines:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def rows(self, numbers: Sequence[int]) -> list[Row]:
+    def rows(self, numbers: Sequence[int], only: Sequence[str] | None = None) -> list[Row]:
         tell = _teller(self.path)
         found: list[Row] = []
         with open(self.path, "rb") as file:
@@ -450,7 +467,7 @@ class _JsonList:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows(self, numbers: Sequence[int]) -> list[Row]:
+    def rows(self, numbers: Sequence[int], only: Sequence[str] | None = None) -> list[Row]:
         # Copies: whoever reads a row may change it.
         return [copy.deepcopy(self._rows[number]) for number in numbers]
 

@@ -48,7 +48,7 @@ def most_frequent_prompt(prompts: Iterable[Any]) -> CaptionPrompt | None:
     Returns:
         None where there is no row, or where that prompt is more than one system and one user turn with one picture.
     """
-    counts: Counter[str] = Counter(json.dumps(prompt, sort_keys=True) for prompt in prompts)
+    counts: Counter[str] = Counter(json.dumps(prompt, sort_keys=True, default=_no_text) for prompt in prompts)
     if not counts:
         return None
     text, rows = counts.most_common(1)[0]
@@ -90,6 +90,11 @@ def _column(name: str, column: str) -> Iterator[Any]:
                 yield from batch.column(column).to_pylist()
     except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
         raise DataError(name, None, f"column {column} cannot be read: {error}") from error
+
+
+def _no_text(value: Any) -> list[str]:
+    """Stands for a value that JSON does not know, which is no text of a turn either."""
+    return [repr(value)]
 
 
 def _turns(messages: Any) -> tuple[str, str] | None:

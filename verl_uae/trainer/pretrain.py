@@ -31,7 +31,6 @@ from verl_uae.rollout.training_worker import DecoderTrainingWorker
 from verl_uae.trainer.length import cover_steps
 from verl_uae.trainer.pair_validation import PairValidation, policy_sources_of_pairs
 from verl_uae.trainer.policy import policy_metrics
-from verl_uae.trainer.record import frame_prompts
 from verl_uae.trainer.standalone import StandaloneTrainer
 
 logger = logging.getLogger(__name__)
@@ -88,8 +87,9 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         self._batches: Iterator[list[Pair]] | None = None
 
     def training_prompts(self) -> Iterable[Any]:
-        """Prompts of the rows; of a stream, that of pairs without one."""
-        return [make_prompt()] if self._rows is None else frame_prompts(self._rows.frame, self._rows.door.prompt_key)
+        """Prompts of the rows, and that of pairs without one: all of a stream."""
+        found = [None] if self._rows is None else self._rows.frame.column(self._rows.door.prompt_key)
+        return (prompt or make_prompt() for prompt in found)
 
     def next_pairs(self) -> list[Pair]:
         """The next batch; a new epoch begins where one ends."""

@@ -29,6 +29,7 @@ class RunRecord:
     config: DictConfig
     global_steps: int
     panels: Any
+    train_dataset: Any
     _config_text: str
 
     def keep_configuration(self) -> None:
@@ -55,8 +56,7 @@ class RunRecord:
 
     def training_prompts(self) -> Iterable[Any]:
         """Prompts of the training rows."""
-        rows = getattr(getattr(self, "train_dataset", None), "dataframe", None)
-        return () if rows is None else frame_prompts(rows, self.config.data.get("prompt_key", PROMPT_COLUMN))
+        return self.train_dataset.dataframe.column(self.config.data.get("prompt_key", PROMPT_COLUMN))
 
     @functools.cached_property
     def summary(self) -> RunSummary:
@@ -96,9 +96,3 @@ class RunRecord:
         """Write the record into a step folder, before its marker."""
         write_run_config(folder, self._config_text)
         write_run_settings(folder, self.inference)
-
-
-def frame_prompts(frame: Any, column: str) -> Iterable[Any]:
-    """A column of prompts of a ``datasets.Dataset``, without the pictures beside it."""
-    for batch in frame.select_columns([column]).iter(batch_size=1000):
-        yield from batch[column]

@@ -23,3 +23,10 @@ def test_driver_and_trainer_hear_each_other_across_processes() -> None:
     driver.request_stop("")
     assert driver.stop_reason() is None
     ray.kill(trainer)
+
+
+def test_without_ray_there_is_none_and_none_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("a cluster of its own"))
+    with pytest.raises(RuntimeError, match="does not run"):
+        RunState()

@@ -14,12 +14,18 @@ _NAMESPACE = b"verl_uae"
 
 
 class RunState:
-    """Of the Ray job of this process."""
+    """Of the Ray job of this process.
+
+    Raises:
+        RuntimeError: Ray does not run; asked for its context, it would start a cluster of its own.
+    """
 
     def __init__(self) -> None:
         import ray
         from ray.experimental import internal_kv
 
+        if not ray.is_initialized():
+            raise RuntimeError("Ray does not run")
         self._store: Any = internal_kv
         self._job = ray.get_runtime_context().get_job_id()
 

@@ -7,15 +7,21 @@ from __future__ import annotations
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from omegaconf import OmegaConf
 
+import verl_uae.config
 from verl_uae.errors import ConfigError
-from verl_uae.trainer.placement import cluster_address, this_machine, waiting_places, watch
+from verl_uae.trainer import placement
+from verl_uae.trainer.placement import PlacementCallback, cluster_address, this_machine, waiting_places, watch
+
+CONFIG = Path(verl_uae.config.__file__).parent
 
 
 @pytest.fixture
@@ -36,12 +42,43 @@ def test_actors_and_placement_groups_without_a_place_are_named(small_ray: None) 
     waiting = [unit.remote() for _ in range(3)]
     group = ray.util.placement_group([{"CPU": 3, "GPU": 1}] * 2, strategy="STRICT_PACK", name="global_pool0")
     lines: queue.Queue[str] = queue.Queue()
-    over = watch(lines.put, every_s=1.0)
+    stop = watch(lines.put, every_s=1.0)
     line = lines.get(timeout=120)
-    over.set()
+    stop()
+    assert not watching()
     assert "placement group global_pool0: 2 x (1 GPU, 3 CPU)" in line
     assert "3 x actor " in line and "StorageUnit" in line and line.endswith("its cluster has 1 CPU, free: nothing")
     del waiting, group
+
+
+def watching() -> bool:
+    return any(thread.name == "verl_uae placement" for thread in threading.enumerate())
+
+
+def test_the_watch_ends_with_the_job_and_before_ray(monkeypatch: pytest.MonkeyPatch, compose: Any) -> None:
+    monkeypatch.setattr(placement, "check_machine", lambda *_: None)
+    callback = PlacementCallback()
+    callback.on_run_start(compose("hardware=cpu", "preset=scenes", "++ray_kwargs.ray_init.address=local"))
+    assert watching()
+    callback.on_job_end(OmegaConf.create())
+    assert not watching()
+    # At the end Hydra goes from the last callback to the first.
+    order = list(OmegaConf.load(CONFIG / "uae_base.yaml").hydra.callbacks)
+    assert order.index("verl_uae_ending") < order.index("verl_uae_placement") < order.index("verl_uae_driver")
+
+
+def test_a_watch_outlives_a_ray_that_goes_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = queue.Queue[int]()
+
+    def going_down() -> dict[str, str]:
+        looks.put(1)
+        raise ray.exceptions.RaySystemError("the GCS is gone")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(placement, "waiting_places", going_down)
+    stop = watch(pytest.fail, every_s=0.01)
+    assert looks.get(timeout=60) + looks.get(timeout=60) == 2
+    stop()
 
 
 def test_the_machine_is_counted_as_ray_counts_it(small_ray: None) -> None:

@@ -26,9 +26,14 @@ from verl_uae.waiting import EVERY_S
 #: States of an actor that Ray has no place for yet, and of a placement group.
 _PENDING_ACTOR, _PENDING_GROUP = "PENDING_CREATION", ("PENDING", "RESCHEDULING", "PREPARED")
 
+#: Longest wait for the watch to end, seconds: a look takes milliseconds, unless Ray hangs.
+STOP_S = 10.0
+
 
 class PlacementCallback(Callback):
     """Hydra callback of our configs, after the one that validates: checks the machine, then watches Ray."""
+
+    _stop: Callable[[], None] | None = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check, or leave with exit code 2."""
@@ -39,7 +44,12 @@ class PlacementCallback(Callback):
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible here: {error}\n")
             raise SystemExit(2) from error
-        watch(lambda line: sys.stderr.write(f"verl_uae: {line}\n"))
+        self._stop = watch(lambda line: sys.stderr.write(f"verl_uae: {line}\n"))
+
+    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """End the watch while Ray is still there."""
+        if self._stop is not None:
+            self._stop()
 
 
 def cluster_address(config: DictConfig) -> str | None:
@@ -67,37 +77,47 @@ def this_machine() -> Machine:
     return Machine(cpus=ray_cpu_count(), accelerators=count, why_none=why)
 
 
-def watch(say: Callable[[str], object], every_s: float = EVERY_S) -> threading.Event:
-    """Say once in ``every_s`` seconds what Ray has not started since the time before; returns what ends the watch."""
+def watch(say: Callable[[str], object], every_s: float = EVERY_S) -> Callable[[], None]:
+    """Say once in ``every_s`` seconds what Ray has not started since the time before.
+
+    Returns:
+        What ends the watch and waits for the look that is being taken.
+    """
     over = threading.Event()
 
     def look() -> None:
         before: set[str] = set()
         while not over.wait(every_s):
-            now = waiting_places() if ray.is_initialized() else {}
-            if still := {place: now[place] for place in now if place in before}:
-                say(describe(still))
+            try:
+                now = waiting_places() if ray.is_initialized() else {}
+                if still := {place: now[place] for place in now if place in before}:
+                    say(describe(still))
+            except (ray.exceptions.RayError, ConnectionError, RuntimeError, AttributeError):
+                # Ray is coming up or going down: there is nothing to tell.
+                now = {}
             before = set(now)
 
-    threading.Thread(target=look, name="verl_uae placement", daemon=True).start()
-    return over
+    thread = threading.Thread(target=look, name="verl_uae placement", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        over.set()
+        thread.join(STOP_S)
+
+    return stop
 
 
 def waiting_places() -> dict[str, str]:
     """Actors and placement groups that have no place yet, or do not run yet: id -> what it is."""
     places: dict[str, str] = {}
-    try:
-        for group in ray.util.placement_group_table().values():
-            if group["state"] in _PENDING_GROUP:
-                bundles = Counter(_resources(bundle) for bundle in group["bundles"].values())
-                asked = " + ".join(f"{count} x ({text})" for text, count in bundles.items())
-                places[group["placement_group_id"]] = f"placement group {group['name'] or 'without a name'}: {asked}"
-        for identity, actor in ray_actors().items():
-            if actor["State"] == _PENDING_ACTOR:
-                places[identity] = f"actor {actor['ActorClassName']}"
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, AttributeError):
-        # Ray is coming up or going down: there is nothing to tell.
-        return {}
+    for group in ray.util.placement_group_table().values():
+        if group["state"] in _PENDING_GROUP:
+            bundles = Counter(_resources(bundle) for bundle in group["bundles"].values())
+            asked = " + ".join(f"{count} x ({text})" for text, count in bundles.items())
+            places[group["placement_group_id"]] = f"placement group {group['name'] or 'without a name'}: {asked}"
+    for identity, actor in ray_actors().items():
+        if actor["State"] == _PENDING_ACTOR:
+            places[identity] = f"actor {actor['ActorClassName']}"
     return places
 
 

@@ -103,6 +103,11 @@ IMPOSSIBLE = [
         "uae.reward.terms[0].params.backbone",
         "clip, dinov2, dinov3, siglip2, efficientnet_lite0",
     ),
+    (
+        "actor_rollout_ref.rollout.val_kwargs.do_sample=false",
+        "actor_rollout_ref.rollout.val_kwargs.do_sample",
+        "at val_kwargs.temperature=1 whatever it says",
+    ),
     ("reward.custom_reward_function.path=/no/file.py", "reward.custom_reward_function.path", "/no/file.py"),
 ]
 
@@ -138,6 +143,7 @@ def test_a_missing_decoder_path(compose) -> None:
     [
         ["uae.decoder.schedule=streamed", "uae.decoder.pool=own"],
         ["uae.decoder.path=org/model"],
+        [f"actor_rollout_ref.rollout.val_kwargs.{entry}" for entry in ("do_sample=false", "temperature=0")],
         ["uae.decoder.shift=null"],
         ["actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=7"],
         ["trainer.n_gpus_per_node=4", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16"]

@@ -4,24 +4,37 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import re
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from peft import PeftModel
 
-from tests.e2e.world import build_world, train
+from tests.e2e.world import build_world, environment, train
 from verl_uae.cli import main
+from verl_uae.data.images import decode_image, image_digest
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.formats.assemble import tensors_of
 from verl_uae.formats.manifest import verify_folder
+from verl_uae.formats.run import RunConfig
+from verl_uae.pipeline import UAEPipeline
+from verl_uae.rollout.chain import encode_jpeg
+from verl_uae.seeding import normal
 from verl_uae.trainer.checkpoint import mark_complete
 
 LORA = ["uae.policy.lora.rank=4", "uae.policy.lora.alpha=8", "uae.policy.train_projector=false"]
 FULL = ["uae.policy.lora.rank=0", "uae.policy.train_projector=true"]
+GREEDY = [f"actor_rollout_ref.rollout.val_kwargs.{entry}" for entry in ("do_sample=false", "temperature=0")]
+PANEL_ROW = re.compile(r"<td class='caption'>(.*?)</td><td><img [^>]*base64,(.*?)'>")
 TURNS = ["uae.unified.g4u_steps=1", "uae.unified.u4g_steps=1", "uae.policy.lora.rank=0"]
 
 
@@ -93,3 +106,37 @@ def test_an_exported_run_of_both_stages_holds_both_language_models(tmp_path: Pat
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged" / "encoder").state_dict()
     for name, tensor in wanted.items():
         torch.testing.assert_close(merged[name].float(), tensor.float(), atol=0, rtol=2**-8)
+
+
+@pytest.mark.slow
+def test_the_printed_commands_give_what_validation_showed(tmp_path: Path) -> None:
+    """Greedy captions are those of the caption server; from the same noise the pictures are those of the panel."""
+    world, out = build_world(tmp_path / "world"), tmp_path / "out"
+    validation = ["trainer.test_freq=2", "uae.panel.probes=8", f"trainer.validation_data_dir={out}/validation"]
+    result = train(world, out, [*GREEDY, *validation, "trainer.save_freq=2"])
+    assert result.returncode == 0, result.stdout[-3000:]
+    *_, end = result.stdout.partition("verl_uae: stage g4u done: 2 of 2 steps")
+    commands = [shlex.split(line.removeprefix("  use it")) for line in end.splitlines() if "verl-uae " in line]
+    assert [command[1] for command in commands] == ["export", "sample"] and "verl_uae: stage" not in end
+    for command in commands:
+        done = subprocess.run(command, cwd=out, env=environment(out), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+
+    lines = (out / "validation" / "2.jsonl").read_text(encoding="utf-8").splitlines()
+    shown = {row["gts"]: row["output"] for row in map(json.loads, lines)}
+    rows = {row["reward_model"]["ground_truth"]: row for row in pq.read_table(world / "data/val.parquet").to_pylist()}
+    assert [record["caption"] for record in records] == [shown[scene] for scene in list(rows)[: len(records)]]
+    assert len(set(shown.values())) > 1
+
+    pipe = UAEPipeline.from_pretrained(commands[0][-1])
+    images = [decode_image(rows[scene]["images"][0]["bytes"]) for scene in shown]
+    assert pipe.caption(images) == list(shown.values())
+    seed = RunConfig.of(out / "checkpoints" / "global_step_2").get("uae.seed")
+    shape = pipe.decoder.latent_shape(*pipe.picture_size)
+    noise = torch.stack([normal(shape, seed, "decoder noise", 2, image_digest(image), 0) for image in images])
+    drawn = pipe.generate(list(shown.values()), latents=noise, output_type="pt").images
+    expected = sorted((caption, encode_jpeg(image)) for caption, image in zip(shown.values(), drawn, strict=True))
+    panel = (out / "checkpoints" / "panels" / "step_000002.html").read_text(encoding="utf-8")
+    found = [(html.unescape(caption), base64.b64decode(jpeg)) for caption, jpeg in PANEL_ROW.findall(panel)]
+    assert sorted(found) == expected

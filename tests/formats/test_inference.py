@@ -151,7 +151,10 @@ def test_a_run_captions_and_draws_as_its_validation() -> None:
 @pytest.mark.parametrize(
     ("changes", "temperature"),
     [
-        ({"actor_rollout_ref__rollout__val_kwargs__do_sample": False}, 0.0),
+        ({}, 0.7),
+        # verl's agent loops read the temperature alone.
+        ({"actor_rollout_ref__rollout__val_kwargs__do_sample": False}, 0.7),
+        ({"actor_rollout_ref__rollout__val_kwargs__temperature": 0}, 0.0),
         ({"uae__stage": "unified"}, 0.7),
         ({"uae__stage": "u4g"}, 0.3),
         ({"uae__stage": "u4g", "uae__policy__captions__do_sample": False}, 0.0),

@@ -46,7 +46,7 @@ def model_folder(tiny_models: Path, encoder_folder: Path, tmp_path_factory: pyte
 
 @pytest.fixture
 def make_pipe(model_folder: Path) -> Callable[..., UAEPipeline]:
-    def make(source: Path = model_folder, **changes: Any) -> UAEPipeline:
+    def make(source: str | Path = model_folder, **changes: Any) -> UAEPipeline:
         pipe = UAEPipeline.from_pretrained(source, **{**SETTINGS, **changes})
         pipe.set_progress_bar_config(disable=True)
         return pipe

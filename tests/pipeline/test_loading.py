@@ -153,5 +153,5 @@ def test_a_hub_repository_in_the_cache_is_a_model_folder(
     shutil.copytree(model_folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    found = make_pipe(Path("someone/uae"), cache_dir=str(tmp_path), local_files_only=True)
+    found = make_pipe("someone/uae", cache_dir=str(tmp_path), local_files_only=True)
     assert torch.equal(draw(found), draw(pipe)) and found.processor is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,27 @@ from PIL import Image
 
 from tests.pipeline.conftest import picture
 from verl_uae.config.schema import DecoderConfig
+from verl_uae.data.prompts import CaptionPrompt
 from verl_uae.decoder.conditioner import Conditioner
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.errors import DecodeError
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.formats.inference import ENTRIES, NEGATIVE_PROMPT, InferenceSettings
+from verl_uae.formats.export import ExportSettings, export_checkpoint
+from verl_uae.formats.inference import (
+    ENTRIES,
+    NEGATIVE_PROMPT,
+    InferenceSettings,
+    settings_of_run,
+    write_run_settings,
+)
+from verl_uae.formats.run import RunConfig, config_text, write_run_config
+from verl_uae.formats.step import mark_complete
+from verl_uae.pipeline.captioner import caption_messages
 from verl_uae.pipeline.loading import load_model
 from verl_uae.pipeline.pipeline import UAEPipeline
 from verl_uae.reward import RewardScorer
+from verl_uae.rollout.build import build_chain
+from verl_uae.rollout.captions import CaptionSettings, EncoderCaptions
 from verl_uae.rollout.chain import ReconstructionChain, SamplerSettings
 from verl_uae.seeding import normal
 
@@ -67,6 +81,43 @@ def test_draws_the_pictures_of_training_time_evaluation(
         output_type="pt",
     )
     assert torch.equal(found.images, expected) and found.truncated == cut
+
+
+def test_an_exported_run_captions_and_draws_as_it_validated(
+    compose: Any, tiny_models: Path, encoder_folder: Path, tmp_path: Path
+) -> None:
+    """The folder against what the trainer builds of the run's configuration: caption engine, and chain of the decoders.
+
+    No setting is a default of the pipeline, and no argument is given. The same with the real command:
+    tests/e2e/test_formats.py.
+    """
+    config = compose(
+        *("hardware=cpu", "preset=scenes", f"uae_home={tiny_models}", f"uae.conditioner.path={encoder_folder}"),
+        *("actor_rollout_ref.rollout.val_kwargs.temperature=0", "data.max_response_length=9"),
+        *("uae.decoder.num_steps=3", "uae.decoder.guidance=2.5", "uae.decoder.negative_prompt=a red square"),
+        *("uae.decoder.shift=1.5", "uae.decoder.height=16", "uae.conditioner.length=18"),
+    )
+    step = tmp_path / "global_step_1"
+    shutil.copytree(encoder_folder, step / "actor" / "huggingface")
+    prompt = CaptionPrompt("<image>describe", "red", rows=1, total=1)
+    write_run_config(step, config_text(config))
+    write_run_settings(step, settings_of_run(RunConfig(config).get, prompt))
+    mark_complete(step, 1)
+    export_checkpoint(step, tmp_path / "model", ExportSettings())
+    pipe = UAEPipeline.from_pretrained(tmp_path / "model")
+
+    pictures = [picture(seed, *size) for seed, size in enumerate([(32, 32), (45, 70), (90, 33), (20, 20)])]
+    settings = CaptionSettings(seed=0, prompt_length=64, response_length=config.data.max_response_length)
+    engine = EncoderCaptions(str(encoder_folder), settings)
+    asked = [caption_messages(image, prompt.user, prompt.system) for image in pictures]
+    captions = [state["caption"] for state in engine.write(asked)]
+    assert pipe.caption(pictures) == captions and len(set(captions)) > 1
+    chain = build_chain(config, "cpu")
+    keys = [("k", index) for index in range(len(captions))]
+    expected, _ = chain.draw(captions, keys)
+    latents = torch.stack([normal(chain.latent_shape, *key) for key in keys])
+    drawn = pipe.generate(captions, latents=latents, output_type="pt").images
+    assert drawn.shape[-2:] == (16, 32) and torch.equal(drawn, expected)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -129,6 +129,13 @@ def _validate_grpo(config: DictConfig) -> None:
         raise ConfigError(
             "actor_rollout_ref.rollout.n", f"a group needs at least 2 captions to compare, got {rollout.n}"
         )
+    validation = rollout.val_kwargs
+    if validation.temperature > 0 and not validation.do_sample:
+        raise ConfigError(
+            "actor_rollout_ref.rollout.val_kwargs.do_sample",
+            "is false, but verl samples the captions of validation at val_kwargs.temperature="
+            f"{validation.temperature:g} whatever it says; set it to true, or the temperature to 0 for greedy captions",
+        )
     if rollout.name == "vllm" and rollout.load_format == "dummy":
         raise ConfigError(
             "actor_rollout_ref.rollout.load_format",

@@ -116,13 +116,12 @@ def _temperature(get: Callable[[str], Any]) -> float | None:
     stage = get("uae.stage")
     if stage is None:
         return None
-    section = None
     if stage in _SERVED:
-        section = "actor_rollout_ref.rollout.val_kwargs"
-    elif stage == "u4g" and get("uae.policy.captions.source") == "encoder":
-        section = "uae.policy.captions"
-    sampled = section is not None and bool(get(f"{section}.do_sample"))
-    return float(get(f"{section}.temperature")) if sampled else 0.0
+        # verl reads no do_sample there.
+        return get("actor_rollout_ref.rollout.val_kwargs.temperature")
+    captions = get("uae.policy.captions") or {}
+    sampled = stage == "u4g" and captions.get("source") == "encoder" and captions.get("do_sample")
+    return float(captions["temperature"]) if sampled else 0.0
 
 
 def write_index(folder: Path, entries: Mapping[str, Any]) -> None:

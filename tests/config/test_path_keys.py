@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +11,13 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
 
 from tests.config.test_validate import changed
-from verl_uae.config.path_keys import hub_models, is_shard, resolve_paths, validate_paths
+from verl_uae.config.path_keys import hub_models, is_shard, resolve_paths, validate_models, validate_paths
+from verl_uae.config.validate import ValidateCallback
 from verl_uae.errors import ConfigError
+from verl_uae.formats.manifest import write_manifest
 
 MODELS = ("actor_rollout_ref.model.path", "uae.decoder.path", "uae.conditioner.path")
 OUTPUTS = (
@@ -146,3 +151,83 @@ def test_hub_models_are_named_once(base: DictConfig) -> None:
     assert list(hub_models(base)) == []
     config = changed(base, "actor_rollout_ref.model.path=Qwen/x", "uae.decoder.path=owner/y")
     assert list(hub_models(config)) == [("actor_rollout_ref.model.path", "Qwen/x"), ("uae.decoder.path", "owner/y")]
+
+
+# ---------------------------------------------------------------- whole models, before Ray starts
+
+
+def lacking(home: Path, folder: Path, part: str) -> tuple[Path, str]:
+    """A copy of a model folder without one tensor of a part, and the name of that tensor."""
+    shutil.copytree(home / part.split("/")[0], folder)
+    (file,) = (folder / Path(*part.split("/")[1:])).glob("*.safetensors")
+    state = load_file(file)
+    name = sorted(name for name, tensor in state.items() if tensor.ndim >= 2)[len(state) // 4]
+    state.pop(name)
+    save_file(state, file, {"format": "pt"})
+    return folder, name.rpartition("model.")[2]
+
+
+PARTS = [
+    ("actor_rollout_ref.model.path", "encoder"),
+    ("uae.conditioner.path", "encoder"),
+    *(("uae.decoder.path", f"decoder/{part}") for part in ("transformer", "vae", "conditioner")),
+]
+
+
+def test_whole_models_pass(base: DictConfig) -> None:
+    validate_models(base)
+    # What is on the hub is checked where it is fetched.
+    validate_models(changed(base, *(f"{key}=owner/name" for key in MODELS)))
+
+
+@pytest.mark.parametrize(("key", "part"), PARTS, ids=[f"{key}-{part}" for key, part in PARTS])
+def test_a_model_that_lacks_a_tensor_is_refused(
+    base: DictConfig, home: Path, tmp_path: Path, key: str, part: str
+) -> None:
+    folder, name = lacking(home, tmp_path / "m", part)
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}: {folder}.* lacks .*{re.escape(name)}$") as caught:
+        validate_models(changed(base, f"{key}={folder}"))
+    assert caught.value.key == key
+
+
+def test_a_flipped_bit_in_a_captioner_with_a_manifest_is_refused(
+    base: DictConfig, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home / "encoder", tmp_path / "e")
+    write_manifest(tmp_path / "e")
+    config = changed(base, f"actor_rollout_ref.model.path={tmp_path / 'e'}")
+    validate_models(config)
+    data = bytearray((tmp_path / "e" / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "e" / "model.safetensors").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"actor_rollout_ref\.model\.path: .*altered: its SHA-256"):
+        validate_models(config)
+    monkeypatch.setenv("VERL_UAE_VERIFY", "0")
+    validate_models(config)
+
+
+def test_code_of_a_captioner_is_refused_unless_verl_is_told_to_run_it(
+    base: DictConfig, home: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(home / "encoder", tmp_path / "e")
+    content = json.loads((tmp_path / "e" / "config.json").read_text())
+    (tmp_path / "e" / "config.json").write_text(json.dumps({**content, "auto_map": {"AutoConfig": "evil.Evil"}}))
+    (tmp_path / "e" / "evil.py").write_text("1 / 0")
+    key = "actor_rollout_ref.model"
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}\.path: .*needs Python code of its own"):
+        validate_models(changed(base, f"{key}.path={tmp_path / 'e'}"))
+    validate_models(changed(base, f"{key}.path={tmp_path / 'e'}", f"{key}.trust_remote_code=true"))
+
+
+@pytest.mark.parametrize("stage", ["uae_pretrain", "uae_cold_start", "uae_g4u", "uae_u4g", "uae_unified"])
+def test_every_stage_leaves_before_ray_with_one_line(
+    compose: Callable[..., Any], home: Path, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture
+) -> None:
+    folder, name = lacking(home, tmp_path / "m", "encoder")
+    preset = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}.get(stage, "scenes")
+    places = (f"uae_home={home}", f"trainer.default_local_dir={tmp_path / 'run'}", f"uae.conditioner.path={folder}")
+    config = compose("hardware=cpu", f"preset={preset}", *places, name=stage)
+    with pytest.raises(SystemExit) as caught:
+        ValidateCallback().on_run_start(config)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "impossible setting" in line]
+    assert caught.value.code == 2 and str(folder) in line and line.endswith(name)

@@ -28,6 +28,21 @@ IMPOSSIBLE = [
     ("data.truncation=left", "data.truncation", "could cut through an image"),
     ("uae.decoder.dtype=float31", "uae.decoder.dtype", "one of float32, float16, bfloat16"),
     ("uae.conditioner.dtype=int8", "uae.conditioner.dtype", "got 'int8'"),
+    (
+        "actor_rollout_ref.model.lora_rank=8",
+        "actor_rollout_ref.model.lora.merge",
+        "takes merged weights only",
+    ),
+    (
+        "actor_rollout_ref.model.lora_adapter_path=owner/adapters",
+        "actor_rollout_ref.model.lora_adapter_path",
+        "is not read without actor_rollout_ref.model.lora_rank",
+    ),
+    (
+        "actor_rollout_ref.actor.strategy=megatron",
+        "actor_rollout_ref.actor.freeze_vision_tower",
+        "Megatron engine does not obey it",
+    ),
     ("uae.conditioner.weights=synced", "uae.conditioner.weights", "one of frozen"),
     ("uae.decoder.schedule=later", "uae.decoder.schedule", "one of phased, streamed"),
     ("uae.decoder.schedule=streamed", "uae.decoder.pool", "needs own"),

@@ -64,7 +64,9 @@ def test_frozen_models_leave_the_gpu_only_where_a_captioner_needs_its_memory(com
 
 @pytest.mark.parametrize("name", [name for name in PRIMARY if name not in PARTS])
 def test_a_config_name_with_paths_only_is_valid(compose, name: str) -> None:
-    config = compose(*BASE, name=name)
+    # The one thing of the method that verl's Megatron engine cannot do has to be given up by hand.
+    given_up = ["actor_rollout_ref.actor.freeze_vision_tower=false"] if name.endswith("megatron") else []
+    config = compose(*BASE, *given_up, name=name)
     validate(config)
     verl_accepts(config)
     assert config.actor_rollout_ref.model.external_lib == "verl_uae.register"

@@ -24,8 +24,10 @@ from verl_uae.cli import main
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.formats.assemble import tensors_of
+from verl_uae.formats.load import load_model
 from verl_uae.formats.manifest import verify_folder
 from verl_uae.formats.run import RunConfig
+from verl_uae.formats.shards import read_shards
 from verl_uae.pipeline import UAEPipeline
 from verl_uae.rollout.chain import encode_jpeg
 from verl_uae.seeding import normal
@@ -35,6 +37,10 @@ LORA = ["uae.policy.lora.rank=4", "uae.policy.lora.alpha=8", "uae.policy.train_p
 FULL = ["uae.policy.lora.rank=0", "uae.policy.train_projector=true"]
 GREEDY = [f"actor_rollout_ref.rollout.val_kwargs.{entry}" for entry in ("do_sample=false", "temperature=0")]
 PANEL_ROW = re.compile(r"<td class='caption'>(.*?)</td><td><img [^>]*base64,(.*?)'>")
+ADAPTERS = [
+    *("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.lora_alpha=16"),
+    "actor_rollout_ref.model.lora.merge=true",
+]
 TURNS = ["uae.unified.g4u_steps=1", "uae.unified.u4g_steps=1", "uae.policy.lora.rank=0"]
 
 
@@ -95,7 +101,7 @@ def test_an_exported_run_of_both_stages_holds_both_language_models(tmp_path: Pat
     assert same(trained_state, wanted)
     assert same(tensors_of(out / "language_model"), tensors_of(world / "encoder"))
     assert not same(tensors_of(out / "encoder"), tensors_of(world / "encoder"))
-    # The same captioner from its shards, by verl's own tool.
+    # The same captioner from its shards, without the folder that verl wrote.
     shutil.copytree(checkpoint, tmp_path / "shards" / "global_step_2")
     (tmp_path / "shards" / "global_step_2" / "actor" / "huggingface" / "model.safetensors").unlink()
     mark_complete(tmp_path / "shards" / "global_step_2", 2)
@@ -105,7 +111,7 @@ def test_an_exported_run_of_both_stages_holds_both_language_models(tmp_path: Pat
     assert main([*words, "--merge-captioner", "--out", str(tmp_path / "merged")]) == 0
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged" / "encoder").state_dict()
     for name, tensor in wanted.items():
-        torch.testing.assert_close(merged[name].float(), tensor.float(), atol=0, rtol=2**-8)
+        assert torch.equal(merged[name], tensor), name
 
 
 @pytest.mark.slow
@@ -140,3 +146,38 @@ def test_the_printed_commands_give_what_validation_showed(tmp_path: Path) -> Non
     panel = (out / "checkpoints" / "panels" / "step_000002.html").read_text(encoding="utf-8")
     found = [(html.unescape(caption), base64.b64decode(jpeg)) for caption, jpeg in PANEL_ROW.findall(panel)]
     assert sorted(found) == expected
+
+
+@pytest.mark.slow
+def test_an_exported_captioner_with_adapters_is_their_product_with_the_base(tmp_path: Path) -> None:
+    """From the folder that verl wrote, whose names are peft's, and from shards alone; the frozen tower has none."""
+    from transformers import AutoModelForImageTextToText
+
+    world, checkpoint = trained(tmp_path, "uae_g4u", ADAPTERS)
+    state = read_shards(checkpoint / "actor")
+    layers = {name.partition(".lora_A.")[0] for name in state if ".lora_A." in name}
+    assert layers and not [name for name in layers if ".visual." in name]
+    assert any(float(state[f"{layer}.lora_B.default.weight"].abs().max()) > 0 for layer in layers)
+    shards = tmp_path / "shards" / "global_step_2"
+    shutil.copytree(checkpoint, shards)
+    (shards / "actor" / "huggingface" / "model.safetensors").unlink()
+    mark_complete(shards, 2)
+    base = load_model(AutoModelForImageTextToText, world / "encoder").state_dict()
+    for number, words in enumerate(([str(checkpoint)], [str(shards), "--merge-captioner"])):
+        out = tmp_path / f"model{number}"
+        assert main(["export", *words, "--out", str(out)]) == 0
+        verify_folder(out)
+        found = load_model(AutoModelForImageTextToText, out / "encoder").state_dict()
+        for name, tensor in base.items():
+            layer = f"base_model.model.{name.removesuffix('.weight')}"
+            wanted = tensor.double()
+            if layer in layers:
+                a_RI, b_OR = (state[f"{layer}.lora_{half}.default.weight"].double() for half in "AB")
+                wanted = wanted + 16 / 8 * b_OR @ a_RI
+            torch.testing.assert_close(found[name].double(), wanted, atol=1e-7, rtol=1e-6)
+        assert not same(found, base)
+        assert same(tensors_of(out / "language_model"), tensors_of(world / "encoder"))
+    # What verl wrote is no model as it is.
+    rows = ["--rows", str(world / "data" / "val.parquet"), "--first", "1", "--caption-only"]
+    assert main(["sample", str(out), "--encoder", str(checkpoint / "actor" / "huggingface"), *rows]) == 2
+    assert main(["sample", str(out), *rows]) == 0

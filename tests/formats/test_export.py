@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.errors import CheckpointError, ConfigError, UAEError
 from verl_uae.formats.assemble import tensors_of
-from verl_uae.formats.export import ExportSettings, export_adapters, export_checkpoint, merge_command, read_evaluation
+from verl_uae.formats.export import ExportSettings, export_adapters, export_checkpoint, read_evaluation
 from verl_uae.formats.manifest import verify_folder
 from verl_uae.formats.names import BASE_FILE
 from verl_uae.trainer.checkpoint import mark_complete
@@ -174,14 +174,29 @@ def test_vae_and_scheduler_must_come_from_somewhere(step: Callable[..., Path]) -
         export_checkpoint(checkpoint, checkpoint.parent / "out", ExportSettings(condition_length=20))
 
 
-def test_a_captioner_in_shards_names_the_command_that_merges_them(step: Callable[..., Path]) -> None:
+def test_a_captioner_in_shards_is_put_together_on_demand(step: Callable[..., Path]) -> None:
     checkpoint = step("full", captioner=True)
-    (checkpoint / "actor" / "huggingface" / "model.safetensors").unlink()
+    saved = checkpoint / "actor" / "huggingface" / "model.safetensors"
+    state = load_file(saved)
+    torch.save(state, checkpoint / "actor" / "model_world_size_1_rank_0.pt")
+    saved.unlink()
     mark_complete(checkpoint, 2)
-    with pytest.raises(CheckpointError, match=r"python -m verl\.model_merger merge --backend fsdp --local_dir .*actor"):
-        export_checkpoint(checkpoint, checkpoint.parent / "out", ExportSettings())
-    command = merge_command(Path("actor"), Path("merged"))
-    assert " ".join(command[1:]) == ("-m verl.model_merger merge --backend fsdp --local_dir actor --target_dir merged")
+    out = checkpoint.parent / "out"
+    with pytest.raises(CheckpointError, match=r"huggingface: has no weights; --merge-captioner puts them together"):
+        export_checkpoint(checkpoint, out, ExportSettings())
+    export_checkpoint(checkpoint, out, ExportSettings(merge_captioner=True))
+    assert same(tensors_of(out / "encoder"), state)
+
+
+def test_a_captioner_with_adapters_that_is_not_the_product_publishes_nothing(step: Callable[..., Path]) -> None:
+    """verl's merger would give the base here."""
+    checkpoint = step("full", captioner=True)
+    (checkpoint / "actor" / "lora_train_meta.json").write_text('{"r": 2, "lora_alpha": 4}')
+    mark_complete(checkpoint, 2)
+    for settings in (ExportSettings(), ExportSettings(merge_captioner=True)):
+        with pytest.raises(CheckpointError, match="actor"):
+            export_checkpoint(checkpoint, checkpoint.parent / "out", settings)
+    assert {path.name for path in checkpoint.parent.iterdir()} == {"global_step_2"}
 
 
 @pytest.mark.parametrize("damage", ["shard", "marker", "export"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from safetensors.torch import save_file
 
 from verl_uae import __version__
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.manifest import publish_folder, read_manifest, verify_folder, write_manifest
+from verl_uae.formats.manifest import publish_folder, read_manifest, verify_folder, verify_part, write_manifest
 from verl_uae.formats.names import MANIFEST
 
 
@@ -141,13 +143,85 @@ def test_no_manifest_is_written_over_a_pickle(folder: Path) -> None:
         write_manifest(folder)
 
 
-def test_hidden_files_and_links_of_the_hub_cache_are_accepted(folder: Path) -> None:
-    (folder / ".gitattributes").touch()
-    (folder / "config.json").rename(folder.parent / "blob")
-    (folder / "config.json").symlink_to("../blob")
-    verify_folder(folder)
+def test_hidden_files_and_links_of_the_hub_cache_are_accepted(folder: Path, tmp_path: Path) -> None:
+    """The hub keeps a snapshot's files as links to the repository's blobs."""
+    snapshot = tmp_path / "models--some--uae" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate((snapshot / "config.json", snapshot / "part" / "model.safetensors")):
+        file.rename(blobs / str(number))
+        file.symlink_to(os.path.relpath(blobs / str(number), file.parent))
+    (snapshot / ".gitattributes").touch()
+    verify_folder(snapshot)
+    assert verify_part(snapshot / "part")
     with pytest.raises(CheckpointError, match="is not a folder"):
-        verify_folder(folder / "config.json")
+        verify_folder(snapshot / "config.json")
+
+
+def link_to_equal_bytes(folder: Path) -> str:
+    (folder / "config.json").rename(folder.parent / "elsewhere.json")
+    (folder / "config.json").symlink_to("../elsewhere.json")
+    return "config.json"
+
+
+def pipe(folder: Path) -> str:
+    os.mkfifo(folder / "part" / "pipe")
+    return "part/pipe"
+
+
+def dangling_link(folder: Path) -> str:
+    (folder / "part" / "extra.json").symlink_to("nowhere")
+    return "part/extra.json"
+
+
+def linked_folder(folder: Path) -> str:
+    (folder / "part" / "extra").symlink_to("/etc")
+    return "part/extra"
+
+
+def linked_weights(folder: Path) -> str:
+    (folder / "part" / "model.safetensors").unlink()
+    (folder / "part" / "model.safetensors").symlink_to("/etc/passwd")
+    return "part/model.safetensors"
+
+
+@pytest.mark.parametrize("attack", [link_to_equal_bytes, pipe, dangling_link, linked_folder, linked_weights])
+def test_what_is_no_plain_file_of_the_folder_is_refused(folder: Path, attack: Callable[[Path], str]) -> None:
+    name = attack(folder)
+    with pytest.raises(CheckpointError, match="is no plain file of the folder") as caught:
+        verify_folder(folder)
+    assert caught.value.path == folder / name
+
+
+@pytest.mark.parametrize("target", ["../../etc/passwd", "/etc/passwd", "../part/model.safetensors", "x.bin"])
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, target: str) -> None:
+    fill(tmp_path / "model")
+    index = tmp_path / "model" / "part" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": target}}))
+    write_manifest(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="is not a safetensors file beside it"):
+        verify_folder(tmp_path / "model")
+
+
+def test_code_that_a_library_would_run_is_refused_unless_it_was_asked_for(tmp_path: Path) -> None:
+    fill(tmp_path / "model")
+    (tmp_path / "model" / "part" / "evil.py").write_text("1 / 0")
+    (tmp_path / "model" / "part" / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Evil"}}')
+    write_manifest(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="needs Python code of its own"):
+        verify_folder(tmp_path / "model")
+    verify_folder(tmp_path / "model", code=True)
+
+
+def test_a_part_is_checked_alone_by_the_manifest_around_it(folder: Path, tmp_path: Path) -> None:
+    (folder / "config.json").write_text("altered")
+    assert verify_part(folder / "part")
+    (folder / "part" / "extra.txt").touch()
+    with pytest.raises(CheckpointError, match=r"part/extra\.txt: a file that manifest\.json does not name"):
+        verify_part(folder / "part")
+    (folder / "other").mkdir()
+    assert not verify_part(folder / "other") and not verify_part(tmp_path)
 
 
 def test_a_folder_is_published_whole(tmp_path: Path) -> None:

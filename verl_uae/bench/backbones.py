@@ -10,10 +10,9 @@ Shape legend: B pictures, D features.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.formats.load import load_config, load_model, load_processor
 from verl_uae.hub import hub_problem
 from verl_uae.paths import expand, is_hub_id, model_source
 
@@ -189,54 +189,22 @@ class ImageEncoder:
         return output.last_hidden_state[:, 0].float()
 
 
-#: What a checkpoint that is not there, or not what it should be, raises.
-_DAMAGED = (OSError, ValueError, RuntimeError, ImportError, TypeError, KeyError, AttributeError)
-
-
 def _load(backbone: Backbone, source: str) -> tuple[Any, Any]:
     ensure_torchvision()
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
 
     options: dict[str, Any] = {} if backbone.revision is None else {"revision": backbone.revision}
-    try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-        kind = config.model_type
-        if kind not in backbone.model_types:
-            raise CheckpointError(source, f"is a {kind!r} checkpoint; {backbone.name} is {backbone.model_types[0]!r}")
-        if kind == "clip":
-            # The width of the projection is a setting of the whole model; the copy in the image part may be stale.
-            config.vision_config.projection_dim = config.projection_dim
-            config.vision_config._commit_hash = getattr(config, "_commit_hash", None)
-            config = config.vision_config
-        with torch.random.fork_rng(devices=[]), _quiet():
-            network, info = getattr(transformers, backbone.architecture).from_pretrained(
-                source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-            )
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                source, backend="pil", trust_remote_code=False, **options
-            )
-    except CheckpointError:
-        raise
-    # A cut safetensors file and an entry of another type have exceptions of their own.
-    except (*_DAMAGED, SafetensorError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(source, f"does not load as {backbone.architecture}: {reason}") from error
-    lacking = sorted(info["missing_keys"])
-    if lacking:
-        raise CheckpointError(source, f"lacks {len(lacking)} weights of {backbone.architecture}, such as {lacking[0]}")
-    return network.eval().requires_grad_(False), processor
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The text tower of a whole CLIP is not wanted; transformers would list it as unexpected."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
+    config = load_config(source, **options)
+    kind = config.model_type
+    if kind not in backbone.model_types:
+        raise CheckpointError(source, f"is a {kind!r} checkpoint; {backbone.name} is {backbone.model_types[0]!r}")
+    if kind == "clip":
+        # The width of the projection is a setting of the whole model; the copy in the image part may be stale.
+        config.vision_config.projection_dim = config.projection_dim
+        config.vision_config._commit_hash = getattr(config, "_commit_hash", None)
+        config = config.vision_config
+    network_class: Any = getattr(transformers, backbone.architecture)
+    # The text tower of a whole CLIP is not wanted.
+    network = load_model(network_class, source, config=config, may_ignore=lambda name: True, **options)
+    processor = load_processor(source, transformers.AutoImageProcessor, backend="pil", **options)
+    return network.requires_grad_(False), processor

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,16 +14,18 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from verl_uae.errors import CheckpointError, ConfigError, DataError
 from verl_uae.paths import existing_file, existing_folder, expand, is_hub_id, is_url, model_source, output_folder
+from verl_uae.waiting import saying
 
 #: Folders that other keys are derived from, so they come first.
 _BASES = ("uae_home", "trainer.default_local_dir")
+_CAPTIONER, _CONDITIONER, _DECODER = "actor_rollout_ref.model.path", "uae.conditioner.path", "uae.decoder.path"
 _MODELS = (
-    "actor_rollout_ref.model.path",
+    _CAPTIONER,
     "actor_rollout_ref.model.tokenizer_path",
     "actor_rollout_ref.model.hf_config_path",
     "actor_rollout_ref.model.lora_adapter_path",
-    "uae.conditioner.path",
-    "uae.decoder.path",
+    _CONDITIONER,
+    _DECODER,
 )
 _DATA = ("data.train_files", "data.val_files")
 _FOLDERS = ("data.uae_image_root",)
@@ -44,7 +47,7 @@ _ELSEWHERE = (
 )
 
 #: Keys whose ``hdfs://`` paths verl copies to the machine.
-_COPIED = ("actor_rollout_ref.model.path", *_DATA)
+_COPIED = (_CAPTIONER, *_DATA)
 
 
 def resolve_paths(config: DictConfig) -> None:
@@ -81,6 +84,40 @@ def validate_paths(config: DictConfig) -> None:
             for _, value in _values(config, key):
                 if not (key in _COPIED and value.startswith("hdfs://")):
                     check(value, key)
+
+
+def validate_models(config: DictConfig) -> None:
+    """Check that every local model is whole, from the headers of its files: minutes before its weights are read.
+
+    verl and vLLM draw a tensor that a file lacks at random. A manifest is compared with the files as everywhere
+    (:mod:`verl_uae.formats.load`). A model of the hub is checked where it is fetched.
+
+    Raises:
+        ConfigError: naming the key, the folder and the tensor or file that is wrong.
+    """
+    # Imported here: torch and diffusers are not needed to read the rest of a configuration.
+    from verl_uae.decoder.decoder import check_decoder
+    from verl_uae.formats.load import check_captioner
+
+    # verl and vLLM run the captioner's code, where this is set; the language model of the condition is ours to load.
+    code = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
+    checks: tuple[tuple[str, Callable[[Path], None]], ...] = (
+        (_CAPTIONER, functools.partial(check_captioner, code=code)),
+        (_CONDITIONER, check_captioner),
+        (_DECODER, check_decoder),
+    )
+    seen: set[Path] = set()
+    for key, check in checks:
+        for _, value in _values(config, key):
+            folder = Path(value)
+            if is_hub_id(value) or is_url(value) or folder in seen:
+                continue
+            seen.add(folder)
+            try:
+                with saying(f"{key}: {folder} to be checked"):
+                    check(folder)
+            except CheckpointError as error:
+                raise ConfigError(key, str(error)) from error
 
 
 def is_shard(name: str) -> bool:
@@ -131,7 +168,7 @@ def _check_model(value: str, key: str) -> None:
     source = model_source(value, key)
     if is_hub_id(source):
         return
-    if key == "uae.decoder.path":
+    if key == _DECODER:
         # Imported here: diffusers is not needed to read the rest of a configuration.
         from verl_uae.decoder.decoder import check_decoder_folder
 
@@ -139,7 +176,7 @@ def _check_model(value: str, key: str) -> None:
             check_decoder_folder(source)
         except CheckpointError as error:
             raise ConfigError(key, str(error)) from error
-    elif key in ("actor_rollout_ref.model.path", "uae.conditioner.path") and not Path(source, "config.json").is_file():
+    elif key in (_CAPTIONER, _CONDITIONER) and not Path(source, "config.json").is_file():
         raise ConfigError(key, f"{value}: is no transformers folder, it has no config.json")
 
 

@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config.checks import check_choices, check_minimum
-from verl_uae.config.path_keys import resolve_paths, validate_paths
+from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths
 from verl_uae.config.run_lock import check_free
 from verl_uae.config.schema import UAEConfig
 from verl_uae.config.unread import unread_overrides
@@ -69,6 +69,7 @@ class ValidateCallback(Callback):
             resolve_paths(config)
             validate(config)
             check_free(Path(config.trainer.default_local_dir))
+            validate_models(config)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible setting: {error}\n")
@@ -93,6 +94,7 @@ def validate(config: DictConfig) -> None:
     validate_run(config)
     if stage in CAPTIONING:
         _validate_grpo(config)
+        _validate_captioner(config)
         _validate_micro_batches(config)
     _validate_shared(config)
     _validate_decoder(config)
@@ -148,6 +150,24 @@ def _validate_grpo(config: DictConfig) -> None:
         )
     if OmegaConf.select(config, "algorithm.filter_groups.enable"):
         raise ConfigError("algorithm.filter_groups.enable", "needs rewards during generation; not supported here")
+
+
+def _validate_captioner(config: DictConfig) -> None:
+    """What of the captioner is trained, and how it reaches the caption server."""
+    hybrid, key = config.actor_rollout_ref, "actor_rollout_ref.model"
+    if hybrid.actor.strategy == "megatron" and hybrid.actor.freeze_vision_tower:
+        raise ConfigError(
+            "actor_rollout_ref.actor.freeze_vision_tower",
+            "is true, and verl's Megatron engine does not obey it: the tower would train, with which reconstructions "
+            "collapse (paper, Fig. 9); use FSDP2 (uae_g4u without megatron), or set it to false to train the tower",
+        )
+    adapters = hybrid.model.get("lora_adapter_path")
+    if hybrid.actor.strategy == "megatron":
+        return
+    if adapters is not None and hybrid.model.lora_rank <= 0:
+        raise ConfigError(f"{key}.lora_adapter_path", f"is not read without {key}.lora_rank of these adapters")
+    if hybrid.rollout.name == "hf" and hybrid.model.lora_rank > 0 and not hybrid.model.lora.merge:
+        raise ConfigError(f"{key}.lora.merge", "rollout.name=hf takes merged weights only; set it to true")
 
 
 def _validate_shared(config: DictConfig) -> None:

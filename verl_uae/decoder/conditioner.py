@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from verl_uae.compat import ensure_torchvision
+from verl_uae.formats.load import load_model, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +79,13 @@ class Conditioner(nn.Module):
             device: where the weights live.
 
         Raises:
-            OSError: if there is no such model.
+            CheckpointError: there is no such model, or it does not load as a whole.
         """
         ensure_torchvision()
-        from transformers import AutoModelForImageTextToText, AutoTokenizer
+        from transformers import AutoModelForImageTextToText
 
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        tokenizer = load_tokenizer(path)
+        model = load_model(AutoModelForImageTextToText, path, dtype=dtype)
         conditioner = cls(language_stack(model), tokenizer, length=length, role=role)
         return conditioner.to(device).eval().requires_grad_(False)
 

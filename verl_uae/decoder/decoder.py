@@ -21,9 +21,11 @@ from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError
 from verl_uae.flow.ode import StepHook, Velocity, euler, guided
 from verl_uae.formats.inference import write_index
+from verl_uae.formats.load import check_files, check_weights, load_model, load_scheduler
 from verl_uae.formats.names import CONDITIONER, SCHEDULER, TRANSFORMER, VAE
 
-_COMPONENTS = (TRANSFORMER, VAE, CONDITIONER)
+#: Folders of a decoder's components and their classes.
+COMPONENTS: dict[str, Any] = {TRANSFORMER: SD3Transformer2DModel, VAE: AutoencoderKL, CONDITIONER: Projector}
 
 
 class Decoder(nn.Module):
@@ -55,18 +57,15 @@ class Decoder(nn.Module):
         rewards see. safetensors only.
 
         Raises:
-            CheckpointError: naming the component that is missing.
+            CheckpointError: naming the component that is missing, or its tensor.
         """
         check_decoder_folder(folder)
-        kwargs = {"use_safetensors": True}
-        transformer = SD3Transformer2DModel.from_pretrained(
-            folder, subfolder="transformer", torch_dtype=dtype, **kwargs
-        )
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32, **kwargs)
-        projector = Projector.from_pretrained(folder, subfolder="conditioner", torch_dtype=dtype, **kwargs)
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-        decoder = cls(transformer, vae, projector, shift=float(scheduler.config.shift))
-        return decoder.to(device).eval()
+        parts = {
+            name: load_model(kind, folder, subfolder=name, dtype=torch.float32 if name == "vae" else dtype)
+            for name, kind in COMPONENTS.items()
+        }
+        shift = float(load_scheduler(folder).config.shift)
+        return cls(parts["transformer"], parts["vae"], parts["conditioner"], shift=shift).to(device).eval()
 
     def save_pretrained(self, folder: str, entries: Mapping[str, Any] | None = None) -> None:
         """Write a diffusers folder whose transformer, vae and scheduler load in stock diffusers.
@@ -194,6 +193,19 @@ def check_decoder_folder(folder: str | Path) -> None:
     root = Path(folder)
     if not root.is_dir():
         return
-    for name in _COMPONENTS:
+    for name in COMPONENTS:
         if not (root / name).is_dir():
             raise CheckpointError(root, f"not a decoder folder: it has no {name}/ (uae.decoder.path)")
+
+
+def check_decoder(folder: str | Path) -> None:
+    """:func:`check_decoder_folder`, and files, names and shapes of every component; no weight is read.
+
+    Raises:
+        CheckpointError: naming the component, its file or its tensor.
+    """
+    check_decoder_folder(folder)
+    for name, kind in COMPONENTS.items():
+        check_files(Path(folder, name))
+        check_weights(kind, Path(folder, name))
+    load_scheduler(folder)

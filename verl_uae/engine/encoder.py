@@ -29,6 +29,7 @@ from verl_uae.engine.lora import add_lora
 from verl_uae.engine.together import together
 from verl_uae.engine.trained import TrainedWeightsEngine
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.load import load_config, load_model, load_processor
 
 #: Value of ``model_type`` that selects this engine.
 ENCODER_TYPE = "uae_encoder"
@@ -120,7 +121,7 @@ class EncoderEngine(TrainedWeightsEngine):
 
     def _build_module(self) -> EncoderModule:
         ensure_torchvision()
-        from transformers import AutoConfig, AutoModelForImageTextToText
+        from transformers import AutoModelForImageTextToText
 
         dtype = PrecisionType.to_dtype(self.engine_config.model_dtype or "fp32")
         path = self.model_config.path
@@ -128,9 +129,9 @@ class EncoderEngine(TrainedWeightsEngine):
             if self.device_mesh.get_coordinate()[-1] != 0:
                 # The others are sent the weights when the module is sharded.
                 with torch.device("meta"):
-                    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
+                    model = AutoModelForImageTextToText.from_config(load_config(path), dtype=dtype)
             else:
-                model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
+                model = load_model(AutoModelForImageTextToText, path, dtype=dtype)
         if self.model_config.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.engine_config.forward_only:
@@ -187,12 +188,12 @@ def write_encoder(state: dict[str, Tensor], source: str, folder: Path) -> None:
     Raises:
         RuntimeError: weights are missing or have no place.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+    from transformers import AutoModelForImageTextToText, GenerationConfig
 
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(source))
+        model = AutoModelForImageTextToText.from_config(load_config(source))
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
     model.generation_config = GenerationConfig.from_pretrained(source)
     model.save_pretrained(folder, safe_serialization=True)
-    AutoProcessor.from_pretrained(source).save_pretrained(folder)
+    load_processor(source).save_pretrained(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 from torch.distributed.tensor import DTensor
@@ -27,6 +27,7 @@ from verl_uae.engine.together import together
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.assemble import set_shift
 from verl_uae.formats.base import base_tensors
+from verl_uae.formats.load import load_model, load_scheduler
 from verl_uae.formats.lora import merged_weight, split_adapters
 from verl_uae.formats.manifest import publish_folder
 from verl_uae.formats.names import SCHEDULER
@@ -218,8 +219,7 @@ def _write(
 ) -> None:
     module = PolicyModule.from_pretrained(source, empty=True).to_empty(device="cpu")
     load_full_state(module, state)
-    vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(source, subfolder="scheduler")
+    vae, scheduler = load_model(AutoencoderKL, source, subfolder="vae"), load_scheduler(source)
     decoder = Decoder(module.transformer, vae, module.projector, shift=float(scheduler.config.shift))
     decoder.save_pretrained(str(folder), entries)
     # Decoder.save_pretrained keeps the shift alone; the source may say more.

@@ -11,15 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor, nn
 
 from verl_uae.compat import ensure_torchvision
-from verl_uae.decoder.projector import Projector
+from verl_uae.decoder.decoder import COMPONENTS
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.card import Card
 from verl_uae.formats.inference import InferenceSettings, write_index
+from verl_uae.formats.load import check_weights, load_model, load_scheduler, load_tokenizer
 from verl_uae.formats.manifest import publish_folder, verify_folder, write_manifest
 from verl_uae.formats.names import (
     CARD,
@@ -32,14 +31,13 @@ from verl_uae.formats.names import (
     TRANSFORMER,
     VAE,
 )
-from verl_uae.formats.weights import check_shapes, read_tensors, same_tensors, weight_files
+from verl_uae.formats.weights import read_tensors, same_tensors, weight_files
 
 Writer = Callable[[Path], None]
 """Fills the folder it is given."""
 
 #: Files of a transformers folder that are copied, besides its weights.
 _COPIED = (".json", ".txt", ".jinja", ".model")
-_CLASSES: dict[str, Any] = {TRANSFORMER: SD3Transformer2DModel, VAE: AutoencoderKL, CONDITIONER: Projector}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,8 @@ class ModelParts:
     """What is known of the :class:`~verl_uae.formats.inference.InferenceSettings`, by name."""
     shift: float | None = None
     """Timestep shift of the sampler; None leaves that of the scheduler."""
+    code: bool = False
+    """The encoder may bring Python code, which is not run here."""
 
 
 def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
@@ -78,13 +78,13 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
             if writer is not None:
                 writer(folder / name)
         forget_paths(folder)
-        check_model(folder)
+        check_model(folder, code=parts.code)
         (folder / CARD).write_text(parts.card.render(), encoding="utf-8")
         write_manifest(folder)
-        verify_folder(folder)
+        verify_folder(folder, code=parts.code)
 
     publish_folder(build, out)
-    return verify_folder(out)
+    return verify_folder(out, code=parts.code)
 
 
 def forget_paths(folder: Path) -> None:
@@ -98,8 +98,7 @@ def forget_paths(folder: Path) -> None:
 
 def set_shift(folder: Path, shift: float) -> None:
     """Give the scheduler of a decoder folder the timestep shift that the decoder was used with."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder=SCHEDULER, shift=shift)
-    scheduler.save_pretrained(folder / SCHEDULER)
+    load_scheduler(folder, shift=shift).save_pretrained(folder / SCHEDULER)
 
 
 def write_decoder(folder: Path, transformer: nn.Module | Path, projector: nn.Module | Path, source: Path) -> None:
@@ -127,7 +126,7 @@ def save_component(module: Any, folder: Path) -> None:
         CheckpointError: something came back other than written.
     """
     module.save_pretrained(folder, safe_serialization=True)
-    loaded = type(module).from_pretrained(folder, torch_dtype=module.dtype, use_safetensors=True)
+    loaded = load_model(type(module), folder, dtype=module.dtype)
     same_tensors(loaded.state_dict(), module.state_dict(), folder)
 
 
@@ -168,19 +167,21 @@ def copy_transformers_files(source: Path, target: Path, *, weights: bool = True,
     _copy([path for path in wanted if not (target / path.name).exists()], target)
 
 
-def check_model(folder: Path) -> None:
+def check_model(folder: Path, *, code: bool = False) -> None:
     """Check that every part loads in its stock class, nothing missing and nothing too many, and that they fit.
+
+    Args:
+        folder: model folder.
+        code: the encoder may bring Python code, which is not run.
 
     Raises:
         CheckpointError: naming the part.
     """
     configs: dict[str, Any] = {}
-    for name, kind in _CLASSES.items():
+    for name, kind in COMPONENTS.items():
+        check_weights(kind, folder / name)
         configs[name] = kind.load_config(folder, subfolder=name)
-        with torch.device("meta"):
-            model = kind.from_config(configs[name])
-        check_shapes(folder / name, model)
-    FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder=SCHEDULER)
+    load_scheduler(folder)
     projector, transformer = configs[CONDITIONER], configs[TRANSFORMER]
     for ours, theirs in (("out_dim", "joint_attention_dim"), ("pooled_dim", "pooled_projection_dim")):
         if projector[ours] != transformer[theirs]:
@@ -190,30 +191,22 @@ def check_model(folder: Path) -> None:
             )
     for name in (LANGUAGE_MODEL, ENCODER):
         if (folder / name).is_dir():
-            width = check_transformers(folder / name)
+            width = check_transformers(folder / name, code=code)
             if name == LANGUAGE_MODEL or not (folder / LANGUAGE_MODEL).is_dir():
                 _check_width(folder, width, projector["in_dim"])
 
 
-def check_transformers(folder: Path) -> int:
+def check_transformers(folder: Path, *, code: bool = False) -> int:
     """Load a vision-language model with its tokenizer as a user would; returns the width of its language model.
 
     Raises:
         CheckpointError: tensors are missing, unknown or of another shape, or it does not load at all.
     """
     ensure_torchvision()
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoModelForImageTextToText
 
-    try:
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, output_loading_info=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(folder, f"does not load: {error}") from error
-    odd = {name: sorted(map(str, keys))[:4] for name, keys in report.items() if keys}
-    if odd:
-        raise CheckpointError(folder, f"does not fit its config: {odd}")
+    load_tokenizer(folder, code=code)
+    model = load_model(AutoModelForImageTextToText, folder, dtype="auto", code=code)
     return int(model.config.get_text_config().hidden_size)
 
 

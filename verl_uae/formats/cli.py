@@ -65,7 +65,7 @@ def _add_export(subparsers: Any) -> None:
     export.add_argument("--encoder", metavar="MODEL", help="captioner, where the run did not train it")
     export.add_argument("--language-model", metavar="MODEL", help="model whose states are the condition")
     export.add_argument("--decoder-only", action="store_true", help="leave captioner and language model out")
-    export.add_argument("--merge-captioner", action="store_true", help="run verl's merger on the captioner's shards")
+    export.add_argument("--merge-captioner", action="store_true", help="put the captioner together from its shards")
     export.add_argument("--evaluation", type=expand, metavar="FILE", help="JSON object of figures for the model card")
     _add_condition(export, None)
     export.add_argument("--caption-prompt", metavar="TEXT", help="what asks for a caption (default: as the run did)")

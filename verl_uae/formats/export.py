@@ -8,9 +8,6 @@ import functools
 import json
 import logging
 import math
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from verl_uae.data.prompts import CaptionPrompt, most_frequent_prompt, prompts_o
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import ModelParts, Writer, copy_transformers, publish_model, write_decoder
 from verl_uae.formats.base import Base
+from verl_uae.formats.captioner import holds_weights, write_trained_captioner
 from verl_uae.formats.inference import ENTRIES, InferenceSettings, read_run_settings, settings_of_run
 from verl_uae.formats.lora import save_diffusers, save_peft
 from verl_uae.formats.names import ACTOR, ENCODER_FOLDER, EXPORT_FOLDER, HUGGINGFACE, POLICY_FOLDER
@@ -29,9 +27,6 @@ from verl_uae.formats.source import local_folder
 from verl_uae.formats.step import check_step
 
 logger = logging.getLogger(__name__)
-
-#: verl's own tool, which reads shards with pickle.
-_MERGER = ("-m", "verl.model_merger", "merge", "--backend", "fsdp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +44,7 @@ class ExportSettings:
     decoder_only: bool = False
     """Leave captioner and language model out."""
     merge_captioner: bool = False
-    """Run verl's model merger on the captioner's shards where no transformers folder was saved."""
+    """Put the captioner together from its shards where no transformers folder was saved."""
     lora_alpha: float | None = None
     run_config: str | None = None
     """Composed configuration of the run, where the checkpoint has none or another is meant."""
@@ -169,11 +164,6 @@ def read_evaluation(path: str | None) -> dict[str, float]:
     return figures
 
 
-def merge_command(actor: Path, target: Path) -> list[str]:
-    """verl's own command that makes a transformers folder of the captioner's shards."""
-    return [sys.executable, *_MERGER, "--local_dir", str(actor), "--target_dir", str(target)]
-
-
 def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Writer, str]:
     """What writes the decoder, and where it started from."""
     recorded = Base.read(folder / POLICY_FOLDER)
@@ -222,7 +212,7 @@ def _language(
         raise ConfigError(
             "--language-model", "needed: the condition comes from the captioner as it was before training"
         )
-    encoder = _captioner(folder / ACTOR, settings) if trained else _copy(str(start))
+    encoder = _captioner(folder / ACTOR, settings, start) if trained else _copy(str(start))
     origins = {"encoder": str(start or "unknown")}
     if not trained and condition in (None, start):
         return encoder, None, origins
@@ -233,22 +223,9 @@ def _copy(source: str) -> Writer:
     return functools.partial(copy_transformers, local_folder(source))
 
 
-def _captioner(actor: Path, settings: ExportSettings) -> Writer:
-    saved = actor / HUGGINGFACE
-    if any(saved.glob("*.safetensors")):
-        return functools.partial(copy_transformers, saved)
-    if not settings.merge_captioner:
-        command = " ".join(["python", *merge_command(actor, Path("MERGED"))[1:]])
+def _captioner(actor: Path, settings: ExportSettings, base: str | None) -> Writer:
+    if not holds_weights(actor) and not settings.merge_captioner:
         raise CheckpointError(
-            saved, f"has no weights. --merge-captioner runs verl's merger, which reads pickle: {command}"
+            actor / HUGGINGFACE, "has no weights; --merge-captioner puts them together from the shards"
         )
-
-    def write(out: Path) -> None:
-        merged = out.with_name(f"{out.name}.merged")
-        done = subprocess.run(merge_command(actor, merged), capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise CheckpointError(actor, f"verl's merger failed: {done.stderr.strip()[-500:]}")
-        copy_transformers(merged, out)
-        shutil.rmtree(merged)
-
-    return write
+    return functools.partial(write_trained_captioner, actor, base=base, alpha=settings.lora_alpha)

@@ -38,6 +38,7 @@ from verl_uae.errors import CheckpointError
 from verl_uae.formats.assemble import ModelParts, copy_transformers_files, publish_model, tensors_of, write_decoder
 from verl_uae.formats.card import Card
 from verl_uae.formats.inference import InferenceSettings
+from verl_uae.formats.load import load_config, load_model
 from verl_uae.formats.lora import merge
 from verl_uae.formats.pooled import empty_prompt_pooled
 from verl_uae.formats.release_keys import LanguageState, sort_llm, sort_llm_lora
@@ -118,13 +119,10 @@ def _folder(root: Path, names: tuple[str, ...]) -> Path:
 def _language_model(folders: dict[str, Path], settings: ReleaseImport) -> tuple[Any, LanguageState]:
     """The captioner with adapters multiplied out, and its weights under the names of a captioner's folder."""
     ensure_torchvision()
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
     where = folders["llm_lora"]
-    try:
-        config = AutoConfig.from_pretrained(folders["llm"], trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(folders["llm"], f"no vision-language model: {error}") from error
+    config = load_config(folders["llm"])
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(config)
     names = _names_on_disk(model)
@@ -186,7 +184,7 @@ def _transformer(dit: Path, adapter: Path) -> Any:
 
     stored = tensors_of(dit)
     dtype = next(tensor.dtype for tensor in stored.values() if tensor.is_floating_point())
-    base = SD3Transformer2DModel.from_pretrained(dit, torch_dtype=torch.float32, use_safetensors=True)
+    base = load_model(SD3Transformer2DModel, dit)
     file = adapter / "adapter_model.safetensors"
     written = set(check_header(file))
     try:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from diffusers import SD3Transformer2DModel
 
-from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import ModelParts, copy_transformers, publish_model, write_decoder
 from verl_uae.formats.card import Card
 from verl_uae.formats.inference import InferenceSettings
+from verl_uae.formats.load import load_config
 from verl_uae.formats.pooled import CLIPS, empty_prompt_pooled
 from verl_uae.formats.source import local_folder
 from verl_uae.seeding import derive_seed
@@ -81,6 +81,7 @@ def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
         entries=asdict(
             InferenceSettings(condition_length=settings.condition_length, condition_role=settings.condition_role)
         ),
+        code=settings.remote_code,
     )
     return publish_model(parts, out)
 
@@ -113,12 +114,9 @@ def language_width(encoder: Path) -> int:
     Raises:
         CheckpointError: it has no readable configuration.
     """
-    ensure_torchvision()
-    from transformers import AutoConfig
-
     try:
-        return int(AutoConfig.from_pretrained(encoder, trust_remote_code=False).get_text_config().hidden_size)
-    except (OSError, ValueError, AttributeError) as error:
+        return int(load_config(encoder, code=True).get_text_config().hidden_size)
+    except (CheckpointError, AttributeError) as error:
         raise CheckpointError(encoder, f"no vision-language model: {error}") from error
 
 

@@ -25,10 +25,10 @@ _A, _B, _BASE = ".lora_A.", ".lora_B.", ".base_layer."
 
 @dataclass(frozen=True, slots=True)
 class Adapters:
-    """Adapters of the transformer: W becomes W + (alpha / R) B A."""
+    """Adapters of a model: W becomes W + (alpha / R) B A."""
 
     layers: Mapping[str, tuple[Tensor, Tensor]]
-    """Name of the layer in the transformer -> A (R, I) and B (O, R)."""
+    """Name of the layer in the model -> A (R, I) and B (O, R)."""
     alpha: float
 
     @property
@@ -40,6 +40,11 @@ class Adapters:
     def scaling(self) -> float:
         """alpha / R."""
         return self.alpha / self.rank
+
+    def config(self) -> LoraConfig:
+        """peft's, which names every layer."""
+        alpha = int(self.alpha) if float(self.alpha).is_integer() else self.alpha
+        return LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=sorted(self.layers))  # type: ignore[arg-type]
 
 
 def has_adapters(state: Mapping[str, Tensor]) -> bool:
@@ -155,8 +160,7 @@ def save_diffusers(adapters: Adapters, out: str | Path) -> None:
 def _config(adapters: Adapters, out: str | Path) -> LoraConfig:
     if not adapters.layers:
         raise CheckpointError(out, "there are no adapters to write")
-    alpha = int(adapters.alpha) if float(adapters.alpha).is_integer() else adapters.alpha
-    return LoraConfig(r=adapters.rank, lora_alpha=alpha, target_modules=sorted(adapters.layers))  # type: ignore[arg-type]
+    return adapters.config()
 
 
 def _named(layers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

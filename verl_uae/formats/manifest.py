@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 from verl_uae import __version__
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.names import MANIFEST
-from verl_uae.formats.weights import check_header, files_below, pickles
+from verl_uae.formats.source import refuse_code
+from verl_uae.formats.weights import check_header, files_below, indexed_files, pickles, walk
 
 #: Number of the manifest's own layout.
 FORMAT = 1
@@ -79,13 +80,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def verify_folder(path: str | Path) -> dict[str, Any]:
-    """Check a model folder: its manifest, every file's size and SHA-256, no file too many, sound weights, no pickle.
+def verify_folder(path: str | Path, *, code: bool = False) -> dict[str, Any]:
+    """Check a model folder: its manifest, every file's size and SHA-256, nothing too many, no pickle, no link out of
+    the folder, no code that a library would run, and weights whose headers and indices are sound.
 
     The manifest tells damage, not forgery: whoever can write the folder can write its manifest.
 
     Args:
         path: model folder. Hidden files and folders (``.git``, ``.cache``) are not looked at.
+        code: accept Python code of the model, as a folder imported with ``--trust-remote-code`` has it.
 
     Returns:
         The manifest.
@@ -96,10 +99,47 @@ def verify_folder(path: str | Path) -> dict[str, Any]:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(folder, "is not a folder")
-    _refuse_pickles(folder)
     content = read_manifest(folder)
-    for name, facts in content["files"].items():
-        file = folder / name
+    _verify(folder, "", content["files"])
+    if not code:
+        refuse_code(folder)
+    return content
+
+
+def verify_part(folder: Path) -> bool:
+    """As :func:`verify_folder`, of a component's folder, or of a model folder's whole; no manifest is no error.
+
+    Args:
+        folder: what is about to be loaded; the manifest is its own, or that of the model folder around it.
+
+    Returns:
+        Whether there was a manifest.
+
+    Raises:
+        CheckpointError: naming the first file that is wrong.
+    """
+    absolute = folder.absolute()
+    for root in (absolute, absolute.parent):
+        if os.path.lexists(root / MANIFEST):
+            files = read_manifest(root)["files"]
+            part = "" if root == absolute else f"{absolute.name}/"
+            if part and not any(name.startswith(part) for name in files):
+                # A folder that happens to lie beside somebody's manifest.
+                return False
+            _verify(root, part, files)
+            return True
+    return False
+
+
+def _verify(root: Path, part: str, files: dict[str, Any]) -> None:
+    """Compare the files below a part of a model folder with what its manifest says of them."""
+    _refuse_pickles(root / part)
+    for file in _irregular(root / part):
+        raise CheckpointError(file, "is no plain file of the folder: a link out of it, a pipe, a socket or a device")
+    for name, facts in files.items():
+        if not name.startswith(part):
+            continue
+        file = root / name
         if not file.is_file():
             raise CheckpointError(file, f"missing, though {MANIFEST} names it")
         if file.stat().st_size != facts["size"]:
@@ -108,11 +148,23 @@ def verify_folder(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(file, f"altered: its SHA-256 is not the one in {MANIFEST}")
         if file.suffix == ".safetensors":
             check_header(file)
-    for file in files_below(folder):
-        if _name(file, folder) not in content["files"] and _name(file, folder) != MANIFEST:
+        elif file.name.endswith(".safetensors.index.json"):
+            indexed_files(file)
+    for file in files_below(root / part):
+        if _name(file, root) not in files and _name(file, root) != MANIFEST:
             kind = "weight file" if file.suffix == ".safetensors" else "file"
             raise CheckpointError(file, f"a {kind} that {MANIFEST} does not name")
-    return content
+
+
+def _irregular(folder: Path) -> Iterator[Path]:
+    """What below a folder is neither a file nor a folder of it. The hub's cache keeps files as links to its blobs."""
+    root = folder.resolve()
+    cache = next((place.parent / "blobs" for place in root.parents if place.name == "snapshots"), None)
+    for path in walk(folder):
+        target = path.resolve()
+        inside = target.is_relative_to(root) or (cache is not None and target.parent == cache)
+        if not (path.is_file() or (path.is_dir() and not path.is_symlink())) or not inside:
+            yield path
 
 
 def publish_folder(build: Callable[[Path], None], out: str | Path) -> None:

@@ -34,6 +34,9 @@ RUN_INFERENCE = "uae_inference.json"
 #: verl's: the captioner's state, the transformers folder in it, and the place in the data.
 ACTOR, HUGGINGFACE, DATA_STATE = "actor", "huggingface", "data.pt"
 
+#: verl's: rank and alpha of the adapters beside it.
+LORA_META = "lora_train_meta.json"
+
 #: State of the trained decoder, and its weights as a decoder folder.
 POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
 

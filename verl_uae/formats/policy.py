@@ -16,7 +16,7 @@ from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.base import COMPONENTS, Base, base_tensors, filled
 from verl_uae.formats.lora import Adapters, merge, split_adapters
-from verl_uae.formats.names import HUGGINGFACE, POLICY_FOLDER
+from verl_uae.formats.names import HUGGINGFACE, LORA_META, POLICY_FOLDER
 from verl_uae.formats.shards import LIVE, read_shards, weight_copies
 
 EMA = "ema"
@@ -98,7 +98,7 @@ def adapter_alpha(folder: Path, layers: dict[str, tuple[Tensor, Tensor]], given:
         CheckpointError: the saved rank is not that of the tensors.
         ConfigError: nothing is known, or what is given is not what was saved.
     """
-    path = folder / "lora_train_meta.json"
+    path = folder / LORA_META
     if not path.is_file():
         if given is None:
             raise ConfigError("--lora-alpha", f"needed: {path} is missing")

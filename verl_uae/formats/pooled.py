@@ -15,6 +15,7 @@ from torch import Tensor
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
+from verl_uae.formats.load import load_model, load_tokenizer
 
 #: Tokenizer and text encoder of CLIP-L and CLIP-G, in the order in which SD3 joins them.
 CLIPS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
@@ -39,19 +40,16 @@ def empty_prompt_pooled(sd3: Path) -> Tensor:
     length: int | None = None
     parts: list[Tensor] = []
     for tokenizer_name, encoder_name in CLIPS:
-        tokenizer: Any = _load(CLIPTokenizer, sd3 / tokenizer_name)
+        tokenizer: Any = load_tokenizer(_part(sd3, tokenizer_name), CLIPTokenizer)
         # The pipeline pads for both encoders to the length of the first tokenizer.
         length = length or int(tokenizer.model_max_length)
-        encoder: Any = _load(CLIPTextModelWithProjection, sd3 / encoder_name, dtype=torch.float32, use_safetensors=True)
+        encoder: Any = load_model(CLIPTextModelWithProjection, _part(sd3, encoder_name))
         ids = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-        parts.append(encoder.eval()(ids).text_embeds[0])
+        parts.append(encoder(ids).text_embeds[0])
     return torch.cat(parts)
 
 
-def _load(kind: Any, folder: Path, **options: Any) -> Any:
-    if not folder.is_dir():
-        raise CheckpointError(folder, "missing: the pooled vector comes from both CLIP text encoders of SD3")
-    try:
-        return kind.from_pretrained(folder, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(folder, f"cannot be loaded as {kind.__name__}: {error}") from error
+def _part(sd3: Path, name: str) -> Path:
+    if not (sd3 / name).is_dir():
+        raise CheckpointError(sd3 / name, "missing: the pooled vector comes from both CLIP text encoders of SD3")
+    return sd3 / name

@@ -23,7 +23,15 @@ from verl_uae.waiting import saying
 #: Libraries whose classes a ``model_index.json`` may name.
 _LIBRARIES = ("diffusers", "transformers", "verl_uae")
 
-_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+#: Every configuration in which transformers looks for ``auto_map``.
+_CONFIGS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -53,10 +61,19 @@ def local_folder(
             raise ConfigError("--revision", f"{source} is a local folder and has no revision")
     else:
         folder = _fetched(source, revision, parts)
-    code = brought_code(folder)
-    if code and not remote_code:
-        raise CheckpointError(folder / code[0], "needs Python code of its own (trust_remote_code), which is refused")
+    if not remote_code:
+        refuse_code(folder)
     return folder
+
+
+def refuse_code(folder: Path) -> None:
+    """Refuse a folder that would have a library run Python code of its own.
+
+    Raises:
+        CheckpointError: naming the configuration file that asks for it.
+    """
+    if code := brought_code(folder):
+        raise CheckpointError(folder / code[0], "needs Python code of its own (trust_remote_code), which is refused")
 
 
 def check_pin(remote_code: bool, revision: str | None) -> None:
@@ -74,19 +91,38 @@ def check_pin(remote_code: bool, revision: str | None) -> None:
 def brought_code(folder: Path) -> list[str]:
     """Configuration files of a folder and its components that make loaders run Python code of the repository."""
     files = [path for name in _CONFIGS for path in (folder / name, *folder.glob(f"*/{name}"))]
-    found = [path for path in files if path.is_file() and "auto_map" in _read(path)]
+    found = [path for path in files if path.is_file() and _asks_for_code(_read(path))]
     index = folder / MODEL_INDEX
-    if index.is_file():
-        classes = [value for value in _read(index).values() if isinstance(value, list) and len(value) == 2]
-        if any(library and str(library).split(".")[0] not in _LIBRARIES for library, _ in classes):
-            found.append(index)
+    if index.is_file() and _names_code(_read(index)):
+        found.append(index)
     return [path.relative_to(folder).as_posix() for path in found]
+
+
+def _asks_for_code(config: Any) -> bool:
+    """Whether a configuration of transformers, or a part of one, names classes or attention kernels of a repository."""
+    if isinstance(config, list):
+        return any(map(_asks_for_code, config))
+    if not isinstance(config, dict):
+        return False
+    kernels = [value for name, value in config.items() if name.endswith("attn_implementation")]
+    return (
+        "auto_map" in config or any("/" in str(value) for value in kernels) or any(map(_asks_for_code, config.values()))
+    )
+
+
+def _names_code(index: dict[str, Any]) -> bool:
+    """Whether a diffusers index names a class of no known library, for the pipeline or one of its components."""
+    classes = [value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
+    foreign = [library for library, *_ in filter(None, classes) if library is not None]
+    return isinstance(index.get("_class_name"), list) or any(
+        str(library).split(".")[0] not in _LIBRARIES for library in foreign
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(path, f"is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(path, "is not a JSON object")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from verl_uae.errors import CheckpointError
 
@@ -31,11 +31,13 @@ def pickles(folder: Path) -> list[Path]:
 
 def files_below(folder: Path) -> list[Path]:
     """Every file below a folder in the order of their names, without hidden files and folders (.git, .cache)."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    return [path for path in walk(folder) if path.is_file()]
+
+
+def walk(folder: Path) -> list[Path]:
+    """Everything below a folder in the order of names, whatever it is, without hidden files and folders."""
+    found = sorted(folder.rglob("*"))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def check_header(path: Path) -> dict[str, tuple[int, ...]]:
@@ -73,7 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
         if single.is_file():
             return [single]
         if index.is_file():
-            return _indexed(index)
+            return indexed_files(index)
     found = [path.name for path in pickles(folder)]
     hint = f"; pickles are refused: {', '.join(found)}" if found else ""
     raise CheckpointError(folder, f"has no {STEMS[0]}.safetensors and no {STEMS[1]}.safetensors{hint}")
@@ -97,24 +99,6 @@ def read_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[
                     yield name, opened.get_tensor(name)
 
 
-def check_shapes(folder: Path, model: nn.Module) -> None:
-    """Compare names and shapes of a component's stored tensors with a model's, which may be on the device ``meta``.
-
-    Raises:
-        CheckpointError: naming the tensors that are missing, too many or of another shape.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    stored: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(folder):
-        stored.update(check_header(path))
-    missing, unknown = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
-    odd = sorted(name for name in set(wanted) & set(stored) if wanted[name] != stored[name])
-    if missing or unknown or odd:
-        raise CheckpointError(
-            folder, f"does not fit its config: missing {missing[:4]}, unknown {unknown[:4]}, other shape {odd[:4]}"
-        )
-
-
 def same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], where: Path) -> None:
     """Compare two sets of tensors bit for bit, names, shapes and dtypes included.
 
@@ -134,10 +118,15 @@ def _same(left: Tensor, right: Tensor) -> bool:
     return torch.equal(raw_left, raw_right)
 
 
-def _indexed(index: Path) -> list[Path]:
+def indexed_files(index: Path) -> list[Path]:
+    """The files that an index names.
+
+    Raises:
+        CheckpointError: it is no index, or names something else than safetensors that lie beside it.
+    """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(index, f"not an index of weights: {error!r}") from error
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):

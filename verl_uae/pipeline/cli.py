@@ -69,6 +69,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -
         parser.add_argument(flag, dest=name, type=kind, metavar=metavar, help=f"{text} (default: the model's)")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on an accelerator")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare files with a manifest")
     parser.add_argument(
         "--offload", choices=("none", "model", "sequential"), default="none", help="keep weights on the host"
     )
@@ -87,10 +88,7 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
     from verl_uae.pipeline.pipeline import UAEPipeline
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        on_host = torch.device(device).type == "cpu"
-    except RuntimeError as error:
-        raise ConfigError("--device", str(error).splitlines()[0]) from error
+    on_host = _checked_device(device) == "cpu"
     if on_host and args.offload != "none":
         raise ConfigError("--offload", "needs an accelerator as --device; on the host there is nowhere to offload from")
     name = ("float32" if on_host else "bfloat16") if args.dtype == "auto" else args.dtype
@@ -99,9 +97,13 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
     args.model = model_source(args.model, args.model_key)
     if args.encoder is not None:
         args.encoder = existing_folder(args.encoder, "--encoder")
-        given |= {"encoder": load_model(args.encoder, dtype), "processor": load_processor_of(args.encoder)}
+        verify = False if args.no_verify else None
+        encoder = load_model(args.encoder, dtype, verify=verify)
+        given |= {"encoder": encoder, "processor": load_processor_of(args.encoder)}
     if args.encoder is not None and given["encoder"] is None:
         raise ConfigError("--encoder", f"{args.encoder} is not a transformers folder")
+    if args.no_verify:
+        given["verify"] = False
     pipe = UAEPipeline.from_pretrained(args.model, torch_dtype=dtype, **given)
     pipe.set_progress_bar_config(disable=True)
     try:
@@ -113,8 +115,9 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
             return pipe.to(device)
         offload = pipe.enable_model_cpu_offload if args.offload == "model" else pipe.enable_sequential_cpu_offload
         offload(device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError("--device", str(error).splitlines()[0]) from error
+    except torch.OutOfMemoryError as error:
+        remedy = "give --offload, a smaller --dtype, or another device"
+        raise ConfigError("--device", f"{device} has no room for the model; {remedy}") from error
     return pipe
 
 
@@ -137,6 +140,24 @@ def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
         except ConfigError as error:
             raise ConfigError(flag, error.message) from error
     return given
+
+
+def _checked_device(name: str) -> str:
+    """Type of a device that computes here.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError("--device", f"{name}: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise ConfigError("--device", "meta holds no numbers; give cpu or an accelerator")
+    return device.type
 
 
 def _sample(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
+from verl_uae.formats import load
+from verl_uae.formats.load import PROCESSOR_FILES
 from verl_uae.formats.names import ENCODER, LANGUAGE_MODEL
-from verl_uae.paths import is_hub_id, model_source
+from verl_uae.paths import expand, is_hub_id, model_source
 from verl_uae.waiting import saying
 
 Dtype = torch.dtype | dict[str, torch.dtype]
@@ -21,7 +24,6 @@ Dtype = torch.dtype | dict[str, torch.dtype]
 #: What is downloaded of a hub repository; pickles are not.
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.md")
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-_PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
 def local_folder(source: str | os.PathLike[str], kwargs: dict[str, Any]) -> Path:
@@ -56,21 +58,28 @@ def keep_vae_fp32(dtype: Dtype | None) -> dict[str, torch.dtype]:
     return {**table, "vae": torch.float32}
 
 
-def load_model(folder: Path, dtype: torch.dtype) -> Any:
+def dtype_of(name: str, dtype: Mapping[str, torch.dtype]) -> torch.dtype:
+    """What :func:`keep_vae_fp32` says of one component."""
+    return dtype.get(name, dtype.get("default", torch.float32))
+
+
+def load_model(folder: str | Path, dtype: torch.dtype, **options: Any) -> Any:
     """The vision-language model of a transformers folder, or None where there is none.
 
+    Args:
+        folder: local folder.
+        dtype: of the weights.
+        options: more arguments of :func:`~verl_uae.formats.load.load_model`.
+
     Raises:
-        CheckpointError: it does not load.
+        CheckpointError: it does not load, or not as a whole.
     """
-    if not (folder / "config.json").is_file():
+    if not (expand(folder) / "config.json").is_file():
         return None
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText
 
-    try:
-        return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(folder, f"does not load: {error}") from error
+    return load.load_model(AutoModelForImageTextToText, folder, dtype=dtype, **options)
 
 
 def load_processor(root: Path) -> Any:
@@ -83,18 +92,12 @@ def load_processor(root: Path) -> Any:
     return next((processor for processor in found if processor is not None), None)
 
 
-def load_processor_of(folder: Path) -> Any:
+def load_processor_of(folder: str | Path) -> Any:
     """The processor of a transformers folder, or None where it has none.
 
     Raises:
         CheckpointError: it does not load.
     """
-    if not any((folder / file).is_file() for file in _PROCESSOR_FILES):
+    if not any((expand(folder) / file).is_file() for file in PROCESSOR_FILES):
         return None
-    ensure_torchvision()
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(folder, f"its processor does not load: {error}") from error
+    return load.load_processor(folder)

@@ -26,19 +26,26 @@ from transformers import PreTrainedModel
 
 from verl_uae.data.images import ImageSource, decode_image
 from verl_uae.decoder.conditioner import Condition, Conditioner, language_stack
-from verl_uae.decoder.decoder import Decoder, check_decoder_folder
+from verl_uae.decoder.decoder import COMPONENTS, Decoder, check_decoder_folder
 from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.formats.inference import ENTRIES, InferenceSettings, read_index
-from verl_uae.formats.names import ENCODER, LANGUAGE_MODEL
+from verl_uae.formats.load import load_model, load_scheduler, wants_digests
+from verl_uae.formats.manifest import verify_folder
+from verl_uae.formats.names import ENCODER, LANGUAGE_MODEL, MANIFEST
+from verl_uae.formats.source import refuse_code
 from verl_uae.pipeline.captioner import caption_messages, write_captions
 from verl_uae.pipeline.inputs import check_callback, check_drawing, generator_list, sigma_table
-from verl_uae.pipeline.loading import keep_vae_fp32, load_model, load_processor, local_folder
+from verl_uae.pipeline.loading import dtype_of, keep_vae_fp32, load_processor, local_folder
+from verl_uae.pipeline.loading import load_model as load_captioner
 
 logger = logging.getLogger(__name__)
 
 _DEFAULTS = InferenceSettings()
+
+#: Arguments of ``DiffusionPipeline.from_pretrained`` that would let it load parts by itself.
+_UNSUPPORTED = {"custom_pipeline", "device_map", "max_memory", "quantization_config", "variant"}
 
 Generator = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[["UAEPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -149,7 +156,9 @@ class UAEPipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: folder or hub id.
             kwargs: as of ``DiffusionPipeline.from_pretrained``: ``torch_dtype``, components (``encoder=...``,
-                ``processor=...``) and settings (``condition_length=...``) in place of the folder's.
+                ``processor=...``) and settings (``condition_length=...``) in place of the folder's. Besides these
+                ``verify``: whether the files are compared with the folder's manifest, if it has one; by default they
+                are, unless ``VERL_UAE_VERIFY=0``. Code that a folder brings is refused, whatever is asked for.
 
         Raises:
             CheckpointError: naming the folder and the part that is missing or does not load, or the entry of
@@ -163,12 +172,27 @@ class UAEPipeline(DiffusionPipeline):
         if missing:
             logger.warning("%s does not say %s: the defaults are used", root, ", ".join(missing))
         dtype = keep_vae_fp32(kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None))
+        if odd := sorted(name for name in _UNSUPPORTED & kwargs.keys() if kwargs[name] is not None):
+            raise ValueError(
+                f"{odd[0]} is not supported; load the pipeline, then .to(device) or enable_model_cpu_offload()"
+            )
+        verify = kwargs.pop("verify", None)
+        refuse_code(root)
+        if (wants_digests() if verify is None else verify) and (root / MANIFEST).exists():
+            verify_folder(root)
+        # The manifest of the folder speaks for all of its parts.
+        options: dict[str, Any] = {"verify": False}
+        for name, kind in COMPONENTS.items():
+            if name not in kwargs:
+                kwargs[name] = load_model(kind, root, subfolder=name, dtype=dtype_of(name, dtype), **options)
         for name in (ENCODER, LANGUAGE_MODEL):
             if name not in kwargs:
-                kwargs[name] = load_model(root / name, dtype.get(name, dtype.get("default", torch.float32)))
+                kwargs[name] = load_captioner(root / name, dtype_of(name, dtype), **options)
+        if "scheduler" not in kwargs:
+            kwargs["scheduler"] = load_scheduler(root)
         if "processor" not in kwargs:
             kwargs["processor"] = load_processor(root)
-        kwargs.setdefault("use_safetensors", True)
+        kwargs |= {"use_safetensors": True, "trust_remote_code": False}
         try:
             return super().from_pretrained(str(root), torch_dtype=dtype, **kwargs)
         except OSError as error:

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from verl_uae.compat import ensure_torchvision
 from verl_uae.data.images import image_digest
 from verl_uae.decoder.conditioner import Conditioner, language_stack
 from verl_uae.errors import DataError
+from verl_uae.formats.load import load_processor
 from verl_uae.rollout.hf.engine import CaptionEngine
 from verl_uae.rollout.hf.types import CaptionRequest, CaptionRequestError, CaptionResult
 from verl_uae.rollout.sample import CaptionState, source_image
@@ -116,9 +116,6 @@ class EncoderCaptions:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> None:
-        ensure_torchvision()
-        from transformers import AutoProcessor
-
         self.settings = settings
         self.engine = CaptionEngine(
             path,
@@ -129,7 +126,7 @@ class EncoderCaptions:
             max_batch_size=settings.batch_size,
             prefill_batch_size=min(8, settings.batch_size),
         )
-        processor = AutoProcessor.from_pretrained(path)
+        processor = load_processor(path)
         self.prompt_tokens = PromptTokens(processor, self.engine.config.model_type, settings.prompt)
 
     def to(self, device: str | torch.device) -> None:

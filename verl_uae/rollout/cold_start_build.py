@@ -13,11 +13,11 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine.base import EngineRegistry
 
-from verl_uae.compat import ensure_torchvision
 from verl_uae.engine.encoder import ENCODER_TYPE, EncoderEngine, EncoderModelConfig
 from verl_uae.engine.supervised import SUPERVISED_TYPE
 from verl_uae.errors import ConfigError
 from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.formats.load import load_config, load_processor
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.terms.features import FeatureTerm
 from verl_uae.rollout.caption_inputs import CaptionBatcher
@@ -73,11 +73,8 @@ def build_features(config: DictConfig, device: str) -> FeatureTerm:
 
 def build_caption_batcher(config: DictConfig, device: str) -> CaptionBatcher:
     """Prompts as the captioning stages build them."""
-    ensure_torchvision()
-    from transformers import AutoConfig, AutoProcessor
-
     path = config.actor_rollout_ref.model.path
-    processor, model = AutoProcessor.from_pretrained(path), AutoConfig.from_pretrained(path)
+    processor, model = load_processor(path), load_config(path)
     settings = PromptSettings(
         config.actor_rollout_ref.model.get("custom_chat_template"),
         dict(config.data.get("apply_chat_template_kwargs") or {}),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.config import CheckpointConfig
 from verl.utils.config import omega_conf_to_dataclass
@@ -20,6 +20,7 @@ from verl_uae.flow.objective.registry import BoundObjective
 from verl_uae.flow.plan import SamplingPlan, make_plan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.window import WindowSettings
+from verl_uae.formats.load import load_model, load_scheduler
 from verl_uae.reward.build import build_scorer, has_groupwise
 from verl_uae.rollout.build import DTYPES
 from verl_uae.rollout.captions import CaptionSettings, EncoderCaptions, PromptSettings
@@ -100,8 +101,7 @@ def decoder_shift(config: DictConfig) -> float:
     """Timestep shift: of the configuration, else of the decoder's scheduler."""
     if config.uae.decoder.shift is not None:
         return float(config.uae.decoder.shift)
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(config.uae.decoder.path, subfolder="scheduler")
-    return float(scheduler.config.shift)
+    return float(load_scheduler(config.uae.decoder.path).config.shift)
 
 
 def sampling_plan(config: DictConfig, shift: float, iteration: int) -> SamplingPlan:
@@ -168,7 +168,7 @@ def build_rollout(config: DictConfig, captions: EncoderCaptions | None, transfor
             dtype=DTYPES[uae.conditioner.dtype],
             device=device,
         )
-    vae = AutoencoderKL.from_pretrained(uae.decoder.path, subfolder="vae", use_safetensors=True).to(device).eval()
+    vae = load_model(AutoencoderKL, uae.decoder.path, subfolder="vae").to(device)
     settings = PolicyRolloutSettings(
         seed=uae.seed,
         height=uae.decoder.height,

@@ -22,6 +22,7 @@ from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.conditioner import Conditioner
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.formats.load import load_model, load_tokenizer
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.checker import attribute_accuracy, drawn_accuracy
 from verl_uae.scenes.grammar import ATTRIBUTES, caption_facts
@@ -85,10 +86,10 @@ def evaluate(
         scene_eval_items: per category of SceneEval.
     """
     ensure_torchvision()
-    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
-    encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(encoder_folder, dtype=torch.float32).eval()
-    captioner = Captioner(encoder, AutoTokenizer.from_pretrained(encoder_folder))
+    encoder = load_model(Qwen2_5_VLForConditionalGeneration, encoder_folder)
+    captioner = Captioner(encoder, load_tokenizer(encoder_folder))
     conditioner = Conditioner.from_pretrained(str(conditioner_folder), length=CONDITION_LENGTH)
     decoder = Decoder.from_pretrained(str(decoder_folder))
     return evaluate_models(

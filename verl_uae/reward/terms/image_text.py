@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from verl_uae.errors import ConfigError
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.formats.load import load_tokenizer
 from verl_uae.paths import model_source
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import TermContext
@@ -98,9 +99,9 @@ def load_clip_text(model: str, revision: str | None, dtype: torch.dtype) -> tupl
     if not any(_found(cached_file, model, name, revision) for name in ("tokenizer.json", "vocab.json")):
         raise ConfigError(f"{KEY}.model", f"{model!r} has no CLIP tokenizer: neither tokenizer.json nor vocab.json")
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(model, revision=revision)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{KEY}.model", f"{model!r} has no CLIP tokenizer: {error}") from error
+        tokenizer = load_tokenizer(model, CLIPTokenizer, revision=revision)
+    except CheckpointError as error:
+        raise ConfigError(f"{KEY}.model", f"{model!r} has no CLIP tokenizer: {error.message}") from error
     if len(tokenizer) > network.config.vocab_size:
         message = f"the tokenizer of {model!r} has {len(tokenizer)} tokens, its text tower {network.config.vocab_size}"
         raise ConfigError(f"{KEY}.model", message)

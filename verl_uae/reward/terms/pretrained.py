@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from verl_uae.errors import ConfigError
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.formats.load import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -59,28 +60,17 @@ def load_frozen(
     Raises:
         ConfigError: where something is missing, of the model or of its weights, or the model has registers of its own.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    # A cut safetensors file and an entry of another type have exceptions of their own.
-    damaged = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, StrictDataclassError)
-    try:
-        with torch.random.fork_rng(devices=[]), quiet_transformers():
-            load: Any = network_class.from_pretrained
-            network, info = load(model, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True)
-    except damaged as error:
-        raise ConfigError(key, f"{model!r} cannot be loaded as a {name} model: {error}") from error
-    incomplete = sorted(info["missing_keys"]) + sorted(str(weight) for weight in info["mismatched_keys"])
-    if incomplete:
-        raise ConfigError(key, f"{model!r} lacks {len(incomplete)} weights of {name}, such as {incomplete[0]}")
     # What a network does not know is left out, as the text tower of a whole CLIP; registers take part in every layer.
-    if any("register_tokens" in str(weight) for weight in info["unexpected_keys"]):
-        raise ConfigError(key, f"{model!r} has register tokens, which {name} does not know")
+    options: dict[str, Any] = {"revision": revision, "may_ignore": lambda weight: "register_tokens" not in weight}
+    try:
+        network = load_model(network_class, model, dtype=dtype, **options)
+    except CheckpointError as error:
+        raise ConfigError(key, f"{model!r} cannot be loaded as a {name} model: {error.message}") from error
     # A part's own configuration, as CLIP's text tower's, does not know the commit.
     commit = network_class.config_class.get_config_dict(model, revision=revision)[0].get("_commit_hash")
     if commit is not None and commit != revision:
         logger.info("%s: %s at commit %s; give it as revision to load the same weights later", key, model, commit)
-    frozen: nn.Module = network.eval().requires_grad_(False)
+    frozen: nn.Module = network.requires_grad_(False)
     return frozen
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from verl_uae.compat import ensure_torchvision
+from verl_uae.formats.load import load_model, load_processor
 from verl_uae.rollout.hf.prompts import PrefillChunk, Prompt, PromptBuilder, PromptKey, prefill_chunks
 from verl_uae.rollout.hf.sampling import BatchSampler
 from verl_uae.rollout.hf.types import CaptionRequest, CaptionRequestError, CaptionResult
@@ -95,6 +96,7 @@ class CaptionEngine:
         fixed_shapes: fill batches with dummy rows. Without, results depend on the batch in the last bits.
 
     Raises:
+        CheckpointError: the folder is not a whole model.
         NotImplementedError: the model uses sliding-window attention.
     """
 
@@ -111,15 +113,15 @@ class CaptionEngine:
         fixed_shapes: bool = True,
     ) -> None:
         ensure_torchvision()
-        from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+        from transformers import Qwen2_5_VLForConditionalGeneration
 
         from verl_uae.pipeline.captioner import banned_tokens, eos_token_ids
 
-        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            model_path, dtype=dtype, attn_implementation=attn_implementation
+        self.model: Any = load_model(
+            Qwen2_5_VLForConditionalGeneration, model_path, dtype=dtype, attn_implementation=attn_implementation
         )
-        self.model.eval().requires_grad_(False).to(device)
-        processor = AutoProcessor.from_pretrained(model_path)
+        self.model.requires_grad_(False).to(device)
+        processor = load_processor(model_path)
         self.tokenizer = processor.tokenizer
         self.config = self.model.config
         if "sliding_attention" in (getattr(self.config.get_text_config(), "layer_types", None) or ()):

@@ -22,6 +22,7 @@ import torch
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.decoder import Decoder
+from verl_uae.formats.load import load_model
 from verl_uae.scenes.coldstart import ColdStartConfig, Learner, flow_loss
 from verl_uae.scenes.crowd.models import (
     TEMPLATE_TOKENS,
@@ -128,5 +129,5 @@ def load(folder: Path) -> tuple[Any, Decoder]:
     ensure_torchvision()
     from transformers import Qwen2_5_VLTextModel
 
-    language_model = Qwen2_5_VLTextModel.from_pretrained(folder / "language_model", dtype=torch.float32)
+    language_model = load_model(Qwen2_5_VLTextModel, folder / "language_model")
     return language_model, Decoder.from_pretrained(str(folder / "decoder"))

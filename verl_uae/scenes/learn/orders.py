@@ -20,6 +20,7 @@ import torch
 from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.conditioner import Conditioner
 from verl_uae.decoder.decoder import Decoder
+from verl_uae.formats.load import load_model, load_tokenizer
 from verl_uae.reward.composition import group_ranks
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
@@ -49,10 +50,10 @@ def orders(
         By label a number in [-1, 1].
     """
     ensure_torchvision()
-    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
-    encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "encoder", dtype=torch.float32).eval()
-    captioner = Captioner(encoder, AutoTokenizer.from_pretrained(root / "encoder"))
+    encoder = load_model(Qwen2_5_VLForConditionalGeneration, root / "encoder")
+    captioner = Captioner(encoder, load_tokenizer(root / "encoder"))
     conditioner = Conditioner.from_pretrained(str(root / "encoder"), length=CONDITION_LENGTH)
     decoder = Decoder.from_pretrained(str(root / "decoder"))
     scenes = [scene for scene in held_out_scenes(pictures, seed) for _ in range(MEMBERS)]

@@ -70,7 +70,7 @@ def merged_velocity(policy: PolicyModule, tiny_models: Path) -> Tensor:
     plain.load_state_dict(merge(base, layers, 2.5, HERE))
     after = velocity(plain, policy)
     assert (after - before).abs().max() > 0.1
-    torch.testing.assert_close(after, policy(X, SIGMA, STATES), atol=1e-5, rtol=0)
+    torch.testing.assert_close(after, policy(X, SIGMA, STATES), atol=1e-5, rtol=1e-5)
     return after
 
 
@@ -103,7 +103,7 @@ def test_peft_loads_the_adapter_on_the_stock_transformer(
     ]
     loaded = PeftModel.from_pretrained(stock(tiny_models), str(tmp_path / "adapter")).eval()
     merged = merged_velocity(policy, tiny_models)
-    torch.testing.assert_close(velocity(loaded, policy), merged, atol=1e-5, rtol=0)
+    torch.testing.assert_close(velocity(loaded, policy), merged, atol=1e-5, rtol=1e-5)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 10, "some/model")
     assert len(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) == 2 * 15
@@ -117,9 +117,9 @@ def test_diffusers_loads_the_adapter_into_the_transformer(
     transformer = stock(tiny_models)
     transformer.load_lora_adapter(tmp_path / "adapter", prefix="transformer", use_safetensors=True)
     merged = merged_velocity(policy, tiny_models)
-    torch.testing.assert_close(velocity(transformer, policy), merged, atol=1e-5, rtol=0)
+    torch.testing.assert_close(velocity(transformer, policy), merged, atol=1e-5, rtol=1e-5)
     transformer.disable_lora()
-    torch.testing.assert_close(velocity(transformer, policy), velocity(stock(tiny_models), policy), atol=1e-5, rtol=0)
+    torch.testing.assert_close(velocity(transformer, policy), velocity(stock(tiny_models), policy), atol=1e-5, rtol=1e-5)
 
 
 def test_the_pipeline_loads_the_adapter_with_and_without_metadata(
@@ -132,7 +132,7 @@ def test_the_pipeline_loads_the_adapter_with_and_without_metadata(
         pipeline = StableDiffusion3Pipeline.from_pretrained(sd3, text_encoder_3=None, tokenizer_3=None)
         pipeline.load_lora_weights(source)
         assert list(pipeline.get_list_adapters().values()) == [["default_0"]]
-        torch.testing.assert_close(velocity(pipeline.transformer, policy), merged, atol=1e-5, rtol=0)
+        torch.testing.assert_close(velocity(pipeline.transformer, policy), merged, atol=1e-5, rtol=1e-5)
 
 
 A, B = "x.lora_A.default.weight", "x.lora_B.default.weight"

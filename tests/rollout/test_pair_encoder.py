@@ -53,7 +53,9 @@ def test_latents_are_the_posterior_means_of_the_pictures(models: tuple[Decoder, 
     found, problems = make(models).latents([pair(0), pair(1), pair(2)], SIZE)
     assert problems == ["", "", ""]
     expected = encode_image(models[0].vae, render_float(SCENES))
-    torch.testing.assert_close(torch.stack([latent for latent in found if latent is not None]), expected)
+    # The VAE normalises groups of pixels that are all alike, which makes large differences of last bits.
+    stacked = torch.stack([latent for latent in found if latent is not None])
+    torch.testing.assert_close(stacked, expected, atol=1e-3, rtol=0)
 
 
 def test_a_picture_that_does_not_decode_costs_itself(models: tuple[Decoder, Conditioner]) -> None:

@@ -60,24 +60,26 @@ class PairEncoder:
         """
         found: list[Tensor | None] = [self._kept(pair, size) for pair in pairs]
         problems = [""] * len(pairs)
-        pictures: dict[int, Tensor] = {}
+        # By content: the company in a batch changes the last bits, and equal pictures must have equal latents.
+        pictures: dict[str, Tensor] = {}
         for index, pair in enumerate(pairs):
-            if found[index] is None:
+            if found[index] is None and pair.content_key not in pictures:
                 try:
-                    pictures[index] = fit(pair.decode(self.limits), size)
+                    pictures[pair.content_key] = fit(pair.decode(self.limits), size)
                 except DataError as error:
                     problems[index] = str(error)
         waiting = list(pictures)
 
         def encode(rows: slice) -> Tensor:
-            image_B3HW = torch.stack([pictures[index] for index in waiting[rows]])
+            image_B3HW = torch.stack([pictures[key] for key in waiting[rows]])
             return encode_image(self.vae, image_B3HW.to(self.vae.device)).cpu()
 
         latents = [latent_Chw for part in self._batch.map(len(waiting), encode) for latent_Chw in part]
-        for index, latent_Chw in zip(waiting, latents, strict=True):
-            found[index] = latent_Chw
-            if self.latent_cache is not None:
-                self.latent_cache.put(latent_name(pairs[index].content_key, size), {"latent": latent_Chw})
+        made = dict(zip(waiting, latents, strict=True))
+        if self.latent_cache is not None:
+            for key, latent_Chw in made.items():
+                self.latent_cache.put(latent_name(key, size), {"latent": latent_Chw})
+        found = [made.get(pair.content_key) if kept is None else kept for pair, kept in zip(pairs, found, strict=True)]
         return found, problems
 
     def states(self, captions: Sequence[str]) -> tuple[list[Tensor], list[bool], list[str]]:

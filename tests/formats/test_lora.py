@@ -119,7 +119,9 @@ def test_diffusers_loads_the_adapter_into_the_transformer(
     merged = merged_velocity(policy, tiny_models)
     torch.testing.assert_close(velocity(transformer, policy), merged, atol=1e-5, rtol=1e-5)
     transformer.disable_lora()
-    torch.testing.assert_close(velocity(transformer, policy), velocity(stock(tiny_models), policy), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        velocity(transformer, policy), velocity(stock(tiny_models), policy), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_the_pipeline_loads_the_adapter_with_and_without_metadata(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from verl_uae.paths import expand, named_path
 from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
 
 if TYPE_CHECKING:
+    from verl_uae.bench.backbones import Backbone
     from verl_uae.bench.draw import Drawn
 
 RESULT, REPORT, CAPTIONS = "result.json", "report.html", "captions.jsonl"
@@ -73,7 +74,7 @@ def _add_unified(commands: Any) -> None:
 
 
 def _unified(args: argparse.Namespace) -> int:
-    from verl_uae.bench.backbones import check_available, choose
+    from verl_uae.bench.backbones import choose
     from verl_uae.bench.pairs import captions_by_key, find_pairs
     from verl_uae.bench.report import write_report
     from verl_uae.bench.unified import result, score, write_result
@@ -81,10 +82,8 @@ def _unified(args: argparse.Namespace) -> int:
 
     _check(args)
     backbones = choose(args.backbone, args.only)
-    if args.model is not None:
-        check_available(backbones)
     captions = None if args.captions is None else read_captions(args.captions)
-    drawn = None if args.model is None else _draw(args, captions)
+    drawn = None if args.model is None else _draw(args, captions, backbones)
     args.out.mkdir(parents=True, exist_ok=True)
     if drawn is None:
         pairing = find_pairs(args.generated, args.images)
@@ -119,12 +118,15 @@ def _device(args: argparse.Namespace) -> Any:
     return device
 
 
-def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None) -> Drawn:
+def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None, backbones: Sequence[Backbone]) -> Drawn:
+    from verl_uae.bench.backbones import check_available
     from verl_uae.bench.draw import DrawSettings, draw_folder
 
     pipe = load_pipeline(args)
     if captions is None and (pipe.encoder is None or pipe.processor is None):
         raise ConfigError("--model", "has no captioner: pass --encoder or --captions")
+    # The hub is asked when everything else is known to be possible, and before anything is drawn.
+    check_available(backbones)
     settings = DrawSettings(model=args.model, encoder=args.encoder, seed=args.seed)
     drawn = draw_folder(pipe, args.images, args.out, settings, captions, lambda n, m: _progress("drawing", n, m))
     print(f"{len(drawn.captions)} reconstructions, {drawn.kept} of them from before", file=sys.stderr)

@@ -110,8 +110,6 @@ def last_lines(summary: RunSummary, folder: str, seconds: float, *, done: bool, 
         return lines
     checkpoint = Path(folder) / step_name(summary.saved)
     lines.append(_line("checkpoint", str(checkpoint)))
-    if not done:
-        lines.append(_line("go on", "the same command with trainer.resume_mode=auto"))
     lines += [
         _line("use it" if number == 0 else "", text) for number, text in enumerate(_commands(summary, checkpoint))
     ]

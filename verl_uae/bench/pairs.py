@@ -84,16 +84,19 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
 def match(name: str, references: Sequence[Path]) -> Path | None:
     """The reference of a generated picture, by name alone.
 
-    The first of equal name; else, in the order given, the first whose stem equals that of the generated picture, with
-    or without ``recon_`` before it, or makes its name by `recon_name`.
+    The first of equal name; else the one that makes a name with an escape or a digest by `recon_name`; else, in the
+    order given, the first whose stem equals that of the generated picture, with or without ``recon_`` before it.
     """
     for path in references:
         if path.name == name:
             return path
+    if "~" in name or "\\" in name:
+        for path in references:
+            if name == recon_name(path.stem):
+                return path
     stem = os.path.splitext(name)[0]
-    made = "~" in name or "\\" in name
     for path in references:
-        if stem in (path.stem, PREFIX + path.stem) or (made and name == recon_name(path.stem)):
+        if stem in (path.stem, PREFIX + path.stem):
             return path
     return None
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the tiny captioner on gloo ranks with some or all tokens masked and writes what happened as JSON.
+"""Trains the tiny captioner on gloo ranks, with masked tokens and with adapters, and writes what happened as JSON.
 
 python -m tests.engine.captioner_probe MODELS OUT RANK SIZE PORT
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor
 from verl.trainer.config import CheckpointConfig
@@ -34,6 +35,7 @@ from verl.workers.utils.losses import ppo_loss
 
 from verl_uae.engine.captioner import MODEL_TYPE
 from verl_uae.engine.worker import CaptionerTrainingWorker
+from verl_uae.errors import UAEError
 from verl_uae.scenes.tokenizer import pixel_values, prompt_ids
 from verl_uae.seeding import normal
 
@@ -41,8 +43,11 @@ ROWS = 8
 LENGTHS = [3, 5, 2, 4, 6, 1, 3, 2]
 
 
-def worker(models: str) -> CaptionerTrainingWorker:
+def worker(
+    models: str, contents: list[str] | None = None, *, freeze_vision_tower: bool = False, **lora: Any
+) -> CaptionerTrainingWorker:
     """A training worker with momentum and weight decay, which move weights at a gradient of zero."""
+    contents = contents or ["model", "optimizer", "extra"]
     config = TrainingWorkerConfig(
         model_type=MODEL_TYPE,
         model_config=HFModelConfig(
@@ -50,6 +55,7 @@ def worker(models: str) -> CaptionerTrainingWorker:
             use_remove_padding=False,
             enable_gradient_checkpointing=False,
             override_config={"attn_implementation": "sdpa"},
+            **lora,
         ),
         engine_config=FSDPEngineConfig(
             strategy="fsdp2",
@@ -61,9 +67,9 @@ def worker(models: str) -> CaptionerTrainingWorker:
             mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
         ),
         optimizer_config=FSDPOptimizerConfig(lr=1e-2, weight_decay=0.1, total_training_steps=4, clip_grad=1e9),
-        checkpoint_config=CheckpointConfig(),
+        checkpoint_config=CheckpointConfig(save_contents=contents, load_contents=contents),
     )
-    made = CaptionerTrainingWorker(config)
+    made = CaptionerTrainingWorker(config, freeze_vision_tower=freeze_vision_tower)
     made.reset()
     actor = ActorConfig(
         strategy="fsdp2",
@@ -126,7 +132,7 @@ def state(made: CaptionerTrainingWorker) -> list[Tensor]:
         for entry in made.engine.optimizer.state.values()
     )
     tensors = chain(made.engine.module.parameters(), held)
-    return [getattr(tensor.detach(), "full_tensor", tensor.detach)().clone() for tensor in tensors]
+    return [whole(tensor) for tensor in tensors]
 
 
 def step(made: CaptionerTrainingWorker, trains: list[bool], *, mini_batch: int = ROWS) -> dict[str, Any]:
@@ -155,13 +161,78 @@ def facts(models: str) -> dict[str, Any]:
     return found
 
 
+LORA: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 12, "lora": {"merge": True}}
+
+
+def lora_facts(models: str, folder: Path) -> dict[str, Any]:
+    """A step with adapters on all linear layers, saved in both ways, and what a caption server is sent of it."""
+    made = worker(models, ["model", "hf_model"], freeze_vision_tower=True, **LORA)
+    before = {name: whole(parameter) for name, parameter in made.engine.module.named_parameters()}
+    made.train_mini_batch(batch(made, [True] * ROWS, mini_batch=ROWS))
+    after = dict(made.engine.module.named_parameters())
+    made.save_checkpoint(str(folder / "actor"))
+    sent, _ = made.engine.get_per_tensor_param()
+    served = {name: tensor.contiguous() for name, tensor in sent}
+    if torch.distributed.get_rank() == 0:
+        save_file(served, folder / "served.safetensors")
+    found: dict[str, Any] = {
+        "moved": [name for name, tensor in before.items() if not torch.equal(tensor, whole(after[name]))],
+        "trainable": [name for name, parameter in after.items() if parameter.requires_grad],
+    }
+    if torch.distributed.get_world_size() == 1:
+        found |= adapter_facts(models, folder, after)
+    return found
+
+
+def adapter_facts(models: str, folder: Path, trained: dict[str, Any]) -> dict[str, Any]:
+    """What a run makes of adapters that lie at ``lora_adapter_path``."""
+    from peft import LoraConfig
+
+    found = {}
+    halves = {name.replace(".default.", "."): whole(value) for name, value in trained.items() if ".lora_" in name}
+    cut = dict(list(halves.items())[1:])
+    for case, state in (("whole", halves), ("cut", cut), ("tower", {**halves, **tower_halves(models)})):
+        place = folder / case
+        targets = sorted({name.partition(".lora_")[0].removeprefix("base_model.model.") for name in state})
+        LoraConfig(r=4, lora_alpha=12, target_modules=targets).save_pretrained(str(place))
+        save_file(state, place / "adapter_model.safetensors", {"format": "pt"})
+        try:
+            made = worker(models, freeze_vision_tower=True, **LORA, lora_adapter_path=str(place))
+            name, value = next(iter(halves.items()))
+            start = dict(made.engine.module.named_parameters())[name.replace(".weight", ".default.weight")]
+            found[case] = "" if torch.equal(whole(start), value) else "other adapters"
+        except UAEError as error:
+            found[case] = str(error)
+    return {"adapters": found}
+
+
+def tower_halves(models: str) -> dict[str, Tensor]:
+    """Adapters of a layer of the vision tower."""
+    from verl_uae.formats.captioner import _auto_class
+    from verl_uae.formats.load import load_model
+
+    model = load_model(_auto_class(), f"{models}/encoder")
+    name, layer = next((n, m) for n, m in model.named_modules() if ".visual." in n and isinstance(m, torch.nn.Linear))
+    prefix = f"base_model.model.{name}"
+    shapes = {f"{prefix}.lora_A.weight": (4, layer.in_features), f"{prefix}.lora_B.weight": (layer.out_features, 4)}
+    return {key: torch.full(shape, 0.01) for key, shape in shapes.items()}
+
+
+def whole(tensor: Any) -> Tensor:
+    """A copy of a parameter, gathered."""
+    return getattr(tensor.detach(), "full_tensor", tensor.detach)().clone()
+
+
 def main(models: str, out: str, number: str, size: str, port: str) -> None:
     """Collect the facts of one rank."""
     torch.set_num_threads(1)
     os.environ.update(RANK=number, WORLD_SIZE=size, LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=int(number), world_size=int(size))
-    Path(out).with_name(f"{Path(out).stem}_{number}.json").write_text(json.dumps(facts(models)))
+    folder = Path(out).with_suffix("")
+    folder.mkdir(exist_ok=True)
+    found = {**facts(models), "lora": lora_facts(models, folder)}
+    folder.with_name(f"{folder.name}_{number}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from verl_uae.engine.captioner import freeze_vision_tower
+from verl_uae.engine.captioner import check_frozen, freeze_vision_tower, without_towers
+from verl_uae.errors import ConfigError
+from verl_uae.formats.assemble import tensors_of
+from verl_uae.formats.captioner import write_trained_captioner
+from verl_uae.formats.names import HUGGINGFACE
 
 
 def test_is_registered_for_the_cpu(facts: dict[str, Any]) -> None:
@@ -61,7 +69,9 @@ def test_an_update_in_which_no_token_trains_is_left_out_and_counted(captioner: d
     assert left_out["updates_left_out"] == [1.0] and left_out["mfu"] == [0.0]
     assert not {"loss", "grad_norm", "kl_loss", "actor/pg_loss", "actor/entropy_loss"} & set(left_out)
     assert left_out["lr"] == facts["first"]["metrics"]["lr"], "the schedule is over steps and goes on"
-    numbers = [value for fact in facts.values() for values in fact["metrics"].values() for value in values]
+    numbers = [
+        value for fact in facts.values() if "metrics" in fact for values in fact["metrics"].values() for value in values
+    ]
     assert all(map(math.isfinite, numbers))
 
 
@@ -94,3 +104,83 @@ def test_freezing_counts_parameters_and_refuses_a_model_without_tower(tiny_model
     assert freeze_vision_tower(other) == 9 and other["language"].weight.requires_grad
     with pytest.raises(ValueError, match="freeze_vision_tower is true but Linear has no vision tower"):
         freeze_vision_tower(nn.Linear(1, 1))
+
+
+# ---------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_adapters_are_what_trains_and_none_is_in_the_frozen_tower(captioner: dict[str, Any], ranks: str) -> None:
+    facts = captioner[ranks]["lora"]
+    assert facts["trainable"] and all(".lora_" in name for name in facts["trainable"])
+    assert not [name for name in facts["trainable"] if ".visual." in name]
+    assert set(facts["moved"]) == set(facts["trainable"])
+    layers = {name.rpartition(".layers.")[2].split(".")[2] for name in facts["trainable"]}
+    assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("ranks", ["one", "two"])
+@pytest.mark.parametrize("saved", ["shards", "hf_model"])
+def test_what_is_exported_is_what_the_caption_server_was_sent(
+    captioner: dict[str, Any], tiny_models: Path, tmp_path: Path, ranks: str, saved: str
+) -> None:
+    """verl's own merge, which sends bf16, against the export of the step; the base is far from both."""
+    root = captioner["folder"].with_name(ranks)
+    shutil.copytree(root / "actor", tmp_path / "actor")
+    if saved == "shards":
+        (tmp_path / "actor" / HUGGINGFACE / "model.safetensors").unlink()
+    write_trained_captioner(tmp_path / "actor", tmp_path / "out", base=None, alpha=None)
+    served = {plain(name): tensor for name, tensor in load_file(root / "served.safetensors").items()}
+    found, base = ({plain(name): tensor for name, tensor in tensors_of(folder).items()}
+                   for folder in (tmp_path / "out", tiny_models / "encoder"))  # fmt: skip
+    assert found.keys() == served.keys() == base.keys()
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, served[name].float(), rtol=2**-8, atol=1e-6)
+        adapted = name.endswith("_proj.weight") and ".visual." not in f".{name}"
+        assert torch.equal(tensor, base[name]) is not adapted, name
+    moved = max(float((found[name] - base[name]).abs().max()) for name in found)
+    assert moved > 1e-2, "verl's learning rate of the probe"
+
+
+def plain(name: str) -> str:
+    """Names of transformers' module and of its files, as one."""
+    for part in ("model.language_model.", "language_model.", "model."):
+        name = name.removeprefix(part)
+    return name
+
+
+def test_adapters_to_go_on_with_must_be_whole_and_outside_the_tower(captioner: dict[str, Any]) -> None:
+    found = captioner["one"]["lora"]["adapters"]
+    assert found["whole"] == ""
+    assert re.search(r"adapter_model\.safetensors: .*lacks 1 tensors such as base_model.*lora_A", found["cut"])
+    assert re.search(r"lora_adapter_path: would train 2 parameters of the vision tower, .*lora_A", found["tower"])
+
+
+def test_peft_leaves_out_what_it_was_told_and_the_tower() -> None:
+    """By its own matching, for each of the forms that it takes."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    def adapted(excluded: Any) -> set[str]:
+        names = ("visual.q", "visual.deep.k", "language.q", "language.k")
+        module = nn.Module()
+        for name in names:
+            parent = module
+            *path, last = name.split(".")
+            for part in path:
+                parent = parent._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+            parent.add_module(last, nn.Linear(2, 2))
+        config = LoraConfig(r=1, target_modules=r".*\.[qk]", exclude_modules=without_towers(excluded))
+        inject_adapter_in_model(config, module)
+        return {name.partition(".lora_A")[0] for name, _ in module.named_parameters() if ".lora_A." in name}
+
+    assert adapted(None) == {"language.q", "language.k"}
+    assert adapted("language.*k") == adapted(["k"]) == adapted(["language.k"]) == {"language.q"}
+
+
+def test_a_tower_that_would_train_is_refused() -> None:
+    module = nn.ModuleDict({"visual": nn.Linear(2, 2), "language": nn.Linear(2, 2)})
+    with pytest.raises(ConfigError, match=r"lora_adapter_path: would train 2 parameters .* such as weight"):
+        check_frozen(module)
+    freeze_vision_tower(module)
+    check_frozen(module)

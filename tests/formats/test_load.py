@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import sys
 import time
@@ -260,6 +261,11 @@ def test_what_is_missing_is_named(tiny_models: Path, tmp_path: Path) -> None:
             load(tmp_path / "empty")
     with pytest.raises(CheckpointError, match=r"has no .*safetensors"):
         check_captioner(tmp_path / "empty")
+    shutil.copytree(tiny_models / "encoder", tmp_path / "p")
+    (tmp_path / "p" / "config.json").unlink()
+    os.mkfifo(tmp_path / "p" / "config.json")
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        check_captioner(tmp_path / "p")
     shutil.copytree(tiny_models / "encoder", tmp_path / "e")
     (tmp_path / "e" / "config.json").write_text('{"model_type": "nobody"}')
     with pytest.raises(CheckpointError) as caught:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.pipeline.conftest import picture
 from verl_uae.cli import main
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.formats.inference import InferenceSettings, write_index
+from verl_uae.formats.manifest import write_manifest
 from verl_uae.pipeline import UAEPipeline
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.tiny_models import INFERENCE
@@ -173,3 +177,105 @@ def test_a_prompt_of_foreign_bytes_is_read_or_named(
         words = ["--prompt", "a circle", "--out", tmp_path, option, "caf\udce9"]
         assert run(model_folder, *words) == 2
         assert f"verl-uae: {option}: is not UTF-8: 'caf\\\\xe9'" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- folders that are not to be trusted
+
+
+@pytest.mark.parametrize("part", ["encoder", "language_model", "transformer", "vae", "conditioner"])
+def test_a_part_that_lacks_a_tensor_is_one_line_that_names_it(
+    model_folder: Path, tmp_path: Path, part: str, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "m")
+    shutil.copytree(model_folder / "encoder", tmp_path / "m" / "language_model")
+    (file,) = (tmp_path / "m" / part).glob("*.safetensors")
+    state = load_file(file)
+    name = sorted(name for name, tensor in state.items() if tensor.ndim >= 2)[len(state) // 4]
+    state[f"base_model.model.{name}"] = state.pop(name)
+    save_file(state, file, {"format": "pt"})
+    assert run(tmp_path / "m", "--prompt", "a red circle", "--out", tmp_path / "out") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("verl-uae: ")]
+    assert (
+        f"{tmp_path / 'm' / part}: " in line
+        and line.count(name.rpartition("model.")[2]) == 2
+        and "--device" not in line
+    )
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def flipped_bit(folder: Path) -> str:
+    (file,) = (folder / "vae").glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    return "altered"
+
+
+def pipe_in_it(folder: Path) -> str:
+    os.mkfifo(folder / "vae" / "extra.json")
+    return "a pipe"
+
+
+def link_out(folder: Path) -> str:
+    (folder / "vae" / "extra.json").symlink_to("/etc/passwd")
+    return "a link out of it"
+
+
+def pickle_beside(folder: Path) -> str:
+    (folder / "vae" / "extra.bin").write_bytes(b"x")
+    return "extra.bin"
+
+
+def unnamed_file(folder: Path) -> str:
+    (folder / "vae" / "extra.txt").touch()
+    return "a file that manifest.json does not name"
+
+
+@pytest.mark.parametrize("attack", [flipped_bit, pipe_in_it, link_out, pickle_beside, unnamed_file])
+def test_a_folder_is_compared_with_its_manifest_before_it_is_used(
+    model_folder: Path, tmp_path: Path, attack: Callable[[Path], str], capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "m")
+    write_manifest(tmp_path / "m")
+    message = attack(tmp_path / "m")
+    words = ["--prompt", "a red circle", "--out", tmp_path / "out"]
+    assert run(tmp_path / "m", *words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("verl-uae: ")]
+    assert message in line
+    assert run(tmp_path / "m", *words, "--no-verify") == 0
+
+
+def model_code(folder: Path) -> str:
+    path = folder / "encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoConfig": "evil.Evil"}}))
+    (folder / "encoder" / "evil.py").write_text(EVIL)
+    return "encoder/config.json"
+
+
+def custom_pipeline(folder: Path) -> str:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": ["evil", "Evil"]}))
+    (folder / "evil.py").write_text(EVIL)
+    return "model_index.json"
+
+
+def custom_component(folder: Path) -> str:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vae": ["evil", "Evil"]}))
+    (folder / "vae" / "evil.py").write_text(EVIL)
+    return "model_index.json"
+
+
+EVIL = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass Evil: pass\n"
+
+
+@pytest.mark.parametrize("attack", [model_code, custom_pipeline, custom_component])
+def test_code_that_a_folder_brings_is_never_run(
+    model_folder: Path, tmp_path: Path, attack: Callable[[Path], str], capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "m")
+    name = attack(tmp_path / "m")
+    assert run(tmp_path / "m", "--prompt", "a red circle", "--out", tmp_path / "out", "--no-verify") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("verl-uae: ")]
+    assert name in line and "needs Python code of its own" in line
+    assert not list(tmp_path.rglob("ran"))

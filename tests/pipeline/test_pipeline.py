@@ -357,3 +357,12 @@ def test_what_the_folder_lacks_is_said(make_pipe: Callable, tiny_models: Path) -
         bare("red")
     with pytest.raises(ValueError, match="only the decoder part"):
         bare.caption(picture(0))
+
+
+def test_what_would_let_diffusers_load_parts_by_itself_is_refused(model_folder: Path) -> None:
+    """None says nothing, as in diffusers."""
+    names = {"device_map": "balanced", "variant": "fp16", "custom_pipeline": "evil", "max_memory": {0: "1GB"}}
+    for name, value in names.items():
+        with pytest.raises(ValueError, match=f"{name} is not supported"):
+            UAEPipeline.from_pretrained(model_folder, **{name: value})
+    UAEPipeline.from_pretrained(model_folder, **dict.fromkeys(names))

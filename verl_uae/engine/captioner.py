@@ -4,49 +4,79 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import nn
 from verl.utils.device import get_device_id, get_device_name
+from verl.utils.fs import copy_to_local
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_uae.engine.left_out import LEFT_OUT
 from verl_uae.engine.together import together
-from verl_uae.errors import CheckpointError
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.formats.load import check_captioner
+from verl_uae.formats.source import local_folder
+from verl_uae.formats.weights import check_header
+from verl_uae.paths import is_hub_id
 
 logger = logging.getLogger(__name__)
 
 #: Value of ``actor_rollout_ref.model.model_type`` that selects this engine.
 MODEL_TYPE = "uae_captioner"
 
+_TOWERS = ("visual", "vision_tower")
+_MODEL = "actor_rollout_ref.model"
+
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
 class CaptionerEngine(FSDPEngineWithLMHead):
-    """verl's language-model engine plus three things it lacks in 0.9.1.
+    """verl's language-model engine plus what it lacks in 0.9.1.
 
     * ``actor.freeze_vision_tower`` is a documented field of verl that its FSDP engine ignores; here it is obeyed
-      (the paper's Fig. 9: training the ViT makes reconstructions collapse).
+      (the paper's Fig. 9: training the ViT makes reconstructions collapse), by adapters too: none are placed there.
+    * A tensor that the files lack would start at random, of the model and of the adapters at ``lora_adapter_path``.
     * A forward-only engine is offloaded to pinned host memory, which a machine without accelerator does not have.
     * An update in which no token trains is left out; see :meth:`train_batch`.
     """
 
     freeze_vision_tower: bool = False
     engine_config: Any
+    model_config: Any
 
     def _build_module(self) -> nn.Module:
         # verl's engine knows two model types by name and refuses others.
         self.model_config.model_type = "language_model"
         with together(lambda text: CheckpointError(self.model_config.local_path, text)):
+            check_source(self.model_config.local_path, code=bool(self.model_config.trust_remote_code))
             module = super()._build_module()
         if self.freeze_vision_tower:
             frozen = freeze_vision_tower(module)
             logger.info("vision tower frozen: %d parameters", frozen)
+        return module
+
+    def _build_lora_module(self, module: nn.Module) -> nn.Module:
+        config = self.model_config
+        if self.freeze_vision_tower:
+            # A copy, since verl's configurations do not let this field be set.
+            self.model_config = copy.copy(config)
+            object.__setattr__(self.model_config, "exclude_modules", without_towers(config.exclude_modules))
+        try:
+            module = super()._build_lora_module(module)
+        finally:
+            self.model_config = config
+        if config.lora_adapter_path is not None:
+            check_adapters(module, Path(copy_to_local(config.lora_adapter_path, use_shm=config.use_shm)))
+        if self.freeze_vision_tower:
+            check_frozen(module)
         return module
 
     def train_batch(self, data: TensorDict, loss_function: Callable[..., Any]) -> dict[str, Any]:
@@ -90,7 +120,7 @@ def freeze_vision_tower(module: nn.Module) -> int:
     Raises:
         ValueError: if the model has no submodule named ``visual`` or ``vision_tower``.
     """
-    towers = [tower for name, tower in module.named_modules() if name.rsplit(".", 1)[-1] in ("visual", "vision_tower")]
+    towers = _towers(module)
     if not towers:
         raise ValueError(
             f"actor_rollout_ref.actor.freeze_vision_tower is true but {type(module).__name__} has no vision tower"
@@ -98,3 +128,74 @@ def freeze_vision_tower(module: nn.Module) -> int:
     for tower in towers:
         tower.requires_grad_(False)
     return sum(parameter.numel() for parameter in towers[0].parameters())
+
+
+def check_frozen(module: nn.Module) -> None:
+    """Refuse a model whose vision tower would train.
+
+    Raises:
+        ConfigError: naming a parameter of the tower that takes a gradient, such as that of an adapter.
+    """
+    towers = _towers(module)
+    moving = [name for tower in towers for name, parameter in tower.named_parameters() if parameter.requires_grad]
+    if moving:
+        raise ConfigError(
+            f"{_MODEL}.lora_adapter_path",
+            f"would train {len(moving)} parameters of the vision tower, such as {moving[0]}, and "
+            "actor_rollout_ref.actor.freeze_vision_tower is true; merge those adapters into the model first, or set it "
+            "to false",
+        )
+
+
+def without_towers(excluded: str | Sequence[str] | None) -> str:
+    """peft's ``exclude_modules`` that leaves out the vision tower besides what it is given.
+
+    Args:
+        excluded: names or endings of names of modules, or one regular expression for the whole name, as peft takes
+            them.
+    """
+    if excluded is not None and not isinstance(excluded, str):
+        excluded = rf"(?:.*\.)?(?:{'|'.join(map(re.escape, excluded))})"
+    towers = rf"(?:.*\.)?(?:{'|'.join(_TOWERS)})(?:\..*)?"
+    return f"(?:{excluded})|{towers}" if excluded else towers
+
+
+def check_source(source: str, *, code: bool) -> None:
+    """Refuse a captioner that verl would complete with random tensors, or whose code nobody asked for.
+
+    The digests of a manifest were compared by the driver, once for all ranks.
+
+    Args:
+        source: folder or hub id, which is fetched.
+        code: verl runs the code that it brings; then only a folder without code is looked at.
+
+    Raises:
+        CheckpointError: naming the tensor or file.
+    """
+    if code and is_hub_id(source):
+        return
+    check_captioner(Path(source) if code else local_folder(source), verify=False, code=code)
+
+
+def check_adapters(module: nn.Module, folder: Path) -> None:
+    """Compare the names of stored adapters with those of a model that took them: peft starts the others anew.
+
+    Args:
+        module: of peft.
+        folder: with ``adapter_model.safetensors``.
+
+    Raises:
+        CheckpointError: naming an adapter that is missing or has no place.
+    """
+    from peft import get_peft_model_state_dict
+
+    path = folder / "adapter_model.safetensors"
+    stored, wanted = set(check_header(path)), set(get_peft_model_state_dict(module))
+    if stored != wanted:
+        kinds = {"lacks": sorted(wanted - stored), "has no place for": sorted(stored - wanted)}
+        found = ", ".join(f"{what} {len(names)} tensors such as {names[0]}" for what, names in kinds.items() if names)
+        raise CheckpointError(path, f"does not fit the model: {found} ({_MODEL}.lora_adapter_path)")
+
+
+def _towers(module: nn.Module) -> list[nn.Module]:
+    return [tower for name, tower in module.named_modules() if name.rsplit(".", 1)[-1] in _TOWERS]

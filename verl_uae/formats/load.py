@@ -333,10 +333,11 @@ def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) 
 def _check_counts(folder: Path, stored: int) -> None:
     """Building a model of ten million layers would not end, whatever device it is built on."""
     path = folder / "config.json"
+    # A pipe of that name would be waited for.
+    if not path.is_file():
+        raise CheckpointError(folder, "has no config.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(folder, "has no config.json") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(path, f"is not JSON: {error}") from error
     for key, count in _numbers(content):

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from verl_uae.engine.captioner import check_frozen, freeze_vision_tower, without_towers
-from verl_uae.errors import ConfigError
+from verl_uae.engine.captioner import check_adapters, check_frozen, freeze_vision_tower, without_towers
+from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import tensors_of
 from verl_uae.formats.captioner import write_trained_captioner
 from verl_uae.formats.names import HUGGINGFACE
@@ -184,3 +184,17 @@ def test_a_tower_that_would_train_is_refused() -> None:
         check_frozen(module)
     freeze_vision_tower(module)
     check_frozen(module)
+
+
+@pytest.mark.parametrize("scale", [{"use_rslora": True}, {"alpha_pattern": {"k": 3}}, {"rank_pattern": {"k": 1}}, {}])
+def test_a_scale_that_a_checkpoint_cannot_say_is_refused(tmp_path: Path, scale: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = nn.ModuleDict({"q": nn.Linear(3, 3), "k": nn.Linear(3, 3)})
+    adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q", "k"], **scale))
+    adapted.save_pretrained(str(tmp_path))
+    if not scale:
+        check_adapters(adapted, tmp_path)
+        return
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: scales .* than by a whole lora_alpha / r"):
+        check_adapters(adapted, tmp_path)

@@ -21,6 +21,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_uae.engine.left_out import LEFT_OUT
+from verl_uae.engine.lora import lora_scalings
 from verl_uae.engine.together import together
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.load import check_captioner
@@ -178,14 +179,15 @@ def check_source(source: str, *, code: bool) -> None:
 
 
 def check_adapters(module: nn.Module, folder: Path) -> None:
-    """Compare the names of stored adapters with those of a model that took them: peft starts the others anew.
+    """Compare stored adapters with those of a model that took them: peft starts the others anew.
 
     Args:
         module: of peft.
         folder: with ``adapter_model.safetensors``.
 
     Raises:
-        CheckpointError: naming an adapter that is missing or has no place.
+        CheckpointError: naming an adapter that is missing, has no place, or is scaled by something else than alpha /
+            rank, which is all that verl's checkpoints say.
     """
     from peft import get_peft_model_state_dict
 
@@ -195,6 +197,15 @@ def check_adapters(module: nn.Module, folder: Path) -> None:
         kinds = {"lacks": sorted(wanted - stored), "has no place for": sorted(stored - wanted)}
         found = ", ".join(f"{what} {len(names)} tensors such as {names[0]}" for what, names in kinds.items() if names)
         raise CheckpointError(path, f"does not fit the model: {found} ({_MODEL}.lora_adapter_path)")
+    configs: Any = module.peft_config
+    config = configs["default"]
+    odd = [name for name, scale in lora_scalings(module).items() if scale != int(config.lora_alpha) / config.r]
+    if odd:
+        raise CheckpointError(
+            folder / "adapter_config.json",
+            f"scales {odd[0]} otherwise than by a whole lora_alpha / r (use_rslora, alpha_pattern, rank_pattern), "
+            f"which a checkpoint cannot say; merge the adapters into the model first ({_MODEL}.lora_adapter_path)",
+        )
 
 
 def _towers(module: nn.Module) -> list[nn.Module]:

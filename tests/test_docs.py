@@ -257,13 +257,9 @@ def compose() -> Any:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """Folders and files that a command names; empty, for they are only looked for."""
-    for name in ("encoder", "decoder", "data"):
-        (tmp_path / "home" / name).mkdir(parents=True)
-    for name in ("train", "val"):
-        (tmp_path / "home" / "data" / f"{name}.parquet").touch()
-    return tmp_path / "home"
+def home(tiny_models: Path) -> Path:
+    """Models and files that a command names: they are looked for, and not read."""
+    return tiny_models
 
 
 def _required(home: Path) -> list[str]:
@@ -406,7 +402,7 @@ def test_cpu_script_gives_a_command_that_parses(tmp_path: Path) -> None:
     code, commands = _run_script(path, tmp_path / "run", {"STEPS": "3"})
     assert code == 0
     args = parse(commands[0][1:])
-    assert (args.out, args.steps, args.seed) == (str(tmp_path / "run" / "out"), 3, 0)
+    assert (args.out, args.steps, args.seed) == (tmp_path / "run" / "out", 3, 0)
     assert args.overrides == ["trainer.total_training_steps=7"]
 
 
@@ -437,7 +433,7 @@ def test_required_verl_parses_and_agrees_with_the_package(path: Path) -> None:
     assert {"UPSTREAM", "MODE", "VERL_VERSION", "PIP_INSTALL", "NOTES", "REFRESH"} <= set(values)
     assert all(re.fullmatch(r"[A-Z_]+", key) and value for key, value in values.items())
     assert f"verl=={values['VERL_VERSION']}" in values["PIP_INSTALL"]
-    assert f"verl[vllm,fsdp]=={values['VERL_VERSION']}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"verl[vllm]=={values['VERL_VERSION']}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     readme = (path.parent / "README.md").read_text(encoding="utf-8")
     assert "## Required verl version" in readme
     assert values["PIP_INSTALL"] in readme

@@ -26,7 +26,11 @@ def test_more_gpus_need_less_memory_each_and_time_scales_with_steps() -> None:
 
 def test_what_fits() -> None:
     assert estimate("H100-80GB").fits and not estimate("A100-40GB", gpus=1).fits
-    assert "does NOT fit" in render(estimate("A100-40GB", gpus=1))
+    # What does not run takes no time and costs nothing.
+    text = render(estimate("A100-40GB", gpus=1))
+    assert "does NOT fit" in text and not any(word in text for word in (" s per step", " h, ", "USD", "total"))
+    text = render(estimate("H100-80GB"))
+    assert all(word in text for word in (" s per step", " h, ", "USD", "total"))
     assert "calculated, not measured" in render(estimate("H100-80GB"))
 
 

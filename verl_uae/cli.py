@@ -21,7 +21,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"verl-uae {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    doctor = commands.add_parser("doctor", help="say what is installed, what registered, what failed and why")
+    from verl_uae.doctor import NEEDS
+
+    doctor = commands.add_parser("doctor", help="say what is installed, what registered, what failed and what mends it")
+    doctor.add_argument("--hardware", choices=list(NEEDS), help="what runs will use (default: gpu where there is one)")
     doctor.set_defaults(run=_doctor)
 
     quickstart = commands.add_parser(
@@ -76,7 +79,7 @@ def _add_reward_server(commands: Any) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     from verl_uae.doctor import examine, render
 
-    report = examine()
+    report = examine(args.hardware)
     print(render(report))
     return 0 if report.ok else 1
 

@@ -151,6 +151,16 @@ def ray_cpu_count() -> int:
     return int(get_num_cpus(override_docker_cpu_warning=True))
 
 
+def ray_temp_folder() -> str:
+    """Folder in which ``ray.init`` would make its session, unless it is told another.
+
+    Symbol: ``ray._common.utils.get_default_ray_temp_dir``. Ray says it only once it runs, or failed to.
+    """
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return str(get_default_ray_temp_dir())
+
+
 def ray_cluster_address(address: str | None, temp_dir: str | None = None) -> str | None:
     """Address of the cluster that ``ray.init(address)`` would join; None where it would start a local one.
 

@@ -40,6 +40,20 @@ def _import_search_path() -> None:
 
     Plugins.instance().register(VerlUaeSearchPath)
     register_schema()
+    if is_train_command(sys.orig_argv):
+        _refuse_unknown_keys(sys.argv[1:])
+
+
+def _refuse_unknown_keys(words: list[str]) -> None:
+    """Leave with exit code 2 where a word of the command sets a key that there is not."""
+    from verl_uae.config.keys import check_overrides
+    from verl_uae.errors import ConfigError
+
+    try:
+        check_overrides(words)
+    except ConfigError as error:
+        sys.stderr.write(f"verl_uae: impossible setting: {error}\n")
+        raise SystemExit(2) from error
 
 
 def _register_platform() -> None:

@@ -135,15 +135,49 @@ def test_errors_are_one_line(
     message: str,
     images: Path,
     tiny_models: Path,
+    backbone_words: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(images.parent)
     shutil.copytree(tiny_models / "decoder", images.parent / "decoder")
     Path("some.jsonl").write_text('{"file": "0.png", "caption": "red"}\n')
-    assert bench("unified", images, *words, "--out", "out") == 2
+    backbones = [] if "--backbone" in words else backbone_words
+    assert bench("unified", images, *words, *backbones, "--out", "out") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("verl-uae: ") and message in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--backbone longclip: has no published checkpoint in this format; pass --backbone longclip=FOLDER"),
+        (["--backbone", "longclip=gone"], "there is no such folder"),
+        (["--backbone", "longclip=empty"], "holds no config.json that can be read"),
+        (["--backbone", "longclip={dinov2}"], "is a 'dinov2' checkpoint, and must be"),
+    ],
+    ids=str,
+)
+def test_a_backbone_that_cannot_be_had_is_named_before_anything_is_drawn(
+    words: list[str],
+    message: str,
+    images: Path,
+    tiny_models: Path,
+    backbone_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """The model has no captioner: drawing would say so, and does where the backbones are there."""
+    monkeypatch.chdir(images.parent)
+    Path("empty").mkdir()
+    found = [
+        word for name in ("clip", "dinov2", "dinov3") for word in ("--backbone", f"{name}={backbone_folders[name]}")
+    ]
+    command = ["unified", images, "--model", tiny_models / "decoder", *found, "--out", "out"]
+    assert bench(*command, *[word.format(**backbone_folders) for word in words]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1] and not Path("out").exists()
+    assert bench(*command, "--backbone", f"longclip={backbone_folders['longclip']}") == 2
+    assert "has no captioner" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_name_that_the_terminal_cannot_show_is_shown_by_its_code(

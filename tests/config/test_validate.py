@@ -235,7 +235,7 @@ def _refused(folder: Path, models: Path, *overrides: str) -> str:
 
 
 def test_the_command_stops_with_exit_code_2_before_ray_starts(tiny_models: Path, tmp_path: Path) -> None:
-    output = _refused(tmp_path, tiny_models, "+uae.decoder.nmu_steps=3")
+    output = _refused(tmp_path, tiny_models, "uae.decoder.nmu_steps=3")
     assert "impossible setting: uae.decoder.nmu_steps: unknown key, did you mean uae.decoder.num_steps?" in output
 
 

@@ -191,7 +191,17 @@ def test_state_of_another_order_is_refused() -> None:
 
 
 def test_a_sampler_without_a_batch_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no bucket holds 5 pictures.*\(64, 64\): 4"):
-        BucketSampler([(64, 64)] * 4 + [(96, 32)] * 3, 5)
-    with pytest.raises(ConfigError, match="batch_size"):
-        BucketSampler([(64, 64)], 0)
+    """One line, with the key of the configuration, what there is and what would work."""
+    with pytest.raises(ConfigError) as refused:
+        BucketSampler([(64, 64)] * 9 + [(96, 32)] * 6, 16)
+    assert str(refused.value) == (
+        "data.train_batch_size: 16 is more than any bucket (height x width) can fill with the 15 usable pairs, "
+        "9 of 64 x 64, 6 of 96 x 32; lower it to 9 or give more data"
+    )
+    assert len(BucketSampler([(64, 64)] * 9 + [(96, 32)] * 6, 9)) == 9
+    many = [(64, 16 * side) for side in range(1, 9)]
+    with pytest.raises(ConfigError, match="and fewer in 3 others; lower it to 1 or"):
+        BucketSampler(many, 16)
+    for items, size in (([(64, 64)], 0), ([], 1)):
+        with pytest.raises(ConfigError, match=r"^data\.train_batch_size: "):
+            BucketSampler(items, size)

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config.checks import check_choices, check_minimum
+from verl_uae.config.keys import check_keys
 from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths
 from verl_uae.config.run_lock import check_free
-from verl_uae.config.schema import UAEConfig
 from verl_uae.config.unread import unread_overrides
 from verl_uae.config.validate_policy import validate_policy
 from verl_uae.config.validate_run import CAPTIONING, STAGES, validate_run
@@ -84,7 +82,7 @@ def validate(config: DictConfig) -> None:
     Raises:
         ConfigError: naming the first key that is impossible.
     """
-    _validate_keys(config.uae, UAEConfig, "uae")
+    check_keys(config.uae)
     check_choices(config, _CHOICES)
     check_minimum(config, _MINIMUM)
     for key in ("data.train_files", "data.val_files"):
@@ -104,20 +102,6 @@ def validate(config: DictConfig) -> None:
     elif stage in ("pretrain", "cold_start"):
         validate_supervised(config)
     validate_paths(config)
-
-
-def _validate_keys(section: DictConfig, schema: type, path: str) -> None:
-    """Refuse keys the schema does not have: ``+uae.x=1`` on the command line gets past Hydra's own check."""
-    fields = {field.name: field for field in dataclasses.fields(schema)}
-    for key in section:
-        name = str(key)
-        if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f", did you mean {path}.{close[0]}?" if close else f"; known keys: {', '.join(fields)}"
-            raise ConfigError(f"{path}.{name}", f"unknown key{hint}")
-        kind = fields[name].default_factory
-        if dataclasses.is_dataclass(kind):
-            _validate_keys(section[name], kind, f"{path}.{name}")
 
 
 def _validate_grpo(config: DictConfig) -> None:

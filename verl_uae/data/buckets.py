@@ -143,7 +143,7 @@ class BucketSampler(Sampler[int]):
 
     Args:
         buckets: bucket of every item, in the order of the data set; equal values are one bucket.
-        batch_size: items per batch of all ranks together.
+        batch_size: items per batch of all ranks together, ``data.train_batch_size``.
         seed: names the orders.
         shuffle: False keeps the order of the data set: batches come in the order in which they are full.
 
@@ -153,7 +153,7 @@ class BucketSampler(Sampler[int]):
 
     def __init__(self, buckets: Sequence[HeightWidth], batch_size: int, *, seed: int = 0, shuffle: bool = True) -> None:
         if batch_size < 1:
-            raise ConfigError("batch_size", f"must be at least 1, got {batch_size}")
+            raise ConfigError("data.train_batch_size", f"must be at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -163,11 +163,20 @@ class BucketSampler(Sampler[int]):
             self._items.setdefault((height, width), []).append(item)
         self._total = len(buckets)
         if not len(self):
-            sizes = {size: len(items) for size, items in self._items.items()}
-            raise ConfigError("batch_size", f"no bucket holds {batch_size} pictures; (height, width): {sizes}")
+            raise ConfigError("data.train_batch_size", self._unfilled())
         named = json.dumps([self._total, batch_size, seed, shuffle])
         content = np.asarray(buckets, dtype=np.int32).tobytes()
         self.fingerprint = hashlib.sha256(named.encode() + content).hexdigest()
+
+    def _unfilled(self) -> str:
+        counts = sorted(((len(items), size) for size, items in self._items.items()), reverse=True)
+        buckets = ", ".join(f"{count} of {height} x {width}" for count, (height, width) in counts[:5])
+        rest = f" and fewer in {len(counts) - 5} others" if len(counts) > 5 else ""
+        remedy = f"lower it to {counts[0][0]} or give more data" if counts else "give some"
+        return (
+            f"{self.batch_size} is more than any bucket (height x width) can fill with the {self._total} usable pairs, "
+            f"{buckets or 'none'}{rest}; {remedy}"
+        )
 
     @property
     def dropped(self) -> int:

@@ -85,6 +85,7 @@ class UAEDataset(RLHFDataset):
         good: list[int] = []
         bad: list[BadItem] = []
         overlong: list[BadItem] = []
+        longest = 0
         for item, row, sizes in inspected(self.dataframe.chunks(), self.settings.threads, self.door.inspect):
             length = sizes if isinstance(sizes, str) else measure(row, sizes)
             if isinstance(length, str):
@@ -92,22 +93,28 @@ class UAEDataset(RLHFDataset):
             elif length > self.max_prompt_length:
                 reason = f"prompt of {length} tokens, data.max_prompt_length is {self.max_prompt_length}"
                 overlong.append(self.door.bad(row, reason))
+                longest = max(longest, length)
             else:
                 good.append(item)
         seconds = time.monotonic() - start
         logger.info("checked %d rows (%s) in %.1f s", total, self.settings.verify_images, seconds)
-        self._judge(total, bad, overlong)
+        self._judge(total, bad, overlong, longest)
         return good
 
-    def _judge(self, total: int, bad: Sequence[BadItem], overlong: Sequence[BadItem]) -> None:
+    def _judge(self, total: int, bad: Sequence[BadItem], overlong: Sequence[BadItem], longest: int) -> None:
         name = self.door.names[0]
         self.door.write_quarantine([*bad, *overlong])
         self.door.check_share(total, bad)
+        remedy = ""
+        if overlong:
+            remedy = f" ({overlong[0]}); raise data.max_prompt_length to {longest} or use smaller pictures"
         if overlong and not self.filter_overlong_prompts:
-            advice = "raise data.max_prompt_length, use smaller pictures or set data.filter_overlong_prompts=true"
-            raise DataError(name, None, f"{len(overlong)} of {total} rows are too long ({overlong[0]}); {advice}")
+            share = f"{len(overlong)} of {total} rows are too long"
+            raise DataError(name, None, f"{share}{remedy}, or set data.filter_overlong_prompts=true")
         if len(bad) + len(overlong) >= total:
-            raise DataError(name, None, f"no usable row: {total} rows, {len(bad)} bad, {len(overlong)} too long")
+            raise DataError(
+                name, None, f"no usable row: {total} rows, {len(bad)} bad, {len(overlong)} too long" + remedy
+            )
         for kind, items in (("bad", bad), ("too long", overlong)):
             self.door.log_left_out(logger, total, kind, items)
 

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from verl_uae.data.quarantine import published
 from verl_uae.errors import DataError
+from verl_uae.surroundings import data_cache_path
 from verl_uae.text import decode_text, encodable, text_problem
 
 logger = logging.getLogger(__name__)
@@ -379,7 +380,7 @@ def _cached(path: str) -> Path:
     file = Path(path).resolve()
     status = file.stat()
     named = [str(file), status.st_size, status.st_mtime_ns, status.st_ino, _CACHE_FORMAT]
-    folder = _cache_folder()
+    folder = data_cache_path()
     cached = folder / f"{hashlib.sha256(json.dumps(named).encode()).hexdigest()}.arrow"
     if cached.exists():
         return cached
@@ -395,12 +396,6 @@ def _cached(path: str) -> Path:
         reason = f"the cache of data files cannot be written: {error}; HF_DATASETS_CACHE may name another folder"
         raise DataError(folder, None, reason) from error
     return cached
-
-
-def _cache_folder() -> Path:
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME) / "datasets")).expanduser() / "verl_uae"
 
 
 def json_rows(path: str, needed: frozenset[str]) -> Part:

@@ -99,7 +99,7 @@ class PairShards(IterableDataset[list[Pair]]):
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ConfigError("batch_size", f"must be at least 1, got {batch_size}")
+            raise ConfigError("data.train_batch_size", f"must be at least 1, got {batch_size}")
         if epochs is not None and epochs < 1:
             raise ConfigError("epochs", f"must be at least 1 or none, got {epochs}")
         webdataset()

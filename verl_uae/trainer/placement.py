@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Before Ray starts: whether it can place the run. Afterwards: what it has not placed yet, once a minute.
+"""Before Ray starts: whether it can place the run, and can write its folders. Afterwards, once a minute: what waits.
 
 The watch runs in the process of the command, which otherwise only waits for the task runner; so it also sees waits
 inside of verl, and the one for the task runner itself.
@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_uae.compat import ray_actors, ray_cluster_address, ray_cpu_count
 from verl_uae.config.machine import Machine, check_machine
 from verl_uae.errors import ConfigError, UAEError
+from verl_uae.surroundings import RAY_FOLDER_KEY, data_cache, ray_folder
 from verl_uae.waiting import EVERY_S
 
 #: States of an actor that Ray has no place for yet, and of a placement group.
@@ -40,6 +41,8 @@ class PlacementCallback(Callback):
         try:
             if cluster_address(config) is None:
                 check_machine(config, this_machine())
+                ray_folder(OmegaConf.select(config, RAY_FOLDER_KEY))
+                data_cache()
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible here: {error}\n")
@@ -61,7 +64,7 @@ def cluster_address(config: DictConfig) -> str | None:
     key = "ray_kwargs.ray_init.address"
     address = OmegaConf.select(config, key)
     try:
-        return ray_cluster_address(address, OmegaConf.select(config, "ray_kwargs.ray_init._temp_dir"))
+        return ray_cluster_address(address, OmegaConf.select(config, RAY_FOLDER_KEY))
     except (ConnectionError, ValueError, OSError) as error:
         raise ConfigError(key, f"{address}: {' '.join(str(error).split())}") from error
 

@@ -21,9 +21,31 @@ def check_choices(config: DictConfig, choices: Mapping[str, Sequence[str]]) -> N
 
 
 def check_minimum(config: DictConfig, minimum: Mapping[str, tuple[float, bool]]) -> None:
-    """Raise `ConfigError` for the first key below its smallest value, or at it where that is not allowed."""
+    """Raise `ConfigError` for the first key that is no number, or below its smallest value, or at it where that is not
+    allowed."""
     for key, (smallest, inclusive) in minimum.items():
         value = OmegaConf.select(config, key)
-        possible = value is not None and math.isfinite(value)
+        possible = is_number(value)
         if not (possible and (value > smallest or (inclusive and value == smallest))):
-            raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value}")
+            raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value!r}")
+
+
+def check_whole(config: DictConfig, smallest: Mapping[str, int]) -> None:
+    """Raise `ConfigError` for the first key that is no whole number, or below its smallest value."""
+    for key, least in smallest.items():
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(key, f"must be a whole number, at least {least}, got {value!r}")
+
+
+def check_finite(config: DictConfig, keys: Sequence[str]) -> None:
+    """Raise `ConfigError` for the first key that is set and is no number, or infinite."""
+    for key in keys:
+        value = OmegaConf.select(config, key)
+        if value is not None and not is_number(value):
+            raise ConfigError(key, f"must be a number, got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.config.checks import check_choices, check_minimum
+from verl_uae.config.checks import check_choices, check_finite, check_minimum
 from verl_uae.config.keys import check_keys
 from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths
 from verl_uae.config.run_lock import check_free
@@ -19,6 +20,7 @@ from verl_uae.config.unread import unread_overrides
 from verl_uae.config.validate_policy import validate_policy
 from verl_uae.config.validate_run import CAPTIONING, STAGES, validate_run
 from verl_uae.config.validate_supervised import validate_supervised
+from verl_uae.config.validate_verl import validate_verl
 from verl_uae.errors import ConfigError, UAEError
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -44,6 +46,8 @@ _MINIMUM = {
     "uae.decoder.timeout_s": (0, False),
     "uae.decoder.max_wait_ms": (0, True),
     "uae.decoder.max_restarts": (0, True),
+    "uae.decoder.n_gpus_per_node": (1, True),
+    "uae.decoder.nnodes": (1, True),
     "uae.conditioner.length": (1, True),
     "uae.reward.timeout_s": (0, False),
     "uae.reward.min_std": (0, True),
@@ -56,6 +60,14 @@ _MINIMUM = {
     "uae.supervision.stall_timeout_s": (0, False),
     "uae.supervision.grace_s": (0, False),
 }
+#: Numbers whose comparisons below a NaN would pass.
+_FINITE = (
+    "uae.decoder.shift",
+    "uae.reward.custom_weight",
+    "uae.policy.advantage.clamp",
+    "uae.pretrain.shift",
+    "uae.pretrain.density.logit_mean",
+)
 
 
 class ValidateCallback(Callback):
@@ -72,6 +84,11 @@ class ValidateCallback(Callback):
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible setting: {error}\n")
             raise SystemExit(2) from error
+        except Exception as error:
+            # Fault boundary, for the same reason: a check that breaks must not let through what it should refuse.
+            traceback.print_exc()
+            sys.stderr.write(f"verl_uae: the settings could not be checked: {type(error).__name__}: {error}\n")
+            raise SystemExit(2) from error
         for key in unread_overrides(config.uae.stage, config.hydra.overrides.task):
             sys.stderr.write(f"verl_uae: warning: {key} is set, but stage {config.uae.stage} does not read it\n")
 
@@ -85,6 +102,8 @@ def validate(config: DictConfig) -> None:
     check_keys(config.uae)
     check_choices(config, _CHOICES)
     check_minimum(config, _MINIMUM)
+    check_finite(config, _FINITE)
+    validate_verl(config)
     for key in ("data.train_files", "data.val_files"):
         if not OmegaConf.select(config, key):
             raise ConfigError(key, "is not set: a parquet file, for example from `verl-uae data pack FOLDER --out DIR`")
@@ -216,7 +235,7 @@ def _validate_rewards(config: DictConfig) -> None:
             raise ConfigError(key, f"must be one of {', '.join(NORMALIZATIONS)}, got {term.normalize!r}")
         if term.held_out and term.normalize != "none":
             raise ConfigError(key, "a held-out term is in no sum; leave it at none")
-        if term.tie < 0 or (term.tie and term.normalize != "rank"):
+        if not term.tie >= 0 or (term.tie and term.normalize != "rank"):
             raise ConfigError(
                 f"uae.reward.terms[{index}].tie", f"must be at least 0, and needs normalize=rank, got {term.tie}"
             )

@@ -8,8 +8,6 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -23,6 +21,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     A plain ``MemoryError`` does not count: Python and Pillow raise it over one sample.
     """
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)

@@ -43,6 +43,7 @@ REQUIRED = {
     "uvicorn": "",
     "httpx": ">=0.27",
     "prometheus_client": "",
+    "psutil": "",
 }
 
 #: Extra of pyproject.toml -> its distributions, and what they are for.

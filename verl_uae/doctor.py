@@ -191,7 +191,7 @@ def _entry_point() -> Finding:
 
 def _checks(hardware: str) -> list[tuple[str, Callable[[], str], str]]:
     """Name, function and remedy; what a function raises is what is wrong."""
-    found = [
+    found: list[tuple[str, Callable[[], str], str]] = [
         ("plugin", _check_plugin, ""),
         ("trainers", _check_trainers, ""),
         ("engine, agent loop", _check_external_lib, ""),

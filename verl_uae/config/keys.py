@@ -24,10 +24,10 @@ def check_keys(section: DictConfig, schema: type = UAEConfig, path: str = "uae")
     Raises:
         ConfigError: naming the first one.
     """
-    for key in section:
-        inner = _inner(schema, path, str(key))
+    for name in map(str, section):
+        inner = _inner(schema, path, name)
         if inner is not None:
-            check_keys(section[key], inner, f"{path}.{key}")
+            check_keys(section[name], inner, f"{path}.{name}")
 
 
 def check_overrides(words: Iterable[str]) -> None:

@@ -33,6 +33,7 @@ IMPOSSIBLE = [
         "actor_rollout_ref.model.lora.merge",
         "takes merged weights only",
     ),
+    ("actor_rollout_ref.model.lora.rank=8", "actor_rollout_ref.model.lora.rank", "actor_rollout_ref.model.lora_rank"),
     (
         "actor_rollout_ref.model.lora_adapter_path=owner/adapters",
         "actor_rollout_ref.model.lora_adapter_path",

@@ -164,10 +164,11 @@ def _validate_captioner(config: DictConfig) -> None:
             "is true, and verl's Megatron engine does not obey it: the tower would train, with which reconstructions "
             "collapse (paper, Fig. 9); use FSDP2 (uae_g4u without megatron), or set it to false to train the tower",
         )
-    adapters = hybrid.model.get("lora_adapter_path")
     if hybrid.actor.strategy == "megatron":
         return
-    if adapters is not None and hybrid.model.lora_rank <= 0:
+    if hybrid.model.lora.get("rank", 0) > 0:
+        raise ConfigError(f"{key}.lora.rank", f"is of Megatron's adapters; with FSDP it is {key}.lora_rank")
+    if hybrid.model.get("lora_adapter_path") is not None and hybrid.model.lora_rank <= 0:
         raise ConfigError(f"{key}.lora_adapter_path", f"is not read without {key}.lora_rank of these adapters")
     if hybrid.rollout.name == "hf" and hybrid.model.lora_rank > 0 and not hybrid.model.lora.merge:
         raise ConfigError(f"{key}.lora.merge", "rollout.name=hf takes merged weights only; set it to true")

@@ -29,7 +29,6 @@ UNMIRRORED = {
     "scenes/learn/g4u.py": "minutes of training: make learn-g4u",
     "scenes/learn/runs.py": "starts the training command: make learn-u4g",
     "scenes/report.py": "the page of scenes/quickstart.py",
-    "scenes/quickstart.py": "minutes of training: tests/e2e",
 }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -49,7 +50,7 @@ class PlacementCallback(Callback):
             raise SystemExit(2) from error
         self._stop = watch(lambda line: sys.stderr.write(f"verl_uae: {line}\n"))
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """End the watch while Ray is still there."""
         if self._stop is not None:
             self._stop()

@@ -225,8 +225,9 @@ def test_every_stage_leaves_before_ray_with_one_line(
 ) -> None:
     folder, name = lacking(home, tmp_path / "m", "encoder")
     preset = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}.get(stage, "scenes")
-    places = (f"uae_home={home}", f"trainer.default_local_dir={tmp_path / 'run'}", f"uae.conditioner.path={folder}")
-    config = compose("hardware=cpu", f"preset={preset}", *places, name=stage)
+    places = (f"uae_home={home}", f"trainer.default_local_dir={tmp_path / 'run'}")
+    model = f"actor_rollout_ref.model.path={folder}"
+    config = compose("hardware=cpu", f"preset={preset}", *places, model, name=stage)
     with pytest.raises(SystemExit) as caught:
         ValidateCallback().on_run_start(config)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "impossible setting" in line]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import ray
+from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 import verl_uae.config
@@ -60,7 +61,7 @@ def test_the_watch_ends_with_the_job_and_before_ray(monkeypatch: pytest.MonkeyPa
     callback = PlacementCallback()
     callback.on_run_start(compose("hardware=cpu", "preset=scenes", "++ray_kwargs.ray_init.address=local"))
     assert watching()
-    callback.on_job_end(OmegaConf.create())
+    callback.on_job_end(OmegaConf.create(), JobReturn())
     assert not watching()
     # At the end Hydra goes from the last callback to the first.
     order = list(OmegaConf.load(CONFIG / "uae_base.yaml").hydra.callbacks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_every_command_says_which_function_runs() -> None:
 @pytest.mark.parametrize("words", [["out", "--steps", "3", "a.b=1", "+c=2"], ["--steps", "3", "out", "a.b=1", "+c=2"]])
 def test_quickstart_takes_hydra_overrides(words: list[str]) -> None:
     args = parse(["quickstart", *words])
-    assert (args.out, args.steps, args.overrides) == ("out", 3, ["a.b=1", "+c=2"])
+    assert (args.out, args.steps, args.overrides) == (Path("out"), 3, ["a.b=1", "+c=2"])
 
 
 @pytest.mark.parametrize("words", [["quickstart", "out", "--stesp", "3"], ["estimate", "a.b=1"]])

@@ -24,6 +24,7 @@ from verl_uae.formats.step import mark_complete
 def config(tmp_path: Path) -> DictConfig:
     folder = tmp_path / "global_step_4"
     folder.mkdir()
+    (folder / "data.pt").write_bytes(b"place")
     mark_complete(folder, 4)
     trainer = {"default_local_dir": str(tmp_path), "resume_mode": "disable"}
     return OmegaConf.create({"trainer": trainer, "uae": {"supervision": {"grace_s": 60.0}}})

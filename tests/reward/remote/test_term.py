@@ -106,7 +106,9 @@ def test_a_custom_function_sees_what_it_sees_locally(make_levels, start_server, 
     local = RewardScorer([("custom", 1.0, {"path": str(file)})]).score(batch)
     remote = scorer(url, batch_size=3).score(batch)
     assert [record.value for record in remote] == [record.value for record in local]
-    assert remote[2].status == Status.ERROR and remote[2].reason == "remote: custom: raised KeyError: 'no such thing'"
+    where = f"({file}, line 6)"
+    assert remote[2].status == Status.ERROR
+    assert remote[2].reason == f"remote: custom: raised KeyError: 'no such thing' {where}"
     assert remote[0].terms["remote/custom/words"] == 2.0
 
 

@@ -17,7 +17,9 @@ def test_gradients_are_those_of_autograd_through_the_unrolled_chain(supervised: 
     assert facts["loss"][0] == pytest.approx(facts["loss"][1], abs=1e-5)
     for part in ("decoder", "encoder"):
         assert facts[f"{part} size"] > 1e-3
-        assert facts[part] < 1e-4 * facts[f"{part} size"] + 1e-6, part
+        # The VAE normalises areas of one colour, which on some processors makes 1e-3 of what differs in the last bits
+        # between one batch and its parts; a term that is missing is of the size of the gradient.
+        assert facts[part] < 5e-3 * facts[f"{part} size"] + 1e-6, part
     assert facts["vision"] == [], "the vision tower is frozen"
 
 

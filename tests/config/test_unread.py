@@ -17,8 +17,8 @@ from verl_uae.config.validate import ValidateCallback
 
 SOURCES = {
     path: path.read_text(encoding="utf-8")
-    for folder in ("trainer", "rollout", "engine", "reward")
-    for path in (Path(verl_uae.__file__).parent / folder).rglob("*.py")
+    for place in ("driver.py", "trainer/**/*.py", "rollout/**/*.py", "engine/**/*.py", "reward/**/*.py")
+    for path in Path(verl_uae.__file__).parent.glob(place)
 }
 
 

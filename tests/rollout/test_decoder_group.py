@@ -18,6 +18,9 @@ from verl_uae.errors import DecoderError
 from verl_uae.rollout.decoder_group import DecoderGroup, describe, split_evenly
 from verl_uae.rollout.processes import processes_of
 
+#: Not yet seen on an idle machine; `make test-slow` runs it.
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("count", "parts"), [(0, 1), (1, 1), (7, 3), (8, 4), (2, 5), (64, 6), (1, 8)])
 def test_split_evenly_covers_everything_once_and_evenly(count: int, parts: int) -> None:

@@ -16,6 +16,9 @@ from verl_uae.errors import DecoderError
 from verl_uae.rollout import policy_group
 from verl_uae.rollout.policy_group import PolicyGroup, collect, interleave
 
+#: Not yet seen on an idle machine; `make test-slow` runs it.
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_shares_of_the_ranks_come_back_in_order(ranks: int) -> None:

@@ -14,6 +14,9 @@ import ray
 
 from verl_uae.rollout.processes import Process, processes_of
 
+#: Not yet seen on an idle machine; `make test-slow` runs it.
+pytestmark = pytest.mark.slow
+
 
 class Sleeper:
     def pid(self) -> int:

@@ -22,7 +22,15 @@ class Drawn(PairValidation):
     """Validation whose workers give known outcomes."""
 
     def __init__(self, folder: Path, outcomes: list[dict[str, Any]]) -> None:
-        self.config = OmegaConf.create({"uae": {"panel": {"probes": 8}, "decoder": {"height": 32, "width": 32}}})
+        self.config = OmegaConf.create(
+            {
+                "uae": {
+                    "panel": {"probes": 8},
+                    "decoder": {"height": 32, "width": 32},
+                    "reward": {"max_invalid_fraction": 0.5},
+                }
+            }
+        )
         self.global_steps, self.logger, self.panels = 4, None, PanelWriter(str(folder))
         self.policy = SimpleNamespace(evaluate=lambda sources, probes: outcomes)
 

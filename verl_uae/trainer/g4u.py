@@ -232,8 +232,10 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync)
             with marked_timer("update_actor", timing_raw):
                 return self._update_actor(found.batch, metrics)
 
-    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+    def _balance_batch(
+        self, batch: KVBatchMeta, metrics: dict, logging_prefix: str = "global_seqlen", keep_minibatch: bool = False
+    ) -> KVBatchMeta:
+        batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)
         if not _trains(batch):
             raise _NothingTrainsError(batch)
         return batch

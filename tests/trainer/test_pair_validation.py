@@ -37,7 +37,13 @@ class Drawn(PairValidation):
 
 def outcome(value: float | None, status: str = "ok") -> dict[str, Any]:
     picture = encode_jpeg(to_tensor([render_image(held_out_scenes(1, 0)[0])], (32, 32))[0])
-    return {"value": value, "status": status, "terms": {} if value is None else {"pixel": value}, "picture": picture}
+    return {
+        "value": value,
+        "status": status,
+        "reason": None if value is not None else "lost",
+        "terms": {} if value is None else {"pixel": value},
+        "picture": picture,
+    }
 
 
 def test_means_are_over_pictures_that_have_a_reward(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_errors_are_one_line(
     ("words", "message"),
     [
         ([], "--backbone longclip: has no published checkpoint in this format; pass --backbone longclip=FOLDER"),
-        (["--backbone", "longclip=gone"], "there is no such folder"),
+        (["--backbone", "longclip=./gone"], "there is no such folder"),
         (["--backbone", "longclip=empty"], "holds no config.json that can be read"),
         (["--backbone", "longclip={dinov2}"], "is a 'dinov2' checkpoint, and must be"),
     ],

@@ -62,6 +62,7 @@ def test_a_step_folder_is_not_complete_while_it_is_written_again(
     trainer = object.__new__(G4UTrainer)
     trainer.config = compose(*tiny_overrides, f"trainer.default_local_dir={tmp_path}")
     trainer.keep_configuration()
+    trainer.training_prompts = list
     trainer.global_steps = 2
     seen: list[bool] = []
     monkeypatch.setattr(PPOTrainerSync, "_save_checkpoint", lambda self: seen.append(is_complete(folder)))
@@ -82,6 +83,7 @@ def test_the_step_before_goes_after_the_new_one_is_complete(
         *tiny_overrides, f"trainer.default_local_dir={tmp_path}", "trainer.max_actor_ckpt_to_keep=1", name="uae_g4u"
     )
     trainer.keep_configuration()
+    trainer.training_prompts = list
     trainer.use_critic, trainer.trainer_mode = False, "sync"
     trainer.train_dataloader = SavedState({})
     seen: list[tuple[str, list[int]]] = []

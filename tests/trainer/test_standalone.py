@@ -36,6 +36,7 @@ class Made(StandaloneTrainer):
             }
         )
         self.keep_configuration()
+        self.training_prompts = list
         self.global_steps = 0
         self.train_dataloader = Places(SavedState({"next": 7}).state)
         self.loaded: list[str] = []

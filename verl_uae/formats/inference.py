@@ -22,6 +22,7 @@ from verl_uae.data.prompts import CaptionPrompt
 from verl_uae.data.schema import IMAGE_MARK, SYSTEM_PROMPT, USER_PROMPT
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.names import CONDITIONER, MODEL_INDEX, RUN_INFERENCE, SCHEDULER, TRANSFORMER, VAE
+from verl_uae.formats.source import read_object
 
 NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
 """Of the released model's demo."""
@@ -144,7 +145,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / MODEL_INDEX
     if not path.is_file():
         return {}
-    content = _read(path)
+    content = read_object(path)
     entries = {name: value for name, value in content.items() if not (name.startswith("_") or _is_part(value))}
     return _checked_file(entries, path)
 
@@ -162,7 +163,7 @@ def read_run_settings(folder: Path) -> dict[str, Any] | None:
         CheckpointError: see :func:`read_index`.
     """
     path = folder / RUN_INFERENCE
-    return _checked_file(_read(path), path) if path.is_file() else None
+    return _checked_file(read_object(path), path) if path.is_file() else None
 
 
 def checked(entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,13 +211,3 @@ def _checked_file(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _is_part(value: Any) -> bool:
     """Whether it names a component: library and class, both None where the component is absent."""
     return isinstance(value, list) and len(value) == 2
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(path, "is not a JSON object")
-    return content

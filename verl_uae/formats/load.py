@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +26,7 @@ from torch import Tensor
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.manifest import verify_part
-from verl_uae.formats.source import brought_code, refuse_code
+from verl_uae.formats.source import brought_code, read_object, refuse_code
 from verl_uae.formats.weights import check_header, weight_files
 from verl_uae.paths import is_hub_id, model_source
 
@@ -336,11 +335,7 @@ def _check_counts(folder: Path, stored: int) -> None:
     # A pipe of that name would be waited for.
     if not path.is_file():
         raise CheckpointError(folder, "has no config.json")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"is not JSON: {error}") from error
-    for key, count in _numbers(content):
+    for key, count in _numbers(read_object(path)):
         if _REPEATED.fullmatch(key) and count > stored:
             raise CheckpointError(path, f"{key} is {count}, but the files hold {stored} tensors in all")
 

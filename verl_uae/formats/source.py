@@ -91,9 +91,9 @@ def check_pin(remote_code: bool, revision: str | None) -> None:
 def brought_code(folder: Path) -> list[str]:
     """Configuration files of a folder and its components that make loaders run Python code of the repository."""
     files = [path for name in _CONFIGS for path in (folder / name, *folder.glob(f"*/{name}"))]
-    found = [path for path in files if path.is_file() and _asks_for_code(_read(path))]
+    found = [path for path in files if path.is_file() and _asks_for_code(read_object(path))]
     index = folder / MODEL_INDEX
-    if index.is_file() and _names_code(_read(index)):
+    if index.is_file() and _names_code(read_object(index)):
         found.append(index)
     return [path.relative_to(folder).as_posix() for path in found]
 
@@ -119,7 +119,12 @@ def _names_code(index: dict[str, Any]) -> bool:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file of a model holds.
+
+    Raises:
+        CheckpointError: it is not JSON, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -29,7 +29,7 @@ class RunRecord:
     config: DictConfig
     global_steps: int
     panels: Any
-    train_dataset: Any = None
+    train_dataset: Any
     _config_text: str
 
     def keep_configuration(self) -> None:
@@ -56,8 +56,6 @@ class RunRecord:
 
     def training_prompts(self) -> Iterable[Any]:
         """Prompts of the training rows."""
-        if self.train_dataset is None:
-            return []
         return self.train_dataset.dataframe.column(self.config.data.get("prompt_key", PROMPT_COLUMN))
 
     @functools.cached_property

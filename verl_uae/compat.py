@@ -55,7 +55,7 @@ def after_ray_init(callback: Callable[[], None]) -> None:
 
 
 class _ImportFinder:
-    """Meets one module on its way in, once. No subclass of importlib.abc's, whose import costs more than all of ours."""
+    """Meets one module on its way in, once. No class of importlib.abc, whose import costs more than all of ours."""
 
     def __init__(self, module: str, callback: Callable[[], None]) -> None:
         self.module = module

@@ -6,16 +6,18 @@ import hashlib
 from pathlib import Path
 
 import yaml
+from omegaconf import OmegaConf
 
 from verl_uae.formats.card import LICENCE_NOTE, Card, data_digests, flat
 from verl_uae.formats.manifest import package_versions
+from verl_uae.formats.run import RunConfig
 
 CARD = Card(
     title="A model",
     origin="Trained somehow.",
     base_models={"encoder": "Qwen/Qwen2.5-VL-3B-Instruct"},
     data={"train.parquet": "ab" * 32},
-    constants={"uae.seed": 3},
+    constants={"uae.seed": 3, "uae.decoder.path": "/home/me/models/x", "uae.files": ["~/a.py", "b/c"]},
     rewards=[
         {"name": "clip", "label": None, "weight": 0.5, "params": {"model": "vit"}},
         {"name": "pixel", "label": "near", "weight": 0.25, "held_out": True, "params": {}},
@@ -36,13 +38,18 @@ def test_the_card_says_everything_it_was_given() -> None:
     text = CARD.render()
     assert yaml.safe_load(text.split("---")[1]) == {
         "library_name": "diffusers",
+        "pipeline_tag": "any-to-any",
         "license": "other",
         "tags": ["verl-uae"],
     }
     assert "\n# A model\n" in text and "Trained somehow." in text and LICENCE_NOTE in text
     assert rows(text, "Base models") == [["encoder", "Qwen/Qwen2.5-VL-3B-Instruct"]]
     assert rows(text, "Training data") == [["train.parquet", "ab" * 32]]
-    assert rows(text, "Constants") == [["uae.seed", "3"]]
+    assert rows(text, "Constants") == [
+        ["uae.seed", "3"],
+        ["uae.decoder.path", "x"],
+        ["uae.files", "['a.py', 'b/c']"],
+    ]
     assert rows(text, "Evaluation") == [["reward", "0.123457"]]
     assert rows(text, "Versions") == [list(pair) for pair in package_versions().items()]
     assert rows(text, "Reward terms") == [
@@ -54,7 +61,7 @@ def test_the_card_says_everything_it_was_given() -> None:
 
 def test_what_is_unknown_is_left_out() -> None:
     text = Card("A model", "Made.", {}).render()
-    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Versions", "## Licence"]
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Use", "## Versions", "## Licence"]
 
 
 def test_texts_cannot_break_the_table_or_open_a_tag() -> None:
@@ -77,3 +84,14 @@ def test_nested_settings_become_full_keys() -> None:
         "uae.policy.params": {},
         "uae.policy.names": ["a"],
     }
+
+
+def test_the_card_of_a_run_has_the_keys_of_its_stage() -> None:
+    sections = {"pretrain": {"shift": 3.0}, "policy": {"num_steps": 10, "guidance": 1.0}, "decoder": {"dtype": "bf16"}}
+    keys = {}
+    for stage in ("g4u", "pretrain", "unknown"):
+        run = RunConfig(OmegaConf.create({"uae": {"stage": stage, **sections}}))
+        keys[stage] = set(run.card("A model", "Made.", {}, {}).constants) - {"uae.stage"}
+    assert keys["g4u"] == {"uae.policy.guidance", "uae.decoder.dtype"}
+    assert keys["pretrain"] == {"uae.policy.guidance", "uae.pretrain.shift"}
+    assert len(keys["unknown"]) == 4

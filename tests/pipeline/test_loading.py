@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.pipeline.conftest import picture
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.formats.card import USE
 from verl_uae.formats.inference import InferenceSettings
 from verl_uae.pipeline import UAEPipeline
 from verl_uae.pipeline.loading import keep_vae_fp32, load_model, load_processor, load_processor_of
@@ -44,6 +46,17 @@ def test_saves_and_loads_a_complete_folder(pipe: UAEPipeline, make_pipe: Callabl
     assert pipe.processor is not None and pipe.caption(picture(0), max_new_tokens=2)
     with pytest.raises(ValueError, match="safetensors"):
         pipe.save_pretrained(tmp_path / "pickles", safe_serialization=False)
+
+
+def test_what_a_model_card_tells_to_run_runs(
+    pipe: UAEPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe.save_pretrained(tmp_path / "saved")
+    picture(0).save(tmp_path / "photo.jpg")
+    code = USE.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("MODEL", "./saved").replace("cuda", "cpu"), {})
+    assert Image.open("reconstruction.png").size == (32, 32)
 
 
 def test_a_decoder_folder_takes_its_encoder_as_an_argument(

@@ -72,6 +72,11 @@ UNREAD: dict[str, tuple[str, ...]] = {
 }
 
 
+def is_unread(stage: str, key: str) -> bool:
+    """Whether nothing in the stage reads the key."""
+    return any(key == name or key.startswith(f"{name}.") for name in UNREAD.get(stage, ()))
+
+
 def unread_overrides(stage: str, overrides: Iterable[str]) -> list[str]:
     """Keys that a command sets although its stage does not read them.
 
@@ -80,4 +85,4 @@ def unread_overrides(stage: str, overrides: Iterable[str]) -> list[str]:
         overrides: as on the command line, ``key=value``.
     """
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
-    return [key for key in keys if any(key == name or key.startswith(f"{name}.") for name in UNREAD[stage])]
+    return [key for key in keys if is_unread(stage, key)]

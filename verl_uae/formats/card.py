@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from verl_uae.formats.manifest import package_versions, sha256
@@ -18,6 +18,32 @@ LICENCE_NOTE = (
 )
 
 
+#: A text that begins with one of these is a place on a machine.
+_FOLDER_STARTS = ("/", "./", "../", "~", "file://")
+
+#: What the model hub reads.
+FRONT_MATTER = """---
+library_name: diffusers
+pipeline_tag: any-to-any
+license: other
+tags:
+- verl-uae
+---"""
+
+#: MODEL is the folder of the card, or its hub id.
+USE = """The captioner describes a picture, and the decoder redraws it from the caption, with the settings in
+`model_index.json`:
+
+```python
+from verl_uae.pipeline import UAEPipeline
+
+pipe = UAEPipeline.from_pretrained("MODEL").to("cuda")
+output = pipe.reconstruct(["photo.jpg"])
+print(output.captions[0])
+output.images[0].save("reconstruction.png")
+```"""
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """What a model card says."""
@@ -26,11 +52,11 @@ class Card:
     origin: str
     """One sentence: imported from what, or trained how."""
     base_models: Mapping[str, str]
-    """Part of the folder -> hub id or folder it comes from."""
+    """Part of the folder -> hub id or folder it comes from; of a folder the card names the last part only."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Data file -> its SHA-256."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration key -> value."""
+    """Configuration key -> value; of a path the card names the last part only."""
     rewards: Sequence[Mapping[str, Any]] = ()
     """Reward terms as configured: name, weight, params."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
@@ -39,13 +65,14 @@ class Card:
     def render(self) -> str:
         """Markdown with the front matter that the model hub reads."""
         sections = [
-            "---\nlibrary_name: diffusers\nlicense: other\ntags:\n- verl-uae\n---",
+            FRONT_MATTER,
             f"# {_text(self.title)}",
             _text(self.origin),
-            _table("Base models", ("part", "from"), self.base_models),
+            f"## Use\n\n{USE}",
+            _table("Base models", ("part", "from"), {part: _nameable(name) for part, name in self.base_models.items()}),
             _table("Training data", ("file", "SHA-256"), self.data),
             _table("Reward terms", ("term", "weight and parameters"), dict(_terms(self.rewards))),
-            _table("Constants", ("key", "value"), self.constants),
+            _table("Constants", ("key", "value"), {key: _nameable(value) for key, value in self.constants.items()}),
             _table(
                 "Evaluation", ("figure", "value"), {name: f"{value:.6g}" for name, value in self.evaluation.items()}
             ),
@@ -74,6 +101,13 @@ def _terms(rewards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         rest = {key: value for key, value in term.items() if key not in ("name", "label") and value not in (None, {})}
         label = term.get("label") or term.get("name") or "term"
         yield f"{number}: {label}", ", ".join(f"{key}={value}" for key, value in rest.items())
+
+
+def _nameable(value: Any) -> Any:
+    """A value without the folders of the machine it was set on."""
+    if isinstance(value, list | tuple):
+        return [_nameable(entry) for entry in value]
+    return PurePath(value).name if isinstance(value, str) and value.startswith(_FOLDER_STARTS) else value
 
 
 def _table(title: str, head: tuple[str, str], rows: Mapping[str, Any]) -> str:

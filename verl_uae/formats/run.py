@@ -14,6 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from verl_uae.config.unread import is_unread
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.card import Card, data_digests, flat
 from verl_uae.formats.names import RUN_CONFIG
@@ -99,7 +100,8 @@ class RunConfig:
         """The model card of an exported checkpoint."""
         settings = self.get("uae") or {}
         rewards = (settings.get("reward") or {}).pop("terms", None) or []
-        constants = dict(flat(settings, "uae"))
+        stage = str(settings.get("stage"))
+        constants = {key: value for key, value in flat(settings, "uae") if not is_unread(stage, key)}
         constants.update((key, self.get(key)) for key in _KEYS if self.get(key) is not None)
         return Card(
             title=title,

@@ -23,6 +23,7 @@ LAYERS = {
     "hub": 0,
     "surroundings": 0,
     "runstate": 0,
+    "unread": 0,
     "__init__": 0,
     "flow": 1,
     "data": 1,

@@ -16,12 +16,12 @@ from verl_uae.config.checks import check_choices, check_finite, check_minimum
 from verl_uae.config.keys import check_keys
 from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths
 from verl_uae.config.run_lock import check_free
-from verl_uae.config.unread import unread_overrides
 from verl_uae.config.validate_policy import validate_policy
 from verl_uae.config.validate_run import CAPTIONING, STAGES, validate_run
 from verl_uae.config.validate_supervised import validate_supervised
 from verl_uae.config.validate_verl import validate_verl
 from verl_uae.errors import ConfigError, UAEError
+from verl_uae.unread import unread_overrides
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _CHOICES = {

@@ -14,10 +14,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_uae.config.unread import is_unread
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.card import Card, data_digests, flat
 from verl_uae.formats.names import RUN_CONFIG
+from verl_uae.unread import is_unread
 
 #: Stands in a saved configuration in place of a secret.
 HIDDEN = "***"

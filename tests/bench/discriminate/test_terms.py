@@ -25,9 +25,12 @@ def compute_score(data_source, solution_str, ground_truth, extra_info):
 def test_specs() -> None:
     labels = [spec.label for spec in term_specs([])]
     assert {"pixel", "psnr", "ssim", "efficientnet_lite0, maps"} <= set(labels)
+    assert [spec.label for spec in term_specs(["pixel", "[psnr, {name: ssim, held_out: true}]"], defaults=False)] == [
+        "pixel", "psnr", "ssim",
+    ]  # fmt: skip
     (spec,) = term_specs(["{name: pixel, label: mine, params: {k: 30}}"], defaults=False)
     assert (spec.name, spec.label, spec.params) == ("pixel", "mine", {"k": 30})
-    for given in ("pixel", "{label: x}", "{name: pixel, weight: 2}", "{name: [", "{name: pixel}"):
+    for given in ("{label: x}", "{name: psnr, wieght: 2}", "{name: [", "pixel"):
         with pytest.raises(ConfigError, match="--term"):
             term_specs([given])
     with pytest.raises(ConfigError, match="--term"):

@@ -30,7 +30,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--photographs", type=expand, metavar="DIR", help="folder of photographs (default: none)")
     parser.add_argument("--size", type=int, default=256, help="side of the photographs, pixels (default 256)")
     parser.add_argument("--scenes", type=int, default=200, help="built-in scenes, 0 for none (default 200)")
-    parser.add_argument("--term", action="append", default=[], metavar="YAML", help="one more, as in uae.reward.terms")
+    parser.add_argument(
+        "--term",
+        action="append",
+        default=[],
+        metavar="YAML",
+        help="one more: a name, or an entry as in uae.reward.terms",
+    )
     parser.add_argument("--no-defaults", action="store_true", help="only the terms given with --term")
     parser.add_argument("--speed", nargs="*", default=list(SPEED), metavar="SIDExPAIRS", help="what is timed")
     parser.add_argument("--repetitions", type=int, default=7, help="of the timing (default 7)")

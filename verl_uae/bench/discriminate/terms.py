@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 from torch import Tensor
 
 from verl_uae.bench.discriminate.worlds import World
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardBatch, RewardScorer, TermSpec, get_reward, reward_names
+from verl_uae.reward.remote.specs import Terms, read_terms
 
 #: Seconds for one picture's versions.
 TIMEOUT_S = 600.0
@@ -44,23 +44,20 @@ Progress = Callable[[str, int, int], None]
 
 
 def term_specs(given: Sequence[str], *, defaults: bool = True) -> list[TermSpec]:
-    """The default terms and those given as YAML mappings with the keys of ``uae.reward.terms``.
+    """The default terms and those given, each as in ``uae.reward.terms``: a name or a YAML mapping.
 
     Raises:
-        ConfigError: not such a mapping, or a label used twice.
+        ConfigError: no such entry, or a label used twice.
     """
-    entries: list[Mapping[str, Any]] = list(DEFAULTS) if defaults else []
-    for text in given:
-        try:
-            entry = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError("--term", f"{text!r} is not YAML: {error}") from error
-        if not isinstance(entry, Mapping) or "name" not in entry or not set(entry) <= {"name", "label", "params"}:
-            raise ConfigError("--term", f"must be like '{{name: pixel, label: mine, params: {{k: 30}}}}', got {text!r}")
-        entries.append(entry)
+    terms = read_terms(given, None) if given else Terms((), ())
     specs = [
         TermSpec(name=entry["name"], label=entry.get("label", entry["name"]), params=entry.get("params") or {})
-        for entry in entries
+        for entry in (DEFAULTS if defaults else ())
+    ]
+    # A sum is not taken here: a weight says nothing about one term, and a floor would cut its values.
+    specs += [
+        TermSpec(name=spec.name, label=spec.label or spec.name, params=spec.params)
+        for spec in (*terms.summed, *terms.held_out)
     ]
     labels = [spec.label for spec in specs]
     if len(set(labels)) != len(labels) or not labels:

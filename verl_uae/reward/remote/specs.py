@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which terms a reward server has: the entries of ``uae.reward.terms``, from YAML or the command line."""
+"""Terms that a command is given: entries as in ``uae.reward.terms``, from YAML or the command line."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def read_terms(texts: Sequence[str], file: str | Path | None) -> Terms:
         entries += given if isinstance(given, list) else [given]
     if not entries:
         raise ConfigError("--term", "give at least one term, here or in --config")
-    return parse_terms(entries, "terms")
+    return parse_terms(entries, "terms" if file is not None else "--term")
 
 
 def _text(file: str | Path) -> str:

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 import verl_uae
 from verl_uae.config.schema import UAEConfig
-from verl_uae.config.unread import UNREAD, unread_overrides
 from verl_uae.config.validate import ValidateCallback
+from verl_uae.unread import UNREAD, unread_overrides
 
 SOURCES = {
     path: path.read_text(encoding="utf-8")

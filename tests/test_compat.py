@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -173,3 +174,35 @@ def test_what_follows_the_connection_to_ray_runs_once() -> None:
         for hook in list(worker._post_init_hooks)[len(before) :]:
             hook()
     assert seen == ["connected"] and worker._post_init_hooks == before
+
+
+RAY = """
+import json, ray
+from ray._private.worker import global_worker
+from verl_uae.compat import ray_actors, ray_cluster_address, ray_cpu_count, ray_temp_folder
+
+guessed = [ray_cpu_count(), ray_temp_folder()]
+ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)
+found = [ray.cluster_resources()["CPU"], global_worker.node.get_temp_dir_path()]
+
+@ray.remote(num_cpus=0)
+class Counter:
+    def one(self):
+        return 1
+
+counter = Counter.remote()
+ray.get(counter.one.remote())
+actors = [entry["ActorClassName"] + " " + entry["State"] for entry in ray_actors().values()]
+address = ray.get_runtime_context().gcs_address
+print(json.dumps([guessed, found, actors, address, [ray_cluster_address(address), ray_cluster_address("local")]]))
+"""
+
+
+def test_what_is_asked_before_ray_runs_is_what_ray_does() -> None:
+    """Cores, folder and address as a real Ray has them."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RAY], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    guessed, found, actors, address, resolved = json.loads(result.stdout.splitlines()[-1])
+    assert guessed == found and actors == ["Counter ALIVE"] and resolved == [address, None]

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 HOME_DIR ?= outputs/quickstart
-# Training commands at a time in the learning runs; each needs about a core.
+# Processes of the tests, and training commands at a time in the learning runs; each needs about a core.
 JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -39,7 +39,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -15,6 +15,19 @@ import torch
 import verl_uae  # noqa: F401
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where two processes run the suite, each takes whole files, and one of them all of the engines: their facts come
+    from runs of minutes that several files share."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/engine" if nodeid.startswith("tests/engine/") else str(super()._split_scope(nodeid))
+
+    return ByFile(config, log)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Bit-for-bit comparisons hold for one intra-op thread, and more only wait for each other here."""
@@ -71,17 +84,10 @@ def own_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., Any]:
-    """``compose("key=value", ..., name="uae_g4u")``: a config as `python -m verl.trainer.main_ppo` sees it."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
+    """``compose("key=value", ..., name="uae_g4u")``: see :func:`tests.composing.composed`."""
+    from tests.composing import composed
 
-    import verl_uae.plugin  # noqa: F401
-
-    def make(*overrides: str, name: str = "uae_g4u") -> Any:
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            return hydra_compose(name, overrides=list(overrides))
-
-    return make
+    return composed
 
 
 @pytest.fixture(scope="session")

@@ -242,14 +242,13 @@ def compose() -> Any:
     """Composes a config by name, as verl's entry point does, from a folder of its own if one is given."""
     pytest.importorskip("verl")
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir, initialize_config_module
+    from hydra import initialize_config_dir
 
-    import verl_uae.plugin  # noqa: F401  registers the search path
+    from tests.composing import composed
 
     def run(name: str, overrides: list[str], folder: Path | None = None) -> Any:
         if folder is None:
-            with initialize_config_module("verl.trainer.config", version_base=None):
-                return hydra_compose(name, overrides=overrides)
+            return composed(*overrides, name=name)
         with initialize_config_dir(str(folder), version_base=None):
             return hydra_compose(name, overrides=[*overrides, "hydra.searchpath=[pkg://verl.trainer.config]"])
 

@@ -84,6 +84,7 @@ def test_throughput_writes_the_documented_fields(tmp_path: Path, capsys: pytest.
     assert "same result: yes" in out and "| total, stored |" in out and "pass" in out
 
 
+@pytest.mark.slow  # Minutes, where a processor computes bf16 in software.
 def test_throughput_computes_in_bf16_with_checkpointing() -> None:
     report = u4g_throughput.main([*SHORT, "--dtype", "bf16", "--checkpointing"])
     assert report["agreement"]["passed"] and report["dtype"] == "bfloat16"

@@ -2,13 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import argparse
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from verl_uae.errors import CheckpointError, ConfigError, DataError
-from verl_uae.paths import existing_file, existing_folder, expand, is_hub_id, model_source, output_folder
+from verl_uae.paths import (
+    argument_path,
+    existing_file,
+    existing_folder,
+    expand,
+    is_hub_id,
+    model_source,
+    open_regular,
+    output_folder,
+)
 
 
 @pytest.fixture
@@ -123,3 +134,36 @@ def test_an_output_folder_is_one_that_can_be_made(place: Path) -> None:
 def test_an_output_folder_that_cannot_be_made_is_refused(place: Path, text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(why)):
         output_folder(text, "trainer.default_local_dir")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "s3://bucket/x", "hdfs://a/b", "https://host/x"])
+def test_a_path_of_the_command_line_is_one_of_this_machine(text: str) -> None:
+    """An unset variable of a shell would be the current folder, a URL a folder called ``s3:``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=argument_path)
+    with pytest.raises(SystemExit) as raised:
+        parser.parse_args(["--out", text])
+    assert raised.value.code == 2
+
+
+def test_a_path_of_the_command_line_is_expanded(place: Path) -> None:
+    assert argument_path("~/model/") == place / "model" and argument_path(f"file://{place}/a%20b") == place / "a b"
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / "none"):
+        with pytest.raises(OSError, match=r"not a regular file|Is a directory|No such file"):
+            open_regular(path)
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        existing_file(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"content")
+    with open_regular(tmp_path / "file") as file:
+        assert file.read() == b"content"
+
+
+def test_a_link_that_leads_nowhere_is_a_folder_that_is_gone(place: Path) -> None:
+    (place / "owner" / "gone").symlink_to(place / "nothing")
+    assert is_hub_id("owner/other") and not is_hub_id("owner/gone")
+    with pytest.raises(CheckpointError, match="owner/gone: there is no such folder"):
+        model_source("owner/gone")

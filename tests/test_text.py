@@ -17,6 +17,8 @@ from verl_uae.text import (
     decode_text,
     encodable,
     fitting_name,
+    one_line,
+    parse_json,
     printable,
     read_text,
     text_problem,
@@ -83,3 +85,25 @@ def test_text_files_of_other_systems(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=reason):
             decode_text("one\nit\u2019s two".encode(encoding))
     assert decode_text(b"") == "" and decode_text(b"a\0b c") == "a\0b c"
+
+
+def test_a_message_is_one_line_that_no_terminal_obeys() -> None:
+    assert one_line("a\nb\r\x1b[31mc\u2028\x85 caf\udce9 é") == "a\\nb\\r\\x1b[31mc\\u2028\\x85 caf\\xe9 é"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": 1, "a": 2}', "the key 'a' is there twice"),
+        ('[{"b": {"\\ud83d": 1, "\\ud83d": 2}}]', r"the key '\\\\ud83d' is there twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_json_that_readers_would_read_differently_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_json(text)
+
+
+def test_json_is_what_it_says() -> None:
+    assert parse_json('{"a": [1, {"b": null}], "c": NaN}')["a"] == [1, {"b": None}]

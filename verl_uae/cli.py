@@ -12,7 +12,8 @@ from typing import Any
 
 from verl_uae import __version__
 from verl_uae.errors import UAEError
-from verl_uae.paths import expand
+from verl_uae.paths import argument_path
+from verl_uae.text import one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     quickstart = commands.add_parser(
         "quickstart", help="pre-train the tiny models, run G4U on the scenes, report; takes Hydra overrides too"
     )
-    quickstart.add_argument("out", type=expand, help="folder for models, data, logs and the report")
+    quickstart.add_argument("out", type=argument_path, help="folder for models, data, logs and the report")
     quickstart.add_argument("--seed", type=int, default=0, help="seed of models, data and run (default 0)")
     quickstart.add_argument("--steps", type=int, default=60, help="G4U steps (default 60)")
     quickstart.set_defaults(run=_quickstart)
@@ -58,14 +59,16 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_reward_server(commands: Any) -> None:
     parser = commands.add_parser("reward-server", help="compute rewards for runs on other machines, over HTTP")
     parser.add_argument("--term", action="append", default=[], metavar="YAML", help="name or entry; may be repeated")
-    parser.add_argument("--config", type=expand, metavar="FILE", help="YAML with terms: or uae.reward.terms:")
+    parser.add_argument("--config", type=argument_path, metavar="FILE", help="YAML with terms: or uae.reward.terms:")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8900, help="default 8900; 0 takes a free one")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--token-file", type=expand, metavar="FILE", help="bearer token (else VERL_UAE_REWARD_TOKEN)")
+    parser.add_argument(
+        "--token-file", type=argument_path, metavar="FILE", help="bearer token (else VERL_UAE_REWARD_TOKEN)"
+    )
     parser.add_argument("--insecure", action="store_true", help="listen to other machines without a token")
-    parser.add_argument("--tls-cert", type=expand, metavar="FILE", help="PEM certificate, for https")
-    parser.add_argument("--tls-key", type=expand, metavar="FILE", help="its key")
+    parser.add_argument("--tls-cert", type=argument_path, metavar="FILE", help="PEM certificate, for https")
+    parser.add_argument("--tls-key", type=argument_path, metavar="FILE", help="its key")
     parser.add_argument("--timeout-s", type=float, default=60.0, help="per term and request, seconds (default 60)")
     parser.add_argument("--source-cache-mib", type=int, default=256, help="features of sources, MiB (default 256)")
     parser.add_argument("--max-samples", type=int, default=64, help="per request (default 64)")
@@ -118,7 +121,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sub-command; errors raised on purpose are one line and exit code 2."""
+    """Run a sub-command; errors raised on purpose, and files that the system refuses, are one line and exit code 2."""
     args = parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A caption or a file name that the terminal cannot show must not end a command whose work is done.
@@ -126,8 +129,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args) or 0)
     except UAEError as error:
-        print(f"verl-uae: {error}", file=sys.stderr)
-        return 2
+        return _refused(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _refused(f"{error.filename}: {error.strerror}")
+
+
+def _refused(message: str) -> int:
+    # Messages of libraries have several lines.
+    text = one_line(" ".join(filter(None, map(str.strip, message.split("\n")))))
+    print(f"verl-uae: {text}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -15,10 +15,14 @@ Standard library alone: every layer imports this.
 
 from __future__ import annotations
 
+import argparse
+import errno
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote
 
 from verl_uae.errors import CheckpointError, ConfigError, DataError, UAEError
@@ -38,6 +42,42 @@ def expand(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def argument_path(text: str) -> Path:
+    """A path of the command line, as argparse's ``type``: :func:`expand`, but no empty one and no URL.
+
+    An unset variable of a shell is an empty path, which would be the current folder.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, or lies elsewhere.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a path")
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text} is no path of this machine or of a shared file system")
+    return expand(text)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to be read. A pipe, a device or a socket is refused: the first would be waited for, the next read
+    for ever.
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
+    """
+    # Non-blocking: opening a pipe would wait for whoever writes into it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def is_url(path: str | os.PathLike[str]) -> bool:
     """Whether a path lies elsewhere: ``s3://``, ``hdfs://``, ``https://``, but not ``file://``."""
     text = os.fspath(path)
@@ -47,7 +87,8 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
     """Whether the rule above takes a model for a hub repository; looks whether there is such a folder."""
     text = os.fspath(source)
-    return isinstance(source, str) and _HUB_ID.fullmatch(text) is not None and not os.path.exists(text)
+    # A link that leads nowhere is a folder that is gone, not a repository.
+    return isinstance(source, str) and _HUB_ID.fullmatch(text) is not None and not os.path.lexists(text)
 
 
 def model_source(source: str | os.PathLike[str], key: str | None = None) -> str:
@@ -103,6 +144,8 @@ def existing_file(path: str | os.PathLike[str], key: str | None = None) -> Path:
     file = _existing(path, "file", key, DataError)
     if file.is_dir():
         raise _refusal(path, key, "is a folder, and must be a file", DataError)
+    if not file.is_file():
+        raise _refusal(path, key, "is a pipe or a device, and must be a file", DataError)
     return file
 
 

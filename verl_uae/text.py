@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import os
 import re
+from typing import Any
 
 from verl_uae.errors import ConfigError
+from verl_uae.paths import open_regular
 
 MAX_NAME_BYTES = 220
 """Longest file name that is made of other names. File systems take 255; the rest is for temporary names beside it."""
 
 _HALF = re.compile("[\ud800-\udfff]")
+# Line ends of every kind, and what a terminal would obey.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # What `printable` writes for a half; in a name that has no half it is plain text.
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2}|ud[89a-f][0-9a-f]{2})")
 _FOREIGN = (
@@ -41,6 +46,11 @@ def text_problem(text: str) -> str | None:
 def encodable(text: str) -> str:
     """The text, or where it cannot be encoded the same with escapes: ``\\xff`` for a byte, ``\\ud83d`` for a half."""
     return _HALF.sub(_escape, text)
+
+
+def one_line(text: str) -> str:
+    """A message on one line: `encodable`, with escapes for line ends and what else a terminal would obey."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], encodable(text))
 
 
 def printable(name: str) -> str:
@@ -84,17 +94,23 @@ def argument_text(key: str, text: str) -> str:
         raise ConfigError(key, f"is not UTF-8: {encodable(text)!r}") from error
 
 
+def foreign_encoding(data: bytes) -> str | None:
+    """What a text is instead of UTF-8, by its beginning, and what to do; None where it may be UTF-8."""
+    for mark, name in _FOREIGN:
+        if data.startswith(mark):
+            return f"is {name}: save it as UTF-8"
+    return "every other byte is zero, as in UTF-16: save it as UTF-8" if data.count(0) * 3 > len(data) else None
+
+
 def decode_text(data: bytes) -> str:
     """The content of a text file. A byte order mark of UTF-8 is no content.
 
     Raises:
         ValueError: naming the encoding that was found instead of UTF-8, or the first foreign byte and its line.
     """
-    for mark, name in _FOREIGN:
-        if data.startswith(mark):
-            raise ValueError(f"is {name}: save it as UTF-8")
-    if data.count(0) * 3 > len(data):
-        raise ValueError("every other byte is zero, as in UTF-16: save it as UTF-8")
+    foreign = foreign_encoding(data)
+    if foreign is not None:
+        raise ValueError(foreign)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -109,11 +125,37 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """The content of a text file, as `decode_text`.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no regular file.
         ValueError: it is not UTF-8.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return decode_text(file.read())
+
+
+def parse_json(text: str) -> Any:
+    """The value that a JSON text holds. Of a key that an object has twice, readers differ in which they take.
+
+    Raises:
+        ValueError: it is not JSON, an object has a key twice, or it is nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs, as ``object_pairs_hook`` of `json.loads`.
+
+    Raises:
+        ValueError: a key is there twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {encodable(twice[:80])!r} is there twice")
+    return found
 
 
 def _escape(half: re.Match[str]) -> str:

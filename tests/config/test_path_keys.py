@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,11 @@ def test_what_verl_copies_and_what_is_not_read_passes(base: DictConfig) -> None:
 
 def test_shards_are_found_by_their_pattern(base: DictConfig) -> None:
     assert is_shard("a-{0..3}.tar") and is_shard("https://host/a.tar?token=1") and not is_shard("a.parquet")
+    # A file that is there is what its content says, as for `data check`.
+    with tarfile.open("no_end", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+    Path("rows.tar").write_bytes(b"PAR1")
+    assert is_shard("no_end") and not is_shard("rows.tar") and is_shard("other.tar")
     config = changed(base, "data.train_files='~/a-*.tar'")
     resolve_paths(config)
     validate_paths(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import unicodedata
 from pathlib import Path
@@ -137,3 +138,13 @@ def test_a_caption_that_fits_two_pictures_is_given_to_none() -> None:
     assert not found and unused["./é.png"].startswith("a caption that fits 2 pictures")
     found, unused = match_captions({composed: "x", decomposed: "y"}, [composed, decomposed])
     assert found == {composed: "x", decomposed: "y"} and not unused
+
+
+def test_a_key_that_is_there_twice_is_no_caption(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"file": "a.png", "file": "b.png", "caption": "x"}\n')
+    with pytest.raises(DataError, match="row 0: not JSON: the key 'file' is there twice"):
+        read_captions(path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="not a regular file"):
+        read_captions(tmp_path / "pipe")

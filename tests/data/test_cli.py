@@ -130,3 +130,15 @@ def test_pack_writes_shards(folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert run(*words) == 2 and "captions are needed" in capsys.readouterr().out
     assert run(*words, "--captions", captions, "--shard-size", 3) == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["train-000000.tar", "train-000001.tar"]
+
+
+def test_arguments_that_cannot_be_used_are_named_before_the_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert run("pack", folder, "--out", out, "--data-source", "caf\udce9") == 2
+    assert "--data-source: is not UTF-8" in capsys.readouterr().out
+    assert run("pack", folder, "--out", out) == 0
+    for quarantine, reason in ((tmp_path / "none" / "q.jsonl", "there is no such folder"), (tmp_path, "is a folder")):
+        assert run("check", out / "train.parquet", "--quarantine", quarantine) == 2
+        assert reason in capsys.readouterr().out

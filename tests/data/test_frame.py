@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import gzip
 import json
 import logging
+import os
 import pickle
 import unicodedata
 from pathlib import Path
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_uae.data import frame as module
-from verl_uae.data.frame import FILE, PROBLEM, ROW, Frame, chunks_of, file_kind, open_rows
+from verl_uae.data.frame import FILE, PROBLEM, ROW, Frame, chunks_of, column_of, file_kind, open_rows
 from verl_uae.errors import DataError
 
 NEEDED = frozenset({"x"})
@@ -168,16 +170,21 @@ def test_json_lines_cost_a_bad_row_each(tmp_path: Path, caplog: pytest.LogCaptur
     assert rows[0]["y"] == 1 and "y" in rows[8] and "column z, which is not needed, holds half" in caplog.text
     path.write_text(json.dumps([{"x": 1}, "text", {"x": [2]}]))
     assert [row.get(PROBLEM) for row in both(path)] == [None, "must be an object, got str", None]
+    path.write_text('[1, 2]\n{"x": 1}\n{"x": 1, "x": 2}\n')
+    wanted = ["must be an object, got list", None, "not JSON: the key 'x' is there twice"]
+    assert [row.get(PROBLEM) for row in Frame([open_rows(str(path), NEEDED)]).rows(range(3))] == wanted
 
 
 def test_files_that_are_no_rows_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a"
     for data, reason in (
         (b"PAR1 nonsense", "cannot be read"),
-        (b"", "must be parquet, JSON lines or a JSON list"),
+        (b"", "must be parquet, JSON lines, a JSON list or a tar shard"),
         (b"a,b\n", "must be parquet"),
         ("\ufeff{}".encode("utf-16-le"), "must be parquet"),
         (b"[{", "cannot be read"),
+        (gzip.compress(b'{"x": 1}'), "compressed with gzip: unpack it first"),
+        (b'{\n "x": 1\n}\n', "no line is a row, .*; first: not JSON"),
         (b"".join(b'{"c%d": 1}\n' % n for n in range(1001)), "more than 1000 different fields"),
     ):
         path.write_bytes(data)
@@ -186,6 +193,9 @@ def test_files_that_are_no_rows_are_named(tmp_path: Path) -> None:
                 read()
     (tmp_path / "a.jsonl").write_bytes('{"x": 1}\n'.encode("utf-16"))
     with pytest.raises(DataError, match="is UTF-16: save it as UTF-8"):
+        open_rows(str(tmp_path / "a.jsonl"), NEEDED)
+    (tmp_path / "a.jsonl").write_bytes('{"x": 1}\n'.encode("utf-16-le"))
+    with pytest.raises(DataError, match="as in UTF-16: save it as UTF-8"):
         open_rows(str(tmp_path / "a.jsonl"), NEEDED)
     pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["x", "x"]), tmp_path / "twice.parquet")
     with pytest.raises(DataError, match="column x is there twice"):
@@ -222,6 +232,44 @@ def test_the_cache_is_used_until_the_file_changes(tmp_path: Path, cache: Path, m
         DataError, match=r"/proc/none/verl_uae: the cache of data files cannot be written: .*HF_DATASETS"
     ):
         open_rows(str(path), NEEDED)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5])
+def test_a_damaged_copy_in_the_cache_is_made_anew(keep: float, tmp_path: Path, cache: Path) -> None:
+    pq.write_table(pa.table({"x": list(range(200))}), tmp_path / "a.parquet")
+    wanted = both(tmp_path / "a.parquet")
+    (copy,) = cache.rglob("*.arrow")
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[: int(keep * len(whole) if 0 < keep < 1 else keep)])
+    assert both(tmp_path / "a.parquet") == wanted and copy.read_bytes() == whole
+
+
+def test_lines_that_change_under_a_run_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"x": 1}\n{"x": 2}\n')
+    frame = Frame([open_rows(str(path), NEEDED)])
+    assert frame[1]["x"] == 2
+    path.write_text('{"x": 100}\n{"x": 2}\n')
+    with pytest.raises(DataError, match="has changed since its rows were checked"):
+        frame[1]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("a.parquet", "a.jsonl", "a.tar"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match="not a regular file"):
+            file_kind(tmp_path / name)
+
+
+def test_a_column_of_a_file_is_its_values(tmp_path: Path) -> None:
+    table = pa.table({"a": [1, 2, 3], "x": text_column([b"a", b"\xff", b"c"])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert list(column_of(str(tmp_path / "a.parquet"), "x")) == ["a", None, "c"]
+    (tmp_path / "a.jsonl").write_text('{"x": "a"}\n{\n{"x": "c"}\n')
+    assert list(column_of(str(tmp_path / "a.jsonl"), "x")) == ["a", None, "c"]
+    for name in ("a.parquet", "a.jsonl"):
+        with pytest.raises(DataError, match="column z is missing"):
+            list(column_of(str(tmp_path / name), "z"))
 
 
 def test_the_kind_of_a_file(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_paths_stay_inside_their_root(name: str, tmp_path: Path, make_picture: C
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", tmp_path, Path("/dev/zero")):
-        with pytest.raises(DecodeError, match="not a regular file"):
+        with pytest.raises(DecodeError, match=r"not a regular file|Is a directory"):
             decode_image(path)
     with pytest.raises(DecodeError, match=r"absent\.png: FileNotFoundError"):
         decode_image(tmp_path / "absent.png")
@@ -276,3 +276,14 @@ def test_upright_size_never_lets_out_a_size_beyond_the_limits(hostile_inputs) ->
             passed += 1
             assert min(width, height) >= 16 and width * height <= 4096**2, name
     assert 0 < passed < 300
+
+
+def test_a_reason_does_not_quote_a_whole_picture() -> None:
+    """JSON that holds pictures as base64, in the place of bytes and in that of a path."""
+    text = "A" * 100_000
+    with pytest.raises(DecodeError, match="bytes are text; in JSON a picture is named by its path"):
+        decode_image({"bytes": text, "path": None})
+    for cell in (text, {"bytes": None, "path": text}):
+        with pytest.raises(DecodeError, match="File name too long") as raised:
+            decode_image(cell)
+        assert len(str(raised.value)) < 1000

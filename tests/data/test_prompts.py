@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from verl_uae.data.prompts import CaptionPrompt, most_frequent_prompt, prompts_of_files
+from verl_uae.data.prompts import CaptionPrompt, first_pictures, most_frequent_prompt, prompts_of_files
 from verl_uae.data.schema import make_prompt
 from verl_uae.errors import DataError
 
@@ -59,3 +59,12 @@ def test_prompts_are_read_from_files(tmp_path: Path) -> None:
     for path in files:
         with pytest.raises(DataError, match=str(path)):
             list(prompts_of_files([str(path)]))
+
+
+def test_first_pictures_are_cells_of_any_layout(tmp_path: Path) -> None:
+    """What the image door takes; a path is followed only within the folder that the door is given."""
+    cells = [[{"bytes": b"p", "path": None}], [{"bytes": None, "path": "../x.png"}], [], None]
+    pq.write_table(pa.table({"images": cells}), tmp_path / "a.parquet")
+    assert first_pictures(tmp_path / "a.parquet", 4) == [*(cell[0] for cell in cells[:2]), b"", b""]
+    (tmp_path / "a.jsonl").write_text('{"images": ["x.png"]}\n{"images": [null]}\n{"images": 3}\n')
+    assert first_pictures(tmp_path / "a.jsonl", 3) == ["x.png", None, b""]

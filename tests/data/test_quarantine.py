@@ -46,3 +46,13 @@ def test_a_growing_list_names_each_item_once(tmp_path: Path) -> None:
     text = (tmp_path / "q.jsonl").read_text(encoding="utf-8")
     write_items(tmp_path / "whole.jsonl", items)
     assert text == (tmp_path / "whole.jsonl").read_text(encoding="utf-8") and text.count("cut") == 1
+
+
+def test_a_name_cannot_write_lines_of_its_own() -> None:
+    assert str(BadItem("a\nb.png", 3, "x\x1b[2J")) == "a\\nb.png, row 3: x\\x1b[2J"
+
+
+def test_a_list_that_was_cut_within_a_letter_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_bytes('{"file": "é'.encode()[:-1])
+    ItemList(tmp_path / "q.jsonl").add(BadItem("a", None, "b"))
+    assert (tmp_path / "q.jsonl").read_bytes().endswith(b'\n{"file": "a", "row": null, "reason": "b"}\n')

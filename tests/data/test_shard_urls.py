@@ -28,6 +28,13 @@ def test_patterns_are_expanded_and_sorted(folder: Path) -> None:
     assert urls == [f"https://example.org/x-{number}.tar" for number in ("08", "09", "10")]
 
 
+@pytest.mark.parametrize("name", ["a{1,2}.tar", "a[1].tar", "b?.tar", "a:b.tar"])
+def test_a_file_that_is_there_is_no_pattern(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    assert expand_shards([name]) == [name]
+
+
 @pytest.mark.parametrize(
     "url", ["pipe:touch {ran}", "PIPE:touch {ran}", "s3://x/a.tar", "file:/x.tar", "ssh:x", "-", "hf://x", "gs://x"]
 )

@@ -80,7 +80,13 @@ def test_other_entries_are_never_read(shard: Path, tmp_path: Path) -> None:
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
     shard.write_bytes(buffer.getvalue())
-    assert [(sample.key, sorted(sample.entries)) for sample in read(shard)] == [("x", []), ("00000", ["png", "txt"])]
+    found = read(shard)
+    assert [(sample.key, sorted(sample.entries)) for sample in found] == [
+        ("x", []),
+        ("00000", ["png", "txt"]),
+        ("y", []),
+    ]
+    assert found[2].problem is not None and "is a link without content" in found[2].problem
     assert not ran.exists() and list(tmp_path.iterdir()) == [shard]
 
 

@@ -64,7 +64,7 @@ class Pipe(io.BytesIO):
 
 def read(stream) -> list[tuple[str, bytes]]:
     archive = Archive(stream)
-    return [(entry.name, archive.read(entry)) for entry in archive]
+    return [(entry.name, archive.read(entry)) for entry in archive if not entry.link]
 
 
 def both_ways(path: Path) -> Iterable:

@@ -279,3 +279,12 @@ def test_everything_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: py
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
     wanted = {part, f"{part}/part", f"{part}/part/model.safetensors", f"{part}/config.json"}
     assert set(before) == wanted and after == [str(tmp_path)]
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        verify_folder(folder)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        verify_part(folder)

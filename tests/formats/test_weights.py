@@ -95,6 +95,8 @@ def test_weights_are_the_single_file_or_the_files_of_the_index(tmp_path: Path) -
         ("{", "not an index"),
         ("[]", "not an index"),
         ('{"weight_map": {"a": "../x.safetensors"}}', "not a safetensors file beside it"),
+        ('{"weight_map": {"a": 1}}', "not a safetensors file beside it"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "the key 'a' is there twice"),
         ('{"weight_map": {"a": "x.bin"}}', "not a safetensors file beside it"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors: missing"),
     ],

@@ -279,3 +279,25 @@ def test_code_that_a_folder_brings_is_never_run(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("verl-uae: ")]
     assert name in line and "needs Python code of its own" in line
     assert not list(tmp_path.rglob("ran"))
+
+
+def test_rows_reach_no_picture_outside_their_folder(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "rows").mkdir()
+    for place in (tmp_path / "outside.png", tmp_path / "rows" / "inside.png"):
+        Image.new("RGB", (32, 32), "red").save(place)
+    names = ["../outside.png", str(tmp_path / "outside.png"), "inside.png"]
+    lines = [json.dumps({"images": [{"path": name}]}) for name in names]
+    (tmp_path / "rows" / "a.jsonl").write_text("\n".join(lines))
+    assert run(model_folder, "--rows", tmp_path / "rows" / "a.jsonl", "--caption-only") == 1
+    found = records(capsys.readouterr().out)
+    assert ["leaves its folder" in record.get("error", "") for record in found] == [True, True, False]
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_model_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    assert run(tmp_path / "no model", "--prompt", "x", "--out", tmp_path / "file") == 2
+    assert capsys.readouterr().err.startswith("verl-uae: --out: ")

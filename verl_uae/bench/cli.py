@@ -16,7 +16,7 @@ from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
 from verl_uae.bench.lmms.cli import add_parsers as add_lmms_parsers
 from verl_uae.errors import ConfigError
-from verl_uae.paths import expand, named_path
+from verl_uae.paths import argument_path, expand, named_path
 from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
     add_discriminate(commands)
     scenes = commands.add_parser("scenes", help="SceneEval: GenEval's six categories, exact, in the built-in world")
     add_model_arguments(scenes)
-    scenes.add_argument("--out", type=expand, metavar="FILE", help="JSON with every answer")
+    scenes.add_argument("--out", type=argument_path, metavar="FILE", help="JSON with every answer")
     scenes.add_argument("--items", type=int, default=32, help="per category (default 32)")
     scenes.add_argument("--seed", type=int, default=0, help="of items, noise and bootstrap (default 0)")
     scenes.set_defaults(run=_scenes)
@@ -59,13 +59,15 @@ def add_parser(subparsers: Any) -> None:
 
 def _add_unified(commands: Any) -> None:
     parser = commands.add_parser("unified", help="protocol 1: four backbones, mean cosine, with intervals")
-    parser.add_argument("images", type=expand, help="folder of originals")
-    parser.add_argument("--generated", type=expand, metavar="DIR", help="folder of ready reconstructions")
+    parser.add_argument("images", type=argument_path, help="folder of originals")
+    parser.add_argument("--generated", type=argument_path, metavar="DIR", help="folder of ready reconstructions")
     add_model_arguments(parser, "--model")
     parser.add_argument(
-        "--captions", type=expand, metavar="FILE", help="JSON lines: draw these; or those of --generated"
+        "--captions", type=argument_path, metavar="FILE", help="JSON lines: draw these; or those of --generated"
     )
-    parser.add_argument("--out", type=expand, required=True, metavar="DIR", help=f"{RESULT}, {REPORT}, {CAPTIONS}")
+    parser.add_argument(
+        "--out", type=argument_path, required=True, metavar="DIR", help=f"{RESULT}, {REPORT}, {CAPTIONS}"
+    )
     parser.add_argument("--backbone", action="append", default=[], metavar="NAME=PATH", help="instead of the default")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="backbones; fewer than four are an incomplete result")
     parser.add_argument("--batch-size", type=int, default=16, help="pairs per backbone call (default 16)")

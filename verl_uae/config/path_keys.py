@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -121,7 +122,15 @@ def validate_models(config: DictConfig) -> None:
 
 
 def is_shard(name: str) -> bool:
-    """Whether a data file is a webdataset tar shard, or a pattern of such."""
+    """Whether a data file is a webdataset tar shard, by its content where it is a file of this machine; a pattern or a
+    URL by its end."""
+    file = expand(name)
+    if not is_url(name) and file.is_file():
+        # Imported here: pyarrow is not needed to read the rest of a configuration.
+        from verl_uae.data.frame import file_kind
+
+        with contextlib.suppress(DataError):
+            return file_kind(file) == "tar"
     return name.split("?")[0].endswith(".tar")
 
 

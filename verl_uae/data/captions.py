@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from verl_uae.errors import DataError
-from verl_uae.text import decode_text, encodable, printable, read_text, text_problem
+from verl_uae.text import decode_text, encodable, parse_json, printable, read_text, text_problem
 
 
 def caption_problem(caption: object) -> str | None:
@@ -45,8 +44,8 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            entry = parse_json(line)
+        except ValueError as error:
             raise DataError(path, number, f"not JSON: {error}") from error
         file, caption = (entry.get("file"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
         if not isinstance(file, str) or not isinstance(caption, str):

@@ -11,8 +11,8 @@ from typing import Any
 
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError, DataError
-from verl_uae.paths import expand, model_source
-from verl_uae.text import read_text
+from verl_uae.paths import argument_path, existing_folder, model_source, output_folder
+from verl_uae.text import argument_text, read_text
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,12 +20,16 @@ def add_parser(subparsers: Any) -> None:
     data = subparsers.add_parser("data", help="make and check data files").add_subparsers(dest="data", required=True)
 
     packer = data.add_parser("pack", help="pack a folder of pictures into train.parquet and val.parquet")
-    packer.add_argument("folder", type=expand, help="folder of PNG, JPEG and WebP files, read recursively")
-    packer.add_argument("--out", type=expand, required=True, metavar="DIR", help="where the files go")
+    packer.add_argument("folder", type=argument_path, help="folder of PNG, JPEG and WebP files, read recursively")
+    packer.add_argument("--out", type=argument_path, required=True, metavar="DIR", help="where the files go")
     captions = packer.add_mutually_exclusive_group()
-    captions.add_argument("--captions", type=expand, metavar="FILE", help='JSON lines of {"file": .., "caption": ..}')
+    captions.add_argument(
+        "--captions", type=argument_path, metavar="FILE", help='JSON lines of {"file": .., "caption": ..}'
+    )
     captions.add_argument("--sidecars", action="store_true", help="the caption of x.png is x.txt beside it")
-    packer.add_argument("--prompt-file", type=expand, metavar="FILE", help="user text, instead of the built-in one")
+    packer.add_argument(
+        "--prompt-file", type=argument_path, metavar="FILE", help="user text, instead of the built-in one"
+    )
     packer.add_argument("--val-fraction", type=float, default=0.05, help="share held out, drawn by content")
     packer.add_argument("--seed", type=int, default=0, help="seed of the split")
     packer.add_argument("--max-pixels", type=int, help="scale larger pictures down to this many pixels")
@@ -37,10 +41,10 @@ def add_parser(subparsers: Any) -> None:
     packer.set_defaults(run=_pack)
 
     checker = data.add_parser("check", help="check every row and picture of a parquet, JSON or tar file")
-    checker.add_argument("file", type=expand)
+    checker.add_argument("file", type=argument_path)
     checker.add_argument("--pairs", action="store_true", help="rows need a caption, as in uae_pretrain")
     checker.add_argument("--model", metavar="DIR", help="captioner whose special tokens no prompt may hold")
-    checker.add_argument("--quarantine", type=expand, metavar="FILE", help="write the bad rows as JSON lines")
+    checker.add_argument("--quarantine", type=argument_path, metavar="FILE", help="write the bad rows as JSON lines")
     checker.add_argument("--max-bad", type=int, default=0, help="number of bad rows to accept")
     checker.set_defaults(run=_check)
     for parser in (packer, checker):
@@ -84,7 +88,7 @@ def _pack(args: argparse.Namespace) -> int:
         seed=args.seed,
         max_pixels=args.max_pixels,
         limits=_limits(args),
-        data_source=args.data_source,
+        data_source=argument_text("--data-source", args.data_source),
         threads=args.threads,
         overwrite=args.overwrite,
         format=args.format,
@@ -107,6 +111,10 @@ def _check(args: argparse.Namespace) -> int:
     from verl_uae.data.quarantine import published, write_items
     from verl_uae.data.schema import media_tokens
 
+    if args.quarantine is not None:
+        output_folder(existing_folder(args.quarantine.absolute().parent, "--quarantine"), "--quarantine")
+        if args.quarantine.is_dir():
+            raise ConfigError("--quarantine", f"{args.quarantine}: is a folder, and must be a file")
     refused_text = media_tokens(None if args.model is None else _processor(args.model))
     total, bad = check_file(args.file, _limits(args), pairs=args.pairs, refused_text=refused_text)
     for item in bad[:20]:

@@ -9,7 +9,6 @@ line from where they are.
 
 from __future__ import annotations
 
-import codecs
 import copy
 import hashlib
 import json
@@ -29,9 +28,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_uae.data.quarantine import published
+from verl_uae.data.tar_headers import compression
 from verl_uae.errors import DataError
+from verl_uae.paths import open_regular
 from verl_uae.surroundings import data_cache_path
-from verl_uae.text import decode_text, encodable, text_problem
+from verl_uae.text import decode_text, encodable, foreign_encoding, parse_json, text_problem
 
 logger = logging.getLogger(__name__)
 
@@ -136,10 +137,13 @@ def file_kind(path: str | os.PathLike[str]) -> str:
         DataError: it cannot be read, or is none of these.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(512)
     except OSError as error:
         raise DataError(path, None, f"cannot be read: {error}") from error
+    compressed = compression(start)
+    if compressed is not None:
+        raise DataError(path, None, f"is compressed with {compressed}: unpack it first")
     suffix = Path(path).suffix.lower()
     if start.startswith(b"PAR1") or suffix == ".parquet":
         return "parquet"
@@ -147,7 +151,7 @@ def file_kind(path: str | os.PathLike[str]) -> str:
         return "tar"
     if suffix in (".json", ".jsonl", ".ndjson") or start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
         return "json"
-    raise DataError(path, None, "must be parquet, JSON lines or a JSON list, by its content")
+    raise DataError(path, None, "must be parquet, JSON lines, a JSON list or a tar shard, by its content")
 
 
 def open_rows(path: str, needed: frozenset[str]) -> Part:
@@ -165,7 +169,15 @@ def open_rows(path: str, needed: frozenset[str]) -> Part:
         raise DataError(path, None, "is a tar shard; only uae_pretrain and uae_cold_start read those")
     if kind == "json":
         return json_rows(path, needed)
-    return _ArrowRows(path, str(_cached(path)), needed)
+    try:
+        return _ArrowRows(path, str(_cached(path)), needed)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        logger.warning("%s: its copy in the cache is damaged (%s) and is made anew", path, error)
+    try:
+        _place_in_cache(path).unlink(missing_ok=True)
+        return _ArrowRows(path, str(_cached(path)), needed)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(path, None, f"its copy in the cache is damaged, and cannot be made anew: {error}") from error
 
 
 def chunks_of(path: str, needed: frozenset[str], wanted: Sequence[str]) -> Iterator[list[Row]]:
@@ -191,6 +203,28 @@ def chunks_of(path: str, needed: frozenset[str], wanted: Sequence[str]) -> Itera
         first += len(rows)
 
 
+def column_of(path: str, name: str) -> Iterator[Any]:
+    """The values of a column of a parquet or JSON file in order, None where one cannot be read.
+
+    Of a parquet file no other column is read.
+
+    Raises:
+        DataError: the file cannot be read or lacks the column.
+    """
+    kind = file_kind(path)
+    if kind == "tar":
+        raise DataError(path, None, "is a tar shard, and has no rows")
+    if kind == "json":
+        part = json_rows(path, frozenset())
+        check_columns(part.columns, path, (name,))
+        yield from Frame([part]).column(name)
+        return
+    tell = _teller(path)
+    for batch in parquet_batches(path, (name,)):
+        check_columns(batch.schema.names, path, (name,))
+        yield from (row[name] for row in python_rows(batch, frozenset(), tell))
+
+
 def check_columns(columns: Sequence[str], name: str, wanted: Sequence[str]) -> None:
     """Raise `DataError` if a file lacks a column."""
     missing = [key for key in wanted if key not in columns]
@@ -198,8 +232,12 @@ def check_columns(columns: Sequence[str], name: str, wanted: Sequence[str]) -> N
         raise DataError(name, None, f"column {missing[0]} is missing; found: {', '.join(columns[:20]) or 'none'}")
 
 
-def parquet_batches(path: str) -> Iterator[pa.RecordBatch]:
+def parquet_batches(path: str, only: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """A parquet file in batches of `CHUNK` rows, at least one, its types as simple as can be.
+
+    Args:
+        path: the file.
+        only: columns that are wanted, those that are there; None: all.
 
     Raises:
         DataError: it cannot be read, or has two columns of one name.
@@ -207,12 +245,13 @@ def parquet_batches(path: str) -> Iterator[pa.RecordBatch]:
     try:
         # Opened here: Arrow takes no name that is not UTF-8.
         with open(path, "rb") as stream, pq.ParquetFile(_storage_types(stream)) as file:
-            schema = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in file.schema_arrow])
+            fields = [field for field in file.schema_arrow if only is None or field.name in only]
+            schema = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in fields])
             twice = [name for name, count in Counter(schema.names).items() if count > 1]
             if twice:
                 raise DataError(path, None, f"column {twice[0]} is there twice")
             yield pa.RecordBatch.from_pylist([], schema=schema)
-            for batch in file.iter_batches(batch_size=CHUNK):
+            for batch in file.iter_batches(batch_size=CHUNK, columns=None if only is None else schema.names):
                 columns = [
                     column if column.type == field.type else column.cast(field.type)
                     for column, field in zip(batch.columns, schema, strict=True)
@@ -375,13 +414,17 @@ class _ArrowRows:
         return bisect_right(self._ends, number)
 
 
-def _cached(path: str) -> Path:
-    """The file of the cache that holds a parquet file, written if it is not there."""
+def _place_in_cache(path: str) -> Path:
     file = Path(path).resolve()
     status = file.stat()
     named = [str(file), status.st_size, status.st_mtime_ns, status.st_ino, _CACHE_FORMAT]
-    folder = data_cache_path()
-    cached = folder / f"{hashlib.sha256(json.dumps(named).encode()).hexdigest()}.arrow"
+    return data_cache_path() / f"{hashlib.sha256(json.dumps(named).encode()).hexdigest()}.arrow"
+
+
+def _cached(path: str) -> Path:
+    """The file of the cache that holds a parquet file, written if it is not there."""
+    cached = _place_in_cache(path)
+    folder = cached.parent
     if cached.exists():
         return cached
     batches = parquet_batches(path)
@@ -402,18 +445,33 @@ def json_rows(path: str, needed: frozenset[str]) -> Part:
     """The rows of a file of JSON lines, or of one JSON list.
 
     Raises:
-        DataError: it cannot be read, is a list that is not JSON, or has too many different fields.
+        DataError: it cannot be read, has no row that can be read, or has too many different fields.
     """
     try:
         with open(path, "rb") as file:
             start = file.read(4096)
+            foreign = foreign_encoding(start)
+            if foreign is not None:
+                raise ValueError(foreign)
             if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-                return _JsonList(path, json.loads(decode_text(start + file.read())), needed)
-            if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                decode_text(start)
+                data = start + file.read()
+                try:
+                    return _JsonList(path, parse_json(decode_text(data)), needed)
+                except ValueError:
+                    # The first of several lines may be a list, and a bad row.
+                    if not _is_json(data.partition(b"\n")[0]):
+                        raise
         return _JsonLines(path, needed)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(path, None, f"cannot be read: {error}") from error
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        parse_json(decode_text(data))
+    except ValueError:
+        return False
+    return True
 
 
 class _JsonLines:
@@ -422,16 +480,16 @@ class _JsonLines:
     def __init__(self, path: str, needed: frozenset[str]) -> None:
         self.path, self.needed = path, needed
         starts: list[int] = []
-        columns: dict[str, None] = {}
+        columns = _Columns(path)
         with open(path, "rb") as file:
+            self._stamp = _stamp(file)
             position = 0
             for line in file:
                 if line.strip(b"\xef\xbb\xbf \t\r\n"):
                     starts.append(position)
-                    columns |= dict.fromkeys(_json_row(line, needed, lambda name, problem: None))
-                    _check_fields(path, columns)
+                    columns.add(_json_row(line, needed, lambda name, problem: None))
                 position += len(line)
-        self.columns = tuple(name for name in columns if name != PROBLEM)
+        self.columns = columns.names()
         self._starts = np.asarray(starts, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -441,6 +499,8 @@ class _JsonLines:
         tell = _teller(self.path)
         found: list[Row] = []
         with open(self.path, "rb") as file:
+            if _stamp(file) != self._stamp:
+                raise DataError(self.path, None, "has changed since its rows were checked; start again")
             for number in numbers:
                 file.seek(int(self._starts[number]))
                 found.append(_json_row(file.readline(), self.needed, tell))
@@ -453,11 +513,10 @@ class _JsonList:
     def __init__(self, path: str, content: list[Any], needed: frozenset[str]) -> None:
         tell = _teller(path)
         self._rows = [_checked(entry, needed, tell) for entry in content]
-        columns: dict[str, None] = {}
+        columns = _Columns(path)
         for row in self._rows:
-            columns |= dict.fromkeys(row)
-            _check_fields(path, columns)
-        self.columns = tuple(name for name in columns if name != PROBLEM)
+            columns.add(row)
+        self.columns = columns.names()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -467,18 +526,40 @@ class _JsonList:
         return [copy.deepcopy(self._rows[number]) for number in numbers]
 
 
-def _check_fields(path: str, columns: dict[str, None]) -> None:
-    if len(columns) > MAX_FIELDS:
-        raise DataError(path, None, f"more than {MAX_FIELDS} different fields")
+class _Columns:
+    """The fields of the rows of a JSON file, in the order in which they come."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._found: dict[str, None] = {}
+        self._first: str | None = None
+
+    def add(self, row: Row) -> None:
+        self._first = self._first or row.get(PROBLEM)
+        self._found |= dict.fromkeys(name for name in row if name != PROBLEM)
+        if len(self._found) > MAX_FIELDS:
+            raise DataError(self.path, None, f"more than {MAX_FIELDS} different fields")
+
+    def names(self) -> tuple[str, ...]:
+        """Raises `DataError` where no row has a field: that none is a row says more than that a column is missing."""
+        if not self._found and self._first is not None:
+            raise DataError(self.path, None, f"no line is a row, which is an object on one line; first: {self._first}")
+        return tuple(self._found)
+
+
+def _stamp(file: IO[bytes]) -> tuple[int, int]:
+    """Size and time of a file, by which one that is written to while it is read is found."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _json_row(line: bytes, needed: frozenset[str], tell: Callable[[str, str], None]) -> Row:
     try:
         text = line.decode("utf-8-sig")
-        entry = json.loads(text)
+        entry = parse_json(text)
     except UnicodeDecodeError as error:
         return {PROBLEM: f"holds text that is not UTF-8 (byte 0x{error.object[error.start]:02x})"}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return {PROBLEM: f"not JSON: {error}"}
     return _checked(entry, needed, tell) if _HALF_IN_JSON.search(text) or not isinstance(entry, dict) else entry
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 from verl_uae.data.headers import FORMATS, Header, RefusedError, read_header
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
 from verl_uae.errors import DecodeError
+from verl_uae.paths import open_regular
 
 ImageSource = bytes | str | os.PathLike[str] | Image.Image | Mapping[str, object]
 
@@ -43,6 +43,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+_LONGEST_REASON = 300
+"""Characters; a reason may quote what it was given."""
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -184,7 +186,7 @@ def _refusals_named(path: str | Path, row: int | None) -> Iterator[None]:
         raise DecodeError(path, row, str(error)) from error
     except Exception as error:
         # Fault boundary: the bytes are untrusted, and whatever a decoder raises on them means one bad picture.
-        raise DecodeError(path, row, f"{type(error).__name__}: {error}") from error
+        raise DecodeError(path, row, f"{type(error).__name__}: {error}"[:_LONGEST_REASON]) from error
 
 
 def _decode(raw: ImageSource, limits: ImageLimits, root: str | os.PathLike[str] | None) -> Image.Image:
@@ -206,6 +208,8 @@ def _decode(raw: ImageSource, limits: ImageLimits, root: str | os.PathLike[str] 
 def _read_source(raw: ImageSource, limits: ImageLimits, root: str | os.PathLike[str] | None) -> bytes:
     if isinstance(raw, Mapping):
         content = raw.get("bytes")
+        if isinstance(content, str):
+            raise RefusedError("bytes are text; in JSON a picture is named by its path")
         raw = content if content is not None else raw.get("path")  # type: ignore[assignment]
     if isinstance(raw, bytes | bytearray | memoryview):
         _check_bytes(len(raw), limits)
@@ -281,17 +285,9 @@ def _read_file(path: str | os.PathLike[str], limits: ImageLimits, root: str | os
         resolved = (base / path).resolve()
         if not resolved.is_relative_to(base):
             raise RefusedError(f"path leaves its folder {base}")
-    # Non-blocking, so that a named pipe cannot hold the run up before it is found not to be a regular file.
-    descriptor = os.open(resolved, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise RefusedError("not a regular file")
-        _check_bytes(status.st_size, limits)
-        with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(limits.max_bytes + 1)
-    finally:
-        os.close(descriptor)
+    with open_regular(resolved) as file:
+        _check_bytes(os.fstat(file.fileno()).st_size, limits)
+        data = file.read(limits.max_bytes + 1)
     _check_bytes(len(data), limits)
     return data
 

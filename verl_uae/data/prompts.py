@@ -12,11 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from verl_uae.data.frame import column_of
 from verl_uae.data.schema import IMAGE_MARK
-from verl_uae.errors import DataError
 
 PROMPT_COLUMN, IMAGE_COLUMN = "prompt", "images"
 
@@ -57,39 +54,26 @@ def most_frequent_prompt(prompts: Iterable[Any]) -> CaptionPrompt | None:
 
 
 def prompts_of_files(files: Sequence[str]) -> Iterator[Any]:
-    """Prompts of the rows of parquet files, without reading pictures.
+    """Prompts of the rows of parquet or JSON files; of parquet files without reading pictures.
 
     Raises:
         DataError: a file cannot be read or has no prompts.
     """
     for name in files:
-        yield from _column(name, PROMPT_COLUMN)
+        yield from column_of(name, PROMPT_COLUMN)
 
 
-def first_pictures(path: str | Path, count: int) -> list[bytes | Path]:
-    """The first picture of each of the first ``count`` rows of a parquet file, as `decode_image` takes it.
+def first_pictures(path: str | Path, count: int) -> list[Any]:
+    """The first picture of each of the first ``count`` rows of a parquet or JSON file, as `decode_image` takes it.
 
-    A row without a picture has empty bytes, which do not decode; a picture of its own file is taken from beside the
-    parquet file.
+    A row without a picture has empty bytes, which do not decode. A picture of its own file is named by a path from the
+    folder of ``path``, which is to be the ``root`` of decoding.
 
     Raises:
         DataError: the file cannot be read or has no pictures.
     """
-    found: list[bytes | Path] = []
-    for cells in islice(_column(str(path), IMAGE_COLUMN), count):
-        cell = cells[0] if isinstance(cells, list) and cells and isinstance(cells[0], Mapping) else {}
-        data, name = cell.get("bytes"), cell.get("path")
-        found.append(data or (Path(path).parent / name if name else b""))
-    return found
-
-
-def _column(name: str, column: str) -> Iterator[Any]:
-    try:
-        with pq.ParquetFile(name) as file:
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                yield from batch.column(column).to_pylist()
-    except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
-        raise DataError(name, None, f"column {column} cannot be read: {error}") from error
+    cells = islice(column_of(str(path), IMAGE_COLUMN), count)
+    return [cell[0] if isinstance(cell, list) and cell else b"" for cell in cells]
 
 
 def _no_text(value: Any) -> list[str]:

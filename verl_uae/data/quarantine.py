@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from verl_uae.text import encodable
+from verl_uae.text import encodable, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class BadItem:
 
     def __str__(self) -> str:
         where = self.file if self.row is None else f"{self.file}, row {self.row}"
-        return encodable(f"{where}: {self.reason}")
+        return one_line(f"{where}: {self.reason}")
 
 
 @contextmanager
@@ -64,7 +64,10 @@ class ItemList:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known = set(path.read_text(encoding="utf-8").split("\n")) if path.exists() else set()
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        self._known = set(text.split("\n"))
+        # A process that was killed, or a full disk, leaves half a line.
+        self._start = "" if not text or text.endswith("\n") else "\n"
 
     def add(self, item: BadItem) -> None:
         """Append an item, unless it is listed."""
@@ -72,7 +75,8 @@ class ItemList:
         if line not in self._known:
             self._known.add(line)
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(f"{self._start}{line}\n")
+            self._start = ""
 
 
 def _line(item: BadItem) -> str:

@@ -60,6 +60,10 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
 
     found: set[str] = set()
     for pattern in patterns:
+        # A file that is there is no pattern, whatever braces and brackets its name has.
+        if not is_url(pattern) and (file := expand(pattern)).is_file():
+            found.add(str(file))
+            continue
         try:
             names = list(braceexpand(str(pattern)))
         except ValueError as error:
@@ -80,5 +84,5 @@ def _expanded(name: str) -> list[str]:
         raise DataError(name, None, "refused: shards are local files or http(s) URLs")
     files = sorted(file for file in glob.glob(str(expand(name)), recursive=True) if Path(file).is_file())
     if not files:
-        raise DataError(name, None, "no such file")
+        raise DataError(name, None, "is a folder" if expand(name).is_dir() else "no such file")
     return files

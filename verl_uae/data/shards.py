@@ -27,7 +27,7 @@ from verl_uae.data.tar import PICTURES, Sample, read_samples
 from verl_uae.data.tar_headers import DamagedShard
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.seeding import generator
-from verl_uae.text import decode_text, encodable
+from verl_uae.text import decode_text, encodable, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -288,9 +288,9 @@ def pair_of(sample: Sample, url: str, limits: ImageLimits) -> Pair | str:
     if len(pictures) != 1:
         return f"{key}: {len(pictures)} entries of {', '.join(PICTURES)}, one is needed; {encodable(found)}"
     try:
-        about = json.loads(sample.entries["json"]) if "json" in sample.entries else None
+        about = parse_json(decode_text(sample.entries["json"])) if "json" in sample.entries else None
         text = decode_text(sample.entries["txt"]) if "txt" in sample.entries else None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return f"{key}: text entry: {error}"
     fields = about if isinstance(about, dict) else {}
     caption = fields.get("caption") if text is None else text

@@ -161,6 +161,8 @@ def _sample(number: int, key: str, group: Iterator[_Named], archive: Archive, ma
             problem = f"entry {suffix} is there twice"
         elif entry.size > limit:
             problem = f"entry {suffix} has {entry.size} bytes, limit {limit}"
+        elif entry.link:
+            problem = f"entry {suffix} is a link without content: pack with tar --dereference --hard-dereference"
         elif entry.sparse:
             problem = f"entry {suffix} is stored as a sparse file"
         else:

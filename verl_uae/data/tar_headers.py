@@ -45,7 +45,7 @@ class DamagedShard(ValueError):  # noqa: N818 - a condition of the data, not an 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One regular file of an archive."""
+    """One regular file of an archive, or a link to one."""
 
     name: str
     """Halves of surrogate pairs stand for bytes that are not UTF-8."""
@@ -55,6 +55,8 @@ class Entry:
     """Where its content begins."""
     sparse: bool = False
     """Its content is stored with holes, and is not what `Archive.read` gives."""
+    link: bool = False
+    """It has no content: it points to another file, within the archive or outside."""
 
 
 class Archive:
@@ -70,7 +72,7 @@ class Archive:
         self._position = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """Its regular files, in order.
+        """Its regular files and links, in order.
 
         Raises:
             DamagedShard, OSError: where it cannot be read any further.
@@ -103,10 +105,11 @@ class Archive:
             sparse = info.type == tarfile.GNUTYPE_SPARSE or "GNU.sparse" in known
             if info.type == tarfile.GNUTYPE_SPARSE:
                 offset += self._sparse_map(block)
-            entry = Entry(info.name if name is None else _text(name), size, offset, sparse)
+            link = info.issym() or info.islnk()
+            entry = Entry(info.name if name is None else _text(name), size, offset, sparse, link)
             if self.size is not None and offset + size > self.size:
                 raise DamagedShard(f"cut or damaged: an entry claims {size} bytes, {self.size - offset} are left")
-            if info.isreg():
+            if info.isreg() or link:
                 yield entry
             offset += _padded(size)
             extended, long_name = {}, None
@@ -178,10 +181,15 @@ def _regular_size(stream: IO[bytes]) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
+def compression(start: bytes) -> str | None:
+    """What a file is compressed with, by its first bytes; None where it is not, or not known to be."""
+    return next((name for magic, name in _COMPRESSED if start.startswith(magic)), None)
+
+
 def _check_kind(block: bytes) -> None:
-    for start, name in _COMPRESSED:
-        if block.startswith(start):
-            raise DamagedShard(f"compressed with {name}: shards are plain tar files, unpack it to one first")
+    compressed = compression(block)
+    if compressed is not None:
+        raise DamagedShard(f"compressed with {compressed}: shards are plain tar files, unpack it to one first")
     if not block:
         raise DamagedShard("cut or damaged: the file is empty")
 

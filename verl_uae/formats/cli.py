@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from verl_uae.paths import expand
+from verl_uae.paths import argument_path
 
 _LENGTH = 640
 
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     _add_release(sources)
     _add_export(subparsers)
     verifier = subparsers.add_parser("verify", help="check every file of a model folder against its manifest")
-    verifier.add_argument("folder", type=expand)
+    verifier.add_argument("folder", type=argument_path)
     verifier.set_defaults(run=_verify)
 
 
@@ -54,19 +54,21 @@ def _add_release(sources: Any) -> None:
 
 def _add_export(subparsers: Any) -> None:
     export = subparsers.add_parser("export", help="make a model folder, or an adapter, of a training checkpoint")
-    export.add_argument("checkpoint", type=expand, help="global_step_<N> folder")
+    export.add_argument("checkpoint", type=argument_path, help="global_step_<N> folder")
     export.add_argument("--weights", choices=["ema", "live"], help="default: ema, where the run averaged")
     export.add_argument("--lora", choices=["peft", "diffusers"], help="write the adapter alone, in this layout")
     export.add_argument("--lora-alpha", type=float, help="scale of the adapter, where the checkpoint does not say")
     export.add_argument(
-        "--run-config", type=expand, metavar="FILE", help="configuration of the run, in place of its own"
+        "--run-config", type=argument_path, metavar="FILE", help="configuration of the run, in place of its own"
     )
     export.add_argument("--decoder", metavar="MODEL", help="decoder folder the run started from")
     export.add_argument("--encoder", metavar="MODEL", help="captioner, where the run did not train it")
     export.add_argument("--language-model", metavar="MODEL", help="model whose states are the condition")
     export.add_argument("--decoder-only", action="store_true", help="leave captioner and language model out")
     export.add_argument("--merge-captioner", action="store_true", help="put the captioner together from its shards")
-    export.add_argument("--evaluation", type=expand, metavar="FILE", help="JSON object of figures for the model card")
+    export.add_argument(
+        "--evaluation", type=argument_path, metavar="FILE", help="JSON object of figures for the model card"
+    )
     _add_condition(export, None)
     export.add_argument("--caption-prompt", metavar="TEXT", help="what asks for a caption (default: as the run did)")
     export.add_argument("--caption-system", metavar="TEXT", help='system turn before it, "" for none')
@@ -84,7 +86,7 @@ def _add_condition(parser: argparse.ArgumentParser, length: int | None) -> None:
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=expand, required=True, metavar="DIR", help="where the folder goes; must not exist"
+        "--out", type=argument_path, required=True, metavar="DIR", help="where the folder goes; must not exist"
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_uae.data.frame import file_kind
 from verl_uae.data.prompts import CaptionPrompt, most_frequent_prompt, prompts_of_files
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import ModelParts, Writer, copy_transformers, publish_model, write_decoder
@@ -113,10 +114,11 @@ def _entries(folder: Path, settings: ExportSettings, run: RunConfig) -> dict[str
 
 def _prompt(run: RunConfig, flags: Mapping[str, Any]) -> CaptionPrompt | None:
     """What the training rows of a run ask, where they are still there."""
-    files = [name for name in run.files("data.train_files") if Path(name).suffix == ".parquet"]
-    if "caption_prompt" in flags or not files or not all(Path(name).is_file() for name in files):
+    files = run.files("data.train_files")
+    if "caption_prompt" in flags or not all(Path(name).is_file() for name in files):
         return None
-    return most_frequent_prompt(prompts_of_files(files))
+    # A tar shard has pairs, and no prompt.
+    return most_frequent_prompt(prompts_of_files([name for name in files if file_kind(name) != "tar"]))
 
 
 def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSettings, layout: str) -> None:

@@ -19,6 +19,7 @@ from verl_uae.errors import CheckpointError
 from verl_uae.formats.names import MANIFEST
 from verl_uae.formats.source import refuse_code
 from verl_uae.formats.weights import check_header, files_below, indexed_files, pickles, walk
+from verl_uae.paths import open_regular
 
 #: Number of the manifest's own layout.
 FORMAT = 1
@@ -64,7 +65,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_bytes().decode("utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
         content = json.loads(text)
         content.pop("digest")
         files = {str(name): (str(facts["sha256"]), int(facts["size"])) for name, facts in content["files"].items()}

@@ -9,7 +9,6 @@ runs.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.names import MODEL_INDEX
-from verl_uae.paths import is_hub_id, model_source
+from verl_uae.paths import is_hub_id, model_source, open_regular
+from verl_uae.text import parse_json
 from verl_uae.waiting import saying
 
 #: Libraries whose classes a ``model_index.json`` may name.
@@ -126,8 +126,9 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: it is not JSON, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        with open_regular(path) as file:
+            content = parse_json(file.read().decode("utf-8"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(path, f"is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(path, "is not a JSON object")

@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from verl_uae.errors import CheckpointError
+from verl_uae.text import parse_json, read_text
 
 #: Endings of files that are read with pickle.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -57,7 +56,7 @@ def check_header(path: Path) -> dict[str, tuple[int, ...]]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= _MAX_HEADER:
                 raise ValueError(f"header of {length} bytes")
-            json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
+            parse_json(file.read(length).decode("utf-8"))
         with safe_open(path, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
@@ -125,20 +124,12 @@ def indexed_files(index: Path) -> list[Path]:
         CheckpointError: it is no index, or names something else than safetensors that lie beside it.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(parse_json(read_text(index))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(index, f"not an index of weights: {error!r}") from error
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(index, f"names {name!r}, which is not a safetensors file beside it")
         if not (index.parent / name).is_file():
             raise CheckpointError(index.parent / name, "missing, though the index names it")
     return [index.parent / name for name in names]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return found

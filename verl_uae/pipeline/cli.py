@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from verl_uae.data.prompts import first_pictures
 from verl_uae.errors import ConfigError, DecodeError
 from verl_uae.formats.inference import checked
-from verl_uae.paths import existing_folder, expand, model_source
+from verl_uae.paths import argument_path, existing_folder, model_source, output_folder
 from verl_uae.text import argument_text, fitting_name, printable
 
 if TYPE_CHECKING:
@@ -44,12 +44,14 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("sample", help="caption pictures, draw texts, or reconstruct pictures")
     add_model_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--image", type=expand, nargs="+", metavar="FILE", help="pictures to caption and redraw")
-    what.add_argument("--rows", type=expand, metavar="FILE", help="pictures of a data set's rows, a parquet file")
+    what.add_argument("--image", type=argument_path, nargs="+", metavar="FILE", help="pictures to caption and redraw")
+    what.add_argument(
+        "--rows", type=argument_path, metavar="FILE", help="pictures of a data set's rows, a parquet or JSON file"
+    )
     what.add_argument("--prompt", nargs="+", metavar="TEXT", help="texts to draw")
     parser.add_argument("--first", type=int, default=4, metavar="N", help="with --rows: how many (default 4)")
     parser.add_argument("--caption-only", action="store_true", help="not with --prompt: write captions, draw nothing")
-    parser.add_argument("--out", type=expand, metavar="DIR", help=f"where the PNG files and {RECORDS} go")
+    parser.add_argument("--out", type=argument_path, metavar="DIR", help=f"where the PNG files and {RECORDS} go")
     parser.add_argument("--seed", type=int, default=0, help="of the initial noise and of sampled captions (default 0)")
     parser.set_defaults(run=_sample)
 
@@ -167,6 +169,8 @@ def _sample(args: argparse.Namespace) -> int:
         raise ConfigError("--caption-only", "takes --image or --rows")
     if args.first < 1:
         raise ConfigError("--first", f"must be at least 1, got {args.first}")
+    if args.out is not None:
+        output_folder(args.out, "--out")
     args.prompt = [argument_text("--prompt", text) for text in args.prompt or ()]
     pictures = _pictures(args)
     pipe = load_pipeline(args)
@@ -209,7 +213,8 @@ def _records(
         yield _drawn(pipe, args, {"prompt": text}, text, ("text", text), f"{index:04d}.png")
     for index, (name, stem, encoded) in enumerate(pictures):
         try:
-            image = decode_image(encoded)
+            # Rows name no picture outside the folder of their file.
+            image = decode_image(encoded, root=None if args.rows is None else args.rows.absolute().parent)
         except DecodeError as error:
             yield {"image": name, "error": error.message}
             continue

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import expand
+from verl_uae.paths import argument_path
 
 if TYPE_CHECKING:
     from verl_uae.bench.discriminate.worlds import World
@@ -26,8 +26,10 @@ SPEED = ("32x16", "256x1", "512x1")
 def add_parser(commands: Any) -> None:
     """Add the command to what ``ArgumentParser.add_subparsers`` returned."""
     parser = commands.add_parser("discriminate", help="which reward term sees which damage, and at what cost")
-    parser.add_argument("--out", type=expand, metavar="DIR", help=f"{RESULT}, {TABLES}, and raw values by world")
-    parser.add_argument("--photographs", type=expand, metavar="DIR", help="folder of photographs (default: none)")
+    parser.add_argument("--out", type=argument_path, metavar="DIR", help=f"{RESULT}, {TABLES}, and raw values by world")
+    parser.add_argument(
+        "--photographs", type=argument_path, metavar="DIR", help="folder of photographs (default: none)"
+    )
     parser.add_argument("--size", type=int, default=256, help="side of the photographs, pixels (default 256)")
     parser.add_argument("--scenes", type=int, default=200, help="built-in scenes, 0 for none (default 200)")
     parser.add_argument(
@@ -42,10 +44,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--repetitions", type=int, default=7, help="of the timing (default 7)")
     parser.add_argument("--seed", type=int, default=0, help="of damage and bootstrap (default 0)")
     parser.add_argument(
-        "--merge", type=expand, metavar="FILE", help=f"{RESULT} of the same pictures; keep its terms too"
+        "--merge", type=argument_path, metavar="FILE", help=f"{RESULT} of the same pictures; keep its terms too"
     )
     parser.add_argument(
-        "--render", type=expand, metavar="FILE", help=f"print the tables of a {RESULT}, measure nothing"
+        "--render", type=argument_path, metavar="FILE", help=f"print the tables of a {RESULT}, measure nothing"
     )
     parser.set_defaults(run=run)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import expand, named_path
+from verl_uae.paths import argument_path, named_path
 from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
 
 BENCHES = ("geneval", "genevalpp", "dpg")
@@ -22,15 +22,19 @@ def add_parsers(commands: Any) -> None:
     _add_draw(commands)
     read = commands.add_parser("read", help="what the scorer of GenEval, GenEval++ or DPG-Bench wrote, as one JSON")
     read.add_argument("benchmark", choices=BENCHES)
-    read.add_argument("results", type=expand, help="results.jsonl, Output.json, or *_results.txt")
-    read.add_argument("--drawn", type=expand, metavar="DIR", help="--out of draw-prompts")
-    read.add_argument("--prompts", type=expand, metavar="PATH", help="instead: the benchmark's prompts")
-    read.add_argument("--rewritten", type=expand, metavar="PATH", help="with --prompts: the texts that were drawn")
+    read.add_argument("results", type=argument_path, help="results.jsonl, Output.json, or *_results.txt")
+    read.add_argument("--drawn", type=argument_path, metavar="DIR", help="--out of draw-prompts")
+    read.add_argument("--prompts", type=argument_path, metavar="PATH", help="instead: the benchmark's prompts")
+    read.add_argument(
+        "--rewritten", type=argument_path, metavar="PATH", help="with --prompts: the texts that were drawn"
+    )
     read.add_argument("--prompt-set", choices=("original", "rewritten"), help="with --prompts: which were drawn")
     read.add_argument("--samples", type=int, help="with --prompts: samples per prompt (default: the benchmark's)")
-    read.add_argument("--questions", type=expand, metavar="CSV", help="dpg_bench.csv: categories from the answers")
+    read.add_argument(
+        "--questions", type=argument_path, metavar="CSV", help="dpg_bench.csv: categories from the answers"
+    )
     read.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-    read.add_argument("--out", type=expand, required=True, metavar="FILE", help="JSON to write")
+    read.add_argument("--out", type=argument_path, required=True, metavar="FILE", help="JSON to write")
     read.set_defaults(run=_read)
     table = commands.add_parser("scores", help="files of `bench read` side by side, as Markdown tables")
     table.add_argument("results", nargs="+", metavar="[NAME=]FILE")
@@ -40,10 +44,14 @@ def add_parsers(commands: Any) -> None:
 def _add_draw(commands: Any) -> None:
     parser = commands.add_parser("draw-prompts", help="draw GenEval, GenEval++ or DPG-Bench for its own scorer")
     parser.add_argument("benchmark", choices=BENCHES)
-    parser.add_argument("prompts", type=expand, help="evaluation_metadata.jsonl, Geneval++.jsonl, or a folder of .txt")
+    parser.add_argument(
+        "prompts", type=argument_path, help="evaluation_metadata.jsonl, Geneval++.jsonl, or a folder of .txt"
+    )
     add_model_arguments(parser, "--model")
-    parser.add_argument("--rewritten", type=expand, metavar="PATH", help="draw these texts; the metadata stays")
-    parser.add_argument("--out", type=expand, required=True, metavar="DIR", help="images/, manifest.json, records")
+    parser.add_argument("--rewritten", type=argument_path, metavar="PATH", help="draw these texts; the metadata stays")
+    parser.add_argument(
+        "--out", type=argument_path, required=True, metavar="DIR", help="images/, manifest.json, records"
+    )
     parser.add_argument("--samples", type=int, help="per prompt (default: the benchmark's: 4, 1, 4)")
     parser.add_argument("--resolution", type=int, help="side of a sample in its file, pixels (default: as drawn)")
     parser.add_argument("--grid", action="store_true", help="geneval: also grid.png, which the scorer ignores")

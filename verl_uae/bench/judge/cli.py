@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import expand
+from verl_uae.paths import argument_path
 
 if TYPE_CHECKING:
     from verl_uae.bench.judge.client import Limits
@@ -27,18 +27,20 @@ RESULT, REPORT, ANSWERS = "judge.json", "judge.html", "answers.jsonl"
 def add_judge(commands: Any) -> None:
     """Add ``judge`` to the sub-commands of ``bench``."""
     parser = commands.add_parser("judge", help="protocol 2: language models compare two candidates, in both orders")
-    parser.add_argument("images", type=expand, help="folder of originals")
+    parser.add_argument("images", type=argument_path, help="folder of originals")
     what = "captions.jsonl, result.json, or a folder of captions or pictures"
     parser.add_argument("first", metavar="[NAME=]FIRST", help=f"{what}; rates are those of this candidate")
     parser.add_argument("second", metavar="[NAME=]SECOND", help="what it is compared with")
     parser.add_argument("--mode", choices=("caption", "reconstruction"), default="caption", help="default: caption")
     parser.add_argument("--judge", action="append", default=[], metavar="NAME=BASE_URL#MODEL", help="may be repeated")
-    parser.add_argument("--judges", type=expand, metavar="FILE.yaml", help="more judges, with their parameters")
+    parser.add_argument("--judges", type=argument_path, metavar="FILE.yaml", help="more judges, with their parameters")
     parser.add_argument(
         "--token-env", action="append", default=[], metavar="NAME=VARIABLE", help="environment variable with a token"
     )
     parser.add_argument("--prompt", metavar="NAME|FILE", help="default: the prompt of the mode; caption_blind")
-    parser.add_argument("--out", type=expand, required=True, metavar="DIR", help=f"{RESULT}, {REPORT}, {ANSWERS}")
+    parser.add_argument(
+        "--out", type=argument_path, required=True, metavar="DIR", help=f"{RESULT}, {REPORT}, {ANSWERS}"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say how many requests it takes, and send none")
     parser.add_argument("--max-requests", type=int, metavar="N", help="send at most N, further tries included")
     parser.add_argument("--concurrency", type=int, default=4, help="requests at a time per judge (default 4)")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import expand
+from verl_uae.paths import argument_path
 
 
 def add_parsers(commands: Any) -> None:
@@ -17,11 +17,11 @@ def add_parsers(commands: Any) -> None:
     tasks = commands.add_parser("tasks", help="folder of task files, for --include_path of lmms-eval")
     tasks.set_defaults(run=_tasks)
     guard = commands.add_parser("guard", help="what RL unlearned: two results of lmms-eval, before and after")
-    guard.add_argument("before", type=expand, help="*_results.json")
-    guard.add_argument("after", type=expand, help="*_results.json")
+    guard.add_argument("before", type=argument_path, help="*_results.json")
+    guard.add_argument("after", type=argument_path, help="*_results.json")
     guard.add_argument("--max-drop", type=float, required=True, metavar="POINTS", help="exit code 1 beyond it")
     guard.add_argument("--watch", action="append", metavar="TASK:METRIC", help="default: those of reading")
-    guard.add_argument("--out", type=expand, metavar="FILE", help="also write JSON")
+    guard.add_argument("--out", type=argument_path, metavar="FILE", help="also write JSON")
     guard.set_defaults(run=_guard)
 
 

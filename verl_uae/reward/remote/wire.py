@@ -27,6 +27,7 @@ from torch import Tensor
 from verl_uae.data.images import check_header, decode_image
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import DecodeError
+from verl_uae.text import unique_keys
 
 #: zlib level and strategy (Z_RLE) of pictures on the wire: behind PNG's filters, searching for more only costs time.
 PNG_LEVEL, PNG_STRATEGY = 1, 3
@@ -60,7 +61,7 @@ def loads(data: bytes) -> Any:
     """
     try:
         text = data.decode("utf-8")
-        return json.loads(text, parse_constant=_constant, parse_float=_float, object_pairs_hook=_unique)
+        return json.loads(text, parse_constant=_constant, parse_float=_float, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not JSON: {str(error)[:120] or type(error).__name__}") from error
 
@@ -154,10 +155,3 @@ def _float(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"number {text[:20]} is too large")
     return number
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object has a name twice")
-    return found

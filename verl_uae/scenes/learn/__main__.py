@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from verl_uae.paths import expand
+from verl_uae.paths import argument_path
 from verl_uae.scenes.learn import g4u, long, rewards, stages, u4g, unified
 from verl_uae.scenes.learn.bars import Bar, lines
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one cold start and run each")
     parser.add_argument("--steps", type=int, help=f"training steps of a run (default 60; long: {long.STEPS})")
     parser.add_argument("--jobs", type=int, default=1, help="commands at a time; one needs about a core (default 1)")
-    parser.add_argument("--out", type=expand, help="default outputs/learn-STAGE")
+    parser.add_argument("--out", type=argument_path, help="default outputs/learn-STAGE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     out = (args.out or Path("outputs") / f"learn-{args.stage}").absolute()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -27,6 +28,7 @@ from verl_uae.errors import CheckpointError
 from verl_uae.formats.load import (
     VERIFY,
     check_captioner,
+    check_template,
     check_weights,
     load_config,
     load_model,
@@ -264,7 +266,7 @@ def test_what_is_missing_is_named(tiny_models: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_models / "encoder", tmp_path / "p")
     (tmp_path / "p" / "config.json").unlink()
     os.mkfifo(tmp_path / "p" / "config.json")
-    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json: is no file"):
         check_captioner(tmp_path / "p")
     shutil.copytree(tiny_models / "encoder", tmp_path / "e")
     (tmp_path / "e" / "config.json").write_text('{"model_type": "nobody"}')
@@ -310,3 +312,82 @@ def test_nothing_loads_a_model_past_this_module() -> None:
     named = {relative(path) if path.is_relative_to(PACKAGE) else str(path): calls for path, calls in found.items()}
     assert not {name: calls for name, calls in named.items() if calls and name not in ALLOWED}
     assert {name for name, calls in named.items() if calls} == set(ALLOWED), "an entry is no longer needed"
+
+
+def copied(tiny_models: Path, tmp_path: Path, part: str) -> Path:
+    return Path(shutil.copytree(tiny_models / part, tmp_path / Path(part).name))
+
+
+def configured(folder: Path, name: str, **changes: Any) -> None:
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize("part", ["encoder", "decoder/transformer", "decoder/vae"])
+def test_weights_without_their_scale_are_refused(
+    tiny_models: Path, tmp_path: Path, part: str, dtype: torch.dtype
+) -> None:
+    """The libraries would cast the numbers of a quantised weight to what they look like."""
+    folder = copied(tiny_models, tmp_path, part)
+    kind = captioner_class() if part == "encoder" else COMPONENTS[Path(part).name]
+    for allowed in (torch.float64, torch.bfloat16):
+        name = rewrite(folder, lambda state, name, to=allowed: state.update({name: state[name].to(to)}))
+        check_weights(kind, folder)
+    name = rewrite(folder, lambda state, name: state.update({name: state[name].to(dtype)}))
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} is stored as \w+; without a quantization_config"):
+        load_model(kind, folder)
+
+
+@pytest.mark.parametrize("shift", [float("nan"), float("inf"), 0, -1.0, True, None, "3"])
+def test_a_schedule_without_a_positive_shift_is_refused(tiny_models: Path, tmp_path: Path, shift: Any) -> None:
+    folder = copied(tiny_models, tmp_path, "decoder")
+    configured(folder / "scheduler", "scheduler_config.json", shift=shift)
+    with pytest.raises(CheckpointError, match="scheduler: does not load as a scheduler"):
+        load_scheduler(folder)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), 0, -1, None, "x", True])
+def test_latents_without_a_positive_scale_are_refused(tiny_models: Path, tmp_path: Path, scale: Any) -> None:
+    folder = copied(tiny_models, tmp_path, "decoder/vae")
+    configured(folder, "config.json", scaling_factor=scale)
+    with pytest.raises(CheckpointError, match="scaling_factor"):
+        load_model(COMPONENTS["vae"], folder)
+
+
+def test_a_setting_that_is_no_number_is_refused(tiny_models: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_models, tmp_path, "encoder")
+    configured(folder, "config.json", rms_norm_eps=float("nan"))
+    with pytest.raises(CheckpointError, match=r"config\.json: rms_norm_eps is NaN"):
+        check_captioner(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "manifest.json", "x/y"])
+def test_a_pipe_in_a_model_folder_is_not_waited_for(tiny_models: Path, tmp_path: Path, name: str) -> None:
+    folder = copied(tiny_models, tmp_path, "encoder")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(folder / name)
+    for read in (check_captioner, load_config, load_processor, lambda path: load_model(captioner_class(), path)):
+        with pytest.raises(CheckpointError, match=f"{re.escape(name)}: is no file"):
+            read(folder)
+
+
+def test_a_second_set_of_weights_is_refused_for_who_loads_elsewhere(tiny_models: Path, tmp_path: Path) -> None:
+    """transformers takes the single file, vLLM every file, or those of the index."""
+    folder = copied(tiny_models, tmp_path, "encoder")
+    check_captioner(folder)
+    for name in ("old.safetensors", "model.safetensors.index.json"):
+        shutil.copy(folder / "model.safetensors", folder / name)
+        with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: is a second set of weights"):
+            check_captioner(folder)
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("template", [None, "{% for x in %}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}"])
+def test_a_chat_template_that_cannot_be_used_is_named(tiny_models: Path, template: str | None) -> None:
+    processor = load_processor(tiny_models / "encoder")
+    check_template(processor, "here")
+    processor.chat_template = processor.tokenizer.chat_template = template
+    with pytest.raises(CheckpointError, match=r"^here: its chat template cannot be used: "):
+        check_template(processor, "here")

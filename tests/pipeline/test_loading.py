@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,3 +169,16 @@ def test_a_hub_repository_in_the_cache_is_a_model_folder(
     (repository / "refs" / "main").write_text(commit)
     found = make_pipe("someone/uae", cache_dir=str(tmp_path), local_files_only=True)
     assert torch.equal(draw(found), draw(pipe)) and found.processor is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("eos_token_id", 10**9), ("suppress_tokens", [-1]), ("eos_token_id", [3.5])]
+)
+def test_tokens_that_the_model_does_not_have_are_named(
+    encoder_folder: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    folder = Path(shutil.copytree(encoder_folder, tmp_path / "encoder"))
+    content = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**content, name: value}))
+    with pytest.raises(CheckpointError, match=rf"{name} .* is none of the|does not load"):
+        load_model(folder, torch.float32)

@@ -21,7 +21,7 @@ from verl_uae.config.schema import DecoderConfig
 from verl_uae.data.prompts import CaptionPrompt
 from verl_uae.decoder.conditioner import Conditioner
 from verl_uae.decoder.decoder import Decoder
-from verl_uae.errors import DecodeError
+from verl_uae.errors import CheckpointError, DecodeError
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.formats.export import ExportSettings, export_checkpoint
 from verl_uae.formats.inference import (
@@ -366,3 +366,17 @@ def test_what_would_let_diffusers_load_parts_by_itself_is_refused(model_folder: 
         with pytest.raises(ValueError, match=f"{name} is not supported"):
             UAEPipeline.from_pretrained(model_folder, **{name: value})
     UAEPipeline.from_pretrained(model_folder, **dict.fromkeys(names))
+
+
+def test_what_is_no_number_is_no_caption_and_no_picture(make_pipe: Callable[..., UAEPipeline]) -> None:
+    """The largest of NaN would be any token, and a picture of NaN is black."""
+    pipe = make_pipe()
+    with torch.no_grad():
+        pipe.transformer.proj_out.bias.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match=r"draws no finite numbers in torch\.float32"):
+        pipe.generate("a red circle", num_inference_steps=1, guidance_scale=1.0)
+    assert pipe.caption(picture(0), max_new_tokens=2)
+    with torch.no_grad():
+        pipe.encoder.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match=r"its logits are NaN in torch\.float32"):
+        pipe.caption(picture(0), max_new_tokens=2)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +28,7 @@ from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.manifest import verify_part
 from verl_uae.formats.source import brought_code, read_object, refuse_code
-from verl_uae.formats.weights import check_header, weight_files
+from verl_uae.formats.weights import check_header, refuse_special, stored_dtypes, weight_files
 from verl_uae.paths import is_hub_id, model_source
 
 #: Environment variable that switches the digests of manifests off: they take about a second per gigabyte and process.
@@ -39,6 +40,9 @@ PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "process
 #: Numbers of a configuration that repeat a block, which has at least one tensor. A limit (max_window_layers) does not.
 _REPEATED = re.compile(r"(?!max_)\w*(?:layers|blocks|depth|experts)(?:_per_\w+)?")
 
+#: Types that weights are stored in without a method of quantisation, which would have to be named.
+_PRECISIONS = frozenset({"F64", "F32", "F16", "BF16"})
+
 _ADAPTERS = "base_model.model."
 _MERGE = "export the checkpoint with `verl-uae export`, or merge with peft's merge_and_unload"
 
@@ -46,9 +50,10 @@ _MERGE = "export the checkpoint with `verl-uae export`, or merge with peft's mer
 def _damaged() -> tuple[type[Exception], ...]:
     """What a model that is not there, or not what it should be, makes the libraries raise."""
     from huggingface_hub.errors import StrictDataclassError
+    from jinja2 import TemplateError
 
     plain = (OSError, ValueError, RuntimeError, ImportError, TypeError, LookupError, AttributeError, ArithmeticError)
-    return (*plain, MemoryError, SafetensorError, StrictDataclassError)
+    return (*plain, MemoryError, SafetensorError, StrictDataclassError, TemplateError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +195,10 @@ def load_scheduler(source: str | Path, **changes: Any) -> Any:
 
     place = model_source(source)
     with _errors(f"{place}/scheduler", "does not load as a scheduler"):
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(place, subfolder="scheduler", **changes)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(place, subfolder="scheduler", **changes)
+        if not _is_positive(scheduler.config.shift):
+            raise ValueError(f"shift must be a positive number, got {scheduler.config.shift!r}")
+        return scheduler
 
 
 def check_captioner(folder: Path, *, verify: bool | None = None, code: bool = False) -> None:
@@ -211,6 +219,18 @@ def check_captioner(folder: Path, *, verify: bool | None = None, code: bool = Fa
     from transformers import AutoModelForImageTextToText
 
     check_weights(AutoModelForImageTextToText, folder)
+    _check_alone(folder)
+
+
+def check_template(processor: Any, where: str | Path) -> None:
+    """Render the chat template of a processor once.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be rendered.
+    """
+    turns = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    with _errors(where, "its chat template cannot be used"):
+        processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def check_files(folder: Path, *, verify: bool | None = None, code: bool = False) -> None:
@@ -226,6 +246,7 @@ def check_files(folder: Path, *, verify: bool | None = None, code: bool = False)
     """
     if not folder.is_dir():
         raise CheckpointError(folder, "there is no such folder")
+    refuse_special(folder)
     if not code:
         refuse_code(folder)
     if (adapters := folder / "adapter_config.json").exists():
@@ -259,7 +280,8 @@ def check_weights(
 
     Raises:
         CheckpointError: naming the tensors that are missing, unknown or of another shape, or the size in the
-            configuration that no file can fill.
+            configuration that no file can fill; or one that is stored as whole numbers where the model computes with
+            others, since the libraries would take these for its values.
     """
     stored = stored_shapes(folder)
     _check_counts(folder, len(stored))
@@ -269,9 +291,10 @@ def check_weights(
     with loading, _quiet(progress=False), torch.random.fork_rng(devices=[]):
         tensors = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
         fit = _fit_transformers if _of_transformers(kind) else _fit_diffusers
-        name, info = fit(kind, folder, tensors, config)
+        model, info = fit(kind, folder, tensors, config)
     if info is not None:
-        Report.of(info, may_ignore).refuse(folder, name)
+        Report.of(info, may_ignore).refuse(folder, type(model).__name__)
+        _check_precision(folder, model, may_ignore)
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -291,10 +314,10 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _fit_transformers(
     kind: Any, folder: Path, tensors: dict[str, Tensor], config: Any
-) -> tuple[str, dict[str, Any] | None]:
+) -> tuple[Any, dict[str, Any] | None]:
     if getattr(config, "quantization_config", None) is not None:
         # A quantised model has tensors by the rules of its method, which the report after loading knows.
-        return kind.__name__, None
+        return None, None
     with torch.device("meta"):
         built = kind.from_config(config, trust_remote_code=False) if hasattr(kind, "_model_mapping") else kind(config)
     tied = {name: source for name, source in built.all_tied_weights_keys.items() if name in tensors}
@@ -302,7 +325,7 @@ def _fit_transformers(
     info = _load_on_meta(type(built), config, {name: value for name, value in tensors.items() if name not in tied})
     if tied and info["missing_keys"] & set(tied.values()):
         info = _load_on_meta(type(built), config, tensors)
-    return type(built).__name__, info
+    return built, info
 
 
 def _load_on_meta(kind: Any, config: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -311,9 +334,12 @@ def _load_on_meta(kind: Any, config: Any, tensors: dict[str, Tensor]) -> dict[st
     return info
 
 
-def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) -> tuple[str, dict[str, Any]]:
+def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) -> tuple[Any, dict[str, Any]]:
     with torch.device("meta"):
         model = kind.from_config(kind.load_config(folder))
+    scale = model.config.get("scaling_factor", 1.0)
+    if not _is_positive(scale):
+        raise ValueError(f"scaling_factor must be a positive number, got {scale!r}")
     # Old names, as diffusers itself renames them.
     model._fix_state_dict_keys_on_load(tensors)
     wanted = model.state_dict()
@@ -326,7 +352,35 @@ def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) 
             if tensors[name].shape != wanted[name].shape
         ],
     }
-    return kind.__name__, info
+    return model, info
+
+
+def _check_precision(folder: Path, model: Any, may_ignore: Callable[[str], bool]) -> None:
+    """Libraries cast what is stored to what is wanted: the whole numbers of a quantised weight without their scale."""
+    whole = {name.rpartition(".")[2] for name, tensor in _all_tensors(model) if not tensor.is_floating_point()}
+    for name, dtype in stored_dtypes(folder).items():
+        if dtype not in _PRECISIONS and name.rpartition(".")[2] not in whole and not may_ignore(name):
+            raise CheckpointError(
+                folder, f"{name} is stored as {dtype}; without a quantization_config weights are F32, F16 or BF16"
+            )
+
+
+def _all_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _check_alone(folder: Path) -> None:
+    """Of two sets of weights transformers takes the single file, and vLLM the other one or both."""
+    used = {path.name for path in weight_files(folder)}
+    if len(used) == 1 and used <= {"model.safetensors", "diffusion_pytorch_model.safetensors"}:
+        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"))):
+            if path.name not in used:
+                raise CheckpointError(path, f"is a second set of weights beside {used.pop()}: keep one of them here")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _check_counts(folder: Path, stored: int) -> None:
@@ -336,18 +390,20 @@ def _check_counts(folder: Path, stored: int) -> None:
     if not path.is_file():
         raise CheckpointError(folder, "has no config.json")
     for key, count in _numbers(read_object(path)):
+        if math.isnan(count):
+            raise CheckpointError(path, f"{key} is NaN, which is no setting")
         if _REPEATED.fullmatch(key) and count > stored:
             raise CheckpointError(path, f"{key} is {count}, but the files hold {stored} tensors in all")
 
 
-def _numbers(content: Any, key: str = "") -> Iterator[tuple[str, int]]:
+def _numbers(content: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
     if isinstance(content, dict):
         for name, value in content.items():
             yield from _numbers(value, str(name))
     elif isinstance(content, list):
         for value in content:
             yield from _numbers(value, key)
-    elif isinstance(content, int):
+    elif isinstance(content, int | float):
         yield key, content
 
 
@@ -356,8 +412,10 @@ def _read(kind: Any, auto: str, what: str, source: str | Path, options: dict[str
     import transformers
 
     place = model_source(source)
-    if not is_hub_id(place) and not code:
-        refuse_code(Path(place))
+    if not is_hub_id(place):
+        refuse_special(Path(place))
+        if not code:
+            refuse_code(Path(place))
     with _errors(place, f"its {what} does not load"):
         return (kind or getattr(transformers, auto)).from_pretrained(place, trust_remote_code=False, **options)
 

@@ -39,6 +39,26 @@ def walk(folder: Path) -> list[Path]:
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
+def refuse_special(folder: Path) -> None:
+    """Refuse what a library would wait for or fail at, wherever it looks below a folder.
+
+    Raises:
+        CheckpointError: naming a pipe, a socket, a device or a link that leads nowhere.
+    """
+    for path in walk(folder):
+        if not path.is_file() and not path.is_dir():
+            raise CheckpointError(path, "is no file: a pipe, a socket, a device, or a link that leads nowhere")
+
+
+def stored_dtypes(folder: Path) -> dict[str, str]:
+    """Types of all tensors of a component by name, as safetensors calls them: ``F32``, ``BF16``, ``I8``."""
+    found: dict[str, str] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as opened:
+            found.update((name, opened.get_slice(name).get_dtype()) for name in opened.keys())
+    return found
+
+
 def check_header(path: Path) -> dict[str, tuple[int, ...]]:
     """Read the header of a safetensors file strictly.
 

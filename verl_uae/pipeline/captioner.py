@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from verl_uae.data.schema import IMAGE_MARK, make_prompt
+from verl_uae.errors import CheckpointError
 
 Messages = list[dict[str, Any]]
 
@@ -94,9 +95,13 @@ class TokenChoice(LogitsProcessor):
 
     def __init__(self, banned_V: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> None:
         self.banned_V, self.temperature, self.generators = banned_V, temperature, generators
+        self.broken: Tensor | None = None
+        """Whether a score was NaN, on the model's device: asked once at the end, not at every token."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores_BV = scores.float()
+        nan = scores_BV.isnan().any()
+        self.broken = nan if self.broken is None else self.broken | nan
         if self.temperature > 0:
             scores_BV = scores_BV.double() / self.temperature + self._gumbel(scores.shape).to(scores.device)
         return scores_BV.masked_fill(self.banned_V.to(scores.device), -math.inf)
@@ -137,6 +142,9 @@ def write_captions(
         temperature: of the softmax; 0 is greedy.
         generators: one for each prompt, or one for all of them; read above temperature 0 only.
         device: where the model computes.
+
+    Raises:
+        CheckpointError: the logits are NaN, of which the largest would be any token.
     """
     tokenizer = processor.tokenizer
     inputs = prompt_inputs(processor, prompts)
@@ -159,5 +167,10 @@ def write_captions(
         generation_config=config,
         logits_processor=LogitsProcessorList([choice]),
     )
+    if choice.broken is not None and bool(choice.broken):
+        raise CheckpointError(
+            model.name_or_path or type(model).__name__,
+            f"its logits are NaN in {model.dtype}: use float32 or bfloat16, or check its weights",
+        )
     texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]

@@ -79,7 +79,21 @@ def load_model(folder: str | Path, dtype: torch.dtype, **options: Any) -> Any:
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText
 
-    return load.load_model(AutoModelForImageTextToText, folder, dtype=dtype, **options)
+    model = load.load_model(AutoModelForImageTextToText, folder, dtype=dtype, **options)
+    _check_tokens(model, expand(folder))
+    return model
+
+
+def _check_tokens(model: Any, folder: Path) -> None:
+    """Tokens that end a caption or may not be in one are tokens of the model."""
+    count = model.config.get_text_config().vocab_size
+    for name in ("eos_token_id", "suppress_tokens"):
+        value = getattr(model.generation_config, name, None)
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None and not (type(token) is int and 0 <= token < count):
+                raise CheckpointError(
+                    folder / "generation_config.json", f"{name} {token!r} is none of the {count} tokens of the model"
+                )
 
 
 def load_processor(root: Path) -> Any:
@@ -96,8 +110,10 @@ def load_processor_of(folder: str | Path) -> Any:
     """The processor of a transformers folder, or None where it has none.
 
     Raises:
-        CheckpointError: it does not load.
+        CheckpointError: it does not load, or its chat template cannot be used.
     """
     if not any((expand(folder) / file).is_file() for file in PROCESSOR_FILES):
         return None
-    return load.load_processor(folder)
+    processor = load.load_processor(folder)
+    load.check_template(processor, folder)
+    return processor

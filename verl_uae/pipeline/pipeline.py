@@ -35,6 +35,7 @@ from verl_uae.formats.load import load_model, load_scheduler, wants_digests
 from verl_uae.formats.manifest import verify_folder
 from verl_uae.formats.names import ENCODER, LANGUAGE_MODEL, MANIFEST
 from verl_uae.formats.source import refuse_code
+from verl_uae.formats.weights import refuse_special
 from verl_uae.pipeline.captioner import caption_messages, write_captions
 from verl_uae.pipeline.inputs import check_callback, check_drawing, generator_list, sigma_table
 from verl_uae.pipeline.loading import dtype_of, keep_vae_fp32, load_processor, local_folder
@@ -177,6 +178,7 @@ class UAEPipeline(DiffusionPipeline):
                 f"{odd[0]} is not supported; load the pipeline, then .to(device) or enable_model_cpu_offload()"
             )
         verify = kwargs.pop("verify", None)
+        refuse_special(root)
         refuse_code(root)
         if (wants_digests() if verify is None else verify) and (root / MANIFEST).exists():
             verify_folder(root)
@@ -302,6 +304,7 @@ class UAEPipeline(DiffusionPipeline):
 
         Raises:
             DecodeError: a picture cannot be decoded.
+            CheckpointError: the captioner's logits are no numbers.
             ValueError: there is no encoder or no processor, or a setting is impossible.
         """
         if self.encoder is None or self.processor is None:
@@ -371,6 +374,7 @@ class UAEPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: for impossible arguments.
+            CheckpointError: what the model draws is not finite.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         settings = self._with(
@@ -394,6 +398,11 @@ class UAEPipeline(DiffusionPipeline):
                 guidance=guidance,
                 negative_BLE=negative_1LE,
                 on_step=self._step_hook(bar, table, callback_on_step_end, callback_on_step_end_tensor_inputs),
+            )
+        if not bool(x_NChw.isfinite().all()):
+            raise CheckpointError(
+                self.name_or_path or type(self).__name__,
+                f"draws no finite numbers in {self.transformer.dtype}: use float32 or bfloat16, or check its weights",
             )
         images = x_NChw if output_type == "latent" else _converted(decoder.decode_latent(x_NChw), output_type)
         self.maybe_free_model_hooks()

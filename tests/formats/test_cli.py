@@ -47,8 +47,8 @@ def test_code_is_refused_without_a_pinned_revision(
     ("words", "error"),
     [
         (["import", "release", "NOWHERE", "--out", "OUT"], "there is no such folder"),
-        (["export", "NOWHERE", "--out", "OUT"], "not a complete checkpoint"),
-        (["export", "NOWHERE", "--out", "OUT", "--lora", "peft"], "not a complete checkpoint"),
+        (["export", "NOWHERE", "--out", "OUT"], "nowhere: there is no such folder"),
+        (["export", "NOWHERE", "--out", "OUT", "--lora", "peft"], "nowhere: there is no such folder"),
         (["verify", "NOWHERE"], "is not a folder"),
     ],
 )

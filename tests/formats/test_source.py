@@ -44,7 +44,7 @@ def test_a_local_folder_has_no_revision(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("owner/unknown", "neither a local folder nor a model on the hub"),
+        ("owner/unknown", "is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"),
         ("no/such/folder", "there is no such folder"),
         ("/nowhere", "there is no such folder"),
         ("bad name", "a hub id is owner/name"),

@@ -121,6 +121,12 @@ def test_a_marker_that_is_no_file_is_no_marker(step: Path, kind: str) -> None:
         read_marker(step)
 
 
+def test_a_folder_that_is_not_there_is_not_called_incomplete(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_marker(tmp_path / "global_step_9")
+    assert str(caught.value) == f"{tmp_path / 'global_step_9'}: there is no such folder"
+
+
 def test_what_a_killed_run_left_of_a_marker_is_not_listed(step: Path) -> None:
     (step / f"{MARKER}.part-17").write_text("{")
     mark_complete(step, 7)

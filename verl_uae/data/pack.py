@@ -212,7 +212,10 @@ def _check_arguments(
         raise ConfigError("max_pixels", f"must be at least min_side**2 = {limits.min_side**2}, got {max_pixels}")
     existing = _packed_files(out_dir)
     if existing and not overwrite:
-        raise ConfigError("overwrite", f"{out_dir} already holds {', '.join(existing)}")
+        raise ConfigError(
+            "overwrite",
+            f"{out_dir} already holds {', '.join(existing)}; name another, or set this (--overwrite)",
+        )
 
 
 def _check_format(format: str, shard_size: int, captioned: bool, sidecars: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.names import MODEL_INDEX
+from verl_uae.hub import hub_errors, reason_of
 from verl_uae.paths import is_hub_id, model_source, open_regular
 from verl_uae.text import parse_json
 from verl_uae.waiting import saying
@@ -137,7 +138,6 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _fetched(source: str, revision: str | None, parts: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     from verl_uae.formats.weights import PICKLES
 
@@ -146,13 +146,13 @@ def _fetched(source: str, revision: str | None, parts: Sequence[str]) -> Path:
         "allow_patterns": [*(f"{part}/*" for part in parts), "*.json"] if parts else None,
         "ignore_patterns": [f"*{ending}" for ending in PICKLES],
     }
+    errors = hub_errors()
     try:
         with saying(f"{source} from the hub"):
             return Path(snapshot_download(source, **options))
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except errors as error:
         # Without a network, what has been fetched before will do.
         try:
             return Path(snapshot_download(source, local_files_only=True, **options))
         except (OSError, ValueError):
-            message = f"neither a local folder nor a model on the hub: {' '.join(str(error).split())}"
-            raise CheckpointError(source, message) from error
+            raise CheckpointError(source, reason_of(error, source, revision=revision)) from error

@@ -61,15 +61,17 @@ def read_marker(folder: Path) -> Marker:
         CheckpointError: there is none, or it is not one that :func:`mark_complete` writes.
     """
     path = folder / MARKER
+    if not os.path.isdir(folder):
+        raise CheckpointError(folder, "there is no such folder")
+    if not os.path.isfile(path):
+        raise CheckpointError(folder, f"not a complete checkpoint: a save that came to its end writes {MARKER} into it")
     try:
-        if not path.is_file():
-            raise ValueError("there is no such file")
         with open(path, "rb") as file:
             content = json.loads(file.read(_MAX_MARKER).decode("utf-8"))
         files = {str(name): _facts(entry) for name, entry in content["files"].items()}
         marker = Marker(_whole(content["step"]), files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(path, f"not a complete checkpoint: {error!r}") from error
+        raise CheckpointError(path, f"not a complete checkpoint: its marker cannot be read ({error!r})") from error
     outside = [name for name in files if not _is_inside(name)]
     if outside or not files:
         raise CheckpointError(path, f"names files outside its folder: {outside[:4]}" if files else "names no file")

@@ -251,6 +251,12 @@ def test_adapters_alone_load_on_the_decoder_of_the_start(
         export_adapters(checkpoint, out, ExportSettings(), "gguf")
 
 
+def test_a_run_that_trained_no_decoder_has_no_adapters_of_it(step: Callable[..., Path]) -> None:
+    checkpoint = step(None, captioner=True)
+    with pytest.raises(CheckpointError, match=r"global_step_2: has no decoder_policy/: its run did not train"):
+        export_adapters(checkpoint, checkpoint.parent / "adapter", ExportSettings(), "peft")
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '{"a": "b"}', '{"a": null}', '{"a": NaN}', '{"a": {}}'])
 def test_figures_are_finite_numbers(tmp_path: Path, text: str) -> None:
     (tmp_path / "figures.json").write_text(text)

@@ -138,6 +138,9 @@ def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSet
         raise ConfigError("--lora", f"unknown layout {layout!r}; there are peft and diffusers")
     folder = Path(checkpoint)
     check_step(folder)
+    if not (folder / POLICY_FOLDER).is_dir():
+        message = f"has no {POLICY_FOLDER}/: its run did not train the decoder, whose adapters --lora writes"
+        raise CheckpointError(folder, message)
     run = RunConfig.of(folder, settings.run_config)
     source = settings.decoder or run.get("uae.decoder.path")
     weights = chosen_weights(folder, settings.weights)

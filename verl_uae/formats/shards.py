@@ -67,8 +67,10 @@ def weight_copies(folder: Path) -> list[str]:
 def _files(folder: Path) -> list[Path]:
     found = {path: match for path in folder.glob("model_world_size_*") if (match := _MODEL.fullmatch(path.name))}
     sizes = {int(match[1]) for match in found.values()}
+    if not sizes:
+        raise CheckpointError(folder, "holds no shards of weights" if folder.is_dir() else "there is no such folder")
     if len(sizes) != 1:
-        raise CheckpointError(folder, f"shards of one run are needed, found world sizes {sorted(sizes)}")
+        raise CheckpointError(folder, f"holds shards of runs on different numbers of ranks: {sorted(sizes)}")
     size = sizes.pop()
     files = [model_file(folder, size, rank) for rank in range(size)]
     for path in files:

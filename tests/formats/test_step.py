@@ -131,3 +131,12 @@ def test_what_a_killed_run_left_of_a_marker_is_not_listed(step: Path) -> None:
     (step / f"{MARKER}.part-17").write_text("{")
     mark_complete(step, 7)
     assert set(read_marker(step).files) == {"actor/model.pt", "data.pt"}
+
+
+def test_shards_that_the_marker_does_not_name_are_of_another_run(step: Path) -> None:
+    """A run of two ranks in the place of one of one rank: verl would load its pickles."""
+    (step / "actor" / "notes.txt").write_text("a person may leave something here")
+    assert check_step(step).step == 7
+    (step / "actor" / "model_world_size_2_rank_0.pt").write_bytes(b"of another run")
+    with pytest.raises(CheckpointError, match=r"model_world_size_2_rank_0\.pt: .* does not name it"):
+        check_step(step)

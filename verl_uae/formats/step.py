@@ -92,10 +92,11 @@ def check_step(folder: Path, *, digests: bool = True) -> Marker:
 
     Args:
         folder: of the step.
-        digests: compare the SHA-256 of every file too, which reads all of them.
+        digests: compare the SHA-256 of every file too, which reads all of them, and refuse shards that are not named.
 
     Raises:
-        CheckpointError: naming the marker, or the first file that is missing, has another size or was altered.
+        CheckpointError: naming the marker, or the first file that is missing, has another size, was altered or is not
+            of this step.
     """
     marker = read_marker(folder)
     for name, (size, _) in marker.files.items():
@@ -106,6 +107,10 @@ def check_step(folder: Path, *, digests: bool = True) -> Marker:
     number = step_of(folder)
     if number is not None and number != marker.step:
         raise CheckpointError(folder / MARKER, f"is of step {marker.step}, the folder is called {folder.name}")
+    # verl would load the shards that another run, with other ranks, left here, and they are pickles.
+    foreign = (path for path in sorted(folder.rglob("*.pt")) if path.relative_to(folder).as_posix() not in marker.files)
+    for path in foreign:
+        raise CheckpointError(path, f"{MARKER} does not name it, so it is of another run: move it away")
     wanted = {name: digest for name, (_, digest) in marker.files.items() if digest is not None}
     try:
         found = digests_of(folder, list(wanted))

@@ -191,9 +191,10 @@ def _frames() -> Iterable[FrameType]:
 def _place() -> str:
     """``module.py:function`` of this package that is nearest to the operation."""
     for frame in _frames():
-        name = frame.f_code.co_filename
-        if name.startswith(PACKAGE):
-            return f"{name.removeprefix(PACKAGE)}:{frame.f_code.co_qualname}"
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        # A comprehension is its function's.
+        if file.startswith(PACKAGE) and not name.startswith("<"):
+            return f"{file.removeprefix(PACKAGE)}:{name}"
     return "outside the package"
 
 

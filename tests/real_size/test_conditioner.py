@@ -8,9 +8,6 @@ import torch
 from tests.real_size import models
 from tests.real_size.accelerator import Accelerator
 
-#: Not yet seen on an idle machine; `make test-slow` runs it.
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("hidden", sorted(models.LANGUAGES))
 @pytest.mark.parametrize("decoder", models.DECODERS)

@@ -15,9 +15,6 @@ from tests.real_size.accelerator import Accelerator
 from verl_uae.rollout.decoder_worker import INPUT_FIELDS
 from verl_uae.rollout.sample import OUTCOME_FIELD, CaptionState
 
-#: Not yet seen on an idle machine; `make test-slow` runs it.
-pytestmark = pytest.mark.slow
-
 STEPS = ["uae.decoder.num_steps=2", "uae.decoder.batch_size=4"]
 
 CAPTIONS = 4
@@ -25,11 +22,11 @@ CAPTIONS = 4
 #: What the host waits for in one micro-batch of four captions, and why.
 BUDGET = {
     # Whether captions were cut.
-    "rollout/chain.py:ReconstructionChain.draw": 1,
+    "rollout/chain.py:draw": 1,
     # The conditions of captions and, once a run, of the negative prompt: see test_conditioner.
     "decoder/conditioner.py:text_states": 2,
     # Smallest and largest pixel of sources and reconstructions.
-    "reward/sample.py:RewardBatch.unusable": 4,
+    "reward/sample.py:unusable": 4,
     # Three terms.
     "reward/outcome.py:as_rows": 3,
     # A source picture is looked up by its pixels, and its features are kept.

@@ -22,9 +22,6 @@ from verl_uae.engine.policy_module import PolicyModule
 from verl_uae.engine.replica import SamplingReplica
 from verl_uae.rollout.pretrain_build import build_pair_encoder
 
-#: Not yet seen on an idle machine; `make test-slow` runs it.
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("pixels", [512, 1024])
 def test_the_vae_sees_few_pictures_at_a_time(pixels: int, clip: str, accelerator: Accelerator, compose) -> None:

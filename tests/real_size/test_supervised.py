@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import pytest
 import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
@@ -22,9 +21,6 @@ from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.registry import get_reward
 from verl_uae.rollout.policy_build import EMA
 from verl_uae.rollout.reconstruction_loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings
-
-#: Not yet seen on an idle machine; `make test-slow` runs it.
-pytestmark = pytest.mark.slow
 
 
 def pair() -> Pair:

@@ -12,27 +12,26 @@ import pytest
 from benchmarks.sizes import Size
 from tests.real_size import models, workers
 from tests.real_size.accelerator import Accelerator
+from tests.real_size.conftest import LARGE, MEDIUM
+from verl_uae.engine.policy_metrics import Figures
 from verl_uae.rollout.policy import PolicySource
 from verl_uae.rollout.policy_build import EMA, OLD, sampling_plan
 from verl_uae.rollout.policy_layout import Layout
-
-#: Not yet seen on an idle machine; `make test-slow` runs it.
-pytestmark = pytest.mark.slow
 
 SIZES = [
     "uae.decoder.path=decoder",
     "uae.policy.micro_batch_size=2",
     "uae.policy.samples_per_caption=4",
     "uae.policy.updates_per_rollout=1",
-    "uae.policy.num_steps=4",
-    "uae.policy.window.size=2",
+    "uae.policy.num_steps=2",
+    "uae.policy.window.size=1",
 ]
 LAYOUT = Layout(sources=1, members=4, updates=1, ranks=1)
-MICRO_BATCHES, PLACES = 2, 2
+MICRO_BATCHES, PLACES = 2, 1
 
 LORA = ["uae.policy.reference_kl.coef=0.1"]
 FULL = ["uae.policy.lora.rank=0", "uae.policy.guidance=4.5", "uae.decoder.guidance=4.5"]
-FORWARD = ["decoder/objective=nft", "uae.policy.samples_per_caption=4", "uae.policy.objective.num_sigmas=2"]
+FORWARD = ["decoder/objective=nft", "uae.policy.samples_per_caption=4", "uae.policy.objective.num_sigmas=1"]
 
 
 def explored(worker: workers.PolicyWorker, config: Any) -> list[Any]:
@@ -42,11 +41,26 @@ def explored(worker: workers.PolicyWorker, config: Any) -> list[Any]:
     return [(entry["status"], entry["reason"]) for entry in outcomes]
 
 
-@pytest.mark.parametrize("kind", ["lora", "full", "forward"])
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [(LARGE, "lora"), (LARGE, "full"), (MEDIUM, "full"), (MEDIUM, "forward")],
+    indirect=["size"],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
 def test_a_batch_is_drawn_scored_and_trained_on_the_device(
-    size: Size, kind: str, clip: str, accelerator: Accelerator, one_rank: Any, compose
+    size: Size,
+    kind: str,
+    clip: str,
+    accelerator: Accelerator,
+    one_rank: Any,
+    compose: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """LoRA with a penalty on the distance to the reference; all weights with guidance; the forward process."""
+    """LoRA with a penalty on the distance to the reference; all weights with guidance; the forward process, with such
+    a penalty too."""
+    figures: set[str] = set()
+    add = Figures.add
+    monkeypatch.setattr(Figures, "add", lambda self, values, *rest: (figures.update(values), add(self, values, *rest)))
     overrides = {"lora": LORA, "full": FULL, "forward": FORWARD}[kind]
     config = compose(*SIZES[:1], *overrides, *SIZES[1:], name="uae_u4g")
     module = models.policy_module(size, lora=kind != "full")
@@ -59,12 +73,14 @@ def test_a_batch_is_drawn_scored_and_trained_on_the_device(
         accelerator.syncs.clear()
         metrics = worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0)
     assert all(parameter.grad is not None for parameter in module.transformer.parameters() if parameter.requires_grad)
-    assert metrics[0]["valid"] == [4.0] and ("reference_kl/mean" in metrics[0]) == (kind == "lora")
+    assert metrics[0]["valid"] == [4.0] and metrics[0]["updates_left_out"] == [0.0]
+    # What is read from the device is zero, so no figure counts; but all of them were computed.
+    assert "loss" in figures and ("reference_kl" in figures) == (kind != "full"), figures
     # The five tensors of a trajectory, at the end of a micro-batch.
     assert sampling["rollout/policy.py:_to_host"] == 5 * MICRO_BATCHES
     assert not {place for place in sampling if place.startswith(("engine/", "flow/"))}
     if kind == "forward":
         # The old policy's velocities, micro-batch by micro-batch.
-        assert accelerator.syncs.pop("engine/decoder.py:DecoderEngine.recompute_old") == MICRO_BATCHES
+        assert accelerator.syncs.pop("engine/decoder.py:recompute_old") == MICRO_BATCHES
     assert accelerator.syncs.total() / (MICRO_BATCHES * PLACES) <= 1, accelerator.syncs
     assert accelerator.frozen_bytes_to_host == 0

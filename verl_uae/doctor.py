@@ -60,7 +60,7 @@ EXTRAS = {
 }
 
 _GPU_STACK = 'in a checkout: pip install ".[gpu]"'
-_NO_ISOLATION = "--no-build-isolation, after torch"
+_NO_ISOLATION = "--no-build-isolation, after torch and with nvcc (CUDA_HOME)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,7 +233,7 @@ def module_of(distribution: str) -> str:
 def test_the_base_install_has_every_module_that_is_imported(project: dict[str, Any]) -> None:
     """What `pip install .` brings: our dependencies, and those of theirs that we import ourselves."""
     base = {module_of(Requirement(line).name) for line in project["dependencies"]}
-    for parent in ("verl", "transformers", "hydra-core", "fastapi"):
+    for parent in ("verl", "torch", "transformers", "hydra-core", "fastapi"):
         requirements = map(Requirement, importlib.metadata.requires(parent) or [])
         base |= {module_of(r.name) for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
     # torch comes with accelerate and everything else, yaml with omegaconf.

@@ -21,7 +21,7 @@ from verl_uae.doctor import NEEDS, Finding, Report, render
 
 
 def run(**environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "verl_uae.cli", "doctor"]
+    command = [sys.executable, "-m", "verl_uae.cli", "doctor"]
     return subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
     )
@@ -37,6 +37,7 @@ def test_a_sound_installation() -> None:
     assert "a run can work" in result.stdout and "FAIL" not in result.stdout
     assert "uae_g4u" in line(result.stdout, "trainers") and "pixel" in line(result.stdout, "rewards")
     assert "0.9" in line(result.stdout, "verl ")
+    assert "UserWarning" not in result.stderr, "an engine that nobody asked for is no finding"
 
 
 def test_a_broken_installation_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,10 @@ def _add_reward_server(commands: Any) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     from verl_uae.doctor import examine, render
 
-    report = examine(args.hardware)
+    with warnings.catch_warnings():
+        # verl warns at its import of each engine that is not installed, needed or not.
+        warnings.simplefilter("ignore")
+        report = examine(args.hardware)
     print(render(report))
     return 0 if report.ok else 1
 

@@ -61,6 +61,7 @@ def test_reconstructs_pictures_and_a_bad_one_costs_only_itself(
     assert np.array_equal(np.asarray(Image.open(out / second["file"])), np.asarray(drawn.images[0]))
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")  # They advise the caller of diffusers, who is not the user.
 def test_draws_texts(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(model_folder, "--prompt", "a red circle", "red " * 60, "--out", tmp_path) == 0
     found = records(capsys.readouterr().out)

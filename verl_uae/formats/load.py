@@ -15,6 +15,7 @@ import copy
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -434,7 +435,7 @@ def _errors(where: str | Path, message: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(*, progress: bool = True) -> Iterator[None]:
-    """Without the libraries' tables of tensors: what matters in them is an error here."""
+    """Without the libraries' tables of tensors: what matters in them is an error here; nor advice on names."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -446,7 +447,10 @@ def _quiet(*, progress: bool = True) -> Iterator[None]:
     if not progress:
         loggers[0].disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # Newer releases of diffusers call the name deprecated that older ones know alone.
+            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.set_verbosity(level)

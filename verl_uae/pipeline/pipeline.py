@@ -196,7 +196,7 @@ class UAEPipeline(DiffusionPipeline):
             kwargs["processor"] = load_processor(root)
         kwargs |= {"use_safetensors": True, "trust_remote_code": False}
         try:
-            return super().from_pretrained(str(root), torch_dtype=dtype, **kwargs)
+            return super().from_pretrained(str(root), **kwargs)
         except OSError as error:
             raise CheckpointError(root, str(error)) from error
 

@@ -65,6 +65,7 @@ def test_frozen_inside_a_save_there_is_a_complete_step(tmp_path: Path, config: s
     """What a stopped process tree has on disk is what kill -9 at that moment leaves."""
     world, out = build_world(tmp_path / "world"), tmp_path / "run"
     root = out / "checkpoints"
+    root.mkdir(parents=True)
     rng, seen, newest = random.Random(config), 0, 0
     with open(tmp_path / "log.txt", "w") as log:
         environ, command = environment(out), train_command(world, out, OVERRIDES, config)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the tiny captioner on gloo ranks, with masked tokens and with adapters, and writes what happened as JSON.
 
-python -m tests.engine.captioner_probe MODELS OUT RANK SIZE PORT
+Started by tests.engine.launch.
 
 In processes of their own, as tests.engine.policy_probe. The expectations are in test_captioner.py.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -234,7 +233,3 @@ def main(models: str, out: str, number: str, size: str, port: str) -> None:
     found = {**facts(models), "lora": lora_facts(models, folder)}
     folder.with_name(f"{folder.name}_{number}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,23 +54,11 @@ def _on_one_and_two_ranks(module: str, models: Path, root: Path) -> dict[str, An
     environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    started = []
-    for name, size in (("one", 1), ("two", 2)):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        for rank in range(size):
-            arguments = [str(models), str(root / f"{name}.json"), str(rank), str(size), port]
-            log = root / f"{name}_{rank}.log"
-            with log.open("w") as file:
-                command = [sys.executable, "-m", module, *arguments]
-                process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
-            started.append((process, log))
-    try:
-        for process, log in started:
-            assert process.wait(timeout=400) == 0, log.read_text()[-3000:]
-    finally:
-        for process, _ in started:
-            process.kill()
+    command = [sys.executable, "-m", "tests.engine.launch", module, str(models), str(root)]
+    result = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
+    )
+    logs = "".join(log.read_text(errors="replace")[-3000:] for log in sorted(root.glob("*.log")))
+    assert result.returncode == 0, result.stderr[-3000:] + logs
     facts = {name: json.loads((root / f"{name}_0.json").read_text()) for name in ("one", "two")}
     return {**facts, "folder": root / "two"}

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains tiny policies on gloo ranks and writes what happened as JSON.
 
-python -m tests.engine.policy_probe DECODER OUT RANK SIZE PORT
+Started by tests.engine.launch.
 
 In processes of their own: VERL_PLATFORM is read once per process, and so is the process group. Every fact is a plain
 number or text; the expectations are in test_decoder.py and test_export.py.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -592,7 +591,3 @@ def main(decoder: str, out: str, number: str, size: str, port: str) -> None:
     facts["resume"] = resume_facts(decoder, folder)
     Path(out).with_name(f"{Path(out).stem}_{number}.json").write_text(json.dumps(facts))
     torch.distributed.barrier()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

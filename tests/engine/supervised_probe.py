@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains tiny models with supervised losses on gloo ranks and writes what happened as JSON.
 
-python -m tests.engine.supervised_probe MODELS OUT RANK SIZE PORT
+Started by tests.engine.launch.
 
 In processes of their own, as tests.engine.policy_probe. The expectations are in test_supervised.py and test_encoder.py.
 """
@@ -10,7 +10,6 @@ In processes of their own, as tests.engine.policy_probe. The expectations are in
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +310,3 @@ def main(models: str, out: str, number: str, size: str, port: str) -> None:
         facts["uneven"] = failure(lambda: engine.train_batch(uneven, FlowMatching(NoiseDensity())))
     Path(out).with_name(f"{Path(out).stem}_{number}.json").write_text(json.dumps(facts))
     torch.distributed.barrier()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -116,6 +116,7 @@ def test_the_gpu_command_without_a_gpu_leaves_before_ray_starts(tiny_models: Pat
         f"uae_home={tiny_models}",
         "++ray_kwargs.ray_init.address=local",
         "hardware=gpu",
+        "trainer.n_gpus_per_node=1",
         f"hydra.run.dir={tmp_path}",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)

@@ -17,6 +17,7 @@ import pytest
 import ray
 from omegaconf import OmegaConf
 
+from tests.composing import composed
 from verl_uae.errors import CheckpointError, RewardError, StoppedError, WorkerError
 from verl_uae.rollout.processes import processes_of
 from verl_uae.runstate import RunState
@@ -71,8 +72,11 @@ class Run(SupervisedTrainer, VerlLoop):
     """
 
     def __init__(self, root: Path, trouble: Callable[[Run], None], *, after: bool = False, **settings: Any) -> None:
+        self.config = composed("hardware=cpu", "preset=scenes", f"uae_home={root}")
         trainer = {"default_local_dir": str(root), "save_freq": 10, "resume_mode": "auto", **settings}
-        self.config = OmegaConf.create({"trainer": trainer, "uae": {"supervision": {"stall_timeout_s": 5.0}}})
+        OmegaConf.update(self.config, "trainer", trainer)
+        self.config.uae.supervision.stall_timeout_s = 5.0
+        self.keep_configuration()
         self.global_steps, self.weights, self.seen = 0, 0, 0
         self.train_dataloader: Any = Places()
         self.trouble, self.after = trouble, after
@@ -83,6 +87,9 @@ class Run(SupervisedTrainer, VerlLoop):
     def watched(self) -> Iterator[tuple[str, Any]]:
         yield "caption server 0", self.server
         yield "captioner rank 0", self.rank
+
+    def training_prompts(self) -> list[Any]:
+        return []
 
     def side_state(self) -> dict:
         return {"seen": self.seen}

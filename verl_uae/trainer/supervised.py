@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ _FULL_DISK = ("no space left", "iostream error", "pytorchstreamwriter failed", "
 
 #: Seconds in which ranks answer that are about to save.
 ANSWER_S = 30.0
+
+#: Seconds in which the watch of the actors hears of a death that a call to one has met.
+HEARD_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,16 @@ class SupervisedTrainer(StepFolders):
         if isinstance(cause, UAEError):
             return cause
         if isinstance(error, ray.exceptions.RayActorError) or isinstance(cause, ray.exceptions.RayActorError):
-            dead = self.supervisor.dead()
+            dead = self._dead()
             return WorkerError("a worker", describe(error)) if not dead else WorkerError("workers", "; ".join(dead))
         return error
+
+    def _dead(self) -> list[str]:
+        """Watched actors that have died; a call can hear of a death before the watch does."""
+        deadline = time.monotonic() + HEARD_S
+        while not (dead := self.supervisor.dead()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return dead
 
     def _keep_last_good_step(self, error: Exception) -> str:
         """One line: what is saved and how to go on."""

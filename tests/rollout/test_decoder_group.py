@@ -18,7 +18,7 @@ from verl_uae.errors import DecoderError
 from verl_uae.rollout.decoder_group import DecoderGroup, describe, split_evenly
 from verl_uae.rollout.processes import processes_of
 
-#: Not yet seen on an idle machine; `make test-slow` runs it.
+#: Minutes: many processes of Ray are started, each with all that a decoder imports.
 pytestmark = pytest.mark.slow
 
 

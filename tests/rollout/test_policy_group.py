@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -12,31 +11,16 @@ from typing import Any
 import pytest
 import ray
 
+from tests.actors import Gathering, Rank
 from verl_uae.errors import DecoderError
 from verl_uae.rollout import policy_group
 from verl_uae.rollout.policy_group import PolicyGroup, collect, interleave
-
-#: Not yet seen on an idle machine; `make test-slow` runs it.
-pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_shares_of_the_ranks_come_back_in_order(ranks: int) -> None:
     items = list(range(7))
     assert interleave([items[rank::ranks] for rank in range(ranks)], 7) == items
-
-
-class Rank:
-    """Answers, raises, dies, or waits for a collective that never ends."""
-
-    def act(self, what: str) -> str:
-        if what == "raise":
-            raise ValueError("gradient of another shape")
-        if what == "die":
-            os._exit(1)
-        if what == "hang":
-            time.sleep(600)
-        return what
 
 
 def act(*ranks: str) -> list[str]:
@@ -66,20 +50,6 @@ def test_a_rank_that_raises_is_heard_though_the_others_wait(monkeypatch: pytest.
     monkeypatch.setattr(policy_group, "GRACE_S", 1.0)
     with pytest.raises(ValueError, match="gradient of another shape"):
         act("hang", "raise")
-
-
-class Gathering:
-    """A rank that gathers weights: rank 0 keeps them, another one may die of it."""
-
-    def __init__(self, rank: int, dies: bool) -> None:
-        self.rank, self.dies = rank, dies
-
-    def policy_state(self) -> list[Any]:
-        if self.dies:
-            os._exit(1)
-        if self.rank == 0:
-            return [ray.put({"weight": 7})]
-        return []
 
 
 def weights_of(*dies: bool) -> Any:

@@ -14,7 +14,7 @@ import ray
 
 from verl_uae.rollout.processes import Process, processes_of
 
-#: Not yet seen on an idle machine; `make test-slow` runs it.
+#: Minutes: many processes of Ray are started, each with all that a decoder imports.
 pytestmark = pytest.mark.slow
 
 

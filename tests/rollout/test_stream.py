@@ -14,7 +14,7 @@ from verl_uae.rollout.chain import ChainRequest
 from verl_uae.rollout.sample import failed_outcome
 from verl_uae.rollout.stream import StreamClient, StreamQueue, start_dispatcher
 
-#: Not yet seen on an idle machine; `make test-slow` runs it.
+#: Minutes: many processes of Ray are started, each with all that a decoder imports.
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
 
 

@@ -17,6 +17,7 @@ import pytest
 import ray
 from omegaconf import OmegaConf
 
+from tests.actors import Worker
 from tests.composing import composed
 from verl_uae.errors import CheckpointError, RewardError, StoppedError, WorkerError
 from verl_uae.rollout.processes import processes_of
@@ -24,18 +25,7 @@ from verl_uae.runstate import RunState
 from verl_uae.trainer.checkpoint import complete_steps
 from verl_uae.trainer.supervised import SupervisedTrainer
 
-#: Not yet seen on an idle machine; `make test-slow` runs it.
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
-
-
-class Worker:
-    """Part of a run."""
-
-    def work(self) -> int:
-        return 1
-
-    def hang(self) -> None:
-        time.sleep(600)
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 class Places:

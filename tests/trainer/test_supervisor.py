@@ -11,9 +11,6 @@ import pytest
 from verl_uae.errors import WorkerError
 from verl_uae.trainer.supervisor import Supervisor
 
-#: Not yet seen on an idle machine; `make test-slow` runs it.
-pytestmark = pytest.mark.slow
-
 
 def test_progress_and_a_phase_with_its_own_limit_keep_a_run_alive() -> None:
     supervisor = Supervisor(2.0, "uae.supervision.stall_timeout_s")

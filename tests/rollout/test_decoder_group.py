@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,12 +13,10 @@ from typing import Any
 import pytest
 import ray
 
+from tests.actors import DecoderRank
 from verl_uae.errors import DecoderError
 from verl_uae.rollout.decoder_group import DecoderGroup, describe, split_evenly
 from verl_uae.rollout.processes import processes_of
-
-#: Minutes: many processes of Ray are started, each with all that a decoder imports.
-pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("count", "parts"), [(0, 1), (1, 1), (7, 3), (8, 4), (2, 5), (64, 6), (1, 8)])
@@ -41,45 +38,6 @@ def test_describe_is_the_first_line_of_the_cause(ray_cluster: None) -> None:
     assert describe(ValueError()) == "ValueError: "
 
 
-class Rank:
-    """A decoder worker without models."""
-
-    def __init__(self) -> None:
-        self.returned = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        self.loaded, self.weights = False, ""
-
-    def ensure_model(self) -> None:
-        self.loaded = True
-
-    def init_model(self) -> None:
-        self.loaded = True
-
-    def take_returned(self) -> bool:
-        returned, self.returned = self.returned, False
-        return returned
-
-    def load_policy_state(self, state: str) -> None:
-        if state == "odd":
-            raise ValueError("weights of another model")
-        if state.startswith("/"):
-            self.meet(Path(state))
-        self.weights = state
-
-    def meet(self, folder: Path) -> None:
-        """Do not return before another rank is here too."""
-        (folder / str(os.getpid())).touch()
-        deadline = time.monotonic() + 60
-        while len(list(folder.iterdir())) < 2:
-            assert time.monotonic() < deadline, "alone: ranks are served one after another"
-            time.sleep(0.05)
-
-    def state(self) -> tuple[bool, str]:
-        return self.loaded, self.weights
-
-    def die(self) -> None:
-        os._exit(1)
-
-
 def group_of(workers: list[Any]) -> DecoderGroup:
     group = object.__new__(DecoderGroup)
     group.config = SimpleNamespace(timeout_s=60.0, max_restarts=1)  # type: ignore[assignment]
@@ -90,7 +48,7 @@ def group_of(workers: list[Any]) -> DecoderGroup:
 
 
 def test_a_rank_that_came_back_in_a_streamed_step_is_loaded_and_counted_once(ray_cluster: None) -> None:
-    workers = [ray.remote(num_cpus=0.1, max_restarts=1)(Rank).remote() for _ in range(2)]
+    workers = [ray.remote(num_cpus=0.1, max_restarts=1)(DecoderRank).remote() for _ in range(2)]
     group = group_of(workers)
     group.revive_returned()
     assert group.restarts == 0 and ray.get(workers[1].state.remote()) == (False, "")
@@ -109,7 +67,7 @@ def test_a_rank_that_came_back_in_a_streamed_step_is_loaded_and_counted_once(ray
 
 
 def test_a_rank_that_died_unseen_gets_new_weights_when_it_is_back(ray_cluster: None) -> None:
-    workers = [ray.remote(num_cpus=0.1, max_restarts=1)(Rank).remote() for _ in range(2)]
+    workers = [ray.remote(num_cpus=0.1, max_restarts=1)(DecoderRank).remote() for _ in range(2)]
     group = group_of(workers)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(workers[0].die.remote())
@@ -123,5 +81,7 @@ def test_a_rank_that_died_unseen_gets_new_weights_when_it_is_back(ray_cluster: N
 
 
 def test_weights_are_sent_to_all_ranks_at_once(ray_cluster: None, tmp_path: Path) -> None:
-    group_of([ray.remote(num_cpus=0.1)(Rank).remote() for _ in range(2)]).load_policy_state(ray.put(str(tmp_path)))
+    group_of([ray.remote(num_cpus=0.1)(DecoderRank).remote() for _ in range(2)]).load_policy_state(
+        ray.put(str(tmp_path))
+    )
     assert len(list(tmp_path.iterdir())) == 2

@@ -12,15 +12,8 @@ import time
 import pytest
 import ray
 
+from tests.actors import Sleeper
 from verl_uae.rollout.processes import Process, processes_of
-
-#: Minutes: many processes of Ray are started, each with all that a decoder imports.
-pytestmark = pytest.mark.slow
-
-
-class Sleeper:
-    def pid(self) -> int:
-        return os.getpid()
 
 
 def wait_for(process: Process, *states: str) -> str:

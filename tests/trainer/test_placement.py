@@ -22,9 +22,6 @@ from verl_uae.errors import ConfigError
 from verl_uae.trainer import placement
 from verl_uae.trainer.placement import PlacementCallback, cluster_address, this_machine, waiting_places, watch
 
-#: Minutes: many processes of Ray are started, each with all that a decoder imports.
-pytestmark = pytest.mark.slow
-
 CONFIG = Path(verl_uae.config.__file__).parent
 
 

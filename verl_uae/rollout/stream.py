@@ -78,9 +78,10 @@ class StreamQueue:
         """
         now = asyncio.get_running_loop().time()
         if self.pending and (len(self.pending) >= self.max_batch or self.pending[0].due <= now):
+            # Of the round, not of what a round has left: the second of two idle decoders gets as much as the first.
+            share = math.ceil(len(self.pending) / max(1, len(self.idle) + self.working))
             while self.pending and self.idle:
-                share = math.ceil(len(self.pending) / (len(self.idle) + self.working))
-                batch = [self.pending.popleft() for _ in range(min(share, self.max_batch))]
+                batch = [self.pending.popleft() for _ in range(min(share, self.max_batch, len(self.pending)))]
                 self.working += 1
                 self._start(self._send(self.idle.popleft(), batch))
         if not self.idle and not self.working and not self.returning:

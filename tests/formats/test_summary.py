@@ -61,6 +61,9 @@ def test_the_lines_name_best_and_last_checkpoint_panel_and_commands(
     export, sample = (shlex.split(line.removeprefix("  use it")) for line in lines[5:])
     assert export == ["verl-uae", "export", "run/global_step_60", "--out", "run/model_60"]
     assert sample[:3] == ["verl-uae", "sample", "run/model_60"] and sample[3:5] == ["--rows", "data/val set.parquet"]
+    assert "  metrics     run/metrics.jsonl" in last_lines(
+        reached(metrics="run/metrics.jsonl"), "run", 266.0, done=True, save_freq=60
+    )
     # An export overwrites nothing, and shards of a captioner are merged on demand only.
     (tmp_path / "run" / "model_60").mkdir(parents=True)
     (tmp_path / "run" / "global_step_60" / "actor" / "huggingface").mkdir(parents=True)

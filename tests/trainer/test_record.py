@@ -78,3 +78,28 @@ def test_a_stream_of_pairs_asks_the_prompt_of_pairs_without_one(compose: Compose
     trainer.config = compose(*tiny_overrides)
     entries = trainer.inference
     assert (entries["caption_prompt"], entries["caption_system"]) == (USER_PROMPT, SYSTEM_PROMPT)
+
+
+@pytest.mark.parametrize("name", ["", "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT"])
+def test_metrics_lie_in_the_folder_of_the_run_unless_the_user_says_where(
+    record: Callable[..., RunRecord],
+    compose: Compose,
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    from verl.utils.tracking import FileLogger
+
+    for variable in ("VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT"):
+        # Set first: what the run sets is gone after the test.
+        monkeypatch.setenv(variable, str(tmp_path / "mine"))
+        if variable != name:
+            monkeypatch.delenv(variable)
+    trainer = record(compose(*tiny_overrides, f"trainer.default_local_dir={tmp_path / 'run'}"), "<image>describe")
+    trainer.keep_metrics()
+    logger = FileLogger("project", "experiment")
+    logger.finish()
+    found = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.name == Path(logger.filepath).name]
+    assert len(found) == 1 and found[0].startswith("mine" if name else "run/metrics_")
+    assert trainer.summary.metrics == (None if name.endswith("ROOT") else logger.filepath)

@@ -44,6 +44,8 @@ class RunSummary:
     """Metric of validation -> last value and its step."""
     panel: str | None = None
     """The newest panel."""
+    metrics: str | None = None
+    """The file of the metrics of all steps."""
     rows: str | None = None
     """A data file with pictures to try the model on."""
 
@@ -105,6 +107,8 @@ def last_lines(summary: RunSummary, folder: str, seconds: float, *, done: bool, 
     lines = [f"verl_uae: stage {summary.stage} {'done' if done else 'FAILED'}: {end} in {duration(seconds)}"]
     lines += [_line("validation", text) for text in _validations(summary)]
     lines.append(_line("panel", summary.panel or "none: there was no validation with probes"))
+    if summary.metrics is not None:
+        lines.append(_line("metrics", summary.metrics))
     if summary.saved is None:
         lines.append(_line("checkpoint", f"none: {_unsaved(save_freq, done)}"))
         return lines

@@ -109,6 +109,7 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync)
         hold(Path(config.trainer.default_local_dir))
         super().__init__(config)
         self.keep_configuration()
+        self.keep_metrics()
         self.panels = PanelWriter(config.uae.panel.dir)
         self._fetched_rows = 0
 

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from verl_uae.formats.summary import RunSummary
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
+#: Variables that verl's logger ``file`` reads: its file, or the folder of the folders of all projects.
+_METRICS_FILE, _METRICS_ROOT = "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT"
+
 
 class RunRecord:
     """Mixin of trainers."""
@@ -31,10 +35,25 @@ class RunRecord:
     panels: Any
     train_dataset: Any
     _config_text: str
+    _metrics: str | None = None
 
     def keep_configuration(self) -> None:
         """Keep the configuration as it is now: setting up a run writes into it."""
         self._config_text = config_text(self.config)
+
+    def keep_metrics(self) -> None:
+        """Let verl's logger ``file`` write into the folder of the run, at every start into a file of its own.
+
+        Left alone it writes into a folder of the project's name, wherever the command was started, over the metrics of
+        the run before. What the user has set in the environment holds.
+        """
+        if "file" not in self.config.trainer.logger:
+            return
+        if not {_METRICS_FILE, _METRICS_ROOT} & os.environ.keys():
+            folder = Path(self.config.trainer.default_local_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[_METRICS_FILE] = str(folder / f"metrics_{datetime.now():%Y%m%d_%H%M%S}.jsonl")
+        self._metrics = os.environ.get(_METRICS_FILE)
 
     @functools.cached_property
     def inference(self) -> dict[str, Any]:
@@ -63,7 +82,7 @@ class RunRecord:
         """What the run has reached."""
         rows = [name for name in RunConfig(self.config).files("data.val_files") if name.endswith(".parquet")]
         total = getattr(self, "total_training_steps", 0)
-        return RunSummary(self.config.uae.stage, total, rows=rows[0] if rows else None)
+        return RunSummary(self.config.uae.stage, total, rows=rows[0] if rows else None, metrics=self._metrics)
 
     def fit(self, agent_loop_manager: Any) -> None:
         """verl's loop; what the run reached is known to the command, however the loop ends."""

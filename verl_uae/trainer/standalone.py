@@ -55,6 +55,7 @@ class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
         hold(Path(config.trainer.default_local_dir))
         super().__init__(config)
         self.keep_configuration()
+        self.keep_metrics()
         self.panels = PanelWriter(config.uae.panel.dir)
 
     @abstractmethod

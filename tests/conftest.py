@@ -37,14 +37,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A real Ray of four logical cores."""
+@pytest.fixture(scope="module")
+def ray_cluster() -> None:
+    """A real Ray of four logical cores: one for all files, unless one of them needed another in between. Ray ends it
+    with the process."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
+    if not ray.is_initialized():
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ CONFIG = Path(verl_uae.config.__file__).parent
 
 @pytest.fixture
 def small_ray() -> Iterator[None]:
+    # Another file's, which starts it again where it needs it.
+    ray.shutdown()
     ray.init(address="local", num_cpus=1, num_gpus=0, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

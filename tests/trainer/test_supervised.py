@@ -112,9 +112,11 @@ class Run(SupervisedTrainer, VerlLoop):
 
 
 @pytest.fixture(autouse=True)
-def no_request(ray_cluster: None) -> Iterator[None]:
+def clean_state(ray_cluster: None) -> Iterator[None]:
+    """All runs of this process are one job of Ray, and share what driver and trainer tell each other."""
     yield
     RunState().request_stop("")
+    RunState().tell("")
 
 
 def saved(root: Path) -> dict[int, str]:

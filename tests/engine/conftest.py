@@ -18,13 +18,7 @@ ROOT = Path(__file__).parents[2]
 def facts(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the probe found in a process with VERL_PLATFORM=cpu."""
     out = tmp_path_factory.mktemp("probe") / "facts.json"
-    environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
-    command = [sys.executable, "-m", "tests.engine.probe", str(tiny_models / "encoder"), str(out)]
-    result = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    result = _python("-m", "tests.engine.probe", str(tiny_models / "encoder"), str(out), timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(out.read_text())
 
@@ -51,14 +45,19 @@ def captioner(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def _on_one_and_two_ranks(module: str, models: Path, root: Path) -> dict[str, Any]:
-    environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
-    command = [sys.executable, "-m", "tests.engine.launch", module, str(models), str(root)]
-    result = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
-    )
+    result = _python("-m", "tests.engine.launch", module, str(models), str(root), timeout=400)
     logs = "".join(log.read_text(errors="replace")[-3000:] for log in sorted(root.glob("*.log")))
     assert result.returncode == 0, result.stderr[-3000:] + logs
     facts = {name: json.loads((root / f"{name}_0.json").read_text()) for name in ("one", "two")}
     return {**facts, "folder": root / "two"}
+
+
+def _python(*words: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    """A process of its own with VERL_PLATFORM=cpu, outside of any process group."""
+    environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    command = [sys.executable, *words]
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )

@@ -79,7 +79,7 @@ def check_header(path: Path) -> dict[str, tuple[int, ...]]:
             parse_json(file.read(length).decode("utf-8"))
         with safe_open(path, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(path, f"not a sound safetensors file: {error}") from error
 
 
@@ -145,7 +145,7 @@ def indexed_files(index: Path) -> list[Path]:
     """
     try:
         names = sorted(set(parse_json(read_text(index))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(index, f"not an index of weights: {error!r}") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):

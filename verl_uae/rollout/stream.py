@@ -77,9 +77,10 @@ class StreamQueue:
         Each gets its part of what waits, counting those at work: one that took all would leave the next ones nothing.
         """
         now = asyncio.get_running_loop().time()
-        if self.pending and (len(self.pending) >= self.max_batch or self.pending[0].due <= now):
+        full_or_due = self.pending and (len(self.pending) >= self.max_batch or self.pending[0].due <= now)
+        if full_or_due and self.idle:
             # Of the round, not of what a round has left: the second of two idle decoders gets as much as the first.
-            share = math.ceil(len(self.pending) / max(1, len(self.idle) + self.working))
+            share = math.ceil(len(self.pending) / (len(self.idle) + self.working))
             while self.pending and self.idle:
                 batch = [self.pending.popleft() for _ in range(min(share, self.max_batch, len(self.pending)))]
                 self.working += 1

@@ -14,9 +14,6 @@ PYTHON="${PYTHON:-python3}"
 RECIPE_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 mkdir -p "${OUTPUT_DIR}"
-# A new file for every start: verl's file logger empties the one it opens.
-VERL_FILE_LOGGER_PATH="${VERL_FILE_LOGGER_PATH:-${OUTPUT_DIR}/metrics_$(date +%Y%m%d_%H%M%S).jsonl}"
-export VERL_FILE_LOGGER_PATH
 
 exec "${PYTHON}" -m verl.trainer.main_ppo \
     --config-dir "${RECIPE_DIR}/config" \

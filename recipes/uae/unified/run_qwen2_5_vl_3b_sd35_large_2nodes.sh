@@ -30,9 +30,6 @@ ENCODER_PATH="${ENCODER_PATH:-Qwen/Qwen2.5-VL-3B-Instruct}"
 OUTPUT_DIR="${OUTPUT_DIR:-outputs/unified_qwen2_5_vl_3b_sd35_large_2nodes}"
 
 mkdir -p "${OUTPUT_DIR}"
-# A new file for every start: verl's file logger empties the one it opens.
-VERL_FILE_LOGGER_PATH="${VERL_FILE_LOGGER_PATH:-${OUTPUT_DIR}/metrics_$(date +%Y%m%d_%H%M%S).jsonl}"
-export VERL_FILE_LOGGER_PATH
 
 ray start --head --node-ip-address="${HEAD_ADDRESS}" --port="${RAY_PORT}" --num-gpus="${GPUS_PER_NODE}"
 trap 'ray stop' EXIT

@@ -17,9 +17,6 @@ if [[ ! -d "${SCENES_DIR}/decoder" ]]; then
 fi
 SCENES_DIR="$(cd "${SCENES_DIR}" && pwd)"
 mkdir -p "${OUTPUT_DIR}"
-# A new file for every start: verl's file logger empties the one it opens.
-VERL_FILE_LOGGER_PATH="${VERL_FILE_LOGGER_PATH:-${OUTPUT_DIR}/metrics_$(date +%Y%m%d_%H%M%S).jsonl}"
-export VERL_FILE_LOGGER_PATH
 
 # The reward is a distance of pixels alone, because the decoder learns here too: see recipes/uae/u4g/README.md.
 # No preset uses guidance: the cold start drops no conditions.

@@ -5,9 +5,10 @@
 python -m benchmarks.reward_memory [--json FILE]
 
 Each figure is the peak of a process that scores one call of the largest size (``CALL_PIXELS``), less its size with the
-pictures in memory, over the pixels. Networks have random weights: LPIPS and DISTS those of their real backbones, for
-they work at the pictures' size; networks with an input of their own are tiny, which leaves the cost of the
-preprocessing, the part that grows with the pictures.
+pictures in memory, over the pixels; for a term that looks at one picture at a time, of one picture. Networks have
+random weights: LPIPS and DISTS the shape of their real backbones, for they work at the pictures' size, RapidOCR its own
+networks; networks with an input of their own are tiny, which leaves the cost of the preprocessing, the part that grows
+with the pictures. The script of DreamSim's tests makes its file.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ def tiny_vision(name: str, folder: Path) -> str:
 
     common = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 224, "patch_size": 16}
     vision = {**common, "intermediate_size": 16}
-    if name == "clip":
-        network: Any = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**vision))
+    if name == "dinov3":
+        network: Any = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**vision))
+    elif name == "clip":
+        network = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**vision))
     elif name == "siglip2":
         network = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**vision))
     else:
@@ -53,21 +56,24 @@ def parameters(name: str, folder: Path) -> Mapping[str, Any]:
 
     from verl_uae.reward.terms.perceptual import alexnet_features, vgg16_features
 
-    if name in ("clip", "dinov2", "siglip2"):
+    if name == "dreamsim":
+        from tests.reward.terms.golden_dreamsim import merged_state, metadata
+
+        save_file(merged_state("ensemble"), folder / "dreamsim.safetensors", metadata("ensemble"))
+        return {"weights": str(folder / "dreamsim.safetensors")}
+    if name in ("clip", "dinov2", "dinov3", "siglip2"):
         return {"model": tiny_vision(name, folder)}
     if name in ("lpips alex", "lpips vgg", "dists"):
-        features = alexnet_features() if name.endswith("alex") else _torchvision_vgg(vgg16_features)
+        features = alexnet_features() if name.endswith("alex") else vgg16_features()
         save_file(features.state_dict(), folder / "backbone.safetensors")
         given = {"backbone": str(folder / "backbone.safetensors")}
         return given if name == "dists" else {**given, "net": name.split()[1]}
     return {}
 
 
-def _torchvision_vgg(build: Any) -> torch.nn.Module:
-    return build(lambda: torch.nn.MaxPool2d(2))
-
-
-TERMS = ("pixel", "psnr", "ssim", "clip", "dinov2", "siglip2", "lpips alex", "lpips vgg", "dists")
+#: Terms that look at the pictures of a call one after the other.
+SINGLE = ("ssim", "lpips alex", "lpips vgg", "dists", "ocr_guard")
+TERMS = ("pixel", "psnr", "clip", "dinov2", "dinov3", "siglip2", "efficientnet_lite0", "dreamsim", *SINGLE)
 
 
 def measure(name: str, side: int) -> float:
@@ -75,9 +81,9 @@ def measure(name: str, side: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         scorer = RewardScorer([(name.split()[0], 1.0, parameters(name, Path(folder)))], timeout_s=3600.0)
     small = torch.rand(2, 3, 64, 64)
-    scorer.score(RewardBatch(small, small.flip(0)))
-    pictures = torch.rand(max(1, CALL_PIXELS // side**2), 3, side, side)
-    batch = RewardBatch(pictures, pictures.flip(-1))
+    scorer.score(RewardBatch(small, small.flip(0), captions=["a", "b"]))
+    pictures = torch.rand(1 if name in SINGLE else max(1, CALL_PIXELS // side**2), 3, side, side)
+    batch = RewardBatch(pictures, pictures.flip(-1), captions=["a"] * len(pictures))
     before = _resident()
     scorer.score(batch)
     # Not getrusage: its peak begins with that of the process that started this one.
@@ -95,17 +101,19 @@ def main() -> None:
     """Print a table; every cell is a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--term", action="append", help="measure these only; may be repeated")
+    parser.add_argument("--side", action="append", type=int, help="of the pictures, pixels; may be repeated")
     parser.add_argument("--one", nargs=2, metavar=("TERM", "SIDE"), help="print one figure, measured in this process")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     args = parser.parse_args()
     if args.one:
         print(measure(args.one[0], int(args.one[1])))
         return
-    print(f"| term | {' | '.join(f'{side} x {side}' for side in SIDES)} |\n|---|{'---:|' * len(SIDES)}", flush=True)
+    sides = args.side or SIDES
+    print(f"| term | {' | '.join(f'{side} x {side}' for side in sides)} |\n|---|{'---:|' * len(sides)}", flush=True)
     found: dict[str, dict[int, float]] = {}
     for name in args.term or TERMS:
         found[name] = {}
-        for side in SIDES:
+        for side in sides:
             command = [sys.executable, "-m", "benchmarks.reward_memory", "--one", name, str(side)]
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found[name][side] = float(result.stdout.split()[-1])

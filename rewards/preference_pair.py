@@ -87,7 +87,9 @@ async def prefer_by_judge(
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with httpx.AsyncClient(timeout=timeout_s, trust_env=False) as client:
         answer = await client.post(f"{url}/chat/completions", json=body, headers=headers)
-    answer.raise_for_status()
+    if answer.status_code != 200:
+        # Not raise_for_status, whose text repeats what the server said, which may be the token.
+        raise RuntimeError(f"the judge answered HTTP {answer.status_code}")
     return PROBABILITIES.get(answer.json()["choices"][0]["message"]["content"].strip())
 
 

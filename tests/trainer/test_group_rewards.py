@@ -67,6 +67,25 @@ def test_members_are_compared_with_each_other_and_pictures_go_no_further(compose
     assert found[2] == drawn[2] and all(entry["reconstruction"] is None for entry in found)
 
 
+@pytest.mark.parametrize("pixels", [1, 32 * 32 * 4, 32 * 32 * 7, 2**22])
+def test_pictures_are_decoded_for_a_few_groups_at_a_time(
+    compose, tiny_overrides, judge, monkeypatch: pytest.MonkeyPatch, pixels: int
+) -> None:
+    """As fp32 those of a step take 48 bytes per pixel: 24 GiB for 512 samples of 1024 x 1024."""
+    monkeypatch.setattr("verl_uae.trainer.group_rewards.CALL_PIXELS", pixels)
+    rewards = GroupRewards(compose(*tiny_overrides, terms(judge)))
+    sizes, scored = [], rewards.scorer.score
+    monkeypatch.setattr(
+        rewards.scorer, "score", lambda batch, records: sizes.append(len(batch)) or scored(batch, records)
+    )
+    names = "abcabcaadd"
+    found = rewards.add([outcome(0.5, 0.05 * place) for place in range(10)], [member(name, 255) for name in names])
+    assert sizes == {1: [4, 2, 2, 2], 4096: [4, 4, 2], 7168: [6, 4], 2**22: [10]}[pixels]
+    # The brighter, the better, within a group.
+    values = [round(entry["terms"]["preference"], 3) for entry in found]
+    assert values == [0.0, 0.0, 0.0, 0.333, 1.0, 1.0, 0.667, 1.0, 0.0, 1.0]
+
+
 def test_a_reconstruction_that_did_not_come_costs_its_sample(compose, tiny_overrides, judge) -> None:
     rewards = GroupRewards(compose(*tiny_overrides, terms(judge)))
     drawn = [outcome(0.3, 0.9), {**outcome(0.2, 0.5), "reconstruction": None}, outcome(0.2, 0.5)]

@@ -8,6 +8,7 @@ Shape legend: N samples, H W pixels.
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 
 from verl_uae.data.images import to_tensor
 from verl_uae.reward.build import build_group_scorer
+from verl_uae.reward.isolate import CALL_PIXELS
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.rollout.sample import Outcome
@@ -53,10 +55,22 @@ class GroupRewards:
     def add(self, outcomes: Sequence[Outcome], members: Sequence[Member]) -> list[Outcome]:
         """Outcomes with the groupwise terms, and without the reconstructions, which are needed no more.
 
+        Pictures are decoded for as many groups at a time as a call may hold, one at least: those of a whole step may
+        take more memory than the machine has.
+
         Args:
             outcomes: of all N samples of a step.
             members: the samples, in the same order.
         """
+        found = list(outcomes)
+        for places in _together([member.group for member in members], self.size):
+            scored = self._add([outcomes[place] for place in places], [members[place] for place in places])
+            for place, outcome in zip(places, scored, strict=True):
+                found[place] = outcome
+        return found
+
+    def _add(self, outcomes: Sequence[Outcome], members: Sequence[Member]) -> list[Outcome]:
+        """The same for whole groups."""
         assert self.scorer is not None
         records = [_record(entry) for entry in outcomes]
         size = (len(outcomes), 3, *self.size)
@@ -79,6 +93,19 @@ class GroupRewards:
         )
         found = self.scorer.score(batch, records)
         return [_outcome(entry, record) for entry, record in zip(outcomes, found, strict=True)]
+
+
+def _together(groups: Sequence[str], size: tuple[int, int]) -> list[list[int]]:
+    """Places of samples, those of a group together, in parts of whole groups of :data:`CALL_PIXELS` or of one group."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for place, group in enumerate(groups):
+        members[group].append(place)
+    parts: list[list[int]] = [[]]
+    for places in members.values():
+        if parts[-1] and (len(parts[-1]) + len(places)) * size[0] * size[1] > CALL_PIXELS:
+            parts.append([])
+        parts[-1] += places
+    return parts
 
 
 def _record(entry: Outcome) -> RewardRecord:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
+import time
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,67 @@ def test_scrub() -> None:
 def test_is_loopback() -> None:
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.1.2.3", "::1", "[::1]")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "", "127.0.0.1.example.org")))
+
+
+#: With all that a token may hold beside letters and digits, never eight of those in a row.
+ODD = "ab+cd/EF-0123._9~xyz/Q=="
+
+
+def escaped(pattern: str, token: str) -> str:
+    return "".join(pattern.format(ord(character)) for character in token)
+
+
+#: As frameworks print what they were sent.
+ECHOES = {
+    "PHP's JSON": lambda token: json.dumps(token).replace("/", "\\/"),
+    "JSON in JSON": lambda token: json.dumps(json.dumps({"authorization": escaped("\\u{:04x}", token)})),
+    "Go's HTML": lambda token: token.replace("+", "&#43;").replace("/", "&#x2F;"),
+    "HTML": lambda token: escaped("&#{};", token),
+    "URL": lambda token: urllib.parse.quote(token, safe=""),
+    "URL, every character": lambda token: escaped("%{:02X}", token),
+    "URL in a URL": lambda token: urllib.parse.quote(escaped("%{:02x}", token), safe=""),
+    "quoted-printable": lambda token: escaped("={:02X}", token),
+    "Python": lambda token: escaped("\\x{:02x}", token),
+    "C": lambda token: escaped("\\{:03o}", token),
+    "C, bytes": lambda token: escaped("0x{:02x}, ", token),
+    "Go, bytes": lambda token: str(list(token.encode())),
+    "Go, bytes without commas": lambda token: str(list(token.encode())).replace(",", ""),
+    "a dump": lambda token: token.encode().hex(" "),
+    "a fingerprint": lambda token: token.encode().hex(":").upper(),
+    "repr of headers": lambda token: repr([(b"authorization", f"Bearer {token}".encode())]),
+    "base64 of all headers": lambda token: base64.b64encode(f"Authorization: Bearer {token}\r\n".encode()).decode(),
+    "basic, a user of another length": lambda token: base64.b64encode(f"me:{token}".encode()).decode(),
+    "base64 of a URL": lambda token: base64.urlsafe_b64encode(f"http://u:{token}@host/".encode()).decode(),
+    "base64, broken into lines": lambda token: "\r\n".join(
+        re.findall(".{1,7}", base64.b64encode(token.encode()).decode())
+    ),
+    "a word in every cell": lambda token: " | ".join(token),
+    "invisible characters": lambda token: "\u200b".join(token),
+    "wrapped": lambda token: "\n".join(re.findall(".{1,4}", token)),
+    "as it is": lambda token: token,
+}
+
+
+@pytest.mark.parametrize("token", ["0123456789abcdef0123456789abcdef", "qN3tYwZ8rLx0PmV2sKdT", ODD])
+@pytest.mark.parametrize("how", ECHOES)
+def test_a_token_is_found_however_it_was_written(how: str, token: str) -> None:
+    """What is left is too little to say what the token was."""
+    echo = ECHOES[how](token)
+    found = scrub(f"the server said <{echo}> and more", token)
+    assert found.startswith("the server said <") and found.endswith("> and more")
+    left = found.removeprefix("the server said <").removesuffix("> and more")
+    assert len(re.sub("[^A-Za-z0-9]", "", left.replace("Authorization: Bearer", "").replace("authorization", ""))) < 24
+    assert "***" in left and len(left) < len(scrub(echo, None)) / 2 + 40
+    shown = "".join(filter(str.isalnum, left))
+    plain = "".join(filter(str.isalnum, token))
+    assert not [at for at in range(len(plain) - 7) if plain[at : at + 8] in shown]
+
+
+def test_many_words_take_no_longer_than_their_number() -> None:
+    text = "a long answer with %41 and \\n in it " * 20_000
+    started = time.process_time()
+    assert without_token(text, TOKEN) == text
+    assert time.process_time() - started < 10.0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from tests.reward.remote.faults import HEALTH
 from verl_uae.reward import RewardRecord, Status
 from verl_uae.reward.remote.protocol import (
+    MAX_VALUES,
     MEMBERS,
     answer_message,
     bounds_message,
@@ -34,6 +35,19 @@ def test_a_request_comes_back() -> None:
 def test_places_are_those_of_the_list_by_default_and_unknown_members_are_ignored() -> None:
     data = json.dumps({"version": 1, "future": 1, "samples": [{"id": "a", "sound": "x"}, {"id": "b"}]}).encode()
     assert [(sample.place, sample.members) for sample in parse_request(data, 2)] == [(0, {}), (1, {})]
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", "0", '{"a":0}'])
+def test_a_request_of_very_many_values_is_refused_before_it_is_read(value: str) -> None:
+    """128 MiB of `[],` would be 3 GiB of lists."""
+    count = MAX_VALUES // (1 + value.count("{") + value.count("["))
+    for number, good in ((count - 10, True), (count + 10, False)):
+        data = b'{"version":1,"samples":[{"id":"a","row":{"x":[%s]}}]}' % ",".join([value] * number).encode()
+        if good:
+            assert len(parse_request(data, 4)) == 1
+            continue
+        with pytest.raises(ProtocolError, match=f"values, limit {MAX_VALUES}: send fewer samples"):
+            parse_request(data, 4)
 
 
 def request(*samples: object, **changes: object) -> bytes:

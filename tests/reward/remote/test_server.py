@@ -280,3 +280,11 @@ def test_two_requests_at_a_time_are_scored_one_after_the_other(
         calls = [pool.submit(client.post, f"{url}/v1/score", content=body, headers=JSON) for _ in range(4)]
         assert [call.result().status_code for call in calls] == [200] * 4
     assert events_of(server)["MOST"] == [1] and time.monotonic() - start >= 0.2
+
+
+def test_a_body_is_let_go_of_while_its_request_waits(start_server, body: bytes) -> None:
+    """The samples hold its parts; requests in flight would hold all of them twice."""
+    _, server = start_server("pixel")
+    data = bytearray(body)
+    assert server._scored(server._service, data).status_code == 200
+    assert data == b""

@@ -122,6 +122,7 @@ def test_terms_of_captions_need_no_pictures(make_levels, make_service) -> None:
     ("changes", "reason"),
     [
         ({"caption": 5}, "caption must be text, got int"),
+        ({"caption": "a " * 2**19 + "a"}, "caption of 1048577 characters, limit 1048576"),
         ({"row": []}, "row must be an object, got list"),
         ({"row": {"extra_info": [1]}}, "row.extra_info must be an object"),
         ({"row": {"reward_model": "x"}}, "row.reward_model must be an object"),

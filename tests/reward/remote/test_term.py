@@ -414,6 +414,16 @@ def test_the_token_is_sent_and_shown_nowhere(
     def no_http(connection, body):
         connection.sendall(f"Bearer {token}\r\n\r\n".encode())
 
+    phrase = reply("{}", f"500 no entry for {token}", "text/plain", f"Location: http://{token}@host/?{token}")
+    moved = reply(
+        "{}", f"302 {token}", f"text/{token}", f"Location: http://{token}@host/?{token}", f"Retry-After: {token}"
+    )
+
+    with caplog.at_level(logging.INFO), FaultServer(phrase, moved) as server:
+        term = scorer(server.url, token_file=str(file), retries=0)
+        said = [record.reason for _ in range(2) for record in term.score(make_levels(1))]
+    assert "HTTP 500" in said[0] and "HTTP 302" in said[1] and token not in " ".join(said) + caplog.text
+    assert "POST" in caplog.text and "Internal Server Error" in caplog.text, "httpx logged it"
     with caplog.at_level(logging.DEBUG), FaultServer(echo, vanish, no_http) as server:
         term = scorer(server.url, token_file=str(file), retries=0)
         found = [record.reason for _ in range(2) for record in term.score(make_levels(1))]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.reward.terms.test_ocr import write_picture
 from verl_uae.errors import ConfigError
-from verl_uae.reward.terms.ocr_engine import RapidReader, TextReader, check_engine, load_engine
+from verl_uae.reward.terms.ocr_engine import MAX_ASPECT, RapidReader, TextReader, check_engine, load_engine
 
 OWN = """
 class Sign:
@@ -51,6 +51,29 @@ def test_the_engine_gets_what_it_would_load_from_a_file(reader: RapidReader, tmp
 
 def test_no_text(reader: RapidReader) -> None:
     assert reader.read(Image.new("RGB", (64, 64), "green")) == []
+
+
+@pytest.mark.parametrize("size", [(1, 200), (200, 1), (2000, 40), (40, 2000), (1, 1)])
+def test_a_narrow_picture_does_not_grow_without_end(reader: RapidReader, size: tuple[int, int]) -> None:
+    """RapidOCR enlarges the shorter side: its detector was given 13 million pixels of a strip of 200."""
+    reader.read(Image.new("RGB", (64, 64)))
+    detector = reader._engine.text_det
+    given, session = [], detector.session
+    detector.session = lambda array: given.append(array.shape) or session(array)
+    try:
+        assert reader.read(Image.new("RGB", size, "green")) == []
+    finally:
+        detector.session = session
+    assert given and all(shape[2] * shape[3] <= 256 * 256 * (MAX_ASPECT + 1) for shape in given)
+
+
+def test_text_in_a_strip_is_still_read(reader: RapidReader) -> None:
+    strip = Image.new("RGB", (60, 900), "white")
+    strip.paste(write_picture(["EXIT"]).resize((60, 30)), (0, 440))
+    picture = Image.new("RGB", (900, 60), "white")
+    picture.paste(write_picture(["OPEN DAILY"]).resize((150, 60)), (300, 0))
+    assert [text for text, _ in reader.read(picture)] == ["OPEN DAILY"]
+    assert len(reader.read(strip)) <= 1
 
 
 def test_another_engine(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from verl_uae.errors import ConfigError
+from verl_uae.reward.isolate import CALL_PIXELS
 from verl_uae.reward.terms.preprocess import Preprocess, processing_of_config
 
 STOCK = Preprocess(resize=(20, 24), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), interpolation="bilinear")
@@ -31,6 +33,28 @@ def test_a_long_picture_is_cut_in_the_centre_and_a_small_one_padded() -> None:
     assert torch.allclose(found, row[..., 1:29, 17:43], atol=1e-6)
     wide = Preprocess(resize=(2, 2), crop=(4, 4), mean=(0.0,) * 3, std=(1.0,) * 3)(torch.ones(1, 3, 2, 2))
     assert torch.equal(wide[0, 0], torch.nn.functional.pad(torch.ones(2, 2), (1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("size", [(1, 200), (200, 1), (3, 90)])
+def test_narrow_pictures_grow_a_few_at_a_time(size: tuple[int, int]) -> None:
+    """A strip is enlarged to 224 pixels across: 64 strips of 200 pixels would be 2 GiB in every step."""
+    largest = [0]
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor):
+                largest[0] = max(largest[0], found.numel())
+            return found
+
+    cut = Preprocess(resize=224, crop=(224, 224), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    images = torch.rand(64, 3, *size, generator=torch.Generator().manual_seed(0))
+    with Sizes():
+        found = cut(images)
+    one = 224 * 224 * max(size) // min(size)
+    assert largest[0] <= 3 * max(one, CALL_PIXELS, 64 * 224 * 224)
+    for index in (0, 1, 63):
+        assert torch.equal(found[index : index + 1], cut(images[index : index + 1]))
 
 
 def test_an_odd_border_is_that_of_the_stock_processor(make_batch) -> None:

@@ -23,7 +23,7 @@ from verl_uae.bench.judge.contest import Picture
 from verl_uae.bench.judge.judges import Judge
 from verl_uae.data.images import decode_image
 from verl_uae.errors import ConfigError
-from verl_uae.reward.remote.auth import scrub, without_token
+from verl_uae.reward.remote.auth import keep_phrases_out_of_logs, scrub, without_token
 
 MAX_ANSWER = 4 * 2**20
 """Largest response read, bytes."""
@@ -224,7 +224,8 @@ class Client:
         return Reply(answer)
 
     def _text(self, reason: str) -> str:
-        return scrub(reason, self._token)[:_REASON]
+        # Cut before too: an answer may have megabytes.
+        return scrub(reason[: 10 * _REASON], self._token)[:_REASON]
 
 
 def _without(value: Any, token: str | None) -> Any:
@@ -240,6 +241,7 @@ def _without(value: Any, token: str | None) -> Any:
 
 def _open(judge: Judge, token: str | None) -> httpx.AsyncClient:
     headers = {"Accept-Encoding": "identity"}
+    keep_phrases_out_of_logs()
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     try:

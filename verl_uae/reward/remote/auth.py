@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hmac
+import http.client
 import ipaddress
+import logging
 import os
 import re
 import string
-import urllib.parse
+from collections.abc import Sequence
 
 from verl_uae.errors import ConfigError
 from verl_uae.paths import expand
@@ -25,6 +28,16 @@ _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 #: Shortest part of a token that is taken out of a text, characters.
 MIN_ECHO = 8
+
+#: How often escapes are undone: a URL in a URL, JSON in JSON in a log.
+_ESCAPES = 3
+
+#: One character, escaped, in lower case: %2b, =2b, \x2b, 0x2b, \u002b, &#x2b;, &#43;, \053, \/.
+_ESCAPED = re.compile(
+    r"(?:[%=]|\\x|0x|\\u00)(?P<code>[0-7][0-9a-f])|&#x0*(?P<hexadecimal>[0-7][0-9a-f]);|&#0*(?P<decimal>[0-9]{2,3});"
+    r"|\\(?P<octal>[01][0-7]{2})|\\(?P<itself>[^a-z0-9])"
+)
+_BASES = {"code": 16, "hexadecimal": 16, "decimal": 10, "octal": 8}
 
 #: Characters of a token, RFC 6750 section 2.1.
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
@@ -69,32 +82,90 @@ def scrub(text: str, token: str | None) -> str:
 
 
 def without_token(text: str, token: str | None) -> str:
-    """The text without the token, should somebody have echoed it: as it is, in base64, percent-encoded, in hexadecimal
-    digits, in letters of the other case, or a part of at least :data:`MIN_ECHO` characters, as where a text is cut."""
+    """The text without the token, should somebody have echoed it.
+
+    Found are the token itself, in base64 (any text before it), in hexadecimal or decimal numbers, in letters of the
+    other case; each of these also with other characters in between, as where lines are broken or bytes are listed, with
+    characters escaped as in URLs, JSON, HTML, Python or C, also thrice over; and every part of at least
+    :data:`MIN_ECHO` characters, as where a text is cut.
+    """
     if token is None:
         return text
     # Not lower(), which makes two characters of one in some languages.
-    lowered = text.translate(_LOWER)
+    line = text.translate(_LOWER)
+    starts: Sequence[int] = range(len(text))
+    ends: Sequence[int] = range(1, len(text) + 1)
     hidden = [False] * len(text)
-    for form in _forms(token):
-        _hide(lowered, form.translate(_LOWER), hidden)
+    parts = _parts(token)
+    for _ in range(_ESCAPES + 1):
+        _hide(line, starts, ends, parts, hidden)
+        kept = [index for index, character in enumerate(line) if character.isalnum()]
+        joined = "".join(line[index] for index in kept)
+        _hide(joined, [starts[index] for index in kept], [ends[index] for index in kept], parts, hidden)
+        found = list(_ESCAPED.finditer(line))
+        if not found:
+            break
+        line, starts, ends = _unescaped(line, starts, ends, found)
     return _masked(text, hidden)
 
 
-def _forms(token: str) -> set[str]:
+@functools.cache
+def keep_phrases_out_of_logs() -> None:
+    """httpx logs every answer at level INFO with the words behind its status, which the server chooses."""
+    logging.getLogger("httpx").addFilter(_without_phrase)
+
+
+def _without_phrase(record: logging.LogRecord) -> bool:
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    # Method, address, version, status, words.
+    if len(arguments) == 5 and isinstance(arguments[3], int):
+        record.args = (*arguments[:4], http.client.responses.get(arguments[3], ""))
+    return True
+
+
+@functools.lru_cache(maxsize=8)
+def _parts(token: str) -> frozenset[str]:
+    """All that is looked for: ``MIN_ECHO`` characters in a row of any form of the token, with and without the
+    characters between letters and digits."""
     data = token.encode()
-    forms = {token, urllib.parse.quote(token, safe=""), data.hex()}
+    forms = {token, data.hex(), "".join(map(str, data))}
+    # Base64 takes three bytes at a time: these are the three ways in which something may stand before.
     for prefix in (b"", b"Bearer ", b":", b"x:"):
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            forms.add(encode(prefix + data).decode().rstrip("="))
-    return forms
+        forms.add(base64.b64encode(prefix + data).decode().rstrip("="))
+        forms.add(base64.urlsafe_b64encode(prefix + data).decode().rstrip("="))
+    forms |= {"".join(filter(str.isalnum, form)) for form in forms}
+    lowered = (form.translate(_LOWER) for form in forms)
+    return frozenset(form[at : at + MIN_ECHO] for form in lowered for at in range(len(form) - MIN_ECHO + 1))
 
 
-def _hide(line: str, form: str, hidden: list[bool]) -> None:
-    """Mark every part of the line that is a part of the form of at least ``MIN_ECHO`` characters."""
-    for start in range(len(line) - MIN_ECHO + 1):
-        if line[start : start + MIN_ECHO] in form:
-            hidden[start : start + MIN_ECHO] = [True] * MIN_ECHO
+def _hide(line: str, starts: Sequence[int], ends: Sequence[int], parts: frozenset[str], hidden: list[bool]) -> None:
+    """Mark what of the original text, of which character i of the line is ``starts[i]`` to ``ends[i]``, is a part."""
+    for at in range(len(line) - MIN_ECHO + 1):
+        if line[at : at + MIN_ECHO] in parts:
+            first, last = starts[at], ends[at + MIN_ECHO - 1]
+            hidden[first:last] = [True] * (last - first)
+
+
+def _unescaped(
+    line: str, starts: Sequence[int], ends: Sequence[int], found: Sequence[re.Match[str]]
+) -> tuple[str, list[int], list[int]]:
+    """The line with each escape as the character it stands for, in lower case."""
+    pieces: list[str] = []
+    first: list[int] = []
+    last: list[int] = []
+    done = 0
+    for escape in (*found, None):
+        start, end = escape.span() if escape else (len(line), len(line))
+        pieces.append(line[done:start])
+        first += starts[done:start]
+        last += ends[done:start]
+        if escape:
+            digits, kind = next((text, name) for name, text in escape.groupdict().items() if text)
+            pieces.append(chr(int(digits, _BASES[kind])).translate(_LOWER) if kind in _BASES else digits)
+            first.append(starts[start])
+            last.append(ends[end - 1])
+        done = end
+    return "".join(pieces), first, last
 
 
 def _masked(line: str, hidden: list[bool]) -> str:

@@ -25,7 +25,7 @@ import httpx
 
 from verl_uae.reward.outcome import describe_error
 from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.reward.remote.auth import scrub
+from verl_uae.reward.remote.auth import keep_phrases_out_of_logs, scrub
 from verl_uae.reward.remote.breaker import Breaker
 from verl_uae.reward.remote.protocol import JSON_TYPE
 
@@ -165,6 +165,7 @@ class RemoteClient:
             verify=True if ca_file is None else ssl.create_default_context(cafile=ca_file),
             headers={"Accept": JSON_TYPE, "Accept-Encoding": "identity", "User-Agent": "verl-uae"},
         )
+        keep_phrases_out_of_logs()
         if self._token is not None:
             http.headers["Authorization"] = f"Bearer {self._token}"
         return http, asyncio.Semaphore(self.settings.concurrency), asyncio.Event()

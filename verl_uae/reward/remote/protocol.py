@@ -29,6 +29,9 @@ MAX_TERMS = 64
 _TERM_LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,99}")
 _MAX_ID, _MAX_REASON, _MAX_FINGERPRINT = 64, 300, 128
 
+#: Most values in a request. A value of 3 bytes, `[],`, takes 64 as an object of Python; text takes its length.
+MAX_VALUES = 2**19
+
 Bounds = tuple[float, float]
 
 
@@ -73,15 +76,20 @@ def request_message(samples: Sequence[Mapping[str, object]]) -> bytes:
     return dumps({"version": VERSION, "samples": list(samples)})
 
 
-def parse_request(data: bytes, max_samples: int) -> list[RawSample]:
+def parse_request(data: bytes | bytearray, max_samples: int) -> list[RawSample]:
     """Read a request, leaving the members of a sample for later: a bad one costs that sample only.
 
     ``place`` says where in its batch a sample stands. Floating-point kernels round by shape and place, so a server
     that keeps samples at their places gives each the same bits with and without its neighbours.
 
     Raises:
-        ProtocolError: where the frame is wrong, so that no sample could be told from another.
+        ProtocolError: where the frame is wrong, so that no sample could be told from another, or there are more than
+            :data:`MAX_VALUES` values.
     """
+    # Every value follows one of these, or stands first in a list or object; in a text they count too.
+    values = sum(map(data.count, (b",", b"[", b"{")))
+    if values > MAX_VALUES:
+        raise ProtocolError(f"{values} values, limit {MAX_VALUES}: send fewer samples, or shorter rows")
     message = _object(loads(data), "the request")
     _check_version(message)
     raw = message.get("samples")

@@ -122,6 +122,8 @@ class RewardServer:
         self._on_failed = on_failed
         self._service: ScoringService | None = None
         self._in_flight = 0
+        # Text of a request takes up to four bytes per byte of it while it is read.
+        self._reading = threading.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(settings.max_in_flight, "reward-server")
         self.app = FastAPI(lifespan=self._lifespan, openapi_url=None)
         self.app.add_api_route(SCORE_PATH, self._score, methods=["POST"], response_model=None)
@@ -187,10 +189,12 @@ class RewardServer:
             self._in_flight -= 1
             self.metrics.in_flight.dec()
 
-    def _scored(self, service: ScoringService, body: bytes) -> Response:
-        """Runs in a thread."""
+    def _scored(self, service: ScoringService, body: bytearray) -> Response:
+        """Runs in a thread; empties the body, whose parts the samples hold."""
         try:
-            samples = parse_request(body, self.settings.max_samples)
+            with self._reading:
+                samples = parse_request(body, self.settings.max_samples)
+            body.clear()
         except ProtocolError as error:
             raise HTTPException(400, str(error)) from error
         try:
@@ -239,7 +243,7 @@ class RewardServer:
         if token is not None and not authorized(request.headers.get("authorization"), token):
             raise HTTPException(401, "wrong or missing token", {"WWW-Authenticate": "Bearer"})
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request) -> bytearray:
         limit = self.settings.max_body_bytes
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
@@ -253,13 +257,13 @@ class RewardServer:
             raise HTTPException(400, "the request broke off") from error
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int) -> bytearray:
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > limit:
             raise HTTPException(413, f"more than {limit} bytes", {"Connection": "close"})
-    return bytes(body)
+    return body
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from verl_uae import __version__
-from verl_uae.data.limits import ImageLimits
+from verl_uae.data.limits import MAX_TEXT_BYTES, ImageLimits
 from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.remote.protocol import MEMBERS, RawSample
@@ -179,6 +179,8 @@ class ScoringService:
         caption, row = raw.members.get("caption", ""), raw.members.get("row", {})
         if not isinstance(caption, str):
             raise ProtocolError(f"caption must be text, got {type(caption).__name__}")
+        if len(caption) > MAX_TEXT_BYTES:
+            raise ProtocolError(f"caption of {len(caption)} characters, limit {MAX_TEXT_BYTES}")
         if not isinstance(row, dict):
             raise ProtocolError(f"row must be an object, got {type(row).__name__}")
         for name in ("extra_info", "reward_model"):

@@ -53,7 +53,7 @@ def dumps(value: object) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes | bytearray) -> Any:
     """Parse JSON strictly.
 
     Raises:

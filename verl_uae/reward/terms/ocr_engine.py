@@ -10,6 +10,7 @@ is downloaded.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +21,10 @@ from verl_uae.errors import ConfigError
 from verl_uae.reward.source import load_source
 
 BUILT_IN = "rapidocr"
+
+#: Longer side over shorter side of what RapidOCR is given. It enlarges the shorter side to a fixed length, so that a
+#: strip of 1 x 200 pixels would become 100 million; it pads wide pictures to this itself, and tall ones not at all.
+MAX_ASPECT = 8
 
 
 @runtime_checkable
@@ -55,11 +60,22 @@ class RapidReader:
 
     def read(self, image: Image.Image) -> list[tuple[str, float]]:
         """See :class:`TextReader`."""
-        bgr_HW3 = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+        bgr_HW3 = np.ascontiguousarray(np.asarray(_padded(image.convert("RGB")))[:, :, ::-1])
         answer: Any = self._engine(bgr_HW3)
         if answer.txts is None:
             return []
         return [(str(text), float(score)) for text, score in zip(answer.txts, answer.scores, strict=True)]
+
+
+def _padded(image: Image.Image) -> Image.Image:
+    """In the middle of a black picture of at most :data:`MAX_ASPECT`; what is less narrow is left as it is."""
+    least = math.ceil(max(image.size) / MAX_ASPECT)
+    width, height = max(image.width, least), max(image.height, least)
+    if (width, height) == image.size:
+        return image
+    padded = Image.new("RGB", (width, height))
+    padded.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return padded
 
 
 def check_engine(engine: str, key: str) -> None:

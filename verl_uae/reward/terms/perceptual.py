@@ -14,6 +14,7 @@ Shape legend: B samples, 3 colour channels, H W pixels, C channels of a layer.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import math
@@ -51,11 +52,11 @@ MIN_SIDE = 32
 def alexnet_features() -> nn.Sequential:
     """The convolutions of AlexNet (Krizhevsky 2014), as in torchvision; weights not set."""
     return nn.Sequential(
-        nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True),
     )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def vgg16_features(pool: type[nn.Module] = nn.Identity) -> nn.Sequential:
         if block:
             layers.append(pool())
         for _ in range(count):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
             channels = width
     return nn.Sequential(*layers)
 
@@ -104,24 +105,36 @@ def taps(network: nn.Sequential, x_BCHW: Tensor, places: Sequence[int]) -> list[
     return found
 
 
-def each_picture_once(features: Callable[[Tensor], list[Tensor]], images_B3HW: Tensor) -> list[Tensor]:
-    """Features of pictures of which neighbours are often equal, as the sources of a group are.
+def by_picture(
+    features: Callable[[Tensor], list[Tensor]],
+    distance: Callable[[list[Tensor], list[Tensor]], Tensor],
+    source_B3HW: Tensor,
+    reconstruction_B3HW: Tensor,
+) -> Tensor:
+    """Distances of pictures whose neighbours often have one source, as the members of a group do.
 
-    Every picture is encoded alone, so that its features are the same bits beside any others; a run of equal ones once.
+    Pictures are looked at one after the other: what that takes grows with the size of one picture, not with their
+    number, and no picture moves the last bits of another. The source of neighbours is encoded once.
 
     Args:
         features: network, pictures to one tensor (B, ...) per layer.
-        images_B3HW: pictures, B at least 1.
+        distance: of features, shape (B,).
+        source_B3HW: pictures, B at least 1.
+        reconstruction_B3HW: pictures to compare, same shape.
 
     Returns:
-        As ``features`` of all pictures, up to rounding.
+        Distance, shape (B,). Differentiable.
     """
-    flat = images_B3HW.flatten(1)
-    first_B = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-    first_B[1:] = (flat[1:] != flat[:-1]).any(dim=1)
-    rows = [features(images_B3HW[index : index + 1]) for index in first_B.nonzero().flatten().tolist()]
-    place_B = first_B.cumsum(0) - 1
-    return [torch.cat(layer)[place_B] for layer in zip(*rows, strict=True)]
+    flat = source_B3HW.flatten(1)
+    again = [False, *(flat[1:] == flat[:-1]).all(dim=1).tolist()]
+    found: list[Tensor] = []
+    known: list[Tensor] = []
+    for same, source, drawn in zip(again, source_B3HW.split(1), reconstruction_B3HW.split(1), strict=True):
+        if not same:
+            known = []  # Let go of before the next ones are made.
+            known = features(source)
+        found.append(distance(known, features(drawn)))
+    return torch.cat(found)
 
 
 def lpips(a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -213,8 +226,8 @@ class LPIPS(RewardTerm):
             ValueError: a picture side below :data:`MIN_SIDE`.
         """
         _check_side(batch)
-        source = each_picture_once(self.features, batch.source_B3HW)
-        return lpips(source, self.features(batch.reconstruction_B3HW), self.weights)
+        distance = functools.partial(lpips, weights=self.weights)
+        return by_picture(self.features, distance, batch.source_B3HW, batch.reconstruction_B3HW)
 
 
 class DISTS(RewardTerm):
@@ -261,8 +274,8 @@ class DISTS(RewardTerm):
             ValueError: a picture side below :data:`MIN_SIDE`.
         """
         _check_side(batch)
-        source = each_picture_once(self.features, batch.source_B3HW)
-        return dists(source, self.features(batch.reconstruction_B3HW), self.alpha, self.beta)
+        distance = functools.partial(dists, alpha=self.alpha, beta=self.beta)
+        return by_picture(self.features, distance, batch.source_B3HW, batch.reconstruction_B3HW)
 
 
 def load_backbone(empty: Callable[[], nn.Sequential], path: str, key: str) -> nn.Sequential:

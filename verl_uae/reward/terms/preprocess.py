@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from verl_uae.errors import ConfigError
+from verl_uae.reward.isolate import samples_per_call
 
 Triple = tuple[float, float, float]
 Processing = TypeVar("Processing", bound="Preprocess")
@@ -41,10 +43,17 @@ class Preprocess:
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
     def __call__(self, images_B3HW: Tensor) -> Tensor:
-        """Pictures in [0, 1] of any size to network input."""
-        height, width = images_B3HW.shape[-2:]
-        size = self._resized(height, width)
-        if size != (height, width):
+        """Pictures in [0, 1] of any size to network input.
+
+        A long and narrow picture grows before it is cut, so as many go through together as a call may hold of the
+        size in between.
+        """
+        size = self._resized(*images_B3HW.shape[-2:])
+        together = samples_per_call(max(1, len(images_B3HW)), *size)
+        return torch.cat([self._process(part, size) for part in images_B3HW.split(together)])
+
+    def _process(self, images_B3HW: Tensor, size: tuple[int, int]) -> Tensor:
+        if size != tuple(images_B3HW.shape[-2:]):
             # With antialiasing torch uses Pillow's cubic (a = -0.5), also when enlarging; without it, -0.75.
             images_B3HW = F.interpolate(
                 images_B3HW, size=size, mode=self.interpolation, align_corners=False, antialias=True

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import re
@@ -14,6 +13,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from tests.composing import copied
 from verl_uae.config.validate import validate
 from verl_uae.errors import ConfigError
 
@@ -141,7 +141,7 @@ def base(compose, tiny_overrides: list[str]) -> DictConfig:
 
 def changed(base: DictConfig, *overrides: str) -> DictConfig:
     """A copy with Hydra overrides applied, without composing anew: half a second each."""
-    config = copy.deepcopy(base)
+    config = copied(base)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
     return config
@@ -222,7 +222,7 @@ def test_a_wrong_custom_function_is_refused_before_the_run(
 
 
 def test_validation_changes_nothing(base: DictConfig) -> None:
-    config = copy.deepcopy(base)
+    config = copied(base)
     before = OmegaConf.to_yaml(config)
     validate(config)
     assert OmegaConf.to_yaml(config) == before

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import verl_uae.config
+from tests.composing import copied
 from tests.config.test_validate import changed
 from verl_uae.config.validate import validate
 from verl_uae.config.validate_policy import _CHOICES, _MINIMUM, validate_policy
@@ -80,7 +80,7 @@ def options(text: str) -> list[str]:
 def altered(base: DictConfig, text: str) -> DictConfig:
     """A copy of the config with overrides; another objective starts from its own parameters."""
     if f"{P}.objective.name=" in text.replace("NFT", NFT):
-        base = copy.deepcopy(base)
+        base = copied(base)
         base.uae.policy.objective.params = {}
     return changed(base, *options(text))
 

@@ -208,6 +208,7 @@ def test_a_step_in_which_nothing_trains_moves_nothing_and_the_run_goes_on(tmp_pa
     overrides = [
         "trainer.total_training_steps=3",
         "trainer.save_freq=1",
+        "trainer.max_actor_ckpt_to_keep=3",
         "actor_rollout_ref.rollout.n=2",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",

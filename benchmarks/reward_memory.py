@@ -72,8 +72,8 @@ def parameters(name: str, folder: Path) -> Mapping[str, Any]:
 
 
 #: Terms that look at the pictures of a call one after the other.
-SINGLE = ("ssim", "lpips alex", "lpips vgg", "dists", "ocr_guard")
-TERMS = ("pixel", "psnr", "clip", "dinov2", "dinov3", "siglip2", "efficientnet_lite0", "dreamsim", *SINGLE)
+SINGLE = ("lpips alex", "lpips vgg", "dists", "ocr_guard")
+TERMS = ("pixel", "psnr", "ssim", "clip", "dinov2", "dinov3", "siglip2", "efficientnet_lite0", "dreamsim", *SINGLE)
 
 
 def measure(name: str, side: int) -> float:

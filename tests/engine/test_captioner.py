@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from verl_uae.engine.captioner import check_adapters, check_frozen, freeze_vision_tower, without_towers
+from verl_uae.engine.captioner import check_adapters, check_frozen, check_layers, freeze_vision_tower, without_towers
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import tensors_of
 from verl_uae.formats.captioner import write_trained_captioner
@@ -175,6 +175,7 @@ def test_peft_leaves_out_what_it_was_told_and_the_tower() -> None:
         return {name.partition(".lora_A")[0] for name, _ in module.named_parameters() if ".lora_A." in name}
 
     assert adapted(None) == {"language.q", "language.k"}
+    assert adapted("(?i)LANGUAGE.*K") == {"language.q"}, "flags at the start of an expression"
     assert adapted("language.*k") == adapted(["k"]) == adapted(["language.k"]) == {"language.q"}
 
 
@@ -193,8 +194,54 @@ def test_a_scale_that_a_checkpoint_cannot_say_is_refused(tmp_path: Path, scale: 
     model = nn.ModuleDict({"q": nn.Linear(3, 3), "k": nn.Linear(3, 3)})
     adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q", "k"], **scale))
     adapted.save_pretrained(str(tmp_path))
+    check_layers(adapted, "key")
     if not scale:
-        check_adapters(adapted, tmp_path)
+        check_adapters(adapted, tmp_path, 2)
+        with pytest.raises(ConfigError, match=r"lora_rank: is 8, the adapters in .* have 2: set it to that"):
+            check_adapters(adapted, tmp_path, 8)
         return
     with pytest.raises(CheckpointError, match=r"adapter_config\.json: scales .* than by a whole lora_alpha / r"):
-        check_adapters(adapted, tmp_path)
+        check_adapters(adapted, tmp_path, 2)
+
+
+class Speaker(nn.Module):
+    """An embedding, a convolution and linear layers, the last of which may be the embedding's too."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.words, self.q, self.patches = nn.Embedding(5, 4), nn.Linear(4, 4), nn.Conv1d(4, 4, 1)
+        self.head = nn.Linear(4, 5, bias=False)
+        if tied:
+            self.head.weight = self.words.weight
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"target_modules": ["q", "words"]}, "words.lora_embedding_A"),
+        ({"target_modules": ["patches"]}, "patches.lora_A"),
+        ({"target_modules": ["q"], "use_dora": True}, "q.lora_magnitude_vector"),
+        ({"target_modules": ["q"], "modules_to_save": ["head"]}, "head.modules_to_save"),
+        ({"target_modules": ["q"], "bias": "all"}, "q.base_layer.bias"),
+        ({"target_modules": ["q"], "lora_bias": True}, "q.lora_B.default.bias"),
+        ({"target_modules": ["q"], "target_parameters": ["head.weight"]}, "head.lora_A"),
+    ],
+)
+def test_what_a_checkpoint_of_adapters_would_lose_is_refused_before_it_trains(
+    settings: dict[str, Any], name: str
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(Speaker(), LoraConfig(r=2, lora_alpha=4, **settings))
+    with pytest.raises(ConfigError, match=rf"target_modules: would train \d parameters such as .*{re.escape(name)}"):
+        check_layers(adapted, "actor_rollout_ref.model.target_modules")
+
+
+def test_an_adapter_of_a_weight_with_two_users_is_refused() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    for tied, targets in ((False, ["q", "head"]), (True, ["q"])):
+        check_layers(get_peft_model(Speaker(tied), LoraConfig(r=2, target_modules=targets)), "key")
+    adapted = get_peft_model(Speaker(tied=True), LoraConfig(r=2, target_modules=["q", "head"]))
+    with pytest.raises(ConfigError, match=r"key: adapts .*head, whose weight another layer uses too"):
+        check_layers(adapted, "key")

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,21 @@ class CaptionerEngine(FSDPEngineWithLMHead):
             # A copy, since verl's configurations do not let this field be set.
             self.model_config = copy.copy(config)
             object.__setattr__(self.model_config, "exclude_modules", without_towers(config.exclude_modules))
+        stored = config.lora_adapter_path is not None
+        source = f"{_MODEL}.{'lora_adapter_path' if stored else 'target_modules'}"
         try:
             module = super()._build_lora_module(module)
+        except (ValueError, re.error) as error:
+            # peft's own, for names that match nothing.
+            raise ConfigError(source, f"peft cannot place these adapters: {' '.join(str(error).split())}") from error
         finally:
             self.model_config = config
-        if config.lora_adapter_path is not None:
-            check_adapters(module, Path(copy_to_local(config.lora_adapter_path, use_shm=config.use_shm)))
         if self.freeze_vision_tower:
-            check_frozen(module)
+            check_frozen(module, source)
+        check_layers(module, source)
+        if stored:
+            folder = Path(copy_to_local(config.lora_adapter_path, use_shm=config.use_shm))
+            check_adapters(module, folder, config.lora_rank)
         return module
 
     def train_batch(self, data: TensorDict, loss_function: Callable[..., Any]) -> dict[str, Any]:
@@ -131,8 +139,12 @@ def freeze_vision_tower(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in towers[0].parameters())
 
 
-def check_frozen(module: nn.Module) -> None:
+def check_frozen(module: nn.Module, source: str = f"{_MODEL}.lora_adapter_path") -> None:
     """Refuse a model whose vision tower would train.
+
+    Args:
+        module: of peft.
+        source: configuration key of what is trained.
 
     Raises:
         ConfigError: naming a parameter of the tower that takes a gradient, such as that of an adapter.
@@ -141,10 +153,41 @@ def check_frozen(module: nn.Module) -> None:
     moving = [name for tower in towers for name, parameter in tower.named_parameters() if parameter.requires_grad]
     if moving:
         raise ConfigError(
-            f"{_MODEL}.lora_adapter_path",
+            source,
             f"would train {len(moving)} parameters of the vision tower, such as {moving[0]}, and "
             "actor_rollout_ref.actor.freeze_vision_tower is true; merge those adapters into the model first, or set it "
             "to false",
+        )
+
+
+def check_layers(module: nn.Module, source: str) -> None:
+    """Refuse what a checkpoint and an export of it could not say: anything trained but two matrices beside the weight
+    of a linear layer.
+
+    Args:
+        module: of peft.
+        source: configuration key of what is trained.
+
+    Raises:
+        ConfigError: naming an adapter of another kind (of an embedding, a convolution, a lone parameter; DoRA, IA3), a
+            weight or bias that is trained as a whole, or an adapter of a weight that another layer uses too.
+    """
+    from peft.tuners.lora import Linear
+
+    linear = {name for name, layer in module.named_modules() if isinstance(layer, Linear)}
+    halves = {f"{name}.lora_{half}.default.weight" for name in linear for half in "AB"}
+    odd = [name for name, parameter in module.named_parameters() if parameter.requires_grad and name not in halves]
+    if odd:
+        raise ConfigError(
+            source,
+            f"would train {len(odd)} parameters such as {odd[0]}; a checkpoint of adapters holds lora_A and lora_B of "
+            "linear layers, and an export would lose the others: leave those layers out, or merge what is there",
+        )
+    users = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+    tied = [name for name in sorted(linear) if users[id(module.get_submodule(name).base_layer.weight)] > 1]  # type: ignore[union-attr, arg-type]
+    if tied:
+        raise ConfigError(
+            source, f"adapts {tied[0]}, whose weight another layer uses too, and would change with it on export"
         )
 
 
@@ -155,7 +198,10 @@ def without_towers(excluded: str | Sequence[str] | None) -> str:
         excluded: names or endings of names of modules, or one regular expression for the whole name, as peft takes
             them.
     """
-    if excluded is not None and not isinstance(excluded, str):
+    if isinstance(excluded, str):
+        # Flags may stand at the start of a whole expression only.
+        excluded = re.sub(r"^\(\?([aiLmsux]+)\)(.*)$", r"(?\1:\2)", excluded, flags=re.DOTALL)
+    elif excluded is not None:
         excluded = rf"(?:.*\.)?(?:{'|'.join(map(re.escape, excluded))})"
     towers = rf"(?:.*\.)?(?:{'|'.join(_TOWERS)})(?:\..*)?"
     return f"(?:{excluded})|{towers}" if excluded else towers
@@ -178,14 +224,16 @@ def check_source(source: str, *, code: bool) -> None:
     check_captioner(Path(source) if code else local_folder(source), verify=False, code=code)
 
 
-def check_adapters(module: nn.Module, folder: Path) -> None:
+def check_adapters(module: nn.Module, folder: Path, rank: int) -> None:
     """Compare stored adapters with those of a model that took them: peft starts the others anew.
 
     Args:
         module: of peft.
         folder: with ``adapter_model.safetensors``.
+        rank: that the run was told, for which a caption server makes room.
 
     Raises:
+        ConfigError: the adapters have another rank.
         CheckpointError: naming an adapter that is missing, has no place, or is scaled by something else than alpha /
             rank, which is all that verl's checkpoints say.
     """
@@ -199,6 +247,8 @@ def check_adapters(module: nn.Module, folder: Path) -> None:
         raise CheckpointError(path, f"does not fit the model: {found} ({_MODEL}.lora_adapter_path)")
     configs: Any = module.peft_config
     config = configs["default"]
+    if config.r != rank:
+        raise ConfigError(f"{_MODEL}.lora_rank", f"is {rank}, the adapters in {folder} have {config.r}: set it to that")
     odd = [name for name, scale in lora_scalings(module).items() if scale != int(config.lora_alpha) / config.r]
     if odd:
         raise CheckpointError(

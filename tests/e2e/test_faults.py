@@ -186,15 +186,16 @@ def test_a_dead_streamed_rank_costs_what_it_was_working_on(tmp_path: Path) -> No
 
 
 ALTERNATING = """
-calls = 0
+import collections
+
+calls = collections.Counter()
 
 def compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs):
-    # Four captions of two draws a step; in the second step one of the two has no value.
-    global calls
-    calls += 1
-    if 8 < calls <= 16 and calls % 2 == 0:
+    # Four pictures of two captions a step; in the second step one of the two has no value.
+    drawn, calls[extra_info["index"]] = calls.total(), calls[extra_info["index"]] + 1
+    if 8 <= drawn < 16 and calls[extra_info["index"]] == 2:
         raise RuntimeError("no value")
-    return float(calls % 5) / 5
+    return float(calls.total() % 5) / 5
 """
 
 

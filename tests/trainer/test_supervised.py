@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import threading
@@ -54,14 +55,32 @@ class VerlLoop:
             self.on_step_end()
 
 
+def start_workers() -> tuple[Any, Any]:
+    server, rank = (ray.remote(num_cpus=0.1)(Worker).remote() for _ in range(2))
+    processes_of([server, rank])
+    return server, rank
+
+
+shared_workers = functools.cache(start_workers)
+
+
 class Run(SupervisedTrainer, VerlLoop):
     """Weights are a number; a step adds one to them.
 
     Args:
         trouble: called in step 3, before or after the update.
+        own: its processes are its own, to be stopped and killed.
     """
 
-    def __init__(self, root: Path, trouble: Callable[[Run], None], *, after: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        trouble: Callable[[Run], None],
+        *,
+        after: bool = False,
+        own: bool = False,
+        **settings: Any,
+    ) -> None:
         self.config = composed("hardware=cpu", "preset=scenes", f"uae_home={root}")
         trainer = {"default_local_dir": str(root), "save_freq": 10, "resume_mode": "auto", **settings}
         OmegaConf.update(self.config, "trainer", trainer)
@@ -70,9 +89,7 @@ class Run(SupervisedTrainer, VerlLoop):
         self.global_steps, self.weights, self.seen = 0, 0, 0
         self.train_dataloader: Any = Places()
         self.trouble, self.after = trouble, after
-        self.server = ray.remote(num_cpus=0.1)(Worker).remote()
-        self.rank = ray.remote(num_cpus=0.1)(Worker).remote()
-        processes_of([self.server, self.rank])
+        self.server, self.rank = start_workers() if own else shared_workers()
 
     def watched(self) -> Iterator[tuple[str, Any]]:
         yield "caption server 0", self.server
@@ -186,7 +203,7 @@ def test_a_death_that_the_loop_meets_is_named(tmp_path: Path) -> None:
             ray.get(run.server.work.remote())
 
     with pytest.raises(WorkerError, match="caption server 0 died"):
-        Run(tmp_path, kill_and_call).fit(None)
+        Run(tmp_path, kill_and_call, own=True).fit(None)
     assert saved(tmp_path) == {2: "2 8 8"}
 
 
@@ -204,7 +221,7 @@ def test_a_death_ends_a_wait_for_what_will_never_come(tmp_path: Path, wait: str)
         else:
             threading.Event().wait()
 
-    run = Run(tmp_path, wait_for_ever)
+    run = Run(tmp_path, wait_for_ever, own=True)
     run.config.uae.supervision.stall_timeout_s = 600.0
     started = time.monotonic()
     with pytest.raises(WorkerError, match="caption server 0: died while the run waited for"):
@@ -219,7 +236,7 @@ def test_a_stopped_rank_ends_the_run_by_name(tmp_path: Path) -> None:
         os.kill(processes_of([run.rank])[0].pid, signal.SIGSTOP)
         ray.get(run.rank.work.remote())
 
-    run = Run(tmp_path, stop, after=True)
+    run = Run(tmp_path, stop, after=True, own=True)
     process = processes_of([run.rank])[0]
     try:
         with pytest.raises(WorkerError) as caught:
@@ -242,7 +259,7 @@ def test_nobody_waits_for_a_stopped_rank_to_save(tmp_path: Path, monkeypatch: py
         ray.get(run.rank.work.remote())
 
     monkeypatch.setattr("verl_uae.trainer.supervised.ANSWER_S", 2.0)
-    run = Sharded(tmp_path, stop)
+    run = Sharded(tmp_path, stop, own=True)
     process = processes_of([run.rank])[0]
     try:
         with pytest.raises(WorkerError, match="is stopped"):

@@ -3,8 +3,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 HOME_DIR ?= outputs/quickstart
-# Processes of the tests, and training commands at a time in the learning runs; each needs about a core.
+# Training commands at a time in the learning runs; each needs about a core.
 JOBS ?= 2
+# Processes of the tests; one more than the cores, since some wait for processes of their own.
+TEST_JOBS ?= 3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -39,7 +41,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

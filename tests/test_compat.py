@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_uae.compat import after_ray_init, before_import, on_import
+from verl_uae.compat import after_ray_init, before_import, on_import, tracked_config
 
 
 @pytest.fixture
@@ -206,3 +206,39 @@ def test_what_is_asked_before_ray_runs_is_what_ray_does() -> None:
     assert result.returncode == 0, result.stderr[-3000:]
     guessed, found, actors, address, resolved = json.loads(result.stdout.splitlines()[-1])
     assert guessed == found and actors == ["Counter ALIVE"] and resolved == [address, None]
+
+
+def test_trackers_are_told_the_configuration_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's own loop makes the tracker from the whole configuration, with which it cannot be stopped otherwise."""
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.v1 import trainer_base
+
+    from verl_uae.formats.run import without_secrets
+
+    told: list[dict[str, object]] = []
+    tracking = trainer_base.Tracking
+
+    class StopError(Exception):
+        pass
+
+    def record(**settings: object) -> None:
+        told.append(settings)
+        raise StopError
+
+    term = {"name": "custom", "params": {"reward_kwargs": {"api_key": "sk-very-secret", "url": "http://me:pass@host/"}}}
+    names = {"project_name": "p", "experiment_name": "e", "logger": ["wandb"]}
+    config = OmegaConf.create({"trainer": names, "uae": {"reward": {"terms": [term]}}})
+    trainer = type("Trainer", (), {"config": config, "fit": trainer_base.PPOTrainer.fit})()
+    monkeypatch.setattr(trainer_base.SkipManager, "init", lambda config: None)
+    monkeypatch.setattr(trainer_base, "Tracking", record)
+    with pytest.raises(StopError):
+        trainer.fit(None)
+    with pytest.raises(StopError), tracked_config(without_secrets):
+        trainer.fit(None)
+    plain, hidden = told
+    assert "sk-very-secret" in str(plain) and "me:pass" in str(plain), "verl needs the shim no more"
+    assert "sk-very-secret" not in str(hidden) and "me:pass" not in str(hidden)
+    assert hidden["config"] == without_secrets(plain["config"]) and hidden["project_name"] == "p"
+    assert trainer_base.Tracking is record
+    monkeypatch.undo()
+    assert trainer_base.Tracking is tracking

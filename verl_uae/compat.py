@@ -8,10 +8,11 @@ fails when the shim is no longer needed. Nothing here runs at import.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -52,6 +53,27 @@ def after_ray_init(callback: Callable[[], None]) -> None:
 
     # Ray walks the list while it calls.
     worker._post_init_hooks.append(once)
+
+
+@contextlib.contextmanager
+def tracked_config(change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Iterator[None]:
+    """Inside, what verl's trainers tell trackers of the configuration is what ``change`` makes of it.
+
+    Symbol: ``verl.trainer.ppo.v1.trainer_base.Tracking``. verl sends the whole resolved configuration to W&B and its
+    like, secrets of reward parameters and environment variables included, from a function without a hook before that.
+    """
+    from verl.trainer.ppo.v1 import trainer_base
+
+    tracking = trainer_base.Tracking
+
+    def tracked(*args: Any, **settings: Any) -> Any:
+        return tracking(*args, **{**settings, "config": change(settings["config"])})
+
+    trainer_base.Tracking = tracked
+    try:
+        yield
+    finally:
+        trainer_base.Tracking = tracking
 
 
 class _ImportFinder:

@@ -128,7 +128,13 @@ def write_run_config(folder: Path, text: str) -> None:
 
 
 def config_text(config: DictConfig) -> str:
-    """The whole configuration as yaml: interpolations resolved, secrets hidden.
+    """The whole configuration as yaml: interpolations resolved, secrets hidden as by :func:`without_secrets`."""
+    content: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return yaml.safe_dump(without_secrets(content), sort_keys=False, allow_unicode=True)
+
+
+def without_secrets(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of plain values with its secrets hidden.
 
     A secret is the text of a key or environment variable that is named like one, the user and password of a URL, and
     wherever it stands the value of such an environment variable of this process.
@@ -138,8 +144,8 @@ def config_text(config: DictConfig) -> str:
         key=len,
         reverse=True,
     )
-    content = _without_secrets(OmegaConf.to_container(config, resolve=True, enum_to_str=True), "", values)
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    hidden: dict[str, Any] = _without_secrets(content, "", values)
+    return hidden
 
 
 def _is_secret(value: str) -> bool:

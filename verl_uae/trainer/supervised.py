@@ -18,7 +18,9 @@ from typing import Any
 
 import ray
 
+from verl_uae.compat import tracked_config
 from verl_uae.errors import CheckpointError, DecoderError, UAEError, WorkerError
+from verl_uae.formats.run import without_secrets
 from verl_uae.formats.step import is_complete
 from verl_uae.rollout.decoder_group import describe
 from verl_uae.runstate import RunState
@@ -96,7 +98,7 @@ class SupervisedTrainer(StepFolders):
             self.supervisor.watch(name, actor)
         self._tell("")
         try:
-            with self.supervisor.guarding():
+            with self.supervisor.guarding(), tracked_config(without_secrets):
                 super().fit(agent_loop_manager)  # type: ignore[misc]
         except Exception as error:
             # Fault boundary: whatever ends the loop, the last good step is kept; then it is raised again.

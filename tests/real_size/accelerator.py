@@ -30,8 +30,10 @@ GIB = 2**30
 
 #: Operations that are given tensors of two devices on an accelerator too.
 _TWO_DEVICES = ("_to_copy", "copy_", "set_")
-#: Operations whose indices may lie on the host.
+#: Operations whose indices may lie on the host if what they index does not.
 _HOST_INDICES = ("index", "index_put", "index_put_", "_unsafe_index")
+#: Of these, those that write; one number under a mask is filled in without waiting.
+_WRITES = ("index_put", "index_put_")
 
 
 class MixedDevicesError(AssertionError):
@@ -88,7 +90,7 @@ class Accelerator(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
         self._refuse_two_devices(name, args, kwargs)
-        found = self._read(name, args, kwargs)
+        found = self._read(func, name, args, kwargs)
         if found is None:
             found = func(*args, **kwargs)
         self._hold(tree_leaves(found))
@@ -102,7 +104,8 @@ class Accelerator(TorchDispatchMode):
     def _refuse_two_devices(name: str, args: Any, kwargs: Any) -> None:
         if name in _TWO_DEVICES:
             return
-        looked_at = (args[:1], args[2:], kwargs) if name in _HOST_INDICES else (args, kwargs)
+        host_indices = name in _HOST_INDICES and args[0].device.type == "meta"
+        looked_at = (args[:1], args[2:], kwargs) if host_indices else (args, kwargs)
         tensors = [leaf for leaf in tree_leaves(looked_at) if isinstance(leaf, Tensor)]
         # A number on the host goes with anything.
         kinds = {tensor.device.type for tensor in tensors if tensor.dim() > 0 or tensor.device.type == "meta"}
@@ -110,7 +113,7 @@ class Accelerator(TorchDispatchMode):
             shapes = ", ".join(f"{tensor.device.type} {tuple(tensor.shape)}" for tensor in tensors)
             raise MixedDevicesError(f"{name} in {_place()}: {shapes}")
 
-    def _read(self, name: str, args: Any, kwargs: Any) -> Any:
+    def _read(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """What an operation that makes the host wait gives; None for all others."""
         first = args[0] if args else None
         if not isinstance(first, Tensor):
@@ -119,9 +122,15 @@ class Accelerator(TorchDispatchMode):
             if first.device.type == "cpu" and args[1].device.type == "meta":
                 self.synced()
                 return first.zero_()
+            if first.device.type == "meta" and args[1].device.type == "cpu":
+                self._to_device(args[2] if len(args) > 2 else kwargs.get("non_blocking"))
             return None
         if first.device.type != "meta":
+            if name == "_to_copy" and torch.device(kwargs.get("device") or "cpu").type == "meta":
+                self._to_device(kwargs.get("non_blocking"))
             return None
+        if name in _HOST_INDICES:
+            return self._indexed(func, name, args, kwargs)
         if name == "_to_copy" and torch.device(kwargs.get("device") or "meta").type == "cpu":
             return self._to_host(first, kwargs)
         if name == "_local_scalar_dense":
@@ -144,6 +153,32 @@ class Accelerator(TorchDispatchMode):
         if not kwargs.get("non_blocking"):
             self.synced()
         return torch.zeros(tensor.shape, dtype=dtype)
+
+    def _to_device(self, non_blocking: bool | None) -> None:
+        """From memory that is not pinned the host waits for all that the device was given before."""
+        if not non_blocking and not _moves_module():
+            self.synced()
+
+    def _indexed(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """The host asks how many places a mask has, and sends indices of its own."""
+        indices = [index for index in args[1] if index is not None]
+        if any(index.device.type == "cpu" for index in indices):
+            self._to_device(False)
+        masks = [index for index in indices if index.device.type == "meta" and index.dtype == torch.bool]
+        if not masks:
+            return None
+        if name in _WRITES:
+            if args[2].numel() > 1:
+                self.synced()
+            return None
+        self.synced()
+        places: list[Tensor | None] = []
+        for index in args[1]:
+            if index is None or index.dtype != torch.bool:
+                places.append(index)
+            else:
+                places += [index.new_empty(index.numel(), dtype=torch.long) for _ in range(index.dim())]
+        return func(args[0], places, **kwargs)
 
     def _hold(self, leaves: Iterable[Any]) -> None:
         for leaf in leaves:
@@ -173,11 +208,14 @@ class _HostReads(TorchFunctionMode):
         if func is Tensor.tolist and args[0].device.type == "meta":
             self._accelerator.synced()
             return torch.zeros(args[0].shape, dtype=args[0].dtype).tolist()
-        if func is Tensor.__getitem__ and args[0].device.type == "meta":
-            index = args[1]
-            if isinstance(index, Tensor) and index.dtype == torch.bool:
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].device.type == "meta":
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(part, list) for part in index):
                 self._accelerator.synced()
-                return args[0].flatten(0, index.dim() - 1)
+        if func in (Tensor.__repr__, Tensor.__format__) and args[0].device.type == "meta":
+            self._accelerator.synced()
+            shown = torch.zeros(args[0].shape, dtype=args[0].dtype)
+            return func(shown, *args[1:], **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

@@ -147,7 +147,7 @@ class Conditioner(nn.Module):
                 compute.
         """
         device = next(self.language_model.parameters()).device if device is None else device
-        ids_BL, mask_BL, truncated_B = (tensor.to(device) for tensor in self.tokenize(captions))
+        ids_BL, mask_BL, truncated_B = (tensor.to(device, non_blocking=True) for tensor in self.tokenize(captions))
         return Condition(self.states(ids_BL, mask_BL), mask_BL, truncated_B)
 
 

@@ -288,7 +288,7 @@ class DecoderEngine(TrainedWeightsEngine):
 
     def _velocity(self, micro: MicroBatch, k: int) -> Tensor:
         negative = micro.batch.negative_LE
-        negative_BLE = None if negative is None else negative[None].to(get_device_id())
+        negative_BLE = None if negative is None else negative[None].to(get_device_id(), non_blocking=True)
         field = self.field(micro.fields["states_BLE"], negative_BLE, micro.batch.plan.guidance)
         return field(*micro.position(k))
 

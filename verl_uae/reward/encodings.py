@@ -96,7 +96,7 @@ class Encodings:
         if self._cache.max_bytes == 0:
             return self._shared(term, batch, "source", batch.source_B3HW)[term.mode]
         rows = [self._source_row(term, batch, index) for index in range(len(batch))]
-        return tuple(torch.cat(stage).to(batch.device) for stage in zip(*rows, strict=True))
+        return tuple(torch.cat(stage).to(batch.device, non_blocking=True) for stage in zip(*rows, strict=True))
 
     def finish(self) -> None:
         """Forget the batch at hand; the cache stays."""

@@ -167,7 +167,7 @@ class ReconstructionChain:
         source_B3HW = to_tensor([request.image for request in requests], (self.settings.height, self.settings.width))
         records = self.scorer.score(
             RewardBatch(
-                source_B3HW=source_B3HW.to(picture_N3HW.device).repeat_interleave(repeats, 0),
+                source_B3HW=source_B3HW.to(picture_N3HW.device, non_blocking=True).repeat_interleave(repeats, 0),
                 reconstruction_B3HW=picture_N3HW,
                 captions=[request.caption for request in requests for _ in range(repeats)],
                 rows=[request.row for request in requests for _ in range(repeats)],
@@ -198,7 +198,7 @@ class ReconstructionChain:
         noise_NChw = torch.stack([normal(self.latent_shape, *key) for key in noise_keys])
         latent_NChw = self.decoder.denoise(
             states_NLE,
-            noise_NChw.to(states_NLE.device),
+            noise_NChw.to(states_NLE.device, non_blocking=True),
             self.sigmas,
             guidance=self.settings.guidance,
             negative_BLE=self._negative(states_NLE),
@@ -212,7 +212,7 @@ class ReconstructionChain:
             return None
         if self._negative_1LE is None:
             self._negative_1LE = self.conditioner.encode([self.settings.negative_prompt]).states_BLE
-        return self._negative_1LE.to(like.device)
+        return self._negative_1LE.to(like.device, non_blocking=True)
 
 
 def mean_record(records: Sequence[RewardRecord]) -> RewardRecord:

@@ -88,4 +88,4 @@ class ConditionCache:
 
 def stack_states(states: Sequence[Tensor], device: str | torch.device) -> Tensor:
     """Conditions of a micro-batch, shape (B, L, E), on the device."""
-    return torch.stack(list(states)).to(device)
+    return torch.stack(list(states)).to(device, non_blocking=True)

@@ -220,7 +220,7 @@ class PolicyRollout:
             member = () if index is None and self.settings.share_noise else (sample.member,)
             name = (self.settings.seed, purpose, step, sources[sample.source].digest, *member)
             rows.append(normal(self.settings.latent_shape, *name, *(() if index is None else (index,))))
-        return torch.stack(rows).to(self.device)
+        return torch.stack(rows).to(self.device, non_blocking=True)
 
     def _score(
         self,
@@ -256,7 +256,7 @@ class PolicyRollout:
     def _decode(self, final_BChw: Tensor) -> tuple[Tensor, dict[int, RewardRecord]]:
         """Pictures, and the records of those that cannot be drawn, which are black."""
         try:
-            latent_BChw = final_BChw.to(self.device)
+            latent_BChw = final_BChw.to(self.device, non_blocking=True)
             pictures = self._vae_batch.map(len(final_BChw), lambda rows: decode_latent(self.vae, latent_BChw[rows]))
             return torch.cat(pictures), {}
         except (RuntimeError, MemoryError) as error:
@@ -285,7 +285,9 @@ class PolicyRollout:
             if (reason := pixels[sample.source][1])
         }
         batch = RewardBatch(
-            source_B3HW=torch.stack([pixels[sample.source][0] for sample in samples]).to(picture_B3HW.device),
+            source_B3HW=torch.stack([pixels[sample.source][0] for sample in samples]).to(
+                picture_B3HW.device, non_blocking=True
+            ),
             reconstruction_B3HW=picture_B3HW,
             captions=[source.caption for source in used],
             rows=[source.row for source in used],

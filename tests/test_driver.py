@@ -102,3 +102,43 @@ def test_a_signal_before_training_ends_the_command_at_once(number: int) -> None:
     name = signal.Signals(number).name
     assert result.returncode == 128 + number
     assert result.stderr == f"verl_uae: stopped by {name} before training began: there is nothing to save\n"
+
+
+TWICE = """
+import os, signal, sys, threading, time
+import ray
+from verl_uae import driver
+
+class State:
+    def note(self): return ""
+    def request_stop(self, reason): pass
+
+class Destroyed:
+    def __del__(self):
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            pass
+
+def signals():
+    for _ in range(2):
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+driver.SAME_S, driver.END_S, driver.RunState, ray.is_initialized = 0.1, 3.0, State, lambda: True
+if sys.argv[1] == "Ray hangs":
+    ray.shutdown = lambda: time.sleep(300)
+driver.StopSignals(300.0).listen()
+threading.Thread(target=signals, daemon=True).start()
+if sys.argv[1] == "a destructor ignores it":
+    Destroyed()
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("where", ["a wait", "a destructor ignores it", "Ray hangs"])
+def test_a_second_signal_ends_the_command_whatever_is_in_its_way(where: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", TWICE, where], capture_output=True, text=True, timeout=190, check=False
+    )
+    assert result.returncode == 143
+    assert "verl_uae: stopped at once by a second signal, SIGTERM" in result.stderr

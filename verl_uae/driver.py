@@ -34,6 +34,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: Signals this close together are one: ``timeout`` sends its own to the process and to the group of the process.
 SAME_S = 2.0
 
+#: Seconds that ending at once may take, Ray's end included.
+END_S = 30.0
+
 #: Exit code of a run that an error ended.
 FAILED = 1
 
@@ -143,6 +146,7 @@ class StopSignals:
 
     def _leave_from_thread(self, why: str) -> None:
         self._leaving = why
+        self._leave_for_certain()
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def _leave(self) -> None:
@@ -153,7 +157,18 @@ class StopSignals:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             atexit.register(self._exit)
+            self._leave_for_certain()
         raise SystemExit(self.code)
+
+    def _leave_for_certain(self) -> None:
+        """A SystemExit may meet who ignores it, as every destructor does, and Ray's end may hang; no signal is heard
+        any more that could help."""
+
+        def end() -> None:
+            time.sleep(END_S)
+            os._exit(self.code or FAILED)
+
+        threading.Thread(target=end, name="uae-end", daemon=True).start()
 
     def _exit(self) -> None:
         import ray

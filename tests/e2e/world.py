@@ -77,6 +77,8 @@ def train_command(world: Path, out: Path, overrides: Sequence[str] = (), config:
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
         "trainer.logger=[console,file]",
+        # Nobody looks at it, and it is processes of its own.
+        "++ray_kwargs.ray_init.include_dashboard=false",
         *overrides,
     ]
 

@@ -41,6 +41,7 @@ from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.kernels import transition_mean
 from verl_uae.flow.objective import bind_objective
 from verl_uae.flow.plan import SamplingPlan
+from verl_uae.formats.names import BASE_FILE
 from verl_uae.formats.shards import load_tensors, model_file
 from verl_uae.seeding import normal
 
@@ -414,6 +415,14 @@ def layout_facts(decoder: str, folder: Path) -> dict[str, Any]:
         facts[name] = [before, same(parameters(engine), parameters(other))]
         another = build_engine(str(moved), **model)
         facts[f"{name} on another base"] = failure(lambda e=another, n=name: e.load_checkpoint(str(folder / n)))
+    torch.distributed.barrier()
+    if rank() == 0:
+        for name in ("ours", "verls"):
+            (folder / name / BASE_FILE).unlink(missing_ok=True)
+    torch.distributed.barrier()
+    for name in ("ours", "verls"):
+        other = build_engine(decoder, **model)
+        facts[f"{name} of no base"] = failure(lambda e=other, n=name: e.load_checkpoint(str(folder / n)))
     facts["other rank"] = failure(
         lambda: build_engine(decoder, lora_rank=2, lora_alpha=8, train_projector=True).load_checkpoint(
             str(folder / "ours")

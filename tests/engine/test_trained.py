@@ -38,5 +38,12 @@ def test_another_base_is_refused_on_every_rank(layouts: list[Facts], policy: Fac
         assert "is frozen and another than the model's" in facts["verls on another base"]
 
 
+def test_trained_weights_that_name_no_base_are_refused_on_every_rank(layouts: list[Facts]) -> None:
+    for facts in layouts:
+        refused = facts["ours of no base"]
+        assert refused.startswith("CheckpointError") and "base.json: missing" in refused
+        assert not facts["verls of no base"].startswith("CheckpointError"), "it holds all weights"
+
+
 def test_adapters_of_another_rank_are_refused(layouts: list[Facts]) -> None:
     assert all(facts["other rank"].startswith("CheckpointError") for facts in layouts), layouts[0]["other rank"]

@@ -31,6 +31,7 @@ from verl_uae.engine.shadow import local_shards, reshard
 from verl_uae.engine.together import together
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.base import Base
+from verl_uae.formats.names import BASE_FILE
 from verl_uae.formats.shards import load_tensors, model_file
 
 _MODEL = "model"
@@ -89,14 +90,22 @@ class TrainedWeightsEngine(FSDPEngine):
         super().load_checkpoint(local_path, *args, **kwargs)
         if self._loads:
             with together(lambda text: CheckpointError(local_path, text)):
-                self._load_trained(self._model_file(local_path))
+                # Rank 0 alone writes and reads what the checkpoint says of its base.
+                self._load_trained(self._model_file(local_path), knows_base=self.rank != 0 or recorded is not None)
 
-    def _load_trained(self, path: Path) -> None:
+    def _load_trained(self, path: Path, *, knows_base: bool) -> None:
         saved = load_tensors(path)
-        trained = _trained_names(self.module)
-        missing = sorted(trained - {plain_name(name) for name in saved})
+        trained, names = _trained_names(self.module), {plain_name(name) for name in saved}
+        missing = sorted(trained - names)
         if missing:
             raise CheckpointError(path, f"{len(missing)} trained weights are missing: {missing[:4]}")
+        frozen = {plain_name(name) for name, _ in self.module.named_parameters()} - trained
+        if not knows_base and not frozen <= names:
+            raise CheckpointError(
+                path.parent / BASE_FILE,
+                f"missing: {len(frozen - names)} frozen weights are not in the checkpoint, and nothing says of which "
+                "model they are; take another step folder, or a whole copy of this one",
+            )
         if isinstance(self.module, FullyShardedDataParallel):
             self._load_fsdp1(saved, path)
         else:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,13 @@ from omegaconf import OmegaConf
 
 from tests.rollout.test_pair_encoder import pair
 from verl_uae.data.images import to_tensor
+from verl_uae.errors import StoppedError
 from verl_uae.rollout.chain import encode_jpeg
 from verl_uae.scenes.evaluate import held_out_scenes
 from verl_uae.scenes.render import render_image
 from verl_uae.trainer.pair_validation import PairValidation, policy_sources_of_pairs
 from verl_uae.trainer.panel import PanelWriter
+from verl_uae.trainer.supervisor import Supervisor
 
 
 class Drawn(PairValidation):
@@ -28,11 +31,20 @@ class Drawn(PairValidation):
                     "panel": {"probes": 8},
                     "decoder": {"height": 32, "width": 32},
                     "reward": {"max_invalid_fraction": 0.5},
+                    "policy": {"micro_batch_size": 1},
                 }
             }
         )
         self.global_steps, self.logger, self.panels = 4, None, PanelWriter(str(folder))
-        self.policy = SimpleNamespace(evaluate=lambda sources, probes: outcomes)
+        self.supervisor = Supervisor(60.0, "uae.supervision.stall_timeout_s")
+        self.asked: list[tuple[int, int]] = []
+        rest = iter(outcomes)
+
+        def evaluate(sources: Sequence[Any], probes: int) -> list[dict[str, Any]]:
+            self.asked.append((len(sources), probes))
+            return [next(rest) for _ in sources]
+
+        self.policy = SimpleNamespace(evaluate=evaluate, ranks=2)
 
 
 def outcome(value: float | None, status: str = "ok") -> dict[str, Any]:
@@ -53,6 +65,21 @@ def test_means_are_over_pictures_that_have_a_reward(tmp_path: Path) -> None:
     assert metrics["val-aux/term_pixel/mean"] == pytest.approx(0.6)
     assert metrics["val-aux/uae/invalid_frac"] == pytest.approx(1 / 3)
     assert "a circle" in (tmp_path / "step_000004.html").read_text()
+
+
+def test_a_long_validation_makes_progress_and_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [outcome(number / 20) for number in range(20)]
+    drawn = Drawn(tmp_path, outcomes)
+    metrics = drawn.validate_pictures(policy_sources_of_pairs([pair(number % 3) for number in range(20)]))
+    assert drawn.asked == [(16, 8), (4, 0)]
+    assert metrics["val-core/reward/mean"] == pytest.approx(sum(range(20)) / 400)
+
+    drawn = Drawn(tmp_path, outcomes)
+    asked_to_stop = SimpleNamespace(stop_reason=lambda: "SIGTERM" if drawn.asked else None)
+    monkeypatch.setattr(drawn.supervisor, "state", asked_to_stop)
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        drawn.validate_pictures(policy_sources_of_pairs([pair(number % 3) for number in range(20)]))
+    assert drawn.asked == [(16, 8)]
 
 
 def test_a_pair_that_does_not_decode_has_a_reason_and_no_score() -> None:

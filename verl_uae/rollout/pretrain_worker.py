@@ -104,10 +104,10 @@ class PretrainWorker(DecoderTrainingWorker):
         return metrics | self.encoder.counters() | {"condition_truncated_frac": cut}, [p for p in problems if p]
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def held_out_losses(self, pairs: Sequence[Pair], size: HeightWidth) -> list[list[float] | None]:
+    def held_out_losses(self, pairs: Sequence[Pair], size: HeightWidth, first: int) -> list[list[float] | None]:
         """Flow-matching losses of the averaged weights, unweighted, at evenly spaced noise levels.
 
-        Noise is named by the pair's number alone: the same at every validation.
+        Noise is named by the pair's number alone, counted from ``first``: the same at every validation.
 
         Returns:
             For the pairs ``rank, rank + world_size, ...`` one loss per level, None where a pair cannot be used.
@@ -117,7 +117,7 @@ class PretrainWorker(DecoderTrainingWorker):
             mine = [pairs[number] for number in padded]
             fields, _, _ = self._encode(mine, [pair.caption for pair in mine], size)
         shape = tuple(fields["x0_BChw"].shape[1:])
-        noise = [normal(shape, self.run.uae.seed, "pretrain held-out noise", n) for n in padded]
+        noise = [normal(shape, self.run.uae.seed, "pretrain held-out noise", first + n) for n in padded]
         fields["noise_BChw"] = torch.stack(noise)
         data = TensorDict(fields, batch_size=len(padded))
         with self.engine.eval_mode(), self._weights(self._averaged), torch.no_grad():

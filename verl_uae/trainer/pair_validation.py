@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 from PIL import Image
@@ -18,6 +18,12 @@ from verl_uae.rollout.chain import encode_jpeg
 from verl_uae.rollout.policy import PolicySource
 from verl_uae.trainer.outcomes import LosingSamples
 from verl_uae.trainer.panel import PanelRow, PanelWriter
+from verl_uae.trainer.supervisor import Supervisor
+
+#: Micro-batches that every rank gets at once, between two moments at which a validation can be stopped.
+MICRO_BATCHES = 8
+
+_Item = TypeVar("_Item")
 
 
 class PairValidation(LosingSamples):
@@ -28,11 +34,25 @@ class PairValidation(LosingSamples):
     panels: PanelWriter
     policy: Any
     logger: Any
+    supervisor: Supervisor
+
+    def in_parts(self, items: Sequence[_Item]) -> Iterator[tuple[int, Sequence[_Item]]]:
+        """Number of the first, and items, of what the ranks get at once: whole micro-batches of each, but at the end.
+
+        Raises:
+            StoppedError: the run was asked to stop.
+        """
+        size = MICRO_BATCHES * self.policy.ranks * self.config.uae.policy.micro_batch_size
+        for first in range(0, len(items), size):
+            self.supervisor.boundary(f"validation, pair {first} of {len(items)}")
+            yield first, items[first : first + size]
 
     def validate_pictures(self, sources: Sequence[PolicySource]) -> dict[str, float]:
         """Mean reward and terms of the pictures that have one, share without, and a panel of the first."""
         probes = min(self.config.uae.panel.probes, len(sources))
-        outcomes = self.policy.evaluate(list(sources), probes)
+        outcomes: list[dict[str, Any]] = []
+        for first, part in self.in_parts(sources):
+            outcomes += self.policy.evaluate(part, max(0, probes - first))
         self.losses.tell(outcomes)
         columns: dict[str, list[float]] = defaultdict(list)
         for entry in outcomes:

@@ -169,8 +169,10 @@ class PretrainTrainer(PairTrainer):
     def _held_out_losses(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Mean loss, and the loss per noise level, at the base size."""
         decoder = self.config.uae.decoder
-        answers = self.policy.call("held_out_losses", ray.put(list(pairs)), (decoder.height, decoder.width))
-        rows = [row for answer in answers for row in answer if row is not None]
+        size, rows = (decoder.height, decoder.width), []
+        for first, part in self.in_parts(pairs):
+            answers = self.policy.call("held_out_losses", ray.put(list(part)), size, first)
+            rows += [row for answer in answers for row in answer if row is not None]
         if not rows:
             return {}
         levels: list[Any] = [sum(column) / len(rows) for column in zip(*rows, strict=True)]

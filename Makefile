@@ -7,6 +7,8 @@ HOME_DIR ?= outputs/quickstart
 JOBS ?= 2
 # Processes of the tests; one more than the cores, since some wait for processes of their own.
 TEST_JOBS ?= 3
+# A test that its own time limit of 600 s does not end prints its stacks and ends its process, never the patience of CI.
+TEST_END := -o faulthandler_timeout=700 -o faulthandler_exit_on_timeout=true
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -41,7 +43,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
-	$(BIN)/python -m pytest -n $(TEST_JOBS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) $(TEST_END)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

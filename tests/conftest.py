@@ -14,17 +14,33 @@ import torch
 # Before any test file imports transformers or diffusers, which import torchvision: see compat.ensure_torchvision.
 import verl_uae  # noqa: F401
 
+# Folders whose tests one process takes, one after the other, and takes first: whole training commands, which are
+# several processes each, and the engines, whose facts come from runs of minutes that several files share.
+_LONGEST_FIRST = ("tests/e2e", "tests/engine")
+
+
+def _scope(nodeid: str, otherwise: str) -> str:
+    return next((folder for folder in _LONGEST_FIRST if nodeid.startswith(f"{folder}/")), otherwise)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        scope = _scope(item.nodeid, "")
+        return _LONGEST_FIRST.index(scope) if scope else len(_LONGEST_FIRST)
+
+    items.sort(key=rank)
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where two processes run the suite, each takes whole files, and one of them all of the engines: their facts come
-    from runs of minutes that several files share."""
+    """Where several processes run the suite, each takes whole files, in the order of collection."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "tests/engine" if nodeid.startswith("tests/engine/") else str(super()._split_scope(nodeid))
+            return _scope(nodeid, str(super()._split_scope(nodeid)))
 
+    config.option.loadscopereorder = False
     return ByFile(config, log)
 
 

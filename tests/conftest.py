@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import torch
 
 # Before any test file imports transformers or diffusers, which import torchvision: see compat.ensure_torchvision.
 import verl_uae  # noqa: F401
+
+# Ray's workers are nice to everybody else by default, so that the other processes of the suite would leave them a few
+# percent of a core. Read when Ray starts, here and in every training command.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # Folders whose tests one process takes, one after the other, and takes first: whole training commands, which are
 # several processes each, and the engines, whose facts come from runs of minutes that several files share.

@@ -30,12 +30,12 @@ def check_minimum(config: DictConfig, minimum: Mapping[str, tuple[float, bool]])
             raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value!r}")
 
 
-def check_whole(config: DictConfig, smallest: Mapping[str, int]) -> None:
-    """Raise `ConfigError` for the first key that is no whole number, or below its smallest value."""
+def check_whole(config: DictConfig, smallest: Mapping[str, int], hint: str = "") -> None:
+    """Raise `ConfigError`, with the hint, for the first key that is no whole number, or below its smallest value."""
     for key, least in smallest.items():
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(key, f"must be a whole number, at least {least}, got {value!r}")
+            raise ConfigError(key, f"must be a whole number, at least {least}{hint}, got {value!r}")
 
 
 def check_finite(config: DictConfig, keys: Sequence[str]) -> None:

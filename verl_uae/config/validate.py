@@ -12,7 +12,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.config.checks import check_choices, check_finite, check_minimum
+from verl_uae.config.checks import check_choices, check_finite, check_minimum, check_whole
 from verl_uae.config.keys import check_keys
 from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths
 from verl_uae.config.run_lock import check_free
@@ -166,11 +166,8 @@ def _validate_captioner(config: DictConfig) -> None:
         )
     if hybrid.actor.strategy == "megatron":
         return
-    for name, least in (("lora_rank", 0), ("lora_alpha", 1)):
-        number = hybrid.model[name]
-        # verl's checkpoint cuts a fraction of alpha off, and an export would scale by what is left.
-        if not isinstance(number, int) or isinstance(number, bool) or number < least:
-            raise ConfigError(f"{key}.{name}", f"must be a whole number of at least {least}, got {number!r}")
+    # verl's checkpoint cuts a fraction of alpha off, and an export would scale by what is left.
+    check_whole(config, {f"{key}.lora_rank": 0, f"{key}.lora_alpha": 1})
     if hybrid.model.get("target_parameters"):
         raise ConfigError(f"{key}.target_parameters", f"no export knows these adapters; use {key}.target_modules")
     if hybrid.model.lora.get("rank", 0) > 0:
@@ -187,15 +184,10 @@ def _validate_shared(config: DictConfig) -> None:
         raise ConfigError("uae.reward.max_invalid_fraction", "is a share, at most 1")
     if config.reward.reward_model.enable:
         raise ConfigError("reward.reward_model.enable", "rewards come from the decoder workers; use uae.reward.terms")
-    keep, freq = (config.trainer.get(name) for name in ("max_actor_ckpt_to_keep", "save_freq"))
-    # Not bool, which is an int; a number below 0 would count from the other end.
-    if keep is not None and (type(keep) is not int or keep < 1):
-        raise ConfigError(
-            "trainer.max_actor_ckpt_to_keep",
-            f"must be a whole number of at least 1, or null for all steps, got {keep!r}",
-        )
-    if type(freq) is not int:
-        raise ConfigError("trainer.save_freq", f"must be a whole number of steps, -1 for none, got {freq!r}")
+    check_whole(config, {"trainer.save_freq": -1}, " (-1 for none)")
+    if config.trainer.get("max_actor_ckpt_to_keep") is not None:
+        # A number below 0 would count from the other end.
+        check_whole(config, {"trainer.max_actor_ckpt_to_keep": 1}, " (or null for all steps)")
     if config.data.truncation != "error":
         raise ConfigError("data.truncation", f"{config.data.truncation!r} could cut through an image; use error")
 

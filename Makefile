@@ -10,6 +10,8 @@ TEST_JOBS ?= 3
 # A test that its own time limit of 600 s does not end prints its stacks and ends its process, never the patience of CI.
 TEST_END := -o faulthandler_timeout=700 -o faulthandler_exit_on_timeout=true
 BIN := $(VENV)/bin
+# Or every process, here and in training commands, would compile this package anew.
+unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup quickstart test test-slow test-install test-vllm learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
@@ -31,7 +33,9 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints/cpu.txt -e ".[dev]"
+	@# As pip would, on all processors; some packages hold templates of Python, which it cannot compile.
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	touch $(STAMP)
 
 quickstart: setup

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,11 @@ from verl_uae.scenes.render import COLOURS, POSITIONS, Scene, SceneObject, rende
 from verl_uae.scenes.scene_eval import CATEGORIES, Item, items, named, scores
 
 RED_CIRCLE, BLUE_SQUARE = SceneObject("circle", "red", "small"), SceneObject("square", "blue", "large")
-ASKED = items(7, 40)
+
+
+@functools.cache
+def asked() -> list[Item]:
+    return items(7, 40)
 
 
 def scene(**cells: SceneObject) -> Scene:
@@ -19,22 +24,22 @@ def scene(**cells: SceneObject) -> Scene:
 
 
 def test_the_true_pictures_pass_every_item():
-    found = scores(ASKED, render_float([item.scene for item in ASKED]))
+    found = scores(asked(), render_float([item.scene for item in asked()]))
     assert found == dict.fromkeys([*CATEGORIES, "overall"], 1.0)
 
 
 def test_items_are_held_out_and_belong_to_their_seed():
-    assert {item.scene.split for item in ASKED} == {"val"}
-    assert items(7, 40) == ASKED and items(8, 40) != ASKED
+    assert {item.scene.split for item in asked()} == {"val"}
+    assert items(7, 40) == asked() and items(8, 40) != asked()
     # A larger number of items keeps the ones of a smaller number.
-    assert set(items(7, 5)) <= set(ASKED)
+    assert set(items(7, 5)) <= set(asked())
     with pytest.raises(ValueError, match="count must be at least 1"):
         items(0, 0)
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_every_category_asks_one_kind_of_fact(category):
-    prompts = [item.prompt for item in ASKED if item.category == category]
+    prompts = [item.prompt for item in asked() if item.category == category]
     assert len(prompts) == 40
     stated = {
         "position": all("left" in prompt or "right" in prompt for prompt in prompts),
@@ -104,10 +109,10 @@ def test_the_overall_score_is_the_mean_of_categories_not_of_items():
 
 def test_a_missing_picture_is_an_error():
     with pytest.raises(ValueError):
-        scores(ASKED[:2], render_float([ASKED[0].scene]))
+        scores(asked()[:2], render_float([asked()[0].scene]))
 
 
 def test_noise_passes_next_to_nothing():
-    noise = torch.rand(len(ASKED), 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = scores(ASKED, noise)
+    noise = torch.rand(len(asked()), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = scores(asked(), noise)
     assert found["color_attr"] == found["position"] == 0.0 and found["overall"] < 0.2

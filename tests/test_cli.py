@@ -27,6 +27,24 @@ def test_help_answers_at_once_and_without_torch() -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "sample MODEL --prompt red --out OUT",
+        "sample MODEL --rows ROWS --out OUT",
+        "demo MODEL",
+        "bench scenes MODEL",
+        "bench unified IMAGES --model MODEL --out OUT",
+        "bench draw-prompts geneval PROMPTS --model MODEL --out OUT",
+    ],
+)
+def test_a_model_that_is_not_there_is_named_at_once_and_without_torch(words: str, tmp_path: Path) -> None:
+    code = f"import sys; from verl_uae.cli import main; print(main({words.split()!r}), 'torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["2", "False"]
+    assert "odel: MODEL: is no folder in" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     "words", [[], ["doctor"], ["estimate"], ["data"], ["data", "pack"], ["quickstart"], ["sample"], ["demo"]]
 )
 def test_every_command_has_help(words: list[str], capsys: pytest.CaptureFixture) -> None:

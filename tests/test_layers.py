@@ -21,6 +21,7 @@ LAYERS = {
     "waiting": 0,
     "memory": 0,
     "hub": 0,
+    "devices": 0,
     "surroundings": 0,
     "runstate": 0,
     "unread": 0,

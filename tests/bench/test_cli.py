@@ -119,7 +119,7 @@ def test_an_incomplete_result_is_exit_code_1_and_says_why(
         (["--generated", "g", "--model", "m"], "--generated: give either"),
         (["--generated", "none"], "is not a folder"),
         (["--generated", "images", "--backbone", "siglip=x"], "--backbone: must be one of"),
-        (["--generated", "images", "--device", "abacus"], "--device"),
+        (["--generated", "images", "--device", "abacus"], "; give a device that this machine has, such as cpu"),
         (["--generated", "images", "--batch-size", "0"], "--batch-size"),
         (["--generated", "images", "--captions", "none.jsonl"], "cannot read captions"),
         (["--model", "none"], "--model: none: is no folder in"),

@@ -125,8 +125,11 @@ def test_a_decoder_folder_with_an_encoder(
         (["--prompt", "red", "--caption-only"], "--caption-only: takes --image or --rows"),
         (["--prompt", "red", "--out", "o", "--encoder", "/no/such"], "/no/such"),
         (["--prompt", "red", "--out", "o", "--size", "33"], "--size: height"),
-        (["--prompt", "red", "--out", "o", "--device", "cuda:99"], "--device"),
-        (["--prompt", "red", "--out", "o", "--device", "abacus"], "--device"),
+        (
+            ["--prompt", "red", "--out", "o", "--device", "cuda:99"],
+            "; give a device that this machine has, such as cpu",
+        ),
+        (["--prompt", "red", "--out", "o", "--device", "abacus"], "; give a device that this machine has, such as cpu"),
         (["--prompt", "red", "--out", "o", "--offload", "model"], "--offload: needs an accelerator"),
         (["--prompt", "red", "--out", "o", "--steps", "0"], "--steps"),
     ],

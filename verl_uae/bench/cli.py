@@ -15,9 +15,10 @@ from verl_uae.bench.discriminate.cli import add_parser as add_discriminate
 from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
 from verl_uae.bench.lmms.cli import add_parsers as add_lmms_parsers
+from verl_uae.devices import checked_device
 from verl_uae.errors import ConfigError
 from verl_uae.paths import argument_path, expand, named_path
-from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
+from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
 
 if TYPE_CHECKING:
     from verl_uae.bench.backbones import Backbone
@@ -76,13 +77,13 @@ def _add_unified(commands: Any) -> None:
 
 
 def _unified(args: argparse.Namespace) -> int:
+    _check(args)
     from verl_uae.bench.backbones import choose
     from verl_uae.bench.pairs import captions_by_key, find_pairs
     from verl_uae.bench.report import write_report
     from verl_uae.bench.unified import result, score, write_result
     from verl_uae.data.captions import read_captions
 
-    _check(args)
     backbones = choose(args.backbone, args.only)
     captions = None if args.captions is None else read_captions(args.captions)
     drawn = None if args.model is None else _draw(args, captions, backbones)
@@ -94,7 +95,9 @@ def _unified(args: argparse.Namespace) -> int:
     else:
         pairing = find_pairs(drawn.pictures, args.images, drawn.reasons)
         captions = drawn.captions
-    scores = score(pairing, backbones, device=_device(args), batch_size=args.batch_size, on_progress=_progress)
+    scores = score(
+        pairing, backbones, device=checked_device(args.device), batch_size=args.batch_size, on_progress=_progress
+    )
     drawing = None if drawn is None else drawn.settings
     content = result(scores, seed=args.seed, captions=captions, drawing=drawing)
     write_result(args.out / RESULT, content)
@@ -107,17 +110,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--generated", "give either --generated or --model")
     if args.batch_size < 1:
         raise ConfigError("--batch-size", f"must be at least 1, got {args.batch_size}")
-
-
-def _device(args: argparse.Namespace) -> Any:
-    import torch
-
-    try:
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError("--device", str(error).splitlines()[0]) from error
-    return device
+    if args.model is not None:
+        check_model_arguments(args)
 
 
 def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None, backbones: Sequence[Backbone]) -> Drawn:
@@ -196,11 +190,12 @@ def _length(args: argparse.Namespace) -> int:
 
 
 def _scenes(args: argparse.Namespace) -> int:
+    if args.items < 1:
+        raise ConfigError("--items", f"must be at least 1, got {args.items}")
+    check_model_arguments(args)
     from verl_uae.bench.scenes import render, scene_eval
     from verl_uae.bench.unified import write_result
 
-    if args.items < 1:
-        raise ConfigError("--items", f"must be at least 1, got {args.items}")
     found = scene_eval(load_pipeline(args), seed=args.seed, count=args.items)
     if args.out is not None:
         write_result(args.out, found)

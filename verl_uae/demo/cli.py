@@ -8,7 +8,7 @@ import argparse
 import importlib.util
 from typing import Any
 
-from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
+from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
 
 #: Terms that need no download.
 DEFAULT_TERMS = ("pixel", "ssim")
@@ -31,6 +31,7 @@ def default_terms() -> list[str]:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    check_model_arguments(args)
     from verl_uae.demo.page import build_page, launch, load_gradio
     from verl_uae.demo.session import DemoSession
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.data.prompts import first_pictures
+from verl_uae.devices import checked_device
 from verl_uae.errors import ConfigError, DecodeError
 from verl_uae.formats.inference import checked
 from verl_uae.paths import argument_path, existing_folder, model_source, output_folder
@@ -77,6 +78,21 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -
     )
 
 
+def check_model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Refuse what :func:`add_model_arguments` names and is not there, or cannot be, before torch takes its seconds.
+
+    Returns:
+        The settings that were given as options. ``args.model`` and ``args.encoder`` are resolved in place.
+
+    Raises:
+        CheckpointError, ConfigError: naming the option.
+    """
+    args.model = model_source(args.model, args.model_key)
+    if args.encoder is not None:
+        args.encoder = existing_folder(args.encoder, "--encoder")
+    return _given_settings(args)
+
+
 def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
     """The pipeline that :func:`add_model_arguments` describes, on its device, its progress bar off.
 
@@ -84,21 +100,19 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
         CheckpointError: the model or the encoder does not load.
         ConfigError: the device does not exist.
     """
+    given = check_model_arguments(args)
     import torch
 
     from verl_uae.pipeline.loading import load_model, load_processor_of
     from verl_uae.pipeline.pipeline import UAEPipeline
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    on_host = _checked_device(device) == "cpu"
+    device = checked_device(args.device)
+    on_host = device.type == "cpu"
     if on_host and args.offload != "none":
         raise ConfigError("--offload", "needs an accelerator as --device; on the host there is nowhere to offload from")
     name = ("float32" if on_host else "bfloat16") if args.dtype == "auto" else args.dtype
     dtype = getattr(torch, name)
-    given = _given_settings(args)
-    args.model = model_source(args.model, args.model_key)
     if args.encoder is not None:
-        args.encoder = existing_folder(args.encoder, "--encoder")
         verify = False if args.no_verify else None
         encoder = load_model(args.encoder, dtype, verify=verify)
         given |= {"encoder": encoder, "processor": load_processor_of(args.encoder)}
@@ -144,24 +158,6 @@ def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _checked_device(name: str) -> str:
-    """Type of a device that computes here.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError("--device", f"{name}: {str(error).splitlines()[0]}") from error
-    if device.type == "meta":
-        raise ConfigError("--device", "meta holds no numbers; give cpu or an accelerator")
-    return device.type
-
-
 def _sample(args: argparse.Namespace) -> int:
     if args.out is None and not args.caption_only:
         raise ConfigError("--out", "needed, unless --caption-only")
@@ -172,6 +168,7 @@ def _sample(args: argparse.Namespace) -> int:
     if args.out is not None:
         output_folder(args.out, "--out")
     args.prompt = [argument_text("--prompt", text) for text in args.prompt or ()]
+    check_model_arguments(args)
     pictures = _pictures(args)
     pipe = load_pipeline(args)
     if args.out is not None:

@@ -128,6 +128,8 @@ def test_told_to_end_it_answers_what_is_in_flight(start: Start, make_levels, tmp
             "below the scorer's timeout",
         ),
         ([], "give at least one term"),
+        (["--term", "pixel", "--device", "abacus"], "--device: abacus: "),
+        (["--term", "pixel", "--device", "cuda:99"], "give a device that this machine has, such as cpu"),
         (["--term", "pixel", "--host", "0.0.0.0"], "can be reached from other machines"),
         (["--term", "pixel", "--token-file", "/nonexistent"], "cannot read"),
         (["--term", "pixel", "--max-pixels", "0"], "max_pixels must lie in"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from verl_uae.errors import ConfigError
 from verl_uae.paths import argument_path, named_path
-from verl_uae.pipeline.cli import add_model_arguments, load_pipeline
+from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
 
 BENCHES = ("geneval", "genevalpp", "dpg")
 
@@ -61,12 +61,13 @@ def _add_draw(commands: Any) -> None:
 
 
 def _draw(args: argparse.Namespace) -> int:
+    if args.model is None:
+        raise ConfigError("--model", "needed")
+    check_model_arguments(args)
     from verl_uae.bench.draw import DrawSettings
     from verl_uae.bench.external.draw import MANIFEST, Shard, draw_prompts, read_manifest
     from verl_uae.bench.external.prompts import read_prompts
 
-    if args.model is None:
-        raise ConfigError("--model", "needed")
     if args.resolution is not None and args.resolution < 1:
         raise ConfigError("--resolution", f"must be at least 1, got {args.resolution}")
     index, slash, count = args.shard.partition("/")

@@ -8,9 +8,8 @@ import argparse
 import functools
 import logging
 
-import torch
-
 from verl_uae.data.limits import ImageLimits
+from verl_uae.devices import checked_device
 from verl_uae.errors import ConfigError
 from verl_uae.reward.remote.auth import read_token
 from verl_uae.reward.remote.server import ServerSettings, serve
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     load = functools.partial(
         ScoringService,
         terms,
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=str(checked_device(args.device)),
         timeout_s=args.timeout_s,
         source_cache_bytes=args.source_cache_mib * 2**20,
         limits=limits,

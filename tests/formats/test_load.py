@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -391,3 +394,32 @@ def test_a_chat_template_that_cannot_be_used_is_named(tiny_models: Path, templat
     processor.chat_template = processor.tokenizer.chat_template = template
     with pytest.raises(CheckpointError, match=r"^here: its chat template cannot be used: "):
         check_template(processor, "here")
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        load_config,
+        load_processor,
+        load_tokenizer,
+        lambda source: load_model(captioner_class(), source),
+        lambda source: load_model(AutoencoderKL, source, subfolder="vae"),
+    ],
+    ids=["configuration", "processor", "tokenizer", "model", "part"],
+)
+def test_a_hub_that_does_not_answer_is_asked_once(
+    load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask again for half a minute, with a line for each time."""
+    with socket.socket() as closed:  # Bound and not listening: nobody else takes the port, and none connects.
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        with pytest.raises(CheckpointError) as caught:
+            load("owner/name")
+    reason = f"is not in the cache, and {endpoint} cannot be reached (ConnectError)"
+    assert str(caught.value) == f"owner/name: {reason}"

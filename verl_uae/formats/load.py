@@ -14,6 +14,7 @@ import contextlib
 import copy
 import math
 import os
+import posixpath
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +31,7 @@ from verl_uae.errors import CheckpointError
 from verl_uae.formats.manifest import verify_part
 from verl_uae.formats.source import brought_code, read_object, refuse_code
 from verl_uae.formats.weights import check_header, refuse_special, stored_dtypes, weight_files
+from verl_uae.hub import hub_problem
 from verl_uae.paths import is_hub_id, model_source
 
 #: Environment variable that switches the digests of manifests off: they take about a second per gigabyte and process.
@@ -117,7 +119,9 @@ def load_model(
     ensure_torchvision()
     place = model_source(source)
     name = str(Path(place, subfolder)) if subfolder else place
-    if not is_hub_id(place):
+    if is_hub_id(place):
+        _ask_hub(place, options, subfolder)
+    else:
         check_files(Path(place, subfolder), verify=verify, code=code)
         check_weights(kind, Path(place, subfolder), may_ignore=may_ignore, config=options.get("config"), code=code)
     # diffusers knows the precision under one name only, transformers under both.
@@ -413,12 +417,21 @@ def _read(kind: Any, auto: str, what: str, source: str | Path, options: dict[str
     import transformers
 
     place = model_source(source)
-    if not is_hub_id(place):
+    if is_hub_id(place):
+        _ask_hub(place, options)
+    else:
         refuse_special(Path(place))
         if not code:
             refuse_code(Path(place))
     with _errors(place, f"its {what} does not load"):
         return (kind or getattr(transformers, auto)).from_pretrained(place, trust_remote_code=False, **options)
+
+
+def _ask_hub(source: str, options: Mapping[str, Any], subfolder: str = "") -> None:
+    """Refuse what cannot be had, after one request: transformers asks six times, over half a minute."""
+    problem = hub_problem(source, posixpath.join(subfolder, "config.json"), options.get("revision"))
+    if problem is not None:
+        raise CheckpointError(source, problem)
 
 
 @contextlib.contextmanager

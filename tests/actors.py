@@ -57,6 +57,13 @@ class DecoderRank:
 
         self.returned = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self.loaded, self.weights = False, ""
+        self.drawn: list[str] = []
+
+    def decode_and_score(self, meta: Any) -> None:
+        self.drawn.append(self.weights)
+
+    def drawn_with(self) -> list[str]:
+        return self.drawn
 
     def ensure_model(self) -> None:
         self.loaded = True

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -78,6 +80,40 @@ def test_a_rank_that_died_unseen_gets_new_weights_when_it_is_back(ray_cluster: N
         DecoderError, match="could not take the decoder policy's weights: ValueError: weights of another"
     ):
         group.load_policy_state(ray.put("odd"))
+
+
+def test_a_rank_that_died_idle_draws_with_the_weights_that_were_sent(ray_cluster: None) -> None:
+    workers = [ray.remote(num_cpus=0.1, max_restarts=1)(DecoderRank).remote() for _ in range(2)]
+    group = group_of(workers)
+    group.load_policy_state(ray.put("after a turn"))
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(workers[1].die.remote())
+    # Ray has started it again, and nobody has noticed.
+    assert wait_for_state(workers[1]) == (False, "")
+    shares: list[Any] = [SimpleNamespace(keys=["a"])] * 2
+    for _ in range(2):
+        assert group._attempt(shares) == {}
+    assert ray.get([worker.drawn_with.remote() for worker in workers]) == [["after a turn"] * 2] * 2
+    assert group.restarts == 1 and group._processes[1] == processes_of([workers[1]])[0]
+
+
+def wait_for_state(worker: Any) -> tuple[bool, str]:
+    while True:
+        try:
+            return ray.get(worker.state.remote())
+        except ray.exceptions.ActorUnavailableError:
+            time.sleep(0.2)
+
+
+def test_a_stopped_rank_of_the_streamed_schedule_is_replaced(ray_cluster: None) -> None:
+    workers = [ray.remote(num_cpus=0.1, max_restarts=1)(DecoderRank).remote() for _ in range(2)]
+    group = group_of(workers)
+    group.config.timeout_s = 20.0
+    stopped = group._processes[0]
+    os.kill(stopped.pid, signal.SIGSTOP)
+    group.revive_returned()
+    assert group.restarts == 1 and group._processes[0] != stopped and stopped.state() == "gone"
+    assert ray.get(workers[0].state.remote()) == (True, "newest")
 
 
 def test_weights_are_sent_to_all_ranks_at_once(ray_cluster: None, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
+from verl_uae.errors import DecoderError
 from verl_uae.rollout.decoder_worker import INPUT_FIELDS, DecoderWorker, ProgressLog
 from verl_uae.scenes.render import render_float, sample_scene
 
@@ -132,6 +133,10 @@ def test_a_rank_started_again_waits_for_a_trained_decoder(compose, tiny_override
     made = object.__new__(DecoderWorker)
     made.config = compose(*tiny_overrides, f"uae.stage={stage}", "uae.decoder.offload=true")
     made.chain, made._returned = None, returned
+    made._rank = 0
+    if not ready:
+        with pytest.raises(DecoderError, match="has not got the decoder policy's weights"):
+            made.score_requests([])
     assert made.ready() is ready and (made.chain is not None) is ready
     made.ensure_model()
     assert made.ready() and made.take_returned() is returned and made.take_returned() is False

@@ -10,6 +10,7 @@ import pytest
 import ray
 from PIL import Image
 
+from verl_uae.errors import DecoderError
 from verl_uae.rollout.chain import ChainRequest
 from verl_uae.rollout.sample import failed_outcome
 from verl_uae.rollout.stream import StreamClient, StreamQueue, start_dispatcher
@@ -32,6 +33,10 @@ class Decoder:
             os._exit(1)
         if any(request.caption == "raise" for request in requests):
             raise ArithmeticError("mine")
+        if any(request.caption == "hang" for request in requests):
+            time.sleep(8)
+        if any(request.caption == "unsent" for request in requests):
+            raise DecoderError(0, "has not got the weights")
         self.sizes.append(len(requests))
         time.sleep(0.02 * len(requests))
         return [{**failed_outcome("ok", ""), "value": float(len(request.caption))} for request in requests]
@@ -86,34 +91,52 @@ async def score_all(names: list[str], captions: list[str], **settings: Any) -> l
 def test_full_batches_go_at_once_and_answers_find_their_caption(decoders: list[str]) -> None:
     captions = ["x" * n for n in range(1, 13)]
     started = time.monotonic()
-    outcomes = asyncio.run(score_all(decoders[:1], captions, max_batch=3, max_wait_s=60.0))
+    outcomes = asyncio.run(score_all(decoders[:1], captions, max_batch=3, max_wait_s=60.0, timeout_s=60.0))
     assert time.monotonic() - started < 30, "no batch waited"
     assert [entry["value"] for entry in outcomes] == [float(n) for n in range(1, 13)]
     assert sizes(decoders) == [[3, 3, 3, 3], []]
 
 
 def test_a_full_batch_is_shared_among_the_idle(decoders: list[str]) -> None:
-    outcomes = asyncio.run(score_all(decoders, ["a", "bb", "ccc", "dddd"], max_batch=4, max_wait_s=60.0))
+    outcomes = asyncio.run(
+        score_all(decoders, ["a", "bb", "ccc", "dddd"], max_batch=4, max_wait_s=60.0, timeout_s=60.0)
+    )
     assert [entry["value"] for entry in outcomes] == [1.0, 2.0, 3.0, 4.0]
     assert sizes(decoders) == [[2], [2]]
 
 
 def test_the_rest_goes_after_the_wait(decoders: list[str]) -> None:
-    outcomes = asyncio.run(score_all(decoders, ["a", "bb"], max_batch=8, max_wait_s=0.05))
+    outcomes = asyncio.run(score_all(decoders, ["a", "bb"], max_batch=8, max_wait_s=0.05, timeout_s=60.0))
     assert [entry["value"] for entry in outcomes] == [1.0, 2.0]
     assert sizes(decoders) == [[1], [1]]
 
 
 def test_a_fault_costs_its_micro_batch_and_is_an_outcome(decoders: list[str]) -> None:
-    outcomes = asyncio.run(score_all(decoders[:1], ["a", "b", "raise", "d"], max_batch=2, max_wait_s=60.0))
+    outcomes = asyncio.run(
+        score_all(decoders[:1], ["a", "b", "raise", "d"], max_batch=2, max_wait_s=60.0, timeout_s=60.0)
+    )
     assert [entry["status"] for entry in outcomes] == ["ok", "ok", "error", "error"]
     assert all(entry["value"] is None and "ArithmeticError" in entry["reason"] for entry in outcomes[2:])
 
 
 def test_a_decoder_that_dies_costs_its_micro_batch(ray_cluster: None) -> None:
-    outcomes = asyncio.run(score_all(start("mortal"), ["a", "die"], max_batch=2, max_wait_s=60.0))
+    outcomes = asyncio.run(score_all(start("mortal"), ["a", "die"], max_batch=2, max_wait_s=60.0, timeout_s=60.0))
     assert [entry["status"] for entry in outcomes] == ["error", "error"]
     assert all(entry["value"] is None and "Actor" in entry["reason"] for entry in outcomes)
+
+
+def test_a_decoder_that_does_not_answer_costs_its_micro_batch_and_gets_no_other(decoders: list[str]) -> None:
+    async def main() -> tuple[list[dict[str, Any]], list[int]]:
+        client = StreamQueue(decoders, max_batch=1, max_wait_s=60.0, timeout_s=3.0)
+        found = await one_after_another(client, ["hang", *"abc"])
+        away = list(client.returning)
+        # It has answered by now, late, and works again.
+        await asyncio.gather(*client.returning.values())
+        return found, [*away, *sorted(client.idle)]
+
+    outcomes, ranks = asyncio.run(main())
+    assert statuses(outcomes) == ["timeout", "ok", "ok", "ok"] and ranks == [0, 0, 1]
+    assert outcomes[0]["reason"] == "decoder rank 0: no answer in 3 s"
 
 
 async def one_after_another(client: StreamQueue, captions: list[str]) -> list[dict[str, Any]]:
@@ -128,15 +151,25 @@ def test_a_dead_decoder_draws_no_captions_from_the_others(ray_cluster: None) -> 
     """It has nothing to do and so looks idle."""
 
     async def main() -> list[str]:
-        client = StreamQueue(start("first", "second"), max_batch=1, max_wait_s=60.0)
+        client = StreamQueue(start("first", "second"), max_batch=1, max_wait_s=60.0, timeout_s=60.0)
         return statuses(await one_after_another(client, ["a", "die", *"bcdefgh"]))
 
     assert asyncio.run(main()) == ["ok", "error", *["ok"] * 7]
 
 
+def test_a_decoder_that_lacks_its_weights_is_asked_again_when_it_is_ready(decoders: list[str]) -> None:
+    async def main() -> tuple[list[str], list[int]]:
+        client = StreamQueue(decoders, max_batch=1, max_wait_s=60.0, timeout_s=60.0)
+        found = statuses(await one_after_another(client, ["unsent", "a"]))
+        return found, [*client.idle, *client.returning]
+
+    found, ranks = asyncio.run(main())
+    assert found == ["error", "ok"] and sorted(ranks) == [0, 1]
+
+
 def test_captions_wait_for_the_only_decoder_while_it_is_started_again(ray_cluster: None) -> None:
     async def main() -> list[str]:
-        client = StreamQueue(start("again", restarts=1), max_batch=1, max_wait_s=60.0)
+        client = StreamQueue(start("again", restarts=1), max_batch=1, max_wait_s=60.0, timeout_s=60.0)
         return statuses(await one_after_another(client, ["a", "die", "b", "c"]))
 
     assert asyncio.run(main()) == ["ok", "error", "ok", "ok"]
@@ -144,7 +177,7 @@ def test_captions_wait_for_the_only_decoder_while_it_is_started_again(ray_cluste
 
 def test_nobody_waits_for_a_decoder_that_is_dead_for_good(ray_cluster: None) -> None:
     async def main() -> list[dict[str, Any]]:
-        client = StreamQueue(start("gone"), max_batch=1, max_wait_s=60.0)
+        client = StreamQueue(start("gone"), max_batch=1, max_wait_s=60.0, timeout_s=60.0)
         return await one_after_another(client, ["die", "b"])
 
     outcomes = asyncio.run(main())
@@ -154,7 +187,7 @@ def test_nobody_waits_for_a_decoder_that_is_dead_for_good(ray_cluster: None) -> 
 
 def test_a_caller_that_gave_up_hurts_nobody(decoders: list[str]) -> None:
     async def main() -> float:
-        client = StreamQueue(decoders, max_batch=2, max_wait_s=60.0)
+        client = StreamQueue(decoders, max_batch=2, max_wait_s=60.0, timeout_s=60.0)
         late = asyncio.ensure_future(client.score(ask("a")))
         await asyncio.sleep(0)
         late.cancel()
@@ -189,7 +222,7 @@ def test_captions_of_all_processes_are_spread_evenly(ray_cluster: None) -> None:
     """Each process alone does not know what the others have sent where."""
     names = start("even_0", "even_1", "even_2", "even_3")
     captions = [["x" * (4 * process + n + 1) for n in range(4)] for process in range(8)]
-    found = of_eight_processes(names, captions, max_batch=8, max_wait_s=0.05)
+    found = of_eight_processes(names, captions, max_batch=8, max_wait_s=0.05, timeout_s=60.0)
     assert [[entry["value"] for entry in some] for some in found] == [
         [float(len(c)) for c in some] for some in captions
     ]
@@ -199,7 +232,7 @@ def test_captions_of_all_processes_are_spread_evenly(ray_cluster: None) -> None:
 
 def test_captions_collect_while_all_decoders_are_at_work(ray_cluster: None) -> None:
     async def main(names: list[str]) -> None:
-        queue = StreamQueue(names, max_batch=8, max_wait_s=0.0)
+        queue = StreamQueue(names, max_batch=8, max_wait_s=0.0, timeout_s=60.0)
         await asyncio.gather(*(queue.score(ask("x" * 5)) for _ in range(9)))
 
     names = start("only")
@@ -209,7 +242,7 @@ def test_captions_collect_while_all_decoders_are_at_work(ray_cluster: None) -> N
 
 def test_a_dispatcher_that_dies_loses_no_caption(ray_cluster: None) -> None:
     names = start("slow")
-    handle = start_dispatcher("mortal dispatcher", names, max_batch=1, max_wait_s=0.0)
+    handle = start_dispatcher("mortal dispatcher", names, max_batch=1, max_wait_s=0.0, timeout_s=60.0)
     loop = AgentLoop.options(num_cpus=0.1).remote("mortal dispatcher")  # type: ignore[attr-defined]
     asked = loop.score.remote(["x"] * 30)
     deadline = time.monotonic() + 60
@@ -220,7 +253,7 @@ def test_a_dispatcher_that_dies_loses_no_caption(ray_cluster: None) -> None:
 
 
 def test_a_dispatcher_that_cannot_answer_costs_captions_and_says_why(ray_cluster: None) -> None:
-    handle = start_dispatcher("gone dispatcher", start("idle"), max_batch=1, max_wait_s=0.0)
+    handle = start_dispatcher("gone dispatcher", start("idle"), max_batch=1, max_wait_s=0.0, timeout_s=60.0)
     loop = AgentLoop.options(num_cpus=0.1).remote("gone dispatcher")  # type: ignore[attr-defined]
     assert statuses(ray.get(loop.score.remote(["x"]))) == ["ok"]
     ray.kill(handle)

@@ -77,7 +77,8 @@ class DecoderConfig:
     memory (u4g, pretrain, cold_start). No effect on decoders in a pool of their own."""
 
     timeout_s: float = 1800.0
-    """Longest time one decode phase may take on a rank before the rank is killed, seconds, above 0."""
+    """Longest time one decode phase, or a micro-batch of the streamed schedule, may take on a rank before the rank is
+    killed, seconds, above 0."""
 
     max_restarts: int = 3
     """How often a dead rank is started again over the run; then the run stops with the reason."""

@@ -76,8 +76,8 @@ class DecoderGroup:
     def start_dispatcher(self) -> str:
         """Streamed schedule: start what hands captions to the ranks; returns its Ray name."""
         name = f"{self._prefix}dispatcher"
-        waits_s = self.config.max_wait_ms / 1e3
-        self._dispatcher = start_dispatcher(name, self.group._worker_names, self.config.batch_size, waits_s)
+        settings = (self.config.batch_size, self.config.max_wait_ms / 1e3, self.config.timeout_s)
+        self._dispatcher = start_dispatcher(name, self.group._worker_names, *settings)
         return name
 
     @property
@@ -119,6 +119,8 @@ class DecoderGroup:
 
     def _attempt(self, metas: Sequence[KVBatchMeta]) -> dict[int, tuple[str, str]]:
         """Every rank its share; ranks that failed are started again. Returns their statuses and reasons."""
+        # One that died idle, and that Ray has started again, lacks what was sent to it.
+        self.revive_returned()
         calls = {
             worker.decode_and_score.remote(meta): rank
             for rank, (worker, meta) in enumerate(zip(self.workers, metas, strict=True))
@@ -130,20 +132,16 @@ class DecoderGroup:
         return faults
 
     def revive_returned(self) -> None:
-        """Streamed schedule, after a step: load and count the ranks that Ray has started again in it.
+        """Load and count the ranks that died unseen and that Ray has started again; replace those that do not answer.
 
         Raises:
             DecoderError: when a rank has died more often than ``uae.decoder.max_restarts``.
         """
-        calls: list[Any] = [worker.take_returned.remote() for worker in self.workers]
-        for rank, call in enumerate(calls):
-            try:
-                returned = bool(ray.get(call))
-            except ray.exceptions.RayError:
-                returned = True
-            if returned:
+        calls: dict[Any, int] = {worker.take_returned.remote(): rank for rank, worker in enumerate(self.workers)}
+        faults = self._wait(calls)
+        for call, rank in calls.items():
+            if rank in faults or ray.get(call):
                 self._revive(rank, "ensure_model")
-                ray.get(self.workers[rank].take_returned.remote())
 
     def load_policy_state(self, state: Any) -> None:
         """Draw with the decoder policy's weights from now on.
@@ -234,6 +232,8 @@ class DecoderGroup:
                 ray.get(getattr(self.workers[rank], load).remote(), timeout=max(1.0, left))
                 if self._policy_state is not None:
                     ray.get(self.workers[rank].load_policy_state.remote(self._policy_state))
+                # This return is met and counted.
+                ray.get(self.workers[rank].take_returned.remote())
                 self._processes[rank] = processes_of([self.workers[rank]])[0]
                 return
             except ray.exceptions.ActorUnavailableError as error:

@@ -22,6 +22,7 @@ from verl.single_controller.base.decorator import Dispatch, make_nd_compute_data
 from verl.utils.device import get_device_name, get_torch_device
 
 from verl_uae.engine.export import TrainedState, load_trained_state
+from verl_uae.errors import DecoderError
 from verl_uae.reward.doing import write_notes
 from verl_uae.rollout.build import build_chain
 from verl_uae.rollout.chain import ChainRequest, ReconstructionChain
@@ -95,12 +96,8 @@ class DecoderWorker(Worker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def ready(self) -> bool:
-        """Whether this rank can draw, after loading its models if that is all that is missing.
-
-        One that Ray has started again in the unified stage has not: it would draw with the decoder of the beginning
-        until the controller sends the decoder policy's weights, at the end of the step.
-        """
-        if self.chain is None and self._returned and self.config.uae.stage == "unified":
+        """Whether this rank can draw, after loading its models if that is all that is missing."""
+        if self._lacks_policy:
             return False
         self.ensure_model()
         return True
@@ -133,7 +130,15 @@ class DecoderWorker(Worker):
     def _offload(self) -> bool:
         return bool(self.config.uae.decoder.offload) and self.config.uae.decoder.pool == "colocated"
 
+    @property
+    def _lacks_policy(self) -> bool:
+        """Whether this rank was started again by Ray in the unified stage: until the controller sends the decoder
+        policy's weights it would draw with the decoder of the beginning."""
+        return self.chain is None and self._returned and self.config.uae.stage == "unified"
+
     def _on_device(self) -> ReconstructionChain:
+        if self._lacks_policy:
+            raise DecoderError(self.rank, "was started again and has not got the decoder policy's weights yet")
         if self.chain is None:
             # A rank that Ray has started again after a death.
             self.init_model()

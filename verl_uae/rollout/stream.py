@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from verl_uae.errors import DecoderError
 from verl_uae.rollout.chain import ChainRequest
 from verl_uae.rollout.sample import Outcome, failed_outcome
 
@@ -43,21 +44,23 @@ class StreamQueue:
     While every decoder is at work captions go on collecting: a micro-batch that left earlier would only wait elsewhere,
     and be smaller.
 
-    A decoder that dies costs what it was working on. Until Ray has started it again it gets nothing. Where all are
-    away, captions wait.
+    A decoder that dies or does not answer in time costs what it was working on. Until it answers again it gets nothing;
+    the controller replaces it after the step. Where all are away, captions wait.
 
     Args:
         actors: Ray names of decoder workers.
         max_batch: captions per micro-batch.
         max_wait_s: longest time the first caption of a micro-batch waits for company while a decoder is idle, seconds.
+        timeout_s: longest time a decoder may take for a micro-batch.
     """
 
-    def __init__(self, actors: Sequence[str], max_batch: int, max_wait_s: float) -> None:
+    def __init__(self, actors: Sequence[str], max_batch: int, max_wait_s: float, timeout_s: float) -> None:
         self.handles = [ray.get_actor(name) for name in actors]
         self.idle = deque(range(len(self.handles)))
         self.returning: dict[int, asyncio.Task[None]] = {}
         self.max_batch = max_batch
         self.max_wait_s = max_wait_s
+        self.timeout_s = timeout_s
         self.pending: deque[_Waiting] = deque()
         self.working = 0
         self.tasks: set[asyncio.Task[None]] = set()
@@ -98,13 +101,19 @@ class StreamQueue:
     async def _send(self, rank: int, batch: Sequence[_Waiting]) -> None:
         outcomes: list[Any]
         try:
-            outcomes = await self.handles[rank].score_requests.remote([waiting.request for waiting in batch])
+            answer = self.handles[rank].score_requests.remote([waiting.request for waiting in batch])
+            outcomes = await asyncio.wait_for(answer, self.timeout_s)
             self.idle.append(rank)
+        except asyncio.TimeoutError:
+            reason = f"decoder rank {rank}: no answer in {self.timeout_s:g} s"
+            outcomes = [failed_outcome("timeout", reason) for _ in batch]
+            self._set_aside(rank, "does not answer")
         except ray.exceptions.RayError as error:
             reason = f"decoder rank {rank}: {type(error).__name__}"
             outcomes = [failed_outcome("error", reason) for _ in batch]
-            if isinstance(error, ray.exceptions.RayActorError):
-                self._set_aside(rank)
+            # The second comes of a rank that died idle and is back without the weights that were sent to it.
+            if isinstance(error, (ray.exceptions.RayActorError, DecoderError)):
+                self._set_aside(rank, "died")
             else:
                 self.idle.append(rank)
         finally:
@@ -118,8 +127,8 @@ class StreamQueue:
             if not waiting.answer.done():
                 waiting.answer.set_result(outcome)
 
-    def _set_aside(self, rank: int) -> None:
-        logger.error("decoder rank %d died; captions go to the others until it is back", rank)
+    def _set_aside(self, rank: int, reason: str) -> None:
+        logger.error("decoder rank %d %s; captions go to the others until it is back", rank, reason)
         self.returning[rank] = self._start(self._await_return(rank))
 
     async def _await_return(self, rank: int) -> None:
@@ -149,17 +158,18 @@ class StreamDispatcher:
         actors: see :class:`StreamQueue`, as the other two.
         max_batch: see there.
         max_wait_s: see there.
+        timeout_s: see there.
     """
 
-    def __init__(self, actors: Sequence[str], max_batch: int, max_wait_s: float) -> None:
-        self.queue = StreamQueue(actors, max_batch, max_wait_s)
+    def __init__(self, actors: Sequence[str], max_batch: int, max_wait_s: float, timeout_s: float) -> None:
+        self.queue = StreamQueue(actors, max_batch, max_wait_s, timeout_s)
 
     async def score(self, request: ChainRequest) -> Outcome:
         """See :meth:`StreamQueue.score`."""
         return await self.queue.score(request)
 
 
-def start_dispatcher(name: str, actors: Sequence[str], max_batch: int, max_wait_s: float) -> Any:
+def start_dispatcher(name: str, actors: Sequence[str], max_batch: int, max_wait_s: float, timeout_s: float) -> Any:
     """Start the dispatcher of a run under a Ray name; its handle keeps it alive.
 
     Should its process die, Ray starts another, and sends it what was not answered again: drawing twice changes nothing.
@@ -171,7 +181,7 @@ def start_dispatcher(name: str, actors: Sequence[str], max_batch: int, max_wait_
         "max_task_retries": -1,
     }
     actor = ray.remote(StreamDispatcher).options(name=name, **options)
-    return actor.remote(list(actors), max_batch, max_wait_s)
+    return actor.remote(list(actors), max_batch, max_wait_s, timeout_s)
 
 
 class StreamClient:

@@ -248,15 +248,17 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync)
         batch = canonical_order(batch, fetch(batch, ["index"])["index"])
         states = [extra["uae"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
         validating = metrics is None
+        # The decoders keep their own time: they are waited for, killed and started again.
+        phase = self.supervisor.phase("decoding", math.inf, "uae.decoder.timeout_s")
         if self.streamed:
-            self.decoders.revive_returned()
+            with phase:
+                self.decoders.revive_returned()
             outcomes = [extra["uae_outcome"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
             seconds = {"decode": 0.0, "score": 0.0}
         else:
             probes = self.config.uae.panel.probes if validating else 0
             keep = self.group_rewards.active and not validating
-            # The decoders keep their own time: they are waited for, killed and started again.
-            with self.supervisor.phase("decoding", math.inf, "uae.decoder.timeout_s"):
+            with phase:
                 outcomes, seconds = self.decoders.score(batch, step=self.global_steps, probes=probes, keep=keep)
         self.supervisor.boundary(f"what follows the rewards of step {self.global_steps}")
         self.losses.check(outcomes)

@@ -24,7 +24,7 @@ TIMEOUT_S, WRITE_S = 4.0, 10.0
 def failure(call: Any) -> str:
     try:
         call()
-    except (CheckpointError, TrainingError, RuntimeError) as error:
+    except (CheckpointError, TrainingError, RuntimeError, KeyboardInterrupt) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -44,6 +44,12 @@ def fails_on_one(rank: int) -> None:
             raise CheckpointError("base", "not found")
 
 
+def interrupted_on_one(rank: int) -> None:
+    with together(TrainingError):
+        if rank == 0:
+            raise KeyboardInterrupt("stopped")
+
+
 def run_rank(rank: int, out: Path, started: Any, answers: Any) -> None:
     started.wait()
     timeout = timedelta(seconds=TIMEOUT_S)
@@ -53,6 +59,7 @@ def run_rank(rank: int, out: Path, started: Any, answers: Any) -> None:
         (out / "folder" / "weights").read_text(),
         failure(lambda: publish_on_first_rank(broken_write, out / "other")),
         failure(lambda: fails_on_one(rank)),
+        failure(lambda: interrupted_on_one(rank)),
         # Their own collectives still work, with the short timeout.
         failure(lambda: dist.all_reduce(torch.ones(1))),
     ]
@@ -86,8 +93,13 @@ def test_what_fails_on_one_rank_is_raised_on_all(ranks: dict[int, list[str]]) ->
     assert ranks[1][3] == "CheckpointError: base: not found"
 
 
+def test_an_interrupt_of_one_rank_lets_the_others_go(ranks: dict[int, list[str]]) -> None:
+    assert ranks[0][4] == "KeyboardInterrupt: stopped"
+    assert ranks[1][4] == "TrainingError: rank 0: KeyboardInterrupt: stopped"
+
+
 def test_collectives_go_on_afterwards(ranks: dict[int, list[str]]) -> None:
-    assert ranks[0][4] == ranks[1][4] == ""
+    assert ranks[0][5] == ranks[1][5] == ""
 
 
 def test_a_process_alone_waits_for_nobody() -> None:

@@ -28,11 +28,12 @@ def together(error: Callable[[str], Exception]) -> Iterator[None]:
         error: makes of a text the exception that ranks raise where another one failed.
 
     Raises:
-        Exception: what the body raised, on its own rank; on the others ``error`` with the rank and that text.
+        BaseException: what the body raised, on its own rank; on the others ``error`` with the rank and that text.
     """
     try:
         yield
-    except Exception as problem:
+    except BaseException as problem:
+        # An interrupt too: its process goes on, and whoever waited for it would do so for as long as there is.
         _tell(f"{type(problem).__name__}: {problem}")
         raise
     for rank, text in enumerate(_tell(None)):

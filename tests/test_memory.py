@@ -35,9 +35,9 @@ def test_the_size_that_fits_is_kept_and_told_once(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             batch.map(4, model)
-    assert model.tried == [4, 4, 2, 2, 2, 2, 2, 2] and batch.size == 2
+    assert model.tried == [4, 2, 2, 2, 2, 2, 2] and batch.size == 2
     (line,) = caplog.messages
-    assert "up to 8 pictures" in line and "2 fit" in line and "uae.decoder.vae_batch_size=2" in line
+    assert "up to 4 pictures" in line and "2 fit" in line and "uae.decoder.vae_batch_size=2" in line
 
 
 def test_a_single_sample_that_does_not_fit_is_an_error() -> None:
@@ -45,6 +45,25 @@ def test_a_single_sample_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         batch.map(4, model)
     assert model.tried == [4, 2, 1]
+
+
+def test_a_part_that_is_filled_up_takes_the_memory_of_a_whole_one() -> None:
+    batch, tried = FittingBatch(8, "pictures"), []
+
+    def call(rows: slice) -> int:
+        tried.append(batch.size)
+        if batch.size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows.start
+
+    assert batch.map(1, call, filled=True) == [0] and tried == [8, 4, 2]
+
+
+def test_a_single_sample_that_does_not_fit_makes_no_batch_smaller() -> None:
+    model, batch = Model(room=0), FittingBatch(4, "pictures")
+    with pytest.raises(torch.OutOfMemoryError):
+        batch.map(1, model)
+    assert model.tried == [1] and batch.size == 4
 
 
 def test_other_errors_change_nothing() -> None:

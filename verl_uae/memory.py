@@ -43,8 +43,13 @@ class FittingBatch:
         self.key = key
         self._failed = 0
 
-    def map(self, count: int, call: Callable[[slice], T]) -> list[T]:
+    def map(self, count: int, call: Callable[[slice], T], *, filled: bool = False) -> list[T]:
         """Call with consecutive parts of ``range(count)``, ``size`` at a time.
+
+        Args:
+            count: samples in all.
+            call: of a part; asked again for its first half where memory does not hold it.
+            filled: ``call`` fills every part up to :attr:`size`, so that a short one takes as much memory as any.
 
         Returns:
             The answers, in order.
@@ -59,10 +64,11 @@ class FittingBatch:
             try:
                 answers.append(call(rows))
             except RuntimeError as error:
-                if not is_out_of_memory(error) or self.size == 1:
+                tried = self.size if filled else rows.stop - rows.start
+                if not is_out_of_memory(error) or tried == 1:
                     raise
-                self._failed = self._failed or self.size
-                self.size //= 2
+                self._failed = self._failed or tried
+                self.size = tried // 2
                 # Here the traceback, which holds the tensors of the failed call, is let go.
                 continue
             self._report()

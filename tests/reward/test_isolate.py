@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -152,6 +154,32 @@ def test_memory_that_runs_out_makes_chunks_smaller_for_good(make_batch, caplog) 
     assert [message for message in caplog.messages if "out of memory" in message] == [
         "out of memory with up to 8 pictures of reward term 'large' at a time; 2 fit and are used from here on"
     ]
+
+
+def test_a_call_that_memory_did_not_hold_is_let_go_before_the_next(make_batch) -> None:
+    class Work:
+        """Stands for the activations of a call."""
+
+    calls: list[weakref.ref[Work]] = []
+    held: list[int] = []
+
+    class Large(RewardTerm):
+        bounds = (0.0, 1.0)
+
+        def score(self, batch):
+            held.append(sum(work() is not None for work in calls))
+            work = Work()
+            calls.append(weakref.ref(work))
+            if len(batch) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return batch.reconstruction_B3HW.mean(dim=(1, 2, 3))
+
+    gc.disable()
+    try:
+        score_chunked(Large(), "large", make_batch(5), range(5), FittingBatch(CHUNK, "pictures"), [None] * 5)
+    finally:
+        gc.enable()
+    assert held == [0] * 5
 
 
 @pytest.mark.parametrize(

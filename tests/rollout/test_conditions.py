@@ -106,6 +106,41 @@ def test_a_caption_that_cannot_be_encoded_costs_only_itself(conditioner: Conditi
     assert len(encoded) == before
 
 
+def test_memory_that_runs_out_costs_no_caption(
+    conditioner: Conditioner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = ConditionCache(conditioner, 99).get(CAPTIONS)
+    encode, tried = conditioner.encode, []
+
+    def short(captions: Any) -> Any:
+        tried.append(len(captions))
+        if len(captions) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(captions)
+
+    monkeypatch.setattr(conditioner, "encode", short)
+    found = ConditionCache(conditioner, 99).get(CAPTIONS)
+    torch.testing.assert_close(found.states, expected.states)
+    assert found.failures == [""] * len(CAPTIONS) and found.truncated == expected.truncated
+    assert tried == [BATCH, BATCH // 2, *[2] * (len(CAPTIONS) // 2)]
+    assert [line for line in caplog.messages if "captions of the conditioner" in line and "2 fit" in line]
+
+
+def test_a_caption_that_memory_does_not_hold_alone_is_named(
+    conditioner: Conditioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = conditioner.encode
+
+    def short(captions: Any) -> Any:
+        if "red" in captions or len(captions) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(captions)
+
+    monkeypatch.setattr(conditioner, "encode", short)
+    found = ConditionCache(conditioner, 99).get(["blue", "red", "green"])
+    assert [reason.startswith("condition: OutOfMemoryError") for reason in found.failures] == [False, True, False]
+
+
 def test_a_conditioner_that_can_encode_nothing_raises(conditioner: Conditioner) -> None:
     broken = Conditioner(torch.nn.Linear(1, 1), conditioner.tokenizer, length=20)
     with pytest.raises(TypeError, match="input_ids"):

@@ -71,7 +71,7 @@ def score_chunked(
         if chosen:
             _Chunk(term, label, batch, rows.start, chunk.size).score(chosen, slots)
 
-    chunk.map(len(batch), score)
+    chunk.map(len(batch), score, filled=True)
 
 
 def score_whole(term: RewardTerm, label: str, batch: RewardBatch, active: Sequence[int], slots: Slots) -> None:
@@ -101,7 +101,8 @@ class _Answer:
     seconds: float
 
 
-def _ask(term: RewardTerm, batch: RewardBatch) -> _Answer:
+def _ask(term: RewardTerm, batch: RewardBatch, *, divisible: bool = False) -> _Answer:
+    """One call; lack of memory is raised where fewer samples may pass."""
     start = time.monotonic()
     try:
         rows = as_rows(term.score(batch), len(batch))
@@ -110,6 +111,9 @@ def _ask(term: RewardTerm, batch: RewardBatch) -> _Answer:
         raise
     # A fault boundary: what a term raises over a sample is data, whatever it is.
     except Exception as error:
+        if divisible and is_out_of_memory(error):
+            # From here and not later: an error that is kept holds the tensors of the failed call.
+            raise
         return _Answer([], error, time.monotonic() - start)
 
 
@@ -136,8 +140,6 @@ class _Chunk:
         together = self._score_in_place(indices, slots)
         if together is None:
             return
-        if self.size > 1 and is_out_of_memory(together):
-            raise together
         alone: dict[int, RewardRecord] = {}
         for index in indices:
             answer = _ask(self.term, self.batch.take([index]))
@@ -159,11 +161,11 @@ class _Chunk:
     def _score_in_place(self, indices: Sequence[int], slots: Slots) -> Exception | None:
         """One call of fixed shape: ``indices`` at their own places, a copy of the first of them at all others.
 
-        Returns the error that kept it from writing the slots, if any.
+        Returns the error that kept it from writing the slots, if any; lack of memory for several samples is raised.
         """
         wanted = set(indices)
         places = [place if place in wanted else indices[0] for place in range(self.start, self.start + self.size)]
-        answer = _ask(self.term, self.batch.take(places))
+        answer = _ask(self.term, self.batch.take(places), divisible=self.size > 1)
         if answer.error is not None:
             return answer.error
         for index in indices:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from verl_uae.decoder.conditioner import Conditioner
+from verl_uae.memory import FittingBatch, is_out_of_memory
 
-#: Captions encoded together. Always as many, filled up where there are fewer: kernels choose their order of summation
-#: by the shape of the work, so a condition would otherwise depend on its neighbours in the last bits.
+#: Captions encoded together, fewer where memory does not hold them. Always as many, filled up where there are fewer:
+#: kernels choose their order of summation by the shape of the work, so a condition would otherwise depend on its
+#: neighbours in the last bits.
 BATCH = 8
 
 
@@ -43,6 +45,7 @@ class ConditionCache:
     def __init__(self, conditioner: Conditioner, max_conditions: int) -> None:
         self.conditioner = conditioner
         self.max_conditions = max_conditions
+        self._batch = FittingBatch(BATCH, "captions of the conditioner")
         self._kept: OrderedDict[str, tuple[Tensor, bool]] = OrderedDict()
 
     def get(self, captions: Sequence[str]) -> Conditions:
@@ -50,8 +53,7 @@ class ConditionCache:
         found = {caption: self._kept[caption] for caption in captions if caption in self._kept}
         missing = [caption for caption in dict.fromkeys(captions) if caption not in found]
         failures: dict[str, str] = {}
-        for start in range(0, len(missing), BATCH):
-            self._encode(missing[start : start + BATCH], found, failures)
+        self._encode(missing, found, failures)
         if failures:
             self._encode([""], found, {})
         for caption, value in found.items():
@@ -67,19 +69,23 @@ class ConditionCache:
         """Drop everything kept, after the conditioner's weights have changed."""
         self._kept.clear()
 
-    def _encode(self, some: list[str], found: dict[str, tuple[Tensor, bool]], failures: dict[str, str]) -> None:
+    def _encode(self, captions: list[str], found: dict[str, tuple[Tensor, bool]], failures: dict[str, str]) -> None:
+        # Where memory runs out batches get smaller: one by one does not help, since all are filled up.
+        self._batch.map(len(captions), lambda rows: self._encode_batch(captions[rows], found, failures), filled=True)
+
+    def _encode_batch(self, some: list[str], found: dict[str, tuple[Tensor, bool]], failures: dict[str, str]) -> None:
         try:
-            condition = self.conditioner.encode(some + [""] * (BATCH - len(some)))
+            condition = self.conditioner.encode(some + [""] * (self._batch.size - len(some)))
         except (TypeError, ValueError, RuntimeError) as error:
-            # What tokenizers raise on odd text, or memory that runs out: a batch is tried again one by one, which
-            # costs only the captions at fault. Without the empty caption nothing works.
-            if some == [""]:
+            # What tokenizers raise on odd text: a batch is tried again one by one, which costs only the captions at
+            # fault. Without the empty caption nothing works.
+            if some == [""] or (self._batch.size > 1 and is_out_of_memory(error)):
                 raise
             if len(some) == 1:
                 failures[some[0]] = f"condition: {type(error).__name__}: {error}"
                 return
             for caption in some:
-                self._encode([caption], found, failures)
+                self._encode_batch([caption], found, failures)
             return
         states_BLE = condition.states_BLE.to("cpu")
         for caption, states_LE, cut in zip(some, states_BLE, condition.truncated_B.tolist(), strict=False):

@@ -16,9 +16,10 @@ STEPS = 1000
 def table() -> str:
     """One row per decoder, GPU type and number of GPUs."""
     lines = [
-        "| decoder | GPUs | captioning, GiB | decoding, GiB | update, GiB | fits | s per step "
+        "| decoder | GPUs | captioning, GiB | decoding, GiB | update, GiB | fits | `gpu_memory_utilization` "
+        "| decoder may stay | s per step "
         f"| hours for {STEPS:,} steps | USD |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for decoder in DECODERS:
         for gpu in sorted(GPUS):
@@ -32,6 +33,7 @@ def _row(decoder: str, gpu: str, count: int) -> str:
     memory = " | ".join(f"{result.memory_gib[phase]:.1f}" for phase in ("caption", "decode", "update"))
     return (
         f"| {decoder} | {count} x {gpu} | {memory} | {'yes' if result.fits else 'no'} "
+        f"| {result.server_share:g} | {'yes' if result.fits_resident else 'no'} "
         f"| {sum(result.seconds.values()):.1f} | {result.hours:.1f} | {result.usd:,.0f} |"
     )
 

@@ -34,6 +34,20 @@ def test_what_fits() -> None:
     assert "calculated, not measured" in render(estimate("H100-80GB"))
 
 
+@pytest.mark.parametrize(("gpu", "share", "resident"), [("A100-40GB", 0.3, False), ("L40S-48GB", 0.25, True)])
+def test_a_small_gpu_gives_the_caption_server_a_larger_share(gpu: str, share: float, resident: bool) -> None:
+    """3.76 billion weights in bf16 are 7.0 GiB, of which a fifth of these GPUs holds little more."""
+    result = estimate(gpu)
+    actor = (16 * 3.09 + 4 * 0.67) / 8 * 1e9 / GIB
+    assert result.server_share == share and share * GPUS[gpu].memory_gib >= 7.0 + 4.0
+    assert result.memory_gib["caption"] == pytest.approx(share * GPUS[gpu].memory_gib + actor)
+    assert f"gpu_memory_utilization={share}" in render(result)
+    # Server, shards of the captioner and all frozen models at once.
+    frozen = (2 * (8.06 + 0.05 + 3.09) + 4 * (0.084 + 0.30)) * 1e9 / GIB
+    assert result.fits_resident is resident is (result.memory_gib["caption"] + frozen <= 0.92 * GPUS[gpu].memory_gib)
+    assert ("does NOT fit beside" in render(result)) is not resident
+
+
 @pytest.mark.parametrize("gpu", sorted(GPUS))
 @pytest.mark.parametrize("decoder", sorted(DECODERS))
 def test_every_combination_is_finite(gpu: str, decoder: str) -> None:

@@ -8,6 +8,7 @@ is a named constant below, so a measured value can replace it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from verl_uae.errors import ConfigError
@@ -47,6 +48,10 @@ CLIP_VIT_L = 0.30
 ASSUMED_MFU = 0.4
 #: Share of the memory bandwidth that token-by-token generation reaches.
 ASSUMED_BANDWIDTH_SHARE = 0.5
+#: GiB that the caption server needs beside its weights: activations of its profile run, cache of a batch's captions.
+ASSUMED_SERVER_ROOM_GIB = 4.0
+#: Share of a GPU that phases may fill.
+ASSUMED_USABLE = 0.92
 #: Seconds per step for weight sync, queue and scheduling.
 ASSUMED_OVERHEAD_S = 4.0
 
@@ -70,7 +75,11 @@ class Estimate:
     decoder: str
     memory_gib: dict[str, float]
     """Peak per GPU and phase, GiB."""
+    server_share: float
+    """Smallest ``gpu_memory_utilization`` that holds the caption server, at least the default, in steps of 0.05."""
     fits: bool
+    fits_resident: bool
+    """Whether the decoder may stay on the GPU in all phases (``uae.decoder.offload=false``)."""
     seconds: dict[str, float]
     """Per step and phase."""
     hours: float
@@ -99,19 +108,32 @@ def estimate(gpu: str, *, gpus: int = 8, steps: int = 1000, decoder: str = "sd35
     memory = _memory(card, gpus, decoder)
     seconds = _seconds(card, decoder)
     hours = steps * sum(seconds.values()) / 3600
-    fits = max(memory.values()) <= 0.92 * card.memory_gib
-    return Estimate(gpu, gpus, decoder, memory, fits, seconds, hours, hours * gpus * card.usd_per_hour)
+    usable = ASSUMED_USABLE * card.memory_gib
+    fits = max(memory.values()) <= usable
+    stays = _decoder_weights(decoder)
+    resident = fits and max(memory["caption"], memory["update"]) + stays <= usable
+    cost = hours * gpus * card.usd_per_hour
+    return Estimate(gpu, gpus, decoder, memory, _server_share(card), fits, resident, seconds, hours, cost)
+
+
+def _server_share(card: Gpu) -> float:
+    weights = 2 * (CAPTIONER_LM + CAPTIONER_VIT) * 1e9 / GIB
+    return max(VLLM_SHARE, math.ceil(20 * (weights + ASSUMED_SERVER_ROOM_GIB) / card.memory_gib) / 20)
+
+
+def _decoder_weights(decoder: str) -> float:
+    """GiB of all frozen models: decoder, language model and projector in bf16, VAE and reward in fp32."""
+    return (2 * (DECODERS[decoder] + PROJECTOR + CAPTIONER_LM) + 4 * (VAE + CLIP_VIT_L)) * 1e9 / GIB
 
 
 def _memory(card: Gpu, gpus: int, decoder: str) -> dict[str, float]:
     billion = 1e9 / GIB
     # fp32 master weights, gradients and two Adam moments of the language model; fp32 weights of the frozen ViT.
     actor = (16 * CAPTIONER_LM + 4 * CAPTIONER_VIT) * billion / gpus
-    decoding = (2 * (DECODERS[decoder] + PROJECTOR + CAPTIONER_LM) + 4 * (VAE + CLIP_VIT_L)) * billion
     activations = 6.0
     return {
-        "caption": VLLM_SHARE * card.memory_gib + actor,
-        "decode": decoding + activations + actor,
+        "caption": _server_share(card) * card.memory_gib + actor,
+        "decode": _decoder_weights(decoder) + activations + actor,
         "update": actor + 2 * (CAPTIONER_LM + CAPTIONER_VIT) * billion * 0.2 + activations,
     }
 
@@ -138,6 +160,10 @@ def render(result: Estimate) -> str:
     lines.append("  fits" if result.fits else "  does NOT fit: use more GPUs, a larger type or sd35_medium")
     # What does not fit takes no time and costs nothing: it does not run.
     if result.fits:
+        lines.append(
+            f"  with actor_rollout_ref.rollout.gpu_memory_utilization={result.server_share:g}; the decoder "
+            f"{'fits' if result.fits_resident else 'does NOT fit'} beside all of it (uae.decoder.offload=false)"
+        )
         lines += [f"  {phase:<27} {value:6.1f} s per step" for phase, value in result.seconds.items()]
         lines.append(f"  total {result.hours:.1f} h, about {result.usd:,.0f} USD")
     return "\n".join(lines)

@@ -53,8 +53,9 @@ class DecoderConfig:
     """Pictures denoised and scored together on a rank, at least 1; halved where memory runs out."""
 
     vae_batch_size: int = 2
-    """Pictures the VAE encodes or decodes at a time, at least 1; halved where memory runs out. Decoding one takes
-    0.75 GiB at 512 x 512 and 3 GiB at 1024 x 1024, and one fills a GPU. Our choice."""
+    """Pictures the VAE encodes or decodes at a time, at least 1; halved where memory runs out, but not in the
+    cold start's loss, which has a gradient. Decoding one takes 0.75 GiB at 512 x 512 and 3 GiB at 1024 x 1024, and one
+    fills a GPU. Our choice."""
 
     schedule: str = "phased"
     """phased: decode the whole batch after the caption server sleeps. streamed: decode while captions arrive."""

@@ -60,6 +60,8 @@ class DecoderRank:
         self.drawn: list[str] = []
 
     def decode_and_score(self, meta: Any) -> None:
+        if "hang" in meta.keys:
+            time.sleep(600)
         self.drawn.append(self.weights)
 
     def drawn_with(self) -> list[str]:

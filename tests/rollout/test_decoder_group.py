@@ -97,6 +97,17 @@ def test_a_rank_that_died_idle_draws_with_the_weights_that_were_sent(ray_cluster
     assert group.restarts == 1 and group._processes[1] == processes_of([workers[1]])[0]
 
 
+def test_a_rank_that_takes_too_long_costs_its_share_alone(ray_cluster: None) -> None:
+    workers = [ray.remote(num_cpus=0.1, max_restarts=1)(DecoderRank).remote() for _ in range(2)]
+    group = group_of(workers)
+    group.config.timeout_s = 20.0
+    late, shares = group._processes[1], [SimpleNamespace(keys=["a"]), SimpleNamespace(keys=["hang"])]
+    assert group._attempt(shares) == {1: ("timeout", "decoder rank 1: no answer in 20.0 s, killed")}  # type: ignore[arg-type]
+    assert late.state() == "gone" and group.restarts == 1
+    assert ray.get([worker.state.remote() for worker in workers]) == [(False, ""), (True, "newest")]
+    assert ray.get(workers[0].drawn_with.remote()) == [""]
+
+
 def wait_for_state(worker: Any) -> tuple[bool, str]:
     while True:
         try:

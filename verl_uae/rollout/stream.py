@@ -101,7 +101,7 @@ class StreamQueue:
     async def _send(self, rank: int, batch: Sequence[_Waiting]) -> None:
         outcomes: list[Any]
         try:
-            answer = self.handles[rank].score_requests.remote([waiting.request for waiting in batch])
+            answer: Any = self.handles[rank].score_requests.remote([waiting.request for waiting in batch])
             outcomes = await asyncio.wait_for(answer, self.timeout_s)
             self.idle.append(rank)
         except asyncio.TimeoutError:

@@ -157,7 +157,7 @@ def test_memory_that_runs_out_costs_no_sample_and_the_size_that_fits_stays(
     for _ in range(2):
         results = chain.run(requests)
         assert [result.record.value for result in results] == pytest.approx(expected, abs=1e-5)
-    assert tried == {"denoise": [4, 2, 2, 2, 2], "decode_latent": [2, 2, *[1] * 8]}
+    assert tried == {"denoise": [4, 2, 2, 2, 2], "decode_latent": [2, *[1] * 8]}
     lines = [message for message in caplog.messages if message.startswith("out of memory")]
     assert len(lines) == 2
     assert any("uae.decoder.batch_size=2" in line for line in lines)

@@ -52,7 +52,7 @@ def test_reconstructs_pictures_and_a_bad_one_costs_only_itself(
     assert set(bad) == {"image", "error"} and "bad.png" in bad["image"] and "1 of 3 pictures" in printed.err
     assert sorted(path.name for path in out.glob("*.png")) == ["0000_a.png", "0002_b.png"]
     assert (first["seed"], first["steps"], first["guidance"], first["size"]) == (3, 2, 2.0, [32, 32])
-    assert first["seconds"] > 0 and first["truncated"] is False
+    assert first["seconds"] > 0 and first["truncated"] is False and first["temperature"] == 0
     # The same numbers by hand: what is drawn depends on the seed and the picture, not on the other pictures.
     (caption,) = pipe.caption(picture(1), max_new_tokens=6)
     key = ("image", image_digest(picture(1)))

@@ -219,11 +219,12 @@ def _records(
         started = time.perf_counter()
         caption = _caption(pipe, args, image, digest)
         record = {"image": name, "caption": caption, "caption_seconds": _since(started)}
+        record["temperature"] = pipe.inference.temperature
         if args.rows is not None and args.out is not None:
             record["source"] = f"{index:04d}_{stem}_source.png"
             image.save(args.out / record["source"], "PNG")
         if args.caption_only:
-            yield {**record, "seed": args.seed, "temperature": pipe.inference.temperature}
+            yield {**record, "seed": args.seed}
         else:
             file = fitting_name(f"{index:04d}_{stem}", ".png")
             yield _drawn(pipe, args, record, caption, ("image", digest), file)

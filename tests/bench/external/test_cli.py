@@ -86,9 +86,9 @@ def test_impossible_words_are_named(
         ([*read, *prompts, "--questions", tmp_path], "--questions"),
         ([*read, *prompts, "--samples", 2], "--samples"),
         (draw, "--model"),
-        ([*draw, "--model", "m", "--shard", "1"], "--shard"),
-        ([*draw, "--model", "m", "--shard", "2/2"], "--shard"),
-        ([*draw, "--model", "m", "--resolution", 0], "--resolution"),
+        ([*draw, "--model", tmp_path, "--shard", "1"], "--shard"),
+        ([*draw, "--model", tmp_path, "--shard", "2/2"], "--shard"),
+        ([*draw, "--model", tmp_path, "--resolution", 0], "--resolution"),
         (["scores", genevalpp_file_results], "is no result"),
     ):
         assert bench(*words) == 2, words

@@ -23,7 +23,7 @@ def test_default_terms_need_no_download() -> None:
 
 
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    empty = "transformer" if importlib.util.find_spec("gradio") else "pip install"
+    empty = "has no transformer/" if importlib.util.find_spec("gradio") else "pip install"
     for model, expected in ((tmp_path / "none", "there is no such folder"), (tmp_path, empty)):
         assert main(["demo", str(model)]) == 2
         error = capsys.readouterr().err.splitlines()[-1]

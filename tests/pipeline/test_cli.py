@@ -151,6 +151,9 @@ def test_errors_are_one_line(
 def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(tmp_path / "none", "--prompt", "red", "--out", tmp_path) == 2
     assert f"verl-uae: model: {tmp_path / 'none'}: there is no such folder" in capsys.readouterr().err
+    assert run(tmp_path, "--prompt", "red", "--out", tmp_path) == 2
+    why = "is no model and no decoder folder: it has no transformer/; verl-uae import and export write such"
+    assert capsys.readouterr().err.splitlines()[-1] == f"verl-uae: {tmp_path}: {why}"
 
 
 def test_odd_names_cost_nothing(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -195,7 +195,8 @@ def check_decoder_folder(folder: str | Path) -> None:
         return
     for name in COMPONENTS:
         if not (root / name).is_dir():
-            raise CheckpointError(root, f"not a decoder folder: it has no {name}/ (uae.decoder.path)")
+            reason = f"is no model and no decoder folder: it has no {name}/; verl-uae import and export write such"
+            raise CheckpointError(root, reason)
 
 
 def check_decoder(folder: str | Path) -> None:

@@ -36,10 +36,14 @@ def latent_shape(vae: Any, transformer_config: Any, height: int, width: int) -> 
     """(C, h, w) of a picture of the given size in pixels.
 
     Raises:
-        ValueError: if a side is not a multiple of the VAE factor times the patch size.
+        ValueError: if a side is not a multiple of the VAE factor times the patch size, or the decoder has no position
+            for all of its patches.
     """
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     multiple = factor * transformer_config.patch_size
     if height % multiple or width % multiple:
         raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
+    positions = transformer_config.pos_embed_max_size
+    if max(height, width) > positions * multiple:
+        raise ValueError(f"height and width may be {positions * multiple} at most, got {height}x{width}")
     return transformer_config.in_channels, height // factor, width // factor

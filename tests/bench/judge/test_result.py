@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench.judge.conftest import LENGTHS
+from tests.bench.judge.conftest import LENGTHS, write_captions
 from tests.bench.judge.server import Judges, Shown, error, longer
 from verl_uae.bench.bootstrap import resampled_means
-from verl_uae.bench.judge.contest import CAPTION, Contest
+from verl_uae.bench.judge.contest import CAPTION, Contest, read_contest
 from verl_uae.bench.judge.judges import Judge
 from verl_uae.bench.judge.prompt import load_prompt
 from verl_uae.bench.judge.protocol import Judged
@@ -82,6 +82,20 @@ def test_a_result_that_lacks_an_answer_has_no_overall_rate(
     assert content["agreement"]["cohen"]["longer and picky"] == {"pictures": 4, "agreement": 1.0, "kappa": 1.0}
     entry = content["pairs"][3]["verdicts"]["picky"]
     assert entry["outcome"] == "failed" and entry["choices"] == ["B", None] and "not this one" in entry["reasons"][1]
+
+
+def test_a_judge_without_a_verdict_has_no_rate(
+    world: Path, judge: Callable[..., Judge], decide: Callable[..., Judged], server: Judges
+) -> None:
+    """Identical candidates are ties without being asked about, which would be 50 % of nothing."""
+    server.behaviours["away"] = lambda shown, count: error(400, "away")  # type: ignore[assignment]
+    same = write_captions(world / "same.jsonl", ["f" * LENGTHS[0][0], *("s" * second for _, second in LENGTHS[1:])])
+    contest = read_contest(world / "images", f"one={world / 'first.jsonl'}", f"two={same}", CAPTION)
+    content = result(decide(contest, [judge("away")]), load_prompt(None, CAPTION), side=1024, resamples=50)
+    entry = content["judges"]["away"]
+    assert (entry["identical"], entry["ties"], entry["failed"]) == (1, 1, 5)
+    assert entry["win_rate"]["value"] is entry["win_rate_without_ties"]["value"] is None
+    assert content["overall"] is content["partial_overall"] is None
 
 
 def test_pictures_that_were_not_compared_make_it_incomplete(

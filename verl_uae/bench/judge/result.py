@@ -25,6 +25,7 @@ from verl_uae.bench.judge.statistics import (
     majority,
     mean_scores,
     position_rates,
+    rate,
     win_rates,
 )
 from verl_uae.bench.pairs import Failure
@@ -104,11 +105,15 @@ def _failures(judged: Judged) -> list[Failure]:
 def _summary(judge: Judge, judged: Judged, seed: int, resamples: int) -> dict[str, Any]:
     outcomes = list(judged.outcomes[judge.name].values())
     kinds = [outcome.kind for outcome in outcomes]
+    rates = win_rates(kinds, seed, resamples)
+    if FAILED in kinds and not any(outcome.judged and outcome.answers for outcome in outcomes):
+        # Of a judge that gave no verdict the ties of identical candidates would be made a rate.
+        rates |= dict.fromkeys(("win_rate", "win_rate_without_ties"), rate([], [], seed, resamples))
     return {
         "base_url": judge.base_url,
         **judge.settings(),
         "complete": FAILED not in kinds and not judged.contest.failures,
-        **win_rates(kinds, seed, resamples),
+        **rates,
         "identical": sum(outcome.kind == TIE and not outcome.answers for outcome in outcomes),
         **position_rates(outcomes, seed, resamples),
         "scores": mean_scores(outcomes),

@@ -91,9 +91,16 @@ class TrainedWeightsEngine(FSDPEngine):
         if self._loads:
             with together(lambda text: CheckpointError(local_path, text)):
                 # Rank 0 alone writes and reads what the checkpoint says of its base.
-                self._load_trained(self._model_file(local_path), knows_base=self.rank != 0 or recorded is not None)
+                path = self._model_file(local_path)
+                saved, trained = self._read_trained(path, knows_base=self.rank != 0 or recorded is not None)
+                if not isinstance(self.module, FullyShardedDataParallel):
+                    self._load_shards({plain_name(name): tensor for name, tensor in saved.items()}, trained, path)
+            if isinstance(self.module, FullyShardedDataParallel):
+                # Ranks gather here: one whose file is bad would leave the others waiting.
+                self._load_fsdp1(saved, path)
 
-    def _load_trained(self, path: Path, *, knows_base: bool) -> None:
+    def _read_trained(self, path: Path, *, knows_base: bool) -> tuple[dict[str, Any], set[str]]:
+        """What this rank's file holds, by the names in it, and the names of the trained weights."""
         saved = load_tensors(path)
         trained, names = _trained_names(self.module), {plain_name(name) for name in saved}
         missing = sorted(trained - names)
@@ -106,10 +113,7 @@ class TrainedWeightsEngine(FSDPEngine):
                 f"missing: {len(frozen - names)} frozen weights are not in the checkpoint, and nothing says of which "
                 "model they are; take another step folder, or a whole copy of this one",
             )
-        if isinstance(self.module, FullyShardedDataParallel):
-            self._load_fsdp1(saved, path)
-        else:
-            self._load_shards({plain_name(name): tensor for name, tensor in saved.items()}, trained, path)
+        return saved, trained
 
     @torch.no_grad()
     def _load_shards(self, saved: dict[str, Any], trained: set[str], path: Path) -> None:

@@ -117,8 +117,12 @@ def estimate(gpu: str, *, gpus: int = 8, steps: int = 1000, decoder: str = "sd35
 
 
 def _server_share(card: Gpu) -> float:
-    weights = 2 * (CAPTIONER_LM + CAPTIONER_VIT) * 1e9 / GIB
-    return max(VLLM_SHARE, math.ceil(20 * (weights + ASSUMED_SERVER_ROOM_GIB) / card.memory_gib) / 20)
+    return max(VLLM_SHARE, math.ceil(20 * (_server_weights() + ASSUMED_SERVER_ROOM_GIB) / card.memory_gib) / 20)
+
+
+def _server_weights() -> float:
+    """GiB of the captioner in bf16."""
+    return 2 * (CAPTIONER_LM + CAPTIONER_VIT) * 1e9 / GIB
 
 
 def _decoder_weights(decoder: str) -> float:
@@ -127,14 +131,13 @@ def _decoder_weights(decoder: str) -> float:
 
 
 def _memory(card: Gpu, gpus: int, decoder: str) -> dict[str, float]:
-    billion = 1e9 / GIB
     # fp32 master weights, gradients and two Adam moments of the language model; fp32 weights of the frozen ViT.
-    actor = (16 * CAPTIONER_LM + 4 * CAPTIONER_VIT) * billion / gpus
+    actor = (16 * CAPTIONER_LM + 4 * CAPTIONER_VIT) * 1e9 / GIB / gpus
     activations = 6.0
     return {
         "caption": _server_share(card) * card.memory_gib + actor,
         "decode": _decoder_weights(decoder) + activations + actor,
-        "update": actor + 2 * (CAPTIONER_LM + CAPTIONER_VIT) * billion * 0.2 + activations,
+        "update": actor + 0.2 * _server_weights() + activations,
     }
 
 

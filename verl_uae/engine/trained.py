@@ -89,13 +89,14 @@ class TrainedWeightsEngine(FSDPEngine):
         reshard(self.module)
         super().load_checkpoint(local_path, *args, **kwargs)
         if self._loads:
+            fsdp1 = isinstance(self.module, FullyShardedDataParallel)
             with together(lambda text: CheckpointError(local_path, text)):
                 # Rank 0 alone writes and reads what the checkpoint says of its base.
                 path = self._model_file(local_path)
                 saved, trained = self._read_trained(path, knows_base=self.rank != 0 or recorded is not None)
-                if not isinstance(self.module, FullyShardedDataParallel):
+                if not fsdp1:
                     self._load_shards({plain_name(name): tensor for name, tensor in saved.items()}, trained, path)
-            if isinstance(self.module, FullyShardedDataParallel):
+            if fsdp1:
                 # Ranks gather here: one whose file is bad would leave the others waiting.
                 self._load_fsdp1(saved, path)
 

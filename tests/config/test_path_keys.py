@@ -15,7 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from tests.config.test_validate import changed
-from verl_uae.config.path_keys import hub_models, is_shard, resolve_paths, validate_models, validate_paths
+from verl_uae.config.path_keys import (
+    hub_models,
+    is_shard,
+    resolve_paths,
+    validate_models,
+    validate_paths,
+    validate_sizes,
+)
 from verl_uae.config.validate import ValidateCallback
 from verl_uae.errors import ConfigError
 from verl_uae.formats.manifest import write_manifest
@@ -238,3 +245,36 @@ def test_every_stage_leaves_before_ray_with_one_line(
         ValidateCallback().on_run_start(config)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "impossible setting" in line]
     assert caught.value.code == 2 and str(folder) in line and line.endswith(name)
+
+
+@pytest.mark.parametrize("height", [8, 24, 32])
+def test_a_size_that_the_decoder_draws_passes(base: DictConfig, height: int) -> None:
+    validate_sizes(changed(base, f"uae.decoder.height={height}"))
+    validate_sizes(changed(base, "uae.decoder.height=30", "uae.decoder.path=owner/name"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "key", "problem"),
+    [
+        (("height=30",), "uae.decoder.height", "multiples of 8, got 30x32"),
+        (("width=4",), "uae.decoder.height", "multiples of 8, got 32x4"),
+        (("height=64", "width=64"), "uae.decoder.height", "may be 32 at most, got 64x64"),
+        (("width=40",), "uae.decoder.height", "may be 32 at most, got 32x40"),
+    ],
+)
+def test_a_size_that_the_decoder_cannot_draw_is_refused(
+    base: DictConfig, sizes: tuple[str, ...], key: str, problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem) as caught:
+        validate_sizes(changed(base, *(f"uae.decoder.{size}" for size in sizes)))
+    assert caught.value.key == key
+
+
+def test_a_bucket_that_the_decoder_cannot_draw_is_refused(compose: Callable[..., Any], home: Path) -> None:
+    words = ("hardware=cpu", "preset=scenes_pretrain", f"uae_home={home}", "uae.pretrain.buckets=true")
+    made = compose(*words, "uae.pretrain.bucket_step=8", "uae.pretrain.max_aspect=1", name="uae_pretrain")
+    validate_sizes(made)
+    made.uae.pretrain.max_aspect = 2
+    with pytest.raises(ConfigError, match="may be 32 at most, got 24x40") as caught:
+        validate_sizes(made)
+    assert caught.value.key == "uae.pretrain.buckets"

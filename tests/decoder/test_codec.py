@@ -70,14 +70,14 @@ def test_results_are_fp32_and_without_gradient(tiny_models: Path, picture) -> No
 def test_latent_shape_follows_codec_and_patch(tiny_models: Path, vae, picture) -> None:
     config = SD3Transformer2DModel.load_config(tiny_models / "decoder", subfolder="transformer")
     transformer = SD3Transformer2DModel.from_config(config).config
-    assert latent_shape(vae, transformer, 32, 32) == tuple(encode_image(vae, picture).shape[1:])
+    assert latent_shape(vae.config, transformer, 32, 32) == tuple(encode_image(vae, picture).shape[1:])
     multiple = 8 * transformer.patch_size
-    assert latent_shape(vae, transformer, 32, multiple) == (30, 4, multiple // 8)
+    assert latent_shape(vae.config, transformer, 32, multiple) == (30, 4, multiple // 8)
     # The decoder knows that many positions to a side.
     largest = transformer.pos_embed_max_size * multiple
-    assert latent_shape(vae, transformer, largest, largest) == (30, largest // 8, largest // 8)
+    assert latent_shape(vae.config, transformer, largest, largest) == (30, largest // 8, largest // 8)
     with pytest.raises(ValueError, match=f"may be {largest} at most, got 32x{largest + multiple}"):
-        latent_shape(vae, transformer, 32, largest + multiple)
+        latent_shape(vae.config, transformer, 32, largest + multiple)
     for height, width in ((32 + multiple // 2, 32), (32, 32 + 1)):
         with pytest.raises(ValueError, match=f"multiples of {multiple}, got {height}x{width}"):
-            latent_shape(vae, transformer, height, width)
+            latent_shape(vae.config, transformer, height, width)

@@ -34,7 +34,7 @@ def rollout(config: Any, size: Size, clip: str, module: PolicyModule) -> PolicyR
         seed=uae.seed,
         height=uae.decoder.height,
         width=uae.decoder.width,
-        latent_shape=latent_shape(codec, module.transformer.config, uae.decoder.height, uae.decoder.width),
+        latent_shape=latent_shape(codec.config, module.transformer.config, uae.decoder.height, uae.decoder.width),
         micro_batch_size=uae.policy.micro_batch_size,
         decode_batch_size=uae.decoder.batch_size,
         vae_batch_size=uae.decoder.vae_batch_size,

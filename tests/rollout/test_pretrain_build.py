@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from verl_uae.config.validate import validate
+from verl_uae.data.buckets import Buckets
 from verl_uae.engine.supervised import SUPERVISED_TYPE
-from verl_uae.rollout.pretrain_build import buckets_of, density, supervised_worker_config
+from verl_uae.rollout.pretrain_build import density, supervised_worker_config
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,8 @@ def test_trained_levels_are_shifted_as_the_sampler_unless_set(config) -> None:
 
 
 def test_buckets_lie_around_the_pictures_size(config) -> None:
-    assert buckets_of(config()).sizes == ((32, 32),)
+    assert Buckets.from_config(config()).sizes == ((32, 32),)
     made = config("uae.pretrain.buckets=true", "uae.pretrain.bucket_step=8")
     validate(made)
-    assert (32, 32) in buckets_of(made).sizes and all(h * w <= 32 * 32 for h, w in buckets_of(made).sizes)
+    sizes = Buckets.from_config(made).sizes
+    assert (32, 32) in sizes and all(h * w <= 32 * 32 for h, w in sizes)

@@ -121,6 +121,28 @@ def validate_models(config: DictConfig) -> None:
                 raise ConfigError(key, str(error)) from error
 
 
+def validate_sizes(config: DictConfig) -> None:
+    """Check that a local decoder can draw the sizes of the run.
+
+    Raises:
+        ConfigError: naming the key and what the decoder takes.
+    """
+    # Imported here: torch and diffusers are not needed to read the rest of a configuration.
+    from verl_uae.data.buckets import Buckets
+    from verl_uae.decoder.decoder import check_size
+
+    decoder, buckets = config.uae.decoder, config.uae.stage == "pretrain" and config.uae.pretrain.buckets
+    if is_hub_id(decoder.path) or is_url(decoder.path):
+        return
+    sizes = Buckets.from_config(config) if buckets else Buckets.single(decoder.height, decoder.width)
+    for height, width in sizes.sizes:
+        try:
+            check_size(decoder.path, height, width)
+        except ValueError as error:
+            key = "uae.pretrain.buckets" if buckets else "uae.decoder.height"
+            raise ConfigError(key, f"{error}, for {_DECODER}={decoder.path}") from error
+
+
 def is_shard(name: str) -> bool:
     """Whether a data file is a webdataset tar shard, by its content where it is a file of this machine; a pattern or a
     URL by its end."""

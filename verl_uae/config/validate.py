@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config.checks import check_choices, check_finite, check_minimum, check_whole
 from verl_uae.config.keys import check_keys
-from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths
+from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths, validate_sizes
 from verl_uae.config.run_lock import check_free
 from verl_uae.config.validate_policy import validate_policy
 from verl_uae.config.validate_run import CAPTIONING, STAGES, validate_run
@@ -80,6 +80,7 @@ class ValidateCallback(Callback):
             validate(config)
             check_free(Path(config.trainer.default_local_dir))
             validate_models(config)
+            validate_sizes(config)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible setting: {error}\n")

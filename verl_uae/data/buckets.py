@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -94,6 +95,14 @@ class Buckets:
     def single(cls, height: int, width: int | None = None) -> Buckets:
         """One bucket for all pictures; ``width`` is ``height`` where it is None."""
         return cls(((height, height if width is None else width),))
+
+    @classmethod
+    def from_config(cls, config: DictConfig) -> Buckets:
+        """Those of pre-training, from a whole composed configuration."""
+        decoder, pretrain = config.uae.decoder, config.uae.pretrain
+        if not pretrain.buckets:
+            return cls.single(decoder.height, decoder.width)
+        return cls.around(decoder.height, step=pretrain.bucket_step, max_aspect=pretrain.max_aspect)
 
     def bucket_of(self, width: int, height: int) -> HeightWidth:
         """(H, W) of the bucket whose aspect ratio is closest to that of a picture, as a factor.

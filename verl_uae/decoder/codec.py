@@ -32,14 +32,14 @@ def differentiable_decode(vae: Any, latent_BChw: Tensor) -> Tensor:
     return (vae.decode(latent, return_dict=False)[0].float() * 0.5 + 0.5).clamp(0.0, 1.0)
 
 
-def latent_shape(vae: Any, transformer_config: Any, height: int, width: int) -> tuple[int, int, int]:
+def latent_shape(vae_config: Any, transformer_config: Any, height: int, width: int) -> tuple[int, int, int]:
     """(C, h, w) of a picture of the given size in pixels.
 
     Raises:
         ValueError: if a side is not a multiple of the VAE factor times the patch size, or the decoder has no position
             for all of its patches.
     """
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = 2 ** (len(vae_config.block_out_channels) - 1)
     multiple = factor * transformer_config.patch_size
     if height % multiple or width % multiple:
         raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")

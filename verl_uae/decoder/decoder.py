@@ -8,8 +8,10 @@ latent, H W pixels.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -93,7 +95,7 @@ class Decoder(nn.Module):
         Raises:
             ValueError: if a side is not a multiple of the VAE factor times the patch size.
         """
-        return codec.latent_shape(self.vae, self.transformer.config, height, width)
+        return codec.latent_shape(self.vae.config, self.transformer.config, height, width)
 
     def velocity(self, x_BChw: Tensor, sigma_B: Tensor, states_BLE: Tensor) -> Tensor:
         """Velocity v = eps - x_0 at noise level sigma in [0, 1], shape of ``x_BChw``; differentiable."""
@@ -197,6 +199,22 @@ def check_decoder_folder(folder: str | Path) -> None:
         if not (root / name).is_dir():
             reason = f"is no model and no decoder folder: it has no {name}/; verl-uae import and export write such"
             raise CheckpointError(root, reason)
+
+
+def check_size(folder: str | Path, height: int, width: int) -> None:
+    """Refuse a size of pictures in pixels that a decoder cannot draw, by its configurations alone.
+
+    Raises:
+        ValueError: see :func:`verl_uae.decoder.codec.latent_shape`.
+    """
+    codec.latent_shape(_config(folder, VAE), _config(folder, TRANSFORMER), height, width)
+
+
+def _config(folder: str | Path, component: str) -> Any:
+    """Configuration of a component as its class completes it, without building it."""
+    kind = COMPONENTS[component]
+    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
+    return SimpleNamespace(**{**defaults, **kind.load_config(Path(folder, component))})
 
 
 def check_decoder(folder: str | Path) -> None:

@@ -165,7 +165,7 @@ class ColdStartWorker(DecoderTrainingWorker):
         conditioner = self.rollout.conditions.conditioner
         captions = [pair.caption for pair in self._pairs]
         ids_BL, mask_BL, _ = conditioner.tokenize(captions)
-        shape = latent_shape(self.rollout.vae, self.engine.module.transformer.config, *size)
+        shape = latent_shape(self.rollout.vae.config, self.engine.module.transformer.config, *size)
         noise = [normal(shape, self.run.uae.seed, "cold start noise", step, number) for number in numbers]
         fields = {
             "ids_BL": ids_BL,

@@ -173,7 +173,7 @@ def build_rollout(config: DictConfig, captions: EncoderCaptions | None, transfor
         seed=uae.seed,
         height=uae.decoder.height,
         width=uae.decoder.width,
-        latent_shape=latent_shape(vae, transformer, uae.decoder.height, uae.decoder.width),
+        latent_shape=latent_shape(vae.config, transformer, uae.decoder.height, uae.decoder.width),
         micro_batch_size=uae.policy.micro_batch_size,
         decode_batch_size=uae.decoder.batch_size,
         vae_batch_size=uae.decoder.vae_batch_size,

@@ -10,7 +10,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from verl.workers.config import TrainingWorkerConfig
 
-from verl_uae.data.buckets import Buckets
 from verl_uae.data.cache import TensorCache, condition_fingerprint, latent_fingerprint
 from verl_uae.data.rows import CheckSettings
 from verl_uae.engine.supervised import SUPERVISED_TYPE
@@ -38,14 +37,6 @@ def density(config: DictConfig, shift: float) -> NoiseDensity:
     settings: Any = OmegaConf.to_container(config.uae.pretrain.density, resolve=True)
     own = config.uae.pretrain.shift
     return NoiseDensity(shift=shift if own is None else float(own), **settings)
-
-
-def buckets_of(config: DictConfig) -> Buckets:
-    """The sizes pictures are trained at."""
-    decoder, pretrain = config.uae.decoder, config.uae.pretrain
-    if not pretrain.buckets:
-        return Buckets.single(decoder.height, decoder.width)
-    return Buckets.around(decoder.height, step=pretrain.bucket_step, max_aspect=pretrain.max_aspect)
 
 
 def build_pair_encoder(config: DictConfig, rollout: PolicyRollout) -> PairEncoder:

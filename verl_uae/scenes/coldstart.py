@@ -46,7 +46,8 @@ class ColdStartConfig:
 
     With the defaults one core takes about 4 minutes (codec 25 s, 0.2 s per joint step) and reaches, on held-out scenes,
     grammatical 1.0, true 0.94 and more, full detail 0.23, and from full captions drawn position, colour and size 0.98.
-    Use one torch thread: two are slower by an order of magnitude where the cores are shared.
+    Two torch threads take three quarters of that if the cores are theirs; where they are shared, two are slower by an
+    order of magnitude than one.
     """
 
     seed: int = 0

@@ -60,11 +60,13 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
     Writes models and data, ``train.log`` (the whole output of the training command), ``report.json``, ``report.html``
     and the trained model as one folder, ``model``, into ``out``. A cold start that is there already is used again.
     """
-    torch.set_num_threads(1)
     root = Path(out).absolute()
     root.mkdir(parents=True, exist_ok=True)
     timings = Timings()
+    # Nothing else runs meanwhile. Never more, or the models of a seed would differ from one machine to the next.
+    torch.set_num_threads(min(2, torch.get_num_threads()))
     prepare(root, seed, timings, say)
+    torch.set_num_threads(1)
     before = measure(root, root / "encoder", seed)
     run = root / "runs" / "g4u"
     code = train(root, run, seed=seed, steps=steps, overrides=overrides, timings=timings, say=say)

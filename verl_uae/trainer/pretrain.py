@@ -18,14 +18,13 @@ from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
 from verl_uae.config.validate_supervised import is_shards
-from verl_uae.data.buckets import BucketSampler
+from verl_uae.data.buckets import Buckets, BucketSampler
 from verl_uae.data.pairs import Pair, PairRows
 from verl_uae.data.rows import CheckSettings
 from verl_uae.data.schema import make_prompt
 from verl_uae.data.shards import PairShards
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.rollout.policy_group import DecoderTrainingGroup
-from verl_uae.rollout.pretrain_build import buckets_of
 from verl_uae.rollout.pretrain_worker import PretrainWorker
 from verl_uae.rollout.training_worker import DecoderTrainingWorker
 from verl_uae.trainer.length import cover_steps
@@ -52,7 +51,7 @@ class PairTrainer(PairValidation, StandaloneTrainer):
     def _init_dataloader(self) -> None:
         data, trainer = self.config.data, self.config.trainer
         settings = CheckSettings.from_config(data)
-        self.buckets = buckets_of(self.config)
+        self.buckets = Buckets.from_config(self.config)
         files: Any = OmegaConf.to_object(data.train_files) if OmegaConf.is_list(data.train_files) else data.train_files
         self.train_dataloader: StatefulDataLoader[list[Pair]]
         if is_shards(data.train_files):

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     quickstart.add_argument("out", type=argument_path, help="folder for models, data, logs and the report")
     quickstart.add_argument("--seed", type=int, default=0, help="seed of models, data and run (default 0)")
-    quickstart.add_argument("--steps", type=int, default=60, help="G4U steps (default 60)")
+    quickstart.add_argument("--steps", type=int, default=30, help="G4U steps (default 30)")
     quickstart.set_defaults(run=_quickstart)
 
     estimate = commands.add_parser("estimate", help="memory per GPU and cost of a G4U run, from a small calculator")

@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test test-slow test-install test-vllm learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
+.PHONY: help setup quickstart test pytest test-slow test-install test-vllm learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
@@ -47,7 +47,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: setup lint
+test: setup
+	$(MAKE) -j 2 pytest lint
+
+pytest: setup
 	$(BIN)/python -m pytest -n $(TEST_JOBS) $(TEST_END)
 
 test-slow: setup

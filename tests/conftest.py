@@ -20,8 +20,8 @@ import verl_uae  # noqa: F401
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 # Folders whose tests one process takes, one after the other, and takes first: whole training commands, which are
-# several processes each, and the engines, whose facts come from runs of minutes that several files share.
-_LONGEST_FIRST = ("tests/e2e", "tests/engine")
+# several processes each, and what several files share comes from runs of a minute and more.
+_LONGEST_FIRST = ("tests/e2e", "tests/engine", "tests/formats")
 
 
 def _scope(nodeid: str, otherwise: str) -> str:

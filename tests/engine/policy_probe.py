@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains tiny policies on gloo ranks and writes what happened as JSON.
 
-Started by tests.engine.launch.
+Started by tests.launch.
 
 In processes of their own: VERL_PLATFORM is read once per process, and so is the process group. Every fact is a plain
 number or text; the expectations are in test_decoder.py and test_export.py.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains tiny models with supervised losses on gloo ranks and writes what happened as JSON.
 
-Started by tests.engine.launch.
+Started by tests.launch.
 
 In processes of their own, as tests.engine.policy_probe. The expectations are in test_supervised.py and test_encoder.py.
 """

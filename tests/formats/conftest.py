@@ -4,10 +4,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +11,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
+from tests.launch import launch
 from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.projector import Projector
 from verl_uae.formats.assemble import ModelParts, publish_model, save_component
 from verl_uae.formats.card import Card
 from verl_uae.formats.from_sd3 import Sd3Import, import_sd3
 
-ROOT = Path(__file__).parents[2]
 CARD = Card("A model", "Made by a test.", {"all": "nothing"})
 
 
@@ -122,23 +118,5 @@ def small_folder(tmp_path: Path) -> Path:
 def shards(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What tests.formats.shard_probe wrote on two ranks: shards by kind, and what the engine exported."""
     root = tmp_path_factory.mktemp("shards")
-    environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    started = []
-    for rank in range(2):
-        log = root / f"{rank}.log"
-        command = [sys.executable, "-m", "tests.formats.shard_probe", str(tiny_models / "decoder"), str(root)]
-        with log.open("w") as file:
-            arguments = [*command, str(rank), "2", port]
-            started.append((subprocess.Popen(arguments, env=environment, cwd=ROOT, stdout=file, stderr=file), log))
-    try:
-        for process, log in started:
-            assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
-    finally:
-        for process, _ in started:
-            process.kill()
-    return root
+    launch("tests.formats.shard_probe", tiny_models / "decoder", root, two=2)
+    return root / "two"

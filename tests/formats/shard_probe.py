@@ -2,15 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saves tiny policies on gloo ranks as verl does, and as the engine exports them.
 
-python -m tests.formats.shard_probe DECODER OUT RANK SIZE PORT
-
-In processes of their own, as tests/engine/policy_probe.py: <OUT>/<kind>/decoder_policy are the shards, and
+Started by tests.launch: <OUT>/<kind>/decoder_policy are the shards, and
 <OUT>/<kind>_live and <kind>_ema decoder folders that the engine gathered with collectives.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +49,3 @@ def main(decoder: str, out: str, number: str, size: str, port: str) -> None:
         for weights in ("live", "ema"):
             export_folder(engine, decoder, Path(out) / f"{kind}_{weights}", weights)
     torch.distributed.barrier()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import functools
 import pickle
+from typing import Any, ClassVar
 from unittest import mock
 
 import yaml
 from hydra import compose, initialize_config_module
+from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
@@ -46,8 +49,22 @@ def copied(config: DictConfig) -> DictConfig:
     return pickle.loads(pickle.dumps(config))
 
 
+class _Repository(CachingConfigRepository):
+    """Hydra's, which forgets with each composition what it has read; a composition changes what it is given."""
+
+    known: ClassVar[dict[str, bytes]] = {}
+
+    def load_config(self, config_path: str) -> Any:
+        if config_path not in self.known:
+            self.known[config_path] = pickle.dumps(self.delegate.load_config(config_path))
+        if config_path not in self.cache:
+            self.cache[config_path] = pickle.loads(self.known[config_path])
+        return self.cache[config_path]
+
+
 @functools.cache
 def _files(name: str, chosen: tuple[str, ...]) -> bytes:
     # libyaml reads the same in a quarter of the time; OmegaConf takes the loader that yaml has under this name.
-    with mock.patch.object(yaml, "SafeLoader", yaml.CSafeLoader):
+    faster = mock.patch.object(yaml, "SafeLoader", yaml.CSafeLoader)
+    with faster, mock.patch.object(config_loader_impl, "CachingConfigRepository", _Repository):
         return pickle.dumps(compose(name, overrides=list(chosen)))

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from tests.config.test_validate import changed
+from tests.positions import computed_positions
 from verl_uae.config.path_keys import (
     hub_models,
     is_shard,
@@ -257,9 +258,9 @@ def test_a_size_that_the_decoder_draws_passes(base: DictConfig, height: int) -> 
     ("sizes", "key", "problem"),
     [
         (("height=30",), "uae.decoder.height", "multiples of 8, got 30x32"),
-        (("width=4",), "uae.decoder.height", "multiples of 8, got 32x4"),
+        (("width=4",), "uae.decoder.width", "multiples of 8, got 32x4"),
         (("height=64", "width=64"), "uae.decoder.height", "may be 32 at most, got 64x64"),
-        (("width=40",), "uae.decoder.height", "may be 32 at most, got 32x40"),
+        (("width=40",), "uae.decoder.width", "may be 32 at most, got 32x40"),
     ],
 )
 def test_a_size_that_the_decoder_cannot_draw_is_refused(
@@ -270,11 +271,26 @@ def test_a_size_that_the_decoder_cannot_draw_is_refused(
     assert caught.value.key == key
 
 
-def test_a_bucket_that_the_decoder_cannot_draw_is_refused(compose: Callable[..., Any], home: Path) -> None:
-    words = ("hardware=cpu", "preset=scenes_pretrain", f"uae_home={home}", "uae.pretrain.buckets=true")
-    made = compose(*words, "uae.pretrain.bucket_step=8", "uae.pretrain.max_aspect=1", name="uae_pretrain")
+@pytest.mark.parametrize("stage", ["pretrain", "cold_start"])
+def test_a_bucket_that_the_decoder_cannot_draw_is_refused(compose: Callable[..., Any], home: Path, stage: str) -> None:
+    words = ("hardware=cpu", f"preset=scenes_{stage}", f"uae_home={home}", "uae.pretrain.buckets=true")
+    made = compose(*words, "uae.pretrain.bucket_step=8", "uae.pretrain.max_aspect=1", name=f"uae_{stage}")
     validate_sizes(made)
     made.uae.pretrain.max_aspect = 2
     with pytest.raises(ConfigError, match="may be 32 at most, got 24x40") as caught:
         validate_sizes(made)
     assert caught.value.key == "uae.pretrain.buckets"
+    # The square that they lie around is the user's own size; its buckets would be many.
+    made.uae.decoder.height = made.uae.decoder.width = 80000
+    with pytest.raises(ConfigError, match="may be 32 at most, got 80000x80000") as caught:
+        validate_sizes(made)
+    assert caught.value.key == "uae.decoder.height"
+
+
+def test_a_decoder_that_computes_its_positions_draws_every_size(base: DictConfig, home: Path, tmp_path: Path) -> None:
+    folder = computed_positions(home / "decoder", tmp_path / "decoder")
+    key = f"uae.decoder.path={folder}"
+    validate_models(changed(base, key))
+    validate_sizes(changed(base, key, "uae.decoder.height=40", "uae.decoder.width=320"))
+    with pytest.raises(ConfigError, match="multiples of 8, got 36x32"):
+        validate_sizes(changed(base, key, "uae.decoder.height=36"))

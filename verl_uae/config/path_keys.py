@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from verl_uae.config.validate_run import SUPERVISED
 from verl_uae.errors import CheckpointError, ConfigError, DataError
 from verl_uae.paths import existing_file, existing_folder, expand, is_hub_id, is_url, model_source, output_folder
 from verl_uae.waiting import saying
@@ -131,16 +132,24 @@ def validate_sizes(config: DictConfig) -> None:
     from verl_uae.data.buckets import Buckets
     from verl_uae.decoder.decoder import check_size
 
-    decoder, buckets = config.uae.decoder, config.uae.stage == "pretrain" and config.uae.pretrain.buckets
+    decoder = config.uae.decoder
     if is_hub_id(decoder.path) or is_url(decoder.path):
         return
-    sizes = Buckets.from_config(config) if buckets else Buckets.single(decoder.height, decoder.width)
-    for height, width in sizes.sizes:
+
+    def problem(height: int, width: int) -> str | None:
         try:
             check_size(decoder.path, height, width)
         except ValueError as error:
-            key = "uae.pretrain.buckets" if buckets else "uae.decoder.height"
-            raise ConfigError(key, f"{error}, for {_DECODER}={decoder.path}") from error
+            return f"{error}, for {_DECODER}={decoder.path}"
+        return None
+
+    if wrong := problem(decoder.height, decoder.width):
+        alone = problem(decoder.height, decoder.height)
+        raise ConfigError("uae.decoder.height" if alone else "uae.decoder.width", wrong)
+    if config.uae.stage in SUPERVISED and config.uae.pretrain.buckets:
+        for size in Buckets.from_config(config).sizes:
+            if wrong := problem(*size):
+                raise ConfigError("uae.pretrain.buckets", wrong)
 
 
 def is_shard(name: str) -> bool:

@@ -17,7 +17,7 @@ from verl_uae.config.keys import check_keys
 from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths, validate_sizes
 from verl_uae.config.run_lock import check_free
 from verl_uae.config.validate_policy import validate_policy
-from verl_uae.config.validate_run import CAPTIONING, STAGES, validate_run
+from verl_uae.config.validate_run import CAPTIONING, STAGES, SUPERVISED, validate_run
 from verl_uae.config.validate_supervised import validate_supervised
 from verl_uae.config.validate_verl import validate_verl
 from verl_uae.errors import ConfigError, UAEError
@@ -119,7 +119,7 @@ def validate(config: DictConfig) -> None:
     _validate_rewards(config)
     if stage in ("u4g", "unified"):
         validate_policy(config)
-    elif stage in ("pretrain", "cold_start"):
+    elif stage in SUPERVISED:
         validate_supervised(config)
     validate_paths(config)
 

@@ -19,6 +19,9 @@ STAGES = ("pretrain", "cold_start", "g4u", "u4g", "unified")
 #: Stages with a captioner that learns, and so with a caption server and decoder workers.
 CAPTIONING = ("g4u", "unified")
 
+#: Stages that learn from pairs of picture and caption.
+SUPERVISED = ("pretrain", "cold_start")
+
 #: Keys that only decoder workers read -> what is allowed without them.
 _DECODER_WORKERS: dict[str, Any] = {
     "uae.decoder.schedule": "phased",

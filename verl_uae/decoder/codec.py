@@ -43,7 +43,8 @@ def latent_shape(vae_config: Any, transformer_config: Any, height: int, width: i
     multiple = factor * transformer_config.patch_size
     if height % multiple or width % multiple:
         raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
+    # Without a table of positions they are computed, for any number of patches.
     positions = transformer_config.pos_embed_max_size
-    if max(height, width) > positions * multiple:
+    if positions and max(height, width) > positions * multiple:
         raise ValueError(f"height and width may be {positions * multiple} at most, got {height}x{width}")
     return transformer_config.in_channels, height // factor, width // factor

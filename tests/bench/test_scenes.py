@@ -12,6 +12,7 @@ import pytest
 
 from verl_uae.bench.scenes import _summary, render, scene_eval
 from verl_uae.cli import main
+from verl_uae.errors import CheckpointError
 from verl_uae.pipeline import UAEPipeline
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.render import BACKGROUNDS, Scene, render_float
@@ -22,11 +23,12 @@ from verl_uae.scenes.tiny_models import INFERENCE
 OPTIONS = {"count": 3, "batch_size": 5}
 
 
-def as_model(encoder: Path, decoder: Path, root: Path, steps: int = 2) -> UAEPipeline:
+def as_model(encoder: Path, decoder: Path, root: Path, steps: int = 2, **changes: int) -> UAEPipeline:
     """One folder of a captioner and a decoder, loaded as a user does; captions are greedy."""
     shutil.copytree(decoder, root)
     shutil.copytree(encoder, root / "encoder")
-    pipe = UAEPipeline.from_pretrained(root, **{**asdict(INFERENCE), "num_inference_steps": steps, "temperature": 0.0})
+    settings = {**asdict(INFERENCE), "num_inference_steps": steps, "temperature": 0.0, **changes}
+    pipe = UAEPipeline.from_pretrained(root, **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -53,8 +55,19 @@ def test_the_command_line(tiny_models, tmp_path, capsys) -> None:
     words = ["bench", "scenes", str(tiny_models / "decoder"), "--encoder", str(tiny_models / "encoder")]
     assert main([*words, "--condition-length", "20", "--items", "1", "--steps", "1", "--out", str(out)]) == 0
     assert set(json.loads(out.read_text())) >= {"draw", "loop"} and "| draw |" in capsys.readouterr().out
-    assert main([*words, "--items", "0"]) == 2
-    assert "--items" in capsys.readouterr().err
+    for option, value in (("--items", "0"), ("--size", "16")):
+        assert main([*words, option, value]) == 2
+        assert option in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_scenes_have_their_own_size(tiny_models, tmp_path) -> None:
+    """Whatever size the model draws otherwise, it is told in the settings; and refused if the decoder cannot."""
+    pipe = as_model(tiny_models / "encoder", tiny_models / "decoder", tmp_path / "m", steps=1, height=16, width=8)
+    settings = scene_eval(pipe, count=1)["settings"]
+    assert (settings["height"], settings["width"]) == (32, 32)
+    pipe.transformer.register_to_config(pos_embed_max_size=2)
+    with pytest.raises(CheckpointError, match="m: cannot draw the scenes: height and width may be 16 at most"):
+        scene_eval(pipe, count=1)
 
 
 def test_categories_are_resampled_independently() -> None:

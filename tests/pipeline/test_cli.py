@@ -157,6 +157,17 @@ def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert capsys.readouterr().err.splitlines()[-1] == f"verl-uae: {tmp_path}: {why}"
 
 
+def test_a_folder_whose_own_size_cannot_be_drawn_is_named(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    write_index(folder, {**asdict(INFERENCE), "height": 30})
+    assert run(folder, "--prompt", "red", "--out", tmp_path) == 2
+    why = "height and width must be multiples of 8, got 30x32, which is its own size; give --size"
+    assert capsys.readouterr().err.splitlines()[-1] == f"verl-uae: {folder}: {why}"
+    assert run(folder, "--prompt", "red", "--out", tmp_path, "--size", "32") == 0
+
+
 def test_odd_names_cost_nothing(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A name of 252 bytes and one that is not UTF-8: each has its record and its picture."""
     names = ["n" * 248 + ".png", "caf\udce9.png", "ok.png"]

@@ -26,6 +26,9 @@ def test_noise_levels_fall_within_the_unit_interval() -> None:
 def test_drawing_and_callback() -> None:
     check_drawing(["a"], 1, "pil")
     check_callback(["latents"], ["latents"])
+    for count in (0, 1.0, True):
+        with pytest.raises(ValueError, match="num_images_per_prompt must be a whole number"):
+            check_drawing(["a"], count, "pil")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="jpeg"):
         check_drawing(["a"], 1, "jpeg")
     with pytest.raises(ValueError, match="other"):

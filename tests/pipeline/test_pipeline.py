@@ -337,6 +337,10 @@ def test_pictures_come_through_the_one_door(pipe: UAEPipeline, tmp_path: Path) -
         ({"prompt": []}, "prompt must be"),
         ({"prompt": ["a", 1]}, "prompt must be"),
         ({"height": 33}, "multiples of"),
+        ({"height": 0}, "height: must be a whole number of at least 1, got 0"),
+        ({"width": -8}, "width: must be a whole number of at least 1, got -8"),
+        ({"width": 32.0}, "width: must be a whole number of at least 1, got 32.0"),
+        ({"height": "32"}, "height: must be a whole number of at least 1, got '32'"),
         ({"num_inference_steps": 0}, "num_inference_steps: must be"),
         ({"output_type": "jpeg"}, "output_type"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
@@ -371,6 +375,10 @@ def test_what_would_let_diffusers_load_parts_by_itself_is_refused(model_folder: 
 def test_what_is_no_number_is_no_caption_and_no_picture(make_pipe: Callable[..., UAEPipeline]) -> None:
     """The largest of NaN would be any token, and a picture of NaN is black."""
     pipe = make_pipe()
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match=r"decodes to no finite numbers in torch\.float32"):
+        pipe.generate("a red circle", num_inference_steps=1, guidance_scale=1.0)
     with torch.no_grad():
         pipe.transformer.proj_out.bias.fill_(float("nan"))
     with pytest.raises(CheckpointError, match=r"draws no finite numbers in torch\.float32"):

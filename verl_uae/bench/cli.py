@@ -195,7 +195,10 @@ def _scenes(args: argparse.Namespace) -> int:
     check_model_arguments(args)
     from verl_uae.bench.scenes import render, scene_eval
     from verl_uae.bench.unified import write_result
+    from verl_uae.scenes.render import IMAGE_SIZE
 
+    if args.size not in (None, IMAGE_SIZE):
+        raise ConfigError("--size", f"the scenes have {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got {args.size}")
     found = scene_eval(load_pipeline(args), seed=args.seed, count=args.items)
     if args.out is not None:
         write_result(args.out, found)

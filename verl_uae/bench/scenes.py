@@ -13,6 +13,7 @@ import torch
 
 from verl_uae.bench.bootstrap import LEVEL, interval, resampled_means
 from verl_uae.bench.unified import versions
+from verl_uae.errors import CheckpointError
 from verl_uae.scenes.render import IMAGE_SIZE, render_image
 from verl_uae.scenes.scene_eval import CATEGORIES, ITEMS, Item, items, passed
 from verl_uae.seeding import generator, normal
@@ -36,18 +37,25 @@ def scene_eval(pipe: UAEPipeline, *, seed: int = 0, count: int = ITEMS, batch_si
     Returns:
         By mode the share passed per category and overall, in [0, 1], with 95 % bootstrap intervals over the items of
         each category, the answers, and what they were made with. Without a captioner there is no ``loop``.
+
+    Raises:
+        CheckpointError: the decoder cannot draw pictures of the size of the scenes.
     """
+    try:
+        shape = pipe.decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)
+    except ValueError as error:
+        raise CheckpointError(pipe.name_or_path, f"cannot draw the scenes: {error}") from error
     asked = items(seed, count)
     texts = {"draw": [item.prompt for item in asked]}
     if pipe.encoder is not None:
         images = [render_image(item.scene) for item in asked]
         texts["loop"] = pipe.caption(images, generator=generator(seed, "scene-eval-captions"))
-    noise = normal((len(asked), *pipe.decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)), seed, "scenes-eval-noise")
+    noise = normal((len(asked), *shape), seed, "scenes-eval-noise")
     found: dict[str, Any] = {
         "format": FORMAT,
         "seed": seed,
         "items_per_category": count,
-        "settings": asdict(pipe.inference),
+        "settings": {**asdict(pipe.inference), "height": IMAGE_SIZE, "width": IMAGE_SIZE},
     }
     for mode, words in texts.items():
         drawn = [

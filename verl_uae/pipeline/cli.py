@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from verl_uae.data.prompts import first_pictures
 from verl_uae.devices import checked_device
-from verl_uae.errors import ConfigError, DecodeError
+from verl_uae.errors import CheckpointError, ConfigError, DecodeError
 from verl_uae.formats.inference import checked
 from verl_uae.paths import argument_path, existing_folder, model_source, output_folder
 from verl_uae.text import argument_text, fitting_name, printable
@@ -125,6 +125,8 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
     try:
         pipe.decoder.latent_shape(*pipe.picture_size)
     except ValueError as error:
+        if args.size is None:
+            raise CheckpointError(args.model, f"{error}, which is its own size; give --size") from error
         raise ConfigError("--size", str(error)) from error
     try:
         if args.offload == "none":

@@ -37,8 +37,8 @@ def check_drawing(prompts: Sequence[str], images_per_prompt: int, output_type: s
     """Texts, how many pictures of each, and how they are returned."""
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"prompt must be a string or a list of strings, got {prompts!r}")
-    if images_per_prompt < 1:
-        raise ValueError(f"num_images_per_prompt must be at least 1, got {images_per_prompt}")
+    if not isinstance(images_per_prompt, int) or isinstance(images_per_prompt, bool) or images_per_prompt < 1:
+        raise ValueError(f"num_images_per_prompt must be a whole number of at least 1, got {images_per_prompt!r}")
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
 

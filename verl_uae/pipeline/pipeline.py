@@ -378,14 +378,18 @@ class UAEPipeline(DiffusionPipeline):
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         settings = self._with(
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
         )
         decoder, guidance = self.decoder, settings.guidance_scale
         table = sigma_schedule(settings.num_inference_steps, decoder.shift) if sigmas is None else sigma_table(sigmas)
         check_drawing(prompts, num_images_per_prompt, output_type)
         check_callback(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         own_height, own_width = self.picture_size
-        shape = decoder.latent_shape(height or own_height, width or own_width)
+        shape = decoder.latent_shape(settings.height or own_height, settings.width or own_width)
         noise_NChw = self._noise((len(prompts) * num_images_per_prompt, *shape), generator, latents)
         condition = self.encode_prompt(prompts)
         negative_1LE = None if guidance == 1.0 else self.encode_prompt([settings.negative_prompt]).states_BLE
@@ -399,12 +403,12 @@ class UAEPipeline(DiffusionPipeline):
                 negative_BLE=negative_1LE,
                 on_step=self._step_hook(bar, table, callback_on_step_end, callback_on_step_end_tensor_inputs),
             )
-        if not bool(x_NChw.isfinite().all()):
-            raise CheckpointError(
-                self.name_or_path or type(self).__name__,
-                f"draws no finite numbers in {self.transformer.dtype}: use float32 or bfloat16, or check its weights",
-            )
-        images = x_NChw if output_type == "latent" else _converted(decoder.decode_latent(x_NChw), output_type)
+        self._check_finite(x_NChw, "draws", self.transformer.dtype)
+        images = x_NChw
+        if output_type != "latent":
+            image_N3HW = decoder.decode_latent(x_NChw)
+            self._check_finite(image_N3HW, "decodes to", self.vae.dtype)
+            images = _converted(image_N3HW, output_type)
         self.maybe_free_model_hooks()
         output = UAEPipelineOutput(images=images, captions=prompts, truncated=condition.truncated_B.tolist())
         return output if return_dict else output.to_tuple()
@@ -451,6 +455,13 @@ class UAEPipeline(DiffusionPipeline):
             return replace(self.inference, **{name: value for name, value in given.items() if value is not None})
         except ConfigError as error:
             raise ValueError(str(error)) from error
+
+    def _check_finite(self, drawn: Tensor, what: str, dtype: torch.dtype) -> None:
+        if not bool(drawn.isfinite().all()):
+            raise CheckpointError(
+                self.name_or_path or type(self).__name__,
+                f"{what} no finite numbers in {dtype}: use float32 or bfloat16, or check its weights",
+            )
 
     def _noise(self, shape: tuple[int, ...], generator: Generator, latents: Tensor | None) -> Tensor:
         if latents is None:

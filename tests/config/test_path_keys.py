@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import AutoencoderKL
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +26,7 @@ from verl_uae.config.path_keys import (
     validate_sizes,
 )
 from verl_uae.config.validate import ValidateCallback
+from verl_uae.decoder.projector import Projector
 from verl_uae.errors import ConfigError
 from verl_uae.formats.manifest import write_manifest
 
@@ -202,6 +204,32 @@ def test_a_model_that_lacks_a_tensor_is_refused(
     with pytest.raises(ConfigError, match=rf"{re.escape(key)}: {folder}.* lacks .*{re.escape(name)}$") as caught:
         validate_models(changed(base, f"{key}={folder}"))
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("dims", "key", "problem"),
+    [
+        ((96, 8, 95, 16), "uae.decoder.path", "out_dim 95 is not the transformer's joint_attention_dim 96"),
+        ((96, 8, 96, 15), "uae.decoder.path", "pooled_dim 15 is not the transformer's pooled_projection_dim 16"),
+        ((95, 8, 96, 16), "uae.conditioner.path", "takes states of width 95, the language model has width 96"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(
+    base: DictConfig, home: Path, tmp_path: Path, dims: tuple[int, ...], key: str, problem: str
+) -> None:
+    shutil.copytree(home / "decoder", tmp_path / "d")
+    Projector(*dims).save_pretrained(tmp_path / "d" / "conditioner")
+    with pytest.raises(ConfigError, match=problem) as caught:
+        validate_models(changed(base, f"uae.decoder.path={tmp_path / 'd'}"))
+    assert caught.value.key == key and f"{tmp_path / 'd'}/conditioner: " in str(caught.value)
+
+
+def test_a_vae_of_other_latents_is_refused(base: DictConfig, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "decoder", tmp_path / "d")
+    other = {**AutoencoderKL.load_config(home / "decoder" / "vae"), "latent_channels": 4}
+    AutoencoderKL.from_config(other).save_pretrained(tmp_path / "d" / "vae")
+    with pytest.raises(ConfigError, match="vae: latent_channels 4 is not the transformer's in_channels 30"):
+        validate_models(changed(base, f"uae.decoder.path={tmp_path / 'd'}"))
 
 
 def test_a_flipped_bit_in_a_captioner_with_a_manifest_is_refused(

@@ -15,7 +15,8 @@ from verl_uae.decoder.decoder import Decoder
 from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import tensors_of
-from verl_uae.formats.from_sd3 import Sd3Import, fresh_projector, import_sd3, language_width
+from verl_uae.formats.from_sd3 import Sd3Import, fresh_projector, import_sd3
+from verl_uae.formats.load import language_width
 from verl_uae.formats.manifest import verify_folder
 
 

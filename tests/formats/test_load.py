@@ -358,6 +358,14 @@ def test_latents_without_a_positive_scale_are_refused(tiny_models: Path, tmp_pat
         load_model(COMPONENTS["vae"], folder)
 
 
+@pytest.mark.parametrize("shift", [float("nan"), float("inf"), "0.1", True, [0.1]])
+def test_latents_with_a_shift_that_is_no_number_are_refused(tiny_models: Path, tmp_path: Path, shift: Any) -> None:
+    folder = copied(tiny_models, tmp_path, "decoder/vae")
+    configured(folder, "config.json", shift_factor=shift)
+    with pytest.raises(CheckpointError, match="shift_factor"):
+        load_model(COMPONENTS["vae"], folder)
+
+
 def test_a_setting_that_is_no_number_is_refused(tiny_models: Path, tmp_path: Path) -> None:
     folder = copied(tiny_models, tmp_path, "encoder")
     configured(folder, "config.json", rms_norm_eps=float("nan"))

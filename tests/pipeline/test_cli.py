@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tests.pipeline.conftest import picture
 from verl_uae.cli import main
 from verl_uae.data.images import decode_image, image_digest
+from verl_uae.decoder.projector import Projector
 from verl_uae.formats.inference import InferenceSettings, write_index
 from verl_uae.formats.manifest import write_manifest
 from verl_uae.pipeline import UAEPipeline
@@ -155,6 +156,16 @@ def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert run(tmp_path, "--prompt", "red", "--out", tmp_path) == 2
     why = "is no model and no decoder folder: it has no transformer/; verl-uae import and export write such"
     assert capsys.readouterr().err.splitlines()[-1] == f"verl-uae: {tmp_path}: {why}"
+
+
+def test_a_captioner_of_another_width_is_named(
+    tiny_models: Path, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = shutil.copytree(tiny_models / "decoder", tmp_path / "decoder")
+    Projector(64, 8, 96, 16).save_pretrained(folder / "conditioner")
+    assert run(folder, "--encoder", encoder_folder, "--prompt", "red", "--out", tmp_path) == 2
+    why = "takes states of width 64, the language model has width 96"
+    assert capsys.readouterr().err.splitlines()[-1] == f"verl-uae: {folder}/conditioner: {why}"
 
 
 def test_a_folder_whose_own_size_cannot_be_drawn_is_named(

@@ -89,7 +89,8 @@ def validate_paths(config: DictConfig) -> None:
 
 
 def validate_models(config: DictConfig) -> None:
-    """Check that every local model is whole, from the headers of its files: minutes before its weights are read.
+    """Check that every local model is whole, from the headers of its files, and that decoder and conditioner fit:
+    minutes before weights are read.
 
     verl and vLLM draw a tensor that a file lacks at random. A manifest is compared with the files as everywhere
     (:mod:`verl_uae.formats.load`). A model of the hub is checked where it is fetched.
@@ -98,8 +99,8 @@ def validate_models(config: DictConfig) -> None:
         ConfigError: naming the key, the folder and the tensor or file that is wrong.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
-    from verl_uae.decoder.decoder import check_decoder
-    from verl_uae.formats.load import check_captioner
+    from verl_uae.decoder.decoder import COMPONENTS, check_decoder, check_fit, component_config
+    from verl_uae.formats.load import check_captioner, language_width
 
     # verl and vLLM run the captioner's code, where this is set; the language model of the condition is ours to load.
     code = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
@@ -120,6 +121,14 @@ def validate_models(config: DictConfig) -> None:
                     check(folder)
             except CheckpointError as error:
                 raise ConfigError(key, str(error)) from error
+    decoder, conditioner = config.uae.decoder.path, config.uae.conditioner.path
+    if any(is_hub_id(path) or is_url(path) for path in (decoder, conditioner)):
+        return
+    try:
+        configs = {name: component_config(decoder, name) for name in COMPONENTS}
+        check_fit(decoder, configs, language_width(Path(conditioner)))
+    except CheckpointError as error:
+        raise ConfigError(_CONDITIONER, f"{conditioner} does not fit: {error}") from error
 
 
 def validate_sizes(config: DictConfig) -> None:

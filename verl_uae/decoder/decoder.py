@@ -29,6 +29,13 @@ from verl_uae.formats.names import CONDITIONER, SCHEDULER, TRANSFORMER, VAE
 #: Folders of a decoder's components and their classes.
 COMPONENTS: dict[str, Any] = {TRANSFORMER: SD3Transformer2DModel, VAE: AutoencoderKL, CONDITIONER: Projector}
 
+#: Component, its size -> that of the transformer which is the same number.
+_FITS = {
+    (VAE, "latent_channels"): "in_channels",
+    (CONDITIONER, "out_dim"): "joint_attention_dim",
+    (CONDITIONER, "pooled_dim"): "pooled_projection_dim",
+}
+
 
 class Decoder(nn.Module):
     """Draws pictures from conditions.
@@ -59,13 +66,14 @@ class Decoder(nn.Module):
         rewards see. safetensors only.
 
         Raises:
-            CheckpointError: naming the component that is missing, or its tensor.
+            CheckpointError: naming the component that is missing or fits no other, or its tensor.
         """
         check_decoder_folder(folder)
         parts = {
             name: load_model(kind, folder, subfolder=name, dtype=torch.float32 if name == "vae" else dtype)
             for name, kind in COMPONENTS.items()
         }
+        check_fit(folder, {name: part.config for name, part in parts.items()})
         shift = float(load_scheduler(folder).config.shift)
         return cls(parts["transformer"], parts["vae"], parts["conditioner"], shift=shift).to(device).eval()
 
@@ -207,10 +215,10 @@ def check_size(folder: str | Path, height: int, width: int) -> None:
     Raises:
         ValueError: see :func:`verl_uae.decoder.codec.latent_shape`.
     """
-    codec.latent_shape(_config(folder, VAE), _config(folder, TRANSFORMER), height, width)
+    codec.latent_shape(component_config(folder, VAE), component_config(folder, TRANSFORMER), height, width)
 
 
-def _config(folder: str | Path, component: str) -> Any:
+def component_config(folder: str | Path, component: str) -> Any:
     """Configuration of a component as its class completes it, without building it."""
     kind = COMPONENTS[component]
     defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
@@ -218,13 +226,52 @@ def _config(folder: str | Path, component: str) -> Any:
 
 
 def check_decoder(folder: str | Path) -> None:
-    """:func:`check_decoder_folder`, and files, names and shapes of every component; no weight is read.
+    """:func:`check_decoder_folder`, files of every component, and :func:`check_components`.
 
     Raises:
         CheckpointError: naming the component, its file or its tensor.
     """
     check_decoder_folder(folder)
-    for name, kind in COMPONENTS.items():
+    for name in COMPONENTS:
         check_files(Path(folder, name))
+    check_components(folder)
+
+
+def check_components(folder: str | Path) -> None:
+    """Names and shapes of every component of a decoder folder, and whether they fit; no weight is read.
+
+    Raises:
+        CheckpointError: naming the component or its tensor.
+    """
+    for name, kind in COMPONENTS.items():
         check_weights(kind, Path(folder, name))
     load_scheduler(folder)
+    check_fit(folder, {name: component_config(folder, name) for name in COMPONENTS})
+
+
+def check_fit(where: str | Path, configs: Mapping[str, Any], width: int | None = None) -> None:
+    """Refuse components that were not made for each other, before one meets what another computes.
+
+    Args:
+        where: their folder or hub id, for the error.
+        configs: of every component, by its name.
+        width: E, of the language model that the condition comes from, if it is known.
+
+    Raises:
+        CheckpointError: naming both sizes.
+    """
+    transformer = configs[TRANSFORMER]
+    for (name, ours), theirs in _FITS.items():
+        own, wanted = getattr(configs[name], ours), getattr(transformer, theirs)
+        if own != wanted:
+            raise CheckpointError(f"{where}/{name}", f"{ours} {own} is not the transformer's {theirs} {wanted}")
+    if transformer.out_channels not in (None, transformer.in_channels):
+        raise CheckpointError(
+            f"{where}/{TRANSFORMER}",
+            f"out_channels {transformer.out_channels} is not its in_channels {transformer.in_channels}",
+        )
+    if width not in (None, configs[CONDITIONER].in_dim):
+        raise CheckpointError(
+            f"{where}/{CONDITIONER}",
+            f"takes states of width {configs[CONDITIONER].in_dim}, the language model has width {width}",
+        )

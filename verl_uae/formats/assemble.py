@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from verl_uae.compat import ensure_torchvision
-from verl_uae.decoder.decoder import COMPONENTS
+from verl_uae.decoder.decoder import COMPONENTS, check_components, check_fit, component_config
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.card import Card
 from verl_uae.formats.inference import InferenceSettings, write_index
-from verl_uae.formats.load import check_weights, load_model, load_scheduler, load_tokenizer
+from verl_uae.formats.load import load_model, load_scheduler, load_tokenizer
 from verl_uae.formats.manifest import publish_folder, verify_folder, write_manifest
 from verl_uae.formats.names import (
     CARD,
@@ -177,23 +177,13 @@ def check_model(folder: Path, *, code: bool = False) -> None:
     Raises:
         CheckpointError: naming the part.
     """
-    configs: dict[str, Any] = {}
-    for name, kind in COMPONENTS.items():
-        check_weights(kind, folder / name)
-        configs[name] = kind.load_config(folder, subfolder=name)
-    load_scheduler(folder)
-    projector, transformer = configs[CONDITIONER], configs[TRANSFORMER]
-    for ours, theirs in (("out_dim", "joint_attention_dim"), ("pooled_dim", "pooled_projection_dim")):
-        if projector[ours] != transformer[theirs]:
-            raise CheckpointError(
-                folder / CONDITIONER,
-                f"{ours} {projector[ours]} is not the transformer's {theirs} {transformer[theirs]}",
-            )
+    check_components(folder)
+    configs = {name: component_config(folder, name) for name in COMPONENTS}
     for name in (LANGUAGE_MODEL, ENCODER):
         if (folder / name).is_dir():
             width = check_transformers(folder / name, code=code)
             if name == LANGUAGE_MODEL or not (folder / LANGUAGE_MODEL).is_dir():
-                _check_width(folder, width, projector["in_dim"])
+                check_fit(folder, configs, width)
 
 
 def check_transformers(folder: Path, *, code: bool = False) -> int:
@@ -213,13 +203,6 @@ def check_transformers(folder: Path, *, code: bool = False) -> int:
 def tensors_of(folder: Path) -> dict[str, Tensor]:
     """All tensors of a component."""
     return dict(read_tensors(folder))
-
-
-def _check_width(folder: Path, width: int, wanted: int) -> None:
-    if width != wanted:
-        raise CheckpointError(
-            folder / CONDITIONER, f"takes states of width {wanted}, the language model has width {width}"
-        )
 
 
 def _is_copied(path: Path, endings: tuple[str, ...]) -> bool:

@@ -20,7 +20,7 @@ from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.assemble import ModelParts, copy_transformers, publish_model, write_decoder
 from verl_uae.formats.card import Card
 from verl_uae.formats.inference import InferenceSettings
-from verl_uae.formats.load import load_config
+from verl_uae.formats.load import language_width
 from verl_uae.formats.pooled import CLIPS, empty_prompt_pooled
 from verl_uae.formats.source import local_folder
 from verl_uae.seeding import derive_seed
@@ -106,18 +106,6 @@ def fresh_projector(in_dim: int, out_dim: int, *, hidden_dim: int, pooled: torch
         projector = Projector(in_dim, hidden_dim, out_dim, pooled.numel())
     projector.pooled.copy_(pooled)
     return projector
-
-
-def language_width(encoder: Path) -> int:
-    """E, hidden size of the language model of a vision-language model's folder.
-
-    Raises:
-        CheckpointError: it has no readable configuration.
-    """
-    try:
-        return int(load_config(encoder, code=True).get_text_config().hidden_size)
-    except (CheckpointError, AttributeError) as error:
-        raise CheckpointError(encoder, f"no vision-language model: {error}") from error
 
 
 def _part(folder: Path, name: str) -> Path:

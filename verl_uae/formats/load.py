@@ -172,6 +172,18 @@ def load_config(source: str | Path, kind: Any = None, *, code: bool = False, **o
     return _read(kind, "AutoConfig", "configuration", source, options, code=code)
 
 
+def language_width(encoder: Path) -> int:
+    """E, hidden size of the language model of a vision-language model's folder.
+
+    Raises:
+        CheckpointError: it has no readable configuration.
+    """
+    try:
+        return int(load_config(encoder, code=True).get_text_config().hidden_size)
+    except (CheckpointError, AttributeError) as error:
+        raise CheckpointError(encoder, f"no vision-language model: {error}") from error
+
+
 def load_processor(source: str | Path, kind: Any = None, **options: Any) -> Any:
     """Processor of a transformers folder; ``kind`` is its class, any by default.
 
@@ -345,6 +357,9 @@ def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) 
     scale = model.config.get("scaling_factor", 1.0)
     if not _is_positive(scale):
         raise ValueError(f"scaling_factor must be a positive number, got {scale!r}")
+    shift = model.config.get("shift_factor")
+    if shift is not None and not _is_number(shift):
+        raise ValueError(f"shift_factor must be a number or null, got {shift!r}")
     # Old names, as diffusers itself renames them.
     model._fix_state_dict_keys_on_load(tensors)
     wanted = model.state_dict()
@@ -385,7 +400,11 @@ def _check_alone(folder: Path) -> None:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return _is_number(value) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_counts(folder: Path, stored: int) -> None:

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from verl_uae.data.images import ImageSource, decode_image
 from verl_uae.decoder.conditioner import Condition, Conditioner, language_stack
-from verl_uae.decoder.decoder import COMPONENTS, Decoder, check_decoder_folder
+from verl_uae.decoder.decoder import COMPONENTS, Decoder, check_decoder_folder, check_fit
 from verl_uae.decoder.projector import Projector
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.flow.schedule import sigma_schedule
@@ -162,8 +162,8 @@ class UAEPipeline(DiffusionPipeline):
                 are, unless ``VERL_UAE_VERIFY=0``. Code that a folder brings is refused, whatever is asked for.
 
         Raises:
-            CheckpointError: naming the folder and the part that is missing or does not load, or the entry of
-                ``model_index.json`` that is unknown or damaged.
+            CheckpointError: naming the folder and the part that is missing, does not load or fits no other, or the
+                entry of ``model_index.json`` that is unknown or damaged.
             ConfigError: naming the setting that is impossible.
         """
         root = local_folder(pretrained_model_name_or_path, kwargs)
@@ -195,6 +195,10 @@ class UAEPipeline(DiffusionPipeline):
         if "processor" not in kwargs:
             kwargs["processor"] = load_processor(root)
         kwargs |= {"use_safetensors": True, "trust_remote_code": False}
+        owner = kwargs[ENCODER] if kwargs[LANGUAGE_MODEL] is None else kwargs[LANGUAGE_MODEL]
+        width = None if owner is None else owner.config.get_text_config().hidden_size
+        if all(kwargs[name] is not None for name in COMPONENTS):
+            check_fit(root, {name: kwargs[name].config for name in COMPONENTS}, width)
         try:
             return super().from_pretrained(str(root), **kwargs)
         except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from verl_uae.cli import parse
+from verl_uae.cli import main, parse
 from verl_uae.config.validate import validate
 from verl_uae.data.prompts import most_frequent_prompt, prompts_of_files
 from verl_uae.errors import CheckpointError
@@ -61,3 +61,20 @@ def test_the_next_commands_are_ones_that_there_are(trained: Path) -> None:
     )
     assert {sample.model, demo.model, bench.model} == {str(trained / MODEL)}
     assert sample.rows.is_file() and (sample.command, demo.command, bench.bench) == ("sample", "demo", "scenes")
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["--steps", "0"], "--steps"),
+        (["--steps", "-3"], "--steps"),
+        (["trainer.total_training_steps=5"], "trainer.total_training_steps"),
+        (["+uae_home=/elsewhere"], "uae_home"),
+    ],
+)
+def test_what_the_cold_start_would_be_made_for_in_vain_is_refused_first(
+    tmp_path: Path, words: list[str], key: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verl_uae.scenes.quickstart.cold_start", lambda *_: pytest.fail("begun"))
+    assert main(["quickstart", str(tmp_path / "out"), *words]) == 2
+    assert capsys.readouterr().err.startswith(f"verl-uae: {key}: ") and not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from verl_uae.errors import CheckpointError
+from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.export import ExportSettings, export_checkpoint
 from verl_uae.formats.manifest import verify_folder
 from verl_uae.formats.names import ACTOR, HUGGINGFACE, step_name
@@ -32,6 +32,9 @@ from verl_uae.scenes.evaluate import Evaluation, evaluate
 from verl_uae.scenes.report import COLUMNS, comparison_picture, write_report
 
 Say = Callable[[str], None]
+
+#: Keys of the training command that say where the quickstart looks for what it has written.
+_OWN_KEYS = ("uae_home", "uae.seed", "trainer.total_training_steps", "trainer.save_freq", "trainer.default_local_dir")
 
 #: Folder of the trained model, in that of the quickstart.
 MODEL = "model"
@@ -59,7 +62,12 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
 
     Writes models and data, ``train.log`` (the whole output of the training command), ``report.json``, ``report.html``
     and the trained model as one folder, ``model``, into ``out``. A cold start that is there already is used again.
+
+    Raises:
+        ConfigError: naming the option or override that is impossible, before anything is made.
+        CheckpointError: the training command saved no model, or what is at ``model`` is none.
     """
+    check_request(steps, overrides)
     root = Path(out).absolute()
     root.mkdir(parents=True, exist_ok=True)
     timings = Timings()
@@ -90,6 +98,20 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
     export_trained(root, run, steps)
     say("\n".join(["the trained model is one folder now; next:", *next_commands(out)]))
     return 0
+
+
+def check_request(steps: int, overrides: Sequence[str]) -> None:
+    """Refuse what would be found out after the minutes of the cold start.
+
+    Raises:
+        ConfigError: there is no step to take, or an override would lead the training command elsewhere.
+    """
+    if steps < 1:
+        raise ConfigError("--steps", f"must be at least 1, got {steps}")
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key in _OWN_KEYS:
+            raise ConfigError(key, "is set by the quickstart itself; give its folder, --seed or --steps")
 
 
 def export_trained(root: Path, run: Path, steps: int) -> None:

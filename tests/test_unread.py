@@ -17,7 +17,14 @@ from verl_uae.unread import UNREAD, unread_overrides
 
 SOURCES = {
     path: path.read_text(encoding="utf-8")
-    for place in ("driver.py", "trainer/**/*.py", "rollout/**/*.py", "engine/**/*.py", "reward/**/*.py")
+    for place in (
+        "driver.py",
+        "data/buckets.py",
+        "trainer/**/*.py",
+        "rollout/**/*.py",
+        "engine/**/*.py",
+        "reward/**/*.py",
+    )
     for path in Path(verl_uae.__file__).parent.glob(place)
 }
 

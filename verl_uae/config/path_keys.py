@@ -99,7 +99,7 @@ def validate_models(config: DictConfig) -> None:
         ConfigError: naming the key, the folder and the tensor or file that is wrong.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
-    from verl_uae.decoder.decoder import COMPONENTS, check_decoder, check_fit, component_config
+    from verl_uae.decoder.decoder import check_decoder, check_fit, component_configs
     from verl_uae.formats.load import check_captioner, language_width
 
     # verl and vLLM run the captioner's code, where this is set; the language model of the condition is ours to load.
@@ -125,8 +125,7 @@ def validate_models(config: DictConfig) -> None:
     if any(is_hub_id(path) or is_url(path) for path in (decoder, conditioner)):
         return
     try:
-        configs = {name: component_config(decoder, name) for name in COMPONENTS}
-        check_fit(decoder, configs, language_width(Path(conditioner)))
+        check_fit(decoder, component_configs(decoder), language_width(Path(conditioner)))
     except CheckpointError as error:
         raise ConfigError(_CONDITIONER, f"{conditioner} does not fit: {error}") from error
 
@@ -139,15 +138,18 @@ def validate_sizes(config: DictConfig) -> None:
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
     from verl_uae.data.buckets import Buckets
-    from verl_uae.decoder.decoder import check_size
+    from verl_uae.decoder.codec import latent_shape
+    from verl_uae.decoder.decoder import component_configs
+    from verl_uae.formats.names import TRANSFORMER, VAE
 
     decoder = config.uae.decoder
     if is_hub_id(decoder.path) or is_url(decoder.path):
         return
+    configs = component_configs(decoder.path)
 
     def problem(height: int, width: int) -> str | None:
         try:
-            check_size(decoder.path, height, width)
+            latent_shape(configs[VAE], configs[TRANSFORMER], height, width)
         except ValueError as error:
             return f"{error}, for {_DECODER}={decoder.path}"
         return None

@@ -98,7 +98,7 @@ class Buckets:
 
     @classmethod
     def from_config(cls, config: DictConfig) -> Buckets:
-        """Those of pre-training, from a whole composed configuration."""
+        """Those of pre-training and cold start, from a whole composed configuration."""
         decoder, pretrain = config.uae.decoder, config.uae.pretrain
         if not pretrain.buckets:
             return cls.single(decoder.height, decoder.width)

@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         """(C, h, w) of a picture of the given size in pixels.
 
         Raises:
-            ValueError: if a side is not a multiple of the VAE factor times the patch size.
+            ValueError: see :func:`verl_uae.decoder.codec.latent_shape`.
         """
         return codec.latent_shape(self.vae.config, self.transformer.config, height, width)
 
@@ -209,20 +209,13 @@ def check_decoder_folder(folder: str | Path) -> None:
             raise CheckpointError(root, reason)
 
 
-def check_size(folder: str | Path, height: int, width: int) -> None:
-    """Refuse a size of pictures in pixels that a decoder cannot draw, by its configurations alone.
-
-    Raises:
-        ValueError: see :func:`verl_uae.decoder.codec.latent_shape`.
-    """
-    codec.latent_shape(component_config(folder, VAE), component_config(folder, TRANSFORMER), height, width)
-
-
-def component_config(folder: str | Path, component: str) -> Any:
-    """Configuration of a component as its class completes it, without building it."""
-    kind = COMPONENTS[component]
-    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
-    return SimpleNamespace(**{**defaults, **kind.load_config(Path(folder, component))})
+def component_configs(folder: str | Path) -> dict[str, Any]:
+    """Configurations of all components by name, as their classes complete them, without building one."""
+    configs = {}
+    for name, kind in COMPONENTS.items():
+        defaults = {key: parameter.default for key, parameter in inspect.signature(kind.__init__).parameters.items()}
+        configs[name] = SimpleNamespace(**{**defaults, **kind.load_config(Path(folder, name))})
+    return configs
 
 
 def check_decoder(folder: str | Path) -> None:
@@ -246,7 +239,7 @@ def check_components(folder: str | Path) -> None:
     for name, kind in COMPONENTS.items():
         check_weights(kind, Path(folder, name))
     load_scheduler(folder)
-    check_fit(folder, {name: component_config(folder, name) for name in COMPONENTS})
+    check_fit(folder, component_configs(folder))
 
 
 def check_fit(where: str | Path, configs: Mapping[str, Any], width: int | None = None) -> None:

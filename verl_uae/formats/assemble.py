@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from verl_uae.compat import ensure_torchvision
-from verl_uae.decoder.decoder import COMPONENTS, check_components, check_fit, component_config
+from verl_uae.decoder.decoder import check_components, check_fit, component_configs
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.card import Card
 from verl_uae.formats.inference import InferenceSettings, write_index
@@ -178,7 +178,7 @@ def check_model(folder: Path, *, code: bool = False) -> None:
         CheckpointError: naming the part.
     """
     check_components(folder)
-    configs = {name: component_config(folder, name) for name in COMPONENTS}
+    configs = component_configs(folder)
     for name in (LANGUAGE_MODEL, ENCODER):
         if (folder / name).is_dir():
             width = check_transformers(folder / name, code=code)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ import verl_uae  # noqa: F401
 # Ray's workers are nice to everybody else by default, so that the other processes of the suite would leave them a few
 # percent of a core. Read when Ray starts, here and in every training command.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+# A tenth of the suite's time, by default, is Python looking for cycles among the millions of objects of what is imported.
+gc.freeze()
+gc.set_threshold(20_000, 50, 100)
 
 # Folders whose tests one process takes, one after the other, and takes first: whole training commands, which are
 # several processes each, and what several files share comes from runs of a minute and more.

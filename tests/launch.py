@@ -11,6 +11,7 @@ groups; its output goes to ``ROOT/NAME_R.log``.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -56,7 +57,10 @@ def _rank(probe: ModuleType, models: str, out: Path, rank: int, size: int, port:
 
 def main(name: str, models: str, root: str, *groups: str) -> int:
     """Exit code 1 as soon as a rank has failed; the others then wait for it in vain."""
+    gc.disable()  # What is imported stays: neither this process nor a fork of it need look through it for garbage.
     probe = importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
     processes = []
     for group, size in ((group, int(size)) for group, _, size in (words.partition("=") for words in groups)):
         with socket.socket() as free:

@@ -20,7 +20,7 @@ import verl_uae  # noqa: F401
 # percent of a core. Read when Ray starts, here and in every training command.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-# A tenth of the suite's time, by default, is Python looking for cycles among the millions of objects of what is imported.
+# By default a tenth of the suite's time goes into looking for cycles among the millions of objects of what is imported.
 gc.freeze()
 gc.set_threshold(20_000, 50, 100)
 

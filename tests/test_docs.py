@@ -527,7 +527,7 @@ def test_example_objective_runs_and_its_command_composes(compose: Any, home: Pat
 def test_examples_explain_themselves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     script = str(ROOT / "examples" / "reconstruct.py")
     monkeypatch.setattr(sys, "argv", [script, "--help"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(script, run_name="__main__")
     assert "--model" in capsys.readouterr().out
 

@@ -84,6 +84,9 @@ def test_text_files_of_other_systems(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             decode_text("one\nit\u2019s two".encode(encoding))
+    with pytest.raises(ValueError, match="git lfs pull"):
+        decode_text(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    assert decode_text(b"a" + bytes(100)) == "a" + "\0" * 100
     assert decode_text(b"") == "" and decode_text(b"a\0b c") == "a\0b c"
 
 

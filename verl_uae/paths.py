@@ -30,6 +30,11 @@ from verl_uae.errors import CheckpointError, ConfigError, DataError, UAEError
 _HUB_ID = re.compile(r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 _FILE_URL = re.compile(r"file://(?:localhost)?(?=/)")
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+LFS_POINTER = "is a pointer of Git LFS and not the file itself: install git-lfs and run `git lfs pull` in its clone"
+"""What is wrong with a file of which :func:`is_lfs_pointer` holds."""
+
 #: What a local path may start with and a hub id may not.
 _LOCAL_STARTS = ("/", ".", "~")
 
@@ -76,6 +81,11 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file that begins like this stands for another: what a clone without git-lfs has in its place."""
+    return start.startswith(_LFS_POINTER)
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:

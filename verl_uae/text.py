@@ -17,7 +17,7 @@ import re
 from typing import Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import open_regular
+from verl_uae.paths import LFS_POINTER, is_lfs_pointer, open_regular
 
 MAX_NAME_BYTES = 220
 """Longest file name that is made of other names. File systems take 255; the rest is for temporary names beside it."""
@@ -27,6 +27,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # What `printable` writes for a half; in a name that has no half it is plain text.
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2}|ud[89a-f][0-9a-f]{2})")
+_HOLE = re.compile(rb"\0{4,}")
 _FOREIGN = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -99,15 +100,20 @@ def foreign_encoding(data: bytes) -> str | None:
     for mark, name in _FOREIGN:
         if data.startswith(mark):
             return f"is {name}: save it as UTF-8"
-    return "every other byte is zero, as in UTF-16: save it as UTF-8" if data.count(0) * 3 > len(data) else None
+    # Many zeros in a row are of no encoding but a hole, such as a full disk or a crash leaves.
+    text = _HOLE.sub(b"", data)
+    return "every other byte is zero, as in UTF-16: save it as UTF-8" if text.count(0) * 3 > len(text) else None
 
 
 def decode_text(data: bytes) -> str:
     """The content of a text file. A byte order mark of UTF-8 is no content.
 
     Raises:
-        ValueError: naming the encoding that was found instead of UTF-8, or the first foreign byte and its line.
+        ValueError: naming the encoding that was found instead of UTF-8, or the first foreign byte and its line; or it
+            is a pointer of Git LFS.
     """
+    if is_lfs_pointer(data):
+        raise ValueError(LFS_POINTER)
     foreign = foreign_encoding(data)
     if foreign is not None:
         raise ValueError(foreign)

@@ -32,6 +32,8 @@ def test_files_as_editors_write_them(end: str, mark: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ("", "holds no caption"),
+        ("\ufeff\r\n", "holds no caption"),
         ("{", "row 0: not JSON"),
         ('{"file": "a", "caption": "b"}\n{"file": "a"}', "row 1: expected"),
         ("[]", "row 0: expected"),
@@ -92,7 +94,8 @@ def test_random_bytes_are_captions_or_a_named_error(tmp_path: Path) -> None:
 
 def test_what_counts_as_a_caption() -> None:
     assert caption_problem("a circle \U0001f642\0") is None
-    for caption in (None, "", " ", "\n\t\u2003", 3, ["a"], "cut \ud83d", "\udc80"):
+    assert caption_problem("\u200b\u0627\U0001f642") is None
+    for caption in (None, "", " ", "\n\t\u2003", "\u200b", "\0", " \u2060\ufeff\n", 3, ["a"], "cut \ud83d", "\udc80"):
         problem = caption_problem(caption)
         assert problem is not None and problem.startswith("caption")
 

@@ -109,6 +109,7 @@ def test_check_names_bad_rows(folder: Path, tmp_path: Path, capsys: pytest.Captu
 def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")
+    (tmp_path / "empty").write_text(" \n")
     for words, reason in (
         (("check", tmp_path / "absent.parquet"), "absent.parquet: cannot be read"),
         (("check", tmp_path / "bad.parquet"), "bad.parquet: cannot be read"),
@@ -116,7 +117,10 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
         (("check", tmp_path / "other.parquet", "--max-image-pixels", 10**10), "max_pixels must lie in"),
         (("pack", tmp_path / "absent", "--out", tmp_path / "o"), "not a folder"),
         (("pack", folder, "--out", tmp_path / "o", "--val-fraction", 2), "val_fraction"),
+        (("check", tmp_path / "other.parquet", "--min-side", 0), "--min-side"),
+        (("check", tmp_path / "other.parquet", "--max-bad", -1), "--max-bad: must be at least 0, got -1"),
         (("pack", folder, "--out", tmp_path / "o", "--prompt-file", tmp_path / "no"), "no: cannot be read"),
+        (("pack", folder, "--out", tmp_path / "o", "--prompt-file", tmp_path / "empty"), "empty: is empty"),
     ):
         assert run(*words) == 2, words
         printed = capsys.readouterr().out

@@ -24,6 +24,7 @@ from verl_uae.data.frame import FILE, PROBLEM, ROW, Frame, chunks_of, column_of,
 from verl_uae.errors import DataError
 
 NEEDED = frozenset({"x"})
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +182,7 @@ def test_files_that_are_no_rows_are_named(tmp_path: Path) -> None:
         (b"PAR1 nonsense", "cannot be read"),
         (b"", "must be parquet, JSON lines, a JSON list or a tar shard"),
         (b"a,b\n", "must be parquet"),
+        (POINTER, "git lfs pull"),
         ("\ufeff{}".encode("utf-16-le"), "must be parquet"),
         (b"[{", "cannot be read"),
         (gzip.compress(b'{"x": 1}'), "compressed with gzip: unpack it first"),
@@ -194,6 +196,9 @@ def test_files_that_are_no_rows_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes('{"x": 1}\n'.encode("utf-16"))
     with pytest.raises(DataError, match="is UTF-16: save it as UTF-8"):
         open_rows(str(tmp_path / "a.jsonl"), NEEDED)
+    (tmp_path / "a.parquet").write_bytes(POINTER)
+    with pytest.raises(DataError, match="git lfs pull"):
+        open_rows(str(tmp_path / "a.parquet"), NEEDED)
     (tmp_path / "a.jsonl").write_bytes('{"x": 1}\n'.encode("utf-16-le"))
     with pytest.raises(DataError, match="as in UTF-16: save it as UTF-8"):
         open_rows(str(tmp_path / "a.jsonl"), NEEDED)
@@ -203,6 +208,32 @@ def test_files_that_are_no_rows_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"y": [1]}), tmp_path / "other.parquet")
     with pytest.raises(DataError, match="column x is missing; found: y"):
         list(chunks_of(str(tmp_path / "other.parquet"), NEEDED, ("x",)))
+
+
+@pytest.mark.parametrize("name", [FILE, ROW, PROBLEM])
+def test_names_by_which_rows_are_marked_are_no_columns(name: str, tmp_path: Path) -> None:
+    """A value there would be taken for our own: a place, or why the row is bad."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": [1], name: ["fine"]}), path)
+    for read in (lambda: open_rows(str(path), NEEDED), lambda: list(chunks_of(str(path), NEEDED, ()))):
+        with pytest.raises(DataError, match=f"column {name} has a name by which this package marks rows: rename it"):
+            read()
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in ({"x": 1}, {"x": 2, name: [True]}, {"x": 3, name: "a"})))
+    for rows in (both(lines), Frame([open_rows(str(lines), NEEDED)]).rows(range(3))):
+        assert [row.get(PROBLEM, "").split(":")[0] for row in rows] == [
+            "",
+            *[f"field {name} has a name by which this package marks rows"] * 2,
+        ]
+        assert [row[ROW] for row in rows] == [0, 1, 2]
+
+
+def test_a_hole_at_the_end_of_lines_costs_one_row(tmp_path: Path) -> None:
+    """Zeros, as a crash or a full disk leaves them, are no encoding."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"x": 1}\n' + bytes(4096))
+    rows = both(path)
+    assert [row["x"] for row in rows] == [1, None] and rows[1][PROBLEM].startswith("not JSON")
 
 
 def test_rows_of_several_files_have_all_columns(tmp_path: Path) -> None:

@@ -278,6 +278,24 @@ def test_upright_size_never_lets_out_a_size_beyond_the_limits(hostile_inputs) ->
     assert 0 < passed < 300
 
 
+def test_what_a_picture_is_given_as_instead_is_named(tmp_path: Path, make_picture: Callable) -> None:
+    make_picture().save(tmp_path / "a b.png")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+    for cell, reason in (
+        ("https://host/a.png", "is a URL; pictures are read from files: download it"),
+        ({"bytes": None, "path": "s3://bucket/a.png"}, "is a URL"),
+        ("data:image/png;base64,iVBORw0KGgo=", "is a URL"),
+        ({"image": "a b.png", "path": None}, "a picture is given as bytes or path; this one as image"),
+        ({"bytes": None, "path": None}, "this one as nothing"),
+        (pointer, "git lfs pull"),
+        (f"file://{tmp_path.parent}/a.png", "path leaves its folder"),
+    ):
+        with pytest.raises(DecodeError, match=reason):
+            decode_image(cell, root=tmp_path)
+    expected = image_digest(decode_image(tmp_path / "a b.png"))
+    assert image_digest(decode_image(f"file://{tmp_path}/a%20b.png", root=tmp_path)) == expected
+
+
 def test_a_reason_does_not_quote_a_whole_picture() -> None:
     """JSON that holds pictures as base64, in the place of bytes and in that of a path."""
     text = "A" * 100_000

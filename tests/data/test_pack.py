@@ -66,7 +66,7 @@ def test_folder_becomes_parquet_and_quarantine(folder: Path, tmp_path: Path) -> 
             assert (row["extra_info"]["width"], row["extra_info"]["height"]) == img.size
     reasons = _quarantine(out)
     assert sorted(reasons) == ["cut.png", "link.png", "linked", "notes.txt", "p3.png"]
-    assert "not an image" in reasons["notes.txt"] and "OSError" in reasons["cut.png"]
+    assert "a text with no picture" in reasons["notes.txt"] and "OSError" in reasons["cut.png"]
     assert "leaves its folder" in reasons["link.png"] and "not followed" in reasons["linked"]
     assert reasons["p3.png"] == "same picture as copy.png"
 
@@ -303,7 +303,8 @@ def test_texts_beside_pictures_are_captions_if_asked_for(folder: Path, tmp_path:
     }
     assert captions["p0.png"] == "a cat" and captions["deep/p6.jpg"] == "a dog" and captions["p1.png"] is None
     reasons = _quarantine(tmp_path / "b")
-    assert "Windows-1252" in reasons["p1.txt"] and "caption is missing" in reasons["p2.txt"] and "notes.txt" in reasons
+    assert "Windows-1252" in reasons["p1.txt"] and "caption is missing" in reasons["p2.txt"]
+    assert reasons["notes.txt"] == "a text with no picture beside it; the caption of x.png is x.txt"
     shards = pack(folder, tmp_path / "c", val_fraction=0, sidecars=True, format="webdataset")
     assert (shards.train, shards.with_caption) == (2, 2)
     with pytest.raises(ConfigError, match="not from both"):

@@ -384,6 +384,15 @@ def test_a_pipe_in_a_model_folder_is_not_waited_for(tiny_models: Path, tmp_path:
             read(folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_what_a_clone_without_lfs_left_is_named(tiny_models: Path, tmp_path: Path, name: str) -> None:
+    folder = copied(tiny_models, tmp_path, "encoder")
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    for read in (check_captioner, load_config, load_processor, lambda path: load_model(captioner_class(), path)):
+        with pytest.raises(CheckpointError, match=f"{re.escape(name)}: is a pointer of Git LFS .*git lfs pull"):
+            read(folder)
+
+
 def test_a_second_set_of_weights_is_refused_for_who_loads_elsewhere(tiny_models: Path, tmp_path: Path) -> None:
     """transformers takes the single file, vLLM every file, or those of the index."""
     folder = copied(tiny_models, tmp_path, "encoder")

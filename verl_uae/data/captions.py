@@ -12,6 +12,9 @@ from pathlib import Path
 from verl_uae.errors import DataError
 from verl_uae.text import decode_text, encodable, parse_json, printable, read_text, text_problem
 
+_UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
+"""Unicode categories of controls, marks of format such as the zero-width space, and white space."""
+
 
 def caption_problem(caption: object) -> str | None:
     """Why something is no caption, or None: one verdict for packing, checking and training."""
@@ -21,6 +24,8 @@ def caption_problem(caption: object) -> str | None:
         return f"caption must be text, got {type(caption).__name__}"
     if not caption.strip():
         return "caption is missing: white space alone"
+    if all(unicodedata.category(char) in _UNSEEN for char in caption):
+        return "caption is missing: no character of it shows"
     problem = text_problem(caption)
     return None if problem is None else f"caption holds {problem}"
 
@@ -31,7 +36,8 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
     A byte order mark and blank lines are no content. A caption may be empty; it then counts as none.
 
     Raises:
-        DataError: naming the line, for anything else, text that cannot be encoded, or a file named twice.
+        DataError: naming the line, for anything else, text that cannot be encoded, or a file named twice; or the file
+            holds none.
     """
     path = Path(path)
     captions: dict[str, str] = {}
@@ -56,6 +62,8 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
         if problem is not None:
             raise DataError(path, number, f"the caption of {encodable(file)!r} holds {problem}")
         captions[file] = caption
+    if not captions:
+        raise DataError(path, None, "holds no caption")
     return captions
 
 

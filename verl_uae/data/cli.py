@@ -66,7 +66,7 @@ def _limits(args: argparse.Namespace) -> ImageLimits:
     try:
         return ImageLimits(max_bytes=args.max_image_bytes, max_pixels=args.max_image_pixels, min_side=args.min_side)
     except ValueError as error:
-        raise ConfigError("--max-image-pixels", str(error)) from error
+        raise ConfigError("--max-image-bytes, --max-image-pixels, --min-side", str(error)) from error
 
 
 def _pack(args: argparse.Namespace) -> int:
@@ -78,6 +78,8 @@ def _pack(args: argparse.Namespace) -> int:
             prompt = read_text(args.prompt_file).strip()
         except (OSError, ValueError) as error:
             raise DataError(args.prompt_file, None, f"cannot be read: {error}") from error
+        if not prompt:
+            raise DataError(args.prompt_file, None, "is empty; it is what the captioner is asked")
     report = pack(
         args.folder,
         args.out,
@@ -111,6 +113,8 @@ def _check(args: argparse.Namespace) -> int:
     from verl_uae.data.quarantine import published, write_items
     from verl_uae.data.schema import media_tokens
 
+    if args.max_bad < 0:
+        raise ConfigError("--max-bad", f"must be at least 0, got {args.max_bad}")
     if args.quarantine is not None:
         output_folder(existing_folder(args.quarantine.absolute().parent, "--quarantine"), "--quarantine")
         if args.quarantine.is_dir():

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from verl_uae.data.quarantine import published
 from verl_uae.data.tar_headers import compression
 from verl_uae.errors import DataError
-from verl_uae.paths import open_regular
+from verl_uae.paths import LFS_POINTER, is_lfs_pointer, open_regular
 from verl_uae.surroundings import data_cache_path
 from verl_uae.text import decode_text, encodable, foreign_encoding, parse_json, text_problem
 
@@ -42,12 +42,14 @@ FILE, ROW = "uae_file", "uae_row"
 """Columns that say where a row comes from: number of the data file, zero-based row in it."""
 PROBLEM = "uae_problem"
 """Column of a row that cannot be read: why. Other rows have no such column."""
+_OWN = (FILE, ROW, PROBLEM)
 
 CHUNK = 64
 """Rows that are read together."""
 MAX_FIELDS = 1000
 """Most different fields of a JSON file."""
 _CACHE_FORMAT = 1
+_NOT_YOURS = "has a name by which this package marks rows: rename it"
 _ARROW_TYPES = b"ARROW:schema"
 _HALF_IN_JSON = re.compile(r"\\u[dD][89a-fA-F]")
 #: What Arrow raises for a value that Python has no place for: text that is not UTF-8, a date beyond the year 9999,
@@ -141,6 +143,8 @@ def file_kind(path: str | os.PathLike[str]) -> str:
             start = file.read(512)
     except OSError as error:
         raise DataError(path, None, f"cannot be read: {error}") from error
+    if is_lfs_pointer(start):
+        raise DataError(path, None, LFS_POINTER)
     compressed = compression(start)
     if compressed is not None:
         raise DataError(path, None, f"is compressed with {compressed}: unpack it first")
@@ -250,6 +254,8 @@ def parquet_batches(path: str, only: Sequence[str] | None = None) -> Iterator[pa
             twice = [name for name, count in Counter(schema.names).items() if count > 1]
             if twice:
                 raise DataError(path, None, f"column {twice[0]} is there twice")
+            if own := [name for name in _OWN if name in schema.names]:
+                raise DataError(path, None, f"column {own[0]} {_NOT_YOURS}")
             yield pa.RecordBatch.from_pylist([], schema=schema)
             for batch in file.iter_batches(batch_size=CHUNK, columns=None if only is None else schema.names):
                 columns = [
@@ -561,13 +567,16 @@ def _json_row(line: bytes, needed: frozenset[str], tell: Callable[[str, str], No
         return {PROBLEM: f"holds text that is not UTF-8 (byte 0x{error.object[error.start]:02x})"}
     except ValueError as error:
         return {PROBLEM: f"not JSON: {error}"}
-    return _checked(entry, needed, tell) if _HALF_IN_JSON.search(text) or not isinstance(entry, dict) else entry
+    plain = isinstance(entry, dict) and entry.keys().isdisjoint(_OWN) and not _HALF_IN_JSON.search(text)
+    return entry if plain else _checked(entry, needed, tell)
 
 
 def _checked(entry: Any, needed: frozenset[str], tell: Callable[[str, str], None]) -> Row:
     """A row of JSON without text that cannot be encoded."""
     if not isinstance(entry, dict):
         return {PROBLEM: f"must be an object, got {type(entry).__name__}"}
+    if own := [name for name in _OWN if name in entry]:
+        return {PROBLEM: f"field {own[0]} {_NOT_YOURS}"}
     row: Row = {}
     for name, value in entry.items():
         problem = text_problem(json.dumps([name, value], ensure_ascii=False))

@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from verl_uae.paths import LFS_POINTER, is_lfs_pointer
+
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP")
 """Formats that are decoded. Everything else is refused by name."""
 
@@ -66,6 +68,8 @@ def read_header(data: bytes) -> Header:
     """
     if not data:
         raise RefusedError("empty file")
+    if is_lfs_pointer(data):
+        raise RefusedError(LFS_POINTER)
     if data.startswith(_PNG_SIGNATURE):
         return _read_png(data)
     if data.startswith(b"\xff\xd8\xff"):

@@ -28,7 +28,7 @@ from torch import Tensor
 from verl_uae.data.headers import FORMATS, Header, RefusedError, read_header
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
 from verl_uae.errors import DecodeError
-from verl_uae.paths import open_regular
+from verl_uae.paths import expand, is_url, open_regular
 
 ImageSource = bytes | str | os.PathLike[str] | Image.Image | Mapping[str, object]
 
@@ -207,10 +207,13 @@ def _decode(raw: ImageSource, limits: ImageLimits, root: str | os.PathLike[str] 
 
 def _read_source(raw: ImageSource, limits: ImageLimits, root: str | os.PathLike[str] | None) -> bytes:
     if isinstance(raw, Mapping):
-        content = raw.get("bytes")
+        content, place = raw.get("bytes"), raw.get("path")
         if isinstance(content, str):
             raise RefusedError("bytes are text; in JSON a picture is named by its path")
-        raw = content if content is not None else raw.get("path")  # type: ignore[assignment]
+        if content is None and place is None:
+            given = ", ".join(str(key) for key, value in raw.items() if value is not None) or "nothing"
+            raise RefusedError(f"a picture is given as bytes or path; this one as {given}")
+        raw = content if content is not None else place  # type: ignore[assignment]
     if isinstance(raw, bytes | bytearray | memoryview):
         _check_bytes(len(raw), limits)
         return bytes(raw)
@@ -279,10 +282,13 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
 
 
 def _read_file(path: str | os.PathLike[str], limits: ImageLimits, root: str | os.PathLike[str] | None) -> bytes:
-    resolved = Path(path)
+    text = os.fspath(path)
+    if is_url(text) or text.startswith("data:"):
+        raise RefusedError("is a URL; pictures are read from files: download it")
+    resolved = expand(text) if text.startswith("file://") else Path(path)
     if root is not None:
         base = Path(root).resolve()
-        resolved = (base / path).resolve()
+        resolved = (base / resolved).resolve()
         if not resolved.is_relative_to(base):
             raise RefusedError(f"path leaves its folder {base}")
     with open_regular(resolved) as file:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 from PIL import Image
 
@@ -26,6 +27,7 @@ from verl_uae.text import printable
 
 SIDECAR = ".txt"
 """Ending of a caption in a file of its own, beside the picture."""
+_ALONE = "a text with no picture beside it; the caption of x.png is x.txt"
 _PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
 
@@ -74,23 +76,36 @@ def is_apple_double(name: str) -> bool:
 
 
 def find_sidecars(files: Sequence[str]) -> dict[str, str]:
-    """Text file -> the picture of the same name beside it; a text beside several pictures belongs to the first."""
+    """Text file -> the picture of the same name beside it; a text beside several pictures belongs to the first.
+
+    A text that has no such picture belongs to one whose name differs in the Unicode form of accents alone.
+    """
     pictures: dict[str, str] = {}
+    similar: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for file in files:
         path = PurePosixPath(file)
-        if path.suffix.lower() in _PICTURE_ENDINGS and not is_apple_double(file):
-            pictures.setdefault(str(path.with_suffix("")), file)
-    texts = (PurePosixPath(file) for file in files if not is_apple_double(file))
-    beside = ((path, pictures.get(str(path.with_suffix("")))) for path in texts if path.suffix.lower() == SIDECAR)
-    return {str(path): picture for path, picture in beside if picture is not None}
+        stem, ending = str(path.with_suffix("")), path.suffix.lower()
+        if is_apple_double(file):
+            continue
+        if ending in _PICTURE_ENDINGS:
+            pictures.setdefault(stem, file)
+            similar.setdefault(normalize("NFC", stem), file)
+        elif ending == SIDECAR:
+            texts[file] = stem
+    beside = {file: pictures.get(stem) or similar.get(normalize("NFC", stem)) for file, stem in texts.items()}
+    return {text: picture for text, picture in beside.items() if picture is not None}
 
 
 def read_sidecars(folder: Path, sidecars: Mapping[str, str]) -> tuple[dict[str, str], list[BadItem]]:
-    """Picture -> caption of the text file beside it, and the text files that hold none."""
+    """Picture -> caption of the text file beside it, and the text files that hold none, or a second one."""
     captions: dict[str, str] = {}
     bad: list[BadItem] = []
     limits = ImageLimits(max_bytes=MAX_TEXT_BYTES)
     for text, picture in sidecars.items():
+        if picture in captions:
+            bad.append(BadItem(printable(text), None, f"a second caption for {printable(picture)}"))
+            continue
         try:
             captions[picture] = read_sidecar(encoded_bytes(text, limits=limits, root=folder))
         except DataError as error:
@@ -111,7 +126,8 @@ def inspect_all(
         try:
             return _inspect(folder, file, limits, max_pixels)
         except DataError as error:
-            return BadItem(printable(file), None, error.message)
+            alone = PurePosixPath(file).suffix.lower() == SIDECAR
+            return BadItem(printable(file), None, _ALONE if alone else error.message)
 
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
         results = list(pool.map(inspect, files))

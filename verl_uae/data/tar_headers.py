@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from verl_uae.paths import LFS_POINTER, is_lfs_pointer
+
 MAX_HEADER_BYTES = 2**20
 """Largest long name or extended header."""
 MAX_PADDING_BYTES = 64 * 2**20
@@ -187,6 +189,8 @@ def compression(start: bytes) -> str | None:
 
 
 def _check_kind(block: bytes) -> None:
+    if is_lfs_pointer(block):
+        raise DamagedShard(LFS_POINTER)
     compressed = compression(block)
     if compressed is not None:
         raise DamagedShard(f"compressed with {compressed}: shards are plain tar files, unpack it to one first")

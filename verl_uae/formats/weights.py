@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from verl_uae.errors import CheckpointError
+from verl_uae.paths import LFS_POINTER, is_lfs_pointer
 from verl_uae.text import parse_json, read_text
 
 #: Endings of files that are read with pickle.
@@ -21,6 +22,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 STEMS = ("diffusion_pytorch_model", "model")
 
 _MAX_HEADER = 100_000_000
+_LARGEST_POINTER = 1024
 
 
 def pickles(folder: Path) -> list[Path]:
@@ -43,11 +45,13 @@ def refuse_special(folder: Path) -> None:
     """Refuse what a library would wait for or fail at, wherever it looks below a folder.
 
     Raises:
-        CheckpointError: naming a pipe, a socket, a device or a link that leads nowhere.
+        CheckpointError: naming a pipe, a socket, a device, a link that leads nowhere or a pointer of Git LFS.
     """
     for path in walk(folder):
         if not path.is_file() and not path.is_dir():
             raise CheckpointError(path, "is no file: a pipe, a socket, a device, or a link that leads nowhere")
+        if path.is_file() and path.stat().st_size <= _LARGEST_POINTER and is_lfs_pointer(path.read_bytes()):
+            raise CheckpointError(path, LFS_POINTER)
 
 
 def stored_dtypes(folder: Path) -> dict[str, str]:

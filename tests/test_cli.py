@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -26,22 +27,50 @@ def test_help_answers_at_once_and_without_torch() -> None:
     assert result.stdout.split() == ["False"]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "sample MODEL --prompt red --out OUT",
-        "sample MODEL --rows ROWS --out OUT",
-        "demo MODEL",
-        "bench scenes MODEL",
-        "bench unified IMAGES --model MODEL --out OUT",
-        "bench draw-prompts geneval PROMPTS --model MODEL --out OUT",
-    ],
-)
-def test_a_model_that_is_not_there_is_named_at_once_and_without_torch(words: str, tmp_path: Path) -> None:
-    code = f"import sys; from verl_uae.cli import main; print(main({words.split()!r}), 'torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["2", "False"]
-    assert "odel: MODEL: is no folder in" in result.stderr and result.stderr.count("\n") == 1
+#: Commands of what is not there, run in an empty folder, and how the line that they end with begins.
+MISSING = {
+    "sample MODEL --prompt red --out OUT": "model: MODEL: is no folder in",
+    "sample MODEL --rows ROWS --out OUT": "model: MODEL: is no folder in",
+    "demo MODEL": "model: MODEL: is no folder in",
+    "bench scenes MODEL": "model: MODEL: is no folder in",
+    "bench unified . --model MODEL --out OUT": "--model: MODEL: is no folder in",
+    "bench unified IMAGES --model MODEL --out OUT": "images: IMAGES: there is no such folder in",
+    "bench unified . --generated PICTURES --out OUT": "--generated: PICTURES: there is no such folder in",
+    "bench judge IMAGES A B --judge j=http://127.0.0.1:1#m --out OUT": "images: IMAGES: there is no such folder in",
+    "bench compare RESULT.json": "RESULT.json: there is no such file in",
+    "bench length RESULT.json OTHER.json": "RESULT.json: there is no such file in",
+    "bench discriminate --render RESULT.json": "RESULT.json: there is no such file in",
+    "bench draw-prompts geneval PROMPTS --model MODEL --out OUT": "--model: MODEL: is no folder in",
+    "bench read geneval RESULTS --drawn DRAWN --out OUT": "RESULTS: there is no such file in",
+    "bench scores RESULT.json": "RESULT.json: there is no such file in",
+    "bench guard BEFORE.json AFTER.json --max-drop 2": "BEFORE.json: there is no such file in",
+    "data pack PICTURES --out OUT": "folder: PICTURES: there is no such folder in",
+    "data check ROWS.parquet": "ROWS.parquet: there is no such file in",
+    "import sd3 --sd3 SD3 --encoder ENCODER --out OUT": "--sd3: SD3: is no folder in",
+    "import release RELEASE --out OUT": "RELEASE: is no folder in",
+    "export STEP --out OUT": "STEP: there is no such folder in",
+    "verify MODEL": "MODEL: there is no such folder in",
+    "demo .": "demo: gradio is missing: pip install",
+}
+
+
+def test_what_is_not_there_is_named_at_once_and_without_torch(tmp_path: Path) -> None:
+    code = """
+import contextlib, io, json, sys
+from verl_uae.cli import main
+sys.modules["gradio"] = None
+found = {}
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(words.split())
+    found[words] = [code, "torch" in sys.modules, said.getvalue()]
+print(json.dumps(found))
+"""
+    command = [sys.executable, "-c", code, json.dumps(list(MISSING))]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for words, (code, with_torch, said) in json.loads(result.stdout).items():
+        assert (code, with_torch) == (2, False), words
+        assert said.startswith(f"verl-uae: {MISSING[words]}") and said.count("\n") == 1, said
 
 
 @pytest.mark.parametrize(

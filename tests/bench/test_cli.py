@@ -117,7 +117,7 @@ def test_an_incomplete_result_is_exit_code_1_and_says_why(
     [
         ([], "--generated: give either"),
         (["--generated", "g", "--model", "m"], "--generated: give either"),
-        (["--generated", "none"], "is not a folder"),
+        (["--generated", "none"], "--generated: none: there is no such folder"),
         (["--generated", "images", "--backbone", "siglip=x"], "--backbone: must be one of"),
         (["--generated", "images", "--device", "abacus"], "; give a device that this machine has, such as cpu"),
         (["--generated", "images", "--batch-size", "0"], "--batch-size"),
@@ -196,7 +196,7 @@ def test_captions_of_ready_pictures_by_path_or_by_file_name() -> None:
 
 def test_results_that_cannot_be_read_or_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert bench("compare", tmp_path / "none.json") == 2
-    assert "none.json: cannot be read" in capsys.readouterr().err
+    assert "none.json: there is no such file" in capsys.readouterr().err
 
 
 def test_the_paper_is_checked(capsys: pytest.CaptureFixture) -> None:

@@ -56,7 +56,10 @@ def test_pack_reads_what_editors_write(folder: Path, tmp_path: Path, capsys: pyt
     words = ("pack", folder, "--val-fraction", 0, "--prompt-file", prompt, "--overwrite", "--out", out)
     assert run(*words, "--captions", captions) == 0
     printed = capsys.readouterr().out
-    assert "1 captions not used, see" in printed and "1 texts beside pictures not read: --sidecars" in printed
+    assert (
+        "1 captions not used, see" in printed
+        and "1 texts beside pictures not read; with --sidecars, in place of --captions, they" in printed
+    )
     rows = pq.read_table(out / "train.parquet").to_pylist()
     assert rows[0]["prompt"][-1]["content"] == "<image>\nDescribe."
     assert [row["extra_info"]["caption"] for row in rows] == ["zero", None, None, None]
@@ -111,11 +114,11 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")
     (tmp_path / "empty").write_text(" \n")
     for words, reason in (
-        (("check", tmp_path / "absent.parquet"), "absent.parquet: cannot be read"),
+        (("check", tmp_path / "absent.parquet"), "absent.parquet: there is no such file"),
         (("check", tmp_path / "bad.parquet"), "bad.parquet: cannot be read"),
         (("check", tmp_path / "other.parquet"), "column images is missing; found: text"),
         (("check", tmp_path / "other.parquet", "--max-image-pixels", 10**10), "max_pixels must lie in"),
-        (("pack", tmp_path / "absent", "--out", tmp_path / "o"), "not a folder"),
+        (("pack", tmp_path / "absent", "--out", tmp_path / "o"), "absent: there is no such folder"),
         (("pack", folder, "--out", tmp_path / "o", "--val-fraction", 2), "val_fraction"),
         (("check", tmp_path / "other.parquet", "--min-side", 0), "--min-side"),
         (("check", tmp_path / "other.parquet", "--max-bad", -1), "--max-bad: must be at least 0, got -1"),

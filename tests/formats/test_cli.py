@@ -49,7 +49,7 @@ def test_code_is_refused_without_a_pinned_revision(
         (["import", "release", "NOWHERE", "--out", "OUT"], "there is no such folder"),
         (["export", "NOWHERE", "--out", "OUT"], "nowhere: there is no such folder"),
         (["export", "NOWHERE", "--out", "OUT", "--lora", "peft"], "nowhere: there is no such folder"),
-        (["verify", "NOWHERE"], "is not a folder"),
+        (["verify", "NOWHERE"], "nowhere: there is no such folder"),
     ],
 )
 def test_an_error_is_one_line_and_code_2(

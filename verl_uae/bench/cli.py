@@ -17,7 +17,7 @@ from verl_uae.bench.judge.cli import add_judge
 from verl_uae.bench.lmms.cli import add_parsers as add_lmms_parsers
 from verl_uae.devices import checked_device
 from verl_uae.errors import ConfigError
-from verl_uae.paths import argument_path, expand, named_path
+from verl_uae.paths import argument_path, existing_file, existing_folder, named_path
 from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
 
 if TYPE_CHECKING:
@@ -110,8 +110,11 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--generated", "give either --generated or --model")
     if args.batch_size < 1:
         raise ConfigError("--batch-size", f"must be at least 1, got {args.batch_size}")
+    existing_folder(args.images, "images")
     if args.model is not None:
         check_model_arguments(args)
+    else:
+        existing_folder(args.generated, "--generated")
 
 
 def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None, backbones: Sequence[Backbone]) -> Drawn:
@@ -161,10 +164,7 @@ def _say(content: Mapping[str, Any], out: Path) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from verl_uae.bench.compare import compare
-    from verl_uae.bench.unified import read_result
-
-    results: dict[str, Mapping[str, Any]] = {}
+    results: dict[str, Path] = {}
     for text in args.results:
         name, path = named_path(text)
         if not name:
@@ -172,18 +172,23 @@ def _compare(args: argparse.Namespace) -> int:
             name = path.resolve().parent.name if path.name == RESULT else path.stem
         if name in results:
             raise ConfigError("results", f"two are named {name!r}; name them with NAME=FILE")
-        results[name] = read_result(path)
+        results[name] = existing_file(path)
     if args.tolerance is not None and args.tolerance < 0:
         raise ConfigError("--tolerance", f"must be at least 0 words, got {args.tolerance}")
-    print(compare(results, args.tolerance, args.seed), end="")
+    from verl_uae.bench.compare import compare
+    from verl_uae.bench.unified import read_result
+
+    read = {name: read_result(path) for name, path in results.items()}
+    print(compare(read, args.tolerance, args.seed), end="")
     return 0
 
 
 def _length(args: argparse.Namespace) -> int:
+    files = [existing_file(path) for path in args.results]
     from verl_uae.bench.length import compare_lengths, render
     from verl_uae.bench.unified import read_result
 
-    first, second = (read_result(expand(path)) for path in args.results)
+    first, second = map(read_result, files)
     found = compare_lengths(first, second, tolerance=args.tolerance, same_picture=args.same_picture, seed=args.seed)
     print(json.dumps(found, indent=2) if args.json else render(found), end="\n" if args.json else "")
     return 0

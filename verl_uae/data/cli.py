@@ -11,7 +11,7 @@ from typing import Any
 
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError, DataError
-from verl_uae.paths import argument_path, existing_folder, model_source, output_folder
+from verl_uae.paths import argument_path, existing_file, existing_folder, model_source, output_folder
 from verl_uae.text import argument_text, read_text
 
 
@@ -70,6 +70,7 @@ def _limits(args: argparse.Namespace) -> ImageLimits:
 
 
 def _pack(args: argparse.Namespace) -> int:
+    existing_folder(args.folder, "folder")
     from verl_uae.data.pack import QUARANTINE_FILE, pack
 
     prompt = None
@@ -104,11 +105,13 @@ def _pack(args: argparse.Namespace) -> int:
     if report.captions_unused:
         print(f"{report.captions_unused} captions not used, {listed}")
     if report.sidecars_unread:
-        print(f"{report.sidecars_unread} texts beside pictures not read: --sidecars takes them for captions, {listed}")
+        instead = "with --sidecars, in place of --captions, they are" if args.captions else "with --sidecars they are"
+        print(f"{report.sidecars_unread} texts beside pictures not read; {instead} the captions, {listed}")
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
+    existing_file(args.file)
     from verl_uae.data.check import check_file
     from verl_uae.data.quarantine import published, write_items
     from verl_uae.data.schema import media_tokens

@@ -33,9 +33,10 @@ def default_terms() -> list[str]:
 def _demo(args: argparse.Namespace) -> int:
     check_model_arguments(args)
     from verl_uae.demo.page import build_page, launch, load_gradio
-    from verl_uae.demo.session import DemoSession
 
     load_gradio()
+    from verl_uae.demo.session import DemoSession
+
     terms = default_terms() if args.terms is None else args.terms
     page = build_page(DemoSession(load_pipeline(args), terms))
     address = launch(page, host=args.host, port=args.port, block=False)

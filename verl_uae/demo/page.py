@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from verl_uae.demo.session import DemoSession
 from verl_uae.errors import ConfigError, DecodeError
+
+if TYPE_CHECKING:
+    from verl_uae.demo.session import DemoSession
 
 #: gradio's page is one script with inline styles and evaluated code; nothing may come from or go to another host.
 CONTENT_SECURITY_POLICY = (

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from verl_uae.paths import argument_path
+from verl_uae.paths import argument_path, existing_folder, model_source
 
 _LENGTH = 640
 
@@ -91,11 +91,11 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def _import_sd3(args: argparse.Namespace) -> int:
+    sources = {name: model_source(getattr(args, name), f"--{name}") for name in ("sd3", "encoder")}
     from verl_uae.formats.from_sd3 import Sd3Import, import_sd3
 
     settings = Sd3Import(
-        sd3=args.sd3,
-        encoder=args.encoder,
+        **sources,
         hidden_dim=args.hidden_dim,
         seed=args.seed,
         sd3_revision=args.sd3_revision,
@@ -108,10 +108,11 @@ def _import_sd3(args: argparse.Namespace) -> int:
 
 
 def _import_release(args: argparse.Namespace) -> int:
+    release = model_source(args.release)
     from verl_uae.formats.from_release import ReleaseImport, import_release
 
     settings = ReleaseImport(
-        args.release,
+        release,
         revision=args.revision,
         condition_length=args.condition_length,
         condition_role=args.condition_role,
@@ -120,6 +121,7 @@ def _import_release(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    existing_folder(args.checkpoint)
     from verl_uae.formats.export import ExportSettings, export_adapters, export_checkpoint
 
     settings = ExportSettings(
@@ -145,6 +147,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    existing_folder(args.folder)
     from verl_uae.formats.manifest import verify_folder
 
     return _say(args.folder, verify_folder(args.folder))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import argument_path
+from verl_uae.paths import argument_path, existing_file, existing_folder
 
 if TYPE_CHECKING:
     from verl_uae.bench.discriminate.worlds import World
@@ -54,6 +54,11 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, or print the tables of a result."""
+    for result_file in (args.render, args.merge):
+        if result_file is not None:
+            existing_file(result_file)
+    if args.photographs is not None:
+        existing_folder(args.photographs, "--photographs")
     import numpy as np
 
     from verl_uae.bench.discriminate.result import checkout_commit, merged, read_result, render, result, write_result

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import argument_path, named_path
+from verl_uae.paths import argument_path, existing_file, existing_folder, named_path
 from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
 
 BENCHES = ("geneval", "genevalpp", "dpg")
@@ -97,13 +96,16 @@ def _draw(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> int:
+    if args.questions is not None and args.benchmark != "dpg":
+        raise ConfigError("--questions", "is for dpg")
+    existing_file(args.results)
+    if args.drawn is not None:
+        existing_folder(args.drawn, "--drawn")
     from verl_uae.bench.external.result import as_result
     from verl_uae.bench.external.table import render
     from verl_uae.bench.unified import write_result
 
     expected = _expected(args)
-    if args.questions is not None and args.benchmark != "dpg":
-        raise ConfigError("--questions", "is for dpg")
     finding, files = _finding(args, expected)
     content = as_result(finding, expected, files, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -149,15 +151,15 @@ def _finding(args: argparse.Namespace, expected: Any) -> tuple[Any, list[Path]]:
 
 
 def _scores(args: argparse.Namespace) -> int:
-    from verl_uae.bench.external.result import read_result
-    from verl_uae.bench.external.table import render
-
-    results: dict[str, Mapping[str, Any]] = {}
+    results: dict[str, Path] = {}
     for text in args.results:
         name, path = named_path(text)
         label = name or path.stem
         if label in results:
             raise ConfigError("results", f"two are named {label!r}; name them with NAME=FILE")
-        results[label] = read_result(path)
-    print(render(results), end="")
+        results[label] = existing_file(path)
+    from verl_uae.bench.external.result import read_result
+    from verl_uae.bench.external.table import render
+
+    print(render({label: read_result(path) for label, path in results.items()}), end="")
     return 0

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import argument_path
+from verl_uae.paths import argument_path, existing_file
 
 
 def add_parsers(commands: Any) -> None:
@@ -33,11 +33,13 @@ def _tasks(_: argparse.Namespace) -> int:
 
 
 def _guard(args: argparse.Namespace) -> int:
+    if not args.max_drop >= 0:
+        raise ConfigError("--max-drop", f"must be at least 0, got {args.max_drop}")
+    for path in (args.before, args.after):
+        existing_file(path)
     from verl_uae.bench.lmms.guard import exceeded, read_changes, render
     from verl_uae.bench.unified import write_result
 
-    if not args.max_drop >= 0:
-        raise ConfigError("--max-drop", f"must be at least 0, got {args.max_drop}")
     changes = read_changes(args.before, args.after, args.watch)
     beyond = exceeded(changes, args.max_drop)
     if args.out is not None:

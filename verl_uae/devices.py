@@ -25,8 +25,10 @@ def checked_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = f"{name}: {str(error).splitlines()[0]}; give a device that this machine has, such as cpu"
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        # torch goes on with every backend that it knows.
+        first = str(error).splitlines()[0].split(". ")[0]
+        reason = f"{name}: {first}; give a device that this machine has, such as cpu"
         raise ConfigError("--device", reason) from error
     if device.type == "meta":
         raise ConfigError("--device", "meta holds no numbers; give cpu or an accelerator")

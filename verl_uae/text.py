@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import math
 import os
 import re
 from typing import Any
@@ -148,6 +149,14 @@ def parse_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON text is a finite number, and one that a float can hold; ``true`` is none."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -224,6 +224,24 @@ def test_models_that_do_not_fit_are_refused(
     assert caught.value.key == key and f"{tmp_path / 'd'}/conditioner: " in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("uae.conditioner.length=3", "uae.conditioner.length: 3 leaves no room for a caption"),
+        ("uae.conditioner.role=tool", "uae.conditioner.role: the chat template drops the content of role 'tool'"),
+    ],
+)
+def test_a_condition_that_the_chat_template_does_not_allow_is_refused(
+    base: DictConfig, home: Path, tmp_path: Path, override: str, problem: str
+) -> None:
+    if "role" in override:
+        shutil.copytree(home / "encoder", tmp_path / "e")
+        (tmp_path / "e" / "chat_template.jinja").write_text("{{ messages[0].role }}")
+        base = changed(base, f"uae.conditioner.path={tmp_path / 'e'}")
+    with pytest.raises(ConfigError, match=problem):
+        validate_models(changed(base, override))
+
+
 def test_a_vae_of_other_latents_is_refused(base: DictConfig, home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "decoder", tmp_path / "d")
     other = {**AutoencoderKL.load_config(home / "decoder" / "vae"), "latent_channels": 4}

@@ -11,7 +11,7 @@ import pytest
 
 from verl_uae.data.prompts import CaptionPrompt, first_pictures, most_frequent_prompt, prompts_of_files
 from verl_uae.data.schema import make_prompt
-from verl_uae.errors import DataError
+from verl_uae.errors import DataError, DecodeError
 
 
 def asking(user: str, *system: str) -> list[dict[str, str]]:
@@ -65,6 +65,14 @@ def test_first_pictures_are_cells_of_any_layout(tmp_path: Path) -> None:
     """What the image door takes; a path is followed only within the folder that the door is given."""
     cells = [[{"bytes": b"p", "path": None}], [{"bytes": None, "path": "../x.png"}], [], None]
     pq.write_table(pa.table({"images": cells}), tmp_path / "a.parquet")
-    assert first_pictures(tmp_path / "a.parquet", 4) == [*(cell[0] for cell in cells[:2]), b"", b""]
-    (tmp_path / "a.jsonl").write_text('{"images": ["x.png"]}\n{"images": [null]}\n{"images": 3}\n')
-    assert first_pictures(tmp_path / "a.jsonl", 3) == ["x.png", None, b""]
+    found = first_pictures(tmp_path / "a.parquet", 4)
+    assert found[:2] == [cell[0] for cell in cells[:2]]
+    assert [str(problem) for problem in found[2:]] == [
+        f"{tmp_path / 'a.parquet'}, row {row}: column images: no list with a picture" for row in (2, 3)
+    ]
+    lines = ['{"images": ["x.png"]}', '{"images": [null]}', '{"images": 3}', '{"images": ["caf\udce9.png"]}', "{"]
+    (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    found = first_pictures(tmp_path / "a.jsonl", 9)
+    assert found[:2] == ["x.png", None]
+    for problem, reason in zip(found[2:], ("no list with a picture", "byte 0xe9", "not JSON"), strict=True):
+        assert isinstance(problem, DecodeError) and reason in problem.message

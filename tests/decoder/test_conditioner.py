@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from verl_uae.decoder.conditioner import Conditioner, language_stack
+from verl_uae.errors import ConfigError
 
 LENGTH = 20
 
@@ -102,7 +103,7 @@ def test_ten_thousand_tokens_are_cut_at_a_token_and_flagged(conditioner: Conditi
 
 
 def test_too_short_a_length_is_refused(conditioner: Conditioner) -> None:
-    with pytest.raises(ValueError, match="leaves no room for a caption: the chat template alone takes 5"):
+    with pytest.raises(ConfigError, match=r"condition_length: 5 leaves no room for a caption: .* alone takes 5"):
         Conditioner(conditioner.language_model, conditioner.tokenizer, length=5)
 
 
@@ -113,6 +114,9 @@ def test_a_template_that_drops_the_role_is_refused(conditioner: Conditioner) -> 
     tokenizer.chat_template = "{% for message in messages %}{{ message.role }}{% endfor %}"
     with pytest.raises(ValueError, match="drops the content of role 'generate'"):
         Conditioner(conditioner.language_model, tokenizer, length=LENGTH)
+    tokenizer.chat_template = "{{ raise_exception('unknown role') }}"
+    with pytest.raises(ConfigError, match="condition_role: the chat template refuses the role 'tool': unknown role"):
+        Conditioner(conditioner.language_model, tokenizer, length=LENGTH, role="tool")
 
 
 def test_the_role_reaches_the_template(conditioner: Conditioner) -> None:

@@ -371,6 +371,9 @@ def test_a_setting_that_is_no_number_is_refused(tiny_models: Path, tmp_path: Pat
     configured(folder, "config.json", rms_norm_eps=float("nan"))
     with pytest.raises(CheckpointError, match=r"config\.json: rms_norm_eps is NaN"):
         check_captioner(folder)
+    configured(folder, "config.json", rms_norm_eps=1e-6, num_hidden_layers=10**400)
+    with pytest.raises(CheckpointError, match=r"config\.json: num_hidden_layers is 10000"):
+        check_captioner(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "manifest.json", "x/y"])

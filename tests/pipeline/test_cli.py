@@ -126,6 +126,8 @@ def test_a_decoder_folder_with_an_encoder(
         (["--prompt", "red", "--caption-only"], "--caption-only: takes --image or --rows"),
         (["--prompt", "red", "--out", "o", "--encoder", "/no/such"], "/no/such"),
         (["--prompt", "red", "--out", "o", "--size", "33"], "--size: height"),
+        (["--prompt", "red", "--out", "o", "--condition-length", "3"], "condition_length: 3 leaves no room"),
+        (["--prompt", "red", "--out", "o", "--caption-prompt", "<|image_pad|>"], "--caption-prompt: holds the special"),
         (["--prompt", "red", "--out", "o", "--size", "4096"], "--size: height and width may be"),
         (
             ["--prompt", "red", "--out", "o", "--device", "cuda:99"],

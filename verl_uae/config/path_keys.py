@@ -96,7 +96,8 @@ def validate_models(config: DictConfig) -> None:
     (:mod:`verl_uae.formats.load`). A model of the hub is checked where it is fetched.
 
     Raises:
-        ConfigError: naming the key, the folder and the tensor or file that is wrong.
+        ConfigError: naming the key, the folder and the tensor or file that is wrong, or the key of a condition that
+            the conditioner's chat template does not allow.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
     from verl_uae.decoder.decoder import check_decoder, check_fit, component_configs
@@ -128,6 +129,19 @@ def validate_models(config: DictConfig) -> None:
         check_fit(decoder, component_configs(decoder), language_width(Path(conditioner)))
     except CheckpointError as error:
         raise ConfigError(_CONDITIONER, f"{conditioner} does not fit: {error}") from error
+    _check_condition(conditioner, length=config.uae.conditioner.length, role=config.uae.conditioner.role)
+
+
+def _check_condition(path: str, *, length: int, role: str) -> None:
+    from verl_uae.decoder.conditioner import around_caption
+    from verl_uae.formats.load import load_tokenizer
+
+    try:
+        around_caption(load_tokenizer(path, code=True), length=length, role=role)
+    except CheckpointError as error:
+        raise ConfigError(_CONDITIONER, str(error)) from error
+    except ConfigError as error:
+        raise ConfigError(f"uae.conditioner.{error.key.removeprefix('condition_')}", error.message) from error
 
 
 def validate_sizes(config: DictConfig) -> None:

@@ -8,12 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from verl_uae.data.frame import column_of
+from verl_uae.data.frame import PROBLEM, ROW, Row, chunks_of, column_of
 from verl_uae.data.schema import IMAGE_MARK
+from verl_uae.errors import DecodeError
 
 PROMPT_COLUMN, IMAGE_COLUMN = "prompt", "images"
 
@@ -66,14 +67,21 @@ def prompts_of_files(files: Sequence[str]) -> Iterator[Any]:
 def first_pictures(path: str | Path, count: int) -> list[Any]:
     """The first picture of each of the first ``count`` rows of a parquet or JSON file, as `decode_image` takes it.
 
-    A row without a picture has empty bytes, which do not decode. A picture of its own file is named by a path from the
-    folder of ``path``, which is to be the ``root`` of decoding.
+    A row that has none, or cannot be read, is the `DecodeError` that says so. A picture of its own file is named by a
+    path from the folder of ``path``, which is to be the ``root`` of decoding.
 
     Raises:
         DataError: the file cannot be read or has no pictures.
     """
-    cells = islice(column_of(str(path), IMAGE_COLUMN), count)
-    return [cell[0] if isinstance(cell, list) and cell else b"" for cell in cells]
+    rows = chain.from_iterable(chunks_of(str(path), frozenset((IMAGE_COLUMN,)), (IMAGE_COLUMN,)))
+    return [_first_picture(row, path) for row in islice(rows, count)]
+
+
+def _first_picture(row: Row, path: str | Path) -> Any:
+    cell, problem = row[IMAGE_COLUMN], row.get(PROBLEM)
+    if problem is None and not (isinstance(cell, list) and cell):
+        problem = f"column {IMAGE_COLUMN}: no list with a picture"
+    return cell[0] if problem is None else DecodeError(path, row[ROW], problem)
 
 
 def _no_text(value: Any) -> list[str]:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from verl_uae.compat import ensure_torchvision
+from verl_uae.errors import ConfigError
 from verl_uae.formats.load import load_model, load_tokenizer
 
 
@@ -30,6 +32,32 @@ class Condition:
 
     truncated_B: Tensor
     """True where the caption did not fit and was cut at a token boundary, shape (B,)."""
+
+
+def around_caption(tokenizer: Any, *, length: int, role: str) -> tuple[list[int], list[int]]:
+    """Token ids before and behind the caption, found by rendering the chat template with a marker.
+
+    Args:
+        tokenizer, length, role: see `Conditioner`.
+
+    Raises:
+        ConfigError: naming the setting of a model folder: the template does not take the role, or leaves no room.
+    """
+    marker = "\ue000"
+    turns = [{"role": role, "content": marker}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ConfigError("condition_role", f"the chat template refuses the role {role!r}: {error}") from error
+    before, found, after = text.partition(marker)
+    if not found:
+        raise ConfigError("condition_role", f"the chat template drops the content of role {role!r}")
+    prefix, suffix = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
+    needed = len(prefix) + len(suffix)
+    if length <= needed:
+        reason = f"{length} leaves no room for a caption: the chat template alone takes {needed} tokens"
+        raise ConfigError("condition_length", reason)
+    return prefix, suffix
 
 
 class Conditioner(nn.Module):
@@ -52,12 +80,7 @@ class Conditioner(nn.Module):
         self.tokenizer = tokenizer
         self.length = length
         self.role = role
-        self._prefix, self._suffix = self._template()
-        if length <= len(self._prefix) + len(self._suffix):
-            raise ValueError(
-                f"condition length {length} leaves no room for a caption: the chat template alone takes "
-                f"{len(self._prefix) + len(self._suffix)} tokens"
-            )
+        self._prefix, self._suffix = around_caption(tokenizer, length=length, role=role)
 
     @classmethod
     def from_pretrained(
@@ -94,20 +117,6 @@ class Conditioner(nn.Module):
         """E, hidden size of the language model."""
         config: Any = self.language_model.config
         return int(config.hidden_size)
-
-    def _template(self) -> tuple[list[int], list[int]]:
-        """Token ids around the caption, found by rendering the chat template with a marker."""
-        marker = "\ue000"
-        text = self.tokenizer.apply_chat_template(
-            [{"role": self.role, "content": marker}], tokenize=False, add_generation_prompt=True
-        )
-        before, found, after = text.partition(marker)
-        if not found:
-            raise ValueError(f"the chat template drops the content of role {self.role!r}")
-        return self._ids(before), self._ids(after)
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Template, cut and pad captions.

@@ -12,17 +12,17 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verl_uae.data.prompts import CaptionPrompt
-from verl_uae.data.schema import IMAGE_MARK, SYSTEM_PROMPT, USER_PROMPT
+from verl_uae.data.schema import IMAGE_MARK, MEDIA_TOKENS, SYSTEM_PROMPT, USER_PROMPT
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.names import CONDITIONER, MODEL_INDEX, RUN_INFERENCE, SCHEDULER, TRANSFORMER, VAE
 from verl_uae.formats.source import read_object
+from verl_uae.text import is_number, text_problem
 
 NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
 """Of the released model's demo."""
@@ -79,6 +79,9 @@ _OPTIONAL = ("height", "width")
 _INTEGERS = ("condition_length", "max_new_tokens", "num_inference_steps", *_OPTIONAL)
 _SMALLEST = {"temperature": 0.0, "guidance_scale": 1.0}
 _EMPTY_ALLOWED = ("caption_system", "negative_prompt")
+_ASKED = ("caption_prompt", "caption_system")
+_QUOTED = 40
+"""Most characters of a number in an error."""
 
 #: Parts of a decoder folder: library and class.
 _PARTS = {
@@ -191,11 +194,16 @@ def _problem(name: str, value: Any) -> str | None:
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         return None if whole else f"must be a whole number of at least 1, got {value!r}"
     if name in _SMALLEST:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         least = _SMALLEST[name]
-        return None if number and value >= least else f"must be a number of at least {least:g}, got {value!r}"
+        fits = is_number(value) and value >= least
+        return None if fits else f"must be a number of at least {least:g}, got {repr(value)[:_QUOTED]}"
     if not isinstance(value, str) or not (value or name in _EMPTY_ALLOWED):
         return f"must be a text, got {value!r}"
+    problem = text_problem(value)
+    if problem is not None:
+        return f"holds {problem}"
+    if name in _ASKED and (token := next((token for token in MEDIA_TOKENS if token in value), None)) is not None:
+        return f"holds the special token {token}; {IMAGE_MARK} is where the picture goes"
     if name == "caption_prompt" and value.count(IMAGE_MARK) > 1:
         return f"must have {IMAGE_MARK} once, got {value!r}"
     return None

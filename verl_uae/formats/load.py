@@ -33,6 +33,7 @@ from verl_uae.formats.source import brought_code, read_object, refuse_code
 from verl_uae.formats.weights import check_header, refuse_special, stored_dtypes, weight_files
 from verl_uae.hub import hub_problem
 from verl_uae.paths import is_hub_id, model_source
+from verl_uae.text import is_number
 
 #: Environment variable that switches the digests of manifests off: they take about a second per gigabyte and process.
 VERIFY = "VERL_UAE_VERIFY"
@@ -358,7 +359,7 @@ def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) 
     if not _is_positive(scale):
         raise ValueError(f"scaling_factor must be a positive number, got {scale!r}")
     shift = model.config.get("shift_factor")
-    if shift is not None and not _is_number(shift):
+    if shift is not None and not is_number(shift):
         raise ValueError(f"shift_factor must be a number or null, got {shift!r}")
     # Old names, as diffusers itself renames them.
     model._fix_state_dict_keys_on_load(tensors)
@@ -400,11 +401,7 @@ def _check_alone(folder: Path) -> None:
 
 
 def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and value > 0
 
 
 def _check_counts(folder: Path, stored: int) -> None:
@@ -414,7 +411,7 @@ def _check_counts(folder: Path, stored: int) -> None:
     if not path.is_file():
         raise CheckpointError(folder, "has no config.json")
     for key, count in _numbers(read_object(path)):
-        if math.isnan(count):
+        if isinstance(count, float) and math.isnan(count):
             raise CheckpointError(path, f"{key} is NaN, which is no setting")
         if _REPEATED.fullmatch(key) and count > stored:
             raise CheckpointError(path, f"{key} is {count}, but the files hold {stored} tensors in all")

@@ -212,6 +212,8 @@ def _records(
         yield _drawn(pipe, args, {"prompt": text}, text, ("text", text), f"{index:04d}.png")
     for index, (name, stem, encoded) in enumerate(pictures):
         try:
+            if isinstance(encoded, DecodeError):
+                raise encoded
             # Rows name no picture outside the folder of their file.
             image = decode_image(encoded, root=None if args.rows is None else args.rows.absolute().parent)
         except DecodeError as error:

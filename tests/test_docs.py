@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -522,6 +523,29 @@ def test_example_objective_runs_and_its_command_composes(compose: Any, home: Pat
     config = compose("uae_u4g", [*_required(home), *words])
     validate(config)
     assert config.uae.policy.objective.params == {"weight": 300}
+
+
+def test_documented_commands_parse_and_lack_nothing() -> None:
+    from verl_uae.bench.backbones import choose
+    from verl_uae.cli import parse
+
+    needed = {backbone.name for backbone in choose() if backbone.source is None}
+    count = 0
+    for page in PAGES:
+        blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] != ["verl-uae"] or "--help" in words:
+                continue
+            count += 1
+            try:
+                args = parse(words[1:-1] if words[-1] == "..." else words[1:])
+            except SystemExit:
+                pytest.fail(f"{_name(page)}: {line}")
+            if getattr(args, "bench", None) == "unified" and words[-1] != "...":
+                # Without its checkpoint the command is refused, or its result has no overall score.
+                assert needed <= {text.partition("=")[0] for text in args.backbone}, line
+    assert count > 40
 
 
 def test_examples_explain_themselves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_not_cached_cannot_be_had_offline(cache: Path) -> None:
-    assert hub_problem("owner/name") == "is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+    assert hub_problem("owner/name") == (
+        "is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; give the path of a folder that holds its files"
+    )
     assert "is no hub id" in str(hub_problem("a/b/c"))
 
 
@@ -43,7 +45,10 @@ def _answered(kind: type[Exception], code: int) -> Exception:
         (_answered(GatedRepoError, 403), "is gated: accept its terms at"),
         (_answered(RevisionNotFoundError, 404), "has no revision v9"),
         (EntryNotFoundError("..."), "has no config.json"),
-        (httpx.ConnectError("Name or service not known"), r"cannot be reached \(ConnectError\)"),
+        (
+            httpx.ConnectError("Name or service not known"),
+            r"cannot be reached \(ConnectError\); give the path of a folder",
+        ),
         (httpx.ReadTimeout("..."), r"cannot be reached \(ReadTimeout\)"),
         (OSError(28, "No space left on device"), "cannot be fetched: .*No space left on device"),
     ],

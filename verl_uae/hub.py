@@ -7,8 +7,10 @@ from __future__ import annotations
 #: Seconds the hub gets to answer.
 TIMEOUT_S = 10.0
 
+_INSTEAD = "give the path of a folder that holds its files"
+
 #: Why a repository that is not in the cache cannot be had where no network may be used.
-OFFLINE = "is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+OFFLINE = f"is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; {_INSTEAD}"
 
 
 def hub_problem(source: str, file: str = "config.json", revision: str | None = None) -> str | None:
@@ -81,5 +83,5 @@ def reason_of(error: Exception, source: str, *, file: str = "", revision: str | 
     if isinstance(error, EntryNotFoundError):
         return f"has no {file}"
     if isinstance(error, httpx.HTTPError | ConnectionError | TimeoutError):
-        return f"is not in the cache, and {constants.ENDPOINT} cannot be reached ({type(error).__name__})"
+        return f"is not in the cache, and {constants.ENDPOINT} cannot be reached ({type(error).__name__}); {_INSTEAD}"
     return f"cannot be fetched: {' '.join(str(error).split())}"

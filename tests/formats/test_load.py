@@ -442,4 +442,4 @@ def test_a_hub_that_does_not_answer_is_asked_once(
         with pytest.raises(CheckpointError) as caught:
             load("owner/name")
     reason = f"is not in the cache, and {endpoint} cannot be reached (ConnectError)"
-    assert str(caught.value) == f"owner/name: {reason}"
+    assert str(caught.value) == f"owner/name: {reason}; give the path of a folder that holds its files"

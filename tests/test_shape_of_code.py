@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ast
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -88,66 +88,79 @@ def test_broad_handlers_are_few_and_each_has_its_reason() -> None:
 
 FORBIDDEN_CALLS = ("eval", "exec", "compile", "__import__", "yaml.load", "pickle.load", "pickle.loads", "os.system")
 FORBIDDEN_IMPORTS = ("pickle", "cloudpickle", "dill", "marshal", "shelve")
+RANDOM_CALLS = tuple(f"torch.{name}" for name in ("randn", "rand", "randint", "randperm", "multinomial", "normal"))
 
 
 def calls(path: Path) -> Iterator[ast.Call]:
     return (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
 
 
-@pytest.mark.parametrize("path", modules(), ids=relative)
-def test_no_dangerous_calls(path: Path) -> None:
+def dangers(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and what is wrong there."""
     for node in ast.walk(tree(path)):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        assert not set(names) & set(FORBIDDEN_IMPORTS), f"{relative(path)}:{node.lineno}"  # type: ignore[attr-defined]
+            yield from ((node.lineno, alias.name) for alias in node.names if alias.name in FORBIDDEN_IMPORTS)
+        elif isinstance(node, ast.ImportFrom) and node.module in FORBIDDEN_IMPORTS:
+            yield node.lineno, node.module
     for call in calls(path):
-        name, where = ast.unparse(call.func), f"{relative(path)}:{call.lineno}"
-        assert name not in FORBIDDEN_CALLS, f"{where} calls {name}"
+        name = ast.unparse(call.func)
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        assert keywords.get("shell") in (None, "False"), where
-        assert keywords.get("trust_remote_code") in (None, "False"), where
-        if name == "torch.load":
-            assert keywords.get("weights_only") == "True", where
-        if name == "print":
-            assert path.name in ("cli.py", "__main__.py"), f"{where} prints"
+        wrong = {
+            name: name in FORBIDDEN_CALLS,
+            "shell": keywords.get("shell") not in (None, "False"),
+            "trust_remote_code": keywords.get("trust_remote_code") not in (None, "False"),
+            "torch.load without weights_only": name == "torch.load" and keywords.get("weights_only") != "True",
+            "print": name == "print" and path.name not in ("cli.py", "__main__.py"),
+        }
+        yield from ((call.lineno, reason) for reason, found in wrong.items() if found)
 
 
-@pytest.mark.parametrize("path", modules(), ids=relative)
-def test_the_global_generator_is_not_used(path: Path) -> None:
-    """Named generators only; a builder may seed inside torch.random.fork_rng."""
-    text = path.read_text(encoding="utf-8")
+def random_calls(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of what draws from or seeds the global generator; a builder may seed in torch.random.fork_rng."""
+    seeds = "fork_rng" in path.read_text(encoding="utf-8") or relative(path) == "engine/cpu_platform.py"
     for call in calls(path):
-        name, where = ast.unparse(call.func), f"{relative(path)}:{call.lineno}"
-        keywords = {keyword.arg for keyword in call.keywords}
-        if name in (
-            "torch.randn",
-            "torch.rand",
-            "torch.randint",
-            "torch.randperm",
-            "torch.multinomial",
-            "torch.normal",
-        ):
-            assert "generator" in keywords, f"{where} {name} without a generator"
-        assert not name.startswith(("np.random.seed", "numpy.random.seed", "random.seed")), where
-        if name == "torch.manual_seed":
-            assert "fork_rng" in text or relative(path) == "engine/cpu_platform.py", where
+        name, keywords = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
+        drawn = name in RANDOM_CALLS and "generator" not in keywords
+        seeded = name.startswith(("np.random.seed", "numpy.random.seed", "random.seed"))
+        if drawn or seeded or (name == "torch.manual_seed" and not seeds):
+            yield call.lineno, name
 
 
-@pytest.mark.parametrize("path", modules(), ids=relative)
-def test_has_a_mirrored_test_file(path: Path) -> None:
-    name = relative(path)
-    test = ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.name}")
-    if name in UNMIRRORED:
-        assert not test.is_file(), f"{name} has a test now: take it off the list"
-        return
-    if path.name == "__init__.py":
-        assert len(tree(path).body) <= 30, f"{name} has code of its own"
-        return
-    # flow/ode.py may also be tested as flow/test_ode_on_cpu.py, verl's name for what its CPU job runs.
-    assert test.is_file() or test.with_name(f"{test.stem}_on_cpu.py").is_file(), f"no {test.relative_to(ROOT)}"
+@pytest.mark.parametrize("scan", [dangers, random_calls])
+def test_no_module_does_what_none_may(scan: Callable[[Path], Iterator[tuple[int, str]]]) -> None:
+    assert not [f"{relative(path)}:{line} {reason}" for path in modules() for line, reason in scan(path)]
+
+
+def test_the_scans_see_what_they_look_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.source.PACKAGE", tmp_path)
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "import pickle\nfrom dill import load\neval('1')\nrun('ls', shell=True)\nprint(1)\ntorch.load('x')\n"
+        "f(trust_remote_code=yes)\ntorch.randn(2)\nrandom.seed(1)\ntorch.manual_seed(0)\ntorch.rand(2, generator=g)\n"
+    )
+    assert sorted(dangers(bad)) == [
+        (1, "pickle"),
+        (2, "dill"),
+        (3, "eval"),
+        (4, "shell"),
+        (5, "print"),
+        (6, "torch.load without weights_only"),
+        (7, "trust_remote_code"),
+    ]
+    assert list(random_calls(bad)) == [(8, "torch.randn"), (9, "random.seed"), (10, "torch.manual_seed")]
+
+
+def test_every_module_has_a_mirrored_test_file() -> None:
+    lacking = []
+    for path in modules():
+        name, test = relative(path), ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.name}")
+        # flow/ode.py may also be tested as flow/test_ode_on_cpu.py, verl's name for what its CPU job runs.
+        tested = test.is_file() or test.with_name(f"{test.stem}_on_cpu.py").is_file()
+        exempt = name in UNMIRRORED or (path.name == "__init__.py" and len(tree(path).body) <= 30)
+        if not tested and not exempt:
+            lacking.append(name)
+        assert not (tested and name in UNMIRRORED), f"{name} has a test now: take it off the list"
+    assert not lacking
 
 
 def test_the_list_of_exceptions_is_not_stale() -> None:

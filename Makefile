@@ -34,9 +34,11 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	@# The pip of the venv can be years old and take minutes to resolve what a new one does in half of one. What is
-	@# imported is compiled when it is first imported, a fifth of what is installed.
+	@# imported is compiled when it is first imported, a fifth of what is installed. Where PYTHONDONTWRITEBYTECODE is set,
+	@# as in many containers, every command outside make would compile it anew: there the doctor's imports do it here.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints/cpu.txt -e ".[dev]"
+	$(if $(PYTHONDONTWRITEBYTECODE),$(BIN)/verl-uae doctor --hardware cpu | tail -n 1)
 	touch $(STAMP)
 
 quickstart: setup

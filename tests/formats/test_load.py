@@ -350,6 +350,36 @@ def test_a_schedule_without_a_positive_shift_is_refused(tiny_models: Path, tmp_p
         load_scheduler(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_train_timesteps", 500),
+        ("use_dynamic_shifting", True),
+        ("use_karras_sigmas", True),
+        ("use_exponential_sigmas", True),
+        ("use_beta_sigmas", True),
+        ("invert_sigmas", True),
+        ("stochastic_sampling", True),
+        ("shift_terminal", 0.1),
+        ("_class_name", "DDPMScheduler"),
+    ],
+)
+def test_a_schedule_that_is_not_drawn_is_refused(tiny_models: Path, tmp_path: Path, name: str, value: Any) -> None:
+    """Of a scheduler the shift is used; what else it asks for would be left out without a word."""
+    folder = copied(tiny_models, tmp_path, "decoder")
+    configured(folder / "scheduler", "scheduler_config.json", **{name: value})
+    with pytest.raises(CheckpointError, match=rf"does not load as a scheduler: .*{str(value).strip('_')}"):
+        load_scheduler(folder)
+
+
+@pytest.mark.parametrize("name", ["latents_mean", "latents_std"])
+def test_latents_of_other_statistics_are_refused(tiny_models: Path, tmp_path: Path, name: str) -> None:
+    folder = copied(tiny_models, tmp_path, "decoder/vae")
+    configured(folder, "config.json", **{name: [1.0] * 30})
+    with pytest.raises(CheckpointError, match=f"{name} is set; latents are scaled by scaling_factor and shift_factor"):
+        load_model(COMPONENTS["vae"], folder)
+
+
 @pytest.mark.parametrize("scale", [float("nan"), 0, -1, None, "x", True])
 def test_latents_without_a_positive_scale_are_refused(tiny_models: Path, tmp_path: Path, scale: Any) -> None:
     folder = copied(tiny_models, tmp_path, "decoder/vae")

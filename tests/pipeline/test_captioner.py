@@ -9,6 +9,7 @@ import torch
 
 from tests.pipeline.conftest import picture
 from verl_uae.data.schema import SYSTEM_PROMPT, USER_PROMPT, make_prompt
+from verl_uae.errors import CheckpointError
 from verl_uae.pipeline.captioner import TokenChoice, caption_messages, prompt_inputs
 from verl_uae.pipeline.pipeline import UAEPipeline
 from verl_uae.rollout.captions import CaptionSettings, EncoderCaptions, PromptSettings, PromptTokens
@@ -66,7 +67,17 @@ def test_the_checkpoints_sampling_defaults_do_not_count(pipe: UAEPipeline) -> No
     before = pipe.caption(IMAGES, max_new_tokens=10)
     pipe.encoder.generation_config.repetition_penalty = 1e6
     pipe.encoder.generation_config.no_repeat_ngram_size = 1
+    pipe.encoder.generation_config.num_return_sequences = 3
+    pipe.encoder.generation_config.stop_strings = ["a"]
     assert pipe.caption(IMAGES, max_new_tokens=10) == before
+    assert pipe.encoder.generation_config.num_return_sequences == 3
+
+
+def test_a_processor_without_pictures_is_named(pipe: UAEPipeline) -> None:
+    """What transformers gives where it does not know the class that the folder names."""
+    pipe.processor = pipe.processor.tokenizer
+    with pytest.raises(CheckpointError, match=r"its processor, .*, takes no pictures"):
+        pipe.caption(IMAGES)
 
 
 def test_tokens_are_drawn_from_the_tempered_softmax() -> None:

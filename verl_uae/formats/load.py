@@ -47,6 +47,24 @@ _REPEATED = re.compile(r"(?!max_)\w*(?:layers|blocks|depth|experts)(?:_per_\w+)?
 #: Types that weights are stored in without a method of quantisation, which would have to be named.
 _PRECISIONS = frozenset({"F64", "F32", "F16", "BF16"})
 
+#: Settings of a scheduler beside its shift that change the schedule, and the value that is drawn and trained with.
+_USUAL_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "use_dynamic_shifting": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "invert_sigmas": False,
+    "stochastic_sampling": False,
+    "shift_terminal": None,
+}
+
+#: Statistics of latents in place of which `scaling_factor` and `shift_factor` are used.
+_STATISTICS = ("latents_mean", "latents_std")
+
+_LONGEST_REASON = 500
+"""Characters; the libraries may list every class that they know."""
+
 _ADAPTERS = "base_model.model."
 _MERGE = "export the checkpoint with `verl-uae export`, or merge with peft's merge_and_unload"
 
@@ -207,13 +225,19 @@ def load_scheduler(source: str | Path, **changes: Any) -> Any:
     """The flow-matching scheduler of a diffusers folder, of which the ``shift`` is used; ``changes`` replace settings.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: there is none, it cannot be read, or it asks for another schedule than a shifted one.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     place = model_source(source)
     with _errors(f"{place}/scheduler", "does not load as a scheduler"):
+        kind = str(FlowMatchEulerDiscreteScheduler.load_config(place, subfolder="scheduler").get("_class_name", ""))
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(place, subfolder="scheduler", **changes)
+        if kind and not kind.startswith("FlowMatch"):
+            raise ValueError(f"{kind} is no scheduler of flow matching")
+        for name, usual in _USUAL_SCHEDULE.items():
+            if (value := scheduler.config.get(name, usual)) != usual:
+                raise ValueError(f"{name} is {value!r}, of which only {usual!r} is supported")
         if not _is_positive(scheduler.config.shift):
             raise ValueError(f"shift must be a positive number, got {scheduler.config.shift!r}")
         return scheduler
@@ -361,6 +385,9 @@ def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) 
     shift = model.config.get("shift_factor")
     if shift is not None and not is_number(shift):
         raise ValueError(f"shift_factor must be a number or null, got {shift!r}")
+    for name in _STATISTICS:
+        if model.config.get(name) is not None:
+            raise ValueError(f"{name} is set; latents are scaled by scaling_factor and shift_factor alone")
     # Old names, as diffusers itself renames them.
     model._fix_state_dict_keys_on_load(tensors)
     wanted = model.state_dict()
@@ -459,6 +486,8 @@ def _errors(where: str | Path, message: str) -> Iterator[None]:
         raise
     except _damaged() as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]} ..."
         raise CheckpointError(where, f"{message}: {reason}") from error
 
 

@@ -7,8 +7,9 @@ Shape legend: B captions, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -152,21 +153,15 @@ def write_captions(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        # Without effect here; named so that the checkpoint's own do not step in and raise a warning.
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
         eos_token_id=sorted(eos_token_ids(model, tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )
-    ids = model.generate(
-        **{name: value.to(device) for name, value in inputs.items()},
-        generation_config=config,
-        logits_processor=LogitsProcessorList([choice]),
-    )
+    with _no_defaults(model):
+        ids = model.generate(
+            **{name: value.to(device) for name, value in inputs.items()},
+            generation_config=config,
+            logits_processor=LogitsProcessorList([choice]),
+        )
     if choice.broken is not None and bool(choice.broken):
         raise CheckpointError(
             model.name_or_path or type(model).__name__,
@@ -174,3 +169,14 @@ def write_captions(
         )
     texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
+
+
+@contextlib.contextmanager
+def _no_defaults(model: Any) -> Iterator[None]:
+    """Generation without what the checkpoint's generation config adds to the one that is given."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -308,11 +308,14 @@ class UAEPipeline(DiffusionPipeline):
 
         Raises:
             DecodeError: a picture cannot be decoded.
-            CheckpointError: the captioner's logits are no numbers.
+            CheckpointError: the captioner's logits are no numbers, or its processor takes no pictures.
             ValueError: there is no encoder or no processor, or a setting is impossible.
         """
         if self.encoder is None or self.processor is None:
             raise ValueError("captions take an encoder and a processor; this folder has only the decoder part")
+        if not hasattr(self.processor, "image_processor"):
+            where = self.encoder.name_or_path or type(self.encoder).__name__
+            raise CheckpointError(where, f"its processor, {type(self.processor).__name__}, takes no pictures")
         settings = self._with(
             caption_prompt=prompt, caption_system=system, max_new_tokens=max_new_tokens, temperature=temperature
         )

@@ -37,6 +37,8 @@ MISSING = {
     "bench unified IMAGES --model MODEL --out OUT": "images: IMAGES: there is no such folder in",
     "bench unified . --generated PICTURES --out OUT": "--generated: PICTURES: there is no such folder in",
     "bench judge IMAGES A B --judge j=http://127.0.0.1:1#m --out OUT": "images: IMAGES: there is no such folder in",
+    "bench judge . A B --judge j=http://127.0.0.1:1#m --out OUT": "A: there is no such file or folder in",
+    "bench unified . --generated . --captions TEXTS --out OUT": "--captions: TEXTS: there is no such file in",
     "bench compare RESULT.json": "RESULT.json: there is no such file in",
     "bench length RESULT.json OTHER.json": "RESULT.json: there is no such file in",
     "bench discriminate --render RESULT.json": "RESULT.json: there is no such file in",

@@ -14,6 +14,7 @@ from verl_uae.paths import (
     argument_path,
     existing_file,
     existing_folder,
+    existing_place,
     expand,
     is_hub_id,
     model_source,
@@ -106,6 +107,12 @@ def test_a_path_object_is_never_a_hub_id(place: Path) -> None:
 def test_files_and_folders_are_told_apart(place: Path) -> None:
     assert existing_file("~/owner/file") == place / "owner" / "file"
     assert existing_folder("~/owner/") == place / "owner"
+    assert [existing_place(text) for text in ("~/owner/", "~/owner/file")] == [
+        place / "owner",
+        place / "owner" / "file",
+    ]
+    with pytest.raises(ConfigError, match=r"^--prompts: no: there is no such file or folder in"):
+        existing_place("no", "--prompts")
     with pytest.raises(DataError, match="owner: is a folder, and must be a file"):
         existing_file("owner")
     with pytest.raises(DataError, match="there is no such file in"):

@@ -133,6 +133,15 @@ def named_path(text: str) -> tuple[str, Path]:
     return "", expand(text)
 
 
+def existing_place(path: str | os.PathLike[str], key: str | None = None) -> Path:
+    """A file or folder that is there.
+
+    Raises:
+        ConfigError: with ``key``; DataError without it: it is not there or cannot be read.
+    """
+    return _existing(path, "file or folder", key, DataError)
+
+
 def existing_folder(path: str | os.PathLike[str], key: str | None = None) -> Path:
     """A folder that is there.
 

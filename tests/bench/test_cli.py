@@ -121,7 +121,7 @@ def test_an_incomplete_result_is_exit_code_1_and_says_why(
         (["--generated", "images", "--backbone", "siglip=x"], "--backbone: must be one of"),
         (["--generated", "images", "--device", "abacus"], "; give a device that this machine has, such as cpu"),
         (["--generated", "images", "--batch-size", "0"], "--batch-size"),
-        (["--generated", "images", "--captions", "none.jsonl"], "cannot read captions"),
+        (["--generated", "images", "--captions", "none.jsonl"], "--captions: none.jsonl: there is no such file"),
         (["--model", "none"], "--model: none: is no folder in"),
         (["--model", "decoder"], "has no captioner"),
         (["--model", "decoder", "--captions", "some.jsonl", "--size", "33"], "--size"),

@@ -115,6 +115,8 @@ def _check(args: argparse.Namespace) -> None:
         check_model_arguments(args)
     else:
         existing_folder(args.generated, "--generated")
+    if args.captions is not None:
+        existing_file(args.captions, "--captions")
 
 
 def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None, backbones: Sequence[Backbone]) -> Drawn:

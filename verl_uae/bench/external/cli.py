@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import argument_path, existing_file, existing_folder, named_path
+from verl_uae.paths import argument_path, existing_file, existing_folder, existing_place, named_path
 from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
 
 BENCHES = ("geneval", "genevalpp", "dpg")
@@ -63,6 +63,9 @@ def _draw(args: argparse.Namespace) -> int:
     if args.model is None:
         raise ConfigError("--model", "needed")
     check_model_arguments(args)
+    existing_place(args.prompts, "prompts")
+    if args.rewritten is not None:
+        existing_place(args.rewritten, "--rewritten")
     from verl_uae.bench.draw import DrawSettings
     from verl_uae.bench.external.draw import MANIFEST, Shard, draw_prompts, read_manifest
     from verl_uae.bench.external.prompts import read_prompts
@@ -101,6 +104,8 @@ def _read(args: argparse.Namespace) -> int:
     existing_file(args.results)
     if args.drawn is not None:
         existing_folder(args.drawn, "--drawn")
+    if args.prompts is not None:
+        existing_place(args.prompts, "--prompts")
     from verl_uae.bench.external.result import as_result
     from verl_uae.bench.external.table import render
     from verl_uae.bench.unified import write_result

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import argument_path, existing_folder
+from verl_uae.paths import argument_path, existing_folder, existing_place, named_path
 
 if TYPE_CHECKING:
     from verl_uae.bench.judge.client import Limits
@@ -54,6 +54,8 @@ def add_judge(commands: Any) -> None:
 
 def _judge(args: argparse.Namespace) -> int:
     existing_folder(args.images, "images")
+    for candidate in (args.first, args.second):
+        existing_place(named_path(candidate)[1])
     from verl_uae.bench.judge.cache import AnswerCache
     from verl_uae.bench.judge.contest import read_contest
     from verl_uae.bench.judge.prompt import load_prompt

@@ -33,7 +33,7 @@ STEPS = 3
 STAGES = ("pretrain", "cold_start", "g4u", "u4g", "unified")
 FILE = "golden.json"
 #: Metrics of time and of memory, and of the machine.
-_MEASURED = re.compile(r"timing|perf/|memory|throughput|time_per|overhead|seconds|_s$")
+_MEASURED = re.compile(r"timing|perf/|memory|throughput|time_per|per_second|overhead|seconds|_s$")
 
 
 def stage(name: str, world: Path, out: Path) -> dict[str, dict[str, str]]:

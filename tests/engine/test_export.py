@@ -58,7 +58,9 @@ def test_the_reference_exports_as_the_source_and_the_rest_is_the_sources(
 def test_nothing_half_written_stays_and_a_folder_is_never_overwritten(policy: Facts) -> None:
     assert not list(policy["folder"].glob("*.part-*"))
     for kind in ("lora", "full"):
-        assert policy["two"]["export"][f"{kind} again"].endswith(f"{kind}_live: exists already")
+        assert policy["two"]["export"][f"{kind} again"].endswith(
+            f"{kind}_live: exists already; name another folder, or remove it first"
+        )
         assert "no weights named 'old' are kept" in policy["two"]["export"][f"{kind} unknown"]
 
 

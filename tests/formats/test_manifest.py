@@ -110,6 +110,12 @@ def test_what_is_wrong_is_named(folder: Path, damage: object) -> None:
     assert caught.value.path == folder / name
 
 
+def test_a_folder_without_manifest_is_told_which_folders_have_one(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match="there is no such file; every model folder that `verl-uae import` or"):
+        verify_folder(folder)
+
+
 def test_a_sound_manifest_over_unsound_weights_is_not_enough(folder: Path) -> None:
     (folder / "part" / "model.safetensors").write_bytes(b"nothing")
     write_manifest(folder)

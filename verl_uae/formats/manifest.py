@@ -70,6 +70,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         content = json.loads(text)
         content.pop("digest")
         files = {str(name): (str(facts["sha256"]), int(facts["size"])) for name, facts in content["files"].items()}
+    except FileNotFoundError as error:
+        written = "every model folder that `verl-uae import` or `export` wrote has one"
+        raise CheckpointError(path, f"there is no such file; {written}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(path, f"cannot be read: {error!r}") from error
     if text != _render(content):
@@ -184,7 +187,7 @@ def publish_folder(build: Callable[[Path], None], out: str | Path) -> None:
     target = Path(out).absolute()
     partial = target.with_name(f"{target.name}.part-{os.getpid()}")
     if os.path.lexists(target):
-        raise CheckpointError(target, "exists already")
+        raise CheckpointError(target, "exists already; name another folder, or remove it first")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -61,6 +61,9 @@ def test_every_combination_is_finite(gpu: str, decoder: str) -> None:
         ({"gpu": "x"}, "--gpu"),
         ({"gpu": "H100-80GB", "decoder": "x"}, "--decoder"),
         ({"gpu": "H100-80GB", "gpus": 0}, "--gpus"),
+        ({"gpu": "H100-80GB", "gpus": 10**400}, "--gpus"),
+        ({"gpu": "H100-80GB", "steps": 0}, "--steps"),
+        ({"gpu": "H100-80GB", "steps": 10**400}, "--steps"),
     ],
 )
 def test_unknown_values(kwargs: dict, key: str) -> None:

@@ -15,6 +15,9 @@ from verl_uae.errors import ConfigError
 
 GIB = 1024**3
 
+#: More is a slip of the hand.
+MOST_GPUS, MOST_STEPS = 10**6, 10**9
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -91,19 +94,20 @@ def estimate(gpu: str, *, gpus: int = 8, steps: int = 1000, decoder: str = "sd35
 
     Args:
         gpu: a key of :data:`GPUS`.
-        gpus: number of GPUs, at least 1.
-        steps: training steps.
+        gpus: number of GPUs, in [1, `MOST_GPUS`].
+        steps: training steps, in [1, `MOST_STEPS`].
         decoder: a key of :data:`DECODERS`.
 
     Raises:
-        ConfigError: for an unknown GPU type or decoder.
+        ConfigError: for an unknown GPU type or decoder, or an impossible number.
     """
     if gpu not in GPUS:
         raise ConfigError("--gpu", f"unknown type {gpu!r}; known: {', '.join(sorted(GPUS))}")
     if decoder not in DECODERS:
         raise ConfigError("--decoder", f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
-    if gpus < 1:
-        raise ConfigError("--gpus", f"must be at least 1, got {gpus}")
+    for option, count, most in (("--gpus", gpus, MOST_GPUS), ("--steps", steps, MOST_STEPS)):
+        if not 1 <= count <= most:
+            raise ConfigError(option, f"must lie in [1, {most}], got {str(count)[:20]}")
     card = GPUS[gpu]
     memory = _memory(card, gpus, decoder)
     seconds = _seconds(card, decoder)

@@ -50,12 +50,14 @@ def test_code_is_refused_without_a_pinned_revision(
         (["export", "NOWHERE", "--out", "OUT"], "nowhere: there is no such folder"),
         (["export", "NOWHERE", "--out", "OUT", "--lora", "peft"], "nowhere: there is no such folder"),
         (["verify", "NOWHERE"], "nowhere: there is no such folder"),
+        (["export", "HERE", "--out", "OUT", "--encoder", "x/y/z"], "--encoder: x/y/z: there is no such folder"),
+        (["export", "HERE", "--out", "OUT", "--language-model", "word"], "--language-model: word: is no folder"),
     ],
 )
 def test_an_error_is_one_line_and_code_2(
     tmp_path: Path, words: list[str], error: str, capsys: pytest.CaptureFixture
 ) -> None:
-    places = {"NOWHERE": str(tmp_path / "nowhere"), "OUT": str(tmp_path / "out")}
+    places = {"NOWHERE": str(tmp_path / "nowhere"), "OUT": str(tmp_path / "out"), "HERE": str(tmp_path)}
     assert main([places.get(word, word) for word in words]) == 2
     said = capsys.readouterr().err
     assert error in said and said.startswith("verl-uae: ") and not list(tmp_path.iterdir())

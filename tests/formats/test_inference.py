@@ -102,6 +102,7 @@ def test_a_folder_without_the_file_says_nothing(tmp_path: Path) -> None:
         ("temperature", math.nan),
         ("temperature", "warm"),
         ("num_inference_steps", 0),
+        ("num_inference_steps", 10_001),
         ("guidance_scale", 0.5),
         ("guidance_scale", math.inf),
         ("negative_prompt", None),

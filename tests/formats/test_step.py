@@ -95,6 +95,9 @@ BROKEN: dict[str, Callable[[dict], str | bytes]] = {
     "nul": marker_with(files={"data.pt\0": 5}),
     "surrogate": marker_with(files={"\ud800": 5}),
     "long name": marker_with(files={"a" * 5000: 5}),
+    "another encoding": lambda content: json.dumps(content).encode("utf-16"),
+    "a huge step": marker_with(step=-(10**4000)),
+    "a key twice": lambda content: json.dumps(content).replace('"files"', '"files": {}, "files"', 1),
 }
 
 
@@ -103,8 +106,9 @@ def test_a_broken_marker_is_no_marker_and_no_traceback(step: Path, how: str) -> 
     text = BROKEN[how](json.loads((step / MARKER).read_text()))
     (step / MARKER).write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
     assert not is_complete(step)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError) as caught:
         check_step(step)
+    assert len(str(caught.value)) < 600 or how == "long name"
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "dangling"])
@@ -119,6 +123,17 @@ def test_a_marker_that_is_no_file_is_no_marker(step: Path, kind: str) -> None:
     assert not is_complete(step)
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         read_marker(step)
+
+
+def test_the_step_that_is_meant_is_named(step: Path) -> None:
+    """By its parent, or by a part of it; the newest of several."""
+    older = step.parent / "global_step_3"
+    older.mkdir()
+    (older / MARKER).write_text("{}")
+    with pytest.raises(CheckpointError, match=f"a step folder within it is {step.name}$"):
+        read_marker(step.parent)
+    with pytest.raises(CheckpointError, match=f"the step folder is {step}$"):
+        read_marker(step / "actor")
 
 
 def test_a_folder_that_is_not_there_is_not_called_incomplete(tmp_path: Path) -> None:

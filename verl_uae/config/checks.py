@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.errors import ConfigError
+from verl_uae.text import is_number
 
 
 def check_choices(config: DictConfig, choices: Mapping[str, Sequence[str]]) -> None:
@@ -30,6 +30,14 @@ def check_minimum(config: DictConfig, minimum: Mapping[str, tuple[float, bool]])
             raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value!r}")
 
 
+def check_maximum(config: DictConfig, largest: Mapping[str, float]) -> None:
+    """Raise `ConfigError` for the first key whose number is above its largest value."""
+    for key, most in largest.items():
+        value = OmegaConf.select(config, key)
+        if is_number(value) and value > most:
+            raise ConfigError(key, f"must be at most {most}, got {value!r}")
+
+
 def check_whole(config: DictConfig, smallest: Mapping[str, int], hint: str = "") -> None:
     """Raise `ConfigError`, with the hint, for the first key that is no whole number, or below its smallest value."""
     for key, least in smallest.items():
@@ -44,8 +52,3 @@ def check_finite(config: DictConfig, keys: Sequence[str]) -> None:
         value = OmegaConf.select(config, key)
         if value is not None and not is_number(value):
             raise ConfigError(key, f"must be a number, got {value!r}")
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

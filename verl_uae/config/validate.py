@@ -12,7 +12,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.config.checks import check_choices, check_finite, check_minimum, check_whole
+from verl_uae.config.checks import check_choices, check_finite, check_maximum, check_minimum, check_whole
 from verl_uae.config.keys import check_keys
 from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths, validate_sizes
 from verl_uae.config.run_lock import check_free
@@ -21,6 +21,7 @@ from verl_uae.config.validate_run import CAPTIONING, STAGES, SUPERVISED, validat
 from verl_uae.config.validate_supervised import validate_supervised
 from verl_uae.config.validate_verl import validate_verl
 from verl_uae.errors import ConfigError, UAEError
+from verl_uae.formats.inference import MOST_STEPS
 from verl_uae.unread import unread_overrides
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -60,6 +61,8 @@ _MINIMUM = {
     "uae.supervision.stall_timeout_s": (0, False),
     "uae.supervision.grace_s": (0, False),
 }
+#: Numbers of denoising steps.
+_STEPS = ("uae.decoder.num_steps", "uae.policy.num_steps", "uae.cold_start.num_steps")
 #: Numbers whose comparisons below a NaN would pass.
 _FINITE = (
     "uae.decoder.shift",
@@ -103,6 +106,7 @@ def validate(config: DictConfig) -> None:
     check_keys(config.uae)
     check_choices(config, _CHOICES)
     check_minimum(config, _MINIMUM)
+    check_maximum(config, dict.fromkeys(_STEPS, MOST_STEPS))
     check_finite(config, _FINITE)
     validate_verl(config)
     for key in ("data.train_files", "data.val_files"):

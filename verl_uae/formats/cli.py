@@ -122,6 +122,9 @@ def _import_release(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     existing_folder(args.checkpoint)
+    for name in ("decoder", "encoder", "language_model"):
+        if (value := getattr(args, name)) is not None:
+            setattr(args, name, model_source(value, f"--{name.replace('_', '-')}"))
     from verl_uae.formats.export import ExportSettings, export_adapters, export_checkpoint
 
     settings = ExportSettings(

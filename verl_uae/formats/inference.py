@@ -52,7 +52,7 @@ class InferenceSettings:
     temperature: float = 0.0
     """Of captions, at least 0; 0 is greedy."""
     num_inference_steps: int = 40
-    """Denoising steps of the ODE sampler, at least 1."""
+    """Denoising steps of the ODE sampler, in [1, `MOST_STEPS`]."""
     guidance_scale: float = 5.0
     """Classifier-free guidance, at least 1; 1 switches it off."""
     negative_prompt: str = NEGATIVE_PROMPT
@@ -82,6 +82,9 @@ _EMPTY_ALLOWED = ("caption_system", "negative_prompt")
 _ASKED = ("caption_prompt", "caption_system")
 _QUOTED = 40
 """Most characters of a number in an error."""
+
+MOST_STEPS = 10_000
+"""Most denoising steps. Models tell a thousand noise levels apart; a slip of the hand would be a run without end."""
 
 #: Parts of a decoder folder: library and class.
 _PARTS = {
@@ -192,6 +195,8 @@ def _problem(name: str, value: Any) -> str | None:
         return None if name in _OPTIONAL else "is missing"
     if name in _INTEGERS:
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if whole and name == "num_inference_steps" and value > MOST_STEPS:
+            return f"must be at most {MOST_STEPS}, got {repr(value)[:_QUOTED]}"
         return None if whole else f"must be a whole number of at least 1, got {value!r}"
     if name in _SMALLEST:
         least = _SMALLEST[name]

@@ -20,9 +20,12 @@ from verl_uae import __version__
 from verl_uae.errors import CheckpointError
 from verl_uae.formats.manifest import digests as digests_of
 from verl_uae.formats.names import MARKER, step_of
+from verl_uae.text import parse_json
 
 #: Longest marker that is read, bytes; one of 100,000 files has 15 million.
 _MAX_MARKER = 64 << 20
+_LONGEST_REASON = 200
+"""Characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +67,17 @@ def read_marker(folder: Path) -> Marker:
     if not os.path.isdir(folder):
         raise CheckpointError(folder, "there is no such folder")
     if not os.path.isfile(path):
-        raise CheckpointError(folder, f"not a complete checkpoint: a save that came to its end writes {MARKER} into it")
+        reason = f"not a complete checkpoint: a save that came to its end writes {MARKER} into it"
+        raise CheckpointError(folder, reason + _near(folder))
     try:
         with open(path, "rb") as file:
-            content = json.loads(file.read(_MAX_MARKER).decode("utf-8"))
+            content = parse_json(file.read(_MAX_MARKER).decode("utf-8"))
         files = {str(name): _facts(entry) for name, entry in content["files"].items()}
         marker = Marker(_whole(content["step"]), files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(path, f"not a complete checkpoint: its marker cannot be read ({error!r})") from error
+        # Not its repr, which may quote all of the marker.
+        reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        raise CheckpointError(path, f"not a complete checkpoint: its marker cannot be read ({reason})") from error
     outside = [name for name in files if not _is_inside(name)]
     if outside or not files:
         raise CheckpointError(path, f"names files outside its folder: {outside[:4]}" if files else "names no file")
@@ -132,6 +138,14 @@ def publish(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def _near(folder: Path) -> str:
+    """The step folder that is meant, where one lies within the folder or around it."""
+    if (folder.parent / MARKER).is_file():
+        return f"; the step folder is {folder.parent}"
+    steps = sorted((path for path in folder.glob(f"*/{MARKER}")), key=lambda path: step_of(path.parent) or 0)
+    return f"; a step folder within it is {steps[-1].parent.name}" if steps else ""
 
 
 def _size(path: Path) -> int | None:

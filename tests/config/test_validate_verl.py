@@ -53,6 +53,8 @@ def test_a_count_is_a_whole_number(base: DictConfig, key: str) -> None:
     ("key", "values"),
     [
         ("actor_rollout_ref.rollout.temperature", (0, -1, math.nan, "warm", None)),
+        ("actor_rollout_ref.rollout.val_kwargs.temperature", (-1, math.nan, "warm", None)),
+        ("actor_rollout_ref.actor.kl_loss_coef", (-1, math.nan, "x", None)),
         ("actor_rollout_ref.actor.optim.lr", (-1, math.nan, math.inf, "1e-6", None)),
         ("uae.policy.optim.lr", (-1, math.nan, math.inf, "1e-6", None)),
     ],

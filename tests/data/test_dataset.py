@@ -316,7 +316,11 @@ def test_unreadable_files_are_named(tmp_path: Path, rows: list[dict], write: Cal
     [
         ("uae_verify_images", "sometimes"),
         ("uae_max_bad_share", 1.5),
+        ("uae_max_bad_share", "x"),
+        ("uae_max_bad_share", [0.1]),
         ("uae_threads", 0),
+        ("uae_threads", "2"),
+        ("uae_log_first", 2.5),
         ("uae_verify_image", "full"),
         ("uae_image_limits", {"max_pixel": 3}),
         ("uae_image_limits", {"max_pixels": 10**12}),

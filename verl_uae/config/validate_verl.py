@@ -36,6 +36,7 @@ _WHOLE = {
 _WHOLE_OR_NULL = {
     "trainer.total_training_steps": 1,
     "data.val_batch_size": 1,
+    "data.seed": 0,
     f"{_ACTOR}.ppo_micro_batch_size_per_gpu": 1,
     f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu": 1,
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 1,
@@ -44,6 +45,9 @@ _WHOLE_OR_NULL = {
 _NUMBERS = {
     # Log-probabilities are divided by it.
     f"{_ROLLOUT}.temperature": (0, False),
+    # Zero is greedy.
+    f"{_ROLLOUT}.val_kwargs.temperature": (0, True),
+    f"{_ACTOR}.kl_loss_coef": (0, True),
     f"{_ACTOR}.optim.lr": (0, True),
     "uae.policy.optim.lr": (0, True),
     "uae.cold_start.encoder.optim.lr": (0, True),

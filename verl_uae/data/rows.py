@@ -21,7 +21,7 @@ from verl_uae.data.quarantine import BadItem, published, write_items
 from verl_uae.data.schema import MEDIA_TOKENS, row_problem
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.paths import expand
-from verl_uae.text import fitting_name, printable
+from verl_uae.text import fitting_name, is_number, printable
 
 VERIFY_MODES: tuple[str, ...] = ("full", "header", "off")
 _RESIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
@@ -54,10 +54,12 @@ class CheckSettings:
     def __post_init__(self) -> None:
         if self.verify_images not in VERIFY_MODES:
             raise ConfigError("data.uae_verify_images", f"must be one of {VERIFY_MODES}, got {self.verify_images!r}")
-        if not 0.0 <= self.max_bad_share <= 1.0:
+        if not (is_number(self.max_bad_share) and 0.0 <= self.max_bad_share <= 1.0):
             raise ConfigError("data.uae_max_bad_share", f"must lie in [0, 1], got {self.max_bad_share}")
-        if self.threads < 1:
-            raise ConfigError("data.uae_threads", f"must be at least 1, got {self.threads}")
+        for name, least in (("threads", 1), ("log_first", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ConfigError(f"data.uae_{name}", f"must be a whole number, at least {least}, got {value!r}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> CheckSettings:

@@ -115,11 +115,14 @@ def test_identical_candidates_are_known(images: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared(images: Path, tmp_path: Path) -> None:
     captions = write_captions(tmp_path / "a.jsonl", ["x"] * 3)
-    empty = write_captions(tmp_path / "none.jsonl", [])
+    empty, other = (write_captions(tmp_path / name, []) for name in ("none.jsonl", "other.jsonl"))
+    other.write_text('{"file": "elsewhere.png", "caption": "x"}\n')
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="two are named"):
         read_contest(images, str(captions), str(captions), CAPTION)
     with pytest.raises(ConfigError, match=r"no picture of .* has both, for example b: 0.png: no caption"):
+        read_contest(images, f"a={captions}", f"b={other}", CAPTION)
+    with pytest.raises(DataError, match=r"none\.jsonl: holds no caption"):
         read_contest(images, f"a={captions}", f"b={empty}", CAPTION)
     with pytest.raises(ConfigError, match="no pictures in"):
         read_contest(tmp_path / "empty", f"a={captions}", f"b={captions}", CAPTION)

@@ -8,6 +8,7 @@ the host waiting for a number, weights that travel, memory that is held. Numbers
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections import Counter
@@ -32,6 +33,8 @@ GIB = 2**30
 _TWO_DEVICES = ("_to_copy", "copy_", "set_")
 #: Operations whose indices may lie on the host if what they index does not.
 _HOST_INDICES = ("index", "index_put", "index_put_", "_unsafe_index")
+#: Operations that may give the memory of their argument without their schema saying so.
+_UNSAID_VIEWS = ("aten::_unsafe_view",)
 #: Of these, those that write; one number under a mask is filled in without waiting.
 _WRITES = ("index_put", "index_put_")
 
@@ -56,6 +59,7 @@ class Accelerator(TorchDispatchMode):
         """Held on the device now; what was there before is not counted."""
         self.peak_bytes = 0
         self._storages: set[int] = set()
+        self._known: dict[Any, Any] = {}
         self._host_reads = _HostReads(self)
 
     def __enter__(self) -> Accelerator:
@@ -92,8 +96,26 @@ class Accelerator(TorchDispatchMode):
         self._refuse_two_devices(name, args, kwargs)
         found = self._read(func, name, args, kwargs)
         if found is None:
-            found = func(*args, **kwargs)
+            found = self._computed(func, args, kwargs)
         self._hold(tree_leaves(found))
+        return found
+
+    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operation gives.
+
+        torch works out most shapes in Python, half a millisecond each, and most calls are like an earlier one: new
+        tensors on the device are then made as they were there.
+        """
+        if not _makes_new_tensors(func):
+            return func(*args, **kwargs)
+        key = (func, _signature(args), _signature(tuple(kwargs.items())))
+        if known := self._known.get(key):
+            made = [torch.empty_strided(*layout, dtype=dtype, device="meta") for *layout, dtype in known]
+            return made[0] if len(made) == 1 else tuple(made)
+        found = func(*args, **kwargs)
+        tensors = tree_leaves(found)
+        if all(isinstance(tensor, Tensor) and tensor.device.type == "meta" for tensor in tensors):
+            self._known[key] = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
         return found
 
     def synced(self) -> None:
@@ -217,6 +239,23 @@ class _HostReads(TorchFunctionMode):
             shown = torch.zeros(args[0].shape, dtype=args[0].dtype)
             return func(shown, *args[1:], **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+@functools.cache
+def _makes_new_tensors(func: Any) -> bool:
+    """Whether an operation writes to none of its arguments and gives tensors that share memory with none."""
+    values = (*func._schema.arguments, *func._schema.returns)
+    new = all(value.alias_info is None for value in values) and func._schema.name not in _UNSAID_VIEWS
+    return new and {str(value.type) for value in func._schema.returns} == {"Tensor"}
+
+
+def _signature(value: Any) -> Any:
+    """What the shapes of an operation depend on, as a key."""
+    if isinstance(value, Tensor):
+        return value.device.type, value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(_signature(part) for part in value)
+    return type(value), value
 
 
 def _frames() -> Iterable[FrameType]:

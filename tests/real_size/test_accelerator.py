@@ -120,3 +120,20 @@ def test_frozen_weights_on_their_way_to_the_host_and_what_lives_are_counted_in_b
         assert accelerator.frozen_bytes_to_host == 16
         assert accelerator.live_bytes == 0
     assert not accelerator.syncs
+
+
+def test_a_call_like_an_earlier_one_gives_the_same_layout_in_memory_of_its_own() -> None:
+    def calls() -> list[Tensor]:
+        turned = there(3, 2).t()
+        return [turned + 1, turned + 1.5, turned.double() + 1, turned > 0, *torch.max(turned, 1), turned.view(-1, 3)]
+
+    unwatched = calls()
+    accelerator = Accelerator()
+    with accelerator:
+        first = calls()
+        held = accelerator.live_bytes
+        again = calls()
+        assert accelerator.live_bytes == 2 * held
+    for wanted, *found in zip(unwatched, first, again, strict=True):
+        for tensor in found:
+            assert (tensor.shape, tensor.stride(), tensor.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)

@@ -16,7 +16,7 @@ from verl_uae.errors import ConfigError
 GIB = 1024**3
 
 #: More is a slip of the hand.
-MOST_GPUS, MOST_STEPS = 10**6, 10**9
+MOST_GPUS, MOST_TRAINING_STEPS = 10**6, 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def estimate(gpu: str, *, gpus: int = 8, steps: int = 1000, decoder: str = "sd35
     Args:
         gpu: a key of :data:`GPUS`.
         gpus: number of GPUs, in [1, `MOST_GPUS`].
-        steps: training steps, in [1, `MOST_STEPS`].
+        steps: training steps, in [1, `MOST_TRAINING_STEPS`].
         decoder: a key of :data:`DECODERS`.
 
     Raises:
@@ -105,7 +105,7 @@ def estimate(gpu: str, *, gpus: int = 8, steps: int = 1000, decoder: str = "sd35
         raise ConfigError("--gpu", f"unknown type {gpu!r}; known: {', '.join(sorted(GPUS))}")
     if decoder not in DECODERS:
         raise ConfigError("--decoder", f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
-    for option, count, most in (("--gpus", gpus, MOST_GPUS), ("--steps", steps, MOST_STEPS)):
+    for option, count, most in (("--gpus", gpus, MOST_GPUS), ("--steps", steps, MOST_TRAINING_STEPS)):
         if not 1 <= count <= most:
             raise ConfigError(option, f"must lie in [1, {most}], got {str(count)[:20]}")
     card = GPUS[gpu]

@@ -14,19 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.world import build_world, metrics, train
+from tests.e2e.world import build_model, build_world, metrics, train
 from verl_uae.data.images import decode_image
 from verl_uae.data.prompts import first_pictures
-from verl_uae.formats.inference import write_index
 from verl_uae.pipeline import UAEPipeline
-from verl_uae.scenes.tiny_models import INFERENCE
 from verl_uae.seeding import generator
 
 STEPS = 3
@@ -59,10 +55,7 @@ def stage(name: str, world: Path, out: Path) -> dict[str, dict[str, str]]:
 
 def pictures(world: Path) -> dict[str, dict[str, str]]:
     """Caption and digest of the pixels for two held-out pictures, as the pipeline makes them."""
-    model = Path(shutil.copytree(world / "decoder", world / "model"))
-    shutil.copytree(world / "encoder", model / "encoder")
-    write_index(model, asdict(INFERENCE))
-    pipe = UAEPipeline.from_pretrained(str(model))
+    pipe = UAEPipeline.from_pretrained(str(build_model(world)))
     found = {}
     for row, content in enumerate(first_pictures(world / "data" / "val.parquet", 2)):
         output = pipe.reconstruct(

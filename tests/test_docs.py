@@ -9,11 +9,9 @@ import importlib.util
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,8 +25,6 @@ from verl_uae.config import schema
 from verl_uae.data.images import decode_image
 from verl_uae.data.prompts import first_pictures
 from verl_uae.errors import ConfigError
-from verl_uae.formats.inference import write_index
-from verl_uae.scenes.tiny_models import INFERENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -558,12 +554,10 @@ def test_examples_explain_themselves(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 @pytest.mark.slow
 def test_reconstruct_example_runs(tmp_path: Path) -> None:
-    from tests.e2e.world import build_world
+    from tests.e2e.world import build_model, build_world
 
     world = build_world(tmp_path / "world")
-    model, out = shutil.copytree(world / "decoder", tmp_path / "model"), tmp_path / "drawn.png"
-    shutil.copytree(world / "encoder", model / "encoder")
-    write_index(model, asdict(INFERENCE))
+    model, out = build_model(world), tmp_path / "drawn.png"
     picture = tmp_path / "picture.png"
     decode_image(first_pictures(world / "data" / "val.parquet", 1)[0]).save(picture)
     words = ["--model", str(model), "--image", str(picture), "--out", str(out)]

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from verl_uae.formats.inference import write_index
 from verl_uae.scenes.codec import build_codec
 from verl_uae.scenes.dataset import write_dataset
-from verl_uae.scenes.tiny_models import build_decoder, build_encoder
+from verl_uae.scenes.tiny_models import INFERENCE, build_decoder, build_encoder
 from verl_uae.scenes.tokenizer import build_processor
 
 
@@ -38,6 +41,14 @@ def build_world(root: Path, *, train: int = 32, val: int = 8) -> Path:
     decoder.save_pretrained(str(root / "decoder"))
     write_dataset(root / "data", train=train, val=val, seed=0)
     return root
+
+
+def build_model(world: Path) -> Path:
+    """A model folder of the two models of a world, with the settings of inference of the built-in scenes."""
+    model = Path(shutil.copytree(world / "decoder", world / "model"))
+    shutil.copytree(world / "encoder", model / "encoder")
+    write_index(model, asdict(INFERENCE))
+    return model
 
 
 _CAPTIONER = [

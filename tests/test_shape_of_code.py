@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""House rules that a linter does not know: sizes, fault boundaries, dangerous calls, mirrored tests."""
+"""House rules that a linter does not know: sizes, fault boundaries, dangerous calls."""
 
 from __future__ import annotations
 
@@ -14,22 +14,8 @@ import pytest
 from tests.source import PACKAGE, ROOT, modules, relative, tree
 
 MAX_FILE, MEDIAN_FILE = 600, 200
-MAX_FUNCTION, P90_FUNCTION = 120, 40
+MAX_FUNCTION, P90_FUNCTION = 100, 40
 MAX_BROAD_HANDLERS = 20
-
-#: Modules without a test file of their own, and what runs them instead.
-UNMIRRORED = {
-    "config/__init__.py": "empty",
-    "trainer/decoders.py": "needs Ray and a GPU pool: tests/e2e/test_schedules.py and test_faults.py",
-    "reward/terms/__init__.py": "empty",
-    "data/limits.py": "tests/data/test_images.py",
-    "rollout/hf/adapter.py": "needs verl's worker: tests/e2e",
-    "rollout/hf/replica.py": "needs verl's worker: tests/e2e",
-    "rollout/vllm_cpu.py": "needs vLLM: tests/vllm",
-    "scenes/learn/g4u.py": "minutes of training: make learn-g4u",
-    "scenes/learn/runs.py": "starts the training command: make learn-u4g",
-    "scenes/report.py": "the page of scenes/quickstart.py",
-}
 
 
 def lines(path: Path) -> int:
@@ -148,21 +134,3 @@ def test_the_scans_see_what_they_look_for(tmp_path: Path, monkeypatch: pytest.Mo
         (7, "trust_remote_code"),
     ]
     assert list(random_calls(bad)) == [(8, "torch.randn"), (9, "random.seed"), (10, "torch.manual_seed")]
-
-
-def test_every_module_has_a_mirrored_test_file() -> None:
-    lacking = []
-    for path in modules():
-        name, test = relative(path), ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.name}")
-        # flow/ode.py may also be tested as flow/test_ode_on_cpu.py, verl's name for what its CPU job runs.
-        tested = test.is_file() or test.with_name(f"{test.stem}_on_cpu.py").is_file()
-        exempt = name in UNMIRRORED or (path.name == "__init__.py" and len(tree(path).body) <= 30)
-        if not tested and not exempt:
-            lacking.append(name)
-        assert not (tested and name in UNMIRRORED), f"{name} has a test now: take it off the list"
-    assert not lacking
-
-
-def test_the_list_of_exceptions_is_not_stale() -> None:
-    assert not [name for name in UNMIRRORED if not (PACKAGE / name).is_file()]
-    assert len(UNMIRRORED) <= 12

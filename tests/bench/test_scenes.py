@@ -85,9 +85,9 @@ def test_categories_are_resampled_independently() -> None:
 @pytest.mark.slow
 def test_a_model_folder_scores_what_the_evaluation_of_training_says(tmp_path) -> None:
     """On models trained for a moment, so that some items pass and others do not."""
-    from verl_uae.scenes.coldstart import ColdStartConfig, cold_start
+    from verl_uae.scenes.joint_training import JointConfig, train_tiny_models
 
-    cold_start(tmp_path, ColdStartConfig(codec_steps=150, steps=250), lambda *_: None)
+    train_tiny_models(tmp_path, JointConfig(codec_steps=150, steps=250), lambda *_: None)
     encoder, decoder = tmp_path / "encoder", tmp_path / "decoder"
     metrics = evaluate(encoder, decoder, encoder, n=2, num_steps=4, greedy=True, scene_eval_items=8).metrics
     found = scene_eval(as_model(encoder, decoder, tmp_path / "m", steps=4), count=8, batch_size=7)

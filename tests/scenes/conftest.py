@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from verl_uae.scenes.codec import build_codec
-from verl_uae.scenes.coldstart import save_encoder
+from verl_uae.scenes.joint_training import save_encoder
 from verl_uae.scenes.tiny_models import build_decoder, build_encoder
 from verl_uae.scenes.tokenizer import build_processor
 

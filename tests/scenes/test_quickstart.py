@@ -72,9 +72,9 @@ def test_the_next_commands_are_ones_that_there_are(trained: Path) -> None:
         (["+uae_home=/elsewhere"], "uae_home"),
     ],
 )
-def test_what_the_cold_start_would_be_made_for_in_vain_is_refused_first(
+def test_what_the_models_would_be_trained_for_in_vain_is_refused_first(
     tmp_path: Path, words: list[str], key: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verl_uae.scenes.quickstart.cold_start", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr("verl_uae.scenes.quickstart.train_tiny_models", lambda *_: pytest.fail("begun"))
     assert main(["quickstart", str(tmp_path / "out"), *words]) == 2
     assert capsys.readouterr().err.startswith(f"verl-uae: {key}: ") and not (tmp_path / "out").exists()

@@ -76,7 +76,7 @@ def evaluate(
     Args:
         encoder_folder: transformers folder of the captioner.
         decoder_folder: diffusers folder.
-        conditioner_folder: transformers folder whose language model reads the captions; the encoder of the cold start,
+        conditioner_folder: transformers folder whose language model reads the captions; that of the joint training,
             also after RL has changed the captioner.
         n: number of scenes.
         seed: names scenes, sampled captions and noise.

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""From nothing to a trained captioner on the built-in scenes: cold start, G4U through verl, before and after."""
+"""From nothing to a trained captioner on the built-in scenes: tiny models, G4U through verl, before and after."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from verl_uae.formats.names import ACTOR, HUGGINGFACE, step_name
 from verl_uae.formats.summary import shown
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
-from verl_uae.scenes.coldstart import ColdStartConfig, cold_start
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import Evaluation, evaluate
+from verl_uae.scenes.joint_training import JointConfig, train_tiny_models
 from verl_uae.scenes.report import COLUMNS, comparison_picture, write_report
 
 Say = Callable[[str], None]
@@ -61,7 +61,7 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
     """Run everything; return the exit code.
 
     Writes models and data, ``train.log`` (the whole output of the training command), ``report.json``, ``report.html``
-    and the trained model as one folder, ``model``, into ``out``. A cold start that is there already is used again.
+    and the trained model as one folder, ``model``, into ``out``. Models that are there already are used again.
 
     Raises:
         ConfigError: naming the option or override that is impossible, before anything is made.
@@ -101,7 +101,7 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
 
 
 def check_request(steps: int, overrides: Sequence[str]) -> None:
-    """Refuse what would be found out after the minutes of the cold start.
+    """Refuse what would be found out after the minutes of the joint training.
 
     Raises:
         ConfigError: there is no step to take, or an override would lead the training command elsewhere.
@@ -140,14 +140,14 @@ def next_commands(out: str) -> list[str]:
     ]
 
 
-def prepare(root: Path, seed: int, timings: Timings, say: Say, config: ColdStartConfig | None = None) -> None:
-    """Cold start and data set, unless they are there."""
-    config = config or ColdStartConfig(seed=seed)
-    stamp = root / "cold_start.json"
+def prepare(root: Path, seed: int, timings: Timings, say: Say, config: JointConfig | None = None) -> None:
+    """The jointly trained tiny models and the data set, unless they are there."""
+    config = config or JointConfig(seed=seed)
+    stamp = root / "joint_training.json"
     fingerprint = json.dumps(asdict(config), sort_keys=True, default=str)
     if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == fingerprint):
-        say("cold start: a captioner that describes too little, a decoder that draws what it is told")
-        timings.time("cold start", lambda: cold_start(root, config, _progress(say)))
+        say("joint training: a captioner that describes too little, a decoder that draws what it is told")
+        timings.time("joint training", lambda: train_tiny_models(root, config, _progress(say)))
         stamp.write_text(fingerprint, encoding="utf-8")
     write_dataset(root / "data", train=2000, val=64, seed=seed)
 

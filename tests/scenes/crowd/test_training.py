@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from verl_uae.scenes.coldstart import ColdStartConfig
 from verl_uae.scenes.crowd import training as t
 from verl_uae.scenes.crowd.evaluate import VARIANTS, evaluate_arms
 from verl_uae.scenes.crowd.models import build_crowd_codec, build_crowd_decoder, build_language_model
+from verl_uae.scenes.joint_training import JointConfig
 
 TINY = t.CrowdConfig(seed=3, codec_steps=1, short_steps=2, short_batch=2, steps=2, batch=2)
 
@@ -57,7 +57,7 @@ def test_training_lowers_the_loss():
     losses: list[float] = []
     t.train(
         *models,
-        ColdStartConfig(steps=40, decoder_batch=8),
+        JointConfig(steps=40, decoder_batch=8),
         t.CrowdConfig(),
         objects=2,
         length=25,
@@ -71,7 +71,7 @@ def test_a_diverged_phase_says_so():
     language_model, decoder = build_language_model(0), build_crowd_decoder(0, build_crowd_codec(0, steps=1))
     torch.nn.init.constant_(decoder.transformer.proj_out.bias, float("nan"))
     with pytest.raises(ValueError, match="phase short diverged at step 0 with seed 3"):
-        phase = ColdStartConfig(steps=1, decoder_batch=1)
+        phase = JointConfig(steps=1, decoder_batch=1)
         t.train(language_model, decoder, phase, TINY, objects=1, length=15, name="short")
 
 

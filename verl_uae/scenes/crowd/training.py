@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flow matching on crowds: one phase on short captions, then two decoders, one that reads all and one behind a cut.
 
-The gradient flows through the projector into the language model, as in `verl_uae.scenes.coldstart` and for its reason.
-The short phase is needed too: with sixteen sentences from the start the decoder does not find out which one belongs to
-which cell. Both decoders go on from it, so what they learn afterwards differs by the cut alone: crowds, order of the
-sentences, noise and noise levels are the same.
+The gradient flows through the projector into the language model, as in `verl_uae.scenes.joint_training` and for its
+reason. The short phase is needed too: with sixteen sentences from the start the decoder does not find out which one
+belongs to which cell. Both decoders go on from it, so what they learn afterwards differs by the cut alone: crowds,
+order of the sentences, noise and noise levels are the same.
 
 Shapes: B crowds, L condition tokens.
 """
@@ -23,7 +23,6 @@ import torch
 from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.formats.load import load_model
-from verl_uae.scenes.coldstart import ColdStartConfig, Learner, flow_loss
 from verl_uae.scenes.crowd.models import (
     TEMPLATE_TOKENS,
     build_conditioner,
@@ -33,6 +32,7 @@ from verl_uae.scenes.crowd.models import (
     condition_length,
 )
 from verl_uae.scenes.crowd.world import CELLS, caption, render, sample_crowd
+from verl_uae.scenes.joint_training import JointConfig, Learner, flow_loss
 from verl_uae.seeding import derive_seed, generator
 
 CUT_TOKENS = 77
@@ -46,7 +46,7 @@ OnStep = Callable[[str, int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class CrowdConfig:
-    """Settings of one seed; the optimiser's are those of `ColdStartConfig`."""
+    """Settings of one seed; the optimiser's are those of `JointConfig`."""
 
     seed: int = 0
     codec_steps: int = 400
@@ -68,13 +68,13 @@ def train_arms(out: Path, config: CrowdConfig, on_step: OnStep | None = None) ->
         vae = build_crowd_codec(config.seed, steps=config.codec_steps)
         models = build_language_model(config.seed), build_crowd_decoder(config.seed, vae)
         length = condition_length(config.short_objects)
-        short = ColdStartConfig(config.seed, steps=config.short_steps, decoder_batch=config.short_batch)
+        short = JointConfig(config.seed, steps=config.short_steps, decoder_batch=config.short_batch)
         train(*models, short, config, objects=config.short_objects, length=length, name="short", on_step=on_step)
         save(out / "short", *models)
     for arm, length in ARMS.items():
         if not (out / arm).is_dir():
             models = load(out / "short")
-            phase = ColdStartConfig(config.seed, steps=config.steps, decoder_batch=config.batch)
+            phase = JointConfig(config.seed, steps=config.steps, decoder_batch=config.batch)
             train(*models, phase, config, objects=len(CELLS), length=length, name=arm, on_step=on_step)
             save(out / arm, *models)
 
@@ -82,7 +82,7 @@ def train_arms(out: Path, config: CrowdConfig, on_step: OnStep | None = None) ->
 def train(
     language_model: Any,
     decoder: Decoder,
-    phase: ColdStartConfig,
+    phase: JointConfig,
     config: CrowdConfig,
     *,
     objects: int,

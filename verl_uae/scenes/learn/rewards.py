@@ -19,8 +19,8 @@ import torch
 
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
-from verl_uae.scenes.coldstart import ColdStartConfig
 from verl_uae.scenes.evaluate import Evaluation, evaluate
+from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.learn.bars import Bar, beyond_seeds, mean_and_spread
 from verl_uae.scenes.learn.orders import orders
 from verl_uae.scenes.learn.runs import Run, cold_starts, execute, read_curve
@@ -65,7 +65,7 @@ class Result:
 def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -> list[Bar]:
     """Cold starts, then every run, ``jobs`` at a time; write the results."""
     roots = {seed: out / f"seed{seed}" for seed in seeds}
-    cold_starts({root: ColdStartConfig(seed=seed) for seed, root in roots.items()}, jobs, say)
+    cold_starts({root: JointConfig(seed=seed) for seed, root in roots.items()}, jobs, say)
     runs = {
         (reward, seed): Run(
             f"{reward}/seed{seed}", "uae_g4u", root, root / "runs" / reward, seed, steps, (terms(reward), *_COMMON)

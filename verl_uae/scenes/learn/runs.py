@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from verl_uae.formats.names import step_name
-from verl_uae.scenes.coldstart import ColdStartConfig
+from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.quickstart import Say, Timings, command, prepare
 
 #: Metrics of the curves: name in the results -> name in verl's log.
@@ -53,7 +53,7 @@ class Run:
         return self.folder / step_name(self.steps)
 
 
-def cold_starts(starts: Mapping[Path, ColdStartConfig], jobs: int, say: Say) -> None:
+def cold_starts(starts: Mapping[Path, JointConfig], jobs: int, say: Say) -> None:
     """Models and data of every folder, ``jobs`` at a time, unless they are there."""
     say(f"{len(starts)} cold starts, {jobs} at a time")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -61,7 +61,7 @@ def cold_starts(starts: Mapping[Path, ColdStartConfig], jobs: int, say: Say) -> 
             say(f"cold start: {folder}")
 
 
-def _cold_start(start: tuple[Path, ColdStartConfig]) -> Path:
+def _cold_start(start: tuple[Path, JointConfig]) -> Path:
     torch.set_num_threads(1)
     folder, config = start
     folder.mkdir(parents=True, exist_ok=True)

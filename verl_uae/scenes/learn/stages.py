@@ -6,9 +6,9 @@ It begins with a vision-language model that describes too little and a decoder t
 held-out scenes after every stage. A second route leaves the cold start out, with everything else the same. Writes
 ``stages.json``, ``stages.png`` and, per seed, ``model/`` (the exported folder).
 
-The language model is frozen in pre-training, so its states must say what a caption says: it comes from the joint cold
-start of the built-in world (`verl_uae.scenes.coldstart`), whose decoder is thrown away. A tiny language model that has
-only learnt to write captions has states from which nothing can be drawn.
+The language model is frozen in pre-training, so its states must say what a caption says: it comes from the joint
+training of the tiny models (`verl_uae.scenes.joint_training`), whose decoder is thrown away. A tiny language model that
+has only learnt to write captions has states from which nothing can be drawn.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from verl_uae.decoder.decoder import Decoder
 from verl_uae.formats.export import ExportSettings, export_checkpoint
 from verl_uae.formats.names import EXPORT_FOLDER, MODEL_INDEX
 from verl_uae.reward.terms.pixel import pixel_similarity
-from verl_uae.scenes.coldstart import ColdStartConfig
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import Evaluation, evaluate
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX
+from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.learn.bars import Bar, mean_and_spread
 from verl_uae.scenes.learn.runs import Run, cold_starts, execute
 from verl_uae.scenes.learn.u4g import RECOMMENDED, SCENES, STEEPNESS
@@ -76,7 +76,7 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
         say: reports.
     """
     roots = {seed: out / f"seed{seed}" for seed in seeds}
-    cold_starts({root / "joint": ColdStartConfig(seed=seed) for seed, root in roots.items()}, jobs, say)
+    cold_starts({root / "joint": JointConfig(seed=seed) for seed, root in roots.items()}, jobs, say)
     with ProcessPoolExecutor(max_workers=jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(foundation, roots.values(), roots))
     runs = {(seed, name): run for seed, root in roots.items() for name, run in plan(root, seed, steps).items()}
@@ -91,7 +91,7 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
 
 
 def foundation(root: Path, seed: int) -> None:
-    """Captioner and codec of the joint cold start, a decoder that has learnt nothing, and pairs to learn from."""
+    """Captioner and codec of the joint training, a decoder that has learnt nothing, and pairs to learn from."""
     torch.set_num_threads(1)
     if not (root / "fresh_decoder" / MODEL_INDEX).is_file():
         vae = Decoder.from_pretrained(str(root / "joint" / "decoder")).vae

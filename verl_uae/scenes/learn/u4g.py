@@ -22,9 +22,9 @@ from verl_uae.decoder.decoder import Decoder
 from verl_uae.formats.names import EXPORT_FOLDER, STEP_PREFIX
 from verl_uae.reward.terms.pixel import pixel_similarity
 from verl_uae.reward.terms.ssim import ssim
-from verl_uae.scenes.coldstart import ColdStartConfig
 from verl_uae.scenes.evaluate import draw, drawing_metrics, held_out_scenes
 from verl_uae.scenes.grammar import caption
+from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.learn.bars import Bar, beyond_seeds, every, mean_and_spread
 from verl_uae.scenes.learn.runs import Run, cold_starts, execute, read_curve
 from verl_uae.scenes.quickstart import Say
@@ -91,7 +91,7 @@ class Result:
 def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -> list[Bar]:
     """Cold starts, then every run, ``jobs`` at a time; write the results."""
     roots = {(start, seed): out / f"seed{seed}_{start}" for seed in seeds for start in STARTS}
-    configs = {root: ColdStartConfig(seed=seed, steps=STARTS[start]) for (start, seed), root in roots.items()}
+    configs = {root: JointConfig(seed=seed, steps=STARTS[start]) for (start, seed), root in roots.items()}
     cold_starts(configs, jobs, say)
     runs: dict[tuple[str, str, int], Run] = {}
     for seed in seeds:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from verl_uae.reward.terms.pixel import pixel_similarity
-from verl_uae.scenes.coldstart import ColdStartConfig
 from verl_uae.scenes.evaluate import evaluate
+from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.learn.bars import Bar, mean_and_spread
 from verl_uae.scenes.learn.runs import Run, cold_starts, execute, read_curve
 from verl_uae.scenes.learn.u4g import RECOMMENDED, SCENES, STARTS, STEEPNESS
@@ -59,7 +59,7 @@ def learn(out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -
         "unified": (*_DECODER, f"uae.unified.g4u_steps={turn}", f"uae.unified.u4g_steps={turn}"),
     }
     roots = {seed: out / f"seed{seed}_{START}" for seed in seeds}
-    cold_starts({root: ColdStartConfig(seed=seed, steps=STARTS[START]) for seed, root in roots.items()}, jobs, say)
+    cold_starts({root: JointConfig(seed=seed, steps=STARTS[START]) for seed, root in roots.items()}, jobs, say)
     runs: dict[tuple[str, int], Run] = {}
     for seed, root in roots.items():
         for variant in VARIANTS:

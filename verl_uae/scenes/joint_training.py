@@ -1,12 +1,13 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Minimal pre-training of the built-in world: the checkpoint that RL starts from, in minutes on one core.
+"""Joint training of the tiny models of the built-in world: what RL starts from, in minutes on one core.
 
-Two parts. The codec is trained alone (`verl_uae.scenes.codec`). Then the encoder learns to caption pictures and, in the
-same steps, the decoder learns to draw captions by flow matching, whose gradient flows through the projector into the
-language model: a tiny language model that has only learnt to caption gives text states from which nothing but the
-background can be drawn. The captions imitated by the encoder are mostly under-descriptive (`CAPTIONER_MIX`) while the
-decoder is shown detail (`DECODER_MIX`); that gap is what RL closes.
+It stands in for pre-training and cold start, the stages of UAE. Two parts. The codec is trained alone
+(`verl_uae.scenes.codec`). Then the encoder learns to caption pictures and, in the same steps, the decoder learns to
+draw captions by flow matching, whose gradient flows through the projector into the language model: a tiny language
+model that has only learnt to caption gives text states from which nothing but the background can be drawn. The captions
+imitated by the encoder are mostly under-descriptive (`CAPTIONER_MIX`) while the decoder is shown detail
+(`DECODER_MIX`); that gap is what RL closes.
 
 Conditions go through `verl_uae.decoder.conditioner` with the role, template and fixed length that RL uses.
 
@@ -41,8 +42,8 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class ColdStartConfig:
-    """Settings of the cold start.
+class JointConfig:
+    """Settings of the joint training.
 
     With the defaults one core takes about 4 minutes (codec 25 s, 0.2 s per joint step) and reaches, on held-out scenes,
     grammatical 1.0, true 0.94 and more, full detail 0.23, and from full captions drawn position, colour and size 0.98.
@@ -68,7 +69,7 @@ class ColdStartConfig:
     decoder_mix: CaptionMix = DECODER_MIX
 
 
-def cold_start(out: str | Path, config: ColdStartConfig | None = None, on_progress: Progress | None = None) -> None:
+def train_tiny_models(out: str | Path, config: JointConfig | None = None, on_progress: Progress | None = None) -> None:
     """Build, train and save the tiny models.
 
     Writes `out`/encoder (transformers folder with its processor) and `out`/decoder (diffusers folder). One process; the
@@ -79,7 +80,7 @@ def cold_start(out: str | Path, config: ColdStartConfig | None = None, on_progre
         config: settings.
         on_progress: see `Progress`.
     """
-    config = config or ColdStartConfig()
+    config = config or JointConfig()
     processor = build_processor()
     vae = build_codec(config.seed)
     train_codec(vae, config.seed, steps=config.codec_steps, on_step=_codec_progress(config, on_progress))
@@ -97,7 +98,7 @@ def save_encoder(encoder: Any, processor: Any, folder: Path) -> None:
 
 
 def train_joint(
-    encoder: Any, decoder: Decoder, tokenizer: Any, config: ColdStartConfig, on_progress: Progress | None = None
+    encoder: Any, decoder: Decoder, tokenizer: Any, config: JointConfig, on_progress: Progress | None = None
 ) -> None:
     """Train encoder and decoder in place; the decoder ends with its averaged weights.
 
@@ -114,7 +115,7 @@ def train_joint(
         flow, caption = loss_of(scenes, image, latent)
         loss = flow + caption
         if not bool(torch.isfinite(loss)):
-            raise ValueError(f"cold start diverged at step {step} with seed {config.seed}: loss {loss.item()}")
+            raise ValueError(f"the joint training diverged at step {step} with seed {config.seed}: loss {loss.item()}")
         learner.update(loss, step)
         if on_progress is not None:
             on_progress("joint", step + 1, config.steps, {"flow": flow.item(), "caption": caption.item()})
@@ -131,7 +132,7 @@ class ScenePool:
         config: number of objects and seed of the draws.
     """
 
-    def __init__(self, decoder: Decoder, config: ColdStartConfig) -> None:
+    def __init__(self, decoder: Decoder, config: JointConfig) -> None:
         self._rng = random.Random(derive_seed(config.seed, "scenes-joint-pool"))
         self._scenes = [scene for scene in all_scenes(config.object_counts) if scene.split == "train"]
         self._by_count: dict[int, list[int]] = {}
@@ -158,7 +159,7 @@ class JointLoss:
         config: caption distributions, noise levels and seed.
     """
 
-    def __init__(self, encoder: Any, decoder: Decoder, tokenizer: Any, config: ColdStartConfig) -> None:
+    def __init__(self, encoder: Any, decoder: Decoder, tokenizer: Any, config: JointConfig) -> None:
         self._encoder, self._decoder, self._tokenizer, self._config = encoder, decoder, tokenizer, config
         self._conditioner = Conditioner(language_stack(encoder), tokenizer, length=CONDITION_LENGTH)
         self._captioner = Captioner(encoder, tokenizer)
@@ -199,7 +200,7 @@ def flow_loss(
 class Learner:
     """AdamW with two learning rates, warm-up, linear decay in the second half, and an average of the decoder."""
 
-    def __init__(self, encoder: Any, decoder: Decoder, config: ColdStartConfig) -> None:
+    def __init__(self, encoder: Any, decoder: Decoder, config: JointConfig) -> None:
         self._config = config
         self._decoder = [*_parameters(decoder.transformer), *_parameters(decoder.projector)]
         self._encoder = list(encoder.parameters())
@@ -237,7 +238,7 @@ def _parameters(module: Any) -> list[nn.Parameter]:
     return list(module.parameters())
 
 
-def _codec_progress(config: ColdStartConfig, on_progress: Progress | None) -> Callable[[int, float], None] | None:
+def _codec_progress(config: JointConfig, on_progress: Progress | None) -> Callable[[int, float], None] | None:
     if on_progress is None:
         return None
     return lambda step, loss: on_progress("codec", step + 1, config.codec_steps, {"loss": loss})

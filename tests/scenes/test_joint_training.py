@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from verl_uae.decoder.conditioner import Conditioner, language_stack
-from verl_uae.scenes import coldstart as c
+from verl_uae.scenes import joint_training as c
 from verl_uae.scenes.codec import build_codec
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.render import render_float
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH, build_decoder, build_encoder
 
-SHORT = c.ColdStartConfig(
+SHORT = c.JointConfig(
     seed=1, codec_steps=2, steps=2, decoder_batch=4, captioner_batch=2, warmup_steps=1, object_counts=(1,)
 )
 
@@ -27,8 +27,8 @@ def _weights(folder) -> dict[str, torch.Tensor]:
 
 def test_two_runs_of_a_seed_write_the_same_folders_and_report_every_step(tmp_path):
     seen: list[tuple] = []
-    c.cold_start(tmp_path / "a", SHORT, lambda *event: seen.append(event))
-    c.cold_start(tmp_path / "b", SHORT)
+    c.train_tiny_models(tmp_path / "a", SHORT, lambda *event: seen.append(event))
+    c.train_tiny_models(tmp_path / "b", SHORT)
     first, second = _weights(tmp_path / "a"), _weights(tmp_path / "b")
     assert first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())
     assert [(part, step, total) for part, step, total, _ in seen] == [
@@ -99,8 +99,8 @@ def test_divergence_is_reported_with_step_and_seed(models, tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_cold_start_reaches_its_bars_and_leaves_room(tmp_path):
-    c.cold_start(tmp_path)
+def test_joint_training_reaches_its_bars_and_leaves_room(tmp_path):
+    c.train_tiny_models(tmp_path)
     metrics = evaluate(tmp_path / "encoder", tmp_path / "decoder", tmp_path / "encoder").metrics
     assert metrics["grammatical"] >= 0.95 and metrics["true"] >= 0.85
     assert 0.1 <= metrics["full_detail"] <= 0.35

@@ -16,6 +16,7 @@ LAYERS = {
     "compat": 0,
     "seeding": 0,
     "paths": 0,
+    "files": 0,
     "waiting": 0,
     "memory": 0,
     "hub": 0,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from verl_uae.errors import ConfigError
+from verl_uae.files import write_bytes
 from verl_uae.text import (
     MAX_NAME_BYTES,
     argument_text,
@@ -49,7 +50,7 @@ def test_a_long_name_fits_and_says_which_it_was(stem: str, tmp_path: Path) -> No
     name = fitting_name(f"0000_{stem}", ".png")
     assert len(name.encode()) <= MAX_NAME_BYTES and name.endswith(".png") and name.startswith("0000_")
     assert name == fitting_name(f"0000_{stem}", ".png") != fitting_name(f"0000_{stem}x", ".png")
-    (tmp_path / f".{name}.12345678.tmp").write_bytes(b"")
+    write_bytes(tmp_path / name, b"")
 
 
 def test_a_short_name_is_kept() -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from verl_uae.data.quarantine import BadItem, ItemList, published, write_items
+from verl_uae.data.quarantine import BadItem, ItemList, write_items
 
 
 def test_items_are_one_json_object_a_line(tmp_path: Path) -> None:
@@ -16,25 +14,6 @@ def test_items_are_one_json_object_a_line(tmp_path: Path) -> None:
     lines = (tmp_path / "q.jsonl").read_text(encoding="utf-8").splitlines()
     assert [BadItem(**json.loads(line)) for line in lines] == items
     assert str(items[1]) == "x.parquet, row 3: empty file"
-
-
-def test_files_appear_together_after_success(tmp_path: Path) -> None:
-    a, b = tmp_path / "a", tmp_path / "b"
-    b.write_text("old")
-    with published(a, b, tmp_path / "never written") as (new_a, new_b, _):
-        new_a.write_text("1")
-        new_b.write_text("2")
-        assert not a.exists() and b.read_text() == "old"
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "1", "b": "2"}
-
-
-def test_nothing_changes_after_an_error(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("old")
-    with pytest.raises(RuntimeError), published(tmp_path / "a", tmp_path / "b") as (new_a, new_b):
-        new_a.write_text("half")
-        new_b.write_text("half")
-        raise RuntimeError
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
 
 
 def test_a_growing_list_names_each_item_once(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from verl_uae import __version__
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.manifest import publish_folder, read_manifest, verify_folder, verify_part, write_manifest
+from verl_uae.formats.manifest import read_manifest, verify_folder, verify_part, write_manifest
 from verl_uae.formats.names import MANIFEST
 
 
@@ -228,63 +228,6 @@ def test_a_part_is_checked_alone_by_the_manifest_around_it(folder: Path, tmp_pat
         verify_part(folder / "part")
     (folder / "other").mkdir()
     assert not verify_part(folder / "other") and not verify_part(tmp_path)
-
-
-def test_a_folder_is_published_whole(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "model"
-
-    def build(folder: Path) -> None:
-        assert folder.parent == out.parent and folder.name == f"model.part-{os.getpid()}" and not out.exists()
-        fill(folder)
-
-    publish_folder(build, out)
-    assert (out / "part" / "model.safetensors").is_file() and os.listdir(out.parent) == ["model"]
-
-
-def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "link").symlink_to("nowhere")
-    for name in ("model", "link"):
-        with pytest.raises(CheckpointError, match="exists already"):
-            publish_folder(fill, tmp_path / name)
-    assert not list((tmp_path / "model").iterdir())
-
-
-def test_nothing_is_left_of_a_build_that_failed(tmp_path: Path) -> None:
-    def build(folder: Path) -> None:
-        fill(folder)
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        publish_folder(build, tmp_path / "model")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        publish_folder(fill, tmp_path / "file" / "model")
-
-
-def test_everything_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def synced(handle: int) -> None:
-        events.append(os.readlink(f"/proc/self/fd/{handle}"))
-        fsync(handle)
-
-    def renamed(source: Path, target: Path) -> None:
-        events.append("rename")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", renamed)
-    publish_folder(fill, tmp_path / "model")
-    part = f"{tmp_path}/model.part-{os.getpid()}"
-    before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
-    wanted = {part, f"{part}/part", f"{part}/part/model.safetensors", f"{part}/config.json"}
-    assert set(before) == wanted and after == [str(tmp_path)]
 
 
 def test_a_pipe_in_its_place_is_not_waited_for(folder: Path) -> None:

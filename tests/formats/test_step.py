@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from verl_uae.errors import CheckpointError
+from verl_uae.files import PARTIAL
 from verl_uae.formats.names import MARKER
 from verl_uae.formats.step import check_step, is_complete, mark_complete, read_marker
 
@@ -143,7 +144,8 @@ def test_a_folder_that_is_not_there_is_not_called_incomplete(tmp_path: Path) -> 
 
 
 def test_what_a_killed_run_left_of_a_marker_is_not_listed(step: Path) -> None:
-    (step / f"{MARKER}.part-17").write_text("{")
+    for unfinished in (step / f".{MARKER}.17{PARTIAL}", step / "actor" / f".base.json.17{PARTIAL}"):
+        unfinished.write_text("{")
     mark_complete(step, 7)
     assert set(read_marker(step).files) == {"actor/model.pt", "data.pt"}
 

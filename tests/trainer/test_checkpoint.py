@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
-from verl_uae.formats.manifest import publish_folder
+from verl_uae.files import publish_folder
 from verl_uae.formats.names import MARKER, TRACKER
 from verl_uae.trainer.checkpoint import (
     DecoderCheckpoints,

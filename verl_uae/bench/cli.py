@@ -135,7 +135,7 @@ def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None, backbone
 
 
 def _write_captions(path: Path, captions: Mapping[str, str]) -> None:
-    from verl_uae.bench.unified import write_text
+    from verl_uae.files import write_text
 
     if captions:
         lines = (json.dumps({"file": key, "caption": caption}) for key, caption in captions.items())

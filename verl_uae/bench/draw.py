@@ -20,9 +20,9 @@ from typing import Any
 from PIL import Image
 
 from verl_uae.bench.pairs import PREFIX, captions_by_key, image_files, key_of, recon_name
-from verl_uae.bench.unified import write_text
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.files import append_line, sha256_of, write_bytes, write_json, write_text
 from verl_uae.formats.inference import CAPTION_ENTRIES
 from verl_uae.pipeline.pipeline import UAEPipeline
 from verl_uae.seeding import generator
@@ -92,7 +92,7 @@ def draw_folder(
         raise ConfigError("--out", f"{out} lies in {images}, so reconstructions would count as originals")
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     described = describe_settings(pipe, settings, given=captions is not None)
-    write_text(out / SETTINGS, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    write_json(out / SETTINGS, described)
     done = Drawn(out / PICTURES, described)
     painter = _Painter(pipe, settings, out, settings_digest(described))
     names: dict[str, str] = {}
@@ -154,7 +154,7 @@ def fingerprint(model: str) -> str | None:
         return None
     manifest = folder / "manifest.json"
     if manifest.is_file():
-        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+        return sha256_of(manifest)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listing = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
@@ -180,9 +180,7 @@ class _Painter:
     def _is_ours(self, entry: Mapping[str, Any]) -> bool:
         path = self.out / PICTURES / str(entry.get("picture"))
         return (
-            entry.get("settings") == self.digest
-            and path.is_file()
-            and hashlib.sha256(path.read_bytes()).hexdigest() == entry.get("picture_sha256")
+            entry.get("settings") == self.digest and path.is_file() and sha256_of(path) == entry.get("picture_sha256")
         )
 
     def _write(self) -> None:
@@ -199,10 +197,7 @@ class _Painter:
             return known, True
         caption = self._caption(image, digest) if given is None else given
         encoded, truncated = self._draw(caption, digest)
-        path = self.out / PICTURES / name
-        partial = path.with_name(f".{name}.part")
-        partial.write_bytes(encoded)
-        partial.replace(path)
+        write_bytes(self.out / PICTURES / name, encoded)
         record = {
             "file": key,
             "caption": caption,
@@ -217,8 +212,7 @@ class _Painter:
         if replaced:
             self._write()
         else:
-            with open(self.out / CAPTIONS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append_line(self.out / CAPTIONS, json.dumps(record))
         return record, False
 
     def finish(self, wanted: Mapping[str, str]) -> None:

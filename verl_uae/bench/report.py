@@ -13,8 +13,9 @@ from typing import Any
 
 from verl_uae.bench.backbones import PROTOCOL
 from verl_uae.bench.pairs import Pair
-from verl_uae.bench.unified import SECTION, write_text
+from verl_uae.bench.unified import SECTION
 from verl_uae.data.images import decode_image
+from verl_uae.files import write_text
 
 SIDE = 320
 """Longest side of a picture in the report, pixels."""

@@ -31,6 +31,7 @@ from verl_uae.bench.bootstrap import LEVEL, PURPOSE, RESAMPLES, interval, resamp
 from verl_uae.bench.pairs import Failure, Pair, Pairing
 from verl_uae.data.images import decode_image
 from verl_uae.errors import DataError, UAEError
+from verl_uae.files import write_json
 from verl_uae.reward.outcome import describe_error
 from verl_uae.reward.terms.features import cosine
 
@@ -242,16 +243,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, in UTF-8; bytes of a file name that are no text are written as escapes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
-
-
 def write_result(path: Path, content: Mapping[str, Any]) -> None:
     """Write a result."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(path, content)
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:

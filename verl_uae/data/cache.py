@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from os import PathLike
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from verl_uae.data.buckets import RESIZE_RULE, HeightWidth
 from verl_uae.errors import CheckpointError
+from verl_uae.files import sha256_of, write_bytes
 from verl_uae.paths import expand
 
 logger = logging.getLogger(__name__)
@@ -79,7 +78,7 @@ class TensorCache:
     """Named tensors in a folder.
 
     An item is the file ``<two hex digits>/<key>.safetensors``, the key being the SHA-256 of fingerprint and name. It
-    is written under another name and renamed, so readers see whole files only, whoever writes.
+    appears whole, whoever writes.
 
     Args:
         folder: made if it is missing; the same one may serve several caches and processes.
@@ -128,15 +127,12 @@ class TensorCache:
         plain = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
         metadata = {"fingerprint": self.fingerprint, "name": _digest(name), "content": _content(plain)}
         path = self.path_of(name)
-        temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save(plain, metadata))
-            os.replace(temporary, path)
+            write_bytes(path, save(plain, metadata))
         except OSError as error:
             self._writing = False
             logger.warning("%s: cannot be written, the cache is only read from now on: %s", path, error)
-            self._drop(temporary)
             return
         self.writes += 1
 
@@ -178,11 +174,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 @lru_cache(maxsize=4096)
 def _content_digest(path: str, size: int, mtime_ns: int) -> str:
     """SHA-256 of a file; size and time are there to tell a changed file from a known one."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(path)
 
 
 def _content(tensors: Mapping[str, Tensor]) -> str:

@@ -113,8 +113,9 @@ def _pack(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     existing_file(args.file)
     from verl_uae.data.check import check_file
-    from verl_uae.data.quarantine import published, write_items
+    from verl_uae.data.quarantine import write_items
     from verl_uae.data.schema import media_tokens
+    from verl_uae.files import published
 
     if args.max_bad < 0:
         raise ConfigError("--max-bad", f"must be at least 0, got {args.max_bad}")

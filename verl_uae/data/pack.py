@@ -8,7 +8,6 @@ twice: once to judge them and to hash what will be stored, once to write, so tha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -23,9 +22,10 @@ from verl_uae.data.captions import caption_problem, match_captions, read_caption
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
 from verl_uae.data.pack_pictures import Picture, Rows, find_sidecars, inspect_all, list_files, read_sidecars
 from verl_uae.data.pack_write import write_parquet, write_shard
-from verl_uae.data.quarantine import BadItem, published, write_items
+from verl_uae.data.quarantine import BadItem, write_items
 from verl_uae.data.schema import Message, make_prompt, make_row
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.files import published, sha256_of
 from verl_uae.seeding import derive_seed
 from verl_uae.text import printable
 
@@ -329,7 +329,7 @@ def _counts(pictures: Sequence[Picture], texts: Mapping[str, str]) -> dict[str, 
 def _contents(written: Mapping[str, Path]) -> dict[str, Any]:
     existing = {name: path for name, path in written.items() if path.exists()}
     return {
-        "sha256": {name: _file_sha256(path) for name, path in existing.items()},
+        "sha256": {name: sha256_of(path) for name, path in existing.items()},
         "bytes": {name: path.stat().st_size for name, path in existing.items()},
     }
 
@@ -337,11 +337,3 @@ def _contents(written: Mapping[str, Path]) -> dict[str, Any]:
 def _spread(values: Sequence[int]) -> tuple[int, int, int]:
     ordered = sorted(values)
     return ordered[0], ordered[len(ordered) // 2], ordered[-1]
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,13 +1,11 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where bad files and rows go: a JSON-lines list with the reason for each, and files published by rename."""
+"""Where bad files and rows go: a JSON-lines list with the reason for each."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,27 +23,6 @@ class BadItem:
     def __str__(self) -> str:
         where = self.file if self.row is None else f"{self.file}, row {self.row}"
         return one_line(f"{where}: {self.reason}")
-
-
-@contextmanager
-def published(*paths: Path) -> Iterator[list[Path]]:
-    """Yield a temporary path beside each given one; rename all of them, in order, once the block has succeeded.
-
-    Each file is on disk before its rename, so a name never stands for half a file. After an error nothing is renamed
-    and the temporary files are removed. Temporary files that the block did not create are skipped.
-    """
-    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
-    try:
-        yield temporary
-        written = [(source, path) for source, path in zip(temporary, paths, strict=True) if source.exists()]
-        for source, _ in written:
-            with open(source, "rb") as file:
-                os.fsync(file.fileno())
-        for source, path in written:
-            os.replace(source, path)
-    finally:
-        for source in temporary:
-            source.unlink(missing_ok=True)
 
 
 def write_items(path: Path, items: Iterable[BadItem]) -> None:

@@ -17,9 +17,10 @@ from PIL import Image
 
 from verl_uae.data.frame import FILE, PROBLEM, ROW, Frame, Row, check_columns, open_rows
 from verl_uae.data.images import ImageLimits, decode_image, encoded_bytes, upright_size
-from verl_uae.data.quarantine import BadItem, published, write_items
+from verl_uae.data.quarantine import BadItem, write_items
 from verl_uae.data.schema import MEDIA_TOKENS, row_problem
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.files import published
 from verl_uae.paths import expand
 from verl_uae.text import fitting_name, is_number, printable
 

@@ -25,11 +25,11 @@ from verl_uae.engine.policy_module import PARTS, PolicyModule
 from verl_uae.engine.shadow import reshard
 from verl_uae.engine.together import together
 from verl_uae.errors import CheckpointError
+from verl_uae.files import publish_folder
 from verl_uae.formats.assemble import set_shift
 from verl_uae.formats.base import base_tensors
 from verl_uae.formats.load import load_model, load_scheduler
 from verl_uae.formats.lora import merged_weight, split_adapters
-from verl_uae.formats.manifest import publish_folder
 from verl_uae.formats.names import SCHEDULER
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def export_folder(
 
 
 def publish_on_first_rank(build: Callable[[Path], None], out: str | Path) -> None:
-    """:func:`~verl_uae.formats.manifest.publish_folder` on rank 0; every rank must call it, and waits as long as rank 0
+    """:func:`~verl_uae.files.publish_folder` on rank 0; every rank must call it, and waits as long as rank 0
     takes.
 
     Raises:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.decoder import check_components, check_fit, component_configs
 from verl_uae.errors import CheckpointError
+from verl_uae.files import publish_folder
 from verl_uae.formats.card import Card
 from verl_uae.formats.inference import InferenceSettings, write_index
 from verl_uae.formats.load import load_model, load_scheduler, load_tokenizer
-from verl_uae.formats.manifest import publish_folder, verify_folder, write_manifest
+from verl_uae.formats.manifest import verify_folder, write_manifest
 from verl_uae.formats.names import (
     CARD,
     CONDITIONER,

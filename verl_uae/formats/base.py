@@ -13,10 +13,10 @@ from pathlib import Path
 from torch import Tensor
 
 from verl_uae.errors import CheckpointError
+from verl_uae.files import write_json
 from verl_uae.formats.manifest import digests
 from verl_uae.formats.names import BASE_FILE, CONDITIONER, TRANSFORMER
 from verl_uae.formats.source import local_folder
-from verl_uae.formats.step import publish
 from verl_uae.formats.weights import read_tensors, weight_files
 
 #: Parts of the policy and their components in a decoder folder.
@@ -70,7 +70,7 @@ class Base:
 
     def write(self, shards: Path) -> None:
         """Beside the shards of a checkpoint."""
-        publish(shards / BASE_FILE, json.dumps(asdict(self), indent=1) + "\n")
+        write_json(shards / BASE_FILE, asdict(self), sync=True)
 
     def check(self, given: Base, shards: Path) -> None:
         """Refuse another base than this one.

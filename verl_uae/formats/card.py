@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from verl_uae.formats.manifest import package_versions, sha256
+from verl_uae.files import sha256_of
+from verl_uae.formats.manifest import package_versions
 
 LICENCE_NOTE = (
     "Every weight here derives from the base models named above and stays under their licences; this folder grants no "
@@ -84,7 +85,7 @@ class Card:
 
 def data_digests(files: Sequence[str | Path]) -> dict[str, str]:
     """SHA-256 of data files by their name; ``not found`` for those that are no longer there."""
-    return {Path(name).name: sha256(Path(name)) if Path(name).is_file() else "not found" for name in files}
+    return {Path(name).name: sha256_of(name) if Path(name).is_file() else "not found" for name in files}
 
 
 def flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.manifest import publish_folder
+from verl_uae.files import publish_folder
 
 _A, _B, _BASE = ".lora_A.", ".lora_B.", ".base_layer."
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a model folder, its verification, and publishing a folder whole or not at all."""
+"""The manifest of a model folder, and its verification."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from verl_uae import __version__
 from verl_uae.errors import CheckpointError
+from verl_uae.files import sha256_of
 from verl_uae.formats.names import MANIFEST
 from verl_uae.formats.source import refuse_code
 from verl_uae.formats.weights import check_header, files_below, indexed_files, pickles, walk
@@ -149,7 +149,7 @@ def _verify(root: Path, part: str, files: dict[str, Any]) -> None:
             raise CheckpointError(file, f"missing, though {MANIFEST} names it")
         if file.stat().st_size != facts["size"]:
             raise CheckpointError(file, f"has {file.stat().st_size} bytes, {MANIFEST} says {facts['size']}")
-        if sha256(file) != facts["sha256"]:
+        if sha256_of(file) != facts["sha256"]:
             raise CheckpointError(file, f"altered: its SHA-256 is not the one in {MANIFEST}")
         if file.suffix == ".safetensors":
             check_header(file)
@@ -172,36 +172,6 @@ def _irregular(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def publish_folder(build: Callable[[Path], None], out: str | Path) -> None:
-    """Build a folder beside its place and rename it there once it is on disk.
-
-    Killed at any point, ``out`` is either absent or complete; what is left over is called ``<out>.part-<pid>``.
-
-    Args:
-        build: fills the empty folder it is given.
-        out: must not exist.
-
-    Raises:
-        CheckpointError: ``out`` exists, or the file system refused something.
-    """
-    target = Path(out).absolute()
-    partial = target.with_name(f"{target.name}.part-{os.getpid()}")
-    if os.path.lexists(target):
-        raise CheckpointError(target, "exists already; name another folder, or remove it first")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        build(partial)
-        for path in (*files_below(partial), *(path for path in partial.rglob("*") if path.is_dir()), partial):
-            _sync(path)
-        os.replace(partial, target)
-        _sync(target.parent)
-    except OSError as error:
-        raise CheckpointError(target, f"cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _refuse_pickles(folder: Path) -> None:
     found = pickles(folder)
     if found:
@@ -213,23 +183,14 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256(path), "size": path.stat().st_size}
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return {"sha256": sha256_of(path), "size": path.stat().st_size}
 
 
 def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """SHA-256 of files by name, :data:`_READERS` at a time; large ones first, so that none runs alone at the end."""
     ordered = sorted(names, key=lambda name: (folder / name).stat().st_size, reverse=True)
     with ThreadPoolExecutor(_READERS) as readers:
-        return dict(zip(ordered, readers.map(lambda name: sha256(folder / name), ordered), strict=True))
+        return dict(zip(ordered, readers.map(lambda name: sha256_of(folder / name), ordered), strict=True))
 
 
 def _render(content: dict[str, Any]) -> str:
@@ -240,11 +201,3 @@ def _render(content: dict[str, Any]) -> str:
 
 def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

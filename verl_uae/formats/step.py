@@ -9,7 +9,6 @@ forgery: whoever can write the folder can write its marker.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from verl_uae import __version__
 from verl_uae.errors import CheckpointError
+from verl_uae.files import PARTIAL, to_disk, write_json
 from verl_uae.formats.manifest import digests as digests_of
 from verl_uae.formats.names import MARKER, step_of
 from verl_uae.text import parse_json
@@ -48,13 +48,13 @@ def mark_complete(folder: Path, step: int, *, digests: bool = True) -> None:
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and not (path.parent == folder and path.name.startswith(MARKER))
+        if path.is_file() and path.suffix != PARTIAL and path != folder / MARKER
     )
     for name in names:
-        _sync(folder / name)
+        to_disk(folder / name)
     found = digests_of(folder, names) if digests else dict.fromkeys(names)
     files = {name: _entry((folder / name).stat().st_size, found[name]) for name in names}
-    publish(folder / MARKER, json.dumps({"verl_uae": __version__, "step": step, "files": files}, indent=1) + "\n")
+    write_json(folder / MARKER, {"verl_uae": __version__, "step": step, "files": files}, sync=True)
 
 
 def read_marker(folder: Path) -> Marker:
@@ -130,16 +130,6 @@ def check_step(folder: Path, *, digests: bool = True) -> Marker:
     return marker
 
 
-def publish(path: Path, text: str) -> None:
-    """Write a file by rename: a reader sees the old text or the new one, never half of it."""
-    partial = path.with_name(f"{path.name}.part-{os.getpid()}")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def _near(folder: Path) -> str:
     """The step folder that is meant, where one lies within the folder or around it."""
     if (folder.parent / MARKER).is_file():
@@ -173,8 +163,3 @@ def _whole(value: Any) -> int:
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from verl_uae.errors import CheckpointError
+from verl_uae.files import write_text
 from verl_uae.formats.names import ACTOR, HUGGINGFACE, SUMMARY, step_name
 
 #: Metrics of validation that the last lines are about; verl's name for what matters most.
@@ -62,11 +63,10 @@ class RunSummary:
                 self.best[name] = entry
 
     def write(self, folder: Path) -> None:
-        """Write it into the folder of the run; published by rename."""
+        """Write it into the folder of the run, where it appears whole."""
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{SUMMARY}.part"
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / SUMMARY)
+        # Not write_json: a metric may be no number.
+        write_text(folder / SUMMARY, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> RunSummary | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from verl_uae.data.prompts import first_pictures
 from verl_uae.devices import checked_device
 from verl_uae.errors import CheckpointError, ConfigError, DecodeError
+from verl_uae.files import append_line
 from verl_uae.formats.inference import checked
 from verl_uae.paths import argument_path, existing_folder, model_source, output_folder
 from verl_uae.text import argument_text, fitting_name, printable
@@ -182,8 +183,7 @@ def _sample(args: argparse.Namespace) -> int:
         line = json.dumps(record, ensure_ascii=False)
         print(line, flush=True)
         if args.out is not None:
-            with open(args.out / RECORDS, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            append_line(args.out / RECORDS, line)
     if failed:
         print(f"verl-uae: {failed} of {len(pictures)} pictures could not be read", file=sys.stderr)
     return 1 if failed else 0

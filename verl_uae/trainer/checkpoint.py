@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_uae.files import write_text
 from verl_uae.formats.names import ENCODER_FOLDER, EXPORT_FOLDER, MARKER, POLICY_FOLDER, TRACKER, step_name, step_of
-from verl_uae.formats.step import check_step, is_complete, mark_complete, publish
+from verl_uae.formats.step import check_step, is_complete, mark_complete
 from verl_uae.trainer.record import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ def repair_tracker(root: Path) -> int | None:
     if named != str(steps[-1]):
         logger.warning("checkpoint tracker in %s says %r; the newest complete step is %d", root, named, steps[-1])
         _clear(tracker)
-        publish(tracker, str(steps[-1]))
+        write_text(tracker, str(steps[-1]), sync=True)
     return steps[-1]
 
 

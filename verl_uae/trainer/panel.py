@@ -8,7 +8,6 @@ import base64
 import html
 import io
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 
 from verl_uae.data.images import to_tensor
+from verl_uae.files import write_text
 from verl_uae.rollout.chain import encode_jpeg
 from verl_uae.rollout.sample import source_image
 from verl_uae.text import encodable
@@ -86,12 +86,10 @@ class PanelWriter:
         """The panel that was written last."""
 
     def write(self, step: int, rows: Sequence[PanelRow], tracking: Any = None) -> Path:
-        """Write the panel of a step; published by rename, so a reader never sees half a file."""
+        """Write the panel of a step, which appears whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step_{step:06d}.html"
-        partial = path.with_suffix(".html.part")
-        partial.write_text(render(step, rows), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, render(step, rows))
         self.newest = path
         self._send(step, rows, tracking)
         return path

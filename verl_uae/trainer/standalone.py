@@ -22,8 +22,8 @@ from verl_uae.config.path_keys import resolve_paths
 from verl_uae.config.run_lock import hold
 from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError
+from verl_uae.files import write_text
 from verl_uae.formats.names import DATA_STATE, TRACKER, step_of
-from verl_uae.formats.step import publish
 from verl_uae.trainer.checkpoint import (
     DecoderCheckpoints,
 )
@@ -121,7 +121,7 @@ class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
         with self.saving():
             self.save_policy(folder)
             torch.save(self.train_dataloader.state_dict(), folder / DATA_STATE)
-            publish(self._checkpoint_root / TRACKER, str(self.global_steps))
+            write_text(self._checkpoint_root / TRACKER, str(self.global_steps), sync=True)
             self._finish_step()
 
     def _load_checkpoint(self) -> None:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     from verl_uae.bench.discriminate.result import checkout_commit, merged, read_result, render, result, write_result
     from verl_uae.bench.discriminate.terms import build_scorers, not_measured, score_world, term_specs
-    from verl_uae.bench.unified import write_text
+    from verl_uae.files import write_text
 
     if args.render is not None:
         print(render(read_result(args.render)), end="")

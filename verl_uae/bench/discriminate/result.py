@@ -18,8 +18,9 @@ import torch
 from verl_uae.bench.bootstrap import LEVEL, RESAMPLES
 from verl_uae.bench.discriminate.accuracy import MILD, TIE, summary
 from verl_uae.bench.discriminate.worlds import World
-from verl_uae.bench.unified import versions, write_text
+from verl_uae.bench.unified import versions
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.files import write_json
 from verl_uae.reward import TermSpec
 
 BENCHMARK, FORMAT = "reward discrimination", 1
@@ -108,7 +109,7 @@ def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
 
 def write_result(path: Path, content: Mapping[str, Any]) -> None:
     """Write the result."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(path, content)
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:

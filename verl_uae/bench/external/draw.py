@@ -23,8 +23,8 @@ from PIL import Image
 from verl_uae.bench.draw import DrawSettings, describe_settings, settings_digest
 from verl_uae.bench.external.layout import JPEG, LAYOUTS, Layout, Picture, grid
 from verl_uae.bench.external.prompts import Prompt, PromptSet
-from verl_uae.bench.unified import write_text
 from verl_uae.errors import ConfigError
+from verl_uae.files import append_line, published, sha256_of, write_bytes, write_json, write_text
 from verl_uae.pipeline.pipeline import UAEPipeline
 from verl_uae.seeding import generator
 
@@ -183,7 +183,7 @@ def _write_manifest(
         "scorer": {"repository": layout.repository, "commit": layout.commit, "command": command},
         "drawing": dict(described),
     }
-    write_text(out / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_json(out / MANIFEST, manifest)
     lines = (
         {
             "key": prompt.key,
@@ -214,9 +214,8 @@ def _write_grid(path: Path, pictures: Iterable[Picture], images: Path, fresh: bo
         for picture in pictures:
             with Image.open(images / picture.file) as sample:
                 samples.append(sample.convert("RGB"))
-        partial = path.with_name(f".{path.name}.part")
-        grid(samples).save(partial, "PNG")
-        partial.replace(path)
+        with published(path, sync=False) as (temporary,):
+            grid(samples).save(temporary, "PNG")
 
 
 class _Painter:
@@ -260,7 +259,7 @@ class _Painter:
 
     def _is_as_written(self, record: Mapping[str, Any]) -> bool:
         path = self.out / IMAGES / record["file"]
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == record.get("picture_sha256")
+        return path.is_file() and sha256_of(path) == record.get("picture_sha256")
 
     def draw(self, picture: Picture) -> tuple[dict[str, Any], bool]:
         """The record of a picture, and whether it was there already."""
@@ -272,16 +271,13 @@ class _Painter:
         path = self.out / IMAGES / picture.file
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not beside the pictures, where a scorer might take it for one.
-        partial = self.path.with_name(f".{self.path.name}.part")
-        partial.write_bytes(encoded)
-        partial.replace(path)
+        write_bytes(path, encoded, beside=self.path)
         record = self._wanted(picture) | {
             "truncated": drawn[0][1],
             "picture_sha256": hashlib.sha256(encoded).hexdigest(),
         }
         self.records[picture.file] = record
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.path, json.dumps(record))
         return record, False
 
     def _sample(self, prompt: Prompt, sample: int) -> tuple[Image.Image, bool]:

@@ -7,7 +7,6 @@ Shape legend: P prompts, R resamples.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from verl_uae.bench.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
 from verl_uae.bench.external.expected import Expected
 from verl_uae.bench.external.prompts import BENCHES, ORIGINAL, REWRITTEN
 from verl_uae.errors import DataError
+from verl_uae.files import sha256_of
 from verl_uae.seeding import derive_seed
 
 
@@ -122,7 +122,7 @@ def as_result(finding: Finding, expected: Expected, files: Sequence[Path], seed:
         "samples_per_prompt": expected.samples,
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "unit": "prompt"},
         **expected.source,
-        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "files": {path.name: sha256_of(path) for path in files},
         "version": __version__,
     }
 

@@ -14,8 +14,8 @@ from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, TIE, WIN, 
 from verl_uae.bench.judge.result import mean_words
 from verl_uae.bench.judge.statistics import majority
 from verl_uae.bench.report import data_uri, page
-from verl_uae.bench.unified import write_text
 from verl_uae.errors import DecodeError
+from verl_uae.files import write_text
 
 TEXT = 4000
 """Characters shown of an answer."""

@@ -22,6 +22,7 @@ import torch
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.decoder.decoder import Decoder
+from verl_uae.files import publish_folder
 from verl_uae.formats.load import load_model
 from verl_uae.scenes.crowd.models import (
     TEMPLATE_TOKENS,
@@ -118,10 +119,12 @@ def train(
 
 def save(folder: Path, language_model: Any, decoder: Decoder) -> None:
     """Write a pair; `folder` appears when it is complete."""
-    part = folder.with_name(f"{folder.name}.part")
-    language_model.save_pretrained(part / "language_model", safe_serialization=True)
-    decoder.save_pretrained(str(part / "decoder"))
-    part.rename(folder)
+
+    def build(part: Path) -> None:
+        language_model.save_pretrained(part / "language_model", safe_serialization=True)
+        decoder.save_pretrained(str(part / "decoder"))
+
+    publish_folder(build, folder)
 
 
 def load(folder: Path) -> tuple[Any, Decoder]:

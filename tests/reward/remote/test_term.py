@@ -27,6 +27,7 @@ from tests.reward.remote.faults import (
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardBatch, RewardScorer, Status, TermSpec
 from verl_uae.reward.remote.term import RemoteReward
+from verl_uae.reward.scorer import check_specs
 
 ROOT = Path(__file__).resolve().parents[3]
 #: Where lateness is wanted, and where it is not, seconds.
@@ -326,8 +327,6 @@ def test_a_server_may_come_later(make_levels, caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_timeout_that_is_not_below_the_scorers_is_refused() -> None:
-    from verl_uae.reward.scorer import check_specs
-
     spec = TermSpec(name="remote", params={"url": "http://127.0.0.1:1", "timeout_s": 60})
     for timeout_s in (60.0, 20.0):
         with pytest.raises(ConfigError, match=r"params\.timeout_s: is 60 s and must be below the scorer's"):
@@ -360,8 +359,6 @@ def test_a_timeout_that_is_not_below_the_scorers_is_refused() -> None:
         {"batch_size": 0},
         {"concurrency": 1.5},
         {"retries": -1},
-        {"breaker_failures": 0},
-        {"breaker_cooldown_s": math.nan},
         {"max_answer_mib": -1},
     ],
     ids=str,
@@ -370,6 +367,14 @@ def test_impossible_settings_are_refused_by_name_without_a_server(params: dict[s
     with pytest.raises(ConfigError, match=rf"key\.{next(iter(params))}") as raised:
         RemoteReward(**{"url": "http://127.0.0.1:1", "key": "key", **params})
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["breaker_failures", "breaker_cooldown_s"])
+def test_parameters_that_there_were_are_refused_by_name(name: str) -> None:
+    spec = TermSpec(name="remote", params={"url": "http://127.0.0.1:1", name: 5})
+    with pytest.raises(ConfigError, match=rf"params\.{name}: is gone: a dead server costs timeout_s") as raised:
+        check_specs([spec], [], timeout_s=60.0)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_certificate_file_that_is_missing(tmp_path: Path) -> None:

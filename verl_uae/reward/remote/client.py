@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP to reward servers: one deadline for everything, bounded retries, a circuit breaker per server.
+"""HTTP to reward servers: one deadline for everything, bounded retries, and those that answer before those that do not.
 
 All waiting happens in an event loop of its own, in a daemon thread. An event loop is what makes the deadline total:
 the timeouts of HTTP libraries count from the last byte, so a server that sends one byte a second would never be late.
@@ -26,7 +26,6 @@ import httpx
 from verl_uae.reward.outcome import describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.remote.auth import keep_phrases_out_of_logs, scrub
-from verl_uae.reward.remote.breaker import Breaker
 from verl_uae.reward.remote.protocol import JSON_TYPE
 
 logger = logging.getLogger(__name__)
@@ -41,6 +40,9 @@ CLOSING_S, STUCK_S = 0.2, 0.5
 
 #: Longest time to open a connection, seconds; less where half the timeout is less, so that another try fits in.
 CONNECT_S = 5.0
+
+#: For how long a server that has not answered comes after the others, seconds; then one request finds out.
+REST_S = 30.0
 
 #: How much of the text of a refusal is kept, bytes.
 REFUSAL_BYTES = 300
@@ -59,8 +61,6 @@ class ClientSettings:
     concurrency: int
     """Requests in flight."""
     max_answer_bytes: int
-    breaker_failures: int
-    breaker_cooldown_s: float
     ca_file: str | None = None
     """Certificates to trust instead of the public ones."""
 
@@ -72,7 +72,7 @@ class RequestError(Exception):
         status: what it makes of its samples.
         reason: why.
         retry: whether another try may help.
-        alive: whether the server has spoken, for the breaker.
+        alive: whether the server has spoken.
         refused: whether a server has said no for good, so that waiting does not help.
         wait_s: seconds the server asks to wait.
     """
@@ -111,23 +111,25 @@ class RemoteClient:
     Args:
         settings: how to ask.
         token: bearer token, or None.
+        clock: seconds that never go back, for how long a server rests.
     """
 
-    def __init__(self, settings: ClientSettings, token: str | None) -> None:
+    def __init__(
+        self, settings: ClientSettings, token: str | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.settings = settings
         self._token = token
-        self._breakers = {
-            url: Breaker(url, settings.breaker_failures, settings.breaker_cooldown_s) for url in settings.urls
-        }
+        self._clock = clock
         self._turn = 0
+        self._rests: dict[str, float] = {}
         self._jitter = random.Random()
         self._encoders = concurrent.futures.ThreadPoolExecutor(settings.concurrency, "reward-encode")
         self._loop = _Loop()
-        self._http, self._gate, self._verdict = self._loop.run(self._open(), 10.0)
+        self._http, self._gate = self._loop.run(self._open(), 10.0)
         weakref.finalize(self, self._loop.stop)
 
     def post(self, path: str, jobs: Sequence[Job], deadline: float) -> list[Reply]:
-        """Send requests, several at a time, to whichever server is well.
+        """Send requests, several at a time, to the servers in turn; those that have not answered come last.
 
         Args:
             path: below the base address.
@@ -153,7 +155,7 @@ class RemoteClient:
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._loop.stop()
 
-    async def _open(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore, asyncio.Event]:
+    async def _open(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
         ca_file = self.settings.ca_file
         connect_s = min(CONNECT_S, self.settings.timeout_s / 2)
         http = httpx.AsyncClient(
@@ -168,7 +170,7 @@ class RemoteClient:
         keep_phrases_out_of_logs()
         if self._token is not None:
             http.headers["Authorization"] = f"Bearer {self._token}"
-        return http, asyncio.Semaphore(self.settings.concurrency), asyncio.Event()
+        return http, asyncio.Semaphore(self.settings.concurrency)
 
     # ---------------------------------------------------------------- inside the loop
 
@@ -186,13 +188,11 @@ class RemoteClient:
             return await self._try(path, body, deadline)
 
     async def _try(self, path: str, body: bytes | None, deadline: float, url: str | None = None) -> bytes:
-        """One request with its retries; to ``url``, else to any server that is well."""
+        """One request with its retries; to ``url``, else to the next server."""
         attempt = 0
-        last: RequestError | None = None
         while True:
-            target = await self._choose(url, last)
             try:
-                return await self._attempt(target, path, body)
+                return await self._attempt(url or self._choose(), path, body)
             except RequestError as error:
                 last = error
             # A server that says when to come back is well, and busy with other requests or loading: the deadline
@@ -206,27 +206,19 @@ class RemoteClient:
             attempt += not busy
             await asyncio.sleep(wait_s)
 
-    async def _choose(self, url: str | None, last: RequestError | None) -> str:
-        """The next server that may be asked; waits for a probe that is under way.
-
-        Raises:
-            RequestError: there is none; ``last`` where there was a try before.
-        """
-        while True:
-            self._turn += 1
-            urls = self.settings.urls if url is None else (url,)
-            start = self._turn % len(urls)
-            for candidate in (*urls[start:], *urls[:start]):
-                if self._breakers[candidate].allow():
-                    return candidate
-            if not any(self._breakers[candidate].probing for candidate in urls):
-                wait_s = min(self._breakers[candidate].wait_s for candidate in urls)
-                reason = f"{', '.join(urls)}: failed before, not asked again for {wait_s:.1f} s (circuit breaker open)"
-                raise last or RequestError(Status.ERROR, reason, alive=False)
-            await self._verdict.wait()
+    def _choose(self) -> str:
+        """The next server; one that rests only where all do."""
+        self._turn += 1
+        start = self._turn % len(self.settings.urls)
+        now = self._clock()
+        in_turn = (*self.settings.urls[start:], *self.settings.urls[:start])
+        chosen = min(in_turn, key=lambda url: self._rests.get(url, now) > now)
+        if chosen in self._rests:
+            # This request finds out whether it is back; the others need not wait for it.
+            self._rests[chosen] = now + REST_S
+        return chosen
 
     async def _attempt(self, url: str, path: str, body: bytes | None) -> bytes:
-        breaker = self._breakers[url]
         alive = False
         try:
             answer = await self._send(url, path, body)
@@ -238,11 +230,9 @@ class RemoteClient:
         # Also where the deadline has cancelled this: a server that is too late has failed.
         finally:
             if alive:
-                breaker.success()
+                self._rests.pop(url, None)
             else:
-                breaker.failure()
-            verdict, self._verdict = self._verdict, asyncio.Event()
-            verdict.set()
+                self._rests[url] = self._clock() + REST_S
 
     async def _send(self, url: str, path: str, body: bytes | None) -> bytes:
         headers = {} if body is None else {"Content-Type": JSON_TYPE}

@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S = 30.0
 
+#: Parameters of the circuit breaker that there was.
+GONE = frozenset({"breaker_failures", "breaker_cooldown_s"})
+
 #: Members of a data row that are sent, as a custom reward sees them.
 ROW_MEMBERS = ("data_source", "ground_truth", "reward_model", "extra_info")
 
@@ -53,7 +56,7 @@ class RemoteReward(RewardTerm):
     sum, and its terms are recorded as ``<label>/<label on the server>``.
 
     A call never raises for a sample and ends within ``timeout_s``, retries included: what has not come by then is
-    TIMEOUT; refused, broken or not asked (circuit breaker) is ERROR; an answer that cannot be true is INVALID. The
+    TIMEOUT; refused or broken is ERROR; an answer that cannot be true is INVALID. The
     first answer of a server fixes bounds and fingerprint; an answer with another fingerprint is INVALID, since the
     reward would be another function.
 
@@ -67,8 +70,6 @@ class RemoteReward(RewardTerm):
         concurrency: requests in flight.
         retries: further tries of a request after a refused or broken connection, or HTTP 429, 502, 503, 504. A server
             that answers 429 or 503 with ``Retry-After`` is busy, and is asked again until the deadline.
-        breaker_failures: failures in a row after which a server is not asked for a while.
-        breaker_cooldown_s: that while, in seconds; then one request is tried.
         max_answer_mib: longest answer that is read, MiB.
         token_file: file with the bearer token; None: the variable ``VERL_UAE_REWARD_TOKEN``, if set.
         ca_file: certificates to trust for https instead of the public ones.
@@ -95,16 +96,14 @@ class RemoteReward(RewardTerm):
         batch_size: int = 16,
         concurrency: int = 4,
         retries: int = 2,
-        breaker_failures: int = 5,
-        breaker_cooldown_s: float = 30.0,
         max_answer_mib: float = 4.0,
         token_file: str | None = None,
         ca_file: str | None = None,
         key: str = "uae.reward.terms.remote",
     ) -> None:
-        _check_numbers(key, 1, batch_size=batch_size, concurrency=concurrency, breaker_failures=breaker_failures)
+        _check_numbers(key, 1, batch_size=batch_size, concurrency=concurrency)
         _check_numbers(key, 0, retries=retries)
-        _check_positive(key, timeout_s=timeout_s, breaker_cooldown_s=breaker_cooldown_s, max_answer_mib=max_answer_mib)
+        _check_positive(key, timeout_s=timeout_s, max_answer_mib=max_answer_mib)
         self.needs = _checked_send(send, key)
         self.settings = ClientSettings(
             urls=_checked_urls(url, key),
@@ -112,8 +111,6 @@ class RemoteReward(RewardTerm):
             retries=retries,
             concurrency=concurrency,
             max_answer_bytes=int(max_answer_mib * 2**20),
-            breaker_failures=breaker_failures,
-            breaker_cooldown_s=float(breaker_cooldown_s),
             ca_file=ca_file,
         )
         self.batch_size = batch_size
@@ -125,6 +122,13 @@ class RemoteReward(RewardTerm):
         self._client: RemoteClient | None = None
         self._key = key
         self.label = "remote"
+
+    @classmethod
+    def check_params(cls, params: Mapping[str, Any], key: str) -> None:
+        """Refuse impossible parameters, and those that there were."""
+        for name in GONE & params.keys():
+            raise ConfigError(f"{key}.{name}", "is gone: a dead server costs timeout_s per batch at most; leave it out")
+        super().check_params(params, key)
 
     @classmethod
     def check_timeout(cls, params: Mapping[str, Any], timeout_s: float, key: str) -> None:

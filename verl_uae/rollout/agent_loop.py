@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from cachetools import FIFOCache
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
@@ -44,8 +44,7 @@ class PromptCache:
     """
 
     def __init__(self, max_prompts: int) -> None:
-        self.max_prompts = max_prompts
-        self._tasks: OrderedDict[Any, asyncio.Task[Any]] = OrderedDict()
+        self._tasks: FIFOCache[Any, asyncio.Task[Any]] = FIFOCache(max_prompts)
 
     async def get(self, name: Any, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """The prompt of a name, made by ``make`` if it is not there; a failure is not kept."""
@@ -53,8 +52,6 @@ class PromptCache:
         if task is None:
             task = asyncio.get_running_loop().create_task(make())
             self._tasks[name] = task
-            while len(self._tasks) > self.max_prompts:
-                self._tasks.popitem(last=False)
         try:
             return await asyncio.shield(task)
         except BaseException:

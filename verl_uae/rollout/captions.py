@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from PIL import Image
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
@@ -220,25 +220,19 @@ class CaptionCache:
     """
 
     def __init__(self, max_captions: int) -> None:
-        self.max_captions = max_captions
         self.hits = self.misses = 0
-        self._states: OrderedDict[Any, CaptionState] = OrderedDict()
+        self._states: LRUCache[Any, CaptionState] = LRUCache(max_captions)
 
     def get(self, name: Any) -> CaptionState | None:
         """The caption of a name, if it is kept."""
         state = self._states.get(name)
         if state is None:
             self.misses += 1
-            return None
-        self.hits += 1
-        self._states.move_to_end(name)
+        else:
+            self.hits += 1
         return state
 
     def put(self, name: Any, state: CaptionState) -> None:
         """Keep a caption; one that failed is not kept, so it is tried again."""
-        if state["status"] != "ok":
-            return
-        self._states[name] = state
-        self._states.move_to_end(name)
-        while len(self._states) > self.max_captions:
-            self._states.popitem(last=False)
+        if state["status"] == "ok":
+            self._states[name] = state

@@ -7,11 +7,11 @@ Shape legend: B captions, L text positions, E language-model width.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from verl_uae.decoder.conditioner import Conditioner
@@ -44,9 +44,8 @@ class ConditionCache:
 
     def __init__(self, conditioner: Conditioner, max_conditions: int) -> None:
         self.conditioner = conditioner
-        self.max_conditions = max_conditions
         self._batch = FittingBatch(BATCH, "captions of the conditioner")
-        self._kept: OrderedDict[str, tuple[Tensor, bool]] = OrderedDict()
+        self._kept: LRUCache[str, tuple[Tensor, bool]] = LRUCache(max_conditions)
 
     def get(self, captions: Sequence[str]) -> Conditions:
         """Conditions of captions; one that cannot be encoded costs only itself."""
@@ -56,11 +55,7 @@ class ConditionCache:
         self._encode(missing, found, failures)
         if failures:
             self._encode([""], found, {})
-        for caption, value in found.items():
-            self._kept[caption] = value
-            self._kept.move_to_end(caption)
-        while len(self._kept) > self.max_conditions:
-            self._kept.popitem(last=False)
+        self._kept.update(found)
         used = [found["" if caption in failures else caption] for caption in captions]
         reasons = [failures.get(caption, "") for caption in captions]
         return Conditions([states for states, _ in used], [cut for _, cut in used], reasons)

@@ -16,6 +16,7 @@ from verl_uae.errors import CheckpointError
 from verl_uae.files import (
     PARTIAL,
     append_line,
+    open_regular,
     publish_folder,
     published,
     sha256_of,
@@ -187,3 +188,13 @@ def test_everything_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: py
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
     wanted = {part, f"{part}/part", f"{part}/part/model.safetensors", f"{part}/config.json"}
     assert set(before) == wanted and after == [str(tmp_path)]
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / "none"):
+        with pytest.raises(OSError, match=r"not a regular file|Is a directory|No such file"):
+            open_regular(path)
+    (tmp_path / "file").write_bytes(b"content")
+    with open_regular(tmp_path / "file") as file:
+        assert file.read() == b"content"

@@ -7,7 +7,16 @@ import os
 import re
 from pathlib import Path
 
+import httpx
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from verl_uae.errors import CheckpointError, ConfigError, DataError
 from verl_uae.paths import (
@@ -16,10 +25,11 @@ from verl_uae.paths import (
     existing_folder,
     existing_place,
     expand,
+    hub_problem,
     is_hub_id,
     model_source,
-    open_regular,
     output_folder,
+    reason_of,
 )
 
 
@@ -117,6 +127,9 @@ def test_files_and_folders_are_told_apart(place: Path) -> None:
         existing_file("owner")
     with pytest.raises(DataError, match="there is no such file in"):
         existing_file("no.parquet")
+    os.mkfifo(place / "pipe")
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        existing_file("pipe")
     with pytest.raises(ConfigError, match=r"^--prompt-file: no\.txt: there is no such file in"):
         existing_file("no.txt", "--prompt-file")
     with pytest.raises(DataError, match="is no file of this machine"):
@@ -157,20 +170,51 @@ def test_a_path_of_the_command_line_is_expanded(place: Path) -> None:
     assert argument_path("~/model/") == place / "model" and argument_path(f"file://{place}/a%20b") == place / "a b"
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / "none"):
-        with pytest.raises(OSError, match=r"not a regular file|Is a directory|No such file"):
-            open_regular(path)
-    with pytest.raises(DataError, match="is a pipe or a device"):
-        existing_file(tmp_path / "pipe")
-    (tmp_path / "file").write_bytes(b"content")
-    with open_regular(tmp_path / "file") as file:
-        assert file.read() == b"content"
-
-
 def test_a_link_that_leads_nowhere_is_a_folder_that_is_gone(place: Path) -> None:
     (place / "owner" / "gone").symlink_to(place / "nothing")
     assert is_hub_id("owner/other") and not is_hub_id("owner/gone")
     with pytest.raises(CheckpointError, match="owner/gone: there is no such folder"):
         model_source("owner/gone")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no hub to ask."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def test_what_is_not_cached_cannot_be_had_offline(cache: Path) -> None:
+    assert hub_problem("owner/name") == (
+        "is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; give the path of a folder that holds its files"
+    )
+    assert "is no hub id" in str(hub_problem("a/b/c"))
+
+
+def _answered(kind: type[Exception], code: int) -> Exception:
+    return kind("...", response=httpx.Response(code, request=httpx.Request("GET", constants.ENDPOINT)))
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (_answered(RepositoryNotFoundError, 401), "is not at https://.*/owner/name; a private one needs"),
+        (_answered(GatedRepoError, 403), "is gated: accept its terms at"),
+        (_answered(RevisionNotFoundError, 404), "has no revision v9"),
+        (EntryNotFoundError("..."), "has no config.json"),
+        (
+            httpx.ConnectError("Name or service not known"),
+            r"cannot be reached \(ConnectError\); give the path of a folder",
+        ),
+        (httpx.ReadTimeout("..."), r"cannot be reached \(ReadTimeout\)"),
+        (OSError(28, "No space left on device"), "cannot be fetched: .*No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_each_error_of_the_hub_has_its_own_reason(error: Exception, why: str, wrapped: bool) -> None:
+    if wrapped:  # As huggingface_hub hands on what kept it from looking, when the cache has nothing either.
+        outer = LocalEntryNotFoundError("cannot find the snapshot folder")
+        outer.__cause__ = error
+        error = outer
+    assert re.search(why, reason_of(error, "owner/name", file="config.json", revision="v9"))

@@ -15,7 +15,7 @@ from functools import partial
 from packaging.specifiers import SpecifierSet
 
 from verl_uae.errors import ConfigError, UAEError
-from verl_uae.surroundings import data_cache, home_folder, hub_cache, ray_folder
+from verl_uae.machine import data_cache, home_folder, hub_cache, ray_folder
 
 #: Distribution -> accepted versions; those a run cannot do without. As in pyproject.toml, with torch, Ray and
 #: TensorDict, which verl brings.

@@ -1,27 +1,35 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders that appear whole or not at all: written beside their place, and renamed once they are complete.
+"""Files as they are written and read: whole or not at all, and never one that would be waited for.
 
-Whoever reads, and whatever is killed, finds the old content or the new one, never half of it. After an error nothing
-is left; after a kill there may be a temporary file whose name ends with :data:`PARTIAL`, which nothing reads.
+What is written appears under another name beside its place and is renamed once it is complete. Whoever reads, and
+whatever is killed, finds the old content or the new one, never half of it. After an error nothing is left; after a kill
+there may be a temporary file whose name ends with :data:`PARTIAL`, which nothing reads.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from verl_uae.errors import CheckpointError
 
 #: Ending of temporary files.
 PARTIAL = ".part"
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+LFS_POINTER = "is a pointer of Git LFS and not the file itself: install git-lfs and run `git lfs pull` in its clone"
+"""What is wrong with a file of which :func:`is_lfs_pointer` holds."""
 
 
 @contextlib.contextmanager
@@ -109,6 +117,32 @@ def publish_folder(build: Callable[[Path], None], out: str | Path) -> None:
         raise CheckpointError(target, f"cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to be read. A pipe, a device or a socket is refused: the first would be waited for, the next read
+    for ever.
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
+    """
+    # Non-blocking: opening a pipe would wait for whoever writes into it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file that begins like this stands for another: what a clone without git-lfs has in its place."""
+    return start.startswith(_LFS_POINTER)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -8,21 +8,19 @@
 * what starts with ``/``, ``.`` or ``~``, ends with a slash, holds two slashes or a character that no hub id has, must
   be a folder, and is refused where there is none;
 * a bare word that is no folder is refused: hub ids have an owner;
-* everything else, one slash between two names, is a hub id.
+* everything else, one slash between two names, is a hub id. Whether the hub has it is asked before the work that needs
+  it, by one small request and no download.
 
-Standard library alone: every layer imports this.
+Imports the standard library alone, and huggingface_hub where the hub is asked: every layer imports this.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
-import stat
 import tempfile
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import unquote
 
 from verl_uae.errors import CheckpointError, ConfigError, DataError, UAEError
@@ -30,10 +28,13 @@ from verl_uae.errors import CheckpointError, ConfigError, DataError, UAEError
 _HUB_ID = re.compile(r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 _FILE_URL = re.compile(r"file://(?:localhost)?(?=/)")
 
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+#: Seconds the hub gets to answer.
+TIMEOUT_S = 10.0
 
-LFS_POINTER = "is a pointer of Git LFS and not the file itself: install git-lfs and run `git lfs pull` in its clone"
-"""What is wrong with a file of which :func:`is_lfs_pointer` holds."""
+_INSTEAD = "give the path of a folder that holds its files"
+
+#: Why a repository that is not in the cache cannot be had where no network may be used.
+OFFLINE = f"is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub; {_INSTEAD}"
 
 #: What a local path may start with and a hub id may not.
 _LOCAL_STARTS = ("/", ".", "~")
@@ -60,32 +61,6 @@ def argument_path(text: str) -> Path:
     if is_url(text):
         raise argparse.ArgumentTypeError(f"{text} is no path of this machine or of a shared file system")
     return expand(text)
-
-
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file to be read. A pipe, a device or a socket is refused: the first would be waited for, the next read
-    for ever.
-
-    Raises:
-        OSError: it is no regular file, or cannot be opened.
-    """
-    # Non-blocking: opening a pipe would wait for whoever writes into it.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-        return open(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def is_lfs_pointer(start: bytes) -> bool:
-    """Whether a file that begins like this stands for another: what a clone without git-lfs has in its place."""
-    return start.startswith(_LFS_POINTER)
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
@@ -189,6 +164,80 @@ def output_folder(path: str | os.PathLike[str], key: str | None = None) -> Path:
     except OSError as error:
         raise _refusal(path, key, f"{nearest} cannot be written ({error.strerror}); give a folder that can") from error
     return expand(path)
+
+
+def hub_problem(source: str, file: str = "config.json", revision: str | None = None) -> str | None:
+    """Why a repository cannot be read, None where it can: a file of it is in the cache, or the hub would give it.
+
+    Args:
+        source: hub id.
+        file: one that the repository must have.
+        revision: commit, tag or branch.
+
+    Returns:
+        The end of a sentence that begins with the hub id.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    errors = hub_errors()
+    try:
+        if isinstance(try_to_load_from_cache(source, file, revision=revision), str):
+            return None
+        if not constants.HF_HUB_OFFLINE:
+            get_hf_file_metadata(hf_hub_url(source, file, revision=revision), timeout=TIMEOUT_S)
+            return None
+    except errors as error:
+        return reason_of(error, source, file=file, revision=revision)
+    return OFFLINE
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where a repository cannot be had."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError, httpx.HTTPError, OSError, ValueError
+
+
+def reason_of(error: Exception, source: str, *, file: str = "", revision: str | None = None) -> str:
+    """Why a repository cannot be read, by the error of huggingface_hub; the end of a sentence that begins with the id.
+
+    Args:
+        error: one of :func:`hub_errors`.
+        source: hub id.
+        file: the file that was asked for.
+        revision: commit, tag or branch.
+    """
+    import httpx
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    page = f"{constants.ENDPOINT}/{source}"
+    if isinstance(error, HFValidationError):
+        return f"is no hub id: {' '.join(str(error).split())}"
+    if isinstance(error, GatedRepoError):
+        return f"is gated: accept its terms at {page}, then run `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"is not at {page}; a private one needs `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"has no revision {revision}"
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return reason_of(error.__cause__, source, file=file, revision=revision)
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+        return OFFLINE
+    if isinstance(error, EntryNotFoundError):
+        return f"has no {file}"
+    if isinstance(error, httpx.HTTPError | ConnectionError | TimeoutError):
+        return f"is not in the cache, and {constants.ENDPOINT} cannot be reached ({type(error).__name__}); {_INSTEAD}"
+    return f"cannot be fetched: {' '.join(str(error).split())}"
 
 
 def _existing(path: str | os.PathLike[str], kind: str, key: str | None, error: type[UAEError]) -> Path:

@@ -18,7 +18,7 @@ import re
 from typing import Any
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import LFS_POINTER, is_lfs_pointer, open_regular
+from verl_uae.files import LFS_POINTER, is_lfs_pointer, open_regular
 
 MAX_NAME_BYTES = 220
 """Longest file name that is made of other names. File systems take 255; the rest is for temporary names beside it."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from verl_uae.errors import RewardError
-from verl_uae.memory import FittingBatch
+from verl_uae.machine import FittingBatch
 from verl_uae.reward import RewardBatch, RewardScorer, RewardTerm, Status
 from verl_uae.reward.isolate import samples_per_call, score_chunked, score_whole
 from verl_uae.reward.terms.clip import ClipSimilarity

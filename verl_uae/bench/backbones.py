@@ -24,8 +24,7 @@ from torch import Tensor
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.formats.load import load_config, load_model, load_processor
-from verl_uae.hub import hub_problem
-from verl_uae.paths import expand, is_hub_id, model_source
+from verl_uae.paths import expand, hub_problem, is_hub_id, model_source
 
 Feature = Literal["image embedding", "class token"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from verl_uae.paths import LFS_POINTER, is_lfs_pointer
+from verl_uae.files import LFS_POINTER, is_lfs_pointer
 
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP")
 """Formats that are decoded. Everything else is refused by name."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from verl_uae.paths import LFS_POINTER, is_lfs_pointer
+from verl_uae.files import LFS_POINTER, is_lfs_pointer
 
 MAX_HEADER_BYTES = 2**20
 """Largest long name or extended header."""

@@ -31,8 +31,7 @@ from verl_uae.errors import CheckpointError
 from verl_uae.formats.manifest import verify_part
 from verl_uae.formats.source import brought_code, read_object, refuse_code
 from verl_uae.formats.weights import check_header, refuse_special, stored_dtypes, weight_files
-from verl_uae.hub import hub_problem
-from verl_uae.paths import is_hub_id, model_source
+from verl_uae.paths import hub_problem, is_hub_id, model_source
 from verl_uae.text import is_number
 
 #: Environment variable that switches the digests of manifests off: they take about a second per gigabyte and process.

@@ -15,11 +15,10 @@ from typing import Any
 
 from verl_uae import __version__
 from verl_uae.errors import CheckpointError
-from verl_uae.files import sha256_of
+from verl_uae.files import open_regular, sha256_of
 from verl_uae.formats.names import MANIFEST
 from verl_uae.formats.source import refuse_code
 from verl_uae.formats.weights import check_header, files_below, indexed_files, pickles, walk
-from verl_uae.paths import open_regular
 
 #: Number of the manifest's own layout.
 FORMAT = 1

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.files import open_regular
 from verl_uae.formats.names import MODEL_INDEX
-from verl_uae.hub import hub_errors, reason_of
-from verl_uae.paths import is_hub_id, model_source, open_regular
+from verl_uae.paths import hub_errors, is_hub_id, model_source, reason_of
 from verl_uae.text import parse_json
 from verl_uae.waiting import saying
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from verl_uae.errors import CheckpointError
-from verl_uae.paths import LFS_POINTER, is_lfs_pointer
+from verl_uae.files import LFS_POINTER, is_lfs_pointer
 from verl_uae.text import parse_json, read_text
 
 #: Endings of files that are read with pickle.

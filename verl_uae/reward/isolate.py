@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl_uae.errors import RewardError
-from verl_uae.memory import FittingBatch, is_out_of_memory
+from verl_uae.machine import FittingBatch, is_out_of_memory
 from verl_uae.reward.outcome import WrongAnswerError, as_record, as_rows, describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch

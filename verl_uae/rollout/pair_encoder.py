@@ -19,7 +19,7 @@ from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
 from verl_uae.data.pairs import Pair
 from verl_uae.decoder.codec import encode_image
 from verl_uae.errors import DataError
-from verl_uae.memory import FittingBatch
+from verl_uae.machine import FittingBatch
 from verl_uae.rollout.conditions import ConditionCache
 
 

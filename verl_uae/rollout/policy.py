@@ -26,7 +26,7 @@ from verl_uae.errors import RewardError
 from verl_uae.flow.ode import Velocity, euler
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import Trajectory, sample_trajectory
-from verl_uae.memory import FittingBatch
+from verl_uae.machine import FittingBatch
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from verl_uae.bench.bootstrap import LEVEL
-from verl_uae.bench.length import TOLERANCE, compare_lengths
+from verl_uae.bench.compare import TOLERANCE, compare_lengths
 from verl_uae.bench.unified import SECTION
 
 GAIN = 1.0

@@ -18,6 +18,7 @@ LAYERS = {
     "paths": 0,
     "files": 0,
     "machine": 0,
+    "pages": 0,
     "waiting": 0,
     "runstate": 0,
     "unread": 0,

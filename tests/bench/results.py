@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from verl_uae.bench.backbones import PROTOCOL
-from verl_uae.bench.pairs import Failure, Pair, Pairing
-from verl_uae.bench.unified import Scores, result
+from verl_uae.bench.pairs import Pairing, PicturePair
+from verl_uae.bench.results import Failure
+from verl_uae.bench.unified import Scores, unified_result
 
 
 def make_result(
@@ -24,7 +25,7 @@ def make_result(
     """A result with the given cosines by backbone."""
     count = len(next(iter(values.values())))
     pairs = tuple(
-        Pair(
+        PicturePair(
             root / f"recon_{index}.png",
             root / f"{index}.png",
             f"{index}.png",
@@ -38,7 +39,7 @@ def make_result(
     texts = {pair.key: text for pair, text in zip(pairs, captions or [None] * count, strict=True) if text is not None}
     models = {name: {"source": name} for name in values}
     scores = Scores(Pairing(pairs, (), ()), tuple(values), similarities, models, tuple(failures))
-    return result(scores, captions=texts, resamples=100)
+    return unified_result(scores, captions=texts, resamples=100)
 
 
 def same_columns(column: Sequence[float]) -> dict[str, list[float]]:

@@ -14,10 +14,12 @@ from tests.bench.results import make_result, same_columns
 from tests.pipeline.conftest import picture
 from tests.pipeline.test_cli import MODEL_OPTIONS
 from verl_uae.bench.backbones import choose
-from verl_uae.bench.pairs import Failure, captions_by_key, find_pairs
-from verl_uae.bench.unified import read_result, score, write_result
+from verl_uae.bench.pairs import captions_by_key, find_pairs
+from verl_uae.bench.results import Failure
+from verl_uae.bench.unified import read_unified, score
 from verl_uae.cli import main
 from verl_uae.data.captions import read_captions
+from verl_uae.files import write_json
 
 FAST = ["--device", "cpu", "--steps", "2", "--guidance", "2", "--max-new-tokens", "6", "--seed", "3"]
 
@@ -46,7 +48,7 @@ def test_two_folders(
     captions.write_text("".join(json.dumps({"file": f"{n}.png", "caption": "a b"}) + "\n" for n in range(5)))
     words = ["unified", originals, "--generated", generated, "--captions", captions, "--device", "cpu"]
     assert bench(*words, *backbone_words, "--seed", 7, "--out", tmp_path / "out") == 0
-    content = read_result(tmp_path / "out" / "result.json")
+    content = read_unified(tmp_path / "out" / "result.json")
     backbones = choose([f"{name}={path}" for name, path in backbone_folders.items()])
     assert content["similarities_by_model"] == score(find_pairs(generated, originals), backbones).similarities
     section = content["verl_uae"]
@@ -61,7 +63,7 @@ def test_a_model_folder_is_captioned_drawn_and_scored_and_resumed(
 ) -> None:
     model = ["--model", model_folder, *MODEL_OPTIONS, *FAST, *backbone_words]
     assert bench("unified", images, *model, "--out", tmp_path / "one") == 0
-    first = read_result(tmp_path / "one" / "result.json")
+    first = read_unified(tmp_path / "one" / "result.json")
     assert sorted(path.name for path in (tmp_path / "one" / "pictures").iterdir()) == [
         f"recon_{n}.png" for n in range(3)
     ]
@@ -71,17 +73,17 @@ def test_a_model_folder_is_captioned_drawn_and_scored_and_resumed(
     capsys.readouterr()
     assert bench("unified", images, *model, "--out", tmp_path / "one") == 0
     assert "3 reconstructions, 3 of them from before" in capsys.readouterr().err
-    assert read_result(tmp_path / "one" / "result.json") == first
+    assert read_unified(tmp_path / "one" / "result.json") == first
     # Drawn from its own captions the model scores the same; from others it does not.
     given = ["--captions", tmp_path / "one" / "captions.jsonl"]
     assert bench("unified", images, *model, *given, "--out", tmp_path / "two") == 0
-    second = read_result(tmp_path / "two" / "result.json")
+    second = read_unified(tmp_path / "two" / "result.json")
     assert second["similarities_by_model"] == first["similarities_by_model"]
     (tmp_path / "other.jsonl").write_text(
         "".join(json.dumps({"file": f"{n}.png", "caption": "a red circle on blue"}) + "\n" for n in range(3))
     )
     assert bench("unified", images, *model, "--captions", tmp_path / "other.jsonl", "--out", tmp_path / "three") == 0
-    third = read_result(tmp_path / "three" / "result.json")
+    third = read_unified(tmp_path / "three" / "result.json")
     assert third["similarities_by_model"] != first["similarities_by_model"] and third["verl_uae"]["mean_words"] == 5.0
     capsys.readouterr()
     assert bench("compare", f"own={tmp_path / 'one' / 'result.json'}", tmp_path / "three" / "result.json") == 0
@@ -105,7 +107,7 @@ def test_an_incomplete_result_is_exit_code_1_and_says_why(
     (images / "1.png").write_bytes(b"no picture")
     model = ["--model", model_folder, *MODEL_OPTIONS, *FAST, *backbone_words]
     assert bench("unified", images, *model, "--only", "clip", "--out", tmp_path / "out") == 1
-    section = read_result(tmp_path / "out" / "result.json")["verl_uae"]
+    section = read_unified(tmp_path / "out" / "result.json")["verl_uae"]
     assert section["overall"] is None and len(section["failures"]) == 4
     assert section["failures"][0]["reason"].startswith("not an image")
     printed = capsys.readouterr().out
@@ -181,7 +183,7 @@ def test_a_name_that_the_terminal_cannot_show_is_shown_by_its_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = make_result(same_columns([0.5]), failures=[Failure("\udcff\u00e9.png", "broken")])
-    write_result(tmp_path / "r.json", content)
+    write_json(tmp_path / "r.json", content)
     shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
     monkeypatch.setattr("sys.stdout", shown)
     assert bench("compare", tmp_path / "r.json") == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verl_uae.bench.scenes import _summary, render, scene_eval
+from verl_uae.bench.scenes import _summary, scene_eval, scene_table
 from verl_uae.cli import main
 from verl_uae.errors import CheckpointError
 from verl_uae.pipeline import UAEPipeline
@@ -46,7 +46,7 @@ def test_every_item_is_answered_in_both_modes(tiny_models, tmp_path) -> None:
         assert low <= found[mode]["overall"] <= high
     assert [entry["drawn_from"] for entry in found["draw"]["answers"]] == [item.prompt for item in asked]
     assert json.loads(json.dumps(found)) == found
-    rows = render(found).splitlines()
+    rows = scene_table(found).splitlines()
     assert rows[2].startswith("| draw | ") and rows[3].startswith("| loop | ") and len(rows) == 4
 
 

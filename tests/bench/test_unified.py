@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +19,22 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.bench import reference
+from tests.bench.results import make_result, same_columns
 from verl_uae.bench.backbones import Backbone, ImageEncoder, choose
 from verl_uae.bench.bootstrap import interval, resampled_means
-from verl_uae.bench.pairs import find_pairs
-from verl_uae.bench.unified import SECTION, read_result, result, score, write_result
+from verl_uae.bench.pairs import PicturePair, find_pairs
+from verl_uae.bench.results import Failure
+from verl_uae.bench.unified import SECTION, rank, read_unified, score, unified_result, write_report
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import DataError
+from verl_uae.files import write_json
 
 Folders = tuple[Path, Path]
 NAMES = ["clip", "longclip", "dinov2", "dinov3"]
 
 
 def measure(folders: Folders, backbones: list[Backbone], **options: Any) -> dict[str, Any]:
-    return result(score(find_pairs(*folders), backbones, batch_size=3), resamples=200, **options)
+    return unified_result(score(find_pairs(*folders), backbones, batch_size=3), resamples=200, **options)
 
 
 def test_scores_are_those_of_an_independent_computation(
@@ -177,7 +183,7 @@ def test_a_backbone_that_breaks_while_it_runs_costs_only_its_own_values(
         return encode(self, images)
 
     monkeypatch.setattr(ImageEncoder, "encode", breaks)
-    content = result(score(find_pairs(*folders), backbones, batch_size=1))
+    content = unified_result(score(find_pairs(*folders), backbones, batch_size=1))
     assert content["summary"]["models_used"] == ["clip", "longclip", "dinov3"]
     (failure,) = content[SECTION]["failures"]
     assert failure["what"] == "dinov2" and failure["reason"].startswith("raised MemoryError")
@@ -223,11 +229,87 @@ def test_results_survive_the_file_and_others_are_refused(
     folders: Folders, backbones: list[Backbone], tmp_path: Path
 ) -> None:
     content = measure(folders, backbones[:1], captions={"0.png": "größer\u2028\udc80"})
-    write_result(tmp_path / "r.json", content)
-    assert read_result(tmp_path / "r.json") == content
+    write_json(tmp_path / "r.json", content)
+    assert read_unified(tmp_path / "r.json") == content
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["r.json"]
     del content[SECTION]
     for text in (json.dumps(content), "[]", "{", json.dumps({SECTION: {"format": 0}})):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(DataError, match=r"bad\.json"):
-            read_result(tmp_path / "bad.json")
+            read_unified(tmp_path / "bad.json")
+
+
+CAPTION = '<script>alert("1")</script> & <img src=x onerror=y>'
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def write(root: Path, content: dict[str, Any], count: int = 8) -> Page:
+    pairs = [
+        PicturePair(root / pair["name"], root / pair["reference"], pair["reference"], pair["sha256"])
+        for pair in content["verl_uae"]["pairs"]
+    ]
+    write_report(root / "report.html", content, pairs, count)
+    return Page(root / "report.html")
+
+
+@pytest.fixture
+def root(tmp_path: Path, save: Callable[..., Path]) -> Path:
+    for index in range(5):
+        save(tmp_path / f"{index}.png", index)
+        save(tmp_path / f"recon_{index}.png", index + 10)
+    return tmp_path
+
+
+def test_worst_and_best_pairs_in_order(root: Path) -> None:
+    content = make_result(same_columns([0.5, 0.1, 0.9, 0.3, 0.7]), [CAPTION] * 5)
+    assert [name for name, _ in rank(content)] == [f"recon_{index}.png" for index in (1, 3, 0, 4, 2)]
+    page = write(root, content, count=2)
+    shown = re.findall(r"<b>([\d.]+)</b> (\d).png", page.source)
+    assert shown == [("10.00", "1"), ("30.00", "3"), ("90.00", "2"), ("70.00", "4")]
+    # With room for all, no pair is shown twice.
+    assert re.findall(r"</b> (\d).png", write(root, content).source) == ["1", "3", "0", "2", "4"]
+    assert "50.00" in page.text and "Overall" in page.text and "Incomplete" not in page.text
+
+
+def test_captions_are_escaped_and_nothing_is_loaded(root: Path) -> None:
+    page = write(root, make_result(same_columns([0.5] * 5), [CAPTION] * 5))
+    assert CAPTION in page.text
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 10 and all(entry["src"].startswith("data:image/jpeg;base64,") for entry in images)
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    policy = next(entry["content"] for tag, entry in page.tags if "http-equiv" in entry)
+    assert policy.startswith("default-src 'none'; img-src data:")
+    assert "http://" not in page.source and "https://" not in page.source
+
+
+def test_names_of_files_are_escaped(root: Path, save: Callable[..., Path]) -> None:
+    content = make_result(same_columns([0.5] * 5))
+    content["verl_uae"]["pairs"][0]["reference"] = save(root / "<i>&amp;.png").name
+    page = write(root, content)
+    assert "<i>&amp;.png" in page.text and "i" not in {tag for tag, _ in page.tags}
+
+
+def test_failures_are_listed_and_pairs_without_value_are_not_shown(root: Path) -> None:
+    content = make_result(
+        {"clip": [0.5, None, 0.9, 0.3, 0.7], "dinov2": [0.5] * 5}, failures=[Failure("<b.png>", "no & no")]
+    )
+    page = write(root, content)
+    assert "<b.png>: no & no" in page.text and "there is no overall score" in page.text
+    assert "</b> 1.png" not in page.source and "4 of 5" in page.text and "Overall" not in page.text

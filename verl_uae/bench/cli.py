@@ -8,16 +8,16 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.bench.discriminate.cli import add_parser as add_discriminate
 from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
-from verl_uae.bench.lmms.cli import add_parsers as add_lmms_parsers
 from verl_uae.errors import ConfigError
 from verl_uae.machine import checked_device
-from verl_uae.paths import argument_path, existing_file, existing_folder, named_path
+from verl_uae.paths import argument_path, existing_file, existing_folder
 from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
 
 if TYPE_CHECKING:
@@ -55,7 +55,15 @@ def add_parser(subparsers: Any) -> None:
     published = commands.add_parser("published", help="the paper's tables, and which rows do not add up")
     published.set_defaults(run=_published)
     add_external_parsers(commands)
-    add_lmms_parsers(commands)
+    tasks = commands.add_parser("tasks", help="folder of task files, for --include_path of lmms-eval")
+    tasks.set_defaults(run=_tasks)
+    guard = commands.add_parser("guard", help="what RL unlearned: two results of lmms-eval, before and after")
+    guard.add_argument("before", type=argument_path, help="*_results.json")
+    guard.add_argument("after", type=argument_path, help="*_results.json")
+    guard.add_argument("--max-drop", type=float, required=True, metavar="POINTS", help="exit code 1 beyond it")
+    guard.add_argument("--watch", action="append", metavar="TASK:METRIC", help="default: those of reading")
+    guard.add_argument("--out", type=argument_path, metavar="FILE", help="also write JSON")
+    guard.set_defaults(run=_guard)
 
 
 def _add_unified(commands: Any) -> None:
@@ -80,9 +88,9 @@ def _unified(args: argparse.Namespace) -> int:
     _check(args)
     from verl_uae.bench.backbones import choose
     from verl_uae.bench.pairs import captions_by_key, find_pairs
-    from verl_uae.bench.report import write_report
-    from verl_uae.bench.unified import result, score, write_result
+    from verl_uae.bench.unified import score, unified_result, write_report
     from verl_uae.data.captions import read_captions
+    from verl_uae.files import write_json
 
     backbones = choose(args.backbone, args.only)
     captions = None if args.captions is None else read_captions(args.captions)
@@ -99,8 +107,8 @@ def _unified(args: argparse.Namespace) -> int:
         pairing, backbones, device=checked_device(args.device), batch_size=args.batch_size, on_progress=_progress
     )
     drawing = None if drawn is None else drawn.settings
-    content = result(scores, seed=args.seed, captions=captions, drawing=drawing)
-    write_result(args.out / RESULT, content)
+    content = unified_result(scores, seed=args.seed, captions=captions, drawing=drawing)
+    write_json(args.out / RESULT, content)
     write_report(args.out / REPORT, content, pairing.pairs)
     return _say(content, args.out)
 
@@ -166,33 +174,28 @@ def _say(content: Mapping[str, Any], out: Path) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    results: dict[str, Path] = {}
-    for text in args.results:
-        name, path = named_path(text)
-        if not name:
-            # result.json says nothing; its folder does.
-            name = path.resolve().parent.name if path.name == RESULT else path.stem
-        if name in results:
-            raise ConfigError("results", f"two are named {name!r}; name them with NAME=FILE")
-        results[name] = existing_file(path)
+    from verl_uae.bench.results import named_files
+
+    # result.json says nothing; its folder does.
+    files = named_files(args.results, unnamed=RESULT)
     if args.tolerance is not None and args.tolerance < 0:
         raise ConfigError("--tolerance", f"must be at least 0 words, got {args.tolerance}")
-    from verl_uae.bench.compare import compare
-    from verl_uae.bench.unified import read_result
+    from verl_uae.bench.compare import comparison_table
+    from verl_uae.bench.unified import read_unified
 
-    read = {name: read_result(path) for name, path in results.items()}
-    print(compare(read, args.tolerance, args.seed), end="")
+    results = {name: read_unified(path) for name, path in files.items()}
+    print(comparison_table(results, args.tolerance, args.seed), end="")
     return 0
 
 
 def _length(args: argparse.Namespace) -> int:
     files = [existing_file(path) for path in args.results]
-    from verl_uae.bench.length import compare_lengths, render
-    from verl_uae.bench.unified import read_result
+    from verl_uae.bench.compare import compare_lengths, length_table
+    from verl_uae.bench.unified import read_unified
 
-    first, second = map(read_result, files)
+    first, second = map(read_unified, files)
     found = compare_lengths(first, second, tolerance=args.tolerance, same_picture=args.same_picture, seed=args.seed)
-    print(json.dumps(found, indent=2) if args.json else render(found), end="\n" if args.json else "")
+    print(json.dumps(found, indent=2) if args.json else length_table(found), end="\n" if args.json else "")
     return 0
 
 
@@ -200,26 +203,51 @@ def _scenes(args: argparse.Namespace) -> int:
     if args.items < 1:
         raise ConfigError("--items", f"must be at least 1, got {args.items}")
     check_model_arguments(args)
-    from verl_uae.bench.scenes import render, scene_eval
-    from verl_uae.bench.unified import write_result
+    from verl_uae.bench.scenes import scene_eval, scene_table
+    from verl_uae.files import write_json
     from verl_uae.scenes.render import IMAGE_SIZE
 
     if args.size not in (None, IMAGE_SIZE):
         raise ConfigError("--size", f"the scenes have {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got {args.size}")
     found = scene_eval(load_pipeline(args), seed=args.seed, count=args.items)
     if args.out is not None:
-        write_result(args.out, found)
-    print(render(found))
+        write_json(args.out, found)
+    print(scene_table(found))
     return 0
 
 
 def _published(args: argparse.Namespace) -> int:
-    from verl_uae.bench.published import ROWS, SOURCE, inconsistent_rows
+    from verl_uae.bench.compare import PUBLISHED, SOURCE, inconsistent_rows
 
     wrong = inconsistent_rows()
     print(f"Unified-Bench as published ({SOURCE})")
-    for row in ROWS:
+    for row in PUBLISHED:
         note = f"  printed overall does not match: the mean is {row.recomputed:.2f}" if row in wrong else ""
         means = "  ".join(f"{value:5.2f}" for value in (row.clip, row.longclip, row.dinov2, row.dinov3, row.overall))
         print(f"Table {row.table:2d}  {row.model:14s}  {means}{note}")
     return 0
+
+
+def _tasks(_: argparse.Namespace) -> int:
+    from verl_uae.bench.lmms import TASKS
+
+    print(TASKS)
+    return 0
+
+
+def _guard(args: argparse.Namespace) -> int:
+    if not args.max_drop >= 0:
+        raise ConfigError("--max-drop", f"must be at least 0, got {args.max_drop}")
+    for path in (args.before, args.after):
+        existing_file(path)
+    from verl_uae.bench.lmms.guard import exceeded, guard_table, read_changes
+    from verl_uae.files import write_json
+
+    changes = read_changes(args.before, args.after, args.watch)
+    beyond = exceeded(changes, args.max_drop)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        content = {"passed": not beyond, "max_drop": args.max_drop, "changes": [asdict(change) for change in changes]}
+        write_json(args.out, content)
+    print(guard_table(changes, args.max_drop), end="")
+    return 1 if beyond else 0

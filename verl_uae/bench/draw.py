@@ -8,15 +8,16 @@ were and the file is what was written; else it is drawn anew.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from verl_uae.bench.pairs import PREFIX, captions_by_key, image_files, key_of, recon_name
@@ -94,29 +95,47 @@ def draw_folder(
     described = describe_settings(pipe, settings, given=captions is not None)
     write_json(out / SETTINGS, described)
     done = Drawn(out / PICTURES, described)
-    painter = _Painter(pipe, settings, out, settings_digest(described))
+    painter = Painter(done.pictures, out / CAPTIONS, settings_digest(described))
     names: dict[str, str] = {}
-    texts = captions_by_key(captions or {}, [key_of(source, images) for source in sources])
+    texts = None if captions is None else captions_by_key(captions, [key_of(source, images) for source in sources])
     for index, source in enumerate(sources):
-        key = key_of(source, images)
-        name = recon_name(source.stem)
+        key, name = key_of(source, images), recon_name(source.stem)
         try:
             if name in names:
                 raise DataError(source, None, f"its reconstruction would have the name of that of {names[name]}")
             names[name] = key
-            given = None if captions is None else _given(texts, key, source)
-            record, kept = painter.reconstruct(key, source, name, given)
+            given = None if texts is None else _given(texts, key, source)
+            record, kept = _reconstruct(painter, pipe, settings.seed, source, {"file": key, "picture": name}, given)
         except DataError as error:
             done.reasons[key] = error.message
             if names.get(name) == key:
-                (out / PICTURES / name).unlink(missing_ok=True)
+                (done.pictures / name).unlink(missing_ok=True)
         else:
             done.captions[key] = record["caption"]
             done.kept += kept
         if on_picture is not None:
             on_picture(index + 1, len(sources))
-    painter.finish(done.captions)
+    painter.keep_only(done.captions)
+    # A picture whose original is gone would be one without a reference.
+    drawn = {record["picture"] for record in painter.records.values()}
+    for path in image_files(done.pictures):
+        if path.name.startswith(PREFIX) and path.name not in drawn:
+            path.unlink()
     return done
+
+
+def _reconstruct(
+    painter: Painter, pipe: UAEPipeline, seed: int, source: Path, names: Mapping[str, str], given: str | None
+) -> tuple[dict[str, Any], bool]:
+    image = decode_image(source)
+    digest = image_digest(image)
+
+    def draw() -> tuple[bytes, dict[str, Any]]:
+        caption = pipe.caption(image, generator=generator(seed, CAPTION, digest))[0] if given is None else given
+        drawn, truncated = draw_one(pipe, caption, generator(seed, NOISE, digest))
+        return png(drawn), {"caption": caption, "truncated": truncated}
+
+    return painter.paint({**names, "sha256": digest} | ({} if given is None else {"caption": given}), draw)
 
 
 def _given(captions: Mapping[str, str], key: str, source: Path) -> str:
@@ -157,7 +176,7 @@ def fingerprint(model: str) -> str | None:
         return sha256_of(manifest)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listing = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    return sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def settings_digest(described: Mapping[str, Any]) -> str:
@@ -166,83 +185,116 @@ def settings_digest(described: Mapping[str, Any]) -> str:
     named = {key: value for key, value in described.items() if key not in ("model", "encoder")}
     if described["model_fingerprint"] is None:
         named["model"] = described["model"]
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
-class _Painter:
-    """Draws one picture at a time and keeps the record."""
+class Painter:
+    """Draws pictures into a folder and keeps a record of each, one JSON line, so that a run that was killed goes on.
 
-    def __init__(self, pipe: UAEPipeline, settings: DrawSettings, out: Path, digest: str) -> None:
-        self.pipe, self.settings, self.out, self.digest = pipe, settings, out, digest
-        self.records = {key: entry for key, entry in _read_records(out / CAPTIONS).items() if self._is_ours(entry)}
+    A picture from before is kept if its record has everything that is wanted of it and the file is what was written.
+    The entry ``file`` names what was drawn. It is the path of the picture in the folder, unless ``picture`` is.
+
+    Args:
+        pictures: folder of pictures.
+        path: file of records to write.
+        settings: digest of everything that decides what is drawn, besides what a record has.
+        earlier: other files of records of the same folder.
+        wanted: entries of the record of every picture of this run; those without one from before are deleted at once.
+            None: every record from before stays until :meth:`keep_only`.
+    """
+
+    def __init__(
+        self,
+        pictures: Path,
+        path: Path,
+        settings: str,
+        *,
+        earlier: Iterable[Path] = (),
+        wanted: Iterable[Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.pictures, self.path, self.settings = pictures, path, settings
+        self.records: dict[str, dict[str, Any]] = {}
+        known: dict[str, list[dict[str, Any]]] = {}
+        for entry in _read_records(sorted({path, *earlier})):
+            if self._is_as_written(entry):
+                known.setdefault(entry["file"], []).append(entry)
+        for asked in [{"file": file} for file in known] if wanted is None else wanted:
+            for entry in known.get(asked["file"], ()):
+                if asked.items() <= entry.items():
+                    self.records[entry["file"]] = entry
+            if asked["file"] not in self.records:
+                (pictures / _picture(asked)).unlink(missing_ok=True)
         self._write()
 
-    def _is_ours(self, entry: Mapping[str, Any]) -> bool:
-        path = self.out / PICTURES / str(entry.get("picture"))
+    def paint(
+        self, wanted: Mapping[str, Any], draw: Callable[[], tuple[bytes, Mapping[str, Any]]]
+    ) -> tuple[dict[str, Any], bool]:
+        """The record of a picture, and whether it was there already.
+
+        Args:
+            wanted: entries of the record that decide whether a picture from before is kept.
+            draw: gives the file of a new one, and further entries of its record.
+        """
+        earlier = self.records.get(wanted["file"])
+        if earlier is not None and wanted.items() <= earlier.items():
+            return earlier, True
+        encoded, about = draw()
+        path = self.pictures / _picture(wanted)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not among the pictures, where a scorer might take it for one.
+        write_bytes(path, encoded, beside=self.path)
+        record = {**wanted, **about, "settings": self.settings, "picture_sha256": sha256(encoded).hexdigest()}
+        self.records[record["file"]] = record
+        if earlier is None:
+            append_line(self.path, json.dumps(record))
+        else:
+            self._write()
+        return record, False
+
+    def keep_only(self, files: Iterable[str]) -> None:
+        """Forget the records of all others."""
+        self.records = {file: self.records[file] for file in files}
+        self._write()
+
+    def _is_as_written(self, record: Mapping[str, Any]) -> bool:
+        path = self.pictures / _picture(record)
         return (
-            entry.get("settings") == self.digest and path.is_file() and sha256_of(path) == entry.get("picture_sha256")
+            record.get("settings") == self.settings
+            and path.is_file()
+            and sha256_of(path) == record.get("picture_sha256")
         )
 
     def _write(self) -> None:
-        # ASCII: a caption may hold a character that Python counts as the end of a line.
-        write_text(self.out / CAPTIONS, "".join(f"{json.dumps(entry)}\n" for entry in self.records.values()))
-
-    def reconstruct(self, key: str, source: Path, name: str, given: str | None) -> tuple[dict[str, Any], bool]:
-        """The record of a picture, and whether it was there already."""
-        image = decode_image(source)
-        digest = image_digest(image)
-        known = self.records.get(key)
-        wanted = {"sha256": digest, "picture": name} | ({} if given is None else {"caption": given})
-        if known is not None and wanted.items() <= known.items():
-            return known, True
-        caption = self._caption(image, digest) if given is None else given
-        encoded, truncated = self._draw(caption, digest)
-        write_bytes(self.out / PICTURES / name, encoded)
-        record = {
-            "file": key,
-            "caption": caption,
-            "picture": name,
-            "truncated": truncated,
-            "sha256": digest,
-            "picture_sha256": hashlib.sha256(encoded).hexdigest(),
-            "settings": self.digest,
-        }
-        replaced = key in self.records
-        self.records[key] = record
-        if replaced:
-            self._write()
-        else:
-            append_line(self.out / CAPTIONS, json.dumps(record))
-        return record, False
-
-    def finish(self, wanted: Mapping[str, str]) -> None:
-        """Drop the records and pictures of originals that are gone, which would be pictures without a reference."""
-        self.records = {key: self.records[key] for key in wanted}
-        self._write()
-        pictures = {entry["picture"] for entry in self.records.values()}
-        for path in image_files(self.out / PICTURES):
-            if path.name.startswith(PREFIX) and path.name not in pictures:
-                path.unlink()
-
-    def _caption(self, image: Image.Image, digest: str) -> str:
-        return self.pipe.caption(image, generator=generator(self.settings.seed, CAPTION, digest))[0]
-
-    def _draw(self, caption: str, digest: str) -> tuple[bytes, bool]:
-        output = self.pipe.generate(caption, generator=generator(self.settings.seed, NOISE, digest))
-        encoded = io.BytesIO()
-        output.images[0].save(encoded, "PNG")
-        return encoded.getvalue(), bool(output.truncated[0])
+        # ASCII: a text may hold a character that Python counts as the end of a line.
+        write_text(self.path, "".join(f"{json.dumps(record)}\n" for record in self.records.values()))
 
 
-def _read_records(path: Path) -> dict[str, dict[str, Any]]:
-    """The lines of an earlier run by file; a line that a kill cut short is left out."""
-    records: dict[str, dict[str, Any]] = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def _picture(record: Mapping[str, Any]) -> str:
+    """Path of its picture below the folder of pictures."""
+    return str(record.get("picture", record["file"]))
+
+
+def _read_records(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Records of earlier runs; a line that a kill cut short is left out."""
+    for path in paths:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(entry, dict) and {"file", "caption", "sha256"} <= entry.keys():
-                records[str(entry["file"])] = entry
-    return records
+            if isinstance(entry, dict) and isinstance(entry.get("file"), str):
+                yield entry
+
+
+def draw_one(pipe: UAEPipeline, text: str, noise: torch.Generator) -> tuple[Image.Image, bool]:
+    """The picture of a text, and whether the condition is shorter than the text."""
+    output = pipe.generate(text, generator=noise)
+    image: Image.Image = output.images[0]
+    return image, bool(output.truncated[0])
+
+
+def png(image: Image.Image) -> bytes:
+    """The file of a picture."""
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    return encoded.getvalue()

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_uae.bench.results import Failure
 from verl_uae.data.captions import match_captions
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DecodeError
@@ -31,16 +32,7 @@ def recon_name(stem: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """What is missing from a result, and why."""
-
-    what: str
-    """A file, or the name of a backbone."""
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
+class PicturePair:
     """A generated picture and its reference; both decode."""
 
     generated: Path
@@ -60,7 +52,7 @@ class Pair:
 class Pairing:
     """The pairs of two folders."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[PicturePair, ...]
     unpaired: tuple[str, ...]
     """Names of generated pictures without reference, or in a pair that does not decode."""
     failures: tuple[Failure, ...]
@@ -115,7 +107,7 @@ def find_pairs(
     Args:
         generated: folder of generated pictures.
         references: folder of originals.
-        reasons: why nothing was generated for a reference, by its `Pair.key`, where that is known.
+        reasons: why nothing was generated for a reference, by its `PicturePair.key`, where that is known.
 
     Raises:
         ConfigError: one of them is not a folder, has no pictures, or lies in the other.
@@ -133,7 +125,7 @@ def find_pairs(
         for path in drawn
         if last[path.name] is not path
     ]
-    pairs: list[Pair] = []
+    pairs: list[PicturePair] = []
     unpaired: list[str] = []
     used: dict[Path, str] = {}
     for name, path in last.items():
@@ -155,7 +147,7 @@ def find_pairs(
 
 
 def key_of(reference: Path, folder: str | os.PathLike[str]) -> str:
-    """See `Pair.key`."""
+    """See `PicturePair.key`."""
     return reference.relative_to(folder).as_posix()
 
 
@@ -167,7 +159,7 @@ def captions_by_key(captions: Mapping[str, str], keys: Sequence[str]) -> dict[st
     return {key: text for key, text in texts.items() if text is not None}
 
 
-def _admit(generated: Path, reference: Path, folder: Path, pairs: list[Pair]) -> Failure | None:
+def _admit(generated: Path, reference: Path, folder: Path, pairs: list[PicturePair]) -> Failure | None:
     """Add a pair if both pictures decode; the reason otherwise."""
     try:
         digest = image_digest(decode_image(reference))
@@ -177,5 +169,5 @@ def _admit(generated: Path, reference: Path, folder: Path, pairs: list[Pair]) ->
         decode_image(generated)
     except DecodeError as error:
         return Failure(str(generated), error.message)
-    pairs.append(Pair(generated, reference, key_of(reference, folder), digest))
+    pairs.append(PicturePair(generated, reference, key_of(reference, folder), digest))
     return None

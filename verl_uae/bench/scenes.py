@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from verl_uae.bench.bootstrap import LEVEL, interval, resampled_means
-from verl_uae.bench.unified import versions
+from verl_uae.bench.results import markdown_table, versions
 from verl_uae.errors import CheckpointError
 from verl_uae.scenes.render import IMAGE_SIZE, render_image
 from verl_uae.scenes.scene_eval import CATEGORIES, ITEMS, Item, items, passed
@@ -96,13 +96,12 @@ def _summary(asked: Sequence[Item], texts: Sequence[str], drawn_B3HW: torch.Tens
     }
 
 
-def render(found: dict[str, Any]) -> str:
+def scene_table(found: dict[str, Any]) -> str:
     """Markdown table: a row per mode."""
-    lines = ["| | " + " | ".join(CATEGORIES) + " | overall |", "|---|" + "---|" * (len(CATEGORIES) + 1)]
-    for mode in MODES:
-        if mode in found:
-            entry = found[mode]
-            low, high = entry["interval"]
-            cells = [f"{entry['categories'][name]:.3f}" for name in CATEGORIES]
-            lines.append(f"| {mode} | " + " | ".join(cells) + f" | {entry['overall']:.3f} [{low:.3f}, {high:.3f}] |")
-    return "\n".join(lines)
+    rows = []
+    for mode in (mode for mode in MODES if mode in found):
+        entry = found[mode]
+        low, high = entry["interval"]
+        cells = [f"{entry['categories'][name]:.3f}" for name in CATEGORIES]
+        rows.append([mode, *cells, f"{entry['overall']:.3f} [{low:.3f}, {high:.3f}]"])
+    return "\n".join(markdown_table(["", *CATEGORIES, "overall"], rows))

@@ -11,11 +11,8 @@ Shape legend: N pairs, K backbones, B pairs of a batch, D features, R resamples.
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import math
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -25,13 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from verl_uae import __version__
 from verl_uae.bench.backbones import PROTOCOL, Backbone, ImageEncoder
 from verl_uae.bench.bootstrap import LEVEL, PURPOSE, RESAMPLES, interval, resampled_means
-from verl_uae.bench.pairs import Failure, Pair, Pairing
+from verl_uae.bench.pairs import Pairing, PicturePair
+from verl_uae.bench.results import Failure, read_result, versions
 from verl_uae.data.images import decode_image
-from verl_uae.errors import DataError, UAEError
-from verl_uae.files import write_json
+from verl_uae.errors import UAEError
+from verl_uae.files import write_text
+from verl_uae.pages import data_uri, render_page
 from verl_uae.reward.outcome import describe_error
 from verl_uae.reward.terms.features import cosine
 
@@ -42,7 +40,8 @@ SECTION = "verl_uae"
 #: The backbone that the paper trains on; a score without it is held out.
 REWARD_BACKBONE = "clip"
 
-_PACKAGES = ("torch", "torchvision", "transformers", "diffusers", "pillow", "numpy")
+REPORT_SIDE = 320
+"""Longest side of a picture in a report, pixels."""
 
 #: Told (backbone, pairs done, all pairs).
 Progress = Callable[[str, int, int], None]
@@ -110,7 +109,7 @@ def score(
 
 
 def _compare(
-    encoder: ImageEncoder, pairs: Sequence[Pair], batch_size: int, on_progress: Progress | None
+    encoder: ImageEncoder, pairs: Sequence[PicturePair], batch_size: int, on_progress: Progress | None
 ) -> Iterator[tuple[str, float | None]]:
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
@@ -154,7 +153,7 @@ def official_result(scores: Scores) -> dict[str, Any]:
     }
 
 
-def result(
+def unified_result(
     scores: Scores,
     *,
     seed: int = 0,
@@ -168,7 +167,7 @@ def result(
         scores: from :func:`score`.
         seed: of the bootstrap.
         resamples: of the bootstrap.
-        captions: by `Pair.key`, where there are any.
+        captions: by `PicturePair.key`, where there are any.
         drawing: how the pictures were generated, where that is known.
     """
     official = official_result(scores)
@@ -202,7 +201,7 @@ def result(
     return {**official, SECTION: section}
 
 
-def _pair_entry(pair: Pair, captions: Mapping[str, str]) -> dict[str, Any]:
+def _pair_entry(pair: PicturePair, captions: Mapping[str, str]) -> dict[str, Any]:
     caption = captions.get(pair.key)
     words = None if caption is None else len(caption.split())
     return {"name": pair.name, "reference": pair.key, "sha256": pair.digest, "caption": caption, "words": words}
@@ -232,36 +231,13 @@ def reference_digest(digests: Iterator[str]) -> str:
     return sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Of this package and of those that the numbers depend on."""
-    found = {"verl_uae": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def write_result(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a result."""
-    write_json(path, content)
-
-
-def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :func:`write_result` wrote.
+def read_unified(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A result file of this protocol.
 
     Raises:
-        DataError: it is not a result of this version.
+        DataError: it is another file.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(path, None, f"cannot be read: {error}") from error
-    section = content.get(SECTION) if isinstance(content, dict) else None
-    if not isinstance(section, dict) or section.get("format") != FORMAT or section.get("benchmark") != BENCHMARK:
-        raise DataError(path, None, f"is not a result of {BENCHMARK} by this version")
-    return content
+    return read_result(path, BENCHMARK, FORMAT, SECTION)
 
 
 def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -272,3 +248,79 @@ def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if len({repr(sorted(content[SECTION]["models"].items())) for content in results}) > 1:
         found.append("from the same backbones")
     return found
+
+
+def write_report(path: Path, content: Mapping[str, Any], pairs: Sequence[PicturePair], count: int = 8) -> None:
+    """Write a result as one HTML file that loads nothing: scores, failures, worst and best pairs.
+
+    Args:
+        path: file to write.
+        content: the result.
+        pairs: its pairs.
+        count: how many of the worst and of the best pairs to show; fewer if they would meet.
+    """
+    section = content[SECTION]
+    ranked = rank(content)
+    most = min(count, (len(ranked) + 1) // 2)
+    by_name = {pair.name: pair for pair in pairs}
+    captions = {pair["name"]: pair["caption"] for pair in section["pairs"]}
+
+    def shown(names: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+        return [_shown(content, by_name[name], captions[name], mean) for name, mean in names]
+
+    page = render_page(
+        "unified.html",
+        title=section["benchmark"],
+        heading=section["benchmark"],
+        side=REPORT_SIDE,
+        scores=_score_rows(content),
+        mean_words=section["mean_words"],
+        failures=section["failures"],
+        missing="score",
+        most=len(section["failures"]),
+        shown=[("Worst pairs", shown(ranked[:most])), ("Best pairs", shown(ranked[most:][::-1][:most]))],
+        versions=section["versions"],
+    )
+    write_text(path, page)
+
+
+def rank(content: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Names of pairs and the mean of their similarities, worst first; pairs that lack a value are left out."""
+    tables = list(content["similarities_by_model"].values())
+    found = []
+    for pair in content[SECTION]["pairs"]:
+        values = [table.get(pair["name"]) for table in tables]
+        if values and None not in values:
+            found.append((pair["name"], sum(values) / len(values)))
+    return sorted(found, key=lambda item: (item[1], item[0]))
+
+
+def _score_rows(content: Mapping[str, Any]) -> list[tuple[str, float, list[float] | None, str]]:
+    """Title, mean, interval, and number of pairs."""
+    section = content[SECTION]
+    bounds = section["confidence_intervals"]
+    rows = []
+    for name, mean in section["means"].items():
+        statistics = content["statistics_by_model"][name]
+        pairs = f"{statistics['valid_pairs']} of {statistics['total_images']}"
+        rows.append((PROTOCOL[name].title, mean, bounds["by_model"].get(name), pairs))
+    if section["complete"]:
+        rows.append(("Overall", section["overall"], bounds["overall"], ""))
+        rows.append(("Held out (without CLIP)", section["held_out"], bounds["held_out"], ""))
+    return rows
+
+
+def _shown(content: Mapping[str, Any], pair: PicturePair, caption: str | None, mean: float) -> dict[str, Any]:
+    scores = ", ".join(
+        f"{PROTOCOL[name].title} {100.0 * table[pair.name]:.2f}"
+        for name, table in content["similarities_by_model"].items()
+    )
+    original, drawn = (data_uri(decode_image(path), REPORT_SIDE) for path in (pair.reference, pair.generated))
+    return {
+        "original": original,
+        "drawn": drawn,
+        "mean": 100.0 * mean,
+        "key": pair.key,
+        "scores": scores,
+        "caption": caption,
+    }

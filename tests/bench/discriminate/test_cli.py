@@ -9,7 +9,7 @@ import pytest
 
 from tests.pipeline.conftest import picture
 from verl_uae.bench.discriminate.cli import SPEED
-from verl_uae.bench.discriminate.result import read_result, render
+from verl_uae.bench.discriminate.result import discrimination_tables, read_discrimination
 from verl_uae.cli import main
 
 
@@ -29,13 +29,13 @@ def test_measured_merged_and_rendered(tmp_path: Path, capsys: pytest.CaptureFixt
         assert values["pixel"].shape == (20, 44) and (values["pixel"][:, 0] == 1.0).all()
     more = ["--speed", "--term", "{name: psnr}", "--merge", tmp_path / "a" / "discrimination.json"]
     assert discriminate(*words, *more, "--out", tmp_path / "b") == 0
-    found = read_result(tmp_path / "b" / "discrimination.json")
+    found = read_discrimination(tmp_path / "b" / "discrimination.json")
     assert found["worlds"].keys() == {"photographs", "scenes"} and found["speed"].keys() == {"32"}
     assert all(list(world["terms"]) == ["pixel", "psnr"] for world in found["worlds"].values())
-    assert (tmp_path / "b" / "discrimination.md").read_text() == render(found)
+    assert (tmp_path / "b" / "discrimination.md").read_text() == discrimination_tables(found)
     capsys.readouterr()
     assert discriminate("--render", tmp_path / "b" / "discrimination.json") == 0
-    assert capsys.readouterr().out == render(found)
+    assert capsys.readouterr().out == discrimination_tables(found)
 
 
 @pytest.mark.parametrize(

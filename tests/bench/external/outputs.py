@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_uae.bench.external.expected import Expected, ExpectedPrompt
+from verl_uae.bench.external.result import Expected, ExpectedPrompt
 
 DIGEST = {"path": "somewhere", "sha256": "0"}
 

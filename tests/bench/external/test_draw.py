@@ -17,8 +17,7 @@ from PIL import Image
 from tests.bench.external.conftest import DPG, GENEVAL, REWRITTEN, write_lines
 from verl_uae.bench.draw import DrawSettings
 from verl_uae.bench.external.draw import DrawnPrompts, Shard, draw_prompts, read_manifest
-from verl_uae.bench.external.layout import grid
-from verl_uae.bench.external.prompts import read_prompts
+from verl_uae.bench.external.prompts import grid, read_prompts
 from verl_uae.errors import ConfigError
 from verl_uae.formats.inference import ENTRIES
 from verl_uae.pipeline import UAEPipeline

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.judge.server import Judges, longer
-from verl_uae.bench.judge.result import read_result
+from verl_uae.bench.results import read_json
 from verl_uae.cli import main
 
 
@@ -20,7 +20,7 @@ def bench(world: Path, *words: object) -> int:
 def test_a_complete_run(world: Path, server: Judges, capsys: pytest.CaptureFixture) -> None:
     words = [f"--judge={model}={server.base_url}#{model}" for model in ("longer", "always-a", "always-tie")]
     assert bench(world, *words, "--seed", 4) == 0
-    content = read_result(world / "out" / "judge.json")
+    content = read_json(world / "out" / "judge.json")
     assert content["complete"] and list(content["judges"]) == ["longer", "always-a", "always-tie"]
     assert content["seeds"]["bootstrap"] == 4
     printed = capsys.readouterr()
@@ -31,7 +31,7 @@ def test_a_complete_run(world: Path, server: Judges, capsys: pytest.CaptureFixtu
     assert len((world / "out" / "answers.jsonl").read_text().splitlines()) == 36
     # Again: nothing is asked, and the result is the same but for where the answers came from.
     assert bench(world, *words, "--seed", 4) == 0
-    again = read_result(world / "out" / "judge.json")
+    again = read_json(world / "out" / "judge.json")
     assert again.pop("sent")["requests"] == 0 and content.pop("sent")["requests"] == 36
     assert again == content and sum(server.counts.values()) == 36
 
@@ -73,7 +73,7 @@ def test_judges_of_a_file_with_token_and_parameters_and_a_prompt(
     printed = capsys.readouterr()
     written = "".join(path.read_text() for path in (world / "out").iterdir())
     assert "sk-very-secret" not in written + printed.out + printed.err
-    assert read_result(world / "out" / "judge.json")["prompt"]["name"] == "caption_blind.v1"
+    assert read_json(world / "out" / "judge.json")["prompt"]["name"] == "caption_blind.v1"
 
 
 @pytest.mark.parametrize(

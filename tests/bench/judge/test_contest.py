@@ -36,11 +36,11 @@ def test_captions_by_path_or_by_file_name(images: Path, tmp_path: Path) -> None:
     other = lines(tmp_path / "b.jsonl", [{"file": "1.png", "caption": "uno"}, {"file": "0.png", "caption": "nulla"}])
     contest = read_contest(images, str(tmp_path / "run a"), f"second={other}", CAPTION)
     assert contest.names == ("run a", "second") and contest.pictures == 3
-    assert [(item.key, item.first, item.second) for item in contest.items] == [
+    assert [(item.key, item.first, item.second) for item in contest.comparisons] == [
         ("0.png", "zero", "nulla"),
         ("below/1.png", "one", "uno"),
     ]
-    assert contest.items[0].source.digest == image_digest(picture(0))
+    assert contest.comparisons[0].source.digest == image_digest(picture(0))
     assert [(failure.what, failure.reason) for failure in contest.failures] == [
         ("run a: 2.png", "no caption"),
         ("second: 2.png", "no caption"),
@@ -53,7 +53,7 @@ def test_a_caption_of_another_picture_of_that_name_is_refused(images: Path, tmp_
     first = lines(tmp_path / "a" / "captions.jsonl", entries)
     second = lines(tmp_path / "b" / "captions.jsonl", [{"file": f"{n}.png", "caption": "x"} for n in range(3)])
     contest = read_contest(images, str(first), str(second), CAPTION)
-    assert [item.key for item in contest.items] == ["0.png"] and contest.names == ("a", "b")
+    assert [item.key for item in contest.comparisons] == ["0.png"] and contest.names == ("a", "b")
     reasons = {failure.what: failure.reason for failure in contest.failures}
     assert reasons == {
         "a: below/1.png": "no caption",
@@ -69,7 +69,9 @@ def test_captions_of_a_result(images: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "result.json").write_text(json.dumps(content))
     other = write_captions(tmp_path / "b.jsonl", ["a", "b", "c"])
     contest = read_contest(images, str(tmp_path / "run" / "result.json"), f"b={other}", CAPTION)
-    assert contest.names == ("run", "b") and [(item.first, item.second) for item in contest.items] == [("zero", "a")]
+    assert contest.names == ("run", "b") and [(item.first, item.second) for item in contest.comparisons] == [
+        ("zero", "a")
+    ]
     assert {failure.what for failure in contest.failures} == {"run: below/1.png", "run: 2.png"}
 
 
@@ -83,9 +85,9 @@ def test_pictures_of_a_run_or_of_a_folder(images: Path, tmp_path: Path) -> None:
     expected = [("0.png", "recon_0.png", "0.png"), ("below/1.png", "recon_1.png", "1.jpg")]
     for first in ("run", "run/pictures", "run/result.json"):
         contest = read_contest(images, str(tmp_path / first), str(tmp_path / "b"), RECONSTRUCTION)
-        found = [(item.key, item.first.path.name, item.second.path.name) for item in contest.items]  # type: ignore[union-attr]
+        found = [(item.key, item.first.path.name, item.second.path.name) for item in contest.comparisons]  # type: ignore[union-attr]
         assert sorted(found) == expected
-        item = contest.items[0]
+        item = contest.comparisons[0]
         assert item.second.digest == image_digest(decode_image(item.second.path))  # type: ignore[union-attr]
     reasons = [failure.reason for failure in contest.failures]
     assert reasons == ["nothing was generated for it", "no reference of that name", "nothing was generated for it"]
@@ -101,7 +103,7 @@ def test_a_broken_source_is_told_once_and_a_broken_candidate_by_its_name(images:
     (images / "0.png").write_bytes(b"no picture")
     (tmp_path / "b" / "2.png").write_bytes(b"no picture")
     contest = read_contest(images, str(tmp_path / "a"), str(tmp_path / "b"), RECONSTRUCTION)
-    assert [item.key for item in contest.items] == ["below/1.png"]
+    assert [item.key for item in contest.comparisons] == ["below/1.png"]
     assert [failure.what for failure in contest.failures] == [str(images / "0.png"), f"b: {tmp_path / 'b' / '2.png'}"]
 
 
@@ -110,7 +112,11 @@ def test_identical_candidates_are_known(images: Path, tmp_path: Path) -> None:
     second = write_captions(tmp_path / "b.jsonl", ["same", "uno", "two "])
     contest = read_contest(images, str(first), str(second), CAPTION)
     assert contest.names == ("a", "b")
-    assert {item.key: item.identical for item in contest.items} == {"0.png": True, "below/1.png": False, "2.png": False}
+    assert {item.key: item.identical for item in contest.comparisons} == {
+        "0.png": True,
+        "below/1.png": False,
+        "2.png": False,
+    }
 
 
 def test_what_cannot_be_compared(images: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from verl_uae.bench.bootstrap import resampled_means
-from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, TIE, WIN, Answered, Outcome, combine
+from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, TIE, WIN, Answered, JudgeOutcome, combine
+from verl_uae.bench.judge.question import Verdict
 from verl_uae.bench.judge.statistics import (
     cohen_kappa,
     fleiss_kappa,
@@ -18,14 +19,13 @@ from verl_uae.bench.judge.statistics import (
     rate,
     win_rates,
 )
-from verl_uae.bench.judge.verdict import Verdict
 
 KINDS = [WIN] * 5 + [LOSS] * 3 + [TIE] * 2 + [INCONSISTENT] * 4 + [FAILED] * 6
 
 
-def outcome(plain: str | None, swapped: str | None) -> Outcome:
+def outcome(plain: str | None, swapped: str | None) -> JudgeOutcome:
     answers = tuple(Answered(None if choice is None else Verdict(choice)) for choice in (plain, swapped))
-    return Outcome(combine(answers), answers)
+    return JudgeOutcome(combine(answers), answers)
 
 
 def test_rates_have_their_denominators() -> None:
@@ -88,7 +88,7 @@ def test_the_position_in_closed_form() -> None:
         outcome("A", "tie"),
         outcome("tie", "tie"),
         outcome("A", None),  # failed: counts nowhere
-        Outcome(TIE),  # identical candidates
+        JudgeOutcome(TIE),  # identical candidates
     ]
     found = position_rates(outcomes, seed=0, resamples=100)
     first = found["first_position"]
@@ -151,10 +151,10 @@ def test_scores_go_to_the_candidate_and_not_to_the_letter() -> None:
     swapped = Answered(Verdict("B", {"A": {"content": 4.0}, "B": {"content": 7.0}}))
     bare, lost = Answered(Verdict("B")), Answered(None)
     outcomes = [
-        Outcome(WIN, (plain, swapped)),
-        Outcome(WIN, (plain, bare)),
-        Outcome(FAILED, (plain, lost)),
-        Outcome(TIE),
+        JudgeOutcome(WIN, (plain, swapped)),
+        JudgeOutcome(WIN, (plain, bare)),
+        JudgeOutcome(FAILED, (plain, lost)),
+        JudgeOutcome(TIE),
     ]
     assert mean_scores(outcomes) == {"content": {"first": (9 + 7 + 9) / 3, "second": (2 + 4 + 2) / 3, "answers": 3}}
     assert mean_scores([]) == {}

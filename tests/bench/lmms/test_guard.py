@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from verl_uae.bench.lmms.guard import exceeded, read_changes, render
+from verl_uae.bench.lmms import TASKS
+from verl_uae.bench.lmms.guard import exceeded, guard_table, read_changes
+from verl_uae.cli import main
 from verl_uae.errors import ConfigError, DataError
 
 
@@ -69,7 +71,7 @@ def test_only_what_is_watched_and_beyond_the_limit_counts(
 ) -> None:
     changes = read_changes(before, result(tmp_path / "after.json", scores(0.688, unanswered=0.4)))
     assert [change.metric for change in exceeded(changes, limit)] == beyond
-    text = render(changes, limit)
+    text = guard_table(changes, limit)
     assert "| uae_mmt_val | ocr | 400 | 75.00 | 68.80 | 6.20 | 4.24 |" in text
     assert ("* uae_mmt_val:ocr dropped by 6.20 points" in text) == bool(beyond)
     assert text.count("exceeded") == len(beyond)
@@ -117,3 +119,22 @@ def test_another_file_is_named(before: Path, tmp_path: Path) -> None:
             read_changes(before, tmp_path / "x.json")
     with pytest.raises(DataError, match="cannot be read"):
         read_changes(tmp_path / "nowhere.json", before)
+
+
+def test_the_guard_fails_a_run_beyond_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    before = result(tmp_path / "before.json", scores(0.75))
+    after = result(tmp_path / "after.json", scores(0.688))
+    guard = ["bench", "guard", str(before), str(after), "--max-drop"]
+    assert main([*guard, "5", "--out", str(tmp_path / "new" / "guard.json")]) == 1
+    assert "uae_mmt_val:ocr dropped by 6.20 points, more than 5." in capsys.readouterr().out
+    written = json.loads((tmp_path / "new" / "guard.json").read_text())
+    assert written["passed"] is False and written["changes"][0]["drop"] == pytest.approx(6.2)
+    assert main([*guard, "7"]) == 0
+    assert main([*guard, "1", "--watch", "mmt_val:accuracy"]) == 0
+    assert main([*guard, "-1"]) == 2 and main([*guard, "nan"]) == 2
+    assert "--max-drop" in capsys.readouterr().err
+
+
+def test_the_folder_of_tasks_is_printed(capsys: pytest.CaptureFixture) -> None:
+    assert main(["bench", "tasks"]) == 0
+    assert Path(capsys.readouterr().out.strip()) == TASKS and (TASKS / "uae_ocr_guard.yaml").is_file()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bench.lmms.test_plugin import GROUP, entry_point
+from tests.bench.lmms.test_captioner import GROUP, entry_point
 from tests.pipeline.conftest import picture
 from tests.source import ROOT
 from verl_uae.bench.lmms import TASKS

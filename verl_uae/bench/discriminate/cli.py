@@ -61,15 +61,21 @@ def run(args: argparse.Namespace) -> int:
         existing_folder(args.photographs, "--photographs")
     import numpy as np
 
-    from verl_uae.bench.discriminate.result import checkout_commit, merged, read_result, render, result, write_result
-    from verl_uae.bench.discriminate.terms import build_scorers, not_measured, score_world, term_specs
-    from verl_uae.files import write_text
+    from verl_uae.bench.discriminate.measure import build_scorers, not_measured, score_world, term_specs
+    from verl_uae.bench.discriminate.result import (
+        checkout_commit,
+        discrimination_result,
+        discrimination_tables,
+        merged,
+        read_discrimination,
+    )
+    from verl_uae.files import write_json, write_text
 
     if args.render is not None:
-        print(render(read_result(args.render)), end="")
+        print(discrimination_tables(read_discrimination(args.render)), end="")
         return 0
     sizes = _check(args)
-    earlier = None if args.merge is None else read_result(args.merge)
+    earlier = None if args.merge is None else read_discrimination(args.merge)
     worlds, specs = _worlds(args), term_specs(args.term, defaults=not args.no_defaults)
     scorers = build_scorers(specs)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -84,11 +90,11 @@ def run(args: argparse.Namespace) -> int:
             np.savez_compressed(args.out / VALUES.format(part), **measured[part][1])
         else:
             speed = _speed(args, specs, sizes)
-        content = result(measured, specs, missing, speed, seed=args.seed, command=command, commit=commit)
+        content = discrimination_result(measured, specs, missing, speed, seed=args.seed, command=command, commit=commit)
         content = content if earlier is None else merged(earlier, content)
-        write_result(args.out / RESULT, content)
-        write_text(args.out / TABLES, render(content))
-    print(render(content), end="")
+        write_json(args.out / RESULT, content)
+        write_text(args.out / TABLES, discrimination_tables(content))
+    print(discrimination_tables(content), end="")
     print(f"not measured: {', '.join(content['not_measured']) or 'none'}")
     return 0
 
@@ -120,9 +126,8 @@ def _speed(args: argparse.Namespace, specs: Sequence[TermSpec], sizes: Sequence[
     """By side. The pictures are scenes, enlarged: what a picture shows costs no time."""
     import torch.nn.functional as F
 
-    from verl_uae.bench.discriminate.scenes import draw_scenes
-    from verl_uae.bench.discriminate.speed import milliseconds_per_pair
-    from verl_uae.bench.discriminate.terms import build_scorers
+    from verl_uae.bench.discriminate.measure import build_scorers, milliseconds_per_pair
+    from verl_uae.bench.discriminate.worlds import draw_scenes
     from verl_uae.scenes.render import render_float
 
     images = render_float(draw_scenes(8, args.seed))

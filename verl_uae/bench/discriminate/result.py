@@ -1,34 +1,161 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The result file, and its tables as Markdown."""
+"""What a term's values say, as a file and as tables: orderings that are right, and how far apart they lie.
+
+Values are higher for better pictures. A pair is right if the lighter damage has the higher value; a tie counts half.
+
+Shape legend: N pictures, D versions of a picture (itself first), P pairs.
+"""
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from verl_uae.bench.bootstrap import LEVEL, RESAMPLES
-from verl_uae.bench.discriminate.accuracy import MILD, TIE, summary
+from verl_uae.bench.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
 from verl_uae.bench.discriminate.worlds import World
-from verl_uae.bench.unified import versions
-from verl_uae.errors import ConfigError, DataError
-from verl_uae.files import write_json
+from verl_uae.bench.results import NOTHING, markdown_table, number, read_result, versions
+from verl_uae.errors import ConfigError
 from verl_uae.reward import TermSpec
 
 BENCHMARK, FORMAT = "reward discrimination", 1
-NOTHING = "–"
 DIGITS = 6
 
+#: Values as close as this, relative to the larger one, are a tie: rounding of fp32 must not decide a pair.
+TIE = 1e-6
 
-def result(
+#: Nuisances whose lightest level counts as mild in the comparison across kinds.
+MILD = ("blur", "hue")
+
+LevelPair = tuple[int, int]
+"""Places along D: lighter damage, heavier damage."""
+
+
+def level_pairs(columns: Sequence[int]) -> list[LevelPair]:
+    """(lighter, heavier) for every two levels of a kind."""
+    return list(itertools.combinations(columns, 2))
+
+
+def across_pairs(world: World, semantic: str, nuisances: Sequence[str] = MILD, level: int = 0) -> list[LevelPair]:
+    """(level of a nuisance, level of a semantic kind that counts), by default the lightest level of the mild ones."""
+    columns = world.columns()
+    kind = next(kind for kind in world.kinds if kind.name == semantic)
+    return [(columns[name][level], column) for name in nuisances for column in columns[semantic][kind.counted_from :]]
+
+
+def pair_scores(values_ND: np.ndarray, pairs: Sequence[LevelPair]) -> np.ndarray:
+    """Share (N) of the pairs that are right for a picture; NaN where one of its values is missing."""
+    better_NP = values_ND[:, [first for first, _ in pairs]]
+    worse_NP = values_ND[:, [second for _, second in pairs]]
+    gap_NP = better_NP - worse_NP
+    tied_NP = np.abs(gap_NP) <= TIE * np.maximum(np.abs(better_NP), np.abs(worse_NP))
+    right_NP = np.where(tied_NP, 0.5, (gap_NP > 0).astype(np.float64))
+    return np.where(np.isnan(gap_NP), np.nan, right_NP).mean(axis=1)
+
+
+def accuracy(
+    values_ND: np.ndarray, pairs: Sequence[LevelPair], seed: int, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Mean over pictures, 95% bootstrap interval over pictures, numbers of pairs and of pictures that count."""
+    scores_N = pair_scores(values_ND, pairs)
+    return _estimate(scores_N, seed, resamples) | {"pairs": len(pairs)}
+
+
+def mean_accuracy(
+    values_ND: np.ndarray, groups: Sequence[Sequence[LevelPair]], seed: int, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Mean over groups of pairs, each of equal weight, with its interval."""
+    scores_NG = np.stack([pair_scores(values_ND, pairs) for pairs in groups], axis=1)
+    return _estimate(scores_NG.mean(axis=1), seed, resamples) | {"pairs": sum(len(pairs) for pairs in groups)}
+
+
+def useful_range(
+    values_ND: np.ndarray, damaged: Sequence[int], other: int, seed: int, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """How far the picture itself lies above another picture, in units of the spread within a level.
+
+    d' = mean(itself - other) / s, with s the root of the mean over levels of the variance over pictures.
+
+    Args:
+        values_ND: values.
+        damaged: columns of the levels.
+        other: column of the other picture.
+        seed, resamples: of the bootstrap over pictures.
+    """
+    usable_ND = values_ND[~np.isnan(values_ND).any(axis=1)]
+    if len(usable_ND) < 2:
+        return {"d_prime": None, "interval": None, "pictures": len(usable_ND)}
+    centred_ND = usable_ND - usable_ND.mean(axis=0)
+    gap_R = resampled_means(usable_ND[:, :1] - usable_ND[:, other : other + 1], seed, resamples)[:, 0]
+    variance_R = np.zeros(resamples)
+    for column in damaged:
+        # The same rows are drawn in every call.
+        moments_R2 = resampled_means(
+            np.stack([centred_ND[:, column], centred_ND[:, column] ** 2], axis=1), seed, resamples
+        )
+        variance_R += (moments_R2[:, 1] - moments_R2[:, 0] ** 2) / len(damaged)
+    spread = float(np.sqrt(usable_ND[:, list(damaged)].var(axis=0).mean()))
+    gap = float((usable_ND[:, 0] - usable_ND[:, other]).mean())
+    flat = spread == 0.0 or (variance_R <= 0.0).any()
+    return {
+        "d_prime": None if spread == 0.0 else gap / spread,
+        "interval": None if flat else interval(gap_R / np.sqrt(variance_R)),
+        "identical": float(usable_ND[:, 0].mean()),
+        "other": float(usable_ND[:, other].mean()),
+        "spread": spread,
+        "pictures": len(usable_ND),
+    }
+
+
+def summary(world: World, values_ND: np.ndarray, seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Everything that is said about one term in one world."""
+    columns = world.columns()
+    within = {kind.name: level_pairs(columns[kind.name]) for kind in world.kinds}
+    semantic = [kind.name for kind in world.kinds if kind.semantic]
+    nuisance = [kind.name for kind in world.kinds if not kind.semantic]
+    across = {name: across_pairs(world, name) for name in semantic}
+    each_level = {
+        name: [[across_pairs(world, kind, [name], level) for kind in semantic] for level in range(len(columns[name]))]
+        for name in nuisance
+    }
+    damaged = [column for found in columns.values() for column in found]
+    return {
+        "ordering": {name: accuracy(values_ND, pairs, seed, resamples) for name, pairs in within.items()},
+        "ordering_semantic": mean_accuracy(values_ND, [within[name] for name in semantic], seed, resamples),
+        "ordering_nuisance": mean_accuracy(values_ND, [within[name] for name in nuisance], seed, resamples),
+        "semantic_below_mild": {name: accuracy(values_ND, pairs, seed, resamples) for name, pairs in across.items()},
+        "semantic_below_mild_all": mean_accuracy(values_ND, list(across.values()), seed, resamples),
+        "semantic_below_nuisance": {
+            name: [mean_accuracy(values_ND, groups, seed, resamples) for groups in levels]
+            for name, levels in each_level.items()
+        },
+        "range": useful_range(values_ND, damaged, columns["replaced"][-1], seed, resamples),
+        "means": {name: _column_means(values_ND[:, found]) for name, found in columns.items()},
+    }
+
+
+def _estimate(scores_N: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
+    usable_N = scores_N[~np.isnan(scores_N)]
+    if len(usable_N) == 0:
+        return {"mean": None, "interval": None, "pictures": 0}
+    samples_R = resampled_means(usable_N[:, None], seed, resamples)[:, 0]
+    return {"mean": float(usable_N.mean()), "interval": interval(samples_R), "pictures": len(usable_N)}
+
+
+def _column_means(values_NL: np.ndarray) -> list[float | None]:
+    usable_NL = values_NL[~np.isnan(values_NL).any(axis=1)]
+    return [float(value) for value in usable_NL.mean(axis=0)] if len(usable_NL) else [None] * values_NL.shape[1]
+
+
+def discrimination_result(
     worlds: Mapping[str, tuple[World, Mapping[str, np.ndarray]]],
     specs: Sequence[TermSpec],
     missing: Sequence[str],
@@ -44,7 +171,7 @@ def result(
         worlds: by name, the world and the values (N, D) of every term.
         specs: the terms.
         missing: names of terms that were not measured.
-        speed: by side in pixels, see :func:`verl_uae.bench.discriminate.speed.milliseconds_per_pair`.
+        speed: by side in pixels, see :func:`verl_uae.bench.discriminate.measure.milliseconds_per_pair`.
         seed: of damage and bootstrap.
         command: the command line.
         commit: see :func:`checkout_commit`.
@@ -107,100 +234,79 @@ def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def write_result(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the result."""
-    write_json(path, content)
-
-
-def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what :func:`write_result` wrote.
+def read_discrimination(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A file of :func:`discrimination_result`.
 
     Raises:
-        DataError: it is not a result of this version.
+        DataError: it is another file.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(path, None, f"cannot be read: {error}") from error
-    if not isinstance(content, dict) or (content.get("benchmark"), content.get("format")) != (BENCHMARK, FORMAT):
-        raise DataError(path, None, f"is not a result of {BENCHMARK!r} by this version")
-    return content
+    return read_result(path, BENCHMARK, FORMAT)
 
 
-def render(content: Mapping[str, Any]) -> str:
+def discrimination_tables(content: Mapping[str, Any]) -> str:
     """All tables, as Markdown; bounds of intervals in brackets."""
     parts = []
     for name, world in content["worlds"].items():
-        parts += [f"**Orderings within a kind, {_what(name, world)}**", "", *_ordering(world), ""]
-        parts += [f"**Semantic damage below nuisance, {_what(name, world)}**", "", *_across(world), ""]
-        parts += [f"**Range, {_what(name, world)}**", "", *_range(world), ""]
+        what = f"{len(world['pictures'])} {name} at {world['side']} pixels"
+        parts += [f"**Orderings within a kind, {what}**", "", *_ordering(world), ""]
+        parts += [f"**Semantic damage below nuisance, {what}**", "", *_across(world), ""]
+        parts += [f"**Range, {what}**", "", *_range(world), ""]
     if content["speed"]:
         parts += ["**Processor time, milliseconds per pair**", "", *_speed(content["speed"]), ""]
     return "\n".join(parts)
 
 
-def _what(name: str, world: Mapping[str, Any]) -> str:
-    return f"{len(world['pictures'])} {name} at {world['side']} pixels"
-
-
-def _ordering(world: Mapping[str, Any]) -> Iterable[str]:
+def _ordering(world: Mapping[str, Any]) -> list[str]:
     kinds = [kind["name"] for kind in world["kinds"]]
     semantic = sum(kind["semantic"] for kind in world["kinds"])
-    head = [*kinds[:semantic], "mean, semantic", *kinds[semantic:], "mean, nuisance"]
-    yield from _head(["term", *head])
+    rows = []
     for label, found in world["terms"].items():
         each = [_share(found["ordering"][kind]) for kind in kinds]
         means = [_with_interval(found[f"ordering_{part}"]) for part in ("semantic", "nuisance")]
-        yield _line([f"`{label}`", *each[:semantic], means[0], *each[semantic:], means[1]])
+        rows.append([f"`{label}`", *each[:semantic], means[0], *each[semantic:], means[1]])
+    head = ["term", *kinds[:semantic], "mean, semantic", *kinds[semantic:], "mean, nuisance"]
+    return markdown_table(head, rows)
 
 
-def _across(world: Mapping[str, Any]) -> Iterable[str]:
+def _across(world: Mapping[str, Any]) -> list[str]:
     semantic = [kind["name"] for kind in world["kinds"] if kind["semantic"]]
     nuisance = [kind["name"] for kind in world["kinds"] if not kind["semantic"]]
-    yield from _head(["term", *semantic, "mean", *(f"{name} 1 2 3 4" for name in nuisance)])
+    rows = []
     for label, found in world["terms"].items():
         each = [_share(found["semantic_below_mild"][kind]) for kind in semantic]
         levels = [" ".join(_share(entry) for entry in found["semantic_below_nuisance"][kind]) for kind in nuisance]
-        yield _line([f"`{label}`", *each, _with_interval(found["semantic_below_mild_all"]), *levels])
+        rows.append([f"`{label}`", *each, _with_interval(found["semantic_below_mild_all"]), *levels])
+    return markdown_table(["term", *semantic, "mean", *(f"{name} 1 2 3 4" for name in nuisance)], rows)
 
 
-def _range(world: Mapping[str, Any]) -> Iterable[str]:
-    yield from _head(["term", "itself", "another picture", "spread within a level", "d'"])
+def _range(world: Mapping[str, Any]) -> list[str]:
+    rows = []
     for label, found in world["terms"].items():
         spread = found["range"]
-        numbers = [_number(spread.get(name)) for name in ("identical", "other", "spread")]
         bounds = spread["interval"]
-        d_prime = NOTHING if spread["d_prime"] is None else f"{spread['d_prime']:.1f}"
-        yield _line([f"`{label}`", *numbers, d_prime + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")])
+        d_prime = number(spread["d_prime"], ".1f") + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
+        numbers = [number(spread.get(name), ".3f") for name in ("identical", "other", "spread")]
+        rows.append([f"`{label}`", *numbers, d_prime])
+    return markdown_table(["term", "itself", "another picture", "spread within a level", "d'"], rows)
 
 
-def _speed(speed: Mapping[str, Any]) -> Iterable[str]:
+def _speed(speed: Mapping[str, Any]) -> list[str]:
     sides = list(speed)
-    yield from _head(["term", *(f"{side} px, {speed[side]['batch_size']} pairs a call" for side in sides)])
-    for label in speed[sides[0]]["terms"]:
-        yield _line([f"`{label}`", *(f"{speed[side]['terms'][label]['median']:.3g}" for side in sides)])
-
-
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), _line(["---", *["---:"] * (len(cells) - 1)])]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    rows = [
+        [f"`{label}`", *(f"{speed[side]['terms'][label]['median']:.3g}" for side in sides)]
+        for label in speed[sides[0]]["terms"]
+    ]
+    return markdown_table(["term", *(f"{side} px, {speed[side]['batch_size']} pairs a call" for side in sides)], rows)
 
 
 def _share(found: Mapping[str, Any]) -> str:
-    return NOTHING if found["mean"] is None else f"{found['mean']:.2f}"
+    return number(found["mean"])
 
 
 def _with_interval(found: Mapping[str, Any]) -> str:
     if found["mean"] is None:
         return NOTHING
     return f"{found['mean']:.3f} [{found['interval'][0]:.3f}, {found['interval'][1]:.3f}]"
-
-
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
 
 
 def _rounded(value: Any) -> Any:

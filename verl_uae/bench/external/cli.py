@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from verl_uae.bench.external import BENCHES
 from verl_uae.errors import ConfigError
-from verl_uae.paths import argument_path, existing_file, existing_folder, existing_place, named_path
+from verl_uae.paths import argument_path, existing_file, existing_folder, existing_place
 from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
-
-BENCHES = ("geneval", "genevalpp", "dpg")
 
 
 def add_parsers(commands: Any) -> None:
@@ -106,21 +105,20 @@ def _read(args: argparse.Namespace) -> int:
         existing_folder(args.drawn, "--drawn")
     if args.prompts is not None:
         existing_place(args.prompts, "--prompts")
-    from verl_uae.bench.external.result import as_result
-    from verl_uae.bench.external.table import render
-    from verl_uae.bench.unified import write_result
+    from verl_uae.bench.external.result import scores_result, scores_tables
+    from verl_uae.files import write_json
 
     expected = _expected(args)
     finding, files = _finding(args, expected)
-    content = as_result(finding, expected, files, args.seed)
+    content = scores_result(finding, expected, files, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_result(args.out, content)
-    print(render({args.out.stem: content}), end="")
+    write_json(args.out, content)
+    print(scores_tables({args.out.stem: content}), end="")
     return 0 if content["complete"] else 1
 
 
 def _expected(args: argparse.Namespace) -> Any:
-    from verl_uae.bench.external.expected import expected_of_drawn, expected_of_source
+    from verl_uae.bench.external.result import expected_of_drawn, expected_of_source
 
     if (args.drawn is None) == (args.prompts is None):
         raise ConfigError("--drawn", "give either --drawn or --prompts")
@@ -140,31 +138,22 @@ def _expected(args: argparse.Namespace) -> Any:
 
 def _finding(args: argparse.Namespace, expected: Any) -> tuple[Any, list[Path]]:
     """What the reader found, and the files it read."""
-    if args.benchmark == "geneval":
-        from verl_uae.bench.external.geneval import read_geneval
+    if args.benchmark == "dpg":
+        from verl_uae.bench.external.dpg import detail_of, read_dpg
 
-        return read_geneval(args.results, expected, args.seed), [args.results]
-    if args.benchmark == "genevalpp":
-        from verl_uae.bench.external.genevalpp import read_genevalpp
+        extra = [] if args.questions is None else [detail_of(args.results), args.questions]
+        return read_dpg(args.results, expected, args.seed, args.questions), [args.results, *extra]
+    from verl_uae.bench.external.geneval import read_geneval, read_genevalpp
 
-        return read_genevalpp(args.results, expected, args.seed), [args.results]
-    from verl_uae.bench.external.dpg import detail_of, read_dpg
-
-    found = read_dpg(args.results, expected, args.seed, args.questions)
-    extra = [] if args.questions is None else [detail_of(args.results), args.questions]
-    return found, [args.results, *extra]
+    read = read_geneval if args.benchmark == "geneval" else read_genevalpp
+    return read(args.results, expected, args.seed), [args.results]
 
 
 def _scores(args: argparse.Namespace) -> int:
-    results: dict[str, Path] = {}
-    for text in args.results:
-        name, path = named_path(text)
-        label = name or path.stem
-        if label in results:
-            raise ConfigError("results", f"two are named {label!r}; name them with NAME=FILE")
-        results[label] = existing_file(path)
-    from verl_uae.bench.external.result import read_result
-    from verl_uae.bench.external.table import render
+    from verl_uae.bench.results import named_files
 
-    print(render({label: read_result(path) for label, path in results.items()}), end="")
+    files = named_files(args.results)
+    from verl_uae.bench.external.result import read_scores, scores_tables
+
+    print(scores_tables({name: read_scores(path) for name, path in files.items()}), end="")
     return 0

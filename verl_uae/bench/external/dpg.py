@@ -1,8 +1,9 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Results of DPG-Bench: the ``*_results.txt`` of ``dpg_bench/compute_dpg_bench.py``, and its answers beside it.
+"""Results of DPG-Bench: the ``*_results.txt`` of ``dpg_bench/compute_dpg_bench.py``, its answers, and their questions.
 
-Source: https://github.com/TencentQQGYLab/ELLA, commit 3c228f1. ``X.txt`` has a line ``path, scores of samples, mean``
+Source: https://github.com/TencentQQGYLab/ELLA, commit 3c228f1. ``dpg_bench.csv`` has one question per line, each with
+the questions it depends on. ``X.txt`` has a line ``path, scores of samples, mean``
 for each prompt and then the summary; ``X_detail.txt`` has a line ``path, crop, question, answer`` for each question.
 Three faults of that scorer are not repeated here, and are named in the notes of a result:
 
@@ -14,16 +15,18 @@ Three faults of that scorer are not repeated here, and are named in the notes of
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from verl_uae.bench.bootstrap import interval
-from verl_uae.bench.external.expected import Expected
-from verl_uae.bench.external.questions import Item, read_questions
-from verl_uae.bench.external.result import Category, Finding, read_text
+from verl_uae.bench.external.result import Category, Expected, Finding
+from verl_uae.bench.results import read_text
 from verl_uae.errors import DataError
 
 RULE = "mean over prompts of the mean over samples of the share of questions answered yes, parents included"
@@ -36,6 +39,89 @@ _SUMMARY = re.compile(r"Model: ")
 
 #: Answers by prompt and sample, in the order of the questions: question and answer as one text.
 Answers = dict[str, dict[int, list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class DPGQuestion:
+    """One question about a picture."""
+
+    number: int
+    text: str
+    category: str
+    """First level: entity, attribute, relation, global, other."""
+    parents: tuple[int, ...]
+    """Numbers of questions without whose yes a yes does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class DPGQuestions:
+    """The questions of one prompt, in order."""
+
+    questions: tuple[DPGQuestion, ...]
+
+    @property
+    def categories(self) -> list[str]:
+        """Of each question."""
+        return [question.category for question in self.questions]
+
+    def match(self, lines: Sequence[str]) -> tuple[DPGQuestions | None, list[bool]]:
+        """The questions that were posed, and whether each was answered yes.
+
+        Args:
+            lines: ``question, answer`` in the order posed. The first question of the whole file is not posed by the
+                scorer as published, so lines that begin with the second are accepted.
+
+        Returns:
+            (None, []) where the lines are not about these questions.
+        """
+        for posed in (self.questions, self.questions[1:]):
+            if len(posed) == len(lines) > 0 and all(
+                line.startswith(f"{question.text}, ") for question, line in zip(posed, lines, strict=True)
+            ):
+                answers = [line[len(question.text) + 2 :] for question, line in zip(posed, lines, strict=True)]
+                return DPGQuestions(posed), [answer == "yes" for answer in answers]
+        return None, []
+
+    def score(self, yes: Sequence[bool]) -> float:
+        """Share of questions answered yes, where a question with a failed parent has failed itself.
+
+        A question that is not there fails nothing. Questions come in order: a parent that failed for its own parent
+        fails its children if it comes before them.
+        """
+        passed: dict[int, bool] = {
+            question.number: answer for question, answer in zip(self.questions, yes, strict=True)
+        }
+        for question in self.questions:
+            passed[question.number] &= all(passed.get(parent, True) for parent in question.parents)
+        return sum(passed.values()) / len(passed)
+
+
+def read_questions(path: str | os.PathLike[str]) -> dict[str, DPGQuestions]:
+    """Read ``dpg_bench.csv``.
+
+    Returns:
+        Items by ``item_id``, which is the stem of the prompt's file.
+
+    Raises:
+        DataError: a line has no item, number, question, category or dependency.
+    """
+    found: dict[str, list[DPGQuestion]] = {}
+    try:
+        with open(Path(path), encoding="utf-8-sig", newline="") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(Path(path), None, f"cannot be read: {error}") from error
+    for row, line in enumerate(lines):
+        try:
+            parents = tuple(int(text) for text in line["dependency"].split(",") if int(text) != 0)
+            category = line["tuple"].split("(")[0].split("-")[0].strip()
+            question = DPGQuestion(int(line["proposition_id"]), line["question_natural_language"], category, parents)
+            found.setdefault(line["item_id"], []).append(question)
+        except (KeyError, ValueError, AttributeError, TypeError) as error:
+            raise DataError(Path(path), row, f"is no question of DPG-Bench: {error!r}") from error
+    if not found:
+        raise DataError(Path(path), None, "has no questions")
+    return {key: DPGQuestions(tuple(questions)) for key, questions in found.items()}
 
 
 def read_dpg(
@@ -159,7 +245,7 @@ def _answers(path: Path, expected: Expected) -> Answers:
 
 
 def _categories(
-    items: dict[str, Item], answers: Answers, scores: dict[str, list[float]], expected: Expected, path: Path
+    items: dict[str, DPGQuestions], answers: Answers, scores: dict[str, list[float]], expected: Expected, path: Path
 ) -> dict[str, Category]:
     """Share of yes per category over all samples; an answer counts as it is, whatever its parents say."""
     asked = {key: items[key] for key in expected.prompts if key in items}

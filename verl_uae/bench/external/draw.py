@@ -9,22 +9,30 @@ runs, and drawn anew. Several processes may share the work (`Shard`).
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from verl_uae.bench.draw import DrawSettings, describe_settings, settings_digest
-from verl_uae.bench.external.layout import JPEG, LAYOUTS, Layout, Picture, grid
-from verl_uae.bench.external.prompts import Prompt, PromptSet
+from verl_uae.bench.draw import DrawSettings, Painter, describe_settings, draw_one, png, settings_digest
+from verl_uae.bench.external.prompts import (
+    JPEG,
+    LAYOUTS,
+    BenchPrompt,
+    PictureFile,
+    PromptSet,
+    ScorerLayout,
+    grid,
+)
 from verl_uae.errors import ConfigError
-from verl_uae.files import append_line, published, sha256_of, write_bytes, write_json, write_text
+from verl_uae.files import write_bytes, write_json, write_text
 from verl_uae.pipeline.pipeline import UAEPipeline
 from verl_uae.seeding import generator
 
@@ -107,12 +115,23 @@ def draw_prompts(
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     _write_manifest(out, prompts, layout, described, pictures)
     own = prompts.prompts[shard.index :: shard.count]
-    painter = _Painter(pipe, settings, out, layout, resolution, settings_digest(described), shard)
     if shard.index == 0:
         wanted = {picture.file for files in pictures.values() for picture in files}
         wanted |= {f"{key}/metadata.jsonl" for key in pictures} | {f"{key}/grid.png" for key in pictures if with_grid}
         _delete_others(out / IMAGES, layout, wanted)
-    painter.forget_others([picture for prompt in own for picture in pictures[prompt.key]])
+    painter = Painter(
+        out / IMAGES,
+        out / shard.records,
+        settings_digest(described),
+        # Those of every shard: the number of processes may be another than before.
+        earlier=out.glob("records*.jsonl"),
+        wanted=[_wanted(picture) for prompt in own for picture in pictures[prompt.key]],
+    )
+
+    def draw(picture: PictureFile) -> tuple[bytes, dict[str, Any]]:
+        drawn = [_sample(pipe, settings.seed, picture.prompt, sample, resolution) for sample in picture.samples]
+        return layout.encode([image for image, _ in drawn]), {"truncated": drawn[0][1]}
+
     drawn, total = DrawnPrompts(out / IMAGES), sum(len(pictures[prompt.key]) for prompt in own)
     for prompt in own:
         for name, text in layout.texts(prompt).items():
@@ -120,7 +139,7 @@ def draw_prompts(
             write_text(out / IMAGES / name, text)
         fresh = False
         for picture in pictures[prompt.key]:
-            record, kept = painter.draw(picture)
+            record, kept = painter.paint(_wanted(picture), functools.partial(draw, picture))
             drawn.pictures, drawn.kept, fresh = drawn.pictures + 1, drawn.kept + kept, fresh or not kept
             drawn.truncated += record["truncated"]
             if on_picture is not None:
@@ -128,6 +147,26 @@ def draw_prompts(
         if with_grid:
             _write_grid(out / IMAGES / prompt.key / "grid.png", pictures[prompt.key], out / IMAGES, fresh)
     return drawn
+
+
+def _wanted(picture: PictureFile) -> dict[str, Any]:
+    return {
+        "file": picture.file,
+        "prompt": picture.prompt.text,
+        "drawn_prompt": picture.prompt.drawn,
+        "occurrence": picture.prompt.occurrence,
+        "samples": list(picture.samples),
+    }
+
+
+def _sample(
+    pipe: UAEPipeline, seed: int, prompt: BenchPrompt, sample: int, resolution: int | None
+) -> tuple[Image.Image, bool]:
+    digest = sha256(prompt.text.encode()).hexdigest()
+    image, truncated = draw_one(pipe, prompt.drawn, generator(seed, NOISE, digest, prompt.occurrence, sample))
+    if resolution is not None and image.size != (resolution, resolution):
+        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return image, truncated
 
 
 def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -143,14 +182,14 @@ def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError("--drawn", f"{path} cannot be read: {error}") from error
 
 
-def _described(pipe: UAEPipeline, settings: DrawSettings, layout: Layout, resolution: int) -> dict[str, Any]:
+def _described(pipe: UAEPipeline, settings: DrawSettings, layout: ScorerLayout, resolution: int) -> dict[str, Any]:
     described = describe_settings(pipe, settings, given=True)
     del described["captions"]
     picture = {"format": "JPEG", **JPEG} if layout.bench == "genevalpp" else {"format": "PNG"}
     return {**described, "resolution": resolution, "picture": picture}
 
 
-def _check_out(out: Path, layout: Layout) -> None:
+def _check_out(out: Path, layout: ScorerLayout) -> None:
     images = out / IMAGES
     if not images.is_dir() or not any(images.iterdir()):
         return
@@ -164,9 +203,9 @@ def _check_out(out: Path, layout: Layout) -> None:
 def _write_manifest(
     out: Path,
     prompts: PromptSet,
-    layout: Layout,
+    layout: ScorerLayout,
     described: Mapping[str, Any],
-    pictures: Mapping[str, list[Picture]],
+    pictures: Mapping[str, list[PictureFile]],
 ) -> None:
     samples = sum(len(picture.samples) for picture in next(iter(pictures.values())))
     command = layout.command.format(
@@ -197,7 +236,7 @@ def _write_manifest(
     write_text(out / PROMPTS, "".join(f"{json.dumps(line)}\n" for line in lines))
 
 
-def _delete_others(images: Path, layout: Layout, wanted: set[str]) -> None:
+def _delete_others(images: Path, layout: ScorerLayout, wanted: set[str]) -> None:
     """Delete what the scorer would read besides this set: it takes every file it finds."""
     folders = {parent.as_posix() for name in wanted for parent in Path(name).parents}
     for path in sorted(images.rglob("*"), reverse=True):
@@ -208,97 +247,10 @@ def _delete_others(images: Path, layout: Layout, wanted: set[str]) -> None:
             path.rmdir()
 
 
-def _write_grid(path: Path, pictures: Iterable[Picture], images: Path, fresh: bool) -> None:
+def _write_grid(path: Path, pictures: Iterable[PictureFile], images: Path, fresh: bool) -> None:
     if fresh or not path.is_file():
         samples = []
         for picture in pictures:
             with Image.open(images / picture.file) as sample:
                 samples.append(sample.convert("RGB"))
-        with published(path, sync=False) as (temporary,):
-            grid(samples).save(temporary, "PNG")
-
-
-class _Painter:
-    """Draws one picture at a time and keeps the record."""
-
-    def __init__(
-        self,
-        pipe: UAEPipeline,
-        settings: DrawSettings,
-        out: Path,
-        layout: Layout,
-        resolution: int | None,
-        digest: str,
-        shard: Shard,
-    ) -> None:
-        self.pipe, self.settings, self.layout, self.resolution = pipe, settings, layout, resolution
-        self.out, self.digest, self.path = out, digest, out / shard.records
-        self.records: dict[str, dict[str, Any]] = {}
-
-    def forget_others(self, pictures: Iterable[Picture]) -> None:
-        """Find the records of ``pictures`` in the files of all shards; delete those pictures that have none."""
-        known = _read_records(self.out)
-        for picture in pictures:
-            for record in known.get(picture.file, []):
-                if self._wanted(picture).items() <= record.items() and self._is_as_written(record):
-                    self.records[picture.file] = record
-            if picture.file not in self.records:
-                (self.out / IMAGES / picture.file).unlink(missing_ok=True)
-        # ASCII: a prompt may hold a character that Python counts as the end of a line.
-        write_text(self.path, "".join(f"{json.dumps(record)}\n" for record in self.records.values()))
-
-    def _wanted(self, picture: Picture) -> dict[str, Any]:
-        return {
-            "file": picture.file,
-            "prompt": picture.prompt.text,
-            "drawn_prompt": picture.prompt.drawn,
-            "occurrence": picture.prompt.occurrence,
-            "samples": list(picture.samples),
-            "settings": self.digest,
-        }
-
-    def _is_as_written(self, record: Mapping[str, Any]) -> bool:
-        path = self.out / IMAGES / record["file"]
-        return path.is_file() and sha256_of(path) == record.get("picture_sha256")
-
-    def draw(self, picture: Picture) -> tuple[dict[str, Any], bool]:
-        """The record of a picture, and whether it was there already."""
-        known = self.records.get(picture.file)
-        if known is not None:
-            return known, True
-        drawn = [self._sample(picture.prompt, sample) for sample in picture.samples]
-        encoded = self.layout.encode([image for image, _ in drawn])
-        path = self.out / IMAGES / picture.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not beside the pictures, where a scorer might take it for one.
-        write_bytes(path, encoded, beside=self.path)
-        record = self._wanted(picture) | {
-            "truncated": drawn[0][1],
-            "picture_sha256": hashlib.sha256(encoded).hexdigest(),
-        }
-        self.records[picture.file] = record
-        append_line(self.path, json.dumps(record))
-        return record, False
-
-    def _sample(self, prompt: Prompt, sample: int) -> tuple[Image.Image, bool]:
-        digest = hashlib.sha256(prompt.text.encode()).hexdigest()
-        source = generator(self.settings.seed, NOISE, digest, prompt.occurrence, sample)
-        output = self.pipe.generate(prompt.drawn, generator=source)
-        image: Image.Image = output.images[0]
-        if self.resolution is not None and image.size != (self.resolution, self.resolution):
-            image = image.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
-        return image, bool(output.truncated[0])
-
-
-def _read_records(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Records of every earlier run and shard by file; a line that a kill cut short is left out."""
-    records: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(out.glob("records*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and isinstance(entry.get("file"), str):
-                records.setdefault(entry["file"], []).append(entry)
-    return records
+        write_bytes(path, png(grid(samples)), beside=images)

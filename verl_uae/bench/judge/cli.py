@@ -15,11 +15,10 @@ from verl_uae.errors import ConfigError
 from verl_uae.paths import argument_path, existing_folder, existing_place, named_path
 
 if TYPE_CHECKING:
-    from verl_uae.bench.judge.client import Limits
     from verl_uae.bench.judge.contest import Contest
     from verl_uae.bench.judge.judges import Judge
-    from verl_uae.bench.judge.prompt import Prompt
-    from verl_uae.bench.judge.protocol import Judged
+    from verl_uae.bench.judge.protocol import AnswerCache, Judged
+    from verl_uae.bench.judge.question import JudgePrompt
 
 RESULT, REPORT, ANSWERS = "judge.json", "judge.html", "answers.jsonl"
 
@@ -56,9 +55,10 @@ def _judge(args: argparse.Namespace) -> int:
     existing_folder(args.images, "images")
     for candidate in (args.first, args.second):
         existing_place(named_path(candidate)[1])
-    from verl_uae.bench.judge.cache import AnswerCache
+    from verl_uae.bench.judge.client import Limits
     from verl_uae.bench.judge.contest import read_contest
-    from verl_uae.bench.judge.prompt import load_prompt
+    from verl_uae.bench.judge.protocol import AnswerCache, judge_contest
+    from verl_uae.bench.judge.question import load_prompt
 
     _check(args)
     judges, prompt = _judges(args), load_prompt(args.prompt, args.mode)
@@ -72,7 +72,19 @@ def _judge(args: argparse.Namespace) -> int:
         for judge in judges:
             # Before the first request of any judge is paid for.
             judge.token()
-        judged = asyncio.run(_run(args, contest, judges, prompt, cache))
+        judged = asyncio.run(
+            judge_contest(
+                contest,
+                judges,
+                prompt,
+                cache,
+                limits=Limits(timeout=args.timeout, retries=args.retries, max_wait=args.max_wait),
+                max_requests=args.max_requests,
+                concurrency=args.concurrency,
+                side=args.side,
+                on_progress=_progress,
+            )
+        )
     return _write(args, judged, prompt)
 
 
@@ -95,59 +107,40 @@ def _judges(args: argparse.Namespace) -> list[Judge]:
     return with_tokens(unique(judges), args.token_env)
 
 
-def _limits(args: argparse.Namespace) -> Limits:
-    from verl_uae.bench.judge.client import Limits
-
-    return Limits(timeout=args.timeout, retries=args.retries, max_wait=args.max_wait)
-
-
-def _dry_run(args: argparse.Namespace, contest: Contest, judges: list[Judge], prompt: Prompt, cache: Any) -> int:
+def _dry_run(
+    args: argparse.Namespace, contest: Contest, judges: list[Judge], prompt: JudgePrompt, cache: AnswerCache
+) -> int:
     from verl_uae.bench.judge.protocol import count_requests
 
     wanted, known = count_requests(contest, judges, prompt, cache, args.side)
-    identical = sum(item.identical for item in contest.items)
-    print(f"{wanted} requests: {len(contest.items)} pictures, {identical} of them with identical candidates, 2 orders, "
-          f"{len(judges)} judges, {known} answers from before")  # fmt: skip
+    identical = sum(comparison.identical for comparison in contest.comparisons)
+    print(
+        f"{wanted} requests: {len(contest.comparisons)} pictures, {identical} of them with identical candidates, "
+        f"2 orders, {len(judges)} judges, {known} answers from before"
+    )
     print(f"at most {wanted * (args.retries + 1)} with all further tries")
     for failure in contest.failures[:20]:
         print(f"  {failure.what}: {failure.reason}")
     return 0
 
 
-async def _run(args: argparse.Namespace, contest: Contest, judges: list[Judge], prompt: Prompt, cache: Any) -> Judged:
-    from verl_uae.bench.judge.protocol import judge_contest
-
-    return await judge_contest(
-        contest,
-        judges,
-        prompt,
-        cache,
-        limits=_limits(args),
-        max_requests=args.max_requests,
-        concurrency=args.concurrency,
-        side=args.side,
-        on_progress=_progress,
-    )
-
-
 def _progress(done: int, count: int) -> None:
     print(f"judging: {done} of {count}", file=sys.stderr, flush=True)
 
 
-def _write(args: argparse.Namespace, judged: Judged, prompt: Prompt) -> int:
-    from verl_uae.bench.judge.report import write_report
-    from verl_uae.bench.judge.result import result
-    from verl_uae.bench.unified import write_result
+def _write(args: argparse.Namespace, judged: Judged, prompt: JudgePrompt) -> int:
+    from verl_uae.bench.judge.result import judge_result, write_report
+    from verl_uae.files import write_json
 
-    content = result(judged, prompt, side=args.side, seed=args.seed)
-    write_result(args.out / RESULT, content)
+    content = judge_result(judged, prompt, side=args.side, seed=args.seed)
+    write_json(args.out / RESULT, content)
     write_report(args.out / REPORT, content, judged)
     _say(content, args.out)
     return 0 if content["complete"] else 1
 
 
 def _say(content: Mapping[str, Any], out: Path) -> None:
-    from verl_uae.bench.judge.report import rate_text
+    from verl_uae.bench.judge.result import rate_text
 
     first, second = content["candidates"]["first"], content["candidates"]["second"]
     print(f"{first} against {second}, {content['mode']}")

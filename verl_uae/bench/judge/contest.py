@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verl_uae.bench.draw import CAPTIONS, PICTURES
-from verl_uae.bench.pairs import Failure, find_pairs, image_files, key_of
-from verl_uae.bench.unified import SECTION, read_result
+from verl_uae.bench.pairs import find_pairs, image_files, key_of
+from verl_uae.bench.results import Failure
+from verl_uae.bench.unified import SECTION, read_unified
 from verl_uae.data.captions import read_captions
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DecodeError
@@ -35,7 +36,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class Comparison:
     """One source picture and what both candidates made of it: captions, or pictures."""
 
     key: str
@@ -61,7 +62,7 @@ class Contest:
     names: tuple[str, str]
     """Of the candidates; judges never see them."""
     paths: tuple[str, str]
-    items: tuple[Item, ...]
+    comparisons: tuple[Comparison, ...]
     """In the order of the paths of the sources."""
     failures: tuple[Failure, ...]
     """Pictures that cannot be compared."""
@@ -103,13 +104,13 @@ def read_contest(images: str | os.PathLike[str], first: str, second: str, mode: 
             Failure(f"{name}: {failure.what}", failure.reason) for failure in missing if failure.what not in broken
         ]
         sides.append(contents)
-    items = [Item(key, picture, sides[0][key], sides[1][key]) for key, picture in pictures.items()
+    comparisons = [Comparison(key, picture, sides[0][key], sides[1][key]) for key, picture in pictures.items()
              if key in sides[0] and key in sides[1]]  # fmt: skip
-    if not items:
+    if not comparisons:
         why = f", for example {failures[0].what}: {failures[0].reason}" if failures else ""
         raise ConfigError("candidates", f"no picture of {images} has both{why}")
     paths = (str(named[0][1]), str(named[1][1]))
-    return Contest(mode, (named[0][0], named[1][0]), paths, tuple(items), tuple(failures), len(sources))
+    return Contest(mode, (named[0][0], named[1][0]), paths, tuple(comparisons), tuple(failures), len(sources))
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -139,7 +140,7 @@ def _captions(
     if path.is_dir():
         path = path / CAPTIONS
     if path.suffix == ".json":
-        entries = [entry for entry in read_result(path)[SECTION]["pairs"] if entry["caption"] is not None]
+        entries = [entry for entry in read_unified(path)[SECTION]["pairs"] if entry["caption"] is not None]
         captions = {entry["reference"]: entry["caption"] for entry in entries}
         digests = {entry["reference"]: entry["sha256"] for entry in entries}
     else:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from verl_uae.bench.bootstrap import RESAMPLES, interval, resampled_means
-from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, TIE, WIN, Outcome
-from verl_uae.bench.judge.verdict import A, B
+from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, TIE, WIN, JudgeOutcome
+from verl_uae.bench.judge.question import A, B
 
 
 def rate(numerator_N: Sequence[float], denominator_N: Sequence[float], seed: int, resamples: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def win_rates(kinds: Sequence[str], seed: int, resamples: int = RESAMPLES) -> di
     }
 
 
-def position_rates(outcomes: Sequence[Outcome], seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
+def position_rates(outcomes: Sequence[JudgeOutcome], seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
     """What the order does, over the pictures with both answers; answers "tie" count in no rate.
 
     Returns:
@@ -81,7 +81,7 @@ def position_rates(outcomes: Sequence[Outcome], seed: int, resamples: int = RESA
     }
 
 
-def mean_scores(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+def mean_scores(outcomes: Sequence[JudgeOutcome]) -> dict[str, dict[str, float]]:
     """Means of the judge's scores of 1 to 10 over the answers that have them, both orders, of pictures judged.
 
     Returns:

@@ -10,7 +10,6 @@ documents, which its overall score does not show (arXiv 2509.09666v5, tables 7 a
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_uae.bench.compare import NOTHING
+from verl_uae.bench.results import NOTHING, markdown_table, number, read_json, with_notes
 from verl_uae.errors import ConfigError, DataError
 
 #: A drop is beyond its limit if it is by more than the rounding of a difference.
@@ -88,32 +87,24 @@ def exceeded(changes: Sequence[Change], max_drop: float) -> list[Change]:
     return [change for change in changes if change.watched and change.drop > max_drop + _ROUNDING]
 
 
-def render(changes: Sequence[Change], max_drop: float) -> str:
+def guard_table(changes: Sequence[Change], max_drop: float) -> str:
     """A Markdown table, and a line for each watched metric beyond the limit."""
     head = ["task", "metric", "rows", "before", "after", "drop", "standard error", f"limit {max_drop:g}"]
-    lines = [_line(head), _line(["---", "---", *["---:"] * 5, "---"])]
     beyond = exceeded(changes, max_drop)
+    rows = []
     for change in changes:
         verdict = NOTHING if not change.watched else ("exceeded" if change in beyond else "kept")
-        error = NOTHING if change.standard_error is None else f"{change.standard_error:.2f}"
-        numbers = [f"{value:.2f}" for value in (change.before, change.after, change.drop)]
-        lines.append(_line([change.task, change.metric, str(change.count), *numbers, error, verdict]))
+        numbers = [number(value) for value in (change.before, change.after, change.drop, change.standard_error)]
+        rows.append([change.task, change.metric, str(change.count), *numbers, verdict])
     warnings = [
         f"* {change.task}:{change.metric} dropped by {change.drop:.2f} points, more than {max_drop:g}."
         for change in beyond
     ]
-    return "\n".join([*lines, *(["", *warnings] if warnings else [])]) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return with_notes(markdown_table(head, rows, words=(0, 1, 7)), warnings)
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(Path(path), None, f"cannot be read: {error}") from error
+    content = read_json(path)
     content = {"versions": {}, "higher_is_better": {}, "config": {}, **content} if isinstance(content, dict) else {}
     tables = [content.get(name) for name in ("results", "n-samples", "versions", "higher_is_better", "config")]
     for table in tables[:2]:

@@ -14,8 +14,7 @@ from typing import Any
 from lmms_eval.api.registry import register_model
 from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
 
-from verl_uae.bench.lmms.folder import captioner_folder
-from verl_uae.bench.lmms.plugin import MODEL
+from verl_uae.bench.lmms import MODEL, captioner_folder
 
 
 @register_model(MODEL)

@@ -1,0 +1,138 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the results of all benchmarks share: failures, the file, what it was made with, and its table in Markdown."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_uae import __version__
+from verl_uae.errors import ConfigError, DataError
+from verl_uae.paths import existing_file, named_path
+
+NOTHING = "–"
+"""In a table, where there is no number."""
+
+_PACKAGES = ("torch", "torchvision", "transformers", "diffusers", "pillow", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is missing from a result, and why."""
+
+    what: str
+    """A file, or the name of a backbone."""
+    reason: str
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that the numbers depend on."""
+    found = {"verl_uae": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A file of text.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(path, None, f"cannot be read: {error}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """A file of JSON.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(path, None, f"cannot be read: {error}") from error
+
+
+def read_result(
+    path: str | os.PathLike[str], benchmark: str, version: int, section: str | None = None
+) -> dict[str, Any]:
+    """A result that says of which benchmark and in which version of its form it is.
+
+    Args:
+        path: JSON.
+        benchmark: what ``benchmark`` must be.
+        version: what ``format`` must be.
+        section: key of the part that says so; None: the whole.
+
+    Raises:
+        DataError: it is another file.
+    """
+    content = read_json(path)
+    head = content.get(section) if section is not None and isinstance(content, dict) else content
+    if not isinstance(head, dict) or (head.get("benchmark"), head.get("format")) != (benchmark, version):
+        raise DataError(path, None, f"is not a result of {benchmark} by this version")
+    return dict(content)
+
+
+def named_files(texts: Iterable[str], unnamed: str = "") -> dict[str, Path]:
+    """Files of the command line, each ``NAME=FILE`` or ``FILE``, by name.
+
+    Args:
+        texts: as given. Without a name a file has that of its stem.
+        unnamed: name of a file that says nothing; such a one has the name of its folder.
+
+    Raises:
+        ConfigError: two have one name.
+        DataError: there is no such file.
+    """
+    files: dict[str, Path] = {}
+    for text in texts:
+        name, path = named_path(text)
+        name = name or (path.resolve().parent.name if path.name == unnamed else path.stem)
+        if name in files:
+            raise ConfigError("results", f"two are named {name!r}; name them with NAME=FILE")
+        files[name] = existing_file(path)
+    return files
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[int] = (0,)) -> list[str]:
+    """The lines of a table; columns are aligned right, but those of ``words`` left."""
+    rule = ["---" if place in words else "---:" for place in range(len(head))]
+    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)]
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """A number as the cell of a table."""
+    return NOTHING if value is None else format(value, form)
+
+
+def escaped(text: str) -> str:
+    """A text that is one cell of a table."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+
+
+def incomplete(name: str, failures: Sequence[Mapping[str, str]]) -> str:
+    """The note on a row of a table whose result lacks something."""
+    first, *others = failures
+    more = f", and {len(others)} more" if others else ""
+    return f"* {escaped(name)} is incomplete: {first['what']}: {escaped(first['reason'])}{more}."
+
+
+def with_notes(lines: Sequence[str], notes: Sequence[str]) -> str:
+    """Lines, and below them the notes if there are any."""
+    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"

@@ -1,0 +1,52 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""HTML pages from the templates beside this module: every value is escaped, and pictures are inside the page."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from PIL import Image
+
+
+def render_page(template: str, **values: Any) -> str:
+    """The page of a template in ``verl_uae/templates``, which may extend ``page.html``.
+
+    Raises:
+        jinja2.UndefinedError: the template asks for a value that is not there.
+    """
+    return _environment().get_template(template).render(values)
+
+
+def data_uri(image: Image.Image, side: int | None = None) -> str:
+    """A picture as a URI that holds it, as JPEG.
+
+    Args:
+        image: RGB.
+        side: longest side, pixels; larger pictures are made smaller in proportion.
+    """
+    if side is not None:
+        image = image.copy()
+        image.thumbnail((side, side))
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}"
+
+
+@functools.cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("verl_uae"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

@@ -273,10 +273,10 @@ def _required(home: Path) -> list[str]:
 def test_recipes_compose_and_validate(recipe: Path, compose: Any, home: Path) -> None:
     from verl_uae.config.validate import validate
 
-    config = compose(recipe.stem, _required(home), recipe.parent)
-    assert config.trainer.v1.trainer_mode == f"uae_{recipe.parents[1].name}"
-    given = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    assert config.trainer.experiment_name == given["trainer"]["experiment_name"] == recipe.stem
+    stage = recipe.parents[1].name
+    config = compose(recipe.stem, [*_required(home), f"++uae_home={home}"], recipe.parent)
+    assert config.trainer.v1.trainer_mode == f"uae_{stage}"
+    assert config.trainer.experiment_name == (f"scenes_{stage}" if recipe.stem == f"{stage}_scenes" else recipe.stem)
     validate(config)
 
 
@@ -296,7 +296,7 @@ def test_megatron_is_refused_for_the_decoder_and_possible_for_the_captioner_besi
 
     folder = ROOT / "recipes" / "uae" / "unified"
     block = re.search(
-        r"_1x8\.sh (model_engine=megatron .*?)\n```", (folder / "README.md").read_text("utf-8"), re.DOTALL
+        r"run\.sh unified (model_engine=megatron .*?)\n```", (folder / "README.md").read_text("utf-8"), re.DOTALL
     )
     assert block is not None
     overrides = block.group(1).replace("\\\n", " ").split()
@@ -334,7 +334,7 @@ def test_scripts_are_sound(script: Path) -> None:
     assert script.stat().st_mode & 0o111, f"{_name(script)} is not executable"
 
 
-def _run_script(script: Path, folder: Path, variables: dict[str, str]) -> tuple[int, list[list[str]]]:
+def _run_script(script: str, stage: str, folder: Path, variables: dict[str, str]) -> tuple[int, list[list[str]]]:
     """Run a script with stand-ins for the programs it starts; its exit code and the commands it gave."""
     folder.mkdir()
     record = folder / "commands"
@@ -343,83 +343,100 @@ def _run_script(script: Path, folder: Path, variables: dict[str, str]) -> tuple[
         program.write_text(f'#!/usr/bin/env bash\nprintf "%s\\0" "{name}" "$@" >>"{record}"\necho >>"{record}"\n')
         program.chmod(0o755)
     environment = {"PATH": f"{folder}:/usr/bin:/bin", "OUTPUT_DIR": str(folder / "out"), **variables}
-    command = ["bash", str(script), "trainer.total_training_steps=7"]
+    command = ["bash", str(ROOT / "recipes" / "uae" / script), stage, "trainer.total_training_steps=7"]
     code = subprocess.run(command, env=environment, capture_output=True, check=False).returncode
     lines = record.read_text(encoding="utf-8").split("\0\n") if record.exists() else []
     return code, [line.split("\0") for line in lines if line]
 
 
-@pytest.mark.parametrize("stage", ["g4u", "u4g", "unified"])
-@pytest.mark.parametrize(
-    ("script", "nodes"),
-    [("run_qwen2_5_vl_3b_sd35_large_1x8.sh", 1), ("run_qwen2_5_vl_3b_sd35_large_2nodes.sh", 2)],
-)
+STAGES = ("cold_start", "g4u", "pretrain", "u4g", "unified")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("script", "nodes"), [("run.sh", 1), ("run_multinode.sh", 2)])
 def test_scripts_give_commands_that_compose_and_validate(
     stage: str, script: str, nodes: int, compose: Any, home: Path, tmp_path: Path
 ) -> None:
     from verl_uae.config.validate import validate
 
-    path = ROOT / "recipes" / "uae" / stage / script
     cluster = {"NODE_RANK": "0", "HEAD_ADDRESS": "10.0.0.1"} if nodes > 1 else {}
     names = ("TRAIN_FILE", "VAL_FILE", "DECODER_PATH")
     files = {name: word.partition("=")[2] for name, word in zip(names, _required(home), strict=True)}
-    code, commands = _run_script(path, tmp_path / "run", {**files, **cluster})
+    code, commands = _run_script(script, stage, tmp_path / "run", {**files, **cluster})
     assert code == 0
     train = next(command for command in commands if "verl.trainer.main_ppo" in command)
     folder, name = Path(train[train.index("--config-dir") + 1]), train[train.index("--config-name") + 1]
     overrides = [word for word in train if "=" in word]
     config = compose(name, overrides, folder)
     validate(config)
-    assert config.trainer.total_training_steps == 7
-    assert config.trainer.nnodes == nodes
-    assert config.trainer.experiment_name == f"{name}_2nodes" if nodes > 1 else name
-    assert config.data.train_batch_size == (48 if stage == "u4g" else 8 * nodes)
-    if stage != "g4u" and nodes > 1:
+    assert config.uae.stage == stage and config.trainer.total_training_steps == 7
+    assert config.trainer.nnodes == nodes and config.trainer.n_gpus_per_node == 8
+    assert config.trainer.experiment_name == name == f"{stage}_qwen2_5_vl_3b_sd35_large{'_2nodes' * (nodes > 1)}"
+    batches = {"u4g": 48, "pretrain": 256, "cold_start": 64}
+    assert config.data.train_batch_size == batches.get(stage, 8 * nodes)
+    if stage in ("u4g", "unified") and nodes > 1:
         # The batches of every preset split evenly there too, as the recipe says.
         for preset in PRESETS:
             validate(compose(name, [*overrides, f"decoder/objective={preset}"], folder))
     if nodes > 1:
         assert config.ray_kwargs.ray_init.address == "auto"
         assert [command[:2] for command in commands if command[0] == "ray"] == [["ray", "start"], ["ray", "stop"]]
-        code, commands = _run_script(path, tmp_path / "other", {**cluster, "NODE_RANK": "1"})
+        code, commands = _run_script(script, stage, tmp_path / "other", {**cluster, "NODE_RANK": "1"})
         assert code == 0
         assert [command[:3] for command in commands] == [["ray", "start", "--address=10.0.0.1:6379"]]
-    for missing in files:
+        assert _run_script(script, stage, tmp_path / "three", {**files, **cluster, "NNODES": "3"}) == (2, [])
+    for missing in (*files, *cluster):
         rest = {**files, **cluster}
         del rest[missing]
-        code, commands = _run_script(path, tmp_path / missing, rest)
+        code, commands = _run_script(script, stage, tmp_path / missing, rest)
         assert code != 0
         assert commands == []
+
+
+@pytest.mark.parametrize("script", [script.name for script in SCRIPTS if script.name.startswith("run")])
+@pytest.mark.parametrize("stage", ["", "g4", "g4u pretrain", "*", "."])
+def test_an_unknown_stage_is_named_with_those_that_exist(script: str, stage: str) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "NODE_RANK": "0", "HEAD_ADDRESS": "10.0.0.1"}
+    command = ["bash", str(ROOT / "recipes" / "uae" / script), stage]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.endswith(f"STAGE one of: {' '.join(STAGES)}\n")
+    assert result.stderr.startswith(f"unknown stage {stage}; usage: " if stage else "usage: ")
 
 
 def test_cpu_script_gives_a_command_that_parses(tmp_path: Path) -> None:
     from verl_uae.cli import parse
 
-    path = ROOT / "recipes" / "uae" / "g4u" / "run_scenes_cpu.sh"
-    code, commands = _run_script(path, tmp_path / "run", {"STEPS": "3"})
+    code, commands = _run_script("run_scenes_cpu.sh", "g4u", tmp_path / "run", {"STEPS": "3"})
     assert code == 0
     args = parse(commands[0][1:])
     assert (args.out, args.steps, args.seed) == (tmp_path / "run" / "out", 3, 0)
     assert args.overrides == ["trainer.total_training_steps=7"]
 
 
-@pytest.mark.parametrize("stage", ["u4g", "unified"])
-def test_cpu_scripts_of_the_decoder_give_commands_that_compose_and_validate(
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "g4u"])
+def test_cpu_scripts_of_the_other_stages_give_commands_that_compose_and_validate(
     stage: str, compose: Any, home: Path, tmp_path: Path
 ) -> None:
     from verl_uae.config.validate import validate
 
-    path = ROOT / "recipes" / "uae" / stage / "run_scenes_cpu.sh"
-    code, commands = _run_script(path, tmp_path / "run", {"SCENES_DIR": str(home), "SEED": "3"})
+    variables = {"SCENES_DIR": str(home), "SEED": "3", "STEPS": "9", "TURN": "5"}
+    code, commands = _run_script("run_scenes_cpu.sh", stage, tmp_path / "run", variables)
     assert code == 0 and len(commands) == 1
-    config = compose(commands[0][commands[0].index("--config-name") + 1], [word for word in commands[0] if "=" in word])
+    folder, name = (commands[0][commands[0].index(option) + 1] for option in ("--config-dir", "--config-name"))
+    overrides = [word for word in commands[0] if "=" in word]
+    assert "trainer.total_training_steps=9" in overrides
+    config = compose(name, overrides, Path(folder))
     validate(config)
-    assert config.uae.stage == stage and config.uae.seed == 3 and config.trainer.total_training_steps == 7
-    # SSIM is gamed by a decoder that learns; it may only be watched.
-    terms = [(term.name, bool(term.get("held_out"))) for term in config.uae.reward.terms]
-    assert terms == [("pixel", False), ("ssim", True)] and config.uae.reward.terms[0].params.k == 20
-    assert config.uae.policy.captions.source == ("column" if stage == "u4g" else "encoder")
-    code, commands = _run_script(path, tmp_path / "none", {"SCENES_DIR": str(tmp_path / "nothing")})
+    assert config.uae.stage == stage and config.uae.seed == 3
+    assert config.trainer.total_training_steps == config.trainer.save_freq == 7
+    assert (config.uae.unified.g4u_steps == config.uae.unified.u4g_steps == 5) == (stage == "unified")
+    if stage in ("u4g", "unified"):
+        # SSIM is gamed by a decoder that learns; it may only be watched.
+        terms = [(term.name, bool(term.get("held_out"))) for term in config.uae.reward.terms]
+        assert terms == [("pixel", False), ("ssim", True)] and config.uae.reward.terms[0].params.k == 20
+        assert config.uae.policy.captions.source == ("column" if stage == "u4g" else "encoder")
+    code, commands = _run_script("run_scenes_cpu.sh", stage, tmp_path / "none", {"SCENES_DIR": str(tmp_path / "no")})
     assert code != 0 and commands == []
 
 

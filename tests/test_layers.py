@@ -20,6 +20,7 @@ LAYERS = {
     "machine": 0,
     "pages": 0,
     "waiting": 0,
+    "web": 0,
     "runstate": 0,
     "unread": 0,
     "__init__": 0,

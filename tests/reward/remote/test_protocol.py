@@ -11,18 +11,23 @@ from typing import Any
 import pytest
 
 from tests.reward.remote.faults import HEALTH
+from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardRecord, Status
 from verl_uae.reward.remote.protocol import (
     MAX_VALUES,
     MEMBERS,
+    TOKEN_VARIABLE,
     answer_message,
     bounds_message,
     parse_answer,
     parse_health,
     parse_request,
+    read_token,
     request_message,
 )
 from verl_uae.reward.remote.wire import ProtocolError
+
+TOKEN = "0123456789abcdef"
 
 
 def test_a_request_comes_back() -> None:
@@ -48,6 +53,32 @@ def test_a_request_of_very_many_values_is_refused_before_it_is_read(value: str) 
             continue
         with pytest.raises(ProtocolError, match=f"values, limit {MAX_VALUES}: send fewer samples"):
             parse_request(data, 4)
+
+
+def test_the_file_comes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert read_token(None, "key") is None
+    monkeypatch.setenv(TOKEN_VARIABLE, "from-the-environment")
+    assert read_token(None, "key") == "from-the-environment"
+    (tmp_path / "token").write_text(f"  {TOKEN}\n")
+    assert read_token(tmp_path / "token", "key") == TOKEN
+
+
+@pytest.mark.parametrize("text", ["", "short", "two words of a token", "line\nbreak-in-a-token", "ümlaut-in-a-token"])
+def test_what_is_no_token_is_refused_without_showing_it(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text(text)
+    monkeypatch.setenv(TOKEN_VARIABLE, text)
+    for file, key in ((tmp_path / "token", "key"), (None, TOKEN_VARIABLE)):
+        with pytest.raises(ConfigError, match="a token is one word") as raised:
+            read_token(file, "key")
+        assert raised.value.key == key and (not text or text not in str(raised.value))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="FileNotFoundError"):
+        read_token(tmp_path / "none", "key")
 
 
 def request(*samples: object, **changes: object) -> bytes:

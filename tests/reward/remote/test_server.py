@@ -20,7 +20,7 @@ from tests.reward.remote.test_service import samples_of
 from verl_uae.errors import ConfigError, RewardError
 from verl_uae.reward import RewardScorer
 from verl_uae.reward.remote.protocol import request_message
-from verl_uae.reward.remote.server import ServerSettings
+from verl_uae.reward.remote.server import ServerSettings, authorized
 
 TOKEN = "0123456789abcdef"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -265,6 +265,12 @@ def test_settings_that_are_refused() -> None:
             ServerSettings(**changes)
     with pytest.raises(ConfigError, match="belong together"):
         ServerSettings(certificate="cert.pem")
+
+
+def test_authorized() -> None:
+    assert authorized(f"Bearer {TOKEN}", TOKEN) and authorized(f"bearer  {TOKEN} ", TOKEN)
+    for header in (None, "", TOKEN, f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}0", f"Bearer {TOKEN[:-1]}", "Bearer é"):
+        assert not authorized(header, TOKEN), header
 
 
 def test_two_requests_at_a_time_are_scored_one_after_the_other(

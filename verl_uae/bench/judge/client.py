@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import email.utils
 import functools
 import io
 import json
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -23,21 +21,18 @@ from verl_uae.bench.judge.contest import Picture
 from verl_uae.bench.judge.judges import Judge
 from verl_uae.data.images import decode_image
 from verl_uae.errors import ConfigError
-from verl_uae.reward.remote.auth import keep_phrases_out_of_logs, scrub, without_token
+from verl_uae.web import Retries, UnansweredError, WebClient, without_token
 
 MAX_ANSWER = 4 * 2**20
 """Largest response read, bytes."""
 
-#: Statuses that further tries may get over, besides all from 500 on: request time-out, conflict, too early, too many.
-RETRIED = frozenset({408, 409, 425, 429})
+#: Statuses that further tries may get over: request time-out, conflict, too early, too many, and faults of the server.
+RETRIED = frozenset({408, 409, 425, 429, *range(500, 600)})
 
 #: Statuses after which the judge is not asked again: no token, no credit, no such model or address.
 FATAL = frozenset({401, 402, 404, 405})
 
 SPENT = "not asked: the budget of requests is spent"
-
-_REASON = 300
-"""Longest reason kept of an error, characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +81,8 @@ class Reply:
     """Why there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Try:
-    reply: Reply
-    again: bool = False
-    wait: float | None = None
-    """Seconds that the server asks for."""
-    fatal: bool = False
+class _NotAskedError(Exception):
+    """Nothing was sent."""
 
 
 def body(judge: Judge, parts: Sequence[str | Picture], side: int) -> dict[str, Any]:
@@ -136,18 +126,32 @@ class Client:
         judge: whom to ask.
         limits: see there.
         budget: shared by all judges.
+        sleep: waits between tries.
 
     Raises:
         ConfigError: its token is not there, or the environment names a proxy that cannot be used.
     """
 
-    def __init__(self, judge: Judge, limits: Limits, budget: Budget) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        limits: Limits,
+        budget: Budget,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self.judge, self.limits, self.budget = judge, limits, budget
         self.stopped = ""
         """Why the judge is not asked any more."""
         self._token = judge.token()
         self._failed = 0
-        self._http = _open(judge, self._token)
+        self._retries = Retries(
+            RETRIED, limits.retries, limits.backoff, limits.max_wait, limits.max_wait, draw=float, sleep=sleep
+        )
+        try:
+            # A proxy would carry what is for this machine, token included, into the network.
+            self._web = WebClient(self._token, MAX_ANSWER, proxies=not judge.is_local)
+        except (ValueError, ImportError, httpx.InvalidURL) as error:
+            raise ConfigError(f"judge {judge.name}", f"the proxy of the environment cannot be used: {error}") from error
 
     async def __aenter__(self) -> Client:
         return self
@@ -155,77 +159,48 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.aclose()
+        await self._web.aclose()
 
     async def ask(self, request: Mapping[str, Any]) -> Reply:
         """Send a request until it is answered or given up."""
         content = json.dumps(request).encode()
-        last = Reply(None, SPENT)
-        for attempt in range(self.limits.retries + 1):
-            if self.stopped:
-                return Reply(None, self.stopped)
-            if not self.budget.take():
-                # The reason of an earlier try says more than the budget does.
-                return last
-            tried = await self._try(content)
-            last = tried.reply
-            wait = self.limits.backoff * 2**attempt if tried.wait is None else tried.wait
-            if not tried.again or attempt == self.limits.retries:
-                break
-            if wait > self.limits.max_wait:
-                last = Reply(None, f"{last.reason}; asks to wait {wait:.0f} s")
-                break
-            await asyncio.sleep(wait)
-        self._note(tried, last)
-        return last
+        reason = SPENT
 
-    def _note(self, tried: _Try, last: Reply) -> None:
-        self._failed = 0 if last.answer is not None else self._failed + 1
-        if tried.fatal or self._failed >= self.limits.patience:
-            what = "" if tried.fatal else f"{self._failed} questions in a row went unanswered, the last: "
-            self.stopped = self.stopped or f"not asked: the judge was given up, {what}{last.reason}"
+        async def attempt() -> bytes:
+            nonlocal reason
+            if self.stopped or not self.budget.take():
+                raise _NotAskedError(self.stopped or reason)
+            try:
+                return await self._web.send("POST", self.judge.url, content, timeout_s=self.limits.timeout)
+            except UnansweredError as error:
+                # It says more than that the budget is spent.
+                reason = error.reason
+                raise
 
-    async def _try(self, content: bytes) -> _Try:
         try:
-            status, headers, data = await asyncio.wait_for(self._exchange(content), self.limits.timeout)
-        except asyncio.TimeoutError:
-            return _Try(Reply(None, f"no answer within {self.limits.timeout:g} s"), again=True)
-        except httpx.HTTPError as error:
-            return _Try(Reply(None, self._text(f"{type(error).__name__}: {error}").rstrip(": ")), again=True)
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            return _Try(Reply(None, f"HTTP {status}, compressed, which was not asked for"))
+            reply, fatal = self._reply(await self._retries.persist(attempt)), False
+        except _NotAskedError as error:
+            return Reply(None, str(error))
+        except UnansweredError as error:
+            reply, fatal = Reply(None, error.reason), error.code in FATAL
+        self._note(reply, fatal)
+        return reply
+
+    def _note(self, reply: Reply, fatal: bool) -> None:
+        self._failed = 0 if reply.answer is not None else self._failed + 1
+        if fatal or self._failed >= self.limits.patience:
+            what = "" if fatal else f"{self._failed} questions in a row went unanswered, the last: "
+            self.stopped = self.stopped or f"not asked: the judge was given up, {what}{reply.reason}"
+
+    def _reply(self, data: bytes) -> Reply:
         text = data.decode("utf-8", "replace")
-        if status == 200:
-            return _Try(self._reply(text, len(data)))
-        again = status in RETRIED or status >= 500
-        reason = self._text(f"HTTP {status}: {text}")
-        return _Try(Reply(None, reason), again, retry_after(headers.get("retry-after")), status in FATAL)
-
-    async def _exchange(self, content: bytes) -> tuple[int, httpx.Headers, bytes]:
-        headers = {"Content-Type": "application/json"}
-        async with self._http.stream("POST", self.judge.url, content=content, headers=headers) as response:
-            data = bytearray()
-            # As sent: a few kilobytes may unpack to gigabytes, and nothing packed was asked for.
-            async for chunk in response.aiter_raw():
-                data += chunk
-                if len(data) > MAX_ANSWER:
-                    break
-            return response.status_code, response.headers, bytes(data)
-
-    def _reply(self, text: str, size: int) -> Reply:
-        if size > MAX_ANSWER:
-            return Reply(None, f"an answer of more than {MAX_ANSWER} bytes")
         try:
             answer = _without(json.loads(text), self._token)
         except (ValueError, RecursionError):
             return Reply(None, "an answer that is not JSON")
         if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list) or not answer["choices"]:
-            return Reply(None, self._text(f"an answer without choices: {text}"))
+            return Reply(None, self._web.reason(f"an answer without choices: {text}"))
         return Reply(answer)
-
-    def _text(self, reason: str) -> str:
-        # Cut before too: an answer may have megabytes.
-        return scrub(reason[: 10 * _REASON], self._token)[:_REASON]
 
 
 def _without(value: Any, token: str | None) -> Any:
@@ -237,36 +212,3 @@ def _without(value: Any, token: str | None) -> Any:
     if isinstance(value, dict):
         return {without_token(name, token): _without(entry, token) for name, entry in value.items()}
     return value
-
-
-def _open(judge: Judge, token: str | None) -> httpx.AsyncClient:
-    headers = {"Accept-Encoding": "identity"}
-    keep_phrases_out_of_logs()
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token}"
-    try:
-        return httpx.AsyncClient(
-            headers=headers,
-            # The deadline of a request bounds it as a whole; httpx bounds single reads, so a slow drip would pass.
-            timeout=None,
-            # They would carry pictures and captions elsewhere.
-            follow_redirects=False,
-            # A proxy would carry what is for this machine, token included, into the network.
-            trust_env=not judge.is_local,
-        )
-    except (ValueError, ImportError, httpx.InvalidURL) as error:
-        raise ConfigError(f"judge {judge.name}", f"the proxy of the environment cannot be used: {error}") from error
-
-
-def retry_after(value: str | None, now: float | None = None) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for (RFC 9110, 10.2.3), number or date; None if it says neither."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)
-        except (TypeError, ValueError):
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None

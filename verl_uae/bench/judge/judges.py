@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.remote.auth import is_loopback
+from verl_uae.web import is_loopback
 
 #: Sent with every request unless a judge says otherwise.
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"temperature": 0, "seed": 0, "max_tokens": 2048})

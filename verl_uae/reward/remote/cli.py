@@ -11,7 +11,7 @@ import logging
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError
 from verl_uae.machine import checked_device
-from verl_uae.reward.remote.auth import read_token
+from verl_uae.reward.remote.protocol import read_token
 from verl_uae.reward.remote.server import ServerSettings, serve
 from verl_uae.reward.remote.service import MAX_REQUEST_PIXELS, ScoringService
 from verl_uae.reward.remote.specs import read_terms

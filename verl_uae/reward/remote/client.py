@@ -1,38 +1,33 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP to reward servers: one deadline for everything, bounded retries, and those that answer before those that do not.
+"""Many requests to reward servers, by one deadline; servers that answer come before those that do not.
 
-All waiting happens in an event loop of its own, in a daemon thread. An event loop is what makes the deadline total:
-the timeouts of HTTP libraries count from the last byte, so a server that sends one byte a second would never be late.
+All waiting happens in an event loop of its own, in a daemon thread, so that the caller is back by the deadline whatever
+a server does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import email.utils
-import logging
-import random
-import ssl
+import functools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import httpx
-
 from verl_uae.reward.outcome import describe_error
-from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.reward.remote.auth import keep_phrases_out_of_logs, scrub
 from verl_uae.reward.remote.protocol import JSON_TYPE
-
-logger = logging.getLogger(__name__)
+from verl_uae.web import Fault, Retries, UnansweredError, WebClient
 
 T = TypeVar("T")
 
-#: First wait before a retry, and the longest, seconds; the wait is drawn from 0 to its doubling bound ("full jitter").
+#: HTTP statuses after which a request is sent again: too many requests, bad gateway, unavailable, gateway time-out.
+RETRIED = frozenset({429, 502, 503, 504})
+
+#: First wait before a retry, and the longest, seconds.
 BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
 
 #: After the deadline: to let go of connections, and then for a loop that does not answer at all, seconds.
@@ -43,9 +38,6 @@ CONNECT_S = 5.0
 
 #: For how long a server that has not answered comes after the others, seconds; then one request finds out.
 REST_S = 30.0
-
-#: How much of the text of a refusal is kept, bytes.
-REFUSAL_BYTES = 300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,44 +57,9 @@ class ClientSettings:
     """Certificates to trust instead of the public ones."""
 
 
-class RequestError(Exception):
-    """One request brought no answer that could be read.
-
-    Args:
-        status: what it makes of its samples.
-        reason: why.
-        retry: whether another try may help.
-        alive: whether the server has spoken.
-        refused: whether a server has said no for good, so that waiting does not help.
-        wait_s: seconds the server asks to wait.
-    """
-
-    def __init__(
-        self,
-        status: Status,
-        reason: str,
-        *,
-        retry: bool = False,
-        alive: bool = True,
-        refused: bool = False,
-        wait_s: float = 0.0,
-    ) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
-        self.retry = retry
-        self.alive = alive
-        self.refused = refused
-        self.wait_s = wait_s
-
-    def record(self, label: str, seconds: float = 0.0) -> RewardRecord:
-        """The record of a sample that it costs the term with that label."""
-        return RewardRecord.failed(self.status, f"{label}: {self.reason}", seconds)
-
-
 #: Makes the body of a request; called in a thread.
 Job = Callable[[], bytes]
-Reply = bytes | RequestError
+Reply = bytes | UnansweredError
 
 
 class RemoteClient:
@@ -111,21 +68,38 @@ class RemoteClient:
     Args:
         settings: how to ask.
         token: bearer token, or None.
-        clock: seconds that never go back, for how long a server rests.
+        clock: seconds that never go back, also of deadlines.
+        sleep: waits between tries.
+
+    Raises:
+        OSError: ``settings.ca_file`` cannot be read or holds no certificates.
     """
 
     def __init__(
-        self, settings: ClientSettings, token: str | None, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: ClientSettings,
+        token: str | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.settings = settings
-        self._token = token
         self._clock = clock
+        # Environment variables must not send pictures and token to a proxy.
+        self._web = WebClient(
+            token,
+            settings.max_answer_bytes,
+            kind=JSON_TYPE,
+            connect_s=min(CONNECT_S, settings.timeout_s / 2),
+            ca_file=settings.ca_file,
+            proxies=False,
+        )
+        self._retries = Retries(RETRIED, settings.retries, BACKOFF_S, MAX_BACKOFF_S, clock=clock, sleep=sleep)
+        self.clean = self._web.clean
         self._turn = 0
         self._rests: dict[str, float] = {}
-        self._jitter = random.Random()
+        self._gate = asyncio.Semaphore(settings.concurrency)
         self._encoders = concurrent.futures.ThreadPoolExecutor(settings.concurrency, "reward-encode")
         self._loop = _Loop()
-        self._http, self._gate = self._loop.run(self._open(), 10.0)
         weakref.finalize(self, self._loop.stop)
 
     def post(self, path: str, jobs: Sequence[Job], deadline: float) -> list[Reply]:
@@ -134,77 +108,42 @@ class RemoteClient:
         Args:
             path: below the base address.
             jobs: makers of the bodies.
-            deadline: on the clock of ``time.monotonic``.
+            deadline: on the client's clock.
 
         Returns:
             For every job the body of a well-formed answer, or what went wrong.
         """
         return self._meet(deadline, [self._request(path, job, deadline) for job in jobs])
 
-    def clean(self, text: str) -> str:
-        """A text that a server may have written; see :func:`~verl_uae.reward.remote.auth.scrub`."""
-        return scrub(text, self._token)
-
     def get(self, path: str, deadline: float) -> list[Reply]:
         """Ask every server the same; one reply for every address."""
-        return self._meet(deadline, [self._try(path, None, deadline, url) for url in self.settings.urls])
+        return self._meet(deadline, [self._persist(path, None, deadline, url) for url in self.settings.urls])
 
     def close(self) -> None:
         """Let go of connections and threads; calls must be over."""
-        self._loop.run(self._http.aclose(), 1.0)
+        self._loop.run(self._web.aclose(), 1.0)
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._loop.stop()
-
-    async def _open(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
-        ca_file = self.settings.ca_file
-        connect_s = min(CONNECT_S, self.settings.timeout_s / 2)
-        http = httpx.AsyncClient(
-            # Environment variables must not send pictures and token to a proxy.
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(None, connect=connect_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.settings.concurrency),
-            verify=True if ca_file is None else ssl.create_default_context(cafile=ca_file),
-            headers={"Accept": JSON_TYPE, "Accept-Encoding": "identity", "User-Agent": "verl-uae"},
-        )
-        keep_phrases_out_of_logs()
-        if self._token is not None:
-            http.headers["Authorization"] = f"Bearer {self._token}"
-        return http, asyncio.Semaphore(self.settings.concurrency)
 
     # ---------------------------------------------------------------- inside the loop
 
     def _meet(self, deadline: float, calls: Sequence[Coroutine[Any, Any, bytes]]) -> list[Reply]:
-        late = RequestError(Status.TIMEOUT, f"no answer within {self.settings.timeout_s:g} s", alive=False)
-        wait_s = max(0.0, deadline - time.monotonic()) + CLOSING_S + STUCK_S
+        late = UnansweredError(Fault.TIMEOUT, f"no answer within {self.settings.timeout_s:g} s")
+        left_s = max(0.0, deadline - self._clock())
         try:
-            return self._loop.run(_gather(calls, deadline, late), wait_s)
+            return self._loop.run(_gather(calls, left_s, late), left_s + CLOSING_S + STUCK_S)
         except concurrent.futures.TimeoutError:
             return [late] * len(calls)
 
     async def _request(self, path: str, job: Job, deadline: float) -> bytes:
         async with self._gate:
             body = await asyncio.get_running_loop().run_in_executor(self._encoders, job)
-            return await self._try(path, body, deadline)
+            return await self._persist(path, body, deadline)
 
-    async def _try(self, path: str, body: bytes | None, deadline: float, url: str | None = None) -> bytes:
-        """One request with its retries; to ``url``, else to the next server."""
-        attempt = 0
-        while True:
-            try:
-                return await self._attempt(url or self._choose(), path, body)
-            except RequestError as error:
-                last = error
-            # A server that says when to come back is well, and busy with other requests or loading: the deadline
-            # bounds how often it is asked.
-            busy = last.alive and last.wait_s > 0.0
-            bound_s = min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S)
-            wait_s = last.wait_s + self._jitter.uniform(0.0, bound_s)
-            exhausted = attempt == self.settings.retries and not busy
-            if not last.retry or exhausted or time.monotonic() + wait_s >= deadline:
-                raise last
-            attempt += not busy
-            await asyncio.sleep(wait_s)
+    async def _persist(self, path: str, body: bytes | None, deadline: float, url: str | None = None) -> bytes:
+        """One request with its retries; to ``url``, else to whichever server is next."""
+        attempt = functools.partial(self._attempt, path, body, url)
+        return await self._retries.persist(attempt, deadline)
 
     def _choose(self) -> str:
         """The next server; one that rests only where all do."""
@@ -218,14 +157,16 @@ class RemoteClient:
             self._rests[chosen] = now + REST_S
         return chosen
 
-    async def _attempt(self, url: str, path: str, body: bytes | None) -> bytes:
+    async def _attempt(self, path: str, body: bytes | None, url: str | None) -> bytes:
+        url = url or self._choose()
         alive = False
         try:
-            answer = await self._send(url, path, body)
+            answer = await self._web.send("GET" if body is None else "POST", url + path, body, kind=JSON_TYPE)
             alive = True
             return answer
-        except RequestError as error:
+        except UnansweredError as error:
             alive = error.alive
+            error.reason = f"{url}: {error.reason}"
             raise
         # Also where the deadline has cancelled this: a server that is too late has failed.
         finally:
@@ -234,95 +175,13 @@ class RemoteClient:
             else:
                 self._rests[url] = self._clock() + REST_S
 
-    async def _send(self, url: str, path: str, body: bytes | None) -> bytes:
-        headers = {} if body is None else {"Content-Type": JSON_TYPE}
-        method = "GET" if body is None else "POST"
-        try:
-            async with self._http.stream(method, url + path, content=body, headers=headers) as response:
-                return await self._read(url, response)
-        except httpx.ConnectTimeout as error:
-            raise RequestError(Status.TIMEOUT, f"{url}: no connection in time", retry=True, alive=False) from error
-        except httpx.TransportError as error:
-            reason = scrub(f"{url}: {describe_error(error)}", self._token)
-            raise RequestError(Status.ERROR, reason, retry=True, alive=False) from error
 
-    async def _read(self, url: str, response: httpx.Response) -> bytes:
-        code = response.status_code
-        if code != 200:
-            text = await _start(response, REFUSAL_BYTES) if code >= 400 else ""
-            raise refusal(url, code, scrub(text, self._token), response.headers.get("Retry-After"))
-        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind != JSON_TYPE:
-            raise RequestError(
-                Status.INVALID, f"{url}: answered with {kind[:60] or 'no content type'}, not {JSON_TYPE}"
-            )
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise RequestError(Status.INVALID, f"{url}: answered compressed, which was not asked for")
-        limit = self.settings.max_answer_bytes
-        too_large = RequestError(Status.INVALID, f"{url}: answered with more than {limit} bytes")
-        length = response.headers.get("Content-Length", "0")
-        if not length.isdecimal() or int(length) > limit:
-            raise too_large
-        answer = bytearray()
-        async for piece in response.aiter_raw():
-            answer += piece
-            if len(answer) > limit:
-                raise too_large
-        return bytes(answer)
-
-
-def refusal(url: str, code: int, text: str, retry_after: str | None) -> RequestError:
-    """What an HTTP status other than 200 means.
-
-    Args:
-        url: who answered.
-        code: HTTP status.
-        text: start of the body.
-        retry_after: header, or None.
-    """
-    said = " ".join(text.split())
-    reason = f"{url}: HTTP {code}{f': {said}' if said else ''}"
-    if code < 400:
-        return RequestError(
-            Status.INVALID, f"{reason}: only 200 is an answer, redirects are not followed", refused=True
-        )
-    if code in (429, 503):
-        # With Retry-After a server speaks for itself; without, a proxy may speak for one that is gone.
-        alive = code == 429 or retry_after is not None
-        return RequestError(Status.ERROR, reason, retry=True, alive=alive, wait_s=retry_after_s(retry_after))
-    if code in (502, 504):
-        return RequestError(Status.ERROR, reason, retry=True, alive=False, wait_s=retry_after_s(retry_after))
-    return RequestError(Status.ERROR, reason, alive=code < 500, refused=code < 500)
-
-
-def retry_after_s(header: str | None) -> float:
-    """Seconds a ``Retry-After`` header asks for (RFC 9110, 10.2.3: seconds or a date); 0 for anything else."""
-    if header is None:
-        return 0.0
-    if header.strip().isdecimal():
-        return float(header.strip()[:9])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-
-
-async def _start(response: httpx.Response, limit: int) -> str:
-    """The first bytes of a body as text."""
-    found = bytearray()
-    async for piece in response.aiter_raw():
-        found += piece
-        if len(found) >= limit:
-            break
-    return bytes(found[:limit]).decode("utf-8", "replace")
-
-
-async def _gather(calls: Sequence[Coroutine[Any, Any, bytes]], deadline: float, late: RequestError) -> list[Reply]:
-    """Run calls together until the deadline."""
+async def _gather(calls: Sequence[Coroutine[Any, Any, bytes]], timeout_s: float, late: UnansweredError) -> list[Reply]:
+    """Run calls together."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     if not tasks:
         return []
-    await asyncio.wait(tasks, timeout=max(0.0, deadline - time.monotonic()))
+    await asyncio.wait(tasks, timeout=timeout_s)
     pending = {task for task in tasks if not task.done()}
     for task in pending:
         task.cancel()
@@ -335,7 +194,7 @@ def _outcome(task: asyncio.Future[bytes]) -> Reply:
     error = task.exception()
     if error is None:
         return task.result()
-    return error if isinstance(error, RequestError) else RequestError(Status.ERROR, describe_error(error))
+    return error if isinstance(error, UnansweredError) else UnansweredError(Fault.ERROR, describe_error(error))
 
 
 class _Loop:

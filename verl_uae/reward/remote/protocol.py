@@ -8,11 +8,14 @@ docs/remote_rewards.md describes them for servers in other languages.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verl_uae.errors import ConfigError
+from verl_uae.paths import expand
 from verl_uae.reward.outcome import as_record, describe
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.remote.wire import ProtocolError, dumps, loads
@@ -20,6 +23,13 @@ from verl_uae.reward.remote.wire import ProtocolError, dumps, loads
 VERSION = 1
 SCORE_PATH, HEALTH_PATH, METRICS_PATH = "/v1/score", "/health", "/metrics"
 JSON_TYPE = "application/json"
+
+#: Where the bearer token stands if no file is named.
+TOKEN_VARIABLE = "VERL_UAE_REWARD_TOKEN"
+
+#: Shortest token accepted, characters: `openssl rand -hex 32` writes 64. Its characters are those of RFC 6750, 2.1.
+MIN_TOKEN = 16
+_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 
 #: What a sample may carry, by the names of a term's ``needs``.
 MEMBERS = ("source", "reconstruction", "caption", "row")
@@ -66,6 +76,34 @@ class Health:
     """Members of :data:`MEMBERS` that every sample must carry."""
     max_samples: int
     """Most samples in one request."""
+
+
+# ---------------------------------------------------------------- token
+
+
+def read_token(file: str | os.PathLike[str] | None, key: str) -> str | None:
+    """The token of a file, else of the environment, else None.
+
+    Args:
+        file: text file that holds nothing but the token; None: look into ``VERL_UAE_REWARD_TOKEN``.
+        key: configuration key of the file, for errors.
+
+    Raises:
+        ConfigError: where the file cannot be read, or what is found is no token. The token is not in the message.
+    """
+    if file is None:
+        text, key = os.environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE
+        if text is None:
+            return None
+    else:
+        try:
+            text = expand(file).read_text(encoding="utf-8")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(key, f"cannot read {os.fspath(file)!r}: {type(error).__name__}") from error
+    token = text.strip()
+    if len(token) < MIN_TOKEN or not _TOKEN.fullmatch(token):
+        raise ConfigError(key, f"a token is one word of at least {MIN_TOKEN} letters, digits or -._~+/")
+    return token
 
 
 # ---------------------------------------------------------------- requests

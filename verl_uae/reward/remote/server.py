@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import hmac
 import logging
 import signal
 import socket
@@ -26,7 +27,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from verl_uae.errors import ConfigError, UAEError
-from verl_uae.reward.remote.auth import authorized, is_loopback
 from verl_uae.reward.remote.protocol import (
     HEALTH_PATH,
     JSON_TYPE,
@@ -39,6 +39,7 @@ from verl_uae.reward.remote.protocol import (
 )
 from verl_uae.reward.remote.service import ScoringService, TooLargeError
 from verl_uae.reward.remote.wire import ProtocolError, dumps
+from verl_uae.web import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -255,6 +256,13 @@ class RewardServer:
             raise HTTPException(408, reason, {"Connection": "close"}) from error
         except ClientDisconnect as error:
             raise HTTPException(400, "the request broke off") from error
+
+
+def authorized(header: str | None, token: str) -> bool:
+    """Whether an ``Authorization`` header carries the token; takes equally long wherever they differ."""
+    scheme, _, given = (header or "").partition(" ")
+    same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode())
+    return same and scheme.lower() == "bearer"
 
 
 async def _read(request: Request, limit: int) -> bytearray:

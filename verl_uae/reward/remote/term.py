@@ -11,7 +11,6 @@ import functools
 import hashlib
 import logging
 import math
-import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,8 +22,7 @@ import numpy as np
 from verl_uae.errors import ConfigError
 from verl_uae.reward.outcome import as_number
 from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.reward.remote.auth import is_loopback, read_token
-from verl_uae.reward.remote.client import ClientSettings, RemoteClient, Reply, RequestError
+from verl_uae.reward.remote.client import ClientSettings, RemoteClient, Reply
 from verl_uae.reward.remote.protocol import (
     HEALTH_PATH,
     MEMBERS,
@@ -32,11 +30,13 @@ from verl_uae.reward.remote.protocol import (
     Health,
     parse_answer,
     parse_health,
+    read_token,
     request_message,
 )
 from verl_uae.reward.remote.wire import ProtocolError, encode_picture, plain, to_levels
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import RewardTerm, TermContext
+from verl_uae.web import Fault, UnansweredError, is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class RemoteReward(RewardTerm):
         if problem is None:
             return
         reason = self._connection().clean(problem.reason)
-        if problem.refused or problem.status is Status.INVALID:
+        if problem.final:
             raise ConfigError(f"{self._key}.url", reason)
         logger.warning("no reward server answers yet, it is asked again with every batch: %s", reason)
 
@@ -156,7 +156,7 @@ class RemoteReward(RewardTerm):
         deadline = started + self.settings.timeout_s
         problem = None if self._known else self._learn(deadline)
         if problem is not None:
-            return [self._clean(problem.record(self.label, time.monotonic() - started))] * len(batch)
+            return [self._clean(self._failed(problem, time.monotonic() - started))] * len(batch)
         call = _Call(self, batch)
         replies = self._connection().post(SCORE_PATH, call.jobs, deadline)
         seconds = (time.monotonic() - started) / max(1, len(batch))
@@ -179,7 +179,7 @@ class RemoteReward(RewardTerm):
         if self._client is None:
             try:
                 self._client = RemoteClient(self.settings, read_token(self._token_file, f"{self._key}.token_file"))
-            except (OSError, ssl.SSLError) as error:
+            except OSError as error:  # ssl.SSLError too
                 raise ConfigError(f"{self._key}.ca_file", f"cannot read {self.settings.ca_file!r}: {error}") from error
             for url in self.settings.urls:
                 parts = urlsplit(url)
@@ -187,23 +187,23 @@ class RemoteReward(RewardTerm):
                     logger.warning("pictures and token go to %s unencrypted", url)
         return self._client
 
-    def _learn(self, deadline: float) -> RequestError | None:
+    def _learn(self, deadline: float) -> UnansweredError | None:
         """Ask for health; None where a server is ready, and every one that answers is as it should be."""
-        problems: list[RequestError] = []
+        problems: list[UnansweredError] = []
         ready = False
         for url, reply in zip(self.settings.urls, self._connection().get(HEALTH_PATH, deadline), strict=True):
-            if isinstance(reply, RequestError):
+            if isinstance(reply, UnansweredError):
                 problems.append(reply)
                 continue
             try:
                 ready |= self._accept(parse_health(reply))
             except ProtocolError as error:
-                problems.append(RequestError(Status.INVALID, f"{url}: {error}"))
-        wrong = [problem for problem in problems if problem.refused or problem.status is Status.INVALID]
+                problems.append(UnansweredError(Fault.INVALID, f"{url}: {error}"))
+        wrong = [problem for problem in problems if problem.final]
         self._known = ready and not wrong
         if self._known:
             return None
-        unready = RequestError(Status.ERROR, "no reward server is ready")
+        unready = UnansweredError(Fault.ERROR, "no reward server is ready")
         return next(iter([*wrong, *problems, unready]))
 
     def _accept(self, health: Health) -> bool:
@@ -229,10 +229,13 @@ class RemoteReward(RewardTerm):
             whose = "the one set" if self._fingerprint == self._pinned else "the one at the start"
             raise ProtocolError(f"the server's fingerprint is {found!r}, not {whose}, {self._fingerprint!r}")
 
+    def _failed(self, problem: UnansweredError, seconds: float) -> RewardRecord:
+        return RewardRecord.failed(Status(problem.fault.value), f"{self.label}: {problem.reason}", seconds)
+
     def _read(self, reply: Reply, places: Sequence[int], seconds: float) -> list[RewardRecord]:
         """The records of a request, those of its samples in order."""
-        if isinstance(reply, RequestError):
-            return [reply.record(self.label, seconds)] * len(places)
+        if isinstance(reply, UnansweredError):
+            return [self._failed(reply, seconds)] * len(places)
         ids = [str(index) for index in places]
         try:
             answer = parse_answer(reply, ids, self.bounds, seconds, self.label)

@@ -65,7 +65,7 @@ test-vllm:
 	bash tests/vllm/run.sh
 
 learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified: setup
-	$(BIN)/python -m verl_uae.scenes.learn $(@:learn-%=%) --seeds 0 1 2 --jobs $(JOBS) --out outputs/$@
+	$(BIN)/python -m benchmarks.learning $(@:learn-%=%) --seeds 0 1 2 --jobs $(JOBS) --out outputs/$@
 
 clean:
 	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache

@@ -105,8 +105,8 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    top, *below = ("| " + " | ".join(line) + " |" for line in (header, *rows))
+    return "\n".join([top, "|" + "---|" * len(header), *below])
 
 
 def number(value: float | None, digits: int = 3) -> str:

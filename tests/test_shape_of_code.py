@@ -43,7 +43,7 @@ def test_functions_are_short() -> None:
 
 def test_every_file_has_the_licence_header() -> None:
     header = "# Copyright 2026 The verl_uae authors\n# SPDX-License-Identifier: Apache-2.0\n"
-    folders = (PACKAGE, ROOT / "tests", ROOT / "rewards", ROOT / "examples", ROOT / "recipes")
+    folders = (PACKAGE, ROOT / "tests", ROOT / "rewards", ROOT / "examples", ROOT / "recipes", ROOT / "benchmarks")
     files = [path for folder in folders for path in folder.rglob("*.py")]
     bare = [str(path) for path in files if path.stat().st_size and not path.read_text("utf-8").startswith(header)]
     assert len(files) > 100 and not bare

@@ -33,6 +33,25 @@ DRAWN_ATTRIBUTES: tuple[str, ...] = ("background", "position", "colour", "size",
 """What `drawn_accuracy` averages over."""
 
 
+def cell_pixels(images_B3HW: torch.Tensor, size: int) -> torch.Tensor:
+    """Square cells of pictures in reading order, float32 (B, N, P) on the host, clipped to [0, 1].
+
+    Args:
+        images_B3HW: float, 32x32.
+        size: of a cell, pixels.
+
+    Raises:
+        ValueError: pictures of another shape, or with values that are not finite.
+    """
+    if images_B3HW.ndim != 4 or tuple(images_B3HW.shape[1:]) != (3, IMAGE_SIZE, IMAGE_SIZE):
+        raise ValueError(f"expected (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), got {tuple(images_B3HW.shape)}")
+    images = images_B3HW.detach().to("cpu", torch.float32)
+    if not torch.isfinite(images).all():
+        raise ValueError("pictures hold values that are not finite")
+    cells = images.clamp(0, 1).unfold(2, size, size).unfold(3, size, size)
+    return cells.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
 def read_codes(images_B3HW: torch.Tensor) -> torch.Tensor:
     """Nearest scene of each picture.
 
@@ -45,17 +64,11 @@ def read_codes(images_B3HW: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: pictures of another shape, or with values that are not finite.
     """
-    if images_B3HW.ndim != 4 or tuple(images_B3HW.shape[1:]) != (3, IMAGE_SIZE, IMAGE_SIZE):
-        raise ValueError(f"expected (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), got {tuple(images_B3HW.shape)}")
-    images = images_B3HW.detach().to("cpu", torch.float32)
-    if not torch.isfinite(images).all():
-        raise ValueError("pictures hold values that are not finite")
-    cells = images.clamp(0, 1).unfold(2, CELL_SIZE, CELL_SIZE).unfold(3, CELL_SIZE, CELL_SIZE)
-    cells_NP = cells.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * CELL_SIZE * CELL_SIZE)
+    cells_NP = cell_pixels(images_B3HW, CELL_SIZE).flatten(0, 1)
     templates_KP = cell_templates().float().div(255).flatten(2).flatten(0, 1)
     # |c - t|^2 without |c|^2, which is the same for every template of a cell.
     distance = templates_KP.square().sum(1) - 2 * cells_NP @ templates_KP.T
-    best = distance.view(len(images), 4, len(BACKGROUNDS), 1 + len(OBJECTS)).min(-1)
+    best = distance.view(len(images_B3HW), 4, len(BACKGROUNDS), 1 + len(OBJECTS)).min(-1)
     background_B = best.values.sum(1).argmin(1)
     cells_BN = best.indices.gather(2, background_B.view(-1, 1, 1).expand(-1, 4, 1)).squeeze(2)
     return torch.cat([background_B[:, None], cells_BN], dim=1)
@@ -91,7 +104,7 @@ def attribute_scores(images_B3HW: torch.Tensor, scenes: Sequence[Scene]) -> dict
         "scene": (seen_B5 == true_B5).all(1),
     }
     # An empty cell has class -1 in every attribute, so it never equals that of a true object.
-    table_T3 = _attribute_table()
+    table_T3 = attribute_table()
     hits_BN3 = (table_T3[seen_BN] == table_T3[true_BN]) & occupied_BN[..., None]
     for name, hits_BN in zip(("colour", "size", "shape"), hits_BN3.unbind(-1), strict=True):
         scores[name] = hits_BN.sum(1) / count_B
@@ -109,6 +122,7 @@ def drawn_accuracy(accuracy: Mapping[str, float]) -> float:
 
 
 @lru_cache(maxsize=1)
-def _attribute_table() -> torch.Tensor:
+def attribute_table() -> torch.Tensor:
+    """Class of every cell code in colour, size and shape, int64 (25, 3); an empty cell has -1."""
     rows = [[list(COLOURS).index(o.colour), list(SIZES).index(o.size), SHAPES.index(o.shape)] for o in OBJECTS]
     return torch.tensor([[-1, -1, -1], *rows])

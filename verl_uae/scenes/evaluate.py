@@ -137,11 +137,16 @@ def evaluate_models(
 
 
 def draw(
-    decoder: Decoder, conditioner: Any, captions: Sequence[str], *, seed: int = 0, num_steps: int = 8
+    decoder: Decoder,
+    conditioner: Any,
+    captions: Sequence[str],
+    *,
+    seed: int = 0,
+    num_steps: int = 8,
+    name: str = "scenes-eval-noise",
 ) -> torch.Tensor:
-    """Draw captions with noise named by the seed; pictures (B, 3, H, W) in [0, 1]."""
-    shape = decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)
-    noise = normal((len(captions), *shape), seed, "scenes-eval-noise")
+    """Draw captions with noise of a seed and a name; pictures (B, 3, H, W) in [0, 1]."""
+    noise = normal((len(captions), *decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)), seed, name)
     states = conditioner.encode(list(captions)).states_BLE
     return decoder.sample(states, noise, sigma_schedule(num_steps, decoder.shift))
 

@@ -29,13 +29,15 @@ from verl_uae.reward.scorer import RewardScorer
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import Evaluation, evaluate
 from verl_uae.scenes.joint_training import JointConfig, train_tiny_models
-from verl_uae.scenes.report import COLUMNS, comparison_picture, write_report
+from verl_uae.scenes.report import comparison, comparison_picture, write_report
 
 Say = Callable[[str], None]
 
 #: Keys of the training command that say where the quickstart looks for what it has written.
 _OWN_KEYS = ("uae_home", "uae.seed", "trainer.total_training_steps", "trainer.save_freq", "trainer.default_local_dir")
 
+#: File of verl's logger in the folder of a run, a line of JSON per step.
+METRICS = "metrics.jsonl"
 #: Folder of the trained model, in that of the quickstart.
 MODEL = "model"
 
@@ -193,22 +195,41 @@ def command(
 
 
 def train(root: Path, run: Path, *, seed: int, steps: int, overrides: Sequence[str], timings: Timings, say: Say) -> int:
-    """Run the training command, one line per logged step; its full output goes to ``train.log``."""
-    run.mkdir(parents=True, exist_ok=True)
+    """Run the training command, one line per logged step; returns its exit code."""
     words = command(root, run, seed=seed, steps=steps, overrides=overrides)
     say("$ " + " ".join(["python", *words[1:]]))
-    metrics = run / "metrics.jsonl"
+    started, seen = time.perf_counter(), 0
+
+    def watch(metrics: Path) -> None:
+        nonlocal seen
+        seen = _show_steps(metrics, seen, timings, started, say)
+
+    code = run_training(words, run, watch)
+    timings.seconds["training command"] = round(time.perf_counter() - started, 1)
+    return code
+
+
+def run_training(words: Sequence[str], run: Path, watch: Callable[[Path], None] = lambda _: None) -> int:
+    """Run a training command: its output goes to ``train.log`` in the folder of the run, its metrics to `METRICS`.
+
+    Args:
+        words: see `command`.
+        run: made if missing.
+        watch: called with the file of the metrics, twice a second and at the end.
+
+    Returns:
+        The exit code.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    metrics = run / METRICS
     metrics.unlink(missing_ok=True)
     environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "HF_HUB_OFFLINE": "1"}
-    started = time.perf_counter()
     with open(run / "train.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        shown = 0
         while process.poll() is None:
             time.sleep(0.5)
-            shown = _show_steps(metrics, shown, timings, started, say)
-        _show_steps(metrics, shown, timings, started, say)
-    timings.seconds["training command"] = round(time.perf_counter() - started, 1)
+            watch(metrics)
+    watch(metrics)
     return process.returncode
 
 
@@ -222,14 +243,6 @@ def trained_encoder(run: Path, step: int) -> Path:
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise CheckpointError(folder, "the training command saved no transformers folder")
     return folder
-
-
-def comparison(before: Evaluation, after: Evaluation) -> str:
-    """Before and after as a table of text."""
-    lines = [f"{'held-out scenes (128)':<46} {'before':>8} {'after':>8}"]
-    for key, label in COLUMNS.items():
-        lines.append(f"{label:<46} {before.metrics[key]:>8.3f} {after.metrics[key]:>8.3f}")
-    return "\n".join(lines)
 
 
 def _progress(say: Say) -> Callable[..., None]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Before-and-after report with pictures, as one HTML file and as one PNG."""
+"""Before and after: a table of text, and a report with pictures as one HTML file and as one PNG."""
 
 from __future__ import annotations
 
@@ -28,6 +28,14 @@ COLUMNS = {
 
 _SHOWN = 10
 _SCALE = 4
+
+
+def comparison(before: Evaluation, after: Evaluation) -> str:
+    """Before and after as a table of text."""
+    lines = [f"{'held-out scenes (128)':<46} {'before':>8} {'after':>8}"]
+    for key, label in COLUMNS.items():
+        lines.append(f"{label:<46} {before.metrics[key]:>8.3f} {after.metrics[key]:>8.3f}")
+    return "\n".join(lines)
 
 
 def write_report(path: Path, before: Evaluation, after: Evaluation) -> Path:

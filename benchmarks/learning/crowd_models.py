@@ -1,11 +1,12 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Flow matching on crowds: one phase on short captions, then two decoders, one that reads all and one behind a cut.
+"""Models of crowds, and their training by flow matching: behind whole captions, and behind a cut.
 
-The gradient flows through the projector into the language model, as in `verl_uae.scenes.joint_training` and for its
-reason. The short phase is needed too: with sixteen sentences from the start the decoder does not find out which one
-belongs to which cell. Both decoders go on from it, so what they learn afterwards differs by the cut alone: crowds,
-order of the sentences, noise and noise levels are the same.
+They are the tiny models of `verl_uae.scenes.tiny_models` with more words and a larger picture. One phase on short
+captions, then two decoders, one that reads all and one behind a cut. The gradient flows through the projector into the
+language model, as in `verl_uae.scenes.joint_training` and for its reason. The short phase is needed too: with sixteen
+sentences from the start the decoder does not find out which one belongs to which cell. Both decoders go on from it, so
+what they learn afterwards differs by the cut alone: crowds, sentences, noise and noise levels are the same.
 
 Shapes: B crowds, L condition tokens.
 """
@@ -19,25 +20,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
+from benchmarks.learning.crowds import CELLS, GRID, SENTENCE_WORDS, WORDS, caption, render, sample_crowd
 from verl_uae.compat import ensure_torchvision
+from verl_uae.decoder.conditioner import Conditioner
 from verl_uae.decoder.decoder import Decoder
 from verl_uae.files import publish_folder
 from verl_uae.formats.load import load_model
-from verl_uae.scenes.crowd.models import (
-    TEMPLATE_TOKENS,
-    build_conditioner,
-    build_crowd_codec,
-    build_crowd_decoder,
-    build_language_model,
-    condition_length,
-)
-from verl_uae.scenes.crowd.world import CELLS, caption, render, sample_crowd
+from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.joint_training import JointConfig, Learner, flow_loss
-from verl_uae.seeding import derive_seed, generator
+from verl_uae.scenes.tiny_models import build_decoder, encoder_config
+from verl_uae.scenes.tokenizer import NEWLINE, PROMPT, ROLES, SPECIAL_TOKENS, build_tokenizer
+from verl_uae.seeding import derive_seed, generator, normal
 
+VOCABULARY: tuple[str, ...] = (*SPECIAL_TOKENS, NEWLINE, *ROLES, PROMPT, *WORDS)
+TEMPLATE_TOKENS = 5
+"""Tokens of the chat template around a caption."""
 CUT_TOKENS = 77
 """Caption tokens that a cut leaves; CLIP's 77 count its two special tokens, ours do not."""
+_PICTURES = 1024
+
+
+def condition_length(objects: int) -> int:
+    """Condition length that holds a caption of so many objects."""
+    return TEMPLATE_TOKENS + SENTENCE_WORDS * objects
+
+
 ARMS: dict[str, int] = {"full": condition_length(len(CELLS)), "cut": TEMPLATE_TOKENS + CUT_TOKENS}
 """Condition length of the two decoders."""
 
@@ -58,6 +67,46 @@ class CrowdConfig:
     batch: int = 16
     high_noise: float = 0.8
     """Where a caption is needed: with less noise the picture itself tells what stands in a cell."""
+
+
+def build_language_model(seed: int) -> Any:
+    """A `Qwen2_5_VLTextModel` in fp32: the text half of the tiny encoder, with the words of crowds."""
+    ensure_torchvision()
+    from transformers import Qwen2_5_VLTextModel
+
+    config = encoder_config().text_config
+    config.vocab_size = len(VOCABULARY)
+    config.max_position_embeddings = 512
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "crowd-language-model"))
+        return Qwen2_5_VLTextModel(config)
+
+
+def build_conditioner(language_model: Any, length: int) -> Conditioner:
+    """The conditioner of a language model; longer captions are cut."""
+    return Conditioner(language_model, build_tokenizer(VOCABULARY), length=length)
+
+
+def build_crowd_codec(seed: int, *, steps: int) -> AutoencoderKL:
+    """A codec with one latent position per cell, its decoder trained for some steps.
+
+    Whatever stands in a cell is one of 25 pictures, so 24 of the 30 latent channels hold all of it.
+    """
+    rng = random.Random(derive_seed(seed, "crowd-codec"))
+    pictures = render([sample_crowd(rng, rng.randint(1, len(CELLS))) for _ in range(_PICTURES)]) * 2 - 1
+    vae = build_codec(seed, pictures=pictures)
+    train_codec(vae, seed, steps=steps, pictures=pictures)
+    return vae
+
+
+def build_crowd_decoder(seed: int, vae: AutoencoderKL) -> Decoder:
+    """The tiny decoder, with positions that are sums of a row and a column, as the captions name them."""
+    decoder = build_decoder(seed, vae)
+    with torch.no_grad():
+        width = decoder.transformer.pos_embed.pos_embed.shape[-1]
+        row_RE, column_CE = normal((2, GRID, width), "crowd-positions")
+        decoder.transformer.pos_embed.pos_embed.copy_((row_RE[:, None] + column_CE).reshape(1, -1, width) / 2**0.5)
+    return decoder
 
 
 def train_arms(out: Path, config: CrowdConfig, on_step: OnStep | None = None) -> None:

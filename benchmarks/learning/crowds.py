@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Crowds: a 4x4 grid of cells, up to sixteen objects, one sentence of ten words for each.
+"""Crowds: a 4x4 grid of cells, up to sixteen objects, one sentence of ten words for each; and how they are read back.
 
 A cell is 8x8 pixels: the 16x16 cell of `verl_uae.scenes.render` on white, at half the scale. The caption names the
 objects in random order. In reading order a cut would always lose the lower rows, and what was lost could not be told
@@ -9,7 +9,9 @@ from where it stood.
     caption  := sentence+
     sentence := "row" NUMBER "column" NUMBER "holds a" SIZE COLOUR SHAPE "."
 
-Shapes: B batch, N cells (16), H = W = 32 pixels.
+A picture is read cell by cell: each is its nearest cell picture, by squared distance.
+
+Shapes: B batch, N cells (16), P numbers of a cell picture (3 * 8 * 8), H = W = 32 pixels.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch.nn import functional as F
 
+from verl_uae.scenes.checker import attribute_table, cell_pixels
 from verl_uae.scenes.render import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, SPLITS, SceneObject, cell_templates
 
 GRID = 4
@@ -34,6 +37,8 @@ CELLS: tuple[str, ...] = tuple(f"row {row} column {column}" for row in NUMBERS f
 WORDS: tuple[str, ...] = ("row", "column", "holds", "a", ".", *NUMBERS, *SIZES, *COLOURS, *SHAPES)
 """All words of the language; each is one token."""
 SENTENCE_WORDS = 10
+ATTRIBUTES: tuple[str, ...] = ("occupied", "colour", "size", "shape", "object")
+"""What `hits` tells of a cell."""
 
 _HELD_OUT_ONE_IN = 10
 
@@ -134,3 +139,33 @@ def render(crowds: Sequence[Crowd]) -> torch.Tensor:
     cells_BN = torch.tensor([crowd.codes for crowd in crowds])
     grid = templates()[cells_BN].unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
     return grid.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE).contiguous()
+
+
+def read_codes(image_B3HW: torch.Tensor) -> torch.Tensor:
+    """Nearest cell codes of pictures in [0, 1] (values outside are clipped), int64 (B, N).
+
+    Raises:
+        ValueError: pictures of another shape, or with values that are not finite.
+    """
+    cells_BNP = cell_pixels(image_B3HW, CELL_SIZE)
+    return torch.cdist(cells_BNP, templates().flatten(1).expand(len(cells_BNP), -1, -1)).argmin(-1)
+
+
+def hits(image_B3HW: torch.Tensor, crowds: Sequence[Crowd]) -> dict[str, torch.Tensor]:
+    """What of each cell is drawn right.
+
+    Returns:
+        bool (B, N) under each of `ATTRIBUTES`: `occupied` (as in the truth: empty or not), `colour`, `size` and `shape`
+        (False where the truth or the picture has no object) and `object` (all of them right).
+
+    Raises:
+        ValueError: numbers of pictures and crowds differ.
+    """
+    if len(image_B3HW) != len(crowds):
+        raise ValueError(f"{len(image_B3HW)} pictures for {len(crowds)} crowds")
+    seen_BN, true_BN = read_codes(image_B3HW), torch.tensor([crowd.codes for crowd in crowds])
+    table_T3 = attribute_table()
+    same_BN3 = (table_T3[seen_BN] == table_T3[true_BN]) & (true_BN > 0)[..., None]
+    colour, size, shape = same_BN3.unbind(-1)
+    occupied = (seen_BN > 0) == (true_BN > 0)
+    return {"occupied": occupied, "colour": colour, "size": size, "shape": shape, "object": same_BN3.all(-1)}

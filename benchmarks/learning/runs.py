@@ -1,24 +1,26 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cold starts and training commands of learning runs, several at a time, and what they logged."""
+"""Tiny models and training commands of learning runs, several at a time, and what they logged."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from benchmarks.learning.experiment import Row
 from verl_uae.formats.names import step_name
 from verl_uae.scenes.joint_training import JointConfig
-from verl_uae.scenes.quickstart import Say, Timings, command, prepare
+from verl_uae.scenes.quickstart import METRICS, Say, Timings, command, prepare, run_training
+
+#: Nothing is validated in a run: held-out figures are measured before and after it.
+QUIET = ("trainer.test_freq=-1", "trainer.val_before_train=false")
 
 #: Metrics of the curves: name in the results -> name in verl's log.
 CURVE = {
@@ -35,11 +37,12 @@ CURVE = {
 class Run:
     """One training command."""
 
-    name: str
+    labels: Mapping[str, str]
+    """What tells it from the other runs of its seed, as in its row of the report."""
     config: str
     """Hydra config, such as uae_u4g."""
     root: Path
-    """Folder of the cold start and the data."""
+    """Folder of the tiny models and the data."""
     folder: Path
     """Checkpoints, metrics and log."""
     seed: int
@@ -48,25 +51,62 @@ class Run:
     preset: str = "scenes"
 
     @property
+    def name(self) -> str:
+        """Labels and seed."""
+        return "/".join([*self.labels.values(), f"seed{self.seed}"])
+
+    @property
     def checkpoint(self) -> Path:
         """What the run saves at its end."""
         return self.folder / step_name(self.steps)
 
 
-def cold_starts(starts: Mapping[Path, JointConfig], jobs: int, say: Say) -> None:
-    """Models and data of every folder, ``jobs`` at a time, unless they are there."""
-    say(f"{len(starts)} cold starts, {jobs} at a time")
+def joint_trainings(folders: Mapping[Path, JointConfig], jobs: int, say: Say) -> None:
+    """Tiny models and data of every folder, ``jobs`` at a time, unless they are there."""
+    say(f"{len(folders)} joint trainings of the tiny models, {jobs} at a time")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for folder in pool.map(_cold_start, starts.items()):
-            say(f"cold start: {folder}")
+        for folder in pool.map(_joint_training, folders.items()):
+            say(f"joint training: {folder}")
 
 
-def _cold_start(start: tuple[Path, JointConfig]) -> Path:
+def _joint_training(start: tuple[Path, JointConfig]) -> Path:
     torch.set_num_threads(1)
     folder, config = start
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder, config.seed, Timings(), lambda _: None, config)
     return folder
+
+
+def compare(
+    runs: Sequence[Run],
+    jobs: int,
+    say: Say,
+    *,
+    before: Callable[[Run], Mapping[str, float]],
+    after: Callable[[Run], Mapping[str, float]],
+) -> list[Row]:
+    """Execute runs; a row for each.
+
+    Args:
+        runs: those that share a root share what they start from.
+        jobs: commands at a time.
+        say: reports.
+        before: held-out figures of what a run starts from, measured once per root.
+        after: held-out figures of what it has trained.
+    """
+    seconds = execute(runs, jobs, say)
+    start = {root: before(run) for root, run in {run.root: run for run in runs}.items()}
+    return [
+        {
+            **run.labels,
+            "seed": run.seed,
+            "before": start[run.root],
+            "after": after(run),
+            "curve": read_curve(run.folder / METRICS),
+            "seconds": seconds[run.name],
+        }
+        for run in runs
+    ]
 
 
 def execute(runs: Sequence[Run], jobs: int, say: Say) -> dict[str, float]:
@@ -84,26 +124,14 @@ def execute(runs: Sequence[Run], jobs: int, say: Say) -> dict[str, float]:
 
 
 def _execute(run: Run, say: Say) -> float:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    words = command(
-        run.root,
-        run.folder,
-        seed=run.seed,
-        steps=run.steps,
-        overrides=run.overrides,
-        config=run.config,
-        preset=run.preset,
-    )
+    how = {"seed": run.seed, "steps": run.steps, "config": run.config, "preset": run.preset}
+    words = command(run.root, run.folder, overrides=run.overrides, **how)
     stamp = run.folder / "finished.json"
     if stamp.is_file() and (before := json.loads(stamp.read_text(encoding="utf-8")))["command"] == words[1:]:
         say(f"{run.name}: there already")
         return before["seconds"]
-    metrics = run.folder / "metrics.jsonl"
-    metrics.unlink(missing_ok=True)
-    environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "HF_HUB_OFFLINE": "1"}
     started = time.perf_counter()
-    with open(run.folder / "train.log", "w", encoding="utf-8") as log:
-        code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    code = run_training(words, run.folder)
     if code != 0:
         raise SystemExit(f"{run.name}: exit code {code}, see {run.folder / 'train.log'}")
     seconds = round(time.perf_counter() - started, 1)

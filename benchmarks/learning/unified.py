@@ -1,0 +1,123 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The unified stage against either stage alone, from the same start with as many steps and pictures.
+
+Writes ``unified.json`` and ``unified_curves.png``. A step of either stage draws and scores 64 pictures; what it costs
+beyond that is reported in seconds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.learning.experiment import (
+    Bar,
+    Experiment,
+    Report,
+    curves,
+    mean_and_spread,
+    select,
+    shown,
+    spread_cells,
+)
+from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
+from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, STARTS, similarity
+from benchmarks.measure import table
+from verl_uae.formats.names import EXPORT_FOLDER
+from verl_uae.scenes.evaluate import evaluate
+from verl_uae.scenes.joint_training import JointConfig
+from verl_uae.scenes.quickstart import Say, trained_encoder
+
+VARIANTS = ("g4u", "u4g", "unified")
+START = "room"
+#: Turns of each stage in the unified run.
+CYCLES = 2
+COLUMNS = {
+    "reward": "reward",
+    "mse": "MSE",
+    "drawn": "attributes",
+    "words": "words",
+    "full_detail": "full detail",
+    "scene_eval/loop": "SceneEval loop",
+    "scene_eval/draw": "SceneEval draw",
+}
+
+_DECODER = (f"decoder/objective={RECOMMENDED}", "uae.policy.save_contents=[model,diffusers]")
+
+
+class Unified(Experiment):
+    """Whether taking turns beats either stage alone."""
+
+    name = "unified"
+
+    def measure(self, out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -> Iterator[Report]:
+        turn = steps // (2 * CYCLES)
+        turns = (f"uae.unified.g4u_steps={turn}", f"uae.unified.u4g_steps={turn}")
+        own = {"g4u": (), "u4g": _DECODER, "unified": (*_DECODER, *turns)}
+        roots = {seed: out / f"seed{seed}_{START}" for seed in seeds}
+        joint_trainings({root: JointConfig(seed=seed, steps=STARTS[START]) for seed, root in roots.items()}, jobs, say)
+        runs = [
+            Run(
+                {"variant": variant},
+                f"uae_{variant}",
+                root,
+                root / "runs" / variant,
+                seed,
+                steps,
+                (*own[variant], REWARD, *QUIET),
+            )
+            for seed, root in roots.items()
+            for variant in VARIANTS
+        ]
+        yield {"runs": compare(runs, jobs, say, before=lambda run: measure(run, ""), after=measure)}
+
+    def bars(self, report: Report) -> list[Bar]:
+        def after(variant: str) -> list[float]:
+            return [row["after"]["reward"] for row in select(report["runs"], variant=variant)]
+
+        bars = []
+        for alone in ("g4u", "u4g"):
+            leads = [both - one for both, one in zip(after("unified"), after(alone), strict=True)]
+            mean, spread = mean_and_spread(leads)
+            bars.append(
+                Bar(
+                    f"unified: held-out reward above {alone} alone after as many steps, every seed",
+                    min(leads) > 0.0,
+                    f"smallest lead {min(leads):+.3f}, mean {mean:+.3f}, standard deviation over seeds {spread:.3f}",
+                )
+            )
+        return bars
+
+    def table(self, report: Report) -> str:
+        """Means over seeds with their standard deviation."""
+        rows = report["runs"]
+        columns = shown(COLUMNS, (row["before"] for row in rows))
+        lines = [["before", *spread_cells([row["before"] for row in select(rows, variant="g4u")], columns), ""]]
+        for variant in VARIANTS:
+            found = select(rows, variant=variant)
+            # Of all steps, start-up and saving left out.
+            seconds = statistics.mean(sum(point["seconds"] for point in row["curve"]) for row in found)
+            cells = spread_cells([row["after"] for row in found], columns)
+            lines.append([f"`uae_{variant}`", *cells, f"{seconds:.0f}"])
+        return table(["", *columns.values(), "seconds of steps"], lines)
+
+    def plot(self, out: Path, report: Report) -> None:
+        """Training reward against the step, a panel per seed and a line per variant."""
+        rows = report["runs"]
+        size = (3.4 * len({row["seed"] for row in rows}), 2.8)
+        curves(out / "unified_curves.png", rows, "seed", "variant", x="step", size=size, sharey=True)
+
+
+def measure(run: Run, variant: str | None = None) -> Mapping[str, float]:
+    """Caption held-out scenes with the captioner of a run, redraw them with its decoder; "" is before the run."""
+    variant = run.labels["variant"] if variant is None else variant
+    return evaluate(
+        trained_encoder(run.folder, run.steps) if variant in ("g4u", "unified") else run.root / "encoder",
+        run.checkpoint / EXPORT_FOLDER if variant in ("u4g", "unified") else run.root / "decoder",
+        run.root / "encoder",
+        n=SCENES,
+        seed=run.seed,
+        reward=similarity,
+    ).metrics

@@ -1,0 +1,312 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The learning experiments, on the results in the documentation: what is shown of them, and which bars are missed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from scipy.stats import spearmanr
+
+from benchmarks.learning import __main__ as program
+from benchmarks.learning import rewards, stages, u4g
+from benchmarks.learning.experiment import (
+    Bar,
+    Experiment,
+    Report,
+    beyond_seeds,
+    every,
+    lines,
+    mean_and_spread,
+    select,
+)
+from tests.config.test_validate_policy import PRESETS
+from verl_uae.reward.terms.pixel import pixel_similarity
+from verl_uae.scenes.evaluate import Evaluation, held_out_scenes
+from verl_uae.scenes.grammar import caption
+from verl_uae.scenes.render import render_float
+from verl_uae.scenes.scene_eval import items
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def results(name: str) -> Path:
+    return ROOT / "docs" / "results" / f"{name}.json"
+
+
+def missed(name: str, report: Report) -> list[str]:
+    return [bar.claim for bar in program.EXPERIMENTS[name].bars(report) if not bar.met]
+
+
+# ---------------------------------------------------------------- runner
+
+
+class Count(Experiment):
+    """A figure per seed, and nothing to train."""
+
+    name = "count"
+
+    def measure(self, out: Path, *, seeds: Sequence[int], **_: Any) -> Iterator[Report]:
+        for number in range(len(seeds)):
+            yield {"figures": list(seeds[: number + 1])}
+
+    def bars(self, report: Report) -> list[Bar]:
+        return [Bar("first", True, "1"), every("at least two", report["figures"], 2)]
+
+    def table(self, report: Report) -> str:
+        return f"{len(report['figures'])} seeds"
+
+    def plot(self, out: Path, report: Report) -> None:
+        with open(out / "plots", "a", encoding="utf-8") as file:
+            file.write(f"{len(report['figures'])}\n")
+
+
+@pytest.mark.parametrize(("seed", "code"), [(4, 0), (1, 1)])
+def test_a_run_writes_as_it_goes_and_says_whether_its_bars_are_met(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int, code: int
+) -> None:
+    monkeypatch.setitem(program.EXPERIMENTS, "count", Count())
+    threads, out = torch.get_num_threads(), tmp_path / "new"
+    assert program.main(["count", "--seeds", "3", str(seed), "--steps", "7", "--out", str(out)]) == code
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["2 seeds", "[met] first: 1"] and said[2].startswith("[MISSED]" if code else "[met]")
+    written = json.loads((out / "count.json").read_text())
+    assert list(written) == ["steps", "torch", "bars", "figures"] and written["steps"] == 7
+    assert written["bars"]["first"] == {"met": True, "figure": "1"} and written["figures"] == [3, seed]
+    assert (out / "plots").read_text() == "1\n2\n"
+    # The file is shown like the run.
+    shown = program.main(["count", "--results", str(out / "count.json"), "--out", str(tmp_path / "again")])
+    torch.set_num_threads(threads)
+    assert shown == code and capsys.readouterr().out.splitlines() == said
+
+
+def test_every_experiment_has_a_make_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (targets,) = (line.split(":")[0].split() for line in makefile.splitlines() if line.startswith("learn-"))
+    assert targets == [f"learn-{name}" for name in program.EXPERIMENTS]
+
+
+@pytest.mark.parametrize("name", program.EXPERIMENTS)
+def test_the_page_of_results_shows_what_the_result_file_holds(name: str, tmp_path: Path) -> None:
+    experiment, said = program.EXPERIMENTS[name], []
+    bars = experiment.show(tmp_path, results(name), said.append)
+    rows = [line for text in said for line in text.splitlines() if line.startswith("|")]
+    rows += [f"| {bar.claim} | {bar.figure} | {'yes' if bar.met else '**no**'} |" for bar in bars]
+    page = PAGE.splitlines()
+    assert len(rows) > 6 and not [row for row in rows if row not in page]
+    (plot,) = tmp_path.iterdir()
+    assert plot.read_bytes().startswith(b"\x89PNG") and plot.stat().st_size > 10_000
+
+
+# ---------------------------------------------------------------- bars
+
+
+def test_every_seed_must_reach_the_number() -> None:
+    assert every("up", [0.03, 0.02], 0.02) == Bar("up", True, "smallest gain +0.020")
+    assert every("up", [0.3, 0.019], 0.02) == Bar("up", False, "smallest gain +0.019")
+
+
+def test_a_gain_counts_beyond_twice_its_spread_over_seeds() -> None:
+    steady, shaky = [0.10, 0.11, 0.12], [0.00, 0.11, 0.22]
+    assert 2 * statistics.stdev(steady) < 0.11 and not 2 * statistics.stdev(shaky) < 0.11
+    assert beyond_seeds("up", steady).met and not beyond_seeds("up", shaky).met
+    assert beyond_seeds("up", steady).figure == "mean gain +0.110, standard deviation over seeds 0.010"
+    assert mean_and_spread([0.5]) == (0.5, 0.0) and mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert lines([Bar("a", True, "1"), Bar("b", False, "0")]) == ["[met] a: 1", "[MISSED] b: 0"]
+
+
+def gain(rows: str, key: str, value: float, **labels: object) -> Callable[[Report], None]:
+    """Changes the gain of a figure in the rows with these labels."""
+
+    def change(report: Report) -> None:
+        for row in select(report[rows], **labels):
+            row["after"][key] = row["before"][key] + value
+
+    return change
+
+
+def exported(report: Report) -> None:
+    report["exported"]["1"]["pixel_difference"] = 0.1
+
+
+def share(key: str, value: float, **labels: object) -> Callable[[Report], None]:
+    """Changes a seed's share of the crowds with these labels."""
+
+    def change(report: Report) -> None:
+        for entry in select(report["figures"], **labels):
+            entry["by_seed"]["1"][key]["mean"] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("g4u", gain("seeds", "reward", 0.11, seed=1), "held-out reward up by at least 0.12"),
+        ("g4u", gain("seeds", "words", 0.1, seed=1), "words per caption"),
+        ("g4u", gain("seeds", "full_detail", 0.1, seed=1), "captions with full detail"),
+        ("g4u", gain("seeds", "drawn", 0.0, seed=1), "drawn attribute accuracy"),
+        ("g4u", gain("seeds", "true", -0.06, seed=1), "true captions"),
+        ("u4g", gain("runs", "reward", 0.01, preset="mix_grpo", seed=1), "mix_grpo: held-out reward"),
+        ("u4g", gain("runs", "reward", 0.025, preset="nft", start="room"), "nft: held-out reward up by at least 0.03"),
+        ("u4g", gain("runs", "mse", 0.001, preset="dppo", seed=2), "dppo: error not higher"),
+        ("u4g", gain("runs", "drawn", -0.1, preset="dppo", seed=2), "dppo: exact attribute accuracy"),
+        ("u4g", gain("runs", "reward", -0.001, preset="nft", start="finished"), "nft: reward of a finished decoder"),
+        ("rewards", gain("runs", "drawn", 0.0, reward="ssim", seed=0), "ssim: exact attribute accuracy"),
+        ("unified", gain("runs", "reward", 0.0, variant="unified", seed=0), "above u4g alone"),
+        ("stages", exported, "exported folder draws what training drew"),
+        ("long", share("object", 0.8, variant="cut_inference", objects=16), "above cut at inference"),
+        ("long", share("object", 0.99, variant="cut_trained", objects=2), "2 objects, nothing cut"),
+        ("long", share("object_after", 0.45, variant="full", objects=12), "objects named after the cut"),
+    ],
+)
+def test_a_bar_is_missed_by_what_it_names(name: str, change: Callable[[Report], None], words: str) -> None:
+    report = json.loads(results(name).read_text(encoding="utf-8"))
+    before = missed(name, report)
+    change(report)
+    (new,) = set(missed(name, report)) - set(before)
+    assert words in new
+
+
+def test_a_stage_must_raise_the_reward_of_every_seed() -> None:
+    report = json.loads(results("stages").read_text(encoding="utf-8"))
+    assert [claim.partition(",")[0] for claim in missed("stages", report)] == [
+        "cold start: held-out reward up",
+        "the end is better with a cold start than without",
+    ]
+    for row in report["results"]:
+        order = ("start", "pretrain", "cold start", "g4u", "u4g").index(row["stage"])
+        row["metrics"]["reward"] = order / 5 - 0.01 * (row["route"] == "no cold start" and order > 2)
+    assert missed("stages", report) == []
+    rows = {row["stage"]: row for row in select(report["results"], route="cold start", seed=1)}
+    for stage, bar in (("start", 0), ("cold start", 2), ("g4u", 3)):
+        changed = copy.deepcopy(report)
+        changed["results"][report["results"].index(rows[stage])]["metrics"]["reward"] = 1.0
+        assert stages.Stages().bars(report)[bar].claim in missed("stages", changed), stage
+
+
+def test_taking_turns_beats_each_stage_alone_or_does_not() -> None:
+    report = json.loads(results("unified").read_text(encoding="utf-8"))
+    assert missed("unified", report) == ["unified: held-out reward above g4u alone after as many steps, every seed"]
+    gain("runs", "reward", 0.6, variant="unified")(report)
+    assert missed("unified", report) == []
+
+
+def test_the_best_reward_is_named_and_must_lead_beyond_seeds() -> None:
+    report = json.loads(results("rewards").read_text(encoding="utf-8"))
+    gain("runs", "drawn", 0.6, reward="ssim")(report)
+    clear = rewards.Rewards().bars(report)[-1]
+    assert clear.met and clear.claim.startswith("ssim buys more attributes than pixel, beyond seeds")
+    # The same reward leads, but on one seed.
+    gain("runs", "drawn", 0.45, reward="ssim")(report)
+    gain("runs", "drawn", 0.7, reward="ssim", seed=0)(report)
+    close = rewards.Rewards().bars(report)[-1]
+    assert not close.met and close.claim == clear.claim
+
+
+# ---------------------------------------------------------------- what is run
+
+
+def test_one_term_is_rewarded_and_the_others_are_held_out() -> None:
+    override = OverridesParser.create().parse_override(rewards.terms("ssim"))
+    found = {entry["name"]: entry for entry in override.value()}
+    assert set(found) == set(rewards.WATCHED)
+    assert [name for name, entry in found.items() if entry.get("held_out")] == ["pixel", "efficientnet_lite0"]
+    assert found["ssim"]["weight"] == 1.0 and found["efficientnet_lite0"]["params"] == {"image_size": 64}
+    pooled = OverridesParser.create().parse_override(rewards.terms("pooled")).value()
+    assert [entry.get("held_out", False) for entry in pooled] == [True, True, True, False]
+    assert pooled[-1] == {
+        "name": "efficientnet_lite0",
+        "label": "pooled",
+        "weight": 1.0,
+        "params": {"image_size": 64, "mode": "pooled"},
+    }
+
+
+def test_term_means_are_those_of_the_terms() -> None:
+    scenes = held_out_scenes(6, 0)
+    images = render_float(scenes)
+    drawings = images.roll(1, 0)
+    means = rewards.term_means(Evaluation({}, scenes, [""] * 6, images, drawings))
+    assert set(means) == {f"term/{name}" for name in rewards.WATCHED}
+    assert means["term/pixel"] == pytest.approx(float(pixel_similarity(drawings, images).mean()), abs=1e-6)
+    assert all(torch.isfinite(torch.tensor(list(means.values()))))
+
+
+def test_measuring_compares_drawings_with_the_held_out_scenes(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(u4g, "SCENES", 6)
+    monkeypatch.setattr(u4g, "items", lambda seed: items(seed, 1))
+    metrics = u4g.measure(tiny_models, tiny_models / "decoder", 3)
+    scenes = held_out_scenes(6, 3)
+    image = render_float(scenes)
+    drawing = u4g.drawings(tiny_models, tiny_models / "decoder", [caption(scene) for scene in scenes], 3)
+    assert metrics["mse"] == pytest.approx(float((drawing - image).square().mean()))
+    assert metrics["reward"] == pytest.approx(float(pixel_similarity(drawing, image, u4g.STEEPNESS).mean()))
+
+
+def test_every_shipped_preset_is_run() -> None:
+    assert set(PRESETS) == set(u4g.PRESETS)
+
+
+def test_the_overrides_make_a_valid_config(compose, tiny_overrides: list[str]) -> None:
+    from verl_uae.config.validate import validate
+
+    for preset in (u4g.RECOMMENDED, "nft"):
+        config = compose(*tiny_overrides, *u4g.words(preset), name="uae_u4g")
+        validate(config)
+        assert config.uae.policy.guidance == config.uae.decoder.guidance == 1.0
+        assert [(term.name, term.params.k) for term in config.uae.reward.terms] == [("pixel", u4g.STEEPNESS)]
+
+
+def test_the_run_that_is_gamed_rewards_ssim_and_watches_pixels(compose, tiny_overrides: list[str]) -> None:
+    terms = compose(*tiny_overrides, *u4g.words(u4g.GAMED), name="uae_u4g").uae.reward.terms
+    assert [(term.name, term.held_out) for term in terms] == [("ssim", False), ("pixel", True)]
+
+
+def test_each_seed_has_both_routes_from_one_pre_training(tmp_path: Path) -> None:
+    runs = stages.plan(tmp_path, 3, 60)
+    assert set(runs) == {"pretrain", "cold start"} | {f"{s}/{r}" for s in ("g4u", "u4g") for r in stages.ROUTES}
+    drawn = f"uae.decoder.path={runs['pretrain'].checkpoint}/decoder"
+    assert drawn in runs["cold start"].overrides and drawn in runs["g4u/no cold start"].overrides
+    assert f"uae.conditioner.path={runs['cold start'].checkpoint}/encoder" in runs["u4g/cold start"].overrides
+    assert len({run.folder for run in runs.values()}) == len(runs)
+
+
+def test_orders_are_compared_by_spearmans_correlation_within_groups() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 5, 40).astype(float)
+    truth = values + rng.integers(0, 4, 40)
+    groups = [str(number // 8) for number in range(40)]
+    expected = np.mean([spearmanr(values[s : s + 8], truth[s : s + 8]).statistic for s in range(0, 40, 8)])
+    assert rewards.rank_correlation(values.tolist(), truth.tolist(), groups) == pytest.approx(expected, abs=1e-12)
+    # Differences between groups do not count.
+    offset = [100.0 * int(group) for group in groups]
+    assert rewards.rank_correlation((values + offset).tolist(), truth.tolist(), groups) == pytest.approx(
+        expected, abs=1e-12
+    )
+
+
+def test_groups_without_an_order_are_left_out() -> None:
+    values, truth = [1.0, 2.0, 3.0, 3.0], [1.0, 2.0, 5.0, 6.0]
+    assert rewards.rank_correlation(values, truth, ["a", "a", "b", "b"]) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="no group has an order"):
+        rewards.rank_correlation([1.0, 1.0], [1.0, 2.0], ["a", "a"])
+
+
+def test_terms_are_compared_on_the_same_drawings(tiny_models: Path) -> None:
+    terms = {"pixel": ("pixel", {}), "again": ("pixel", {}), "ssim": ("ssim", {})}
+    found = rewards.orders(tiny_models, terms, 0, pictures=4)
+    assert set(found) == set(terms) and found["pixel"] == found["again"] != found["ssim"]
+    assert all(-1.0 <= value <= 1.0 for value in found.values())

@@ -1,3 +1,0 @@
-# Copyright 2026 The verl_uae authors
-# SPDX-License-Identifier: Apache-2.0
-"""Learning runs over seeds on the built-in scenes, each with its bars: ``python -m verl_uae.scenes.learn STAGE``."""

@@ -53,8 +53,7 @@ def tiny_vision(name: str, folder: Path) -> str:
 def parameters(name: str, folder: Path) -> Mapping[str, Any]:
     """Arguments of a term, files made where it needs some."""
     from safetensors.torch import save_file
-
-    from verl_uae.reward.terms.perceptual import alexnet_features, vgg16_features
+    from torchvision.models import alexnet, vgg16
 
     if name == "dreamsim":
         from tests.reward.terms.golden_dreamsim import merged_state, metadata
@@ -64,7 +63,12 @@ def parameters(name: str, folder: Path) -> Mapping[str, Any]:
     if name in ("clip", "dinov2", "dinov3", "siglip2"):
         return {"model": tiny_vision(name, folder)}
     if name in ("lpips alex", "lpips vgg", "dists"):
-        features = alexnet_features() if name.endswith("alex") else vgg16_features()
+        # On the meta device: the classifiers behind the convolutions take more memory than what is measured.
+        with torch.device("meta"):
+            features = (alexnet() if name.endswith("alex") else vgg16()).features
+        features.to_empty(device="cpu")
+        for parameter in features.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
         save_file(features.state_dict(), folder / "backbone.safetensors")
         given = {"backbone": str(folder / "backbone.safetensors")}
         return given if name == "dists" else {**given, "net": name.split()[1]}

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.signal import correlate
+from torchvision.models import alexnet, vgg16
 
 from benchmarks.lpips_backbones import NETWORKS, convert, read_arrays
-from verl_uae.reward.terms.perceptual import alexnet_features, vgg16_features
 
 
-@pytest.mark.parametrize(("network", "features"), [("alexnet", alexnet_features), ("vgg16", vgg16_features)])
-def test_places_are_the_convolutions(network: str, features) -> None:
+@pytest.mark.parametrize(("network", "build"), [("alexnet", alexnet), ("vgg16", vgg16)])
+def test_places_are_the_convolutions(network: str, build) -> None:
     with torch.device("meta"):
-        layers = features()
+        layers = build().features
     assert NETWORKS[network][2] == tuple(n for n, layer in enumerate(layers) if isinstance(layer, torch.nn.Conv2d))
 
 

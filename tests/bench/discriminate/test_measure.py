@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision.models import alexnet
 
 from verl_uae.bench.discriminate import measure
 from verl_uae.bench.discriminate.measure import batch_of, build_scorers, not_measured, score_world, term_specs
 from verl_uae.bench.discriminate.worlds import scene_world
 from verl_uae.errors import ConfigError
-from verl_uae.reward.terms.perceptual import alexnet_features
 
 NAN_FILE = '''
 def compute_score(data_source, solution_str, ground_truth, extra_info):
@@ -48,7 +48,7 @@ def test_what_is_not_measured_is_named() -> None:
 def test_values_are_those_of_the_terms(tmp_path: Path) -> None:
     """PSNR in closed form; a distance is negated; a value that fails is missing."""
     torch.manual_seed(0)
-    save_file(alexnet_features().state_dict(), tmp_path / "alexnet.safetensors")
+    save_file(alexnet().features.state_dict(), tmp_path / "alexnet.safetensors")
     (tmp_path / "nan.py").write_text(NAN_FILE)
     specs = term_specs(
         [

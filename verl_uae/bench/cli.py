@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from verl_uae.bench.discriminate.cli import add_parser as add_discriminate
 from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
+from verl_uae.bench.results import CAPTIONS, RESULT, named_files
 from verl_uae.errors import ConfigError
 from verl_uae.machine import checked_device
 from verl_uae.paths import argument_path, existing_file, existing_folder
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from verl_uae.bench.backbones import Backbone
     from verl_uae.bench.draw import Drawn
 
-RESULT, REPORT, CAPTIONS = "result.json", "report.html", "captions.jsonl"
+REPORT = "report.html"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -174,10 +175,7 @@ def _say(content: Mapping[str, Any], out: Path) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from verl_uae.bench.results import named_files
-
-    # result.json says nothing; its folder does.
-    files = named_files(args.results, unnamed=RESULT)
+    files = named_files(args.results)
     if args.tolerance is not None and args.tolerance < 0:
         raise ConfigError("--tolerance", f"must be at least 0 words, got {args.tolerance}")
     from verl_uae.bench.compare import comparison_table

@@ -17,6 +17,9 @@ from verl_uae import __version__
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.paths import existing_file, named_path
 
+RESULT, CAPTIONS = "result.json", "captions.jsonl"
+"""Files of a run of protocol 1; their folder names them."""
+
 NOTHING = "–"
 """In a table, where there is no number."""
 
@@ -89,21 +92,27 @@ def read_result(
     return dict(content)
 
 
-def named_files(texts: Iterable[str], unnamed: str = "") -> dict[str, Path]:
-    """Files of the command line, each ``NAME=FILE`` or ``FILE``, by name.
+def named(text: str) -> tuple[str, Path]:
+    """A name and a path of the command line from ``NAME=PATH`` or ``PATH``.
 
-    Args:
-        texts: as given. Without a name a file has that of its stem.
-        unnamed: name of a file that says nothing; such a one has the name of its folder.
+    Without a name a file has that of its stem, and a folder its own; files that are called alike in every run have the
+    name of their folder.
+    """
+    name, path = named_path(text)
+    if not name and path.name in (RESULT, CAPTIONS):
+        name = path.resolve().parent.name
+    return name or (path.resolve().name if path.is_dir() else path.stem), path
+
+
+def named_files(texts: Iterable[str]) -> dict[str, Path]:
+    """Files of the command line by :func:`named`.
 
     Raises:
         ConfigError: two have one name.
         DataError: there is no such file.
     """
     files: dict[str, Path] = {}
-    for text in texts:
-        name, path = named_path(text)
-        name = name or (path.resolve().parent.name if path.name == unnamed else path.stem)
+    for name, path in map(named, texts):
         if name in files:
             raise ConfigError("results", f"two are named {name!r}; name them with NAME=FILE")
         files[name] = existing_file(path)

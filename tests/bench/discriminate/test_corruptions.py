@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from verl_uae.bench.discriminate.corruptions import (
+from verl_uae.bench.discriminate.worlds import (
     BLUR,
     HUE,
     JPEG,

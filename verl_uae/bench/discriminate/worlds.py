@@ -6,31 +6,33 @@ Semantic damage of the scenes is exact: the damaged scene is drawn, nothing is r
 objects concerned, of four. The objects are taken in one drawn order, so a heavier level includes the lighter ones; only
 exchanged places cannot be nested (one object alone cannot change places).
 
-Shape legend: D the picture itself and its damaged versions, 3 colour channels, H = W pixels.
+All other damage is a pure function of picture, level and a named draw. Lengths are fractions of the picture's side, so
+a level means the same at every size. The levels of one kind differ in that number alone: place, direction, noise and
+the other picture are drawn once per picture and kind.
+
+Shape legend: D the picture itself and its damaged versions, 3 colour channels, H = W = side in pixels.
 """
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from verl_uae.bench.discriminate.corruptions import (
-    PHOTOGRAPH_NUISANCES,
-    PHOTOGRAPH_SEMANTICS,
-    SCENE_NUISANCES,
-    Corruption,
-    Draw,
-)
 from verl_uae.bench.pairs import image_files, key_of
 from verl_uae.data.images import decode_image, image_digest, to_tensor
 from verl_uae.errors import ConfigError
 from verl_uae.scenes.render import BACKGROUNDS, COLOURS, IMAGE_SIZE, SHAPES, SIZES, Scene, SceneObject, render_float
-from verl_uae.seeding import derive_seed
+from verl_uae.seeding import derive_seed, generator, normal
 
 OBJECTS = 4
 
@@ -39,15 +41,44 @@ Cells = list[SceneObject | None]
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A kind of damage, and how it counts."""
+    """A kind of damage and its levels, lightest first."""
 
     name: str
     levels: tuple[float, ...]
     unit: str
-    semantic: bool
+    """What a level counts."""
+    semantic: bool = False
     """Whether it changes what the picture shows, not how."""
     counted_from: int = 0
     """First level (zero-based) that counts as semantic damage in the comparison across kinds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corruption(Damage):
+    """Damage of the pixels."""
+
+    apply: Callable[[Tensor, float, Draw], Tensor]
+    """(picture in [0, 1] of shape (3, H, W), level, draw) to a picture of the same shape and range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What chance decides, by name."""
+
+    seed: int
+    picture: str
+    """Name of the picture."""
+    other_3HW: Tensor
+    """Another picture of the same size."""
+
+    def uniform(self, kind: str, count: int) -> list[float]:
+        """Numbers in [0, 1)."""
+        drawn = torch.rand(count, generator=generator(self.seed, "damage", kind, self.picture))
+        return [float(number) for number in drawn]
+
+    def sign(self, kind: str) -> float:
+        """1 or -1."""
+        return 1.0 if self.uniform(kind, 1)[0] < 0.5 else -1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +124,8 @@ def scene_world(count: int, seed: int) -> World:
     objects = tuple(range(1, OBJECTS + 1))
     exact = (Damage(name, objects[1:] if name == "swapped" else objects, "objects", True) for name in SCENE_SEMANTICS)
     digests = tuple(scene.digest for scene in scenes)
-    kinds = (*exact, *_kinds(SCENE_NUISANCES, semantic=False))
-    return World("scenes", IMAGE_SIZE, kinds, tuple(f"scene {digest[:8]}" for digest in digests), digests, versions)
+    names = tuple(f"scene {digest[:8]}" for digest in digests)
+    return World("scenes", IMAGE_SIZE, (*exact, *SCENE_NUISANCES), names, digests, versions)
 
 
 def photograph_world(folder: str | os.PathLike[str], side: int, seed: int) -> World:
@@ -119,20 +150,12 @@ def photograph_world(folder: str | os.PathLike[str], side: int, seed: int) -> Wo
         )
         return torch.cat([images_N3HW[place][None], damaged])
 
-    # A patch of an eighth of the side may hold nothing but sky: it counts as semantic damage from the second level.
-    semantic = _kinds(PHOTOGRAPH_SEMANTICS, semantic=True, counted_from=1)
     names = tuple(key_of(path, folder) for path in files)
-    return World(
-        "photographs", side, (*semantic, *_kinds(PHOTOGRAPH_NUISANCES, semantic=False)), names, digests, versions
-    )
+    return World("photographs", side, (*PHOTOGRAPH_SEMANTICS, *PHOTOGRAPH_NUISANCES), names, digests, versions)
 
 
 def _apply(corruptions: tuple[Corruption, ...], image_3HW: Tensor, draw: Draw) -> Tensor:
     return torch.stack([kind.apply(image_3HW, level, draw) for kind in corruptions for level in kind.levels])
-
-
-def _kinds(corruptions: tuple[Corruption, ...], *, semantic: bool, counted_from: int = 0) -> tuple[Damage, ...]:
-    return tuple(Damage(kind.name, kind.levels, kind.unit, semantic, counted_from) for kind in corruptions)
 
 
 def _unlike(scenes: list[Scene], place: int) -> Scene:
@@ -227,3 +250,121 @@ def _moved(scene: Scene, order: list[int], move: tuple[int, ...]) -> Cells:
 
 def _replaced(scene: Scene, other: Scene, places: list[int]) -> Scene:
     return Scene(scene.background, tuple(other.cells[i] if i in places else scene.cells[i] for i in range(OBJECTS)))
+
+
+def blur(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
+    """Gaussian blur; level: standard deviation, fraction of the side. Borders reflect."""
+    from torchvision.transforms.functional import gaussian_blur
+
+    sigma = level * image_3HW.shape[-1]
+    blurred: Tensor = gaussian_blur(image_3HW, 2 * math.ceil(3 * sigma) + 1, sigma)
+    return blurred
+
+
+def noise(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
+    """White Gaussian noise, cut to [0, 1]; level: standard deviation."""
+    grain_3HW = normal(tuple(image_3HW.shape), draw.seed, "damage", "noise", draw.picture)
+    return (image_3HW + level * grain_3HW).clamp(0.0, 1.0)
+
+
+def jpeg(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
+    """JPEG with 4:2:0 chroma; level: 100 minus the quality."""
+    pixels = (image_3HW * 255.0).round().to(torch.uint8).permute(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.numpy())).save(buffer, "JPEG", quality=int(100 - level), subsampling=2)
+    with Image.open(buffer) as decoded:
+        array = np.array(decoded.convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 255.0
+
+
+def hue(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
+    """All hues turned, in a drawn direction; level: fraction of the colour circle, at most 0.5."""
+    from torchvision.transforms.functional import adjust_hue
+
+    turned: Tensor = adjust_hue(image_3HW, draw.sign("hue") * level)
+    return turned.clamp(0.0, 1.0)
+
+
+def shift(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
+    """Moved left or right; level: fraction of the side. What comes in is the mirror image of the border."""
+    side = image_3HW.shape[-1]
+    pixels = max(1, round(level * side))
+    padded = F.pad(image_3HW[None], (pixels, pixels, 0, 0), mode="reflect")[0]
+    start = pixels + int(draw.sign("shift")) * pixels
+    return padded[:, :, start : start + side]
+
+
+def removed(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
+    """A square filled with the mean colour of the pixels around it; level: its side, fraction of the picture's.
+
+    Its centre lies in the middle half of the picture, the same at all levels.
+    """
+    side = image_3HW.shape[-1]
+    half = max(1, round(0.5 * level * side))
+    y, x = (round((0.25 + 0.5 * number) * side) for number in draw.uniform("removed", 2))
+    inner, outer = _box(y, x, half, side), _box(y, x, half + max(1, side // 32), side)
+    ring_HW = torch.zeros(side, side, dtype=torch.bool)
+    ring_HW[outer], ring_HW[inner] = True, False
+    damaged_3HW = image_3HW.clone()
+    damaged_3HW[(slice(None), *inner)] = image_3HW[:, ring_HW].mean(dim=1)[:, None, None]
+    return damaged_3HW
+
+
+def swapped(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
+    """A square of the left half and one of the right half exchanged; level: their side, fraction, at most 0.5."""
+    side = image_3HW.shape[-1]
+    length = max(1, round(level * side))
+    left, right = (
+        _corner((0.25 + 0.5 * number) * side, place * side, length, side)
+        for number, place in zip(draw.uniform("swapped", 2), (0.25, 0.75), strict=True)
+    )
+    damaged_3HW = image_3HW.clone()
+    damaged_3HW[(slice(None), *left)] = image_3HW[(slice(None), *right)]
+    damaged_3HW[(slice(None), *right)] = image_3HW[(slice(None), *left)]
+    return damaged_3HW
+
+
+def replaced(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
+    """The central square taken from another picture; level: its side, fraction. 1 is the whole other picture."""
+    side = image_3HW.shape[-1]
+    length = max(1, round(level * side))
+    centre = _corner(0.5 * side, 0.5 * side, length, side)
+    damaged_3HW = image_3HW.clone()
+    damaged_3HW[(slice(None), *centre)] = draw.other_3HW[(slice(None), *centre)]
+    return damaged_3HW
+
+
+def _box(y: int, x: int, half: int, side: int) -> tuple[slice, slice]:
+    return slice(max(0, y - half), min(side, y + half)), slice(max(0, x - half), min(side, x + half))
+
+
+def _corner(y: float, x: float, length: int, side: int) -> tuple[slice, slice]:
+    """The square of a length around a point, moved inside the picture."""
+    top, left = (min(max(round(centre - 0.5 * length), 0), side - length) for centre in (y, x))
+    return slice(top, top + length), slice(left, left + length)
+
+
+#: Of photographs. Blur and shift at 256 pixels: 0.5 to 4 and 2 to 51 pixels.
+BLUR = Corruption("blur", (1 / 512, 1 / 256, 1 / 128, 1 / 64), "standard deviation / side", apply=blur)
+NOISE = Corruption("noise", (0.02, 0.05, 0.1, 0.2), "standard deviation of pixels in [0, 1]", apply=noise)
+JPEG = Corruption("jpeg", (25, 60, 85, 95), "100 - quality", apply=jpeg)
+HUE = Corruption("hue", (0.02, 0.05, 0.12, 0.3), "fraction of the colour circle", apply=hue)
+SHIFT = Corruption("shift", (1 / 128, 1 / 32, 1 / 12, 1 / 5), "fraction of the side", apply=shift)
+REMOVED = Corruption("removed", (1 / 8, 1 / 4, 3 / 8, 1 / 2), "side of the patch / side", True, 1, apply=removed)
+SWAPPED = Corruption("swapped", (1 / 8, 1 / 4, 3 / 8, 1 / 2), "side of the regions / side", True, 1, apply=swapped)
+REPLACED = Corruption(
+    "replaced", (1 / 4, 1 / 2, 3 / 4, 1.0), "side of the other picture's part / side", True, 1, apply=replaced
+)
+
+#: A patch of an eighth of the side may hold nothing but sky: it counts as semantic damage from the second level.
+PHOTOGRAPH_SEMANTICS = (REMOVED, SWAPPED, REPLACED)
+PHOTOGRAPH_NUISANCES = (BLUR, NOISE, JPEG, HUE, SHIFT)
+
+#: Of the 32-pixel scenes: blur of 0.4 to 2 pixels, shift of 1 to 4.
+SCENE_NUISANCES = (
+    Corruption("blur", (0.4 / 32, 0.7 / 32, 1.2 / 32, 2 / 32), BLUR.unit, apply=blur),
+    NOISE,
+    JPEG,
+    HUE,
+    Corruption("shift", (1 / 32, 2 / 32, 3 / 32, 4 / 32), SHIFT.unit, apply=shift),
+)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_uae.bench.external import BENCHES
+from verl_uae.bench.results import named_files
 from verl_uae.errors import ConfigError
 from verl_uae.paths import argument_path, existing_file, existing_folder, existing_place
 from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
@@ -150,8 +151,6 @@ def _finding(args: argparse.Namespace, expected: Any) -> tuple[Any, list[Path]]:
 
 
 def _scores(args: argparse.Namespace) -> int:
-    from verl_uae.bench.results import named_files
-
     files = named_files(args.results)
     from verl_uae.bench.external.result import read_scores, scores_tables
 

@@ -10,20 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_uae.bench.draw import CAPTIONS, PICTURES
+from verl_uae.bench.draw import PICTURES
 from verl_uae.bench.pairs import find_pairs, image_files, key_of
-from verl_uae.bench.results import Failure
+from verl_uae.bench.results import CAPTIONS, Failure, named
 from verl_uae.bench.unified import SECTION, read_unified
 from verl_uae.data.captions import read_captions
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DecodeError
-from verl_uae.paths import named_path
 
 CAPTION, RECONSTRUCTION = "caption", "reconstruction"
-MODES = (CAPTION, RECONSTRUCTION)
-
-RESULT = "result.json"
-"""Of protocol 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +76,7 @@ def read_contest(images: str | os.PathLike[str], first: str, second: str, mode: 
     Args:
         images: folder of source pictures.
         first, second: candidates.
-        mode: one of `MODES`.
+        mode: ``caption`` or ``reconstruction``.
 
     Raises:
         ConfigError: the names are equal, a path holds no candidate, or there is no picture to compare.
@@ -90,13 +85,13 @@ def read_contest(images: str | os.PathLike[str], first: str, second: str, mode: 
     sources = image_files(images)
     if not sources:
         raise ConfigError("images", f"no pictures in {images}")
-    named = [_named(text) for text in (first, second)]
-    if named[0][0] == named[1][0]:
-        raise ConfigError("candidates", f"two are named {named[0][0]!r}; name them with NAME=PATH")
+    candidates = [named(text) for text in (first, second)]
+    if candidates[0][0] == candidates[1][0]:
+        raise ConfigError("candidates", f"two are named {candidates[0][0]!r}; name them with NAME=PATH")
     pictures, failures = _sources(sources, images)
     broken = {failure.what for failure in failures}
     sides = []
-    for name, path in named:
+    for name, path in candidates:
         read = _captions if mode == CAPTION else _drawn
         contents, missing = read(path, Path(images), pictures)
         # A source that does not decode is the fault of neither candidate, and is listed already.
@@ -104,23 +99,17 @@ def read_contest(images: str | os.PathLike[str], first: str, second: str, mode: 
             Failure(f"{name}: {failure.what}", failure.reason) for failure in missing if failure.what not in broken
         ]
         sides.append(contents)
-    comparisons = [Comparison(key, picture, sides[0][key], sides[1][key]) for key, picture in pictures.items()
-             if key in sides[0] and key in sides[1]]  # fmt: skip
+    comparisons = [
+        Comparison(key, picture, sides[0][key], sides[1][key])
+        for key, picture in pictures.items()
+        if key in sides[0] and key in sides[1]
+    ]
     if not comparisons:
         why = f", for example {failures[0].what}: {failures[0].reason}" if failures else ""
         raise ConfigError("candidates", f"no picture of {images} has both{why}")
-    paths = (str(named[0][1]), str(named[1][1]))
-    return Contest(mode, (named[0][0], named[1][0]), paths, tuple(comparisons), tuple(failures), len(sources))
-
-
-def _named(text: str) -> tuple[str, Path]:
-    name, path = named_path(text)
-    if name:
-        return name, path
-    # result.json and captions.jsonl say nothing; their folder does.
-    if path.name in (RESULT, CAPTIONS):
-        return path.resolve().parent.name, path
-    return (path.stem if path.is_file() else path.resolve().name), path
+    (first_name, first_path), (second_name, second_path) = candidates
+    names, paths = (first_name, second_name), (str(first_path), str(second_path))
+    return Contest(mode, names, paths, tuple(comparisons), tuple(failures), len(sources))
 
 
 def _sources(sources: list[Path], images: str | os.PathLike[str]) -> tuple[dict[str, Picture], list[Failure]]:

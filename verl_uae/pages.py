@@ -23,19 +23,20 @@ def render_page(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
-def data_uri(image: Image.Image, side: int | None = None) -> str:
-    """A picture as a URI that holds it, as JPEG.
+def data_uri(image: Image.Image, side: int | None = None, form: str = "JPEG") -> str:
+    """A picture as a URI that holds it (RFC 2397).
 
     Args:
         image: RGB.
         side: longest side, pixels; larger pictures are made smaller in proportion.
+        form: ``JPEG`` or ``PNG``.
     """
     if side is not None:
         image = image.copy()
         image.thumbnail((side, side))
     encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}"
+    image.save(encoded, form, quality=90)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}"
 
 
 @functools.cache

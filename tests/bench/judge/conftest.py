@@ -12,9 +12,8 @@ import pytest
 
 from tests.bench.judge.server import Judges, always_a, always_tie, brighter, longer, serving
 from tests.pipeline.conftest import picture
-from verl_uae.bench.judge.client import Limits
 from verl_uae.bench.judge.contest import CAPTION, Contest, read_contest
-from verl_uae.bench.judge.judges import Judge
+from verl_uae.bench.judge.judges import Judge, Limits
 from verl_uae.bench.judge.protocol import AnswerCache, Judged, judge_contest
 from verl_uae.bench.judge.question import load_prompt
 

@@ -18,9 +18,8 @@ from PIL import Image
 
 from tests.bench.judge.conftest import FAST, LENGTHS, write_captions
 from tests.bench.judge.server import Judges, Shown, completion, error, longer
-from verl_uae.bench.judge.client import SPENT, Limits
 from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, Contest, Picture, read_contest
-from verl_uae.bench.judge.judges import Judge
+from verl_uae.bench.judge.judges import SPENT, Judge, Limits
 from verl_uae.bench.judge.protocol import (
     FAILED,
     INCONSISTENT,

@@ -55,8 +55,8 @@ def _judge(args: argparse.Namespace) -> int:
     existing_folder(args.images, "images")
     for candidate in (args.first, args.second):
         existing_place(named_path(candidate)[1])
-    from verl_uae.bench.judge.client import Limits
     from verl_uae.bench.judge.contest import read_contest
+    from verl_uae.bench.judge.judges import Limits
     from verl_uae.bench.judge.protocol import AnswerCache, judge_contest
     from verl_uae.bench.judge.question import load_prompt
 

@@ -26,9 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from verl_uae.bench.judge.client import Budget, Client, Limits, body
 from verl_uae.bench.judge.contest import Comparison, Contest, Picture
-from verl_uae.bench.judge.judges import Judge
+from verl_uae.bench.judge.judges import Budget, Client, Judge, Limits, body
 from verl_uae.bench.judge.question import (
     NO_PREFERENCE,
     A,

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from benchmarks.engines import autocast
 from benchmarks.work import CLIP, LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, Samples, Work
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.engine.policy_module import PolicyModule
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.engines.decoder_module import PolicyModule
 
 #: (first sample of the micro-batch, step or -1) -> noise, shape (B, C, H, W).
 Noise = Callable[[int, int], Tensor]

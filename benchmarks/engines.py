@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.sizes import Size, save_policy
 from benchmarks.work import CLIP, LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, Samples
-from verl_uae.engine.lora import add_lora
-from verl_uae.engine.policy_module import PolicyModule, Uncast
+from verl_uae.engines.decoder_module import PolicyModule, Uncast
+from verl_uae.engines.lora import add_lora
 from verl_uae.flow.objective import TransitionInputs, bind_objective
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
@@ -149,7 +149,7 @@ class PlainEngine:
 
 
 class VerlEngine:
-    """:class:`~verl_uae.engine.decoder.DecoderEngine` on one rank.
+    """:class:`~verl_uae.engines.decoder.DecoderEngine` on one rank.
 
     Args:
         module: frozen, without adapters; the engine loads a copy of it.
@@ -169,8 +169,8 @@ class VerlEngine:
         from verl.trainer.config import CheckpointConfig
         from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
-        from verl_uae.engine.decoder import DecoderEngine
-        from verl_uae.engine.policy_config import PolicyModelConfig
+        from verl_uae.engines.decoder import DecoderEngine
+        from verl_uae.engines.decoder_config import PolicyModelConfig
 
         param_dtype = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
         mixed = {"param_dtype": param_dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}

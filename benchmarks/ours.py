@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks.engines import Engine
 from benchmarks.work import Samples, Work
-from verl_uae.decoder.conditioner import Conditioner
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.conditions import ConditionCache, stack_states
 from verl_uae.flow.trajectory import Trajectory, sample_trajectory
-from verl_uae.rollout.conditions import ConditionCache, stack_states
 
 
 class Ours:

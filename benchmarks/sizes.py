@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.decoder.projector import Projector
-from verl_uae.engine.policy_module import PolicyModule
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.projector import Projector
+from verl_uae.engines.decoder_module import PolicyModule
 from verl_uae.scenes.tokenizer import build_tokenizer
 
 #: Pixels per latent, a side.

@@ -152,7 +152,7 @@ def options(folder: str, name: str, prefix: str) -> list[Option]:
 
 def server_options() -> list[Option]:
     """Options of the transformers caption server, whose texts stand in the ``Attributes:`` part of the class."""
-    part = (ast.get_docstring(read_class("rollout/hf", "HFOptions")) or "").partition("Attributes:")[2]
+    part = (ast.get_docstring(read_class("caption_server", "HFOptions")) or "").partition("Attributes:")[2]
     texts = {
         match[1]: " ".join(match[2].split())
         for match in re.finditer(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", part, re.MULTILINE)
@@ -160,7 +160,7 @@ def server_options() -> list[Option]:
     prefix = "actor_rollout_ref.rollout.engine_kwargs.hf."
     return [
         Option(option.key, option.kind, option.default, texts.get(option.key[len(prefix) :], ""))
-        for option in options("rollout/hf", "HFOptions", prefix)
+        for option in options("caption_server", "HFOptions", prefix)
     ]
 
 

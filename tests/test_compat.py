@@ -107,29 +107,29 @@ def test_the_shim_is_idempotent() -> None:
 #: Private or unstable names of verl that this package uses, and where.
 NAMES = {
     "verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY": "plugin",
-    "verl.trainer.ppo.v1:PPOTrainerSync": "trainer.g4u",
-    "verl.trainer.ppo.v1:register_trainer": "trainer.g4u",
-    "verl.trainer.ppo.v1:PPOTrainerSync._setup": "trainer.g4u",
-    "verl.trainer.ppo.v1:PPOTrainerSync._build_replay_buffer": "trainer.g4u",
-    "verl.trainer.ppo.v1:PPOTrainerSync._init_resource_pool_mgr": "trainer.g4u",
-    "verl.trainer.ppo.v1:PPOTrainerSync._fetch_one_gen_batch": "trainer.g4u",
-    "verl.trainer.ppo.v1:PPOTrainerSync._compute_reward_colocate": "trainer.g4u",
-    "verl.trainer.ppo.v1:PPOTrainerSync._compute_metrics": "trainer.g4u",
-    "verl.trainer.ppo.v1:PPOTrainerSync._validate": "trainer.g4u",
-    "verl.trainer.ppo.v1:PPOTrainerSync._save_checkpoint": "trainer.g4u",
-    "verl.trainer.ppo.v1:PPOTrainerSync._load_checkpoint": "trainer.g4u",
+    "verl.trainer.ppo.v1:PPOTrainerSync": "stages.g4u.trainer",
+    "verl.trainer.ppo.v1:register_trainer": "stages.g4u.trainer",
+    "verl.trainer.ppo.v1:PPOTrainerSync._setup": "stages.g4u.trainer",
+    "verl.trainer.ppo.v1:PPOTrainerSync._build_replay_buffer": "stages.g4u.trainer",
+    "verl.trainer.ppo.v1:PPOTrainerSync._init_resource_pool_mgr": "stages.g4u.trainer",
+    "verl.trainer.ppo.v1:PPOTrainerSync._fetch_one_gen_batch": "stages.g4u.trainer",
+    "verl.trainer.ppo.v1:PPOTrainerSync._compute_reward_colocate": "stages.g4u.trainer",
+    "verl.trainer.ppo.v1:PPOTrainerSync._compute_metrics": "stages.g4u.trainer",
+    "verl.trainer.ppo.v1:PPOTrainerSync._validate": "stages.g4u.trainer",
+    "verl.trainer.ppo.v1:PPOTrainerSync._save_checkpoint": "stages.g4u.trainer",
+    "verl.trainer.ppo.v1:PPOTrainerSync._load_checkpoint": "stages.g4u.trainer",
     "verl.experimental.agent_loop.agent_loop:_agent_loop_registry": "doctor",
-    "verl.experimental.agent_loop.single_turn_agent_loop:SingleTurnAgentLoop.run": "rollout.agent_loop",
-    "verl.workers.rollout.replica:RolloutReplicaRegistry.register": "rollout.hf",
-    "verl.workers.rollout.base:_ROLLOUT_REGISTRY": "rollout.hf",
-    "verl.workers.engine.base:EngineRegistry.register": "engine.captioner",
-    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_module": "engine.captioner",
-    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_fsdp_module": "engine.captioner",
-    "verl.trainer.ppo.core_algos:register_adv_est": "trainer.advantage",
-    "verl.plugin.platform:PlatformRegistry.register": "engine.cpu_platform",
-    "verl.utils.tensordict_utils:maybe_fix_3d_position_ids": "engine.worker",
+    "verl.experimental.agent_loop.single_turn_agent_loop:SingleTurnAgentLoop.run": "stages.g4u.agent_loop",
+    "verl.workers.rollout.replica:RolloutReplicaRegistry.register": "caption_server",
+    "verl.workers.rollout.base:_ROLLOUT_REGISTRY": "caption_server",
+    "verl.workers.engine.base:EngineRegistry.register": "engines.captioner",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_module": "engines.captioner",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_fsdp_module": "engines.captioner",
+    "verl.trainer.ppo.core_algos:register_adv_est": "stages.g4u.advantage",
+    "verl.plugin.platform:PlatformRegistry.register": "plugin.cpu_platform",
+    "verl.utils.tensordict_utils:maybe_fix_3d_position_ids": "stages.g4u.worker",
     "verl.utils.dataset.rl_dataset:RLHFDataset._read_files_and_tokenize": "data.dataset",
-    "verl.single_controller.ray:ResourcePoolManager.create_resource_pool": "trainer.decoders",
+    "verl.single_controller.ray:ResourcePoolManager.create_resource_pool": "stages.g4u.decoders",
 }
 
 
@@ -213,7 +213,7 @@ def test_trackers_are_told_the_configuration_without_secrets(monkeypatch: pytest
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1 import trainer_base
 
-    from verl_uae.formats.run import without_secrets
+    from verl_uae.checkpoints.run import without_secrets
 
     told: list[dict[str, object]] = []
     tracking = trainer_base.Tracking

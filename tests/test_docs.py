@@ -185,7 +185,7 @@ def _policy_metric_names() -> set[str]:
     import torch
 
     from tests.flow.objective.cases import Transitions, forward_inputs
-    from verl_uae.engine.policy_metrics import STATISTICS
+    from verl_uae.engines.decoder_metrics import STATISTICS
     from verl_uae.flow.objective import bind_objective
 
     case = Transitions()
@@ -196,16 +196,16 @@ def _policy_metric_names() -> set[str]:
             figures |= set(bind_objective(objective)(inputs).metrics)
         figures |= set(bind_objective("nft")(forward_inputs()).metrics)
     names = {f"policy/{figure}/{statistic}" for figure in figures for statistic in STATISTICS.get(figure, ("mean",))}
-    for module in ("policy", "u4g", "unified"):
-        source = (ROOT / "verl_uae" / "trainer" / f"{module}.py").read_text(encoding="utf-8")
+    for module in ("u4g/step", "u4g/trainer", "unified/trainer"):
+        source = (ROOT / "verl_uae" / "stages" / f"{module}.py").read_text(encoding="utf-8")
         names |= set(re.findall(r'"((?:policy|caption|unified)/[a-z_/]+)"', source))
     names.add("policy/sampler_log_prob_difference/max")
     return names | {f"policy/first/{name}" for name in ("ratio/max", "ratio/min", "log_prob_difference/max")}
 
 
 def test_every_metric_is_documented() -> None:
-    from verl_uae.trainer.outcomes import outcome_metrics, validation_info
-    from verl_uae.trainer.timing import chain_timing, overhead_metrics
+    from verl_uae.stages.common.outcomes import outcome_metrics, validation_info
+    from verl_uae.stages.g4u.timing import chain_timing, overhead_metrics
 
     outcome = {"value": 0.5, "status": "ok", "reason": "", "terms": {"a": 0.5}, "truncated": False}
     state = {"caption": "a caption", "status": "ok", "cut": False, "tokens": 2}

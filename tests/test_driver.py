@@ -15,9 +15,9 @@ import pytest
 import ray
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.driver import DriverCallback, StopSignals
+from verl_uae.checkpoints.step import mark_complete
 from verl_uae.errors import RewardError, StoppedError
-from verl_uae.formats.step import mark_complete
+from verl_uae.launch.driver import DriverCallback, StopSignals
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_run_that_reached_its_end_says_nothing(config: DictConfig, capsys: pyt
 
 EARLY = """
 import os, signal, sys, time
-from verl_uae.driver import StopSignals
+from verl_uae.launch.driver import StopSignals
 StopSignals(60.0).listen()
 os.kill(os.getpid(), int(sys.argv[1]))
 time.sleep(200)
@@ -107,7 +107,7 @@ def test_a_signal_before_training_ends_the_command_at_once(number: int) -> None:
 TWICE = """
 import os, signal, sys, threading, time
 import ray
-from verl_uae import driver
+from verl_uae.launch import driver
 
 class State:
     def note(self): return ""

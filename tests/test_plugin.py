@@ -40,7 +40,7 @@ def test_import_verl_loads_us_and_nothing_heavy_with_us() -> None:
 
 BROKEN_TRAINER = """
 import sys
-sys.modules["verl_uae.trainer.g4u"] = None
+sys.modules["verl_uae.stages.g4u.trainer"] = None
 import verl.trainer.ppo.v1
 from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 import verl_uae.plugin as plugin
@@ -58,10 +58,10 @@ def test_a_failing_registration_is_kept_logged_and_said_by_the_trainer() -> None
     assert "failures {'trainer classes': ModuleNotFoundError" in result.stdout
     assert "verl_uae: trainer classes could not be registered: ModuleNotFoundError" in result.stderr
     assert "trainer says: verl_uae could not load its trainers: ModuleNotFoundError" in result.stdout
-    assert "verl_uae.trainer.g4u" in result.stdout and "see: verl-uae doctor" in result.stdout
+    assert "verl_uae.stages.g4u.trainer" in result.stdout and "see: verl-uae doctor" in result.stdout
 
 
-@pytest.mark.parametrize("missing", ["verl_uae.searchpath", "verl_uae.engine.cpu_platform"])
+@pytest.mark.parametrize("missing", ["verl_uae.plugin.searchpath", "verl_uae.plugin.cpu_platform"])
 def test_a_train_command_stops_with_the_reason(tmp_path: Path, missing: str) -> None:
     """The real command in an installation where a module of ours cannot be imported."""
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{missing!r}] = None\n")
@@ -77,7 +77,7 @@ def test_a_train_command_stops_with_the_reason(tmp_path: Path, missing: str) -> 
 
 
 def test_other_processes_live_on(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['verl_uae.searchpath'] = None; import verl, hydra; print('alive')"
+    code = "import sys; sys.modules['verl_uae.plugin.searchpath'] = None; import verl, hydra; print('alive')"
     result = run(code)
     assert result.stdout.split() == ["alive"] and "hydra search path could not be registered" in result.stderr
 
@@ -105,4 +105,4 @@ def test_every_trainer_name_registers() -> None:
 
     assert not plugin.FAILURES
     for name in plugin.TRAINERS:
-        assert TRAINER_REGISTRY[name].__module__.startswith("verl_uae.trainer.")
+        assert TRAINER_REGISTRY[name].__module__.startswith("verl_uae.stages.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 
-from verl_uae.searchpath import CONFIG_PATH, VerlUaeSearchPath
+from verl_uae.plugin.searchpath import CONFIG_PATH, VerlUaeSearchPath
 
 
 def test_is_appended_once_and_last() -> None:

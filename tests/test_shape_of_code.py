@@ -103,7 +103,7 @@ def dangers(path: Path) -> Iterator[tuple[int, str]]:
 
 def random_calls(path: Path) -> Iterator[tuple[int, str]]:
     """Line and name of what draws from or seeds the global generator; a builder may seed in torch.random.fork_rng."""
-    seeds = "fork_rng" in path.read_text(encoding="utf-8") or relative(path) == "engine/cpu_platform.py"
+    seeds = "fork_rng" in path.read_text(encoding="utf-8") or relative(path) == "plugin/cpu_platform.py"
     for call in calls(path):
         name, keywords = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
         drawn = name in RANDOM_CALLS and "generator" not in keywords

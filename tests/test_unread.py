@@ -18,12 +18,14 @@ from verl_uae.unread import UNREAD, unread_overrides
 SOURCES = {
     path: path.read_text(encoding="utf-8")
     for place in (
-        "driver.py",
         "data/buckets.py",
-        "trainer/**/*.py",
-        "rollout/**/*.py",
-        "engine/**/*.py",
+        "caption_server/*.py",
+        "chain/*.py",
+        "checkpoints/*.py",
+        "engines/*.py",
+        "launch/*.py",
         "reward/**/*.py",
+        "stages/**/*.py",
     )
     for path in Path(verl_uae.__file__).parent.glob(place)
 }

@@ -46,10 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.set_defaults(run=_estimate)
 
     from verl_uae.bench.cli import add_parser as add_bench
+    from verl_uae.chain.cli import add_parser as add_sample
+    from verl_uae.checkpoints.cli import add_parser as add_formats
     from verl_uae.data.cli import add_parser as add_data
     from verl_uae.demo.cli import add_parser as add_demo
-    from verl_uae.formats.cli import add_parser as add_formats
-    from verl_uae.pipeline.cli import add_parser as add_sample
 
     for add in (add_data, add_formats, add_sample, add_demo, add_bench):
         add(commands)

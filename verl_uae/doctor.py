@@ -239,7 +239,7 @@ def _check_trainers() -> str:
 
 
 def _check_external_lib() -> str:
-    importlib.import_module("verl_uae.register")
+    importlib.import_module("verl_uae.plugin.register")
     agent_loops = importlib.import_module("verl.experimental.agent_loop.agent_loop")._agent_loop_registry
     replicas = importlib.import_module("verl.workers.rollout.replica").RolloutReplicaRegistry
     replicas.get("hf")
@@ -249,7 +249,7 @@ def _check_external_lib() -> str:
 
 
 def _check_advantage() -> str:
-    importlib.import_module("verl_uae.trainer.advantage")
+    importlib.import_module("verl_uae.stages.g4u.advantage")
     importlib.import_module("verl.trainer.ppo.core_algos").get_adv_estimator_fn("uae_grpo")
     return "uae_grpo"
 

@@ -140,3 +140,10 @@ class CheckpointError(UAEError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
+
+
+def describe(error: BaseException) -> str:
+    """The first line of what went wrong in a Ray actor, without the remote traceback."""
+    cause = getattr(error, "cause", None) or error
+    text = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {text[0]}"

@@ -23,11 +23,11 @@ import torch
 from diffusers import AutoencoderKL
 
 from benchmarks.learning.crowds import CELLS, GRID, SENTENCE_WORDS, WORDS, caption, render, sample_crowd
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.load import load_model
 from verl_uae.compat import ensure_torchvision
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
 from verl_uae.files import publish_folder
-from verl_uae.formats.load import load_model
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.joint_training import JointConfig, Learner, flow_loss
 from verl_uae.scenes.tiny_models import build_decoder, encoder_config

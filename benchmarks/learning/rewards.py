@@ -35,10 +35,10 @@ from benchmarks.learning.experiment import (
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
 from benchmarks.measure import table
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.load import load_model, load_tokenizer
 from verl_uae.compat import ensure_torchvision
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.formats.load import load_model, load_tokenizer
 from verl_uae.reward.composition import group_ranks
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.learning.experiment import Row
-from verl_uae.formats.names import step_name
+from verl_uae.checkpoints.names import step_name
 from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.quickstart import METRICS, Say, Timings, command, prepare, run_training
 

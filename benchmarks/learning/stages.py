@@ -37,10 +37,10 @@ from benchmarks.learning.experiment import (
 from benchmarks.learning.runs import QUIET, Run, execute, joint_trainings
 from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, similarity
 from benchmarks.measure import table
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.formats.export import ExportSettings, export_checkpoint
-from verl_uae.formats.names import ACTOR, EXPORT_FOLDER, HUGGINGFACE, MODEL_INDEX
-from verl_uae.pipeline import UAEPipeline
+from verl_uae import UAEPipeline
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.export import ExportSettings, export_checkpoint
+from verl_uae.checkpoints.names import ACTOR, EXPORT_FOLDER, HUGGINGFACE, MODEL_INDEX
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import Evaluation, evaluate
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX

@@ -29,9 +29,9 @@ from benchmarks.learning.experiment import (
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
 from benchmarks.measure import table
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.formats.names import EXPORT_FOLDER
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.names import EXPORT_FOLDER
 from verl_uae.reward.terms.pixel import pixel_similarity
 from verl_uae.reward.terms.ssim import ssim
 from verl_uae.scenes.evaluate import draw, drawing_metrics, held_out_scenes

@@ -25,7 +25,7 @@ from benchmarks.learning.experiment import (
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
 from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, STARTS, similarity
 from benchmarks.measure import table
-from verl_uae.formats.names import EXPORT_FOLDER
+from verl_uae.checkpoints.names import EXPORT_FOLDER
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.quickstart import Say, trained_encoder

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from tests.pipeline.conftest import picture
+from verl_uae import UAEPipeline
 from verl_uae.bench.draw import Drawn, DrawSettings, draw_folder, fingerprint, settings_digest
+from verl_uae.checkpoints.inference import ENTRIES
 from verl_uae.data.captions import read_captions
 from verl_uae.data.images import image_digest
 from verl_uae.errors import ConfigError
-from verl_uae.formats.inference import ENTRIES
-from verl_uae.pipeline import UAEPipeline
 from verl_uae.seeding import generator
 
 FAST = {"num_inference_steps": 2, "guidance_scale": 2.0, "negative_prompt": "ugly", "max_new_tokens": 6}

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from verl_uae import UAEPipeline
 from verl_uae.bench.scenes import _summary, scene_eval, scene_table
 from verl_uae.cli import main
 from verl_uae.errors import CheckpointError
-from verl_uae.pipeline import UAEPipeline
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.render import BACKGROUNDS, Scene, render_float
 from verl_uae.scenes.scene_eval import CATEGORIES, items

@@ -8,9 +8,9 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from verl_uae.config.ending import EndingCallback, ending
-from verl_uae.formats.names import SUMMARY
-from verl_uae.formats.summary import RunSummary
+from verl_uae.checkpoints.names import SUMMARY
+from verl_uae.checkpoints.summary import RunSummary
+from verl_uae.launch.ending import EndingCallback, ending
 
 
 def run(folder: Path, save_freq: int, status: JobStatus, reached: RunSummary | None) -> None:

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.config.test_validate import changed
 from tests.positions import computed_positions
+from verl_uae.chain.projector import Projector
+from verl_uae.checkpoints.manifest import write_manifest
 from verl_uae.config.path_keys import (
     hub_models,
     is_shard,
@@ -26,9 +28,7 @@ from verl_uae.config.path_keys import (
     validate_sizes,
 )
 from verl_uae.config.validate import ValidateCallback
-from verl_uae.decoder.projector import Projector
 from verl_uae.errors import ConfigError
-from verl_uae.formats.manifest import write_manifest
 
 MODELS = ("actor_rollout_ref.model.path", "uae.decoder.path", "uae.conditioner.path")
 OUTPUTS = (

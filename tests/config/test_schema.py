@@ -48,7 +48,7 @@ def test_every_field_says_what_it_is() -> None:
 
 
 def test_the_sampler_settings_are_fields_of_the_decoder() -> None:
-    from verl_uae.rollout.chain import SamplerSettings
+    from verl_uae.chain.reconstruct import SamplerSettings
 
     names = {field.name for field in dataclasses.fields(schema.DecoderConfig)}
     assert {field.name for field in dataclasses.fields(SamplerSettings)} <= names

@@ -69,7 +69,7 @@ def test_a_config_name_with_paths_only_is_valid(compose, name: str) -> None:
     config = compose(*BASE, *given_up, name=name)
     validate(config)
     verl_accepts(config)
-    assert config.actor_rollout_ref.model.external_lib == "verl_uae.register"
+    assert config.actor_rollout_ref.model.external_lib == "verl_uae.plugin.register"
     stage = name.removeprefix("uae_").removesuffix("_megatron")
     trains_captions = stage in ("g4u", "unified")
     assert chosen(config) == (stage, f"uae_{stage}", "uae_grpo" if trains_captions else "grpo")

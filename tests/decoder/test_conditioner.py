@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from verl_uae.decoder.conditioner import Conditioner, language_stack
+from verl_uae.chain.conditioner import Conditioner, language_stack
 from verl_uae.errors import ConfigError
 
 LENGTH = 20

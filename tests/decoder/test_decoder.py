@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.decoder import Decoder
 from verl_uae.errors import CheckpointError
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.scenes.render import render_float, sample_scene

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from verl_uae import UAEPipeline
 from verl_uae.demo.session import DemoSession
-from verl_uae.pipeline import UAEPipeline
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from tests.pipeline.conftest import picture
+from verl_uae import UAEPipeline
 from verl_uae.data.images import to_tensor
 from verl_uae.demo.session import DemoSession
 from verl_uae.errors import ConfigError, DecodeError
-from verl_uae.pipeline import UAEPipeline
 from verl_uae.reward import RewardBatch, register_reward, registry
 from verl_uae.reward.term import RewardTerm
 from verl_uae.reward.terms.pixel import pixel_similarity

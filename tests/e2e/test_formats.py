@@ -20,18 +20,18 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from peft import PeftModel
 
 from tests.e2e.world import build_world, environment, train
+from verl_uae import UAEPipeline
+from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.reconstruct import encode_jpeg
+from verl_uae.checkpoints.assemble import tensors_of
+from verl_uae.checkpoints.load import load_model
+from verl_uae.checkpoints.manifest import verify_folder
+from verl_uae.checkpoints.run import RunConfig
+from verl_uae.checkpoints.shards import read_shards
+from verl_uae.checkpoints.steps import mark_complete
 from verl_uae.cli import main
 from verl_uae.data.images import decode_image, image_digest
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.formats.assemble import tensors_of
-from verl_uae.formats.load import load_model
-from verl_uae.formats.manifest import verify_folder
-from verl_uae.formats.run import RunConfig
-from verl_uae.formats.shards import read_shards
-from verl_uae.pipeline import UAEPipeline
-from verl_uae.rollout.chain import encode_jpeg
 from verl_uae.seeding import normal
-from verl_uae.trainer.checkpoint import mark_complete
 
 LORA = ["uae.policy.lora.rank=4", "uae.policy.lora.alpha=8", "uae.policy.train_projector=false"]
 FULL = ["uae.policy.lora.rank=0", "uae.policy.train_projector=true"]

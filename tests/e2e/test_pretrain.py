@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.e2e.world import build_world, metrics, train
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.evaluate import held_out_scenes
 from verl_uae.scenes.render import render_float

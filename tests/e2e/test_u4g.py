@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.e2e.world import build_world, metrics, train
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.decoder import Decoder
 
 SAVED = ["trainer.test_freq=2", "trainer.save_freq=2"]
 

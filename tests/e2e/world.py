@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from verl_uae.formats.inference import write_index
+from verl_uae.checkpoints.inference import write_index
 from verl_uae.scenes.codec import build_codec
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.tiny_models import INFERENCE, build_decoder, build_encoder

@@ -32,11 +32,11 @@ from verl.workers.config import (
 )
 from verl.workers.utils.losses import ppo_loss
 
-from verl_uae.engine.captioner import MODEL_TYPE
-from verl_uae.engine.worker import CaptionerTrainingWorker
+from verl_uae.engines.captioner import MODEL_TYPE
 from verl_uae.errors import UAEError
 from verl_uae.scenes.tokenizer import pixel_values, prompt_ids
 from verl_uae.seeding import normal
+from verl_uae.stages.g4u.worker import CaptionerTrainingWorker
 
 ROWS = 8
 LENGTHS = [3, 5, 2, 4, 6, 1, 3, 2]
@@ -207,8 +207,8 @@ def adapter_facts(models: str, folder: Path, trained: dict[str, Any]) -> dict[st
 
 def tower_halves(models: str) -> dict[str, Tensor]:
     """Adapters of a layer of the vision tower."""
-    from verl_uae.formats.captioner import _auto_class
-    from verl_uae.formats.load import load_model
+    from verl_uae.checkpoints.captioner import _auto_class
+    from verl_uae.checkpoints.load import load_model
 
     model = load_model(_auto_class(), f"{models}/encoder")
     name, layer = next((n, m) for n, m in model.named_modules() if ".visual." in n and isinstance(m, torch.nn.Linear))

@@ -34,15 +34,15 @@ from tests.engine.policy_world import (
     sampled,
     states,
 )
-from verl_uae.engine.decoder import DecoderEngine
-from verl_uae.engine.export import export_folder, trained_state
-from verl_uae.engine.replica import SamplingReplica
+from verl_uae.checkpoints.names import BASE_FILE
+from verl_uae.checkpoints.shards import load_tensors, model_file
+from verl_uae.engines.decoder import DecoderEngine
+from verl_uae.engines.export import export_folder, trained_state
+from verl_uae.engines.replica import SamplingReplica
 from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.kernels import transition_mean
 from verl_uae.flow.objective import bind_objective
 from verl_uae.flow.plan import SamplingPlan
-from verl_uae.formats.names import BASE_FILE
-from verl_uae.formats.shards import load_tensors, model_file
 from verl_uae.seeding import normal
 
 WIDE = bind_objective("flow_grpo", {"clip_low": 0.5, "clip_high": 0.5})

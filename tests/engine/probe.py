@@ -21,7 +21,7 @@ from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelCo
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from verl_uae.engine.captioner import MODEL_TYPE, CaptionerEngine
+from verl_uae.engines.captioner import MODEL_TYPE, CaptionerEngine
 from verl_uae.scenes.tokenizer import pixel_values, prompt_ids
 from verl_uae.seeding import normal
 

@@ -22,29 +22,29 @@ from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
 from tests.engine.policy_probe import failure, largest, losses, share, train
 from tests.engine.policy_world import LATENT, gradients, parameters, states
+from verl_uae.chain.codec import differentiable_decode
+from verl_uae.chain.conditioner import Conditioner, language_stack
+from verl_uae.chain.decoder import Decoder
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import make_prompt
-from verl_uae.decoder.codec import differentiable_decode
-from verl_uae.decoder.conditioner import Conditioner, language_stack
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.engine.encoder import EncoderEngine, EncoderModelConfig, EncoderModule
-from verl_uae.engine.policy_config import PolicyModelConfig
-from verl_uae.engine.policy_module import PolicyModule
-from verl_uae.engine.supervised import SUPERVISED_TYPE, SupervisedEngine
+from verl_uae.engines.decoder_config import PolicyModelConfig
+from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.supervised import SUPERVISED_TYPE, SupervisedEngine
 from verl_uae.flow.matching import NoiseDensity
 from verl_uae.flow.ode import euler
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.terms.efficientnet import EfficientNetLite0
 from verl_uae.reward.terms.features import feature_similarity
-from verl_uae.rollout.caption_inputs import CaptionBatcher
-from verl_uae.rollout.captions import PromptSettings, PromptTokens
-from verl_uae.rollout.pretrain_worker import FlowMatching
-from verl_uae.rollout.reconstruction_loss import ReconstructionLoss, ReconstructionSettings
 from verl_uae.scenes.evaluate import held_out_scenes
 from verl_uae.scenes.grammar import caption
 from verl_uae.scenes.render import render_float, render_image
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH
 from verl_uae.seeding import normal
+from verl_uae.stages.cold_start.encoder import EncoderEngine, EncoderModelConfig, EncoderModule
+from verl_uae.stages.cold_start.inputs import CaptionBatcher
+from verl_uae.stages.cold_start.loss import ReconstructionLoss, ReconstructionSettings
+from verl_uae.stages.common.captions import PromptSettings, PromptTokens
+from verl_uae.stages.pretrain.worker import FlowMatching
 
 FSDP = {"strategy": "fsdp2", "use_torch_compile": False, "use_remove_padding": False}
 MIXED = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}

@@ -13,7 +13,7 @@ import os
 import verl
 from verl.plugin.platform import PlatformRegistry
 from verl.utils.device import get_device_name
-import verl_uae.engine.cpu_platform as ours
+import verl_uae.plugin.cpu_platform as ours
 print(get_device_name(), ours.CpuPlatform().is_platform_available(), os.environ.get("VERL_PLATFORM"))
 """
 
@@ -44,7 +44,7 @@ def test_is_picked_when_asked_for(facts: dict[str, Any]) -> None:
 
 
 def test_the_device_module_answers_what_verl_asks() -> None:
-    from verl_uae.engine.cpu_platform import CpuPlatform
+    from verl_uae.plugin.cpu_platform import CpuPlatform
 
     platform = CpuPlatform()
     module = platform.device_module
@@ -70,7 +70,7 @@ def test_the_device_module_answers_what_verl_asks() -> None:
 def test_is_complete() -> None:
     from verl.plugin.platform import PlatformBase
 
-    from verl_uae.engine.cpu_platform import CpuPlatform
+    from verl_uae.plugin.cpu_platform import CpuPlatform
 
     assert not getattr(CpuPlatform, "__abstractmethods__", None)
     assert issubclass(CpuPlatform, PlatformBase)

@@ -11,9 +11,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from tests.engine.test_policy_module import SIGMA, STATES, X
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.engine.export import TrainedState, load_full_state, load_trained_state
-from verl_uae.engine.policy_module import PolicyModule
+from verl_uae.chain.decoder import Decoder
+from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.export import TrainedState, load_full_state, load_trained_state
 from verl_uae.errors import CheckpointError
 
 Facts = dict[str, Any]

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
-from verl_uae.engine.policy_batch import read_batch
+from verl_uae.engines.decoder_batch import read_batch
 from verl_uae.flow.kernels import step
 from verl_uae.flow.objective import ForwardInputs, TransitionInputs
 from verl_uae.flow.plan import SamplingPlan

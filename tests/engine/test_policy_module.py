@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.engine.policy_module import PolicyModule, Uncast
+from verl_uae.chain.decoder import Decoder
+from verl_uae.engines.decoder_module import PolicyModule, Uncast
 from verl_uae.errors import CheckpointError
 from verl_uae.flow.ode import guided
 from verl_uae.scenes.codec import LATENT_CHANNELS, LATENT_SIZE

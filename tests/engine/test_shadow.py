@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from verl_uae.engine.shadow import WeightShadow, local_shards, warmed_up
+from verl_uae.engines.shadow import WeightShadow, local_shards, warmed_up
 from verl_uae.seeding import normal
 
 
@@ -142,8 +142,8 @@ def test_offloaded_shards_are_waited_for_before_they_are_read(monkeypatch: pytes
     expected = {name: weight.detach().clone() for name, weight in module().named_parameters() if weight.requires_grad}
     layers = module()
     device = FakeAccelerator(layers)
-    monkeypatch.setattr("verl_uae.engine.shadow.is_device_available", lambda: True)
-    monkeypatch.setattr("verl_uae.engine.shadow.get_torch_device", lambda: device)
+    monkeypatch.setattr("verl_uae.engines.shadow.is_device_available", lambda: True)
+    monkeypatch.setattr("verl_uae.engines.shadow.get_torch_device", lambda: device)
     found = read(layers)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from verl_uae.engine.export import publish_on_first_rank
-from verl_uae.engine.together import together
+from verl_uae.engines.export import publish_on_first_rank
+from verl_uae.engines.together import together
 from verl_uae.errors import CheckpointError, TrainingError
 
 TIMEOUT_S, WRITE_S = 4.0, 10.0

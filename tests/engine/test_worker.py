@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from verl_uae.engine.worker import CaptionerTrainingWorker, CaptionerWorker, restore_ragged_position_ids
+from verl_uae.stages.g4u.worker import CaptionerTrainingWorker, CaptionerWorker, restore_ragged_position_ids
 
 EQUAL = [[5], [4], [5, 5], [8, 8], [7, 7, 7], [16] * 4, [36] * 9]
 RAGGED = [[4, 5], [8, 3, 6], [2, 2 + 2, 2]]

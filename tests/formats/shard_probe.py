@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from tests.engine.policy_world import build_engine
-from verl_uae.engine.decoder import DecoderEngine
-from verl_uae.engine.export import export_folder
-from verl_uae.engine.shadow import local_shards
+from verl_uae.engines.decoder import DecoderEngine
+from verl_uae.engines.export import export_folder
+from verl_uae.engines.shadow import local_shards
 from verl_uae.seeding import normal
 
 #: Rank 5 does not divide by two ranks, and of rank 1 one rank has nothing.

@@ -13,11 +13,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from safetensors.torch import load_file, save_file
 
 from tests.formats.conftest import smallest_parts
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.decoder.projector import Projector
-from verl_uae.errors import CheckpointError
-from verl_uae.formats.assemble import (
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.projector import Projector
+from verl_uae.checkpoints.assemble import (
     check_model,
     check_transformers,
     copy_component,
@@ -27,8 +26,9 @@ from verl_uae.formats.assemble import (
     tensors_of,
     write_decoder,
 )
-from verl_uae.formats.inference import write_index
-from verl_uae.formats.manifest import verify_folder
+from verl_uae.checkpoints.inference import write_index
+from verl_uae.checkpoints.manifest import verify_folder
+from verl_uae.errors import CheckpointError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.base import COMPONENTS, Base, base_tensors
+from verl_uae.checkpoints.names import BASE_FILE
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.base import COMPONENTS, Base, base_tensors
-from verl_uae.formats.names import BASE_FILE
 
 PARTS = tuple(COMPONENTS.values())
 

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from verl_uae.checkpoints import captioner
+from verl_uae.checkpoints.assemble import check_transformers, tensors_of
+from verl_uae.checkpoints.captioner import write_trained_captioner
+from verl_uae.checkpoints.load import load_model
+from verl_uae.checkpoints.names import HUGGINGFACE, LORA_META
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats import captioner
-from verl_uae.formats.assemble import check_transformers, tensors_of
-from verl_uae.formats.captioner import write_trained_captioner
-from verl_uae.formats.load import load_model
-from verl_uae.formats.names import HUGGINGFACE, LORA_META
 from verl_uae.seeding import normal
 
 RANK, ALPHA = 2, 6

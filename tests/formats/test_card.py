@@ -8,9 +8,9 @@ from pathlib import Path
 import yaml
 from omegaconf import OmegaConf
 
-from verl_uae.formats.card import LICENCE_NOTE, Card, data_digests, flat
-from verl_uae.formats.manifest import package_versions
-from verl_uae.formats.run import RunConfig
+from verl_uae.checkpoints.card import LICENCE_NOTE, Card, data_digests, flat
+from verl_uae.checkpoints.manifest import package_versions
+from verl_uae.checkpoints.run import RunConfig
 
 CARD = Card(
     title="A model",

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.formats.conftest import smallest_parts
+from verl_uae.checkpoints.assemble import publish_model
+from verl_uae.checkpoints.manifest import files_below, verify_folder
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.assemble import publish_model
-from verl_uae.formats.manifest import files_below, verify_folder
 
 CASES = 1000
 

@@ -14,13 +14,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.assemble import tensors_of
+from verl_uae.checkpoints.export import ExportSettings, export_adapters, export_checkpoint, read_evaluation
+from verl_uae.checkpoints.manifest import verify_folder
+from verl_uae.checkpoints.names import BASE_FILE
+from verl_uae.checkpoints.steps import mark_complete
 from verl_uae.errors import CheckpointError, ConfigError, UAEError
-from verl_uae.formats.assemble import tensors_of
-from verl_uae.formats.export import ExportSettings, export_adapters, export_checkpoint, read_evaluation
-from verl_uae.formats.manifest import verify_folder
-from verl_uae.formats.names import BASE_FILE
-from verl_uae.trainer.checkpoint import mark_complete
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from tests.formats.release_world import Release, build_release
 from tests.formats.test_pooled import by_diffusers
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.from_release import ReleaseImport, import_release
+from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.errors import CheckpointError
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.formats.from_release import ReleaseImport, import_release
-from verl_uae.formats.manifest import verify_folder
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.seeding import normal
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.formats.test_pooled import by_diffusers
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.decoder.projector import Projector
+from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.projector import Projector
+from verl_uae.checkpoints.assemble import tensors_of
+from verl_uae.checkpoints.from_sd3 import Sd3Import, fresh_projector, import_sd3
+from verl_uae.checkpoints.load import language_width
+from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.assemble import tensors_of
-from verl_uae.formats.from_sd3 import Sd3Import, fresh_projector, import_sd3
-from verl_uae.formats.load import language_width
-from verl_uae.formats.manifest import verify_folder
 
 
 @pytest.fixture

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from verl_uae.data.prompts import CaptionPrompt
-from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.inference import (
+from verl_uae.checkpoints.inference import (
     ENTRIES,
     InferenceSettings,
     read_index,
@@ -23,7 +21,9 @@ from verl_uae.formats.inference import (
     write_index,
     write_run_settings,
 )
-from verl_uae.formats.names import MODEL_INDEX, RUN_INFERENCE
+from verl_uae.checkpoints.names import MODEL_INDEX, RUN_INFERENCE
+from verl_uae.data.prompts import CaptionPrompt
+from verl_uae.errors import CheckpointError, ConfigError
 
 ALL = dataclasses.asdict(
     InferenceSettings(

@@ -24,11 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.source import PACKAGE, ROOT, modules, relative, tree
-from verl_uae.compat import ensure_torchvision
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import COMPONENTS, Decoder
-from verl_uae.errors import CheckpointError
-from verl_uae.formats.load import (
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import COMPONENTS, Decoder
+from verl_uae.checkpoints.load import (
     VERIFY,
     check_captioner,
     check_template,
@@ -39,7 +37,9 @@ from verl_uae.formats.load import (
     load_scheduler,
     load_tokenizer,
 )
-from verl_uae.formats.manifest import write_manifest
+from verl_uae.checkpoints.manifest import write_manifest
+from verl_uae.compat import ensure_torchvision
+from verl_uae.errors import CheckpointError
 
 Change = Callable[[dict[str, Tensor], str], None]
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.engine.test_policy_module import SIGMA, STATES, X
-from verl_uae.engine.lora import add_lora, lora_layers, lora_scalings, merged_state
-from verl_uae.engine.policy_module import PolicyModule
+from verl_uae.checkpoints.lora import Adapters, has_adapters, merge, save_diffusers, save_peft, split_adapters
+from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.lora import add_lora, lora_layers, lora_scalings, merged_state
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.lora import Adapters, has_adapters, merge, save_diffusers, save_peft, split_adapters
 from verl_uae.seeding import normal
 
 HERE = Path("shards")

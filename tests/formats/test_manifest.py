@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from verl_uae import __version__
+from verl_uae.checkpoints.manifest import read_manifest, verify_folder, verify_part, write_manifest
+from verl_uae.checkpoints.names import MANIFEST
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.manifest import read_manifest, verify_folder, verify_part, write_manifest
-from verl_uae.formats.names import MANIFEST
 
 
 def fill(folder: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_sound_manifest_over_unsound_weights_is_not_enough(folder: Path) -> No
 
 @pytest.mark.parametrize("name", ["../other.json", "/etc/hostname", "part/../../other.json"])
 def test_a_manifest_cannot_name_files_outside(folder: Path, name: str) -> None:
-    from verl_uae.formats.manifest import _render
+    from verl_uae.checkpoints.manifest import _render
 
     content = read_manifest(folder)
     content["files"][name] = content["files"]["config.json"]
@@ -135,7 +135,7 @@ def test_a_manifest_cannot_name_files_outside(folder: Path, name: str) -> None:
 
 
 def test_another_format_is_refused(folder: Path) -> None:
-    from verl_uae.formats.manifest import _render
+    from verl_uae.checkpoints.manifest import _render
 
     content = read_manifest(folder)
     (folder / MANIFEST).write_text(_render({**content, "format": 2}))

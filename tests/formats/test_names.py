@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.source import modules, relative
-from verl_uae.formats import names
+from verl_uae.checkpoints import names
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,6 @@ def test_names_are_written_once() -> None:
 
 def test_importing_them_loads_nothing_heavy() -> None:
     heavy = ("torch", "verl", "ray", "transformers", "diffusers", "omegaconf", "pyarrow")
-    code = f"import sys, verl_uae.formats.names; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, verl_uae.checkpoints.names; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.formats.test_shards import change
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.names import BASE_FILE, POLICY_FOLDER
+from verl_uae.checkpoints.policy import adapter_alpha, chosen_weights, policy_adapters, policy_modules
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.names import BASE_FILE, POLICY_FOLDER
-from verl_uae.formats.policy import adapter_alpha, chosen_weights, policy_adapters, policy_modules
 
 META = "lora_train_meta.json"
 

@@ -10,8 +10,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
+from verl_uae.checkpoints.pooled import empty_prompt_pooled
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.pooled import empty_prompt_pooled
 
 
 def by_diffusers(sd3: Path, prompt: str) -> Tensor:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from verl_uae.checkpoints.release_keys import sort_llm, sort_llm_lora
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.release_keys import sort_llm, sort_llm_lora
 
 HERE = Path("llm_lora")
 KNOWN = [

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tests.formats.shard_probe import KINDS
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.base import base_tensors, filled
+from verl_uae.checkpoints.lora import merge, split_adapters
+from verl_uae.checkpoints.shards import load_tensors, read_shards, weight_copies
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.base import base_tensors, filled
-from verl_uae.formats.lora import merge, split_adapters
-from verl_uae.formats.shards import load_tensors, read_shards, weight_copies
 
 
 @pytest.mark.parametrize("weights", ["live", "ema"])

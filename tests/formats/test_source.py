@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from verl_uae.checkpoints.source import brought_code, check_pin, local_folder
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.source import brought_code, check_pin, local_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODE = {"auto_map": {"AutoModel": "modeling.Model"}}
@@ -70,7 +70,7 @@ def test_classes_of_other_libraries_are_code(tmp_path: Path) -> None:
     index: dict[str, object] = {
         "_class_name": "UAEPipeline",
         "vae": ["diffusers", "AutoencoderKL"],
-        "conditioner": ["verl_uae.decoder.projector", "Projector"],
+        "conditioner": ["verl_uae.chain.projector", "Projector"],
         "safety_checker": [None, None],
     }
     (tmp_path / "model_index.json").write_text(json.dumps(index))

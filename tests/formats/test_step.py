@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from verl_uae.checkpoints.names import MARKER
+from verl_uae.checkpoints.step import check_step, is_complete, mark_complete, read_marker
 from verl_uae.errors import CheckpointError
 from verl_uae.files import PARTIAL
-from verl_uae.formats.names import MARKER
-from verl_uae.formats.step import check_step, is_complete, mark_complete, read_marker
 
 
 def write_step(folder: Path, content: bytes = b"weights of this run", *, digests: bool = True) -> Path:

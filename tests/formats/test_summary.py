@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from verl_uae.checkpoints import summary as module
+from verl_uae.checkpoints.names import SUMMARY
+from verl_uae.checkpoints.summary import RunSummary, duration, executable, last_lines
 from verl_uae.errors import CheckpointError
-from verl_uae.formats import summary as module
-from verl_uae.formats.names import SUMMARY
-from verl_uae.formats.summary import RunSummary, duration, executable, last_lines
 
 
 def reached(**changes: object) -> RunSummary:

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from verl_uae.errors import CheckpointError
-from verl_uae.formats.weights import (
+from verl_uae.checkpoints.weights import (
     PICKLES,
     check_header,
     files_below,
@@ -19,6 +18,7 @@ from verl_uae.formats.weights import (
     same_tensors,
     weight_files,
 )
+from verl_uae.errors import CheckpointError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.bfloat16)}
 

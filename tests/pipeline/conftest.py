@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from verl_uae.pipeline import UAEPipeline
+from verl_uae import UAEPipeline
 from verl_uae.scenes.render import render_float, sample_scene
 
 SETTINGS = {"condition_length": 20, "caption_prompt": "<image>describe", "caption_system": ""}

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.pipeline.conftest import picture
+from verl_uae.chain.captioner import TokenChoice, caption_messages, prompt_inputs
+from verl_uae.chain.pipeline import UAEPipeline
 from verl_uae.data.schema import SYSTEM_PROMPT, USER_PROMPT, make_prompt
 from verl_uae.errors import CheckpointError
-from verl_uae.pipeline.captioner import TokenChoice, caption_messages, prompt_inputs
-from verl_uae.pipeline.pipeline import UAEPipeline
-from verl_uae.rollout.captions import CaptionSettings, EncoderCaptions, PromptSettings, PromptTokens
+from verl_uae.stages.common.captions import CaptionSettings, EncoderCaptions, PromptSettings, PromptTokens
 
 SIZES = [(32, 32), (45, 70), (90, 33), (20, 20)]
 IMAGES = [picture(seed, *size) for seed, size in enumerate(SIZES)]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,10 +34,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
     """The device ``meta``, which the package takes for its accelerator; not entered yet."""
-    import verl_uae.rollout.cold_start_worker
-    import verl_uae.rollout.decoder_worker
-    import verl_uae.rollout.policy_worker
-    import verl_uae.rollout.pretrain_worker  # noqa: F401  # import all that ask verl for the device
+    for stage in ("cold_start.worker", "g4u.decoder_worker", "pretrain.worker", "u4g.worker"):
+        # All that ask verl for the device.
+        importlib.import_module(f"verl_uae.stages.{stage}")
 
     for name, module in list(sys.modules.items()):
         if name.startswith("verl_uae."):

@@ -20,14 +20,14 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.sizes import SIZES, LanguageSize, Size, build_conditioner, build_policy
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.engine.decoder import DecoderEngine
-from verl_uae.engine.lora import add_lora
-from verl_uae.engine.policy_module import DEFAULT_TARGETS, PolicyModule
-from verl_uae.engine.shadow import WeightShadow
-from verl_uae.engine.supervised import SupervisedEngine
+from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.reconstruct import ReconstructionChain, SamplerSettings
+from verl_uae.engines.decoder import DecoderEngine
+from verl_uae.engines.decoder_module import DEFAULT_TARGETS, PolicyModule
+from verl_uae.engines.lora import add_lora
+from verl_uae.engines.shadow import WeightShadow
+from verl_uae.engines.supervised import SupervisedEngine
 from verl_uae.reward.scorer import RewardScorer
-from verl_uae.rollout.chain import ReconstructionChain, SamplerSettings
 
 BLOCKS = 3
 TEXT_TOKENS = 640

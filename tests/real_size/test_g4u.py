@@ -12,8 +12,8 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 from benchmarks.sizes import Size
 from tests.real_size import models, workers
 from tests.real_size.accelerator import Accelerator
-from verl_uae.rollout.decoder_worker import INPUT_FIELDS
-from verl_uae.rollout.sample import OUTCOME_FIELD, CaptionState
+from verl_uae.chain.records import OUTCOME_FIELD, CaptionState
+from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS
 
 STEPS = ["uae.decoder.num_steps=2", "uae.decoder.batch_size=4"]
 

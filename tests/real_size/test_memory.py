@@ -18,9 +18,9 @@ from benchmarks.sizes import SIZES
 from tests.real_size import models, workers
 from tests.real_size.accelerator import Accelerator
 from verl_uae.data.pairs import Pair
-from verl_uae.engine.policy_module import PolicyModule
-from verl_uae.engine.replica import SamplingReplica
-from verl_uae.rollout.pretrain_build import build_pair_encoder
+from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.replica import SamplingReplica
+from verl_uae.stages.pretrain.build import build_pair_encoder
 
 
 @pytest.mark.parametrize("pixels", [512, 1024])

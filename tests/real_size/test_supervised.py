@@ -14,13 +14,13 @@ from verl.utils import tensordict_utils as tu
 from benchmarks.sizes import Size
 from tests.real_size import models, workers
 from tests.real_size.accelerator import Accelerator
+from verl_uae.chain.conditioner import text_states
 from verl_uae.data.pairs import Pair
-from verl_uae.decoder.conditioner import text_states
-from verl_uae.engine.policy_module import PolicyModule
+from verl_uae.engines.decoder_module import PolicyModule
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.registry import get_reward
-from verl_uae.rollout.policy_build import EMA
-from verl_uae.rollout.reconstruction_loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings
+from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings
+from verl_uae.stages.common.decoder_build import EMA
 
 
 def pair() -> Pair:

@@ -13,10 +13,10 @@ from benchmarks.sizes import Size
 from tests.real_size import models, workers
 from tests.real_size.accelerator import Accelerator
 from tests.real_size.conftest import LARGE, MEDIUM
-from verl_uae.engine.policy_metrics import Figures
-from verl_uae.rollout.policy import PolicySource
-from verl_uae.rollout.policy_build import EMA, OLD, sampling_plan
-from verl_uae.rollout.policy_layout import Layout
+from verl_uae.chain.draw import PolicySource
+from verl_uae.engines.decoder_metrics import Figures
+from verl_uae.stages.common.decoder_build import EMA, OLD, sampling_plan
+from verl_uae.stages.u4g.layout import Layout
 
 SIZES = [
     "uae.decoder.path=decoder",

@@ -15,20 +15,20 @@ from verl.utils import tensordict_utils as tu
 
 from benchmarks.sizes import Size
 from tests.real_size import models
-from verl_uae.decoder.codec import latent_shape
-from verl_uae.engine.policy_module import PolicyModule
-from verl_uae.rollout.conditions import ConditionCache
-from verl_uae.rollout.decoder_worker import DecoderWorker
-from verl_uae.rollout.policy import PolicyRollout, PolicyRolloutSettings
-from verl_uae.rollout.policy_build import objective
-from verl_uae.rollout.policy_worker import DecoderPolicyWorker
-from verl_uae.rollout.pretrain_build import build_pair_encoder, density
-from verl_uae.rollout.pretrain_worker import FlowMatching, PretrainWorker
-from verl_uae.rollout.training_worker import DecoderTrainingWorker
+from verl_uae.chain.codec import latent_shape
+from verl_uae.chain.conditions import ConditionCache
+from verl_uae.chain.draw import PolicyRollout, PolicyRolloutSettings
+from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.stages.common.decoder_build import objective
+from verl_uae.stages.common.worker import DecoderTrainingWorker
+from verl_uae.stages.g4u.decoder_worker import DecoderWorker
+from verl_uae.stages.pretrain.build import build_pair_encoder, density
+from verl_uae.stages.pretrain.worker import FlowMatching, PretrainWorker
+from verl_uae.stages.u4g.worker import DecoderPolicyWorker
 
 
 def rollout(config: Any, size: Size, clip: str, module: PolicyModule) -> PolicyRollout:
-    """As :func:`~verl_uae.rollout.policy_build.build_rollout` builds it."""
+    """As :func:`~verl_uae.stages.common.decoder_build.build_rollout` builds it."""
     uae, codec = config.uae, models.vae()
     settings = PolicyRolloutSettings(
         seed=uae.seed,

@@ -12,9 +12,9 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 from verl_uae.data.images import image_digest
-from verl_uae.rollout.agent_loop import STREAM_DISPATCHER, CaptionAgentLoop, PromptCache, dataset_row
 from verl_uae.scenes.tokenizer import build_processor, build_tokenizer
 from verl_uae.seeding import derive_seed
+from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, CaptionAgentLoop, PromptCache, dataset_row
 
 IMAGE = Image.new("RGB", (32, 32), "red")
 CONTENT = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "describe"}]

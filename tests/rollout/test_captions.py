@@ -17,14 +17,20 @@ from transformers import AutoProcessor
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.workers.rollout.replica import TokenOutput
 
+from verl_uae.caption_server.types import CaptionRequest, CaptionResult
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.records import CaptionState
 from verl_uae.data.dataset import UAEDataset
 from verl_uae.data.images import image_digest
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.rollout.agent_loop import CaptionAgentLoop
-from verl_uae.rollout.captions import CaptionCache, CaptionSettings, EncoderCaptions, PromptSettings, column_caption
-from verl_uae.rollout.hf.types import CaptionRequest, CaptionResult
-from verl_uae.rollout.sample import CaptionState
 from verl_uae.seeding import derive_seed
+from verl_uae.stages.common.captions import (
+    CaptionCache,
+    CaptionSettings,
+    EncoderCaptions,
+    PromptSettings,
+    column_caption,
+)
+from verl_uae.stages.g4u.agent_loop import CaptionAgentLoop
 
 SETTINGS: dict[str, Any] = {"seed": 7, "prompt_length": 64, "response_length": 8, "batch_size": 8}
 SIZES = [(32, 32), (45, 70), (90, 33), (20, 20)]

@@ -12,12 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.reward import RewardRecord, RewardScorer, Status
-from verl_uae.reward.terms.pixel import pixel_similarity
-from verl_uae.rollout.chain import (
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.reconstruct import (
     ChainRequest,
     ReconstructionChain,
     SamplerSettings,
@@ -25,6 +22,9 @@ from verl_uae.rollout.chain import (
     encode_png,
     mean_record,
 )
+from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.reward import RewardRecord, RewardScorer, Status
+from verl_uae.reward.terms.pixel import pixel_similarity
 from verl_uae.scenes.render import render_float, sample_scene
 from verl_uae.seeding import normal
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from tests.rollout.test_pair_encoder import pair
 from verl_uae.data.limits import DEFAULT_LIMITS
-from verl_uae.rollout.cold_start_worker import ColdStartWorker
-from verl_uae.rollout.pretrain_worker import PretrainWorker
-from verl_uae.rollout.training_worker import DecoderTrainingWorker
+from verl_uae.stages.cold_start.worker import ColdStartWorker
+from verl_uae.stages.common.worker import DecoderTrainingWorker
+from verl_uae.stages.pretrain.worker import PretrainWorker
 
 
 def test_a_picture_that_does_not_decode_is_grey_and_named() -> None:

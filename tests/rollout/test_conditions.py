@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.rollout.conditions import BATCH, ConditionCache, stack_states
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.conditions import BATCH, ConditionCache, stack_states
 
 CAPTIONS = [
     "a red circle",

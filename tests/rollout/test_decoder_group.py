@@ -16,9 +16,9 @@ import pytest
 import ray
 
 from tests.actors import DecoderRank
-from verl_uae.errors import DecoderError
-from verl_uae.rollout.decoder_group import DecoderGroup, describe, split_evenly
-from verl_uae.rollout.processes import processes_of
+from verl_uae.errors import DecoderError, describe
+from verl_uae.stages.common.processes import processes_of
+from verl_uae.stages.g4u.decoder_group import DecoderGroup, split_evenly
 
 
 @pytest.mark.parametrize(("count", "parts"), [(0, 1), (1, 1), (7, 3), (8, 4), (2, 5), (64, 6), (1, 8)])

@@ -15,8 +15,8 @@ from PIL import Image
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
 from verl_uae.errors import DecoderError
-from verl_uae.rollout.decoder_worker import INPUT_FIELDS, DecoderWorker, ProgressLog
 from verl_uae.scenes.render import render_float, sample_scene
+from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS, DecoderWorker, ProgressLog
 
 CAPTIONS = ["a red circle", "", "a blue square", "green"]
 
@@ -49,7 +49,7 @@ def batch(states: list[dict[str, Any]], *, step: int = 3, probes: int = 0, keep:
 
 @pytest.fixture(scope="module")
 def worker(compose, tiny_overrides: list[str]) -> DecoderWorker:
-    from verl_uae.rollout.build import build_chain
+    from verl_uae.stages.common.build import build_chain
 
     # verl's Worker wants a process group; only its fields are set here.
     made = object.__new__(DecoderWorker)
@@ -94,7 +94,7 @@ def test_reconstructions_come_along_where_they_are_kept(worker: DecoderWorker) -
 
 
 def test_rows_reach_custom_rewards(compose, tiny_overrides, tmp_path: Path) -> None:
-    from verl_uae.rollout.build import build_chain
+    from verl_uae.stages.common.build import build_chain
 
     (tmp_path / "mine.py").write_text(
         "def compute_score(data_source, solution_str, ground_truth, extra_info):\n"
@@ -111,7 +111,7 @@ def test_rows_reach_custom_rewards(compose, tiny_overrides, tmp_path: Path) -> N
 
 def test_offloading_moves_everything_and_back(compose, tiny_overrides) -> None:
     """With the meta device in the place of a GPU: every model must leave the host."""
-    from verl_uae.rollout.build import build_chain
+    from verl_uae.stages.common.build import build_chain
 
     terms = "uae.reward.terms=[{name: features, params: {backbone: efficientnet_lite0, image_size: 64}}]"
     pytest.importorskip("efficientnet_lite_pytorch")
@@ -160,7 +160,7 @@ def test_a_pool_of_their_own_needs_no_offload(compose, tiny_overrides) -> None:
 def test_long_phases_report_and_short_ones_are_silent(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
     log = ProgressLog()
     log(1, 8)
-    monkeypatch.setattr("verl_uae.rollout.decoder_worker.PROGRESS_S", 0.0)
+    monkeypatch.setattr("verl_uae.stages.g4u.decoder_worker.PROGRESS_S", 0.0)
     with caplog.at_level("INFO"):
         log(4, 8)
     assert [record.getMessage() for record in caplog.records] == ["4 of 8 captions redrawn and scored"]

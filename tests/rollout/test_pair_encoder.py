@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from verl_uae.chain.codec import encode_image
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.conditions import ConditionCache
+from verl_uae.chain.decoder import Decoder
 from verl_uae.data.cache import TensorCache
 from verl_uae.data.pairs import Pair
-from verl_uae.decoder.codec import encode_image
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.rollout.conditions import ConditionCache
-from verl_uae.rollout.pair_encoder import PairEncoder
 from verl_uae.scenes.dataset import png_bytes
 from verl_uae.scenes.evaluate import held_out_scenes
 from verl_uae.scenes.render import render_float
+from verl_uae.stages.pretrain.pair_encoder import PairEncoder
 
 SCENES = held_out_scenes(3, 5)
 SIZE = (32, 32)

@@ -15,8 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.conditions import ConditionCache
+from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.draw import PolicyDraw, PolicyRollout, PolicyRolloutSettings, PolicySample, PolicySource
+from verl_uae.chain.reconstruct import ChainRequest, ReconstructionChain, SamplerSettings, encode_jpeg, encode_png
 from verl_uae.errors import RewardError
 from verl_uae.flow.kernels import step
 from verl_uae.flow.ode import Velocity, guided
@@ -24,9 +27,6 @@ from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.trajectory import score_step
 from verl_uae.reward import RewardScorer, RewardTerm, Status, register_reward
-from verl_uae.rollout.chain import ChainRequest, ReconstructionChain, SamplerSettings, encode_jpeg, encode_png
-from verl_uae.rollout.conditions import ConditionCache
-from verl_uae.rollout.policy import PolicyDraw, PolicyRollout, PolicyRolloutSettings, PolicySample, PolicySource
 from verl_uae.scenes.render import render_float, sample_scene
 from verl_uae.seeding import normal
 

@@ -13,8 +13,9 @@ import ray
 
 from tests.actors import Gathering, Rank
 from verl_uae.errors import DecoderError
-from verl_uae.rollout import policy_group
-from verl_uae.rollout.policy_group import PolicyGroup, collect, interleave
+from verl_uae.stages.common import group
+from verl_uae.stages.common.group import collect, interleave
+from verl_uae.stages.u4g.group import PolicyGroup
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -47,7 +48,7 @@ def test_a_dead_rank_is_named_though_the_others_wait_for_it() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_rank_that_raises_is_heard_though_the_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_group, "GRACE_S", 1.0)
+    monkeypatch.setattr(group, "GRACE_S", 1.0)
     with pytest.raises(ValueError, match="gradient of another shape"):
         act("hang", "raise")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from verl.workers.engine_workers import TrainingWorker
 
 from verl_uae.flow.trajectory import Trajectory
-from verl_uae.rollout.policy_worker import _KEPT, DecoderPolicyWorker, _sample
+from verl_uae.stages.u4g.worker import _KEPT, DecoderPolicyWorker, _sample
 
 
 def test_samples_are_numbered_source_by_source() -> None:

@@ -11,9 +11,9 @@ from tensordict import TensorDict
 from verl.workers.engine_workers import TrainingWorker
 
 from verl_uae.flow.matching import NoiseDensity
-from verl_uae.rollout.pretrain_worker import FlowMatching, PretrainWorker
-from verl_uae.rollout.training_worker import DecoderTrainingWorker
 from verl_uae.seeding import normal
+from verl_uae.stages.common.worker import DecoderTrainingWorker
+from verl_uae.stages.pretrain.worker import FlowMatching, PretrainWorker
 
 
 class KnownEngine:

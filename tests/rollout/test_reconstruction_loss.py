@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from verl_uae.rollout.reconstruction_loss import answer_states
+from verl_uae.stages.cold_start.loss import answer_states
 
 
 def test_answer_states_are_moved_to_the_front_and_cut() -> None:

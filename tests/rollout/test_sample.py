@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from verl_uae.errors import DataError
-from verl_uae.reward import RewardRecord, Status
-from verl_uae.rollout.chain import ChainResult
-from verl_uae.rollout.sample import (
+from verl_uae.chain.reconstruct import ChainResult
+from verl_uae.chain.records import (
     CaptionState,
     chain_request,
     failed_outcome,
@@ -17,6 +15,8 @@ from verl_uae.rollout.sample import (
     prompt_text,
     source_image,
 )
+from verl_uae.errors import DataError
+from verl_uae.reward import RewardRecord, Status
 
 IMAGE = Image.new("RGB", (16, 16), "red")
 OTHER = Image.new("RGB", (16, 16), "blue")

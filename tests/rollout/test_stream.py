@@ -10,10 +10,10 @@ import pytest
 import ray
 from PIL import Image
 
+from verl_uae.chain.reconstruct import ChainRequest
+from verl_uae.chain.records import failed_outcome
 from verl_uae.errors import DecoderError
-from verl_uae.rollout.chain import ChainRequest
-from verl_uae.rollout.sample import failed_outcome
-from verl_uae.rollout.stream import StreamClient, StreamQueue, start_dispatcher
+from verl_uae.stages.g4u.stream import StreamClient, StreamQueue, start_dispatcher
 
 #: Minutes: many processes of Ray are started, each with all that a run imports.
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]

@@ -12,8 +12,8 @@ import torch
 
 from verl_uae.config.policy_schema import EmaConfig
 from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.rollout import training_worker
-from verl_uae.rollout.training_worker import DecoderTrainingWorker, outcomes_of
+from verl_uae.stages.common import worker as training_worker
+from verl_uae.stages.common.worker import DecoderTrainingWorker, outcomes_of
 
 
 def test_outcomes_keep_value_status_reason_and_picture() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from verl_uae.decoder.conditioner import Conditioner, language_stack
+from verl_uae.chain.conditioner import Conditioner, language_stack
 from verl_uae.scenes import joint_training as c
 from verl_uae.scenes.codec import build_codec
 from verl_uae.scenes.evaluate import evaluate

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
+from verl_uae.checkpoints.inference import read_index, settings_of_run, write_run_settings
+from verl_uae.checkpoints.manifest import verify_folder
+from verl_uae.checkpoints.run import RunConfig, config_text, write_run_config
+from verl_uae.checkpoints.steps import mark_complete
 from verl_uae.cli import main, parse
 from verl_uae.config.validate import validate
 from verl_uae.data.prompts import most_frequent_prompt, prompts_of_files
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.inference import read_index, settings_of_run, write_run_settings
-from verl_uae.formats.manifest import verify_folder
-from verl_uae.formats.run import RunConfig, config_text, write_run_config
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.quickstart import MODEL, export_trained, next_commands
 from verl_uae.scenes.tiny_models import INFERENCE
-from verl_uae.trainer.checkpoint import mark_complete
 
 
 @pytest.fixture

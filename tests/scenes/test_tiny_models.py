@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from transformers import AutoModelForImageTextToText
 
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
 from verl_uae.scenes import tiny_models as m
 from verl_uae.scenes.codec import LATENT_CHANNELS, build_codec
 from verl_uae.scenes.grammar import caption

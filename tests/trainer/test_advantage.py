@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
 
-from verl_uae.trainer.advantage import SETTINGS_KEY, uae_grpo
+from verl_uae.stages.g4u.advantage import SETTINGS_KEY, uae_grpo
 
 N, T = 24, 7
 

@@ -13,9 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
-from verl_uae.files import publish_folder
-from verl_uae.formats.names import MARKER, TRACKER
-from verl_uae.trainer.checkpoint import (
+from verl_uae.checkpoints.names import MARKER, TRACKER
+from verl_uae.checkpoints.steps import (
     DecoderCheckpoints,
     clear_exports,
     complete_steps,
@@ -26,6 +25,7 @@ from verl_uae.trainer.checkpoint import (
     step_folders,
     verl_keeps_all,
 )
+from verl_uae.files import publish_folder
 
 
 def write_step(root: Path, step: int, *, complete: bool = True) -> Path:

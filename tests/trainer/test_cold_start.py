@@ -9,7 +9,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls
 
 from tests.trainer.test_standalone import assert_same_signatures
 from verl_uae.errors import ConfigError
-from verl_uae.trainer.cold_start import ColdStartTrainer
+from verl_uae.stages.cold_start.trainer import ColdStartTrainer
 
 
 def test_is_the_registered_trainer() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from verl_uae.chain.reconstruct import encode_png
+from verl_uae.chain.records import failed_outcome
 from verl_uae.config.validate import validate
 from verl_uae.errors import ConfigError
-from verl_uae.rollout.chain import encode_png
-from verl_uae.rollout.sample import failed_outcome
-from verl_uae.trainer.group_rewards import GroupRewards, Member
+from verl_uae.stages.common.group_rewards import GroupRewards, Member
 
 JUDGE = """
 def prefer(source, first, second, first_caption, second_caption, row):
@@ -72,7 +72,7 @@ def test_pictures_are_decoded_for_a_few_groups_at_a_time(
     compose, tiny_overrides, judge, monkeypatch: pytest.MonkeyPatch, pixels: int
 ) -> None:
     """As fp32 those of a step take 48 bytes per pixel: 24 GiB for 512 samples of 1024 x 1024."""
-    monkeypatch.setattr("verl_uae.trainer.group_rewards.CALL_PIXELS", pixels)
+    monkeypatch.setattr("verl_uae.stages.common.group_rewards.CALL_PIXELS", pixels)
     rewards = GroupRewards(compose(*tiny_overrides, terms(judge)))
     sizes, scored = [], rewards.scorer.score
     monkeypatch.setattr(

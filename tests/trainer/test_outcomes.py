@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from verl_uae.chain.records import failed_outcome
 from verl_uae.errors import RewardError
-from verl_uae.rollout.sample import failed_outcome
-from verl_uae.trainer.outcomes import (
+from verl_uae.stages.common.outcomes import (
     MOST_KINDS,
     Losses,
     group_metrics,

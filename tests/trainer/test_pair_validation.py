@@ -11,14 +11,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.rollout.test_pair_encoder import pair
+from verl_uae.chain.reconstruct import encode_jpeg
 from verl_uae.data.images import to_tensor
 from verl_uae.errors import StoppedError
-from verl_uae.rollout.chain import encode_jpeg
 from verl_uae.scenes.evaluate import held_out_scenes
 from verl_uae.scenes.render import render_image
-from verl_uae.trainer.pair_validation import PairValidation, policy_sources_of_pairs
-from verl_uae.trainer.panel import PanelWriter
-from verl_uae.trainer.supervisor import Supervisor
+from verl_uae.stages.common.pairs import PairValidation, policy_sources_of_pairs
+from verl_uae.stages.common.panel import PanelWriter
+from verl_uae.stages.common.supervisor import Supervisor
 
 
 class Drawn(PairValidation):

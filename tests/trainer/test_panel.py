@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from verl_uae.rollout.chain import encode_jpeg
-from verl_uae.trainer.panel import PanelRow, PanelWriter, render
+from verl_uae.chain.reconstruct import encode_jpeg
+from verl_uae.stages.common.panel import PanelRow, PanelWriter, render
 
 NASTY = "<script>alert('x')</script> & \"quoted\" <img src=x onerror=y>"
 
@@ -55,7 +55,7 @@ def test_is_published_by_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = writer.write(12, [row()])
     assert path.name == "step_000012.html" and [file.name for file in path.parent.iterdir()] == [path.name]
     before = path.read_text()
-    monkeypatch.setattr("verl_uae.trainer.panel.render", lambda step, rows: 1 / 0)
+    monkeypatch.setattr("verl_uae.stages.common.panel.render", lambda step, rows: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         writer.write(12, [row()])
     assert path.read_text() == before

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 
 import verl_uae.config
 from verl_uae.errors import ConfigError
-from verl_uae.trainer import placement
-from verl_uae.trainer.placement import PlacementCallback, cluster_address, this_machine, waiting_places, watch
+from verl_uae.launch import placement
+from verl_uae.launch.placement import PlacementCallback, cluster_address, this_machine, waiting_places, watch
 
 CONFIG = Path(verl_uae.config.__file__).parent
 

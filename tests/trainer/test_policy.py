@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from verl_uae.engines.decoder_metrics import policy_metrics
 from verl_uae.flow.advantage import group_advantage
-from verl_uae.trainer.outcomes import usable_members
-from verl_uae.trainer.policy import PolicyMixin, picture_name, policy_metrics
+from verl_uae.stages.common.outcomes import usable_members
+from verl_uae.stages.u4g.step import PolicyMixin, picture_name
 
 
 def test_metrics_of_updates_are_means_extremes_and_the_first_ones_ratio() -> None:

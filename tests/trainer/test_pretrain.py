@@ -16,7 +16,8 @@ from tests.trainer.test_standalone import assert_same_signatures
 from verl_uae.data.rows import choose_rows
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.scenes.dataset import write_dataset
-from verl_uae.trainer.pretrain import PairTrainer, PretrainTrainer
+from verl_uae.stages.common.pairs import PairTrainer
+from verl_uae.stages.pretrain.trainer import PretrainTrainer
 
 
 def test_is_the_registered_trainer() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from PIL import Image
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
+from verl_uae.chain.draw import PolicySource
+from verl_uae.chain.reconstruct import ChainResult
+from verl_uae.chain.records import outcome
 from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.rollout.chain import ChainResult
-from verl_uae.rollout.policy import PolicySource
-from verl_uae.rollout.sample import outcome
-from verl_uae.trainer.reconstructions import dump_arguments, generation_rows
+from verl_uae.stages.u4g.reconstructions import dump_arguments, generation_rows
 
 
 def test_a_line_of_verls_file_per_reconstruction(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf, open_dict
 
+from verl_uae.checkpoints.inference import read_run_settings
+from verl_uae.checkpoints.record import RunRecord
+from verl_uae.checkpoints.run import RunConfig
 from verl_uae.data.frame import Frame, open_rows
 from verl_uae.data.schema import SYSTEM_PROMPT, USER_PROMPT, make_prompt
-from verl_uae.formats.inference import read_run_settings
-from verl_uae.formats.run import RunConfig
-from verl_uae.trainer.record import RunRecord
 
 Compose = Callable[..., Any]
 

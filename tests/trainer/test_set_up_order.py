@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from verl.trainer.ppo.v1 import trainer_base
 
-from verl_uae.trainer import decoders, policy
-from verl_uae.trainer.g4u import G4UTrainer
-from verl_uae.trainer.schedule import Alternation
-from verl_uae.trainer.unified import UnifiedTrainer
+from verl_uae.stages.g4u import decoders
+from verl_uae.stages.g4u.trainer import G4UTrainer
+from verl_uae.stages.u4g import step as policy
+from verl_uae.stages.unified.schedule import Alternation
+from verl_uae.stages.unified.trainer import UnifiedTrainer
 
 
 class Order(list[str]):

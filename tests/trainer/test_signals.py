@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from verl_uae.chain.records import failed_outcome
+from verl_uae.checkpoints.names import SIGNALS_FILE
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.names import SIGNALS_FILE
-from verl_uae.rollout.sample import failed_outcome
-from verl_uae.trainer.outcomes import outcome_metrics
-from verl_uae.trainer.signals import RewardSignals, StageSignals
+from verl_uae.stages.common.outcomes import outcome_metrics
+from verl_uae.stages.common.signals import RewardSignals, StageSignals
 
 TERMS = (
     "[{name: pixel, weight: 0.5, normalize: running}, {name: ssim, weight: 2.0}, "

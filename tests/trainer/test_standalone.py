@@ -12,9 +12,9 @@ import torch
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
+from verl_uae.checkpoints.steps import SavedState, complete_steps, mark_complete
 from verl_uae.errors import CheckpointError
-from verl_uae.trainer.checkpoint import SavedState, complete_steps, mark_complete
-from verl_uae.trainer.standalone import NoAgentLoops, StandaloneTrainer
+from verl_uae.stages.common.standalone import NoAgentLoops, StandaloneTrainer
 
 
 def assert_same_signatures(trainer: type) -> None:
@@ -98,7 +98,7 @@ def test_the_step_before_goes_after_the_new_one_is_complete(tmp_path: Path, monk
     trainer.config.trainer.max_actor_ckpt_to_keep = 1
     seen: list[list[int]] = []
     monkeypatch.setattr(
-        "verl_uae.trainer.standalone.publish", lambda path, text: seen.append(complete_steps(path.parent))
+        "verl_uae.stages.common.standalone.publish", lambda path, text: seen.append(complete_steps(path.parent))
     )
     trainer.global_steps = 4
     trainer._save_checkpoint()

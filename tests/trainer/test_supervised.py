@@ -20,11 +20,11 @@ from omegaconf import OmegaConf
 
 from tests.actors import Worker
 from tests.composing import composed
+from verl_uae.checkpoints.steps import complete_steps
 from verl_uae.errors import CheckpointError, RewardError, StoppedError, WorkerError
-from verl_uae.rollout.processes import processes_of
 from verl_uae.runstate import RunState
-from verl_uae.trainer.checkpoint import complete_steps
-from verl_uae.trainer.supervised import SupervisedTrainer
+from verl_uae.stages.common.processes import processes_of
+from verl_uae.stages.common.supervised import SupervisedTrainer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -258,7 +258,7 @@ def test_nobody_waits_for_a_stopped_rank_to_save(tmp_path: Path, monkeypatch: py
         os.kill(processes_of([run.rank])[0].pid, signal.SIGSTOP)
         ray.get(run.rank.work.remote())
 
-    monkeypatch.setattr("verl_uae.trainer.supervised.ANSWER_S", 2.0)
+    monkeypatch.setattr("verl_uae.stages.common.supervised.ANSWER_S", 2.0)
     run = Sharded(tmp_path, stop, own=True)
     process = processes_of([run.rank])[0]
     try:

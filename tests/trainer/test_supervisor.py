@@ -9,7 +9,7 @@ import time
 import pytest
 
 from verl_uae.errors import WorkerError
-from verl_uae.trainer.supervisor import Supervisor
+from verl_uae.stages.common.supervisor import Supervisor
 
 
 def test_progress_and_a_phase_with_its_own_limit_keep_a_run_alive() -> None:

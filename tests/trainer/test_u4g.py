@@ -15,13 +15,13 @@ from PIL import Image
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls
 
 from tests.trainer.test_standalone import assert_same_signatures
+from verl_uae.chain.reconstruct import ChainResult, encode_jpeg
+from verl_uae.chain.records import outcome
 from verl_uae.data.images import to_tensor
 from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.rollout.chain import ChainResult, encode_jpeg
-from verl_uae.rollout.sample import outcome
-from verl_uae.trainer.panel import PanelWriter
-from verl_uae.trainer.u4g import U4GTrainer
+from verl_uae.stages.common.panel import PanelWriter
+from verl_uae.stages.u4g.trainer import U4GTrainer
 
 
 def test_is_the_registered_trainer() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from verl_uae.rollout.vllm_cpu import CpuWorkerExtension
+from verl_uae.caption_server.vllm_cpu import CpuWorkerExtension
 
 
 class DiscardWeights(CpuWorkerExtension):

@@ -55,7 +55,7 @@ def test_the_shim_is_still_needed() -> None:
 
 
 def test_a_plain_layer_computes_with_new_weights() -> None:
-    from verl_uae.rollout.vllm_cpu import keep_plain_weight
+    from verl_uae.caption_server.vllm_cpu import keep_plain_weight
 
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(64, 32)

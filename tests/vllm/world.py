@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from tests.e2e.world import build_world, metrics, train
-from verl_uae.decoder.decoder import Decoder
-from verl_uae.decoder.projector import Projector
+from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.projector import Projector
 from verl_uae.scenes.tiny_models import encoder_config
 from verl_uae.seeding import derive_seed
 

@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from verl_uae.checkpoints.load import load_config, load_model, load_processor
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.load import load_config, load_model, load_processor
 from verl_uae.paths import expand, hub_problem, is_hub_id, model_source
 
 Feature = Literal["image embedding", "class token"]

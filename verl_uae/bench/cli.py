@@ -16,10 +16,10 @@ from verl_uae.bench.discriminate.cli import add_parser as add_discriminate
 from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
 from verl_uae.bench.results import CAPTIONS, RESULT, named_files
+from verl_uae.chain.cli import add_model_arguments, check_model_arguments, load_pipeline
 from verl_uae.errors import ConfigError
 from verl_uae.machine import checked_device
 from verl_uae.paths import argument_path, existing_file, existing_folder
-from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
 
 if TYPE_CHECKING:
     from verl_uae.bench.backbones import Backbone

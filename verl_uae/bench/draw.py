@@ -22,11 +22,11 @@ from PIL import Image
 
 from verl_uae.bench.pairs import PREFIX, captions_by_key, image_files, key_of, recon_name
 from verl_uae.bench.results import CAPTIONS
+from verl_uae.chain.pipeline import UAEPipeline
+from verl_uae.checkpoints.inference import CAPTION_ENTRIES
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import append_line, sha256_of, write_bytes, write_json, write_text
-from verl_uae.formats.inference import CAPTION_ENTRIES
-from verl_uae.pipeline.pipeline import UAEPipeline
 from verl_uae.seeding import generator
 from verl_uae.text import text_problem
 

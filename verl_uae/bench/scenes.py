@@ -19,7 +19,7 @@ from verl_uae.scenes.scene_eval import CATEGORIES, ITEMS, Item, items, passed
 from verl_uae.seeding import generator, normal
 
 if TYPE_CHECKING:
-    from verl_uae.pipeline import UAEPipeline
+    from verl_uae import UAEPipeline
 
 FORMAT = 1
 MODES = ("draw", "loop")

@@ -93,15 +93,15 @@ def validate_models(config: DictConfig) -> None:
     minutes before weights are read.
 
     verl and vLLM draw a tensor that a file lacks at random. A manifest is compared with the files as everywhere
-    (:mod:`verl_uae.formats.load`). A model of the hub is checked where it is fetched.
+    (:mod:`verl_uae.checkpoints.load`). A model of the hub is checked where it is fetched.
 
     Raises:
         ConfigError: naming the key, the folder and the tensor or file that is wrong, or the key of a condition that
             the conditioner's chat template does not allow.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
-    from verl_uae.decoder.decoder import check_decoder, check_fit, component_configs
-    from verl_uae.formats.load import check_captioner, language_width
+    from verl_uae.chain.decoder import check_decoder, check_fit, component_configs
+    from verl_uae.checkpoints.load import check_captioner, language_width
 
     # verl and vLLM run the captioner's code, where this is set; the language model of the condition is ours to load.
     code = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
@@ -133,8 +133,8 @@ def validate_models(config: DictConfig) -> None:
 
 
 def _check_condition(path: str, *, length: int, role: str) -> None:
-    from verl_uae.decoder.conditioner import around_caption
-    from verl_uae.formats.load import load_tokenizer
+    from verl_uae.chain.conditioner import around_caption
+    from verl_uae.checkpoints.load import load_tokenizer
 
     try:
         around_caption(load_tokenizer(path, code=True), length=length, role=role)
@@ -151,10 +151,10 @@ def validate_sizes(config: DictConfig) -> None:
         ConfigError: naming the key and what the decoder takes.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
+    from verl_uae.chain.codec import latent_shape
+    from verl_uae.chain.decoder import component_configs
+    from verl_uae.checkpoints.names import TRANSFORMER, VAE
     from verl_uae.data.buckets import Buckets
-    from verl_uae.decoder.codec import latent_shape
-    from verl_uae.decoder.decoder import component_configs
-    from verl_uae.formats.names import TRANSFORMER, VAE
 
     decoder = config.uae.decoder
     if is_hub_id(decoder.path) or is_url(decoder.path):
@@ -235,7 +235,7 @@ def _check_model(value: str, key: str) -> None:
         return
     if key == _DECODER:
         # Imported here: diffusers is not needed to read the rest of a configuration.
-        from verl_uae.decoder.decoder import check_decoder_folder
+        from verl_uae.chain.decoder import check_decoder_folder
 
         try:
             check_decoder_folder(source)

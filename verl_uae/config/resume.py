@@ -9,9 +9,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from verl_uae.checkpoints.names import STEP_PREFIX, step_of
+from verl_uae.checkpoints.step import is_complete
 from verl_uae.errors import ConfigError
-from verl_uae.formats.names import STEP_PREFIX, step_of
-from verl_uae.formats.step import is_complete
 from verl_uae.paths import existing_folder, expand
 
 _KEY = "trainer.resume_from_path"

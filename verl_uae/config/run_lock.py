@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+from verl_uae.checkpoints.names import LOCK
 from verl_uae.errors import ConfigError
-from verl_uae.formats.names import LOCK
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from verl_uae.checkpoints.inference import MOST_STEPS
 from verl_uae.config.checks import check_choices, check_finite, check_maximum, check_minimum, check_whole
 from verl_uae.config.keys import check_keys
 from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths, validate_sizes
@@ -21,7 +22,6 @@ from verl_uae.config.validate_run import CAPTIONING, STAGES, SUPERVISED, validat
 from verl_uae.config.validate_supervised import validate_supervised
 from verl_uae.config.validate_verl import validate_verl
 from verl_uae.errors import ConfigError, UAEError
-from verl_uae.formats.inference import MOST_STEPS
 from verl_uae.unread import unread_overrides
 
 _DTYPES = ("float32", "float16", "bfloat16")

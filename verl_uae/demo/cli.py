@@ -8,7 +8,7 @@ import argparse
 import importlib.util
 from typing import Any
 
-from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
+from verl_uae.chain.cli import add_model_arguments, check_model_arguments, load_pipeline
 
 #: Terms that need no download.
 DEFAULT_TERMS = ("pixel", "ssim")

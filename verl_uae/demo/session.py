@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from verl_uae.chain.pipeline import UAEPipeline
 from verl_uae.data.images import ImageSource, decode_image, image_digest, to_tensor
-from verl_uae.pipeline.pipeline import UAEPipeline
 from verl_uae.reward import RewardBatch, RewardScorer
 from verl_uae.seeding import derive_seed, generator
 

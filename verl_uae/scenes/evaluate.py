@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.load import load_model, load_tokenizer
 from verl_uae.compat import ensure_torchvision
-from verl_uae.decoder.conditioner import Conditioner
-from verl_uae.decoder.decoder import Decoder
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.formats.load import load_model, load_tokenizer
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.checker import attribute_accuracy, drawn_accuracy
 from verl_uae.scenes.grammar import ATTRIBUTES, caption_facts

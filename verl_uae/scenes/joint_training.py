@@ -9,7 +9,7 @@ model that has only learnt to caption gives text states from which nothing but t
 imitated by the encoder are mostly under-descriptive (`CAPTIONER_MIX`) while the decoder is shown detail
 (`DECODER_MIX`); that gap is what RL closes.
 
-Conditions go through `verl_uae.decoder.conditioner` with the role, template and fixed length that RL uses.
+Conditions go through `verl_uae.chain.conditioner` with the role, template and fixed length that RL uses.
 
 Shapes: B scenes, L condition tokens, E language-model width, C h w latent.
 """
@@ -27,8 +27,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from verl_uae.decoder.conditioner import Conditioner, language_stack
-from verl_uae.decoder.decoder import Decoder
+from verl_uae.chain.conditioner import Conditioner, language_stack
+from verl_uae.chain.decoder import Decoder
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, CaptionMix

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
+from verl_uae.checkpoints.export import ExportSettings, export_checkpoint
+from verl_uae.checkpoints.manifest import verify_folder
+from verl_uae.checkpoints.names import ACTOR, HUGGINGFACE, step_name
+from verl_uae.checkpoints.summary import shown
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.export import ExportSettings, export_checkpoint
-from verl_uae.formats.manifest import verify_folder
-from verl_uae.formats.names import ACTOR, HUGGINGFACE, step_name
-from verl_uae.formats.summary import shown
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.scenes.dataset import write_dataset

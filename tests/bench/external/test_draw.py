@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from tests.bench.external.conftest import DPG, GENEVAL, REWRITTEN, write_lines
+from verl_uae import UAEPipeline
 from verl_uae.bench.draw import DrawSettings
 from verl_uae.bench.external.draw import DrawnPrompts, Shard, draw_prompts, read_manifest
 from verl_uae.bench.external.prompts import grid, read_prompts
+from verl_uae.checkpoints.inference import ENTRIES
 from verl_uae.errors import ConfigError
-from verl_uae.formats.inference import ENTRIES
-from verl_uae.pipeline import UAEPipeline
 from verl_uae.seeding import generator
 
 STEPS = {"num_inference_steps": 2, "guidance_scale": 2.0}

@@ -12,6 +12,7 @@ import pytest
 
 from tests.bench.external.conftest import DPG, GENEVAL, REWRITTEN, write_lines
 from tests.bench.external.outputs import DIGEST, dpg_files, expect, geneval_line
+from verl_uae import UAEPipeline
 from verl_uae.bench.draw import DrawSettings
 from verl_uae.bench.external.dpg import read_dpg
 from verl_uae.bench.external.draw import draw_prompts
@@ -28,7 +29,6 @@ from verl_uae.bench.external.result import (
     scores_tables,
 )
 from verl_uae.errors import ConfigError, DataError
-from verl_uae.pipeline import UAEPipeline
 
 
 def test_a_drawn_folder_knows_what_its_files_say(

@@ -18,9 +18,9 @@ import torch
 from tests.bench.lmms.test_captioner import GROUP, entry_point
 from tests.pipeline.conftest import picture
 from tests.source import ROOT
+from verl_uae import UAEPipeline
 from verl_uae.bench.lmms import TASKS
 from verl_uae.cli import main
-from verl_uae.pipeline import UAEPipeline
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lmms_eval", reason="lmms-eval is not a dependency: docs/other_benches.md")

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from verl_uae.rollout.hf.engine import CaptionEngine
-from verl_uae.rollout.hf.types import CaptionRequest
+from verl_uae.caption_server.engine import CaptionEngine
+from verl_uae.caption_server.types import CaptionRequest
 from verl_uae.scenes.tiny_models import build_encoder
 from verl_uae.scenes.tokenizer import build_processor
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from verl_uae.caption_server.engine import CaptionEngine
+from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, CaptionResult
+from verl_uae.chain.captioner import banned_tokens
 from verl_uae.compat import ensure_torchvision
-from verl_uae.pipeline.captioner import banned_tokens
-from verl_uae.rollout.hf.engine import CaptionEngine
-from verl_uae.rollout.hf.types import CaptionRequest, CaptionRequestError, CaptionResult
 
 
 @pytest.fixture(scope="module")

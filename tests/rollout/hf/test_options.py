@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_uae.rollout.hf.options import HFOptions
+from verl_uae.caption_server.options import HFOptions
 
 
 def test_defaults_and_values() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from verl_uae.rollout.hf.engine import CaptionEngine
-from verl_uae.rollout.hf.prompts import PromptBuilder, prefill_chunks
-from verl_uae.rollout.hf.types import CaptionRequest, CaptionRequestError
+from verl_uae.caption_server.engine import CaptionEngine
+from verl_uae.caption_server.prompts import PromptBuilder, prefill_chunks
+from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from verl_uae.rollout.hf.sampling import BatchSampler
-from verl_uae.rollout.hf.types import CaptionRequest
+from verl_uae.caption_server.sampling import BatchSampler
+from verl_uae.caption_server.types import CaptionRequest
 
 VOCAB = 12
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ from verl.workers.config import CheckpointEngineConfig, RolloutConfig
 from verl.workers.rollout.base import get_rollout_class
 from verl.workers.rollout.replica import RolloutReplicaRegistry, get_rollout_replica_class
 
-from verl_uae.rollout.hf import register
-from verl_uae.rollout.hf.server import server_name
+from verl_uae.caption_server import register
+from verl_uae.caption_server.server import server_name
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "logprobs": True}
 HF = {"max_batch_size": 8, "batch_wait_ms": 20.0, "device": "cpu"}
@@ -74,7 +74,7 @@ def cluster(model_dir: Path) -> Iterator[Cluster]:
             from transformers import Qwen2_5_VLForConditionalGeneration
             from verl.workers.config import HFModelConfig
 
-            from verl_uae.rollout.hf import register
+            from verl_uae.caption_server import register
 
             register()
             self.adapters = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_uae.rollout.hf.types import CaptionRequest, CaptionRequestError
+from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError
 
 
 def build(**params: object) -> CaptionRequest:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from verl.utils.model import convert_weight_keys
 
+from verl_uae.caption_server.weights import NamedTensors, WeightReceiver, WeightTransferError, send_in_buckets
 from verl_uae.compat import ensure_torchvision
-from verl_uae.rollout.hf.weights import NamedTensors, WeightReceiver, WeightTransferError, send_in_buckets
 
 
 def small_model(seed: int) -> nn.Module:

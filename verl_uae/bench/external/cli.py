@@ -11,9 +11,9 @@ from typing import Any
 
 from verl_uae.bench.external import BENCHES
 from verl_uae.bench.results import named_files
+from verl_uae.chain.cli import add_model_arguments, check_model_arguments, load_pipeline
 from verl_uae.errors import ConfigError
 from verl_uae.paths import argument_path, existing_file, existing_folder, existing_place
-from verl_uae.pipeline.cli import add_model_arguments, check_model_arguments, load_pipeline
 
 
 def add_parsers(commands: Any) -> None:

@@ -31,9 +31,9 @@ from verl_uae.bench.external.prompts import (
     ScorerLayout,
     grid,
 )
+from verl_uae.chain.pipeline import UAEPipeline
 from verl_uae.errors import ConfigError
 from verl_uae.files import write_bytes, write_json, write_text
-from verl_uae.pipeline.pipeline import UAEPipeline
 from verl_uae.seeding import generator
 
 IMAGES, MANIFEST, PROMPTS = "images", "manifest.json", "prompts.jsonl"

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from verl_uae.checkpoints.names import ENCODER, MODEL_INDEX
 from verl_uae.errors import CheckpointError
-from verl_uae.formats.names import ENCODER, MODEL_INDEX
 
 MODEL = "uae"
 """Name for ``--model``."""

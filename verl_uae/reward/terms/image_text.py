@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from verl_uae.checkpoints.load import load_tokenizer
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.load import load_tokenizer
 from verl_uae.paths import model_source
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import TermContext

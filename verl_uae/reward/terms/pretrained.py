@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from verl_uae.checkpoints.load import load_model
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.formats.load import load_model
 
 logger = logging.getLogger(__name__)
 

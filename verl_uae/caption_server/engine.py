@@ -1,0 +1,333 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Caption generation on a transformers Qwen2.5-VL, with captions that do not depend on their batch.
+
+A caption must be the same, bit for bit, whichever requests share its batch: requests arrive in random order,
+and a resumed run has to repeat the metrics of the interrupted one. Floating-point kernels choose their order of
+summation by the shape of the work, so every forward pass here has a shape that does not depend on the batch:
+prefill has a fixed number of rows and a length that follows from the prompt alone; decode has a fixed number of
+rows over a cache of fixed length. Missing rows are filled with dummies. What remains is that a row's result
+must not depend on its position, and the rows are a multiple of :data:`ROW_MULTIPLE` for the sake of that. On the
+CPU it also takes one intra-op thread (``torch.set_num_threads(1)``, which the server sets): with more, torch's fused
+attention rounds differently in the rows of different threads.
+
+Shapes: R decode rows, U prefill rows, L padded prompt length, P longest prompt, T longest response,
+S = P + T cache slots, V vocabulary, H key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verl_uae.caption_server.prompts import PrefillChunk, Prompt, PromptBuilder, PromptKey, prefill_chunks
+from verl_uae.caption_server.sampling import BatchSampler
+from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, CaptionResult
+from verl_uae.checkpoints.load import load_model, load_processor
+from verl_uae.compat import ensure_torchvision
+
+#: Rows of a decode batch are a multiple of this. CPU kernels treat the last few elements of a tensor by scalar
+#: code whose exp() differs from the vector one in the last bit, and matrices of under four rows by other
+#: routines. With eight rows, the sizes that models have leave no such remainder.
+ROW_MULTIPLE = 8
+
+
+class SlotCache:
+    """Keys and values of a decode batch: per layer (R, H, S, D), all rows writing to the same slot.
+
+    Implements the one method that transformers' attention calls. transformers' own StaticCache has the same
+    layout but offers no way to fill rows from separate prefills.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.keys: list[Tensor | None] = [None] * num_layers
+        self.values: list[Tensor | None] = [None] * num_layers
+        self.slot = 0
+
+    def fill(
+        self, layer: int, key_RHLD: Tensor, value_RHLD: Tensor, rows: Sequence[int], shape: tuple[int, int, int]
+    ) -> None:
+        """Write the prefilled keys and values of some rows; ``shape`` is (R, S, P), prompts end at slot P."""
+        num_rows, num_slots, prompt_end = shape
+        start = prompt_end - key_RHLD.shape[2]
+        for store, new in ((self.keys, key_RHLD), (self.values, value_RHLD)):
+            buffer = store[layer]
+            if buffer is None:
+                buffer = store[layer] = new.new_zeros(num_rows, new.shape[1], num_slots, new.shape[3])
+            buffer[list(rows), :, start:prompt_end] = new
+
+    def update(
+        self, key_RH1D: Tensor, value_RH1D: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write one slot, return everything."""
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        assert keys is not None and values is not None
+        keys[:, :, self.slot] = key_RH1D[:, :, 0]
+        values[:, :, self.slot] = value_RH1D[:, :, 0]
+        return keys, values
+
+
+@dataclass
+class _DecodeState:
+    """What the prefills leave for the decode loop."""
+
+    cache: SlotCache
+    logits_RV: Tensor
+    position_R: Tensor
+    mask_R11S: Tensor
+
+
+class CaptionEngine:
+    """Loads a Qwen2.5-VL folder and generates captions.
+
+    Args:
+        model_path: transformers folder (model and processor).
+        prompt_length: P, longest prompt in tokens.
+        response_length: T, longest caption in tokens, eos included.
+        dtype: of the weights and activations.
+        device: of the model.
+        max_batch_size: captions decoded together; more requests are served in turns.
+        prefill_batch_size: distinct prompts entering the model together.
+        attn_implementation: ``sdpa`` or ``eager``.
+        fixed_shapes: fill batches with dummy rows. Without, results depend on the batch in the last bits.
+
+    Raises:
+        CheckpointError: the folder is not a whole model.
+        NotImplementedError: the model uses sliding-window attention.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        prompt_length: int,
+        response_length: int,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        max_batch_size: int = 64,
+        prefill_batch_size: int = 8,
+        attn_implementation: str = "sdpa",
+        fixed_shapes: bool = True,
+    ) -> None:
+        ensure_torchvision()
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        from verl_uae.chain.captioner import banned_tokens, eos_token_ids
+
+        self.model: Any = load_model(
+            Qwen2_5_VLForConditionalGeneration, model_path, dtype=dtype, attn_implementation=attn_implementation
+        )
+        self.model.requires_grad_(False).to(device)
+        processor = load_processor(model_path)
+        self.tokenizer = processor.tokenizer
+        self.config = self.model.config
+        if "sliding_attention" in (getattr(self.config.get_text_config(), "layer_types", None) or ()):
+            raise NotImplementedError(f"{model_path}: sliding-window attention is not supported by the caption engine")
+        self.prompts = PromptBuilder(self.config, processor.image_processor, prompt_length)
+        self.prompt_length = prompt_length
+        self.response_length = response_length
+        self.max_batch_size = max_batch_size
+        self.prefill_batch_size = prefill_batch_size
+        self.fixed_shapes = fixed_shapes
+        self.eos_token_ids = eos_token_ids(self.model, self.tokenizer)
+        self.banned_V = banned_tokens(self.model, self.tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the weights."""
+        self.model.to(device)
+
+    def generate(
+        self, requests: Sequence[CaptionRequest], should_stop: Callable[[], bool] = lambda: False
+    ) -> list[CaptionResult | CaptionRequestError]:
+        """Generate one caption per request.
+
+        Args:
+            requests: any number; they are served in batches of ``max_batch_size``.
+            should_stop: asked before every step; once True, unfinished captions end as ``aborted``.
+
+        Returns:
+            In the order of the requests: the caption, or the error that kept this one request from being
+            served. An error of the model itself (for example non-finite logits) is raised.
+        """
+        results: dict[int, CaptionResult | CaptionRequestError] = {}
+        prompts: dict[PromptKey, Prompt] = {}
+        keys: dict[int, PromptKey] = {}
+        for index, request in enumerate(requests):
+            try:
+                key = self.prompts.key(request)
+                if key not in prompts:
+                    prompts[key] = self.prompts.build(request)
+                keys[index] = key
+            except CaptionRequestError as error:
+                results[index] = error
+        accepted = list(keys)
+        for start in range(0, len(accepted), self.max_batch_size):
+            batch = accepted[start : start + self.max_batch_size]
+            captions = self._run([requests[i] for i in batch], [prompts[keys[i]] for i in batch], should_stop)
+            results.update(zip(batch, captions, strict=True))
+        return [results[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def _run(
+        self, requests: Sequence[CaptionRequest], prompts: Sequence[Prompt], should_stop: Callable[[], bool]
+    ) -> list[CaptionResult]:
+        """Generate one batch. Equal prompts are the same object."""
+        num_rows = self._num_rows(len(requests))
+        sampler = BatchSampler(requests, num_rows, self.response_length, self.banned_V.to(self.device), self.device)
+        state = self._prefill(prompts, num_rows)
+        return self._decode(requests, state, sampler, should_stop)
+
+    def _num_rows(self, wanted: int) -> int:
+        rows = self.max_batch_size if self.fixed_shapes else wanted
+        return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+
+    def _prefill(self, prompts: Sequence[Prompt], num_rows: int) -> _DecodeState:
+        """Run the distinct prompts through the model and spread their keys and values over the rows."""
+        distinct = list({id(prompt): prompt for prompt in prompts}.values())
+        rows_of: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            rows_of.setdefault(id(prompt), []).append(row)
+        num_slots = self.prompt_length + self.response_length
+        cache = SlotCache(self.config.get_text_config().num_hidden_layers)
+        logits_RV = torch.zeros(num_rows, len(self.banned_V), dtype=self.model.dtype, device=self.device)
+        position_R = torch.zeros(num_rows, dtype=torch.long, device=self.device)
+        # Dummy rows see the whole prompt area (zeros): attention over nothing at all is undefined.
+        seen_RS = torch.zeros(num_rows, num_slots, dtype=torch.bool, device=self.device)
+        seen_RS[:, : self.prompt_length] = True
+        chunks = prefill_chunks(distinct, self.prefill_batch_size, self.fixed_shapes, self.prompts.image_token_id)
+        for chunk in chunks:
+            logits_UV, next_position_U, layers = self._prefill_chunk(chunk)
+            source, rows = [], []
+            for u, member in enumerate(chunk.members):
+                for row in rows_of[id(distinct[member])]:
+                    source.append(u)
+                    rows.append(row)
+            for layer, (key_UHLD, value_UHLD) in enumerate(layers):
+                cache.fill(layer, key_UHLD[source], value_UHLD[source], rows, (num_rows, num_slots, self.prompt_length))
+            logits_RV[rows] = logits_UV[source]
+            position_R[rows] = next_position_U[source]
+            length = chunk.valid_UL.shape[1]
+            seen_RS[rows, : self.prompt_length - length] = False
+            seen_RS[rows, self.prompt_length - length : self.prompt_length] = chunk.valid_UL.to(self.device)[source]
+        return _DecodeState(cache, logits_RV, position_R, _additive(seen_RS[:, None, None], self.model.dtype))
+
+    def _prefill_chunk(self, chunk: PrefillChunk) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """Run a chunk.
+
+        Returns:
+            logits after the prompt (U, V), position of the first new token (U,), and per layer the keys and values
+            (U, H, L, D) each.
+        """
+        from transformers import DynamicCache
+
+        position_3UL, _ = self.model.model.get_rope_index(
+            chunk.input_ids_UL,
+            mm_token_type_ids=chunk.token_type_UL,
+            image_grid_thw=chunk.grid_thw,
+            attention_mask=chunk.valid_UL.long(),
+        )
+        valid_UL = chunk.valid_UL.to(self.device)
+        length = valid_UL.shape[1]
+        causal_LL = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        vision = {}
+        if chunk.pixel_values is not None and chunk.grid_thw is not None:
+            vision = {
+                "pixel_values": chunk.pixel_values.to(self.device, self.model.dtype),
+                "image_grid_thw": chunk.grid_thw.to(self.device),
+            }
+        output = self.model(
+            input_ids=chunk.input_ids_UL.to(self.device),
+            position_ids=position_3UL.to(self.device),
+            attention_mask={"full_attention": _additive(causal_LL & valid_UL[:, None, None], self.model.dtype)},
+            past_key_values=DynamicCache(config=self.config.get_text_config()),
+            use_cache=True,
+            logits_to_keep=1,
+            **vision,
+        )
+        layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        # Padding has position 0, so the largest position belongs to the prompt.
+        next_position_U = position_3UL.amax(dim=(0, 2)).to(self.device) + 1
+        return output.logits[:, -1], next_position_U, layers
+
+    def _decode(
+        self,
+        requests: Sequence[CaptionRequest],
+        state: _DecodeState,
+        sampler: BatchSampler,
+        should_stop: Callable[[], bool],
+    ) -> list[CaptionResult]:
+        """Sample and feed tokens until every real row has ended."""
+        num_rows, count = len(state.logits_RV), len(requests)
+        limit_R = torch.zeros(num_rows, dtype=torch.long)
+        limit_R[:count] = torch.tensor(
+            [min(r.max_tokens or self.response_length, self.response_length) for r in requests]
+        )
+        stops_R = torch.zeros(num_rows, dtype=torch.bool)
+        stops_R[:count] = torch.tensor([not r.ignore_eos for r in requests])
+        length_R = torch.zeros(num_rows, dtype=torch.long)
+        ended_R = limit_R == 0
+        eos = torch.tensor(sorted(self.eos_token_ids))
+        tokens: list[Tensor] = []
+        log_probs: list[Tensor] = []
+        for step in range(self.response_length):
+            if bool(ended_R.all()) or should_stop():
+                break
+            if step > 0:
+                state.logits_RV = self._step(state, tokens[-1], step - 1)
+            token_R, log_prob_R = (t.cpu() for t in sampler.sample(state.logits_RV, step))
+            self._check_finite(log_prob_R, ended_R, step)
+            tokens.append(token_R)
+            log_probs.append(log_prob_R)
+            length_R += ~ended_R
+            ended_R |= (stops_R & torch.isin(token_R, eos)) | (length_R >= limit_R)
+        return _results(tokens, log_probs, length_R[:count].tolist(), ended_R[:count].tolist())
+
+    def _step(self, state: _DecodeState, token_R: Tensor, offset: int) -> Tensor:
+        """Feed the tokens sampled at step ``offset``; returns the next logits (R, V)."""
+        state.cache.slot = self.prompt_length + offset
+        state.mask_R11S[..., state.cache.slot] = 0
+        position_3R1 = (state.position_R + offset).view(1, -1, 1).expand(3, -1, -1)
+        output = self.model(
+            input_ids=token_R.to(self.device)[:, None],
+            position_ids=position_3R1,
+            attention_mask={"full_attention": state.mask_R11S},
+            past_key_values=state.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    @staticmethod
+    def _check_finite(log_prob_R: Tensor, ended_R: Tensor, step: int) -> None:
+        if not bool((log_prob_R.isfinite() | ended_R).all()):
+            raise FloatingPointError(
+                f"the model's logits are not finite at caption token {step}: its weights are broken"
+            )
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Attention mask to add to the scores: 0 where ``seen``, the lowest finite number elsewhere.
+
+    Finite, so that a padding query, which sees nothing, gives numbers and not NaN.
+    """
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _results(
+    tokens: Sequence[Tensor], log_probs: Sequence[Tensor], lengths: Sequence[int], ended: Sequence[bool]
+) -> list[CaptionResult]:
+    if not tokens:
+        return [CaptionResult([], [], "aborted") for _ in lengths]
+    token_rows = torch.stack(list(tokens), dim=1).tolist()
+    log_prob_rows = torch.stack(list(log_probs), dim=1).tolist()
+    return [
+        CaptionResult(token_rows[i][:length], log_prob_rows[i][:length], "completed" if ended[i] else "aborted")
+        for i, length in enumerate(lengths)
+    ]

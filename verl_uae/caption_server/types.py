@@ -1,0 +1,124 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into the caption engine and what comes out of it. No torch, no verl, no ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+StopReason = Literal["completed", "aborted"]
+
+#: Keys of verl's ``sampling_params`` that are understood. Anything else is refused, never ignored.
+_SAMPLING_KEYS = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+        "logprobs",
+        "max_tokens",
+        "max_new_tokens",
+        "seed",
+        "ignore_eos",
+    }
+)
+
+
+class CaptionRequestError(ValueError):
+    """One request cannot be served; the requests it shares a batch with can."""
+
+
+@dataclass(frozen=True)
+class CaptionRequest:
+    """One caption to generate.
+
+    Attributes:
+        prompt_ids: prompt tokens with every image placeholder already expanded to one token per merged patch.
+        seed: names the caption: equal requests with equal seeds get equal captions.
+        images: the images of the prompt, in the order of their placeholders.
+        temperature: softmax temperature; 0 means greedy.
+        top_p: nucleus mass in (0, 1]; 1 keeps every token.
+        top_k: number of tokens kept; -1 or 0 keeps every token.
+        max_tokens: most tokens to generate, eos included; None means the engine's response length.
+        ignore_eos: go on after an end-of-sequence token.
+        processor_kwargs: extra arguments of the image processor, e.g. ``max_pixels``.
+        request_id: used in error messages only.
+    """
+
+    prompt_ids: Sequence[int]
+    seed: int
+    images: Sequence[Image] = ()
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int | None = None
+    ignore_eos: bool = False
+    processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str = ""
+
+    def check(self) -> None:
+        """Raise :class:`CaptionRequestError` when a sampling parameter is out of its range."""
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise self.error(f"temperature must be finite and >= 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise self.error(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.top_k < -1:
+            raise self.error(f"top_k must be -1, 0 or positive, got {self.top_k}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise self.error(f"max_tokens must be positive, got {self.max_tokens}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise self.error(f"seed must fit in 64 bits, got {self.seed}")
+
+    def error(self, message: str) -> CaptionRequestError:
+        """An error that names this request."""
+        return CaptionRequestError(f"caption request {self.request_id or '(unnamed)'}: {message}")
+
+    @classmethod
+    def from_sampling_params(
+        cls,
+        sampling_params: Mapping[str, Any],
+        *,
+        prompt_ids: Sequence[int],
+        default_seed: int,
+        default_ignore_eos: bool = False,
+        **rest: Any,
+    ) -> CaptionRequest:
+        """Build a request from verl's ``sampling_params`` (the vLLM names, plus SGLang's ``max_new_tokens``).
+
+        Raises:
+            CaptionRequestError: a parameter that is unknown, out of range, or a repetition penalty other
+                than 1 (the trainer's log-probabilities know no such penalty).
+        """
+        request = cls(prompt_ids=prompt_ids, seed=default_seed, ignore_eos=default_ignore_eos, **rest)
+        if unknown := sorted(set(sampling_params) - _SAMPLING_KEYS):
+            raise request.error(f"unsupported sampling parameters {unknown}; supported: {sorted(_SAMPLING_KEYS)}")
+        if sampling_params.get("repetition_penalty", 1.0) != 1.0:
+            raise request.error(f"repetition_penalty must be 1, got {sampling_params['repetition_penalty']}")
+        names = {f.name for f in fields(cls)}
+        changes = {name: value for name, value in sampling_params.items() if name in names and value is not None}
+        max_tokens = sampling_params.get("max_tokens", sampling_params.get("max_new_tokens"))
+        request = replace(request, **{**changes, "max_tokens": max_tokens})
+        request.check()
+        return request
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """A generated caption.
+
+    Attributes:
+        token_ids: sampled tokens, the end-of-sequence token included when one was sampled (as vLLM does).
+        log_probs: natural log-probability of each token under the distribution that the trainer uses, see
+            :class:`verl_uae.caption_server.sampling.BatchSampler`.
+        stop_reason: ``completed`` (end of sequence or token limit) or ``aborted`` (cut short on request).
+    """
+
+    token_ids: list[int]
+    log_probs: list[float]
+    stop_reason: StopReason = "completed"

@@ -1,0 +1,266 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``verl-uae sample``: captions, pictures and reconstructions of a model folder. Heavy imports are lazy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from verl_uae.checkpoints.inference import checked
+from verl_uae.data.prompts import first_pictures
+from verl_uae.errors import CheckpointError, ConfigError, DecodeError
+from verl_uae.files import append_line
+from verl_uae.machine import checked_device
+from verl_uae.paths import argument_path, existing_folder, model_source, output_folder
+from verl_uae.text import argument_text, fitting_name, printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from verl_uae.chain.pipeline import UAEPipeline
+
+RECORDS = "samples.jsonl"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+#: Settings of the model that an option takes the place of -> option, type, what it is.
+_FLAGS: dict[str, tuple[str, type, str]] = {
+    "caption_prompt": ("--caption-prompt", str, "user turn that asks for a caption"),
+    "caption_system": ("--caption-system", str, 'system turn before it, "" for none'),
+    "max_new_tokens": ("--max-new-tokens", int, "longest caption, tokens"),
+    "temperature": ("--temperature", float, "of the captions, 0 is greedy"),
+    "condition_length": ("--condition-length", int, "text positions of the condition"),
+    "num_inference_steps": ("--steps", int, "denoising steps"),
+    "guidance_scale": ("--guidance", float, "classifier-free guidance, 1 is off"),
+    "negative_prompt": ("--negative-prompt", str, "text of the unconditional branch"),
+    "size": ("--size", int, "side of a drawing, pixels"),
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the ``sample`` command to what ``ArgumentParser.add_subparsers`` returned."""
+    parser = subparsers.add_parser("sample", help="caption pictures, draw texts, or reconstruct pictures")
+    add_model_arguments(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--image", type=argument_path, nargs="+", metavar="FILE", help="pictures to caption and redraw")
+    what.add_argument(
+        "--rows", type=argument_path, metavar="FILE", help="pictures of a data set's rows, a parquet or JSON file"
+    )
+    what.add_argument("--prompt", nargs="+", metavar="TEXT", help="texts to draw")
+    parser.add_argument("--first", type=int, default=4, metavar="N", help="with --rows: how many (default 4)")
+    parser.add_argument("--caption-only", action="store_true", help="not with --prompt: write captions, draw nothing")
+    parser.add_argument("--out", type=argument_path, metavar="DIR", help=f"where the PNG files and {RECORDS} go")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial noise and of sampled captions (default 0)")
+    parser.set_defaults(run=_sample)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -> None:
+    """Options that say which model runs where and how; shared with ``verl-uae demo`` and ``verl-uae bench``.
+
+    Args:
+        parser: gets the options.
+        model: ``model`` for a positional argument, ``--model`` for an option.
+    """
+    parser.add_argument(model, help="model folder or hub id")
+    parser.set_defaults(model_key=model)
+    parser.add_argument("--encoder", metavar="DIR", help="captioner, where the model folder has none")
+    for name, (flag, kind, text) in _FLAGS.items():
+        metavar = "TEXT" if kind is str else "N"
+        parser.add_argument(flag, dest=name, type=kind, metavar=metavar, help=f"{text} (default: the model's)")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on an accelerator")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare files with a manifest")
+    parser.add_argument(
+        "--offload", choices=("none", "model", "sequential"), default="none", help="keep weights on the host"
+    )
+
+
+def check_model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Refuse what :func:`add_model_arguments` names and is not there, or cannot be, before torch takes its seconds.
+
+    Returns:
+        The settings that were given as options. ``args.model`` and ``args.encoder`` are resolved in place.
+
+    Raises:
+        CheckpointError, ConfigError: naming the option.
+    """
+    args.model = model_source(args.model, args.model_key)
+    if args.encoder is not None:
+        args.encoder = existing_folder(args.encoder, "--encoder")
+    return _given_settings(args)
+
+
+def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
+    """The pipeline that :func:`add_model_arguments` describes, on its device, its progress bar off.
+
+    Raises:
+        CheckpointError: the model or the encoder does not load.
+        ConfigError: the device does not exist.
+    """
+    given = check_model_arguments(args)
+    import torch
+
+    from verl_uae.chain.loading import load_model, load_processor_of
+    from verl_uae.chain.pipeline import UAEPipeline
+
+    device = checked_device(args.device)
+    on_host = device.type == "cpu"
+    if on_host and args.offload != "none":
+        raise ConfigError("--offload", "needs an accelerator as --device; on the host there is nowhere to offload from")
+    name = ("float32" if on_host else "bfloat16") if args.dtype == "auto" else args.dtype
+    dtype = getattr(torch, name)
+    if args.encoder is not None:
+        verify = False if args.no_verify else None
+        encoder = load_model(args.encoder, dtype, verify=verify)
+        given |= {"encoder": encoder, "processor": load_processor_of(args.encoder)}
+    if args.encoder is not None and given["encoder"] is None:
+        raise ConfigError("--encoder", f"{args.encoder} is not a transformers folder")
+    if args.no_verify:
+        given["verify"] = False
+    pipe = UAEPipeline.from_pretrained(args.model, torch_dtype=dtype, **given)
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        pipe.decoder.latent_shape(*pipe.picture_size)
+    except ValueError as error:
+        if args.size is None:
+            raise CheckpointError(args.model, f"{error}, which is its own size; give --size") from error
+        raise ConfigError("--size", str(error)) from error
+    try:
+        if args.offload == "none":
+            return pipe.to(device)
+        offload = pipe.enable_model_cpu_offload if args.offload == "model" else pipe.enable_sequential_cpu_offload
+        offload(device=device)
+    except torch.OutOfMemoryError as error:
+        remedy = "give --offload, a smaller --dtype, or another device"
+        raise ConfigError("--device", f"{device} has no room for the model; {remedy}") from error
+    return pipe
+
+
+def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as options.
+
+    Raises:
+        ConfigError: naming the option that is impossible.
+    """
+    given: dict[str, Any] = {}
+    for name, (flag, _, _) in _FLAGS.items():
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if isinstance(value, str):
+            value = argument_text(flag, value)
+        entries = {"height": value, "width": value} if name == "size" else {name: value}
+        try:
+            given |= checked(entries)
+        except ConfigError as error:
+            raise ConfigError(flag, error.message) from error
+    return given
+
+
+def _sample(args: argparse.Namespace) -> int:
+    if args.out is None and not args.caption_only:
+        raise ConfigError("--out", "needed, unless --caption-only")
+    if args.caption_only and args.prompt is not None:
+        raise ConfigError("--caption-only", "takes --image or --rows")
+    if args.first < 1:
+        raise ConfigError("--first", f"must be at least 1, got {args.first}")
+    if args.out is not None:
+        output_folder(args.out, "--out")
+    args.prompt = [argument_text("--prompt", text) for text in args.prompt or ()]
+    check_model_arguments(args)
+    pictures = _pictures(args)
+    pipe = load_pipeline(args)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / RECORDS).unlink(missing_ok=True)
+    failed = 0
+    for record in _records(pipe, args, pictures):
+        failed += "error" in record
+        line = json.dumps(record, ensure_ascii=False)
+        print(line, flush=True)
+        if args.out is not None:
+            append_line(args.out / RECORDS, line)
+    if failed:
+        print(f"verl-uae: {failed} of {len(pictures)} pictures could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _pictures(args: argparse.Namespace) -> list[tuple[str, str, Any]]:
+    """What is captioned: its name in the record, in file names, and what decodes to it.
+
+    Raises:
+        DataError: the file of rows cannot be read.
+    """
+    found = [(printable(str(path)), path.stem, path) for path in args.image or ()]
+    if args.rows is not None:
+        for number, cell in enumerate(first_pictures(args.rows, args.first)):
+            found.append((f"{printable(str(args.rows))}, row {number}", f"row{number}", cell))
+    return found
+
+
+def _records(
+    pipe: UAEPipeline, args: argparse.Namespace, pictures: Sequence[tuple[str, str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """One record per picture or text; a picture that cannot be read costs only its own."""
+    from verl_uae.data.images import decode_image, image_digest
+
+    for index, text in enumerate(args.prompt):
+        yield _drawn(pipe, args, {"prompt": text}, text, ("text", text), f"{index:04d}.png")
+    for index, (name, stem, encoded) in enumerate(pictures):
+        try:
+            if isinstance(encoded, DecodeError):
+                raise encoded
+            # Rows name no picture outside the folder of their file.
+            image = decode_image(encoded, root=None if args.rows is None else args.rows.absolute().parent)
+        except DecodeError as error:
+            yield {"image": name, "error": error.message}
+            continue
+        digest = image_digest(image)
+        started = time.perf_counter()
+        caption = _caption(pipe, args, image, digest)
+        record = {"image": name, "caption": caption, "caption_seconds": _since(started)}
+        record["temperature"] = pipe.inference.temperature
+        if args.rows is not None and args.out is not None:
+            record["source"] = f"{index:04d}_{stem}_source.png"
+            image.save(args.out / record["source"], "PNG")
+        if args.caption_only:
+            yield {**record, "seed": args.seed}
+        else:
+            file = fitting_name(f"{index:04d}_{stem}", ".png")
+            yield _drawn(pipe, args, record, caption, ("image", digest), file)
+
+
+def _caption(pipe: UAEPipeline, args: argparse.Namespace, image: Image, digest: str) -> str:
+    from verl_uae.seeding import generator
+
+    return pipe.caption(image, generator=generator(args.seed, "sample caption", digest))[0]
+
+
+def _drawn(
+    pipe: UAEPipeline, args: argparse.Namespace, record: dict[str, Any], text: str, key: tuple[str, str], name: str
+) -> dict[str, Any]:
+    """Draw one text; the noise belongs to the seed and the picture or text, whatever else is drawn."""
+    from verl_uae.seeding import generator
+
+    started = time.perf_counter()
+    output = pipe.generate(text, generator=generator(args.seed, "sample noise", *key))
+    picture = output.images[0]
+    picture.save(args.out / name, "PNG")
+    return {
+        **record,
+        "file": name,
+        "truncated": output.truncated[0],
+        "seed": args.seed,
+        "steps": pipe.inference.num_inference_steps,
+        "guidance": pipe.inference.guidance_scale,
+        "size": list(picture.size),
+        "seconds": _since(started),
+    }
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)

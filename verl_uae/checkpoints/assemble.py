@@ -1,0 +1,219 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""A complete model folder from its parts: written beside its place, checked as a stock loader sees it, published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from verl_uae.chain.decoder import check_components, check_fit, component_configs
+from verl_uae.checkpoints.card import Card
+from verl_uae.checkpoints.inference import InferenceSettings, write_index
+from verl_uae.checkpoints.load import load_model, load_scheduler, load_tokenizer
+from verl_uae.checkpoints.manifest import verify_folder, write_manifest
+from verl_uae.checkpoints.names import (
+    CARD,
+    CONDITIONER,
+    ENCODER,
+    LANGUAGE_MODEL,
+    MANIFEST,
+    MODEL_INDEX,
+    SCHEDULER,
+    TRANSFORMER,
+    VAE,
+)
+from verl_uae.checkpoints.weights import read_tensors, same_tensors, weight_files
+from verl_uae.compat import ensure_torchvision
+from verl_uae.errors import CheckpointError
+from verl_uae.files import publish_folder
+
+Writer = Callable[[Path], None]
+"""Fills the folder it is given."""
+
+#: Files of a transformers folder that are copied, besides its weights.
+_COPIED = (".json", ".txt", ".jinja", ".model")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParts:
+    """What a model folder is put together from."""
+
+    decoder: Writer
+    """Writes transformer/, vae/, scheduler/ and conditioner/."""
+    card: Card
+    encoder: Writer | None = None
+    """Writes the captioner; None leaves it out."""
+    language_model: Writer | None = None
+    """Writes the model whose text-only states are the condition, where it is not the captioner."""
+    entries: Mapping[str, Any] = field(default_factory=lambda: asdict(InferenceSettings()))
+    """What is known of the :class:`~verl_uae.checkpoints.inference.InferenceSettings`, by name."""
+    shift: float | None = None
+    """Timestep shift of the sampler; None leaves that of the scheduler."""
+    code: bool = False
+    """The encoder may bring Python code, which is not run here."""
+
+
+def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
+    """Write a model folder; it appears under ``out`` complete and verified, or not at all.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        CheckpointError: ``out`` exists, a part cannot be written, or what was written does not load.
+    """
+
+    def build(folder: Path) -> None:
+        parts.decoder(folder)
+        if parts.shift is not None:
+            set_shift(folder, parts.shift)
+        write_index(folder, parts.entries)
+        for name, writer in ((ENCODER, parts.encoder), (LANGUAGE_MODEL, parts.language_model)):
+            if writer is not None:
+                writer(folder / name)
+        forget_paths(folder)
+        check_model(folder, code=parts.code)
+        (folder / CARD).write_text(parts.card.render(), encoding="utf-8")
+        write_manifest(folder)
+        verify_folder(folder, code=parts.code)
+
+    publish_folder(build, out)
+    return verify_folder(out, code=parts.code)
+
+
+def forget_paths(folder: Path) -> None:
+    """Take the places that parts were loaded from out of their configurations: they are nobody else's business, and
+    the same model would have another digest elsewhere."""
+    for path in folder.glob("*/*config.json"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def set_shift(folder: Path, shift: float) -> None:
+    """Give the scheduler of a decoder folder the timestep shift that the decoder was used with."""
+    load_scheduler(folder, shift=shift).save_pretrained(folder / SCHEDULER)
+
+
+def write_decoder(folder: Path, transformer: nn.Module | Path, projector: nn.Module | Path, source: Path) -> None:
+    """Write the decoder's part of a model folder.
+
+    Args:
+        folder: where to.
+        transformer: module, or the folder of a component to copy.
+        projector: likewise.
+        source: folder whose vae/ and scheduler/ are copied.
+    """
+    for name, part in ((TRANSFORMER, transformer), (CONDITIONER, projector)):
+        if isinstance(part, Path):
+            copy_component(part, folder / name)
+        else:
+            save_component(part, folder / name)
+    copy_component(source / VAE, folder / VAE)
+    copy_component(source / SCHEDULER, folder / SCHEDULER)
+
+
+def save_component(module: Any, folder: Path) -> None:
+    """Save a diffusers model and compare what its own class loads from there, tensor by tensor.
+
+    Raises:
+        CheckpointError: something came back other than written.
+    """
+    module.save_pretrained(folder, safe_serialization=True)
+    loaded = load_model(type(module), folder, dtype=module.dtype)
+    same_tensors(loaded.state_dict(), module.state_dict(), folder)
+
+
+def copy_component(source: Path, target: Path) -> None:
+    """Copy configuration and safetensors of a diffusers component, other variants and pickles left behind.
+
+    Raises:
+        CheckpointError: the component is missing or has no safetensors.
+    """
+    configs = [source / name for name in ("config.json", "scheduler_config.json") if (source / name).is_file()]
+    if not configs:
+        raise CheckpointError(source, "missing: not a component of a diffusers folder")
+    weights = [] if configs[0].name == "scheduler_config.json" else weight_files(source)
+    index = [source / f"{path.name}" for path in source.glob("*.safetensors.index.json")] if len(weights) > 1 else []
+    _copy([*configs, *weights, *index], target)
+
+
+def copy_transformers(source: Path, target: Path, *, code: bool = False) -> None:
+    """Copy a transformers folder with its processor, pickles and what is not part of a model left behind.
+
+    Args:
+        source: the folder.
+        target: where to.
+        code: copy the Python files that the model needs, too.
+
+    Raises:
+        CheckpointError: there are no safetensors, or they came back other than they are in the source.
+    """
+    copy_transformers_files(source, target, code=code)
+    same_tensors(tensors_of(target), tensors_of(source), target)
+
+
+def copy_transformers_files(source: Path, target: Path, *, weights: bool = True, code: bool = False) -> None:
+    """Copy configuration, processor and tokenizer files and, if asked for, the weights; nothing is overwritten."""
+    endings = (*_COPIED, ".py") if code else _COPIED
+    files = [path for path in sorted(source.iterdir()) if path.is_file() and _is_copied(path, endings)]
+    wanted = (weight_files(source) if weights else []) + files
+    _copy([path for path in wanted if not (target / path.name).exists()], target)
+
+
+def check_model(folder: Path, *, code: bool = False) -> None:
+    """Check that every part loads in its stock class, nothing missing and nothing too many, and that they fit.
+
+    Args:
+        folder: model folder.
+        code: the encoder may bring Python code, which is not run.
+
+    Raises:
+        CheckpointError: naming the part.
+    """
+    check_components(folder)
+    configs = component_configs(folder)
+    for name in (LANGUAGE_MODEL, ENCODER):
+        if (folder / name).is_dir():
+            width = check_transformers(folder / name, code=code)
+            if name == LANGUAGE_MODEL or not (folder / LANGUAGE_MODEL).is_dir():
+                check_fit(folder, configs, width)
+
+
+def check_transformers(folder: Path, *, code: bool = False) -> int:
+    """Load a vision-language model with its tokenizer as a user would; returns the width of its language model.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown or of another shape, or it does not load at all.
+    """
+    ensure_torchvision()
+    from transformers import AutoModelForImageTextToText
+
+    load_tokenizer(folder, code=code)
+    model = load_model(AutoModelForImageTextToText, folder, dtype="auto", code=code)
+    return int(model.config.get_text_config().hidden_size)
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a component."""
+    return dict(read_tensors(folder))
+
+
+def _is_copied(path: Path, endings: tuple[str, ...]) -> bool:
+    if path.name.startswith(".") or path.name in (CARD, MANIFEST, MODEL_INDEX):
+        return False
+    return path.suffix in endings or path.name.upper().startswith(("LICENSE", "NOTICE"))
+
+
+def _copy(files: list[Path], target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        # Contents only: files of the hub's cache are links, and modes are the source's business.
+        shutil.copyfile(path, target / path.name)

@@ -1,0 +1,236 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Export of a training checkpoint as a model folder, or of its adapters alone."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_uae.checkpoints.assemble import ModelParts, Writer, copy_transformers, publish_model, write_decoder
+from verl_uae.checkpoints.base import Base
+from verl_uae.checkpoints.captioner import holds_weights, write_trained_captioner
+from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_run_settings, settings_of_run
+from verl_uae.checkpoints.lora import save_diffusers, save_peft
+from verl_uae.checkpoints.names import ACTOR, ENCODER_FOLDER, EXPORT_FOLDER, HUGGINGFACE, POLICY_FOLDER
+from verl_uae.checkpoints.policy import chosen_weights, policy_adapters, policy_modules
+from verl_uae.checkpoints.run import RunConfig
+from verl_uae.checkpoints.source import local_folder
+from verl_uae.checkpoints.step import check_step
+from verl_uae.data.frame import file_kind
+from verl_uae.data.prompts import CaptionPrompt, most_frequent_prompt, prompts_of_files
+from verl_uae.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """What to export; what is None comes from the run's configuration, where that is found."""
+
+    weights: str | None = None
+    """ema or live weights of the policy; None: the averaged ones if the run kept any."""
+    decoder: str | None = None
+    """Decoder folder that the run started from."""
+    encoder: str | None = None
+    """Captioner of a run that did not train it."""
+    language_model: str | None = None
+    """Model whose text-only states are the condition."""
+    decoder_only: bool = False
+    """Leave captioner and language model out."""
+    merge_captioner: bool = False
+    """Put the captioner together from its shards where no transformers folder was saved."""
+    lora_alpha: float | None = None
+    run_config: str | None = None
+    """Composed configuration of the run, where the checkpoint has none or another is meant."""
+    condition_length: int | None = None
+    condition_role: str | None = None
+    caption_prompt: str | None = None
+    """User turn that asks for a caption."""
+    caption_system: str | None = None
+    """System turn before it, "" for none."""
+    evaluation: str | None = None
+    """JSON file of measured figures by name, for the model card."""
+
+
+def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportSettings) -> dict[str, Any]:
+    """Write a step folder as a model folder.
+
+    Args:
+        checkpoint: ``global_step_<N>/`` of any stage.
+        out: must not exist.
+        settings: see the class.
+
+    Returns:
+        The manifest of the folder.
+
+    Raises:
+        CheckpointError: the checkpoint is not complete or was altered, or something of it does not fit.
+        ConfigError: something is neither given nor in the run's configuration.
+    """
+    folder = Path(checkpoint)
+    step = check_step(folder).step
+    run = RunConfig.of(folder, settings.run_config)
+    entries = _entries(folder, settings, run)
+    decoder, decoder_origin = _decoder(folder, settings, run)
+    encoder, language_model, origins = _language(folder, settings, run)
+    origins = {"transformer, vae, scheduler, conditioner": decoder_origin, **origins}
+    stage = run.get("uae.stage") or "unknown"
+    parts = ModelParts(
+        decoder=decoder,
+        encoder=encoder,
+        language_model=language_model,
+        entries=entries,
+        shift=run.get("uae.decoder.shift"),
+        card=run.card(
+            f"UAE model, step {step}",
+            f"Trained with verl_uae (arXiv 2509.09666), stage {stage}, {step} steps.",
+            origins,
+            read_evaluation(settings.evaluation),
+        ),
+    )
+    return publish_model(parts, out)
+
+
+def _entries(folder: Path, settings: ExportSettings, run: RunConfig) -> dict[str, Any]:
+    """The inference settings: what was given, else what the step folder says, else what the configuration says."""
+    flags = {name: getattr(settings, name) for name in ENTRIES if getattr(settings, name, None) is not None}
+    saved = read_run_settings(folder)
+    found = settings_of_run(run.get, _prompt(run, flags)) if saved is None else saved
+    entries = {**found, **flags}
+    if "condition_length" not in entries:
+        raise ConfigError("--condition-length", "needed: the checkpoint has no configuration of its run (--run-config)")
+    missing = [name for name in ENTRIES if name not in entries]
+    if missing:
+        logger.warning("the checkpoint does not say %s: the defaults are written", ", ".join(missing))
+    return asdict(InferenceSettings(**entries))
+
+
+def _prompt(run: RunConfig, flags: Mapping[str, Any]) -> CaptionPrompt | None:
+    """What the training rows of a run ask, where they are still there."""
+    files = run.files("data.train_files")
+    if "caption_prompt" in flags or not all(Path(name).is_file() for name in files):
+        return None
+    # A tar shard has pairs, and no prompt.
+    return most_frequent_prompt(prompts_of_files([name for name in files if file_kind(name) != "tar"]))
+
+
+def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSettings, layout: str) -> None:
+    """Write the adapters of a run that trained nothing else.
+
+    Args:
+        checkpoint: step folder with ``decoder_policy/``.
+        out: must not exist.
+        settings: ``weights``, ``decoder``, ``lora_alpha`` and ``run_config`` count.
+        layout: ``peft`` or ``diffusers``.
+
+    Raises:
+        CheckpointError: there are no adapters, or something else was trained too.
+        ConfigError: the layout is unknown.
+    """
+    if layout not in ("peft", "diffusers"):
+        raise ConfigError("--lora", f"unknown layout {layout!r}; there are peft and diffusers")
+    folder = Path(checkpoint)
+    check_step(folder)
+    if not (folder / POLICY_FOLDER).is_dir():
+        message = f"has no {POLICY_FOLDER}/: its run did not train the decoder, whose adapters --lora writes"
+        raise CheckpointError(folder, message)
+    run = RunConfig.of(folder, settings.run_config)
+    source = settings.decoder or run.get("uae.decoder.path")
+    weights = chosen_weights(folder, settings.weights)
+    adapters = policy_adapters(folder, weights, source, settings.lora_alpha)
+    if layout == "peft":
+        save_peft(adapters, out, base_model=str(source) if source else None)
+    else:
+        save_diffusers(adapters, out)
+
+
+def read_evaluation(path: str | None) -> dict[str, float]:
+    """Figures for the model card.
+
+    Raises:
+        ConfigError: the file is not a JSON object of finite numbers.
+    """
+    if path is None:
+        return {}
+    try:
+        figures = {str(name): float(value) for name, value in json.loads(Path(path).read_text("utf-8")).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ConfigError("--evaluation", f"{path} is not a JSON object of numbers: {error}") from error
+    odd = [name for name, value in figures.items() if not math.isfinite(value)]
+    if odd:
+        raise ConfigError("--evaluation", f"{path}: not finite: {odd[:4]}")
+    return figures
+
+
+def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Writer, str]:
+    """What writes the decoder, and where it started from."""
+    recorded = Base.read(folder / POLICY_FOLDER)
+    origin = settings.decoder or (recorded.path if recorded else None) or run.get("uae.decoder.path")
+    saved = folder / EXPORT_FOLDER
+    if saved.is_dir() and settings.weights is None:
+        return _copied(saved), str(origin or "unknown")
+    source = saved if saved.is_dir() else _base(origin)
+    if not (folder / POLICY_FOLDER).is_dir():
+        if settings.weights is not None:
+            raise CheckpointError(
+                folder / POLICY_FOLDER, f"missing: there are no {settings.weights} weights of a decoder"
+            )
+        return _copied(source), str(origin)
+    weights = chosen_weights(folder, settings.weights)
+    transformer, projector = policy_modules(folder, weights, origin, settings.lora_alpha)
+    return lambda out: write_decoder(out, transformer, projector, source), str(origin or "unknown")
+
+
+def _copied(source: Path) -> Writer:
+    return lambda out: write_decoder(out, source / "transformer", source / "conditioner", source)
+
+
+def _base(origin: str | None) -> Path:
+    if origin is None:
+        raise ConfigError("--decoder", "needed: VAE and scheduler come from the decoder folder the run started from")
+    return local_folder(origin)
+
+
+def _language(
+    folder: Path, settings: ExportSettings, run: RunConfig
+) -> tuple[Writer | None, Writer | None, dict[str, str]]:
+    """What writes the captioner and the condition's model, and where they started from."""
+    if settings.decoder_only:
+        return None, None, {}
+    start = settings.encoder or run.get("actor_rollout_ref.model.path")
+    if (folder / ENCODER_FOLDER).is_dir() and settings.encoder is None:
+        # Captioner and language model of the condition were trained as one.
+        other = None if settings.language_model is None else _copy(settings.language_model)
+        return _copy(str(folder / ENCODER_FOLDER)), other, {"encoder": str(start or "unknown")}
+    condition = settings.language_model or run.get("uae.conditioner.path")
+    trained = (folder / ACTOR).is_dir()
+    if not trained and start is None:
+        raise ConfigError("--encoder", "needed, or --decoder-only: the checkpoint holds no captioner")
+    if trained and condition is None:
+        raise ConfigError(
+            "--language-model", "needed: the condition comes from the captioner as it was before training"
+        )
+    encoder = _captioner(folder / ACTOR, settings, start) if trained else _copy(str(start))
+    origins = {"encoder": str(start or "unknown")}
+    if not trained and condition in (None, start):
+        return encoder, None, origins
+    return encoder, _copy(str(condition)), {**origins, "language_model": str(condition)}
+
+
+def _copy(source: str) -> Writer:
+    return functools.partial(copy_transformers, local_folder(source))
+
+
+def _captioner(actor: Path, settings: ExportSettings, base: str | None) -> Writer:
+    if not holds_weights(actor) and not settings.merge_captioner:
+        raise CheckpointError(
+            actor / HUGGINGFACE, "has no weights; --merge-captioner puts them together from the shards"
+        )
+    return functools.partial(write_trained_captioner, actor, base=base, alpha=settings.lora_alpha)

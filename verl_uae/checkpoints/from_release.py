@@ -1,0 +1,233 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Import of the official UAE release (September 2025): a language model and a MM-DiT, each with adapters, made one.
+
+======================================  ============================================================================
+folder of the release (either name)     content
+======================================  ============================================================================
+``SD3``, ``SD3_model``                  SD3.5-Large as published: vae/, scheduler/, both CLIP text encoders
+``llm``, ``llm_model``                  Qwen2.5-VL-3B with the projector
+``llm_lora``                            shards of the same with adapters of rank 32, alpha 64 on every linear layer
+``dit``                                 SD3Transformer2DModel
+``dit_lora``                            peft adapter of it
+``llm_processor``,                      processor and tokenizer
+``llm_model_preprocessor``
+======================================  ============================================================================
+
+Names of tensors: :mod:`verl_uae.checkpoints.release_keys`. The release loads ``llm_lora`` leniently; here every tensor
+has a place or is an error. As in the release, one language model writes captions and makes conditions.
+
+Shape legend: R rank.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+from safetensors import safe_open
+from torch import Tensor
+
+from verl_uae.chain.projector import Projector
+from verl_uae.checkpoints.assemble import ModelParts, copy_transformers_files, publish_model, tensors_of, write_decoder
+from verl_uae.checkpoints.card import Card
+from verl_uae.checkpoints.inference import InferenceSettings
+from verl_uae.checkpoints.load import load_config, load_model
+from verl_uae.checkpoints.lora import merge
+from verl_uae.checkpoints.pooled import empty_prompt_pooled
+from verl_uae.checkpoints.release_keys import LanguageState, sort_llm, sort_llm_lora
+from verl_uae.checkpoints.source import local_folder
+from verl_uae.checkpoints.weights import check_header, pickles, same_tensors
+from verl_uae.compat import ensure_torchvision
+from verl_uae.errors import CheckpointError
+
+_NAMES = {
+    "sd3": ("SD3", "SD3_model"),
+    "llm": ("llm", "llm_model"),
+    "llm_lora": ("llm_lora",),
+    "dit": ("dit",),
+    "dit_lora": ("dit_lora",),
+    "processor": ("llm_processor", "llm_model_preprocessor"),
+}
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseImport:
+    """What to import."""
+
+    release: str
+    """Folder of the release or hub id."""
+    revision: str | None = None
+    lora_rank: int = 32
+    """R of the language model's adapters."""
+    lora_alpha: int = 64
+    condition_length: int = 640
+    condition_role: str = "generate"
+
+
+def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
+    """Write the release as a model folder, adapters multiplied out.
+
+    Args:
+        settings: see the class.
+        out: must not exist.
+
+    Returns:
+        The manifest of the folder.
+
+    Raises:
+        CheckpointError: a folder of the release is missing, or a tensor of it has no place or none for its place.
+    """
+    root = local_folder(settings.release, revision=settings.revision)
+    folders = {part: _folder(root, names) for part, names in _NAMES.items()}
+    model, language = _language_model(folders, settings)
+    transformer = _transformer(folders["dit"], folders["dit_lora"])
+    projector = _projector(language.projector, empty_prompt_pooled(folders["sd3"]), folders["llm"])
+
+    def write_encoder(folder: Path) -> None:
+        model.save_pretrained(folder, safe_serialization=True)
+        copy_transformers_files(folders["processor"], folder, weights=False)
+        generation = folders["llm"] / "generation_config.json"
+        if generation.is_file():
+            shutil.copyfile(generation, folder / generation.name)
+        same_tensors(tensors_of(folder), language.model, folder)
+
+    parts = ModelParts(
+        decoder=lambda folder: write_decoder(folder, transformer, projector, folders["sd3"]),
+        encoder=write_encoder,
+        card=_card(settings),
+        entries=asdict(
+            InferenceSettings(condition_length=settings.condition_length, condition_role=settings.condition_role)
+        ),
+    )
+    return publish_model(parts, out)
+
+
+def _folder(root: Path, names: tuple[str, ...]) -> Path:
+    found = [root / name for name in names if (root / name).is_dir()]
+    if len(found) != 1:
+        raise CheckpointError(root, f"not a UAE release: {len(found)} folders are called {' or '.join(names)}")
+    return found[0]
+
+
+def _language_model(folders: dict[str, Path], settings: ReleaseImport) -> tuple[Any, LanguageState]:
+    """The captioner with adapters multiplied out, and its weights under the names of a captioner's folder."""
+    ensure_torchvision()
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    where = folders["llm_lora"]
+    config = load_config(folders["llm"])
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    names = _names_on_disk(model)
+    before = sort_llm(tensors_of(folders["llm"]), names, folders["llm"])
+    after = sort_llm_lora(_shards(where), names, where, rank=settings.lora_rank)
+    scaling = settings.lora_alpha / settings.lora_rank
+    merged = merge(after.model, after.adapters, scaling, where)
+    if _HEAD in merged and _HEAD not in names and not torch.equal(merged[_HEAD], merged[_EMBEDDING]):
+        raise CheckpointError(where, f"{_HEAD} differs from {_EMBEDDING}, though the configuration ties them")
+    tensors = {name: tensor for name, tensor in merged.items() if name in names}
+    for name, tensor in tensors.items():
+        if tensor.shape != before.model[name].shape:
+            raise CheckpointError(where, f"{name} has shape {tuple(tensor.shape)}, in {folders['llm'].name} another")
+    _fill(model, names, tensors)
+    projector = after.projector or before.projector
+    return model, LanguageState(tensors, projector, after.adapters)
+
+
+def _names_on_disk(model: Any) -> dict[str, str]:
+    """Names of a captioner's folder -> names in the module."""
+    tied = bool(model.config.tie_word_embeddings)
+    names = {}
+    for name in model.state_dict():
+        if tied and name == "lm_head.weight":
+            continue
+        names[name.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1)] = name
+    return names
+
+
+def _fill(model: Any, names: dict[str, str], tensors: dict[str, Tensor]) -> None:
+    """Give a module on the device ``meta`` its weights."""
+    model.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False, assign=True)
+    model.tie_weights()
+    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    assert not left, left
+
+
+def _shards(folder: Path) -> dict[str, Tensor]:
+    """All tensors of ``llm_lora``, whose shards need no index."""
+    if found := pickles(folder):
+        raise CheckpointError(found[0], "pickles are refused; the release's adapters are safetensors")
+    files = sorted(folder.glob("*.safetensors"))
+    state: dict[str, Tensor] = {}
+    for path in files:
+        check_header(path)
+        with safe_open(path, framework="pt") as opened:
+            for name in opened.keys():
+                if name in state:
+                    raise CheckpointError(path, f"{name} is in another shard too")
+                state[name] = opened.get_tensor(name)
+    if not state:
+        raise CheckpointError(folder, "has no safetensors")
+    return state
+
+
+def _transformer(dit: Path, adapter: Path) -> Any:
+    """The MM-DiT with its adapter multiplied out, in the dtype it is stored in."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    stored = tensors_of(dit)
+    dtype = next(tensor.dtype for tensor in stored.values() if tensor.is_floating_point())
+    base = load_model(SD3Transformer2DModel, dit)
+    file = adapter / "adapter_model.safetensors"
+    written = set(check_header(file))
+    try:
+        adapted = PeftModel.from_pretrained(base, str(adapter))
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(adapter, f"no peft adapter of the transformer: {error}") from error
+    odd = sorted(written ^ set(get_peft_model_state_dict(adapted)))
+    if odd:
+        raise CheckpointError(file, f"{len(odd)} tensors have no place in the transformer or are missing: {odd[:4]}")
+    return _cast(adapted.merge_and_unload(safe_merge=True), dtype)
+
+
+def _projector(state: dict[str, Tensor], pooled: Tensor, where: Path) -> Projector:
+    if not state:
+        raise CheckpointError(where, "has no projector.* tensors")
+    hidden, width = state["layers.0.weight"].shape
+    projector = Projector(width, hidden, state["layers.2.weight"].shape[0], pooled.numel())
+    dtype = state["layers.0.weight"].dtype
+    try:
+        projector.load_state_dict({**state, "pooled": pooled})
+    except RuntimeError as error:
+        raise CheckpointError(where, f"the projector's layers do not fit: {error}") from error
+    return _cast(projector, dtype)
+
+
+def _cast(module: Any, dtype: torch.dtype) -> Any:
+    return module if module.dtype == dtype else module.to(dtype)
+
+
+def _card(settings: ReleaseImport) -> Card:
+    at = f" at {settings.revision}" if settings.revision else ""
+    return Card(
+        title="UAE, official weights of September 2025",
+        origin="Imported from the official release (arXiv 2509.09666), adapters of both models multiplied out.",
+        base_models={
+            "all": settings.release + at,
+            "encoder": "Qwen2.5-VL-3B-Instruct, by way of the release",
+            "transformer, vae, scheduler": "Stable Diffusion 3.5 Large, by way of the release",
+        },
+        constants={
+            "lora_rank": settings.lora_rank,
+            "lora_alpha": settings.lora_alpha,
+            "condition_length": settings.condition_length,
+            "condition_role": settings.condition_role,
+        },
+    )

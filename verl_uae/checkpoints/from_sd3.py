@@ -1,0 +1,136 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Import of an SD3 or SD3.5 folder and a Qwen2.5-VL folder: a model whose projector has not learned yet.
+
+Shape legend: E language-model width, F text width of the MM-DiT, P pooled width.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+
+from verl_uae.chain.projector import Projector
+from verl_uae.checkpoints.assemble import ModelParts, copy_transformers, publish_model, write_decoder
+from verl_uae.checkpoints.card import Card
+from verl_uae.checkpoints.inference import InferenceSettings
+from verl_uae.checkpoints.load import language_width
+from verl_uae.checkpoints.pooled import CLIPS, empty_prompt_pooled
+from verl_uae.checkpoints.source import local_folder
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.seeding import derive_seed
+
+#: Subfolders of an SD3 folder that are needed; T5 is not.
+SD3_PARTS = ("transformer", "vae", "scheduler", *(name for pair in CLIPS for name in pair))
+
+
+@dataclass(frozen=True, slots=True)
+class Sd3Import:
+    """What to import, and how the projector starts."""
+
+    sd3: str
+    """SD3 folder or hub id."""
+    encoder: str
+    """Qwen2.5-VL folder or hub id."""
+    hidden_dim: int = 8192
+    """Width between the two layers of the projector, at least 1 (released model: 8192)."""
+    seed: int = 0
+    """Seed of the projector's first values."""
+    sd3_revision: str | None = None
+    encoder_revision: str | None = None
+    remote_code: bool = False
+    """Accept that the encoder's repository brings Python code, and copy it; needs its revision as a full commit. It is
+    never run here: the model must load in a class of transformers itself."""
+    condition_length: int = 640
+    condition_role: str = "generate"
+
+
+def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
+    """Write a fresh model folder: SD3's transformer, VAE and scheduler as they are, a projector E -> F, the captioner.
+
+    Args:
+        settings: see the class.
+        out: must not exist.
+
+    Returns:
+        The manifest of the folder.
+
+    Raises:
+        CheckpointError: a source is not what it should be, or ``out`` exists.
+        ConfigError: a setting is impossible.
+    """
+    sd3 = local_folder(settings.sd3, revision=settings.sd3_revision, parts=SD3_PARTS)
+    encoder = local_folder(settings.encoder, revision=settings.encoder_revision, remote_code=settings.remote_code)
+    transformer = SD3Transformer2DModel.load_config(_part(sd3, "transformer"))
+    projector = fresh_projector(
+        language_width(encoder),
+        int(transformer["joint_attention_dim"]),
+        hidden_dim=settings.hidden_dim,
+        pooled=empty_prompt_pooled(sd3),
+        seed=settings.seed,
+    )
+    parts = ModelParts(
+        decoder=lambda folder: write_decoder(folder, sd3 / "transformer", projector, sd3),
+        encoder=functools.partial(copy_transformers, encoder, code=settings.remote_code),
+        card=_card(settings),
+        entries=asdict(
+            InferenceSettings(condition_length=settings.condition_length, condition_role=settings.condition_role)
+        ),
+        code=settings.remote_code,
+    )
+    return publish_model(parts, out)
+
+
+def fresh_projector(in_dim: int, out_dim: int, *, hidden_dim: int, pooled: torch.Tensor, seed: int) -> Projector:
+    """A projector with the layers' default initial values, the same for the same seed.
+
+    Args:
+        in_dim: E.
+        out_dim: F.
+        hidden_dim: width between the layers.
+        pooled: constant pooled vector, shape (P,).
+        seed: names the draws.
+
+    Raises:
+        ConfigError: ``hidden_dim`` is not positive.
+    """
+    if hidden_dim < 1:
+        raise ConfigError("--hidden-dim", f"must be at least 1, got {hidden_dim}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "fresh projector"))
+        projector = Projector(in_dim, hidden_dim, out_dim, pooled.numel())
+    projector.pooled.copy_(pooled)
+    return projector
+
+
+def _part(folder: Path, name: str) -> Path:
+    if not (folder / name).is_dir():
+        raise CheckpointError(folder, f"not an SD3 folder: it has no {name}/")
+    return folder / name
+
+
+def _card(settings: Sd3Import) -> Card:
+    pinned = {"sd3": settings.sd3_revision, "encoder": settings.encoder_revision}
+    return Card(
+        title="UAE model before training",
+        origin="Imported; the projector has fresh random weights, so pictures do not depend on the caption in any "
+        "useful way before it is trained.",
+        base_models={
+            f"{part} ({', '.join(names)})": source + (f" at {pinned[part]}" if pinned[part] else "")
+            for part, names, source in (
+                ("sd3", ("transformer", "vae", "scheduler", "pooled vector"), settings.sd3),
+                ("encoder", ("captioner", "condition"), settings.encoder),
+            )
+        },
+        constants={
+            "projector.hidden_dim": settings.hidden_dim,
+            "projector.seed": settings.seed,
+            "condition_length": settings.condition_length,
+            "condition_role": settings.condition_role,
+        },
+    )

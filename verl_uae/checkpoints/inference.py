@@ -1,0 +1,226 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a model needs to know to caption and draw as it did in its run's validation.
+
+Kept in ``model_index.json`` of a model or decoder folder, and in ``uae_inference.json`` of a step folder: read and
+written here alone. The timestep shift is not among them: it is that of ``scheduler/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_uae.checkpoints.names import CONDITIONER, MODEL_INDEX, RUN_INFERENCE, SCHEDULER, TRANSFORMER, VAE
+from verl_uae.checkpoints.source import read_object
+from verl_uae.data.prompts import CaptionPrompt
+from verl_uae.data.schema import IMAGE_MARK, MEDIA_TOKENS, SYSTEM_PROMPT, USER_PROMPT
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.text import is_number, text_problem
+
+NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
+"""Of the released model's demo."""
+
+#: Stages whose validation asks the caption server.
+_SERVED = ("g4u", "unified")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceSettings:
+    """Settings of captions and drawings. The defaults are the prompt of UAE and the sampler of its demo.
+
+    Raises:
+        ConfigError: naming the first entry that is impossible.
+    """
+
+    condition_length: int = 640
+    """Text positions of the condition, chat template included, at least 1."""
+    condition_role: str = "generate"
+    """Chat role of the caption in the condition."""
+    caption_prompt: str = USER_PROMPT
+    """User turn that asks for a caption, ``<image>`` where the picture goes."""
+    caption_system: str = SYSTEM_PROMPT
+    """System turn before it; "" leaves it out."""
+    max_new_tokens: int = 512
+    """Longest caption, tokens, end of turn included, at least 1."""
+    temperature: float = 0.0
+    """Of captions, at least 0; 0 is greedy."""
+    num_inference_steps: int = 40
+    """Denoising steps of the ODE sampler, in [1, `MOST_STEPS`]."""
+    guidance_scale: float = 5.0
+    """Classifier-free guidance, at least 1; 1 switches it off."""
+    negative_prompt: str = NEGATIVE_PROMPT
+    """Text of the unconditional branch."""
+    height: int | None = None
+    """Of a picture, pixels; None is the size that the transformer was made for."""
+    width: int | None = None
+    """Likewise."""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            problem = _problem(name, value)
+            if problem is not None:
+                raise ConfigError(name, problem)
+
+
+#: Names of the entries.
+ENTRIES = tuple(field.name for field in dataclasses.fields(InferenceSettings))
+
+#: Those that only a captioner reads.
+CAPTION_ENTRIES = ("caption_prompt", "caption_system", "max_new_tokens", "temperature")
+
+_OPTIONAL = ("height", "width")
+_INTEGERS = ("condition_length", "max_new_tokens", "num_inference_steps", *_OPTIONAL)
+_SMALLEST = {"temperature": 0.0, "guidance_scale": 1.0}
+_EMPTY_ALLOWED = ("caption_system", "negative_prompt")
+_ASKED = ("caption_prompt", "caption_system")
+_QUOTED = 40
+"""Most characters of a number in an error."""
+
+MOST_STEPS = 10_000
+"""Most denoising steps. Models tell a thousand noise levels apart; a slip of the hand would be a run without end."""
+
+#: Parts of a decoder folder: library and class.
+_PARTS = {
+    TRANSFORMER: ["diffusers", "SD3Transformer2DModel"],
+    VAE: ["diffusers", "AutoencoderKL"],
+    SCHEDULER: ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    CONDITIONER: ["verl_uae.chain.projector", "Projector"],
+}
+
+
+def settings_of_run(get: Callable[[str], Any], prompt: CaptionPrompt | None) -> dict[str, Any]:
+    """Entries that a run's validation captions and draws with; those that are not known are left out.
+
+    Args:
+        get: value of a key of the composed configuration, None where there is none.
+        prompt: of the training rows, if it is known.
+    """
+    found = {
+        "condition_length": get("uae.conditioner.length"),
+        "condition_role": get("uae.conditioner.role"),
+        "max_new_tokens": get("data.max_response_length"),
+        "temperature": _temperature(get),
+        "num_inference_steps": get("uae.decoder.num_steps"),
+        "guidance_scale": get("uae.decoder.guidance"),
+        "negative_prompt": get("uae.decoder.negative_prompt"),
+        "height": get("uae.decoder.height"),
+        "width": get("uae.decoder.width"),
+    }
+    if prompt is not None:
+        found |= {"caption_prompt": prompt.user, "caption_system": prompt.system}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _temperature(get: Callable[[str], Any]) -> float | None:
+    """Of the captions of validation; greedy in stages whose validation writes none."""
+    stage = get("uae.stage")
+    if stage is None:
+        return None
+    if stage in _SERVED:
+        # verl reads no do_sample there.
+        return get("actor_rollout_ref.rollout.val_kwargs.temperature")
+    captions = get("uae.policy.captions") or {}
+    sampled = stage == "u4g" and captions.get("source") == "encoder" and captions.get("do_sample")
+    return float(captions["temperature"]) if sampled else 0.0
+
+
+def write_index(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Write ``model_index.json`` of a decoder folder: its parts, and what is known of the settings.
+
+    Raises:
+        ConfigError: an entry is unknown or impossible.
+    """
+    version = importlib.metadata.version("diffusers")
+    index = {"_class_name": "UAEPipeline", "_diffusers_version": version, **_PARTS, **checked(entries)}
+    (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The entries of a model or decoder folder; none where it has no ``model_index.json``.
+
+    Raises:
+        CheckpointError: the file or an entry of it is damaged, or an entry is unknown.
+    """
+    path = folder / MODEL_INDEX
+    if not path.is_file():
+        return {}
+    content = read_object(path)
+    entries = {name: value for name, value in content.items() if not (name.startswith("_") or _is_part(value))}
+    return _checked_file(entries, path)
+
+
+def write_run_settings(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Write what is known of the settings into a step folder."""
+    text = json.dumps(checked(entries), indent=2, ensure_ascii=False) + "\n"
+    (folder / RUN_INFERENCE).write_text(text, encoding="utf-8")
+
+
+def read_run_settings(folder: Path) -> dict[str, Any] | None:
+    """The entries of a step folder; None where it has none.
+
+    Raises:
+        CheckpointError: see :func:`read_index`.
+    """
+    path = folder / RUN_INFERENCE
+    return _checked_file(read_object(path), path) if path.is_file() else None
+
+
+def checked(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries, in their order in the record, whole numbers as floats where a float is meant.
+
+    Raises:
+        ConfigError: naming the entry that is unknown or impossible.
+    """
+    for name, value in entries.items():
+        if name not in ENTRIES:
+            close = difflib.get_close_matches(name, ENTRIES, n=1)
+            hint = f", did you mean {close[0]}?" if close else f"; known are {', '.join(ENTRIES)}"
+            raise ConfigError(name, f"unknown setting{hint}")
+        problem = _problem(name, value)
+        if problem is not None:
+            raise ConfigError(name, problem)
+    return {name: float(entries[name]) if name in _SMALLEST else entries[name] for name in ENTRIES if name in entries}
+
+
+def _problem(name: str, value: Any) -> str | None:
+    """What is wrong with a value."""
+    if value is None:
+        return None if name in _OPTIONAL else "is missing"
+    if name in _INTEGERS:
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if whole and name == "num_inference_steps" and value > MOST_STEPS:
+            return f"must be at most {MOST_STEPS}, got {repr(value)[:_QUOTED]}"
+        return None if whole else f"must be a whole number of at least 1, got {value!r}"
+    if name in _SMALLEST:
+        least = _SMALLEST[name]
+        fits = is_number(value) and value >= least
+        return None if fits else f"must be a number of at least {least:g}, got {repr(value)[:_QUOTED]}"
+    if not isinstance(value, str) or not (value or name in _EMPTY_ALLOWED):
+        return f"must be a text, got {value!r}"
+    problem = text_problem(value)
+    if problem is not None:
+        return f"holds {problem}"
+    if name in _ASKED and (token := next((token for token in MEDIA_TOKENS if token in value), None)) is not None:
+        return f"holds the special token {token}; {IMAGE_MARK} is where the picture goes"
+    if name == "caption_prompt" and value.count(IMAGE_MARK) > 1:
+        return f"must have {IMAGE_MARK} once, got {value!r}"
+    return None
+
+
+def _checked_file(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        return checked(entries)
+    except ConfigError as error:
+        raise CheckpointError(path, str(error)) from error
+
+
+def _is_part(value: Any) -> bool:
+    """Whether it names a component: library and class, both None where the component is absent."""
+    return isinstance(value, list) and len(value) == 2

@@ -1,0 +1,527 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The one way in for weights, configurations and processors of models, of transformers, diffusers and our own.
+
+The libraries draw a tensor that a file lacks at random, leave one out that they do not know, offer to run a
+repository's Python code and fall back to pickles. Here each of these is an error: names and shapes in the headers of
+the safetensors are compared with the model on the device ``meta`` before anything is read, by the renaming rules of
+the library itself, and its own report is read again after loading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import posixpath
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from verl_uae.checkpoints.manifest import verify_part
+from verl_uae.checkpoints.source import brought_code, read_object, refuse_code
+from verl_uae.checkpoints.weights import check_header, refuse_special, stored_dtypes, weight_files
+from verl_uae.compat import ensure_torchvision
+from verl_uae.errors import CheckpointError
+from verl_uae.paths import hub_problem, is_hub_id, model_source
+from verl_uae.text import is_number
+
+#: Environment variable that switches the digests of manifests off: they take about a second per gigabyte and process.
+VERIFY = "VERL_UAE_VERIFY"
+
+#: Files that tell a processor or tokenizer; of these at least one is in its folder.
+PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+
+#: Numbers of a configuration that repeat a block, which has at least one tensor. A limit (max_window_layers) does not.
+_REPEATED = re.compile(r"(?!max_)\w*(?:layers|blocks|depth|experts)(?:_per_\w+)?")
+
+#: Types that weights are stored in without a method of quantisation, which would have to be named.
+_PRECISIONS = frozenset({"F64", "F32", "F16", "BF16"})
+
+#: Settings of a scheduler beside its shift that change the schedule, and the value that is drawn and trained with.
+_USUAL_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "use_dynamic_shifting": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "invert_sigmas": False,
+    "stochastic_sampling": False,
+    "shift_terminal": None,
+}
+
+#: Statistics of latents in place of which `scaling_factor` and `shift_factor` are used.
+_STATISTICS = ("latents_mean", "latents_std")
+
+_LONGEST_REASON = 500
+"""Characters; the libraries may list every class that they know."""
+
+_ADAPTERS = "base_model.model."
+_MERGE = "export the checkpoint with `verl-uae export`, or merge with peft's merge_and_unload"
+
+
+def _damaged() -> tuple[type[Exception], ...]:
+    """What a model that is not there, or not what it should be, makes the libraries raise."""
+    from huggingface_hub.errors import StrictDataclassError
+    from jinja2 import TemplateError
+
+    plain = (OSError, ValueError, RuntimeError, ImportError, TypeError, LookupError, AttributeError, ArithmeticError)
+    return (*plain, MemoryError, SafetensorError, StrictDataclassError, TemplateError)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How stored tensors and a model's fit; names are those of the model, or of the file where it has none."""
+
+    missing: list[str]
+    unknown: list[str]
+    other_shape: list[str]
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any], may_ignore: Callable[[str], bool]) -> Report:
+        """The report of ``output_loading_info``, the same in both libraries."""
+        unknown = sorted(str(name) for name in info["unexpected_keys"] if not may_ignore(str(name)))
+        pairs = [(name, _shape(stored), _shape(wanted)) for name, stored, wanted in info["mismatched_keys"]]
+        shapes = sorted(f"{name} ({stored}, wanted is {wanted})" for name, stored, wanted in pairs)
+        return cls(sorted(map(str, info["missing_keys"])), unknown, shapes)
+
+    def refuse(self, where: str | Path, kind: str) -> None:
+        """Raise unless everything fits.
+
+        Raises:
+            CheckpointError: naming tensors, and the remedy where they are adapters that were never multiplied out.
+        """
+        if not (self.missing or self.unknown or self.other_shape):
+            return
+        kinds = {"lacks": self.missing, "has the unknown": self.unknown, "has another shape of": self.other_shape}
+        parts = [f"{what} {_some(names)}" for what, names in kinds.items() if names]
+        adapters = any(name.startswith(_ADAPTERS) or ".lora_" in name for name in self.unknown)
+        hint = f". These are names of adapters that were not merged: {_MERGE}" if adapters else ""
+        raise CheckpointError(where, f"is not a whole {kind}: it {', '.join(parts)}{hint}")
+
+
+def load_model(
+    kind: Any,
+    source: str | Path,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    subfolder: str = "",
+    may_ignore: Callable[[str], bool] = lambda name: False,
+    verify: bool | None = None,
+    code: bool = False,
+    **options: Any,
+) -> Any:
+    """A model with every one of its tensors from the files, in evaluation mode; the global generator is left alone.
+
+    Args:
+        kind: class of transformers, an auto class too, or of diffusers.
+        source: folder or hub id. safetensors only, no code of the folder.
+        dtype: of the weights.
+        subfolder: where in the source, for components of a diffusers folder.
+        may_ignore: which tensors of the file, by name, a model that is part of the stored one may leave out.
+        verify: compare the files with the manifest, if there is one; default: unless ``VERL_UAE_VERIFY=0``.
+        code: accept that the folder brings Python code, which is not run here either way.
+        options: more arguments of ``from_pretrained``, such as ``revision`` or ``attn_implementation``.
+
+    Raises:
+        CheckpointError: one line with the folder and the tensor or file that is wrong.
+    """
+    ensure_torchvision()
+    place = model_source(source)
+    name = str(Path(place, subfolder)) if subfolder else place
+    if is_hub_id(place):
+        _ask_hub(place, options, subfolder)
+    else:
+        check_files(Path(place, subfolder), verify=verify, code=code)
+        check_weights(kind, Path(place, subfolder), may_ignore=may_ignore, config=options.get("config"), code=code)
+    # diffusers knows the precision under one name only, transformers under both.
+    precision = {"dtype": dtype} if _of_transformers(kind) else {"torch_dtype": dtype}
+    arguments = {**precision, "use_safetensors": True, "output_loading_info": True, **options}
+    if subfolder:
+        arguments["subfolder"] = subfolder
+    if _of_transformers(kind):
+        arguments["trust_remote_code"] = False
+    with _errors(name, f"does not load as {kind.__name__}"), _quiet(), torch.random.fork_rng(devices=[]):
+        model, info = kind.from_pretrained(place, **arguments)
+    Report.of(info, may_ignore).refuse(name, type(model).__name__)
+    return model.eval()
+
+
+def fill_model(kind: Any, source: str | Path, tensors: Mapping[str, Tensor]) -> Any:
+    """A model of tensors in memory, every one of them used and none missing, in evaluation mode.
+
+    Args:
+        kind: class of transformers, an auto class too.
+        source: folder or hub id with the configuration.
+        tensors: by the names of the model or of its files; the model has their precision, fp32 where they have several.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing, unknown or of another shape.
+    """
+    config = load_config(source)
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    with _errors(source, f"does not load as {kind.__name__}"), _quiet(), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            built = type(kind.from_config(config, trust_remote_code=False))
+        options = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = built.from_pretrained(None, config=config, state_dict=dict(tensors), **options)
+    Report.of(info, lambda name: False).refuse(source, built.__name__)
+    # Where a model was loaded under its own names, transformers would save it under these too; the files of a folder
+    # have those of earlier releases.
+    vars(model).pop("_weight_conversions", None)
+    return model.eval()
+
+
+def load_config(source: str | Path, kind: Any = None, *, code: bool = False, **options: Any) -> Any:
+    """Configuration of a transformers model; ``kind`` is its class, any by default, ``code`` as of :func:`load_model`.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or it needs code of the folder.
+    """
+    return _read(kind, "AutoConfig", "configuration", source, options, code=code)
+
+
+def language_width(encoder: Path) -> int:
+    """E, hidden size of the language model of a vision-language model's folder.
+
+    Raises:
+        CheckpointError: it has no readable configuration.
+    """
+    try:
+        return int(load_config(encoder, code=True).get_text_config().hidden_size)
+    except (CheckpointError, AttributeError) as error:
+        raise CheckpointError(encoder, f"no vision-language model: {error}") from error
+
+
+def load_processor(source: str | Path, kind: Any = None, **options: Any) -> Any:
+    """Processor of a transformers folder; ``kind`` is its class, any by default.
+
+    Raises:
+        CheckpointError: see :func:`load_config`.
+    """
+    return _read(kind, "AutoProcessor", "processor", source, options)
+
+
+def load_tokenizer(source: str | Path, kind: Any = None, *, code: bool = False, **options: Any) -> Any:
+    """Tokenizer of a transformers folder; ``kind`` is its class, any by default, ``code`` as of :func:`load_model`.
+
+    Raises:
+        CheckpointError: see :func:`load_config`.
+    """
+    return _read(kind, "AutoTokenizer", "tokenizer", source, options, code=code)
+
+
+def load_scheduler(source: str | Path, **changes: Any) -> Any:
+    """The flow-matching scheduler of a diffusers folder, of which the ``shift`` is used; ``changes`` replace settings.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or it asks for another schedule than a shifted one.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    place = model_source(source)
+    with _errors(f"{place}/scheduler", "does not load as a scheduler"):
+        kind = str(FlowMatchEulerDiscreteScheduler.load_config(place, subfolder="scheduler").get("_class_name", ""))
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(place, subfolder="scheduler", **changes)
+        if kind and not kind.startswith("FlowMatch"):
+            raise ValueError(f"{kind} is no scheduler of flow matching")
+        for name, usual in _USUAL_SCHEDULE.items():
+            if (value := scheduler.config.get(name, usual)) != usual:
+                raise ValueError(f"{name} is {value!r}, of which only {usual!r} is supported")
+        if not _is_positive(scheduler.config.shift):
+            raise ValueError(f"shift must be a positive number, got {scheduler.config.shift!r}")
+        return scheduler
+
+
+def check_captioner(folder: Path, *, verify: bool | None = None, code: bool = False) -> None:
+    """:func:`check_files` and :func:`check_weights` of a vision-language model, for who loads it elsewhere.
+
+    Args:
+        folder: of the model itself.
+        verify: see :func:`load_model`.
+        code: whoever loads it runs the Python code that the folder brings; what tensors that wants is not known here.
+
+    Raises:
+        CheckpointError: see :func:`load_model`.
+    """
+    check_files(folder, verify=verify, code=code)
+    if code and brought_code(folder):
+        return
+    ensure_torchvision()
+    from transformers import AutoModelForImageTextToText
+
+    check_weights(AutoModelForImageTextToText, folder)
+    _check_alone(folder)
+
+
+def check_template(processor: Any, where: str | Path) -> None:
+    """Render the chat template of a processor once.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be rendered.
+    """
+    turns = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    with _errors(where, "its chat template cannot be used"):
+        processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def check_files(folder: Path, *, verify: bool | None = None, code: bool = False) -> None:
+    """Refuse code that the folder brings, adapters in place of a model, and files that a manifest does not vouch for.
+
+    Args:
+        folder: of the model itself.
+        verify: see :func:`load_model`.
+        code: likewise.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(folder, "there is no such folder")
+    refuse_special(folder)
+    if not code:
+        refuse_code(folder)
+    if (adapters := folder / "adapter_config.json").exists():
+        # transformers would load another model, the one that this file names, and put the adapters into it.
+        raise CheckpointError(adapters, f"the folder holds adapters, not a model: {_MERGE}")
+    if wants_digests() if verify is None else verify:
+        verify_part(folder)
+
+
+def wants_digests() -> bool:
+    """Whether the files of a model are compared with its manifest where the caller does not say."""
+    return os.environ.get(VERIFY, "1") != "0"
+
+
+def check_weights(
+    kind: Any,
+    folder: Path,
+    *,
+    may_ignore: Callable[[str], bool] = lambda name: False,
+    config: Any = None,
+    code: bool = False,
+) -> None:
+    """Compare names and shapes of the stored tensors with the model's; no weight is read.
+
+    Args:
+        kind: class of transformers or diffusers.
+        folder: of the model itself.
+        may_ignore: see :func:`load_model`.
+        config: of a transformers model, in place of the folder's.
+        code: see :func:`load_model`.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing, unknown or of another shape, or the size in the
+            configuration that no file can fill; or one that is stored as whole numbers where the model computes with
+            others, since the libraries would take these for its values.
+    """
+    stored = stored_shapes(folder)
+    _check_counts(folder, len(stored))
+    if config is None and _of_transformers(kind):
+        config = load_config(folder, None if hasattr(kind, "_model_mapping") else kind.config_class, code=code)
+    loading = _errors(folder, f"does not load as {kind.__name__}")
+    with loading, _quiet(progress=False), torch.random.fork_rng(devices=[]):
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
+        fit = _fit_transformers if _of_transformers(kind) else _fit_diffusers
+        model, info = fit(kind, folder, tensors, config)
+    if info is not None:
+        Report.of(info, may_ignore).refuse(folder, type(model).__name__)
+        _check_precision(folder, model, may_ignore)
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a model's safetensors, by name.
+
+    Raises:
+        CheckpointError: there are none, or a file is not sound.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder):
+        header = check_header(path)
+        if twice := sorted(found.keys() & header.keys()):
+            raise CheckpointError(path, f"{twice[0]} is in another shard too")
+        found.update(header)
+    return found
+
+
+def _fit_transformers(
+    kind: Any, folder: Path, tensors: dict[str, Tensor], config: Any
+) -> tuple[Any, dict[str, Any] | None]:
+    if getattr(config, "quantization_config", None) is not None:
+        # A quantised model has tensors by the rules of its method, which the report after loading knows.
+        return None, None
+    with torch.device("meta"):
+        built = kind.from_config(config, trust_remote_code=False) if hasattr(kind, "_model_mapping") else kind(config)
+    tied = {name: source for name, source in built.all_tied_weights_keys.items() if name in tensors}
+    # Where both of a tied pair are stored, transformers compares their values, which are not there on this device.
+    info = _load_on_meta(type(built), config, {name: value for name, value in tensors.items() if name not in tied})
+    if tied and info["missing_keys"] & set(tied.values()):
+        info = _load_on_meta(type(built), config, tensors)
+    return built, info
+
+
+def _load_on_meta(kind: Any, config: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    options = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
+    _, info = kind.from_pretrained(None, config=copy.deepcopy(config), state_dict=tensors, **options)
+    return info
+
+
+def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) -> tuple[Any, dict[str, Any]]:
+    with torch.device("meta"):
+        model = kind.from_config(kind.load_config(folder))
+    scale = model.config.get("scaling_factor", 1.0)
+    if not _is_positive(scale):
+        raise ValueError(f"scaling_factor must be a positive number, got {scale!r}")
+    shift = model.config.get("shift_factor")
+    if shift is not None and not is_number(shift):
+        raise ValueError(f"shift_factor must be a number or null, got {shift!r}")
+    for name in _STATISTICS:
+        if model.config.get(name) is not None:
+            raise ValueError(f"{name} is set; latents are scaled by scaling_factor and shift_factor alone")
+    # Old names, as diffusers itself renames them.
+    model._fix_state_dict_keys_on_load(tensors)
+    wanted = model.state_dict()
+    info = {
+        "missing_keys": wanted.keys() - tensors.keys(),
+        "unexpected_keys": tensors.keys() - wanted.keys(),
+        "mismatched_keys": [
+            (name, tensors[name].shape, wanted[name].shape)
+            for name in wanted.keys() & tensors.keys()
+            if tensors[name].shape != wanted[name].shape
+        ],
+    }
+    return model, info
+
+
+def _check_precision(folder: Path, model: Any, may_ignore: Callable[[str], bool]) -> None:
+    """Libraries cast what is stored to what is wanted: the whole numbers of a quantised weight without their scale."""
+    whole = {name.rpartition(".")[2] for name, tensor in _all_tensors(model) if not tensor.is_floating_point()}
+    for name, dtype in stored_dtypes(folder).items():
+        if dtype not in _PRECISIONS and name.rpartition(".")[2] not in whole and not may_ignore(name):
+            raise CheckpointError(
+                folder, f"{name} is stored as {dtype}; without a quantization_config weights are F32, F16 or BF16"
+            )
+
+
+def _all_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _check_alone(folder: Path) -> None:
+    """Of two sets of weights transformers takes the single file, and vLLM the other one or both."""
+    used = {path.name for path in weight_files(folder)}
+    if len(used) == 1 and used <= {"model.safetensors", "diffusion_pytorch_model.safetensors"}:
+        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"))):
+            if path.name not in used:
+                raise CheckpointError(path, f"is a second set of weights beside {used.pop()}: keep one of them here")
+
+
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
+def _check_counts(folder: Path, stored: int) -> None:
+    """Building a model of ten million layers would not end, whatever device it is built on."""
+    path = folder / "config.json"
+    # A pipe of that name would be waited for.
+    if not path.is_file():
+        raise CheckpointError(folder, "has no config.json")
+    for key, count in _numbers(read_object(path)):
+        if isinstance(count, float) and math.isnan(count):
+            raise CheckpointError(path, f"{key} is NaN, which is no setting")
+        if _REPEATED.fullmatch(key) and count > stored:
+            raise CheckpointError(path, f"{key} is {count}, but the files hold {stored} tensors in all")
+
+
+def _numbers(content: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _numbers(value, str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _numbers(value, key)
+    elif isinstance(content, int | float):
+        yield key, content
+
+
+def _read(kind: Any, auto: str, what: str, source: str | Path, options: dict[str, Any], *, code: bool = False) -> Any:
+    ensure_torchvision()
+    import transformers
+
+    place = model_source(source)
+    if is_hub_id(place):
+        _ask_hub(place, options)
+    else:
+        refuse_special(Path(place))
+        if not code:
+            refuse_code(Path(place))
+    with _errors(place, f"its {what} does not load"):
+        return (kind or getattr(transformers, auto)).from_pretrained(place, trust_remote_code=False, **options)
+
+
+def _ask_hub(source: str, options: Mapping[str, Any], subfolder: str = "") -> None:
+    """Refuse what cannot be had, after one request: transformers asks six times, over half a minute."""
+    problem = hub_problem(source, posixpath.join(subfolder, "config.json"), options.get("revision"))
+    if problem is not None:
+        raise CheckpointError(source, problem)
+
+
+@contextlib.contextmanager
+def _errors(where: str | Path, message: str) -> Iterator[None]:
+    """One line for whatever the libraries raise about a model."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except _damaged() as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]} ..."
+        raise CheckpointError(where, f"{message}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _quiet(*, progress: bool = True) -> Iterator[None]:
+    """Without the libraries' tables of tensors: what matters in them is an error here; nor advice on names."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    loggers: tuple[Any, ...] = (transformers.utils.logging, diffusers.utils.logging)
+    levels = [logger.get_verbosity() for logger in loggers]
+    bar = loggers[0].is_progress_bar_enabled()
+    for logger in loggers:
+        logger.set_verbosity_error()
+    if not progress:
+        loggers[0].disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # Newer releases of diffusers call the name deprecated that older ones know alone.
+            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
+        if bar:
+            loggers[0].enable_progress_bar()
+
+
+def _of_transformers(kind: Any) -> bool:
+    return hasattr(kind, "_model_mapping") or hasattr(kind, "config_class")
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} tensors such as {names[0]}"

@@ -1,0 +1,202 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest of a model folder, and its verification."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from verl_uae import __version__
+from verl_uae.checkpoints.names import MANIFEST
+from verl_uae.checkpoints.source import refuse_code
+from verl_uae.checkpoints.weights import check_header, files_below, indexed_files, pickles, walk
+from verl_uae.errors import CheckpointError
+from verl_uae.files import open_regular, sha256_of
+
+#: Number of the manifest's own layout.
+FORMAT = 1
+
+#: Files read at a time for their digests.
+_READERS = 8
+
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "verl")
+
+
+def write_manifest(folder: Path) -> dict[str, Any]:
+    """Write ``manifest.json``: size and SHA-256 of every other file, package versions, and a digest of itself.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: the folder holds a pickle.
+    """
+    _refuse_pickles(folder)
+    files = {_name(path, folder): _facts(path) for path in files_below(folder) if _name(path, folder) != MANIFEST}
+    content = {"format": FORMAT, "versions": package_versions(), "files": files}
+    (folder / MANIFEST).write_text(_render(content), encoding="utf-8")
+    return content
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of this package and of those whose formats it writes; of those that are installed."""
+    found = {"verl_uae": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder.
+
+    Raises:
+        CheckpointError: it is missing, altered or of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
+        content = json.loads(text)
+        content.pop("digest")
+        files = {str(name): (str(facts["sha256"]), int(facts["size"])) for name, facts in content["files"].items()}
+    except FileNotFoundError as error:
+        written = "every model folder that `verl-uae import` or `export` wrote has one"
+        raise CheckpointError(path, f"there is no such file; {written}") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(path, f"cannot be read: {error!r}") from error
+    if text != _render(content):
+        raise CheckpointError(path, "altered: its own digest is another")
+    if content["format"] != FORMAT:
+        raise CheckpointError(path, f"has format {content['format']!r}, known is {FORMAT}")
+    outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise CheckpointError(path, f"names files outside the folder: {outside[:4]}")
+    return content
+
+
+def verify_folder(path: str | Path, *, code: bool = False) -> dict[str, Any]:
+    """Check a model folder: its manifest, every file's size and SHA-256, nothing too many, no pickle, no link out of
+    the folder, no code that a library would run, and weights whose headers and indices are sound.
+
+    The manifest tells damage, not forgery: whoever can write the folder can write its manifest.
+
+    Args:
+        path: model folder. Hidden files and folders (``.git``, ``.cache``) are not looked at.
+        code: accept Python code of the model, as a folder imported with ``--trust-remote-code`` has it.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: naming the first file that is wrong.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(folder, "is not a folder")
+    content = read_manifest(folder)
+    _verify(folder, "", content["files"])
+    if not code:
+        refuse_code(folder)
+    return content
+
+
+def verify_part(folder: Path) -> bool:
+    """As :func:`verify_folder`, of a component's folder, or of a model folder's whole; no manifest is no error.
+
+    Args:
+        folder: what is about to be loaded; the manifest is its own, or that of the model folder around it.
+
+    Returns:
+        Whether there was a manifest.
+
+    Raises:
+        CheckpointError: naming the first file that is wrong.
+    """
+    absolute = folder.absolute()
+    for root in (absolute, absolute.parent):
+        if os.path.lexists(root / MANIFEST):
+            files = read_manifest(root)["files"]
+            part = "" if root == absolute else f"{absolute.name}/"
+            if part and not any(name.startswith(part) for name in files):
+                # A folder that happens to lie beside somebody's manifest.
+                return False
+            _verify(root, part, files)
+            return True
+    return False
+
+
+def _verify(root: Path, part: str, files: dict[str, Any]) -> None:
+    """Compare the files below a part of a model folder with what its manifest says of them."""
+    _refuse_pickles(root / part)
+    for file in _irregular(root / part):
+        raise CheckpointError(file, "is no plain file of the folder: a link out of it, a pipe, a socket or a device")
+    for name, facts in files.items():
+        if not name.startswith(part):
+            continue
+        file = root / name
+        if not file.is_file():
+            raise CheckpointError(file, f"missing, though {MANIFEST} names it")
+        if file.stat().st_size != facts["size"]:
+            raise CheckpointError(file, f"has {file.stat().st_size} bytes, {MANIFEST} says {facts['size']}")
+        if sha256_of(file) != facts["sha256"]:
+            raise CheckpointError(file, f"altered: its SHA-256 is not the one in {MANIFEST}")
+        if file.suffix == ".safetensors":
+            check_header(file)
+        elif file.name.endswith(".safetensors.index.json"):
+            indexed_files(file)
+    for file in files_below(root / part):
+        if _name(file, root) not in files and _name(file, root) != MANIFEST:
+            kind = "weight file" if file.suffix == ".safetensors" else "file"
+            raise CheckpointError(file, f"a {kind} that {MANIFEST} does not name")
+
+
+def _irregular(folder: Path) -> Iterator[Path]:
+    """What below a folder is neither a file nor a folder of it. The hub's cache keeps files as links to its blobs."""
+    root = folder.resolve()
+    cache = next((place.parent / "blobs" for place in root.parents if place.name == "snapshots"), None)
+    for path in walk(folder):
+        target = path.resolve()
+        inside = target.is_relative_to(root) or (cache is not None and target.parent == cache)
+        if not (path.is_file() or (path.is_dir() and not path.is_symlink())) or not inside:
+            yield path
+
+
+def _refuse_pickles(folder: Path) -> None:
+    found = pickles(folder)
+    if found:
+        raise CheckpointError(found[0], "pickles are refused in a model folder; weights are safetensors")
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_of(path), "size": path.stat().st_size}
+
+
+def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of files by name, :data:`_READERS` at a time; large ones first, so that none runs alone at the end."""
+    ordered = sorted(names, key=lambda name: (folder / name).stat().st_size, reverse=True)
+    with ThreadPoolExecutor(_READERS) as readers:
+        return dict(zip(ordered, readers.map(lambda name: sha256_of(folder / name), ordered), strict=True))
+
+
+def _render(content: dict[str, Any]) -> str:
+    """The manifest's text: canonical, with the digest of everything but the digest."""
+    digest = hashlib.sha256(_json(content).encode("utf-8")).hexdigest()
+    return _json({"digest": digest, **content})
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"

@@ -1,0 +1,117 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every step folder says of its run (the configuration, and how its validation captions and draws), and what the
+last lines of the command say of it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from verl_uae.checkpoints.inference import settings_of_run, write_run_settings
+from verl_uae.checkpoints.run import RunConfig, config_text, write_run_config
+from verl_uae.checkpoints.summary import RunSummary
+from verl_uae.data.prompts import PROMPT_COLUMN, most_frequent_prompt
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+#: Variables that verl's logger ``file`` reads: its file, or the folder of the folders of all projects.
+_METRICS_FILE, _METRICS_ROOT = "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT"
+
+
+class RunRecord:
+    """Mixin of trainers."""
+
+    config: DictConfig
+    global_steps: int
+    panels: Any
+    train_dataset: Any
+    _config_text: str
+    _metrics: str | None = None
+
+    def keep_configuration(self) -> None:
+        """Keep the configuration as it is now: setting up a run writes into it."""
+        self._config_text = config_text(self.config)
+
+    def keep_metrics(self) -> None:
+        """Let verl's logger ``file`` write into the folder of the run, at every start into a file of its own.
+
+        Left alone it writes into a folder of the project's name, wherever the command was started, over the metrics of
+        the run before. What the user has set in the environment holds.
+        """
+        if "file" not in self.config.trainer.logger:
+            return
+        if not {_METRICS_FILE, _METRICS_ROOT} & os.environ.keys():
+            folder = Path(self.config.trainer.default_local_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[_METRICS_FILE] = str(folder / f"metrics_{datetime.now():%Y%m%d_%H%M%S}.jsonl")
+        self._metrics = os.environ.get(_METRICS_FILE)
+
+    @functools.cached_property
+    def inference(self) -> dict[str, Any]:
+        """What is known of the :class:`~verl_uae.checkpoints.inference.InferenceSettings` of the run, by name."""
+        prompt = most_frequent_prompt(self.training_prompts())
+        if prompt is None:
+            logger.warning(
+                "the training rows have no prompt of one picture that a model folder could hold: "
+                "exports will need --caption-prompt"
+            )
+        elif not prompt.shared:
+            logger.warning(
+                "the training rows have several prompts; exported models ask that of most, %d of %d rows: %r",
+                prompt.rows,
+                prompt.total,
+                prompt.user,
+            )
+        return settings_of_run(RunConfig(self.config).get, prompt)
+
+    def training_prompts(self) -> Iterable[Any]:
+        """Prompts of the training rows."""
+        return self.train_dataset.dataframe.column(self.config.data.get("prompt_key", PROMPT_COLUMN))
+
+    @functools.cached_property
+    def summary(self) -> RunSummary:
+        """What the run has reached."""
+        rows = [name for name in RunConfig(self.config).files("data.val_files") if name.endswith(".parquet")]
+        total = getattr(self, "total_training_steps", 0)
+        return RunSummary(self.config.uae.stage, total, rows=rows[0] if rows else None, metrics=self._metrics)
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """verl's loop; what the run reached is known to the command, however the loop ends."""
+        try:
+            super().fit(agent_loop_manager)  # type: ignore[misc]
+        finally:
+            # Steps are counted before they are done; the last good step may have been saved again.
+            begun = 0 if self.config.trainer.get("val_only") else 1
+            self.summary.step = max(self.global_steps - begun, self.summary.saved or 0)
+            self.summary.ended = True
+            self._write_summary()
+
+    def note_validation(self, metrics: Mapping[str, float]) -> None:
+        """Take in the metrics of a validation."""
+        self.summary.note_validation(self.global_steps, metrics)
+        newest = self.panels.newest
+        self.summary.panel = None if newest is None else str(newest)
+        self._write_summary()
+
+    def note_saved(self) -> None:
+        """Take in that this step is complete on disk."""
+        self.summary.saved = self.global_steps
+        self._write_summary()
+
+    def _write_summary(self) -> None:
+        self.summary.step = max(self.summary.step, self.summary.saved or 0)
+        self.summary.write(Path(self.config.trainer.default_local_dir))
+
+    def save_record(self, folder: Path) -> None:
+        """Write the record into a step folder, before its marker."""
+        write_run_config(folder, self._config_text)
+        write_run_settings(folder, self.inference)

@@ -1,0 +1,165 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The marker of a step folder that says which files make it complete.
+
+The marker is written last and published by rename: a folder without it, or with files of other sizes, comes from a run
+that was killed. With digests it also tells files that were altered since, or are of another run. It tells damage, not
+forgery: whoever can write the folder can write its marker.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from verl_uae import __version__
+from verl_uae.checkpoints.manifest import digests as digests_of
+from verl_uae.checkpoints.names import MARKER, step_of
+from verl_uae.errors import CheckpointError
+from verl_uae.files import PARTIAL, to_disk, write_json
+from verl_uae.text import parse_json
+
+#: Longest marker that is read, bytes; one of 100,000 files has 15 million.
+_MAX_MARKER = 64 << 20
+_LONGEST_REASON = 200
+"""Characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """What a marker says."""
+
+    step: int
+    files: Mapping[str, tuple[int, str | None]]
+    """Name in the folder -> size in bytes and SHA-256; None where the run wrote no digests."""
+
+
+def mark_complete(folder: Path, step: int, *, digests: bool = True) -> None:
+    """Say that a step folder is complete: its files with their sizes, and digests where wanted, are on disk.
+
+    Args:
+        folder: of the step.
+        step: its number.
+        digests: read every file once more for its SHA-256.
+    """
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != PARTIAL and path != folder / MARKER
+    )
+    for name in names:
+        to_disk(folder / name)
+    found = digests_of(folder, names) if digests else dict.fromkeys(names)
+    files = {name: _entry((folder / name).stat().st_size, found[name]) for name in names}
+    write_json(folder / MARKER, {"verl_uae": __version__, "step": step, "files": files}, sync=True)
+
+
+def read_marker(folder: Path) -> Marker:
+    """The marker of a step folder.
+
+    Raises:
+        CheckpointError: there is none, or it is not one that :func:`mark_complete` writes.
+    """
+    path = folder / MARKER
+    if not os.path.isdir(folder):
+        raise CheckpointError(folder, "there is no such folder")
+    if not os.path.isfile(path):
+        reason = f"not a complete checkpoint: a save that came to its end writes {MARKER} into it"
+        raise CheckpointError(folder, reason + _near(folder))
+    try:
+        with open(path, "rb") as file:
+            content = parse_json(file.read(_MAX_MARKER).decode("utf-8"))
+        files = {str(name): _facts(entry) for name, entry in content["files"].items()}
+        marker = Marker(_whole(content["step"]), files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # Not its repr, which may quote all of the marker.
+        reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        raise CheckpointError(path, f"not a complete checkpoint: its marker cannot be read ({reason})") from error
+    outside = [name for name in files if not _is_inside(name)]
+    if outside or not files:
+        raise CheckpointError(path, f"names files outside its folder: {outside[:4]}" if files else "names no file")
+    return marker
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file the marker names is there with its size."""
+    try:
+        check_step(folder, digests=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def check_step(folder: Path, *, digests: bool = True) -> Marker:
+    """Check a step folder against its marker.
+
+    Args:
+        folder: of the step.
+        digests: compare the SHA-256 of every file too, which reads all of them, and refuse shards that are not named.
+
+    Raises:
+        CheckpointError: naming the marker, or the first file that is missing, has another size, was altered or is not
+            of this step.
+    """
+    marker = read_marker(folder)
+    for name, (size, _) in marker.files.items():
+        if _size(folder / name) != size:
+            raise CheckpointError(folder / name, f"missing or not of the {size} bytes that {MARKER} names")
+    if not digests:
+        return marker
+    number = step_of(folder)
+    if number is not None and number != marker.step:
+        raise CheckpointError(folder / MARKER, f"is of step {marker.step}, the folder is called {folder.name}")
+    # verl would load the shards that another run, with other ranks, left here, and they are pickles.
+    foreign = (path for path in sorted(folder.rglob("*.pt")) if path.relative_to(folder).as_posix() not in marker.files)
+    for path in foreign:
+        raise CheckpointError(path, f"{MARKER} does not name it, so it is of another run: move it away")
+    wanted = {name: digest for name, (_, digest) in marker.files.items() if digest is not None}
+    try:
+        found = digests_of(folder, list(wanted))
+    except OSError as error:
+        raise CheckpointError(folder, f"cannot be read: {error}") from error
+    for name, digest in wanted.items():
+        if found[name] != digest:
+            raise CheckpointError(
+                folder / name, f"altered, or of another run: its SHA-256 is not the one in {MARKER}; use another step"
+            )
+    return marker
+
+
+def _near(folder: Path) -> str:
+    """The step folder that is meant, where one lies within the folder or around it."""
+    if (folder.parent / MARKER).is_file():
+        return f"; the step folder is {folder.parent}"
+    steps = sorted((path for path in folder.glob(f"*/{MARKER}")), key=lambda path: step_of(path.parent) or 0)
+    return f"; a step folder within it is {steps[-1].parent.name}" if steps else ""
+
+
+def _size(path: Path) -> int | None:
+    """Size of a file; None where there is none, or no file can have that name."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _entry(size: int, digest: str | None) -> Any:
+    return size if digest is None else {"size": size, "sha256": digest}
+
+
+def _facts(entry: Any) -> tuple[int, str | None]:
+    return (_whole(entry["size"]), str(entry["sha256"])) if isinstance(entry, dict) else (_whole(entry), None)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a number of steps or bytes")
+    return value
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name

@@ -1,0 +1,347 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training engine of the decoder as a policy: verl's FSDP engine around projector and MM-DiT.
+
+Shape legend: B samples, K trained places of a sample, T drawn noise levels, L text positions, E language-model width,
+C H W latent channels, height and width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from verl.utils.device import get_device_id, get_device_name
+from verl.utils.torch_dtypes import PrecisionType
+from verl.workers.engine.base import EngineRegistry
+
+from verl_uae.checkpoints.base import COMPONENTS
+from verl_uae.engines.decoder_batch import OLD, MicroBatch, PolicyBatch, read_batch
+from verl_uae.engines.decoder_config import MODEL_TYPE
+from verl_uae.engines.decoder_metrics import Figures
+from verl_uae.engines.decoder_module import PolicyModule, Uncast
+from verl_uae.engines.export import full_state_dict
+from verl_uae.engines.left_out import LEFT_OUT
+from verl_uae.engines.lora import adapter_disabled, add_lora, plain_name
+from verl_uae.engines.shadow import WeightShadow
+from verl_uae.engines.together import together
+from verl_uae.engines.trained import TrainedWeightsEngine
+from verl_uae.errors import CheckpointError, ConfigError, TrainingError
+from verl_uae.flow.divergence import transition_kl
+from verl_uae.flow.objective import ForwardInputs, ObjectiveOutput, TransitionInputs
+from verl_uae.flow.ode import Velocity
+
+#: The shadow that holds the policy before training, where switching adapters off does not give it back.
+REFERENCE = "reference"
+
+ObjectiveFunction = Callable[[TransitionInputs | ForwardInputs], ObjectiveOutput]
+
+
+@EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
+class DecoderEngine(TrainedWeightsEngine):
+    """Sharding, optimiser, offload, clipping and checkpoints are verl's; the module and the loss loop are not."""
+
+    engine_config: Any
+    base_parts = tuple(COMPONENTS.values())
+
+    def initialize(self) -> None:
+        """Build module, optimiser and the weight copies the model config asks for."""
+        super().initialize()
+        self._has_learned = False
+        names = list(self.model_config.shadows)
+        if self.model_config.keep_reference and not self._adapters_are_all:
+            names.append(REFERENCE)
+        self.shadows = {name: WeightShadow(self.module) for name in names}
+
+    def shadow(self, name: str) -> WeightShadow:
+        """A weight copy by name.
+
+        Raises:
+            KeyError: the model config did not ask for it.
+        """
+        if name not in self.shadows:
+            raise KeyError(f"no weights named {name!r} are kept; there are {sorted(self.shadows)}")
+        return self.shadows[name]
+
+    @property
+    def _adapters_are_all(self) -> bool:
+        """Whether nothing but adapters is trained."""
+        return self._is_lora and not self.model_config.train_projector
+
+    def _build_module(self) -> PolicyModule:
+        if self.engine_config.strategy == "fsdp" and get_device_name() == "cpu":
+            # verl has FSDP1 broadcast the weights from device memory.
+            raise ConfigError("uae.policy.fsdp_config.strategy", "fsdp needs an accelerator; fsdp2 runs on a CPU too")
+        dtype = PrecisionType.to_dtype(self.engine_config.model_dtype or "fp32")
+        if dtype != torch.float32 and not self.engine_config.forward_only:
+            raise ConfigError(
+                "uae.policy.fsdp_config.model_dtype",
+                f"trained weights are held in fp32, got {dtype}; mixed_precision.param_dtype is what is computed in",
+            )
+        with together(lambda text: CheckpointError(self.model_config.path, text)):
+            module = PolicyModule.from_pretrained(
+                self.model_config.path,
+                dtype=dtype,
+                gradient_checkpointing=self.model_config.enable_gradient_checkpointing,
+                # The others are sent the weights when the module is sharded.
+                empty=self.device_mesh.get_coordinate()[-1] != 0,
+            )
+        module.transformer.requires_grad_(self.model_config.train_transformer)
+        module.projector.requires_grad_(self.model_config.train_projector)
+        return module
+
+    def _build_lora_module(self, module: PolicyModule) -> PolicyModule:
+        config = self.model_config
+        targets, seed = config.lora_target_modules, config.lora_seed
+        add_lora(module, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=targets, seed=seed)
+        module.projector.requires_grad_(config.train_projector)
+        return module
+
+    def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
+        config = self.engine_config
+        self.engine_config = dataclasses.replace(
+            config,
+            # FSDP1 flattens what is trained and what is frozen into one parameter otherwise, and refuses.
+            use_orig_params=True,
+            # verl offloads a forward-only engine to pinned memory, which a machine without accelerator lacks.
+            forward_only=config.forward_only and get_device_name() != "cpu",
+        )
+        try:
+            return super()._build_fsdp_module(module)
+        finally:
+            self.engine_config = config
+
+    @contextmanager
+    def _gradient_sync_context(self, *, is_last_micro_batch: bool) -> Iterator[None]:
+        """verl's; and where weights stay gathered after a forward pass, they do so until the last backward pass, not
+        only until the next one."""
+        if isinstance(self.module, FSDPModule) and not self.engine_config.reshard_after_forward:
+            self.module.set_reshard_after_backward(is_last_micro_batch)
+        with super()._gradient_sync_context(is_last_micro_batch=is_last_micro_batch):
+            yield
+
+    def field(self, states_BLE: Tensor, negative_BLE: Tensor | None = None, guidance: float = 1.0) -> Velocity:
+        """The velocity with its condition filled in, for sampling within ``eval_mode()``.
+
+        All ranks must ask for velocities equally often: each call gathers the sharded weights.
+        """
+        return lambda x_BCHW, sigma_B: self.module(x_BCHW, Uncast(sigma_B), states_BLE, negative_BLE, guidance)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The module with the weights it had before training.
+
+        Raises:
+            ConfigError: they were not kept.
+        """
+        if REFERENCE in self.shadows:
+            with self.shadows[REFERENCE].swapped():
+                yield
+        elif self._adapters_are_all:
+            with adapter_disabled(self.module):
+                yield
+        else:
+            raise ConfigError("uae.policy.reference_kl.coef", "no reference is kept (keep_reference of the engine)")
+
+    def train_batch(self, data: TensorDict, loss_function: ObjectiveFunction) -> dict[str, Any]:
+        """One optimiser update; none if the mini-batch has no valid sample, where even a zero gradient would move
+        the weights by momentum and weight decay.
+
+        Raises:
+            TrainingError: the first update with a signal has no gradient.
+        """
+        self.optimizer_zero_grad()
+        output = self.forward_backward_batch(data, loss_function)
+        left_out = output["metrics"]["valid"][0] == 0
+        output["metrics"][LEFT_OUT] = [float(left_out)]
+        if left_out:
+            return output
+        grad_norm = output["metrics"]["grad_norm"] = self.optimizer_step()
+        self._has_learned = self._has_learned or grad_norm != 0.0
+        if not self._has_learned:
+            self._require_gradient(data)
+        return output
+
+    def forward_backward_batch(
+        self, data: TensorDict, loss_function: ObjectiveFunction, forward_only: bool = False
+    ) -> dict[str, Any]:
+        """Loss and gradient of this rank's part of a mini-batch: one backward pass per micro-batch and place.
+
+        The loss is sum(weight * loss) / (total_weight * K) over the samples of all ranks and their K places, so the
+        gradient does not depend on how they are spread over ranks and micro-batches.
+
+        Args:
+            data: B samples. Always states_BLE, weight_B (1 valid, 0 not), advantage_B. For objectives on transitions
+                x_BKCHW, x_next_BKCHW, old_log_prob_BK, old_mean_BKCHW, place k being step ``plan.window[k]``. For
+                forward objectives x0_BCHW, noise_BTCHW, sigma_BT, old_velocity_BTCHW. All fp32 but the states.
+                Non-tensor: plan (dict), plan_digest, micro_batch_size_per_gpu, total_weight (sum of the weights of all
+                ranks), and optionally reference_kl (form, coef) and negative_LE (condition of the unconditional
+                branch).
+            loss_function: of :func:`verl_uae.flow.objective.bind_objective`.
+            forward_only: no gradient.
+
+        Returns:
+            ``model_output`` (empty), ``loss`` (one per micro-batch and place; their sum, averaged over ranks, is the
+            loss) and ``metrics`` over the valid samples of all ranks.
+
+        Raises:
+            PlanMismatch: the samples were drawn with another plan.
+            ValueError: tensors are missing or do not fit, or ranks disagree about the mini-batch.
+        """
+        batch = read_batch(data)
+        self._check_ranks(batch)
+        figures = Figures()
+        if batch.total_weight > 0:
+            references = self._reference_velocities(batch)
+            last = -(-batch.rows // batch.micro_batch_size) * batch.places - 1
+            numbers = itertools.count()
+            for micro in batch.micro_batches(get_device_id()):
+                for k in range(batch.places):
+                    number = next(numbers)
+                    sync = (
+                        nullcontext()
+                        if forward_only
+                        else self._gradient_sync_context(is_last_micro_batch=number == last)
+                    )
+                    with torch.set_grad_enabled(not forward_only), sync:
+                        reference = references[number] if references else None
+                        loss = self._loss(micro, k, loss_function, reference, figures)
+                        if not forward_only:
+                            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+                    figures.add_loss(loss)
+        metrics, losses = figures.gather(self.get_data_parallel_group())
+        return {"model_output": {}, "loss": losses, "metrics": {**metrics, "valid": [batch.total_weight]}}
+
+    @torch.no_grad()
+    def recompute_old(self, data: TensorDict) -> None:
+        """Set the old policy's values to those of the current weights, in the very micro-batches of training.
+
+        Fills old_log_prob_BK and old_mean_BKCHW, or old_velocity_BTCHW, of a mini-batch without them; for other
+        weights than the current ones call it within ``shadow(name).swapped()``.
+        """
+        batch = read_batch(data, with_old=False)
+        columns: list[list[Tensor]] = [[] for _ in OLD[batch.kind]]
+        for micro in batch.micro_batches(get_device_id()):
+            places = [micro.old(k, self._velocity(micro, k)) for k in range(batch.places)]
+            for column, values in zip(columns, zip(*places, strict=True), strict=True):
+                column.append(torch.stack(values, dim=1).to(data.device or "cpu"))
+        for name, column in zip(OLD[batch.kind], columns, strict=True):
+            data[name] = torch.cat(column)
+
+    def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """The engine's checkpoint, and this rank's shards of the weight copies in one file beside it."""
+        super().save_checkpoint(local_path, *args, **kwargs)
+        if self.shadows:
+            with together(lambda text: CheckpointError(local_path, text)):
+                states = {name: shadow.state_dict() for name, shadow in self.shadows.items()}
+                torch.save(states, _shadow_file(local_path))
+
+    def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """Inverse of :meth:`save_checkpoint`, on as many ranks.
+
+        Raises:
+            CheckpointError: the file of weight copies is missing or of another run.
+        """
+        super().load_checkpoint(local_path, *args, **kwargs)
+        if not self.shadows:
+            return
+        path = _shadow_file(local_path)
+        if not path.is_file():
+            raise CheckpointError(path, f"missing: the weights {sorted(self.shadows)} of this rank")
+        states = torch.load(path, map_location="cpu", weights_only=True)
+        if set(states) != set(self.shadows):
+            raise CheckpointError(path, f"holds the weights {sorted(states)}, wanted are {sorted(self.shadows)}")
+        for name, shadow in self.shadows.items():
+            try:
+                shadow.load_state_dict(states[name])
+            except ValueError as error:
+                raise CheckpointError(path, f"{name}: {error}") from error
+
+    def full_state_dict(self, weights: str = "live") -> dict[str, Tensor]:
+        """See :func:`verl_uae.engines.export.full_state_dict`."""
+        return full_state_dict(self, weights)
+
+    def _loss(
+        self, micro: MicroBatch, k: int, objective: ObjectiveFunction, reference: Tensor | None, figures: Figures
+    ) -> Tensor:
+        batch, weight_B = micro.batch, micro.fields["weight_B"]
+        velocity_BCHW = self._velocity(micro, k)
+        inputs = micro.inputs(k, velocity_BCHW)
+        output = objective(inputs)
+        loss_B, found = output.loss_B, {**_figures(inputs), **output.metrics, "loss": output.loss_B}
+        if reference is not None:
+            penalty_B = micro.penalty(k, velocity_BCHW, reference.to(velocity_BCHW.device))
+            loss_B = loss_B + batch.kl_coef * penalty_B
+            found["reference_kl"] = penalty_B
+        found["velocity_rms"] = velocity_BCHW.detach().square().flatten(1).mean(1).sqrt()
+        figures.add(found, micro.valid_B, batch.plan.window[k] if batch.kind == "transition" else None)
+        # FSDP averages gradients over the ranks; this makes it a sum.
+        return (weight_B * loss_B).sum() * (self.get_data_parallel_size() / (batch.total_weight * batch.places))
+
+    def _velocity(self, micro: MicroBatch, k: int) -> Tensor:
+        negative = micro.batch.negative_LE
+        negative_BLE = None if negative is None else negative[None].to(get_device_id(), non_blocking=True)
+        field = self.field(micro.fields["states_BLE"], negative_BLE, micro.batch.plan.guidance)
+        return field(*micro.position(k))
+
+    @torch.no_grad()
+    def _reference_velocities(self, batch: PolicyBatch) -> list[Tensor]:
+        """Of every micro-batch and place, in their order, before the first gradient: weights may have to be swapped."""
+        if batch.kl_coef == 0.0:
+            return []
+        with self.reference():
+            micro_batches = batch.micro_batches(get_device_id())
+            return [self._velocity(micro, k) for micro in micro_batches for k in range(batch.places)]
+
+    def _require_gradient(self, data: TensorDict) -> None:
+        """Refuse a first update whose samples have a signal and move nothing: there no trust region is active yet, so
+        what is trained does not reach the velocity."""
+        signal = self._signal(data).to(get_device_id())
+        torch.distributed.all_reduce(signal, torch.distributed.ReduceOp.MAX, group=self.get_data_parallel_group())
+        if signal > 0:
+            names = [plain_name(name) for name, weight in self.module.named_parameters() if weight.requires_grad]
+            raise TrainingError(
+                f"samples have a signal, but the gradient of all {len(names)} trained tensors is zero: "
+                f"{', '.join(names[:3])}, ... do not reach the velocity, see uae.policy.lora.target_modules"
+            )
+
+    def _signal(self, data: TensorDict) -> Tensor:
+        """Above 0 if this rank's samples should move the weights."""
+        return (data["advantage_B"] * data["weight_B"]).nan_to_num().abs().max()
+
+    def _check_ranks(self, batch: PolicyBatch) -> None:
+        """Ranks that disagree would wait for each other for ever, or train on something else than meant."""
+        group = self.get_data_parallel_group()
+        count = -(-batch.rows // batch.micro_batch_size)
+        mine = (count, batch.places, batch.plan.digest, batch.total_weight, float(batch.fields["weight_B"].sum()))
+        ranks: list[Any] = [None] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(ranks, mine, group=group)
+        if len({rank[:4] for rank in ranks}) != 1:
+            raise ValueError(f"ranks disagree about (micro-batches, places, plan, total_weight): {ranks}")
+        if abs(sum(rank[4] for rank in ranks) - batch.total_weight) > 1e-3:
+            raise ValueError(f"total_weight is {batch.total_weight}, the weights are {[rank[4] for rank in ranks]}")
+
+
+@torch.no_grad()
+def _figures(inputs: TransitionInputs | ForwardInputs) -> dict[str, Tensor]:
+    """What every objective on transitions reports, whatever it uses."""
+    if not isinstance(inputs, TransitionInputs):
+        return {}
+    difference_B = inputs.log_prob_B - inputs.old_log_prob_B
+    found = {"ratio": difference_B.exp(), "log_prob_difference": difference_B.abs()}
+    if inputs.old_mean_BCHW is not None:
+        found["k"] = transition_kl(inputs.mean_BCHW, inputs.old_mean_BCHW, inputs.std)
+    return found
+
+
+def _shadow_file(folder: str) -> Path:
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return Path(folder) / f"shadows_world_size_{size}_rank_{rank}.pt"

@@ -1,0 +1,222 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""A rank's mini-batch of the decoder policy, cut into micro-batches and into the places the velocity is trained at.
+
+Shape legend: B samples, K trained places of a sample (steps of the window, or drawn noise levels), L text positions,
+E language-model width, C H W latent channels, height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.utils import tensordict_utils as tu
+
+from verl_uae.flow.divergence import PENALTY_FORMS, reference_penalty
+from verl_uae.flow.kernels import step, transition_mean
+from verl_uae.flow.matching import forward_noise
+from verl_uae.flow.objective import ForwardInputs, TransitionInputs
+from verl_uae.flow.objective.types import Kind
+from verl_uae.flow.plan import SamplingPlan
+
+#: Tensors of a mini-batch by kind of objective; those of OLD come from the policy that sampled.
+INPUTS: Mapping[str, tuple[str, ...]] = {
+    "transition": ("states_BLE", "weight_B", "advantage_B", "x_BKCHW", "x_next_BKCHW"),
+    "forward": ("states_BLE", "weight_B", "advantage_B", "x0_BCHW", "noise_BTCHW", "sigma_BT"),
+}
+OLD: Mapping[str, tuple[str, ...]] = {
+    "transition": ("old_log_prob_BK", "old_mean_BKCHW"),
+    "forward": ("old_velocity_BTCHW",),
+}
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """What :meth:`~verl_uae.engines.decoder.DecoderEngine.forward_backward_batch` is given, checked."""
+
+    kind: Kind
+    plan: SamplingPlan
+    fields: dict[str, Tensor]
+    micro_batch_size: int
+    total_weight: float
+    """Sum of the weights of all ranks."""
+    kl_form: str
+    kl_coef: float
+    negative_LE: Tensor | None
+
+    @property
+    def rows(self) -> int:
+        """B, samples of this rank."""
+        return len(self.fields["weight_B"])
+
+    @property
+    def places(self) -> int:
+        """K, places per sample."""
+        return self.fields["x_BKCHW" if self.kind == "transition" else "sigma_BT"].shape[1]
+
+    def micro_batches(self, device: Any) -> Iterator[MicroBatch]:
+        """Consecutive samples, ``micro_batch_size`` at a time, on the device; sent without waiting for what it does."""
+        for start in range(0, self.rows, self.micro_batch_size):
+            rows = slice(start, start + self.micro_batch_size)
+            fields = {name: tensor[rows].to(device, non_blocking=True) for name, tensor in self.fields.items()}
+            yield MicroBatch(self, fields)
+
+
+class MicroBatch:
+    """Samples that go through the model together.
+
+    Args:
+        batch: the mini-batch they are of.
+        fields: its tensors, these samples only. Samples of weight 0 may hold anything, NaN included: zero times NaN
+            is NaN, so they are blanked.
+    """
+
+    def __init__(self, batch: PolicyBatch, fields: dict[str, Tensor]) -> None:
+        self.batch = batch
+        self.valid_B = fields["weight_B"] > 0
+        self.fields = {name: blank(tensor, self.valid_B) for name, tensor in fields.items()}
+
+    def position(self, k: int) -> tuple[Tensor, Tensor]:
+        """(x_BCHW, sigma_B) where the velocity of place k is asked for, fp32."""
+        if self.batch.kind == "transition":
+            x_BCHW = self.fields["x_BKCHW"][:, k]
+            sigma = self.batch.plan.sigmas[self.batch.plan.window[k]]
+            return x_BCHW, torch.full(x_BCHW.shape[:1], sigma, dtype=torch.float32, device=x_BCHW.device)
+        sigma_B = self.fields["sigma_BT"][:, k]
+        return forward_noise(self.fields["x0_BCHW"], self.fields["noise_BTCHW"][:, k], sigma_B), sigma_B
+
+    def old(self, k: int, velocity_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """The values of :data:`OLD` at place k if this velocity is the old policy's."""
+        if self.batch.kind == "forward":
+            return (velocity_BCHW,)
+        taken = self._step(k, velocity_BCHW)
+        return taken.log_prob_B, taken.mean_BCHW
+
+    def inputs(self, k: int, velocity_BCHW: Tensor) -> TransitionInputs | ForwardInputs:
+        """What an objective is given at place k. Blanked samples are their own old policy."""
+        if self.batch.kind == "forward":
+            x_BCHW, sigma_B = self.position(k)
+            return ForwardInputs(
+                velocity_BCHW=velocity_BCHW,
+                old_velocity_BCHW=self._or_own(self._at("old_velocity_BTCHW", k), velocity_BCHW),
+                x0_BCHW=self.fields["x0_BCHW"],
+                x_sigma_BCHW=x_BCHW,
+                sigma_B=sigma_B,
+                noise_BCHW=self.fields["noise_BTCHW"][:, k],
+                advantage_B=self.fields["advantage_B"],
+            )
+        plan, taken, index = self.batch.plan, self._step(k, velocity_BCHW), self.batch.plan.window[k]
+        return TransitionInputs(
+            log_prob_B=taken.log_prob_B,
+            old_log_prob_B=self._or_own(self._at("old_log_prob_BK", k), taken.log_prob_B),
+            mean_BCHW=taken.mean_BCHW,
+            old_mean_BCHW=self._or_own(self._at("old_mean_BKCHW", k), taken.mean_BCHW),
+            x_next_BCHW=taken.x_next_BCHW,
+            std=plan.coefficients(index).std,
+            step_size=plan.sigmas[index] - plan.sigmas[index + 1],
+            sigma=plan.sigmas[index],
+            kernel=plan.kernel,
+            advantage_B=self.fields["advantage_B"],
+        )
+
+    def penalty(self, k: int, velocity_BCHW: Tensor, ref_velocity_BCHW: Tensor) -> Tensor:
+        """Distance to the reference at place k, shape (B,), with gradient; not weighted yet."""
+        x_BCHW, sigma_B = self.position(k)
+        if self.batch.kind == "forward":
+            squared_B = (velocity_BCHW - ref_velocity_BCHW).square().flatten(1).mean(1)
+            return squared_B * sigma_B.square() if self.batch.kl_form == "x0" else squared_B
+        plan, index = self.batch.plan, self.batch.plan.window[k]
+        c = plan.coefficients(index)
+        return reference_penalty(
+            self.batch.kl_form,  # type: ignore[arg-type]
+            transition_mean(c, x_BCHW, velocity_BCHW),
+            transition_mean(c, x_BCHW, ref_velocity_BCHW),
+            c.std,
+            plan.sigmas[index] - plan.sigmas[index + 1],
+            velocity_BCHW,
+            ref_velocity_BCHW,
+            plan.sigmas[index],
+        )
+
+    def _step(self, k: int, velocity_BCHW: Tensor) -> Any:
+        x_BCHW, x_next_BCHW = self.fields["x_BKCHW"][:, k], self.fields["x_next_BKCHW"][:, k]
+        plan = self.batch.plan
+        c = plan.coefficients(plan.window[k])
+        return step(c, x_BCHW, velocity_BCHW, x_next_BCHW=x_next_BCHW, reduction=plan.reduction)
+
+    def _at(self, name: str, k: int) -> Tensor:
+        return self.fields[name][:, k]
+
+    def _or_own(self, old: Tensor, own: Tensor) -> Tensor:
+        return torch.where(_rows(self.valid_B, old), old, own.detach())
+
+
+def read_batch(data: TensorDict, *, with_old: bool = True) -> PolicyBatch:
+    """Check and unpack a mini-batch.
+
+    Args:
+        data: see :meth:`~verl_uae.engines.decoder.DecoderEngine.forward_backward_batch`.
+        with_old: whether the tensors of :data:`OLD` must be there.
+
+    Raises:
+        PlanMismatch: the samples were drawn with another plan.
+        TypeError: a tensor is not fp32.
+        ValueError: something is missing, or shapes do not fit the plan.
+    """
+    kind: Kind = "forward" if "x0_BCHW" in data.keys() else "transition"
+    names = INPUTS[kind] + (OLD[kind] if with_old else ())
+    missing = [name for name in names if name not in data.keys()]
+    if missing:
+        raise ValueError(f"a mini-batch of kind {kind!r} lacks {', '.join(missing)}")
+    plan = SamplingPlan.from_dict(_required(data, "plan"))
+    plan.check(_required(data, "plan_digest"))
+    fields = {name: data[name] for name in names}
+    for name, tensor in fields.items():
+        if tensor.dtype != torch.float32 and name != "states_BLE":
+            raise TypeError(f"{name} must be torch.float32, got {tensor.dtype}")
+    penalty = tu.get_non_tensor_data(data, "reference_kl", None) or {}
+    batch = PolicyBatch(
+        kind=kind,
+        plan=plan,
+        fields=fields,
+        micro_batch_size=int(_required(data, "micro_batch_size_per_gpu")),
+        total_weight=float(_required(data, "total_weight")) if with_old else 0.0,
+        kl_form=str(penalty.get("form", "exact")),
+        kl_coef=float(penalty.get("coef", 0.0)),
+        negative_LE=tu.get_non_tensor_data(data, "negative_LE", None),
+    )
+    _check(batch)
+    return batch
+
+
+def _check(batch: PolicyBatch) -> None:
+    if batch.micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size_per_gpu must be at least 1, got {batch.micro_batch_size}")
+    if batch.kind == "transition" and batch.places != len(batch.plan.window):
+        raise ValueError(f"{batch.places} steps per sample, but the plan's window is {batch.plan.window}")
+    if batch.places < 1:
+        raise ValueError("there is no step to train: the plan's window is empty")
+    forms = PENALTY_FORMS if batch.kind == "transition" else ("velocity", "x0")
+    if batch.kl_coef != 0.0 and batch.kl_form not in forms:
+        raise ValueError(f"uae.policy.reference_kl.form must be one of {', '.join(forms)}, got {batch.kl_form!r}")
+
+
+def _required(data: TensorDict, name: str) -> Any:
+    value = tu.get_non_tensor_data(data, name, None)
+    if value is None:
+        raise ValueError(f"a mini-batch lacks {name}")
+    return value
+
+
+def _rows(valid_B: Tensor, like: Tensor) -> Tensor:
+    return valid_B.view(-1, *[1] * (like.ndim - 1))
+
+
+def blank(tensor: Tensor, valid_B: Tensor) -> Tensor:
+    """Zeros where a sample is not valid: it may hold anything, and 0 * nan is nan."""
+    return torch.where(_rows(valid_B, tensor), tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))

@@ -1,0 +1,160 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder's trainable half: projector and MM-DiT as one module with one forward, for FSDP.
+
+Shape legend: B samples, L text positions, E language-model width, C h w latent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, nn
+
+from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.projector import Projector
+
+#: Subfolders of a decoder folder and the parts of the module they hold.
+PARTS = {"transformer": "transformer", "projector": "conditioner"}
+
+#: Attention projections of both streams (Flow-GRPO, arXiv 2505.05470, code).
+DEFAULT_TARGETS = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+
+
+class Uncast:
+    """Carries a tensor through FSDP, which casts every floating-point argument it sees to its compute dtype.
+
+    FSDP looks into tuples, dicts and dataclasses, so this is none of them. In bf16, 1000 * sigma is off by up to 2.
+    """
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class SavedConfig:
+    """The module's ``config`` as verl's checkpoint manager knows it: something that can be written to a folder."""
+
+    def __init__(self, transformer: SD3Transformer2DModel, projector: Projector) -> None:
+        self._texts = {"transformer": transformer.to_json_string(), "conditioner": projector.to_json_string()}
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write ``config.json`` of transformer and projector into their subfolders."""
+        for name, text in self._texts.items():
+            part = Path(folder) / name
+            part.mkdir(parents=True, exist_ok=True)
+            (part / "config.json").write_text(text, encoding="utf-8")
+
+
+class PolicyModule(nn.Module):
+    """Velocity model of the policy.
+
+    Args:
+        transformer: MM-DiT, v = eps - x_0.
+        projector: condition states -> text stream of the transformer.
+    """
+
+    def __init__(self, transformer: SD3Transformer2DModel, projector: Projector) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.projector = projector
+        self.config = SavedConfig(transformer, projector)
+        # The units FSDP shards and gathers one by one.
+        self._no_split_modules = list(transformer._no_split_modules)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str, *, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False, empty: bool = False
+    ) -> PolicyModule:
+        """Load from a decoder folder as :meth:`verl_uae.chain.decoder.Decoder.from_pretrained` does, without VAE.
+
+        Args:
+            path: the folder.
+            dtype: of the weights.
+            gradient_checkpointing: recompute the activations of every block in the backward pass.
+            empty: build it on the device ``meta`` from the configurations alone, for ranks that are sent the weights.
+
+        Raises:
+            CheckpointError: the folder is not a decoder's.
+        """
+        if empty:
+            with torch.device("meta"):
+                transformer = _from_config(SD3Transformer2DModel, path, "transformer").to(dtype)
+                projector = _from_config(Projector, path, "conditioner").to(dtype)
+        else:
+            decoder = Decoder.from_pretrained(path, dtype=dtype)
+            transformer, projector = decoder.transformer, decoder.projector
+        if gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        return cls(transformer, projector)
+
+    def can_generate(self) -> bool:
+        """Asked by verl's checkpoint manager; this is no language model."""
+        return False
+
+    def forward(
+        self,
+        x_BChw: Tensor,
+        sigma_B: Tensor | Uncast,
+        states_BLE: Tensor,
+        negative_BLE: Tensor | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Velocity at noise level sigma, with classifier-free guidance v_u + guidance (v_c - v_u) if asked for.
+
+        Both branches run as one batch of 2B rows, and the gradient goes through both.
+
+        Args:
+            x_BChw: latents.
+            sigma_B: noise levels in (0, 1], fp32; in :class:`Uncast` where FSDP computes in another dtype.
+            states_BLE: condition.
+            negative_BLE: condition of the unconditional branch, shape (1 or B, L, E); needed if guidance != 1.
+            guidance: scale; 1 is off.
+
+        Returns:
+            Shape of ``x_BChw``, fp32.
+
+        Raises:
+            TypeError: sigma is not fp32.
+            ValueError: guidance without a negative condition.
+        """
+        sigma_B = sigma_B.tensor if isinstance(sigma_B, Uncast) else sigma_B
+        if sigma_B.dtype != torch.float32:
+            raise TypeError(f"sigma must be torch.float32, got {sigma_B.dtype} (wrap it in Uncast)")
+        if guidance == 1.0:
+            return self._velocity(x_BChw, sigma_B, states_BLE)
+        if negative_BLE is None:
+            raise ValueError(f"guidance {guidance} needs a negative condition")
+        both = torch.cat([states_BLE, negative_BLE.to(states_BLE.dtype).expand_as(states_BLE)])
+        conditional, unconditional = self._velocity(x_BChw.repeat(2, 1, 1, 1), sigma_B.repeat(2), both).chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def _velocity(self, x_BChw: Tensor, sigma_B: Tensor, states_BLE: Tensor) -> Tensor:
+        # Not transformer.dtype: under FSDP the blocks are still sharded here, and only top layers show the dtype
+        # that is computed in.
+        dtype = self.transformer.pos_embed.proj.weight.dtype
+        pooled_BP = self.projector.pooled.to(dtype).expand(x_BChw.shape[0], -1)
+        return self.transformer(
+            hidden_states=x_BChw.to(dtype),
+            timestep=sigma_B * 1000.0,
+            encoder_hidden_states=self.projector(states_BLE.to(dtype)),
+            pooled_projections=pooled_BP,
+            return_dict=False,
+        )[0].float()
+
+
+def _from_config(kind: Any, path: str, subfolder: str) -> Any:
+    return kind.from_config(kind.load_config(path, subfolder=subfolder))

@@ -1,0 +1,138 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point of the group ``verl.plugins``: `import verl` loads this module in every process.
+
+It registers names lazily and imports nothing heavy. verl swallows an exception raised here at DEBUG level, so
+failures are kept in :data:`FAILURES`, logged, and stop a train command of ours with their reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from verl_uae.compat import on_import
+
+logger = logging.getLogger(__name__)
+
+#: Step name -> error of every registration that failed in this process.
+FAILURES: dict[str, BaseException] = {}
+
+#: Values of ``trainer.v1.trainer_mode`` that are ours.
+TRAINERS = ("uae_pretrain", "uae_cold_start", "uae_g4u", "uae_u4g", "uae_unified")
+
+#: Names of the registrations that succeeded in this process.
+REGISTERED: list[str] = []
+
+
+def _register_search_path() -> None:
+    # Only a process that composes a config imports Hydra; the others need not pay for it.
+    on_import("hydra", lambda: _attempt_and_stop("hydra search path", _import_search_path))
+
+
+def _import_search_path() -> None:
+    from hydra.core.plugins import Plugins
+
+    from verl_uae.config.schema import register_schema
+    from verl_uae.plugin.searchpath import VerlUaeSearchPath
+
+    Plugins.instance().register(VerlUaeSearchPath)
+    register_schema()
+    if is_train_command(sys.orig_argv):
+        _refuse_unknown_keys(sys.argv[1:])
+
+
+def _refuse_unknown_keys(words: list[str]) -> None:
+    """Leave with exit code 2 where a word of the command sets a key that there is not."""
+    from verl_uae.config.keys import check_overrides
+    from verl_uae.errors import ConfigError
+
+    try:
+        check_overrides(words)
+    except ConfigError as error:
+        sys.stderr.write(f"verl_uae: impossible setting: {error}\n")
+        raise SystemExit(2) from error
+
+
+def _register_platform() -> None:
+    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+        import verl_uae.plugin.cpu_platform  # noqa: F401
+
+
+def _register_trainers() -> None:
+    on_import("verl.trainer.ppo.v1", lambda: _attempt_and_stop("trainer classes", _import_trainers))
+
+
+def _import_trainers() -> None:
+    try:
+        import verl_uae.stages.cold_start.trainer
+        import verl_uae.stages.g4u.trainer
+        import verl_uae.stages.pretrain.trainer
+        import verl_uae.stages.u4g.trainer
+        import verl_uae.stages.unified.trainer  # noqa: F401
+    except Exception as error:
+        _register_unavailable(error)
+        raise
+
+
+def _register_unavailable(error: Exception) -> None:
+    """Make our trainer names say why they are missing, instead of verl's "unknown trainer"."""
+    from verl.trainer.ppo.v1 import PPOTrainerSync
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+
+    reason = f"{type(error).__name__}: {error}"
+
+    class Unavailable(PPOTrainerSync):
+        def __init__(self, config: object) -> None:
+            raise RuntimeError(f"verl_uae could not load its trainers: {reason} (see: verl-uae doctor)")
+
+    for name in TRAINERS:
+        TRAINER_REGISTRY.setdefault(name, Unavailable)
+
+
+def _attempt(name: str, step: Callable[[], None]) -> None:
+    try:
+        step()
+    except Exception as error:
+        # Fault boundary: whatever a registration raises must be reported, verl would hide it.
+        FAILURES[name] = error
+        logger.error("verl_uae: %s could not be registered: %s: %s", name, type(error).__name__, error, exc_info=True)
+    else:
+        REGISTERED.append(name)
+
+
+def is_train_command(argv: list[str]) -> bool:
+    """Whether this process was started to run one of our configs through verl's entry point."""
+    text = " ".join(argv)
+    return "main_ppo" in text and any(
+        arg.startswith(("uae_", "--config-name=uae_", "-cn=uae_")) or arg == "--config-name=uae" for arg in argv
+    )
+
+
+def load() -> None:
+    """Register everything; called once, when this module is imported.
+
+    Raises:
+        SystemExit: in a train command of ours, if a registration failed.
+    """
+    _attempt("hydra hook", _register_search_path)
+    _attempt("platform", _register_platform)
+    _attempt("trainer hook", _register_trainers)
+    _stop_train_command()
+
+
+def _attempt_and_stop(name: str, step: Callable[[], None]) -> None:
+    _attempt(name, step)
+    _stop_train_command()
+
+
+def _stop_train_command() -> None:
+    """Leave a train command of ours that could only fail later and less clearly."""
+    if FAILURES and is_train_command(sys.orig_argv):
+        reasons = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in FAILURES.items())
+        raise SystemExit(f"verl_uae failed to load, so this command cannot run: {reasons} (see: verl-uae doctor)")
+
+
+load()

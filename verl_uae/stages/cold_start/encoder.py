@@ -1,0 +1,199 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training engine of the captioner's language model in the cold start: states with gradient, and caption likelihood.
+
+Shape legend: B captions, L condition positions, T tokens of prompt and caption, M trained tokens, E language-model
+width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from verl.base_config import BaseConfig
+from verl.utils.device import get_device_name
+from verl.utils.torch_dtypes import PrecisionType
+from verl.workers.engine.base import EngineRegistry
+
+from verl_uae.chain.conditioner import language_stack, text_states
+from verl_uae.checkpoints.load import load_config, load_model, load_processor
+from verl_uae.compat import ensure_torchvision
+from verl_uae.engines.captioner import freeze_vision_tower
+from verl_uae.engines.export import gather_merged, publish_on_first_rank
+from verl_uae.engines.lora import add_lora
+from verl_uae.engines.together import together
+from verl_uae.engines.trained import TrainedWeightsEngine
+from verl_uae.errors import CheckpointError
+
+#: Value of ``model_type`` that selects this engine.
+ENCODER_TYPE = "uae_encoder"
+
+_PREFIX = "model."
+
+
+@dataclass
+class EncoderModelConfig(BaseConfig):
+    """Model section of the engine."""
+
+    _mutable_fields = BaseConfig._mutable_fields | {"model_type"}
+
+    path: str = ""
+    """transformers folder or hub id of a Qwen2.5-VL."""
+    model_type: str = ENCODER_TYPE
+    lora_rank: int = 0
+    """Rank of the adapters of the language model; 0 trains all of its weights."""
+    lora_alpha: int = 64
+    lora_target_modules: list[str] = field(default_factory=list)
+    lora_seed: int = 0
+    enable_gradient_checkpointing: bool = False
+
+    # Read by verl's engine; they mean nothing here.
+    use_remove_padding: bool = False
+    use_fused_kernels: bool = False
+    enable_activation_offload: bool = False
+    trust_remote_code: bool = False
+    lora: dict[str, Any] = field(default_factory=dict)
+
+    def get_processor(self) -> None:
+        """Saved by :meth:`EncoderEngine.export`."""
+        return None
+
+
+class EncoderModule(nn.Module):
+    """A vision-language model behind one forward, for FSDP.
+
+    Args:
+        model: Qwen2.5-VL type model with head.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        # The units FSDP shards and gathers one by one.
+        self._no_split_modules = list(model._no_split_modules)
+
+    def can_generate(self) -> bool:
+        """Asked by verl's checkpoint manager; generation settings are saved by :meth:`EncoderEngine.export`."""
+        return False
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, answer_BT: Tensor | None = None, **pictures: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """States of a text alone, or what the model makes of a caption after its picture.
+
+        Args:
+            ids: (B, L) of the condition's template, or (B, T) of prompt and caption.
+            mask: True at real tokens, same shape.
+            answer_BT: True at tokens of the caption, end of turn included; None for the text alone.
+            pictures: what the model takes of pictures.
+
+        Returns:
+            Without ``answer_BT`` states (B, L, E), zero at pads. With it the mean over caption tokens of their negative
+            log-probability, (B,), fp32, and the states at all positions, (B, T, E).
+        """
+        if answer_BT is None:
+            return text_states(language_stack(self.model), ids, mask)
+        hidden_BTE = self.model.model(
+            input_ids=ids, attention_mask=mask.long(), use_cache=False, **pictures
+        ).last_hidden_state
+        # The state before a token predicts it.
+        predicts_BT = F.pad(answer_BT[:, 1:], (0, 1))
+        logits_MV = self.model.lm_head(hidden_BTE[predicts_BT]).float()
+        loss_M = F.cross_entropy(logits_MV, ids[answer_BT], reduction="none")
+        row_M = answer_BT.nonzero()[:, 0]
+        total_B = loss_M.new_zeros(len(ids)).index_add(0, row_M, loss_M)
+        return total_B / answer_BT.sum(1).clamp_min(1), hidden_BTE
+
+
+@EngineRegistry.register(model_type=ENCODER_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
+class EncoderEngine(TrainedWeightsEngine):
+    """Sharding, optimiser, offload, clipping and checkpoints are verl's; whoever computes a loss calls the module."""
+
+    engine_config: Any
+    model_config: Any
+
+    def _build_module(self) -> EncoderModule:
+        ensure_torchvision()
+        from transformers import AutoModelForImageTextToText
+
+        dtype = PrecisionType.to_dtype(self.engine_config.model_dtype or "fp32")
+        path = self.model_config.path
+        with together(lambda text: CheckpointError(path, text)):
+            if self.device_mesh.get_coordinate()[-1] != 0:
+                # The others are sent the weights when the module is sharded.
+                with torch.device("meta"):
+                    model = AutoModelForImageTextToText.from_config(load_config(path), dtype=dtype)
+            else:
+                model = load_model(AutoModelForImageTextToText, path, dtype=dtype)
+        if self.model_config.enable_gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.engine_config.forward_only:
+            model.requires_grad_(False)
+        # UAE, Fig. 9: training the vision tower makes reconstructions collapse.
+        freeze_vision_tower(model)
+        return EncoderModule(model)
+
+    def _build_lora_module(self, module: EncoderModule) -> EncoderModule:
+        config = self.model_config
+        add_lora(
+            module,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            target_modules=config.lora_target_modules,
+            seed=config.lora_seed,
+            part="model.model.language_model",
+            key="uae.cold_start.encoder.lora",
+        )
+        return module
+
+    def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
+        config = self.engine_config
+        # verl offloads a forward-only engine to pinned memory, which a machine without accelerator lacks.
+        forward_only = config.forward_only and get_device_name() != "cpu"
+        self.engine_config = dataclasses.replace(config, use_orig_params=True, forward_only=forward_only)
+        try:
+            return super()._build_fsdp_module(module)
+        finally:
+            self.engine_config = config
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """Full weights under transformers' names with adapters multiplied out, on rank 0; every rank must call it."""
+        return {name.removeprefix(_PREFIX): tensor for name, tensor in gather_merged(self).items()}
+
+    def export(self, out: str | Path) -> None:
+        """Write a transformers folder with the processor of the source; every rank must call it.
+
+        Raises:
+            CheckpointError: on every rank, if rank 0 could not write.
+        """
+        state = self.full_state_dict()
+        publish_on_first_rank(lambda folder: write_encoder(state, self.model_config.path, folder), out)
+
+
+def write_encoder(state: dict[str, Tensor], source: str, folder: Path) -> None:
+    """Write a transformers folder.
+
+    Args:
+        state: full weights under transformers' names.
+        source: folder or hub id of the model before training: configuration, generation settings and processor.
+        folder: where to.
+
+    Raises:
+        RuntimeError: weights are missing or have no place.
+    """
+    from transformers import AutoModelForImageTextToText, GenerationConfig
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(load_config(source))
+    model.load_state_dict(state, strict=True, assign=True)
+    model.tie_weights()
+    model.generation_config = GenerationConfig.from_pretrained(source)
+    model.save_pretrained(folder, safe_serialization=True)
+    load_processor(source).save_pretrained(folder)

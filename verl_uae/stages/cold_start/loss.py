@@ -1,0 +1,162 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The semantic reconstruction loss of the cold start: caption states -> sampler -> picture -> features, with gradient.
+
+L = w_s (1 - cos(f(x~), f(x))) + w_c * mean over caption tokens of -log p(token | image, tokens before)
+
+(UAE, arXiv 2509.09666v1, stage 1; the caption term is ours.) A caption is discrete, so the first term teaches nothing
+about which words to write: its gradient reaches the language model through the states of a given caption. The second
+term teaches to write it.
+
+Shape legend: B pairs, L text positions, T tokens of prompt and caption, E language-model width, C h w latent, H W
+pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from verl_uae.chain.codec import differentiable_decode
+from verl_uae.engines.decoder import DecoderEngine
+from verl_uae.engines.supervised import SupervisedOutput
+from verl_uae.flow.adjoint import euler_adjoint, euler_path
+from verl_uae.flow.ode import Velocity
+from verl_uae.reward.terms.features import FeatureTerm, feature_similarity
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionInputs:
+    """Prompt with picture and caption of a micro-batch, for the cold start's
+    :class:`~verl_uae.stages.cold_start.encoder.EncoderModule`."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    answer_BT: Tensor
+    """True at tokens of the caption."""
+    pictures: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ReconstructionSettings:
+    """``uae.cold_start`` as far as the loss needs it."""
+
+    sigmas: Tensor
+    guidance: float
+    gradient_steps: int | None
+    semantic_weight: float
+    caption_weight: float
+    in_context: bool
+    vae_batch_size: int
+    """Pictures whose activations in VAE and feature network are held at a time."""
+
+
+class ReconstructionLoss:
+    """Loss and gradient of a micro-batch.
+
+    It reads ids_BL, mask_BL, noise_BChw, source_B3HW, row_B (numbers for ``captions_of``) and, where the language model
+    has no engine, states_BLE.
+
+    Args:
+        settings: see there.
+        vae: frozen.
+        features: frozen feature term.
+        encoder: module of the encoder's engine; None conditions on the states of the micro-batch.
+        captions_of: rows of a micro-batch to their caption inputs.
+        negative: condition of the unconditional branch, (1, L, E), without gradient; asked for if guidance != 1.
+    """
+
+    def __init__(
+        self,
+        settings: ReconstructionSettings,
+        vae: Any,
+        features: FeatureTerm,
+        encoder: nn.Module | None,
+        captions_of: Callable[[Sequence[int]], CaptionInputs],
+        negative: Callable[[], Tensor],
+    ) -> None:
+        self.settings = settings
+        self.vae = vae
+        self.features = features
+        self.encoder = encoder
+        self.captions_of = captions_of
+        self.negative = negative
+
+    def __call__(self, engine: DecoderEngine, micro: TensorDict) -> SupervisedOutput:
+        """See the module; the backward pass walks the sampler back step by step."""
+        settings = self.settings
+        states_BLE, negative_log_prob_B = self._condition(micro)
+        leaf_BLE = states_BLE.detach().requires_grad_()
+        field = self._field(engine, leaf_BLE)
+        path = euler_path(field, micro["noise_BChw"], settings.sigmas)
+        latent_BChw = path[-1].requires_grad_()
+        cosine_B = self._cosine(latent_BChw, micro["source_B3HW"])
+        distance_B = 1.0 - cosine_B
+        loss_B = settings.semantic_weight * distance_B.detach()
+        metrics = {"cosine": cosine_B.detach()}
+        if negative_log_prob_B is not None:
+            loss_B = loss_B + settings.caption_weight * negative_log_prob_B.detach()
+            metrics["caption_negative_log_prob"] = negative_log_prob_B.detach()
+
+        def backward(scale_B: Tensor) -> None:
+            weighted = (settings.semantic_weight * scale_B * distance_B).sum()
+            (gradient_BChw,) = torch.autograd.grad(weighted, latent_BChw)
+            euler_adjoint(field, path, settings.sigmas, gradient_BChw, steps=settings.gradient_steps)
+            roots: list[tuple[Tensor, Tensor]] = []
+            if states_BLE.requires_grad:
+                assert leaf_BLE.grad is not None
+                roots.append((states_BLE, leaf_BLE.grad))
+            if negative_log_prob_B is not None and negative_log_prob_B.requires_grad:
+                roots.append((negative_log_prob_B, settings.caption_weight * scale_B))
+            if roots:
+                torch.autograd.backward([root for root, _ in roots], [gradient for _, gradient in roots])
+
+        return SupervisedOutput(loss_B, metrics, backward)
+
+    def _condition(self, micro: TensorDict) -> tuple[Tensor, Tensor | None]:
+        """States (B, L, E), and the caption term where it has a weight or gives the states."""
+        if self.encoder is None:
+            return micro["states_BLE"], None
+        negative_log_prob_B = hidden_BTE = captions = None
+        if self.settings.caption_weight > 0 or self.settings.in_context:
+            captions = self.captions_of(micro["row_B"].tolist())
+            negative_log_prob_B, hidden_BTE = self.encoder(
+                captions.ids_BT, captions.mask_BT, captions.answer_BT, **captions.pictures
+            )
+        if self.settings.in_context:
+            assert captions is not None and hidden_BTE is not None
+            return answer_states(hidden_BTE, captions.answer_BT, micro["ids_BL"].shape[1]), negative_log_prob_B
+        return self.encoder(micro["ids_BL"], micro["mask_BL"]), negative_log_prob_B
+
+    def _field(self, engine: DecoderEngine, states_BLE: Tensor) -> Velocity:
+        guidance = self.settings.guidance
+        return engine.field(states_BLE, None if guidance == 1.0 else self.negative(), guidance)
+
+    def _cosine(self, latent_BChw: Tensor, source_B3HW: Tensor) -> Tensor:
+        size = self.settings.vae_batch_size
+        if len(latent_BChw) <= size:
+            return self._cosine_of(latent_BChw, source_B3HW)
+        parts = zip(latent_BChw.split(size), source_B3HW.split(size), strict=True)
+        # Recomputed one part at a time in the backward pass.
+        return torch.cat([checkpoint(self._cosine_of, *part, use_reentrant=False) for part in parts])
+
+    def _cosine_of(self, latent_BChw: Tensor, source_B3HW: Tensor) -> Tensor:
+        drawn_B3HW = differentiable_decode(self.vae, latent_BChw)
+        with torch.no_grad():
+            wanted = self.features.embed(source_B3HW)
+        return feature_similarity(wanted, self.features.embed(drawn_B3HW))
+
+
+def answer_states(hidden_BTE: Tensor, answer_BT: Tensor, length: int) -> Tensor:
+    """States at caption tokens moved to the front, zero after them and cut at ``length``, shape (B, L, E)."""
+    rows = []
+    for hidden_TE, answer_T in zip(hidden_BTE, answer_BT, strict=True):
+        states_AE = hidden_TE[answer_T][:length]
+        rows.append(nn.functional.pad(states_AE, (0, 0, 0, length - len(states_AE))))
+    return torch.stack(rows)

@@ -1,0 +1,36 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cold start: encoder and decoder learn together from the semantic reconstruction loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from verl.trainer.ppo.v1 import register_trainer
+
+from verl_uae.checkpoints.names import ENCODER_FOLDER, ENCODER_STATE
+from verl_uae.stages.cold_start.worker import ColdStartWorker
+from verl_uae.stages.common.pairs import PairTrainer, policy_sources_of_pairs
+
+
+@register_trainer("uae_cold_start")
+class ColdStartTrainer(PairTrainer):
+    """verl's training loop around the differentiable sampler."""
+
+    worker = ColdStartWorker
+
+    def save_policy(self, folder: Path) -> None:
+        """The decoder's part, the encoder's, and the encoder as a transformers folder."""
+        super().save_policy(folder)
+        self.policy.call("save_encoder", str(folder / ENCODER_STATE), self.global_steps)
+        self.policy.call("export_encoder", str(folder / ENCODER_FOLDER))
+
+    def load_policy(self, folder: Path) -> None:
+        """Inverse of :meth:`save_policy`."""
+        super().load_policy(folder)
+        self.policy.call("load_encoder", str(folder / ENCODER_STATE))
+
+    def _validate(self) -> dict[str, float]:
+        metrics = self.validate_pictures(policy_sources_of_pairs(self.held_out_pairs()))
+        self.note_validation(metrics)
+        return metrics

@@ -1,0 +1,229 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The worker of the cold start: encoder and decoder with one optimiser each, trained through the sampler.
+
+Shape legend: B pairs of this rank, L text positions, E language-model width, C h w latent, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from tensordict import TensorDict
+from torch import Tensor
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_name
+
+from verl_uae.chain.codec import latent_shape
+from verl_uae.chain.conditioner import language_stack
+from verl_uae.chain.draw import PolicySource
+from verl_uae.chain.records import Outcome
+from verl_uae.data.buckets import HeightWidth, fit
+from verl_uae.data.pairs import Pair
+from verl_uae.data.rows import CheckSettings
+from verl_uae.engines.export import full_tensor
+from verl_uae.engines.lora import lora_scalings, merged_state, plain_name
+from verl_uae.engines.shadow import reshard
+from verl_uae.errors import DataError
+from verl_uae.seeding import normal
+from verl_uae.stages.cold_start.build import (
+    build_caption_batcher,
+    build_encoder_engine,
+    build_features,
+    decoder_worker_config,
+    reconstruction_settings,
+)
+from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss
+from verl_uae.stages.common.decoder_build import build_rollout, decoder_shift
+from verl_uae.stages.common.worker import DecoderTrainingWorker
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+
+class ColdStartWorker(DecoderTrainingWorker):
+    """Trains what ``uae.cold_start`` and ``uae.policy`` switch on.
+
+    The rollout's conditioner is a whole copy of the language model; before validation it gets the trained weights.
+
+    Args:
+        config: the whole composed configuration.
+        total_steps: optimiser updates of the run.
+    """
+
+    def __init__(self, config: DictConfig, total_steps: int) -> None:
+        super().__init__(config, decoder_worker_config(config, total_steps))
+        self.encoder = build_encoder_engine(config, total_steps)
+        self._images: list[Image.Image] = []
+        self._pairs: list[Pair] = []
+
+    @property
+    def _encoder_trains(self) -> bool:
+        return bool(self.run.uae.cold_start.encoder.train)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> float:
+        """Load all models; returns the timestep shift."""
+        self.reset()
+        device = get_device_name()
+        if self.encoder is not None:
+            self.encoder.initialize()
+        self.shift = decoder_shift(self.run)
+        self.rollout = build_rollout(self.run, None, self.engine.module.transformer.config, device)
+        self.rollout.vae.enable_gradient_checkpointing()
+        self.features = build_features(self.run, device)
+        self.batcher = build_caption_batcher(self.run, device)
+        self.limits = CheckSettings.from_config(self.run.data).image_limits
+        settings = reconstruction_settings(self.run, self.shift)
+        if settings.in_context:
+            logger.warning(
+                "uae.cold_start.states=in_context: the decoder is trained on states that have seen the image, and is "
+                "used on states that have not"
+            )
+        self.set_loss_fn(
+            ReconstructionLoss(
+                settings,
+                self.rollout.vae,
+                self.features,
+                None if self.encoder is None else self.encoder.module,
+                self._caption_inputs,
+                self._negative,
+            )
+        )
+        if self._offload:
+            self._move_frozen("cpu")
+        return self.shift
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def learn(self, pairs: Sequence[Pair], size: HeightWidth, step: int) -> tuple[dict[str, Any], list[str]]:
+        """One update of encoder and decoder on a batch of pictures of one size.
+
+        Noise is named by step and place in the batch, so it does not depend on the ranks.
+
+        Args:
+            pairs: of all ranks.
+            size: (H, W) to draw.
+            step: number of the update, from 1.
+
+        Returns:
+            verl's metrics, and why pairs of this rank could not be used.
+        """
+        numbers = list(range(self.rank, len(pairs), self.world_size))
+        self._pairs = [pairs[number] for number in numbers]
+        with self._frozen_on_device():
+            data, problems = self._mini_batch(numbers, size, step)
+            metrics = self._update(data)
+        self._average(step, metrics)
+        return metrics, [problem for problem in problems if problem]
+
+    def _update(self, data: TensorDict) -> dict[str, Any]:
+        if self.encoder is None or not self._encoder_trains:
+            return dict(tu.get(self.train_batch(data), "metrics"))
+        with self.encoder.train_mode():
+            self.encoder.optimizer_zero_grad()
+            metrics = dict(tu.get(self.train_batch(data), "metrics"))
+            if tu.get_non_tensor_data(data, "total_weight", 0.0) > 0:
+                metrics["encoder_grad_norm"] = self.encoder.optimizer_step()
+            metrics["encoder_lr"] = self.encoder.lr_scheduler_step()
+        return metrics
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def evaluate(
+        self, sources: Sequence[PolicySource], probes: int, plan: dict[str, Any] | None = None
+    ) -> list[Outcome]:
+        """As the base class, with the trained language model: always text-only, as in RL and in use."""
+        self._refresh_conditioner()
+        return self.evaluate_pictures(sources, probes, plan)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_encoder(self, folder: str, step: int) -> None:
+        """verl's sharded checkpoint of a trained encoder; nothing where it is frozen."""
+        if self.encoder is not None and self._encoder_trains:
+            self.encoder.save_checkpoint(folder, None, step, None)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_encoder(self, folder: str) -> None:
+        """Inverse of :meth:`save_encoder`."""
+        if self.encoder is not None and self._encoder_trains:
+            self.encoder.load_checkpoint(folder, None, False)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def export_encoder(self, folder: str) -> None:
+        """Write the trained encoder as a transformers folder; nothing where it is frozen."""
+        if self.encoder is not None and self._encoder_trains:
+            self.encoder.export(folder)
+
+    def _mini_batch(self, numbers: Sequence[int], size: HeightWidth, step: int) -> tuple[TensorDict, list[str]]:
+        self._images, problems = self._decoded()
+        conditioner = self.rollout.conditions.conditioner
+        captions = [pair.caption for pair in self._pairs]
+        ids_BL, mask_BL, _ = conditioner.tokenize(captions)
+        shape = latent_shape(self.rollout.vae.config, self.engine.module.transformer.config, *size)
+        noise = [normal(shape, self.run.uae.seed, "cold start noise", step, number) for number in numbers]
+        fields = {
+            "ids_BL": ids_BL,
+            "mask_BL": mask_BL,
+            "noise_BChw": torch.stack(noise),
+            "source_B3HW": torch.stack([fit(image, size) for image in self._images]),
+            "row_B": torch.arange(len(numbers)),
+            "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),
+        }
+        if self.encoder is None:
+            fields["states_BLE"] = torch.stack(self.rollout.conditions.get(captions).states)
+        data = TensorDict(fields, batch_size=len(numbers))
+        tu.assign_non_tensor(
+            data,
+            micro_batch_size_per_gpu=self.run.uae.policy.micro_batch_size,
+            total_weight=self.total_weight(fields["weight_B"]),
+            update_lr_scheduler=True,
+        )
+        return data, problems
+
+    def _decoded(self) -> tuple[list[Image.Image], list[str]]:
+        """Pictures, grey where one does not decode, and why."""
+        images, problems = [], []
+        for pair in self._pairs:
+            try:
+                images.append(pair.decode(self.limits))
+                problems.append("")
+            except DataError as error:
+                images.append(Image.new("RGB", (max(1, pair.width), max(1, pair.height)), (128, 128, 128)))
+                problems.append(str(error))
+        return images, problems
+
+    def _caption_inputs(self, rows: Sequence[int]) -> CaptionInputs:
+        pairs = [self._pairs[row] for row in rows]
+        return self.batcher(
+            [self._images[row] for row in rows], [pair.caption for pair in pairs], [pair.prompt for pair in pairs]
+        )
+
+    @torch.no_grad()
+    def _negative(self) -> Tensor:
+        """Condition of the unconditional branch with the current language model, (1, L, E)."""
+        conditions = self.rollout.conditions
+        prompt = self.run.uae.decoder.negative_prompt
+        if self.encoder is None:
+            return conditions.get([prompt]).states[0][None].to(get_device_name())
+        ids_1L, mask_1L, _ = (tensor.to(get_device_name()) for tensor in conditions.conditioner.tokenize([prompt]))
+        return self.encoder.module(ids_1L, mask_1L)
+
+    @torch.no_grad()
+    def _refresh_conditioner(self) -> None:
+        """Give the rollout's conditioner the trained weights; every rank gathers all of them."""
+        if self.encoder is None or not self._encoder_trains:
+            return
+        module = self.encoder.module
+        reshard(module)
+        gathered = {plain_name(name): full_tensor(tensor).cpu() for name, tensor in module.state_dict().items()}
+        merged = merged_state(gathered, lora_scalings(module))
+        prefix = next(name for name, part in module.named_modules() if part is language_stack(module.model)) + "."
+        state = {name.removeprefix(prefix): tensor for name, tensor in merged.items() if name.startswith(prefix)}
+        self.rollout.conditions.conditioner.language_model.load_state_dict(state, strict=True)
+        self.rollout.conditions.forget()

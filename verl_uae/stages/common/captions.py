@@ -1,0 +1,238 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Captions of a frozen captioner: written in the policy workers, once per image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from cachetools import LRUCache
+from PIL import Image
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+from verl_uae.caption_server.engine import CaptionEngine
+from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, CaptionResult
+from verl_uae.chain.conditioner import Conditioner, language_stack
+from verl_uae.chain.records import CaptionState, source_image
+from verl_uae.checkpoints.load import load_processor
+from verl_uae.data.images import image_digest
+from verl_uae.errors import DataError
+from verl_uae.seeding import derive_seed
+
+logger = logging.getLogger(__name__)
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """How messages become prompts; the defaults are verl's."""
+
+    chat_template: str | None = None
+    """Instead of the processor's own: ``actor_rollout_ref.model.custom_chat_template``."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the template: ``data.apply_chat_template_kwargs``."""
+    processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the processor: ``data.mm_processor_kwargs``."""
+
+
+class PromptTokens:
+    """Messages -> prompt ids and resized pictures, by the calls verl's agent loops make.
+
+    A captioner trained through those loops sees the very same prompt here: same template, same resizing of pictures.
+
+    Args:
+        processor: of the captioner.
+        model_type: ``model_type`` of its config; verl chooses the token builder by it.
+        settings: see there.
+    """
+
+    def __init__(self, processor: Any, model_type: str, settings: PromptSettings) -> None:
+        template = settings.chat_template or processor.chat_template or processor.tokenizer.chat_template
+        processor.chat_template = template
+        self.patch_size = processor.image_processor.patch_size
+        self.processor_kwargs = dict(settings.processor_kwargs)
+        self.builder = create_continuous_token_builder(
+            processor.tokenizer,
+            hf_model_type=model_type,
+            chat_template_kwargs=dict(settings.template_kwargs),
+            mm_processor_kwargs=self.processor_kwargs,
+            processor=processor,
+        )
+
+    def __call__(self, messages: Messages) -> tuple[list[int], list[Image.Image]]:
+        """Prompt ids with image placeholders expanded, and the pictures as the image processor takes them.
+
+        Raises:
+            DataError: the prompt has a video.
+        """
+        from qwen_vl_utils import process_vision_info
+
+        turns = [dict(message) for message in messages]
+        images, videos = process_vision_info(turns, image_patch_size=self.patch_size, return_video_metadata=True)
+        if videos:
+            raise DataError("prompt", None, "has a video; the captioner takes pictures only")
+        return list(self.builder.build_initial_tokens(turns, images=images)), list(images or ())
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionSettings:
+    """How captions are written."""
+
+    seed: int
+    """Run seed."""
+    prompt_length: int
+    """Longest prompt, tokens."""
+    response_length: int
+    """Longest caption, tokens, end of sequence included."""
+    do_sample: bool = False
+    """Greedy otherwise."""
+    temperature: float = 1.0
+    """Of sampled captions, above 0."""
+    batch_size: int = 16
+    """Captions generated together."""
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+
+
+class EncoderCaptions:
+    """The captioner in this process.
+
+    Args:
+        path: transformers folder or hub id of a Qwen2.5-VL.
+        settings: how captions are written.
+        dtype: of the weights.
+        device: of the model.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        settings: CaptionSettings,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.settings = settings
+        self.engine = CaptionEngine(
+            path,
+            settings.prompt_length,
+            settings.response_length,
+            dtype=dtype,
+            device=device,
+            max_batch_size=settings.batch_size,
+            prefill_batch_size=min(8, settings.batch_size),
+        )
+        processor = load_processor(path)
+        self.prompt_tokens = PromptTokens(processor, self.engine.config.model_type, settings.prompt)
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the weights."""
+        self.engine.to(device)
+
+    def shared_conditioner(self, *, length: int, role: str) -> Conditioner:
+        """A conditioner on the captioner's own language model, so that its weights are in memory once."""
+        conditioner = Conditioner(language_stack(self.engine.model), self.engine.tokenizer, length=length, role=role)
+        return conditioner.eval().requires_grad_(False)
+
+    def write(self, prompts: Sequence[Messages]) -> list[CaptionState]:
+        """One caption per prompt; one that cannot be written has a status and a reason instead.
+
+        A caption depends on its image, prompt and seed, not on the others.
+
+        Raises:
+            FloatingPointError: the model's logits are not finite, which is no picture's fault.
+        """
+        states: list[CaptionState | None] = [None] * len(prompts)
+        requests: list[CaptionRequest] = []
+        asked: list[tuple[int, str]] = []
+        for position, messages in enumerate(prompts):
+            digest = ""
+            try:
+                image = source_image(messages).convert("RGB")
+                digest = image_digest(image)
+                requests.append(self._request(messages, digest))
+                asked.append((position, digest))
+            except Exception as error:
+                # Fault boundary of one caption: whatever its prompt raises costs that caption.
+                states[position] = failed_caption(digest, f"caption: {type(error).__name__}: {error}")
+        for (position, digest), result in zip(asked, self.engine.generate(requests), strict=True):
+            states[position] = self._state(result, digest)
+        return [state for state in states if state is not None]
+
+    def _request(self, messages: Messages, digest: str) -> CaptionRequest:
+        ids, images = self.prompt_tokens(messages)
+        settings = self.settings
+        return CaptionRequest(
+            prompt_ids=ids,
+            seed=derive_seed(settings.seed, "u4g caption", digest),
+            images=images,
+            temperature=settings.temperature if settings.do_sample else 0.0,
+            processor_kwargs=self.prompt_tokens.processor_kwargs,
+            request_id=digest[:12],
+        )
+
+    def _state(self, result: CaptionResult | CaptionRequestError, digest: str) -> CaptionState:
+        if isinstance(result, CaptionRequestError):
+            return failed_caption(digest, f"caption: {result}")
+        ids = result.token_ids
+        tokenizer = self.engine.tokenizer
+        return CaptionState(
+            caption=tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            digest=digest,
+            status="ok",
+            reason="",
+            cut=len(ids) >= self.settings.response_length and ids[-1] not in self.engine.eos_token_ids,
+            tokens=len(ids),
+        )
+
+
+def failed_caption(digest: str, reason: str) -> CaptionState:
+    """The state of an image without caption."""
+    logger.warning("%s", reason)
+    return CaptionState(caption="", digest=digest, status="error", reason=reason, cut=False, tokens=0)
+
+
+def column_caption(messages: Messages, extra_info: Mapping[str, Any]) -> CaptionState:
+    """The caption that a dataset row brings as ``extra_info.caption``."""
+    digest = ""
+    try:
+        digest = image_digest(source_image(messages).convert("RGB"))
+    except (DataError, OSError, SyntaxError, ValueError) as error:
+        # No picture, or what Pillow raises on a damaged one.
+        return failed_caption(digest, f"caption: {type(error).__name__}: {error}")
+    caption = extra_info.get("caption")
+    if not isinstance(caption, str) or not caption.strip():
+        row = extra_info.get("index", "?")
+        return failed_caption(digest, f"row {row} has no extra_info.caption (uae.policy.captions.source=column)")
+    text = caption.strip()
+    return CaptionState(caption=text, digest=digest, status="ok", reason="", cut=False, tokens=len(text.split()))
+
+
+class CaptionCache:
+    """Captions by the digest of their image and the text of their prompt; the least recently used go first.
+
+    Args:
+        max_captions: how many are kept.
+    """
+
+    def __init__(self, max_captions: int) -> None:
+        self.hits = self.misses = 0
+        self._states: LRUCache[Any, CaptionState] = LRUCache(max_captions)
+
+    def get(self, name: Any) -> CaptionState | None:
+        """The caption of a name, if it is kept."""
+        state = self._states.get(name)
+        if state is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return state
+
+    def put(self, name: Any, state: CaptionState) -> None:
+        """Keep a caption; one that failed is not kept, so it is tried again."""
+        if state["status"] == "ok":
+            self._states[name] = state

@@ -1,0 +1,231 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What pre-training and cold start share: pairs of picture and caption, one update per batch, and their validation."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transfer_queue import KVBatchMeta
+from verl.single_controller.ray import RayResourcePool
+from verl.utils.debug import marked_timer
+
+from verl_uae.chain.draw import PolicySource
+from verl_uae.chain.reconstruct import encode_jpeg
+from verl_uae.config.validate_supervised import is_shards
+from verl_uae.data.buckets import Buckets, BucketSampler
+from verl_uae.data.images import to_tensor
+from verl_uae.data.pairs import Pair, PairRows
+from verl_uae.data.rows import CheckSettings
+from verl_uae.data.schema import make_prompt
+from verl_uae.data.shards import PairShards
+from verl_uae.engines.decoder_metrics import policy_metrics
+from verl_uae.errors import ConfigError, DataError
+from verl_uae.stages.common.group import DecoderTrainingGroup
+from verl_uae.stages.common.length import cover_steps
+from verl_uae.stages.common.outcomes import LosingSamples
+from verl_uae.stages.common.panel import PanelRow, PanelWriter
+from verl_uae.stages.common.standalone import StandaloneTrainer
+from verl_uae.stages.common.supervisor import Supervisor
+from verl_uae.stages.common.worker import DecoderTrainingWorker
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+#: Micro-batches that every rank gets at once, between two moments at which a validation can be stopped.
+MICRO_BATCHES = 8
+
+_Item = TypeVar("_Item")
+
+
+class PairValidation(LosingSamples):
+    """Mixin of trainers with decoder workers."""
+
+    config: DictConfig
+    global_steps: int
+    panels: PanelWriter
+    policy: Any
+    logger: Any
+    supervisor: Supervisor
+
+    def in_parts(self, items: Sequence[_Item]) -> Iterator[tuple[int, Sequence[_Item]]]:
+        """Number of the first, and items, of what the ranks get at once: whole micro-batches of each, but at the end.
+
+        Raises:
+            StoppedError: the run was asked to stop.
+        """
+        size = MICRO_BATCHES * self.policy.ranks * self.config.uae.policy.micro_batch_size
+        for first in range(0, len(items), size):
+            self.supervisor.boundary(f"validation, pair {first} of {len(items)}")
+            yield first, items[first : first + size]
+
+    def validate_pictures(self, sources: Sequence[PolicySource]) -> dict[str, float]:
+        """Mean reward and terms of the pictures that have one, share without, and a panel of the first."""
+        probes = min(self.config.uae.panel.probes, len(sources))
+        outcomes: list[dict[str, Any]] = []
+        for first, part in self.in_parts(sources):
+            outcomes += self.policy.evaluate(part, max(0, probes - first))
+        self.losses.tell(outcomes)
+        columns: dict[str, list[float]] = defaultdict(list)
+        for entry in outcomes:
+            if entry["status"] == "ok":
+                columns["reward"].append(entry["value"])
+                for term, value in entry["terms"].items():
+                    columns[f"term_{term}"].append(value)
+        metrics = {f"val-aux/{name}/mean": sum(values) / len(values) for name, values in columns.items()}
+        if "reward" in columns:
+            metrics["val-core/reward/mean"] = metrics.pop("val-aux/reward/mean")
+        metrics["val-aux/uae/invalid_frac"] = sum(entry["status"] != "ok" for entry in outcomes) / len(outcomes)
+        decoder = self.config.uae.decoder
+        rows = [
+            PanelRow(
+                encode_jpeg(to_tensor([source.image], (decoder.height, decoder.width))[0]),
+                source.caption,
+                entry["picture"],
+                entry["value"],
+                dict(entry["terms"]),
+            )
+            for source, entry in zip(sources, outcomes, strict=True)
+            if entry["picture"]
+        ]
+        if rows:
+            self.panels.write(self.global_steps, rows, self.logger)
+        return metrics
+
+
+class PairTrainer(PairValidation, StandaloneTrainer):
+    """What pre-training and cold start share: pairs from parquet rows or tar shards, one update per batch."""
+
+    worker: type[DecoderTrainingWorker]
+    _rows: PairRows | None = None
+    """The training pairs; None where they are a stream."""
+
+    def start_workers(self, pool: RayResourcePool) -> None:
+        """The decoder's workers."""
+        self.policy = DecoderTrainingGroup(self.worker, self.config, pool, self.total_training_steps)
+        self.policy.wait_until_loaded()
+
+    def _init_dataloader(self) -> None:
+        data, trainer = self.config.data, self.config.trainer
+        settings = CheckSettings.from_config(data)
+        self.buckets = Buckets.from_config(self.config)
+        files: Any = OmegaConf.to_object(data.train_files) if OmegaConf.is_list(data.train_files) else data.train_files
+        self.train_dataloader: StatefulDataLoader[list[Pair]]
+        if is_shards(data.train_files):
+            shards = PairShards(
+                files, self.buckets, data.train_batch_size, seed=data.seed, shuffle=data.shuffle, settings=settings
+            )
+            # A worker without a shard would have nothing to do.
+            workers = min(data.dataloader_num_workers, len(shards.urls))
+            self.train_dataloader = StatefulDataLoader(shards, batch_size=None, num_workers=workers)
+            # A stream has no end.
+            self.steps_per_epoch = self.total_training_steps = count = trainer.total_training_steps
+        else:
+            limit = data.get("train_max_samples", -1)
+            rows = PairRows(files, settings, max_samples=limit, shuffle=data.shuffle, seed=data.seed)
+            buckets = [self.buckets.bucket_of(*size) for size in rows.sizes]
+            sampler = BucketSampler(buckets, data.train_batch_size, seed=data.seed, shuffle=data.shuffle)
+            self.train_dataloader = StatefulDataLoader(
+                rows,
+                batch_size=data.train_batch_size,
+                sampler=sampler,
+                num_workers=data.dataloader_num_workers,
+                collate_fn=list,
+                drop_last=True,
+            )
+            self.steps_per_epoch = len(sampler) // data.train_batch_size
+            logger.info("%d pairs, of which an epoch leaves out %d that fill no batch", len(rows), sampler.dropped)
+            self.total_training_steps = trainer.total_training_steps or self.steps_per_epoch * trainer.total_epochs
+            count = len(rows)
+            self._rows = rows
+        cover_steps(self.config, self.total_training_steps, self.steps_per_epoch, count)
+        self.validation_pairs = PairRows(data.val_files, settings, max_samples=data.get("val_max_samples", -1))
+        self._batches: Iterator[list[Pair]] | None = None
+
+    def training_prompts(self) -> Iterable[Any]:
+        """Prompts of the rows, and that of pairs without one: all of a stream."""
+        found = [None] if self._rows is None else self._rows.frame.column(self._rows.door.prompt_key)
+        return (prompt or make_prompt() for prompt in found)
+
+    def next_pairs(self) -> list[Pair]:
+        """The next batch; a new epoch begins where one ends."""
+        if self._batches is None:
+            self._batches = iter(self.train_dataloader)
+        pairs = next(self._batches, None)
+        if pairs is None:
+            self._batches = iter(self.train_dataloader)
+            pairs = next(self._batches, None)
+        if pairs is None:
+            raise ConfigError("data.train_files", "there is no whole batch of one bucket; lower data.train_batch_size")
+        return pairs
+
+    def held_out_pairs(self) -> list[Pair]:
+        """All of the validation file, in order."""
+        return [self.validation_pairs[index] for index in range(len(self.validation_pairs))]
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        """One batch.
+
+        Raises:
+            DataError: too many of its pairs cannot be used; the update has left them out.
+        """
+        pairs = self.next_pairs()
+        size = self.buckets.bucket_of(pairs[0].width, pairs[0].height)
+        with marked_timer("learn", timing_raw), self.updating():
+            answers = self.policy.call("learn", ray.put(pairs), size, self.global_steps)
+        self._check([problem for _, problems in answers for problem in problems], len(pairs), metrics)
+        metrics.update(policy_metrics([answers[0][0]]))
+        metrics["pairs/height"], metrics["pairs/width"] = float(size[0]), float(size[1])
+        return self.step_keys([f"{self.global_steps}_{number}_0" for number in range(len(pairs))])
+
+    def _check(self, problems: Sequence[str], count: int, metrics: dict) -> None:
+        metrics["pairs/invalid_frac"] = len(problems) / count
+        for problem in problems:
+            logger.warning("step %d: a pair is left out: %s", self.global_steps, problem)
+        limit = self.config.uae.reward.max_invalid_fraction
+        if len(problems) > limit * count or len(problems) == count:
+            raise DataError(
+                "batch",
+                None,
+                f"{len(problems)} of {count} pairs cannot be used, more than uae.reward.max_invalid_fraction={limit}; "
+                f"first: {problems[0]}",
+            )
+
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
+    ) -> None:
+        metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
+        metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
+        metrics["pairs/per_second"] = len(batch.keys) / timing_raw["step"]
+        logger.info(
+            "step %d/%d: loss %.4f, grad norm %.2g, %d pairs of %dx%d in %.1f s",
+            global_steps,
+            self.total_training_steps,
+            metrics["policy/loss/mean"],
+            metrics["policy/grad_norm"],
+            len(batch.keys),
+            metrics["pairs/height"],
+            metrics["pairs/width"],
+            timing_raw["step"],
+        )
+
+
+def policy_sources_of_pairs(pairs: Sequence[Pair]) -> list[PolicySource]:
+    """Pairs as what the decoder's workers draw and score; one that does not decode has no score."""
+    sources = []
+    for pair in pairs:
+        row = {"data_source": "pairs", "ground_truth": None, "extra_info": {"caption": pair.caption}}
+        try:
+            sources.append(PolicySource(pair.decode(), pair.identity, pair.caption, row=row))
+        except DataError as error:
+            blank = Image.new("RGB", (1, 1))
+            sources.append(PolicySource(blank, pair.identity, pair.caption, str(error), "error", row))
+    return sources

@@ -1,0 +1,132 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a trainer makes of its rewards over the run: normalised terms, and the watch over the held-out ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from verl_uae.chain.records import Outcome
+from verl_uae.checkpoints.names import SIGNALS_FILE
+from verl_uae.errors import CheckpointError
+from verl_uae.reward.build import build_composition, build_tripwire
+from verl_uae.stages.common.group_rewards import GroupRewards
+from verl_uae.stages.common.outcomes import LosingSamples
+
+
+class StageSignals:
+    """Running statistics of the rewards of one stage.
+
+    Args:
+        config: the composed configuration.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.composition = build_composition(config)
+        self.tripwire = build_tripwire(config)
+
+    def recompose(self, outcomes: Sequence[Outcome], groups: Sequence[str]) -> list[Outcome]:
+        """The outcomes with the value that trains: the same ones where no term is normalised.
+
+        Takes the batch into the running statistics first.
+
+        Args:
+            outcomes: of all samples of a step.
+            groups: group of each sample.
+        """
+        if not self.composition.active:
+            return list(outcomes)
+        valid = [(entry["terms"], group) for entry, group in zip(outcomes, groups, strict=True) if _ok(entry)]
+        self.composition.learn([terms for terms, _ in valid])
+        values = iter(self.composition.values([terms for terms, _ in valid], [group for _, group in valid]))
+        return [{**entry, "value": next(values)} if _ok(entry) else entry for entry in outcomes]
+
+    def metrics(self, outcomes: Sequence[Outcome], logged: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of a step, and the tripwire's look at it.
+
+        Args:
+            outcomes: as the scorer gave them, before :meth:`recompose`.
+            logged: metrics of the step so far, with the means of the terms.
+        """
+        values = [entry["value"] for entry in outcomes if entry["value"] is not None]
+        mean = sum(values) / len(values) if values else None
+        found = {} if mean is None or not self.composition.active else {"reward/plain_sum/mean": mean}
+        if self.tripwire is not None:
+            means = {
+                name.removeprefix("reward/").removesuffix("/mean"): value
+                for name, value in logged.items()
+                if name.startswith("reward/") and name.endswith("/mean")
+            }
+            flags = self.tripwire.update(mean, means)
+            found.update({f"reward/tripwire/{label}": flag for label, flag in flags.items()})
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        watch = None if self.tripwire is None else self.tripwire.state_dict()
+        return {"moments": self.composition.state_dict(), "tripwire": watch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.composition.load_state_dict(state["moments"])
+        if self.tripwire is not None and state["tripwire"] is not None:
+            self.tripwire.load_state_dict(state["tripwire"])
+
+
+def _ok(entry: Outcome) -> bool:
+    return entry["status"] == "ok"
+
+
+class RewardSignals(LosingSamples):
+    """Mixin of trainers that reward: groupwise terms, and one :class:`StageSignals` per stage, kept in checkpoints."""
+
+    config: DictConfig
+    _stages: dict[str, StageSignals] | None = None
+
+    @functools.cached_property
+    def group_rewards(self) -> GroupRewards:
+        """The groupwise terms, the same for every stage."""
+        return GroupRewards(self.config)
+
+    def signals(self, stage: str) -> StageSignals:
+        """Those of a stage, built at the first question; g4u and u4g draw differently and are not mixed."""
+        if self._stages is None:
+            self._stages = {}
+        if stage not in self._stages:
+            self._stages[stage] = StageSignals(self.config)
+        return self._stages[stage]
+
+    def side_state(self) -> dict:
+        """The statistics, as plain data of its own."""
+        return json.loads(json.dumps({stage: signals.state_dict() for stage, signals in (self._stages or {}).items()}))
+
+    def restore_side_state(self, state: dict) -> None:
+        """Inverse of :meth:`side_state`."""
+        self._stages = None
+        for stage, found in state.items():
+            self.signals(stage).load_state_dict(found)
+
+    def save_signals(self, folder: Path) -> None:
+        """Write the statistics into a step folder."""
+        (folder / SIGNALS_FILE).write_text(json.dumps(self.side_state(), allow_nan=False), encoding="utf-8")
+
+    def load_signals(self, folder: Path) -> None:
+        """Inverse of :meth:`save_signals`; a folder without the file leaves them fresh.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        path = folder / SIGNALS_FILE
+        if not path.is_file():
+            return
+        try:
+            for stage, state in json.loads(path.read_text(encoding="utf-8")).items():
+                self.signals(stage).load_state_dict(state)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(path, f"cannot be read: {error}") from error

@@ -1,0 +1,185 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The agent loop ``uae_caption``: one caption per session, seeded by name, failures as data."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from cachetools import FIFOCache
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+from verl_uae.chain.records import (
+    CaptionState,
+    chain_request,
+    dataset_row,
+    failed_outcome,
+    is_probe,
+    prompt_text,
+    source_image,
+)
+from verl_uae.data.images import image_digest
+from verl_uae.seeding import derive_seed
+from verl_uae.stages.g4u.stream import stream_client
+
+logger = logging.getLogger(__name__)
+
+#: Key under ``actor_rollout_ref.rollout.custom`` with the Ray name of the streamed schedule's dispatcher.
+STREAM_DISPATCHER = "uae_stream_dispatcher"
+#: And whether reconstructions are sent back, for groupwise rewards.
+STREAM_RECONSTRUCTIONS = "uae_keep_reconstructions"
+
+
+class PromptCache:
+    """Prompts of the images being captioned: concurrent requests for one wait for the first.
+
+    Lives on the event loop of one agent-loop worker.
+
+    Args:
+        max_prompts: how many are kept; the oldest go first.
+    """
+
+    def __init__(self, max_prompts: int) -> None:
+        self._tasks: FIFOCache[Any, asyncio.Task[Any]] = FIFOCache(max_prompts)
+
+    async def get(self, name: Any, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """The prompt of a name, made by ``make`` if it is not there; a failure is not kept."""
+        task = self._tasks.get(name)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(make())
+            self._tasks[name] = task
+        try:
+            return await asyncio.shield(task)
+        except BaseException:
+            if task.done() and self._tasks.get(name) is task:
+                del self._tasks[name]
+            raise
+
+
+@register("uae_caption")
+class CaptionAgentLoop(SingleTurnAgentLoop):
+    """Captions an image with verl's single-turn loop.
+
+    Differs from it in three ways: each request has its own derived seed (verl gives every request of a replica the
+    same one under full determinism); a caption that fails or takes too long becomes a masked sample with a status
+    instead of a hole in the group; in the streamed schedule the caption goes straight to a decoder.
+    """
+
+    _prompts = PromptCache(max_prompts=256)
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        digest = ""
+        try:
+            digest = image_digest(source_image(kwargs["raw_prompt"]).convert("RGB"))
+            self._prompt_name = (digest, prompt_text(kwargs["raw_prompt"]))
+            params = self._seeded(sampling_params, digest, kwargs)
+            output = await asyncio.wait_for(super().run(params, **kwargs), self.config.uae.rollout.timeout_s)
+        except asyncio.TimeoutError:
+            output = self._failed(digest, "timeout", f"no caption in {self.config.uae.rollout.timeout_s} s", kwargs)
+        except Exception as error:
+            # Fault boundary: whatever one caption raises costs that caption, counted and named.
+            logger.warning("caption of row %s failed: %s: %s", kwargs.get("index"), type(error).__name__, error)
+            output = self._failed(digest, "error", f"caption: {type(error).__name__}: {error}", kwargs)
+        else:
+            forbidden = self._vision_ids.intersection(output.response_ids)
+            if forbidden:
+                # The model's next forward pass would take the token for a picture that is not there.
+                output = self._failed(digest, "error", f"caption: sampled vision tokens {sorted(forbidden)}", kwargs)
+            else:
+                output.extra_fields["uae"] = self._state(output, digest)
+        # The schema of a batch must be the same for every sample.
+        output.extra_fields.setdefault("uae_outcome", None)
+        if self._dispatcher:
+            output.extra_fields["uae_outcome"] = await self._stream(output.extra_fields["uae"], kwargs)
+        return output
+
+    async def ct_build_initial_tokens(
+        self, messages: list[dict], *args: Any, mm_inputs_out: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[int]:
+        """verl's prompt building, once per image instead of once per caption of it."""
+        build = super().ct_build_initial_tokens
+
+        async def make() -> tuple[list[int], dict[str, Any]]:
+            inputs: dict[str, Any] = {}
+            return await build(messages, *args, mm_inputs_out=inputs, **kwargs), inputs
+
+        ids, inputs = await self._prompts.get(self._prompt_name, make)
+        if mm_inputs_out is not None:
+            mm_inputs_out.update(inputs)
+        return list(ids)
+
+    @property
+    def _vision_ids(self) -> frozenset[int]:
+        """Tokens that stand for pictures and videos."""
+        ids = (getattr(self.processor, f"{kind}_token_id", None) for kind in ("image", "video"))
+        return frozenset(int(token) for token in ids if token is not None)
+
+    @property
+    def _dispatcher(self) -> str | None:
+        name = (self.rollout_config.get("custom") or {}).get(STREAM_DISPATCHER)
+        return None if name is None else str(name)
+
+    def _seeded(self, sampling_params: dict[str, Any], digest: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if not self.config.uae.rollout.seeded:
+            return sampling_params
+        step, member = int(kwargs["global_steps"]), int(kwargs["session_id"])
+        return {**sampling_params, "seed": derive_seed(self.config.uae.seed, "caption", step, digest, member)}
+
+    def _state(self, output: AgentLoopOutput, digest: str) -> CaptionState:
+        ids = output.response_ids
+        return CaptionState(
+            caption=self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            digest=digest,
+            status="ok",
+            reason="",
+            cut=len(ids) >= self.response_length and ids[-1] != self.tokenizer.eos_token_id,
+            tokens=len(ids),
+        )
+
+    def _failed(self, digest: str, status: str, reason: str, kwargs: dict[str, Any]) -> AgentLoopOutput:
+        """A sample of one masked token that carries the reason."""
+        eos = self.tokenizer.eos_token_id
+        step = int(kwargs["global_steps"])
+        state = CaptionState(caption="", digest=digest, status=status, reason=reason, cut=False, tokens=0)
+        return AgentLoopOutput(
+            prompt_ids=[eos],
+            response_ids=[eos],
+            response_mask=[0],
+            response_logprobs=[0.0] if self.rollout_config.calculate_log_probs else None,
+            multi_modal_data={},
+            num_turns=2,
+            metrics={},
+            extra_fields={
+                "global_steps": step,
+                "min_global_steps": step,
+                "max_global_steps": step,
+                "turn_scores": [],
+                "tool_rewards": [],
+                "uae": state,
+            },
+        )
+
+    async def _stream(self, state: CaptionState, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if state["status"] != "ok":
+            return dict(failed_outcome(state["status"], state["reason"]))
+        settings = self.config.uae
+        row = dataset_row(kwargs)
+        request = chain_request(
+            kwargs["raw_prompt"],
+            state,
+            row,
+            seed=settings.seed,
+            step=int(kwargs["global_steps"]),
+            want_picture=row["extra_info"].get("split") == "val" and is_probe(row["extra_info"], settings.panel.probes),
+            want_reconstruction=bool((self.rollout_config.get("custom") or {}).get(STREAM_RECONSTRUCTIONS)),
+        )
+        assert self._dispatcher
+        answer = stream_client(self._dispatcher).score(request)
+        try:
+            return dict(await asyncio.wait_for(answer, settings.decoder.timeout_s))
+        except asyncio.TimeoutError:
+            return dict(failed_outcome("timeout", f"no reconstruction in {settings.decoder.timeout_s} s"))

@@ -1,0 +1,362 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Generation for Understanding: GRPO on the captioner, rewarded by what a frozen decoder redraws."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from omegaconf import DictConfig, open_dict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.utils.debug import marked_timer
+
+import verl_uae.stages.g4u.advantage  # noqa: F401  registers uae_grpo
+from verl_uae.chain.records import dataset_row, source_image
+from verl_uae.checkpoints.steps import unmark, verl_keeps_all
+from verl_uae.config.path_keys import resolve_paths
+from verl_uae.config.run_lock import hold
+from verl_uae.config.validate import validate
+from verl_uae.errors import describe
+from verl_uae.stages.common.group import DecoderTrainingGroup
+from verl_uae.stages.common.group_rewards import Member
+from verl_uae.stages.common.length import cover_steps
+from verl_uae.stages.common.outcomes import outcome_metrics, usable_members, validation_info
+from verl_uae.stages.common.panel import PanelRow, PanelWriter
+from verl_uae.stages.common.signals import RewardSignals
+from verl_uae.stages.common.supervised import SupervisedTrainer
+from verl_uae.stages.common.supervisor import Supervisor
+from verl_uae.stages.g4u.advantage import SETTINGS_KEY
+from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, STREAM_RECONSTRUCTIONS
+from verl_uae.stages.g4u.batch import canonical_order, fetch, select, split_key, store
+from verl_uae.stages.g4u.decoder_group import DecoderGroup
+from verl_uae.stages.g4u.decoders import DecoderMixin
+from verl_uae.stages.g4u.timing import caption_seconds, chain_timing, overhead_metrics, progress_line
+from verl_uae.stages.g4u.worker import CaptionerWorker
+from verl_uae.waiting import saying
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+#: Seconds beyond the deadlines of captions before the wait for them ends.
+CAPTION_SLACK_S = 60.0
+
+
+class _NothingTrainsError(Exception):
+    """No sample of ``batch`` trains; ends a step's work on log-probabilities and advantages, never the step."""
+
+    def __init__(self, batch: KVBatchMeta) -> None:
+        super().__init__()
+        self.batch = batch
+
+
+class BatchRewards:
+    """Stands where verl keeps its reward loop: says that rewards come batch-wise, after sampling."""
+
+    reward_loop_worker_handles = None
+
+
+class SupervisedCaptions:
+    """verl's replay buffer, whose wait for captions has an end.
+
+    Every caption has a deadline, but in the agent-loop worker that writes it, which may be what hangs.
+
+    Args:
+        buffer: verl's.
+        settings: section ``uae``.
+        supervisor: gives the run's.
+    """
+
+    def __init__(self, buffer: Any, settings: DictConfig, supervisor: Callable[[], Supervisor]) -> None:
+        self._buffer = buffer
+        self._supervisor = supervisor
+        streamed = settings.decoder.schedule == "streamed"
+        self._key = "uae.rollout.timeout_s" + (" + uae.decoder.timeout_s" if streamed else "")
+        self._limit_s = settings.rollout.timeout_s + (settings.decoder.timeout_s if streamed else 0.0)
+        self.waiting = False
+        """Whether captions are being written, or were when the wait ended badly."""
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        """See verl's."""
+        self.waiting = True
+        with self._supervisor().phase("the captions", self._limit_s + CAPTION_SLACK_S, f"{self._key} + slack"):
+            answer = self._buffer.sample(*args, **kwargs)
+        self.waiting = False
+        return answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._buffer, name)
+
+
+@register_trainer("uae_g4u")
+class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync):
+    """verl's synchronous GRPO trainer with the chain as its reward."""
+
+    # Set by verl.
+    global_steps: int
+    total_training_steps: int
+    resource_pool_manager: Any
+
+    def __init__(self, config: DictConfig) -> None:
+        resolve_paths(config)
+        validate(config)
+        hold(Path(config.trainer.default_local_dir))
+        super().__init__(config)
+        self.keep_configuration()
+        self.keep_metrics()
+        self.panels = PanelWriter(config.uae.panel.dir)
+        self._fetched_rows = 0
+
+    # ---------------------------------------------------------------- set-up
+
+    def _init_dataloader(self) -> None:
+        with saying("data.train_files and data.val_files to be read and checked"):
+            super()._init_dataloader()
+        cover_steps(self.config, self.total_training_steps, self.steps_per_epoch, len(self.train_dataset))
+
+    def _build_replay_buffer(self) -> Any:
+        # verl compares the mode with the literal "sync" in six places; under any other name a trainer silently
+        # gets the asynchronous replay buffer and checkpoint layout.
+        self.trainer_mode = "sync"
+        replay_buffer = super()._build_replay_buffer()
+        replay_buffer.poll_interval = self.config.uae.rollout.poll_interval_s
+        return SupervisedCaptions(replay_buffer, self.config.uae, lambda: self.supervisor)
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in self.role_worker_mapping:
+            self.role_worker_mapping[role] = ray.remote(CaptionerWorker)
+        # A caption server measures the memory of its GPU when it is created, a little later: what comes or goes then it
+        # takes for its own. What stays must be there, and what is moved off must be gone.
+        for group in self._start_workers():
+            group.wait_until_loaded()
+
+    def _start_workers(self) -> list[DecoderGroup | DecoderTrainingGroup]:
+        """Start the workers beside verl's own; they load side by side."""
+        self.resource_pool_manager = self.start_decoders(self.resource_pool_manager)
+        return [self.decoders]
+
+    def _setup(self) -> None:
+        with saying("captioner, caption server and decoders to be placed and loaded"):
+            super()._setup()
+        self.reward_loop_manager = BatchRewards()
+        reward = self.config.uae.reward
+        with open_dict(self.config):
+            self.config.algorithm[SETTINGS_KEY] = {"min_std": reward.min_std, "std": reward.advantage_std}
+        if self.streamed:
+            with open_dict(self.config):
+                custom = dict(self.config.actor_rollout_ref.rollout.get("custom") or {})
+                custom[STREAM_DISPATCHER] = self.decoders.start_dispatcher()
+                custom[STREAM_RECONSTRUCTIONS] = self.group_rewards.active
+                self.config.actor_rollout_ref.rollout.custom = custom
+
+    def _fetch_one_gen_batch(self) -> Any:
+        batch = super()._fetch_one_gen_batch()
+        # verl's uid is random; a counted one makes the order of a batch, and so its sums, repeatable. It must not
+        # contain "_", which separates uid, session and output in a key.
+        start = self._fetched_rows
+        self._fetched_rows += len(batch)
+        for offset in range(len(batch)):
+            batch["uid"][offset] = f"s{self.global_steps:08d}r{start + offset:010d}"
+        return batch
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _save_checkpoint(self) -> None:
+        with self.saving():
+            unmark(self._step_folder())
+            with verl_keeps_all(self.config):
+                super()._save_checkpoint()
+            self.save_signals(self._step_folder())
+            self._finish_step()
+
+    def _load_checkpoint(self) -> None:
+        self._resume_folder()
+        super()._load_checkpoint()
+        if self.global_steps > 0:
+            self.load_signals(self._resumed_folder())
+
+    def _resumed_folder(self) -> Path:
+        """The step folder a run goes on from, which need not be one of its own."""
+        trainer = self.config.trainer
+        return Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else self._step_folder()
+
+    # ---------------------------------------------------------------- supervision
+
+    def watched(self) -> Iterator[tuple[str, Any]]:
+        """The captioner's ranks and everything that captions pass through."""
+        for rank, worker in enumerate(self.actor_rollout_wg.workers):
+            yield f"captioner rank {rank}", worker
+        for number, worker in enumerate(self.agent_loop_manager.agent_loop_workers):
+            yield f"agent-loop worker {number}", worker
+        for replica in self.llm_server_manager.get_replicas():
+            for number, server in enumerate(replica.servers):
+                yield f"caption server {replica.replica_rank}.{number}", server
+
+    def trained_ranks(self) -> Iterator[Any]:
+        """The captioner's."""
+        yield from self.actor_rollout_wg.workers
+
+    def quieten(self) -> None:
+        """Make the caption servers give their memory back, where the step ended while they were writing."""
+        if not self.replay_buffer.waiting:
+            return
+        try:
+            self.checkpoint_manager.abort_replicas()
+            self.checkpoint_manager.sleep_replicas()
+        except ray.exceptions.RayError as error:
+            # A dead server holds no memory.
+            logger.warning("caption server: %s", describe(error))
+
+    def on_sample_end(self) -> None:
+        """A boundary: the captions are there, and the caption servers sleep."""
+        super().on_sample_end()
+        self.supervisor.boundary(f"the rewards of step {self.global_steps}")
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        with self.updating():
+            return super()._update_actor(batch, metrics=metrics)
+
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        """verl's, which would take means and extremes of nothing where no sample of a batch trains. There only the
+        updates come, so that the worker leaves them out, counts them and moves on in its schedule."""
+        try:
+            return super()._step_once(metrics, timing_raw, sample_batch_size)
+        except _NothingTrainsError as found:
+            logger.warning("step %d: no sample has a reward to be compared with; no update is made", self.global_steps)
+            with marked_timer("update_actor", timing_raw):
+                return self._update_actor(found.batch, metrics)
+
+    def _balance_batch(
+        self, batch: KVBatchMeta, metrics: dict, logging_prefix: str = "global_seqlen", keep_minibatch: bool = False
+    ) -> KVBatchMeta:
+        batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)
+        if not _trains(batch):
+            raise _NothingTrainsError(batch)
+        return batch
+
+    # ---------------------------------------------------------------- reward
+
+    def _compute_reward_colocate(self, batch: KVBatchMeta, metrics: dict | None = None) -> KVBatchMeta:
+        """Redraw and score a batch; verl calls it after sampling, in training and validation (metrics None)."""
+        batch = canonical_order(batch, fetch(batch, ["index"])["index"])
+        states = [extra["uae"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
+        validating = metrics is None
+        # The decoders keep their own time: they are waited for, killed and started again.
+        phase = self.supervisor.phase("decoding", math.inf, "uae.decoder.timeout_s")
+        if self.streamed:
+            with phase:
+                self.decoders.revive_returned()
+            outcomes = [extra["uae_outcome"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
+            seconds = {"decode": 0.0, "score": 0.0}
+        else:
+            probes = self.config.uae.panel.probes if validating else 0
+            keep = self.group_rewards.active and not validating
+            with phase:
+                outcomes, seconds = self.decoders.score(batch, step=self.global_steps, probes=probes, keep=keep)
+        self.supervisor.boundary(f"what follows the rewards of step {self.global_steps}")
+        self.losses.check(outcomes)
+        groups = [split_key(key)[0] for key in batch.keys]
+        if metrics is None:
+            return self._finish_validation(batch, outcomes, states)
+        if self.group_rewards.active:
+            with marked_timer("score", seconds):
+                outcomes = self.group_rewards.add(outcomes, self._members(batch, states, groups))
+            self.losses.check(outcomes)
+        signals, drawn = self.signals("g4u"), outcomes
+        outcomes = signals.recompose(drawn, groups)
+        self._mask(batch, outcomes, usable_members(outcomes, groups))
+        metrics.update(outcome_metrics(outcomes, states, groups, min_std=self.config.uae.reward.min_std))
+        metrics.update(signals.metrics(drawn, metrics))
+        self._chain_seconds = {"caption": caption_seconds(fetch(batch, ["metrics"])["metrics"]), **seconds}
+        metrics.update(chain_timing(self._chain_seconds, len(outcomes)))
+        return batch
+
+    def _members(self, batch: KVBatchMeta, states: list, groups: list[str]) -> list[Member]:
+        """What groupwise rewards see of a batch."""
+        columns = fetch(batch, ["raw_prompt", "data_source", "reward_model", "extra_info"])
+        members = []
+        for position, (state, group) in enumerate(zip(states, groups, strict=True)):
+            row = dataset_row({name: values[position] for name, values in columns.items()})
+            source = source_image(columns["raw_prompt"][position]).convert("RGB")
+            members.append(Member(group, source, state["caption"], row))
+        return members
+
+    def _mask(self, batch: KVBatchMeta, outcomes: list, usable: list[bool]) -> None:
+        """Write scores; samples that cannot train keep their row and lose every trained token."""
+        masks = fetch(batch, ["response_mask"])["response_mask"]
+        masks = [mask if keep else torch.zeros_like(mask) for mask, keep in zip(masks, usable, strict=True)]
+        scores = [last_token_score(mask, entry["value"]) for mask, entry in zip(masks, outcomes, strict=True)]
+        store(batch, {"rm_scores": scores, "response_mask": masks, "loss_mask": masks})
+        for tag, keep in zip(batch.tags, usable, strict=True):
+            # verl leaves padding rows out of its own metrics; a sample without reward must not count as 0 there.
+            if not keep:
+                tag["is_padding"] = True
+
+    def _finish_validation(self, batch: KVBatchMeta, outcomes: list, states: list) -> KVBatchMeta:
+        extras = fetch(batch, ["extra_fields"])["extra_fields"]
+        masks = fetch(batch, ["response_mask"])["response_mask"]
+        infos = [validation_info(entry, state) for entry, state in zip(outcomes, states, strict=True)]
+        extras = [{**extra, "reward_extra_info": info} for extra, info in zip(extras, infos, strict=True)]
+        scores = [last_token_score(mask, entry["value"]) for mask, entry in zip(masks, outcomes, strict=True)]
+        store(batch, {"rm_scores": scores, "extra_fields": extras})
+        self._collect_panel(batch, outcomes, states)
+        failed = [position for position, entry in enumerate(outcomes) if entry["status"] != "ok"]
+        self._validation_failures += len(failed)
+        self._validation_samples += len(outcomes)
+        if failed:
+            # A sample without reward would enter verl's mean as 0.
+            self.discard(select(batch, failed))
+        return select(batch, [position for position in range(len(outcomes)) if position not in set(failed)])
+
+    def _validate(self) -> dict[str, float]:
+        self._validation_failures = self._validation_samples = 0
+        self.panel_rows: list[PanelRow] = []
+        metrics = super()._validate()
+        metrics["val-aux/uae/invalid_frac"] = self._validation_failures / max(1, self._validation_samples)
+        if self.panel_rows:
+            self.panels.write(self.global_steps, self.panel_rows, self.logger)
+        self.note_validation(metrics)
+        return metrics
+
+    def _collect_panel(self, batch: KVBatchMeta, outcomes: list, states: list) -> None:
+        shown = [position for position, entry in enumerate(outcomes) if entry["picture"]]
+        if not shown:
+            return
+        messages = fetch(select(batch, shown), ["raw_prompt"])["raw_prompt"]
+        for position, message in zip(shown, messages, strict=True):
+            self.panel_rows.append(PanelRow.from_sample(message, states[position], outcomes[position]))
+
+    # ---------------------------------------------------------------- metrics
+
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
+    ) -> None:
+        if _trains(batch):
+            super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        else:
+            metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
+            metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
+        metrics.update(overhead_metrics(timing_raw, self._chain_seconds))
+        metrics["decoder/restarts"] = float(self.decoders.restarts)
+        logger.info("step %d/%d: %s", global_steps, self.total_training_steps, progress_line(metrics))
+
+
+def _trains(batch: KVBatchMeta) -> bool:
+    """Whether a sample of the batch trains; those that cannot are marked as padding."""
+    return not all(tag.get("is_padding", False) for tag in batch.tags)
+
+
+def last_token_score(response_mask: torch.Tensor, value: float | None) -> torch.Tensor:
+    """Token-level scores with the reward at the last token; all zero where there is none (its mask is zero too)."""
+    scores = torch.zeros(response_mask.shape, dtype=torch.float32)
+    if value is not None:
+        scores[-1] = value
+    return scores

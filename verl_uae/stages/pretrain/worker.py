@@ -1,0 +1,158 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The worker of decoder pre-training: pairs in, one optimiser update out.
+
+Shape legend: B pairs of this rank, S noise levels, L text positions, E language-model width, C h w latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from torch import Tensor
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id, get_device_name
+
+from verl_uae.data.buckets import HeightWidth
+from verl_uae.data.pairs import Pair
+from verl_uae.engines.decoder import DecoderEngine
+from verl_uae.engines.supervised import SupervisedOutput
+from verl_uae.flow.matching import NoiseDensity, flow_matching_loss, forward_noise
+from verl_uae.seeding import generator, normal
+from verl_uae.stages.common.decoder_build import build_rollout, decoder_shift
+from verl_uae.stages.common.worker import DecoderTrainingWorker
+from verl_uae.stages.pretrain.build import build_pair_encoder, density, supervised_worker_config
+
+
+class FlowMatching:
+    """The loss of a micro-batch; reads x0_BChw, noise_BChw, sigma_B and states_BLE."""
+
+    def __init__(self, density: NoiseDensity) -> None:
+        self.density = density
+
+    def __call__(self, engine: DecoderEngine, micro: TensorDict) -> SupervisedOutput:
+        """See :func:`~verl_uae.flow.matching.flow_matching_loss`."""
+        x_BChw = forward_noise(micro["x0_BChw"], micro["noise_BChw"], micro["sigma_B"])
+        velocity_BChw = engine.field(micro["states_BLE"])(x_BChw, micro["sigma_B"])
+        weight_B = self.density.weight(micro["sigma_B"])
+        loss_B = flow_matching_loss(velocity_BChw, micro["x0_BChw"], micro["noise_BChw"], weight_B)
+        rms_B = velocity_BChw.detach().float().square().flatten(1).mean(1).sqrt()
+        return SupervisedOutput(loss_B, {"velocity_rms": rms_B, "sigma": micro["sigma_B"]})
+
+
+class PretrainWorker(DecoderTrainingWorker):
+    """Trains projector and MM-DiT on pairs; VAE and language model are frozen.
+
+    Args:
+        config: the whole composed configuration.
+        total_steps: optimiser updates of the run.
+    """
+
+    def __init__(self, config: DictConfig, total_steps: int) -> None:
+        super().__init__(config, supervised_worker_config(config, total_steps))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> float:
+        """Load all models; returns the timestep shift."""
+        self.reset()
+        device = get_device_name()
+        self.shift = decoder_shift(self.run)
+        self.density = density(self.run, self.shift)
+        self.set_loss_fn(FlowMatching(self.density))
+        self.rollout = build_rollout(self.run, None, self.engine.module.transformer.config, device)
+        self.encoder = build_pair_encoder(self.run, self.rollout)
+        if self._offload:
+            self._move_frozen("cpu")
+        return self.shift
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def learn(self, pairs: Sequence[Pair], size: HeightWidth, step: int) -> tuple[dict[str, Any], list[str]]:
+        """One update on a batch of one bucket.
+
+        Noise, level and dropout are named by step and place in the batch, so they do not depend on the ranks.
+
+        Args:
+            pairs: of all ranks.
+            size: (H, W) of their bucket.
+            step: number of the update, from 1.
+
+        Returns:
+            verl's metrics, and why pairs of this rank could not be used.
+        """
+        numbers = list(range(self.rank, len(pairs), self.world_size))
+        captions = [self._caption(pairs[number].caption, step, number) for number in numbers]
+        with self._frozen_on_device():
+            fields, problems, cut = self._encode([pairs[number] for number in numbers], captions, size)
+        shape = tuple(fields["x0_BChw"].shape[1:])
+        seed = self.run.uae.seed
+        fields["noise_BChw"] = torch.stack([normal(shape, seed, "pretrain noise", step, n) for n in numbers])
+        levels = [self.density.draw(1, generator(seed, "pretrain sigma", step, n)) for n in numbers]
+        data = TensorDict(fields | {"sigma_B": torch.cat(levels)}, batch_size=len(numbers))
+        tu.assign_non_tensor(
+            data,
+            micro_batch_size_per_gpu=self.run.uae.policy.micro_batch_size,
+            total_weight=self.total_weight(fields["weight_B"]),
+            update_lr_scheduler=True,
+        )
+        metrics = dict(tu.get(self.train_batch(data), "metrics"))
+        self._average(step, metrics)
+        return metrics | self.encoder.counters() | {"condition_truncated_frac": cut}, [p for p in problems if p]
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def held_out_losses(self, pairs: Sequence[Pair], size: HeightWidth, first: int) -> list[list[float] | None]:
+        """Flow-matching losses of the averaged weights, unweighted, at evenly spaced noise levels.
+
+        Noise is named by the pair's number alone, counted from ``first``: the same at every validation.
+
+        Returns:
+            For the pairs ``rank, rank + world_size, ...`` one loss per level, None where a pair cannot be used.
+        """
+        numbers, padded = self.share_of(len(pairs))
+        with self._frozen_on_device():
+            mine = [pairs[number] for number in padded]
+            fields, _, _ = self._encode(mine, [pair.caption for pair in mine], size)
+        shape = tuple(fields["x0_BChw"].shape[1:])
+        noise = [normal(shape, self.run.uae.seed, "pretrain held-out noise", first + n) for n in padded]
+        fields["noise_BChw"] = torch.stack(noise)
+        data = TensorDict(fields, batch_size=len(padded))
+        with self.engine.eval_mode(), self._weights(self._averaged), torch.no_grad():
+            parts = data.split(self.run.uae.policy.micro_batch_size)
+            losses_BS = torch.cat([self._losses(part.to(get_device_id())) for part in parts]).cpu()
+        usable = fields["weight_B"][: len(numbers)] > 0
+        return [row.tolist() if good else None for row, good in zip(losses_BS, usable, strict=False)]
+
+    def _losses(self, micro: TensorDict) -> Tensor:
+        """(B, S), unweighted."""
+        count = self.run.uae.pretrain.validation_levels
+        even, found = FlowMatching(NoiseDensity("uniform")), []
+        for index in range(count):
+            micro["sigma_B"] = torch.full_like(micro["weight_B"], (index + 0.5) / count)
+            found.append(even(self.engine, micro).loss_B)
+        return torch.stack(found, dim=1)
+
+    def _caption(self, caption: str, step: int, number: int) -> str:
+        settings = self.run.uae.pretrain
+        draw = torch.rand((), generator=generator(self.run.uae.seed, "pretrain dropout", step, number))
+        return settings.null_caption if float(draw) < settings.condition_dropout else caption
+
+    def _encode(
+        self, pairs: Sequence[Pair], captions: Sequence[str], size: HeightWidth
+    ) -> tuple[dict[str, Tensor], list[str], float]:
+        """Latents, conditions and weights of pairs; one that cannot be used has weight 0 and an empty picture."""
+        latents, problems = self.encoder.latents(pairs, size)
+        states, cut, unreadable = self.encoder.states(captions)
+        problems = [first or second for first, second in zip(problems, unreadable, strict=True)]
+        factor = 2 ** (len(self.rollout.vae.config.block_out_channels) - 1)
+        channels = self.engine.module.transformer.config.in_channels
+        blank = torch.zeros(channels, size[0] // factor, size[1] // factor)
+        fields = {
+            "x0_BChw": torch.stack([blank if latent is None else latent for latent in latents]),
+            "states_BLE": torch.stack(states),
+            "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),
+        }
+        return fields, problems, sum(cut) / max(1, len(cut))

@@ -1,0 +1,62 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The controller's side of the decoder policy's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from omegaconf import DictConfig
+from verl.single_controller.ray import RayResourcePool
+
+from verl_uae.chain.draw import PolicySource
+from verl_uae.chain.records import CaptionState, Outcome
+from verl_uae.flow.plan import SamplingPlan
+from verl_uae.stages.common.captions import Messages
+from verl_uae.stages.common.decoder_build import sampling_plan
+from verl_uae.stages.common.group import DecoderTrainingGroup, interleave
+from verl_uae.stages.u4g.layout import Layout
+from verl_uae.stages.u4g.worker import DecoderPolicyWorker
+
+
+class PolicyGroup(DecoderTrainingGroup):
+    """All ranks of the decoder policy.
+
+    Args:
+        config: the whole composed configuration.
+        pool: verl resource pool the ranks live in.
+        total_steps: policy steps of the run.
+    """
+
+    def __init__(self, config: DictConfig, pool: RayResourcePool, total_steps: int) -> None:
+        super().__init__(DecoderPolicyWorker, config, pool, total_steps)
+
+    def plan(self, iteration: int) -> SamplingPlan:
+        """The sampling plan of a policy batch, counted from 0."""
+        return sampling_plan(self.config, self.shift, iteration)
+
+    def write_captions(self, prompts: Sequence[Messages]) -> list[CaptionState]:
+        """Captions of all prompts, in order."""
+        return interleave(self.call("write_captions", ray.put(list(prompts))), len(prompts))
+
+    def explore(
+        self, sources: Sequence[PolicySource], layout: Layout, plan: SamplingPlan, step: int
+    ) -> tuple[list[Outcome], dict[str, float]]:
+        """Draw and score a batch; outcomes by sample number, and the seconds of the slowest rank by phase."""
+        answers = self.call("explore", ray.put(list(sources)), layout, plan.to_dict(), step)
+        outcomes: dict[int, Outcome] = {}
+        seconds: dict[str, float] = {}
+        for rank, (found, spent) in enumerate(answers):
+            outcomes.update(zip(layout.of_rank(rank), found, strict=True))
+            seconds = {phase: max(seconds.get(phase, 0.0), value) for phase, value in spent.items()}
+        return [outcomes[number] for number in range(len(outcomes))], seconds
+
+    def improve(self, advantages: Sequence[float], weights: Sequence[float], first_update: int) -> list[dict]:
+        """Update the policy on the batch drawn last; verl's metrics of each update, equal on all ranks."""
+        return self.call("improve", list(advantages), list(weights), first_update)[0]
+
+    def state_ref(self) -> Any:
+        """Ray reference to the averaged weights; they do not pass through the controller."""
+        return self.call("policy_state")[0][0]

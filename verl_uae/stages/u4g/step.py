@@ -1,0 +1,175 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""One step of the decoder policy, and its validation: what stage u4g and the unified stage share.
+
+Shape legend: N samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from verl.single_controller.ray import RayResourcePool
+from verl.utils.debug import marked_timer
+
+from verl_uae.chain.draw import PolicySource
+from verl_uae.chain.records import CaptionState, Outcome, dataset_row, prompt_text, source_image
+from verl_uae.checkpoints.steps import DecoderCheckpoints
+from verl_uae.data.images import image_digest
+from verl_uae.engines.decoder_metrics import policy_metrics
+from verl_uae.errors import DataError
+from verl_uae.flow.advantage import group_advantage
+from verl_uae.stages.common.captions import CaptionCache, Messages, column_caption
+from verl_uae.stages.common.group_rewards import Member
+from verl_uae.stages.common.outcomes import outcome_metrics, usable_members
+from verl_uae.stages.common.signals import RewardSignals
+from verl_uae.stages.common.supervised import SupervisedTrainer
+from verl_uae.stages.u4g.group import PolicyGroup
+from verl_uae.stages.u4g.layout import Layout
+from verl_uae.stages.u4g.reconstructions import dump_arguments, generation_rows
+
+logger = logging.getLogger(__name__)
+
+
+class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
+    """Starts the policy's workers and runs its steps."""
+
+    config: DictConfig
+    global_steps: int
+    _dump_generations: Callable[..., None]
+    """verl's."""
+    _drawn: list[dict[str, Any]]
+    """Rows of the last batch, see :func:`~verl_uae.stages.u4g.reconstructions.generation_rows`."""
+
+    def start_policy(self, pool: RayResourcePool, total_steps: int) -> None:
+        """Start the workers beside whatever else loads; ``policy.wait_until_loaded()`` waits for them."""
+        self.policy = PolicyGroup(self.config, pool, total_steps)
+        self.captions = CaptionCache(self.config.uae.policy.captions.cache_size)
+
+    def frozen_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[CaptionState]:
+        """Captions of stage u4g: from the dataset's column, or of the frozen captioner, once per image."""
+        if self.config.uae.policy.captions.source == "column":
+            return [column_caption(prompt, info) for prompt, info in zip(prompts, infos, strict=True)]
+        names = [(picture_name(prompt, info), prompt_text(prompt)) for prompt, info in zip(prompts, infos, strict=True)]
+        states = {name: self.captions.get(name) for name in names}
+        missing = [position for position, name in enumerate(names) if states[name] is None]
+        if missing:
+            written = self.policy.write_captions([prompts[position] for position in missing])
+            for position, state in zip(missing, written, strict=True):
+                self.captions.put(names[position], state)
+                states[names[position]] = state
+        return [state for state in (states[name] for name in names) if state is not None]
+
+    def improve_policy(
+        self,
+        prompts: Sequence[Messages],
+        sources: Sequence[PolicySource],
+        states: Sequence[CaptionState],
+        policy_step: int,
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Explore, score and update on one batch of pictures.
+
+        Args:
+            prompts: of the captioner, for the files of rollouts.
+            sources: pictures with captions.
+            states: their captions.
+            policy_step: number of the policy's step in the run, from 0.
+
+        Returns:
+            metrics, and seconds by phase.
+
+        Raises:
+            RewardError: too few samples have a reward.
+        """
+        policy = self.config.uae.policy
+        seconds: dict[str, float] = {}
+        layout = Layout(len(sources), policy.samples_per_caption, policy.updates_per_rollout, self.policy.ranks)
+        plan = self.policy.plan(policy_step)
+        outcomes, phases = self.policy.explore(sources, layout, plan, policy_step + 1)
+        self.losses.check(outcomes)
+        groups = [str(number // layout.members) for number in range(len(outcomes))]
+        if self.group_rewards.active:
+            with marked_timer("score", phases):
+                outcomes = self.group_rewards.add(outcomes, _members(sources, layout))
+            self.losses.check(outcomes)
+        signals, drawn = self.signals("u4g"), outcomes
+        outcomes = signals.recompose(drawn, groups)
+        self._drawn = generation_rows(prompts, sources, outcomes)
+        usable = usable_members(outcomes, groups)
+        advantage_N, metrics = self._advantages(outcomes, usable, groups)
+        weights = [float(keep) for keep in usable]
+        with marked_timer("update_policy", seconds), self.updating():
+            updates = self.policy.improve(advantage_N.tolist(), weights, policy_step * layout.updates)
+        metrics.update(policy_metrics(updates))
+        metrics.update(outcome_metrics(outcomes, states, groups, min_std=policy.advantage.min_std))
+        metrics.update(signals.metrics(drawn, metrics))
+        metrics["policy/window_start"] = float(plan.window[0]) if plan.window else -1.0
+        metrics["policy/seconds_per_picture"] = (sum(phases.values()) + seconds["update_policy"]) / len(outcomes)
+        return metrics, {**phases, **seconds}
+
+    def _advantages(
+        self, outcomes: Sequence[Outcome], usable: Sequence[bool], groups: Sequence[str]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        settings = self.config.uae.policy.advantage
+        reward_N = torch.tensor([math.nan if entry["value"] is None else entry["value"] for entry in outcomes])
+        raw_N, _ = group_advantage(
+            reward_N, torch.tensor(usable), list(groups), min_std=settings.min_std, std=settings.std
+        )
+        advantage_N = raw_N if settings.clamp is None else raw_N.clamp(-settings.clamp, settings.clamp)
+        return advantage_N, {
+            "policy/advantage/abs_max": float(raw_N.abs().max()),
+            "policy/advantage/clamped_frac": float((raw_N != advantage_N).float().mean()),
+        }
+
+    def log_reconstructions(self, timing_raw: dict, folder: str) -> None:
+        """Write what the last batch drew, as verl writes rollouts."""
+        with marked_timer("dump_rollout_generations", timing_raw):
+            self._dump_generations(**dump_arguments(self._drawn), dump_path=folder)
+
+    def evaluate_policy(
+        self, sources: Sequence[PolicySource], policy_step: int, probes: int
+    ) -> tuple[list[Outcome], list[bytes | None]]:
+        """Outcomes of the evaluation sampler, and pictures of the training sampler for the first ``probes``."""
+        probes = min(probes, len(sources))
+        outcomes = self.policy.evaluate(sources, probes)
+        explored: list[bytes | None] = [None] * len(sources)
+        plan = self.policy.plan(policy_step)
+        if probes and plan.window:
+            drawn = self.policy.evaluate(sources[:probes], probes, plan)
+            explored[:probes] = [entry["picture"] for entry in drawn]
+        return outcomes, explored
+
+
+def policy_sources(columns: Mapping[str, Sequence[Any]], states: Sequence[CaptionState]) -> list[PolicySource]:
+    """Pictures of a batch of dataset rows with their captions."""
+    sources = []
+    for position, state in enumerate(states):
+        row = dataset_row({name: values[position] for name, values in columns.items()})
+        image = source_image(columns["raw_prompt"][position]).convert("RGB")
+        sources.append(PolicySource(image, state["digest"], state["caption"], state["reason"], state["status"], row))
+    return sources
+
+
+def _members(sources: Sequence[PolicySource], layout: Layout) -> list[Member]:
+    """What groupwise rewards see of the samples of a batch, by number."""
+    return [
+        Member(str(number), source.image, source.caption, source.row)
+        for number, source in enumerate(sources)
+        for _ in range(layout.members)
+    ]
+
+
+def picture_name(prompt: Messages, info: Mapping[str, Any]) -> str | None:
+    """What a picture's caption is kept under: its digest, from the data set or of the pixels; None if it is damaged."""
+    if info.get("sha256"):
+        return str(info["sha256"])
+    try:
+        return image_digest(source_image(prompt).convert("RGB"))
+    except (DataError, OSError, SyntaxError, ValueError):
+        # What Pillow raises on a damaged file. Its caption fails, and failed ones are not kept.
+        return None

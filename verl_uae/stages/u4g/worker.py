@@ -1,0 +1,234 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder policy's worker: captions, samples, rewards and updates on one GPU, trajectories never leave it.
+
+Shape legend: N samples of this rank, B of an update, K steps of the window, T drawn noise levels, L text positions,
+E language-model width, C h w latent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from torch import Tensor
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id, get_device_name
+
+from verl_uae.chain.draw import FieldOf, PolicyDraw, PolicySample, PolicySource
+from verl_uae.chain.records import CaptionState, Outcome
+from verl_uae.engines.left_out import is_left_out
+from verl_uae.engines.replica import SamplingReplica
+from verl_uae.flow.objective.nft import draw_sigmas
+from verl_uae.flow.plan import SamplingPlan
+from verl_uae.seeding import generator, normal
+from verl_uae.stages.common.captions import Messages
+from verl_uae.stages.common.decoder_build import (
+    OLD,
+    build_captions,
+    build_rollout,
+    decoder_shift,
+    objective,
+    worker_config,
+)
+from verl_uae.stages.common.worker import DecoderTrainingWorker, outcomes_of
+from verl_uae.stages.u4g.layout import Layout
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+
+class DecoderPolicyWorker(DecoderTrainingWorker):
+    """Trains the decoder as a policy, and samples from it.
+
+    Sampling and training use the same module, weights and micro-batches: the first update of a batch has a ratio of
+    exactly 1.
+
+    Args:
+        config: the whole composed configuration.
+        total_steps: policy steps of the run.
+    """
+
+    def __init__(self, config: DictConfig, total_steps: int) -> None:
+        super().__init__(config, worker_config(config, total_steps))
+        self.objective = objective(config)
+        self._drawn: tuple[Layout, SamplingPlan, int, Sequence[PolicySource], PolicyDraw] | None = None
+
+    @property
+    def _forward(self) -> bool:
+        """Whether the objective is on the forward process."""
+        return self.objective.objective.kind == "forward"
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> float:
+        """Load all models; returns the timestep shift."""
+        self.reset()
+        self.set_loss_fn(self.objective)
+        device = get_device_name()
+        self.captions = build_captions(self.run, device)
+        self.rollout = build_rollout(self.run, self.captions, self.engine.module.transformer.config, device)
+        self.replica = SamplingReplica(self.engine) if self.run.uae.policy.sampler == "replica" else None
+        self.shift = decoder_shift(self.run)
+        if self._offload:
+            self._move_frozen("cpu")
+        return self.shift
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def write_captions(self, prompts: Sequence[Messages]) -> list[CaptionState]:
+        """Captions of this rank's share of the prompts: every ``world_size``-th, from its own rank on."""
+        assert self.captions is not None
+        with self._frozen_on_device():
+            return self.captions.write(list(prompts)[self.rank :: self.world_size])
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def explore(
+        self, sources: Sequence[PolicySource], layout: Layout, plan: dict[str, Any], step: int
+    ) -> tuple[list[Outcome], dict[str, float]]:
+        """Draw and score this rank's samples of a batch and keep their trajectories for :meth:`improve`.
+
+        Returns:
+            Outcomes in the order of ``layout.of_rank(rank)``, and seconds by phase.
+        """
+        chosen = SamplingPlan.from_dict(plan)
+        samples = [_sample(number, layout.members) for number in layout.of_rank(self.rank)]
+        with self._frozen_on_device(), self.engine.eval_mode(), self._weights(OLD if self._forward else None):
+            draw = self.rollout.explore(self._field(), chosen, sources, samples, step)
+        self._drawn = (layout, chosen, step, sources, draw)
+        return outcomes_of(draw), draw.seconds
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def improve(self, advantages: Sequence[float], weights: Sequence[float], first_update: int) -> list[dict]:
+        """Update the policy on the batch drawn last.
+
+        Args:
+            advantages: of all samples of all ranks, by number.
+            weights: 1 for samples that train, 0 for the others, by number.
+            first_update: updates of the policy before this batch.
+
+        Returns:
+            verl's metrics of each update.
+        """
+        assert self._drawn is not None
+        layout, plan, step, sources, draw = self._drawn
+        self._drawn = None
+        batches = []
+        for update in range(layout.updates):
+            numbers = layout.of_update(update, self.rank)
+            rows = slice(update * len(numbers), (update + 1) * len(numbers))
+            total = sum(weights[n] for r in range(layout.ranks) for n in layout.of_update(update, r))
+            data = self._mini_batch(draw, rows, plan, numbers, layout, sources, step)
+            data["advantage_B"] = torch.tensor([advantages[n] for n in numbers], dtype=torch.float32)
+            data["weight_B"] = torch.tensor([weights[n] for n in numbers], dtype=torch.float32)
+            tu.assign_non_tensor(data, total_weight=total)
+            batches.append(data)
+        drift = self._recompute_old(batches)
+        metrics = []
+        with self.engine.train_mode():
+            for update, data in enumerate(batches):
+                tu.assign_non_tensor(data, update_lr_scheduler=update == layout.updates - 1, disable_auto_offload=True)
+                metrics.append(dict(tu.get(self.train_batch(data), "metrics")) | drift)
+                self._average(first_update + update + 1, metrics[-1])
+            if self._forward and not all(map(is_left_out, metrics)):
+                self.engine.shadow(OLD).update(self.run.uae.policy.objective.old_decay)
+        return metrics
+
+    def _field(self) -> FieldOf:
+        """What draws with the engine's current weights."""
+        if self.replica is None:
+            return self.engine.field
+        self.replica.refresh()
+        return self.replica.field
+
+    def _frozen(self) -> list[Callable[[str], Any]]:
+        return super()._frozen() + ([] if self.captions is None else [self.captions.to])
+
+    def _move_frozen(self, device: str) -> None:
+        if self.replica is not None and device == "cpu":
+            self.replica.release()
+        super()._move_frozen(device)
+
+    def _mini_batch(
+        self,
+        draw: PolicyDraw,
+        rows: slice,
+        plan: SamplingPlan,
+        numbers: Sequence[int],
+        layout: Layout,
+        sources: Sequence[PolicySource],
+        step: int,
+    ) -> TensorDict:
+        trajectory = draw.trajectory
+        fields: dict[str, Tensor] = {"states_BLE": draw.states_NLE[rows]}
+        if self._forward:
+            fields["x0_BCHW"] = trajectory.final_BCHW[rows]
+            names = [(sources[n // layout.members].digest, n % layout.members) for n in numbers]
+            fields |= self._forward_draws(names, plan, step)
+        else:
+            for field, source in _KEPT.items():
+                fields[field] = getattr(trajectory, source)[rows]
+        data = TensorDict(fields, batch_size=len(numbers))
+        kl = self.run.uae.policy.reference_kl
+        tu.assign_non_tensor(
+            data,
+            plan=plan.to_dict(),
+            plan_digest=plan.digest,
+            micro_batch_size_per_gpu=self.run.uae.policy.micro_batch_size,
+            reference_kl={"form": kl.form, "coef": float(kl.coef)},
+        )
+        if plan.guidance != 1.0:
+            negative = self.rollout.conditions.get([self.run.uae.decoder.negative_prompt])[0][0]
+            tu.assign_non_tensor(data, negative_LE=negative)
+        return data
+
+    def _forward_draws(self, names: Sequence[tuple[str, int]], plan: SamplingPlan, step: int) -> dict[str, Tensor]:
+        """Fresh noise and noise levels of forward-process objectives, by name."""
+        seed, count = self.run.uae.seed, self.run.uae.policy.objective.num_sigmas
+        shape = (count, *self.rollout.settings.latent_shape)
+        return {
+            "noise_BTCHW": torch.stack([normal(shape, seed, "u4g forward noise", step, *name) for name in names]),
+            "sigma_BT": torch.stack(
+                [draw_sigmas(plan.sigmas, count, generator(seed, "u4g sigma", step, *name)) for name in names]
+            ),
+        }
+
+    @torch.no_grad()
+    def _recompute_old(self, batches: Sequence[TensorDict]) -> dict[str, float]:
+        """What the trained module says of the samples before the first update, where sampling cannot say it.
+
+        That is the old policy's velocities for forward objectives, and the log-probabilities of what a replica drew.
+
+        Returns:
+            How far a replica's log-probabilities are from these: the largest difference on any rank.
+        """
+        if not self._forward and self.replica is None:
+            return {}
+        drawn = [data.get("old_log_prob_BK") for data in batches]
+        with self.engine.eval_mode(), self._weights(OLD if self._forward else None):
+            for data in batches:
+                self.engine.recompute_old(data)
+        if self._forward:
+            return {}
+        pairs = zip(batches, drawn, strict=True)
+        apart = [(data["old_log_prob_BK"] - log_prob)[data["weight_B"] > 0].abs().flatten() for data, log_prob in pairs]
+        largest = torch.cat([torch.zeros(1), *apart]).max().to(get_device_id())
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return {"sampler_log_prob_difference/max": float(largest)}
+
+
+#: Tensors of a mini-batch -> fields of a trajectory.
+_KEPT = {
+    "x_BKCHW": "x_BKCHW",
+    "x_next_BKCHW": "x_next_BKCHW",
+    "old_mean_BKCHW": "mean_BKCHW",
+    "old_log_prob_BK": "log_prob_BK",
+}
+
+
+def _sample(number: int, members: int) -> PolicySample:
+    return PolicySample(number // members, number % members)

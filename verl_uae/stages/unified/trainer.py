@@ -1,0 +1,134 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The unified stage: G4U and U4G in turns in one run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig
+from tensordict import NonTensorStack
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1 import register_trainer
+from verl.utils.debug import marked_timer
+
+from verl_uae.stages.common.group import DecoderTrainingGroup
+from verl_uae.stages.g4u.batch import canonical_order, fetch
+from verl_uae.stages.g4u.decoder_group import DecoderGroup
+from verl_uae.stages.g4u.trainer import G4UTrainer
+from verl_uae.stages.u4g.step import PolicyMixin, policy_sources
+from verl_uae.stages.u4g.trainer import policy_line
+from verl_uae.stages.unified.schedule import Alternation
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+
+@register_trainer("uae_unified")
+class UnifiedTrainer(PolicyMixin, G4UTrainer):
+    """The captioner's trainer with the decoder's policy beside it; each keeps its own optimiser.
+
+    The decoder workers that reward the captioner get the policy's averaged weights whenever U4G hands over to G4U;
+    the policy's captions are written by the caption server, which has the captioner's weights of the step before.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        super().__init__(config)
+        unified = config.uae.unified
+        self.alternation = Alternation(unified.g4u_steps, unified.u4g_steps, unified.first)
+
+    def _start_workers(self) -> list[DecoderGroup | DecoderTrainingGroup]:
+        groups = super()._start_workers()
+        steps = self.alternation.done("u4g", self.total_training_steps)
+        self.start_policy(self.resource_pool_manager.resource_pool_dict["global_pool"], steps)
+        return [*groups, self.policy]
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps > 0:
+            self.load_policy(self._resumed_folder())
+            # The averaged weights stand still during G4U, so these are the ones the interrupted run used.
+            if self.alternation.done("u4g", self.global_steps) > 0:
+                self._send_decoder()
+
+    def _save_checkpoint(self) -> None:
+        with self.saving():
+            # First, since the marker that the captioner's trainer writes last speaks for the whole folder.
+            self.save_policy(self._step_folder())
+            super()._save_checkpoint()
+
+    def watched(self) -> Iterator[tuple[str, Any]]:
+        """The decoder's policy too."""
+        yield from super().watched()
+        yield from self.policy.named_ranks()
+
+    def trained_ranks(self) -> Iterator[Any]:
+        """Of both models."""
+        yield from super().trained_ranks()
+        yield from self.policy.group.workers
+
+    def _send_decoder(self) -> None:
+        """Give the decoder workers the policy's averaged weights."""
+        self.decoders.load_policy_state(self.policy.state_ref())
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        """A step of whichever stage it is the turn of."""
+        stage = self.alternation.stage(self.global_steps)
+        metrics["unified/stage"] = {"g4u": 0.0, "u4g": 1.0}[stage]
+        if stage == "g4u":
+            return super().step(metrics, timing_raw)
+        return self._policy_step(metrics, timing_raw)
+
+    def _policy_step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        with marked_timer("caption", timing_raw):
+            batch = self._write_captions()
+        names = ["raw_prompt", "extra_fields", "data_source", "reward_model", "extra_info"]
+        columns = fetch(batch, names)
+        states = [extra["uae"] for extra in columns["extra_fields"]]
+        done = self.alternation.done("u4g", self.global_steps - 1)
+        found, seconds = self.improve_policy(columns["raw_prompt"], policy_sources(columns, states), states, done)
+        metrics.update(found)
+        timing_raw.update(seconds)
+        last = self.alternation.stage(self.global_steps + 1) == "g4u"
+        # Validation shows the newest decoder too.
+        if last or self._validates_now():
+            with marked_timer("send_decoder", timing_raw):
+                self._send_decoder()
+        return batch
+
+    def _validates_now(self) -> bool:
+        frequency = self.config.trainer.test_freq
+        ends = self.global_steps >= self.total_training_steps
+        return frequency > 0 and (ends or self.global_steps % frequency == 0)
+
+    def _write_captions(self) -> KVBatchMeta:
+        """One caption per picture by the caption server, greedy or sampled as ``uae.policy.captions`` says."""
+        prompts = self._next_train_batch()
+        count = len(prompts)
+        prompts["__rollout_n__"] = NonTensorStack(*[1] * count)
+        do_sample = bool(self.config.uae.policy.captions.do_sample)
+        prompts["__do_sample__"] = NonTensorStack(*[do_sample] * count)
+        self._submit_batch_to_rollout(prompts)
+        self.on_sample_begin()
+        batch, _ = self.replay_buffer.sample(global_steps=self.global_steps, partition_id="train", batch_size=count)
+        self.on_sample_end()
+        return canonical_order(batch, fetch(batch, ["index"])["index"])
+
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
+    ) -> None:
+        if self.alternation.stage(global_steps) == "g4u":
+            super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+            return
+        metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
+        metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
+        logger.info("step %d/%d (u4g): %s", global_steps, self.total_training_steps, policy_line(metrics))
+
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+        if self.alternation.stage(self.global_steps) == "g4u":
+            super()._log_rollout_data(batch, timing_raw, rollout_data_dir)
+        else:
+            self.log_reconstructions(timing_raw, rollout_data_dir)

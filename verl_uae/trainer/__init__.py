@@ -1,3 +1,0 @@
-# Copyright 2026 The verl_uae authors
-# SPDX-License-Identifier: Apache-2.0
-"""verl trainers, one per stage."""

@@ -44,7 +44,7 @@ def load_image(args: argparse.Namespace) -> Image.Image:
     """The picture through the image door: RGB, upright, within limits."""
     if args.image is not None:
         return decode_image(args.image)
-    return decode_image(first_pictures(QUICKSTART / "data" / "val.parquet", 1)[0])
+    return first_pictures(QUICKSTART / "data" / "val.parquet", 1)[0].decode()
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ from typing import Any
 
 from tests.e2e.world import build_model, build_world, metrics, train
 from verl_uae import UAEPipeline
-from verl_uae.data.images import decode_image
 from verl_uae.data.prompts import first_pictures
 from verl_uae.seeding import generator
 
@@ -57,9 +56,9 @@ def pictures(world: Path) -> dict[str, dict[str, str]]:
     """Caption and digest of the pixels for two held-out pictures, as the pipeline makes them."""
     pipe = UAEPipeline.from_pretrained(str(build_model(world)))
     found = {}
-    for row, content in enumerate(first_pictures(world / "data" / "val.parquet", 2)):
+    for row, picture in enumerate(first_pictures(world / "data" / "val.parquet", 2)):
         output = pipe.reconstruct(
-            decode_image(content),
+            picture.decode(),
             caption_generator=generator(0, "caption", row),
             generator=generator(0, "noise", row),
             output_type="pt",

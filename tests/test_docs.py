@@ -22,7 +22,6 @@ from PIL import Image
 
 from tests.config.test_validate_policy import PRESETS
 from verl_uae.config import schema
-from verl_uae.data.images import decode_image
 from verl_uae.data.prompts import first_pictures
 from verl_uae.errors import ConfigError
 
@@ -576,7 +575,7 @@ def test_reconstruct_example_runs(tmp_path: Path) -> None:
     world = build_world(tmp_path / "world")
     model, out = build_model(world), tmp_path / "drawn.png"
     picture = tmp_path / "picture.png"
-    decode_image(first_pictures(world / "data" / "val.parquet", 1)[0]).save(picture)
+    first_pictures(world / "data" / "val.parquet", 1)[0].decode().save(picture)
     words = ["--model", str(model), "--image", str(picture), "--out", str(out)]
     command = [sys.executable, str(ROOT / "examples" / "reconstruct.py"), *words]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

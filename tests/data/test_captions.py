@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from verl_uae.data.captions import caption_problem, match_captions, read_captions, read_sidecar
+from verl_uae.data.captions import (
+    caption_problem,
+    find_sidecars,
+    is_apple_double,
+    match_captions,
+    read_captions,
+    read_sidecars,
+)
+from verl_uae.data.limits import MAX_TEXT_BYTES
 from verl_uae.errors import DataError
 
 
@@ -100,11 +108,13 @@ def test_what_counts_as_a_caption() -> None:
         assert problem is not None and problem.startswith("caption")
 
 
-def test_a_sidecar_is_one_caption() -> None:
-    assert read_sidecar("\ufeffa circle \r\n".encode()) == "a circle"
-    for data in (b"", b" \n", "it\u2019s".encode("cp1252"), "a".encode("utf-16")):
-        with pytest.raises(ValueError, match=r"caption is missing|save it as UTF-8"):
-            read_sidecar(data)
+def test_a_sidecar_is_one_caption(tmp_path: Path) -> None:
+    (tmp_path / "0.txt").write_bytes("\ufeffa circle \r\n".encode())
+    for number, data in enumerate((b" \n", "it\u2019s".encode("cp1252"), "a".encode("utf-16")), 1):
+        (tmp_path / f"{number}.txt").write_bytes(data)
+    captions, unread = read_sidecars(tmp_path, {f"{number}.txt": f"{number}.png" for number in range(4)})
+    assert captions == {"0.png": "a circle"}
+    assert ["is missing" in reason or "save it as UTF-8" in reason for reason in unread.values()] == [True] * 3
 
 
 def test_captions_find_pictures_under_the_names_of_other_systems() -> None:
@@ -151,3 +161,34 @@ def test_a_key_that_is_there_twice_is_no_caption(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="not a regular file"):
         read_captions(tmp_path / "pipe")
+
+
+def test_a_sidecar_lies_beside_its_picture() -> None:
+    files = ["a.png", "a.txt", "b.JPG", "b.TXT", "c.txt", "d/a.txt", "e.jpg", "e.png", "e.txt", "f.v1.webp", "f.v1.txt"]
+    files += ["._g.png", "._g.txt", "g.txt", "h.csv", "h.txt"]
+    assert find_sidecars(files) == {"a.txt": "a.png", "b.TXT": "b.JPG", "e.txt": "e.jpg", "f.v1.txt": "f.v1.webp"}
+    composed, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    assert find_sidecars([f"{composed}.png", f"{decomposed}.txt"]) == {f"{decomposed}.txt": f"{composed}.png"}
+    both = [f"{form}.{kind}" for form in (composed, decomposed) for kind in ("png", "txt")]
+    assert find_sidecars(both) == {f"{form}.txt": f"{form}.png" for form in (composed, decomposed)}
+    assert is_apple_double("x/._a.png") and not is_apple_double("._x/a.png")
+
+
+def test_sidecars_without_a_caption_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a cat\n")
+    (tmp_path / "b.txt").write_bytes(b"x" * (MAX_TEXT_BYTES + 1))
+    (tmp_path / "c.txt").symlink_to("/etc/passwd")
+    (tmp_path / "d.txt").write_bytes(b"\xff\xfea\0")
+    captions, unread = read_sidecars(tmp_path, {f"{name}.txt": f"{name}.png" for name in "abcd"})
+    assert captions == {"a.png": "a cat"}
+    assert list(unread) == ["b.txt", "c.txt", "d.txt"]
+    for reason, word in zip(unread.values(), ("limit 1048576", "leaves its folder", "UTF-16"), strict=True):
+        assert word in reason
+
+
+def test_of_two_texts_of_a_picture_the_second_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.TXT").write_text("a cat")
+    (tmp_path / "a.txt").write_text("a dog")
+    captions, unread = read_sidecars(tmp_path, {"a.TXT": "a.png", "a.txt": "a.png"})
+    assert captions == {"a.png": "a cat"}
+    assert unread == {"a.txt": "a second caption for a.png"}

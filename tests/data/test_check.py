@@ -17,12 +17,12 @@ from omegaconf import OmegaConf
 
 from tests.data.shard_world import members, tar_bytes
 from tests.data.test_frame import ODD
-from verl_uae.data.check import check_file
+from verl_uae.data.cli import check_file
 from verl_uae.data.dataset import UAEDataset
 from verl_uae.data.limits import DEFAULT_LIMITS
 from verl_uae.data.pairs import PairRows
 from verl_uae.data.rows import CheckSettings
-from verl_uae.data.schema import make_row, row_schema
+from verl_uae.data.schema import MEDIA_TOKENS, make_row, row_schema
 from verl_uae.errors import DataError
 
 PROMPT = [{"role": "user", "content": "<image>describe"}]
@@ -61,7 +61,7 @@ def verdicts(path: Path, scratch: Path) -> dict[str, set[int] | str]:
             found[name] = "no usable row" if "no usable row" in str(error) else error.message.split(";")[0]
 
     def check(pairs: bool) -> set[int]:
-        total, bad = check_file(path, DEFAULT_LIMITS, pairs=pairs)
+        total, bad = check_file(path, DEFAULT_LIMITS, refused_text=MEDIA_TOKENS, pairs=pairs)
         for item in bad:
             str(item).encode()
         if len(bad) == total:
@@ -175,15 +175,15 @@ def test_a_shard_is_checked_to_its_pictures(tmp_path: Path) -> None:
     cut = (content[2][0], content[2][1][:100])
     path = tmp_path / "a.tar"
     path.write_bytes(tar_bytes([*content[:2], cut, *content[3:], ("x.png", b"GIF89a")]))
-    total, bad = check_file(path, DEFAULT_LIMITS)
+    total, bad = check_file(path, DEFAULT_LIMITS, refused_text=MEDIA_TOKENS)
     assert total == 5 and [item.row for item in bad] == [1, 4]
     assert "00001: " in bad[0].reason and "found: .png" in bad[1].reason
     path.write_bytes(path.read_bytes()[:5000])
-    total, bad = check_file(path, DEFAULT_LIMITS)
+    total, bad = check_file(path, DEFAULT_LIMITS, refused_text=MEDIA_TOKENS)
     assert bad[-1].row is None and "the shard is lost from sample" in bad[-1].reason
     (tmp_path / "b.tar.gz").write_bytes(b"\x1f\x8b" + bytes(600))
     with pytest.raises(DataError, match="compressed with gzip: unpack it first"):
-        check_file(tmp_path / "b.tar.gz", DEFAULT_LIMITS)
+        check_file(tmp_path / "b.tar.gz", DEFAULT_LIMITS, refused_text=MEDIA_TOKENS)
 
 
 def test_odd_names_are_checked_and_read(picture_bytes: bytes, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from verl_uae.cli import main
 from verl_uae.compat import ensure_torchvision
-from verl_uae.data.cli import add_parser, main
 from verl_uae.data.schema import row_schema
 from verl_uae.scenes.tokenizer import build_processor
 
 
 def run(*words: object) -> int:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers(dest="command", required=True))
-    return main(parser.parse_args(["data", *map(str, words)]))
+    return main(["data", *map(str, words)])
 
 
 @pytest.fixture
@@ -70,9 +67,8 @@ def test_pack_reads_what_editors_write(folder: Path, tmp_path: Path, capsys: pyt
     prompt.write_text("<image> Describe <|image_pad|>.")
     capsys.readouterr()
     assert run(*words) == 2
-    assert (
-        capsys.readouterr().out == "error: prompt: column prompt: message 1 contains the special token <|image_pad|>\n"
-    )
+    message = "verl-uae: prompt: column prompt: message 1 contains the special token <|image_pad|>\n"
+    assert capsys.readouterr().err == message
 
 
 def test_check_takes_what_training_takes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -89,7 +85,7 @@ def test_check_takes_what_training_takes(folder: Path, tmp_path: Path, capsys: p
     build_processor().save_pretrained(tmp_path / "model")
     for model, code in ((tmp_path / "model", 0), (tmp_path / "none", 2), (tmp_path / "in", 2)):
         assert run("check", tmp_path / "out/train.parquet", "--model", model) == code
-    assert capsys.readouterr().out.count("error: --model") == 2
+    assert capsys.readouterr().err.count("verl-uae: --model") == 2
 
 
 def test_check_names_bad_rows(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -126,15 +122,15 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
         (("pack", folder, "--out", tmp_path / "o", "--prompt-file", tmp_path / "empty"), "empty: is empty"),
     ):
         assert run(*words) == 2, words
-        printed = capsys.readouterr().out
-        assert printed.startswith("error: ") and reason in printed and printed.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert printed.startswith("verl-uae: ") and reason in printed and printed.count("\n") == 1
 
 
 def test_pack_writes_shards(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     captions = tmp_path / "captions.jsonl"
     captions.write_text("".join(json.dumps({"file": f"{n}.png", "caption": f"no. {n}"}) + "\n" for n in range(4)))
     words = ("pack", folder, "--out", tmp_path / "out", "--val-fraction", 0, "--format", "webdataset")
-    assert run(*words) == 2 and "captions are needed" in capsys.readouterr().out
+    assert run(*words) == 2 and "captions are needed" in capsys.readouterr().err
     assert run(*words, "--captions", captions, "--shard-size", 3) == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["train-000000.tar", "train-000001.tar"]
 
@@ -144,8 +140,8 @@ def test_arguments_that_cannot_be_used_are_named_before_the_work(
 ) -> None:
     out = tmp_path / "out"
     assert run("pack", folder, "--out", out, "--data-source", "caf\udce9") == 2
-    assert "--data-source: is not UTF-8" in capsys.readouterr().out
+    assert "--data-source: is not UTF-8" in capsys.readouterr().err
     assert run("pack", folder, "--out", out) == 0
     for quarantine, reason in ((tmp_path / "none" / "q.jsonl", "there is no such folder"), (tmp_path, "is a folder")):
         assert run("check", out / "train.parquet", "--quarantine", quarantine) == 2
-        assert reason in capsys.readouterr().out
+        assert reason in capsys.readouterr().err

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from PIL import Image
 
 from verl_uae.data.buckets import Buckets
 from verl_uae.data.images import decode_image, image_digest
-from verl_uae.data.pack import pack
+from verl_uae.data.limits import DEFAULT_LIMITS
+from verl_uae.data.pack import inspect_all, list_files, pack, write_parquet, write_shard
+from verl_uae.data.schema import make_row
 from verl_uae.data.shards import PairShards
 from verl_uae.errors import ConfigError, DataError
 
@@ -397,3 +400,47 @@ def test_shards_need_captions(folder: Path, tmp_path: Path) -> None:
     for options in ({"format": "zip"}, {"shard_size": 0}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             pack(folder, tmp_path / "out", captions=_captions(folder, 3), **options)
+
+
+def test_files_are_pictures_or_have_a_reason(tmp_path: Path, make_picture: Callable) -> None:
+    make_picture(32, 48).save(tmp_path / "a.png")
+    make_picture().save(tmp_path / "._a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    files, linked = list_files(tmp_path)
+    pictures, bad = inspect_all(tmp_path, files, DEFAULT_LIMITS, None, threads=2)
+    assert files == ["._a.png", "a.png", "b.png"] and not linked
+    assert [(picture.file, picture.size) for picture in pictures] == [("a.png", (32, 48))]
+    assert {item.file: item.reason for item in bad} == {
+        "._a.png": "attributes of a file, kept by macOS, and no picture",
+        "b.png": "empty file",
+    }
+
+
+@pytest.fixture
+def stored_rows(make_picture: Callable, make_bytes: Callable) -> list[dict]:
+    images = [make_bytes(make_picture(seed=seed), format) for seed, format in enumerate(("PNG", "JPEG", "WEBP"))]
+    return [
+        make_row(image, index=index + 5, split="train", sha256=f"{index}", caption=f"é {index}", size=(96, 64))
+        for index, image in enumerate(images)
+    ]
+
+
+def test_a_shard_holds_the_stored_bytes_and_what_is_known(stored_rows: list[dict], tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", iter(stored_rows))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        content = {info.name: archive.extractfile(info).read() for info in archive}  # type: ignore[union-attr]
+    names = ["000000005.png", "000000006.jpg", "000000007.webp"]
+    assert [name for name in content if not name.endswith(".json")] == names
+    for index, (name, row) in enumerate(zip(names, stored_rows, strict=True)):
+        assert content[name] == row["images"][0]["bytes"]
+        about = json.loads(content[f"{name.split('.')[0]}.json"])
+        assert about == {"caption": f"é {index}", "sha256": f"{index}", "source": None, "width": 96, "height": 64}
+    write_shard(tmp_path / "b.tar", stored_rows)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_rows_come_back_from_parquet(stored_rows: list[dict], tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", iter(stored_rows * 200))
+    file = pq.ParquetFile(tmp_path / "a.parquet")
+    assert file.read().to_pylist() == stored_rows * 200
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [256, 256, 88]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,22 @@ def test_prompts_are_read_from_files(tmp_path: Path) -> None:
             list(prompts_of_files([str(path)]))
 
 
-def test_first_pictures_are_cells_of_any_layout(tmp_path: Path) -> None:
-    """What the image door takes; a path is followed only within the folder that the door is given."""
-    cells = [[{"bytes": b"p", "path": None}], [{"bytes": None, "path": "../x.png"}], [], None]
+def test_first_pictures_are_of_any_layout(tmp_path: Path, make_picture: Callable, make_bytes: Callable) -> None:
+    """A path is followed within the folder of the rows alone."""
+    image = make_picture(32, 48)
+    image.save(tmp_path / "x.png")
+    image.save(tmp_path.parent / "outside.png")
+    cells = [[{"bytes": make_bytes(image), "path": None}], [{"bytes": None, "path": "../outside.png"}], [], None]
     pq.write_table(pa.table({"images": cells}), tmp_path / "a.parquet")
-    found = first_pictures(tmp_path / "a.parquet", 4)
-    assert found[:2] == [cell[0] for cell in cells[:2]]
-    assert [str(problem) for problem in found[2:]] == [
-        f"{tmp_path / 'a.parquet'}, row {row}: column images: no list with a picture" for row in (2, 3)
-    ]
+    first, *others = first_pictures(tmp_path / "a.parquet", 4)
+    assert first.decode().tobytes() == image.tobytes()
+    for row, (picture, reason) in enumerate(zip(others, ("path leaves its folder", *["no list"] * 2), strict=True), 1):
+        with pytest.raises(DecodeError, match=rf"a\.parquet, row {row}: .*{reason}"):
+            picture.decode()
     lines = ['{"images": ["x.png"]}', '{"images": [null]}', '{"images": 3}', '{"images": ["caf\udce9.png"]}', "{"]
     (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
-    found = first_pictures(tmp_path / "a.jsonl", 9)
-    assert found[:2] == ["x.png", None]
-    for problem, reason in zip(found[2:], ("no list with a picture", "byte 0xe9", "not JSON"), strict=True):
-        assert isinstance(problem, DecodeError) and reason in problem.message
+    first, *others = first_pictures(tmp_path / "a.jsonl", 9)
+    assert first.decode().tobytes() == image.tobytes()
+    for picture, reason in zip(others, ("NoneType", "no list", "byte 0xe9", "not JSON"), strict=True):
+        with pytest.raises(DecodeError, match=reason):
+            picture.decode()

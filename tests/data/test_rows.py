@@ -1,9 +1,8 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the two data sets share; their own tests say what rows are refused."""
-
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,16 @@ from pathlib import Path
 import pytest
 
 from verl_uae.data.frame import FILE, ROW
-from verl_uae.data.quarantine import BadItem
-from verl_uae.data.rows import CheckSettings, RowDoor, choose_rows, inspected, quarantine_path
+from verl_uae.data.rows import (
+    BadItem,
+    CheckSettings,
+    ItemList,
+    RowDoor,
+    choose_rows,
+    inspected,
+    item_lines,
+    quarantine_path,
+)
 from verl_uae.data.schema import make_row
 from verl_uae.errors import DataError
 
@@ -74,3 +81,30 @@ def test_files_of_one_name_have_lists_of_their_own(tmp_path: Path) -> None:
     paths = {quarantine_path(folder, [name]) for name in ("x/train.parquet", "y/train.parquet")}
     assert len(paths) == 2 and all(path.name.startswith("quarantine_train_") for path in paths)
     assert (tmp_path / "q").is_dir()
+
+
+def test_items_are_one_json_object_a_line() -> None:
+    items = [BadItem("a\nb.png", None, "“odd” name"), BadItem("x.parquet", 3, "empty file")]
+    lines = item_lines(items).splitlines()
+    assert [BadItem(**json.loads(line)) for line in lines] == items
+    assert str(items[1]) == "x.parquet, row 3: empty file"
+
+
+def test_a_growing_list_names_each_item_once(tmp_path: Path) -> None:
+    items = [BadItem("a.tar", 3, "odd\nname\u2028here"), BadItem("a.tar", None, "cut")]
+    for _ in range(2):  # the second time as after a restart
+        listed = ItemList(tmp_path / "q.jsonl")
+        for item in (*items, items[0]):
+            listed.add(item)
+    text = (tmp_path / "q.jsonl").read_text(encoding="utf-8")
+    assert text == item_lines(items) and text.count("cut") == 1
+
+
+def test_a_name_cannot_write_lines_of_its_own() -> None:
+    assert str(BadItem("a\nb.png", 3, "x\x1b[2J")) == "a\\nb.png, row 3: x\\x1b[2J"
+
+
+def test_a_list_that_was_cut_within_a_letter_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_bytes('{"file": "é'.encode()[:-1])
+    ItemList(tmp_path / "q.jsonl").add(BadItem("a", None, "b"))
+    assert (tmp_path / "q.jsonl").read_bytes().endswith(b'\n{"file": "a", "row": null, "reason": "b"}\n')

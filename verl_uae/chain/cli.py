@@ -8,7 +8,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.checkpoints.inference import checked
@@ -189,33 +190,35 @@ def _sample(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _pictures(args: argparse.Namespace) -> list[tuple[str, str, Any]]:
-    """What is captioned: its name in the record, in file names, and what decodes to it.
+def _pictures(args: argparse.Namespace) -> list[tuple[str, str, Callable[[], Image]]]:
+    """What is captioned: its name in the record, in file names, and what decodes it.
 
     Raises:
         DataError: the file of rows cannot be read.
     """
-    found = [(printable(str(path)), path.stem, path) for path in args.image or ()]
+    from verl_uae.data.images import decode_image
+
+    pictures: list[tuple[str, str, Callable[[], Image]]] = [
+        (printable(str(path)), path.stem, partial(decode_image, path)) for path in args.image or ()
+    ]
     if args.rows is not None:
-        for number, cell in enumerate(first_pictures(args.rows, args.first)):
-            found.append((f"{printable(str(args.rows))}, row {number}", f"row{number}", cell))
-    return found
+        for picture in first_pictures(args.rows, args.first):
+            name = f"{printable(str(args.rows))}, row {picture.row}"
+            pictures.append((name, f"row{picture.row}", picture.decode))
+    return pictures
 
 
 def _records(
-    pipe: UAEPipeline, args: argparse.Namespace, pictures: Sequence[tuple[str, str, Any]]
+    pipe: UAEPipeline, args: argparse.Namespace, pictures: Sequence[tuple[str, str, Callable[[], Image]]]
 ) -> Iterator[dict[str, Any]]:
     """One record per picture or text; a picture that cannot be read costs only its own."""
-    from verl_uae.data.images import decode_image, image_digest
+    from verl_uae.data.images import image_digest
 
     for index, text in enumerate(args.prompt):
         yield _drawn(pipe, args, {"prompt": text}, text, ("text", text), f"{index:04d}.png")
-    for index, (name, stem, encoded) in enumerate(pictures):
+    for index, (name, stem, decode) in enumerate(pictures):
         try:
-            if isinstance(encoded, DecodeError):
-                raise encoded
-            # Rows name no picture outside the folder of their file.
-            image = decode_image(encoded, root=None if args.rows is None else args.rows.absolute().parent)
+            image = decode()
         except DecodeError as error:
             yield {"image": name, "error": error.message}
             continue

@@ -1,17 +1,22 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Captions of the pictures of a folder, and what counts as a caption."""
+"""Captions of the pictures of a folder, in one file or in texts beside them, and what counts as a caption."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
+from verl_uae.data.images import encoded_bytes
+from verl_uae.data.limits import MAX_TEXT_BYTES, ImageLimits
 from verl_uae.errors import DataError
 from verl_uae.text import decode_text, encodable, parse_json, printable, read_text, text_problem
 
+SIDECAR = ".txt"
+"""Ending of a caption in a file of its own, beside the picture."""
+_PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 _UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")
 """Unicode categories of controls, marks of format such as the zero-width space, and white space."""
 
@@ -67,17 +72,60 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
     return captions
 
 
-def read_sidecar(data: bytes) -> str:
-    """The caption in a text file of its own.
+def is_apple_double(name: str) -> bool:
+    """Whether a path names the attributes that macOS keeps beside a file of another file system, ``._x.png``."""
+    return name.rpartition("/")[2].startswith("._")
 
-    Raises:
-        ValueError: with the reason why there is none.
+
+def find_sidecars(files: Sequence[str]) -> dict[str, str]:
+    """Text file -> the picture of the same name beside it; a text beside several pictures belongs to the first.
+
+    A text that has no such picture belongs to one whose name differs in the Unicode form of accents alone.
     """
-    caption = decode_text(data).strip()
-    problem = caption_problem(caption)
-    if problem is not None:
-        raise ValueError(problem)
-    return caption
+    pictures: dict[str, str] = {}
+    similar: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for file in files:
+        path = PurePosixPath(file)
+        stem, ending = str(path.with_suffix("")), path.suffix.lower()
+        if is_apple_double(file):
+            continue
+        if ending in _PICTURE_ENDINGS:
+            pictures.setdefault(stem, file)
+            similar.setdefault(unicodedata.normalize("NFC", stem), file)
+        elif ending == SIDECAR:
+            texts[file] = stem
+    beside = {
+        file: pictures.get(stem) or similar.get(unicodedata.normalize("NFC", stem)) for file, stem in texts.items()
+    }
+    return {text: picture for text, picture in beside.items() if picture is not None}
+
+
+def read_sidecars(folder: Path, sidecars: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Read the texts that `find_sidecars` found.
+
+    Returns:
+        Picture -> caption, and the texts that hold none, or a second one -> why.
+    """
+    captions: dict[str, str] = {}
+    unread: dict[str, str] = {}
+    limits = ImageLimits(max_bytes=MAX_TEXT_BYTES)
+    for text, picture in sidecars.items():
+        if picture in captions:
+            unread[text] = f"a second caption for {printable(picture)}"
+            continue
+        try:
+            caption = decode_text(encoded_bytes(text, limits=limits, root=folder)).strip()
+            problem = caption_problem(caption)
+        except DataError as error:
+            problem = error.message
+        except ValueError as error:
+            problem = str(error)
+        if problem is None:
+            captions[picture] = caption
+        else:
+            unread[text] = problem
+    return captions, unread
 
 
 def match_captions(captions: Mapping[str, str], files: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -7,12 +7,18 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.files import write_text
 from verl_uae.paths import argument_path, existing_file, existing_folder, model_source, output_folder
 from verl_uae.text import argument_text, read_text
+
+if TYPE_CHECKING:
+    from verl_uae.data.rows import BadItem
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,15 +57,6 @@ def add_parser(subparsers: Any) -> None:
         parser.add_argument("--max-image-bytes", type=int, default=ImageLimits().max_bytes, help="refuse larger files")
         parser.add_argument("--max-image-pixels", type=int, default=ImageLimits().max_pixels, help="refuse larger ones")
         parser.add_argument("--min-side", type=int, default=ImageLimits().min_side, help="refuse smaller ones, pixels")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Run a parsed command; 0 if all is well, 1 if the file has too many bad rows, 2 after an error that is named."""
-    try:
-        return args.run(args)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}")
-        return 2
 
 
 def _limits(args: argparse.Namespace) -> ImageLimits:
@@ -112,10 +109,8 @@ def _pack(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     existing_file(args.file)
-    from verl_uae.data.check import check_file
-    from verl_uae.data.quarantine import write_items
+    from verl_uae.data.rows import item_lines
     from verl_uae.data.schema import media_tokens
-    from verl_uae.files import published
 
     if args.max_bad < 0:
         raise ConfigError("--max-bad", f"must be at least 0, got {args.max_bad}")
@@ -130,10 +125,44 @@ def _check(args: argparse.Namespace) -> int:
     if len(bad) > 20:
         print(f"... and {len(bad) - 20} more")
     if args.quarantine is not None:
-        with published(args.quarantine) as (temporary,):
-            write_items(temporary, bad)
+        write_text(args.quarantine, item_lines(bad), sync=True)
     print(f"{args.file}: {total} rows, {len(bad)} bad")
     return 0 if len(bad) <= args.max_bad and total > len(bad) else 1
+
+
+def check_file(
+    path: Path, limits: ImageLimits, *, refused_text: tuple[str, ...], pairs: bool = False
+) -> tuple[int, list[BadItem]]:
+    """Check a data file with the code that training checks it with; all pictures are decoded.
+
+    Args:
+        path: parquet or JSON file, or tar shard; what it is, its content says.
+        limits: what the image door refuses.
+        refused_text: see `schema.row_problem`.
+        pairs: a row without a caption is bad, as for the supervised stages; samples of a shard always are.
+
+    Returns:
+        Number of rows or samples, and the bad ones. A shard that cannot be read to its end is one more bad item.
+
+    Raises:
+        DataError: for a file that cannot be read or lacks a column.
+    """
+    from verl_uae.data.frame import chunks_of, file_kind
+    from verl_uae.data.pairs import inspect_pair
+    from verl_uae.data.rows import CheckSettings, RowDoor, inspected
+    from verl_uae.data.shards import check_shard
+
+    if file_kind(path) == "tar":
+        return check_shard(path, limits)
+    settings = CheckSettings(image_limits=limits)
+    door = RowDoor((str(path),), (str(path),), settings, refused_text=refused_text)
+    inspect = partial(inspect_pair, door) if pairs else door.inspect
+    total, bad = 0, []
+    for item, row, found in inspected(chunks_of(str(path), door.needed, door.wanted), settings.threads, inspect):
+        total = item + 1
+        if isinstance(found, str):
+            bad.append(door.bad(row, found))
+    return total, bad
 
 
 def _processor(model: str) -> Any:

@@ -22,8 +22,8 @@ from verl.utils.tokenizer import build_multimodal_processor_inputs
 
 from verl_uae.data.frame import FILE, ROW
 from verl_uae.data.images import image_digest
-from verl_uae.data.quarantine import BadItem
 from verl_uae.data.rows import (
+    BadItem,
     CheckSettings,
     RowDoor,
     Size,

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_uae.data.tar_headers import compression
+from verl_uae.data.tar import compression
 from verl_uae.errors import DataError
 from verl_uae.files import LFS_POINTER, is_lfs_pointer, open_regular, published
 from verl_uae.machine import data_cache_path

@@ -25,8 +25,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from verl_uae.data.headers import FORMATS, Header, RefusedError, read_header
-from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
+from verl_uae.data.limits import DEFAULT_LIMITS, FORMATS, Header, ImageLimits, RefusedError, read_header
 from verl_uae.errors import DecodeError
 from verl_uae.files import open_regular
 from verl_uae.paths import expand, is_url

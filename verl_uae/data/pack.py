@@ -8,22 +8,38 @@ twice: once to judge them and to hash what will be stored, once to write, so tha
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from verl_uae.data.captions import caption_problem, match_captions, read_captions
-from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
-from verl_uae.data.pack_pictures import Picture, Rows, find_sidecars, inspect_all, list_files, read_sidecars
-from verl_uae.data.pack_write import write_parquet, write_shard
-from verl_uae.data.quarantine import BadItem, write_items
-from verl_uae.data.schema import Message, make_prompt, make_row
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from verl_uae.data.captions import (
+    SIDECAR,
+    caption_problem,
+    find_sidecars,
+    is_apple_double,
+    match_captions,
+    read_captions,
+    read_sidecars,
+)
+from verl_uae.data.images import decode_image, encoded_bytes, image_digest, rewrite_reason
+from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits, read_header
+from verl_uae.data.rows import BadItem, item_lines
+from verl_uae.data.schema import Message, make_prompt, make_row, row_schema
+from verl_uae.data.shard_urls import webdataset
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import published, sha256_of
 from verl_uae.seeding import derive_seed
@@ -34,7 +50,31 @@ logger = logging.getLogger(__name__)
 TRAIN_FILE, VAL_FILE = "train.parquet", "val.parquet"
 QUARANTINE_FILE, REPORT_FILE = "quarantine.jsonl", "report.json"
 FORMATS: tuple[str, ...] = ("parquet", "webdataset")
+_ROW_GROUP_BYTES = 32 * 2**20
+_ROW_GROUP_ROWS = 256
+_ALONE = "a text with no picture beside it; the caption of x.png is x.txt"
 _SHARD_FILE = re.compile(r"(train|val)-\d{6}\.tar")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture of the folder that can be used."""
+
+    file: str
+    """Path in the folder, as the system gives it."""
+    file_sha256: str
+    digest: str
+    """`images.image_digest` of what will be stored."""
+    size: tuple[int, int]
+    """(W, H) of what will be stored, pixels."""
+    rewrite: str | None
+    """Why it is stored as new PNG bytes, or None."""
+    split: str = "train"
+
+    @property
+    def source(self) -> str:
+        """The path as text that can be encoded."""
+        return printable(self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +172,8 @@ def pack(
         raise DataError(folder, None, f"no picture can be used, {len(files)} files seen; first: {[*linked, *bad][:1]}")
     hints = [] if sidecars else _hints(beside)
     if sidecars:
-        given, unreadable = read_sidecars(folder, beside)
-        bad += unreadable
+        given, unread = read_sidecars(folder, beside)
+        bad += [BadItem(printable(text), None, reason) for text, reason in unread.items()]
     found, unused = _given_captions(folder, given, files)
     texts, more_unused = _captions_of(pictures, copies, found)
     if format == "webdataset":
@@ -180,7 +220,7 @@ def _write(
             raise DataError(rows.folder, None, f"no picture is left; first: {rows.lost[0]}")
         bad = [*left_out.bad, *rows.lost]
         items = [*bad, *left_out.duplicates, *left_out.captions, *left_out.hints]
-        write_items(listed, sorted(items, key=lambda item: item.file))
+        listed.write_text(item_lines(sorted(items, key=lambda item: item.file)), encoding="utf-8")
         report = PackReport(
             **settings,
             **_counts(rows.written, rows.captions),
@@ -241,6 +281,43 @@ def _check_prompt(prompt: Sequence[Message] | None) -> None:
         make_row(b"", index=0, split="train", sha256="", prompt=prompt)
     except DataError as error:
         raise ConfigError("prompt", error.message) from error
+
+
+def list_files(folder: Path) -> tuple[list[str], list[BadItem]]:
+    """All files below ``folder`` as sorted relative paths, and the linked folders that were not followed."""
+
+    def stop(error: OSError) -> None:
+        raise DataError(error.filename or folder, None, f"cannot list: {error.strerror}") from error
+
+    files: list[str] = []
+    linked: list[BadItem] = []
+    for parent, folders, names in os.walk(folder, onerror=stop, followlinks=False):
+        base = Path(parent).relative_to(folder)
+        files += [(base / name).as_posix() for name in names]
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        linked += [
+            BadItem(printable((base / name).as_posix()), None, "linked folder is not followed") for name in links
+        ]
+    return sorted(files), linked
+
+
+def inspect_all(
+    folder: Path, files: Sequence[str], limits: ImageLimits, max_pixels: int | None, threads: int
+) -> tuple[list[Picture], list[BadItem]]:
+    """Decode every file once, in threads: the pictures, and the files that are none."""
+
+    def inspect(file: str) -> Picture | BadItem:
+        if is_apple_double(file):
+            return BadItem(printable(file), None, "attributes of a file, kept by macOS, and no picture")
+        try:
+            return _inspect(folder, file, limits, max_pixels)
+        except DataError as error:
+            alone = PurePosixPath(file).suffix.lower() == SIDECAR
+            return BadItem(printable(file), None, _ALONE if alone else error.message)
+
+    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+        results = list(pool.map(inspect, files))
+    return [r for r in results if isinstance(r, Picture)], [r for r in results if isinstance(r, BadItem)]
 
 
 def _drop_duplicates(pictures: Sequence[Picture]) -> tuple[list[Picture], list[tuple[Picture, Picture]]]:
@@ -337,3 +414,111 @@ def _contents(written: Mapping[str, Path]) -> dict[str, Any]:
 def _spread(values: Sequence[int]) -> tuple[int, int, int]:
     ordered = sorted(values)
     return ordered[0], ordered[len(ordered) // 2], ordered[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Turns pictures into rows, reading each a second time. One that has changed since costs itself."""
+
+    folder: Path
+    prompt: Sequence[Message] | None
+    captions: Mapping[str, str]
+    """By `Picture.file`."""
+    data_source: str
+    limits: ImageLimits
+    max_pixels: int | None
+    written: list[Picture] = field(default_factory=list)
+    lost: list[BadItem] = field(default_factory=list)
+
+    def __call__(self, pictures: Sequence[Picture], first: int) -> Iterator[dict[str, Any]]:
+        """Rows of some pictures, numbered from ``first``; adds to ``written`` and ``lost``."""
+        index = first
+        for picture in pictures:
+            try:
+                row = self._row(picture, index)
+            except DataError as error:
+                self.lost.append(BadItem(picture.source, None, error.message))
+                continue
+            self.written.append(picture)
+            index += 1
+            yield row
+
+    def _row(self, picture: Picture, index: int) -> dict[str, Any]:
+        data = encoded_bytes(picture.file, limits=self.limits, root=self.folder)
+        if hashlib.sha256(data).hexdigest() != picture.file_sha256:
+            raise DataError(self.folder / picture.source, None, "file changed while the folder was being packed")
+        if picture.rewrite is not None:
+            buffer = io.BytesIO()
+            _shrunk(decode_image(data, limits=self.limits), self.max_pixels, self.limits).save(buffer, "PNG")
+            data = buffer.getvalue()
+        return make_row(
+            data,
+            index=index,
+            split=picture.split,
+            sha256=picture.digest,
+            prompt=self.prompt,
+            data_source=self.data_source,
+            source=picture.source,
+            size=picture.size,
+            caption=self.captions.get(picture.file),
+        )
+
+
+def _inspect(folder: Path, file: str, limits: ImageLimits, max_pixels: int | None) -> Picture:
+    data = encoded_bytes(file, limits=limits, root=folder)
+    img = decode_image(data, limits=limits)
+    rewrite = rewrite_reason(data)
+    if max_pixels is not None and img.width * img.height > max_pixels:
+        rewrite = "size"
+    img = _shrunk(img, max_pixels, limits)
+    return Picture(file, hashlib.sha256(data).hexdigest(), image_digest(img), img.size, rewrite)
+
+
+def _shrunk(img: Image.Image, max_pixels: int | None, limits: ImageLimits) -> Image.Image:
+    if max_pixels is None or img.width * img.height <= max_pixels:
+        return img
+    scale = math.sqrt(max_pixels / (img.width * img.height))
+    size = (int(img.width * scale), int(img.height * scale))
+    if min(size) < limits.min_side:
+        raise DataError("<picture>", None, f"{img.width} x {img.height} pixels cannot be scaled down to {max_pixels}")
+    return img.resize(size, Image.Resampling.BICUBIC)
+
+
+def write_shard(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows of `schema.make_row` as samples: the picture as it is stored, and a JSON entry.
+
+    A sample is ``<index, nine digits>.png`` (or ``.jpg``, ``.webp``) and ``<index>.json`` with ``caption``, ``sha256``,
+    ``source``, ``width`` and ``height``. Equal rows give equal bytes.
+
+    Raises:
+        ConfigError: if webdataset is not installed.
+    """
+    package = webdataset()
+    with open(path, "wb") as file, package.TarWriter(file, encoder=False, mtime=0) as writer:
+        for row in rows:
+            image, info = row["images"][0]["bytes"], row["extra_info"]
+            about = {key: info[key] for key in ("caption", "sha256", "source", "width", "height")}
+            suffix = {"JPEG": "jpg"}.get(kind := read_header(image).format, kind.lower())
+            text = json.dumps(about, ensure_ascii=False).encode()
+            writer.write({"__key__": f"{info['index']:09d}", suffix: image, "json": text})
+
+
+def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows of `schema.make_row`, a row group at a time."""
+    schema = row_schema()
+    with pq.ParquetWriter(path, schema) as writer:
+        for group in _row_groups(rows):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+
+def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row["images"][0]["bytes"])
+        if size >= _ROW_GROUP_BYTES or len(group) >= _ROW_GROUP_ROWS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

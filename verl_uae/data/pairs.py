@@ -19,8 +19,7 @@ from verl_uae.data.captions import caption_problem
 from verl_uae.data.frame import Row
 from verl_uae.data.images import decode_image, upright_size
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
-from verl_uae.data.quarantine import BadItem
-from verl_uae.data.rows import CheckSettings, RowDoor, Size, choose_rows, inspected, load_rows
+from verl_uae.data.rows import BadItem, CheckSettings, RowDoor, Size, choose_rows, inspected, load_rows
 from verl_uae.data.schema import Message
 from verl_uae.errors import DataError, DecodeError
 from verl_uae.paths import expand

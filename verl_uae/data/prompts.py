@@ -10,11 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verl_uae.data.frame import PROBLEM, ROW, Row, chunks_of, column_of
 from verl_uae.data.schema import IMAGE_MARK
 from verl_uae.errors import DecodeError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PROMPT_COLUMN, IMAGE_COLUMN = "prompt", "images"
 
@@ -64,24 +67,48 @@ def prompts_of_files(files: Sequence[str]) -> Iterator[Any]:
         yield from column_of(name, PROMPT_COLUMN)
 
 
-def first_pictures(path: str | Path, count: int) -> list[Any]:
-    """The first picture of each of the first ``count`` rows of a parquet or JSON file, as `decode_image` takes it.
+@dataclass(frozen=True, slots=True)
+class RowPicture:
+    """The first picture of a row, still encoded."""
 
-    A row that has none, or cannot be read, is the `DecodeError` that says so. A picture of its own file is named by a
-    path from the folder of ``path``, which is to be the ``root`` of decoding.
+    path: Path
+    """Of the data file. A picture in a file of its own lies in its folder or below."""
+    row: int
+    """Zero-based."""
+    cell: Any
+    """As `decode_image` takes it; None where the row has no picture."""
+    problem: str | None
+    """Why it has none."""
+
+    def decode(self) -> Image.Image:
+        """The upright RGB picture.
+
+        Raises:
+            DecodeError: naming file and row: there is none, or it does not decode within the limits.
+        """
+        # Heavy: the command line imports this module for every command.
+        from verl_uae.data.images import decode_image
+
+        if self.problem is not None:
+            raise DecodeError(self.path, self.row, self.problem)
+        return decode_image(self.cell, path=self.path, row=self.row, root=self.path.absolute().parent)
+
+
+def first_pictures(path: str | Path, count: int) -> list[RowPicture]:
+    """The first picture of each of the first ``count`` rows of a parquet or JSON file.
 
     Raises:
         DataError: the file cannot be read or has no pictures.
     """
     rows = chain.from_iterable(chunks_of(str(path), frozenset((IMAGE_COLUMN,)), (IMAGE_COLUMN,)))
-    return [_first_picture(row, path) for row in islice(rows, count)]
+    return [_first_picture(row, Path(path)) for row in islice(rows, count)]
 
 
-def _first_picture(row: Row, path: str | Path) -> Any:
+def _first_picture(row: Row, path: Path) -> RowPicture:
     cell, problem = row[IMAGE_COLUMN], row.get(PROBLEM)
     if problem is None and not (isinstance(cell, list) and cell):
         problem = f"column {IMAGE_COLUMN}: no list with a picture"
-    return cell[0] if problem is None else DecodeError(path, row[ROW], problem)
+    return RowPicture(path, row[ROW], cell[0] if problem is None else None, problem)
 
 
 def _no_text(value: Any) -> list[str]:

@@ -1,14 +1,18 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of data files and the checks each goes through once, for every data set of this package. Knows no verl."""
+"""Rows of data files, the checks each goes through once, for every data set of this package, and the list of bad ones.
+
+Knows no verl.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +21,11 @@ from PIL import Image
 
 from verl_uae.data.frame import FILE, PROBLEM, ROW, Frame, Row, check_columns, open_rows
 from verl_uae.data.images import ImageLimits, decode_image, encoded_bytes, upright_size
-from verl_uae.data.quarantine import BadItem, write_items
 from verl_uae.data.schema import MEDIA_TOKENS, row_problem
 from verl_uae.errors import ConfigError, DataError
-from verl_uae.files import published
+from verl_uae.files import append_line, write_text
 from verl_uae.paths import expand
-from verl_uae.text import fitting_name, is_number, printable
+from verl_uae.text import encodable, fitting_name, is_number, one_line, printable
 
 VERIFY_MODES: tuple[str, ...] = ("full", "header", "off")
 _RESIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
@@ -30,6 +33,19 @@ _RESIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 Found = TypeVar("Found")
 
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class BadItem:
+    """One file, or one zero-based row of a file, that was left out, and why."""
+
+    file: str
+    row: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        where = self.file if self.row is None else f"{self.file}, row {self.row}"
+        return one_line(f"{where}: {self.reason}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,9 +182,7 @@ class RowDoor:
         """List the rows that are left out, also when there is none; nothing without ``quarantine_dir``."""
         if self.settings.quarantine_dir is None:
             return
-        path = quarantine_path(self.settings.quarantine_dir, self.names)
-        with published(path) as (temporary,):
-            write_items(temporary, items)
+        write_text(quarantine_path(self.settings.quarantine_dir, self.names), item_lines(items), sync=True)
 
     def check_share(self, total: int, bad: Sequence[BadItem]) -> None:
         """Raise `DataError` if more rows are bad than the settings allow."""
@@ -200,6 +214,38 @@ def quarantine_path(folder: str, names: Sequence[str]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256("\n".join(map(printable, names)).encode()).hexdigest()[:8]
     return directory / fitting_name(f"quarantine_{Path(names[0]).stem}", f"_{digest}.jsonl")
+
+
+def item_lines(items: Iterable[BadItem]) -> str:
+    """A list of bad items as text: one JSON object ``{"file", "row", "reason"}`` a line."""
+    return "".join(f"{_line(item)}\n" for item in items)
+
+
+class ItemList:
+    """A list that grows while data is streamed: each item once, also over restarts. The format is that of `item_lines`.
+
+    Args:
+        path: the file; begun if it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        self._known = set(text.split("\n"))
+        # A process that was killed, or a full disk, leaves half a line.
+        self._start = "" if not text or text.endswith("\n") else "\n"
+
+    def add(self, item: BadItem) -> None:
+        """Append an item, unless it is listed."""
+        line = _line(item)
+        if line not in self._known:
+            self._known.add(line)
+            append_line(self.path, f"{self._start}{line}")
+            self._start = ""
+
+
+def _line(item: BadItem) -> str:
+    return encodable(json.dumps(asdict(item), ensure_ascii=False))
 
 
 def load_rows(door: RowDoor) -> Frame:

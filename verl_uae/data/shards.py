@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +21,9 @@ from verl_uae.data.captions import caption_problem
 from verl_uae.data.images import upright_size
 from verl_uae.data.limits import ImageLimits
 from verl_uae.data.pairs import DIGEST, Pair
-from verl_uae.data.quarantine import BadItem, ItemList
-from verl_uae.data.rows import CheckSettings, quarantine_path
+from verl_uae.data.rows import BadItem, CheckSettings, ItemList, quarantine_path
 from verl_uae.data.shard_urls import expand_shards, webdataset
-from verl_uae.data.tar import PICTURES, Sample, read_samples
-from verl_uae.data.tar_headers import DamagedShard
+from verl_uae.data.tar import PICTURES, DamagedShard, Sample, read_samples
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.seeding import generator
 from verl_uae.text import decode_text, encodable, parse_json
@@ -309,3 +308,27 @@ def pair_of(sample: Sample, url: str, limits: ImageLimits) -> Pair | str:
     digest = fields.get("sha256")
     known = digest if isinstance(digest, str) and DIGEST.fullmatch(digest) else None
     return Pair(image, caption, known, width, height, url, sample.number)
+
+
+def check_shard(path: Path, limits: ImageLimits) -> tuple[int, list[BadItem]]:
+    """Read a whole shard and decode its pictures: the number of samples, and the bad ones.
+
+    A shard that cannot be read to its end is one more bad item.
+    """
+    count = 0
+    bad: list[BadItem] = []
+    try:
+        for sample in read_samples(str(path), limits.max_bytes):
+            count += 1
+            pair = pair_of(sample, str(path), limits)
+            problem = pair if isinstance(pair, str) else None
+            if isinstance(pair, Pair):
+                try:
+                    pair.decode(limits)
+                except DataError as error:
+                    problem = f"{sample.key}: {error.message}"
+            if problem is not None:
+                bad.append(BadItem(str(path), sample.number, problem))
+    except (DamagedShard, OSError) as error:
+        bad.append(BadItem(str(path), None, f"the shard is lost from sample {count} on: {error}"))
+    return count, bad

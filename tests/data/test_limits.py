@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from verl_uae.data.headers import Header, RefusedError, read_header
+from verl_uae.data.limits import Header, RefusedError, read_header
 
 
 @pytest.mark.parametrize(

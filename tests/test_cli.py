@@ -31,7 +31,6 @@ def test_help_answers_at_once_and_without_torch() -> None:
 MISSING = {
     "sample MODEL --prompt red --out OUT": "model: MODEL: is no folder in",
     "sample MODEL --rows ROWS --out OUT": "model: MODEL: is no folder in",
-    "demo MODEL": "model: MODEL: is no folder in",
     "bench scenes MODEL": "model: MODEL: is no folder in",
     "bench unified . --model MODEL --out OUT": "--model: MODEL: is no folder in",
     "bench unified IMAGES --model MODEL --out OUT": "images: IMAGES: there is no such folder in",
@@ -52,7 +51,6 @@ MISSING = {
     "import release RELEASE --out OUT": "RELEASE: is no folder in",
     "export STEP --out OUT": "STEP: there is no such folder in",
     "verify MODEL": "MODEL: there is no such folder in",
-    "demo .": "demo: gradio is missing: pip install",
 }
 
 
@@ -60,7 +58,6 @@ def test_what_is_not_there_is_named_at_once_and_without_torch(tmp_path: Path) ->
     code = """
 import contextlib, io, json, sys
 from verl_uae.cli import main
-sys.modules["gradio"] = None
 found = {}
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stderr(io.StringIO()) as said:
@@ -76,7 +73,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["doctor"], ["estimate"], ["data"], ["data", "pack"], ["quickstart"], ["sample"], ["demo"]]
+    "words", [[], ["doctor"], ["estimate"], ["data"], ["data", "pack"], ["quickstart"], ["sample"]]
 )
 def test_every_command_has_help(words: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -164,7 +164,7 @@ def test_extras_are_listed_with_their_purpose(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(doctor, "_version", lambda name: None)
     lines = render(Report(list(doctor._extras()))).splitlines()
     assert next(line for line in lines if "gradio" in line).endswith(
-        'not installed (optional: verl-uae demo); to mend: pip install ".[demo]" in a checkout'
+        'not installed (optional: the page examples/demo.py); to mend: pip install ".[demo]" in a checkout'
     )
     assert lines[-1] == "a run can work"
 

@@ -31,7 +31,6 @@ LAYERS = {
     "config": 3,
     "scenes": 3,
     "bench": 3,
-    "demo": 3,
     "caption_server": 4,
     "engines": 4,
     "stages": 5,
@@ -46,7 +45,7 @@ LAYERS = {
 
 #: Files of lower folders that may import verl at their top, with the reason.
 VERL_ALLOWED = {"data/dataset.py": "verl's dataset class with our checks"}
-VERL_FREE = ("flow", "chain", "checkpoints", "reward", "data", "scenes", "bench", "config", "demo")
+VERL_FREE = ("flow", "chain", "checkpoints", "reward", "data", "scenes", "bench", "config")
 #: Stages that are made of others.
 STAGES_OF = {"unified": ("g4u", "u4g")}
 

@@ -8,7 +8,7 @@ import argparse
 import io
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from verl_uae import __version__
@@ -49,9 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     from verl_uae.chain.cli import add_parser as add_sample
     from verl_uae.checkpoints.cli import add_parser as add_formats
     from verl_uae.data.cli import add_parser as add_data
-    from verl_uae.demo.cli import add_parser as add_demo
 
-    for add in (add_data, add_formats, add_sample, add_demo, add_bench):
+    for add in (add_data, add_formats, add_sample, add_bench):
         add(commands)
     _add_reward_server(commands)
     return parser
@@ -125,13 +124,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sub-command; errors raised on purpose, and files that the system refuses, are one line and exit code 2."""
+    """Run a sub-command; see :func:`answered` for its exit code."""
     args = parse(argv)
+    return answered(lambda: args.run(args))
+
+
+def answered(run: Callable[[], int | None]) -> int:
+    """Exit code of a command: errors raised on purpose, and files that the system refuses, are one line and code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A caption or a file name that the terminal cannot show must not end a command whose work is done.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return int(args.run(args) or 0)
+        return int(run() or 0)
     except UAEError as error:
         return _refused(str(error))
     except OSError as error:

@@ -55,7 +55,7 @@ EXTRAS = {
     "ocr": (("rapidocr", "onnxruntime", "rapidfuzz"), "the reward term ocr: reads the text in pictures"),
     "webdataset": (("webdataset",), "training pairs from tar shards"),
     "bench": (("scikit-image",), "verl-uae bench: SSIM and PSNR as published tables compute them"),
-    "demo": (("gradio",), "verl-uae demo"),
+    "demo": (("gradio",), "the page examples/demo.py"),
     "docs": (("matplotlib",), "figures of the learning runs"),
 }
 

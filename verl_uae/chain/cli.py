@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -> None:
-    """Options that say which model runs where and how; shared with ``verl-uae demo`` and ``verl-uae bench``.
+    """Options that say which model runs where and how; shared with ``verl-uae bench`` and examples/demo.py.
 
     Args:
         parser: gets the options.

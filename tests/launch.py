@@ -22,15 +22,17 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+from tests import forks
+
 REPOSITORY = Path(__file__).parents[1]
 
 
 def run(*words: str, timeout: float) -> subprocess.CompletedProcess[str]:
-    """``python WORDS`` with VERL_PLATFORM=cpu, outside of any process group."""
+    """``python WORDS``, as a fork, with VERL_PLATFORM=cpu, outside of any process group."""
     environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    command = [sys.executable, *words]
+    command = [forks.python(), *words]
     return subprocess.run(
         command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout, check=False
     )

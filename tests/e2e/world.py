@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from tests import forks
 from verl_uae.checkpoints.inference import write_index
 from verl_uae.scenes.codec import build_codec
 from verl_uae.scenes.dataset import write_dataset
@@ -112,12 +113,12 @@ def train(
     overrides: Sequence[str] = (),
     *,
     extra_env: Mapping[str, str] | None = None,
-    timeout: float = 500,
+    timeout: float = 560,
     config: str = "uae_g4u",
 ) -> subprocess.CompletedProcess[str]:
-    """Run the training command to its end; output is kept in ``out/log.txt``."""
+    """Run the training command, in forks, to its end; output is kept in ``out/log.txt``."""
     result = subprocess.run(
-        train_command(world, out, overrides, config),
+        [forks.python(), *train_command(world, out, overrides, config)[1:]],
         env=environment(out, extra_env),
         cwd=out,
         stdout=subprocess.PIPE,

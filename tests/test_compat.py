@@ -104,43 +104,6 @@ def test_the_shim_is_idempotent() -> None:
     assert torchvision(setup)[0] == "works (3, 4, 4)"
 
 
-#: Private or unstable names of verl that this package uses, and where.
-NAMES = {
-    "verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY": "plugin",
-    "verl.trainer.ppo.v1:PPOTrainerSync": "stages.g4u.trainer",
-    "verl.trainer.ppo.v1:register_trainer": "stages.g4u.trainer",
-    "verl.trainer.ppo.v1:PPOTrainerSync._setup": "stages.g4u.trainer",
-    "verl.trainer.ppo.v1:PPOTrainerSync._build_replay_buffer": "stages.g4u.trainer",
-    "verl.trainer.ppo.v1:PPOTrainerSync._init_resource_pool_mgr": "stages.g4u.trainer",
-    "verl.trainer.ppo.v1:PPOTrainerSync._fetch_one_gen_batch": "stages.g4u.trainer",
-    "verl.trainer.ppo.v1:PPOTrainerSync._compute_reward_colocate": "stages.g4u.trainer",
-    "verl.trainer.ppo.v1:PPOTrainerSync._compute_metrics": "stages.g4u.trainer",
-    "verl.trainer.ppo.v1:PPOTrainerSync._validate": "stages.g4u.trainer",
-    "verl.trainer.ppo.v1:PPOTrainerSync._save_checkpoint": "stages.g4u.trainer",
-    "verl.trainer.ppo.v1:PPOTrainerSync._load_checkpoint": "stages.g4u.trainer",
-    "verl.experimental.agent_loop.agent_loop:_agent_loop_registry": "doctor",
-    "verl.experimental.agent_loop.single_turn_agent_loop:SingleTurnAgentLoop.run": "stages.g4u.agent_loop",
-    "verl.workers.rollout.replica:RolloutReplicaRegistry.register": "caption_server",
-    "verl.workers.rollout.base:_ROLLOUT_REGISTRY": "caption_server",
-    "verl.workers.engine.base:EngineRegistry.register": "engines.captioner",
-    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_module": "engines.captioner",
-    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_fsdp_module": "engines.captioner",
-    "verl.trainer.ppo.core_algos:register_adv_est": "stages.g4u.advantage",
-    "verl.plugin.platform:PlatformRegistry.register": "plugin.cpu_platform",
-    "verl.utils.tensordict_utils:maybe_fix_3d_position_ids": "stages.g4u.worker",
-    "verl.utils.dataset.rl_dataset:RLHFDataset._read_files_and_tokenize": "data.dataset",
-    "verl.single_controller.ray:ResourcePoolManager.create_resource_pool": "stages.g4u.decoders",
-}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_names_of_verl_are_still_there(name: str) -> None:
-    path, _, attributes = name.partition(":")
-    found: object = importlib.import_module(path)
-    for attribute in attributes.split("."):
-        found = getattr(found, attribute)
-
-
 def test_verl_still_compares_the_trainer_mode_with_a_literal() -> None:
     """Once this fails, G4UTrainer._build_replay_buffer need not pretend to be "sync"."""
     source = inspect.getsource(importlib.import_module("verl.trainer.ppo.v1.trainer_base"))

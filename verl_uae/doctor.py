@@ -14,6 +14,7 @@ from functools import partial
 
 from packaging.specifiers import SpecifierSet
 
+from verl_uae import verl_surface
 from verl_uae.errors import ConfigError, UAEError
 from verl_uae.machine import data_cache, home_folder, hub_cache, ray_folder
 
@@ -133,6 +134,7 @@ def examine(hardware: str | None = None) -> Report:
     report.findings.append(Finding("hardware", True, f"{chosen}{why}; else --hardware {others}"))
     report.findings.extend(_distributions())
     report.findings.append(_entry_point())
+    report.findings.append(_surface())
     for name, check, remedy in _checks(chosen):
         report.findings.append(_guarded(name, check, remedy))
     report.findings.extend(_extras())
@@ -187,6 +189,21 @@ def _entry_point() -> Finding:
         detail = f"VERL_USE_EXTERNAL_PLUGINS={policy} leaves verl_uae out"
         return Finding("entry point", False, detail, remedy="unset VERL_USE_EXTERNAL_PLUGINS")
     return Finding("entry point", True, "verl.plugins: verl_uae")
+
+
+def _surface() -> Finding:
+    """What this package uses of verl, as the release has it that it was written for; another release may do too."""
+    recorded = verl_surface.record()
+    version, symbols = recorded["verl"], recorded["symbols"]
+    try:
+        found = verl_surface.differences(symbols, verl_surface.installed())
+    except ConfigError as error:
+        return Finding("verl's symbols", False, str(error), remedy=f'pip install "verl=={version}"')
+    detail = f"all {len(symbols)} that are used are those of {version}"
+    if found:
+        detail = f"{len(found)} of {len(symbols)} differ from {version}: {'; '.join(map(str, found))}"
+    gone = any(each.now is None for each in found)
+    return Finding("verl's symbols", not found, detail, fatal=gone, remedy=f'pip install "verl=={version}"')
 
 
 def _checks(hardware: str) -> list[tuple[str, Callable[[], str], str]]:

@@ -43,6 +43,7 @@ REQUIRED = {
     "fastapi": "",
     "uvicorn": "",
     "httpx": ">=0.27",
+    "jinja2": ">=3.1",
     "prometheus_client": "",
     "psutil": "",
 }

@@ -26,8 +26,9 @@ from transformers import (
 )
 
 # The fixtures of the pipeline's tests serve here too.
-from tests.pipeline.conftest import encoder_folder, make_pipe, model_folder, picture, pipe  # noqa: F401
+from tests.pipeline.conftest import SETTINGS, encoder_folder, make_pipe, model_folder, picture, pipe  # noqa: F401
 from verl_uae.bench.backbones import Backbone, choose
+from verl_uae.pipeline import UAEPipeline
 
 SIDE = 32
 WIDTH: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -87,6 +88,14 @@ def backbone_words(backbone_folders: dict[str, Path]) -> list[str]:
 @pytest.fixture
 def backbones(backbone_folders: dict[str, Path]) -> list[Backbone]:
     return choose([f"{name}={path}" for name, path in backbone_folders.items()])
+
+
+@pytest.fixture(scope="session")
+def drawing_pipe(model_folder: Path) -> UAEPipeline:  # noqa: F811
+    """A pipeline for tests that set every setting they depend on, and change nothing else."""
+    pipe = UAEPipeline.from_pretrained(model_folder, **SETTINGS)  # noqa: F811
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture

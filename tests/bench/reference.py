@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +34,22 @@ def pixels(name: str, image: Image.Image) -> np.ndarray:
     return ((values - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
 
 
+@functools.cache
+def network(name: str, folder: Path) -> torch.nn.Module:
+    kinds = {"clip": CLIPModel, "longclip": CLIPVisionModelWithProjection}
+    return kinds.get(name, AutoModel).from_pretrained(folder).eval()
+
+
 @torch.no_grad()
 def feature(name: str, folder: Path, image: Image.Image) -> np.ndarray:
     """Feature vector of one picture, float64."""
-    x = torch.from_numpy(pixels(name, image))
+    x, model = torch.from_numpy(pixels(name, image)), network(name, folder)
     if name in ("clip", "longclip"):
-        model = (CLIPModel if name == "clip" else CLIPVisionModelWithProjection).from_pretrained(folder).eval()
         tower = model.vision_model
         hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(tower.embeddings(x))).last_hidden_state
         found = model.visual_projection(tower.post_layernorm(hidden[:, 0]))
     else:
-        found = AutoModel.from_pretrained(folder).eval()(pixel_values=x).pooler_output
+        found = model(pixel_values=x).pooler_output
     return found[0].double().numpy()
 
 

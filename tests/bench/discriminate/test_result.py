@@ -24,6 +24,7 @@ from verl_uae.bench.discriminate.result import (
     read_discrimination,
     summary,
     useful_range,
+    world_result,
 )
 from verl_uae.bench.discriminate.worlds import scene_world
 from verl_uae.errors import ConfigError, DataError
@@ -130,9 +131,8 @@ def _content(name: str, seed: int) -> dict:
     values[3, 7] = np.nan
     specs = term_specs([f"{{name: {name}}}"], defaults=False)
     missing = [other for other in ("pixel", "psnr", "clip") if other != name]
-    return discrimination_result(
-        {"scenes": (WORLD, {name: values})}, specs, missing, SPEED, seed=seed, command=f"measure {name}", commit="abc"
-    )
+    worlds = {"scenes": world_result(WORLD, {name: values}, seed)}
+    return discrimination_result(worlds, specs, missing, SPEED, seed=seed, command=f"measure {name}", commit="abc")
 
 
 def test_written_and_read(tmp_path: Path) -> None:

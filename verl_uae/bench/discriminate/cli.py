@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         discrimination_tables,
         merged,
         read_discrimination,
+        world_result,
     )
     from verl_uae.files import write_json, write_text
 
@@ -86,8 +87,9 @@ def run(args: argparse.Namespace) -> int:
     # Written after every part: a long run that is ended leaves what it has.
     for part in (*worlds, "speed"):
         if part in worlds:
-            measured[part] = (worlds[part], score_world(worlds[part], scorers, _progress))
-            np.savez_compressed(args.out / VALUES.format(part), **measured[part][1])
+            values = score_world(worlds[part], scorers, _progress)
+            np.savez_compressed(args.out / VALUES.format(part), **values)
+            measured[part] = world_result(worlds[part], values, args.seed)
         else:
             speed = _speed(args, specs, sizes)
         content = discrimination_result(measured, specs, missing, speed, seed=args.seed, command=command, commit=commit)

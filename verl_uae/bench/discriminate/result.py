@@ -156,7 +156,7 @@ def _column_means(values_NL: np.ndarray) -> list[float | None]:
 
 
 def discrimination_result(
-    worlds: Mapping[str, tuple[World, Mapping[str, np.ndarray]]],
+    worlds: Mapping[str, Mapping[str, Any]],
     specs: Sequence[TermSpec],
     missing: Sequence[str],
     speed: Mapping[str, Any],
@@ -168,7 +168,7 @@ def discrimination_result(
     """The contents of the result file, numbers with six digits.
 
     Args:
-        worlds: by name, the world and the values (N, D) of every term.
+        worlds: by name, what :func:`world_result` says of each.
         specs: the terms.
         missing: names of terms that were not measured.
         speed: by side in pixels, see :func:`verl_uae.bench.discriminate.measure.milliseconds_per_pair`.
@@ -186,7 +186,7 @@ def discrimination_result(
         "mild": list(MILD),
         "terms": [{"label": spec.label, "name": spec.name, "params": dict(spec.params)} for spec in specs],
         "not_measured": list(missing),
-        "worlds": {name: _world(world, values, seed) for name, (world, values) in worlds.items()},
+        "worlds": dict(worlds),
         "speed": dict(speed),
     }
     # As it will be read again, so that results can be compared and merged.
@@ -194,7 +194,14 @@ def discrimination_result(
     return rounded
 
 
-def _world(world: World, values: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
+def world_result(world: World, values: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
+    """What is said about the terms in one world.
+
+    Args:
+        world: the pictures.
+        values: (N, D) of every term, by label.
+        seed: of the bootstrap.
+    """
     kinds = [
         {"name": kind.name, "levels": list(kind.levels), "unit": kind.unit, "semantic": kind.semantic}
         | ({"semantic_from_level": kind.counted_from + 1} if kind.semantic else {})

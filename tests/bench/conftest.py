@@ -27,8 +27,8 @@ from transformers import (
 
 # The fixtures of the pipeline's tests serve here too.
 from tests.pipeline.conftest import SETTINGS, encoder_folder, make_pipe, model_folder, picture, pipe  # noqa: F401
+from verl_uae import UAEPipeline
 from verl_uae.bench.backbones import Backbone, choose
-from verl_uae.pipeline import UAEPipeline
 
 SIDE = 32
 WIDTH: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -25,7 +25,7 @@ import psutil
 import torch
 
 from verl_uae.reward import RewardBatch, RewardScorer
-from verl_uae.reward.remote.wire import encode_picture, to_levels
+from verl_uae.reward.remote.protocol import encode_picture, to_levels
 
 
 def pictures(count: int, size: int, group: int, seed: int) -> RewardBatch:

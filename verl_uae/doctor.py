@@ -41,6 +41,7 @@ REQUIRED = {
     "msgspec": "",
     "cachetools": "",
     "fastapi": "",
+    "pydantic": ">=2.7",
     "uvicorn": "",
     "httpx": ">=0.27",
     "jinja2": ">=3.1",

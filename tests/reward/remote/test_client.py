@@ -10,16 +10,16 @@ import time
 from tests.reward.remote.conftest import wait_until, within
 from tests.reward.remote.faults import FaultServer, free_port, good, reply
 from tests.test_web import Clock
-from verl_uae.reward.remote.client import BACKOFF_S, REST_S, ClientSettings, RemoteClient
+from verl_uae.reward.remote.client import BACKOFF_S, REST_S, RemoteClient, RemoteSettings
 from verl_uae.web import Fault, UnansweredError
 
 BODY = b'{"samples": []}'
 
 
 def make_client(*urls: str, timeout_s: float = 0.5, clock: Clock | None = None, **changes: float) -> RemoteClient:
-    settings = {"retries": 2, "concurrency": 4, "max_answer_bytes": 2**20, **changes}
+    settings = RemoteSettings(url=urls, timeout_s=timeout_s, **changes)
     time_of = {} if clock is None else {"clock": clock, "sleep": clock.sleep}
-    return RemoteClient(ClientSettings(urls=urls, timeout_s=timeout_s, **settings), None, **time_of)
+    return RemoteClient(settings, None, **time_of)
 
 
 def post(client: RemoteClient, count: int = 1, timeout_s: float | None = None) -> list[str]:

@@ -20,7 +20,7 @@ from verl_uae.data.limits import ImageLimits
 from verl_uae.reward.remote.protocol import RawSample
 from verl_uae.reward.remote.service import MAX_REQUEST_PIXELS, ScoringService
 from verl_uae.reward.remote.specs import parse_terms
-from verl_uae.reward.remote.wire import encode_picture
+from verl_uae.reward.remote.protocol import encode_picture
 
 side, count = map(int, sys.argv[1:])
 terms = parse_terms(["pixel", "psnr", "ssim"], "terms")

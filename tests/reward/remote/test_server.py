@@ -133,7 +133,7 @@ def test_token(start_server, client: httpx.Client, body: bytes) -> None:
     ("content", "headers", "code", "reason"),
     [
         (b"{", JSON, 400, "not JSON"),
-        (b'{"version": 1, "samples": []}', JSON, 400, "not empty"),
+        (b'{"version": 1, "samples": []}', JSON, 400, "must have at least 1 item"),
         (b'{"version": 9, "samples": [{"id": "a"}]}', JSON, 400, "version"),
         (b"{}", {"Content-Type": "text/plain"}, 415, "application/json"),
         (b" " * 5000, JSON, 413, "5000 bytes, limit 4096"),

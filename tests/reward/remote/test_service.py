@@ -11,9 +11,8 @@ import torch
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardBatch, RewardScorer, Status
-from verl_uae.reward.remote.protocol import RawSample
+from verl_uae.reward.remote.protocol import RawSample, encode_picture, to_levels
 from verl_uae.reward.remote.service import TooLargeError
-from verl_uae.reward.remote.wire import encode_picture, to_levels
 
 FAILING = """
     import time

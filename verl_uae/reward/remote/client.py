@@ -15,11 +15,13 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, Strict
 
 from verl_uae.reward.outcome import describe_error
-from verl_uae.reward.remote.protocol import JSON_TYPE
+from verl_uae.reward.remote.protocol import JSON_TYPE, MEMBERS, Bounds, Member
 from verl_uae.web import Fault, Retries, UnansweredError, WebClient
 
 T = TypeVar("T")
@@ -40,21 +42,46 @@ CONNECT_S = 5.0
 REST_S = 30.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClientSettings:
-    """How to ask. Checked by :class:`verl_uae.reward.remote.term.RemoteReward`."""
+def _address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        good &= url.isascii() and url.isprintable() and " " not in url
+    except ValueError:
+        good = False
+    if not good or parts.query or parts.fragment:
+        raise ValueError("must be an address like http://host:8900")
+    if "@" in parts.netloc:
+        raise ValueError("holds a user name or password; give a token_file instead")
+    return url.rstrip("/")
 
-    urls: tuple[str, ...]
-    """Base addresses of servers that score alike."""
-    timeout_s: float
-    """Seconds for everything one batch needs."""
-    retries: int
-    """Further tries of one request; those that a busy server asks for with ``Retry-After`` do not count."""
-    concurrency: int
-    """Requests in flight."""
-    max_answer_bytes: int
+
+def _distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(urls)) != len(urls):
+        raise ValueError("names a server twice")
+    return urls
+
+
+class RemoteSettings(BaseModel):
+    """How to ask; see :class:`verl_uae.reward.remote.term.RemoteReward`."""
+
+    model_config = ConfigDict(strict=True, frozen=True, hide_input_in_errors=True)
+
+    url: Annotated[
+        tuple[Annotated[str, AfterValidator(_address)], ...],
+        Strict(False),
+        Field(min_length=1),
+        BeforeValidator(lambda raw: (raw,) if isinstance(raw, str) else raw),
+        AfterValidator(_distinct),
+    ]
+    timeout_s: Annotated[FiniteFloat, Field(gt=0)]
+    send: Annotated[frozenset[Member], Strict(False), Field(min_length=1)] = frozenset(MEMBERS)
+    bounds: Bounds | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    concurrency: Annotated[int, Field(ge=1)] = 4
+    retries: Annotated[int, Field(ge=0)] = 2
+    max_answer_mib: Annotated[FiniteFloat, Field(gt=0)] = 4.0
     ca_file: str | None = None
-    """Certificates to trust instead of the public ones."""
 
 
 #: Makes the body of a request; called in a thread.
@@ -77,7 +104,7 @@ class RemoteClient:
 
     def __init__(
         self,
-        settings: ClientSettings,
+        settings: RemoteSettings,
         token: str | None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -87,7 +114,7 @@ class RemoteClient:
         # Environment variables must not send pictures and token to a proxy.
         self._web = WebClient(
             token,
-            settings.max_answer_bytes,
+            int(settings.max_answer_mib * 2**20),
             kind=JSON_TYPE,
             connect_s=min(CONNECT_S, settings.timeout_s / 2),
             ca_file=settings.ca_file,
@@ -117,7 +144,7 @@ class RemoteClient:
 
     def get(self, path: str, deadline: float) -> list[Reply]:
         """Ask every server the same; one reply for every address."""
-        return self._meet(deadline, [self._persist(path, None, deadline, url) for url in self.settings.urls])
+        return self._meet(deadline, [self._persist(path, None, deadline, url) for url in self.settings.url])
 
     def close(self) -> None:
         """Let go of connections and threads; calls must be over."""
@@ -148,9 +175,9 @@ class RemoteClient:
     def _choose(self) -> str:
         """The next server; one that rests only where all do."""
         self._turn += 1
-        start = self._turn % len(self.settings.urls)
+        start = self._turn % len(self.settings.url)
         now = self._clock()
-        in_turn = (*self.settings.urls[start:], *self.settings.urls[:start])
+        in_turn = (*self.settings.url[start:], *self.settings.url[:start])
         chosen = min(in_turn, key=lambda url: self._rests.get(url, now) > now)
         if chosen in self._rests:
             # This request finds out whether it is back; the others need not wait for it.

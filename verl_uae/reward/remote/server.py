@@ -33,12 +33,13 @@ from verl_uae.reward.remote.protocol import (
     METRICS_PATH,
     SCORE_PATH,
     VERSION,
+    ProtocolError,
     answer_message,
     bounds_message,
+    dumps,
     parse_request,
 )
 from verl_uae.reward.remote.service import ScoringService, TooLargeError
-from verl_uae.reward.remote.wire import ProtocolError, dumps
 from verl_uae.web import is_loopback
 
 logger = logging.getLogger(__name__)

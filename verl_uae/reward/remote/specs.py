@@ -5,22 +5,35 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, ValidationError
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.groupwise import is_groupwise
-from verl_uae.reward.outcome import as_number
-from verl_uae.reward.remote.wire import ProtocolError, dumps, plain
+from verl_uae.reward.remote.protocol import dumps, first_problem, plain
 from verl_uae.reward.scorer import TermSpec
 from verl_uae.reward.source import load_source
 
-#: Keys of an entry.
-KEYS = ("name", "weight", "params", "label", "held_out", "floor", "normalize", "tie")
+
+class Entry(BaseModel):
+    """One term, by the keys of ``uae.reward.terms``."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    name: str
+    weight: FiniteFloat = 1.0
+    params: Annotated[dict[str, Any], BeforeValidator(lambda raw: plain(raw or {}, "params"))] = {}
+    label: Annotated[str, BeforeValidator(lambda raw: raw or "")] = ""
+    held_out: bool = False
+    floor: float | None = None
+    normalize: Any = None
+    """Of a run alone, as ``tie``."""
+    tie: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,33 +149,22 @@ def _spec(entry: object, key: str) -> tuple[TermSpec, bool]:
         entry = {"name": entry}
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         raise ConfigError(key, f"must be a name or a mapping with a name, got {entry!r}")
-    unknown = sorted(set(map(str, entry)) - set(KEYS))
+    unknown = sorted(set(map(str, entry)) - Entry.model_fields.keys())
     if unknown:
-        raise ConfigError(key, f"has unknown {', '.join(unknown)}; known: {', '.join(KEYS)}")
+        raise ConfigError(key, f"has unknown {', '.join(unknown)}; known: {', '.join(Entry.model_fields)}")
     if entry.get("normalize", "none") != "none" or entry.get("tie"):
         raise ConfigError(f"{key}.normalize", "needs the values of the whole run; set it on the run's remote term")
-    held_out, params, label = entry.get("held_out", False), entry.get("params") or {}, entry.get("label") or ""
-    weight, floor = as_number(entry.get("weight", 1.0)), entry.get("floor")
-    if not isinstance(held_out, bool):
-        raise ConfigError(f"{key}.held_out", f"must be true or false, got {held_out!r}")
-    if not isinstance(label, str):
-        raise ConfigError(f"{key}.label", f"must be a text, got {label!r}")
-    if weight is None or not math.isfinite(weight):
-        raise ConfigError(f"{key}.weight", f"must be a finite number, got {entry['weight']!r}")
-    if floor is not None and as_number(floor) is None:
-        raise ConfigError(f"{key}.floor", f"must be a number, got {floor!r}")
     try:
-        params = plain(params, "params")
-    except ProtocolError as error:
-        raise ConfigError(f"{key}.params", str(error)) from error
-    if not isinstance(params, dict):
-        raise ConfigError(f"{key}.params", f"must be a mapping, got {params!r}")
+        found = Entry.model_validate(entry)
+    except ValidationError as error:
+        place, problem = first_problem(error)
+        raise ConfigError(f"{key}.{place}", problem) from error
     spec = TermSpec(
-        name=entry["name"],
-        weight=0.0 if held_out else weight,
-        params=params,
-        label=label,
-        floor=as_number(floor),
+        name=found.name,
+        weight=0.0 if found.held_out else found.weight,
+        params=found.params,
+        label=found.label,
+        floor=found.floor,
         key=key,
     )
-    return spec, held_out
+    return spec, found.held_out

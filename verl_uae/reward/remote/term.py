@@ -18,22 +18,27 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from pydantic import ValidationError
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.outcome import as_number
 from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.reward.remote.client import ClientSettings, RemoteClient, Reply
+from verl_uae.reward.remote.client import RemoteClient, RemoteSettings, Reply
 from verl_uae.reward.remote.protocol import (
     HEALTH_PATH,
     MEMBERS,
     SCORE_PATH,
     Health,
+    ProtocolError,
+    encode_picture,
+    first_problem,
     parse_answer,
     parse_health,
+    plain,
     read_token,
     request_message,
+    to_levels,
 )
-from verl_uae.reward.remote.wire import ProtocolError, encode_picture, plain, to_levels
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import RewardTerm, TermContext
 from verl_uae.web import Fault, UnansweredError, is_loopback
@@ -101,21 +106,25 @@ class RemoteReward(RewardTerm):
         ca_file: str | None = None,
         key: str = "uae.reward.terms.remote",
     ) -> None:
-        _check_numbers(key, 1, batch_size=batch_size, concurrency=concurrency)
-        _check_numbers(key, 0, retries=retries)
-        _check_positive(key, timeout_s=timeout_s, max_answer_mib=max_answer_mib)
-        self.needs = _checked_send(send, key)
-        self.settings = ClientSettings(
-            urls=_checked_urls(url, key),
-            timeout_s=float(timeout_s),
-            retries=retries,
-            concurrency=concurrency,
-            max_answer_bytes=int(max_answer_mib * 2**20),
-            ca_file=ca_file,
-        )
-        self.batch_size = batch_size
-        self._fixed_bounds = None if bounds is None else _checked_bounds(bounds, key)
-        self.bounds = self._fixed_bounds or (-math.inf, math.inf)
+        try:
+            self.settings = RemoteSettings.model_validate(
+                {
+                    "url": url,
+                    "timeout_s": timeout_s,
+                    "send": send,
+                    "bounds": bounds,
+                    "batch_size": batch_size,
+                    "concurrency": concurrency,
+                    "retries": retries,
+                    "max_answer_mib": max_answer_mib,
+                    "ca_file": ca_file,
+                }
+            )
+        except ValidationError as error:
+            place, problem = first_problem(error)
+            raise ConfigError(f"{key}.{place}", problem) from error
+        self.needs = self.settings.send
+        self.bounds = self.settings.bounds or (-math.inf, math.inf)
         self._pinned = self._fingerprint = fingerprint
         self._known = False
         self._token_file = token_file
@@ -181,7 +190,7 @@ class RemoteReward(RewardTerm):
                 self._client = RemoteClient(self.settings, read_token(self._token_file, f"{self._key}.token_file"))
             except OSError as error:  # ssl.SSLError too
                 raise ConfigError(f"{self._key}.ca_file", f"cannot read {self.settings.ca_file!r}: {error}") from error
-            for url in self.settings.urls:
+            for url in self.settings.url:
                 parts = urlsplit(url)
                 if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
                     logger.warning("pictures and token go to %s unencrypted", url)
@@ -191,7 +200,7 @@ class RemoteReward(RewardTerm):
         """Ask for health; None where a server is ready, and every one that answers is as it should be."""
         problems: list[UnansweredError] = []
         ready = False
-        for url, reply in zip(self.settings.urls, self._connection().get(HEALTH_PATH, deadline), strict=True):
+        for url, reply in zip(self.settings.url, self._connection().get(HEALTH_PATH, deadline), strict=True):
             if isinstance(reply, UnansweredError):
                 problems.append(reply)
                 continue
@@ -217,11 +226,12 @@ class RemoteReward(RewardTerm):
         lacking = sorted(health.needs - self.needs)
         if lacking:
             raise ProtocolError(f"the server needs {', '.join(lacking)}, which is not among what is sent")
-        if self.batch_size > health.max_samples:
-            raise ProtocolError(f"batch_size {self.batch_size} is above the server's limit of {health.max_samples}")
+        size, limit = self.settings.batch_size, health.max_samples
+        if size > limit:
+            raise ProtocolError(f"batch_size {size} is above the server's limit of {limit}")
         self._check_fingerprint(health.fingerprint)
         self._fingerprint = health.fingerprint
-        self.bounds = self._fixed_bounds or health.bounds
+        self.bounds = self.settings.bounds or health.bounds
         return True
 
     def _check_fingerprint(self, found: str) -> None:
@@ -263,7 +273,7 @@ class _Call:
         slots: dict[int, dict[int, int]] = {}
         for index, position in enumerate(positions):
             if self.records[index] is None:
-                slots.setdefault(position // term.batch_size, {})[index] = position % term.batch_size
+                slots.setdefault(position // term.settings.batch_size, {})[index] = position % term.settings.batch_size
         self.chunks = [list(places) for places in slots.values()]
         self.jobs = [functools.partial(self._body, places) for places in slots.values()]
 
@@ -300,49 +310,3 @@ class _Call:
         if found is None:
             found = self._encoded[digest] = encode_picture(levels_HW3)
         return found
-
-
-def _checked_urls(raw: object, key: str) -> tuple[str, ...]:
-    urls = [raw] if isinstance(raw, str) else raw
-    if not isinstance(urls, Sequence) or not urls or not all(isinstance(url, str) for url in urls):
-        raise ConfigError(f"{key}.url", f"must be an address or a list of addresses, got {raw!r}")
-    for url in urls:
-        try:
-            parts = urlsplit(url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
-            good &= url.isprintable()
-        except ValueError:
-            good = False
-        if not good or parts.query or parts.fragment or any(character.isspace() for character in url):
-            raise ConfigError(f"{key}.url", "must be an address like http://host:8900")
-        if "@" in parts.netloc:
-            raise ConfigError(f"{key}.url", "holds a user name or password; give a token_file instead")
-    if len(set(urls)) != len(urls):
-        raise ConfigError(f"{key}.url", "names a server twice")
-    return tuple(url.rstrip("/") for url in urls)
-
-
-def _checked_send(send: object, key: str) -> frozenset[str]:
-    if isinstance(send, str) or not isinstance(send, Sequence) or not send or not set(send) <= set(MEMBERS):
-        raise ConfigError(f"{key}.send", f"must be a list out of {', '.join(MEMBERS)}, got {send!r}")
-    return frozenset(send)
-
-
-def _checked_bounds(bounds: object, key: str) -> tuple[float, float]:
-    numbers = [as_number(bound) for bound in bounds] if isinstance(bounds, Sequence) else []
-    if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None and numbers[0] < numbers[1]:
-        return numbers[0], numbers[1]
-    raise ConfigError(f"{key}.bounds", f"must be (low, high) with low < high, got {bounds!r}")
-
-
-def _check_numbers(key: str, least: int, **numbers: object) -> None:
-    for name, number in numbers.items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < least:
-            raise ConfigError(f"{key}.{name}", f"must be an integer of at least {least}, got {number!r}")
-
-
-def _check_positive(key: str, **numbers: object) -> None:
-    for name, raw in numbers.items():
-        number = as_number(raw)
-        if number is None or not 0 < number < math.inf:
-            raise ConfigError(f"{key}.{name}", f"must be a number above 0, got {raw!r}")

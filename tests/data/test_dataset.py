@@ -21,7 +21,7 @@ from verl.utils.tokenizer import build_multimodal_processor_inputs
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.dataset import CheckSettings, UAEDataset
-from verl_uae.data.images import image_digest
+from verl_uae.data.images import decode_image, image_digest
 from verl_uae.data.schema import make_row, row_schema
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.scenes.tokenizer import build_processor
@@ -106,9 +106,14 @@ def test_row_carries_pictures_once_and_no_encoded_bytes(rows: list[dict], write:
     assert batch["raw_prompt"].shape == (4,) and batch["dummy_tensor"].shape == (4, 1)
 
 
-def test_digest_of_the_file_is_kept(rows: list[dict], write: Callable, processor: Any) -> None:
-    rows[0]["extra_info"]["sha256"] = "from the file"
-    assert load(write(rows), processor)[0]["extra_info"]["sha256"] == "from the file"
+def test_the_digest_is_that_of_the_pixels_whatever_the_file_says(
+    rows: list[dict], write: Callable, processor: Any
+) -> None:
+    for row in rows:
+        row["extra_info"]["sha256"] = "of the encoded bytes, and of all rows the same"
+    dataset = load(write(rows), processor)
+    digests = [dataset[number]["extra_info"]["sha256"] for number in range(len(dataset))]
+    assert digests == [image_digest(decode_image(row["images"][0])) for row in rows] and len(set(digests)) == len(rows)
 
 
 def _spoil(rows: list[dict], make_bytes: Callable, make_picture: Callable) -> dict[int, str]:

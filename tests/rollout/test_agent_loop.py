@@ -77,6 +77,9 @@ def test_a_caption_and_its_seed(loop: CaptionAgentLoop, tokenizer: Any, monkeypa
         "tokens": 4,
     }
     assert output.extra_fields["uae_outcome"] is None
+    named = run(loop, monkeypatch, base, {**ROW, "extra_info": {"sha256": "by the data set"}})
+    assert named.extra_fields["uae"]["digest"] == "by the data set"
+    assert seen[1]["seed"] == derive_seed(42, "caption", 5, "by the data set", 2)
 
 
 def test_members_and_steps_have_seeds_of_their_own(loop: CaptionAgentLoop) -> None:

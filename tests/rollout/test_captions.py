@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from verl_uae.stages.common.captions import (
     CaptionCache,
     CaptionSettings,
     EncoderCaptions,
+    Messages,
     PromptSettings,
     column_caption,
 )
@@ -105,6 +107,11 @@ async def through_the_agent_loop(captions: EncoderCaptions, folder: str, server:
     return [output.extra_fields["uae"] for output in outputs]
 
 
+def written(captions: EncoderCaptions, prompts: Sequence[Messages]) -> list[CaptionState]:
+    """Captions of prompts whose rows say nothing of their pictures."""
+    return captions.write(prompts, [{}] * len(prompts))
+
+
 def test_prompts_and_greedy_captions_are_those_of_the_agent_loop(captions: EncoderCaptions, folder: str) -> None:
     server = InProcess(captions.engine)
     expected = asyncio.run(through_the_agent_loop(captions, folder, server))
@@ -112,7 +119,7 @@ def test_prompts_and_greedy_captions_are_those_of_the_agent_loop(captions: Encod
     assert [(ids, [image.tobytes() for image in images]) for ids, images in built] == server.asked
     image_token = captions.engine.config.image_token_id
     assert [ids.count(image_token) for ids, _ in built] == [4, 12, 12, 4, 9], "qwen_vl_utils resizes first"
-    assert captions.write(PROMPTS) == expected
+    assert written(captions, PROMPTS) == expected
     assert len({state["caption"] for state in expected}) > 1 and all(state["status"] == "ok" for state in expected)
 
 
@@ -123,13 +130,13 @@ def test_template_and_processor_arguments_reach_the_prompt(folder: str) -> None:
     ids, _ = captions.prompt_tokens(prompt(picture(0, 80, 80)))
     words = captions.engine.tokenizer.convert_ids_to_tokens(ids)
     assert words == ["red", "<|image_pad|>", "describe"]
-    assert captions.write([prompt(picture(0, 80, 80))])[0]["status"] == "ok"
+    assert written(captions, [prompt(picture(0, 80, 80))])[0]["status"] == "ok"
 
 
 def test_a_caption_does_not_depend_on_the_others(sampled: EncoderCaptions) -> None:
-    together = sampled.write(PROMPTS)
-    assert sampled.write(PROMPTS[::-1]) == together[::-1]
-    assert [sampled.write([messages])[0] for messages in PROMPTS] == together
+    together = written(sampled, PROMPTS)
+    assert written(sampled, PROMPTS[::-1]) == together[::-1]
+    assert [written(sampled, [messages])[0] for messages in PROMPTS] == together
 
 
 def test_a_sampled_caption_is_named_by_run_seed_and_picture(sampled: EncoderCaptions, folder: str) -> None:
@@ -137,11 +144,12 @@ def test_a_sampled_caption_is_named_by_run_seed_and_picture(sampled: EncoderCapt
     digest = image_digest(picture(0))
     seed = derive_seed(7, "u4g caption", digest)
     (result,) = sampled.engine.generate([CaptionRequest(ids, seed, images, temperature=1.5)])
-    (state,) = sampled.write([PROMPTS[0]])
+    (state,) = written(sampled, [PROMPTS[0]])
     expected = sampled.engine.tokenizer.decode(result.token_ids, skip_special_tokens=True).strip()
     assert state["caption"] == expected and state["digest"] == digest and state["tokens"] == len(result.token_ids)
+    assert sampled.write([PROMPTS[0]], [{"sha256": digest}]) == [state]
     other = EncoderCaptions(folder, CaptionSettings(**{**SETTINGS, "seed": 8}, do_sample=True, temperature=1.5))
-    assert other.write([PROMPTS[0]])[0]["caption"] != state["caption"]
+    assert written(other, [PROMPTS[0]])[0]["caption"] != state["caption"]
 
 
 def test_a_caption_without_end_is_cut(captions: EncoderCaptions) -> None:
@@ -165,14 +173,14 @@ def test_a_bad_prompt_costs_one_caption(captions: EncoderCaptions) -> None:
         prompt(picture(2, 900, 4)),
     ]
     mixed = [PROMPTS[0], bad[0], PROMPTS[1], bad[1], bad[2], PROMPTS[3], bad[3]]
-    states = captions.write(mixed)
+    states = written(captions, mixed)
     assert [state["status"] for state in states] == ["ok", "error", "ok", "error", "error", "ok", "error"]
-    assert [states[0], states[2], states[5]] == captions.write([PROMPTS[0], PROMPTS[1], PROMPTS[3]])
+    assert [states[0], states[2], states[5]] == written(captions, [PROMPTS[0], PROMPTS[1], PROMPTS[3]])
     reasons = [states[position]["reason"] for position in (1, 3, 4, 6)]
     for reason, part in zip(reasons, ["OSError", "has no image", "prompt_length is 64", "aspect ratio"], strict=True):
         assert reason.startswith("caption: ") and part in reason
     assert all(states[position]["caption"] == "" and states[position]["tokens"] == 0 for position in (1, 3, 4, 6))
-    assert captions.write([]) == []
+    assert written(captions, []) == []
 
 
 def test_a_shared_conditioner_is_the_loaded_one_without_its_memory(captions: EncoderCaptions, folder: str) -> None:

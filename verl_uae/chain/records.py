@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from PIL import Image
 
 from verl_uae.chain.reconstruct import ChainRequest, ChainResult
+from verl_uae.data.images import image_digest
 from verl_uae.errors import DataError
 
 #: Field of the TransferQueue that holds outcomes.
@@ -63,6 +64,16 @@ def source_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
             if isinstance(item, Mapping) and isinstance(item.get("image"), Image.Image):
                 return item["image"]
     raise DataError("prompt", None, "has no image; UAE needs one source picture per row")
+
+
+def source_digest(messages: Sequence[Mapping[str, Any]], extra_info: Mapping[str, Any]) -> str:
+    """`image_digest` of a prompt's source picture: what the data set says, and of the pixels where it says nothing.
+
+    Raises:
+        DataError: the prompt has no picture; and what Pillow raises on a damaged one.
+    """
+    known = extra_info.get("sha256")
+    return str(known) if known else image_digest(source_image(messages).convert("RGB"))
 
 
 def prompt_text(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:

@@ -48,7 +48,8 @@ class UAEDataset(RLHFDataset):
     from `RLHFDataset` in what it refuses (`schema.row_problem`, `images.decode_image`) and in that:
 
     - ``raw_prompt`` holds decoded RGB pictures and no encoded bytes; ``prompt`` stays plain text;
-    - ``extra_info.sha256`` is always there: the digest of the first picture, where the file has none;
+    - ``extra_info.sha256`` is the digest of the first picture, whatever the file says: it names the picture in seeds
+      and caches;
     - a prompt that does not fit ``max_prompt_length`` is found here. verl never cuts a prompt with a picture, it fails
       the rollout of that row; so with ``filter_overlong_prompts`` such rows are left out and counted, and without it
       they are a `DataError`, whatever ``truncation`` says. (Not checked with ``uae_verify_images=off``.)
@@ -137,8 +138,7 @@ class UAEDataset(RLHFDataset):
         if self.processor is None:
             raise ConfigError("actor_rollout_ref.model.path", "rows with pictures need a model with a processor")
         row = super().__getitem__(item)
-        if not row["extra_info"].get("sha256"):
-            row["extra_info"]["sha256"] = image_digest(_first_image(row["raw_prompt"]))
+        row["extra_info"]["sha256"] = image_digest(_first_image(row["raw_prompt"]))
         return row
 
     def split(self, num_splits: int) -> list[UAEDataset]:

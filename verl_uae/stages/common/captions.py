@@ -17,9 +17,8 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from verl_uae.caption_server.engine import CaptionEngine
 from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, CaptionResult
 from verl_uae.chain.conditioner import Conditioner, language_stack
-from verl_uae.chain.records import CaptionState, source_image
+from verl_uae.chain.records import CaptionState, source_digest
 from verl_uae.checkpoints.load import load_processor
-from verl_uae.data.images import image_digest
 from verl_uae.errors import DataError
 from verl_uae.seeding import derive_seed
 
@@ -138,10 +137,14 @@ class EncoderCaptions:
         conditioner = Conditioner(language_stack(self.engine.model), self.engine.tokenizer, length=length, role=role)
         return conditioner.eval().requires_grad_(False)
 
-    def write(self, prompts: Sequence[Messages]) -> list[CaptionState]:
+    def write(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[CaptionState]:
         """One caption per prompt; one that cannot be written has a status and a reason instead.
 
         A caption depends on its image, prompt and seed, not on the others.
+
+        Args:
+            prompts: messages.
+            infos: ``extra_info`` of their rows.
 
         Raises:
             FloatingPointError: the model's logits are not finite, which is no picture's fault.
@@ -149,11 +152,10 @@ class EncoderCaptions:
         states: list[CaptionState | None] = [None] * len(prompts)
         requests: list[CaptionRequest] = []
         asked: list[tuple[int, str]] = []
-        for position, messages in enumerate(prompts):
+        for position, (messages, info) in enumerate(zip(prompts, infos, strict=True)):
             digest = ""
             try:
-                image = source_image(messages).convert("RGB")
-                digest = image_digest(image)
+                digest = source_digest(messages, info)
                 requests.append(self._request(messages, digest))
                 asked.append((position, digest))
             except Exception as error:
@@ -200,7 +202,7 @@ def column_caption(messages: Messages, extra_info: Mapping[str, Any]) -> Caption
     """The caption that a dataset row brings as ``extra_info.caption``."""
     digest = ""
     try:
-        digest = image_digest(source_image(messages).convert("RGB"))
+        digest = source_digest(messages, extra_info)
     except (DataError, OSError, SyntaxError, ValueError) as error:
         # No picture, or what Pillow raises on a damaged one.
         return failed_caption(digest, f"caption: {type(error).__name__}: {error}")

@@ -20,9 +20,8 @@ from verl_uae.chain.records import (
     failed_outcome,
     is_probe,
     prompt_text,
-    source_image,
+    source_digest,
 )
-from verl_uae.data.images import image_digest
 from verl_uae.seeding import derive_seed
 from verl_uae.stages.g4u.stream import stream_client
 
@@ -74,7 +73,7 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         digest = ""
         try:
-            digest = image_digest(source_image(kwargs["raw_prompt"]).convert("RGB"))
+            digest = source_digest(kwargs["raw_prompt"], kwargs.get("extra_info") or {})
             self._prompt_name = (digest, prompt_text(kwargs["raw_prompt"]))
             params = self._seeded(sampling_params, digest, kwargs)
             output = await asyncio.wait_for(super().run(params, **kwargs), self.config.uae.rollout.timeout_s)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -37,9 +37,9 @@ class PolicyGroup(DecoderTrainingGroup):
         """The sampling plan of a policy batch, counted from 0."""
         return sampling_plan(self.config, self.shift, iteration)
 
-    def write_captions(self, prompts: Sequence[Messages]) -> list[CaptionState]:
-        """Captions of all prompts, in order."""
-        return interleave(self.call("write_captions", ray.put(list(prompts))), len(prompts))
+    def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[CaptionState]:
+        """Captions of all prompts with the ``extra_info`` of their rows, in order."""
+        return interleave(self.call("write_captions", ray.put(list(prompts)), ray.put(list(infos))), len(prompts))
 
     def explore(
         self, sources: Sequence[PolicySource], layout: Layout, plan: SamplingPlan, step: int

@@ -18,9 +18,8 @@ from verl.single_controller.ray import RayResourcePool
 from verl.utils.debug import marked_timer
 
 from verl_uae.chain.draw import PolicySource
-from verl_uae.chain.records import CaptionState, Outcome, dataset_row, prompt_text, source_image
+from verl_uae.chain.records import CaptionState, Outcome, dataset_row, prompt_text, source_digest, source_image
 from verl_uae.checkpoints.steps import DecoderCheckpoints
-from verl_uae.data.images import image_digest
 from verl_uae.engines.decoder_metrics import policy_metrics
 from verl_uae.errors import DataError
 from verl_uae.flow.advantage import group_advantage
@@ -59,7 +58,9 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         states = {name: self.captions.get(name) for name in names}
         missing = [position for position, name in enumerate(names) if states[name] is None]
         if missing:
-            written = self.policy.write_captions([prompts[position] for position in missing])
+            written = self.policy.write_captions(
+                [prompts[position] for position in missing], [infos[position] for position in missing]
+            )
             for position, state in zip(missing, written, strict=True):
                 self.captions.put(names[position], state)
                 states[names[position]] = state
@@ -165,11 +166,9 @@ def _members(sources: Sequence[PolicySource], layout: Layout) -> list[Member]:
 
 
 def picture_name(prompt: Messages, info: Mapping[str, Any]) -> str | None:
-    """What a picture's caption is kept under: its digest, from the data set or of the pixels; None if it is damaged."""
-    if info.get("sha256"):
-        return str(info["sha256"])
+    """What a picture's caption is kept under: its digest; None if it is damaged."""
     try:
-        return image_digest(source_image(prompt).convert("RGB"))
+        return source_digest(prompt, info)
     except (DataError, OSError, SyntaxError, ValueError):
         # What Pillow raises on a damaged file. Its caption fails, and failed ones are not kept.
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,11 +80,12 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         return self.shift
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def write_captions(self, prompts: Sequence[Messages]) -> list[CaptionState]:
+    def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[CaptionState]:
         """Captions of this rank's share of the prompts: every ``world_size``-th, from its own rank on."""
         assert self.captions is not None
+        mine = slice(self.rank, None, self.world_size)
         with self._frozen_on_device():
-            return self.captions.write(list(prompts)[self.rank :: self.world_size])
+            return self.captions.write(prompts[mine], infos[mine])
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def explore(

@@ -25,13 +25,7 @@ def check(params: Mapping[str, Any]) -> None:
     check_number(params, "weight")
 
 
-@register_objective(
-    "soft_region",
-    kind="transition",
-    needs=("log_prob_B", "old_log_prob_B", "mean_BCHW", "old_mean_BCHW", "std", "advantage_B"),
-    defaults={"weight": 300.0},
-    check=check,
-)
+@register_objective("soft_region", check=check)
 def soft_region(
     log_prob_B: Tensor,
     old_log_prob_B: Tensor,
@@ -40,7 +34,7 @@ def soft_region(
     std: float,
     advantage_B: Tensor,
     *,
-    weight: float,
+    weight: float = 300.0,
 ) -> ObjectiveOutput:
     """-A r + weight k, per sample.
 

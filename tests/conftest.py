@@ -122,7 +122,7 @@ def own_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Objectives that a test registers are gone after it."""
     from verl_uae.flow.objective import registry
 
-    monkeypatch.setattr(registry, "_OBJECTIVES", dict(registry._OBJECTIVES))
+    monkeypatch.setattr(registry.OBJECTIVES, "_claims", dict(registry.OBJECTIVES._claims))
 
 
 @pytest.fixture(scope="session")

@@ -140,9 +140,9 @@ IMPOSSIBLE = [
         "unexpected keyword argument 'path'",
     ),
     (
-        "uae.reward.terms=[{name: features, params: {backbone: dino}}]",
-        "uae.reward.terms[0].params.backbone",
-        "clip, dinov2, dinov3, siglip2, efficientnet_lite0",
+        "uae.reward.terms=[{name: features, params: {backbone: clip}}]",
+        "uae.reward.terms[0].name",
+        "{name: clip} instead of {name: features",
     ),
     (
         "actor_rollout_ref.rollout.val_kwargs.do_sample=false",
@@ -189,7 +189,7 @@ def test_a_missing_decoder_path(compose) -> None:
         ["actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=7"],
         ["trainer.n_gpus_per_node=4", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16"]
         + [f"actor_rollout_ref.{part}.log_prob_micro_batch_size_per_gpu=16" for part in ("ref", "rollout")],
-        ["uae.reward.terms=[{name: features, params: {backbone: efficientnet_lite0, image_size: 64}}]"],
+        ["uae.reward.terms=[{name: efficientnet_lite0, params: {image_size: 64}}]"],
     ],
 )
 def test_possible_settings_pass(base: DictConfig, overrides: list[str]) -> None:

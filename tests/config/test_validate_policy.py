@@ -178,7 +178,7 @@ def test_the_users_own_objective(base: DictConfig, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
         "from verl_uae.flow.objective import ObjectiveOutput, register_objective\n"
-        "@register_objective('validated_mine', kind='transition', needs=['log_prob_B', 'advantage_B'])\n"
+        "@register_objective('validated_mine')\n"
         "def mine(log_prob_B, advantage_B):\n"
         "    return ObjectiveOutput(-log_prob_B * advantage_B, {})\n"
     )

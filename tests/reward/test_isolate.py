@@ -17,7 +17,7 @@ from verl_uae.errors import RewardError
 from verl_uae.machine import FittingBatch
 from verl_uae.reward import RewardBatch, RewardScorer, RewardTerm, Status
 from verl_uae.reward.isolate import samples_per_call, score_chunked, score_whole
-from verl_uae.reward.terms.clip import ClipSimilarity
+from verl_uae.reward.terms.vision import ClipSimilarity
 
 CHUNK = 8
 

@@ -80,7 +80,7 @@ def test_annotations_that_cannot_be_read_check_nothing() -> None:
         ("clip", {"mode": "map"}, "mode"),
         ("clip", {"revision": 1234567}, "revision"),
         ("dinov2", {"dtype": "fp16"}, "dtype"),
-        ("features", {"backbone": "siglip2", "mode": "map"}, "mode"),
+        ("siglip2", {"mode": "map"}, "mode"),
         ("efficientnet_lite0", {"mode": "map"}, "mode"),
         ("lpips", {"backbone": "alexnet.safetensors", "net": "squeeze"}, "net"),
         ("dreamsim", {"weights": 3}, "weights"),

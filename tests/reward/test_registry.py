@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from verl_uae.errors import ConfigError
+from verl_uae.registry import Registry
 from verl_uae.reward import RewardTerm, get_reward, load_reward_file, register_reward, reward_function, reward_names
-from verl_uae.reward.registry import BUILT_IN, RewardRegistry
+from verl_uae.reward.registry import BUILT_IN, REWARDS, as_term_class
 
 
 class Constant(RewardTerm):
@@ -21,9 +22,14 @@ class Constant(RewardTerm):
         return [0.5] * len(batch)
 
 
+def rewards(group: str, **built_in: str) -> Registry[type[RewardTerm]]:
+    return Registry("reward", "uae.reward", group, as_term_class, built_in)
+
+
 @pytest.fixture
-def registry() -> RewardRegistry:
-    return RewardRegistry({"pixel": BUILT_IN["pixel"]}, "verl_uae.no_such_group")
+def own_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards that a test registers are gone after it."""
+    monkeypatch.setattr(REWARDS, "_claims", dict(REWARDS._claims))
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
@@ -31,25 +37,35 @@ def test_every_built_in_name_resolves(name: str) -> None:
     assert issubclass(get_reward(name), RewardTerm)
 
 
-def test_register_and_get(registry: RewardRegistry) -> None:
-    assert registry.register("constant")(Constant) is Constant
-    assert registry.get("constant") is Constant
-    assert registry.names() == ["constant", "pixel"]
+@pytest.mark.usefixtures("own_rewards")
+def test_register_and_get() -> None:
+    assert register_reward("constant")(Constant) is Constant
+    assert get_reward("constant") is Constant and REWARDS.names(__name__) == ["constant"]
+    assert "constant" in reward_names() and reward_names() == sorted(reward_names())
 
 
-def test_a_second_claim_raises(registry: RewardRegistry) -> None:
-    registry.register("constant")(Constant)
-    for name in ("constant", "pixel"):
-        with pytest.raises(ConfigError, match=f"'{name}' is already registered by"):
-            registry.register(name)(Constant)
+@pytest.mark.usefixtures("own_rewards")
+def test_a_second_claim_raises() -> None:
+    register_reward("constant")(Constant)
+    for name, holder in (
+        ("constant", f"{__name__}:Constant"),
+        ("pixel", "verl_uae.reward.terms.pixel:PixelSimilarity"),
+    ):
+        with pytest.raises(ConfigError, match=f"'{name}' is already registered by {holder}; .* needs another name"):
+            register_reward(name)(Constant)
 
 
-def test_an_unknown_name_lists_the_known_and_the_closest(registry: RewardRegistry) -> None:
-    with pytest.raises(ConfigError, match=r"my\.key: unknown reward 'pixle'\. Did you mean 'pixel'\? Known: pixel"):
-        registry.get("pixle", "my.key")
+def test_an_unknown_name_lists_the_known_and_the_closest() -> None:
+    with pytest.raises(ConfigError, match=r"my\.key: unknown reward 'pixle'\. Did you mean 'pixel'\? Known: .*, pixel"):
+        get_reward("pixle", "my.key")
 
 
-def test_a_class_that_breaks_the_contract_is_refused(registry: RewardRegistry) -> None:
+def test_features_names_its_network_itself() -> None:
+    with pytest.raises(ConfigError, match=r"^k: 'features' is no reward: .* {name: clip} instead of {name: features"):
+        get_reward("features", "k")
+
+
+def test_a_class_that_breaks_the_contract_is_refused() -> None:
     without_bounds = type("NoBounds", (RewardTerm,), {"score": Constant.score})
     wrong_needs = type("WrongNeeds", (Constant,), {"needs": frozenset({"sound"})})
     abstract = type("Abstract", (RewardTerm,), {"bounds": (0.0, 1.0)})
@@ -60,7 +76,8 @@ def test_a_class_that_breaks_the_contract_is_refused(registry: RewardRegistry) -
         (int, "subclass"),
     ):
         with pytest.raises(TypeError, match=message):
-            registry.register("broken")(term_class)
+            register_reward("broken")(term_class)
+    assert "broken" not in reward_names()
 
 
 def test_importing_the_package_imports_no_model_library() -> None:
@@ -93,12 +110,24 @@ def test_entry_points_are_found_and_imported_late(tmp_path: Path, monkeypatch: p
     points = {"half": "uae_test_plugin:Half", "absent": "uae_test_plugin:Absent"}
     _install(tmp_path, "uae_test_plugin", points, TERM_FILE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry = RewardRegistry({}, "test.rewards")
+    registry = rewards("test.rewards")
     assert registry.names() == ["absent", "half"]
     assert "uae_test_plugin" not in sys.modules
     assert registry.get("half").__name__ == "Half"
     with pytest.raises(ConfigError, match=r"'absent' .uae_test_plugin:Absent. cannot be loaded: AttributeError"):
         registry.get("absent")
+
+
+def test_an_entry_point_may_name_what_a_decorator_names_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = TERM_FILE.replace("import RewardTerm", "import RewardTerm, register_reward")
+    body = body.replace("class Half", "@register_reward('half')\n    class Half")
+    _install(tmp_path, "uae_test_both", {"half": "uae_test_both:Half"}, body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = rewards("test.rewards")
+    monkeypatch.setattr("verl_uae.reward.registry.REWARDS", registry)
+    assert get_reward("half").__name__ == "Half" and registry.names() == ["half"]
+    with pytest.raises(ConfigError, match="'half' is already registered by uae_test_both:Half"):
+        register_reward("half")(Constant)
 
 
 FUNCTION_FILE = """
@@ -115,7 +144,7 @@ def test_a_package_publishes_a_declared_function(tmp_path: Path, monkeypatch: py
     points = {"caption_words": "uae_test_functions:words", "plain": "uae_test_functions:plain"}
     _install(tmp_path, "uae_test_functions", points, FUNCTION_FILE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry = RewardRegistry({}, "test.rewards")
+    registry = rewards("test.rewards")
     term_class = registry.get("caption_words")
     assert issubclass(term_class, RewardTerm) and registry.get("caption_words") is term_class
     assert (term_class.bounds, term_class.higher_is_better) == ((0.0, 9.0), False)
@@ -124,23 +153,24 @@ def test_a_package_publishes_a_declared_function(tmp_path: Path, monkeypatch: py
         registry.get("plain")
 
 
-def test_a_declared_function_can_be_registered(registry: RewardRegistry, make_batch) -> None:
-    @registry.register("five")
+@pytest.mark.usefixtures("own_rewards")
+def test_a_declared_function_can_be_registered(make_batch) -> None:
+    @register_reward("five")
     @reward_function
     def five(caption):
         return 5.0
 
     assert five("text") == 5.0
-    assert [record.value for record in registry.get("five")().score(make_batch(1))] == [5.0]
+    assert [record.value for record in get_reward("five")().score(make_batch(1))] == [5.0]
     with pytest.raises(ConfigError, match=r"'five' is already registered by .*:.*five"):
-        registry.register("five")(five)
+        register_reward("five")(five)
 
 
 def test_an_entry_point_cannot_take_a_built_in_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _install(tmp_path, "uae_test_thief", {"pixel": "uae_test_thief:Half"}, TERM_FILE)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match="'pixel' is already registered by verl_uae"):
-        RewardRegistry({"pixel": BUILT_IN["pixel"]}, "test.rewards").names()
+        rewards("test.rewards", pixel=BUILT_IN["pixel"]).names()
 
 
 def test_a_user_file_registers_its_terms_once(tmp_path: Path) -> None:

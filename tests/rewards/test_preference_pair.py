@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from verl_uae.reward import RewardBatch, RewardScorer
-from verl_uae.reward.source import load_source
+from verl_uae.user_code import load_source
 
 PATH = Path(__file__).parents[2] / "rewards" / "preference_pair.py"
 

@@ -113,7 +113,7 @@ def test_offloading_moves_everything_and_back(compose, tiny_overrides) -> None:
     """With the meta device in the place of a GPU: every model must leave the host."""
     from verl_uae.stages.common.build import build_chain
 
-    terms = "uae.reward.terms=[{name: features, params: {backbone: efficientnet_lite0, image_size: 64}}]"
+    terms = "uae.reward.terms=[{name: efficientnet_lite0, params: {image_size: 64}}]"
     pytest.importorskip("efficientnet_lite_pytorch")
     made = object.__new__(DecoderWorker)
     made.config = compose(*tiny_overrides, terms)

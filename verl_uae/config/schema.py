@@ -110,7 +110,7 @@ class TermConfig:
     """One entry of ``uae.reward.terms``."""
 
     name: str = MISSING
-    """Registered name of the reward term, e.g. pixel, ssim, features."""
+    """Registered name of the reward term, e.g. pixel, ssim, clip."""
 
     label: str | None = None
     """Name in metrics and panels; null takes ``name``. Needed when one term is used twice."""

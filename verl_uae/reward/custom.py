@@ -13,8 +13,8 @@ from verl_uae.errors import ConfigError
 from verl_uae.reward.function import UNBOUNDED, Declaration, declaration_of, declared_functions, taken_arguments
 from verl_uae.reward.function_term import COROUTINE_SHARE, FunctionTerm, announce, to_pil
 from verl_uae.reward.params import check_arguments
-from verl_uae.reward.source import Source, load_source
 from verl_uae.reward.term import Scale
+from verl_uae.user_code import Source, load_source
 
 __all__ = ["COROUTINE_SHARE", "CustomReward", "to_pil"]
 
@@ -32,7 +32,7 @@ class CustomReward(FunctionTerm):
     :class:`~verl_uae.reward.function_term.FunctionTerm`.
 
     Args:
-        path: file, ``pkg://`` module or dotted module; see :func:`verl_uae.reward.source.load_source`.
+        path: file, ``pkg://`` module or dotted module; see :func:`verl_uae.user_code.load_source`.
         name: declared name, or name of a function in it. By default the only declared one, else ``compute_score``.
         reward_kwargs: extra keyword arguments, passed on unchanged.
         num_threads: calls in flight, instead of what is declared (8 for verl's signature).

@@ -33,8 +33,8 @@ from verl_uae.reward.function import (
 from verl_uae.reward.outcome import as_number, as_record, as_rows, describe, describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
-from verl_uae.reward.source import load_source
 from verl_uae.reward.term import RewardTerm, TermContext
+from verl_uae.user_code import load_source
 
 logger = logging.getLogger(__name__)
 

@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reward terms by name.
 
-A name is claimed once, by one of three: this package (the table below, imported on first use), an installed package
-(entry point group ``verl_uae.rewards``, imported on first use), or code that has run the decorator. A second claim
-raises, wherever it comes from.
+Another package publishes its own under the entry point group ``verl_uae.rewards``; see :mod:`verl_uae.registry`.
 
     @register_reward("sharpness")
     class Sharpness(RewardTerm):
@@ -15,17 +13,15 @@ What is claimed may also be a function with :func:`~verl_uae.reward.function.rew
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from verl_uae.errors import ConfigError
+from verl_uae.registry import Registry
 from verl_uae.reward.function_term import term_of_function
-from verl_uae.reward.source import Source, load_source
 from verl_uae.reward.term import KNOWN_NEEDS, RewardTerm
+from verl_uae.user_code import Source, load_source
 
 #: A term class, or a declared reward function.
 Claimed = TypeVar("Claimed", bound=Callable[..., Any])
@@ -38,7 +34,7 @@ BUILT_IN: Mapping[str, str] = {
     "psnr": "verl_uae.reward.terms.pixel:BoundedPSNR",
     "ssim": "verl_uae.reward.terms.ssim:SSIM",
     "efficientnet_lite0": "verl_uae.reward.terms.efficientnet:EfficientNetLite0",
-    "clip": "verl_uae.reward.terms.clip:ClipSimilarity",
+    "clip": "verl_uae.reward.terms.vision:ClipSimilarity",
     "dinov2": "verl_uae.reward.terms.vision:Dinov2Similarity",
     "dinov3": "verl_uae.reward.terms.vision:Dinov3Similarity",
     "siglip2": "verl_uae.reward.terms.vision:Siglip2Similarity",
@@ -50,75 +46,45 @@ BUILT_IN: Mapping[str, str] = {
     "repetition": "verl_uae.reward.terms.caption:Repetition",
     "ocr_guard": "verl_uae.reward.terms.ocr:OcrGuard",
     "preference": "verl_uae.reward.terms.preference:Preference",
-    "features": "verl_uae.reward.terms.backbone:BackboneSimilarity",
     "custom": "verl_uae.reward.custom:CustomReward",
     "remote": "verl_uae.reward.remote.term:RemoteReward",
 }
 
 
-class RewardRegistry:
-    """Name to term class; the class may still be a ``module:class`` text that nobody has asked for.
+def register_reward(name: str) -> Callable[[Claimed], Claimed]:
+    """Decorator claiming ``name`` for a term class or a declared function, which it returns unchanged.
 
-    Args:
-        built_in: the package's own names.
-        group: entry point group of other packages' names; looked up once, at the first question.
+    Raises:
+        ConfigError: where the name is taken.
+        TypeError: where the class does not keep the contract of a term, or the function is not declared.
     """
 
-    def __init__(self, built_in: Mapping[str, str], group: str) -> None:
-        self._claims: dict[str, str | type[RewardTerm]] = dict(built_in)
-        self._group: str | None = group
+    def decorate(claimed: Claimed) -> Claimed:
+        REWARDS.claim(name, as_term_class(claimed, name), claimed)
+        return claimed
 
-    def register(self, name: str) -> Callable[[Claimed], Claimed]:
-        """Decorator claiming ``name`` for a term class or a declared function, which it returns unchanged.
+    return decorate
 
-        Raises:
-            ConfigError: where the name is taken.
-            TypeError: where the class does not keep the contract of a term, or the function is not declared.
-        """
 
-        def decorate(claimed: Claimed) -> Claimed:
-            self._discover()
-            self._claim(name, _as_term_class(claimed, name))
-            return claimed
+def get_reward(name: str, key: str = "uae.reward.terms") -> type[RewardTerm]:
+    """The class registered as ``name``, imported if need be.
 
-        return decorate
+    Args:
+        name: a registered name.
+        key: configuration key the name came from, for errors.
 
-    def get(self, name: str, key: str = "uae.reward.terms") -> type[RewardTerm]:
-        """The class registered as ``name``, imported if need be.
+    Raises:
+        ConfigError: where the name is unknown (lists the known and the closest), or does not import.
+    """
+    if name == "features" and name not in REWARDS.names():
+        old, new = "{name: features, params: {backbone: clip}}", "{name: clip}"
+        raise ConfigError(key, f"'features' is no reward: name the network itself, {new} instead of {old}")
+    return REWARDS.get(name, key)
 
-        Args:
-            name: a registered name.
-            key: configuration key the name came from, for errors.
 
-        Raises:
-            ConfigError: where the name is unknown (lists the known and the closest), or does not import.
-        """
-        self._discover()
-        claim = self._claims.get(name)
-        if claim is None:
-            close = difflib.get_close_matches(name, self._claims, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(key, f"unknown reward {name!r}.{hint} Known: {', '.join(self.names())}")
-        if isinstance(claim, str):
-            claim = self._claims[name] = _import_claim(name, claim, key)
-        return claim
-
-    def names(self) -> list[str]:
-        """All names, sorted."""
-        self._discover()
-        return sorted(self._claims)
-
-    def _discover(self) -> None:
-        if self._group is not None:
-            group, self._group = self._group, None
-            for point in importlib.metadata.entry_points(group=group):
-                self._claim(point.name, point.value)
-
-    def _claim(self, name: str, claim: str | type[RewardTerm]) -> None:
-        if name in self._claims:
-            holder, other = _place(self._claims[name]), _place(claim)
-            raise ConfigError("uae.reward", f"reward {name!r} is already registered by {holder}; {other} needs a name")
-        self._claims[name] = claim
+def reward_names() -> list[str]:
+    """All names, sorted."""
+    return REWARDS.names()
 
 
 def check_term_class(term_class: object) -> None:
@@ -140,7 +106,7 @@ def check_term_class(term_class: object) -> None:
         raise TypeError(f"{where}.needs has unknown {sorted(unknown)}; known: {sorted(KNOWN_NEEDS)}")
 
 
-def _as_term_class(claimed: Any, name: str) -> type[RewardTerm]:
+def as_term_class(claimed: Any, name: str) -> type[RewardTerm]:
     """A checked term class, made of the function where it is one."""
     term_class: Any = term_of_function(claimed, name) if inspect.isroutine(claimed) else claimed
     check_term_class(term_class)
@@ -148,29 +114,12 @@ def _as_term_class(claimed: Any, name: str) -> type[RewardTerm]:
     return found
 
 
-def _place(claim: str | type[RewardTerm]) -> str:
-    return claim if isinstance(claim, str) else f"{claim.__module__}:{claim.__qualname__}"
-
-
-def _import_claim(name: str, claim: str, key: str) -> type[RewardTerm]:
-    module, _, attribute = claim.partition(":")
-    try:
-        return _as_term_class(getattr(importlib.import_module(module), attribute), name)
-    # A fault boundary: another package's import may raise anything.
-    except Exception as error:
-        message = f"reward {name!r} ({claim}) cannot be loaded: {type(error).__name__}: {error}"
-        raise ConfigError(key, message) from error
-
-
-_REGISTRY = RewardRegistry(BUILT_IN, ENTRY_POINT_GROUP)
-register_reward = _REGISTRY.register
-get_reward = _REGISTRY.get
-reward_names = _REGISTRY.names
+REWARDS: Registry[type[RewardTerm]] = Registry("reward", "uae.reward", ENTRY_POINT_GROUP, as_term_class, BUILT_IN)
 
 
 def load_reward_file(reference: str, key: str = "uae.reward.files") -> Source:
     """Import a user's file so that its ``@register_reward`` lines run.
 
-    See :func:`verl_uae.reward.source.load_source` for what a reference may be and what is refused.
+    See :func:`verl_uae.user_code.load_source` for what a reference may be and what is refused.
     """
     return load_source(reference, key)

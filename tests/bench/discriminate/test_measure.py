@@ -42,7 +42,7 @@ def test_specs() -> None:
 def test_what_is_not_measured_is_named() -> None:
     missing = not_measured(term_specs([]))
     assert {"clip", "dinov2", "dreamsim", "lpips"} <= set(missing)
-    assert not {"pixel", "features", "custom", "caption_length", "image_text_clip"} & set(missing)
+    assert not {"pixel", "custom", "caption_length", "image_text_clip"} & set(missing)
 
 
 def test_values_are_those_of_the_terms(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,17 +14,16 @@ from verl_uae.flow.objective import (
     ObjectiveOutput,
     bind_objective,
     get_objective,
+    load_objective,
     objective_names,
     register_objective,
 )
-
-NEEDS = ("log_prob_B", "advantage_B")
-
+from verl_uae.flow.objective.registry import OBJECTIVES
 
 pytestmark = pytest.mark.usefixtures("own_objectives")
 
 
-def _mine(log_prob_B, advantage_B, *, scale):
+def _mine(log_prob_B, advantage_B, *, scale=1.0):
     return ObjectiveOutput(-scale * advantage_B * log_prob_B, {"seen": log_prob_B.detach()})
 
 
@@ -40,7 +42,7 @@ def test_published_defaults() -> None:
 
 
 def test_a_registered_function_gets_its_inputs_and_parameters() -> None:
-    register_objective("mine", kind="transition", needs=NEEDS, defaults={"scale": 1.0})(_mine)
+    register_objective("mine")(_mine)
     case = Transitions()
     inputs = case(case.nearby(0.1))
     assert torch.equal(bind_objective("mine")(inputs).loss_B, -inputs.advantage_B * inputs.log_prob_B)
@@ -48,7 +50,8 @@ def test_a_registered_function_gets_its_inputs_and_parameters() -> None:
     assert twice.params == {"scale": 2} and torch.equal(
         twice(inputs).loss_B, -2 * inputs.advantage_B * inputs.log_prob_B
     )
-    assert get_objective("mine").defaults == {"scale": 1.0}
+    found = get_objective("mine")
+    assert (found.kind, found.needs, found.defaults) == ("transition", ("log_prob_B", "advantage_B"), {"scale": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -68,42 +71,87 @@ def test_unknown_names_are_refused_with_their_key_and_the_closest(name, params, 
 
 def test_a_name_is_claimed_once() -> None:
     with pytest.raises(ConfigError, match=r"already registered by verl_uae.flow.objective.dppo:dppo") as caught:
-        register_objective("dppo", kind="transition", needs=NEEDS, defaults={"scale": 1.0})(_mine)
+        register_objective("dppo")(_mine)
     assert caught.value.key == "uae.policy.objective.name"
 
 
-def _positional(log_prob_B, advantage_B, scale):
+def test_inputs_and_parameters_are_told_apart_by_name_and_not_by_place() -> None:
+    @register_objective("mine", kernels=["cps"])
+    def mine(scale=2.0, *, advantage_B, log_prob_B, power: float = 1.0):
+        return ObjectiveOutput(-scale * advantage_B * log_prob_B)
+
+    found = get_objective("mine")
+    assert set(found.needs) == {"advantage_B", "log_prob_B"} and found.defaults == {"scale": 2.0, "power": 1.0}
+    assert found.kernels == ("cps",) and mine.__name__ == "mine"
+    case = Transitions()
+    inputs = case(case.nearby(0.1))
+    expected = -3.0 * inputs.advantage_B * inputs.log_prob_B
+    assert torch.equal(
+        bind_objective("mine", {"scale": 3.0})(dataclasses.replace(inputs, kernel="cps")).loss_B, expected
+    )
+
+
+def _without_default(log_prob_B, advantage_B, *, scale):
     return None
 
 
-def _other_order(advantage_B, log_prob_B, *, scale):
+def _misspelt(log_prob_B, advantage, *, scale=1.0):
     return None
 
 
-def _variadic(log_prob_B, advantage_B, *, scale, **rest):
+def _variadic(log_prob_B, advantage_B, **rest):
     return None
 
 
-def _one_short(log_prob_B, *, scale):
+def _by_position(log_prob_B, advantage_B, /):
     return None
 
 
-def _one_more(log_prob_B, advantage_B, *, scale, more):
+def _both_kinds(log_prob_B, velocity_BCHW, advantage_B):
     return None
 
 
-@pytest.mark.parametrize("function", [_positional, _other_order, _variadic, _one_short, _one_more])
-def test_a_wrong_signature_is_refused_at_registration(function) -> None:
-    with pytest.raises(TypeError, match=r"'mine'.*signature must be \(log_prob_B, advantage_B, \*, scale\)"):
-        register_objective("mine", kind="transition", needs=NEEDS, defaults={"scale": 1.0})(function)
+def _no_kind(advantage_B, *, scale=1.0):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (_without_default, "scale is no input, and a parameter has a default value. Known: advantage_B, kernel"),
+        (_misspelt, r"advantage is no input, .* Did you mean 'advantage_B'\?"),
+        (_variadic, r"cannot be called with \*\*rest by keyword"),
+        (_by_position, "cannot be called with log_prob_B by keyword"),
+        (_both_kinds, "must take inputs of one kind, got log_prob_B, velocity_BCHW, advantage_B; they are"),
+        (_no_kind, "must take inputs of one kind, got advantage_B; they are"),
+    ],
+)
+def test_a_wrong_signature_is_refused_at_registration(function, message) -> None:
+    with pytest.raises(TypeError, match=rf"objective 'mine' \(.*:{function.__name__}\): {message}"):
+        register_objective("mine")(function)
     assert "mine" not in objective_names()
 
 
-def test_unknown_kind_and_needs_are_refused_at_registration() -> None:
-    with pytest.raises(TypeError, match="kind must be one of transition, forward"):
-        register_objective("mine", kind="reverse", needs=NEEDS, defaults={"scale": 1.0})(_mine)
-    with pytest.raises(TypeError, match=r"ForwardInputs has no log_prob_B; it has \['velocity_BCHW'"):
-        register_objective("mine", kind="forward", needs=NEEDS, defaults={"scale": 1.0})(_mine)
+def test_a_package_publishes_an_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "uae_test_objectives.py").write_text(
+        "from verl_uae.flow.objective import ObjectiveOutput, register_objective\n"
+        "@register_objective('published')\n"
+        "def published(log_prob_B, advantage_B): return ObjectiveOutput(-advantage_B * log_prob_B)\n"
+        "def plain(log_prob_B): ...\n"
+    )
+    info = tmp_path / "uae_test_objectives-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: uae_test_objectives\nVersion: 1.0\n")
+    points = ["published = uae_test_objectives:published", "plain = uae_test_objectives:plain"]
+    (info / "entry_points.txt").write_text("\n".join(["[verl_uae.objectives]", *points]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(OBJECTIVES, "_group", "verl_uae.objectives")
+    assert {"plain", "published"} <= set(objective_names())
+    assert bind_objective("published").objective.needs == ("log_prob_B", "advantage_B")
+    with pytest.raises(ConfigError, match=r"'plain' .* cannot be loaded: TypeError: .* is not registered as 'plain'"):
+        get_objective("plain")
+    # By path, as any module.
+    assert load_objective("pkg://uae_test_objectives", "published") is get_objective("published")
 
 
 def test_inputs_of_the_other_kind_are_refused() -> None:
@@ -126,7 +174,7 @@ def test_an_averaged_loss_or_metric_is_refused(output, error, message) -> None:
     def mine(log_prob_B, advantage_B):
         return output(advantage_B * log_prob_B)
 
-    register_objective("mine", kind="transition", needs=NEEDS)(mine)
+    register_objective("mine")(mine)
     case = Transitions()
     with pytest.raises(error, match=message):
         bind_objective("mine")(case(case.old_velocity))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,8 @@ from PIL import Image
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardScorer, TermSpec
-from verl_uae.reward.terms.clip import CLIP_MEAN, CLIP_STD, ClipPreprocess, ClipSimilarity
+from verl_uae.reward.terms.preprocess import Preprocess
+from verl_uae.reward.terms.vision import CLIP_MEAN, CLIP_STD, ClipSimilarity
 
 SIZES = [28, 32, 30, 9, 1, (50, 40), (31, 77), (100, 35)]
 
@@ -34,7 +36,7 @@ def _by_pillow(image: np.ndarray, resize: int, crop: int) -> np.ndarray:
 @pytest.mark.parametrize("size", SIZES)
 def test_preprocess_against_pillow(make_batch, size) -> None:
     images = make_batch(2, size=size).source_B3HW
-    found = ClipPreprocess(resize=30, crop=(28, 28))(images)
+    found = Preprocess(resize=30, crop=(28, 28), mean=CLIP_MEAN, std=CLIP_STD)(images)
     expected = np.stack([_by_pillow(image, 30, 28) for image in images.numpy()])
     assert np.allclose(found.numpy(), expected, atol=2e-5)
 
@@ -104,16 +106,15 @@ def test_half_precision_network(make_batch, tiny_clip: Path) -> None:
 def test_without_processor_settings_clips_own_are_used(tiny_clip: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tiny_clip / name, tmp_path / name)
-    assert ClipSimilarity(str(tmp_path)).preprocess == ClipPreprocess(resize=28, crop=(28, 28))
-
-
-def test_processor_settings() -> None:
-    assert ClipPreprocess.of_config({"size": 30, "crop_size": 28}, 99) == ClipPreprocess(resize=30, crop=(28, 28))
-    squeezed = ClipPreprocess.of_config({"size": {"height": 30, "width": 40}, "resample": 2}, 28)
-    assert squeezed == ClipPreprocess(resize=(30, 40), crop=(28, 28), interpolation="bilinear")
-    for config in ({"do_normalize": False}, {"resample": 1}):
-        with pytest.raises(ConfigError, match="not CLIP's"):
-            ClipPreprocess.of_config(config, 28)
+    own = Preprocess(resize=28, crop=(28, 28), mean=CLIP_MEAN, std=CLIP_STD)
+    assert ClipSimilarity(str(tmp_path)).preprocess == own
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 30, "width": 40}, "resample": 2}')
+    squeezed = dataclasses.replace(own, resize=(30, 40), interpolation="bilinear")
+    assert ClipSimilarity(str(tmp_path)).preprocess == squeezed
+    for config in ('{"do_normalize": false}', '{"do_center_crop": false}', '{"resample": 1}'):
+        (tmp_path / "preprocessor_config.json").write_text(config)
+        with pytest.raises(ConfigError, match="not that of clip"):
+            ClipSimilarity(str(tmp_path))
 
 
 def test_an_incomplete_model_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
@@ -123,7 +124,10 @@ def test_an_incomplete_model_is_refused(tiny_clip: Path, tmp_path: Path) -> None
     del weights["visual_projection.weight"]
     shutil.copytree(tiny_clip, tmp_path / "model")
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"as a CLIP model: is not a whole .* it lacks visual_projection\.weight$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"as a CLIPVisionModelWithProjection model: is not a whole .* it lacks visual_projection\.weight$",
+    ):
         ClipSimilarity(str(tmp_path / "model"))
 
 

@@ -42,9 +42,6 @@ DEFAULTS: tuple[Mapping[str, Any], ...] = (
     {"label": "efficientnet_lite0, pooled", "name": "efficientnet_lite0", "params": {"mode": "pooled"}},
 )
 
-#: Names that stand for another term or for a file of the user.
-ALIASES = frozenset({"features", "custom"})
-
 WARM_UP = 2
 """Calls of a term that are not timed."""
 
@@ -96,7 +93,8 @@ def build_scorers(
 
 def not_measured(specs: Sequence[TermSpec]) -> list[str]:
     """Registered terms that compare two pictures and are not among ``specs``."""
-    measured = {spec.name for spec in specs} | ALIASES
+    # "custom" stands for a file of the user.
+    measured = {"custom", *(spec.name for spec in specs)}
     return [
         name
         for name in reward_names()

@@ -53,13 +53,7 @@ def clipped_loss(
     }
 
 
-@register_objective(
-    "flow_grpo",
-    kind="transition",
-    needs=("log_prob_B", "old_log_prob_B", "mean_BCHW", "old_mean_BCHW", "std", "advantage_B"),
-    defaults={"clip_low": 1e-4, "clip_high": 1e-4},
-    check=check_clip,
-)
+@register_objective("flow_grpo", check=check_clip)
 def flow_grpo(
     log_prob_B: Tensor,
     old_log_prob_B: Tensor,
@@ -68,8 +62,8 @@ def flow_grpo(
     std: float,
     advantage_B: Tensor,
     *,
-    clip_low: float,
-    clip_high: float,
+    clip_low: float = 1e-4,
+    clip_high: float = 1e-4,
 ) -> ObjectiveOutput:
     """Clipped ratio r = exp(log_prob - old_log_prob) (Flow-GRPO, Liu et al. 2025, arXiv 2505.05470).
 

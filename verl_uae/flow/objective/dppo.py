@@ -33,13 +33,7 @@ def check_dppo(params: Mapping[str, Any]) -> None:
         raise ConfigError(f"{KEY}.params.direction", message)
 
 
-@register_objective(
-    "dppo",
-    kind="transition",
-    needs=("log_prob_B", "old_log_prob_B", "mean_BCHW", "old_mean_BCHW", "x_next_BCHW", "std", "advantage_B"),
-    defaults={"threshold": 5e-6, "direction": "ratio"},
-    check=check_dppo,
-)
+@register_objective("dppo", check=check_dppo)
 def dppo(
     log_prob_B: Tensor,
     old_log_prob_B: Tensor,
@@ -49,8 +43,8 @@ def dppo(
     std: float,
     advantage_B: Tensor,
     *,
-    threshold: float,
-    direction: str,
+    threshold: float = 5e-6,
+    direction: str = "ratio",
 ) -> ObjectiveOutput:
     """-A r, zero iff k >= threshold and the sample pushes the policy further away (Flow-DPPO, arXiv 2606.11025).
 

@@ -16,14 +16,7 @@ from verl_uae.flow.objective.registry import register_objective
 from verl_uae.flow.objective.types import ObjectiveOutput
 
 
-@register_objective(
-    "grpo_guard",
-    kind="transition",
-    needs=("mean_BCHW", "old_mean_BCHW", "x_next_BCHW", "std", "step_size", "advantage_B"),
-    defaults={"clip_low": 2e-6, "clip_high": 2e-6},
-    kernels=("flow_sde",),
-    check=check_clip,
-)
+@register_objective("grpo_guard", kernels=("flow_sde",), check=check_clip)
 def grpo_guard(
     mean_BCHW: Tensor,
     old_mean_BCHW: Tensor,
@@ -32,8 +25,8 @@ def grpo_guard(
     step_size: float,
     advantage_B: Tensor,
     *,
-    clip_low: float,
-    clip_high: float,
+    clip_low: float = 2e-6,
+    clip_high: float = 2e-6,
 ) -> ObjectiveOutput:
     """Clipped loss on r' = exp(mean_D(z d)), divided by the step's size (GRPO-Guard, arXiv 2510.22319, RatioNorm).
 

@@ -54,13 +54,7 @@ def check_nft(params: Mapping[str, Any]) -> None:
     check_number(params, "advantage_max")
 
 
-@register_objective(
-    "nft",
-    kind="forward",
-    needs=("velocity_BCHW", "old_velocity_BCHW", "x0_BCHW", "x_sigma_BCHW", "sigma_B", "advantage_B"),
-    defaults={"beta": 1.0, "advantage_max": 5.0},
-    check=check_nft,
-)
+@register_objective("nft", check=check_nft)
 def nft(
     velocity_BCHW: Tensor,
     old_velocity_BCHW: Tensor,
@@ -69,8 +63,8 @@ def nft(
     sigma_B: Tensor,
     advantage_B: Tensor,
     *,
-    beta: float,
-    advantage_max: float,
+    beta: float = 1.0,
+    advantage_max: float = 5.0,
 ) -> ObjectiveOutput:
     """Regress a good and an implied bad velocity on the same result, weighted by how good it was.
 

@@ -2,39 +2,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objectives by name: what each needs, its parameters, and their checks.
 
-An objective is a pure function. Its positional parameters are fields of
-:class:`~verl_uae.flow.objective.types.TransitionInputs` or :class:`~verl_uae.flow.objective.types.ForwardInputs` and
-are all it gets to see; its keyword-only ones are set under ``uae.policy.objective.params``.
+An objective is a pure function. What it needs is read from its signature: arguments that are named as fields of
+:class:`~verl_uae.flow.objective.types.TransitionInputs` or :class:`~verl_uae.flow.objective.types.ForwardInputs` are
+all it gets to see; the others have a default value and are set under ``uae.policy.objective.params``.
 
-    @register_objective("mine", kind="transition", needs=("log_prob_B", "advantage_B"), defaults={"scale": 1.0})
-    def mine(log_prob_B, advantage_B, *, scale):
+    @register_objective("mine")
+    def mine(log_prob_B, advantage_B, *, scale=1.0):
         return ObjectiveOutput(-scale * advantage_B * log_prob_B)
+
+Another package publishes its own under the entry point group ``verl_uae.objectives``; see :mod:`verl_uae.registry`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from verl_uae.errors import ConfigError
 from verl_uae.flow.objective.types import ForwardInputs, Kind, ObjectiveOutput, TransitionInputs
+from verl_uae.registry import Registry, known
+from verl_uae.user_code import load_source
 
 KEY = "uae.policy.objective"
+
+ENTRY_POINT_GROUP = "verl_uae.objectives"
+
+#: Name to "module:function".
+BUILT_IN: Mapping[str, str] = {
+    "flow_grpo": "verl_uae.flow.objective.clip:flow_grpo",
+    "dppo": "verl_uae.flow.objective.dppo:dppo",
+    "grpo_guard": "verl_uae.flow.objective.guard:grpo_guard",
+    "nft": "verl_uae.flow.objective.nft:nft",
+}
 
 Function = Callable[..., ObjectiveOutput]
 #: Raises ConfigError where a parameter is out of range.
 Check = Callable[[Mapping[str, Any]], None]
 FunctionType = TypeVar("FunctionType", bound=Function)
 
-_INPUTS: Mapping[str, type] = {"transition": TransitionInputs, "forward": ForwardInputs}
-_OBJECTIVES: dict[str, Objective] = {}
+_ATTRIBUTE = "__verl_uae_objective__"
+
+_INPUTS: Mapping[Kind, type] = {"transition": TransitionInputs, "forward": ForwardInputs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +60,7 @@ class Objective:
     needs: tuple[str, ...]
     """Fields of the inputs that it reads; the caller may leave optional others None."""
     function: Function
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any]
     kernels: tuple[str, ...] | None = None
     """Kernels it is derived for; None: every stochastic one."""
     check: Check | None = None
@@ -82,38 +96,27 @@ class BoundObjective:
 
 
 def register_objective(
-    name: str,
-    *,
-    kind: Kind,
-    needs: Sequence[str],
-    defaults: Mapping[str, Any] | None = None,
-    kernels: Sequence[str] | None = None,
-    check: Check | None = None,
+    name: str, *, kernels: Sequence[str] | None = None, check: Check | None = None
 ) -> Callable[[FunctionType], FunctionType]:
     """Decorator claiming ``name`` for a function.
 
     Args:
         name: the objective's name in the configuration.
-        kind: which inputs it takes.
-        needs: the fields of the inputs it takes, as its positional parameters.
-        defaults: its keyword-only parameters and their values.
         kernels: kernels it is derived for; None for all.
         check: called with the parameters before training; raises ConfigError for one out of range.
 
     Raises:
         ConfigError: the name is taken.
-        TypeError: the signature is not ``(*needs, *, **defaults)``, or ``kind`` or ``needs`` is unknown.
+        TypeError: an argument is neither an input nor a parameter with a default value, or there is none that tells
+            which kind of inputs it takes.
     """
 
     def decorate(function: FunctionType) -> FunctionType:
-        objective = Objective(
-            name, kind, tuple(needs), function, dict(defaults or {}), None if kernels is None else tuple(kernels), check
-        )
-        _check_signature(objective)
-        if name in _OBJECTIVES:
-            holder, other = _place(_OBJECTIVES[name].function), _place(function)
-            raise ConfigError(f"{KEY}.name", f"{name!r} is already registered by {holder}; {other} needs another name")
-        _OBJECTIVES[name] = objective
+        where = f"objective {name!r} ({function.__module__}:{function.__qualname__})"
+        kind, needs, defaults = _read_signature(function, where)
+        objective = Objective(name, kind, needs, function, defaults, None if kernels is None else tuple(kernels), check)
+        setattr(function, _ATTRIBUTE, objective)
+        OBJECTIVES.claim(name, objective, function)
         return function
 
     return decorate
@@ -121,7 +124,7 @@ def register_objective(
 
 def objective_names() -> list[str]:
     """All registered names, sorted."""
-    return sorted(_OBJECTIVES)
+    return OBJECTIVES.names()
 
 
 def get_objective(name: str) -> Objective:
@@ -130,9 +133,25 @@ def get_objective(name: str) -> Objective:
     Raises:
         ConfigError: unknown name; lists the known ones and the closest.
     """
-    if name not in _OBJECTIVES:
-        raise ConfigError(f"{KEY}.name", f"unknown objective {name!r}.{_known(name, _OBJECTIVES)}")
-    return _OBJECTIVES[name]
+    return OBJECTIVES.get(name)
+
+
+def load_objective(path: str, name: str) -> Objective:
+    """Run a user's code and return the objective that it registers as ``name`` with ``@register_objective``.
+
+    Args:
+        path: file, ``pkg://`` module or dotted module; see :func:`verl_uae.user_code.load_source`.
+        name: the objective in it.
+
+    Raises:
+        ConfigError: the code is refused, fails while it runs, or does not register ``name``.
+    """
+    source = load_source(path, f"{KEY}.path")
+    theirs = OBJECTIVES.names(source.module.__name__)
+    if name not in theirs:
+        message = f"{source.path} does not register {name!r}; it registers {theirs or 'nothing'}"
+        raise ConfigError(f"{KEY}.name", message)
+    return get_objective(name)
 
 
 def bind_objective(
@@ -143,22 +162,17 @@ def bind_objective(
     Args:
         name: a registered name.
         params: parameters that differ from the defaults.
-        path: a user's file that registers ``name``; see :func:`verl_uae.flow.objective.user_file.load_objective`.
+        path: a user's code that registers ``name``; see :func:`load_objective`.
         kernel: the run's kernel, where known, to be refused now and not at the first update.
 
     Raises:
         ConfigError: the name, a parameter or the kernel is unknown or refused, with its key.
     """
-    if path:
-        from verl_uae.flow.objective.user_file import load_objective
-
-        objective = load_objective(path, name)
-    else:
-        objective = get_objective(name)
+    objective = load_objective(path, name) if path else get_objective(name)
     chosen = dict(params or {})
     for param in chosen:
         if param not in objective.defaults:
-            message = f"unknown parameter of {name!r}.{_known(str(param), objective.defaults)}"
+            message = f"unknown parameter of {name!r}.{known(str(param), objective.defaults)}"
             raise ConfigError(f"{KEY}.params.{param}", message)
     chosen = {**objective.defaults, **chosen}
     if objective.check is not None:
@@ -187,21 +201,24 @@ def _check_kernel(objective: Objective, kernel: str) -> None:
         raise ConfigError(f"{KEY}.name", message)
 
 
-def _check_signature(objective: Objective) -> None:
-    where = f"objective {objective.name!r} ({_place(objective.function)})"
-    if objective.kind not in get_args(Kind):
-        raise TypeError(f"{where}: kind must be one of {', '.join(get_args(Kind))}, got {objective.kind!r}")
-    known = [entry.name for entry in dataclasses.fields(_INPUTS[objective.kind])]
-    unknown = [name for name in objective.needs if name not in known]
-    if unknown:
-        raise TypeError(f"{where}: {_INPUTS[objective.kind].__name__} has no {', '.join(unknown)}; it has {known}")
-    parameters = inspect.signature(objective.function).parameters.values()
-    inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-    params = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    variadic = any(p.kind not in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters)
-    if variadic or inputs != objective.needs or params != set(objective.defaults):
-        wanted = ", ".join([*objective.needs, *(["*"] if objective.defaults else []), *objective.defaults])
-        raise TypeError(f"{where}: signature must be ({wanted}), got {inspect.signature(objective.function)}")
+def _read_signature(function: Function, where: str) -> tuple[Kind, tuple[str, ...], dict[str, Any]]:
+    """Kind, inputs and parameters with their defaults."""
+    fields = {kind: [entry.name for entry in dataclasses.fields(inputs)] for kind, inputs in _INPUTS.items()}
+    inputs = set().union(*fields.values())
+    needs, defaults = [], {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(f"{where}: cannot be called with {parameter} by keyword")
+        if name in inputs:
+            needs.append(name)
+        elif parameter.default is parameter.empty:
+            raise TypeError(f"{where}: {name} is no input, and a parameter has a default value.{known(name, inputs)}")
+        else:
+            defaults[name] = parameter.default
+    fitting = [kind for kind, names in fields.items() if set(needs) <= set(names)]
+    if len(fitting) != 1:
+        raise TypeError(f"{where}: must take inputs of one kind, got {', '.join(needs) or 'none'}; they are {fields}")
+    return fitting[0], tuple(needs), defaults
 
 
 def _check_output(name: str, output: object, advantage_B: Tensor) -> None:
@@ -213,12 +230,11 @@ def _check_output(name: str, output: object, advantage_B: Tensor) -> None:
             raise ValueError(f"objective {name!r}: {what} must have one number per sample, {wanted}, got {got}")
 
 
-def _known(name: str, names: Iterable[str]) -> str:
-    choices = sorted(names)
-    close = difflib.get_close_matches(name, choices, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{hint} Known: {', '.join(choices) or 'none'}"
+def _registered(found: Any, name: str) -> Objective:
+    objective = getattr(found, _ATTRIBUTE, None)
+    if not isinstance(objective, Objective) or objective.name != name:
+        raise TypeError(f"{found!r} is not registered as {name!r} with @register_objective")
+    return objective
 
 
-def _place(function: Function) -> str:
-    return f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+OBJECTIVES: Registry[Objective] = Registry("objective", f"{KEY}.name", ENTRY_POINT_GROUP, _registered, BUILT_IN)

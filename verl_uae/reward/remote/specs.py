@@ -17,7 +17,7 @@ from verl_uae.errors import ConfigError
 from verl_uae.reward.groupwise import is_groupwise
 from verl_uae.reward.remote.protocol import dumps, first_problem, plain
 from verl_uae.reward.scorer import TermSpec
-from verl_uae.reward.source import load_source
+from verl_uae.user_code import load_source
 
 
 class Entry(BaseModel):

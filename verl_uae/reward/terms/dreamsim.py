@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,11 @@ from torch import Tensor, nn
 from verl_uae.errors import ConfigError
 from verl_uae.paths import existing_file
 from verl_uae.reward.sample import RewardBatch
-from verl_uae.reward.terms.clip import CLIP_MEAN, CLIP_STD
 from verl_uae.reward.terms.encoder import EncoderTerm
 from verl_uae.reward.terms.features import Features, cosine
 from verl_uae.reward.terms.preprocess import Preprocess
 from verl_uae.reward.terms.pretrained import DTYPES, check_choice, quiet_transformers
-from verl_uae.reward.terms.vision import IMAGENET_MEAN, IMAGENET_STD
+from verl_uae.reward.terms.vision import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Dtype
 
 KEY = "uae.reward.terms.dreamsim"
 
@@ -59,7 +58,7 @@ class Dreamsim(EncoderTerm):
     mode = "pooled"
     file_params = ("weights",)
 
-    def __init__(self, weights: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> None:
+    def __init__(self, weights: str, dtype: Dtype = "float32") -> None:
         check_choice(f"{KEY}.dtype", dtype, DTYPES)
         self._settings = ("dreamsim", weights, dtype)
         self.model = load_dreamsim(weights, getattr(torch, dtype))

@@ -11,7 +11,7 @@ Shape legend: B samples, T tokens, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,9 @@ from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.paths import model_source
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import TermContext
-from verl_uae.reward.terms.clip import ClipSimilarity
 from verl_uae.reward.terms.features import cosine
 from verl_uae.reward.terms.pretrained import load_frozen
+from verl_uae.reward.terms.vision import ClipSimilarity, Dtype
 
 KEY = "uae.reward.terms.image_text_clip"
 
@@ -35,7 +35,7 @@ class ImageTextClip(ClipSimilarity):
     2.5 * max(0, value).
 
     Args:
-        model: folder, or hub id, of a whole CLIP model with its tokenizer, in safetensors.
+        model: folder, or hub id, of a whole CLIP model with its tokenizer, in safetensors; that of ``clip`` by default.
         revision: commit of the hub repository; pin it.
         dtype: what the network computes in. The cosine is always fp32.
 
@@ -47,12 +47,14 @@ class ImageTextClip(ClipSimilarity):
 
     def __init__(
         self,
-        model: str = "openai/clip-vit-large-patch14",
+        model: str | None = None,
         revision: str | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Dtype = "float32",
     ) -> None:
         super().__init__(model, "pooled", revision, dtype)
-        self.text_model, self.tokenizer = load_clip_text(model, revision, getattr(torch, dtype))
+        self.text_model, self.tokenizer = load_clip_text(
+            self.published if model is None else model, revision, getattr(torch, dtype)
+        )
 
     def setup(self, context: TermContext) -> None:
         """Move both towers."""

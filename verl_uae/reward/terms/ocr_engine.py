@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.source import load_source
+from verl_uae.user_code import load_source
 
 BUILT_IN = "rapidocr"
 
@@ -99,7 +99,7 @@ def load_engine(engine: str = BUILT_IN, params: Mapping[str, Any] | None = None,
 
     Args:
         engine: ``rapidocr``, or ``FILE.py:name`` or ``package.module:name`` of a class or function that makes one; what
-            the part before the colon may be says :func:`verl_uae.reward.source.load_source`.
+            the part before the colon may be says :func:`verl_uae.user_code.load_source`.
         params: its keyword arguments.
         key: configuration key of ``engine``, for errors.
 

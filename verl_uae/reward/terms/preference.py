@@ -27,8 +27,8 @@ from verl_uae.reward.outcome import as_number, describe, describe_error
 from verl_uae.reward.params import check_arguments
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
-from verl_uae.reward.source import load_source
 from verl_uae.reward.term import RewardTerm, TermContext
+from verl_uae.user_code import load_source
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Preference(RewardTerm):
     the first. With ``uae.decoder.seeds_per_caption`` above 1 the first picture of a caption is compared.
 
     Args:
-        path: file, ``pkg://`` module or dotted module; see :func:`verl_uae.reward.source.load_source`.
+        path: file, ``pkg://`` module or dotted module; see :func:`verl_uae.user_code.load_source`.
         name: function in it.
         params: extra keyword arguments, passed on unchanged.
         opponents: pairs for each member: with this many after it, around the group, so that each is compared with twice

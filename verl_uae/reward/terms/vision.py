@@ -1,9 +1,10 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cosine of the features of a vision transformer that no text has shaped, or other texts: DINOv2, DINOv3, SigLIP 2.
+"""Cosine of the features of a vision transformer: CLIP, which is the reward of UAE (reconstruction against source, both
+through its image tower), DINOv2, DINOv3, SigLIP 2.
 
-Each differs from the others in its class, its stock preprocessing and its leading tokens only. Checkpoints of SigLIP 2
-with a fixed resolution have SigLIP's architecture; those with ``naflex`` in their name do not and are refused.
+Each differs from the others in its class, its stock preprocessing and its outputs only. Checkpoints of SigLIP 2 with a
+fixed resolution have SigLIP's architecture; those with ``naflex`` in their name do not and are refused.
 
 Shape legend: B samples, 3 colour channels, H W pixels, P patches, D features.
 """
@@ -27,10 +28,12 @@ from verl_uae.reward.terms.pretrained import DTYPES, check_choice, load_frozen, 
 
 logger = logging.getLogger(__name__)
 
+#: CLIP's own channel statistics (OpenAI's release).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Mode = Literal["pooled", "maps"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -38,7 +41,7 @@ class VisionSimilarity(EncoderTerm):
     """Cosine of a vision transformer's features of source and reconstruction.
 
     Args:
-        model: folder, or hub id, in safetensors.
+        model: folder, or hub id, in safetensors; :attr:`published` by default.
         mode: ``pooled`` compares the vectors of the whole picture, ``maps`` the patch tokens of the last layer as a
             whole, which sees position.
         revision: commit of the hub repository; pin it.
@@ -50,23 +53,35 @@ class VisionSimilarity(EncoderTerm):
 
     #: Registered name.
     name: ClassVar[str]
+    #: Hub id of the published model.
+    published: ClassVar[str]
     #: Class in transformers.
     network: ClassVar[str]
     #: What its image processor must do.
     steps: ClassVar[tuple[str, ...]] = ("resize", "rescale", "normalize")
+    #: Which of the network's outputs is the vector of the whole picture.
+    vector: ClassVar[str] = "pooler_output"
     model_params = ("model",)
 
-    def __init__(self, model: str, mode: Mode, revision: str | None, dtype: Dtype) -> None:
+    def __init__(
+        self,
+        model: str | None = None,
+        mode: Literal["pooled", "maps"] = "pooled",
+        revision: str | None = None,
+        dtype: Dtype = "float32",
+    ) -> None:
         key = f"uae.reward.terms.{self.name}"
         check_choice(f"{key}.mode", mode, ("pooled", "maps"))
         check_choice(f"{key}.dtype", dtype, DTYPES)
         self.mode = mode
-        model = model_source(model, f"{key}.model")
+        model = model_source(self.published if model is None else model, f"{key}.model")
         self._settings = (self.name, model, revision, dtype)
         import transformers
 
         network_class = getattr(transformers, self.network)
         network: Any = load_frozen(network_class, model, revision, getattr(torch, dtype), f"{key}.model", self.network)
+        if mode == "pooled" and not getattr(network, "use_head", True):
+            raise ConfigError(f"{key}.mode", f"{model!r} has no pooling head; use 'maps'")
         self.model, self.preprocess = network, self.stock(network.config)
         settings = processor_settings(model, revision)
         if settings is None:
@@ -93,8 +108,31 @@ class VisionSimilarity(EncoderTerm):
         pixels = self.preprocess(images_B3HW).to(next(self.model.parameters()).dtype)
         output = self.model(pixel_values=pixels)
         patches = output.last_hidden_state[:, self.leading_tokens() :]
-        found = {"pooled": (output.pooler_output,), "maps": (patches,)}
+        found = {"pooled": (getattr(output, self.vector),), "maps": (patches,)}
         return {mode: found[mode] for mode in modes}
+
+
+class ClipSimilarity(VisionSimilarity):
+    """CLIP (Radford et al. 2021), a whole model or its vision part; ``pooled`` is the projected image embedding.
+
+    See :class:`VisionSimilarity`. The paper does not name its checkpoint; ViT-L/14 is what its cold-start code uses.
+    """
+
+    name = "clip"
+    published = "openai/clip-vit-large-patch14"
+    network = "CLIPVisionModelWithProjection"
+    steps = ("resize", "center_crop", "rescale", "normalize")
+    vector = "image_embeds"
+
+    @classmethod
+    def stock(cls, config: Any) -> Preprocess:
+        """Shorter side and centre of the size of the network's input."""
+        size = config.image_size
+        return Preprocess(resize=size, crop=(size, size), mean=CLIP_MEAN, std=CLIP_STD)
+
+    def leading_tokens(self) -> int:
+        """The class token."""
+        return 1
 
 
 class Dinov2Similarity(VisionSimilarity):
@@ -104,17 +142,9 @@ class Dinov2Similarity(VisionSimilarity):
     """
 
     name = "dinov2"
+    published = "facebook/dinov2-large"
     network = "Dinov2Model"
     steps = ("resize", "center_crop", "rescale", "normalize")
-
-    def __init__(
-        self,
-        model: str = "facebook/dinov2-large",
-        mode: Mode = "pooled",
-        revision: str | None = None,
-        dtype: Dtype = "float32",
-    ) -> None:
-        super().__init__(model, mode, revision, dtype)
 
     @classmethod
     def stock(cls, config: Any) -> Preprocess:
@@ -133,16 +163,8 @@ class Dinov3Similarity(VisionSimilarity):
     """
 
     name = "dinov3"
+    published = "facebook/dinov3-vitl16-pretrain-lvd1689m"
     network = "DINOv3ViTModel"
-
-    def __init__(
-        self,
-        model: str = "facebook/dinov3-vitl16-pretrain-lvd1689m",
-        mode: Mode = "pooled",
-        revision: str | None = None,
-        dtype: Dtype = "float32",
-    ) -> None:
-        super().__init__(model, mode, revision, dtype)
 
     @classmethod
     def stock(cls, config: Any) -> Preprocess:
@@ -166,19 +188,8 @@ class Siglip2Similarity(VisionSimilarity):
     """
 
     name = "siglip2"
+    published = "google/siglip2-so400m-patch14-384"
     network = "SiglipVisionModel"
-
-    def __init__(
-        self,
-        model: str = "google/siglip2-so400m-patch14-384",
-        mode: Mode = "pooled",
-        revision: str | None = None,
-        dtype: Dtype = "float32",
-    ) -> None:
-        super().__init__(model, mode, revision, dtype)
-        network: Any = self.model
-        if mode == "pooled" and not network.use_head:
-            raise ConfigError(f"uae.reward.terms.{self.name}.mode", f"{model!r} has no pooling head; use 'maps'")
 
     @classmethod
     def stock(cls, config: Any) -> Preprocess:

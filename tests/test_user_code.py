@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.source import load_source
+from verl_uae.user_code import load_source
 
 
 def test_a_file_is_announced_by_path_and_digest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

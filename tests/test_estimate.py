@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from verl_uae.errors import ConfigError
-from verl_uae.estimate import DECODERS, GIB, GPUS, estimate, render
+from verl_uae.estimate import DECODERS, GIB, GPUS, estimate, render, setting
 
 
 def test_decoding_memory_by_hand() -> None:
@@ -72,12 +72,11 @@ def test_unknown_values(kwargs: dict, key: str) -> None:
     assert caught.value.key == key
 
 
-def test_the_sampler_is_the_configs(compose) -> None:
-    from verl_uae import estimate as module
-
-    config = compose("data.train_files=x", "data.val_files=y")
-    assert config.uae.decoder.num_steps == module.DENOISING_STEPS
-    assert config.uae.conditioner.length == module.CONDITION_TOKENS
-    assert config.actor_rollout_ref.rollout.gpu_memory_utilization == module.VLLM_SHARE
-    images = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
-    assert images / config.trainer.n_gpus_per_node == module.CAPTIONS_PER_GPU
+@pytest.mark.parametrize("decoder", sorted(DECODERS))
+def test_the_setting_is_what_a_run_composes(compose, decoder: str) -> None:
+    config, run = compose("data.train_files=x", "data.val_files=y", f"uae/decoder={decoder}"), setting(decoder)
+    uae, rollout = config.uae, config.actor_rollout_ref.rollout
+    assert run.denoising_passes == uae.decoder.num_steps * (1 + (uae.decoder.guidance > 1)) == 20
+    assert run.tokens == uae.conditioner.length + (uae.decoder.height // 16) * (uae.decoder.width // 16) == 640 + 1024
+    assert run.server_share == rollout.gpu_memory_utilization
+    assert run.captions_per_gpu * config.trainer.n_gpus_per_node == config.data.train_batch_size * rollout.n

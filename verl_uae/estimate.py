@@ -3,14 +3,20 @@
 """A small calculator: memory per GPU, time and cost of a G4U run.
 
 Counts bytes and floating-point operations; it has not been calibrated against a measured GPU run. Every assumption
-is a named constant below, so a measured value can replace it.
+is a named constant below, so a measured value can replace it. What uae_g4u sets is read from its files.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+from omegaconf import OmegaConf
+
+import verl_uae.config
+from verl_uae.config.schema import ConditionerConfig, DecoderConfig
 from verl_uae.errors import ConfigError
 
 GIB = 1024**3
@@ -58,15 +64,41 @@ ASSUMED_USABLE = 0.92
 #: Seconds per step for weight sync, queue and scheduling.
 ASSUMED_OVERHEAD_S = 4.0
 
-#: The setting of uae_g4u: pictures per step and GPU, caption and condition lengths, sampler.
-CAPTIONS_PER_GPU = 4
-PROMPT_TOKENS = 160
-CAPTION_TOKENS = 320
-CONDITION_TOKENS = 640
-IMAGE_TOKENS = 1024
-DENOISING_STEPS = 10
-GUIDANCE_FACTOR = 2
-VLLM_SHARE = 0.2
+#: Tokens of a picture with its instruction, and of a caption; both may be longer.
+ASSUMED_PROMPT_TOKENS, ASSUMED_CAPTION_TOKENS = 160, 320
+
+#: GPUs that the batch of uae_g4u is for, verl's ``trainer.n_gpus_per_node``.
+GPUS_OF_A_BATCH = 8
+#: Pixels along a side of what the MM-DiT reads as one token: the VAE's factor times the patch size of SD3.
+PIXELS_PER_TOKEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What uae_g4u sets of a run."""
+
+    captions_per_gpu: float
+    server_share: float
+    """``gpu_memory_utilization`` of the caption server."""
+    tokens: int
+    """Of a picture and its condition, as the decoder reads them."""
+    denoising_passes: int
+    """Forward passes of the decoder for a picture."""
+
+
+@functools.cache
+def setting(decoder: str) -> Setting:
+    """The values of uae_g4u with ``uae/decoder=NAME``, from the schema and the files."""
+    folder = Path(verl_uae.config.__file__).parent
+    learn = OmegaConf.load(folder / "learn" / "captioner.yaml")
+    ours = OmegaConf.merge(DecoderConfig, OmegaConf.load(folder / "uae" / "decoder" / f"{decoder}.yaml"))
+    rollout = learn.actor_rollout_ref.rollout
+    return Setting(
+        captions_per_gpu=learn.data.train_batch_size * rollout.n / GPUS_OF_A_BATCH,
+        server_share=rollout.gpu_memory_utilization,
+        tokens=ours.height * ours.width // PIXELS_PER_TOKEN**2 + ConditionerConfig.length,
+        denoising_passes=ours.num_steps * (1 if ours.guidance == 1 else 2),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +141,8 @@ def estimate(gpu: str, *, gpus: int = 8, steps: int = 1000, decoder: str = "sd35
         if not 1 <= count <= most:
             raise ConfigError(option, f"must lie in [1, {most}], got {str(count)[:20]}")
     card = GPUS[gpu]
-    memory = _memory(card, gpus, decoder)
+    share = _server_share(card, setting(decoder).server_share)
+    memory = _memory(card, gpus, decoder, share)
     seconds = _seconds(card, decoder)
     hours = steps * sum(seconds.values()) / 3600
     usable = ASSUMED_USABLE * card.memory_gib
@@ -117,11 +150,11 @@ def estimate(gpu: str, *, gpus: int = 8, steps: int = 1000, decoder: str = "sd35
     stays = _decoder_weights(decoder)
     resident = fits and max(memory["caption"], memory["update"]) + stays <= usable
     cost = hours * gpus * card.usd_per_hour
-    return Estimate(gpu, gpus, decoder, memory, _server_share(card), fits, resident, seconds, hours, cost)
+    return Estimate(gpu, gpus, decoder, memory, share, fits, resident, seconds, hours, cost)
 
 
-def _server_share(card: Gpu) -> float:
-    return max(VLLM_SHARE, math.ceil(20 * (_server_weights() + ASSUMED_SERVER_ROOM_GIB) / card.memory_gib) / 20)
+def _server_share(card: Gpu, default: float) -> float:
+    return max(default, math.ceil(20 * (_server_weights() + ASSUMED_SERVER_ROOM_GIB) / card.memory_gib) / 20)
 
 
 def _server_weights() -> float:
@@ -134,26 +167,27 @@ def _decoder_weights(decoder: str) -> float:
     return (2 * (DECODERS[decoder] + PROJECTOR + CAPTIONER_LM) + 4 * (VAE + CLIP_VIT_L)) * 1e9 / GIB
 
 
-def _memory(card: Gpu, gpus: int, decoder: str) -> dict[str, float]:
+def _memory(card: Gpu, gpus: int, decoder: str, share: float) -> dict[str, float]:
     # fp32 master weights, gradients and two Adam moments of the language model; fp32 weights of the frozen ViT.
     actor = (16 * CAPTIONER_LM + 4 * CAPTIONER_VIT) * 1e9 / GIB / gpus
     activations = 6.0
     return {
-        "caption": _server_share(card) * card.memory_gib + actor,
+        "caption": share * card.memory_gib + actor,
         "decode": _decoder_weights(decoder) + activations + actor,
         "update": actor + 0.2 * _server_weights() + activations,
     }
 
 
 def _seconds(card: Gpu, decoder: str) -> dict[str, float]:
+    run = setting(decoder)
     flops = ASSUMED_MFU * card.bf16_tflops * 1e12
-    tokens = CAPTIONS_PER_GPU * (PROMPT_TOKENS + CAPTION_TOKENS)
+    tokens = run.captions_per_gpu * (ASSUMED_PROMPT_TOKENS + ASSUMED_CAPTION_TOKENS)
     weights_gb = 2 * (CAPTIONER_LM + CAPTIONER_VIT)
     forward = 2e9 * (CAPTIONER_LM + CAPTIONER_VIT) * tokens / flops
-    drawn = 2e9 * DECODERS[decoder] * (IMAGE_TOKENS + CONDITION_TOKENS) * DENOISING_STEPS * GUIDANCE_FACTOR
+    drawn = 2e9 * DECODERS[decoder] * run.tokens * run.denoising_passes
     return {
-        "caption": CAPTION_TOKENS * weights_gb / (ASSUMED_BANDWIDTH_SHARE * card.bandwidth_gbs),
-        "decode": CAPTIONS_PER_GPU * drawn / flops,
+        "caption": ASSUMED_CAPTION_TOKENS * weights_gb / (ASSUMED_BANDWIDTH_SHARE * card.bandwidth_gbs),
+        "decode": run.captions_per_gpu * drawn / flops,
         "old and reference log-prob": 2 * forward,
         "update": 4 * forward,
         "overhead": ASSUMED_OVERHEAD_S,

@@ -9,9 +9,10 @@ each field, and the values that our configs change from the yaml files.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ Under the meaning of a key stands the value that one of our files gives it where
 """
 
 FILES_TEXT = "Choose a config with `--config-name NAME`, a group with `GROUP=NAME` (for example `hardware=cpu`).\n\n"
+
+
+def about(node: ast.ClassDef) -> str:
+    """First sentence of a section's docstring, without the name of the section."""
+    text = " ".join((ast.get_docstring(node) or "").split()).partition(". ")[0].rstrip(".")
+    text = re.sub(r"^``uae\.[\w.]+``: ", "", text)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+@dataclass(frozen=True)
+class Section:
+    """Options that belong together, under one sentence."""
+
+    text: str
+    rows: list[Option]
 
 
 @dataclass(frozen=True)
@@ -123,34 +139,37 @@ def eval_constant(node: ast.expr) -> int | float:
     raise ValueError(f"not a constant: {ast.unparse(node)}")
 
 
-def schema_options() -> dict[str, list[Option]]:
-    """Options by section of ``uae:``, in the order of the schema."""
-    sections: dict[str, list[Option]] = {"uae": []}
+def schema_sections() -> dict[str, Section]:
+    """Sections of ``uae:`` by name, in the order of the schema."""
+    sections: dict[str, Section] = {}
     _add_section(sections, "uae", "UAEConfig")
-    sections["uae.reward.terms[i]"] = options("config", "TermConfig", "uae.reward.terms[i].")
+    sections["uae.reward.terms[i]"] = section("config", "TermConfig", "uae.reward.terms[i].")
     return sections
 
 
-def _add_section(sections: dict[str, list[Option]], path: str, name: str) -> None:
+def _add_section(sections: dict[str, Section], path: str, name: str) -> None:
     """Add the options of a dataclass of the schema, and of the dataclasses in it, each as a section of its own."""
-    sections[path] = []
-    for statement, text in fields(read_class("config", name)):
+    node = read_class("config", name)
+    sections[path] = Section(about(node), [])
+    for statement, text in fields(node):
         key, kind = f"{path}.{statement.target.id}", ast.unparse(statement.annotation)  # type: ignore[union-attr]
         if kind.endswith("Config"):
             _add_section(sections, key, kind)
         else:
-            sections[path].append(Option(key, kind, default_of(statement), text))
+            sections[path].rows.append(Option(key, kind, default_of(statement), text))
 
 
-def options(folder: str, name: str, prefix: str) -> list[Option]:
-    """Options of one dataclass."""
-    return [
+def section(folder: str, name: str, prefix: str) -> Section:
+    """The options of one dataclass."""
+    node = read_class(folder, name)
+    rows = [
         Option(prefix + str(item.target.id), ast.unparse(item.annotation), default_of(item), text)  # type: ignore[union-attr]
-        for item, text in fields(read_class(folder, name))
+        for item, text in fields(node)
     ]
+    return Section(about(node), rows)
 
 
-def server_options() -> list[Option]:
+def server_section() -> Section:
     """Options of the transformers caption server, whose texts stand in the ``Attributes:`` part of the class."""
     part = (ast.get_docstring(read_class("caption_server", "HFOptions")) or "").partition("Attributes:")[2]
     texts = {
@@ -158,10 +177,9 @@ def server_options() -> list[Option]:
         for match in re.finditer(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", part, re.MULTILINE)
     }
     prefix = "actor_rollout_ref.rollout.engine_kwargs.hf."
-    return [
-        Option(option.key, option.kind, option.default, texts.get(option.key[len(prefix) :], ""))
-        for option in options("caption_server", "HFOptions", prefix)
-    ]
+    found = section("caption_server", "HFOptions", prefix)
+    rows = [replace(option, text=texts.get(option.key[len(prefix) :], "")) for option in found.rows]
+    return Section("Read with `actor_rollout_ref.rollout.name=hf` only.", rows)
 
 
 def changed_by_configs() -> dict[str, dict[str, str]]:
@@ -204,11 +222,13 @@ def cell(text: str) -> str:
 
 
 def config_files() -> str:
-    """Every yaml file with the first line of its leading comment."""
+    """Every yaml file with the first line of its leading comment, and what ends the sentence at its end."""
     lines = ["| file | what it is |", "|---|---|"]
     for path in sorted((PACKAGE / "config").rglob("*.yaml")):
-        comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-        text = next((line.lstrip("# ") for line in comments if "@package" not in line), "")
+        head = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        comments = [line.lstrip("# ") for line in head if "@package" not in line]
+        words = f"{' '.join(comments)} "
+        text = words[: words.find(". ", len(comments[0]) - 1) + 1]
         name = path.relative_to(PACKAGE / "config").as_posix()
         lines.append(f"| [`{name}`](../verl_uae/config/{name}) | {text} |")
     return "\n".join(lines) + "\n"
@@ -218,14 +238,13 @@ def render() -> str:
     """The whole page."""
     changed = changed_by_configs()
     parts = [HEAD, "## Files\n\n", FILES_TEXT, config_files()]
-    for section, rows in schema_options().items():
-        parts += [f"\n## `{section}`\n\n", table(rows, changed)]
-    parts += ["\n## `data.uae_*`\n\n", table(options("data", "CheckSettings", "data.uae_"), changed)]
-    limits = options("data", "ImageLimits", "data.uae_image_limits.")
-    parts += ["\n## `data.uae_image_limits`\n\n", table(limits, changed)]
-    title = "actor_rollout_ref.rollout.engine_kwargs.hf"
-    parts += [f"\n## `{title}`\n\n", "Read with `actor_rollout_ref.rollout.name=hf` only.\n\n"]
-    parts.append(table(server_options(), changed))
+    sections = {
+        **schema_sections(),
+        "data.uae_*": section("data", "CheckSettings", "data.uae_"),
+        "data.uae_image_limits": section("data", "ImageLimits", "data.uae_image_limits."),
+        "actor_rollout_ref.rollout.engine_kwargs.hf": server_section(),
+    }
+    parts += [f"\n## `{name}`\n\n{cell(each.text)}\n\n{table(each.rows, changed)}" for name, each in sections.items()]
     return "".join(parts)
 
 

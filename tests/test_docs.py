@@ -72,6 +72,25 @@ def test_relative_links_resolve(page: Path) -> None:
     assert not broken, f"{_name(page)}: {broken}"
 
 
+def _paragraphs(page: Path) -> list[str]:
+    """Blocks of lines of a page without its code and comments; what a blank line divides is two."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [block for block in re.split(r"\n\s*\n", text) if block.strip()]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=_name)
+def test_a_sentence_stands_before_every_table(page: Path) -> None:
+    blocks = _paragraphs(page)
+    tables = [(before, block) for before, block in zip(["#", *blocks], blocks, strict=False) if block.startswith("|")]
+    assert not [table.partition("\n")[0] for before, table in tables if before.startswith(("#", "|", "    ", "!["))]
+
+
+def test_a_cell_of_the_pitfalls_is_no_paragraph() -> None:
+    rows = [row for block in _paragraphs(ROOT / "docs" / "pitfalls.md") for row in block.splitlines()]
+    cells = [cell for row in rows if row.startswith("|") for cell in re.split(r"(?<!\\)\|", row)]
+    assert len(cells) > 200 and not [cell for cell in cells if len(cell.split()) > 40]
+
+
 def _keys_of_open_sections() -> Iterator[str]:
     """Keys of sections that the schema leaves open: verl's settings, and parameters of objectives."""
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig

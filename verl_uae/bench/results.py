@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_uae import __version__
+from verl_uae import __version__, text
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.paths import existing_file, named_path
 
@@ -47,13 +46,13 @@ def versions() -> dict[str, str]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A file of text.
+    """A file of text, whose lines end with a line feed.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return text.read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, ValueError) as error:
         raise DataError(path, None, f"cannot be read: {error}") from error
 
@@ -64,9 +63,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         DataError: it cannot be read.
     """
-    text = read_text(path)
+    content = read_text(path)
     try:
-        return json.loads(text)
+        return text.parse_json(content)
     except ValueError as error:
         raise DataError(path, None, f"cannot be read: {error}") from error
 
@@ -92,19 +91,19 @@ def read_result(
     return dict(content)
 
 
-def named(text: str) -> tuple[str, Path]:
+def named(word: str) -> tuple[str, Path]:
     """A name and a path of the command line from ``NAME=PATH`` or ``PATH``.
 
     Without a name a file has that of its stem, and a folder its own; files that are called alike in every run have the
     name of their folder.
     """
-    name, path = named_path(text)
+    name, path = named_path(word)
     if not name and path.name in (RESULT, CAPTIONS):
         name = path.resolve().parent.name
     return name or (path.resolve().name if path.is_dir() else path.stem), path
 
 
-def named_files(texts: Iterable[str]) -> dict[str, Path]:
+def named_files(words: Iterable[str]) -> dict[str, Path]:
     """Files of the command line by :func:`named`.
 
     Raises:
@@ -112,7 +111,7 @@ def named_files(texts: Iterable[str]) -> dict[str, Path]:
         DataError: there is no such file.
     """
     files: dict[str, Path] = {}
-    for name, path in map(named, texts):
+    for name, path in map(named, words):
         if name in files:
             raise ConfigError("results", f"two are named {name!r}; name them with NAME=FILE")
         files[name] = existing_file(path)
@@ -130,9 +129,9 @@ def number(value: float | None, form: str = ".2f") -> str:
     return NOTHING if value is None else format(value, form)
 
 
-def escaped(text: str) -> str:
+def escaped(cell: str) -> str:
     """A text that is one cell of a table."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split())
 
 
 def incomplete(name: str, failures: Sequence[Mapping[str, str]]) -> str:

@@ -101,6 +101,14 @@ def test_without_questions_the_categories_are_the_scorers_own(tmp_path: Path) ->
         read_dpg(tmp_path / "dpg_results.txt", expect("dpg", PROMPTS, 4), questions=questions_file(tmp_path / "q.csv"))
 
 
+def test_line_ends_of_windows_are_line_ends(tmp_path: Path) -> None:
+    path, questions = files(tmp_path), questions_file(tmp_path / "q.csv")
+    whole = read_dpg(path, expect("dpg", PROMPTS, 4), questions=questions)
+    for name in (path, detail_of(path)):
+        name.write_bytes(name.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_dpg(path, expect("dpg", PROMPTS, 4), questions=questions) == whole
+
+
 def test_one_sample_per_prompt(tmp_path: Path) -> None:
     path = dpg_files(
         tmp_path / "one_results.txt", {"10": [0.25], "2": [1.0]}, {"10": [ANSWERS["10"][1]], "2": [ANSWERS["2"][0]]}

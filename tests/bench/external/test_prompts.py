@@ -98,6 +98,14 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
         read_prompts("geneval", path)
 
 
+def test_a_file_of_another_encoding_is_named(dpg_folder: Path, tmp_path: Path) -> None:
+    (dpg_folder / "2.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "old.jsonl").write_bytes(b'{"tag": "a", "prompt": "caf\xe9"}')
+    for bench, path, name in (("dpg", dpg_folder, "2.txt"), ("geneval", tmp_path / "old.jsonl", "old.jsonl")):
+        with pytest.raises(DataError, match=f"{name}: cannot be read: byte 0xe9 in line 1 is not UTF-8"):
+            read_prompts(bench, path)  # type: ignore[arg-type]
+
+
 def test_a_name_the_scorer_would_cut_is_refused(dpg_folder: Path, tmp_path: Path) -> None:
     (dpg_folder / "a.b.txt").write_text("text")
     with pytest.raises(DataError, match="up to the first point"):

@@ -23,6 +23,7 @@ from PIL import Image
 
 from verl_uae.bench.draw import png
 from verl_uae.bench.external import BENCHES, Bench
+from verl_uae.bench.results import read_text
 from verl_uae.errors import ConfigError, DataError
 
 #: Sets of prompts whose scores do not compare.
@@ -129,7 +130,7 @@ def _text_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise ConfigError("prompts", f"{path} is not a file")
     # Lines end at a line feed alone: a prompt may hold a character that Python counts as the end of a line.
-    return [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def _folder(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -139,7 +140,7 @@ def _folder(path: Path) -> list[tuple[str, dict[str, Any]]]:
     for file in sorted(path.glob("*.txt")):
         if "." in file.stem:
             raise DataError(file, None, "the scorer takes the name up to the first point; rename it")
-        text = file.read_text(encoding="utf-8").strip()
+        text = read_text(file).strip()
         if not text:
             raise DataError(file, None, "has no prompt")
         named.append((file.stem, {"prompt": text}))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, Comparison, Picture
 from verl_uae.errors import ConfigError
 from verl_uae.paths import expand
+from verl_uae.text import unique_keys
 
 VERSION = 1
 """Of the prompts in the package; part of their file names."""
@@ -218,7 +219,7 @@ def _last_object(text: str) -> dict[str, Any]:
     if text.endswith("```"):
         text = text[:-3].rstrip()
     text = text[-_TAIL:]
-    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     start = text.find("{")
     while text.endswith("}") and start >= 0:
         try:
@@ -230,13 +231,6 @@ def _last_object(text: str) -> dict[str, Any]:
             return value
         start = text.find("{", start + 1)
     raise VerdictError("the answer does not end with a verdict")
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
 
 
 def _scores(value: Any) -> dict[str, dict[str, float]]:

@@ -146,11 +146,11 @@ def ray_folder(temp_dir: str | None = None) -> str:
     socket = len(os.fsencode(os.path.join(os.path.abspath(folder), session, "sockets", "plasma_store")))
     if socket > SOCKET_PATH_MAX:
         # Ray appends its own name to what the variables say.
-        given = folder if temp_dir else os.path.dirname(folder)
-        length = len(os.fsencode(given))
+        base = folder if temp_dir else os.path.dirname(folder)
+        length = len(os.fsencode(base))
         raise ConfigError(
             key,
-            f"{given} has {length} bytes, so that the sockets of Ray in it would have paths of {socket}, where Unix "
+            f"{base} has {length} bytes, so that the sockets of Ray in it would have paths of {socket}, where Unix "
             f"allows {SOCKET_PATH_MAX}; set {key} to a folder of at most {length - (socket - SOCKET_PATH_MAX)} bytes",
         )
     output_folder(folder, key)

@@ -246,15 +246,15 @@ def _existing(path: str | os.PathLike[str], kind: str, key: str | None, error: t
         raise _refusal(text, key, f"is empty; give a {kind}", error)
     if is_url(text):
         raise _refusal(text, key, f"is no {kind} of this machine", error)
-    found = expand(text)
+    place = expand(text)
     try:
-        found.stat()
+        place.stat()
     except FileNotFoundError:
-        where = "" if found.is_absolute() else f" in {os.getcwd()}"
+        where = "" if place.is_absolute() else f" in {os.getcwd()}"
         raise _refusal(text, key, f"there is no such {kind}{where}", error) from None
     except (OSError, ValueError) as reason:
         raise _refusal(text, key, f"cannot be read: {getattr(reason, 'strerror', None) or reason}", error) from reason
-    return found
+    return place
 
 
 def _refusal(

@@ -39,10 +39,10 @@ _FOREIGN = (
 
 def text_problem(text: str) -> str | None:
     """Why a text cannot be encoded, or None."""
-    found = _HALF.search(text)
-    if found is None:
+    half = _HALF.search(text)
+    if half is None:
         return None
-    return f"half of a surrogate pair (\\u{ord(found[0]):04x}) at character {found.start()}, which is no text"
+    return f"half of a surrogate pair (\\u{ord(half[0]):04x}) at character {half.start()}, which is no text"
 
 
 def encodable(text: str) -> str:
@@ -52,7 +52,7 @@ def encodable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """A message on one line: `encodable`, with escapes for line ends and what else a terminal would obey."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], encodable(text))
+    return _CONTROL.sub(lambda mark: ascii(mark[0])[1:-1], encodable(text))
 
 
 def printable(name: str) -> str:
@@ -165,12 +165,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: a key is there twice.
     """
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in content:
             raise ValueError(f"the key {encodable(name[:80])!r} is there twice")
-        found[name] = value
-    return found
+        content[name] = value
+    return content
 
 
 def _escape(half: re.Match[str]) -> str:

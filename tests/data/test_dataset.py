@@ -20,8 +20,9 @@ from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn, get_dataset_c
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
 from verl_uae.compat import ensure_torchvision
-from verl_uae.data.dataset import CheckSettings, UAEDataset
+from verl_uae.data.dataset import UAEDataset
 from verl_uae.data.images import decode_image, image_digest
+from verl_uae.data.rows import CheckSettings
 from verl_uae.data.schema import make_row, row_schema
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.scenes.tokenizer import build_processor

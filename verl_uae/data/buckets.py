@@ -80,14 +80,14 @@ class Buckets:
             raise ConfigError("base", f"must be a positive multiple of step={step}, got {base}")
         if not 1.0 <= max_aspect < math.inf:
             raise ConfigError("max_aspect", f"must be a number from 1, got {max_aspect}")
-        found: set[HeightWidth] = set()
+        candidates: set[HeightWidth] = set()
         for short in range(step, base + 1, step):
             long = min(base * base // short, int(max_aspect * short)) // step * step
-            found |= {(short, long), (long, short)}
+            candidates |= {(short, long), (long, short)}
         whole = {
             (height, width)
-            for height, width in found
-            if not any((h > height and w >= width) or (h >= height and w > width) for h, w in found)
+            for height, width in candidates
+            if not any((h > height and w >= width) or (h >= height and w > width) for h, w in candidates)
         }
         return cls(tuple(sorted(whole, key=lambda size: size[0] / size[1])))
 

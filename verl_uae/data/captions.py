@@ -143,7 +143,7 @@ def match_captions(captions: Mapping[str, str], files: Iterable[str]) -> tuple[d
         File -> caption, and the names of captions that were not used -> why.
     """
     names = set(files)
-    found = {name: caption for name, caption in captions.items() if name in names}
+    matched = {name: caption for name, caption in captions.items() if name in names}
     similar: dict[str, list[str]] = {}
     for name in names:
         for form in {_form(name), _form(printable(name))}:
@@ -157,11 +157,11 @@ def match_captions(captions: Mapping[str, str], files: Iterable[str]) -> tuple[d
             unused[name] = "a caption for a picture that is not there"
         elif len(fitting) > 1:
             unused[name] = f"a caption that fits {len(fitting)} pictures: {', '.join(sorted(map(printable, fitting)))}"
-        elif fitting[0] in found:
+        elif fitting[0] in matched:
             unused[name] = f"a second caption for {printable(fitting[0])}"
         else:
-            found[fitting[0]] = caption
-    return found, unused
+            matched[fitting[0]] = caption
+    return matched, unused
 
 
 def _form(name: str) -> str:

@@ -158,10 +158,11 @@ def check_file(
     door = RowDoor((str(path),), (str(path),), settings, refused_text=refused_text)
     inspect = partial(inspect_pair, door) if pairs else door.inspect
     total, bad = 0, []
-    for item, row, found in inspected(chunks_of(str(path), door.needed, door.wanted), settings.threads, inspect):
+    chunks = chunks_of(str(path), door.needed, door.must_have)
+    for item, row, verdict in inspected(chunks, settings.threads, inspect):
         total = item + 1
-        if isinstance(found, str):
-            bad.append(door.bad(row, found))
+        if isinstance(verdict, str):
+            bad.append(door.bad(row, verdict))
     return total, bad
 
 

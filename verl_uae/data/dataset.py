@@ -36,8 +36,6 @@ from verl_uae.data.schema import media_tokens
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.text import printable
 
-__all__ = ["CheckSettings", "UAEDataset"]
-
 logger = logging.getLogger(__name__)
 
 

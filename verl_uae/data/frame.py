@@ -41,7 +41,7 @@ FILE, ROW = "uae_file", "uae_row"
 """Columns that say where a row comes from: number of the data file, zero-based row in it."""
 PROBLEM = "uae_problem"
 """Column of a row that cannot be read: why. Other rows have no such column."""
-_OWN = (FILE, ROW, PROBLEM)
+_RESERVED = (FILE, ROW, PROBLEM)
 
 CHUNK = 64
 """Rows that are read together."""
@@ -183,54 +183,44 @@ def open_rows(path: str, needed: frozenset[str]) -> Part:
         raise DataError(path, None, f"its copy in the cache is damaged, and cannot be made anew: {error}") from error
 
 
-def chunks_of(path: str, needed: frozenset[str], wanted: Sequence[str]) -> Iterator[list[Row]]:
+def chunks_of(
+    path: str, needed: frozenset[str], must_have: Sequence[str], *, only: Sequence[str] | None = None
+) -> Iterator[list[Row]]:
     """All rows of a parquet or JSON file, once and in order, without the cache; with `FILE` 0 and `ROW`.
 
     Args:
         path, needed: see `open_rows`.
-        wanted: columns that must be there.
+        must_have: columns that must be there.
+        only: columns that are wanted; of a parquet file no other is read. None: all.
 
     Raises:
         DataError: the file cannot be read or lacks a column.
     """
-    if file_kind(path) == "json":
+    kind = file_kind(path)
+    if kind == "tar":
+        raise DataError(path, None, "is a tar shard, and has no rows")
+    if kind == "json":
         part = json_rows(path, needed)
-        check_columns(part.columns, path, wanted)
+        check_columns(part.columns, path, must_have)
         yield from Frame([part]).chunks()
         return
     first, tell = 0, _teller(path)
-    for batch in parquet_batches(path):
-        check_columns(batch.schema.names, path, wanted)
+    for batch in parquet_batches(path, only):
+        check_columns(batch.schema.names, path, must_have)
         rows = python_rows(batch, needed, tell)
         yield [{**row, FILE: 0, ROW: number} for number, row in enumerate(rows, first)]
         first += len(rows)
 
 
 def column_of(path: str, name: str) -> Iterator[Any]:
-    """The values of a column of a parquet or JSON file in order, None where one cannot be read.
-
-    Of a parquet file no other column is read.
-
-    Raises:
-        DataError: the file cannot be read or lacks the column.
-    """
-    kind = file_kind(path)
-    if kind == "tar":
-        raise DataError(path, None, "is a tar shard, and has no rows")
-    if kind == "json":
-        part = json_rows(path, frozenset())
-        check_columns(part.columns, path, (name,))
-        yield from Frame([part]).column(name)
-        return
-    tell = _teller(path)
-    for batch in parquet_batches(path, (name,)):
-        check_columns(batch.schema.names, path, (name,))
-        yield from (row[name] for row in python_rows(batch, frozenset(), tell))
+    """The values of a column in order, None where one cannot be read; reading and errors as of `chunks_of`."""
+    for rows in chunks_of(path, frozenset(), (name,), only=(name,)):
+        yield from (row[name] for row in rows)
 
 
-def check_columns(columns: Sequence[str], name: str, wanted: Sequence[str]) -> None:
+def check_columns(columns: Sequence[str], name: str, must_have: Sequence[str]) -> None:
     """Raise `DataError` if a file lacks a column."""
-    missing = [key for key in wanted if key not in columns]
+    missing = [key for key in must_have if key not in columns]
     if missing:
         raise DataError(name, None, f"column {missing[0]} is missing; found: {', '.join(columns[:20]) or 'none'}")
 
@@ -253,8 +243,8 @@ def parquet_batches(path: str, only: Sequence[str] | None = None) -> Iterator[pa
             twice = [name for name, count in Counter(schema.names).items() if count > 1]
             if twice:
                 raise DataError(path, None, f"column {twice[0]} is there twice")
-            if own := [name for name in _OWN if name in schema.names]:
-                raise DataError(path, None, f"column {own[0]} {_NOT_YOURS}")
+            if reserved := [name for name in _RESERVED if name in schema.names]:
+                raise DataError(path, None, f"column {reserved[0]} {_NOT_YOURS}")
             yield pa.RecordBatch.from_pylist([], schema=schema)
             for batch in file.iter_batches(batch_size=CHUNK, columns=None if only is None else schema.names):
                 columns = [
@@ -281,12 +271,12 @@ def python_rows(batch: pa.RecordBatch, needed: frozenset[str], tell: Callable[[s
         rows: list[Row] = [{} for _ in range(batch.num_rows)]
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            found: list[tuple[Any, str | None]] = [
+            readings: list[tuple[Any, str | None]] = [
                 (value, None) for value in column.to_pylist(maps_as_pydicts="strict")
             ]
         except _UNREADABLE:
-            found = [_value(scalar) for scalar in column]
-        for row, (value, problem) in zip(rows, found, strict=True):
+            readings = [_value(scalar) for scalar in column]
+        for row, (value, problem) in zip(rows, readings, strict=True):
             row[name] = value
             if problem is not None:
                 _note(row, name, problem, needed, tell)
@@ -358,25 +348,25 @@ def _storage_types(stream: IO[bytes]) -> Any:
 def _has(test: Callable[[pa.DataType], bool], schema: pa.Schema) -> bool:
     """Whether a column, or something within one, is of a kind."""
 
-    def inside(found: pa.DataType) -> bool:
-        return test(found) or any(inside(found.field(number).type) for number in range(found.num_fields))
+    def inside(data_type: pa.DataType) -> bool:
+        return test(data_type) or any(inside(data_type.field(number).type) for number in range(data_type.num_fields))
 
     return any(inside(field.type) for field in schema)
 
 
-def _plain_type(found: pa.DataType) -> pa.DataType:
+def _plain_type(data_type: pa.DataType) -> pa.DataType:
     """Without extensions and fixed lengths, which differ in form and not in their values."""
-    if isinstance(found, pa.BaseExtensionType):
-        return _plain_type(found.storage_type)
-    if pa.types.is_struct(found):
-        return pa.struct([pa.field(field.name, _plain_type(field.type)) for field in found])
-    if pa.types.is_map(found):
-        return pa.map_(_plain_type(found.key_type), _plain_type(found.item_type))
-    if pa.types.is_large_list(found):
-        return pa.large_list(_plain_type(found.value_type))
-    if pa.types.is_list(found) or pa.types.is_fixed_size_list(found):
-        return pa.list_(_plain_type(found.value_type))
-    return found
+    if isinstance(data_type, pa.BaseExtensionType):
+        return _plain_type(data_type.storage_type)
+    if pa.types.is_struct(data_type):
+        return pa.struct([pa.field(field.name, _plain_type(field.type)) for field in data_type])
+    if pa.types.is_map(data_type):
+        return pa.map_(_plain_type(data_type.key_type), _plain_type(data_type.item_type))
+    if pa.types.is_large_list(data_type):
+        return pa.large_list(_plain_type(data_type.value_type))
+    if pa.types.is_list(data_type) or pa.types.is_fixed_size_list(data_type):
+        return pa.list_(_plain_type(data_type.value_type))
+    return data_type
 
 
 class _ArrowRows:
@@ -404,16 +394,16 @@ class _ArrowRows:
         return _teller(self.path)
 
     def rows(self, numbers: Sequence[int], only: Sequence[str] | None = None) -> list[Row]:
-        found: list[Row] = []
-        wanted = self.columns if only is None else [name for name in only if name in self.columns]
+        result: list[Row] = []
+        columns = self.columns if only is None else [name for name in only if name in self.columns]
         # Neighbours are read together.
         for _, group in groupby(enumerate(numbers), key=lambda place: (self._batch(place[1]), place[1] - place[0])):
             run = [number for _, number in group]
             batch = self._batch(run[0])
             start = run[0] - (self._ends[batch - 1] if batch else 0)
             part = self._reader.get_batch(batch).slice(start, len(run))
-            found += python_rows(part.select(wanted), self.needed, self._tell) if wanted else [{} for _ in run]
-        return found
+            result += python_rows(part.select(columns), self.needed, self._tell) if columns else [{} for _ in run]
+        return result
 
     def _batch(self, number: int) -> int:
         return bisect_right(self._ends, number)
@@ -502,14 +492,14 @@ class _JsonLines:
 
     def rows(self, numbers: Sequence[int], only: Sequence[str] | None = None) -> list[Row]:
         tell = _teller(self.path)
-        found: list[Row] = []
+        result: list[Row] = []
         with open(self.path, "rb") as file:
             if _stamp(file) != self._stamp:
                 raise DataError(self.path, None, "has changed since its rows were checked; start again")
             for number in numbers:
                 file.seek(int(self._starts[number]))
-                found.append(_json_row(file.readline(), self.needed, tell))
-        return found
+                result.append(_json_row(file.readline(), self.needed, tell))
+        return result
 
 
 class _JsonList:
@@ -536,20 +526,20 @@ class _Columns:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._found: dict[str, None] = {}
+        self._names: dict[str, None] = {}
         self._first: str | None = None
 
     def add(self, row: Row) -> None:
         self._first = self._first or row.get(PROBLEM)
-        self._found |= dict.fromkeys(name for name in row if name != PROBLEM)
-        if len(self._found) > MAX_FIELDS:
+        self._names |= dict.fromkeys(name for name in row if name != PROBLEM)
+        if len(self._names) > MAX_FIELDS:
             raise DataError(self.path, None, f"more than {MAX_FIELDS} different fields")
 
     def names(self) -> tuple[str, ...]:
         """Raises `DataError` where no row has a field: that none is a row says more than that a column is missing."""
-        if not self._found and self._first is not None:
+        if not self._names and self._first is not None:
             raise DataError(self.path, None, f"no line is a row, which is an object on one line; first: {self._first}")
-        return tuple(self._found)
+        return tuple(self._names)
 
 
 def _stamp(file: IO[bytes]) -> tuple[int, int]:
@@ -566,7 +556,7 @@ def _json_row(line: bytes, needed: frozenset[str], tell: Callable[[str, str], No
         return {PROBLEM: f"holds text that is not UTF-8 (byte 0x{error.object[error.start]:02x})"}
     except ValueError as error:
         return {PROBLEM: f"not JSON: {error}"}
-    plain = isinstance(entry, dict) and entry.keys().isdisjoint(_OWN) and not _HALF_IN_JSON.search(text)
+    plain = isinstance(entry, dict) and entry.keys().isdisjoint(_RESERVED) and not _HALF_IN_JSON.search(text)
     return entry if plain else _checked(entry, needed, tell)
 
 
@@ -574,8 +564,8 @@ def _checked(entry: Any, needed: frozenset[str], tell: Callable[[str, str], None
     """A row of JSON without text that cannot be encoded."""
     if not isinstance(entry, dict):
         return {PROBLEM: f"must be an object, got {type(entry).__name__}"}
-    if own := [name for name in _OWN if name in entry]:
-        return {PROBLEM: f"field {own[0]} {_NOT_YOURS}"}
+    if reserved := [name for name in _RESERVED if name in entry]:
+        return {PROBLEM: f"field {reserved[0]} {_NOT_YOURS}"}
     row: Row = {}
     for name, value in entry.items():
         problem = text_problem(json.dumps([name, value], ensure_ascii=False))

@@ -95,21 +95,17 @@ def encoded_bytes(
         return _read_source(raw, limits, root)
 
 
-def check_header(
-    data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, path: str | Path | None = None, row: int | None = None
-) -> Header:
+def check_header(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
     """Check what encoded bytes claim to be against the limits, without decoding.
 
     Raises:
         DecodeError: for claims beyond the limits.
     """
-    with _refusals_named(path or _name(data), row):
+    with _refusals_named(_name(data), None):
         return _checked_header(data, limits)
 
 
-def upright_size(
-    data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, path: str | Path | None = None, row: int | None = None
-) -> tuple[int, int]:
+def upright_size(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """(W, H) of what `decode_image` would give, by the claims of encoded bytes and their EXIF orientation.
 
     Nothing is decoded. The orientation of a PNG that has it after its pixels is not seen.
@@ -117,12 +113,12 @@ def upright_size(
     Raises:
         DecodeError: for claims beyond the limits.
     """
-    with _refusals_named(path or _name(data), row):
+    with _refusals_named(_name(data), None):
         header = _checked_header(data, limits)
         with Image.open(io.BytesIO(data), formats=[header.format]) as img:
             # Pillow decodes a PNG to look for EXIF data behind its pixels.
-            known = header.format != "PNG" or "exif" in img.info
-            orientation = img.getexif().get(_EXIF_ORIENTATION, 1) if known else 1
+            at_hand = header.format != "PNG" or "exif" in img.info
+            orientation = img.getexif().get(_EXIF_ORIENTATION, 1) if at_hand else 1
         return (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
 
 
@@ -211,8 +207,8 @@ def _read_source(raw: ImageSource, limits: ImageLimits, root: str | os.PathLike[
         if isinstance(content, str):
             raise RefusedError("bytes are text; in JSON a picture is named by its path")
         if content is None and place is None:
-            given = ", ".join(str(key) for key, value in raw.items() if value is not None) or "nothing"
-            raise RefusedError(f"a picture is given as bytes or path; this one as {given}")
+            fields = ", ".join(str(key) for key, value in raw.items() if value is not None) or "nothing"
+            raise RefusedError(f"a picture is given as bytes or path; this one as {fields}")
         raw = content if content is not None else place  # type: ignore[assignment]
     if isinstance(raw, bytes | bytearray | memoryview):
         _check_bytes(len(raw), limits)

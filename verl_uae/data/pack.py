@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from verl_uae.data.captions import (
@@ -38,7 +36,7 @@ from verl_uae.data.captions import (
 from verl_uae.data.images import decode_image, encoded_bytes, image_digest, rewrite_reason
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits, read_header
 from verl_uae.data.rows import BadItem, item_lines
-from verl_uae.data.schema import Message, make_prompt, make_row, row_schema
+from verl_uae.data.schema import Message, make_prompt, make_row, write_parquet
 from verl_uae.data.shard_urls import webdataset
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import published, sha256_of
@@ -50,8 +48,6 @@ logger = logging.getLogger(__name__)
 TRAIN_FILE, VAL_FILE = "train.parquet", "val.parquet"
 QUARANTINE_FILE, REPORT_FILE = "quarantine.jsonl", "report.json"
 FORMATS: tuple[str, ...] = ("parquet", "webdataset")
-_ROW_GROUP_BYTES = 32 * 2**20
-_ROW_GROUP_ROWS = 256
 _ALONE = "a text with no picture beside it; the caption of x.png is x.txt"
 _SHARD_FILE = re.compile(r"(train|val)-\d{6}\.tar")
 
@@ -174,8 +170,8 @@ def pack(
     if sidecars:
         given, unread = read_sidecars(folder, beside)
         bad += [BadItem(printable(text), None, reason) for text, reason in unread.items()]
-    found, unused = _given_captions(folder, given, files)
-    texts, more_unused = _captions_of(pictures, copies, found)
+    usable, unused = _given_captions(folder, given, files)
+    texts, more_unused = _captions_of(pictures, copies, usable)
     if format == "webdataset":
         bad += [BadItem(picture.source, None, "no caption") for picture in pictures if picture.file not in texts]
         pictures = [picture for picture in pictures if picture.file in texts]
@@ -342,23 +338,24 @@ def _given_captions(
     """File -> usable caption, and the names of all other captions with their reasons."""
     problems = {name: problem for name, text in given.items() if (problem := caption_problem(text)) is not None}
     usable = {name: text for name, text in given.items() if name not in problems}
-    found, unused = match_captions(usable, files)
-    if usable and not found:
+    matched, unused = match_captions(usable, files)
+    if usable and not matched:
         name = printable(next(iter(usable)))
         raise DataError(folder, None, f"no caption names a picture of this folder, e.g. {name!r}")
-    return found, [BadItem(printable(name), None, reason) for name, reason in {**problems, **unused}.items()]
+    return matched, [BadItem(printable(name), None, reason) for name, reason in {**problems, **unused}.items()]
 
 
 def _captions_of(
-    pictures: Sequence[Picture], copies: Sequence[tuple[Picture, Picture]], found: Mapping[str, str]
+    pictures: Sequence[Picture], copies: Sequence[tuple[Picture, Picture]], matched: Mapping[str, str]
 ) -> tuple[dict[str, str], list[BadItem]]:
     """The captions of what is packed; a picture that has none takes that of its copy."""
-    texts = {picture.file: found[picture.file] for picture in pictures if picture.file in found}
+    texts = {picture.file: matched[picture.file] for picture in pictures if picture.file in matched}
     used = set(texts)
     for copy, kept in copies:
-        if copy.file in found and texts.setdefault(kept.file, found[copy.file]) == found[copy.file]:
+        if copy.file in matched and texts.setdefault(kept.file, matched[copy.file]) == matched[copy.file]:
             used.add(copy.file)
-    unused = [BadItem(printable(file), None, "a caption, but its picture is left out") for file in found.keys() - used]
+    left_out = matched.keys() - used
+    unused = [BadItem(printable(file), None, "a caption, but its picture is left out") for file in left_out]
     return texts, unused
 
 
@@ -501,24 +498,3 @@ def write_shard(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             suffix = {"JPEG": "jpg"}.get(kind := read_header(image).format, kind.lower())
             text = json.dumps(about, ensure_ascii=False).encode()
             writer.write({"__key__": f"{info['index']:09d}", suffix: image, "json": text})
-
-
-def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows of `schema.make_row`, a row group at a time."""
-    schema = row_schema()
-    with pq.ParquetWriter(path, schema) as writer:
-        for group in _row_groups(rows):
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
-
-
-def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        group.append(row)
-        size += len(row["images"][0]["bytes"])
-        if size >= _ROW_GROUP_BYTES or len(group) >= _ROW_GROUP_ROWS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group

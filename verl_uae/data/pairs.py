@@ -7,10 +7,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
+from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset
@@ -27,8 +28,7 @@ from verl_uae.text import printable
 
 logger = logging.getLogger(__name__)
 
-DIGEST = re.compile("[0-9a-f]{64}")
-"""An `images.image_digest`; anything else in its place counts as none."""
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,13 @@ class PairRows(Dataset[Pair]):
 
     def _check_rows(self) -> None:
         total, good = len(self.frame), []
-        for item, row, found in inspected(self.frame.chunks(), self.settings.threads, partial(inspect_pair, self.door)):
-            if isinstance(found, str):
-                self.bad.append(self.door.bad(row, found))
+        inspect = partial(inspect_pair, self.door)
+        for item, row, verdict in inspected(self.frame.chunks(), self.settings.threads, inspect):
+            if isinstance(verdict, str):
+                self.bad.append(self.door.bad(row, verdict))
             else:
                 good.append(item)
-                self.sizes.append(found)
+                self.sizes.append(verdict)
         self.door.write_quarantine(self.bad)
         self.door.check_share(total, self.bad)
         if not good:
@@ -147,30 +148,33 @@ class PairRows(Dataset[Pair]):
         row = self.frame[item]
         file, number = self.door.origin(row)
         info, (width, height) = row["extra_info"], self.sizes[item]
-        digest = info.get("sha256")
-        known = digest if isinstance(digest, str) and DIGEST.fullmatch(digest) else None
         try:
             image, problem = self.door.encoded(row, row[self.door.image_key][0]), None
         except DataError as error:
             image, problem = b"", error.message
-        return Pair(
-            image, info["caption"], known, width, height, file, number, problem, tuple(row[self.door.prompt_key])
-        )
+        prompt = tuple(row[self.door.prompt_key])
+        return Pair(image, info["caption"], stated_digest(info), width, height, file, number, problem, prompt)
+
+
+def stated_digest(info: Mapping[str, Any]) -> str | None:
+    """The `images.image_digest` that data state under ``sha256``; anything else in its place counts as none."""
+    digest = info.get("sha256")
+    return digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None
 
 
 def inspect_pair(door: RowDoor, row: Row) -> Size | str:
     """(W, H) of the picture of a row, or the reason why it is no pair."""
-    found = door.inspect(row)
-    if isinstance(found, str):
-        return found
-    if len(found) > 1:
-        return f"column {door.image_key}: a pair has one picture, got {len(found)}"
+    sizes = door.inspect(row)
+    if isinstance(sizes, str):
+        return sizes
+    if len(sizes) > 1:
+        return f"column {door.image_key}: a pair has one picture, got {len(sizes)}"
     info = row.get("extra_info") or {}
     problem = caption_problem(info.get("caption"))
     if problem is not None:
         return f"column extra_info: {problem}"
-    if found[0] != (0, 0):
-        return found[0]
+    if sizes[0] != (0, 0):
+        return sizes[0]
     width, height = info.get("width"), info.get("height")
     if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0:
         return (width, height)

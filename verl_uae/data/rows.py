@@ -81,21 +81,21 @@ class CheckSettings:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> CheckSettings:
         """Read the keys from verl's ``data`` section; raises `ConfigError` naming an unknown or impossible one."""
-        known = {field.name for field in fields(cls)}
-        given = {str(key)[4:]: config[key] for key in config if str(key).startswith("uae_")}
-        unknown = sorted(set(given) - known)
+        field_names = {field.name for field in fields(cls)}
+        values = {str(key)[4:]: config[key] for key in config if str(key).startswith("uae_")}
+        unknown = sorted(set(values) - field_names)
         if unknown:
-            names = ", ".join(f"uae_{name}" for name in sorted(known))
+            names = ", ".join(f"uae_{name}" for name in sorted(field_names))
             raise ConfigError(f"data.uae_{unknown[0]}", f"unknown key; known: {names}")
         # YAML reads a bare `off` as false.
-        if isinstance(given.get("verify_images"), bool):
-            given["verify_images"] = "full" if given["verify_images"] else "off"
-        if given.get("image_limits") is not None:
+        if isinstance(values.get("verify_images"), bool):
+            values["verify_images"] = "full" if values["verify_images"] else "off"
+        if values.get("image_limits") is not None:
             try:
-                given["image_limits"] = ImageLimits(**given["image_limits"])
+                values["image_limits"] = ImageLimits(**values["image_limits"])
             except (TypeError, ValueError) as error:
                 raise ConfigError("data.uae_image_limits", str(error)) from error
-        return cls(**{key: value for key, value in given.items() if value is not None})
+        return cls(**{key: value for key, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class RowDoor:
         return frozenset((self.prompt_key, self.image_key, *self.refused_keys, *used))
 
     @property
-    def wanted(self) -> tuple[str, ...]:
+    def must_have(self) -> tuple[str, ...]:
         """Columns that a file must have."""
         return (self.image_key, self.prompt_key)
 
@@ -143,9 +143,9 @@ class RowDoor:
     def _size(self, row: Row, cell: Any) -> Size:
         mode, limits = self.settings.verify_images, self.settings.image_limits
         options = resize_options(cell)
-        wanted = max(options.get("min_pixels", 0), options.get("resized_width", 0) * options.get("resized_height", 0))
-        if wanted > limits.max_pixels:
-            raise DataError("<image cell>", None, f"asks to be enlarged to {wanted} pixels, limit {limits.max_pixels}")
+        pixels = max(options.get("min_pixels", 0), options.get("resized_width", 0) * options.get("resized_height", 0))
+        if pixels > limits.max_pixels:
+            raise DataError("<image cell>", None, f"asks to be enlarged to {pixels} pixels, limit {limits.max_pixels}")
         if mode == "off":
             return (0, 0)
         if mode == "header":
@@ -256,7 +256,7 @@ def load_rows(door: RowDoor) -> Frame:
     """
     parts = [open_rows(file, door.needed) for file in door.files]
     for name, part in zip(door.names, parts, strict=True):
-        check_columns(part.columns, name, door.wanted)
+        check_columns(part.columns, name, door.must_have)
     return Frame(parts)
 
 

@@ -8,11 +8,13 @@ reward managers read; ``extra_info`` holds what only this package needs.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from verl_uae.errors import DataError
 from verl_uae.text import text_problem
@@ -33,6 +35,8 @@ MEDIA_TOKENS: tuple[str, ...] = ("<|image_pad|>", "<|video_pad|>", "<|vision_sta
 """What Qwen's processors put in place of a picture. In a prompt they would shift its features against their places."""
 
 Message = dict[str, str]
+_ROW_GROUP_BYTES = 32 * 2**20
+_ROW_GROUP_ROWS = 256
 _MEDIA_MARK = re.compile("<image>|<video>|<audio>")
 _EXTRA_INFO: dict[str, pa.DataType] = {
     "index": pa.int64(),
@@ -125,6 +129,27 @@ def make_row(
     if problem is not None:
         raise DataError(source or "<row>", index, problem)
     return row
+
+
+def write_parquet(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows of `make_row`, a row group at a time."""
+    schema = row_schema()
+    with pq.ParquetWriter(path, schema) as writer:
+        for group in _row_groups(rows):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+
+def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row["images"][0]["bytes"])
+        if size >= _ROW_GROUP_BYTES or len(group) >= _ROW_GROUP_ROWS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def row_problem(

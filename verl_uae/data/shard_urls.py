@@ -58,21 +58,21 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
     webdataset()
     from braceexpand import braceexpand
 
-    found: set[str] = set()
+    shards: set[str] = set()
     for pattern in patterns:
         # A file that is there is no pattern, whatever braces and brackets its name has.
         if not is_url(pattern) and (file := expand(pattern)).is_file():
-            found.add(str(file))
+            shards.add(str(file))
             continue
         try:
             names = list(braceexpand(str(pattern)))
         except ValueError as error:
             raise DataError(pattern, None, f"braces do not match: {error}") from error
         for name in names:
-            found.update(_expanded(name))
-    if not found:
+            shards.update(_expanded(name))
+    if not shards:
         raise DataError("<no shard>", None, "at least one tar shard is needed")
-    return sorted(found)
+    return sorted(shards)
 
 
 def _expanded(name: str) -> list[str]:

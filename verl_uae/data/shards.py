@@ -20,7 +20,7 @@ from verl_uae.data.buckets import Buckets, HeightWidth
 from verl_uae.data.captions import caption_problem
 from verl_uae.data.images import upright_size
 from verl_uae.data.limits import ImageLimits
-from verl_uae.data.pairs import DIGEST, Pair
+from verl_uae.data.pairs import Pair, stated_digest
 from verl_uae.data.rows import BadItem, CheckSettings, ItemList, quarantine_path
 from verl_uae.data.shard_urls import expand_shards, webdataset
 from verl_uae.data.tar import PICTURES, DamagedShard, Sample, read_samples
@@ -262,30 +262,30 @@ class ShardIterator(Iterator[list[Pair]]):
 
     def _read_again(self, places: Sequence[tuple[str, int]]) -> list[Pair]:
         limits = self.shards.settings.image_limits
-        found: dict[tuple[str, int], Pair] = {}
+        pairs: dict[tuple[str, int], Pair] = {}
         for url in dict.fromkeys(url for url, _ in places):
             numbers = {number for other, number in places if other == url}
             try:
                 for sample in islice(read_samples(url, limits.max_bytes), max(numbers) + 1):
                     pair = pair_of(sample, url, limits) if sample.number in numbers else None
                     if isinstance(pair, Pair):
-                        found[url, sample.number] = pair
+                        pairs[url, sample.number] = pair
             except (DamagedShard, OSError) as error:
                 raise DataError(url, None, f"cannot be read again: {error}") from error
-        missing = [place for place in places if place not in found]
+        missing = [place for place in places if place not in pairs]
         if missing:
             raise DataError(missing[0][0], missing[0][1], "the sample that waited for its batch is gone")
-        return [found[place] for place in places]
+        return [pairs[place] for place in places]
 
 
 def pair_of(sample: Sample, url: str, limits: ImageLimits) -> Pair | str:
     """The pair of a sample, or the reason why it has none."""
     if sample.problem is not None:
         return sample.problem
-    key, found = encodable(sample.key[:_NAMED]), f"found: {', '.join(f'.{ending}' for ending in sample.endings)}"
+    key, listing = encodable(sample.key[:_NAMED]), f"found: {', '.join(f'.{ending}' for ending in sample.endings)}"
     pictures = [suffix for suffix in PICTURES if suffix in sample.entries]
     if len(pictures) != 1:
-        return f"{key}: {len(pictures)} entries of {', '.join(PICTURES)}, one is needed; {encodable(found)}"
+        return f"{key}: {len(pictures)} entries of {', '.join(PICTURES)}, one is needed; {encodable(listing)}"
     try:
         about = parse_json(decode_text(sample.entries["json"])) if "json" in sample.entries else None
         text = decode_text(sample.entries["txt"]) if "txt" in sample.entries else None
@@ -297,17 +297,15 @@ def pair_of(sample: Sample, url: str, limits: ImageLimits) -> Pair | str:
     if problem is not None or not isinstance(caption, str):
         if text is None:
             named = ", ".join(str(name)[:_NAMED] for name in sorted(fields)[:8]) or "none"
-            found += f", with the fields {named}" if about is not None else ""
-            found = f"; it is the entry .txt, or the field caption of .json; {found}"
-        return f"{key}: {problem}{encodable(found) if text is None else ''}"
+            listing += f", with the fields {named}" if about is not None else ""
+            listing = f"; it is the entry .txt, or the field caption of .json; {listing}"
+        return f"{key}: {problem}{encodable(listing) if text is None else ''}"
     image = sample.entries[pictures[0]]
     try:
         width, height = upright_size(image, limits=limits)
     except DataError as error:
         return f"{key}: {error.message}"
-    digest = fields.get("sha256")
-    known = digest if isinstance(digest, str) and DIGEST.fullmatch(digest) else None
-    return Pair(image, caption, known, width, height, url, sample.number)
+    return Pair(image, caption, stated_digest(fields), width, height, url, sample.number)
 
 
 def check_shard(path: Path, limits: ImageLimits) -> tuple[int, list[BadItem]]:

@@ -152,13 +152,13 @@ def _joined(
 
     def add(named: _Named) -> None:
         nonlocal before
-        known = last.get(named.key)
+        sample = last.get(named.key)
         # A suffix that comes again begins another sample of that name; beside the first it is a mistake.
-        again = known is not None and named.suffix in _READ and named.suffix in (other.suffix for other in known)
-        if known is None or (again and named.key != before):
-            known = last[named.key] = []
-            samples.append(known)
-        known.append(named)
+        again = sample is not None and named.suffix in _READ and named.suffix in (other.suffix for other in sample)
+        if sample is None or (again and named.key != before):
+            sample = last[named.key] = []
+            samples.append(sample)
+        sample.append(named)
         before = named.key
 
     for named in first:
@@ -258,10 +258,10 @@ class Archive:
                     extended = _records(body)
                 offset += _padded(info.size)
                 continue
-            known = everywhere | extended
-            name = known.get("path", long_name)
-            size = _claimed(known, 0 if info.type in _WITHOUT_CONTENT else info.size)
-            sparse = info.type == tarfile.GNUTYPE_SPARSE or "GNU.sparse" in known
+            fields = everywhere | extended
+            name = fields.get("path", long_name)
+            size = _claimed(fields, 0 if info.type in _WITHOUT_CONTENT else info.size)
+            sparse = info.type == tarfile.GNUTYPE_SPARSE or "GNU.sparse" in fields
             if info.type == tarfile.GNUTYPE_SPARSE:
                 offset += self._sparse_map(block)
             link = info.issym() or info.islnk()
@@ -367,7 +367,7 @@ def _header(block: bytes) -> tarfile.TarInfo:
 
 def _records(body: bytes) -> dict[str, bytes]:
     """What an extended header says of path, size and holes; its form is that of POSIX pax, "length key=value"."""
-    found: dict[str, bytes] = {}
+    fields: dict[str, bytes] = {}
     position = 0
     while position < len(body) and body[position]:
         space = body.find(b" ", position, position + 20)
@@ -377,19 +377,19 @@ def _records(body: bytes) -> dict[str, bytes]:
         if not space < end <= len(body) or not equals or body[end - 1 : end] != b"\n":
             raise DamagedShard("damaged: an extended header is not of the form of pax")
         if key in (b"path", b"size"):
-            found[key.decode()] = value
+            fields[key.decode()] = value
         elif key.startswith(b"GNU.sparse"):
-            found["GNU.sparse"] = value
+            fields["GNU.sparse"] = value
         position = end
-    return found
+    return fields
 
 
-def _claimed(known: dict[str, bytes], size: int) -> int:
-    if "size" not in known:
+def _claimed(fields: dict[str, bytes], size: int) -> int:
+    if "size" not in fields:
         return size
-    if not known["size"].isdigit() or len(known["size"]) > 20:
+    if not fields["size"].isdigit() or len(fields["size"]) > 20:
         raise DamagedShard("damaged: an extended header has a size that is no number")
-    return int(known["size"])
+    return int(fields["size"])
 
 
 def _padded(size: int) -> int:

@@ -13,11 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from verl_uae.data.images import image_digest
-from verl_uae.data.schema import make_row, row_schema
+from verl_uae.data.schema import make_row, write_parquet
 from verl_uae.scenes.grammar import CaptionMix, caption
 from verl_uae.scenes.render import OBJECT_COUNTS, SPLITS, Scene, render_image, sample_scene
 from verl_uae.scenes.tokenizer import PROMPT
@@ -25,7 +22,6 @@ from verl_uae.seeding import derive_seed
 
 DATA_SOURCE = "uae_scenes"
 _PROMPT = [{"role": "user", "content": f"<image>{PROMPT}"}]
-_ROW_GROUP_ROWS = 256
 
 
 def write_dataset(
@@ -62,12 +58,10 @@ def write_dataset(
     for split, rows in zip(SPLITS, (train, val), strict=True):
         rng = random.Random(derive_seed(seed, "scenes-dataset", split))
         scenes = [sample_scene(rng, split, object_counts) for _ in range(rows)]
-        schema = row_schema()
         mix = captions if split == "train" else None
         texts = [caption(scene) if mix is None else mix.sample(scene, rng) for scene in scenes]
-        found = [scene_row(s, i, split, text) for i, (s, text) in enumerate(zip(scenes, texts, strict=True))]
-        table = pa.Table.from_pylist(found, schema=schema)
-        pq.write_table(table, paths[split], row_group_size=_ROW_GROUP_ROWS)
+        indexed = enumerate(zip(scenes, texts, strict=True))
+        write_parquet(paths[split], (scene_row(scene, index, split, text) for index, (scene, text) in indexed))
     return paths
 
 

@@ -26,7 +26,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from benchmarks.engines import autocast
+from benchmarks.ours import autocast
 from benchmarks.work import CLIP, LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, Samples, Work
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.engines.decoder_module import PolicyModule
@@ -134,10 +134,6 @@ class Script:
                 info["loss"].append(loss.detach())
                 (loss / accumulated).backward()
         return {name: torch.stack(values).mean().item() for name, values in info.items()}["loss"]
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Copies of the gradients there are."""
-        return {name: p.grad.detach().clone() for name, p in self.module.named_parameters() if p.grad is not None}
 
     def predict(self, latents: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
         """Velocity, fp32."""

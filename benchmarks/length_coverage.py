@@ -20,6 +20,7 @@ import numpy as np
 
 from verl_uae.bench.bootstrap import LEVEL
 from verl_uae.bench.compare import TOLERANCE, compare_lengths
+from verl_uae.bench.results import markdown_table
 from verl_uae.bench.unified import SECTION
 
 GAIN = 1.0
@@ -111,10 +112,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     args = parser.parse_args()
     print(f"{args.sets} data sets of {args.pictures} pictures, nominal coverage {LEVEL}\n")
-    print("| results | coverage | mean width | needed width | matches |\n|---|---:|---:|---:|---:|")
-    for name, world in WORLDS.items():
-        found = measure(world, sets=args.sets, pictures=args.pictures, seed=args.seed)
-        print(f"| {name} | {found.coverage:.3f} | {found.width:.2f} | {found.needed:.2f} | {found.matched:.1f} |")
+    found = {name: measure(w, sets=args.sets, pictures=args.pictures, seed=args.seed) for name, w in WORLDS.items()}
+    cells = [
+        [name, f"{one.coverage:.3f}", f"{one.width:.2f}", f"{one.needed:.2f}", f"{one.matched:.1f}"]
+        for name, one in found.items()
+    ]
+    print("\n".join(markdown_table(["results", "coverage", "mean width", "needed width", "matches"], cells)))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -103,19 +105,22 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
     return Line(slope, intercept, 1.0 - left / total if total > 0.0 else 1.0)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table."""
-    top, *below = ("| " + " | ".join(line) + " |" for line in (header, *rows))
-    return "\n".join([top, "|" + "---|" * len(header), *below])
+def add_options(parser: argparse.ArgumentParser, *, repetitions: int) -> None:
+    """Options of every measurement in repetitions.
+
+    Args:
+        parser: gets them.
+        repetitions: default.
+    """
+    parser.add_argument("--repetitions", type=int, default=repetitions, help=f"counted ones (default {repetitions})")
+    parser.add_argument("--warmup", type=int, default=1, help="repetitions that are not counted (default 1)")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: on a shared CPU")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE")
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A figure in a table; a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def provenance(device: str, seed: int) -> dict[str, Any]:
-    """Versions, commit, machine and seed."""
+def provenance(device: str, seed: int | None = None) -> dict[str, Any]:
+    """Versions, commit, machine and seed, where there is one."""
     return {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -142,9 +147,10 @@ def matmul_rate(device: str, dtype: torch.dtype, *, processor: bool = False) -> 
     return 2.0 * side**3 / best
 
 
-def write_json(path: str | None, report: dict[str, Any]) -> None:
-    """Write a report if a file is named."""
+def write_json(path: str | os.PathLike[str] | None, report: dict[str, Any]) -> None:
+    """Write a report if a file is named; its folder is made if missing."""
     if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,8 +1,9 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""One batch of stage U4G as the package does it: the parts PolicyRollout and DecoderEngine are made of.
+"""One batch of stage U4G as the package does it: the parts its sampler and its engine are made of.
 
-Pictures are neither decoded nor scored: both sides of a comparison would do that alike.
+There are two engines: verl's FSDP2 engine, and one process without verl. Pictures are neither decoded nor scored: both
+sides of a comparison would do that alike.
 
 Shape legend: N samples, B of a micro-batch, K steps of the window, L text positions, E language-model width,
 C H W latent.
@@ -10,14 +11,271 @@ C H W latent.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import contextlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
-from benchmarks.engines import Engine
-from benchmarks.work import Samples, Work
+import torch
+from torch import Tensor, nn
+
+from benchmarks.sizes import Size, save_policy
+from benchmarks.work import CLIP, LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, Samples, Work
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.conditions import ConditionCache, stack_states
-from verl_uae.flow.trajectory import Trajectory, sample_trajectory
+from verl_uae.engines.decoder_module import PolicyModule, Uncast
+from verl_uae.engines.lora import add_lora
+from verl_uae.flow.objective import TransitionInputs, bind_objective
+from verl_uae.flow.ode import Velocity
+from verl_uae.flow.plan import SamplingPlan
+from verl_uae.flow.trajectory import Trajectory, sample_trajectory, score_step
+
+#: Of the adapters, for every rank.
+LORA_ALPHA = 64
+
+
+class Engine(Protocol):
+    """What the benchmark asks of either."""
+
+    name: str
+
+    def field(self, states_BLE: Tensor) -> Velocity: ...
+
+    def eval_mode(self) -> Any: ...
+
+    def train_mode(self) -> Any: ...
+
+    def gradient(self, samples: Samples, advantage_B: Tensor, plan: SamplingPlan, micro: int) -> float:
+        """Leave the gradient of a mini-batch behind; returns the loss."""
+        ...
+
+    def update(self, samples: Samples, advantage_B: Tensor, plan: SamplingPlan, micro: int) -> None:
+        """One optimiser update."""
+        ...
+
+    def gradients(self) -> dict[str, Tensor]: ...
+
+
+def verl_available() -> bool:
+    """Whether verl, and Ray which it imports, are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("verl", "ray", "tensordict"))
+
+
+def make_trainable(module: PolicyModule, size: Size) -> PolicyModule:
+    """Adapters or all weights, and the projector where the size says so; in place."""
+    if size.lora_rank:
+        add_lora(module, rank=size.lora_rank, alpha=LORA_ALPHA)
+    else:
+        module.transformer.requires_grad_(True)
+    module.projector.requires_grad_(size.train_projector)
+    return module
+
+
+def build_engine(
+    kind: str, module: PolicyModule, size: Size, device: str, dtype: torch.dtype, *, reshard: bool = True
+) -> Engine:
+    """The engine ``verl`` around a copy of a frozen module, or ``plain`` around the module itself.
+
+    The module is trainable afterwards. verl's engine copies it before it gets its adapters, which are drawn by name.
+    """
+    sharded = VerlEngine(module, size, device, dtype, reshard=reshard) if kind == "verl" else None
+    make_trainable(module, size)
+    return sharded or PlainEngine(module, dtype)
+
+
+def gradients_of(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the gradients there are, gathered where they are sharded."""
+    return {
+        name: getattr(p.grad, "full_tensor", p.grad.detach)().clone()
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
+
+
+class PlainEngine:
+    """The package's module, transitions and objective in one unsharded process.
+
+    Frozen weights are held in the compute dtype and adapters in fp32, under torch's autocast.
+
+    Args:
+        module: trainable, on its device.
+        dtype: to compute in.
+    """
+
+    name = "plain"
+
+    def __init__(self, module: PolicyModule, dtype: torch.dtype) -> None:
+        self.module = module
+        self.dtype = dtype
+        self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        self.objective = bind_objective("flow_grpo", {"clip_low": CLIP, "clip_high": CLIP})
+        self.device = self.trained[0].device
+
+    def field(self, states_BLE: Tensor) -> Velocity:
+        """The velocity with its condition filled in."""
+
+        def velocity(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+            with autocast(self.device.type, self.dtype):
+                return self.module(x_BCHW, Uncast(sigma_B), states_BLE)
+
+        return velocity
+
+    @contextmanager
+    def eval_mode(self) -> Iterator[None]:
+        self.module.eval()
+        yield
+
+    @contextmanager
+    def train_mode(self) -> Iterator[None]:
+        self.module.train()
+        yield
+
+    def gradient(self, samples: Samples, advantage_B: Tensor, plan: SamplingPlan, micro: int) -> float:
+        """See :class:`Engine`."""
+        self.optimizer.zero_grad()
+        total, scale = 0.0, 1.0 / (len(advantage_B) * len(plan.window))
+        for start in range(0, len(advantage_B), micro):
+            rows = slice(start, start + micro)
+            part, advantage = samples.rows(rows).to(self.device), advantage_B[rows].to(self.device)
+            for k in range(len(plan.window)):
+                loss = self._loss(part, advantage, plan, k) * scale
+                loss.backward()
+                total += loss.item()
+        return total
+
+    def update(self, samples: Samples, advantage_B: Tensor, plan: SamplingPlan, micro: int) -> None:
+        """See :class:`Engine`."""
+        self.gradient(samples, advantage_B, plan, micro)
+        nn.utils.clip_grad_norm_(self.trained, MAX_NORM)
+        self.optimizer.step()
+
+    def gradients(self) -> dict[str, Tensor]:
+        return gradients_of(self.module)
+
+    def _loss(self, part: Samples, advantage_B: Tensor, plan: SamplingPlan, k: int) -> Tensor:
+        """Sum over the samples of a micro-batch at one step."""
+        x_BCHW, x_next_BCHW, index = part.x_NKCHW[:, k], part.x_next_NKCHW[:, k], plan.window[k]
+        taken = score_step(self.field(part.states_NLE), x_BCHW, x_next_BCHW, plan, index)
+        inputs = TransitionInputs(
+            log_prob_B=taken.log_prob_B,
+            old_log_prob_B=part.log_prob_NK[:, k],
+            mean_BCHW=taken.mean_BCHW,
+            old_mean_BCHW=part.mean_NKCHW[:, k],
+            x_next_BCHW=taken.x_next_BCHW,
+            std=plan.coefficients(index).std,
+            step_size=plan.sigmas[index] - plan.sigmas[index + 1],
+            sigma=plan.sigmas[index],
+            kernel=plan.kernel,
+            advantage_B=advantage_B,
+        )
+        return self.objective(inputs).loss_B.sum()
+
+
+class VerlEngine:
+    """:class:`~verl_uae.engines.decoder.DecoderEngine` on one rank.
+
+    Args:
+        module: frozen, without adapters; the engine loads a copy of it.
+        size: what is trained.
+        device: ``cpu`` (gloo) or ``cuda`` (nccl).
+        dtype: to compute in; weights are held in fp32.
+        reshard: free gathered weights after every forward pass, verl's default.
+    """
+
+    name = "verl"
+
+    def __init__(
+        self, module: PolicyModule, size: Size, device: str, dtype: torch.dtype, *, reshard: bool = True
+    ) -> None:
+        os.environ.setdefault("VERL_PLATFORM", device)
+        _start_group(device)
+        from verl.trainer.config import CheckpointConfig
+        from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
+
+        from verl_uae.engines.decoder import DecoderEngine
+        from verl_uae.engines.decoder_config import PolicyModelConfig
+
+        param_dtype = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+        mixed = {"param_dtype": param_dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+        with tempfile.TemporaryDirectory() as folder:
+            save_policy(module, size, folder)
+            self.inner = DecoderEngine(
+                model_config=PolicyModelConfig(
+                    path=folder,
+                    lora_rank=size.lora_rank,
+                    lora_alpha=LORA_ALPHA,
+                    train_projector=size.train_projector,
+                    enable_gradient_checkpointing=size.checkpointing,
+                ),
+                engine_config=FSDPEngineConfig(
+                    strategy="fsdp2",
+                    mixed_precision=mixed,
+                    reshard_after_forward=reshard,
+                    use_torch_compile=False,
+                    use_remove_padding=False,
+                ),
+                optimizer_config=FSDPOptimizerConfig(
+                    lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_grad=MAX_NORM, total_training_steps=1000
+                ),
+                checkpoint_config=CheckpointConfig(),
+            )
+            self.inner.initialize()
+        self.field, self.eval_mode = self.inner.field, self.inner.eval_mode
+        self.train_mode = self.inner.train_mode
+        self.objective = bind_objective("flow_grpo", {"clip_low": CLIP, "clip_high": CLIP})
+
+    def gradient(self, samples: Samples, advantage_B: Tensor, plan: SamplingPlan, micro: int) -> float:
+        """See :class:`Engine`."""
+        self.inner.optimizer_zero_grad()
+        data = self._mini_batch(samples, advantage_B, plan, micro)
+        return sum(self.inner.forward_backward_batch(data, self.objective)["loss"])
+
+    def update(self, samples: Samples, advantage_B: Tensor, plan: SamplingPlan, micro: int) -> None:
+        """See :class:`Engine`."""
+        self.inner.train_batch(self._mini_batch(samples, advantage_B, plan, micro), self.objective)
+
+    def gradients(self) -> dict[str, Tensor]:
+        return gradients_of(self.inner.module)
+
+    def _mini_batch(self, samples: Samples, advantage_B: Tensor, plan: SamplingPlan, micro: int) -> Any:
+        from tensordict import TensorDict
+        from verl.utils import tensordict_utils as tu
+
+        fields = {
+            "states_BLE": samples.states_NLE,
+            "weight_B": torch.ones(len(advantage_B)),
+            "advantage_B": advantage_B,
+            "x_BKCHW": samples.x_NKCHW,
+            "x_next_BKCHW": samples.x_next_NKCHW,
+            "old_log_prob_BK": samples.log_prob_NK,
+            "old_mean_BKCHW": samples.mean_NKCHW,
+        }
+        data = TensorDict(fields, batch_size=len(advantage_B))
+        tu.assign_non_tensor(
+            data,
+            plan=plan.to_dict(),
+            plan_digest=plan.digest,
+            micro_batch_size_per_gpu=micro,
+            total_weight=float(len(advantage_B)),
+        )
+        return data
+
+
+def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """torch's autocast below fp32, nothing at fp32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype)
+
+
+def _start_group(device: str) -> None:
+    if torch.distributed.is_initialized():
+        return
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 class Ours:

@@ -11,19 +11,18 @@ over a gradient, which PNG compresses about as little as photographs. Members of
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from benchmarks.measure import provenance, write_json
+from verl_uae.bench.results import markdown_table
 from verl_uae.reward import RewardBatch, RewardScorer
 from verl_uae.reward.remote.protocol import encode_picture, to_levels
 
@@ -90,7 +89,7 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, default=4, help="requests in flight")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
     command = [sys.executable, "-m", "verl_uae.cli", "reward-server", "--port", "0", "--term", args.term]
@@ -103,13 +102,10 @@ def main() -> int:
         finally:
             server.terminate()
     names = [name for name in rows[0] if name not in ("size", "pairs_s")]
-    print("| size | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
-    for row in rows:
-        print(f"| {row['size']} | " + " | ".join(f"{row[name]:.1f}" for name in names) + " |")
-    if args.json is not None:
-        setting = {**vars(args), "json": str(args.json), "torch": torch.__version__, "machine": platform.platform()}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    cells = [[str(row["size"]), *(f"{row[name]:.1f}" for name in names)] for row in rows]
+    print("\n".join(markdown_table(["size", *names], cells, words=())))
+    setting = {name: value for name, value in vars(args).items() if name != "json"}
+    write_json(args.json, {"provenance": provenance("cpu", args.seed), "setting": setting, "rows": rows})
     return 0
 
 

@@ -14,7 +14,6 @@ with the pictures. The script of DreamSim's tests makes its file.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.measure import provenance, write_json
+from verl_uae.bench.results import markdown_table
 from verl_uae.reward.isolate import CALL_PIXELS
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
@@ -113,17 +114,21 @@ def main() -> None:
         print(measure(args.one[0], int(args.one[1])))
         return
     sides = args.side or SIDES
-    print(f"| term | {' | '.join(f'{side} x {side}' for side in sides)} |\n|---|{'---:|' * len(sides)}", flush=True)
     found: dict[str, dict[int, float]] = {}
     for name in args.term or TERMS:
-        found[name] = {}
-        for side in sides:
-            command = [sys.executable, "-m", "benchmarks.reward_memory", "--one", name, str(side)]
-            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[name][side] = float(result.stdout.split()[-1])
-        print(f"| {name} | {' | '.join(f'{value:.0f}' for value in found[name].values())} |", flush=True)
-    if args.json:
-        Path(args.json).write_text(json.dumps({"call_pixels": CALL_PIXELS, "bytes_per_pixel": found}), encoding="utf-8")
+        found[name] = {side: in_a_process(name, side) for side in sides}
+        print(f"{name}: {', '.join(f'{value:.0f}' for value in found[name].values())}", file=sys.stderr, flush=True)
+    cells = [[name, *(f"{value:.0f}" for value in row.values())] for name, row in found.items()]
+    print("\n".join(markdown_table(["term", *(f"{side} x {side}" for side in sides)], cells)))
+    report = {"provenance": provenance("cpu"), "call_pixels": CALL_PIXELS, "bytes_per_pixel": found}
+    write_json(args.json, report)
+
+
+def in_a_process(name: str, side: int) -> float:
+    """The figure of a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.reward_memory", "--one", name, str(side)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(result.stdout.split()[-1])
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.engines import Engine, PlainEngine, VerlEngine, make_trainable, verl_available
-from benchmarks.measure import fit_line, interleave, number, provenance, table, write_json
-from benchmarks.ours import Ours
+from benchmarks.measure import add_options, fit_line, interleave, provenance, write_json
+from benchmarks.ours import Ours, build_engine, verl_available
 from benchmarks.sizes import SIZES, build_conditioner, build_policy
 from benchmarks.work import Work, make_plan
+from verl_uae.bench.results import markdown_table, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=("verl", "plain"), default="verl" if verl_available() else "plain")
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--micro", type=int, default=8, help="samples per forward pass")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=1, help="repetitions that are not counted")
-    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: on a shared CPU")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE")
+    add_options(parser, repetitions=5)
     return parser.parse_args(arguments)
 
 
@@ -92,11 +88,7 @@ def build(options: argparse.Namespace, settings: Sequence[Setting]) -> list[Ours
     """One side per setting, all with the same engine."""
     size = SIZES["tiny"]
     module, conditioner = build_policy(size, options.seed), build_conditioner(size, options.seed)
-    engine: Engine
-    if options.engine == "verl":
-        engine = VerlEngine(module, size, "cpu", torch.float32)
-    else:
-        engine = PlainEngine(make_trainable(module, size), torch.float32)
+    engine = build_engine(options.engine, module, size, "cpu", torch.float32)
     processor = options.clock == "processor"
     return [
         Ours(
@@ -130,15 +122,16 @@ def describe(name: str, fastest: dict[Setting, dict[str, float]]) -> dict[str, A
 
 def _table(name: str, found: dict[str, Any]) -> str:
     header = (name, *(f"{value:g}" for value in found["x"]), "seconds per unit", "seconds at 0", "R²")
+    forms = {"slope": ".4f", "intercept": ".3f", "r2": ".4f"}
     rows = [
         [
             f"{part}, s",
-            *(number(value) for value in found["seconds"][part]),
-            *(number(found["lines"][part][key], digits) for key, digits in (("slope", 4), ("intercept", 3), ("r2", 4))),
+            *(number(value, ".3f") for value in found["seconds"][part]),
+            *(number(line[key], form) for key, form in forms.items()),
         ]
-        for part in found["seconds"]
+        for part, line in found["lines"].items()
     ]
-    return table(header, rows)
+    return "\n".join(markdown_table(header, rows))
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ import torch
 
 from benchmarks.agreement import GATE, TOLERANCES, Agreement, Gate, check_agreement, log_prob_gate
 from benchmarks.baseline import Script
-from benchmarks.engines import Engine, PlainEngine, VerlEngine, make_trainable, verl_available
 from benchmarks.flops import count_flops, policy_flops
-from benchmarks.measure import Part, Run, compare, interleave, matmul_rate, number, provenance, table, write_json
-from benchmarks.ours import Ours
+from benchmarks.measure import Part, Run, add_options, compare, interleave, matmul_rate, provenance, write_json
+from benchmarks.ours import Ours, build_engine, verl_available
 from benchmarks.sizes import SIZES, VAE_FACTOR, build_conditioner, build_policy, transformer_config
 from benchmarks.work import Work, make_plan
+from verl_uae.bench.results import NOTHING, markdown_table, number
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = ("condition", "sampling", "old_log_probs", "update")
@@ -100,12 +100,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=False,
         help="fsdp_config.reshard_after_forward (default off, as hardware=cpu has it)",
     )
-    parser.add_argument("--repetitions", type=int, default=7, help="pairs")
-    parser.add_argument("--warmup", type=int, default=1, help="pairs that are not counted")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
-    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: on a shared CPU")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE")
+    add_options(parser, repetitions=7)
     options = parser.parse_args(arguments)
     if options.dtype is None:
         options.dtype = "bf16" if options.device == "cuda" else "fp32"
@@ -138,10 +134,7 @@ def build_sides(work: Work, engine: str, dtype: torch.dtype, *, reshard: bool = 
     """Both sides, of the same weights; in one process without sharding they share the module itself."""
     module = build_policy(work.size, work.seed, device=work.device, dtype=dtype)
     conditioner = build_conditioner(work.size, work.seed, device=work.device, dtype=dtype)
-    # verl's engine copies the module before it gets its adapters, which are drawn by name.
-    sharded = VerlEngine(module, work.size, work.device, dtype, reshard=reshard) if engine == "verl" else None
-    make_trainable(module, work.size)
-    chosen: Engine = sharded or PlainEngine(module, dtype)
+    chosen = build_engine(engine, module, work.size, work.device, dtype, reshard=reshard)
     return Ours(chosen, conditioner, work), Script(module, conditioner, work, dtype)
 
 
@@ -245,14 +238,14 @@ def _print(report: dict[str, Any], parts: dict[str, Part], gates: dict[str, list
     rows = [
         [
             name.replace("_", " ").replace("log probs", "log-probs"),
-            *(number(v) for v in (part.ours_min, part.ours_median, part.baseline_min, part.baseline_median)),
-            number(part.ratio, 2),
-            number(part.ratio_of_minima, 2),
-            "–" if part.ratio is None else f"{part.ratio_low:.2f} to {part.ratio_high:.2f}",
+            *(number(v, ".3f") for v in (part.ours_min, part.ours_median, part.baseline_min, part.baseline_median)),
+            number(part.ratio),
+            number(part.ratio_of_minima),
+            NOTHING if part.ratio is None else f"{part.ratio_low:.2f} to {part.ratio_high:.2f}",
         ]
         for name, part in parts.items()
     ]
-    print(table(header, rows) + "\n")
+    print("\n".join(markdown_table(header, rows)) + "\n")
     for name, value in {
         **report["rates"],
         **{f"peak_memory_gib_{k}": v for k, v in report["peak_memory_gib"].items()},

@@ -105,6 +105,10 @@ class Samples:
         """These samples."""
         return Samples(*(getattr(self, name)[rows] for name in Samples.__dataclass_fields__))
 
+    def to(self, device: torch.device | str) -> Samples:
+        """The samples on a device."""
+        return Samples(*(getattr(self, name).to(device) for name in Samples.__dataclass_fields__))
+
 
 def make_plan(steps: int, window: int) -> SamplingPlan:
     """A plan with the steps 1 to ``window`` stochastic, CPS, no guidance."""

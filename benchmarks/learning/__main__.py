@@ -21,6 +21,7 @@ from benchmarks.learning.rewards import Rewards
 from benchmarks.learning.stages import Stages
 from benchmarks.learning.u4g import U4G
 from benchmarks.learning.unified import Unified
+from verl_uae.cli import answered
 from verl_uae.paths import argument_path
 
 EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in (G4U(), Long(), Rewards(), Stages(), U4G(), Unified())}
@@ -56,4 +57,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(answered(main))

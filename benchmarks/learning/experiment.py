@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from verl_uae.bench.results import read_json
 from verl_uae.scenes.quickstart import Say
 
 Report = dict[str, Any]
@@ -58,8 +59,8 @@ class Experiment(ABC):
         """What must hold, set before the runs."""
 
     @abstractmethod
-    def table(self, report: Report) -> str:
-        """The figures as Markdown."""
+    def table(self, report: Report) -> list[str]:
+        """The figures, lines of Markdown."""
 
     @abstractmethod
     def plot(self, out: Path, report: Report) -> None:
@@ -71,14 +72,18 @@ class Experiment(ABC):
         for found in self.measure(out, seeds=seeds, steps=steps, jobs=jobs, say=say):
             report = {"steps": steps, "torch": torch.__version__, **found}
             self.write(out, report)
-        say(self.table(report))
+        say("\n".join(self.table(report)))
         return self.bars(report)
 
     def show(self, out: Path, results: Path, say: Say) -> list[Bar]:
-        """Plot a written result file into a folder and say its table; returns its bars."""
-        report = json.loads(results.read_text(encoding="utf-8"))
+        """Plot a written result file into a folder and say its table; returns its bars.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        report = read_json(results)
         self.plot(out, report)
-        say(self.table(report))
+        say("\n".join(self.table(report)))
         return self.bars(report)
 
     def write(self, out: Path, report: Report) -> None:

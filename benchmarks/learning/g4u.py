@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.learning.experiment import Bar, Experiment, Report, Row, beyond_seeds, every, figure, gains, shown
 from benchmarks.learning.runs import CURVE, read_curve
-from benchmarks.measure import table
+from verl_uae.bench.results import markdown_table
 from verl_uae.scenes.quickstart import METRICS, Say, Timings, measure, prepare, train, trained_encoder
 from verl_uae.scenes.report import COLUMNS, comparison_picture, write_report
 
@@ -43,14 +43,14 @@ class G4U(Experiment):
             every("true captions down by at most 0.05, every seed", gains(rows, "true"), -0.05, "largest change"),
         ]
 
-    def table(self, report: Report) -> str:
+    def table(self, report: Report) -> list[str]:
         """Before -> after per seed."""
         rows = report["seeds"]
         cells = [
             [label, *(f"{row['before'][key]:.3f} → {row['after'][key]:.3f}" for row in rows)]
             for key, label in shown(COLUMNS, (row["before"] for row in rows)).items()
         ]
-        return table(["128 held-out scenes", *(f"seed {row['seed']}" for row in rows)], cells)
+        return markdown_table(["128 held-out scenes", *(f"seed {row['seed']}" for row in rows)], cells)
 
     def plot(self, out: Path, report: Report) -> None:
         """Training reward and caption length against the step, one line per seed."""

@@ -34,7 +34,7 @@ from benchmarks.learning.crowds import (
     sample_crowd,
 )
 from benchmarks.learning.experiment import Bar, Experiment, Report, every, figure, mean_and_spread
-from benchmarks.measure import table
+from verl_uae.bench.results import markdown_table
 from verl_uae.scenes.evaluate import draw
 from verl_uae.scenes.quickstart import Say
 from verl_uae.seeding import derive_seed, generator
@@ -134,13 +134,13 @@ class Long(Experiment):
             ),
         ]
 
-    def table(self, report: Report, key: str = "object") -> str:
+    def table(self, report: Report, key: str = "object") -> list[str]:
         """A figure against the length: mean and 95 % interval over crowds of all seeds, ± over seeds."""
         rows = []
         for count in COUNTS:
             cells = [_cell(_entry(report, variant, count), key) for variant in VARIANTS]
             rows.append([str(count), str(count * SENTENCE_WORDS), *cells])
-        return table(["objects", "caption tokens", *LABELS.values()], rows)
+        return markdown_table(["objects", "caption tokens", *LABELS.values()], rows, words=())
 
     def plot(self, out: Path, report: Report) -> None:
         """Objects right against the length: all of them, named before and after the cut."""

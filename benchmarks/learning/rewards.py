@@ -34,7 +34,7 @@ from benchmarks.learning.experiment import (
     shown,
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
-from benchmarks.measure import table
+from verl_uae.bench.results import markdown_table
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.load import load_model, load_tokenizer
@@ -114,11 +114,11 @@ class Rewards(Experiment):
         leads = [ours - theirs for ours, theirs in zip(gained[best], gained[second], strict=True)]
         return [*bars, beyond_seeds(f"{best} buys more attributes than {second}, beyond seeds", leads)]
 
-    def table(self, report: Report) -> str:
+    def table(self, report: Report) -> list[str]:
         """Means over seeds, gains with their standard deviation over seeds."""
         rows = report["runs"]
         columns = shown(COLUMNS, (row["before"] for row in rows))
-        return table(["rewarded", *columns.values()], gain_rows(rows, "reward", list(columns)))
+        return markdown_table(["rewarded", *columns.values()], gain_rows(rows, "reward", list(columns)))
 
     def plot(self, out: Path, report: Report) -> None:
         """Training reward against the step, a panel per reward and a line per seed."""

@@ -36,8 +36,8 @@ from benchmarks.learning.experiment import (
 )
 from benchmarks.learning.runs import QUIET, Run, execute, joint_trainings
 from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, similarity
-from benchmarks.measure import table
 from verl_uae import UAEPipeline
+from verl_uae.bench.results import markdown_table
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.export import ExportSettings, export_checkpoint
 from verl_uae.checkpoints.names import ACTOR, EXPORT_FOLDER, HUGGINGFACE, MODEL_INDEX
@@ -123,7 +123,7 @@ class Stages(Experiment):
             ),
         ]
 
-    def table(self, report: Report) -> str:
+    def table(self, report: Report) -> list[str]:
         """Means over seeds with their standard deviation."""
         rows = report["results"]
         columns, lines = shown(COLUMNS, (row["metrics"] for row in rows)), []
@@ -131,7 +131,7 @@ class Stages(Experiment):
             for stage in dict.fromkeys(row["stage"] for row in select(rows, route=route)):
                 found = [row["metrics"] for row in select(rows, route=route, stage=stage)]
                 lines.append([route, stage, *spread_cells(found, columns)])
-        return table(["route", "after", *columns.values()], lines)
+        return markdown_table(["route", "after", *columns.values()], lines, words=(0, 1))
 
     def plot(self, out: Path, report: Report) -> None:
         """Held-out reward and attributes after every stage, a line per route and seed."""

@@ -28,7 +28,7 @@ from benchmarks.learning.experiment import (
     shown,
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
-from benchmarks.measure import table
+from verl_uae.bench.results import markdown_table
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.names import EXPORT_FOLDER
@@ -141,15 +141,15 @@ class U4G(Experiment):
             ),
         ]
 
-    def table(self, report: Report) -> str:
+    def table(self, report: Report) -> list[str]:
         """A table per start: means over seeds, gains with their standard deviation over seeds."""
-        tables = []
+        lines = []
         for start in STARTS:
             rows = select(report["runs"], start=start)
             columns = shown(COLUMNS, (row["before"] for row in rows))
-            found = table(["preset", *columns.values()], gain_rows(rows, "preset", list(columns)))
-            tables.append(f"start {start}\n{found}")
-        return "\n".join(tables)
+            cells = gain_rows(rows, "preset", list(columns))
+            lines += [f"start {start}", *markdown_table(["preset", *columns.values()], cells)]
+        return lines
 
     def plot(self, out: Path, report: Report) -> None:
         """Training reward against the step, a panel per preset and a line per seed."""

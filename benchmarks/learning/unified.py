@@ -24,7 +24,7 @@ from benchmarks.learning.experiment import (
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
 from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, STARTS, similarity
-from benchmarks.measure import table
+from verl_uae.bench.results import markdown_table
 from verl_uae.checkpoints.names import EXPORT_FOLDER
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.joint_training import JointConfig
@@ -90,7 +90,7 @@ class Unified(Experiment):
             )
         return bars
 
-    def table(self, report: Report) -> str:
+    def table(self, report: Report) -> list[str]:
         """Means over seeds with their standard deviation."""
         rows = report["runs"]
         columns = shown(COLUMNS, (row["before"] for row in rows))
@@ -101,7 +101,7 @@ class Unified(Experiment):
             seconds = statistics.mean(sum(point["seconds"] for point in row["curve"]) for row in found)
             cells = spread_cells([row["after"] for row in found], columns)
             lines.append([f"`uae_{variant}`", *cells, f"{seconds:.0f}"])
-        return table(["", *columns.values(), "seconds of steps"], lines)
+        return markdown_table(["", *columns.values(), "seconds of steps"], lines)
 
     def plot(self, out: Path, report: Report) -> None:
         """Training reward against the step, a panel per seed and a line per variant."""

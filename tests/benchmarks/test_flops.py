@@ -10,8 +10,8 @@ from diffusers import SD3Transformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.engines import make_trainable
 from benchmarks.flops import count_flops, policy_flops
+from benchmarks.ours import make_trainable
 from benchmarks.sizes import SIZES, Size, build_policy, transformer_config
 
 SIDE, TEXT, BATCH = 8, 7, 3

@@ -63,8 +63,8 @@ class Count(Experiment):
     def bars(self, report: Report) -> list[Bar]:
         return [Bar("first", True, "1"), every("at least two", report["figures"], 2)]
 
-    def table(self, report: Report) -> str:
-        return f"{len(report['figures'])} seeds"
+    def table(self, report: Report) -> list[str]:
+        return [f"{len(report['figures'])} seeds"]
 
     def plot(self, out: Path, report: Report) -> None:
         with open(out / "plots", "a", encoding="utf-8") as file:

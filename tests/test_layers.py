@@ -19,7 +19,7 @@ LAYERS = {
     "registry": 0,
     "user_code": 0,
     "files": 0,
-    "machine": 0,
+    "devices": 0,
     "pages": 0,
     "waiting": 0,
     "web": 0,

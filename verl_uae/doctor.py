@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 from verl_uae import verl_surface
 from verl_uae.errors import ConfigError, UAEError
-from verl_uae.machine import data_cache, home_folder, hub_cache, ray_folder
+from verl_uae.paths import data_cache, home_folder, hub_cache, ray_folder
 
 #: Distribution -> accepted versions; those a run cannot do without. As in pyproject.toml, with torch, Ray and
 #: TensorDict, which verl brings.

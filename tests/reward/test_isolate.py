@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from verl_uae.devices import FittingBatch
 from verl_uae.errors import RewardError
-from verl_uae.machine import FittingBatch
 from verl_uae.reward import RewardBatch, RewardScorer, RewardTerm, Status
 from verl_uae.reward.isolate import samples_per_call, score_chunked, score_whole
 from verl_uae.reward.terms.vision import ClipSimilarity

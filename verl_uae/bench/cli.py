@@ -17,8 +17,8 @@ from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
 from verl_uae.bench.results import CAPTIONS, RESULT, named_files
 from verl_uae.chain.cli import add_model_arguments, check_model_arguments, load_pipeline
+from verl_uae.devices import checked_device
 from verl_uae.errors import ConfigError
-from verl_uae.machine import checked_device
 from verl_uae.paths import argument_path, existing_file, existing_folder
 
 if TYPE_CHECKING:

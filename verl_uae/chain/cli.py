@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from verl_uae.checkpoints.inference import checked
 from verl_uae.data.prompts import first_pictures
+from verl_uae.devices import checked_device
 from verl_uae.errors import CheckpointError, ConfigError, DecodeError
 from verl_uae.files import append_line
-from verl_uae.machine import checked_device
 from verl_uae.paths import argument_path, existing_folder, model_source, output_folder
 from verl_uae.text import argument_text, fitting_name, printable
 

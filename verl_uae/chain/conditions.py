@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from verl_uae.chain.conditioner import Conditioner
-from verl_uae.machine import FittingBatch, is_out_of_memory
+from verl_uae.devices import FittingBatch, is_out_of_memory
 
 #: Captions encoded together, fewer where memory does not hold them. Always as many, filled up where there are fewer:
 #: kernels choose their order of summation by the shape of the work, so a condition would otherwise depend on its

@@ -24,11 +24,11 @@ from verl_uae.chain.codec import decode_latent
 from verl_uae.chain.conditions import ConditionCache, stack_states
 from verl_uae.chain.reconstruct import encode_jpeg, encode_png
 from verl_uae.data.images import to_tensor
+from verl_uae.devices import FittingBatch
 from verl_uae.errors import RewardError
 from verl_uae.flow.ode import Velocity, euler
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import Trajectory, sample_trajectory
-from verl_uae.machine import FittingBatch
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_uae.compat import ray_actors, ray_cluster_address, ray_cpu_count
 from verl_uae.errors import ConfigError, UAEError
 from verl_uae.launch.machine import Machine, check_machine
-from verl_uae.machine import RAY_FOLDER_KEY, data_cache, ray_folder
+from verl_uae.paths import RAY_FOLDER_KEY, data_cache, ray_folder
 from verl_uae.waiting import EVERY_S
 
 #: States of an actor that Ray has no place for yet, and of a placement group.

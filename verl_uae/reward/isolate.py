@@ -23,8 +23,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from verl_uae.devices import FittingBatch, is_out_of_memory
 from verl_uae.errors import RewardError
-from verl_uae.machine import FittingBatch, is_out_of_memory
 from verl_uae.reward.outcome import WrongAnswerError, as_record, as_rows, describe_error
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.reward.sample import RewardBatch

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from verl_uae.devices import FittingBatch
 from verl_uae.errors import ConfigError, RewardError
-from verl_uae.machine import FittingBatch
 from verl_uae.reward.deadline import Guard
 from verl_uae.reward.doing import doing
 from verl_uae.reward.encodings import Counters, Encodings

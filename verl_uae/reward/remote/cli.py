@@ -9,8 +9,8 @@ import functools
 import logging
 
 from verl_uae.data.limits import ImageLimits
+from verl_uae.devices import checked_device
 from verl_uae.errors import ConfigError
-from verl_uae.machine import checked_device
 from verl_uae.reward.remote.protocol import read_token
 from verl_uae.reward.remote.server import ServerSettings, serve
 from verl_uae.reward.remote.service import MAX_REQUEST_PIXELS, ScoringService

@@ -19,8 +19,8 @@ from verl_uae.data.buckets import HeightWidth, fit
 from verl_uae.data.cache import TensorCache, latent_name
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
 from verl_uae.data.pairs import Pair
+from verl_uae.devices import FittingBatch
 from verl_uae.errors import DataError
-from verl_uae.machine import FittingBatch
 
 
 class PairEncoder:

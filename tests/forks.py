@@ -37,7 +37,6 @@ LIBRARIES = (
     "datasets",
     "diffusers.models.transformers.transformer_sd3",
     "diffusers.models.autoencoders.autoencoder_kl",
-    "hydra",
     "pandas",
     "peft",
     "torchdata.stateful_dataloader",
@@ -211,6 +210,13 @@ def _be(request: dict[str, Any], files: list[int], paths: list[str], executable:
     for number, source in zip(wanted, moved, strict=True):
         os.dup2(source, number)
         os.close(source)
+    # These know what kind of file the nursery's were.
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        old = getattr(sys, name)
+        stream = open(number, mode, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115
+        stream.reconfigure(line_buffering=name == "stderr")
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     # Ray kills the process group of a worker that has ended.
     if request["session"] == os.getsid(0):
         os.setpgid(0, request["group"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks
 from verl_uae.compat import after_ray_init, before_import, on_import, tracked_config
 
 
@@ -163,9 +164,7 @@ print(json.dumps([guessed, found, actors, address, [ray_cluster_address(address)
 
 def test_what_is_asked_before_ray_runs_is_what_ray_does() -> None:
     """Cores, folder and address as a real Ray has them."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RAY], capture_output=True, text=True, timeout=200, check=False
-    )
+    result = subprocess.run([forks.python(), "-c", RAY], capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     guessed, found, actors, address, resolved = json.loads(result.stdout.splitlines()[-1])
     assert guessed == found and actors == ["Counter ALIVE"] and resolved == [address, None]

@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from tests import forks
 from tests.source import imports, relative
 from tests.source import modules as source_modules
 from verl_uae import doctor
@@ -21,7 +22,7 @@ from verl_uae.doctor import NEEDS, Finding, Report, render
 
 
 def run(**environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "verl_uae.cli", "doctor"]
+    command = [forks.python(), "-m", "verl_uae.cli", "doctor"]
     return subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
     )

@@ -18,6 +18,7 @@ from tests import forks
 SAYS = """
 import atexit, os, sys, threading
 atexit.register(print, "at exit")
+sys.stdout.reconfigure(errors="backslashreplace")
 print(__name__, sys.argv, sys.orig_argv[1:], os.getcwd(), os.environ["MARK"], "HOME" in os.environ, sys.stdin.read())
 import beside
 print(beside.__name__, sys.modules["__main__"].SAID, os.pread(int(sys.argv[-1]), 9, 0), file=sys.stderr)

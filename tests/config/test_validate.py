@@ -6,13 +6,13 @@ import hashlib
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from tests import forks
 from tests.composing import copied
 from verl_uae.config.validate import validate
 from verl_uae.errors import ConfigError
@@ -249,7 +249,7 @@ def test_validation_changes_nothing(base: DictConfig) -> None:
 
 def _refused(folder: Path, models: Path, *overrides: str) -> str:
     """What the training command prints before it leaves with exit code 2, without having started Ray."""
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "uae_g4u", "hardware=cpu"]
+    command = [forks.python(), "-m", "verl.trainer.main_ppo", "--config-name", "uae_g4u", "hardware=cpu"]
     command += ["preset=scenes", f"uae_home={models}", f"hydra.run.dir={folder}", *overrides]
     result = subprocess.run(
         command, env=dict(os.environ), cwd=folder, capture_output=True, text=True, timeout=300, check=False

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from typing import Any
 
 import torch
+
+from tests import forks
 
 CODE = """
 import os
@@ -23,7 +24,7 @@ def run(**environment: str) -> list[str]:
 
     env = {name: value for name, value in os.environ.items() if name != "VERL_PLATFORM"}
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CODE],
+        [forks.python(), "-c", CODE],
         env={**env, **environment},
         capture_output=True,
         text=True,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 import verl_uae.config
+from tests import forks
 from verl_uae.errors import ConfigError
 from verl_uae.launch import placement
 from verl_uae.launch.placement import PlacementCallback, cluster_address, this_machine, waiting_places, watch
@@ -110,7 +110,7 @@ def test_a_cluster_that_is_named_is_left_to_itself(monkeypatch: pytest.MonkeyPat
 def test_the_gpu_command_without_a_gpu_leaves_before_ray_starts(tiny_models: Path, tmp_path: Path) -> None:
     if this_machine().accelerators:
         pytest.skip("this machine has an accelerator")
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "uae_g4u", "preset=scenes"]
+    command = [forks.python(), "-m", "verl.trainer.main_ppo", "--config-name", "uae_g4u", "preset=scenes"]
     command += [
         f"uae_home={tiny_models}",
         "++ray_kwargs.ray_init.address=local",

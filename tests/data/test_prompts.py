@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from verl_uae.data.prompts import CaptionPrompt, first_pictures, most_frequent_prompt, prompts_of_files
+from verl_uae.data.frame import column_of
+from verl_uae.data.prompts import PROMPT_COLUMN, CaptionPrompt, first_pictures, most_frequent_prompt
 from verl_uae.data.schema import make_prompt
 from verl_uae.errors import DataError, DecodeError
 
@@ -53,13 +55,13 @@ def test_prompts_are_read_from_files(tmp_path: Path) -> None:
         pq.write_table(
             pa.table({"prompt": [asking(f"<image>{number}")] * (number + 1), "images": [0] * (number + 1)}), path
         )
-    found = most_frequent_prompt(prompts_of_files([str(path) for path in files]))
+    found = most_frequent_prompt(chain.from_iterable(column_of(str(path), PROMPT_COLUMN) for path in files))
     assert found == CaptionPrompt("<image>1", "", rows=2, total=3)
     pq.write_table(pa.table({"images": [0]}), files[0])
     files[1].write_bytes(b"no parquet")
     for path in files:
         with pytest.raises(DataError, match=str(path)):
-            list(prompts_of_files([str(path)]))
+            list(column_of(str(path), PROMPT_COLUMN))
 
 
 def test_first_pictures_are_of_any_layout(tmp_path: Path, make_picture: Callable, make_bytes: Callable) -> None:

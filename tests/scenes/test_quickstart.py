@@ -16,7 +16,8 @@ from verl_uae.checkpoints.run import RunConfig, config_text, write_run_config
 from verl_uae.checkpoints.steps import mark_complete
 from verl_uae.cli import main, parse
 from verl_uae.config.validate import validate
-from verl_uae.data.prompts import most_frequent_prompt, prompts_of_files
+from verl_uae.data.frame import column_of
+from verl_uae.data.prompts import PROMPT_COLUMN, most_frequent_prompt
 from verl_uae.errors import CheckpointError
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.quickstart import MODEL, export_trained, next_commands
@@ -35,7 +36,7 @@ def trained(compose: Any, tiny_models: Path, tmp_path: Path) -> Path:
     config = compose("hardware=cpu", "preset=scenes", f"uae_home={root}")
     validate(config)
     write_run_config(step, config_text(config))
-    prompt = most_frequent_prompt(prompts_of_files([str(root / "data" / "train.parquet")]))
+    prompt = most_frequent_prompt(column_of(str(root / "data" / "train.parquet"), PROMPT_COLUMN))
     write_run_settings(step, settings_of_run(RunConfig(config).get, prompt))
     mark_complete(step, 2)
     return root

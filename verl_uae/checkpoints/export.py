@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from verl_uae.checkpoints.policy import chosen_weights, policy_adapters, policy_
 from verl_uae.checkpoints.run import RunConfig
 from verl_uae.checkpoints.source import local_folder
 from verl_uae.checkpoints.step import check_step
-from verl_uae.data.frame import file_kind
-from verl_uae.data.prompts import CaptionPrompt, most_frequent_prompt, prompts_of_files
+from verl_uae.data.frame import column_of, file_kind
+from verl_uae.data.prompts import PROMPT_COLUMN, CaptionPrompt, most_frequent_prompt
 from verl_uae.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ def _prompt(run: RunConfig, flags: Mapping[str, Any]) -> CaptionPrompt | None:
     if "caption_prompt" in flags or not all(Path(name).is_file() for name in files):
         return None
     # A tar shard has pairs, and no prompt.
-    return most_frequent_prompt(prompts_of_files([name for name in files if file_kind(name) != "tar"]))
+    rows = (column_of(name, PROMPT_COLUMN) for name in files if file_kind(name) != "tar")
+    return most_frequent_prompt(chain.from_iterable(rows))
 
 
 def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSettings, layout: str) -> None:

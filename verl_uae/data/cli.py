@@ -149,21 +149,15 @@ def check_file(
     """
     from verl_uae.data.frame import chunks_of, file_kind
     from verl_uae.data.pairs import inspect_pair
-    from verl_uae.data.rows import CheckSettings, RowDoor, inspected
+    from verl_uae.data.rows import CheckSettings, RowDoor, sift
     from verl_uae.data.shards import check_shard
 
     if file_kind(path) == "tar":
         return check_shard(path, limits)
-    settings = CheckSettings(image_limits=limits)
-    door = RowDoor((str(path),), (str(path),), settings, refused_text=refused_text)
+    door = RowDoor((str(path),), (str(path),), CheckSettings(image_limits=limits), refused_text=refused_text)
     inspect = partial(inspect_pair, door) if pairs else door.inspect
-    total, bad = 0, []
-    chunks = chunks_of(str(path), door.needed, door.must_have)
-    for item, row, verdict in inspected(chunks, settings.threads, inspect):
-        total = item + 1
-        if isinstance(verdict, str):
-            bad.append(door.bad(row, verdict))
-    return total, bad
+    good, bad = sift(door, chunks_of(str(path), door.needed, door.must_have), inspect)
+    return len(good) + len(bad), bad
 
 
 def _processor(model: str) -> Any:

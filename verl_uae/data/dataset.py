@@ -161,7 +161,7 @@ class _PromptLength:
         self.dataset = dataset
         self.processor: Any = dataset.processor
         self.patch_size = getattr(getattr(self.processor, "image_processor", None), "patch_size", 14)
-        self.known: dict[tuple[str, tuple[Size, ...]], int] = {}
+        self.lengths: dict[tuple[str, tuple[Size, ...]], int] = {}
 
     def __call__(self, row: dict[str, Any], sizes: Sequence[Size]) -> int | str:
         """Number of tokens, 0 where it cannot be known, or the reason why the prompt cannot be built."""
@@ -171,9 +171,9 @@ class _PromptLength:
         try:
             resized = tuple(self._resized(size, resize_options(cell)) for size, cell in zip(sizes, cells, strict=True))
             key = (json.dumps(prompt), resized)
-            if key not in self.known:
-                self.known[key] = self._measure(prompt, resized)
-            return self.known[key]
+            if key not in self.lengths:
+                self.lengths[key] = self._measure(prompt, resized)
+            return self.lengths[key]
         except Exception as error:
             # Fault boundary: templates and resizing are the model's, and what they raise means one bad row.
             return f"column {self.dataset.prompt_key}: the processor refuses it: {type(error).__name__}: {error}"

@@ -158,7 +158,7 @@ def pack(
     _check_arguments(folder, out_dir, val_fraction, max_pixels, limits, overwrite)
     _check_format(format, shard_size, captions is not None, sidecars)
     messages = make_prompt(prompt) if isinstance(prompt, str) else prompt
-    given = captions if isinstance(captions, Mapping) else read_captions(captions) if captions is not None else {}
+    by_name = captions if isinstance(captions, Mapping) else read_captions(captions) if captions is not None else {}
     _check_prompt(messages)
     files, linked = list_files(folder)
     beside = find_sidecars(files)
@@ -168,9 +168,9 @@ def pack(
         raise DataError(folder, None, f"no picture can be used, {len(files)} files seen; first: {[*linked, *bad][:1]}")
     hints = [] if sidecars else _hints(beside)
     if sidecars:
-        given, unread = read_sidecars(folder, beside)
+        by_name, unread = read_sidecars(folder, beside)
         bad += [BadItem(printable(text), None, reason) for text, reason in unread.items()]
-    usable, unused = _given_captions(folder, given, files)
+    usable, unused = _given_captions(folder, by_name, files)
     texts, more_unused = _captions_of(pictures, copies, usable)
     if format == "webdataset":
         bad += [BadItem(picture.source, None, "no caption") for picture in pictures if picture.file not in texts]
@@ -333,11 +333,11 @@ def _hints(beside: Mapping[str, str]) -> list[BadItem]:
 
 
 def _given_captions(
-    folder: Path, given: Mapping[str, str], files: Iterable[str]
+    folder: Path, by_name: Mapping[str, str], files: Iterable[str]
 ) -> tuple[dict[str, str], list[BadItem]]:
     """File -> usable caption, and the names of all other captions with their reasons."""
-    problems = {name: problem for name, text in given.items() if (problem := caption_problem(text)) is not None}
-    usable = {name: text for name, text in given.items() if name not in problems}
+    problems = {name: problem for name, text in by_name.items() if (problem := caption_problem(text)) is not None}
+    usable = {name: text for name, text in by_name.items() if name not in problems}
     matched, unused = match_captions(usable, files)
     if usable and not matched:
         name = printable(next(iter(usable)))

@@ -20,7 +20,7 @@ from verl_uae.data.captions import caption_problem
 from verl_uae.data.frame import Row
 from verl_uae.data.images import decode_image, upright_size
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
-from verl_uae.data.rows import BadItem, CheckSettings, RowDoor, Size, choose_rows, inspected, load_rows
+from verl_uae.data.rows import CheckSettings, RowDoor, Size, choose_rows, load_rows, sift
 from verl_uae.data.schema import Message
 from verl_uae.errors import DataError, DecodeError
 from verl_uae.paths import expand
@@ -118,26 +118,19 @@ class PairRows(Dataset[Pair]):
         frame = load_rows(self.door)
         chosen = choose_rows(len(frame), max_samples, shuffle=shuffle, seed=seed)
         self.frame = frame if chosen is None else frame.select(chosen)
-        self.sizes: list[Size] = []
-        self.bad: list[BadItem] = []
         self._check_rows()
 
     def _check_rows(self) -> None:
-        total, good = len(self.frame), []
-        inspect = partial(inspect_pair, self.door)
-        for item, row, verdict in inspected(self.frame.chunks(), self.settings.threads, inspect):
-            if isinstance(verdict, str):
-                self.bad.append(self.door.bad(row, verdict))
-            else:
-                good.append(item)
-                self.sizes.append(verdict)
+        total = len(self.frame)
+        good, self.bad = sift(self.door, self.frame.chunks(), partial(inspect_pair, self.door))
+        self.sizes = [size for _, size in good]
         self.door.write_quarantine(self.bad)
         self.door.check_share(total, self.bad)
         if not good:
             raise DataError(self.door.names[0], None, f"no usable row: {total} rows, {len(self.bad)} bad")
         self.door.log_left_out(logger, total, "bad", self.bad)
         if self.bad:
-            self.frame = self.frame.select(good)
+            self.frame = self.frame.select(item for item, _ in good)
         logger.info("%s: %d pairs (%s)", ", ".join(self.door.names), len(good), self.settings.verify_images)
 
     def __len__(self) -> int:

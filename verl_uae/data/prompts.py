@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_uae.data.frame import PROBLEM, ROW, Row, chunks_of, column_of
+from verl_uae.data.frame import PROBLEM, ROW, Row, chunks_of
 from verl_uae.data.schema import IMAGE_MARK
 from verl_uae.errors import DecodeError
 
@@ -55,16 +55,6 @@ def most_frequent_prompt(prompts: Iterable[Any]) -> CaptionPrompt | None:
     text, rows = counts.most_common(1)[0]
     turns = _turns(json.loads(text))
     return None if turns is None else CaptionPrompt(*turns, rows=rows, total=counts.total())
-
-
-def prompts_of_files(files: Sequence[str]) -> Iterator[Any]:
-    """Prompts of the rows of parquet or JSON files; of parquet files without reading pictures.
-
-    Raises:
-        DataError: a file cannot be read or has no prompts.
-    """
-    for name in files:
-        yield from column_of(name, PROMPT_COLUMN)
 
 
 @dataclass(frozen=True, slots=True)

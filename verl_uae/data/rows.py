@@ -30,7 +30,7 @@ from verl_uae.text import encodable, fitting_name, is_number, one_line, printabl
 VERIFY_MODES: tuple[str, ...] = ("full", "header", "off")
 _RESIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 
-Found = TypeVar("Found")
+Verdict = TypeVar("Verdict")
 
 Size = tuple[int, int]
 
@@ -97,6 +97,12 @@ class CheckSettings:
                 raise ConfigError("data.uae_image_limits", str(error)) from error
         return cls(**{key: value for key, value in values.items() if value is not None})
 
+    def check_share(self, file: str, bad: int, total: int, what: str, example: str) -> None:
+        """Raise `DataError` if more of the rows or samples of a file are bad than may be."""
+        if bad > self.max_bad_share * total:
+            limit = f"more than data.uae_max_bad_share={self.max_bad_share:g}"
+            raise DataError(file, None, f"{bad} of {total} {what} are bad, {limit}; {example}")
+
 
 @dataclass(frozen=True, slots=True)
 class RowDoor:
@@ -154,15 +160,16 @@ class RowDoor:
 
     def decode(self, row: Row, cell: Any) -> Image.Image:
         """A picture of a row; raises `DecodeError` naming file and row."""
-        file, number = self.origin(row)
-        limits = self.settings.image_limits
-        return decode_image(cell, limits=limits, path=file, row=number, root=self.image_root(row))
+        return decode_image(cell, **self._rules(row))
 
     def encoded(self, row: Row, cell: Any) -> bytes:
         """A picture of a row as it is stored; raises `DecodeError` naming file and row."""
+        return encoded_bytes(cell, **self._rules(row))
+
+    def _rules(self, row: Row) -> dict[str, Any]:
+        """By which a picture of the row is let in and named."""
         file, number = self.origin(row)
-        limits = self.settings.image_limits
-        return encoded_bytes(cell, limits=limits, path=file, row=number, root=self.image_root(row))
+        return {"limits": self.settings.image_limits, "path": file, "row": number, "root": self.image_root(row)}
 
     def origin(self, row: Row) -> tuple[str, int]:
         """The file, as the user named it, and the zero-based row in it."""
@@ -186,9 +193,8 @@ class RowDoor:
 
     def check_share(self, total: int, bad: Sequence[BadItem]) -> None:
         """Raise `DataError` if more rows are bad than the settings allow."""
-        if len(bad) > self.settings.max_bad_share * total:
-            limit = f"more than data.uae_max_bad_share={self.settings.max_bad_share:g}"
-            raise DataError(self.names[0], None, f"{len(bad)} of {total} rows are bad, {limit}; first: {bad[0]}")
+        first = "".join(f"first: {item}" for item in bad[:1])
+        self.settings.check_share(self.names[0], len(bad), total, "rows", first)
 
     def log_left_out(self, logger: logging.Logger, total: int, kind: str, items: Sequence[BadItem]) -> None:
         """One warning with the number of rows left out and the first of them; nothing without any."""
@@ -198,14 +204,28 @@ class RowDoor:
 
 
 def inspected(
-    chunks: Iterable[list[Row]], threads: int, inspect: Callable[[Row], Found]
-) -> Iterator[tuple[int, Row, Found]]:
-    """Every row with its place and what ``inspect`` found, in order; ``inspect`` runs in threads."""
+    chunks: Iterable[list[Row]], threads: int, inspect: Callable[[Row], Verdict]
+) -> Iterator[tuple[int, Row, Verdict]]:
+    """Every row with its place and what ``inspect`` gave, in order; ``inspect`` runs in threads."""
     item = 0
     with ThreadPoolExecutor(threads) as pool:
         for rows in chunks:
             yield from zip(range(item, item + len(rows)), rows, pool.map(inspect, rows), strict=True)
             item += len(rows)
+
+
+def sift(
+    door: RowDoor, chunks: Iterable[list[Row]], inspect: Callable[[Row], Verdict | str]
+) -> tuple[list[tuple[int, Verdict]], list[BadItem]]:
+    """Places of the good rows with what ``inspect`` gave for each, and the bad rows: those it gave a reason for."""
+    good: list[tuple[int, Verdict]] = []
+    bad: list[BadItem] = []
+    for item, row, verdict in inspected(chunks, door.settings.threads, inspect):
+        if isinstance(verdict, str):
+            bad.append(door.bad(row, verdict))
+        else:
+            good.append((item, verdict))
+    return good, bad
 
 
 def quarantine_path(folder: str, names: Sequence[str]) -> Path:

@@ -254,11 +254,8 @@ class ShardIterator(Iterator[list[Pair]]):
 
     def _check_share(self) -> None:
         left_out = self.counts.bad + self.counts.damaged
-        seen, share = self.counts.good + left_out, self.shards.settings.max_bad_share
-        if left_out > share * seen:
-            limit = f"more than data.uae_max_bad_share={share:g}"
-            reason = f"{left_out} of {seen} samples or rests of shards are bad, {limit}; last: {self._last_bad}"
-            raise DataError(self.shards.urls[0], None, reason)
+        url, seen = self.shards.urls[0], self.counts.good + left_out
+        self.shards.settings.check_share(url, left_out, seen, "samples or rests of shards", f"last: {self._last_bad}")
 
     def _read_again(self, places: Sequence[tuple[str, int]]) -> list[Pair]:
         limits = self.shards.settings.image_limits

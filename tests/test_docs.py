@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 from tests.config.test_validate_policy import PRESETS
-from verl_uae.config import schema
+from verl_uae.config import STAGES, schema
 from verl_uae.data.prompts import first_pictures
 from verl_uae.errors import ConfigError
 
@@ -367,9 +367,6 @@ def _run_script(script: str, stage: str, folder: Path, variables: dict[str, str]
     return code, [line.split("\0") for line in lines if line]
 
 
-STAGES = ("cold_start", "g4u", "pretrain", "u4g", "unified")
-
-
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("script", "nodes"), [("run.sh", 1), ("run_multinode.sh", 2)])
 def test_scripts_give_commands_that_compose_and_validate(
@@ -418,7 +415,7 @@ def test_an_unknown_stage_is_named_with_those_that_exist(script: str, stage: str
     command = ["bash", str(ROOT / "recipes" / "uae" / script), stage]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.endswith(f"STAGE one of: {' '.join(STAGES)}\n")
+    assert result.stderr.endswith(f"STAGE one of: {' '.join(sorted(STAGES))}\n")
     assert result.stderr.startswith(f"unknown stage {stage}; usage: " if stage else "usage: ")
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.source import imports, modules, relative
+from tests.source import PACKAGE, imports, modules, relative
+from verl_uae.config import STAGES
 
 #: Layer of every folder and file at the top of the package; a module may import its own layer and lower ones.
 LAYERS = {
@@ -59,6 +60,11 @@ def part(path: Path) -> str:
 
 def top(name: str) -> str:
     return name.split(".")[0]
+
+
+def test_every_folder_of_stages_is_a_stage() -> None:
+    folders = {path.parent.name for path in (PACKAGE / "stages").glob("*/trainer.py")}
+    assert folders == set(STAGES) and all((PACKAGE / "config" / f"uae_{stage}.yaml").is_file() for stage in STAGES)
 
 
 def test_no_module_imports_a_higher_layer() -> None:

@@ -91,6 +91,9 @@ def test_other_processes_live_on(tmp_path: Path) -> None:
         (["python", "-m", "verl.trainer.main_ppo", "--config-name=uae_g4u_megatron"], True),
         (["python", "-m", "verl.trainer.main_ppo", "-cn=uae_g4u"], True),
         (["python", "-m", "verl.trainer.main_ppo", "-cn", "uae_g4u"], True),
+        (["python", "-m", "verl.trainer.main_ppo", "--config-name", "u4g_recipe", "uae.decoder.path=DECODER"], True),
+        (["python", "-m", "verl.trainer.main_ppo", "--config-name", "u4g_recipe", "++uae.decoder.pth=DECODER"], True),
+        (["python", "-m", "verl.trainer.main_ppo", "--config-dir", "recipes/uae/g4u/config"], False),
         (["python", "-m", "verl.trainer.main_ppo"], False),
         (["python", "-m", "verl.trainer.main_ppo", "trainer.project_name=uae_x"], False),
         (["python", "default_worker.py", "uae_g4u"], False),
@@ -107,4 +110,4 @@ def test_every_trainer_name_registers() -> None:
 
     assert not plugin.FAILURES
     for name in plugin.TRAINERS:
-        assert TRAINER_REGISTRY[name].__module__.startswith("verl_uae.stages.")
+        assert TRAINER_REGISTRY[name].__module__ == f"verl_uae.stages.{name.removeprefix('uae_')}.trainer"

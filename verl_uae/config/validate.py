@@ -13,12 +13,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.checkpoints.inference import MOST_STEPS
+from verl_uae.config import STAGES
 from verl_uae.config.checks import check_choices, check_finite, check_maximum, check_minimum, check_whole
 from verl_uae.config.keys import check_keys
 from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths, validate_sizes
 from verl_uae.config.run_lock import check_free
 from verl_uae.config.validate_policy import validate_policy
-from verl_uae.config.validate_run import CAPTIONING, STAGES, SUPERVISED, validate_run
+from verl_uae.config.validate_run import CAPTIONING, SUPERVISED, validate_run
 from verl_uae.config.validate_supervised import validate_supervised
 from verl_uae.config.validate_verl import validate_verl
 from verl_uae.errors import ConfigError, UAEError

@@ -8,13 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_uae.config import STAGES
 from verl_uae.config.checks import check_choices
 from verl_uae.config.resume import validate_resume
 from verl_uae.errors import ConfigError
 
 _CHOICES = {"trainer.resume_mode": ("disable", "auto", "resume_path")}
-
-STAGES = ("pretrain", "cold_start", "g4u", "u4g", "unified")
 
 #: Stages with a captioner that learns, and so with a caption server and decoder workers.
 CAPTIONING = ("g4u", "unified")

@@ -8,12 +8,15 @@ failures are kept in :data:`FAILURES`, logged, and stop a train command of ours 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 
 from verl_uae.compat import on_import
+from verl_uae.config import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +24,10 @@ logger = logging.getLogger(__name__)
 FAILURES: dict[str, BaseException] = {}
 
 #: Values of ``trainer.v1.trainer_mode`` that are ours.
-TRAINERS = ("uae_pretrain", "uae_cold_start", "uae_g4u", "uae_u4g", "uae_unified")
+TRAINERS = tuple(f"uae_{stage}" for stage in STAGES)
+
+#: A word of a command that names a config of ours, or a key: a recipe's config has a name of its own.
+_OURS = re.compile(r"(?:--config-name=|-cn=|[+~]{0,2})uae(?:[_.]|$)")
 
 #: Names of the registrations that succeeded in this process.
 REGISTERED: list[str] = []
@@ -67,11 +73,8 @@ def _register_trainers() -> None:
 
 def _import_trainers() -> None:
     try:
-        import verl_uae.stages.cold_start.trainer
-        import verl_uae.stages.g4u.trainer
-        import verl_uae.stages.pretrain.trainer
-        import verl_uae.stages.u4g.trainer
-        import verl_uae.stages.unified.trainer  # noqa: F401
+        for stage in STAGES:
+            importlib.import_module(f"verl_uae.stages.{stage}.trainer")
     except Exception as error:
         _register_unavailable(error)
         raise
@@ -104,11 +107,8 @@ def _attempt(name: str, step: Callable[[], None]) -> None:
 
 
 def is_train_command(argv: list[str]) -> bool:
-    """Whether this process was started to run one of our configs through verl's entry point."""
-    text = " ".join(argv)
-    return "main_ppo" in text and any(
-        arg.startswith(("uae_", "--config-name=uae_", "-cn=uae_")) or arg == "--config-name=uae" for arg in argv
-    )
+    """Whether this process was started to run one of our configs, or one that builds on ours, by verl's entry point."""
+    return "main_ppo" in " ".join(argv) and any(_OURS.match(arg) for arg in argv)
 
 
 def load() -> None:

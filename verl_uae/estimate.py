@@ -13,10 +13,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 import verl_uae.config
-from verl_uae.config.schema import ConditionerConfig, DecoderConfig
 from verl_uae.errors import ConfigError
 
 GIB = 1024**3
@@ -89,6 +86,10 @@ class Setting:
 @functools.cache
 def setting(decoder: str) -> Setting:
     """The values of uae_g4u with ``uae/decoder=NAME``, from the schema and the files."""
+    from omegaconf import OmegaConf
+
+    from verl_uae.config.schema import ConditionerConfig, DecoderConfig
+
     folder = Path(verl_uae.config.__file__).parent
     learn = OmegaConf.load(folder / "learn" / "captioner.yaml")
     ours = OmegaConf.merge(DecoderConfig, OmegaConf.load(folder / "uae" / "decoder" / f"{decoder}.yaml"))

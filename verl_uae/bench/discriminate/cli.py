@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     # Written after every part: a long run that is ended leaves what it has.
     for part in (*worlds, "speed"):
         if part in worlds:
-            values = score_world(worlds[part], scorers, _progress)
+            values: dict[str, Any] = score_world(worlds[part], scorers, _progress)
             np.savez_compressed(args.out / VALUES.format(part), **values)
             measured[part] = world_result(worlds[part], values, args.seed)
         else:

@@ -215,15 +215,14 @@ class Painter:
     ) -> None:
         self.pictures, self.path, self.settings = pictures, path, settings
         self.records: dict[str, dict[str, Any]] = {}
-        known: dict[str, list[dict[str, Any]]] = {}
+        by_file = None if wanted is None else {asked["file"]: asked for asked in wanted}
         for entry in _read_records(sorted({path, *earlier})):
-            if self._is_as_written(entry):
-                known.setdefault(entry["file"], []).append(entry)
-        for asked in [{"file": file} for file in known] if wanted is None else wanted:
-            for entry in known.get(asked["file"], ()):
-                if asked.items() <= entry.items():
-                    self.records[entry["file"]] = entry
-            if asked["file"] not in self.records:
+            # Pictures of others are not looked at: another process may just be deleting them.
+            asked = {} if by_file is None else by_file.get(entry["file"])
+            if asked is not None and asked.items() <= entry.items() and self._is_as_written(entry):
+                self.records[entry["file"]] = entry
+        for file, asked in (by_file or {}).items():
+            if file not in self.records:
                 (pictures / _picture(asked)).unlink(missing_ok=True)
         self._write()
 

@@ -21,6 +21,7 @@ from verl_uae.bench.external.draw import DrawnPrompts, Shard, draw_prompts, read
 from verl_uae.bench.external.prompts import grid, read_prompts
 from verl_uae.checkpoints.inference import ENTRIES
 from verl_uae.errors import ConfigError
+from verl_uae.files import sha256_of
 from verl_uae.seeding import generator
 
 STEPS = {"num_inference_steps": 2, "guidance_scale": 2.0}
@@ -183,6 +184,17 @@ def test_shards_draw_the_same_together(bench: Bench, geneval_file: Path, tmp_pat
     assert bench("geneval", geneval_file, samples=2).kept == 6
     with pytest.raises(ConfigError, match="--shard"):
         Shard(2, 2)
+
+
+def test_a_shard_reads_its_own_pictures_alone(
+    bench: Bench, geneval_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of another one may be deleted at any moment."""
+    bench("geneval", geneval_file, samples=1)
+    read: list[Path] = []
+    monkeypatch.setattr("verl_uae.bench.draw.sha256_of", lambda path: read.append(path) or sha256_of(path))
+    assert bench("geneval", geneval_file, samples=1, shard=Shard(1, 2)).kept == 1
+    assert [path.parts[-3] for path in read if path.is_relative_to(bench.out)] == ["00001"]
 
 
 def test_foreign_folders_are_refused(bench: Bench, geneval_file: Path, genevalpp_file: Path) -> None:

@@ -7,6 +7,8 @@ Shape legend: L text positions, E language-model width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,21 +144,14 @@ def build_conditioner(size: Size, seed: int, *, device: str = "cpu", dtype: torc
     return conditioner.to(device, dtype).eval().requires_grad_(False)
 
 
-class _seeded:  # noqa: N801 - a context, used as a function
+@contextmanager
+def _seeded(seed: int, device: str, dtype: torch.dtype) -> Iterator[None]:
     """Weights are drawn from a seed, on a device and in a dtype; both process-wide settings are put back."""
-
-    def __init__(self, seed: int, device: str, dtype: torch.dtype) -> None:
-        self._fork = torch.random.fork_rng(devices=[0] if device == "cuda" else [])
-        self._device, self._dtype, self._seed = torch.device(device), dtype, seed
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-        self._before = torch.get_default_dtype()
-        torch.set_default_dtype(self._dtype)
-        self._device.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._device.__exit__(*error)
-        torch.set_default_dtype(self._before)
-        self._fork.__exit__(*error)
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.device(device):
+        torch.manual_seed(seed)
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)

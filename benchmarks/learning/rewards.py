@@ -35,20 +35,14 @@ from benchmarks.learning.experiment import (
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
 from verl_uae.bench.results import markdown_table
-from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.decoder import Decoder
-from verl_uae.checkpoints.load import load_model, load_tokenizer
-from verl_uae.compat import ensure_torchvision
 from verl_uae.reward.composition import group_ranks
 from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
-from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.checker import DRAWN_ATTRIBUTES, attribute_scores
-from verl_uae.scenes.evaluate import Evaluation, draw, evaluate, held_out_scenes
+from verl_uae.scenes.evaluate import Evaluation, draw, evaluate, held_out_scenes, load_loop
 from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.quickstart import Say, trained_encoder
 from verl_uae.scenes.render import render_float
-from verl_uae.scenes.tiny_models import CONDITION_LENGTH
 from verl_uae.seeding import generator
 
 SCENES = 256
@@ -170,13 +164,7 @@ def orders(
     Returns:
         By label a number in [-1, 1].
     """
-    ensure_torchvision()
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    encoder = load_model(Qwen2_5_VLForConditionalGeneration, root / "encoder")
-    captioner = Captioner(encoder, load_tokenizer(root / "encoder"))
-    conditioner = Conditioner.from_pretrained(str(root / "encoder"), length=CONDITION_LENGTH)
-    decoder = Decoder.from_pretrained(str(root / "decoder"))
+    captioner, decoder, conditioner = load_loop(root / "encoder", root / "decoder", root / "encoder")
     scenes = [scene for scene in held_out_scenes(pictures, seed) for _ in range(MEMBERS)]
     image_B3HW = render_float(scenes)
     captions = captioner.sample(image_B3HW, generator(seed, "scenes-order-captions"))

@@ -19,6 +19,7 @@ def result(untrained):
         n=12,
         seed=3,
         num_steps=2,
+        scene_eval_items=2,
         reward=lambda a, b: 1 - (a - b).abs().mean((1, 2, 3)),
     )
 
@@ -33,7 +34,7 @@ def test_an_untrained_pair_scores_nothing_but_is_evaluated_in_full(result):
 
 def test_the_same_seed_gives_the_same_evaluation(untrained, result):
     folders = [untrained / name for name in ("encoder", "decoder", "encoder")]
-    again = e.evaluate(*folders, n=12, seed=3, num_steps=2)
+    again = e.evaluate(*folders, n=12, seed=3, num_steps=2, scene_eval_items=2)
     assert again.captions == result.captions and torch.equal(again.drawings, result.drawings)
     assert {k: v for k, v in result.metrics.items() if k != "reward"} == again.metrics
 

@@ -38,7 +38,9 @@ def test_two_runs_of_a_seed_write_the_same_folders_and_report_every_step(tmp_pat
         ("joint", 2, 2),
     ]
     assert set(seen[-1][3]) == {"flow", "caption"}
-    metrics = evaluate(tmp_path / "a/encoder", tmp_path / "a/decoder", tmp_path / "a/encoder", n=4, num_steps=1).metrics
+    metrics = evaluate(
+        tmp_path / "a/encoder", tmp_path / "a/decoder", tmp_path / "a/encoder", n=4, num_steps=1, scene_eval_items=1
+    ).metrics
     assert 0 <= metrics["drawn"] <= 1
 
 

@@ -59,6 +59,20 @@ def held_out_scenes(n: int, seed: int, object_counts: Sequence[int] = OBJECT_COU
     return [sample_scene(rng, "val", object_counts) for _ in range(n)]
 
 
+def load_loop(
+    encoder_folder: str | Path, decoder_folder: str | Path, conditioner_folder: str | Path
+) -> tuple[Captioner, Decoder, Conditioner]:
+    """What captions a picture, what draws the caption, and what reads it for that; see `evaluate` for the folders."""
+    ensure_torchvision()
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    encoder = load_model(Qwen2_5_VLForConditionalGeneration, encoder_folder)
+    captioner = Captioner(encoder, load_tokenizer(encoder_folder))
+    conditioner = Conditioner.from_pretrained(str(conditioner_folder), length=CONDITION_LENGTH)
+    return captioner, Decoder.from_pretrained(str(decoder_folder)), conditioner
+
+
+@torch.no_grad()
 def evaluate(
     encoder_folder: str | Path,
     decoder_folder: str | Path,
@@ -85,40 +99,7 @@ def evaluate(
         greedy: decode captions greedily instead of sampling.
         scene_eval_items: per category of SceneEval.
     """
-    ensure_torchvision()
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    encoder = load_model(Qwen2_5_VLForConditionalGeneration, encoder_folder)
-    captioner = Captioner(encoder, load_tokenizer(encoder_folder))
-    conditioner = Conditioner.from_pretrained(str(conditioner_folder), length=CONDITION_LENGTH)
-    decoder = Decoder.from_pretrained(str(decoder_folder))
-    return evaluate_models(
-        captioner,
-        decoder,
-        conditioner,
-        n=n,
-        seed=seed,
-        reward=reward,
-        num_steps=num_steps,
-        greedy=greedy,
-        scene_eval_items=scene_eval_items,
-    )
-
-
-@torch.no_grad()
-def evaluate_models(
-    captioner: Captioner,
-    decoder: Decoder,
-    conditioner: Conditioner,
-    *,
-    n: int = 128,
-    seed: int = 0,
-    reward: PairReward | None = None,
-    num_steps: int = 8,
-    greedy: bool = False,
-    scene_eval_items: int = ITEMS,
-) -> Evaluation:
-    """`evaluate` for models in memory."""
+    captioner, decoder, conditioner = load_loop(encoder_folder, decoder_folder, conditioner_folder)
     scenes = held_out_scenes(n, seed)
     image = render_float(scenes)
     captions = captioner.sample(image, None if greedy else generator(seed, "scenes-eval-captions"))

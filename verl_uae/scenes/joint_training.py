@@ -202,7 +202,7 @@ class Learner:
 
     def __init__(self, encoder: Any, decoder: Decoder, config: JointConfig) -> None:
         self._config = config
-        self._decoder = [*_parameters(decoder.transformer), *_parameters(decoder.projector)]
+        self._decoder = [*decoder.transformer.parameters(), *decoder.projector.parameters()]
         self._encoder = list(encoder.parameters())
         self._average = [copy.deepcopy(p.detach()) for p in self._decoder]
         groups = [
@@ -232,10 +232,6 @@ class Learner:
         """Replace the decoder's weights by their average."""
         for parameter, average in zip(self._decoder, self._average, strict=True):
             parameter.copy_(average)
-
-
-def _parameters(module: Any) -> list[nn.Parameter]:
-    return list(module.parameters())
 
 
 def _codec_progress(config: JointConfig, on_progress: Progress | None) -> Callable[[int, float], None] | None:

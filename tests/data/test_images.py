@@ -17,8 +17,16 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from verl_uae.data.images import ImageLimits, decode_image, image_digest, to_tensor, upright_size
-from verl_uae.errors import DecodeError
+from verl_uae.data.images import (
+    ImageLimits,
+    decode_image,
+    image_digest,
+    source_digest,
+    source_image,
+    to_tensor,
+    upright_size,
+)
+from verl_uae.errors import DataError, DecodeError
 
 
 def _peak_rss_kb() -> int | None:
@@ -222,6 +230,22 @@ def test_image_digest_is_of_size_and_pixels(make_picture: Callable) -> None:
     assert len(blank) == 2
     with pytest.raises(ValueError, match="RGB"):
         image_digest(img.convert("L"))
+
+
+def test_the_source_of_a_prompt_is_its_first_picture(make_picture: Callable) -> None:
+    first, other = make_picture(seed=0), make_picture(seed=1)
+    system = {"role": "system", "content": "Look."}
+    asking = {"role": "user", "content": [{"type": "text", "text": "Say."}, {"type": "image", "image": first}]}
+    more = {"role": "user", "content": [{"type": "image", "image": other}]}
+    assert source_image([system, asking, more]) is first
+    assert source_digest([system, asking, more], {}) == image_digest(first)
+    assert source_digest([more], {"sha256": ""}) == image_digest(other)
+    assert source_digest([asking], {"sha256": "from the data set"}) == "from the data set"
+    for messages in ([], [system], [{"role": "user", "content": None}], [{"role": "user", "content": [{"a": 1}]}]):
+        with pytest.raises(DataError, match="has no image"):
+            source_image(messages)
+        with pytest.raises(DataError, match="has no image"):
+            source_digest(messages, {})
 
 
 def test_to_tensor_is_exact_without_resizing(make_picture: Callable) -> None:

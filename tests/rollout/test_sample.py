@@ -6,16 +6,7 @@ import pytest
 from PIL import Image
 
 from verl_uae.chain.reconstruct import ChainResult
-from verl_uae.chain.records import (
-    CaptionState,
-    chain_request,
-    failed_outcome,
-    is_probe,
-    outcome,
-    prompt_text,
-    source_image,
-)
-from verl_uae.errors import DataError
+from verl_uae.chain.records import CaptionState, chain_request, failed_outcome, is_probe, outcome, prompt_text
 from verl_uae.reward import RewardRecord, Status
 
 IMAGE = Image.new("RGB", (16, 16), "red")
@@ -26,13 +17,6 @@ MESSAGES = [
     {"role": "user", "content": [{"type": "image", "image": OTHER}]},
 ]
 STATE = CaptionState(caption="a red square", digest="d1", status="ok", reason="", cut=False, tokens=3)
-
-
-def test_the_source_is_the_first_image() -> None:
-    assert source_image(MESSAGES) is IMAGE
-    for messages in ([], MESSAGES[:1], [{"role": "user", "content": None}], [{"role": "user", "content": [{"a": 1}]}]):
-        with pytest.raises(DataError, match="has no image"):
-            source_image(messages)
 
 
 def test_the_group_of_an_image_shares_its_noise_at_a_step() -> None:

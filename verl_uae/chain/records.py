@@ -11,11 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from PIL import Image
-
 from verl_uae.chain.reconstruct import ChainRequest, ChainResult
-from verl_uae.data.images import image_digest
-from verl_uae.errors import DataError
+from verl_uae.data.images import source_image
 
 #: Field of the TransferQueue that holds outcomes.
 OUTCOME_FIELD = "uae_outcome"
@@ -48,32 +45,6 @@ class Outcome(TypedDict):
     """JPEG, for panels."""
     reconstruction: bytes | None
     """PNG, for groupwise rewards."""
-
-
-def source_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """The source picture of a prompt: its first image.
-
-    Raises:
-        DataError: if the prompt has none.
-    """
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str) or content is None:
-            continue
-        for item in content:
-            if isinstance(item, Mapping) and isinstance(item.get("image"), Image.Image):
-                return item["image"]
-    raise DataError("prompt", None, "has no image; UAE needs one source picture per row")
-
-
-def source_digest(messages: Sequence[Mapping[str, Any]], extra_info: Mapping[str, Any]) -> str:
-    """`image_digest` of a prompt's source picture: what the data set says, and of the pixels where it says nothing.
-
-    Raises:
-        DataError: the prompt has no picture; and what Pillow raises on a damaged one.
-    """
-    known = extra_info.get("sha256")
-    return str(known) if known else image_digest(source_image(messages).convert("RGB"))
 
 
 def prompt_text(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,7 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -21,7 +21,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
 from verl_uae.data.frame import FILE, ROW
-from verl_uae.data.images import image_digest
+from verl_uae.data.images import image_digest, source_image
 from verl_uae.data.rows import (
     BadItem,
     CheckSettings,
@@ -136,7 +136,7 @@ class UAEDataset(RLHFDataset):
         if self.processor is None:
             raise ConfigError("actor_rollout_ref.model.path", "rows with pictures need a model with a processor")
         row = super().__getitem__(item)
-        row["extra_info"]["sha256"] = image_digest(_first_image(row["raw_prompt"]))
+        row["extra_info"]["sha256"] = image_digest(source_image(row["raw_prompt"]))
         return row
 
     def split(self, num_splits: int) -> list[UAEDataset]:
@@ -201,8 +201,3 @@ class _PromptLength:
             self.processor, text=[text], images=blanks, mm_processor_kwargs=dataset.mm_processor_kwargs
         )
         return len(inputs["input_ids"][0])
-
-
-def _first_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
-    contents = (message["content"] for message in messages if not isinstance(message["content"], str))
-    return next(item["image"] for content in contents for item in content if item["type"] == "image")

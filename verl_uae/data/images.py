@@ -19,6 +19,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from verl_uae.data.limits import DEFAULT_LIMITS, FORMATS, Header, ImageLimits, RefusedError, read_header
-from verl_uae.errors import DecodeError
+from verl_uae.errors import DataError, DecodeError
 from verl_uae.files import open_regular
 from verl_uae.paths import expand, is_url
 
@@ -147,6 +148,32 @@ def image_digest(img: Image.Image) -> str:
     if img.mode != "RGB":
         raise ValueError(f"image_digest takes an RGB picture, got mode {img.mode}")
     return hashlib.sha256(f"{img.width}x{img.height}:".encode() + img.tobytes()).hexdigest()
+
+
+def source_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """The source picture of a prompt: its first image.
+
+    Raises:
+        DataError: if the prompt has none.
+    """
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str) or content is None:
+            continue
+        for item in content:
+            if isinstance(item, Mapping) and isinstance(item.get("image"), Image.Image):
+                return item["image"]
+    raise DataError("prompt", None, "has no image; UAE needs one source picture per row")
+
+
+def source_digest(messages: Sequence[Mapping[str, Any]], extra_info: Mapping[str, Any]) -> str:
+    """`image_digest` of a prompt's source picture: what the data set says, and of the pixels where it says nothing.
+
+    Raises:
+        DataError: the prompt has no picture; and what Pillow raises on a damaged one.
+    """
+    known = extra_info.get("sha256")
+    return str(known) if known else image_digest(source_image(messages).convert("RGB"))
 
 
 def to_tensor(imgs: Sequence[Image.Image], size: int | tuple[int, int]) -> Tensor:

@@ -17,8 +17,9 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from verl_uae.caption_server.engine import CaptionEngine
 from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, CaptionResult
 from verl_uae.chain.conditioner import Conditioner, language_stack
-from verl_uae.chain.records import CaptionState, source_digest
+from verl_uae.chain.records import CaptionState
 from verl_uae.checkpoints.load import load_processor
+from verl_uae.data.images import source_digest
 from verl_uae.errors import DataError
 from verl_uae.seeding import derive_seed
 

@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 
 from verl_uae.chain.reconstruct import encode_jpeg
-from verl_uae.chain.records import source_image
-from verl_uae.data.images import to_tensor
+from verl_uae.data.images import source_image, to_tensor
 from verl_uae.files import write_text
 from verl_uae.text import encodable
 

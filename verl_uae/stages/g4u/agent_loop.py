@@ -13,15 +13,8 @@ from cachetools import FIFOCache
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from verl_uae.chain.records import (
-    CaptionState,
-    chain_request,
-    dataset_row,
-    failed_outcome,
-    is_probe,
-    prompt_text,
-    source_digest,
-)
+from verl_uae.chain.records import CaptionState, chain_request, dataset_row, failed_outcome, is_probe, prompt_text
+from verl_uae.data.images import source_digest
 from verl_uae.seeding import derive_seed
 from verl_uae.stages.g4u.stream import stream_client
 

@@ -19,11 +19,12 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils.debug import marked_timer
 
 import verl_uae.stages.g4u.advantage  # noqa: F401  registers uae_grpo
-from verl_uae.chain.records import dataset_row, source_image
+from verl_uae.chain.records import dataset_row
 from verl_uae.checkpoints.steps import unmark, verl_keeps_all
 from verl_uae.config.path_keys import resolve_paths
 from verl_uae.config.run_lock import hold
 from verl_uae.config.validate import validate
+from verl_uae.data.images import source_image
 from verl_uae.errors import describe
 from verl_uae.stages.common.group import DecoderTrainingGroup
 from verl_uae.stages.common.group_rewards import Member

@@ -18,8 +18,9 @@ from verl.single_controller.ray import RayResourcePool
 from verl.utils.debug import marked_timer
 
 from verl_uae.chain.draw import PolicySource
-from verl_uae.chain.records import CaptionState, Outcome, dataset_row, prompt_text, source_digest, source_image
+from verl_uae.chain.records import CaptionState, Outcome, dataset_row, prompt_text
 from verl_uae.checkpoints.steps import DecoderCheckpoints
+from verl_uae.data.images import source_digest, source_image
 from verl_uae.engines.decoder_metrics import policy_metrics
 from verl_uae.errors import DataError
 from verl_uae.flow.advantage import group_advantage

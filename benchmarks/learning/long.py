@@ -35,7 +35,7 @@ from benchmarks.learning.crowds import (
 )
 from benchmarks.learning.experiment import Bar, Experiment, Report, every, figure, mean_and_spread
 from verl_uae.bench.results import markdown_table
-from verl_uae.scenes.evaluate import draw
+from verl_uae.scenes.evaluate import NUM_STEPS, draw
 from verl_uae.scenes.quickstart import Say
 from verl_uae.seeding import derive_seed, generator
 
@@ -47,9 +47,6 @@ VARIANTS: dict[str, tuple[str, int | None]] = {
     "cut_trained": ("cut", None),
 }
 """Variant: which decoder draws, and to how many tokens its captions are cut beforehand (its condition may cut too)."""
-NUM_STEPS = 8
-
-
 #: Variant -> what it is called.
 LABELS = {
     "full": "whole caption",

@@ -42,7 +42,7 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.export import ExportSettings, export_checkpoint
 from verl_uae.checkpoints.names import ACTOR, EXPORT_FOLDER, HUGGINGFACE, MODEL_INDEX
 from verl_uae.scenes.dataset import write_dataset
-from verl_uae.scenes.evaluate import Evaluation, evaluate
+from verl_uae.scenes.evaluate import NOISE, NUM_STEPS, Evaluation, evaluate
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX
 from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.quickstart import Say, trained_encoder
@@ -254,12 +254,12 @@ def compare_pipeline(folder: Path, wanted: Evaluation, seed: int) -> dict[str, f
     pipe.set_progress_bar_config(disable=True)
     images = [render_image(scene) for scene in wanted.scenes]
     captions = pipe.caption(images, temperature=0.0)
-    noise = normal((len(images), *pipe.decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)), seed, "scenes-eval-noise")
+    noise = normal((len(images), *pipe.decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)), seed, NOISE)
     drawn = pipe.generate(
         wanted.captions,
         height=IMAGE_SIZE,
         width=IMAGE_SIZE,
-        num_inference_steps=8,
+        num_inference_steps=NUM_STEPS,
         guidance_scale=1.0,
         latents=noise,
         output_type="pt",

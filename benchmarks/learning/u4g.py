@@ -59,7 +59,6 @@ STEEPNESS = 20.0
 #: The reward is a distance alone: it cannot rise while the error does.
 REWARD = f"uae.reward.terms=[{{name: pixel, weight: 1.0, params: {{k: {STEEPNESS}}}}}]"
 SCENES = 256
-NUM_STEPS = 8
 
 #: What the scenes need beside the preset. No guidance: the joint training drops no conditions, so nothing is there to
 #: guide from.
@@ -194,7 +193,7 @@ def measure(root: Path, decoder: Path, seed: int) -> dict[str, float]:
 def drawings(root: Path, decoder: Path, captions: Sequence[str], seed: int) -> torch.Tensor:
     """Captions as a decoder on disk draws them behind the encoder of a root, (B, 3, H, W) in [0, 1]."""
     conditioner = Conditioner.from_pretrained(str(root / "encoder"), length=CONDITION_LENGTH)
-    return draw(Decoder.from_pretrained(str(decoder)), conditioner, captions, seed=seed, num_steps=NUM_STEPS)
+    return draw(Decoder.from_pretrained(str(decoder)), conditioner, captions, seed=seed)
 
 
 def picture(runs: Sequence[Run], count: int = 8) -> Image.Image:

@@ -11,11 +11,11 @@ from verl_uae.scenes.render import Scene, render_float
 
 
 @pytest.fixture(scope="module")
-def result(untrained):
+def result(tiny_models):
     return e.evaluate(
-        untrained / "encoder",
-        untrained / "decoder",
-        untrained / "encoder",
+        tiny_models / "encoder",
+        tiny_models / "decoder",
+        tiny_models / "encoder",
         n=12,
         seed=3,
         num_steps=2,
@@ -32,8 +32,8 @@ def test_an_untrained_pair_scores_nothing_but_is_evaluated_in_full(result):
     assert result.metrics["reward"] == pytest.approx(1 - mean_absolute, abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_evaluation(untrained, result):
-    folders = [untrained / name for name in ("encoder", "decoder", "encoder")]
+def test_the_same_seed_gives_the_same_evaluation(tiny_models, result):
+    folders = [tiny_models / name for name in ("encoder", "decoder", "encoder")]
     again = e.evaluate(*folders, n=12, seed=3, num_steps=2, scene_eval_items=2)
     assert again.captions == result.captions and torch.equal(again.drawings, result.drawings)
     assert {k: v for k, v in result.metrics.items() if k != "reward"} == again.metrics

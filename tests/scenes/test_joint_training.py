@@ -79,13 +79,13 @@ def test_flow_gradient_reaches_the_language_model_but_not_the_codec(models, toke
     assert all(p.grad is None for p in decoder.vae.parameters())
 
 
-def test_conditions_at_training_are_those_at_rl(models, tokenizer, untrained):
+def test_conditions_at_training_are_those_at_rl(models, tokenizer, tiny_models):
     encoder, decoder = models
     loss = c.JointLoss(encoder, decoder, tokenizer, SHORT)
     text = "a topleft small red circle"
     ids, mask, _ = loss._conditioner.tokenize([text])
     trained = loss._conditioner.states(ids, mask)
-    condition = Conditioner.from_pretrained(str(untrained / "encoder"), length=CONDITION_LENGTH).encode([text])
+    condition = Conditioner.from_pretrained(str(tiny_models / "encoder"), length=CONDITION_LENGTH).encode([text])
     same = Conditioner(language_stack(encoder), tokenizer, length=CONDITION_LENGTH).encode([text])
     torch.testing.assert_close(trained, same.states_BLE)
     assert torch.equal(condition.mask_BL, mask) and trained.shape == condition.states_BLE.shape

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from transformers import AutoModelForImageTextToText
@@ -11,6 +14,7 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.scenes import tiny_models as m
 from verl_uae.scenes.codec import LATENT_CHANNELS, build_codec
 from verl_uae.scenes.grammar import caption
+from verl_uae.scenes.joint_training import save_encoder
 from verl_uae.scenes.render import Scene, SceneObject
 from verl_uae.scenes.tokenizer import unsayable_ids
 
@@ -32,6 +36,15 @@ def test_builders_depend_on_the_seed_and_leave_the_global_generator_alone(tokeni
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(v, second[k]) for k, v in first.items())
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory, processor) -> Path:
+    """Folders encoder/ and decoder/ of the models as they are built."""
+    out = tmp_path_factory.mktemp("untrained")
+    save_encoder(m.build_encoder(0, processor.tokenizer), processor, out / "encoder")
+    m.build_decoder(0, build_codec(0, fit_scenes=200)).save_pretrained(str(out / "decoder"))
+    return out
 
 
 def test_encoder_folder_reloads_with_its_sampling_rules(untrained, tokenizer):

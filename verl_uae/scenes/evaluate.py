@@ -31,6 +31,11 @@ from verl_uae.scenes.scene_eval import ITEMS, items, named, scores
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH
 from verl_uae.seeding import derive_seed, generator, normal
 
+NUM_STEPS = 8
+"""Euler steps of the sampler."""
+NOISE = "scenes-eval-noise"
+"""Name of the noise, beside its seed."""
+
 PairReward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps (drawing, original), each (B, 3, H, W) in [0, 1], to a reward (B,)."""
 
@@ -81,7 +86,7 @@ def evaluate(
     n: int = 128,
     seed: int = 0,
     reward: PairReward | None = None,
-    num_steps: int = 8,
+    num_steps: int = NUM_STEPS,
     greedy: bool = False,
     scene_eval_items: int = ITEMS,
 ) -> Evaluation:
@@ -123,8 +128,8 @@ def draw(
     captions: Sequence[str],
     *,
     seed: int = 0,
-    num_steps: int = 8,
-    name: str = "scenes-eval-noise",
+    num_steps: int = NUM_STEPS,
+    name: str = NOISE,
 ) -> torch.Tensor:
     """Draw captions with noise of a seed and a name; pictures (B, 3, H, W) in [0, 1]."""
     noise = normal((len(captions), *decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)), seed, name)

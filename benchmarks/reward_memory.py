@@ -27,7 +27,7 @@ import torch
 from benchmarks.measure import provenance, write_json
 from verl_uae.bench.results import markdown_table
 from verl_uae.reward.isolate import CALL_PIXELS
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
 
 SIDES = (512, 2048)

@@ -35,9 +35,9 @@ from benchmarks.learning.experiment import (
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
 from verl_uae.bench.results import markdown_table
-from verl_uae.reward.composition import group_ranks
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
+from verl_uae.reward.step import group_ranks
 from verl_uae.scenes.checker import DRAWN_ATTRIBUTES, attribute_scores
 from verl_uae.scenes.evaluate import Evaluation, draw, evaluate, held_out_scenes, load_loop
 from verl_uae.scenes.joint_training import JointConfig

@@ -32,8 +32,7 @@ from verl_uae.bench.results import markdown_table
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.names import EXPORT_FOLDER
-from verl_uae.reward.terms.pixel import pixel_similarity
-from verl_uae.reward.terms.ssim import ssim
+from verl_uae.reward.terms.pixel import pixel_similarity, ssim
 from verl_uae.scenes.evaluate import draw, drawing_metrics, held_out_scenes
 from verl_uae.scenes.grammar import caption
 from verl_uae.scenes.joint_training import JointConfig

@@ -97,9 +97,16 @@ def test_a_number_below_its_limit_is_named(bases: dict[str, DictConfig], key: st
 
 
 def test_the_backbones_are_the_feature_terms() -> None:
-    from verl_uae.reward.terms.backbone import BACKBONES
+    from verl_uae.reward import get_reward, reward_names
+    from verl_uae.reward.terms.features import FeatureTerm
 
-    assert set(_CHOICES["uae.cold_start.backbone"]) == set(BACKBONES)
+    built_in = {name: get_reward(name) for name in reward_names()}
+    pictures = frozenset({"source", "reconstruction"})
+    assert set(_CHOICES["uae.cold_start.backbone"]) == {
+        name
+        for name, term in built_in.items()
+        if issubclass(term, FeatureTerm) and term.needs == pictures and term.higher_is_better
+    }
 
 
 def test_shards_are_told_from_rows() -> None:

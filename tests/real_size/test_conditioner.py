@@ -22,4 +22,4 @@ def test_a_caption_reaches_the_decoder_from_encoders_of_both_widths(
     assert condition.states_BLE.shape == (8, models.TEXT_TOKENS, hidden)
     assert projected_BLF.shape == (8, models.TEXT_TOKENS, 4096) and projected_BLF.device.type == "meta"
     # transformers asks whether the mask masks anything.
-    assert accelerator.syncs == {"decoder/conditioner.py:text_states": 1}
+    assert accelerator.syncs == {"chain/conditioner.py:text_states": 1}

@@ -22,18 +22,18 @@ CAPTIONS = 4
 #: What the host waits for in one micro-batch of four captions, and why.
 BUDGET = {
     # Whether captions were cut.
-    "rollout/chain.py:draw": 1,
+    "chain/reconstruct.py:draw": 1,
     # The conditions of captions and, once a run, of the negative prompt: see test_conditioner.
-    "decoder/conditioner.py:text_states": 2,
+    "chain/conditioner.py:text_states": 2,
     # Smallest and largest pixel of sources and reconstructions.
-    "reward/sample.py:unusable": 4,
+    "reward/record.py:unusable": 4,
     # Three terms.
-    "reward/outcome.py:as_rows": 3,
+    "reward/record.py:as_rows": 3,
     # A source picture is looked up by its pixels, and its features are kept.
     "reward/encodings.py:picture_digest": 4,
     "reward/encodings.py:_kept": 1,
     # The picture of the panel.
-    "rollout/chain.py:_to_pil": 1,
+    "chain/reconstruct.py:_to_pil": 1,
 }
 
 

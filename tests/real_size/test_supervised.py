@@ -42,7 +42,7 @@ def test_pairs_are_encoded_and_all_weights_trained_on_the_device(
     with accelerator:
         metrics, problems = worker.learn([pair()] * 4, (512, 512), 100)
     assert trained(module) and metrics["valid"] == [4.0] and problems == []
-    updating = {place: count for place, count in accelerator.syncs.items() if place.startswith("engine/")}
+    updating = {place: count for place, count in accelerator.syncs.items() if place.startswith("engines/")}
     assert sum(updating.values()) <= 2, "the loss and the figures of an update"
     assert accelerator.frozen_bytes_to_host == 0
 
@@ -97,5 +97,5 @@ def test_the_gradient_of_the_picture_reaches_encoder_and_decoder_on_the_device(
         output = engine.forward_backward_batch(data, loss)
     assert trained(module) and len(output["loss"]) == 1
     assert encoder.language_model.layers[0].self_attn.q_proj.weight.grad is not None  # type: ignore[index, union-attr]
-    updating = {place: count for place, count in accelerator.syncs.items() if place.startswith("engine/")}
+    updating = {place: count for place, count in accelerator.syncs.items() if place.startswith("engines/")}
     assert sum(updating.values()) <= 2, accelerator.syncs

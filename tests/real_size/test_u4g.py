@@ -77,10 +77,10 @@ def test_a_batch_is_drawn_scored_and_trained_on_the_device(
     # What is read from the device is zero, so no figure counts; but all of them were computed.
     assert "loss" in figures and ("reference_kl" in figures) == (kind != "full"), figures
     # The five tensors of a trajectory, at the end of a micro-batch.
-    assert sampling["rollout/policy.py:_to_host"] == 5 * MICRO_BATCHES
-    assert not {place for place in sampling if place.startswith(("engine/", "flow/"))}
+    assert sampling["chain/draw.py:_to_host"] == 5 * MICRO_BATCHES
+    assert not {place for place in sampling if place.startswith(("engines/", "flow/"))}
     if kind == "forward":
         # The old policy's velocities, micro-batch by micro-batch.
-        assert accelerator.syncs.pop("engine/decoder.py:recompute_old") == MICRO_BATCHES
+        assert accelerator.syncs.pop("engines/decoder.py:recompute_old") == MICRO_BATCHES
     assert accelerator.syncs.total() / (MICRO_BATCHES * PLACES) <= 1, accelerator.syncs
     assert accelerator.frozen_bytes_to_host == 0

@@ -141,7 +141,7 @@ def test_gates_normalisation_and_watch_of_a_config(compose, tiny_overrides) -> N
         ("pixel", 2.0, "running"),
         ("again", -0.5, "none"),
     ]
-    assert build_scorer(config, "cpu")._encodings._cache.max_bytes == 3 * 2**20
+    assert build_scorer(config, "cpu")._encodings._cache.maxsize == 3 * 2**20
     wire = build_tripwire(config)
     assert wire is not None and wire.window == 20 and wire.update(0.5, {"ssim": 0.5, "pixel": 0.5}) == {"ssim": 0.0}
     assert build_tripwire(compose(*tiny_overrides, "uae.reward.tripwire_window=0")) is None

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from verl_uae.reward.composition import MIN_STD, Composition, Part, RunningMoments, group_ranks
-from verl_uae.reward.outcome import LARGEST
+from verl_uae.reward.record import LARGEST
+from verl_uae.reward.step import MIN_STD, Composition, Part, RunningMoments, group_ranks
 
 
 def test_running_moments_are_those_of_all_values() -> None:

@@ -16,7 +16,7 @@ import os, signal, sys
 from PIL import Image
 from verl_uae.reward import RewardScorer, TermSpec
 from verl_uae.reward.doing import write_notes
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.record import RewardBatch
 import torch
 
 write_notes()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from verl_uae.reward import RewardScorer, TermSpec
-from verl_uae.reward.encodings import FeatureCache, picture_digest
-from verl_uae.reward.sample import Origin, Scoring
+from verl_uae.reward.encodings import picture_digest
+from verl_uae.reward.record import Origin, Scoring
 from verl_uae.reward.terms.features import feature_similarity
 
 MIB = 1024 * 1024
@@ -144,20 +144,19 @@ def test_cached_features_are_those_of_the_term(make_batch, specs) -> None:
     assert scorer.counters.source_misses + scorer.counters.source_hits == misses
 
 
-def test_cache_is_bounded_and_gives_up_the_least_recently_used() -> None:
-    def entry(value: float) -> dict:
-        return {"pooled": (torch.full((1, 25), value),)}
-
-    cache = FeatureCache(250)
-    cache.put("a", entry(1.0)), cache.put("b", entry(2.0))
-    assert cache.bytes == 200 and cache.get("a") is not None
-    cache.put("c", entry(3.0))
-    assert len(cache) == 2 and cache.bytes == 200
-    assert cache.get("b") is None and cache.get("a")["pooled"][0][0, 0] == 1.0
-    cache.put("c", entry(4.0))
-    assert cache.bytes == 200 and cache.get("c")["pooled"][0][0, 0] == 4.0
-    cache.put("large", {"maps": (torch.zeros(1000),)})
-    assert cache.get("large") is None and len(cache) == 2
+def test_cache_is_bounded_and_gives_up_the_least_recently_used(make_batch, specs) -> None:
+    pictures = make_batch(3).take([0, 1, 0, 2, 0, 1])
+    one = RewardScorer(specs[:1], chunk_size=1, source_cache_bytes=MIB)
+    one.score(pictures.take([0]))
+    size = one._encodings._cache.currsize
+    scorer = RewardScorer(specs[:1], chunk_size=1, source_cache_bytes=int(2.5 * size))
+    expected = _terms(one.score(pictures))
+    assert size > 0 and _terms(scorer.score(pictures)) == expected
+    assert (scorer.counters.source_misses, scorer.counters.source_hits) == (4, 2), "the second made place for the third"
+    assert scorer._encodings._cache.currsize == 2 * size
+    small = RewardScorer(specs[:1], chunk_size=1, source_cache_bytes=size - 1)
+    assert _terms(small.score(pictures)) == expected
+    assert small.counters.source_misses == 6 and small._encodings._cache.currsize == 0, "larger than the whole cache"
 
 
 def test_digest_tells_pictures_and_shapes_apart() -> None:

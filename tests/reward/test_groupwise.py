@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.groupwise import GroupScorer, is_groupwise
-from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.registry import register_reward
-from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import TermSpec
+from verl_uae.reward.step import GroupScorer, is_groupwise
 from verl_uae.reward.term import RewardTerm, Scale
 
 BATCH = RewardBatch(

@@ -16,7 +16,7 @@ import torch
 from verl_uae.devices import FittingBatch
 from verl_uae.errors import RewardError
 from verl_uae.reward import RewardBatch, RewardScorer, RewardTerm, Status
-from verl_uae.reward.isolate import samples_per_call, score_chunked, score_whole
+from verl_uae.reward.isolate import samples_per_call, score_isolated
 from verl_uae.reward.terms.vision import ClipSimilarity
 
 CHUNK = 8
@@ -49,10 +49,8 @@ def term(tiny_clip) -> Faulty:
 
 def _run(term, batch, active=None, chunk=CHUNK):
     slots = [None] * len(batch)
-    with torch.no_grad():
-        score_chunked(
-            term, "clip", batch, range(len(batch)) if active is None else active, FittingBatch(chunk, "pictures"), slots
-        )
+    active = range(len(batch)) if active is None else active
+    score_isolated(term, "clip", batch, active, FittingBatch(chunk, "pictures"), slots)
     return slots
 
 
@@ -106,19 +104,20 @@ def test_a_term_that_only_fails_together_falls_back_with_a_warning(make_batch, c
     assert "MemoryError" in caplog.text
 
 
-@pytest.mark.parametrize("runner", [_run, lambda t, b: score_whole(t, "x", b, range(len(b)), [None] * len(b))])
-def test_a_reward_error_is_no_samples_fault(make_batch, runner) -> None:
+@pytest.mark.parametrize("each_alone", [True, False])
+def test_a_reward_error_is_no_samples_fault(make_batch, each_alone: bool) -> None:
     class Broken(RewardTerm):
         bounds = (0.0, 1.0)
+        pointwise = each_alone
 
         def score(self, batch):
             raise RewardError("broken", "server is gone")
 
     with pytest.raises(RewardError, match="server is gone"):
-        runner(Broken(), make_batch(2))
+        _run(Broken(), make_batch(2))
 
 
-def test_score_whole_sees_the_active_samples_only(make_batch) -> None:
+def test_a_term_that_compares_samples_sees_the_active_ones_only(make_batch) -> None:
     class Rank(RewardTerm):
         bounds = (0.0, 1.0)
         pointwise = False
@@ -127,8 +126,7 @@ def test_score_whole_sees_the_active_samples_only(make_batch) -> None:
             order = batch.reconstruction_B3HW.mean(dim=(1, 2, 3)).argsort().argsort()
             return order / max(1, len(batch) - 1)
 
-    slots = [None] * 5
-    score_whole(Rank(), "rank", make_batch(5), [0, 2, 4], slots)
+    slots = _run(Rank(), make_batch(5), [0, 2, 4])
     assert sorted(slots[index].value for index in (0, 2, 4)) == [0.0, 0.5, 1.0]
     assert slots[1] is slots[3] is None
 
@@ -147,7 +145,7 @@ def test_memory_that_runs_out_makes_chunks_smaller_for_good(make_batch, caplog) 
     batch, chunk = make_batch(5), FittingBatch(CHUNK, "pictures of reward term 'large'")
     for _ in range(2):
         slots: list[Any] = [None] * 5
-        score_chunked(Large(), "large", batch, range(5), chunk, slots)
+        score_isolated(Large(), "large", batch, range(5), chunk, slots)
         values = [record.value for record in slots]
         assert values == pytest.approx(batch.reconstruction_B3HW.mean(dim=(1, 2, 3)).tolist(), rel=1e-6)
     assert Large.tried == [8, 4, 2, 2, 2, 2, 2, 2]
@@ -176,7 +174,7 @@ def test_a_call_that_memory_did_not_hold_is_let_go_before_the_next(make_batch) -
 
     gc.disable()
     try:
-        score_chunked(Large(), "large", make_batch(5), range(5), FittingBatch(CHUNK, "pictures"), [None] * 5)
+        score_isolated(Large(), "large", make_batch(5), range(5), FittingBatch(CHUNK, "pictures"), [None] * 5)
     finally:
         gc.enable()
     assert held == [0] * 5

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.tripwire import Tripwire, trend
+from verl_uae.reward.step import Tripwire, trend
 
 
 def test_trend_is_students_t_of_the_least_squares_slope() -> None:

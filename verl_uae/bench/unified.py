@@ -30,7 +30,7 @@ from verl_uae.data.images import decode_image
 from verl_uae.errors import UAEError
 from verl_uae.files import write_text
 from verl_uae.pages import data_uri, render_page
-from verl_uae.reward.outcome import describe_error
+from verl_uae.reward.record import describe_error
 from verl_uae.reward.terms.features import cosine
 
 FORMAT = 1

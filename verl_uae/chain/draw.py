@@ -29,8 +29,7 @@ from verl_uae.errors import RewardError
 from verl_uae.flow.ode import Velocity, euler
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import Trajectory, sample_trajectory
-from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.seeding import normal
 

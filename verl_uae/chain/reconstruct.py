@@ -23,8 +23,7 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.data.images import to_tensor
 from verl_uae.devices import FittingBatch, is_out_of_memory
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.seeding import normal
 

@@ -240,9 +240,8 @@ def _validate_decoder(config: DictConfig) -> None:
 def _validate_rewards(config: DictConfig) -> None:
     # Imported here: the schema is needed in places that must not pay for torch.
     from verl_uae.reward.build import term_specs
-    from verl_uae.reward.composition import NORMALIZATIONS
-    from verl_uae.reward.groupwise import is_groupwise
     from verl_uae.reward.scorer import check_specs
+    from verl_uae.reward.step import NORMALIZATIONS, is_groupwise
 
     for index, term in enumerate(config.uae.reward.terms):
         key = f"uae.reward.terms[{index}].normalize"

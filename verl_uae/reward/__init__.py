@@ -7,9 +7,8 @@ every fault into a record (:mod:`verl_uae.reward.record`). This layer knows neit
 """
 
 from verl_uae.reward.function import reward_function
-from verl_uae.reward.record import RewardRecord, Status, require_enough_valid, to_tensors
+from verl_uae.reward.record import RewardBatch, RewardRecord, Status, to_tensors
 from verl_uae.reward.registry import get_reward, load_reward_file, register_reward, reward_names
-from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer, TermSpec
 from verl_uae.reward.term import RewardTerm, TermContext
 
@@ -24,7 +23,6 @@ __all__ = [
     "get_reward",
     "load_reward_file",
     "register_reward",
-    "require_enough_valid",
     "reward_function",
     "reward_names",
     "to_tensors",

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.reward.composition import Composition, Part
-from verl_uae.reward.groupwise import GroupScorer, is_groupwise
 from verl_uae.reward.registry import get_reward, load_reward_file
 from verl_uae.reward.scorer import RewardScorer, TermSpec
-from verl_uae.reward.tripwire import Tripwire
+from verl_uae.reward.step import Composition, GroupScorer, Part, Tripwire, is_groupwise
 
 
 def build_scorer(config: DictConfig, device: str | torch.device) -> RewardScorer:

@@ -11,23 +11,24 @@ Shape legend: B samples, 3 colour channels, H W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor, nn
 
-from verl_uae.reward.sample import Origin, RewardBatch
+from verl_uae.reward.record import Origin, RewardBatch
 
 Outputs = Mapping[str, tuple[Tensor, ...]]
 
 
 class Encoder(Protocol):
-    """What is asked of a term: see :class:`verl_uae.reward.terms.encoder.EncoderTerm`."""
+    """What is asked of a term: see :class:`verl_uae.reward.terms.features.EncoderTerm`."""
 
     model: nn.Module
     mode: str
@@ -72,7 +73,7 @@ class Encodings:
     def __init__(self, cache_bytes: int = 0) -> None:
         self.counters = Counters()
         self._groups: dict[Hashable, _Group] = {}
-        self._cache = FeatureCache(cache_bytes)
+        self._cache: LRUCache[Hashable, Outputs] = LRUCache(cache_bytes, getsizeof=_size)
         # What the terms before have computed of the batch at hand.
         self._passes: dict[Hashable, Outputs] = {}
         self._digests: dict[int, bytes] = {}
@@ -93,7 +94,7 @@ class Encodings:
 
     def source(self, term: Encoder, batch: RewardBatch) -> tuple[Tensor, ...]:
         """Features (B, ...) of the source pictures, one tensor per stage."""
-        if self._cache.max_bytes == 0:
+        if self._cache.maxsize == 0:
             return self._shared(term, batch, "source", batch.source_B3HW)[term.mode]
         rows = [self._source_row(term, batch, index) for index in range(len(batch))]
         return tuple(torch.cat(stage).to(batch.device, non_blocking=True) for stage in zip(*rows, strict=True))
@@ -142,8 +143,9 @@ class Encodings:
         if found is None:
             outputs = self._forward(term, batch.source_B3HW[index : index + 1], self._groups[term.settings].modes)
             found = {mode: tuple(_kept(stage) for stage in stages) for mode, stages in outputs.items()}
-            with self._lock:
-                self._cache.put(key, found)
+            # An entry larger than the whole cache is not kept.
+            with self._lock, contextlib.suppress(ValueError):
+                self._cache[key] = found
         return found[term.mode]
 
     def _digest(self, batch: RewardBatch, index: int) -> bytes:
@@ -159,41 +161,6 @@ class Encodings:
                 if batch.origin.batch is self._batch:
                     self._digests[position] = found
         return found
-
-
-class FeatureCache:
-    """Features by key, the least recently used given up first.
-
-    Args:
-        max_bytes: of all tensors together. An entry larger than that is not kept.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self._entries: OrderedDict[Hashable, Outputs] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: Hashable) -> Outputs | None:
-        """The entry, now the most recently used; None where there is none."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        return self._entries.get(key)
-
-    def put(self, key: Hashable, outputs: Outputs) -> None:
-        """Keep an entry, and give up others until it fits."""
-        if key in self._entries:
-            self.bytes -= _size(self._entries.pop(key))
-        size = _size(outputs)
-        if size > self.max_bytes:
-            return
-        while self.bytes + size > self.max_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self.bytes -= _size(oldest)
-        self._entries[key] = outputs
-        self.bytes += size
 
 
 def picture_digest(image_3HW: Tensor) -> bytes:

@@ -18,16 +18,26 @@ fails on a batch although every sample passes alone: its samples then get their 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from verl_uae.devices import FittingBatch, is_out_of_memory
 from verl_uae.errors import RewardError
-from verl_uae.reward.outcome import WrongAnswerError, as_record, as_rows, describe_error
-from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.doing import doing
+from verl_uae.reward.record import (
+    RewardBatch,
+    RewardRecord,
+    Status,
+    WrongAnswerError,
+    as_record,
+    as_rows,
+    describe_error,
+)
 from verl_uae.reward.term import RewardTerm
 
 logger = logging.getLogger(__name__)
@@ -51,38 +61,32 @@ def samples_per_call(chunk_size: int, height: int, width: int) -> int:
     return chunk_size
 
 
-def score_chunked(
+def score_isolated(
     term: RewardTerm, label: str, batch: RewardBatch, active: Sequence[int], chunk: FittingBatch, slots: Slots
 ) -> None:
-    """Score the ``active`` samples of ``batch`` with a pointwise term.
+    """Score the ``active`` samples of ``batch``, gradients off.
+
+    A term that looks at several samples at once, or isolates them itself, is called once, without a retry.
 
     Args:
-        term: the term; its ``pointwise`` is True.
+        term: the term.
         label: its name in reasons.
         batch: all samples, usable or not.
         active: positions to score.
-        chunk: samples per call of the term; the last call is filled up to it.
+        chunk: samples per call of a pointwise term; the last call is filled up to it.
         slots: one entry per sample of ``batch``; written at the active positions.
     """
-    wanted = set(active)
-
-    def score(rows: slice) -> None:
-        chosen = [index for index in range(rows.start, rows.stop) if index in wanted]
-        if chosen:
-            _Chunk(term, label, batch, rows.start, chunk.size).score(chosen, slots)
-
-    chunk.map(len(batch), score, filled=True)
-
-
-def score_whole(term: RewardTerm, label: str, batch: RewardBatch, active: Sequence[int], slots: Slots) -> None:
-    """Score with a term that looks at several samples at once, or isolates them itself: one call, no retry."""
-    answer = _ask(term, batch.take(active))
-    if answer.error is not None:
-        fill_failed(slots, active, _failure(label, answer))
-        return
-    share = answer.seconds / len(active)
-    for index, raw in zip(active, answer.rows, strict=True):
-        slots[index] = as_record(label, raw, term.bounds, share)
+    # The mode is per thread, and so is the note of what the process is doing.
+    with torch.no_grad(), doing(f"computing reward term {label!r} of {len(active)} samples"):
+        if term.pointwise and not term.guarded:
+            score = functools.partial(_score_chunk, term, label, batch, active, chunk, slots)
+            chunk.map(len(batch), score, filled=True)
+            return
+        answer = _ask(term, batch.take(active))
+        if answer.error is not None:
+            fill_failed(slots, active, _failure(label, answer))
+        else:
+            _file(term, label, answer, dict(zip(active, answer.rows, strict=True)), slots)
 
 
 def fill_failed(slots: Slots, indices: Sequence[int], record: RewardRecord) -> None:
@@ -125,50 +129,54 @@ def _failure(label: str, answer: _Answer) -> RewardRecord:
     return RewardRecord.failed(Status.ERROR, f"{label}: {describe_error(answer.error)}", answer.seconds)
 
 
-class _Chunk:
-    """One fixed-shape slice of the batch: positions ``start`` to ``start + size - 1``."""
+def _file(term: RewardTerm, label: str, answer: _Answer, rows: Mapping[int, object], slots: Slots) -> None:
+    """Write the outcomes of a call, by position."""
+    for index, raw in rows.items():
+        slots[index] = as_record(label, raw, term.bounds, answer.seconds / len(rows))
 
-    def __init__(self, term: RewardTerm, label: str, batch: RewardBatch, start: int, size: int) -> None:
-        self.term = term
-        self.label = label
-        self.batch = batch
-        self.start = start
-        self.size = size
 
-    def score(self, indices: Sequence[int], slots: Slots) -> None:
-        """Score the samples at ``indices`` (positions in the batch), isolating those that make the term fail."""
-        together = self._score_in_place(indices, slots)
-        if together is None:
-            return
-        alone: dict[int, RewardRecord] = {}
-        for index in indices:
-            answer = _ask(self.term, self.batch.take([index]))
-            if answer.error is not None:
-                slots[index] = _failure(self.label, answer)
-            else:
-                alone[index] = as_record(self.label, answer.rows[0], self.term.bounds, answer.seconds)
-        again = self._score_in_place(list(alone), slots) if alone else None
-        if again is None:
-            return
-        logger.warning(
-            "reward term %r fails on %d samples together (%s; at first %s) though each passes alone; using the "
-            "values of the samples alone, which may differ in the last bits",
-            *(self.label, len(alone), describe_error(again), describe_error(together)),
-        )
-        for index, record in alone.items():
-            slots[index] = record
+def _score_chunk(
+    term: RewardTerm,
+    label: str,
+    batch: RewardBatch,
+    active: Sequence[int],
+    chunk: FittingBatch,
+    slots: Slots,
+    rows: slice,
+) -> None:
+    """Score one fixed-shape slice of the batch, isolating the samples that make the term fail.
 
-    def _score_in_place(self, indices: Sequence[int], slots: Slots) -> Exception | None:
-        """One call of fixed shape: ``indices`` at their own places, a copy of the first of them at all others.
+    Lack of memory for several samples is raised.
+    """
+    size = chunk.size
 
-        Returns the error that kept it from writing the slots, if any; lack of memory for several samples is raised.
-        """
+    def in_place(indices: Sequence[int]) -> Exception | None:
+        """One call: ``indices`` at their own places, a copy of the first at all others. The error, if there is one."""
         wanted = set(indices)
-        places = [place if place in wanted else indices[0] for place in range(self.start, self.start + self.size)]
-        answer = _ask(self.term, self.batch.take(places), divisible=self.size > 1)
+        places = [place if place in wanted else indices[0] for place in range(rows.start, rows.start + size)]
+        answer = _ask(term, batch.take(places), divisible=size > 1)
+        if answer.error is None:
+            _file(term, label, answer, {index: answer.rows[index - rows.start] for index in indices}, slots)
+        return answer.error
+
+    chosen = [index for index in active if rows.start <= index < rows.stop]
+    together = in_place(chosen) if chosen else None
+    if together is None:
+        return
+    alone: dict[int, RewardRecord] = {}
+    for index in chosen:
+        answer = _ask(term, batch.take([index]))
         if answer.error is not None:
-            return answer.error
-        for index in indices:
-            raw = answer.rows[index - self.start]
-            slots[index] = as_record(self.label, raw, self.term.bounds, answer.seconds / len(indices))
-        return None
+            slots[index] = _failure(label, answer)
+        else:
+            alone[index] = as_record(label, answer.rows[0], term.bounds, answer.seconds)
+    again = in_place(list(alone)) if alone else None
+    if again is None:
+        return
+    logger.warning(
+        "reward term %r fails on %d samples together (%s; at first %s) though each passes alone; using the "
+        "values of the samples alone, which may differ in the last bits",
+        *(label, len(alone), describe_error(again), describe_error(together)),
+    )
+    for index, record in alone.items():
+        slots[index] = record

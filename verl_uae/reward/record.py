@@ -1,23 +1,28 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a reward is: a record, never a bare number.
+"""What a term is given and what becomes of it: a batch of samples, and a record for each, never a bare number.
 
 A score that could not be computed is *missing*. Written as 0.0 it would teach the policy that whatever made the
 scorer fail is bad, so a record carries a status and holds a value only when the status is OK.
+
+Shape legend: B samples, 3 colour channels, H W pixels.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections import Counter
+import numbers
+import sysconfig
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from verl_uae.errors import RewardError
 
 
 class Status(str, enum.Enum):
@@ -98,19 +103,195 @@ def to_tensors(records: Sequence[RewardRecord], device: torch.device | str = "cp
     return torch.tensor(values, dtype=torch.float32, device=device), valid_N
 
 
-def require_enough_valid(records: Sequence[RewardRecord], max_failed: float = 0.5) -> None:
-    """Stop a run whose rewards mostly fail: by then it is the scorer that is broken, not the samples.
+#: Pixels may leave [0, 1] by this much: rounding of a VAE's output range, not a wrong range.
+RANGE_TOLERANCE = 1e-3
 
-    Args:
-        records: all records of one training step.
-        max_failed: largest share of failed records that is tolerated, in [0, 1].
+
+class Scoring:
+    """One batch on its way through a scorer; compared by identity."""
+
+    over: bool = False
+    """Whether the scorer has answered. Terms that were too late may still run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which samples of which batch these are. Equal origins are equal samples at equal places."""
+
+    batch: Scoring
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardBatch:
+    """Pictures, their reconstructions and the captions between them, all on one device.
 
     Raises:
-        RewardError: above that share, with the commonest reasons.
+        ValueError: where shapes, types or lengths do not belong together.
     """
-    failed = [record for record in records if not record.ok]
-    if len(failed) <= max_failed * len(records):
-        return
-    common = Counter(f"{record.status}: {record.reason}" for record in failed).most_common(3)
-    reasons = "; ".join(f"{count} x {text}" for text, count in common)
-    raise RewardError("all", f"{len(failed)} of {len(records)} samples have no reward ({reasons})")
+
+    source_B3HW: Tensor
+    """Source pictures in [0, 1], any float type; kept as fp32."""
+    reconstruction_B3HW: Tensor
+    """Reconstructions in [0, 1], of the same shape. Rows named in ``failed`` may hold anything."""
+    captions: Sequence[str] | None = None
+    """The caption each reconstruction was drawn from."""
+    rows: Sequence[Mapping[str, Any]] | None = None
+    """The data row of each sample: ``data_source``, ``ground_truth``, ``extra_info``."""
+    groups: Sequence[str] | None = None
+    """The group of each sample: those of one source picture that are compared with each other."""
+    failed: Mapping[int, RewardRecord] = field(default_factory=dict)
+    """Samples without a picture, by position: their record is passed through untouched."""
+    origin: Origin | None = None
+    """Set by the scorer, so that terms can share what they compute."""
+
+    def __post_init__(self) -> None:
+        source, reconstruction = self.source_B3HW, self.reconstruction_B3HW
+        for name, images in (("source", source), ("reconstruction", reconstruction)):
+            if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[1:] or not images.is_floating_point():
+                raise ValueError(f"{name} must be float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        if source.shape != reconstruction.shape or source.device != reconstruction.device:
+            raise ValueError(
+                f"source {tuple(source.shape)} on {source.device} and reconstruction "
+                f"{tuple(reconstruction.shape)} on {reconstruction.device} differ"
+            )
+        for name, values in (("captions", self.captions), ("rows", self.rows), ("groups", self.groups)):
+            if values is not None and len(values) != len(self):
+                raise ValueError(f"{len(values)} {name} for {len(self)} pictures")
+        for index, record in self.failed.items():
+            if not 0 <= index < len(self) or record.ok:
+                raise ValueError(f"failed[{index}] must be a record without a value of one of {len(self)} samples")
+        object.__setattr__(self, "source_B3HW", source.to(torch.float32))
+        object.__setattr__(self, "reconstruction_B3HW", reconstruction.to(torch.float32))
+
+    def __len__(self) -> int:
+        return self.source_B3HW.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pictures are."""
+        return self.source_B3HW.device
+
+    def take(self, indices: Sequence[int]) -> RewardBatch:
+        """The samples at ``indices``, in that order, repeats allowed; without ``failed``."""
+        index = torch.as_tensor(list(indices), dtype=torch.long, device=self.device)
+        return RewardBatch(
+            source_B3HW=self.source_B3HW[index],
+            reconstruction_B3HW=self.reconstruction_B3HW[index],
+            captions=None if self.captions is None else [self.captions[i] for i in indices],
+            rows=None if self.rows is None else [self.rows[i] for i in indices],
+            groups=None if self.groups is None else [self.groups[i] for i in indices],
+            origin=self.origin and Origin(self.origin.batch, tuple(self.origin.positions[i] for i in indices)),
+        )
+
+    def unusable(self) -> dict[int, str]:
+        """Samples with a NaN, infinite or out-of-range pixel, with the reason."""
+        reasons: dict[int, str] = {}
+        for name, images in (("reconstruction", self.reconstruction_B3HW), ("source picture", self.source_B3HW)):
+            low_B, high_B = images.amin(dim=(1, 2, 3)).tolist(), images.amax(dim=(1, 2, 3)).tolist()
+            for index, (low, high) in enumerate(zip(low_B, high_B, strict=True)):
+                # Written so that a NaN, which amin and amax pass on, fails the comparison.
+                if not (low >= -RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):
+                    reasons[index] = f"{name}: pixels from {low:g} to {high:g}, expected [0, 1]"
+        return reasons
+
+
+#: Rounding a bounded value may do past its bound, relative to the width of the bounds.
+BOUND_TOLERANCE = 1e-6
+
+#: Largest magnitude of a value: advantages are fp32, which ends at 3.4e38, and running statistics take squares.
+LARGEST = 1e30
+
+#: Folders of code that is not the user's: this package, the standard library and what is installed.
+_NOT_THE_USERS = (
+    str(Path(__file__).parents[1]),
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
+
+
+class WrongAnswerError(Exception):
+    """A term answered, but not with one outcome per sample."""
+
+
+def describe(raw: object, limit: int = 60) -> str:
+    """A short text for an unusable outcome, safe to put in a log."""
+    if isinstance(raw, (Tensor, np.ndarray)):
+        return f"{type(raw).__name__} of shape {tuple(raw.shape)}"
+    text = repr(raw)
+    return f"{type(raw).__name__} {text if len(text) <= limit else text[: limit - 3] + '...'}"
+
+
+def describe_error(error: BaseException, limit: int = 200) -> str:
+    """An exception as one line, with the place in the user's code it passed through, where it did."""
+    text = " ".join(str(error).split())
+    place = _users_line(error)
+    return f"raised {type(error).__name__}: {text if len(text) <= limit else text[: limit - 3] + '...'}{place}"
+
+
+def _users_line(error: BaseException) -> str:
+    """The innermost file and line of a traceback that is neither ours nor installed."""
+    places = [
+        f" ({frame.filename}, line {frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*_NOT_THE_USERS, "<"))
+    ]
+    if places or error.__cause__ is None:
+        return places[-1] if places else ""
+    return _users_line(error.__cause__)
+
+
+def as_number(raw: object) -> float | None:
+    """The float in a Python, NumPy or one-element tensor number (bool counts as 0 or 1), else None."""
+    if isinstance(raw, (Tensor, np.ndarray, np.generic)):
+        if math.prod(raw.shape) != 1:
+            return None
+        raw = raw.item()
+    if not isinstance(raw, numbers.Real):
+        return None
+    try:
+        return float(raw)
+    except OverflowError:
+        return math.inf
+
+
+def as_record(label: str, raw: object, bounds: tuple[float, float], seconds: float = 0.0) -> RewardRecord:
+    """One sample's outcome as a record: OK when it is a number inside ``bounds`` and :data:`LARGEST`, else INVALID.
+
+    A value that is past a bound by rounding only is set to that bound.
+    """
+    if isinstance(raw, RewardRecord):
+        if not raw.ok:
+            return raw
+        number, terms, seconds = raw.value, raw.terms, raw.seconds
+    else:
+        number, terms = as_number(raw), {}
+    if number is None:
+        return RewardRecord.failed(Status.INVALID, f"{label}: returned {describe(raw)}, not a number", seconds)
+    if not math.isfinite(number):
+        return RewardRecord.failed(Status.INVALID, f"{label}: returned {number}", seconds)
+    if abs(number) > LARGEST:
+        reason = f"{label}: returned {number:g}, of a magnitude above {LARGEST:g}"
+        return RewardRecord.failed(Status.INVALID, reason, seconds)
+    low, high = bounds
+    slack = BOUND_TOLERANCE * (high - low) if math.isfinite(high - low) else 0.0
+    if not low - slack <= number <= high + slack:
+        reason = f"{label}: returned {number:g}, outside its bounds [{low:g}, {high:g}]"
+        return RewardRecord.failed(Status.INVALID, reason, seconds)
+    return RewardRecord(value=min(max(number, low), high), status=Status.OK, terms=terms, seconds=seconds)
+
+
+def as_rows(raw: object, count: int) -> list[object]:
+    """The outcomes of a batch, one per sample.
+
+    Raises:
+        WrongAnswerError: where ``raw`` is not a sequence of ``count`` outcomes.
+    """
+    if isinstance(raw, (Tensor, np.ndarray)):
+        if tuple(raw.shape) != (count,):
+            raise WrongAnswerError(f"returned {describe(raw)} for {count} samples")
+        return list(raw.tolist())
+    if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
+        raise WrongAnswerError(f"returned {describe(raw)} for {count} samples")
+    if len(raw) != count:
+        raise WrongAnswerError(f"returned {len(raw)} outcomes for {count} samples")
+    return list(raw)

@@ -32,7 +32,7 @@ ENTRY_POINT_GROUP = "verl_uae.rewards"
 BUILT_IN: Mapping[str, str] = {
     "pixel": "verl_uae.reward.terms.pixel:PixelSimilarity",
     "psnr": "verl_uae.reward.terms.pixel:BoundedPSNR",
-    "ssim": "verl_uae.reward.terms.ssim:SSIM",
+    "ssim": "verl_uae.reward.terms.pixel:SSIM",
     "efficientnet_lite0": "verl_uae.reward.terms.efficientnet:EfficientNetLite0",
     "clip": "verl_uae.reward.terms.vision:ClipSimilarity",
     "dinov2": "verl_uae.reward.terms.vision:Dinov2Similarity",
@@ -46,7 +46,7 @@ BUILT_IN: Mapping[str, str] = {
     "repetition": "verl_uae.reward.terms.caption:Repetition",
     "ocr_guard": "verl_uae.reward.terms.ocr:OcrGuard",
     "preference": "verl_uae.reward.terms.preference:Preference",
-    "custom": "verl_uae.reward.custom:CustomReward",
+    "custom": "verl_uae.reward.function_term:CustomReward",
     "remote": "verl_uae.reward.remote.term:RemoteReward",
 }
 

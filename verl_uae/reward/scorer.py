@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections import Counter
@@ -16,13 +17,10 @@ import torch
 from verl_uae.devices import FittingBatch
 from verl_uae.errors import ConfigError, RewardError
 from verl_uae.reward.deadline import Guard
-from verl_uae.reward.doing import doing
 from verl_uae.reward.encodings import Counters, Encodings
-from verl_uae.reward.isolate import Slots, fill_failed, samples_per_call, score_chunked, score_whole
-from verl_uae.reward.outcome import LARGEST, describe_error
-from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.isolate import Slots, fill_failed, samples_per_call, score_isolated
+from verl_uae.reward.record import LARGEST, Origin, RewardBatch, RewardRecord, Scoring, Status, describe_error
 from verl_uae.reward.registry import get_reward
-from verl_uae.reward.sample import Origin, RewardBatch, Scoring
 from verl_uae.reward.term import RewardTerm, TermContext
 
 logger = logging.getLogger(__name__)
@@ -181,23 +179,21 @@ class RewardScorer:
             RewardError: a term asks for captions or rows the batch lacks, or too many calls hang.
         """
         scoring = Scoring()
-        try:
-            return self._score(replace(batch, origin=Origin(scoring, tuple(range(len(batch))))))
-        finally:
-            scoring.over = True
-            self._encodings.finish()
-
-    def _score(self, batch: RewardBatch) -> list[RewardRecord]:
+        batch = replace(batch, origin=Origin(scoring, tuple(range(len(batch)))))
         settled = dict(batch.failed)
         for index, reason in batch.unusable().items():
             settled.setdefault(index, RewardRecord.failed(Status.INVALID, reason))
         parts: dict[int, dict[str, RewardRecord]] = {i: {} for i in range(len(batch)) if i not in settled}
-        for entry in self._summed:
-            self._run(entry, batch, parts, [i for i, found in parts.items() if all(r.ok for r in found.values())])
-        healthy = [i for i, found in parts.items() if all(r.ok for r in found.values())]
-        for entry in self._watched:
-            self._run(entry, batch, parts, healthy)
-            warn_of_held_out(parts[index][entry.label] for index in healthy)
+        try:
+            for entry in self._summed:
+                self._run(entry, batch, parts, [i for i, found in parts.items() if all(r.ok for r in found.values())])
+            healthy = [i for i, found in parts.items() if all(r.ok for r in found.values())]
+            for entry in self._watched:
+                self._run(entry, batch, parts, healthy)
+                warn_of_held_out(parts[index][entry.label] for index in healthy)
+        finally:
+            scoring.over = True
+            self._encodings.finish()
         return [settled[i] if i in settled else self._combine(parts[i]) for i in range(len(batch))]
 
     def _build(self, spec: TermSpec, key: str) -> _Entry:
@@ -216,10 +212,12 @@ class RewardScorer:
         if not active:
             return
         slots: Slots = [None] * len(batch)
+        chunk = entry.chunk_for(batch)
+        score = functools.partial(score_isolated, entry.term, entry.label, batch, active, chunk, slots)
         if entry.term.guarded:
-            self._evaluate(entry, batch, active, slots)
+            score()
         else:
-            call = self.guard.run(entry.label, lambda: self._evaluate(entry, batch, active, slots))
+            call = self.guard.run(entry.label, score)
             # A copy: an abandoned thread may go on writing to the original.
             slots = list(slots)
             if call.timed_out:
@@ -235,14 +233,6 @@ class RewardScorer:
             if record is None:
                 raise RewardError(entry.label, f"sample {index} was not scored")
             parts[index][entry.label] = _gate(entry, record)
-
-    def _evaluate(self, entry: _Entry, batch: RewardBatch, active: Sequence[int], slots: Slots) -> None:
-        # Gradient mode is per thread, so it is set here, inside the worker.
-        with torch.no_grad(), doing(f"computing reward term {entry.label!r} of {len(active)} samples"):
-            if entry.term.pointwise and not entry.term.guarded:
-                score_chunked(entry.term, entry.label, batch, active, entry.chunk_for(batch), slots)
-            else:
-                score_whole(entry.term, entry.label, batch, active, slots)
 
     def _combine(self, found: Mapping[str, RewardRecord]) -> RewardRecord:
         """One record from a sample's outcomes by label."""

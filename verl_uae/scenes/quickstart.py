@@ -25,7 +25,7 @@ from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.checkpoints.names import ACTOR, HUGGINGFACE, step_name
 from verl_uae.checkpoints.summary import shown
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import Evaluation, evaluate

@@ -14,7 +14,7 @@ from PIL import Image
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardScorer, TermSpec
-from verl_uae.reward.terms.preprocess import Preprocess
+from verl_uae.reward.terms.pretrained import Preprocess
 from verl_uae.reward.terms.vision import CLIP_MEAN, CLIP_STD, ClipSimilarity
 
 SIZES = [28, 32, 30, 9, 1, (50, 40), (31, 77), (100, 35)]

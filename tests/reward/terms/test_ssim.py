@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import correlate
 
 from verl_uae.reward import RewardBatch
-from verl_uae.reward.terms.ssim import SSIM, ssim, window_for
+from verl_uae.reward.terms.pixel import SSIM, ssim, window_for
 
 
 def _reference(a: np.ndarray, b: np.ndarray, side: int, sigma: float) -> float:
@@ -67,7 +67,7 @@ def test_bands_and_neighbours_change_nothing(make_batch, monkeypatch: pytest.Mon
     whole = SSIM().score(batch)
     assert torch.equal(torch.cat([SSIM().score(batch.take([index])) for index in range(3)]), whole)
     for pixels in (1, 29 * 5, 29 * 36):
-        monkeypatch.setattr("verl_uae.reward.terms.ssim.BAND_PIXELS", pixels)
+        monkeypatch.setattr("verl_uae.reward.terms.pixel.BAND_PIXELS", pixels)
         assert SSIM().score(batch).tolist() == pytest.approx(whole.tolist(), abs=2e-7)
 
 

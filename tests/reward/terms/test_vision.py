@@ -13,7 +13,7 @@ import torch
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardScorer, get_reward
-from verl_uae.reward.terms.preprocess import Preprocess
+from verl_uae.reward.terms.pretrained import Preprocess
 
 NAMES = ("dinov2", "dinov3", "siglip2")
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -83,8 +83,8 @@ def test_the_cache_holds_no_more_memory_than_it_counts(make_batch, folders, name
     scorer = RewardScorer([(name, 1.0, {"model": str(folders[name])})], source_cache_bytes=2**20)
     scorer.score(make_batch(2))
     cache = scorer._encodings._cache
-    stages = [stage for entry in cache._entries.values() for stages in entry.values() for stage in stages]
-    assert len(stages) == 2 and sum(stage.untyped_storage().nbytes() for stage in stages) == cache.bytes
+    stages = [stage for entry in cache.values() for stages in entry.values() for stage in stages]
+    assert len(stages) == 2 and sum(stage.untyped_storage().nbytes() for stage in stages) == cache.currsize
 
 
 def _tokens(name: str, folder: Path, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

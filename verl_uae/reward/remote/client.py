@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, Strict
 
-from verl_uae.reward.outcome import describe_error
+from verl_uae.reward.record import describe_error
 from verl_uae.reward.remote.protocol import JSON_TYPE, MEMBERS, Bounds, Member
 from verl_uae.web import Fault, Retries, UnansweredError, WebClient
 

@@ -33,8 +33,7 @@ from verl_uae.data.images import check_header, decode_image
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError, DecodeError
 from verl_uae.paths import expand
-from verl_uae.reward.outcome import as_record, describe
-from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.record import RewardRecord, Status, as_record, describe
 from verl_uae.text import one_line, unique_keys
 
 VERSION = 1

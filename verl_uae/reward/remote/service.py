@@ -20,10 +20,9 @@ from torch import Tensor
 from verl_uae import __version__
 from verl_uae.data.limits import MAX_TEXT_BYTES, ImageLimits
 from verl_uae.errors import ConfigError
-from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.remote.protocol import MEMBERS, ProtocolError, RawSample, claimed_size, decode_picture
 from verl_uae.reward.remote.specs import Terms
-from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.scorer import RewardScorer, check_specs
 
 PICTURES = ("source", "reconstruction")

@@ -14,9 +14,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, ValidationError
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.groupwise import is_groupwise
 from verl_uae.reward.remote.protocol import dumps, first_problem, plain
 from verl_uae.reward.scorer import TermSpec
+from verl_uae.reward.step import is_groupwise
 from verl_uae.user_code import load_source
 
 

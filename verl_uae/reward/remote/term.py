@@ -21,8 +21,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.outcome import as_number
-from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.record import RewardBatch, RewardRecord, Status, as_number
 from verl_uae.reward.remote.client import RemoteClient, RemoteSettings, Reply
 from verl_uae.reward.remote.protocol import (
     HEALTH_PATH,
@@ -39,7 +38,6 @@ from verl_uae.reward.remote.protocol import (
     request_message,
     to_levels,
 )
-from verl_uae.reward.sample import RewardBatch
 from verl_uae.reward.term import RewardTerm, TermContext
 from verl_uae.web import Fault, UnansweredError, is_loopback
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.term import RewardTerm
 
 #: What stands for every combining mark while words are looked for.

@@ -26,11 +26,9 @@ from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
 from verl_uae.paths import existing_file
-from verl_uae.reward.sample import RewardBatch
-from verl_uae.reward.terms.encoder import EncoderTerm
-from verl_uae.reward.terms.features import Features, cosine
-from verl_uae.reward.terms.preprocess import Preprocess
-from verl_uae.reward.terms.pretrained import DTYPES, check_choice, quiet_transformers
+from verl_uae.reward.record import RewardBatch
+from verl_uae.reward.terms.features import EncoderTerm, Features, cosine
+from verl_uae.reward.terms.pretrained import DTYPES, Preprocess, check_choice, quiet_transformers
 from verl_uae.reward.terms.vision import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Dtype
 
 KEY = "uae.reward.terms.dreamsim"

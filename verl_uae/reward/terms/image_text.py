@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from verl_uae.checkpoints.load import load_tokenizer
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.paths import model_source
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.term import TermContext
 from verl_uae.reward.terms.features import cosine
 from verl_uae.reward.terms.pretrained import load_frozen

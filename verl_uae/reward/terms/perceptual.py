@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
 from verl_uae.paths import existing_file
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.term import RewardTerm, TermContext
 from verl_uae.reward.terms.pretrained import check_choice
 from verl_uae.reward.terms.vision import IMAGENET_MEAN, IMAGENET_STD

@@ -23,11 +23,8 @@ import torch
 from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Call, Guard
 from verl_uae.reward.function_term import COROUTINE_SHARE, LateError, own_copy, to_pil, within
-from verl_uae.reward.outcome import as_number, describe, describe_error
-from verl_uae.reward.params import check_arguments
-from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.reward.sample import RewardBatch
-from verl_uae.reward.term import RewardTerm, TermContext
+from verl_uae.reward.record import RewardBatch, RewardRecord, Status, as_number, describe, describe_error
+from verl_uae.reward.term import RewardTerm, TermContext, check_arguments
 from verl_uae.user_code import load_source
 
 logger = logging.getLogger(__name__)

@@ -21,10 +21,15 @@ from torch import Tensor
 
 from verl_uae.errors import ConfigError
 from verl_uae.paths import model_source
-from verl_uae.reward.terms.encoder import EncoderTerm
-from verl_uae.reward.terms.features import Features
-from verl_uae.reward.terms.preprocess import Preprocess, processing_of_config
-from verl_uae.reward.terms.pretrained import DTYPES, check_choice, load_frozen, processor_settings
+from verl_uae.reward.terms.features import EncoderTerm, Features
+from verl_uae.reward.terms.pretrained import (
+    DTYPES,
+    Preprocess,
+    check_choice,
+    load_frozen,
+    processing_of_config,
+    processor_settings,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,7 @@ from verl_uae.chain.records import Outcome
 from verl_uae.data.images import to_tensor
 from verl_uae.reward.build import build_group_scorer
 from verl_uae.reward.isolate import CALL_PIXELS
-from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.reward.sample import RewardBatch
+from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,332 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the trainer does with the values of a step, which a rank's scorer cannot: it has only its own part of the batch.
+
+* Normalised terms. A term that lives in a narrow band, like a cosine of pooled features, hardly counts beside one that
+  does not. With ``normalize: running`` a term enters the sum as (value - mean) / std, mean and standard deviation over
+  all valid values of the run so far, this batch included. With ``normalize: rank`` it enters as the share of the other
+  members of its group that have a smaller value: only the order counts, so no single outlier rules a group.
+* Groupwise terms, whose value is relative to the group. They are scored once per step, over whole groups, from
+  reconstructions that the ranks send along as 8-bit pictures, and added to what is there.
+* A warning when the reward rises and a held-out term falls. A picture that suits the network of the reward better and
+  everything else worse is the mark of an over-optimised reward (Gao et al. 2023). This looks at means per step, so it
+  costs nothing and proves nothing: it says when to look.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl_uae.errors import ConfigError
+from verl_uae.reward.record import RewardBatch, RewardRecord
+from verl_uae.reward.registry import get_reward
+from verl_uae.reward.scorer import RewardScorer, TermSpec, warn_of_held_out
+
+#: Smallest divisor: a term that never differs has nothing to say, and rounding must not become a reward.
+MIN_STD = 1e-6
+
+NORMALIZATIONS = ("none", "running", "rank")
+
+
+@dataclass(slots=True)
+class RunningMoments:
+    """Mean and population standard deviation of a stream, in fp64 (Chan et al. 1979)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared distances from the mean."""
+
+    def update(self, values: Sequence[float]) -> None:
+        """Take in finite values; the order within one call does not matter."""
+        if not values:
+            return
+        count = len(values)
+        mean = math.fsum(values) / count
+        squares = math.fsum((value - mean) ** 2 for value in values)
+        total, distance = self.count + count, mean - self.mean
+        self.squares += squares + distance**2 * self.count * count / total
+        self.mean += distance * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """0 before the first value."""
+        return math.sqrt(self.squares / self.count) if self.count else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One summed term."""
+
+    label: str
+    factor: float
+    """Weight, negated where lower is better."""
+    normalize: str = "none"
+    """One of `NORMALIZATIONS`."""
+    tie: float = 0.0
+    """For ``rank``: values that differ by no more are equal; in units of the term."""
+
+
+@dataclass(slots=True)
+class Composition:
+    """The sum, with the moments of the terms that are normalised."""
+
+    parts: Sequence[Part]
+    moments: dict[str, RunningMoments] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.moments = {part.label: RunningMoments() for part in self.parts if part.normalize == "running"}
+
+    @property
+    def active(self) -> bool:
+        """Whether any term is normalised; without one the scorer's own sum stands."""
+        return any(part.normalize != "none" for part in self.parts)
+
+    def learn(self, samples: Iterable[Mapping[str, float]]) -> None:
+        """Take in the terms of all valid samples of a step."""
+        rows = list(samples)
+        for label, moments in self.moments.items():
+            moments.update([row[label] for row in rows])
+
+    def values(self, samples: Sequence[Mapping[str, float]], groups: Sequence[str]) -> list[float]:
+        """The sums of the valid samples of a step.
+
+        Args:
+            samples: terms by label, those of all parts.
+            groups: group of each sample.
+        """
+        columns = [self._column(part, [sample[part.label] for sample in samples], groups) for part in self.parts]
+        factors = [part.factor for part in self.parts]
+        return [math.fsum(f * v for f, v in zip(factors, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def _column(self, part: Part, values: Sequence[float], groups: Sequence[str]) -> Sequence[float]:
+        if part.normalize == "rank":
+            return group_ranks(values, groups, part.tie)
+        if part.normalize == "none":
+            return values
+        moments = self.moments[part.label]
+        return [(value - moments.mean) / max(moments.std, MIN_STD) for value in values]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments by label, as plain data."""
+        return {
+            label: {"count": moments.count, "mean": moments.mean, "squares": moments.squares}
+            for label, moments in self.moments.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Inverse of :meth:`state_dict`; a term that was not normalised before starts afresh."""
+        for label in self.moments:
+            self.moments[label] = RunningMoments(**state[label]) if label in state else RunningMoments()
+
+
+def group_ranks(values: Sequence[float], groups: Sequence[str], tie: float = 0.0) -> list[float]:
+    """Share of the other members of a value's group that are smaller; equal ones count half.
+
+    Args:
+        values: finite numbers.
+        groups: group of each.
+        tie: values that differ by no more are equal.
+
+    Returns:
+        Numbers in [0, 1] whose mean over a group is 1/2; 1/2 for a value that is alone in its group.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    ranks = [0.5] * len(values)
+    for indices in members.values():
+        for index in indices:
+            apart = [values[index] - values[other] for other in indices if other != index]
+            if apart:
+                ranks[index] = math.fsum(1.0 if d > tie else 0.5 if d >= -tie else 0.0 for d in apart) / len(apart)
+    return ranks
+
+
+def is_groupwise(spec: TermSpec) -> bool:
+    """Whether a term is scored here rather than by the ranks.
+
+    Raises:
+        ConfigError: the term is not known.
+    """
+    return get_reward(spec.name, f"{spec.key}.name" if spec.key else "uae.reward.terms").groupwise
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    label: str
+    factor: float
+    """Weight, negated where lower is better; 0 where held out."""
+    held_out: bool
+    scorer: RewardScorer
+
+
+class GroupScorer:
+    """Adds groupwise terms to the records of a step.
+
+    Args:
+        summed: groupwise terms of the sum.
+        watched: held-out groupwise terms.
+        timeout_s: seconds for each call of a term.
+    """
+
+    def __init__(self, summed: Sequence[TermSpec], watched: Sequence[TermSpec], timeout_s: float) -> None:
+        self._parts = [
+            self._build(spec, held, timeout_s) for specs, held in ((summed, False), (watched, True)) for spec in specs
+        ]
+
+    @staticmethod
+    def _build(spec: TermSpec, held_out: bool, timeout_s: float) -> _Part:
+        label = spec.label or spec.name
+        alone = TermSpec(name=spec.name, params=spec.params, label=label, floor=spec.floor, key=spec.key)
+        sign = 1.0 if get_reward(spec.name, spec.key).value_scale(spec.params).higher_is_better else -1.0
+        return _Part(
+            label, 0.0 if held_out else sign * spec.weight, held_out, RewardScorer([alone], timeout_s=timeout_s)
+        )
+
+    def score(self, batch: RewardBatch, records: Sequence[RewardRecord]) -> list[RewardRecord]:
+        """Records with the groupwise terms in ``terms``, and added to ``value`` where they are part of the sum.
+
+        A sample that had no value keeps its record and takes part in no comparison. One that gets no value from a
+        summed term fails with that term's status; a held-out term costs nothing.
+
+        Args:
+            batch: samples in order, with groups; those without a value may hold any picture.
+            records: what the other terms gave.
+        """
+        found = list(records)
+        for part in self._parts:
+            alive = [index for index, record in enumerate(found) if record.ok]
+            if not alive:
+                break
+            scored = part.scorer.score(batch.take(alive))
+            if part.held_out:
+                warn_of_held_out(scored)
+            for index, record in zip(alive, scored, strict=True):
+                found[index] = _add(found[index], record, part)
+        return found
+
+
+def _add(record: RewardRecord, found: RewardRecord, part: _Part) -> RewardRecord:
+    seconds = record.seconds + found.seconds
+    terms: Mapping[str, float] = {**record.terms, **found.terms}
+    if found.ok:
+        assert record.value is not None
+        value = record.value + part.factor * found.terms[part.label]
+        return RewardRecord(value, record.status, terms, seconds)
+    if part.held_out:
+        return record
+    return RewardRecord(None, found.status, record.terms, seconds, found.reason)
+
+
+logger = logging.getLogger(__name__)
+
+#: A trend counts when its slope is this many standard errors from 0. Our choice: of steady series of independent noise
+#: about one window of 20 in 1000 then has both trends by chance.
+THRESHOLD = 2.0
+
+
+def trend(values: Sequence[float]) -> float:
+    """Slope of the least-squares line over its standard error (Student's t), for evenly spaced values.
+
+    Args:
+        values: at least 3 finite numbers, in order.
+
+    Returns:
+        The statistic: above 0 rising, below 0 falling, 0 for equal values; infinite for a perfect line.
+
+    Raises:
+        ValueError: fewer than 3 values.
+    """
+    count = len(values)
+    if count < 3:
+        raise ValueError(f"a trend needs at least 3 values, got {count}")
+    middle, mean = (count - 1) / 2.0, math.fsum(values) / count
+    spread = math.fsum((place - middle) ** 2 for place in range(count))
+    slope = math.fsum((place - middle) * (value - mean) for place, value in enumerate(values)) / spread
+    rest = math.fsum((value - mean - slope * (place - middle)) ** 2 for place, value in enumerate(values))
+    error = math.sqrt(rest / (count - 2) / spread)
+    # Equal values, and lines up to rounding: their rest is not exactly 0.
+    tiny = 1e-12 * max(abs(value) for value in values)
+    if abs(slope) * count <= tiny:
+        return 0.0
+    return math.copysign(math.inf, slope) if error * count <= tiny else slope / error
+
+
+class Tripwire:
+    """Watches the means of the reward and of held-out terms.
+
+    Args:
+        held_out: labels of the held-out terms, and whether higher is better for each.
+        window: steps looked at, at least 3. Until that many were seen there is no flag.
+        threshold: see :data:`THRESHOLD`, above 0.
+        key: configuration key of ``window``, for the error.
+
+    Raises:
+        ConfigError: a window too short for a trend.
+    """
+
+    def __init__(
+        self,
+        held_out: Mapping[str, bool],
+        window: int,
+        threshold: float = THRESHOLD,
+        key: str = "uae.reward.tripwire_window",
+    ) -> None:
+        if window < 3:
+            raise ConfigError(key, f"must be at least 3 steps, got {window}")
+        self.window, self.threshold = window, threshold
+        self._higher = dict(held_out)
+        # Steps without a mean of a label leave that label's history alone, so each keeps its reward beside it.
+        self._pairs: dict[str, deque[tuple[float, float]]] = {label: deque(maxlen=window) for label in held_out}
+        self._warned: set[str] = set()
+
+    def update(self, reward: float | None, means: Mapping[str, float]) -> dict[str, float]:
+        """Take a step's means.
+
+        Args:
+            reward: mean of the reward; None where no sample had one.
+            means: mean by label; labels that are not held out are ignored.
+
+        Returns:
+            By held-out label 1.0 where over the window the reward rises and the term gets worse, else 0.0.
+        """
+        flags = {}
+        for label, pairs in self._pairs.items():
+            value = means.get(label)
+            if reward is not None and value is not None and math.isfinite(reward) and math.isfinite(value):
+                pairs.append((reward, value if self._higher[label] else -value))
+            flags[label] = float(len(pairs) == self.window and self._trips(list(pairs)))
+            if flags[label] and label not in self._warned:
+                self._warned.add(label)
+                logger.warning(
+                    "over the last %d steps the reward rises while the held-out term %s gets worse: look at the "
+                    "panels; the run may be adapting to the reward",
+                    self.window,
+                    label,
+                )
+        return flags
+
+    def _trips(self, pairs: Sequence[tuple[float, float]]) -> bool:
+        rewards, values = zip(*pairs, strict=True)
+        return trend(rewards) >= self.threshold and trend(values) <= -self.threshold
+
+    def state_dict(self) -> dict[str, Any]:
+        """History and what was warned of, as plain data."""
+        return {
+            "pairs": {label: [list(pair) for pair in pairs] for label, pairs in self._pairs.items()},
+            "warned": sorted(self._warned),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; labels that are no longer held out are left out."""
+        for label, pairs in self._pairs.items():
+            pairs.clear()
+            pairs.extend((float(reward), float(value)) for reward, value in state["pairs"].get(label, []))
+        self._warned = set(state["warned"]) & set(self._pairs)

@@ -19,8 +19,8 @@ from verl_uae.scenes.render import BACKGROUNDS, Scene, render_float
 from verl_uae.scenes.scene_eval import CATEGORIES, items
 from verl_uae.scenes.tiny_models import INFERENCE
 
-#: Batches that the 18 items do not fill.
-OPTIONS = {"count": 3, "batch_size": 5}
+#: Batches that the 12 items do not fill.
+OPTIONS = {"count": 2, "batch_size": 5}
 
 
 def as_model(encoder: Path, decoder: Path, root: Path, steps: int = 2, **changes: int) -> UAEPipeline:

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tests.e2e.world import build_world, environment, metrics, train, train_command
-from verl_uae.checkpoints.steps import complete_steps
+from verl_uae.checkpoints.step import complete_steps
 
 REWARD = """
 import math, time

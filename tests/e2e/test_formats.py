@@ -28,7 +28,7 @@ from verl_uae.checkpoints.load import load_model
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.checkpoints.run import RunConfig
 from verl_uae.checkpoints.shards import read_shards
-from verl_uae.checkpoints.steps import mark_complete
+from verl_uae.checkpoints.step import mark_complete
 from verl_uae.cli import main
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.seeding import normal

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.world import build_world, metrics, train
-from verl_uae.checkpoints.steps import complete_steps
+from verl_uae.checkpoints.step import complete_steps
 
 
 def test_two_steps_with_validation_panel_and_checkpoint(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.e2e.world import build_world, environment, train_command
-from verl_uae.checkpoints.steps import complete_steps, step_folders
+from verl_uae.checkpoints.step import complete_steps, step_folders
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.engine.test_policy_module import SIGMA, STATES, X
+from verl_uae.checkpoints.shards import plain_name
 from verl_uae.engines.decoder_module import PolicyModule
-from verl_uae.engines.lora import adapter_disabled, add_lora, lora_layers, lora_scalings, merged_state, plain_name
+from verl_uae.engines.lora import adapter_disabled, add_lora, lora_layers, lora_scalings, merged_state
 from verl_uae.errors import ConfigError
 from verl_uae.seeding import normal
 

@@ -19,7 +19,7 @@ from verl_uae.checkpoints.assemble import tensors_of
 from verl_uae.checkpoints.export import ExportSettings, export_adapters, export_checkpoint, read_evaluation
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.checkpoints.names import BASE_FILE
-from verl_uae.checkpoints.steps import mark_complete
+from verl_uae.checkpoints.step import mark_complete
 from verl_uae.errors import CheckpointError, ConfigError, UAEError
 
 

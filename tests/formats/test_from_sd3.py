@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor
 
-from tests.formats.test_pooled import by_diffusers
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.assemble import tensors_of
-from verl_uae.checkpoints.from_sd3 import Sd3Import, fresh_projector, import_sd3
+from verl_uae.checkpoints.from_sd3 import Sd3Import, empty_prompt_pooled, fresh_projector, import_sd3
 from verl_uae.checkpoints.load import language_width
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.errors import CheckpointError, ConfigError
@@ -115,3 +116,46 @@ def test_an_import_is_not_written_over_another(settings: Sd3Import, model_folder
     with pytest.raises(CheckpointError, match="exists already"):
         import_sd3(settings, model_folder)
     verify_folder(model_folder)
+
+
+def by_diffusers(sd3: Path, prompt: str) -> Tensor:
+    """Pooled prompt embedding of the stock pipeline, loaded from the folder."""
+    pipeline = StableDiffusion3Pipeline.from_pretrained(sd3, text_encoder_3=None, tokenizer_3=None)
+    with torch.no_grad():
+        _, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, do_classifier_free_guidance=False)
+    return pooled[0]
+
+
+def test_it_is_what_the_stock_pipeline_computes(sd3: Path) -> None:
+    pooled = empty_prompt_pooled(sd3)
+    assert pooled.shape == (16,) and pooled.dtype == torch.float32
+    assert torch.equal(pooled, by_diffusers(sd3, ""))
+    assert (pooled - by_diffusers(sd3, "abc")).abs().max() > 0.1
+    assert pooled[:6].abs().min() > 0 and pooled[6:].abs().min() > 0
+
+
+def test_it_is_computed_in_fp32_whatever_is_stored(sd3: Path, tmp_path: Path) -> None:
+    shutil.copytree(sd3, tmp_path / "half")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(sd3, text_encoder_3=None, tokenizer_3=None)
+    for name in ("text_encoder", "text_encoder_2"):
+        getattr(pipeline, name).half().save_pretrained(tmp_path / "half" / name)
+    pooled = empty_prompt_pooled(tmp_path / "half")
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, empty_prompt_pooled(sd3), atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"])
+def test_a_missing_part_is_named(sd3: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(sd3, tmp_path / "sd3")
+    shutil.rmtree(tmp_path / "sd3" / name)
+    with pytest.raises(CheckpointError, match="missing") as caught:
+        empty_prompt_pooled(tmp_path / "sd3")
+    assert caught.value.path.name == name
+
+
+def test_pickled_text_encoders_are_refused(sd3: Path, tmp_path: Path) -> None:
+    shutil.copytree(sd3, tmp_path / "sd3")
+    weights = tmp_path / "sd3" / "text_encoder_2" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(CheckpointError, match=r"text_encoder_2: has no .*pickles are refused: pytorch_model\.bin"):
+        empty_prompt_pooled(tmp_path / "sd3")

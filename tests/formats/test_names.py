@@ -33,7 +33,7 @@ def test_names_are_written_once() -> None:
     for path in modules():
         text = path.read_text(encoding="utf-8")
         found = [name for name in (*distinct, names.STEP_PREFIX) if f'"{name}"' in text]
-        assert not found or relative(path) == "formats/names.py", f"{relative(path)}: {found}"
+        assert not found or relative(path) == "checkpoints/names.py", f"{relative(path)}: {found}"
 
 
 def test_importing_them_loads_nothing_heavy() -> None:

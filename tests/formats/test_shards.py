@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from tests.formats.shard_probe import KINDS
 from verl_uae.chain.decoder import Decoder
-from verl_uae.checkpoints.base import base_tensors, filled
+from verl_uae.checkpoints.decoder import base_tensors
 from verl_uae.checkpoints.lora import merge, split_adapters
 from verl_uae.checkpoints.shards import load_tensors, read_shards, weight_copies
 from verl_uae.errors import CheckpointError
@@ -33,7 +33,7 @@ def test_shards_are_put_together_without_a_process_group(
     base, layers = split_adapters(read_shards(folder, weights), folder)
     settings = KINDS[kind]
     scaling = settings["lora_alpha"] / settings["lora_rank"] if layers else 1.0
-    found = merge(filled(base, base_tensors(str(tiny_models / "decoder"))), layers, scaling, folder)
+    found = merge({**base_tensors(str(tiny_models / "decoder")), **base}, layers, scaling, folder)
     wanted = Decoder.from_pretrained(str(shards / f"{kind}_{weights}")).state_dict()
     wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("vae.")}
     assert found.keys() == wanted.keys() and bool(layers) == ("lora_rank" in settings)

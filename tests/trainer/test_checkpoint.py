@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_uae.checkpoints.names import MARKER, TRACKER
-from verl_uae.checkpoints.steps import (
-    DecoderCheckpoints,
+from verl_uae.checkpoints.record import DecoderCheckpoints, verl_keeps_all
+from verl_uae.checkpoints.step import (
     clear_exports,
     complete_steps,
     is_complete,
@@ -23,7 +23,6 @@ from verl_uae.checkpoints.steps import (
     prune_steps,
     repair_tracker,
     step_folders,
-    verl_keeps_all,
 )
 from verl_uae.files import publish_folder
 

@@ -13,7 +13,8 @@ import torch
 from verl.trainer.ppo.v1 import PPOTrainerSync
 from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 
-from verl_uae.checkpoints.steps import SavedState, complete_steps, is_complete, mark_complete, step_folders
+from verl_uae.checkpoints.record import SavedState
+from verl_uae.checkpoints.step import complete_steps, is_complete, mark_complete, step_folders
 from verl_uae.errors import ConfigError
 from verl_uae.stages.g4u.trainer import BatchRewards, G4UTrainer, last_token_score
 

@@ -12,7 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from verl_uae.checkpoints.steps import SavedState, complete_steps, mark_complete
+from verl_uae.checkpoints.record import SavedState
+from verl_uae.checkpoints.step import complete_steps, mark_complete
 from verl_uae.errors import CheckpointError
 from verl_uae.stages.common.standalone import NoAgentLoops, StandaloneTrainer
 

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from tests.actors import Worker
 from tests.composing import composed
-from verl_uae.checkpoints.steps import complete_steps
+from verl_uae.checkpoints.step import complete_steps
 from verl_uae.errors import CheckpointError, RewardError, StoppedError, WorkerError
 from verl_uae.runstate import RunState
 from verl_uae.stages.common.processes import processes_of

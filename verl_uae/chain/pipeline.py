@@ -35,8 +35,7 @@ from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_inde
 from verl_uae.checkpoints.load import load_model, load_scheduler, wants_digests
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.checkpoints.names import ENCODER, LANGUAGE_MODEL, MANIFEST
-from verl_uae.checkpoints.source import refuse_code
-from verl_uae.checkpoints.weights import refuse_special
+from verl_uae.checkpoints.source import refuse_code, refuse_special
 from verl_uae.data.images import ImageSource, decode_image
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.flow.schedule import sigma_schedule

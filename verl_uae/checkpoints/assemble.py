@@ -29,7 +29,7 @@ from verl_uae.checkpoints.names import (
     TRANSFORMER,
     VAE,
 )
-from verl_uae.checkpoints.weights import read_tensors, same_tensors, weight_files
+from verl_uae.checkpoints.source import read_tensors, same_tensors, weight_files
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
 from verl_uae.files import publish_folder

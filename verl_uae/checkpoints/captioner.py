@@ -20,9 +20,8 @@ from torch import Tensor
 
 from verl_uae.checkpoints.assemble import copy_transformers, copy_transformers_files, tensors_of
 from verl_uae.checkpoints.load import fill_model, load_model, load_processor
-from verl_uae.checkpoints.lora import Adapters, has_adapters, merge, split_adapters
+from verl_uae.checkpoints.lora import Adapters, adapter_alpha, has_adapters, merge, split_adapters
 from verl_uae.checkpoints.names import HUGGINGFACE, LORA_META
-from verl_uae.checkpoints.policy import adapter_alpha
 from verl_uae.checkpoints.shards import read_shards
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError

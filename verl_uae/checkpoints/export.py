@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from verl_uae.checkpoints.assemble import ModelParts, Writer, copy_transformers, publish_model, write_decoder
-from verl_uae.checkpoints.base import Base
 from verl_uae.checkpoints.captioner import holds_weights, write_trained_captioner
+from verl_uae.checkpoints.decoder import Base, chosen_weights, policy_adapters, policy_modules
 from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_run_settings, settings_of_run
 from verl_uae.checkpoints.lora import save_diffusers, save_peft
 from verl_uae.checkpoints.names import ACTOR, ENCODER_FOLDER, EXPORT_FOLDER, HUGGINGFACE, POLICY_FOLDER
-from verl_uae.checkpoints.policy import chosen_weights, policy_adapters, policy_modules
 from verl_uae.checkpoints.run import RunConfig
 from verl_uae.checkpoints.source import local_folder
 from verl_uae.checkpoints.step import check_step

@@ -14,16 +14,20 @@ from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
+from torch import Tensor
 
 from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.assemble import ModelParts, copy_transformers, publish_model, write_decoder
 from verl_uae.checkpoints.card import Card
 from verl_uae.checkpoints.inference import InferenceSettings
-from verl_uae.checkpoints.load import language_width
-from verl_uae.checkpoints.pooled import CLIPS, empty_prompt_pooled
+from verl_uae.checkpoints.load import language_width, load_model, load_tokenizer
 from verl_uae.checkpoints.source import local_folder
+from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.seeding import derive_seed
+
+#: Tokenizer and text encoder of CLIP-L and CLIP-G, in the order in which SD3 joins them.
+CLIPS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
 #: Subfolders of an SD3 folder that are needed; T5 is not.
 SD3_PARTS = ("transformer", "vae", "scheduler", *(name for pair in CLIPS for name in pair))
@@ -106,6 +110,40 @@ def fresh_projector(in_dim: int, out_dim: int, *, hidden_dim: int, pooled: torch
         projector = Projector(in_dim, hidden_dim, out_dim, pooled.numel())
     projector.pooled.copy_(pooled)
     return projector
+
+
+@torch.no_grad()
+def empty_prompt_pooled(sd3: Path) -> Tensor:
+    """Pooled projections of the empty prompt, as diffusers' ``StableDiffusion3Pipeline.encode_prompt`` has them.
+
+    Args:
+        sd3: SD3 folder with ``tokenizer/``, ``text_encoder/``, ``tokenizer_2/`` and ``text_encoder_2/``.
+
+    Returns:
+        Shape (P,), computed in fp32.
+
+    Raises:
+        CheckpointError: naming the component that is missing or cannot be loaded.
+    """
+    ensure_torchvision()
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    length: int | None = None
+    parts: list[Tensor] = []
+    for tokenizer_name, encoder_name in CLIPS:
+        tokenizer: Any = load_tokenizer(_clip_part(sd3, tokenizer_name), CLIPTokenizer)
+        # The pipeline pads for both encoders to the length of the first tokenizer.
+        length = length or int(tokenizer.model_max_length)
+        encoder: Any = load_model(CLIPTextModelWithProjection, _clip_part(sd3, encoder_name))
+        ids = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        parts.append(encoder(ids).text_embeds[0])
+    return torch.cat(parts)
+
+
+def _clip_part(sd3: Path, name: str) -> Path:
+    if not (sd3 / name).is_dir():
+        raise CheckpointError(sd3 / name, "missing: the pooled vector comes from both CLIP text encoders of SD3")
+    return sd3 / name
 
 
 def _part(folder: Path, name: str) -> Path:

@@ -27,8 +27,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from verl_uae.checkpoints.manifest import verify_part
-from verl_uae.checkpoints.source import brought_code, read_object, refuse_code
-from verl_uae.checkpoints.weights import check_header, refuse_special, stored_dtypes, weight_files
+from verl_uae.checkpoints.source import (
+    brought_code,
+    check_safetensors,
+    read_object,
+    refuse_code,
+    refuse_special,
+    stored_dtypes,
+    weight_files,
+)
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
 from verl_uae.paths import hub_problem, is_hub_id, model_source
@@ -346,7 +353,7 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     found: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
-        header = check_header(path)
+        header = check_safetensors(path)
         if twice := sorted(found.keys() & header.keys()):
             raise CheckpointError(path, f"{twice[0]} is in another shard too")
         found.update(header)

@@ -7,6 +7,7 @@ Shape legend: R rank, I O widths of a linear layer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from verl_uae.errors import CheckpointError
+from verl_uae.checkpoints.names import LORA_META
+from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.files import publish_folder
 
 _A, _B, _BASE = ".lora_A.", ".lora_B.", ".base_layer."
@@ -53,7 +55,7 @@ def has_adapters(state: Mapping[str, Tensor]) -> bool:
 
 
 def split_adapters(
-    state: Mapping[str, Tensor], where: Path
+    state: Mapping[str, Tensor], where: str | Path
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
     """Separate adapters from base weights.
 
@@ -85,9 +87,18 @@ def split_adapters(
 
 
 def merge(
-    base: Mapping[str, Tensor], layers: Mapping[str, tuple[Tensor, Tensor]], scaling: float, where: Path
+    base: Mapping[str, Tensor],
+    layers: Mapping[str, tuple[Tensor, Tensor]],
+    scaling: float | Mapping[str, float],
+    where: str | Path,
 ) -> dict[str, Tensor]:
     """Weights with adapters multiplied out, see :func:`merged_weight`.
+
+    Args:
+        base: weights by name.
+        layers: A and B by layer.
+        scaling: of all adapters, or of each by its layer.
+        where: what the error names.
 
     Raises:
         CheckpointError: an adapted layer is not among the weights or has another shape.
@@ -100,13 +111,39 @@ def merge(
         weight_OI = base[name]
         if weight_OI.shape != (b_OR.shape[0], a_RI.shape[1]):
             raise CheckpointError(where, f"the adapter of {layer} does not fit its weight {tuple(weight_OI.shape)}")
-        merged[name] = merged_weight(weight_OI, a_RI, b_OR, scaling)
+        scale = scaling if isinstance(scaling, float | int) else scaling[layer]
+        merged[name] = merged_weight(weight_OI, a_RI, b_OR, scale)
     return merged
 
 
 def merged_weight(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
     """W + scaling * B A, computed in fp32 and in the dtype of W."""
     return (weight_OI.float() + scaling * (b_OR.float() @ a_RI.float())).to(weight_OI.dtype)
+
+
+def adapter_alpha(folder: Path, layers: dict[str, tuple[Tensor, Tensor]], given: float | None) -> float:
+    """alpha of the adapters: what verl saved beside the shards, else what was given.
+
+    Raises:
+        CheckpointError: the saved rank is not that of the tensors.
+        ConfigError: nothing is known, or what is given is not what was saved.
+    """
+    path = folder / LORA_META
+    if not path.is_file():
+        if given is None:
+            raise ConfigError("--lora-alpha", f"needed: {path} is missing")
+        return given
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        rank, alpha = int(saved["r"]), float(saved["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(path, f"cannot be read: {error!r}") from error
+    found = Adapters(layers, alpha).rank
+    if rank != found:
+        raise CheckpointError(path, f"says rank {rank}, the adapters have {found}")
+    if given is not None and given != alpha:
+        raise ConfigError("--lora-alpha", f"{given:g} was given, the checkpoint says {alpha:g}")
+    return alpha
 
 
 def save_peft(adapters: Adapters, out: str | Path, *, base_model: str | None = None) -> None:

@@ -15,8 +15,7 @@ from typing import Any
 
 from verl_uae import __version__
 from verl_uae.checkpoints.names import MANIFEST
-from verl_uae.checkpoints.source import refuse_code
-from verl_uae.checkpoints.weights import check_header, files_below, indexed_files, pickles, walk
+from verl_uae.checkpoints.source import check_safetensors, files_below, indexed_files, pickles, refuse_code, walk
 from verl_uae.errors import CheckpointError
 from verl_uae.files import open_regular, sha256_of
 
@@ -151,7 +150,7 @@ def _verify(root: Path, part: str, files: dict[str, Any]) -> None:
         if sha256_of(file) != facts["sha256"]:
             raise CheckpointError(file, f"altered: its SHA-256 is not the one in {MANIFEST}")
         if file.suffix == ".safetensors":
-            check_header(file)
+            check_safetensors(file)
         elif file.name.endswith(".safetensors.index.json"):
             indexed_files(file)
     for file in files_below(root / part):

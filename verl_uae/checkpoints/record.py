@@ -1,14 +1,16 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every step folder says of its run (the configuration, and how its validation captions and draws), and what the
-last lines of the command say of it."""
+"""What trainers write into step folders: what they say of their run (the configuration, and how its validation captions
+and draws), the trained decoder, and the marker. And what the last lines of the command say of the run."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from verl_uae.checkpoints.inference import settings_of_run, write_run_settings
+from verl_uae.checkpoints.names import EXPORT_FOLDER, POLICY_FOLDER
 from verl_uae.checkpoints.run import RunConfig, config_text, write_run_config
+from verl_uae.checkpoints.step import (
+    check_resumed,
+    clear_exports,
+    mark_complete,
+    prune_steps,
+    repair_tracker,
+    step_folder,
+)
 from verl_uae.checkpoints.summary import RunSummary
 from verl_uae.data.prompts import PROMPT_COLUMN, most_frequent_prompt
 
@@ -25,6 +36,10 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: Variables that verl's logger ``file`` reads: its file, or the folder of the folders of all projects.
 _METRICS_FILE, _METRICS_ROOT = "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT"
+
+
+#: Keys of ``trainer`` that make verl remove steps.
+_KEEP = ("max_actor_ckpt_to_keep", "remove_previous_ckpt_in_save")
 
 
 class RunRecord:
@@ -115,3 +130,90 @@ class RunRecord:
         """Write the record into a step folder, before its marker."""
         write_run_config(folder, self._config_text)
         write_run_settings(folder, self.inference)
+
+
+class StepFolders(RunRecord):
+    """Mixin of trainers: where step folders are, and what finishes one."""
+
+    config: Any
+    global_steps: int
+    train_dataloader: Any
+
+    @property
+    def _checkpoint_root(self) -> Path:
+        return Path(self.config.trainer.default_local_dir).absolute()
+
+    def _step_folder(self) -> Path:
+        return step_folder(self._checkpoint_root, self.global_steps)
+
+    def _resume_folder(self) -> Path | None:
+        """The step folder this run goes on from, checked; None at the beginning.
+
+        Raises:
+            CheckpointError: the folder is not what its marker says.
+        """
+        trainer, root = self.config.trainer, self._checkpoint_root
+        folder = None
+        if trainer.resume_mode == "resume_path":
+            folder = Path(trainer.resume_from_path).absolute()
+        elif trainer.resume_mode == "auto" and root.is_dir():
+            step = repair_tracker(root)
+            folder = None if step is None else step_folder(root, step)
+        if folder is not None:
+            check_resumed(folder, digests=self.config.uae.checkpoint.digests)
+        return folder
+
+    def _finish_step(self) -> None:
+        """Write what the step folder says of the run, mark it complete, its files being all there; then remove what is
+        older than wanted."""
+        self.save_record(self._step_folder())
+        digests = self.config.uae.checkpoint.digests
+        mark_complete(self._step_folder(), self.global_steps, digests=digests)
+        self.note_saved()
+        prune_steps(self._checkpoint_root, self.global_steps, self.config.trainer)
+
+
+class DecoderCheckpoints(RunRecord):
+    """Mixin of trainers: the trained decoder's part of a step folder."""
+
+    config: Any
+    global_steps: int
+    total_training_steps: int
+    policy: Any
+    """The decoder's workers, a :class:`~verl_uae.stages.u4g.group.DecoderTrainingGroup`."""
+
+    def save_policy(self, folder: Path) -> None:
+        """Checkpoint of the decoder into a step folder, and the decoder folder that others load."""
+        clear_exports(folder)
+        self.policy.save(str(folder / POLICY_FOLDER), self.global_steps)
+        uae = self.config.uae
+        wanted = uae.checkpoint.export == "every" or self.global_steps >= self.total_training_steps
+        if wanted and "diffusers" in uae.policy.save_contents:
+            self.policy.export(str(folder / EXPORT_FOLDER), self.inference)
+
+    def load_policy(self, folder: Path) -> None:
+        """Inverse of :meth:`save_policy`."""
+        self.policy.load(str(folder / POLICY_FOLDER))
+
+
+@contextlib.contextmanager
+def verl_keeps_all(config: Any) -> Iterator[None]:
+    """Around verl's own saving: it removes the step before as soon as the captioner's part of the new one is written,
+    and a kill before the rest is there would leave no complete step. :func:`prune_steps` removes it later.
+    """
+    before = {key: config.trainer[key] for key in _KEEP if key in config.trainer}
+    config.trainer.update(dict.fromkeys(before))
+    try:
+        yield
+    finally:
+        config.trainer.update(before)
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A data loader as it was; all that saving a checkpoint asks of one."""
+
+    state: dict
+
+    def state_dict(self) -> dict:
+        return self.state

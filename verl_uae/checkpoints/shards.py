@@ -60,7 +60,7 @@ def read_shards(folder: Path, weights: str = LIVE) -> dict[str, Tensor]:
 def weight_copies(folder: Path) -> list[str]:
     """Names of the weight copies beside the shards, such as ``ema``."""
     size = len(_files(folder))
-    path = _copy_file(folder, size, 0)
+    path = shadow_file(folder, size, 0)
     return sorted(load_tensors(path)) if path.is_file() else []
 
 
@@ -86,6 +86,18 @@ def model_file(folder: Path, size: int, rank: int) -> Path:
     return folder / f"model_world_size_{size}_rank_{rank}.pt"
 
 
+def shadow_file(folder: Path, size: int, rank: int) -> Path:
+    """Where a rank's shards of the weight copies are."""
+    return folder / f"shadows_world_size_{size}_rank_{rank}.pt"
+
+
+def plain_name(name: str) -> str:
+    """A parameter's or module's name without what FSDP and activation wrappers insert."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
 def load_tensors(path: Path) -> dict[str, Any]:
     """Tensors of a file of one rank by name, on the host and with their layouts; nothing in the file is run.
 
@@ -109,16 +121,14 @@ def _plain(state: dict[str, Any], path: Path) -> dict[str, Any]:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(path, f"{name} is a {type(tensor).__name__}, not a tensor")
-        for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "")
-        plain[name] = tensor
+        plain[plain_name(name)] = tensor
     return plain
 
 
 def _copies(folder: Path, weights: str, size: int, names: set[str]) -> list[dict[str, Tensor]]:
     copies = []
     for rank in range(size):
-        path = _copy_file(folder, size, rank)
+        path = shadow_file(folder, size, rank)
         if not path.is_file():
             raise CheckpointError(path, f"missing: the weights {weights!r} of this rank")
         state = load_tensors(path)
@@ -130,10 +140,6 @@ def _copies(folder: Path, weights: str, size: int, names: set[str]) -> list[dict
             raise CheckpointError(path, f"holds weights that the policy does not have: {unknown[:4]}")
         copies.append(copy)
     return copies
-
-
-def _copy_file(folder: Path, size: int, rank: int) -> Path:
-    return folder / f"shadows_world_size_{size}_rank_{rank}.pt"
 
 
 def _join(parts: Sequence[Any], locals_: Sequence[Tensor] | None, name: str, folder: Path) -> Tensor:

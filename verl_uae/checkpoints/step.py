@@ -1,15 +1,20 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The marker of a step folder that says which files make it complete.
+"""Which step folders of a run are complete, and which one it goes on from.
 
-The marker is written last and published by rename: a folder without it, or with files of other sizes, comes from a run
-that was killed. With digests it also tells files that were altered since, or are of another run. It tells damage, not
-forgery: whoever can write the folder can write its marker.
+verl rewrites its tracker file in place and writes a step folder file by file, so a process killed meanwhile leaves an
+empty tracker or half a folder. A marker says which files make a folder complete. It is written last and published by
+rename: a folder without it, or with files of other sizes, comes from a run that was killed. With digests it also tells
+files that were altered since, or are of another run. It tells damage, not forgery: whoever can write the folder can
+write its marker. On resume the tracker is made to name the newest complete folder.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,10 +22,12 @@ from typing import Any
 
 from verl_uae import __version__
 from verl_uae.checkpoints.manifest import digests as digests_of
-from verl_uae.checkpoints.names import MARKER, step_of
+from verl_uae.checkpoints.names import ENCODER_FOLDER, EXPORT_FOLDER, MARKER, TRACKER, step_name, step_of
 from verl_uae.errors import CheckpointError
-from verl_uae.files import PARTIAL, to_disk, write_json
+from verl_uae.files import PARTIAL, to_disk, write_json, write_text
 from verl_uae.text import parse_json
+
+logger = logging.getLogger(__name__)
 
 #: Longest marker that is read, bytes; one of 100,000 files has 15 million.
 _MAX_MARKER = 64 << 20
@@ -130,6 +137,104 @@ def check_step(folder: Path, *, digests: bool = True) -> Marker:
     return marker
 
 
+def unmark(folder: Path) -> None:
+    """Say that a step folder is not complete, before its files are written again.
+
+    The sizes that an old marker names would fit a mixture of old and new files.
+    """
+    _clear(folder / MARKER)
+
+
+def clear_exports(folder: Path) -> None:
+    """Remove the folders for use elsewhere from a step folder that is written again.
+
+    A run that was killed while saving leaves them, or an earlier run in the same place; they appear by rename, onto
+    nothing.
+    """
+    unmark(folder)
+    for name in (EXPORT_FOLDER, ENCODER_FOLDER):
+        for old in (*folder.glob(name), *folder.glob(f"{name}.part-*")):
+            shutil.rmtree(old)
+
+
+def prune_steps(root: Path, step: int, trainer: Any) -> None:
+    """Remove old step folders, once the folder of ``step`` is complete.
+
+    Steps above ``step`` stay: they are of another run in this place, or this one went back to an earlier step.
+
+    Args:
+        root: folder of the step folders.
+        step: the one that was just marked complete; it always stays.
+        trainer: section ``trainer``: the newest ``max_actor_ckpt_to_keep`` complete steps stay, all where that is null;
+            one with the older key ``remove_previous_ckpt_in_save``.
+    """
+    keep = 1 if trainer.get("remove_previous_ckpt_in_save") else trainer.get("max_actor_ckpt_to_keep")
+    if not keep or not is_complete(step_folder(root, step)):
+        return
+    kept = {number for number in complete_steps(root) if number <= step}
+    kept = set(sorted(kept)[-int(keep) :])
+    for number, folder in step_folders(root):
+        if number < step and number not in kept and not folder.is_symlink():
+            # Without its marker first: a folder that is half removed is not taken for a complete one.
+            unmark(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                logger.warning("%s is older than wanted and could not be removed", folder)
+
+
+def check_resumed(folder: Path, *, digests: bool) -> None:
+    """Before a run goes on from a step folder: say that it has no marker, refuse one that is not what its marker says.
+
+    Args:
+        folder: of the step.
+        digests: compare the SHA-256 of every file too.
+
+    Raises:
+        CheckpointError: naming the marker or the first file that is missing, has another size or was altered.
+    """
+    if not os.path.lexists(folder / MARKER):
+        logger.warning("%s is not marked complete: it may lack a part, or come from a run that was killed", folder)
+        return
+    check_step(folder, digests=digests)
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Folder of a step, as verl names it."""
+    return root / step_name(step)
+
+
+def step_folders(root: Path) -> list[tuple[int, Path]]:
+    """Steps and their folders, complete or not, in ascending order; other names are left out."""
+    found = [(step, path) for path in root.iterdir() if (step := step_of(path)) is not None and path.is_dir()]
+    return sorted(found)
+
+
+def complete_steps(root: Path) -> list[int]:
+    """Steps with a complete folder, in ascending order."""
+    return [step for step, folder in step_folders(root) if is_complete(folder)]
+
+
+def repair_tracker(root: Path) -> int | None:
+    """Make verl's tracker name the newest complete checkpoint, whatever lies in its place.
+
+    Returns:
+        That step, or None if there is none; then the tracker is removed, and training starts from the beginning.
+    """
+    steps = complete_steps(root)
+    tracker = root / TRACKER
+    there, named = os.path.lexists(tracker), _read_tracker(tracker)
+    if not steps:
+        if there:
+            logger.warning("no complete checkpoint in %s (tracker: %r): starting from the beginning", root, named)
+            _clear(tracker)
+        return None
+    if named != str(steps[-1]):
+        logger.warning("checkpoint tracker in %s says %r; the newest complete step is %d", root, named, steps[-1])
+        _clear(tracker)
+        write_text(tracker, str(steps[-1]), sync=True)
+    return steps[-1]
+
+
 def _near(folder: Path) -> str:
     """The step folder that is meant, where one lies within the folder or around it."""
     if (folder.parent / MARKER).is_file():
@@ -163,3 +268,22 @@ def _whole(value: Any) -> int:
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def _read_tracker(tracker: Path) -> str:
+    """The beginning of the tracker's text; empty where it is not a file that can be read."""
+    try:
+        if not tracker.is_file():
+            return ""
+        with open(tracker, "rb") as file:
+            return file.read(80).decode("utf-8", errors="backslashreplace").strip()
+    except OSError:
+        return ""
+
+
+def _clear(path: Path) -> None:
+    """Make room for a file; a folder in its place is kept under another name."""
+    if path.is_dir() and not path.is_symlink():
+        path.rename(path.with_name(f"{path.name}.folder-{time.time_ns()}"))
+    else:
+        path.unlink(missing_ok=True)

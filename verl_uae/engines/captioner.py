@@ -22,8 +22,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_uae.checkpoints.load import check_captioner
-from verl_uae.checkpoints.source import local_folder
-from verl_uae.checkpoints.weights import check_header
+from verl_uae.checkpoints.source import check_safetensors, local_folder
 from verl_uae.engines.left_out import LEFT_OUT
 from verl_uae.engines.lora import lora_scalings
 from verl_uae.engines.together import together
@@ -240,7 +239,7 @@ def check_adapters(module: nn.Module, folder: Path, rank: int) -> None:
     from peft import get_peft_model_state_dict
 
     path = folder / "adapter_model.safetensors"
-    stored, wanted = set(check_header(path)), set(get_peft_model_state_dict(module))
+    stored, wanted = set(check_safetensors(path)), set(get_peft_model_state_dict(module))
     if stored != wanted:
         kinds = {"lacks": sorted(wanted - stored), "has no place for": sorted(stored - wanted)}
         found = ", ".join(f"{what} {len(names)} tensors such as {names[0]}" for what, names in kinds.items() if names)

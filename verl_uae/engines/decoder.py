@@ -23,14 +23,15 @@ from verl.utils.device import get_device_id, get_device_name
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 
-from verl_uae.checkpoints.base import COMPONENTS
+from verl_uae.checkpoints.decoder import COMPONENTS
+from verl_uae.checkpoints.shards import plain_name, shadow_file
 from verl_uae.engines.decoder_batch import OLD, MicroBatch, PolicyBatch, read_batch
 from verl_uae.engines.decoder_config import MODEL_TYPE
 from verl_uae.engines.decoder_metrics import Figures
 from verl_uae.engines.decoder_module import PolicyModule, Uncast
 from verl_uae.engines.export import full_state_dict
 from verl_uae.engines.left_out import LEFT_OUT
-from verl_uae.engines.lora import adapter_disabled, add_lora, plain_name
+from verl_uae.engines.lora import adapter_disabled, add_lora
 from verl_uae.engines.shadow import WeightShadow
 from verl_uae.engines.together import together
 from verl_uae.engines.trained import TrainedWeightsEngine
@@ -343,5 +344,4 @@ def _figures(inputs: TransitionInputs | ForwardInputs) -> dict[str, Tensor]:
 
 
 def _shadow_file(folder: str) -> Path:
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return Path(folder) / f"shadows_world_size_{size}_rank_{rank}.pt"
+    return shadow_file(Path(folder), torch.distributed.get_world_size(), torch.distributed.get_rank())

@@ -21,12 +21,13 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.assemble import set_shift
-from verl_uae.checkpoints.base import base_tensors
+from verl_uae.checkpoints.decoder import base_tensors
 from verl_uae.checkpoints.load import load_model, load_scheduler
 from verl_uae.checkpoints.lora import merged_weight, split_adapters
 from verl_uae.checkpoints.names import SCHEDULER
+from verl_uae.checkpoints.shards import plain_name
 from verl_uae.engines.decoder_module import PARTS, PolicyModule
-from verl_uae.engines.lora import lora_scalings, merged_state, plain_name
+from verl_uae.engines.lora import lora_scalings, merged_state
 from verl_uae.engines.shadow import reshard
 from verl_uae.engines.together import together
 from verl_uae.errors import CheckpointError

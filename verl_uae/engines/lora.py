@@ -16,7 +16,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from verl_uae.checkpoints.lora import merged_weight
+from verl_uae.checkpoints.lora import merge, split_adapters
+from verl_uae.checkpoints.shards import plain_name
 from verl_uae.engines.decoder_module import DEFAULT_TARGETS
 from verl_uae.errors import ConfigError
 from verl_uae.seeding import normal
@@ -117,16 +118,8 @@ def merged_state(state: dict[str, Tensor], scalings: dict[str, float]) -> dict[s
     Returns:
         Adapted layers by :func:`~verl_uae.checkpoints.lora.merged_weight`; the others as they are.
     """
-    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
-    for layer, scaling in scalings.items():
-        a_RI, b_OR = (state[f"{layer}.lora_{half}.{_ADAPTER}.weight"] for half in "AB")
-        merged[f"{layer}.weight"] = merged_weight(state[f"{layer}.base_layer.weight"], a_RI, b_OR, scaling)
-    return merged
-
-
-def plain_name(name: str) -> str:
-    """A parameter's or module's name without what FSDP and activation wrappers insert."""
-    return name.replace("_fsdp_wrapped_module.", "").replace("_checkpoint_wrapped_module.", "")
+    base, layers = split_adapters(state, "the weights of the run")
+    return merge(base, {layer: layers[layer] for layer in scalings}, scalings, "the weights of the run")
 
 
 @torch.no_grad()

@@ -18,9 +18,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from verl.utils.device import get_device_id
 from verl.utils.torch_dtypes import PrecisionType
 
+from verl_uae.checkpoints.shards import plain_name
 from verl_uae.engines.decoder_module import PolicyModule, Uncast
 from verl_uae.engines.export import full_tensor
-from verl_uae.engines.lora import add_lora, plain_name
+from verl_uae.engines.lora import add_lora
 from verl_uae.engines.shadow import reshard
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.flow.ode import Velocity

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from verl.utils.device import get_torch_device, is_device_available
 
-from verl_uae.engines.lora import plain_name
+from verl_uae.checkpoints.shards import plain_name
 
 
 def warmed_up(decay: float, updates: int) -> float:

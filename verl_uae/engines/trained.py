@@ -26,10 +26,9 @@ from torch.distributed.tensor import DTensor
 from verl.utils.fsdp_utils import get_fsdp_state_ctx, load_fsdp_model_to_gpu, offload_fsdp_model_to_cpu
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
-from verl_uae.checkpoints.base import Base
+from verl_uae.checkpoints.decoder import Base
 from verl_uae.checkpoints.names import BASE_FILE
-from verl_uae.checkpoints.shards import load_tensors, model_file
-from verl_uae.engines.lora import plain_name
+from verl_uae.checkpoints.shards import load_tensors, model_file, plain_name
 from verl_uae.engines.shadow import local_shards, reshard
 from verl_uae.engines.together import together
 from verl_uae.errors import CheckpointError

@@ -187,7 +187,7 @@ def say(line: str) -> None:
 
 def newest_step(config: DictConfig) -> str:
     """What there is to go on from, where the trainer could not say it."""
-    from verl_uae.checkpoints.steps import complete_steps, step_folder
+    from verl_uae.checkpoints.step import complete_steps, step_folder
 
     root = Path(config.trainer.default_local_dir).absolute()
     steps = complete_steps(root) if root.is_dir() else []

@@ -25,11 +25,12 @@ from verl_uae.chain.codec import latent_shape
 from verl_uae.chain.conditioner import language_stack
 from verl_uae.chain.draw import PolicySource
 from verl_uae.chain.records import Outcome
+from verl_uae.checkpoints.shards import plain_name
 from verl_uae.data.buckets import HeightWidth, fit
 from verl_uae.data.pairs import Pair
 from verl_uae.data.rows import CheckSettings
 from verl_uae.engines.export import full_tensor
-from verl_uae.engines.lora import lora_scalings, merged_state, plain_name
+from verl_uae.engines.lora import lora_scalings, merged_state
 from verl_uae.engines.shadow import reshard
 from verl_uae.errors import DataError
 from verl_uae.seeding import normal

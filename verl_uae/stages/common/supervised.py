@@ -18,9 +18,9 @@ from typing import Any
 
 import ray
 
+from verl_uae.checkpoints.record import SavedState, StepFolders
 from verl_uae.checkpoints.run import without_secrets
-from verl_uae.checkpoints.step import is_complete
-from verl_uae.checkpoints.steps import SavedState, StepFolders, complete_steps, step_folder
+from verl_uae.checkpoints.step import complete_steps, is_complete, step_folder
 from verl_uae.compat import tracked_config
 from verl_uae.errors import CheckpointError, DecoderError, UAEError, WorkerError, describe
 from verl_uae.runstate import RunState

@@ -20,7 +20,8 @@ from verl.utils.debug import marked_timer
 
 import verl_uae.stages.g4u.advantage  # noqa: F401  registers uae_grpo
 from verl_uae.chain.records import dataset_row
-from verl_uae.checkpoints.steps import unmark, verl_keeps_all
+from verl_uae.checkpoints.record import verl_keeps_all
+from verl_uae.checkpoints.step import unmark
 from verl_uae.config.path_keys import resolve_paths
 from verl_uae.config.run_lock import hold
 from verl_uae.config.validate import validate

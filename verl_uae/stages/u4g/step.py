@@ -19,7 +19,7 @@ from verl.utils.debug import marked_timer
 
 from verl_uae.chain.draw import PolicySource
 from verl_uae.chain.records import CaptionState, Outcome, dataset_row, prompt_text
-from verl_uae.checkpoints.steps import DecoderCheckpoints
+from verl_uae.checkpoints.record import DecoderCheckpoints
 from verl_uae.data.images import source_digest, source_image
 from verl_uae.engines.decoder_metrics import policy_metrics
 from verl_uae.errors import DataError

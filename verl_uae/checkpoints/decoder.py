@@ -1,10 +1,14 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder's weights in a training checkpoint: from its folder, or from the policy's shards."""
+"""The trained decoder in a training checkpoint, and the base that it started from, by path and content: checkpoints
+hold what trains, the rest is the base's."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,16 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from verl_uae.chain.projector import Projector
-from verl_uae.checkpoints.base import COMPONENTS, Base, base_tensors, filled
-from verl_uae.checkpoints.lora import Adapters, merge, split_adapters
-from verl_uae.checkpoints.names import HUGGINGFACE, LORA_META, POLICY_FOLDER
+from verl_uae.checkpoints.lora import Adapters, adapter_alpha, merge, split_adapters
+from verl_uae.checkpoints.manifest import digests
+from verl_uae.checkpoints.names import BASE_FILE, CONDITIONER, HUGGINGFACE, POLICY_FOLDER, TRANSFORMER
 from verl_uae.checkpoints.shards import LIVE, read_shards, weight_copies
+from verl_uae.checkpoints.source import local_folder, read_tensors, weight_files
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.files import write_json
+
+#: Parts of the policy and their components in a decoder folder.
+COMPONENTS = {"transformer": TRANSFORMER, "projector": CONDITIONER}
 
 EMA = "ema"
 
@@ -26,6 +35,89 @@ PARTS: dict[str, tuple[str, Any]] = {
     "transformer": (COMPONENTS["transformer"], SD3Transformer2DModel),
     "projector": (COMPONENTS["projector"], Projector),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A model folder."""
+
+    path: str
+    """Folder or hub id, as the run was given it."""
+    sha256: str
+    """Of the names and SHA-256 of the weight files."""
+
+    @classmethod
+    def of(cls, path: str, parts: Sequence[str]) -> Base:
+        """Read all weights of a model once.
+
+        Args:
+            path: folder or hub id.
+            parts: subfolders with weights; ``.`` is the folder itself.
+
+        Raises:
+            CheckpointError: there is no such model.
+        """
+        root = local_folder(path, parts=[part for part in parts if part != "."])
+        names = [file.relative_to(root).as_posix() for part in parts for file in weight_files(root / part)]
+        try:
+            found = digests(root, names)
+        except OSError as error:
+            raise CheckpointError(root, f"cannot be read: {error}") from error
+        lines = "".join(f"{found[name]}  {name}\n" for name in sorted(names))
+        return cls(path, hashlib.sha256(lines.encode("utf-8")).hexdigest())
+
+    @classmethod
+    def read(cls, shards: Path) -> Base | None:
+        """What a checkpoint says of its base; None where it says nothing.
+
+        Raises:
+            CheckpointError: what it says cannot be read.
+        """
+        path = shards / BASE_FILE
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(str(content["path"]), str(content["sha256"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(path, f"cannot be read: {error!r}") from error
+
+    def write(self, shards: Path) -> None:
+        """Beside the shards of a checkpoint."""
+        write_json(shards / BASE_FILE, asdict(self), sync=True)
+
+    def check(self, given: Base, shards: Path) -> None:
+        """Refuse another base than this one.
+
+        Raises:
+            CheckpointError: the content differs; the path may.
+        """
+        if given.sha256 != self.sha256:
+            raise CheckpointError(
+                shards / BASE_FILE,
+                f"trained from {self.path} (SHA-256 {self.sha256[:12]}...), which is not what {given.path} holds now "
+                f"({given.sha256[:12]}...): its weights fit that base alone, give the run (or --decoder) that one",
+            )
+
+
+def base_tensors(path: str, names: set[str] | None = None) -> dict[str, Tensor]:
+    """Weights of a decoder as they are stored, named as in the policy (``transformer.``, ``projector.``).
+
+    Args:
+        path: decoder folder or hub id.
+        names: which; None for all.
+
+    Raises:
+        CheckpointError: there is no such decoder, or it lacks one of the names.
+    """
+    root, found = local_folder(path, parts=tuple(COMPONENTS.values())), {}
+    for part, component in COMPONENTS.items():
+        for name, tensor in read_tensors(root / component, None if names is None else _of(part, names)):
+            found[f"{part}.{name}"] = tensor
+    missing = sorted((names or set()) - set(found))
+    if missing:
+        raise CheckpointError(root, f"{len(missing)} weights are missing: {missing[:4]}")
+    return found
 
 
 def chosen_weights(checkpoint: Path, wanted: str | None) -> str:
@@ -54,7 +146,7 @@ def policy_modules(
     folder = checkpoint / POLICY_FOLDER
     state, layers = split_adapters(read_shards(folder, weights), folder)
     if _lacks_weights(state, folder):
-        state = filled(state, _base_state(base, folder))
+        state = {**_base_state(base, folder), **state}
     if layers:
         adapters = Adapters(layers, adapter_alpha(folder, layers, alpha))
         state = merge(state, layers, adapters.scaling, folder)
@@ -89,31 +181,6 @@ def policy_adapters(checkpoint: Path, weights: str, base: str | Path | None, alp
     if len(named) != len(layers):
         raise CheckpointError(folder, "there are adapters outside the transformer")
     return Adapters(named, adapter_alpha(folder, layers, alpha))
-
-
-def adapter_alpha(folder: Path, layers: dict[str, tuple[Tensor, Tensor]], given: float | None) -> float:
-    """alpha of the adapters: what verl saved beside the shards, else what was given.
-
-    Raises:
-        CheckpointError: the saved rank is not that of the tensors.
-        ConfigError: nothing is known, or what is given is not what was saved.
-    """
-    path = folder / LORA_META
-    if not path.is_file():
-        if given is None:
-            raise ConfigError("--lora-alpha", f"needed: {path} is missing")
-        return given
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        rank, alpha = int(saved["r"]), float(saved["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(path, f"cannot be read: {error!r}") from error
-    found = Adapters(layers, alpha).rank
-    if rank != found:
-        raise CheckpointError(path, f"says rank {rank}, the adapters have {found}")
-    if given is not None and given != alpha:
-        raise ConfigError("--lora-alpha", f"{given:g} was given, the checkpoint says {alpha:g}")
-    return alpha
 
 
 def _base_state(base: str | Path | None, folder: Path) -> dict[str, Tensor]:
@@ -153,3 +220,7 @@ def _load(part: str, module: Any, state: dict[str, Tensor], folder: Path) -> Any
     except RuntimeError as error:
         raise CheckpointError(folder, f"the {part} does not fit its configuration: {error}") from error
     return module.requires_grad_(False)
+
+
+def _of(part: str, names: set[str]) -> set[str]:
+    return {name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")}

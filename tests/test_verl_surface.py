@@ -65,7 +65,8 @@ def test_signatures_are_those_of_the_imported_verl() -> None:
         assert callable(found)
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         real = [name for name, each in inspect.signature(found).parameters.items() if each.kind not in kinds]
-        assert parameters(text) == real, symbol
+        # Ray adds one to the methods of a class that is made an actor's, here by whatever test ran before.
+        assert parameters(text) == [name for name in real if name != "_ray_trace_ctx"], symbol
         is_async = inspect.iscoroutinefunction(found) or inspect.isasyncgenfunction(found)
         assert is_async == text.startswith("async"), symbol
         compared += 1

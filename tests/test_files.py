@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.source import modules, relative
 from verl_uae.errors import CheckpointError
 from verl_uae.files import (
     PARTIAL,
@@ -198,3 +200,8 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     with open_regular(tmp_path / "file") as file:
         assert file.read() == b"content"
+
+
+def test_no_other_module_publishes_files_itself() -> None:
+    own = re.compile(r"os\.(replace|rename)\(|NamedTemporaryFile|mkstemp")
+    assert [relative(path) for path in modules() if own.search(path.read_text(encoding="utf-8"))] == ["files.py"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy.stats import spearmanr
 
 from benchmarks.learning import __main__ as program
-from benchmarks.learning import rewards, stages, u4g
+from benchmarks.learning import rewards, runs, stages, u4g
 from benchmarks.learning.experiment import (
     Bar,
     Experiment,
@@ -217,6 +218,35 @@ def test_the_best_reward_is_named_and_must_lead_beyond_seeds() -> None:
 # ---------------------------------------------------------------- what is run
 
 
+def test_runs_that_have_finished_are_not_run_again_and_rows_hold_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that log a step in place of training ones; what is measured is how often something was."""
+    logged = {"step": 1, "data": {"reward/score/mean": 0.5, "timing_s/step": 2.0}}
+    write = f"import os; open(os.environ['VERL_FILE_LOGGER_PATH'], 'w').write({json.dumps(logged)!r})"
+    monkeypatch.setattr(runs, "command", lambda *_, seed, **__: [sys.executable, "-c", f"{write}; assert {seed} != 3"])
+    made = [
+        runs.Run({"variant": name}, "uae_g4u", tmp_path, tmp_path / name, seed, 1)
+        for seed, name in ((0, "one"), (1, "two"))
+    ]
+    measured, said = [], []
+
+    def measure(run: runs.Run) -> dict[str, int]:
+        measured.append(run.name)
+        return {"reward": len(measured)}
+
+    rows = runs.compare(made, 2, said.append, before=measure, after=measure)
+    # One start, since both have one root.
+    assert len(measured) == 3 and [row["before"] for row in rows] == [{"reward": 1}] * 2
+    assert [(row["variant"], row["seed"], row["after"]["reward"]) for row in rows] == [("one", 0, 2), ("two", 1, 3)]
+    assert rows[0]["curve"] == [{"step": 1, "reward": 0.5, "seconds": 2.0}] and rows[0]["seconds"] > 0
+    again = runs.execute(made, 1, said.append)
+    assert said[-2:] == ["one/seed0: there already", "two/seed1: there already"]
+    assert list(again.values()) == [row["seconds"] for row in rows]
+    with pytest.raises(SystemExit, match=r"bad/seed3: exit code 1, see .*train\.log"):
+        runs.execute([runs.Run({"variant": "bad"}, "uae_g4u", tmp_path, tmp_path / "bad", 3, 1)], 1, said.append)
+
+
 def test_one_term_is_rewarded_and_the_others_are_held_out() -> None:
     override = OverridesParser.create().parse_override(rewards.terms("ssim"))
     found = {entry["name"]: entry for entry in override.value()}
@@ -276,12 +306,12 @@ def test_the_run_that_is_gamed_rewards_ssim_and_watches_pixels(compose, tiny_ove
 
 
 def test_each_seed_has_both_routes_from_one_pre_training(tmp_path: Path) -> None:
-    runs = stages.plan(tmp_path, 3, 60)
-    assert set(runs) == {"pretrain", "cold start"} | {f"{s}/{r}" for s in ("g4u", "u4g") for r in stages.ROUTES}
-    drawn = f"uae.decoder.path={runs['pretrain'].checkpoint}/decoder"
-    assert drawn in runs["cold start"].overrides and drawn in runs["g4u/no cold start"].overrides
-    assert f"uae.conditioner.path={runs['cold start'].checkpoint}/encoder" in runs["u4g/cold start"].overrides
-    assert len({run.folder for run in runs.values()}) == len(runs)
+    planned = stages.plan(tmp_path, 3, 60)
+    assert set(planned) == {"pretrain", "cold start"} | {f"{s}/{r}" for s in ("g4u", "u4g") for r in stages.ROUTES}
+    drawn = f"uae.decoder.path={planned['pretrain'].checkpoint}/decoder"
+    assert drawn in planned["cold start"].overrides and drawn in planned["g4u/no cold start"].overrides
+    assert f"uae.conditioner.path={planned['cold start'].checkpoint}/encoder" in planned["u4g/cold start"].overrides
+    assert len({run.folder for run in planned.values()}) == len(planned)
 
 
 def test_orders_are_compared_by_spearmans_correlation_within_groups() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from verl_uae.data.frame import column_of
 from verl_uae.data.prompts import PROMPT_COLUMN, most_frequent_prompt
 from verl_uae.errors import CheckpointError
 from verl_uae.scenes.dataset import write_dataset
-from verl_uae.scenes.quickstart import MODEL, export_trained, next_commands
+from verl_uae.scenes.quickstart import METRICS, MODEL, export_trained, next_commands, run_training
 from verl_uae.scenes.tiny_models import INFERENCE
 
 
@@ -64,6 +65,15 @@ def test_the_next_commands_are_ones_that_there_are(
     # A wheel has no examples.
     monkeypatch.setattr("verl_uae.scenes.quickstart.DEMO", tmp_path / "none")
     assert [shlex.split(line) for line in next_commands(str(trained))] == [first, last]
+
+
+def test_a_training_command_leaves_its_output_and_its_metrics(tmp_path: Path) -> None:
+    code = "import os; print('said'); open(os.environ['VERL_FILE_LOGGER_PATH'], 'a').write('{}'); raise SystemExit(3)"
+    run, seen = tmp_path / "run", []
+    for _ in range(2):  # A second run does not add to the metrics of the first.
+        found = run_training([sys.executable, "-c", code], run, lambda metrics: seen.append(metrics.is_file()))
+        assert found == 3 and seen[-1]
+        assert (run / "train.log").read_text() == "said\n" and (run / METRICS).read_text() == "{}"
 
 
 @pytest.mark.parametrize(

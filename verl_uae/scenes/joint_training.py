@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from verl_uae.chain.conditioner import Conditioner, language_stack
 from verl_uae.chain.decoder import Decoder
+from verl_uae.flow.matching import forward_noise
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, CaptionMix
@@ -192,8 +193,7 @@ def flow_loss(
     noise_BChw = torch.randn(x0_BChw.shape, generator=noise)
     sigma_B = torch.rand(len(x0_BChw), generator=noise)
     sigma_B[::2] = high_noise + (1 - high_noise) * sigma_B[::2]
-    sigma = sigma_B.view(-1, 1, 1, 1)
-    velocity = decoder.velocity((1 - sigma) * x0_BChw + sigma * noise_BChw, sigma_B, states_BLE)
+    velocity = decoder.velocity(forward_noise(x0_BChw, noise_BChw, sigma_B), sigma_B, states_BLE)
     return F.mse_loss(velocity, noise_BChw - x0_BChw)
 
 

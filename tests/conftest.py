@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import sys
@@ -32,6 +33,7 @@ gc.set_threshold(20_000, 50, 100)
 # Folders whose tests one process takes, one after the other, and takes first: whole training commands, which are
 # several processes each, and what several files share comes from runs of a minute and more.
 _LONGEST_FIRST = ("tests/e2e", "tests/engine", "tests/formats")
+_ORDER = (*_LONGEST_FIRST, "Ray", "")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,13 +48,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _scope(nodeid: str, otherwise: str) -> str:
-    return next((folder for folder in _LONGEST_FIRST if nodeid.startswith(f"{folder}/")), otherwise)
+    found = next((folder for folder in _LONGEST_FIRST if nodeid.startswith(f"{folder}/")), "")
+    return found or ("Ray" if _needs_ray(nodeid.partition("::")[0]) else otherwise)
+
+
+@functools.cache
+def _needs_ray(file: str) -> bool:
+    """Each process starts a Ray of its own, which is eight processes, so one process takes all that need it."""
+    return "ray_cluster" in (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def rank(item: pytest.Item) -> int:
-        scope = _scope(item.nodeid, "")
-        return _LONGEST_FIRST.index(scope) if scope else len(_LONGEST_FIRST)
+        return _ORDER.index(_scope(item.nodeid, ""))
 
     items.sort(key=rank)
 

@@ -144,10 +144,11 @@ RAY = """
 import json, ray
 from ray._private.worker import global_worker
 from verl_uae.compat import ray_actors, ray_cluster_address, ray_cpu_count, ray_temp_folder
+from verl_uae.launch.placement import this_machine
 
-guessed = [ray_cpu_count(), ray_temp_folder()]
+guessed = [ray_cpu_count(), this_machine().cpus, ray_temp_folder()]
 ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)
-found = [ray.cluster_resources()["CPU"], global_worker.node.get_temp_dir_path()]
+found = [ray.cluster_resources()["CPU"]] * 2 + [global_worker.node.get_temp_dir_path()]
 
 @ray.remote(num_cpus=0)
 class Counter:

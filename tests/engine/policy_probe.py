@@ -100,10 +100,10 @@ def losses(outputs: list[Any]) -> list[float]:
 
 def run_facts(decoder: str, micro: int, **fsdp: Any) -> dict[str, Any]:
     """Loss of every update, and figures of the last, of one run on eight samples."""
-    engine = build_engine(decoder, lr=1e-4, fsdp=fsdp, **LORA)
+    engine = build_engine(decoder, lr=3e-4, fsdp=fsdp, **LORA)
     data = sampled(engine, share(8), micro=min(micro, len(share(8))), total=8.0)
     tu.assign_non_tensor(data, micro_batch_size_per_gpu=micro)
-    outputs = train(engine, data, 10)
+    outputs = train(engine, data, 4)
     names = ("ratio/mean", "ratio/std", "ratio/max", "k/max", "step01/k/mean", "step02/ratio/min", "clipped_low/mean")
     return {"losses": losses(outputs), "figures": {name: outputs[-1]["metrics"][name] for name in names}}
 
@@ -350,7 +350,7 @@ def forward_facts(decoder: str) -> dict[str, Any]:
 
 
 def resume_facts(decoder: str, folder: Path) -> dict[str, Any]:
-    """Three updates, save, two; load, two."""
+    """An update, save, two; load, two."""
     facts: dict[str, Any] = {}
     for name, model in (("lora", LORA), ("full", {})):
         path = str(folder / name)
@@ -359,7 +359,7 @@ def resume_facts(decoder: str, folder: Path) -> dict[str, Any]:
             return build_engine(decoder, shadows=["ema"], **model)
 
         engine = fresh()
-        data = sampled(engine, share(8), micro=2, total=8.0)
+        data = sampled(engine, share(4), micro=2, total=4.0)
 
         def updates(engine: DecoderEngine, count: int, data: Any = data) -> None:
             for _ in range(count):
@@ -367,7 +367,7 @@ def resume_facts(decoder: str, folder: Path) -> dict[str, Any]:
                 engine.lr_scheduler_step()
                 engine.shadow("ema").update(0.5)
 
-        updates(engine, 3)
+        updates(engine, 1)
         engine.save_checkpoint(path)
         saved = parameters(engine)
         updates(engine, 2)

@@ -9,6 +9,7 @@ In processes of their own, as tests.engine.policy_probe. The expectations are in
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,9 @@ def flow_data(rows: list[int], micro: int, bad: tuple[int, ...] = ()) -> TensorD
 
 
 def flow_facts(models: str, micro: int) -> dict[str, Any]:
-    """Loss of ten updates, and a figure of the last."""
+    """Loss of every update, and a figure of the last."""
     engine = decoder_engine(models)
-    outputs = train(engine, flow_data(share(8), micro), 10, FlowMatching(NoiseDensity()))
+    outputs = train(engine, flow_data(share(8), micro), 4, FlowMatching(NoiseDensity()))
     return {"losses": losses(outputs), "mean": outputs[-1]["metrics"]["loss/mean"]}
 
 
@@ -119,17 +120,24 @@ ensure_torchvision()
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
 
+@functools.cache
+def frozen_parts(models: str) -> tuple[Decoder, Conditioner, EfficientNetLite0, CaptionBatcher]:
+    processor = AutoProcessor.from_pretrained(f"{models}/encoder")
+    config = AutoConfig.from_pretrained(f"{models}/encoder")
+    tokens = PromptTokens(processor, config.model_type, PromptSettings())
+    return (
+        Decoder.from_pretrained(f"{models}/decoder").requires_grad_(False),
+        Conditioner.from_pretrained(f"{models}/encoder", length=CONDITION_LENGTH),
+        EfficientNetLite0(image_size=64),
+        CaptionBatcher(tokens, processor, config, 24, "cpu"),
+    )
+
+
 class World:
     """Frozen parts and data of the cold start."""
 
     def __init__(self, models: str, rows: list[int], micro: int) -> None:
-        self.decoder = Decoder.from_pretrained(f"{models}/decoder").requires_grad_(False)
-        self.conditioner = Conditioner.from_pretrained(f"{models}/encoder", length=CONDITION_LENGTH)
-        self.features = EfficientNetLite0(image_size=64)
-        processor = AutoProcessor.from_pretrained(f"{models}/encoder")
-        config = AutoConfig.from_pretrained(f"{models}/encoder")
-        tokens = PromptTokens(processor, config.model_type, PromptSettings())
-        self.batcher = CaptionBatcher(tokens, processor, config, 24, "cpu")
+        self.decoder, self.conditioner, self.features, self.batcher = frozen_parts(models)
         self.rows = rows
         ids_BL, mask_BL, _ = self.conditioner.tokenize([CAPTIONS[row] for row in rows])
         noise = torch.cat([normal((1, *LATENT), "cold noise", row) for row in rows])

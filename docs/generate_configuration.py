@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes ``docs/configuration.md`` from the sources of the options: `python docs/generate_configuration.py`.
 
-Nothing is imported from the package: the dataclasses are read with :mod:`ast`, their texts from the docstring under
-each field, and the values that our configs change from the yaml files.
+Texts are the docstrings under the fields of the dataclasses, read with :mod:`ast`; sections, and the stages that read
+them, are those of the schema, and the values that our configs change are from the yaml files.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import itertools
 import re
 from collections.abc import Iterator
@@ -16,7 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import omegaconf
 import yaml
+
+from verl_uae.config import STAGES
+from verl_uae.config.schema import UAEConfig
+from verl_uae.reward.config import TermConfig
+from verl_uae.settings import inner_schema, rules
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "verl_uae"
@@ -141,22 +149,45 @@ def eval_constant(node: ast.expr) -> int | float:
 
 def schema_sections() -> dict[str, Section]:
     """Sections of ``uae:`` by name, in the order of the schema."""
+    read_by = {name: stages for name, _, stages in rules(UAEConfig) if set(stages) != set(STAGES)}
     sections: dict[str, Section] = {}
-    _add_section(sections, "uae", "UAEConfig")
-    sections["uae.reward.terms[i]"] = section("config", "TermConfig", "uae.reward.terms[i].")
-    return sections
+    _add_section(sections, "uae", UAEConfig)
+    sections["uae.reward.terms[i]"] = _own(TermConfig, "uae.reward.terms[i]")
+    return {
+        name: replace(section, text=f"{section.text} Read by {' and '.join(f'`{stage}`' for stage in read_by[name])}.")
+        if name in read_by
+        else section
+        for name, section in sections.items()
+        if section.rows
+    }
 
 
-def _add_section(sections: dict[str, Section], path: str, name: str) -> None:
+def _add_section(sections: dict[str, Section], path: str, schema: type) -> None:
     """Add the options of a dataclass of the schema, and of the dataclasses in it, each as a section of its own."""
-    node = read_class("config", name)
-    sections[path] = Section(about(node), [])
-    for statement, text in fields(node):
-        key, kind = f"{path}.{statement.target.id}", ast.unparse(statement.annotation)  # type: ignore[union-attr]
-        if kind.endswith("Config"):
-            _add_section(sections, key, kind)
-        else:
-            sections[path].rows.append(Option(key, kind, default_of(statement), text))
+    sections[path] = _own(schema, path)
+    for field in dataclasses.fields(schema):
+        if (inner := inner_schema(field)) is not None:
+            _add_section(sections, f"{path}.{field.name}", inner)
+
+
+def _own(schema: type, path: str) -> Section:
+    """Options of a section that are no section."""
+    node = ast.parse(inspect.getsource(schema)).body[0]
+    assert isinstance(node, ast.ClassDef)
+    texts = {statement.target.id: text for statement, text in fields(node)}  # type: ignore[union-attr]
+    rows = [
+        Option(f"{path}.{field.name}", str(field.type), _default(field), texts[field.name])
+        for field in dataclasses.fields(schema)
+        if inner_schema(field) is None
+    ]
+    return Section(about(node), rows)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """The default as a user would write it."""
+    if field.default_factory is not dataclasses.MISSING:
+        return {list: "[]", dict: "{}"}.get(field.default_factory, "see below")  # type: ignore[call-overload]
+    return "required" if field.default == omegaconf.MISSING else yaml_text(field.default) or '""'
 
 
 def section(folder: str, name: str, prefix: str) -> Section:
@@ -204,6 +235,33 @@ def flatten(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         yield from flatten(value, f"{prefix}.{name}" if prefix else str(name))
 
 
+FIRST_TEXT = """
+## What people set first
+
+Most runs are described by these keys, and by `data.*` and `trainer.*` of verl.
+
+"""
+
+#: Keys of the first table of the page.
+FIRST = (
+    "uae.decoder.path",
+    "uae.decoder.height",
+    "uae.decoder.width",
+    "uae.decoder.num_steps",
+    "uae.decoder.guidance",
+    "uae.decoder.batch_size",
+    "uae.decoder.schedule",
+    "uae.conditioner.length",
+    "uae.reward.terms",
+    "uae.reward.timeout_s",
+    "uae.train.lora.rank",
+    "uae.train.micro_batch_size",
+    "uae.u4g.samples_per_caption",
+    "uae.u4g.objective.name",
+    "uae.seed",
+)
+
+
 def table(rows: list[Option], changed: dict[str, dict[str, str]]) -> str:
     """A Markdown table of options."""
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
@@ -244,6 +302,8 @@ def render() -> str:
         "data.uae_image_limits": section("data", "ImageLimits", "data.uae_image_limits."),
         "actor_rollout_ref.rollout.engine_kwargs.hf": server_section(),
     }
+    every = {row.key: row for each in sections.values() for row in each.rows}
+    parts += [FIRST_TEXT, table([every[key] for key in FIRST], changed)]
     parts += [f"\n## `{name}`\n\n{cell(each.text)}\n\n{table(each.rows, changed)}" for name, each in sections.items()]
     return "".join(parts)
 

@@ -3,8 +3,8 @@
 """An objective usable by path: the policy gradient with a penalty on the divergence in place of a clip or a mask.
 
     python -m verl.trainer.main_ppo --config-name uae_u4g ... \\
-        decoder/objective=custom uae.policy.objective.name=soft_region \\
-        uae.policy.objective.path=examples/custom_objective.py
+        decoder/objective=custom uae.u4g.objective.name=soft_region \\
+        uae.u4g.objective.path=examples/custom_objective.py
 """
 
 from __future__ import annotations

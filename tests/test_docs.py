@@ -24,6 +24,7 @@ from tests.config.test_validate_policy import PRESETS
 from verl_uae.config import STAGES, schema
 from verl_uae.data.prompts import first_pictures
 from verl_uae.errors import ConfigError
+from verl_uae.reward.config import TermConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -98,15 +99,15 @@ def _keys_of_open_sections() -> Iterator[str]:
     from verl_uae.flow.objective import get_objective, objective_names
 
     for section, theirs in (("fsdp_config", FSDPEngineConfig), ("optim", FSDPOptimizerConfig)):
-        yield from (f"uae.policy.{section}.{field.name}" for field in dataclasses.fields(theirs))
+        yield from (f"uae.train.{section}.{field.name}" for field in dataclasses.fields(theirs))
     params = {"weight"}.union(*(get_objective(name).defaults for name in objective_names()))
-    yield from (f"uae.policy.objective.params.{name}" for name in params)
+    yield from (f"uae.u4g.objective.params.{name}" for name in params)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_quoted_keys_exist(page: Path) -> None:
     known = {*_schema_keys(schema.UAEConfig, "uae"), *_keys_of_open_sections()}
-    known |= {f"uae.reward.terms[i].{field.name}" for field in dataclasses.fields(schema.TermConfig)}
+    known |= {f"uae.reward.terms[i].{field.name}" for field in dataclasses.fields(TermConfig)}
     sections = {key.rpartition(".")[0] for key in known}
     quoted = set(re.findall(r"(?<![\w.])uae\.[a-z_]+(?:\.[a-z0-9_]+|\[i\])*", page.read_text(encoding="utf-8")))
     unknown = {key.rstrip(".") for key in quoted} - known - sections - {"uae.reward.terms[i]"}
@@ -151,7 +152,11 @@ def test_every_key_of_the_schema_is_documented() -> None:
 
 def test_every_constant_of_the_decoder_policy_has_its_source() -> None:
     text = (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
-    keys = [*_schema_keys(schema.PolicyConfig, "uae.policy"), *_schema_keys(schema.UnifiedConfig, "uae.unified")]
+    keys = [
+        key
+        for key in _schema_keys(schema.UAEConfig, "uae")
+        if key.startswith(("uae.train.", "uae.u4g.", "uae.unified."))
+    ]
     leaves = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
     assert len(leaves) > 40
     assert [key for key in leaves if f"`{key}`" not in text] == []
@@ -321,8 +326,8 @@ def test_megatron_is_refused_for_the_decoder_and_possible_for_the_captioner_besi
     name = "unified_qwen2_5_vl_3b_sd35_large"
     config = compose(name, [*_required(home), *overrides], folder / "config")
     validate(config)
-    assert config.actor_rollout_ref.actor.strategy == "megatron" and config.uae.policy.fsdp_config.strategy == "fsdp2"
-    key = "uae.policy.fsdp_config.strategy"
+    assert config.actor_rollout_ref.actor.strategy == "megatron" and config.uae.train.fsdp_config.strategy == "fsdp2"
+    key = "uae.train.fsdp_config.strategy"
     with pytest.raises(ConfigError, match="no MM-DiT on Megatron"):
         validate(compose(name, [*_required(home), *overrides, f"{key}=megatron"], folder / "config"))
     for refused in (f"{key}=megatron", "model_engine=megatron"):
@@ -450,7 +455,7 @@ def test_cpu_scripts_of_the_other_stages_give_commands_that_compose_and_validate
         # SSIM is gamed by a decoder that learns; it may only be watched.
         terms = [(term.name, bool(term.get("held_out"))) for term in config.uae.reward.terms]
         assert terms == [("pixel", False), ("ssim", True)] and config.uae.reward.terms[0].params.k == 20
-        assert config.uae.policy.captions.source == ("column" if stage == "u4g" else "encoder")
+        assert config.uae.u4g.captions.source == ("column" if stage == "u4g" else "encoder")
     code, commands = _run_script("run_scenes_cpu.sh", stage, tmp_path / "none", {"SCENES_DIR": str(tmp_path / "no")})
     assert code != 0 and commands == []
 
@@ -550,7 +555,7 @@ def test_example_objective_runs_and_its_command_composes(compose: Any, home: Pat
     words = block.group(1).replace("\\\n", " ").replace("'", "").replace("examples/", f"{path.parent}/").split()
     config = compose("uae_u4g", [*_required(home), *words])
     validate(config)
-    assert config.uae.policy.objective.params == {"weight": 300}
+    assert config.uae.u4g.objective.params == {"weight": 300}
 
 
 def test_documented_commands_parse_and_lack_nothing() -> None:

@@ -65,7 +65,7 @@ COLUMNS = {
     "scene_eval/draw": "SceneEval draw",
 }
 
-_DECODER = ("uae.policy.save_contents=[model,diffusers]",)
+_DECODER = ("uae.train.save_contents=[model,diffusers]",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,20 +62,20 @@ SCENES = 256
 #: What the scenes need beside the preset. No guidance: the joint training drops no conditions, so nothing is there to
 #: guide from.
 OVERRIDES = (
-    "uae.policy.captions.source=column",
+    "uae.u4g.captions.source=column",
     REWARD,
-    "uae.policy.guidance=1.0",
-    "uae.policy.save_contents=[model,diffusers]",
+    "uae.u4g.guidance=1.0",
+    "uae.train.save_contents=[model,diffusers]",
     *QUIET,
 )
 #: Runs are short: the old policy of NFT follows faster, takes as many updates as the others, and sees more levels.
 OWN = {
     GAMED: ("uae.reward.terms=[{name: ssim, weight: 1.0}, {name: pixel, held_out: true}]",),
     "nft": (
-        "uae.policy.optim.lr=5e-4",
-        "uae.policy.objective.old_decay=0.5",
-        "uae.policy.updates_per_rollout=2",
-        "uae.policy.objective.num_sigmas=4",
+        "uae.train.optim.lr=5e-4",
+        "uae.u4g.objective.old_decay=0.5",
+        "uae.u4g.updates_per_rollout=2",
+        "uae.u4g.objective.num_sigmas=4",
     ),
 }
 COLUMNS = {

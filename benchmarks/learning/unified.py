@@ -44,7 +44,7 @@ COLUMNS = {
     "scene_eval/draw": "SceneEval draw",
 }
 
-_DECODER = (f"decoder/objective={RECOMMENDED}", "uae.policy.save_contents=[model,diffusers]")
+_DECODER = (f"decoder/objective={RECOMMENDED}", "uae.train.save_contents=[model,diffusers]")
 
 
 class Unified(Experiment):

@@ -296,7 +296,7 @@ def test_the_overrides_make_a_valid_config(compose, tiny_overrides: list[str]) -
     for preset in (u4g.RECOMMENDED, "nft"):
         config = compose(*tiny_overrides, *u4g.words(preset), name="uae_u4g")
         validate(config)
-        assert config.uae.policy.guidance == config.uae.decoder.guidance == 1.0
+        assert config.uae.u4g.guidance == config.uae.decoder.guidance == 1.0
         assert [(term.name, term.params.k) for term in config.uae.reward.terms] == [("pixel", u4g.STEEPNESS)]
 
 

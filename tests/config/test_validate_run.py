@@ -110,8 +110,8 @@ def test_ranks_that_split_a_sequence_share_their_samples(bases: dict[str, Any]) 
 
 
 def test_the_unified_stage_samples_captions_at_the_servers_temperature(bases: dict[str, Any]) -> None:
-    sampled = ["uae.policy.captions.do_sample=true", "uae.policy.captions.temperature=0.5"]
-    with pytest.raises(ConfigError, match=r"uae\.policy\.captions\.temperature: 0\.5.*rollout\.temperature=1\.0"):
+    sampled = ["uae.u4g.captions.do_sample=true", "uae.u4g.captions.temperature=0.5"]
+    with pytest.raises(ConfigError, match=r"uae\.u4g\.captions\.temperature: 0\.5.*rollout\.temperature=1\.0"):
         validate(changed(bases["uae_unified"], *sampled))
     validate(changed(bases["uae_unified"], *sampled, "actor_rollout_ref.rollout.temperature=0.5"))
     validate(changed(bases["uae_u4g"], *sampled))

@@ -12,7 +12,7 @@ from verl_uae.config.validate import ValidateCallback
 from verl_uae.config.validate_verl import _PRECISIONS, _WHOLE, _WHOLE_OR_NULL, validate_verl
 from verl_uae.errors import ConfigError
 
-ENGINES = ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "uae.policy.fsdp_config")
+ENGINES = ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "uae.train.fsdp_config")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_count_is_a_whole_number(base: DictConfig, key: str) -> None:
         ("actor_rollout_ref.rollout.val_kwargs.temperature", (-1, math.nan, "warm", None)),
         ("actor_rollout_ref.actor.kl_loss_coef", (-1, math.nan, "x", None)),
         ("actor_rollout_ref.actor.optim.lr", (-1, math.nan, math.inf, "1e-6", None)),
-        ("uae.policy.optim.lr", (-1, math.nan, math.inf, "1e-6", None)),
+        ("uae.train.optim.lr", (-1, math.nan, math.inf, "1e-6", None)),
     ],
 )
 def test_a_number_is_finite_and_in_its_range(base: DictConfig, key: str, values: tuple[Any, ...]) -> None:

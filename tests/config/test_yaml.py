@@ -92,9 +92,9 @@ def test_scenes_on_the_cpu_is_valid_for_the_decoder_too(compose, tiny_overrides,
     config = compose(*tiny_overrides, name=name)
     validate(config)
     verl_accepts(config)
-    policy = config.uae.policy
-    assert policy.lora.rank == 0 and policy.train_projector and policy.captions.dtype == "float32"
-    assert policy.fsdp_config.mixed_precision.param_dtype == "fp32" and policy.optim.lr == 2e-4
+    train = config.uae.train
+    assert train.lora.rank == 0 and train.train_projector and config.uae.u4g.captions.dtype == "float32"
+    assert train.fsdp_config.mixed_precision.param_dtype == "fp32" and train.optim.lr == 2e-4
 
 
 def test_scenes_on_the_cpu_is_valid_without_any_other_key(compose, tiny_overrides) -> None:
@@ -133,3 +133,25 @@ def test_megatron_keeps_the_method(compose) -> None:
 )
 def test_the_papers_setting(compose, key: str, value: object) -> None:
     assert OmegaConf.select(compose(*BASE), key) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("uae.u4g.objective.name", "dppo"),
+        ("uae.u4g.objective.params.threshold", 5e-6),
+        ("uae.u4g.kernel", "cps"),
+        ("uae.u4g.noise_level", 0.8),
+        ("uae.u4g.samples_per_caption", 24),
+        ("uae.u4g.reference_kl.coef", 0.0),
+        ("uae.train.lora.rank", 32),
+        ("uae.train.ema.decay", 0.9),
+        ("uae.train.optim.lr", 1e-4),
+        ("uae.train.fsdp_config.strategy", "fsdp2"),
+        ("uae.decoder.guidance", 1.0),
+        ("data.train_batch_size", 48),
+    ],
+)
+def test_the_method_chosen_by_name_alone(compose, key: str, value: object) -> None:
+    base = [f"data.train_files={__file__}", f"data.val_files={__file__}", "uae.decoder.path=org/decoder"]
+    assert OmegaConf.select(compose(*base, name="uae_u4g"), key) == value

@@ -142,7 +142,7 @@ def _deadly_run(world: Path, out: Path, deaths: int, overrides: list[str]):
             "trainer.n_gpus_per_node=2",
             f"reward.custom_reward_function.path={out}/reward.py",
             "uae.reward.terms=[]",
-            "uae.reward.max_invalid_fraction=0.6",
+            "uae.supervision.max_invalid_fraction=0.6",
             *overrides,
         ],
     )
@@ -350,7 +350,7 @@ def test_a_dead_caption_server_ends_the_run_with_its_step_saved(tmp_path: Path) 
 def test_a_stopped_policy_rank_ends_the_run_by_name(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    settings = ["trainer.n_gpus_per_node=2", "uae.policy.micro_batch_size=4", "uae.supervision.stall_timeout_s=60"]
+    settings = ["trainer.n_gpus_per_node=2", "uae.train.micro_batch_size=4", "uae.supervision.stall_timeout_s=60"]
     run = Started(build_world(tmp_path / "world"), out, settings, "uae_u4g")
     run.wait_for_step(1)
     run.send("DecoderPolicyWorker", signal.SIGSTOP, which=1)

@@ -33,15 +33,15 @@ from verl_uae.cli import main
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.seeding import normal
 
-LORA = ["uae.policy.lora.rank=4", "uae.policy.lora.alpha=8", "uae.policy.train_projector=false"]
-FULL = ["uae.policy.lora.rank=0", "uae.policy.train_projector=true"]
+LORA = ["uae.train.lora.rank=4", "uae.train.lora.alpha=8", "uae.train.train_projector=false"]
+FULL = ["uae.train.lora.rank=0", "uae.train.train_projector=true"]
 GREEDY = [f"actor_rollout_ref.rollout.val_kwargs.{entry}" for entry in ("do_sample=false", "temperature=0")]
 PANEL_ROW = re.compile(r"<td class='caption'>(.*?)</td><td><img [^>]*base64,(.*?)'>")
 ADAPTERS = [
     *("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.lora_alpha=16"),
     "actor_rollout_ref.model.lora.merge=true",
 ]
-TURNS = ["uae.unified.g4u_steps=1", "uae.unified.u4g_steps=1", "uae.policy.lora.rank=0"]
+TURNS = ["uae.unified.g4u_steps=1", "uae.unified.u4g_steps=1", "uae.train.lora.rank=0"]
 
 
 def trained(root: Path, config: str, overrides: list[str]) -> tuple[Path, Path]:

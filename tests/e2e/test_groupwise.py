@@ -26,7 +26,7 @@ def test_groups_are_compared_whole_however_they_are_drawn(tmp_path: Path, config
     world = build_world(tmp_path / "world")
     logged = {}
     for name, overrides in (("one", []), ("other", other)):
-        sizes = ["uae.policy.micro_batch_size=4"] if config == "uae_u4g" else []
+        sizes = ["uae.train.micro_batch_size=4"] if config == "uae_u4g" else []
         result = train(world, tmp_path / name, [TERMS, *sizes, *overrides], config=config)
         assert result.returncode == 0, result.stdout[-3000:]
         logged[name] = metrics(tmp_path / name)

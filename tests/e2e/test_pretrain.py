@@ -43,7 +43,7 @@ def test_two_steps_of_pre_training(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ranks_and_micro_batches_do_not_change_pre_training(tmp_path: Path) -> None:
     world = build_world(tmp_path / "world")
-    micro = ["uae.policy.micro_batch_size=2"]
+    micro = ["uae.train.micro_batch_size=2"]
     runs = {"one": [], "micro": micro, "ranks": [*micro, "trainer.n_gpus_per_node=2"]}
     logged = {}
     for name, overrides in runs.items():

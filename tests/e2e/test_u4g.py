@@ -45,9 +45,9 @@ def test_two_steps_train_the_decoder_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ranks_micro_batches_and_a_replica_do_not_change_the_run(tmp_path: Path) -> None:
     world = build_world(tmp_path / "world")
-    micro = ["uae.policy.micro_batch_size=4"]
+    micro = ["uae.train.micro_batch_size=4"]
     ranks = [*micro, "trainer.n_gpus_per_node=2"]
-    runs = {"one": [], "micro": micro, "ranks": ranks, "replica": [*ranks, "uae.policy.sampler=replica"]}
+    runs = {"one": [], "micro": micro, "ranks": ranks, "replica": [*ranks, "uae.u4g.sampler=replica"]}
     logged = {}
     for name, overrides in runs.items():
         result = train(world, tmp_path / name, overrides, config="uae_u4g")
@@ -65,7 +65,7 @@ def test_ranks_micro_batches_and_a_replica_do_not_change_the_run(tmp_path: Path)
 @pytest.mark.parametrize("preset", ["flow_grpo", "flow_grpo_fast", "mix_grpo", "grpo_guard", "nft"])
 def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     world, out = build_world(tmp_path / "world"), tmp_path / "out"
-    sizes = ["uae.policy.num_steps=6", "uae.policy.window.size=2", "uae.policy.window.high=null"]
+    sizes = ["uae.u4g.num_steps=6", "uae.u4g.window.size=2", "uae.u4g.window.high=null"]
     result = train(world, out, [f"decoder/objective={preset}", *sizes], config="uae_u4g")
     assert result.returncode == 0, result.stdout[-3000:]
     for record in metrics(out).values():
@@ -76,8 +76,8 @@ def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
 @pytest.mark.slow
 def test_lora_and_the_reference_penalty_train(tmp_path: Path) -> None:
     world, out = build_world(tmp_path / "world"), tmp_path / "out"
-    lora = ["uae.policy.lora.rank=4", "uae.policy.lora.alpha=8", "uae.policy.train_projector=false"]
-    result = train(world, out, [*SAVED, *lora, "uae.policy.reference_kl.coef=0.1"], config="uae_u4g")
+    lora = ["uae.train.lora.rank=4", "uae.train.lora.alpha=8", "uae.train.train_projector=false"]
+    result = train(world, out, [*SAVED, *lora, "uae.u4g.reference_kl.coef=0.1"], config="uae_u4g")
     assert result.returncode == 0, result.stdout[-3000:]
     logged = metrics(out)
     assert logged[1]["policy/grad_norm"] > 0

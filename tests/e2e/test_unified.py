@@ -18,7 +18,7 @@ def test_both_learn_and_the_new_decoder_reaches_the_captioners_reward(tmp_path: 
     world = build_world(tmp_path / "world")
     logged = {}
     for name, lr in (("moving", 1e-2), ("still", 0.0)):
-        result = train(world, tmp_path / name, [*TURNS, f"uae.policy.optim.lr={lr}"], config="uae_unified")
+        result = train(world, tmp_path / name, [*TURNS, f"uae.train.optim.lr={lr}"], config="uae_unified")
         assert result.returncode == 0, result.stdout[-3000:]
         logged[name] = metrics(tmp_path / name)
     moving, still = logged["moving"], logged["still"]

@@ -58,8 +58,8 @@ _CAPTIONER = [
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
 ]
-_DECODER = ["uae.policy.samples_per_caption=4", "uae.policy.micro_batch_size=8", "uae.policy.ema.every=1"]
-_PAIRS = ["uae.policy.micro_batch_size=4", "uae.policy.ema.every=1"]
+_DECODER = ["uae.u4g.samples_per_caption=4", "uae.train.micro_batch_size=8", "uae.train.ema.every=1"]
+_PAIRS = ["uae.train.micro_batch_size=4", "uae.train.ema.every=1"]
 _PRESETS = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}
 _SIZES = {
     "uae_pretrain": _PAIRS,

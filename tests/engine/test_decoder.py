@@ -97,7 +97,7 @@ def test_the_reference_penalty_is_the_divergence_of_the_transitions(policy: Fact
 
 
 def test_a_reference_that_was_not_kept_is_an_error(policy: Facts) -> None:
-    assert policy["one"]["reference"]["none kept"].startswith("ConfigError: uae.policy.reference_kl.coef: no reference")
+    assert policy["one"]["reference"]["none kept"].startswith("ConfigError: uae.u4g.reference_kl.coef: no reference")
 
 
 def test_weight_copies_of_shards_average_swap_and_restore(policy: Facts) -> None:
@@ -140,7 +140,7 @@ def test_forward_objectives_train_against_an_old_copy(policy: Facts) -> None:
     assert facts["second distance"] > 1e-4 and facts["same old"]
     assert facts["steps"] == [], "drawn noise levels are no steps of the sampler"
     assert facts["penalty"] > 1e-4
-    assert "uae.policy.reference_kl.form must be one of velocity, x0, got 'exact'" in facts["refused"]
+    assert "uae.u4g.reference_kl.form must be one of velocity, x0, got 'exact'" in facts["refused"]
 
 
 @pytest.mark.parametrize("ranks", ["one", "two"])
@@ -167,10 +167,10 @@ def test_a_checkpoint_without_the_copies_is_refused(policy: Facts) -> None:
         ("window", "ValueError: 2 steps per sample, but the plan's window is (1,)"),
         ("old", "ValueError: a mini-batch of kind 'transition' lacks old_mean_BKCHW"),
         ("micro", "ValueError: micro_batch_size_per_gpu must be at least 1, got 0"),
-        ("form", "ValueError: uae.policy.reference_kl.form must be one of exact"),
+        ("form", "ValueError: uae.u4g.reference_kl.form must be one of exact"),
         ("half", "TypeError: x_BKCHW must be torch.float32, got torch.bfloat16"),
-        ("fsdp1", "ConfigError: uae.policy.fsdp_config.strategy: fsdp needs an accelerator"),
-        ("targets", "ConfigError: uae.policy.lora.target_modules: 'nothing' matches no linear layer"),
+        ("fsdp1", "ConfigError: uae.train.fsdp_config.strategy: fsdp needs an accelerator"),
+        ("targets", "ConfigError: uae.train.lora.target_modules: 'nothing' matches no linear layer"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_ranks_wait_for_each_other(

@@ -93,13 +93,13 @@ def test_backward_after_the_adapters_were_off_still_reaches_them(module: PolicyM
 def test_targets_that_match_nothing_are_refused_with_their_key(module: PolicyModule, targets: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         add_lora(module, rank=4, alpha=8, target_modules=targets)
-    assert caught.value.key == "uae.policy.lora.target_modules"
+    assert caught.value.key == "uae.train.lora.target_modules"
     assert not lora_layers(module), "the module was changed before the error"
 
 
 @pytest.mark.parametrize("settings", [{"rank": 0, "alpha": 8}, {"rank": 4, "alpha": 0}], ids=str)
 def test_rank_and_alpha_must_be_positive(module: PolicyModule, settings: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=r"uae\.policy\.lora\.(rank|alpha): must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"uae\.train\.lora\.(rank|alpha): must be at least 1, got 0"):
         add_lora(module, **settings)
 
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from verl_uae.config.policy_schema import LoraConfig
 from verl_uae.engines.decoder_config import DEFAULT_TARGETS, MODEL_TYPE, PolicyModelConfig
+from verl_uae.stages.common.config import LoraConfig
 
 
 def test_answers_what_verls_engine_and_worker_ask() -> None:

@@ -77,21 +77,21 @@ def test_data_files_are_named_by_their_digest(tmp_path: Path) -> None:
 
 
 def test_nested_settings_become_full_keys() -> None:
-    settings = {"seed": 1, "policy": {"ema": {"decay": 0.9}, "params": {}, "names": ["a"]}}
+    settings = {"seed": 1, "train": {"ema": {"decay": 0.9}, "optim": {}, "names": ["a"]}}
     assert dict(flat(settings, "uae")) == {
         "uae.seed": 1,
-        "uae.policy.ema.decay": 0.9,
-        "uae.policy.params": {},
-        "uae.policy.names": ["a"],
+        "uae.train.ema.decay": 0.9,
+        "uae.train.optim": {},
+        "uae.train.names": ["a"],
     }
 
 
 def test_the_card_of_a_run_has_the_keys_of_its_stage() -> None:
-    sections = {"pretrain": {"shift": 3.0}, "policy": {"num_steps": 10, "guidance": 1.0}, "decoder": {"dtype": "bf16"}}
+    sections = {"pretrain": {"shift": 3.0}, "u4g": {"num_steps": 10, "guidance": 1.0}, "decoder": {"dtype": "bf16"}}
     keys = {}
     for stage in ("g4u", "pretrain", "unknown"):
         run = RunConfig(OmegaConf.create({"uae": {"stage": stage, **sections}}))
         keys[stage] = set(run.card("A model", "Made.", {}, {}).constants) - {"uae.stage"}
-    assert keys["g4u"] == {"uae.policy.guidance", "uae.decoder.dtype"}
-    assert keys["pretrain"] == {"uae.policy.guidance", "uae.pretrain.shift"}
+    assert keys["g4u"] == {"uae.u4g.guidance", "uae.decoder.dtype"}
+    assert keys["pretrain"] == {"uae.u4g.guidance", "uae.pretrain.shift"}
     assert len(keys["unknown"]) == 4

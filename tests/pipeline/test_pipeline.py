@@ -19,6 +19,7 @@ from PIL import Image
 from tests.pipeline.conftest import picture
 from verl_uae.chain.captioner import caption_messages
 from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.config import DecoderConfig
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.loading import load_model
 from verl_uae.chain.pipeline import UAEPipeline
@@ -33,14 +34,13 @@ from verl_uae.checkpoints.inference import (
 )
 from verl_uae.checkpoints.run import RunConfig, config_text, write_run_config
 from verl_uae.checkpoints.step import mark_complete
-from verl_uae.config.schema import DecoderConfig
 from verl_uae.data.prompts import CaptionPrompt
 from verl_uae.errors import CheckpointError, DecodeError
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward import RewardScorer
 from verl_uae.seeding import normal
-from verl_uae.stages.common.build import build_chain
 from verl_uae.stages.common.captions import CaptionSettings, EncoderCaptions
+from verl_uae.stages.g4u.build import build_chain
 
 CAPTIONS = ["a red circle", "a large blue square", ""]
 DRAWING: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "pt"}

@@ -20,7 +20,7 @@ from verl_uae.engines.decoder_module import PolicyModule
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.registry import get_reward
 from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings
-from verl_uae.stages.common.decoder_build import EMA
+from verl_uae.stages.common.build import EMA
 
 
 def pair() -> Pair:
@@ -36,7 +36,7 @@ def trained(module: PolicyModule) -> bool:
 def test_pairs_are_encoded_and_all_weights_trained_on_the_device(
     size: Size, clip: str, accelerator: Accelerator, one_rank: Any, compose
 ) -> None:
-    config = compose("uae.decoder.path=decoder", "uae.policy.micro_batch_size=2", name="uae_pretrain")
+    config = compose("uae.decoder.path=decoder", "uae.train.micro_batch_size=2", name="uae_pretrain")
     module = models.policy_module(size)
     worker = workers.pair_worker(config, size, clip, module, shadows=(EMA,))
     with accelerator:

@@ -15,23 +15,24 @@ from tests.real_size.accelerator import Accelerator
 from tests.real_size.conftest import LARGE, MEDIUM
 from verl_uae.chain.draw import PolicySource
 from verl_uae.engines.decoder_metrics import Figures
-from verl_uae.stages.common.decoder_build import EMA, OLD, sampling_plan
+from verl_uae.stages.common.build import EMA
+from verl_uae.stages.u4g.build import OLD, sampling_plan
 from verl_uae.stages.u4g.layout import Layout
 
 SIZES = [
     "uae.decoder.path=decoder",
-    "uae.policy.micro_batch_size=2",
-    "uae.policy.samples_per_caption=4",
-    "uae.policy.updates_per_rollout=1",
-    "uae.policy.num_steps=2",
-    "uae.policy.window.size=1",
+    "uae.train.micro_batch_size=2",
+    "uae.u4g.samples_per_caption=4",
+    "uae.u4g.updates_per_rollout=1",
+    "uae.u4g.num_steps=2",
+    "uae.u4g.window.size=1",
 ]
 LAYOUT = Layout(sources=1, members=4, updates=1, ranks=1)
 MICRO_BATCHES, PLACES = 2, 1
 
-LORA = ["uae.policy.reference_kl.coef=0.1"]
-FULL = ["uae.policy.lora.rank=0", "uae.policy.guidance=4.5", "uae.decoder.guidance=4.5"]
-FORWARD = ["decoder/objective=nft", "uae.policy.samples_per_caption=4", "uae.policy.objective.num_sigmas=1"]
+LORA = ["uae.u4g.reference_kl.coef=0.1"]
+FULL = ["uae.train.lora.rank=0", "uae.u4g.guidance=4.5", "uae.decoder.guidance=4.5"]
+FORWARD = ["decoder/objective=nft", "uae.u4g.samples_per_caption=4", "uae.u4g.objective.num_sigmas=1"]
 
 
 def explored(worker: workers.PolicyWorker, config: Any) -> list[Any]:

@@ -19,29 +19,29 @@ from verl_uae.chain.codec import latent_shape
 from verl_uae.chain.conditions import ConditionCache
 from verl_uae.chain.draw import PolicyRollout, PolicyRolloutSettings
 from verl_uae.engines.decoder_module import PolicyModule
-from verl_uae.stages.common.decoder_build import objective
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.g4u.decoder_worker import DecoderWorker
 from verl_uae.stages.pretrain.build import build_pair_encoder, density
 from verl_uae.stages.pretrain.worker import FlowMatching, PretrainWorker
+from verl_uae.stages.u4g.build import objective
 from verl_uae.stages.u4g.worker import DecoderPolicyWorker
 
 
 def rollout(config: Any, size: Size, clip: str, module: PolicyModule) -> PolicyRollout:
-    """As :func:`~verl_uae.stages.common.decoder_build.build_rollout` builds it."""
+    """As :func:`~verl_uae.stages.common.build.build_rollout` builds it."""
     uae, codec = config.uae, models.vae()
     settings = PolicyRolloutSettings(
         seed=uae.seed,
         height=uae.decoder.height,
         width=uae.decoder.width,
         latent_shape=latent_shape(codec.config, module.transformer.config, uae.decoder.height, uae.decoder.width),
-        micro_batch_size=uae.policy.micro_batch_size,
+        micro_batch_size=uae.train.micro_batch_size,
         decode_batch_size=uae.decoder.batch_size,
         vae_batch_size=uae.decoder.vae_batch_size,
-        share_noise=uae.policy.share_noise,
+        share_noise=uae.u4g.share_noise,
         negative_prompt=uae.decoder.negative_prompt,
     )
-    conditions = ConditionCache(models.conditioner(size), uae.policy.captions.condition_cache_size)
+    conditions = ConditionCache(models.conditioner(size), uae.conditioner.cache_size)
     return PolicyRollout(conditions, codec, models.scorer(clip), settings, "meta")
 
 

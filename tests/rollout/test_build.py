@@ -10,7 +10,7 @@ import torch
 
 from verl_uae.chain.projector import Projector
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.stages.common.build import build_chain, sampler_settings
+from verl_uae.stages.g4u.build import build_chain, sampler_settings
 
 
 def test_the_chain_of_a_config(compose, tiny_overrides: list[str]) -> None:

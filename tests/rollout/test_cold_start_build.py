@@ -28,10 +28,10 @@ def test_a_frozen_text_only_encoder_needs_no_engine(config) -> None:
 
 
 def test_switches_reach_the_decoder(config) -> None:
-    lora = ("uae.policy.lora.rank=4", "uae.cold_start.train_decoder=false")
+    lora = ("uae.train.lora.rank=4", "uae.cold_start.train_decoder=false")
     model = decoder_worker_config(config(*lora), 10).model_config
     assert not model.train_transformer and model.lora_rank == 0 and model.shadows == ["ema"]
-    model = decoder_worker_config(config(*lora, "uae.policy.train_projector=false"), 10).model_config
+    model = decoder_worker_config(config(*lora, "uae.train.train_projector=false"), 10).model_config
     assert model.shadows == [], "there are no trained weights to average"
 
 

@@ -49,7 +49,7 @@ def batch(states: list[dict[str, Any]], *, step: int = 3, probes: int = 0, keep:
 
 @pytest.fixture(scope="module")
 def worker(compose, tiny_overrides: list[str]) -> DecoderWorker:
-    from verl_uae.stages.common.build import build_chain
+    from verl_uae.stages.g4u.build import build_chain
 
     # verl's Worker wants a process group; only its fields are set here.
     made = object.__new__(DecoderWorker)
@@ -94,7 +94,7 @@ def test_reconstructions_come_along_where_they_are_kept(worker: DecoderWorker) -
 
 
 def test_rows_reach_custom_rewards(compose, tiny_overrides, tmp_path: Path) -> None:
-    from verl_uae.stages.common.build import build_chain
+    from verl_uae.stages.g4u.build import build_chain
 
     (tmp_path / "mine.py").write_text(
         "def compute_score(data_source, solution_str, ground_truth, extra_info):\n"
@@ -111,7 +111,7 @@ def test_rows_reach_custom_rewards(compose, tiny_overrides, tmp_path: Path) -> N
 
 def test_offloading_moves_everything_and_back(compose, tiny_overrides) -> None:
     """With the meta device in the place of a GPU: every model must leave the host."""
-    from verl_uae.stages.common.build import build_chain
+    from verl_uae.stages.g4u.build import build_chain
 
     terms = "uae.reward.terms=[{name: efficientnet_lite0, params: {image_size: 64}}]"
     pytest.importorskip("efficientnet_lite_pytorch")

@@ -21,7 +21,7 @@ def test_the_engine_is_the_supervised_one_with_averaged_weights_if_asked(config)
     found = supervised_worker_config(config(), 10)
     assert found.model_type == found.model_config.model_type == SUPERVISED_TYPE
     assert found.model_config.shadows == ["ema"] and found.model_config.train_projector
-    assert supervised_worker_config(config("uae.policy.ema.decay=0"), 10).model_config.shadows == []
+    assert supervised_worker_config(config("uae.train.ema.decay=0"), 10).model_config.shadows == []
 
 
 def test_trained_levels_are_shifted_as_the_sampler_unless_set(config) -> None:

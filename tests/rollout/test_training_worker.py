@@ -10,9 +10,9 @@ import pytest
 import ray
 import torch
 
-from verl_uae.config.policy_schema import EmaConfig
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.stages.common import worker as training_worker
+from verl_uae.stages.common.config import EmaConfig
 from verl_uae.stages.common.worker import DecoderTrainingWorker, outcomes_of
 
 

@@ -220,7 +220,7 @@ def test_a_step_that_is_saved_again_makes_way_for_its_folders(tmp_path: Path) ->
 def saving(root: Path, export: str = "last") -> DecoderCheckpoints:
     """A trainer of four steps whose policy has no shards."""
     checkpoints = DecoderCheckpoints()
-    uae = {"policy": {"save_contents": ["model", "diffusers"]}, "checkpoint": {"export": export}}
+    uae = {"train": {"save_contents": ["model", "diffusers"]}, "checkpoint": {"export": export}}
     checkpoints.config = OmegaConf.create({"uae": uae, "data": {}})
     checkpoints.global_steps = checkpoints.total_training_steps = 4
     checkpoints.training_prompts = list

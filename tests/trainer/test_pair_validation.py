@@ -30,8 +30,8 @@ class Drawn(PairValidation):
                 "uae": {
                     "panel": {"probes": 8},
                     "decoder": {"height": 32, "width": 32},
-                    "reward": {"max_invalid_fraction": 0.5},
-                    "policy": {"micro_batch_size": 1},
+                    "supervision": {"max_invalid_fraction": 0.5},
+                    "train": {"micro_batch_size": 1},
                 }
             }
         )

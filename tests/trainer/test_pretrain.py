@@ -37,7 +37,7 @@ def test_an_impossible_setting_stops_the_trainer_too(compose, tiny_overrides) ->
 def made(compose, tiny_overrides, share: float) -> PretrainTrainer:
     """A trainer without workers and data."""
     trainer = object.__new__(PretrainTrainer)
-    trainer.config = compose(*tiny_overrides, f"uae.reward.max_invalid_fraction={share}", name="uae_pretrain")
+    trainer.config = compose(*tiny_overrides, f"uae.supervision.max_invalid_fraction={share}", name="uae_pretrain")
     trainer.global_steps = 3
     return trainer
 

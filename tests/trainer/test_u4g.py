@@ -34,8 +34,8 @@ def test_overrides_keep_verls_signatures() -> None:
 
 def test_an_impossible_setting_stops_the_trainer_too(compose, tiny_overrides) -> None:
     """The Hydra callback is not there when a trainer is made from Python."""
-    with pytest.raises(ConfigError, match=r"uae\.policy\.samples_per_caption"):
-        U4GTrainer(compose(*tiny_overrides, "uae.policy.samples_per_caption=1", name="uae_u4g"))
+    with pytest.raises(ConfigError, match=r"uae\.u4g\.samples_per_caption"):
+        U4GTrainer(compose(*tiny_overrides, "uae.u4g.samples_per_caption=1", name="uae_u4g"))
 
 
 def drawn(sources: list, probes: int, plan: Any = None) -> list[Any]:
@@ -53,7 +53,7 @@ def validating(compose, tiny_overrides: list[str], folder: Path) -> U4GTrainer:
     """A trainer with three validation batches of two rows and workers that answer at once."""
     trainer = object.__new__(U4GTrainer)
     overrides = [
-        "uae.policy.captions.source=column",
+        "uae.u4g.captions.source=column",
         "uae.panel.probes=3",
         f"+trainer.validation_data_dir={folder}/val",
     ]

@@ -27,8 +27,8 @@ def test_overrides_keep_verls_signatures() -> None:
 
 def test_an_impossible_setting_stops_the_trainer_too(compose, tiny_overrides) -> None:
     """The Hydra callback is not there when a trainer is made from Python."""
-    with pytest.raises(ConfigError, match=r"uae\.policy\.samples_per_caption"):
-        UnifiedTrainer(compose(*tiny_overrides, "uae.policy.samples_per_caption=1", name="uae_unified"))
+    with pytest.raises(ConfigError, match=r"uae\.u4g\.samples_per_caption"):
+        UnifiedTrainer(compose(*tiny_overrides, "uae.u4g.samples_per_caption=1", name="uae_unified"))
 
 
 def test_resumes_both_models_from_the_folder_it_is_told_to(

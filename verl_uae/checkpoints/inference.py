@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_uae.chain.config import MOST_STEPS
 from verl_uae.checkpoints.names import CONDITIONER, MODEL_INDEX, RUN_INFERENCE, SCHEDULER, TRANSFORMER, VAE
 from verl_uae.checkpoints.source import read_object
 from verl_uae.data.prompts import CaptionPrompt
@@ -83,9 +84,6 @@ _ASKED = ("caption_prompt", "caption_system")
 _QUOTED = 40
 """Most characters of a number in an error."""
 
-MOST_STEPS = 10_000
-"""Most denoising steps. Models tell a thousand noise levels apart; a slip of the hand would be a run without end."""
-
 #: Parts of a decoder folder: library and class.
 _PARTS = {
     TRANSFORMER: ["diffusers", "SD3Transformer2DModel"],
@@ -126,7 +124,7 @@ def _temperature(get: Callable[[str], Any]) -> float | None:
     if stage in _SERVED:
         # verl reads no do_sample there.
         return get("actor_rollout_ref.rollout.val_kwargs.temperature")
-    captions = get("uae.policy.captions") or {}
+    captions = get("uae.u4g.captions") or {}
     sampled = stage == "u4g" and captions.get("source") == "encoder" and captions.get("do_sample")
     return float(captions["temperature"]) if sampled else 0.0
 

@@ -188,7 +188,7 @@ class DecoderCheckpoints(RunRecord):
         self.policy.save(str(folder / POLICY_FOLDER), self.global_steps)
         uae = self.config.uae
         wanted = uae.checkpoint.export == "every" or self.global_steps >= self.total_training_steps
-        if wanted and "diffusers" in uae.policy.save_contents:
+        if wanted and "diffusers" in uae.train.save_contents:
             self.policy.export(str(folder / EXPORT_FOLDER), self.inference)
 
     def load_policy(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from verl_uae.checkpoints.card import Card, data_digests, flat
 from verl_uae.checkpoints.names import RUN_CONFIG
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.unread import is_unread
+from verl_uae.settings import RENAMED, is_read
 
 #: Stands in a saved configuration in place of a secret.
 HIDDEN = "***"
@@ -100,8 +100,10 @@ class RunConfig:
         """The model card of an exported checkpoint."""
         settings = self.get("uae") or {}
         rewards = (settings.get("reward") or {}).pop("terms", None) or []
+        from verl_uae.config.schema import UAEConfig
+
         stage = str(settings.get("stage"))
-        constants = {key: value for key, value in flat(settings, "uae") if not is_unread(stage, key)}
+        constants = {key: value for key, value in flat(settings, "uae") if is_read(UAEConfig, stage, key)}
         constants.update((key, self.get(key)) for key in _KEYS if self.get(key) is not None)
         return Card(
             title=title,
@@ -183,4 +185,9 @@ def _loaded(path: Path) -> DictConfig:
         raise CheckpointError(path, f"cannot be read: {error}") from error
     if not isinstance(config, DictConfig):
         raise CheckpointError(path, "holds no settings")
+    for old, new in RENAMED.items():
+        if OmegaConf.select(config, old, throw_on_resolution_failure=False) is not None:
+            raise CheckpointError(
+                path, f"is of an older version of verl_uae: {old} is called {new} now; rename it there"
+            )
     return config

@@ -13,9 +13,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from verl_uae.config.validate_run import SUPERVISED
 from verl_uae.errors import CheckpointError, ConfigError, DataError
 from verl_uae.paths import existing_file, existing_folder, expand, is_hub_id, is_url, model_source, output_folder
+from verl_uae.settings import SUPERVISED
 from verl_uae.waiting import saying
 
 #: Folders that other keys are derived from, so they come first.
@@ -43,7 +43,7 @@ _OUTPUTS = (
 #: Their readers check them, and say more than that a file is missing.
 _ELSEWHERE = (
     "trainer.resume_from_path",
-    "uae.policy.objective.path",
+    "uae.u4g.objective.path",
     "reward.custom_reward_function.path",
     "uae.reward.files",
 )
@@ -188,6 +188,12 @@ def is_shard(name: str) -> bool:
         with contextlib.suppress(DataError):
             return file_kind(file) == "tar"
     return name.split("?")[0].endswith(".tar")
+
+
+def is_shards(files: Any) -> bool:
+    """Whether data files are webdataset tar shards."""
+    names = list(files) if OmegaConf.is_list(files) or isinstance(files, list | tuple) else [files]
+    return bool(names) and all(is_shard(str(name)) for name in names)
 
 
 def hub_models(config: DictConfig) -> Iterator[tuple[str, str]]:

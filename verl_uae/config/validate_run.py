@@ -9,17 +9,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.config import STAGES
-from verl_uae.config.checks import check_choices
+from verl_uae.config.checks import check_choices, check_whole
 from verl_uae.config.resume import validate_resume
 from verl_uae.errors import ConfigError
+from verl_uae.settings import CAPTIONING
 
 _CHOICES = {"trainer.resume_mode": ("disable", "auto", "resume_path")}
 
-#: Stages with a captioner that learns, and so with a caption server and decoder workers.
-CAPTIONING = ("g4u", "unified")
-
-#: Stages that learn from pairs of picture and caption.
-SUPERVISED = ("pretrain", "cold_start")
 
 #: Keys that only decoder workers read -> what is allowed without them.
 _DECODER_WORKERS: dict[str, Any] = {
@@ -51,6 +47,14 @@ def validate_run(config: DictConfig) -> None:
     CheckSettings.from_config(config.data)
     if config.critic.get("enable"):
         raise ConfigError("critic.enable", "advantages are relative to the group; no stage has a critic")
+    if config.reward.reward_model.enable:
+        raise ConfigError("reward.reward_model.enable", "rewards come from the decoder workers; use uae.reward.terms")
+    check_whole(config, {"trainer.save_freq": -1}, " (-1 for none)")
+    if config.trainer.get("max_actor_ckpt_to_keep") is not None:
+        # A number below 0 would count from the other end.
+        check_whole(config, {"trainer.max_actor_ckpt_to_keep": 1}, " (or null for all steps)")
+    if config.data.truncation != "error":
+        raise ConfigError("data.truncation", f"{config.data.truncation!r} could cut through an image; use error")
 
 
 def _validate_stage(config: DictConfig) -> None:

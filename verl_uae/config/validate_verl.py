@@ -49,7 +49,7 @@ _NUMBERS = {
     f"{_ROLLOUT}.val_kwargs.temperature": (0, True),
     f"{_ACTOR}.kl_loss_coef": (0, True),
     f"{_ACTOR}.optim.lr": (0, True),
-    "uae.policy.optim.lr": (0, True),
+    "uae.train.optim.lr": (0, True),
     "uae.cold_start.encoder.optim.lr": (0, True),
 }
 
@@ -57,7 +57,7 @@ _NUMBERS = {
 _ENGINES = (
     f"{_ACTOR}.fsdp_config",
     "actor_rollout_ref.ref.fsdp_config",
-    "uae.policy.fsdp_config",
+    "uae.train.fsdp_config",
     "uae.cold_start.encoder.fsdp_config",
 )
 _PRECISIONS = ("fp32", "float32", "bf16", "bfloat16", "fp16", "float16")

@@ -80,11 +80,11 @@ class DecoderEngine(TrainedWeightsEngine):
     def _build_module(self) -> PolicyModule:
         if self.engine_config.strategy == "fsdp" and get_device_name() == "cpu":
             # verl has FSDP1 broadcast the weights from device memory.
-            raise ConfigError("uae.policy.fsdp_config.strategy", "fsdp needs an accelerator; fsdp2 runs on a CPU too")
+            raise ConfigError("uae.train.fsdp_config.strategy", "fsdp needs an accelerator; fsdp2 runs on a CPU too")
         dtype = PrecisionType.to_dtype(self.engine_config.model_dtype or "fp32")
         if dtype != torch.float32 and not self.engine_config.forward_only:
             raise ConfigError(
-                "uae.policy.fsdp_config.model_dtype",
+                "uae.train.fsdp_config.model_dtype",
                 f"trained weights are held in fp32, got {dtype}; mixed_precision.param_dtype is what is computed in",
             )
         with together(lambda text: CheckpointError(self.model_config.path, text)):
@@ -150,7 +150,7 @@ class DecoderEngine(TrainedWeightsEngine):
             with adapter_disabled(self.module):
                 yield
         else:
-            raise ConfigError("uae.policy.reference_kl.coef", "no reference is kept (keep_reference of the engine)")
+            raise ConfigError("uae.u4g.reference_kl.coef", "no reference is kept (keep_reference of the engine)")
 
     def train_batch(self, data: TensorDict, loss_function: ObjectiveFunction) -> dict[str, Any]:
         """One optimiser update; none if the mini-batch has no valid sample, where even a zero gradient would move
@@ -311,7 +311,7 @@ class DecoderEngine(TrainedWeightsEngine):
             names = [plain_name(name) for name, weight in self.module.named_parameters() if weight.requires_grad]
             raise TrainingError(
                 f"samples have a signal, but the gradient of all {len(names)} trained tensors is zero: "
-                f"{', '.join(names[:3])}, ... do not reach the velocity, see uae.policy.lora.target_modules"
+                f"{', '.join(names[:3])}, ... do not reach the velocity, see uae.train.lora.target_modules"
             )
 
     def _signal(self, data: TensorDict) -> Tensor:

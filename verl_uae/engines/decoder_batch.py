@@ -203,7 +203,7 @@ def _check(batch: PolicyBatch) -> None:
         raise ValueError("there is no step to train: the plan's window is empty")
     forms = PENALTY_FORMS if batch.kind == "transition" else ("velocity", "x0")
     if batch.kl_coef != 0.0 and batch.kl_form not in forms:
-        raise ValueError(f"uae.policy.reference_kl.form must be one of {', '.join(forms)}, got {batch.kl_form!r}")
+        raise ValueError(f"uae.u4g.reference_kl.form must be one of {', '.join(forms)}, got {batch.kl_form!r}")
 
 
 def _required(data: TensorDict, name: str) -> Any:

@@ -33,7 +33,7 @@ def add_lora(
     target_modules: Sequence[str] = DEFAULT_TARGETS,
     seed: int = 0,
     part: str = "transformer",
-    key: str = "uae.policy.lora",
+    key: str = "uae.train.lora",
 ) -> int:
     """Add fp32 adapters to layers of a part of a module, in place; all other weights are frozen.
 

@@ -42,7 +42,7 @@ class SamplingReplica:
 
     def __init__(self, engine: DecoderEngine) -> None:
         if isinstance(engine.module, FullyShardedDataParallel):
-            raise ConfigError("uae.policy.sampler", "replica needs uae.policy.fsdp_config.strategy=fsdp2")
+            raise ConfigError("uae.u4g.sampler", "replica needs uae.train.fsdp_config.strategy=fsdp2")
         self._engine = engine
         config = engine.model_config
         mixed = engine.engine_config.mixed_precision or {}

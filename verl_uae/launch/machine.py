@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.config.validate_run import CAPTIONING
 from verl_uae.errors import ConfigError
+from verl_uae.settings import CAPTIONING
 
 _UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 _RAY = "ray_kwargs.ray_init"

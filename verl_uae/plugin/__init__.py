@@ -52,11 +52,12 @@ def _import_search_path() -> None:
 
 def _refuse_unknown_keys(words: list[str]) -> None:
     """Leave with exit code 2 where a word of the command sets a key that there is not."""
-    from verl_uae.config.keys import check_overrides
+    from verl_uae.config.schema import UAEConfig
     from verl_uae.errors import ConfigError
+    from verl_uae.settings import check_overrides
 
     try:
-        check_overrides(words)
+        check_overrides(words, UAEConfig)
     except ConfigError as error:
         sys.stderr.write(f"verl_uae: impossible setting: {error}\n")
         raise SystemExit(2) from error

@@ -6,11 +6,17 @@ A term (:mod:`verl_uae.reward.term`) scores pictures; the scorer (:mod:`verl_uae
 every fault into a record (:mod:`verl_uae.reward.record`). This layer knows neither verl nor Ray.
 """
 
-from verl_uae.reward.function import reward_function
-from verl_uae.reward.record import RewardBatch, RewardRecord, Status, to_tensors
-from verl_uae.reward.registry import get_reward, load_reward_file, register_reward, reward_names
-from verl_uae.reward.scorer import RewardScorer, TermSpec
-from verl_uae.reward.term import RewardTerm, TermContext
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from verl_uae.reward.function import reward_function
+    from verl_uae.reward.record import RewardBatch, RewardRecord, Status, to_tensors
+    from verl_uae.reward.registry import get_reward, load_reward_file, register_reward, reward_names
+    from verl_uae.reward.scorer import RewardScorer, TermSpec
+    from verl_uae.reward.term import RewardTerm, TermContext
 
 __all__ = [
     "RewardBatch",
@@ -27,3 +33,26 @@ __all__ = [
     "reward_names",
     "to_tensors",
 ]
+
+_MODULES = {
+    "RewardBatch": "record",
+    "RewardRecord": "record",
+    "RewardScorer": "scorer",
+    "RewardTerm": "term",
+    "Status": "record",
+    "TermContext": "term",
+    "TermSpec": "scorer",
+    "get_reward": "registry",
+    "load_reward_file": "registry",
+    "register_reward": "registry",
+    "reward_function": "function",
+    "reward_names": "registry",
+    "to_tensors": "record",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: who reads the configuration of the rewards need not import torch.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -30,8 +30,6 @@ from verl_uae.reward.scorer import RewardScorer, TermSpec, warn_of_held_out
 #: Smallest divisor: a term that never differs has nothing to say, and rounding must not become a reward.
 MIN_STD = 1e-6
 
-NORMALIZATIONS = ("none", "running", "rank")
-
 
 @dataclass(slots=True)
 class RunningMoments:
@@ -68,7 +66,7 @@ class Part:
     factor: float
     """Weight, negated where lower is better."""
     normalize: str = "none"
-    """One of `NORMALIZATIONS`."""
+    """One of :data:`verl_uae.reward.config.NORMALIZATIONS`."""
     tie: float = 0.0
     """For ``rank``: values that differ by no more are equal; in units of the term."""
 

@@ -50,4 +50,4 @@ def test_k_is_reported_and_shifts_the_ratio() -> None:
 def test_impossible_widths_are_refused_with_their_key(name, params, key) -> None:
     with pytest.raises(ConfigError) as caught:
         bind_objective(name, params)
-    assert caught.value.key == f"uae.policy.objective.params.{key}"
+    assert caught.value.key == f"uae.u4g.objective.params.{key}"

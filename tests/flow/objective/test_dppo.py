@@ -114,7 +114,7 @@ def test_k_is_the_same_for_every_kernel_given_the_same_move_in_units_of_its_std(
 def test_impossible_parameters_are_refused_with_their_key(params, key, message) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         bind_objective("dppo", params)
-    assert caught.value.key == f"uae.policy.objective.params.{key}"
+    assert caught.value.key == f"uae.u4g.objective.params.{key}"
 
 
 def test_an_unknown_direction_is_refused_at_run_too() -> None:

@@ -86,7 +86,7 @@ def test_clip_acts_on_the_guarded_ratio() -> None:
 def test_other_kernels_are_refused_when_bound_and_when_run(kernel) -> None:
     with pytest.raises(ConfigError, match="flow_sde") as caught:
         bind_objective("grpo_guard", kernel=kernel)
-    assert caught.value.key == "uae.policy.objective.name"
+    assert caught.value.key == "uae.u4g.objective.name"
     case = Transitions(kernel)
     with pytest.raises(ValueError, match=kernel):
         bind_objective("grpo_guard")(case(case.old_velocity))

@@ -132,4 +132,4 @@ def test_drawn_levels_are_distinct_interior_entries_each_as_likely() -> None:
 def test_impossible_parameters_are_refused_with_their_key(params, key) -> None:
     with pytest.raises(ConfigError) as caught:
         bind_objective("nft", params)
-    assert caught.value.key == f"uae.policy.objective.params.{key}"
+    assert caught.value.key == f"uae.u4g.objective.params.{key}"

@@ -66,13 +66,13 @@ def test_a_registered_function_gets_its_inputs_and_parameters() -> None:
 def test_unknown_names_are_refused_with_their_key_and_the_closest(name, params, key, message) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         bind_objective(name, params)
-    assert caught.value.key == f"uae.policy.objective.{key}"
+    assert caught.value.key == f"uae.u4g.objective.{key}"
 
 
 def test_a_name_is_claimed_once() -> None:
     with pytest.raises(ConfigError, match=r"already registered by verl_uae.flow.objective.dppo:dppo") as caught:
         register_objective("dppo")(_mine)
-    assert caught.value.key == "uae.policy.objective.name"
+    assert caught.value.key == "uae.u4g.objective.name"
 
 
 def test_inputs_and_parameters_are_told_apart_by_name_and_not_by_place() -> None:

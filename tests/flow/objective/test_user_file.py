@@ -63,7 +63,7 @@ def test_a_wrong_file_is_refused_with_its_key(tmp_path, text, name, key, message
     path = _write(tmp_path, text)
     with pytest.raises(ConfigError, match=message) as caught:
         load_objective(str(path), name)
-    assert caught.value.key == f"uae.policy.objective.{key}" and str(path) in caught.value.message
+    assert caught.value.key == f"uae.u4g.objective.{key}" and str(path) in caught.value.message
 
 
 def test_missing_and_world_writable_files_are_refused(tmp_path) -> None:

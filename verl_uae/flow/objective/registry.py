@@ -4,7 +4,7 @@
 
 An objective is a pure function. What it needs is read from its signature: arguments that are named as fields of
 :class:`~verl_uae.flow.objective.types.TransitionInputs` or :class:`~verl_uae.flow.objective.types.ForwardInputs` are
-all it gets to see; the others have a default value and are set under ``uae.policy.objective.params``.
+all it gets to see; the others have a default value and are set under ``uae.u4g.objective.params``.
 
     @register_objective("mine")
     def mine(log_prob_B, advantage_B, *, scale=1.0):
@@ -29,7 +29,7 @@ from verl_uae.flow.objective.types import ForwardInputs, Kind, ObjectiveOutput, 
 from verl_uae.registry import Registry, known
 from verl_uae.user_code import load_source
 
-KEY = "uae.policy.objective"
+KEY = "uae.u4g.objective"
 
 ENTRY_POINT_GROUP = "verl_uae.objectives"
 

@@ -22,14 +22,14 @@ from verl_uae.reward.terms.features import FeatureTerm
 from verl_uae.stages.cold_start.encoder import ENCODER_TYPE, EncoderEngine, EncoderModelConfig
 from verl_uae.stages.cold_start.inputs import CaptionBatcher
 from verl_uae.stages.cold_start.loss import ReconstructionSettings
+from verl_uae.stages.common.build import EMA, training_worker_config
 from verl_uae.stages.common.captions import PromptSettings, PromptTokens
-from verl_uae.stages.common.decoder_build import EMA, training_worker_config
 
 
 def decoder_worker_config(config: DictConfig, total_steps: int) -> TrainingWorkerConfig:
     """What verl's training worker needs for the decoder's part."""
     trained = config.uae.cold_start.train_decoder
-    shadows = [EMA] if config.uae.policy.ema.decay > 0 and (trained or config.uae.policy.train_projector) else []
+    shadows = [EMA] if config.uae.train.ema.decay > 0 and (trained or config.uae.train.train_projector) else []
     return training_worker_config(config, total_steps, SUPERVISED_TYPE, shadows=shadows, train_transformer=trained)
 
 
@@ -48,7 +48,7 @@ def build_encoder_engine(config: DictConfig, total_steps: int) -> EncoderEngine 
         enable_gradient_checkpointing=encoder.gradient_checkpointing,
     )
     engine_config = omega_conf_to_dataclass(encoder.fsdp_config)
-    contents = [name for name in config.uae.policy.save_contents if name != "diffusers"]
+    contents = [name for name in config.uae.train.save_contents if name != "diffusers"]
     return EngineRegistry.new(
         model_type=ENCODER_TYPE,
         backend=engine_config.strategy,

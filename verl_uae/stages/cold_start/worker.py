@@ -42,7 +42,7 @@ from verl_uae.stages.cold_start.build import (
     reconstruction_settings,
 )
 from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss
-from verl_uae.stages.common.decoder_build import build_rollout, decoder_shift
+from verl_uae.stages.common.build import build_rollout, decoder_shift
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
 class ColdStartWorker(DecoderTrainingWorker):
-    """Trains what ``uae.cold_start`` and ``uae.policy`` switch on.
+    """Trains what ``uae.cold_start`` and ``uae.train`` switch on.
 
     The rollout's conditioner is a whole copy of the language model; before validation it gets the trained weights.
 
@@ -181,7 +181,7 @@ class ColdStartWorker(DecoderTrainingWorker):
         data = TensorDict(fields, batch_size=len(numbers))
         tu.assign_non_tensor(
             data,
-            micro_batch_size_per_gpu=self.run.uae.policy.micro_batch_size,
+            micro_batch_size_per_gpu=self.run.uae.train.micro_batch_size,
             total_weight=self.total_weight(fields["weight_B"]),
             update_lr_scheduler=True,
         )

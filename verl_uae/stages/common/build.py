@@ -1,55 +1,117 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the chain from the composed configuration."""
+"""Builds the parts of workers that train the decoder from the composed configuration."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from diffusers import AutoencoderKL
+from omegaconf import DictConfig, OmegaConf
+from verl.trainer.config import CheckpointConfig
+from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.config import TrainingWorkerConfig
 
+from verl_uae.chain.codec import latent_shape
 from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.decoder import Decoder
-from verl_uae.chain.reconstruct import ReconstructionChain, SamplerSettings
-from verl_uae.errors import ConfigError
-from verl_uae.reward.build import build_scorer
+from verl_uae.chain.conditions import ConditionCache
+from verl_uae.chain.draw import PolicyRollout, PolicyRolloutSettings
+from verl_uae.checkpoints.load import load_model, load_scheduler
+from verl_uae.engines.decoder_config import PolicyModelConfig
+from verl_uae.reward.build import build_scorer, has_groupwise
+from verl_uae.stages.common.captions import EncoderCaptions
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+#: Weight copy of the engine: the average.
+EMA = "ema"
 
-def build_chain(config: DictConfig, device: str | torch.device) -> ReconstructionChain:
-    """Load conditioner, decoder and reward models of a run.
+
+def training_worker_config(
+    config: DictConfig,
+    total_steps: int,
+    model_type: str,
+    *,
+    shadows: list[str],
+    keep_reference: bool = False,
+    train_transformer: bool = True,
+) -> TrainingWorkerConfig:
+    """What verl's training worker needs to train the decoder.
 
     Args:
         config: the whole composed configuration.
-        device: where the models live.
+        total_steps: steps of the run that train the decoder, for the learning-rate schedule.
+        model_type: selects the engine.
+        shadows: weight copies to keep.
+        keep_reference: keep the weights before training too.
+        train_transformer: train the MM-DiT as ``uae.train.lora`` says.
+    """
+    train = config.uae.train
+    model = PolicyModelConfig(
+        path=config.uae.decoder.path,
+        model_type=model_type,
+        lora_rank=train.lora.rank if train_transformer else 0,
+        lora_alpha=train.lora.alpha,
+        lora_target_modules=list(train.lora.target_modules),
+        lora_seed=config.uae.seed,
+        train_transformer=train_transformer,
+        train_projector=train.train_projector,
+        enable_gradient_checkpointing=train.gradient_checkpointing,
+        shadows=shadows,
+        keep_reference=keep_reference,
+    )
+    contents = [name for name in train.save_contents if name != "diffusers"]
+    optim = OmegaConf.merge(train.optim, {"total_training_steps": total_steps})
+    return TrainingWorkerConfig(
+        model_type=model_type,
+        model_config=model,
+        engine_config=omega_conf_to_dataclass(train.fsdp_config),
+        optimizer_config=omega_conf_to_dataclass(optim),
+        checkpoint_config=CheckpointConfig(save_contents=contents, load_contents=contents),
+    )
 
-    Raises:
-        ConfigError: for an impossible setting, naming its key.
-        CheckpointError: for an incomplete decoder folder.
+
+def decoder_shift(config: DictConfig) -> float:
+    """Timestep shift: of the configuration, else of the decoder's scheduler."""
+    if config.uae.decoder.shift is not None:
+        return float(config.uae.decoder.shift)
+    return float(load_scheduler(config.uae.decoder.path).config.shift)
+
+
+def build_rollout(config: DictConfig, captions: EncoderCaptions | None, transformer: Any, device: str) -> PolicyRollout:
+    """Everything but the policy itself.
+
+    Args:
+        config: the whole composed configuration.
+        captions: a captioner whose language model may serve as conditioner too.
+        transformer: the policy's transformer config.
+        device: where pictures are drawn.
     """
     uae = config.uae
-    decoder = Decoder.from_pretrained(uae.decoder.path, dtype=DTYPES[uae.decoder.dtype], device=device)
-    conditioner = Conditioner.from_pretrained(
-        uae.conditioner.path,
-        length=uae.conditioner.length,
-        role=uae.conditioner.role,
-        dtype=DTYPES[uae.conditioner.dtype],
-        device=device,
-    )
-    width = conditioner.width
-    if decoder.projector.config.in_dim != width:
-        raise ConfigError(
-            "uae.conditioner.path",
-            f"its language model has width {width}, the decoder's projector wants {decoder.projector.config.in_dim}",
+    same = captions is not None and uae.conditioner.path == config.actor_rollout_ref.model.path
+    if captions is not None and same and uae.conditioner.dtype == uae.u4g.captions.dtype:
+        conditioner = captions.shared_conditioner(length=uae.conditioner.length, role=uae.conditioner.role)
+    else:
+        conditioner = Conditioner.from_pretrained(
+            uae.conditioner.path,
+            length=uae.conditioner.length,
+            role=uae.conditioner.role,
+            dtype=DTYPES[uae.conditioner.dtype],
+            device=device,
         )
-    return ReconstructionChain(
-        conditioner, decoder.requires_grad_(False), build_scorer(config, device), sampler_settings(uae.decoder)
+    vae = load_model(AutoencoderKL, uae.decoder.path, subfolder="vae").to(device)
+    settings = PolicyRolloutSettings(
+        seed=uae.seed,
+        height=uae.decoder.height,
+        width=uae.decoder.width,
+        latent_shape=latent_shape(vae.config, transformer, uae.decoder.height, uae.decoder.width),
+        micro_batch_size=uae.train.micro_batch_size,
+        decode_batch_size=uae.decoder.batch_size,
+        vae_batch_size=uae.decoder.vae_batch_size,
+        share_noise=uae.u4g.share_noise,
+        negative_prompt=uae.decoder.negative_prompt,
+        keep_reconstructions=has_groupwise(config),
     )
-
-
-def sampler_settings(decoder: Any) -> SamplerSettings:
-    """The sampler's part of ``uae.decoder``."""
-    names = SamplerSettings.__dataclass_fields__
-    return SamplerSettings(**{name: decoder[name] for name in names})
+    conditions = ConditionCache(conditioner, uae.conditioner.cache_size)
+    return PolicyRollout(conditions, vae.requires_grad_(False), build_scorer(config, device), settings, device)

@@ -210,7 +210,7 @@ def column_caption(messages: Messages, extra_info: Mapping[str, Any]) -> Caption
     caption = extra_info.get("caption")
     if not isinstance(caption, str) or not caption.strip():
         row = extra_info.get("index", "?")
-        return failed_caption(digest, f"row {row} has no extra_info.caption (uae.policy.captions.source=column)")
+        return failed_caption(digest, f"row {row} has no extra_info.caption (uae.u4g.captions.source=column)")
     text = caption.strip()
     return CaptionState(caption=text, digest=digest, status="ok", reason="", cut=False, tokens=len(text.split()))
 

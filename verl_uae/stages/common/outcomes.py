@@ -79,7 +79,7 @@ class Losses:
         raise RewardError(
             "batch",
             f"{len(bad)} of {len(outcomes)} samples have no reward, more than "
-            f"uae.reward.max_invalid_fraction={self.max_invalid_fraction}: {listed}",
+            f"uae.supervision.max_invalid_fraction={self.max_invalid_fraction}: {listed}",
         )
 
 
@@ -91,7 +91,7 @@ class LosingSamples:
     @functools.cached_property
     def losses(self) -> Losses:
         """What becomes of them, the same for every stage."""
-        return Losses(self.config.uae.reward.max_invalid_fraction)
+        return Losses(self.config.uae.supervision.max_invalid_fraction)
 
 
 def outcome_metrics(

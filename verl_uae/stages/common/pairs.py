@@ -20,7 +20,7 @@ from verl.utils.debug import marked_timer
 
 from verl_uae.chain.draw import PolicySource
 from verl_uae.chain.reconstruct import encode_jpeg
-from verl_uae.config.validate_supervised import is_shards
+from verl_uae.config.path_keys import is_shards
 from verl_uae.data.buckets import Buckets, BucketSampler
 from verl_uae.data.images import to_tensor
 from verl_uae.data.pairs import Pair, PairRows
@@ -62,7 +62,7 @@ class PairValidation(LosingSamples):
         Raises:
             StoppedError: the run was asked to stop.
         """
-        size = MICRO_BATCHES * self.policy.ranks * self.config.uae.policy.micro_batch_size
+        size = MICRO_BATCHES * self.policy.ranks * self.config.uae.train.micro_batch_size
         for first in range(0, len(items), size):
             self.supervisor.boundary(f"validation, pair {first} of {len(items)}")
             yield first, items[first : first + size]
@@ -190,13 +190,13 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         metrics["pairs/invalid_frac"] = len(problems) / count
         for problem in problems:
             logger.warning("step %d: a pair is left out: %s", self.global_steps, problem)
-        limit = self.config.uae.reward.max_invalid_fraction
+        limit = self.config.uae.supervision.max_invalid_fraction
         if len(problems) > limit * count or len(problems) == count:
             raise DataError(
                 "batch",
                 None,
-                f"{len(problems)} of {count} pairs cannot be used, more than uae.reward.max_invalid_fraction={limit}; "
-                f"first: {problems[0]}",
+                f"{len(problems)} of {count} pairs cannot be used, more than "
+                f"uae.supervision.max_invalid_fraction={limit}; first: {problems[0]}",
             )
 
     def _compute_metrics(

@@ -33,8 +33,7 @@ from verl_uae.engines.left_out import CountsLeftOut, is_left_out
 from verl_uae.engines.shadow import warmed_up
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.stages.common.build import DTYPES
-from verl_uae.stages.common.decoder_build import EMA
+from verl_uae.stages.common.build import DTYPES, EMA
 
 
 class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
@@ -42,7 +41,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
 
     Args:
         config: the whole composed configuration.
-        worker_config: of :func:`~verl_uae.stages.common.decoder_build.worker_config`.
+        worker_config: of :func:`~verl_uae.stages.u4g.build.worker_config`.
     """
 
     rollout: PolicyRollout
@@ -111,7 +110,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
         All ranks make equally many velocity calls that way, of whole micro-batches.
         """
         numbers = list(range(self.rank, count, self.world_size))
-        size, share = self.run.uae.policy.micro_batch_size, math.ceil(count / self.world_size)
+        size, share = self.run.uae.train.micro_batch_size, math.ceil(count / self.world_size)
         return numbers, numbers + [0] * (math.ceil(share / size) * size - len(numbers))
 
     @staticmethod
@@ -142,7 +141,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
 
         The number is that in the run, from 1: nothing of the average depends on a resume.
         """
-        ema = self.run.uae.policy.ema
+        ema = self.run.uae.train.ema
         if self._averaged and updates % ema.every == 0 and not is_left_out(metrics):
             self.engine.shadow(EMA).update(warmed_up(ema.decay, updates - 1) if ema.warmup else ema.decay)
 

@@ -34,7 +34,7 @@ from verl_uae.chain.records import (
 from verl_uae.engines.export import TrainedState, load_trained_state
 from verl_uae.errors import DecoderError
 from verl_uae.reward.doing import write_notes
-from verl_uae.stages.common.build import build_chain
+from verl_uae.stages.g4u.build import build_chain
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))

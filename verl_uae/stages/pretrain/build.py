@@ -16,14 +16,13 @@ from verl_uae.data.cache import TensorCache, condition_fingerprint, latent_finge
 from verl_uae.data.rows import CheckSettings
 from verl_uae.engines.supervised import SUPERVISED_TYPE
 from verl_uae.flow.matching import NoiseDensity
-from verl_uae.stages.common.build import DTYPES
-from verl_uae.stages.common.decoder_build import EMA, training_worker_config
+from verl_uae.stages.common.build import DTYPES, EMA, training_worker_config
 from verl_uae.stages.pretrain.pair_encoder import PairEncoder
 
 
 def supervised_worker_config(config: DictConfig, total_steps: int) -> TrainingWorkerConfig:
     """What verl's training worker needs to train the decoder with a supervised loss."""
-    shadows = [EMA] if config.uae.policy.ema.decay > 0 else []
+    shadows = [EMA] if config.uae.train.ema.decay > 0 else []
     return training_worker_config(config, total_steps, SUPERVISED_TYPE, shadows=shadows)
 
 

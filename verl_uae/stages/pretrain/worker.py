@@ -24,7 +24,7 @@ from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.supervised import SupervisedOutput
 from verl_uae.flow.matching import NoiseDensity, flow_matching_loss, forward_noise
 from verl_uae.seeding import generator, normal
-from verl_uae.stages.common.decoder_build import build_rollout, decoder_shift
+from verl_uae.stages.common.build import build_rollout, decoder_shift
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.pretrain.build import build_pair_encoder, density, supervised_worker_config
 
@@ -95,7 +95,7 @@ class PretrainWorker(DecoderTrainingWorker):
         data = TensorDict(fields | {"sigma_B": torch.cat(levels)}, batch_size=len(numbers))
         tu.assign_non_tensor(
             data,
-            micro_batch_size_per_gpu=self.run.uae.policy.micro_batch_size,
+            micro_batch_size_per_gpu=self.run.uae.train.micro_batch_size,
             total_weight=self.total_weight(fields["weight_B"]),
             update_lr_scheduler=True,
         )
@@ -121,7 +121,7 @@ class PretrainWorker(DecoderTrainingWorker):
         fields["noise_BChw"] = torch.stack(noise)
         data = TensorDict(fields, batch_size=len(padded))
         with self.engine.eval_mode(), self._weights(self._averaged), torch.no_grad():
-            parts = data.split(self.run.uae.policy.micro_batch_size)
+            parts = data.split(self.run.uae.train.micro_batch_size)
             losses_BS = torch.cat([self._losses(part.to(get_device_id())) for part in parts]).cpu()
         usable = fields["weight_B"][: len(numbers)] > 0
         return [row.tolist() if good else None for row, good in zip(losses_BS, usable, strict=False)]

@@ -15,8 +15,8 @@ from verl_uae.chain.draw import PolicySource
 from verl_uae.chain.records import CaptionState, Outcome
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.stages.common.captions import Messages
-from verl_uae.stages.common.decoder_build import sampling_plan
 from verl_uae.stages.common.group import DecoderTrainingGroup, interleave
+from verl_uae.stages.u4g.build import sampling_plan
 from verl_uae.stages.u4g.layout import Layout
 from verl_uae.stages.u4g.worker import DecoderPolicyWorker
 

@@ -49,11 +49,11 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
     def start_policy(self, pool: RayResourcePool, total_steps: int) -> None:
         """Start the workers beside whatever else loads; ``policy.wait_until_loaded()`` waits for them."""
         self.policy = PolicyGroup(self.config, pool, total_steps)
-        self.captions = CaptionCache(self.config.uae.policy.captions.cache_size)
+        self.captions = CaptionCache(self.config.uae.u4g.captions.cache_size)
 
     def frozen_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[CaptionState]:
         """Captions of stage u4g: from the dataset's column, or of the frozen captioner, once per image."""
-        if self.config.uae.policy.captions.source == "column":
+        if self.config.uae.u4g.captions.source == "column":
             return [column_caption(prompt, info) for prompt, info in zip(prompts, infos, strict=True)]
         names = [(picture_name(prompt, info), prompt_text(prompt)) for prompt, info in zip(prompts, infos, strict=True)]
         states = {name: self.captions.get(name) for name in names}
@@ -88,9 +88,9 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         Raises:
             RewardError: too few samples have a reward.
         """
-        policy = self.config.uae.policy
+        u4g = self.config.uae.u4g
         seconds: dict[str, float] = {}
-        layout = Layout(len(sources), policy.samples_per_caption, policy.updates_per_rollout, self.policy.ranks)
+        layout = Layout(len(sources), u4g.samples_per_caption, u4g.updates_per_rollout, self.policy.ranks)
         plan = self.policy.plan(policy_step)
         outcomes, phases = self.policy.explore(sources, layout, plan, policy_step + 1)
         self.losses.check(outcomes)
@@ -108,7 +108,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         with marked_timer("update_policy", seconds), self.updating():
             updates = self.policy.improve(advantage_N.tolist(), weights, policy_step * layout.updates)
         metrics.update(policy_metrics(updates))
-        metrics.update(outcome_metrics(outcomes, states, groups, min_std=policy.advantage.min_std))
+        metrics.update(outcome_metrics(outcomes, states, groups, min_std=u4g.advantage.min_std))
         metrics.update(signals.metrics(drawn, metrics))
         metrics["policy/window_start"] = float(plan.window[0]) if plan.window else -1.0
         metrics["policy/seconds_per_picture"] = (sum(phases.values()) + seconds["update_policy"]) / len(outcomes)
@@ -117,7 +117,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
     def _advantages(
         self, outcomes: Sequence[Outcome], usable: Sequence[bool], groups: Sequence[str]
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        settings = self.config.uae.policy.advantage
+        settings = self.config.uae.u4g.advantage
         reward_N = torch.tensor([math.nan if entry["value"] is None else entry["value"] for entry in outcomes])
         raw_N, _ = group_advantage(
             reward_N, torch.tensor(usable), list(groups), min_std=settings.min_std, std=settings.std

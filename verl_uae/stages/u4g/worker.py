@@ -28,16 +28,10 @@ from verl_uae.engines.replica import SamplingReplica
 from verl_uae.flow.objective.nft import draw_sigmas
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.seeding import generator, normal
+from verl_uae.stages.common.build import build_rollout, decoder_shift
 from verl_uae.stages.common.captions import Messages
-from verl_uae.stages.common.decoder_build import (
-    OLD,
-    build_captions,
-    build_rollout,
-    decoder_shift,
-    objective,
-    worker_config,
-)
 from verl_uae.stages.common.worker import DecoderTrainingWorker, outcomes_of
+from verl_uae.stages.u4g.build import OLD, build_captions, objective, worker_config
 from verl_uae.stages.u4g.layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -73,7 +67,7 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         device = get_device_name()
         self.captions = build_captions(self.run, device)
         self.rollout = build_rollout(self.run, self.captions, self.engine.module.transformer.config, device)
-        self.replica = SamplingReplica(self.engine) if self.run.uae.policy.sampler == "replica" else None
+        self.replica = SamplingReplica(self.engine) if self.run.uae.u4g.sampler == "replica" else None
         self.shift = decoder_shift(self.run)
         if self._offload:
             self._move_frozen("cpu")
@@ -136,7 +130,7 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
                 metrics.append(dict(tu.get(self.train_batch(data), "metrics")) | drift)
                 self._average(first_update + update + 1, metrics[-1])
             if self._forward and not all(map(is_left_out, metrics)):
-                self.engine.shadow(OLD).update(self.run.uae.policy.objective.old_decay)
+                self.engine.shadow(OLD).update(self.run.uae.u4g.objective.old_decay)
         return metrics
 
     def _field(self) -> FieldOf:
@@ -174,12 +168,12 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
             for field, source in _KEPT.items():
                 fields[field] = getattr(trajectory, source)[rows]
         data = TensorDict(fields, batch_size=len(numbers))
-        kl = self.run.uae.policy.reference_kl
+        kl = self.run.uae.u4g.reference_kl
         tu.assign_non_tensor(
             data,
             plan=plan.to_dict(),
             plan_digest=plan.digest,
-            micro_batch_size_per_gpu=self.run.uae.policy.micro_batch_size,
+            micro_batch_size_per_gpu=self.run.uae.train.micro_batch_size,
             reference_kl={"form": kl.form, "coef": float(kl.coef)},
         )
         if plan.guidance != 1.0:
@@ -189,7 +183,7 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
 
     def _forward_draws(self, names: Sequence[tuple[str, int]], plan: SamplingPlan, step: int) -> dict[str, Tensor]:
         """Fresh noise and noise levels of forward-process objectives, by name."""
-        seed, count = self.run.uae.seed, self.run.uae.policy.objective.num_sigmas
+        seed, count = self.run.uae.seed, self.run.uae.u4g.objective.num_sigmas
         shape = (count, *self.rollout.settings.latent_shape)
         return {
             "noise_BTCHW": torch.stack([normal(shape, seed, "u4g forward noise", step, *name) for name in names]),

@@ -105,11 +105,11 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         return frequency > 0 and (ends or self.global_steps % frequency == 0)
 
     def _write_captions(self) -> KVBatchMeta:
-        """One caption per picture by the caption server, greedy or sampled as ``uae.policy.captions`` says."""
+        """One caption per picture by the caption server, greedy or sampled as ``uae.u4g.captions`` says."""
         prompts = self._next_train_batch()
         count = len(prompts)
         prompts["__rollout_n__"] = NonTensorStack(*[1] * count)
-        do_sample = bool(self.config.uae.policy.captions.do_sample)
+        do_sample = bool(self.config.uae.u4g.captions.do_sample)
         prompts["__do_sample__"] = NonTensorStack(*[do_sample] * count)
         self._submit_batch_to_rollout(prompts)
         self.on_sample_begin()

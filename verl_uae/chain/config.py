@@ -1,0 +1,118 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``uae.decoder`` and ``uae.conditioner``. Source: "code" is the inference code released with arXiv 2509.09666."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from verl_uae.errors import ConfigError
+from verl_uae.settings import CAPTIONING, DECODING, DTYPES, key
+
+#: Most denoising steps. Models tell a thousand noise levels apart; a slip of the hand would be a run without end.
+MOST_STEPS = 10_000
+
+
+@dataclass
+class DecoderConfig:
+    """``uae.decoder``: the decoder that redraws captions for rewards and validation, and the workers that hold it."""
+
+    path: str = MISSING
+    """diffusers folder or hub id with transformer/, vae/, scheduler/ and conditioner/ (our projector)."""
+
+    height: int = key(512, at_least=1)
+    """Height of a reconstruction, pixels; multiple of VAE factor times patch size. Code: 512 in its training loss."""
+
+    width: int = key(512, at_least=1)
+    """Width of a reconstruction, pixels."""
+
+    num_steps: int = key(10, at_least=1, at_most=MOST_STEPS)
+    """Denoising steps of the ODE sampler, at least 1. Code: 10 in its training loss, 40 in its demo."""
+
+    guidance: float = key(5.0, at_least=1)
+    """Classifier-free guidance scale, at least 1; 1 is off and halves the cost. Code: 5.0."""
+
+    negative_prompt: str = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
+    """Caption of the unconditional branch. Code."""
+
+    shift: float | None = key(None, above=0)
+    """Timestep shift, above 0; null takes the scheduler's (3.0 for SD3.5)."""
+
+    seeds_per_caption: int = key(1, at_least=1)
+    """K pictures per caption whose rewards are averaged, at least 1. Our choice: 1."""
+
+    dtype: str = key("bfloat16", choices=DTYPES, stages=CAPTIONING)
+    """dtype of transformer and projector: float32, float16 or bfloat16. The VAE always runs in fp32."""
+
+    batch_size: int = key(16, at_least=1)
+    """Pictures denoised and scored together on a rank, at least 1; halved where memory runs out."""
+
+    vae_batch_size: int = key(2, at_least=1)
+    """Pictures the VAE encodes or decodes at a time, at least 1; halved where memory runs out, but not in the
+    cold start's loss, which has a gradient. Decoding one takes 0.75 GiB at 512 x 512 and 3 GiB at 1024 x 1024, and one
+    fills a GPU. Our choice."""
+
+    schedule: str = key("phased", choices=("phased", "streamed"))
+    """phased: decode the whole batch after the caption server sleeps. streamed: decode while captions arrive."""
+
+    pool: str = key("colocated", choices=("colocated", "own"))
+    """colocated: the ranks share the trainer's GPUs. own: a pool of their own, see the two fields below."""
+
+    n_gpus_per_node: int = key(1, at_least=1, stages=CAPTIONING)
+    """GPUs per node of an own pool."""
+
+    nnodes: int = key(1, at_least=1, stages=CAPTIONING)
+    """Nodes of an own pool."""
+
+    max_wait_ms: float = key(50.0, at_least=0, stages=CAPTIONING)
+    """Streamed only: longest time a caption waits for its micro-batch to fill, milliseconds."""
+
+    offload: bool = False
+    """Move frozen models (decoder, language model, VAE, reward models) to host memory while they are not used. By
+    default on where captioner and caption server share the GPU (g4u, unified), and off where nothing else needs the
+    memory (u4g, pretrain, cold_start). No effect on decoders in a pool of their own."""
+
+    timeout_s: float = key(1800.0, above=0, stages=CAPTIONING)
+    """Longest time one decode phase, or a micro-batch of the streamed schedule, may take on a rank before the rank is
+    killed, seconds, above 0."""
+
+    max_restarts: int = key(3, at_least=0, stages=CAPTIONING)
+    """How often a dead rank is started again over the run; then the run stops with the reason."""
+
+
+@dataclass
+class ConditionerConfig:
+    """``uae.conditioner``: the language model that turns a caption into the decoder's condition."""
+
+    path: str = "${actor_rollout_ref.model.path}"
+    """transformers folder or hub id; by default the captioner as it was before RL."""
+
+    length: int = key(640, at_least=1)
+    """Fixed number of text positions, chat template included; longer captions are cut at a token boundary."""
+
+    role: str = "generate"
+    """Chat role of the caption turn. Code."""
+
+    dtype: str = key("bfloat16", choices=DTYPES)
+    """dtype of the language model: float32, float16 or bfloat16."""
+
+    weights: str = key("frozen", choices=("frozen",))
+    """frozen: the reward stays the same function through the run."""
+
+    cache_size: int = key(1024, at_least=1, stages=DECODING)
+    """Conditions that a rank which trains the decoder keeps in host memory, at least 1."""
+
+
+def validate(config: DictConfig) -> None:
+    """Check what can be checked without models.
+
+    Raises:
+        ConfigError: naming the first key that is impossible.
+    """
+    decoder = config.uae.decoder
+    if OmegaConf.is_missing(decoder, "path") or not decoder.path:
+        raise ConfigError("uae.decoder.path", "is not set: a diffusers folder or hub id with a projector")
+    if decoder.schedule == "streamed" and decoder.pool != "own":
+        raise ConfigError("uae.decoder.pool", "the streamed schedule runs beside the caption server and needs own")

@@ -1,0 +1,144 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``uae.train``, ``uae.supervision`` and ``uae.panel``: what every stage has, or every stage that trains the decoder.
+
+Sources: "Flow-GRPO" is arXiv 2505.05470.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_uae.config.checks import check_choices
+from verl_uae.errors import ConfigError
+from verl_uae.settings import key
+
+_CONTENTS = ("model", "optimizer", "extra", "diffusers")
+
+
+@dataclass
+class LoraConfig:
+    """``uae.train.lora``: low-rank adapters of the MM-DiT, held in fp32."""
+
+    rank: int = key(32, at_least=0)
+    """Rank; 0 trains all weights of the MM-DiT. Flow-GRPO: 32."""
+
+    alpha: int = key(64, at_least=1)
+    """Scale of the adapters, at least 1. Flow-GRPO: 64."""
+
+    target_modules: list[str] = field(
+        default_factory=lambda: [
+            "attn.to_q",
+            "attn.to_k",
+            "attn.to_v",
+            "attn.to_out.0",
+            "attn.add_q_proj",
+            "attn.add_k_proj",
+            "attn.add_v_proj",
+            "attn.to_add_out",
+        ]
+    )
+    """Endings of module names that get an adapter. Flow-GRPO: the attention projections of both streams."""
+
+
+@dataclass
+class EmaConfig:
+    """``uae.train.ema``: averaged weights, used for validation, export and, in the unified stage, the reward."""
+
+    decay: float = key(0.9, at_least=0, below=1, why="the average would never move")
+    """Decay per update of the average, in [0, 1); 0 uses the live weights. Flow-GRPO: 0.9."""
+
+    every: int = key(8, at_least=1)
+    """Optimiser updates between two updates of the average, at least 1. Flow-GRPO: 8."""
+
+    warmup: bool = True
+    """true: the decay after n updates of the run is min((1 + n) / (10 + n), decay), so the weights of the beginning
+    leave the average soon (Flow-GRPO). false: ``decay`` from the start."""
+
+
+@dataclass
+class TrainConfig:
+    """``uae.train``: which weights of the decoder move, and how; for every stage that trains it."""
+
+    micro_batch_size: int = key(8, at_least=1)
+    """Pictures per forward pass and rank, in sampling and in training alike, at least 1."""
+
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    train_projector: bool = False
+    """Train the projector too, all of its weights."""
+
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, a third more compute."""
+
+    ema: EmaConfig = field(default_factory=EmaConfig)
+
+    fsdp_config: dict[str, Any] = field(default_factory=dict)
+    """verl's FSDP engine settings (verl.workers.config.FSDPEngineConfig)."""
+
+    optim: dict[str, Any] = field(default_factory=dict)
+    """verl's optimiser settings (verl.workers.config.FSDPOptimizerConfig)."""
+
+    save_contents: list[str] = field(default_factory=lambda: ["model", "optimizer", "extra", "diffusers"])
+    """What a checkpoint of the decoder holds: model is the weights that are trained; diffusers adds a folder that
+    Decoder and stock diffusers load, at the steps that uae.checkpoint.export says."""
+
+
+@dataclass
+class SupervisionConfig:
+    """``uae.supervision``: when a run that cannot go on ends."""
+
+    stall_timeout_s: float = key(1800.0, above=0)
+    """Longest time without progress, seconds, above 0: one wait for the ranks that train (exploring, log-probabilities,
+    an update), one weight transfer, one validation batch, one checkpoint. Then the run ends with the name of the
+    process that has stopped. Captions and decoder workers have limits of their own."""
+
+    grace_s: float = key(600.0, above=0)
+    """After SIGTERM or SIGINT: longest time until the step in work is over, its weights are saved and the run has
+    ended, seconds, above 0. Then it ends without saving, as at a second signal. What sends the signal (Slurm,
+    Kubernetes) must wait as long, or the newest saved step is the one before."""
+
+    max_invalid_fraction: float = key(0.5, at_least=0, at_most=1)
+    """The run stops with the reasons when more than this share of a batch is invalid, in [0, 1]."""
+
+
+@dataclass
+class PanelConfig:
+    """``uae.panel``: pictures of a fixed probe set, drawn at every validation (trainer.test_freq)."""
+
+    probes: int = key(8, at_least=0)
+    """Number of validation rows shown, at least 0."""
+
+    dir: str = "${trainer.default_local_dir}/panels"
+    """Folder of the local HTML files; always written."""
+
+
+def validate_training(config: DictConfig) -> None:
+    """Check what every stage that trains the decoder takes from ``uae.train``, without models or data.
+
+    Raises:
+        ConfigError: naming the first key that is impossible.
+    """
+    _validate_backend(config)
+    check_choices(config, {"uae.train.fsdp_config.strategy": ("fsdp", "fsdp2")})
+    for name in config.uae.train.save_contents:
+        if name not in _CONTENTS:
+            raise ConfigError("uae.train.save_contents", f"{name!r} is none of {', '.join(_CONTENTS)}")
+
+
+def _validate_backend(config: DictConfig) -> None:
+    strategy = OmegaConf.select(config, "uae.train.fsdp_config.strategy")
+    if strategy == "megatron":
+        raise ConfigError("uae.train.fsdp_config.strategy", "verl has no MM-DiT on Megatron; use fsdp2")
+    target = str(config.uae.train.fsdp_config.get("_target_", ""))
+    if target and not target.endswith(".FSDPEngineConfig"):
+        raise ConfigError(
+            "uae.train.fsdp_config", f"is of {target.rpartition('.')[2]}: verl has an MM-DiT on FSDP alone; use fsdp"
+        )
+    if config.uae.stage != "unified" and config.actor_rollout_ref.actor.strategy == "megatron":
+        raise ConfigError("model_engine", "megatron has no MM-DiT in verl, and this stage trains nothing else; use dp")
+    if config.uae.train.fsdp_config.get("ulysses_sequence_parallel_size", 1) != 1:
+        raise ConfigError("uae.train.fsdp_config.ulysses_sequence_parallel_size", "an MM-DiT has no such split; use 1")

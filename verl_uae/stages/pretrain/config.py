@@ -1,0 +1,110 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``uae.pretrain``. Sources: "SD3" is arXiv 2403.03206."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from verl_uae.config.path_keys import is_shards
+from verl_uae.errors import ConfigError
+from verl_uae.settings import key
+from verl_uae.stages.common.config import validate_training
+
+#: Above it, levels of the density `mode` are not in order any more (SD3, equation 20).
+_LARGEST_MODE_SCALE = 2.0 / (math.pi - 2.0)
+
+
+@dataclass
+class DensityConfig:
+    """``uae.pretrain.density``: which noise levels are trained."""
+
+    name: str = key("logit_normal", choices=("logit_normal", "mode", "cosmap", "sigma_sqrt", "uniform"))
+    """logit_normal, mode or uniform: how levels are drawn. cosmap or sigma_sqrt: drawn uniformly and weighted. SD3:
+    logit_normal."""
+
+    logit_mean: float = key(0.0, number=True)
+    """Mean of the logit of a level; above 0 trains more noise. SD3: 0."""
+
+    logit_std: float = key(1.0, above=0)
+    """Standard deviation of the logit, above 0. SD3: 1."""
+
+    mode_scale: float = key(1.29, at_least=-1, at_most=_LARGEST_MODE_SCALE)
+    """Scale of ``mode``, in [-1, 1.752]. SD3: 1.29."""
+
+
+@dataclass
+class PretrainConfig:
+    """``uae.pretrain``: flow matching of projector and MM-DiT on pairs of picture and long caption."""
+
+    density: DensityConfig = key(factory=DensityConfig, stages=("pretrain",))
+
+    condition_dropout: float = key(0.1, at_least=0, below=1, why="no caption would be learnt", stages=("pretrain",))
+    """Share of samples trained with ``null_caption``, in [0, 1), for classifier-free guidance. SD3 drops each of its
+    three text encoders with 0.464, all three with 0.1."""
+
+    null_caption: str = key("", stages=("pretrain",))
+    """Caption of dropped conditions; set ``uae.decoder.negative_prompt`` to the same for plain guidance."""
+
+    buckets: bool = True
+    """true: pictures keep their shape, in buckets around the area of uae.decoder.height. false: all are cut to
+    uae.decoder.height x width."""
+
+    bucket_step: int = key(64, at_least=1)
+    """What both sides of a bucket are multiples of, pixels; a multiple of VAE factor times patch size. SDXL: 64."""
+
+    max_aspect: float = key(2.0, at_least=1)
+    """Largest ratio of the sides of a bucket, at least 1. Our choice."""
+
+    cache_dir: str | None = None
+    """Folder of latents and conditions on disk, shared by all ranks; null keeps none. Files are named by what made
+    them, so one folder may serve many runs."""
+
+    shift: float | None = key(None, above=0, stages=("pretrain",))
+    """Timestep shift of the trained levels, above 0; null takes uae.decoder.shift or the scheduler's."""
+
+    validation_levels: int = key(8, at_least=1, stages=("pretrain",))
+    """Noise levels, evenly spaced, at which the validation loss is taken, at least 1. Our choice."""
+
+
+def validate(config: DictConfig) -> None:
+    """Check what can be checked without models or data.
+
+    Raises:
+        ConfigError: naming the first key that is impossible.
+    """
+    validate_training(config)
+    validate_pairs(config)
+    decoder, pretrain = config.uae.decoder, config.uae.pretrain
+    if not pretrain.buckets:
+        return
+    if decoder.height != decoder.width:
+        raise ConfigError(
+            "uae.decoder.width",
+            f"{decoder.width} is not the height {decoder.height}: buckets lie around a square; set "
+            "uae.pretrain.buckets=false for one size",
+        )
+    if decoder.height % pretrain.bucket_step:
+        raise ConfigError("uae.pretrain.bucket_step", f"{pretrain.bucket_step} must divide {decoder.height}")
+
+
+def validate_pairs(config: DictConfig) -> None:
+    """Check the batches and files of the stages that learn from pairs.
+
+    Raises:
+        ConfigError: naming the first key that is impossible.
+    """
+    size, ranks = config.uae.train.micro_batch_size, config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if config.data.train_batch_size % (ranks * size):
+        raise ConfigError(
+            "uae.train.micro_batch_size",
+            f"{size} must divide the {config.data.train_batch_size / ranks:g} pairs a rank has "
+            f"(data.train_batch_size={config.data.train_batch_size} / {ranks} ranks)",
+        )
+    if is_shards(config.data.train_files) and not config.trainer.total_training_steps:
+        raise ConfigError("trainer.total_training_steps", "is needed for tar shards: a stream has no length")
+    if is_shards(config.data.val_files):
+        raise ConfigError("data.val_files", "must be parquet: validation goes through all of it in order")

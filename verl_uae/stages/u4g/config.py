@@ -1,0 +1,248 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``uae.u4g``: the decoder as a policy (stages u4g and unified).
+
+Sources: "Flow-GRPO" is arXiv 2505.05470, "Fast" the later setting of its authors' code, "CPS" 2509.05952, "MixGRPO"
+2507.21802, "Guard" 2510.22319, "Flow-DPPO" 2606.11025, "DiffusionNFT" 2509.16117.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_uae.chain.config import MOST_STEPS
+from verl_uae.config import STAGES
+from verl_uae.errors import ConfigError
+from verl_uae.settings import DTYPES, key
+from verl_uae.stages.common.config import validate_training
+
+
+@dataclass
+class WindowConfig:
+    """``uae.u4g.window``: which denoising steps are stochastic and trained; drawn once per batch."""
+
+    mode: str = key("random", choices=("random", "fixed", "progressive", "all"))
+    """random: the start is drawn for every batch (Fast). fixed: it starts at ``low``. progressive: it moves from noise
+    to data (MixGRPO). all: every step that can be trained (Flow-GRPO)."""
+
+    size: int = key(3, at_least=1)
+    """Consecutive stochastic steps, at least 1. Fast: 2 to 3."""
+
+    low: int = key(0, at_least=0)
+    """First step the window may start at, at least 0; 0 is pure noise."""
+
+    high: int | None = None
+    """Step the window must end before; null is half of the steps. Fast: the high-noise half."""
+
+    stride: int = key(1, at_least=1)
+    """progressive: steps the window moves at a time. MixGRPO: 1."""
+
+    every: int = key(25, at_least=1)
+    """progressive: batches between two moves. MixGRPO: 25."""
+
+    min_sigma_next: float = key(0.05, at_least=0, at_most=1)
+    """Steps that end below this noise level are never stochastic, in [0, 1]. Our choice: a double-shifted table
+    ends with a step that is almost none."""
+
+    min_std: float = key(0.05, at_least=0)
+    """Steps whose transition std is below it are never stochastic, at least 0. Our choice."""
+
+    max_gain: float = key(2.0, above=0)
+    """Steps whose |d mean / d velocity| / std is above it are never stochastic, above 0. Our choice."""
+
+
+@dataclass
+class ObjectiveConfig:
+    """``uae.u4g.objective``: the loss of the decoder policy."""
+
+    name: str = "dppo"
+    """Registered objective: flow_grpo, dppo, grpo_guard, nft, or one of your own."""
+
+    path: str | None = None
+    """Python file that registers the objective, for your own."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the objective; the presets ``decoder/objective`` set them."""
+
+    num_sigmas: int = key(2, at_least=1)
+    """Forward-process objectives (nft): noise levels drawn per picture and update, at least 1. Our choice."""
+
+    old_decay: float = key(0.9, at_least=0, below=1, why="the old policy would never move")
+    """Forward-process objectives (nft): decay of the old policy towards the current one, after every rollout, in
+    [0, 1); 0 is strictly on policy. Our choice within the schedules of DiffusionNFT (0 up to 0.5 or 0.999)."""
+
+
+@dataclass
+class ReferenceKLConfig:
+    """``uae.u4g.reference_kl``: penalty on the distance to the policy before RL."""
+
+    coef: float = key(0.0, at_least=0)
+    """Weight of the penalty, at least 0; 0 switches it off and keeps no reference. Fast: 0 with a window."""
+
+    form: str = key("exact", choices=("exact", "flow_grpo", "velocity", "x0"))
+    """exact: KL of the transitions per latent dimension. flow_grpo: without the step size, as its code has it.
+    velocity: mean squared difference of velocities. x0: of the predicted pictures."""
+
+
+@dataclass
+class AdvantageConfig:
+    """``uae.u4g.advantage``: group-relative advantages of the reconstructions of one caption."""
+
+    std: str = key("global", choices=("group", "global", "none"))
+    """What advantages are divided by: group, global (std of the batch, Flow-GRPO) or none."""
+
+    min_std: float = key(1e-4, at_least=0)
+    """Groups whose reward std is below it give no signal, in units of the reward, at least 0. Our choice."""
+
+    clamp: float | None = key(5.0, above=0)
+    """Largest absolute advantage, above 0; null does not clamp. Flow-GRPO: 5."""
+
+
+@dataclass
+class CaptionSourceConfig:
+    """``uae.u4g.captions``: where the captions of stage u4g come from. One per image, kept for the whole run."""
+
+    source: str = key("encoder", choices=("encoder", "column"))
+    """encoder: written by the frozen captioner. column: read from ``extra_info.caption`` of the dataset row."""
+
+    do_sample: bool = False
+    """false: greedy. true: sampled at ``temperature``."""
+
+    temperature: float = key(1.0, above=0)
+    """Temperature of sampled captions, above 0."""
+
+    dtype: str = key("bfloat16", choices=DTYPES, stages=("u4g",))
+    """dtype of the captioner: float32, float16 or bfloat16."""
+
+    batch_size: int = key(16, at_least=1, stages=("u4g",))
+    """Captions generated together on a rank, at least 1."""
+
+    cache_size: int = key(65536, at_least=1, stages=("u4g",))
+    """Captions kept, at least 1; the oldest go first."""
+
+
+@dataclass
+class U4GConfig:
+    """``uae.u4g``: how the decoder explores, and what it learns from."""
+
+    num_steps: int = key(10, at_least=2, at_most=MOST_STEPS)
+    """Denoising steps of the training sampler, at least 2. Flow-GRPO: 10. Evaluation uses uae.decoder.num_steps."""
+
+    table: str = key("even", choices=("even", "terminal", "double_shift"))
+    """Noise levels: even (one shift, the last step ends at 0), terminal (one shift, down to t = 0.001) or double_shift
+    (what diffusers' scheduler yields by default, and Flow-GRPO's code with it)."""
+
+    kernel: str = key("cps", choices=("cps", "flow_sde", "dance", "ode"))
+    """Transition of a stochastic step: cps, flow_sde or dance; ode, which has none, for forward-process objectives
+    (nft)."""
+
+    noise_level: float = key(0.8, at_least=0)
+    """eta of cps in (0, 1), a of flow_sde, eta of dance. CPS: 0.8; Flow-GRPO: 0.7; DanceGRPO: 0.3."""
+
+    reduction: str = key("mean", choices=("mean", "raw"))
+    """Log-probability over latent dimensions: mean (of the normalised Gaussian) or raw (-(x - mean)^2, the published
+    code of CPS)."""
+
+    window: WindowConfig = field(default_factory=WindowConfig)
+
+    guidance: float = key(1.0, at_least=1, stages=STAGES)
+    """Classifier-free guidance while exploring and training, at least 1; 1 is off. Fast: 1."""
+
+    samples_per_caption: int = key(24, at_least=2)
+    """n, size of a group, at least 2. Flow-GRPO: 24."""
+
+    share_noise: bool = False
+    """true: the group starts from one initial noise (DanceGRPO, MixGRPO). false: from n of them (Flow-GRPO)."""
+
+    updates_per_rollout: int = key(2, at_least=1)
+    """Optimiser updates per batch, at least 1; each uses an equal share of the samples. Flow-GRPO: 2."""
+
+    sampler: str = key("live", choices=("live", "replica"))
+    """What draws while exploring. live: the trained module itself, which gathers its shards block by block at every
+    velocity. replica: an unsharded copy on every rank, where memory holds the whole MM-DiT; old log-probabilities are
+    then computed again in the trained module, so that the ratio still starts at 1. Our choice."""
+
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    reference_kl: ReferenceKLConfig = field(default_factory=ReferenceKLConfig)
+
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+
+    captions: CaptionSourceConfig = field(default_factory=CaptionSourceConfig)
+
+
+def validate(config: DictConfig) -> None:
+    """Check what can be checked without models.
+
+    Raises:
+        ConfigError: naming the first key that is impossible.
+    """
+    validate_training(config)
+    u4g, drawn = config.uae.u4g, config.uae.decoder.guidance
+    if u4g.sampler == "replica" and config.uae.train.fsdp_config.strategy != "fsdp2":
+        raise ConfigError(
+            "uae.u4g.sampler",
+            f"replica needs uae.train.fsdp_config.strategy=fsdp2, got {config.uae.train.fsdp_config.strategy}",
+        )
+    _validate_objective(config)
+    _validate_window(config)
+    _validate_batches(config)
+    if u4g.guidance != drawn and (u4g.guidance == 1 or drawn == 1):
+        raise ConfigError(
+            "uae.decoder.guidance",
+            f"{drawn} with uae.u4g.guidance={u4g.guidance}: a decoder trained without "
+            "guidance must be drawn without, and the other way round",
+        )
+
+
+def _validate_objective(config: DictConfig) -> None:
+    # Imported here: the schema is needed in places that must not pay for torch.
+    from verl_uae.flow.objective import bind_objective
+
+    u4g = config.uae.u4g
+    params: Any = OmegaConf.to_container(u4g.objective.params, resolve=True)
+    bound = bind_objective(u4g.objective.name, params, u4g.objective.path, kernel=u4g.kernel)
+    forward = bound.objective.kind == "forward"
+    if forward != (u4g.kernel == "ode"):
+        why = "is trained on ODE samples; use ode" if forward else "needs stochastic steps, ode has none"
+        raise ConfigError("uae.u4g.kernel", f"{u4g.kernel}: the objective {u4g.objective.name} {why}")
+    if forward and u4g.objective.num_sigmas > u4g.num_steps - 1:
+        raise ConfigError("uae.u4g.objective.num_sigmas", f"a table of {u4g.num_steps} steps has fewer levels")
+    if forward and u4g.reference_kl.coef > 0 and u4g.reference_kl.form not in ("velocity", "x0"):
+        raise ConfigError("uae.u4g.reference_kl.form", "a forward-process objective takes velocity or x0")
+
+
+def _validate_window(config: DictConfig) -> None:
+    """Whether a window fits; the shift of the noise levels may still come from the decoder folder."""
+    from verl_uae.flow.plan import make_plan
+    from verl_uae.flow.schedule import sigma_schedule
+    from verl_uae.flow.window import WindowSettings
+
+    u4g = config.uae.u4g
+    shift = config.uae.decoder.shift
+    sigmas = sigma_schedule(u4g.num_steps, 3.0 if shift is None else shift, u4g.table)
+    try:
+        make_plan(sigmas, u4g.kernel, u4g.noise_level, WindowSettings(**u4g.window), iteration=0, seed=0)
+    except ValueError as error:
+        raise ConfigError("uae.u4g.window", str(error)) from error
+
+
+def _validate_batches(config: DictConfig) -> None:
+    """Every rank needs the same number of equal micro-batches in every update."""
+    u4g, ranks = config.uae.u4g, config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if u4g.samples_per_caption % u4g.updates_per_rollout:
+        raise ConfigError(
+            "uae.u4g.updates_per_rollout",
+            f"{u4g.updates_per_rollout} must divide uae.u4g.samples_per_caption={u4g.samples_per_caption}",
+        )
+    samples = config.data.train_batch_size * u4g.samples_per_caption // u4g.updates_per_rollout
+    if samples % (ranks * config.uae.train.micro_batch_size):
+        raise ConfigError(
+            "uae.train.micro_batch_size",
+            f"{config.uae.train.micro_batch_size} must divide the {samples / ranks:g} samples a rank has in an update "
+            f"({config.data.train_batch_size} images x {u4g.samples_per_caption} samples / "
+            f"{u4g.updates_per_rollout} updates / {ranks} ranks)",
+        )

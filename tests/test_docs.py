@@ -109,7 +109,7 @@ def test_quoted_keys_exist(page: Path) -> None:
     known = {*_schema_keys(schema.UAEConfig, "uae"), *_keys_of_open_sections()}
     known |= {f"uae.reward.terms[i].{field.name}" for field in dataclasses.fields(TermConfig)}
     sections = {key.rpartition(".")[0] for key in known}
-    quoted = set(re.findall(r"(?<![\w.])uae\.[a-z_]+(?:\.[a-z0-9_]+|\[i\])*", page.read_text(encoding="utf-8")))
+    quoted = set(re.findall(r"(?<![\w.])uae\.[a-z0-9_]+(?:\.[a-z0-9_]+|\[i\])*", page.read_text(encoding="utf-8")))
     unknown = {key.rstrip(".") for key in quoted} - known - sections - {"uae.reward.terms[i]"}
     assert not unknown, f"{_name(page)} names keys that the schema does not have: {sorted(unknown)}"
 

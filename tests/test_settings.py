@@ -15,7 +15,6 @@ from typing import get_args
 import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
-from verl_uae.reward.terms.backbone import BACKBONES
 
 from tests.composing import copied
 from tests.source import modules
@@ -31,7 +30,9 @@ from verl_uae.flow.kernels import KERNELS
 from verl_uae.flow.matching import Density, NoiseDensity
 from verl_uae.flow.schedule import TABLES
 from verl_uae.flow.window import MODES, WindowSettings
+from verl_uae.reward import get_reward, reward_names
 from verl_uae.reward.config import TermConfig
+from verl_uae.reward.terms.features import FeatureTerm
 from verl_uae.settings import Rule, check_keys, check_overrides, check_values, is_read, rules, unread_overrides
 from verl_uae.stages.pretrain.config import DensityConfig
 from verl_uae.stages.u4g.config import WindowConfig
@@ -257,7 +258,12 @@ def test_what_is_handed_on_whole_has_the_defaults_of_its_receiver() -> None:
 
 
 def test_choices_are_those_of_the_code() -> None:
-    assert set(LIMITED["uae.cold_start.backbone"].choices) == set(BACKBONES)
+    pictures = frozenset({"source", "reconstruction"})
+    assert set(LIMITED["uae.cold_start.backbone"].choices) == {
+        name
+        for name, term in ((name, get_reward(name)) for name in reward_names())
+        if issubclass(term, FeatureTerm) and term.needs == pictures and term.higher_is_better
+    }
     for name, known in {
         "uae.u4g.table": TABLES,
         "uae.u4g.kernel": KERNELS,

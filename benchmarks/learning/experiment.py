@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 
 from verl_uae.bench.results import read_json
+from verl_uae.errors import DataError
 from verl_uae.scenes.quickstart import Say
 
 Report = dict[str, Any]
@@ -79,12 +80,16 @@ class Experiment(ABC):
         """Plot a written result file into a folder and say its table; returns its bars.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: the file cannot be read, or is another experiment's.
         """
         report = read_json(results)
-        self.plot(out, report)
-        say("\n".join(self.table(report)))
-        return self.bars(report)
+        try:
+            table, bars = self.table(report), self.bars(report)
+            self.plot(out, report)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(results, None, f"is no result of {self.name}: {error!r}") from error
+        say("\n".join(table))
+        return bars
 
     def write(self, out: Path, report: Report) -> None:
         """Write the result file, with the bars near its top, and the plot."""

@@ -31,6 +31,7 @@ from benchmarks.learning.experiment import (
     select,
 )
 from tests.config.test_validate_policy import PRESETS
+from verl_uae.errors import DataError
 from verl_uae.reward.terms.pixel import pixel_similarity
 from verl_uae.scenes.evaluate import Evaluation, held_out_scenes
 from verl_uae.scenes.grammar import caption
@@ -107,6 +108,14 @@ def test_the_page_of_results_shows_what_the_result_file_holds(name: str, tmp_pat
     assert len(rows) > 6 and not [row for row in rows if row not in page]
     (plot,) = tmp_path.iterdir()
     assert plot.read_bytes().startswith(b"\x89PNG") and plot.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", program.EXPERIMENTS)
+def test_a_file_of_another_experiment_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    for other in {*program.EXPERIMENTS, "u4g_ssim"} - {name}:
+        with pytest.raises(DataError, match=rf"{other}\.json: is no result of {name}: "):
+            program.EXPERIMENTS[name].show(tmp_path, results(other), pytest.fail)
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- bars

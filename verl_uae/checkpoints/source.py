@@ -14,11 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from verl_uae.checkpoints.names import MODEL_INDEX
 from verl_uae.errors import CheckpointError, ConfigError
@@ -26,6 +24,9 @@ from verl_uae.files import LFS_POINTER, is_lfs_pointer, open_regular
 from verl_uae.paths import hub_errors, is_hub_id, model_source, reason_of
 from verl_uae.text import parse_json, read_text
 from verl_uae.waiting import saying
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Libraries whose classes a ``model_index.json`` may name.
 _LIBRARIES = ("diffusers", "transformers", "verl_uae")
@@ -285,6 +286,9 @@ def same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], where: Pat
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
+    # Heavy: the command line imports this module for every command.
+    import torch
+
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
     raw_left, raw_right = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right))

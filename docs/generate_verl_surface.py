@@ -65,6 +65,7 @@ Modules, functions, classes and values that are imported, or reached through an 
 |---|---|---|---|
 """
 
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 #: Characters of a signature, and users of a symbol, that the page shows.
 MOST_CODE, MOST_USERS = 160, 3
 
@@ -118,8 +119,7 @@ class Reader(ast.NodeVisitor):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         bases = (self._symbol(base.value if isinstance(base, ast.Subscript) else base) for base in node.bases)
-        named = [scope.name for scope in self.scopes if isinstance(scope, ast.ClassDef | ast.FunctionDef)]
-        name = ".".join([self.module, *named, node.name])
+        name = ".".join([*self._place(), node.name])
         self.classes[name] = Class(name, node, tuple(base for base in bases if base))
         self.names[-1][node.name] = name
         self._enter(node)
@@ -143,6 +143,18 @@ class Reader(ast.NodeVisitor):
             if symbol.startswith("verl.") and self.uses.source.signature(symbol) is None:
                 raise ValueError(f"{self.module} imports {symbol}, which verl does not have")
 
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            name = alias.name if alias.asname else alias.name.partition(".")[0]
+            self.names[-1][alias.asname or name] = name
+            self._note(alias.name)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func) == "setattr" and isinstance(node.args[1], ast.Constant):
+            owner = self._symbol(node.args[0])
+            self._note(f"{owner}.{node.args[1].value}" if owner else None, "patched")
+        self.generic_visit(node)
+
     def visit_Assign(self, node: ast.Assign) -> None:
         for target in node.targets:
             if isinstance(target, ast.Attribute | ast.Subscript):
@@ -165,9 +177,11 @@ class Reader(ast.NodeVisitor):
         if symbol is None or not symbol.startswith("verl."):
             return False
         reasons = [text for scope in self.scopes if (text := first_line(scope))]
-        named = [scope.name for scope in self.scopes if isinstance(scope, ast.ClassDef | ast.FunctionDef)]
-        user = ".".join([self.module, *named[:2]])
-        return self.uses.add(symbol, way, user, reasons[-1] if reasons else "")
+        return self.uses.add(symbol, way, ".".join(self._place()[:3]), reasons[-1] if reasons else "")
+
+    def _place(self) -> list[str]:
+        """The module, and the classes and functions that the walk is in."""
+        return [self.module, *(scope.name for scope in self.scopes if isinstance(scope, DEFINITIONS))]
 
     def _symbol(self, node: ast.expr) -> str | None:
         """Full name of what an expression names: an import, a chain of attributes, a module imported by its name."""
@@ -183,7 +197,7 @@ class Reader(ast.NodeVisitor):
 
 def first_line(node: ast.AST) -> str:
     """First paragraph of a docstring, on one line; empty where there is none."""
-    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    documented = isinstance(node, (ast.Module, *DEFINITIONS))
     return " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split()) if documented else ""
 
 
@@ -200,7 +214,7 @@ def add_members(uses: Uses, classes: Mapping[str, Class]) -> None:
     for name in classes:
         ours = list(family(name, classes))
         theirs = {base for each in ours for base in each.bases if base.startswith("verl.")}
-        defined = {member.split(".")[-1] for each in ours for member, _ in members(each)}
+        defined = {member for each in ours for member, _ in members(each)}
         for base in theirs:
             uses.add(base, "subclassed", name, first_line(classes[name].node))
             for each in ours:
@@ -216,8 +230,9 @@ def members(owner: Class) -> Iterator[tuple[str, ast.stmt]]:
     for node in owner.node.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, node
-        elif isinstance(node, ast.Assign):
-            yield from ((target.id, node) for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from ((target.id, node) for target in targets if isinstance(target, ast.Name))
 
 
 def reached(owner: Class) -> Iterator[tuple[str, str, ast.AST]]:

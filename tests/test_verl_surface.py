@@ -73,6 +73,10 @@ def test_signatures_are_those_of_the_imported_verl() -> None:
     assert compared > 100
 
 
+def surface() -> doctor.Finding:
+    return doctor._guarded("verl's symbols", doctor._check_surface)
+
+
 @pytest.fixture
 def other_verl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The installed verl's sources at another place, to be changed."""
@@ -90,7 +94,7 @@ def change(file: Path, old: str, new: str) -> None:
 
 
 def test_the_doctor_names_exactly_the_symbols_that_differ(other_verl: Path) -> None:
-    sound = doctor._surface()
+    sound = surface()
     assert sound.ok and verl_surface.record()["verl"] in sound.detail
     trainer = other_verl / "trainer" / "ppo" / "v1" / "trainer_base.py"
     change(
@@ -98,21 +102,24 @@ def test_the_doctor_names_exactly_the_symbols_that_differ(other_verl: Path) -> N
         "def _balance_batch(self, batch: KVBatchMeta,",
         "def _balance_batch(self, batch: KVBatchMeta, step: int,",
     )
-    changed = doctor._surface()
+    changed = surface()
     assert not changed.ok and not changed.fatal, "a run may still work"
     assert changed.detail.count(" was ") == 1 and "is gone" not in changed.detail
     assert "verl.trainer.ppo.v1.PPOTrainerSync._balance_batch was (self, batch: KVBatchMeta, metrics" in changed.detail
     assert "is (self, batch: KVBatchMeta, step: int, metrics" in changed.detail
     change(other_verl / "utils" / "device.py", "def get_device_id(", "def device_index(")
-    gone = doctor._surface()
+    gone = surface()
     assert not gone.ok and gone.fatal and "pip install" in gone.remedy
     assert gone.detail.count(" is gone") == 1 and gone.detail.count(" was ") == 1
     assert "verl.utils.device.get_device_id is gone" in gone.detail
+    change(other_verl / "base_config.py", "class BaseConfig", "klass BaseConfig")
+    broken = surface()
+    assert not broken.ok and broken.fatal and broken.detail.startswith("SyntaxError")
 
 
 def test_without_verl_the_doctor_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    finding = doctor._surface()
+    finding = surface()
     assert not finding.ok and finding.fatal and finding.detail == "verl: not installed"
 
 
@@ -121,6 +128,8 @@ SOURCES = {
     "verl/api/__init__.py": "from .impl import *\nfrom .impl import Thing as Renamed\nfrom torch import Tensor\n",
     "verl/api/impl.py": """
 import enum
+from verl.api import *
+from os.path import *
 from verl.api.base import Base
 if enum:
     def conditional(a, *, b: int = 2) -> str: ...
@@ -176,6 +185,56 @@ def test_reading_follows_what_python_would(tmp_path: Path, symbol: str, signatur
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     assert verl_surface.Source(tmp_path / "verl").signature(symbol) == signature
+
+
+OURS = """
+import importlib
+import verl.utils.device as device
+from verl.trainer.ppo.v1 import trainer_base as base
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.workers.rollout.base import _ROLLOUT_REGISTRY
+
+async def late():
+    "What it is for."
+    base.Tracking = None
+    setattr(base, "KVBatchMeta", None)
+    _ROLLOUT_REGISTRY["mine"] = importlib.import_module("verl.utils.fs").copy_to_local
+    return device.get_device_id()
+
+class Mixin:
+    def _validate(self):
+        "Ours."
+        return self._dump_generations
+
+class Trainer(Mixin, PPOTrainer):
+    def step(self, batch):
+        self.trainer_mode = "sync"
+        return super().fit
+"""
+
+
+def test_every_kind_of_use_is_found(generator: ModuleType) -> None:
+    uses, classes = generator.Uses(verl_surface.Source(verl_surface.installed())), {}
+    generator.Reader("ours", uses, classes).visit(ast.parse(OURS))
+    generator.add_members(uses, classes)
+    trainer = "verl.trainer.ppo.v1.trainer_base"
+    found = {symbol: (use.ways - {"imported"}, list(use.users)[-1]) for symbol, use in uses.items()}
+    assert found == {
+        "verl.utils.device": (set(), "ours"),
+        "verl.utils.device.get_device_id": (set(), "ours.late"),
+        "verl.utils.fs.copy_to_local": (set(), "ours.late"),
+        f"{trainer}.Tracking": ({"patched"}, "ours.late"),
+        f"{trainer}.KVBatchMeta": ({"patched"}, "ours.late"),
+        f"{trainer}": (set(), "ours.late"),
+        "verl.workers.rollout.base._ROLLOUT_REGISTRY": ({"entered"}, "ours.late"),
+        f"{trainer}.PPOTrainer": ({"subclassed"}, "ours.Trainer"),
+        f"{trainer}.PPOTrainer._validate": ({"overridden"}, "ours.Mixin"),
+        f"{trainer}.PPOTrainer._dump_generations": ({"used"}, "ours.Mixin"),
+        f"{trainer}.PPOTrainer.step": ({"overridden"}, "ours.Trainer"),
+        f"{trainer}.PPOTrainer.trainer_mode": ({"set"}, "ours.Trainer"),
+        f"{trainer}.PPOTrainer.fit": ({"used"}, "ours.Trainer"),
+    }
+    assert uses[f"{trainer}.Tracking"].users == {"ours.late": "What it is for."}
 
 
 def test_an_import_of_what_verl_does_not_have_stops_the_generator(generator: ModuleType) -> None:

@@ -136,7 +136,7 @@ def examine(hardware: str | None = None) -> Report:
     report.findings.append(Finding("hardware", True, f"{chosen}{why}; else --hardware {others}"))
     report.findings.extend(_distributions())
     report.findings.append(_entry_point())
-    report.findings.append(_surface())
+    report.findings.append(_guarded("verl's symbols", _check_surface))
     for name, check, remedy in _checks(chosen):
         report.findings.append(_guarded(name, check, remedy))
     report.findings.extend(_extras())
@@ -193,19 +193,16 @@ def _entry_point() -> Finding:
     return Finding("entry point", True, "verl.plugins: verl_uae")
 
 
-def _surface() -> Finding:
+def _check_surface() -> Finding:
     """What this package uses of verl, as the release has it that it was written for; another release may do too."""
     recorded = verl_surface.record()
     version, symbols = recorded["verl"], recorded["symbols"]
-    try:
-        found = verl_surface.differences(symbols, verl_surface.installed())
-    except ConfigError as error:
-        return Finding("verl's symbols", False, str(error), remedy=f'pip install "verl=={version}"')
-    detail = f"all {len(symbols)} that are used are those of {version}"
-    if found:
-        detail = f"{len(found)} of {len(symbols)} differ from {version}: {'; '.join(map(str, found))}"
+    found = verl_surface.differences(symbols, verl_surface.installed())
+    if not found:
+        return Finding("verl's symbols", True, f"all {len(symbols)} that are used are those of {version}")
+    detail = f"{len(found)} of {len(symbols)} differ from {version}: {'; '.join(map(str, found))}"
     gone = any(each.now is None for each in found)
-    return Finding("verl's symbols", not found, detail, fatal=gone, remedy=f'pip install "verl=={version}"')
+    return Finding("verl's symbols", False, detail, fatal=gone, remedy=f'pip install "verl=={version}"')
 
 
 def _checks(hardware: str) -> list[tuple[str, Callable[[], str], str]]:
@@ -229,9 +226,10 @@ def _checks(hardware: str) -> list[tuple[str, Callable[[], str], str]]:
     return found + [(need.module, partial(_check_module, need), need.remedy) for need in NEEDS[hardware]]
 
 
-def _guarded(name: str, check: Callable[[], str], remedy: str = "") -> Finding:
+def _guarded(name: str, check: Callable[[], str | Finding], remedy: str = "") -> Finding:
     try:
-        return Finding(name, True, check())
+        found = check()
+        return found if isinstance(found, Finding) else Finding(name, True, found)
     except UAEError as error:
         return Finding(name, False, str(error), remedy=remedy)
     except Exception as error:

@@ -81,6 +81,7 @@ class Source:
         self._names = functools.cache(self._index)
         self._inside = functools.cache(_index_class)
         self._registered = functools.cache(self._registrations)
+        self._followed: set[tuple[str, str]] = set()
 
     def signature(self, symbol: str) -> str | None:
         """How a symbol is called, or what it is: ``module``, ``value``, ``attribute``; None where it is not there.
@@ -135,15 +136,19 @@ class Source:
         """Where a name of a module is defined, through the imports that bring it there."""
         if self._file(f"{module}.{name}"):
             return _Place(f"{module}.{name}", self._tree(f"{module}.{name}"))
+        if (module, name) in self._followed:
+            # Two modules that import everything from each other.
+            return None
         names = self._names(module)
         found = names.get(name)
-        if isinstance(found, str):
-            return self._definition(*found.rsplit(".", 1)) if "." in found else None
-        if found is not None:
+        if isinstance(found, ast.stmt):
             return _Place(module, found)
-        stars = (origin for label, origin in names.items() if label.startswith("*") and isinstance(origin, str))
-        places = (self._definition(origin, name) for origin in stars)
-        return next((place for place in places if place), None)
+        stars = [f"{each}.{name}" for label, each in names.items() if label.startswith("*") and isinstance(each, str)]
+        self._followed.add((module, name))
+        places = (self._definition(*origin.rsplit(".", 1)) for origin in ([found] if found else stars))
+        place = next((place for place in places if place), None)
+        self._followed.remove((module, name))
+        return place
 
     def _member(self, owner: _Place, name: str) -> _Place | None:
         """A member of a module, or of a class: in its body, set on ``self``, registered by name, or inherited."""

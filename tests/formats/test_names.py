@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 
 import pytest
 
-from tests.source import modules, relative
+from tests.source import modules, relative, tree
 from verl_uae.checkpoints import names
 
 
@@ -28,12 +30,40 @@ def test_a_step_folder_is_known_by_its_name(name: str, step: int | None) -> None
         assert names.step_name(step) == name
 
 
+#: Who writes a name again: what lies below this package, and another manifest.
+AGAIN = {
+    ("paths.py", names.CONFIG): "asks the hub for any file that a repository of a model has",
+    ("data/cache.py", names.MANIFEST): "tells contents of model folders apart, whoever wrote them",
+    ("bench/external/cli.py", names.MANIFEST): "of drawn pictures, no model",
+    ("bench/external/draw.py", names.MANIFEST): "of drawn pictures, no model",
+}
+
+#: Those that are also plain words: of a part of a model, a section or a role.
+WORDS = {"actor", "encoder", "decoder", "huggingface", "transformer", "vae", "scheduler", "conditioner"} | {
+    "language_model",
+    names.CARD,
+}
+
+
+def known_names() -> set[str]:
+    values = [value for name, value in vars(names).items() if name.isupper() and not name.startswith("_")]
+    return {text for value in values for text in ([value] if isinstance(value, str) else value)} - WORDS
+
+
 def test_names_are_written_once() -> None:
-    distinct = (names.MARKER, names.TRACKER, names.RUN_CONFIG, names.RUN_INFERENCE, names.POLICY_FOLDER)
+    known = known_names()
+    assert {names.MARKER, names.DATA_STATE, names.ADAPTER_WEIGHTS, *names.PROCESSOR_FILES} <= known
+    found = set()
     for path in modules():
-        text = path.read_text(encoding="utf-8")
-        found = [name for name in (*distinct, names.STEP_PREFIX) if f'"{name}"' in text]
-        assert not found or relative(path) == "checkpoints/names.py", f"{relative(path)}: {found}"
+        if relative(path) == "checkpoints/names.py":
+            continue
+        docstrings = {id(node.value) for node in ast.walk(tree(path)) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                # A path or an f-string has it as a part.
+                words = re.split(r"[\s/:,;'()<>*]", node.value)
+                found |= {(relative(path), name) for name in known if name in words}
+    assert found == AGAIN.keys()
 
 
 def test_importing_them_loads_nothing_heavy() -> None:

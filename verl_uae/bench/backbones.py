@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from verl_uae.checkpoints.load import load_config, load_model, load_processor
+from verl_uae.checkpoints.names import CONFIG
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.paths import expand, hub_problem, is_hub_id, model_source
@@ -133,9 +134,9 @@ def _unavailable(backbone: Backbone) -> str | None:
         problem = hub_problem(source, revision=backbone.revision)
         return None if problem is None else f"{source} {problem}"
     try:
-        kind = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("model_type")
+        kind = json.loads((Path(source) / CONFIG).read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        return f"{source} holds no config.json that can be read ({error})"
+        return f"{source} holds no {CONFIG} that can be read ({error})"
     if kind not in backbone.model_types:
         return f"{source} is a {kind!r} checkpoint, and must be {backbone.model_types[0]!r}"
     return None

@@ -24,6 +24,7 @@ from verl_uae.bench.pairs import PREFIX, captions_by_key, image_files, key_of, r
 from verl_uae.bench.results import CAPTIONS
 from verl_uae.chain.pipeline import UAEPipeline
 from verl_uae.checkpoints.inference import CAPTION_ENTRIES
+from verl_uae.checkpoints.names import MANIFEST
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import append_line, sha256_of, write_bytes, write_json, write_text
@@ -172,7 +173,7 @@ def fingerprint(model: str) -> str | None:
     folder = Path(model)
     if not folder.is_dir():
         return None
-    manifest = folder / "manifest.json"
+    manifest = folder / MANIFEST
     if manifest.is_file():
         return sha256_of(manifest)
     files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -70,12 +70,12 @@ class Decoder(nn.Module):
         """
         check_decoder_folder(folder)
         parts = {
-            name: load_model(kind, folder, subfolder=name, dtype=torch.float32 if name == "vae" else dtype)
+            name: load_model(kind, folder, subfolder=name, dtype=torch.float32 if name == VAE else dtype)
             for name, kind in COMPONENTS.items()
         }
         check_fit(folder, {name: part.config for name, part in parts.items()})
         shift = float(load_scheduler(folder).config.shift)
-        return cls(parts["transformer"], parts["vae"], parts["conditioner"], shift=shift).to(device).eval()
+        return cls(parts[TRANSFORMER], parts[VAE], parts[CONDITIONER], shift=shift).to(device).eval()
 
     def save_pretrained(self, folder: str, entries: Mapping[str, Any] | None = None) -> None:
         """Write a diffusers folder whose transformer, vae and scheduler load in stock diffusers.

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from verl_uae.checkpoints import load
-from verl_uae.checkpoints.load import PROCESSOR_FILES
-from verl_uae.checkpoints.names import ENCODER, LANGUAGE_MODEL
+from verl_uae.checkpoints.names import CONFIG, ENCODER, GENERATION_CONFIG, LANGUAGE_MODEL, PROCESSOR_FILES, VAE
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
 from verl_uae.paths import expand, is_hub_id, model_source
@@ -55,7 +54,7 @@ def local_folder(source: str | os.PathLike[str], kwargs: dict[str, Any]) -> Path
 def keep_vae_fp32(dtype: Dtype | None) -> dict[str, torch.dtype]:
     """A dtype per component: as asked for, but fp32 for the VAE (see :meth:`Decoder.from_pretrained`)."""
     table = dict(dtype) if isinstance(dtype, dict) else {"default": dtype or torch.float32}
-    return {**table, "vae": torch.float32}
+    return {**table, VAE: torch.float32}
 
 
 def dtype_of(name: str, dtype: Mapping[str, torch.dtype]) -> torch.dtype:
@@ -74,7 +73,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, **options: Any) -> Any:
     Raises:
         CheckpointError: it does not load, or not as a whole.
     """
-    if not (expand(folder) / "config.json").is_file():
+    if not (expand(folder) / CONFIG).is_file():
         return None
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText
@@ -92,7 +91,7 @@ def _check_tokens(model: Any, folder: Path) -> None:
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (type(token) is int and 0 <= token < count):
                 raise CheckpointError(
-                    folder / "generation_config.json", f"{name} {token!r} is none of the {count} tokens of the model"
+                    folder / GENERATION_CONFIG, f"{name} {token!r} is none of the {count} tokens of the model"
                 )
 
 

@@ -21,11 +21,13 @@ from verl_uae.checkpoints.manifest import verify_folder, write_manifest
 from verl_uae.checkpoints.names import (
     CARD,
     CONDITIONER,
+    CONFIG,
     ENCODER,
     LANGUAGE_MODEL,
     MANIFEST,
     MODEL_INDEX,
     SCHEDULER,
+    SCHEDULER_CONFIG,
     TRANSFORMER,
     VAE,
 )
@@ -91,7 +93,7 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
 def forget_paths(folder: Path) -> None:
     """Take the places that parts were loaded from out of their configurations: they are nobody else's business, and
     the same model would have another digest elsewhere."""
-    for path in folder.glob("*/*config.json"):
+    for path in folder.glob(f"*/*{CONFIG}"):
         settings = json.loads(path.read_text(encoding="utf-8"))
         if settings.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -137,10 +139,10 @@ def copy_component(source: Path, target: Path) -> None:
     Raises:
         CheckpointError: the component is missing or has no safetensors.
     """
-    configs = [source / name for name in ("config.json", "scheduler_config.json") if (source / name).is_file()]
+    configs = [source / name for name in (CONFIG, SCHEDULER_CONFIG) if (source / name).is_file()]
     if not configs:
         raise CheckpointError(source, "missing: not a component of a diffusers folder")
-    weights = [] if configs[0].name == "scheduler_config.json" else weight_files(source)
+    weights = [] if configs[0].name == SCHEDULER_CONFIG else weight_files(source)
     index = [source / f"{path.name}" for path in source.glob("*.safetensors.index.json")] if len(weights) > 1 else []
     _copy([*configs, *weights, *index], target)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from verl_uae.checkpoints.assemble import copy_transformers, copy_transformers_files, tensors_of
 from verl_uae.checkpoints.load import fill_model, load_model, load_processor
 from verl_uae.checkpoints.lora import Adapters, adapter_alpha, has_adapters, merge, split_adapters
-from verl_uae.checkpoints.names import HUGGINGFACE, LORA_META
+from verl_uae.checkpoints.names import GENERATION_CONFIG, HUGGINGFACE, LORA_META
 from verl_uae.checkpoints.shards import read_shards
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
@@ -31,8 +31,6 @@ _PEFT = "base_model.model."
 
 #: Largest root mean square of a difference of logits, in parts of that of the logits, by the weights' precision.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-_GENERATION = "generation_config.json"
 
 
 def holds_weights(actor: Path) -> bool:
@@ -137,8 +135,8 @@ def _logits(model: Any, source: Path) -> Tensor:
 def _save(model: Any, source: Path, out: Path) -> None:
     """Weights under the names that transformers keeps on disk, and the other files of the source."""
     model.save_pretrained(out, safe_serialization=True)
-    if (source / _GENERATION).is_file():
-        shutil.copyfile(source / _GENERATION, out / _GENERATION)
+    if (source / GENERATION_CONFIG).is_file():
+        shutil.copyfile(source / GENERATION_CONFIG, out / GENERATION_CONFIG)
     copy_transformers_files(source, out, weights=False)
 
 

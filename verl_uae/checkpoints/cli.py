@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from verl_uae.checkpoints.names import STEP_PREFIX
 from verl_uae.paths import argument_path, existing_folder, model_source
 
 _LENGTH = 640
@@ -54,7 +55,7 @@ def _add_release(sources: Any) -> None:
 
 def _add_export(subparsers: Any) -> None:
     export = subparsers.add_parser("export", help="make a model folder, or an adapter, of a training checkpoint")
-    export.add_argument("checkpoint", type=argument_path, help="global_step_<N> folder")
+    export.add_argument("checkpoint", type=argument_path, help=f"{STEP_PREFIX}<N> folder")
     export.add_argument("--weights", choices=["ema", "live"], help="default: ema, where the run averaged")
     export.add_argument("--lora", choices=["peft", "diffusers"], help="write the adapter alone, in this layout")
     export.add_argument("--lora-alpha", type=float, help="scale of the adapter, where the checkpoint does not say")

@@ -19,7 +19,15 @@ from verl_uae.checkpoints.captioner import holds_weights, write_trained_captione
 from verl_uae.checkpoints.decoder import Base, chosen_weights, policy_adapters, policy_modules
 from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_run_settings, settings_of_run
 from verl_uae.checkpoints.lora import save_diffusers, save_peft
-from verl_uae.checkpoints.names import ACTOR, ENCODER_FOLDER, EXPORT_FOLDER, HUGGINGFACE, POLICY_FOLDER
+from verl_uae.checkpoints.names import (
+    ACTOR,
+    CONDITIONER,
+    ENCODER_FOLDER,
+    EXPORT_FOLDER,
+    HUGGINGFACE,
+    POLICY_FOLDER,
+    TRANSFORMER,
+)
 from verl_uae.checkpoints.run import RunConfig
 from verl_uae.checkpoints.source import local_folder
 from verl_uae.checkpoints.step import check_step
@@ -190,7 +198,7 @@ def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Wr
 
 
 def _copied(source: Path) -> Writer:
-    return lambda out: write_decoder(out, source / "transformer", source / "conditioner", source)
+    return lambda out: write_decoder(out, source / TRANSFORMER, source / CONDITIONER, source)
 
 
 def _base(origin: str | None) -> Path:

@@ -58,6 +58,7 @@ from verl_uae.checkpoints.from_sd3 import empty_prompt_pooled
 from verl_uae.checkpoints.inference import InferenceSettings
 from verl_uae.checkpoints.load import load_config, load_model
 from verl_uae.checkpoints.lora import merge, split_adapters
+from verl_uae.checkpoints.names import ADAPTER_WEIGHTS, GENERATION_CONFIG
 from verl_uae.checkpoints.source import check_safetensors, local_folder, pickles, same_tensors
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
@@ -124,7 +125,7 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
     def write_encoder(folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True)
         copy_transformers_files(folders["processor"], folder, weights=False)
-        generation = folders["llm"] / "generation_config.json"
+        generation = folders["llm"] / GENERATION_CONFIG
         if generation.is_file():
             shutil.copyfile(generation, folder / generation.name)
         same_tensors(tensors_of(folder), language.model, folder)
@@ -216,7 +217,7 @@ def _transformer(dit: Path, adapter: Path) -> Any:
     stored = tensors_of(dit)
     dtype = next(tensor.dtype for tensor in stored.values() if tensor.is_floating_point())
     base = load_model(SD3Transformer2DModel, dit)
-    file = adapter / "adapter_model.safetensors"
+    file = adapter / ADAPTER_WEIGHTS
     written = set(check_safetensors(file))
     try:
         adapted = PeftModel.from_pretrained(base, str(adapter))

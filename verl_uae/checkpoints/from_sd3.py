@@ -21,6 +21,7 @@ from verl_uae.checkpoints.assemble import ModelParts, copy_transformers, publish
 from verl_uae.checkpoints.card import Card
 from verl_uae.checkpoints.inference import InferenceSettings
 from verl_uae.checkpoints.load import language_width, load_model, load_tokenizer
+from verl_uae.checkpoints.names import SCHEDULER, TRANSFORMER, VAE
 from verl_uae.checkpoints.source import local_folder
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
@@ -30,7 +31,7 @@ from verl_uae.seeding import derive_seed
 CLIPS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
 #: Subfolders of an SD3 folder that are needed; T5 is not.
-SD3_PARTS = ("transformer", "vae", "scheduler", *(name for pair in CLIPS for name in pair))
+SD3_PARTS = (TRANSFORMER, VAE, SCHEDULER, *(name for pair in CLIPS for name in pair))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
     """
     sd3 = local_folder(settings.sd3, revision=settings.sd3_revision, parts=SD3_PARTS)
     encoder = local_folder(settings.encoder, revision=settings.encoder_revision, remote_code=settings.remote_code)
-    transformer = SD3Transformer2DModel.load_config(_part(sd3, "transformer"))
+    transformer = SD3Transformer2DModel.load_config(_part(sd3, TRANSFORMER))
     projector = fresh_projector(
         language_width(encoder),
         int(transformer["joint_attention_dim"]),
@@ -79,7 +80,7 @@ def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
         seed=settings.seed,
     )
     parts = ModelParts(
-        decoder=lambda folder: write_decoder(folder, sd3 / "transformer", projector, sd3),
+        decoder=lambda folder: write_decoder(folder, sd3 / TRANSFORMER, projector, sd3),
         encoder=functools.partial(copy_transformers, encoder, code=settings.remote_code),
         card=_card(settings),
         entries=asdict(

@@ -27,7 +27,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from verl_uae.checkpoints.manifest import verify_part
+from verl_uae.checkpoints.names import ADAPTER_CONFIG, CONFIG, SCHEDULER
 from verl_uae.checkpoints.source import (
+    STEMS,
     brought_code,
     check_safetensors,
     read_object,
@@ -43,9 +45,6 @@ from verl_uae.text import is_number
 
 #: Environment variable that switches the digests of manifests off: they take about a second per gigabyte and process.
 VERIFY = "VERL_UAE_VERIFY"
-
-#: Files that tell a processor or tokenizer; of these at least one is in its folder.
-PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 #: Numbers of a configuration that repeat a block, which has at least one tensor. A limit (max_window_layers) does not.
 _REPEATED = re.compile(r"(?!max_)\w*(?:layers|blocks|depth|experts)(?:_per_\w+)?")
@@ -236,9 +235,9 @@ def load_scheduler(source: str | Path, **changes: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     place = model_source(source)
-    with _errors(f"{place}/scheduler", "does not load as a scheduler"):
-        kind = str(FlowMatchEulerDiscreteScheduler.load_config(place, subfolder="scheduler").get("_class_name", ""))
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(place, subfolder="scheduler", **changes)
+    with _errors(f"{place}/{SCHEDULER}", "does not load as a scheduler"):
+        kind = str(FlowMatchEulerDiscreteScheduler.load_config(place, subfolder=SCHEDULER).get("_class_name", ""))
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(place, subfolder=SCHEDULER, **changes)
         if kind and not kind.startswith("FlowMatch"):
             raise ValueError(f"{kind} is no scheduler of flow matching")
         for name, usual in _USUAL_SCHEDULE.items():
@@ -297,7 +296,7 @@ def check_files(folder: Path, *, verify: bool | None = None, code: bool = False)
     refuse_special(folder)
     if not code:
         refuse_code(folder)
-    if (adapters := folder / "adapter_config.json").exists():
+    if (adapters := folder / ADAPTER_CONFIG).exists():
         # transformers would load another model, the one that this file names, and put the adapters into it.
         raise CheckpointError(adapters, f"the folder holds adapters, not a model: {_MERGE}")
     if wants_digests() if verify is None else verify:
@@ -427,7 +426,7 @@ def _all_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
 def _check_alone(folder: Path) -> None:
     """Of two sets of weights transformers takes the single file, and vLLM the other one or both."""
     used = {path.name for path in weight_files(folder)}
-    if len(used) == 1 and used <= {"model.safetensors", "diffusion_pytorch_model.safetensors"}:
+    if len(used) == 1 and used <= {f"{stem}.safetensors" for stem in STEMS}:
         for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"))):
             if path.name not in used:
                 raise CheckpointError(path, f"is a second set of weights beside {used.pop()}: keep one of them here")
@@ -439,10 +438,10 @@ def _is_positive(value: Any) -> bool:
 
 def _check_counts(folder: Path, stored: int) -> None:
     """Building a model of ten million layers would not end, whatever device it is built on."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     # A pipe of that name would be waited for.
     if not path.is_file():
-        raise CheckpointError(folder, "has no config.json")
+        raise CheckpointError(folder, f"has no {CONFIG}")
     for key, count in _numbers(read_object(path)):
         if isinstance(count, float) and math.isnan(count):
             raise CheckpointError(path, f"{key} is NaN, which is no setting")
@@ -478,7 +477,7 @@ def _read(kind: Any, auto: str, what: str, source: str | Path, options: dict[str
 
 def _ask_hub(source: str, options: Mapping[str, Any], subfolder: str = "") -> None:
     """Refuse what cannot be had, after one request: transformers asks six times, over half a minute."""
-    problem = hub_problem(source, posixpath.join(subfolder, "config.json"), options.get("revision"))
+    problem = hub_problem(source, posixpath.join(subfolder, CONFIG), options.get("revision"))
     if problem is not None:
         raise CheckpointError(source, problem)
 

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from verl_uae.checkpoints.names import LORA_META
+from verl_uae.checkpoints.names import ADAPTER_WEIGHTS, LORA_META
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.files import publish_folder
 
@@ -164,7 +164,7 @@ def save_peft(adapters: Adapters, out: str | Path, *, base_model: str | None = N
 
     def build(folder: Path) -> None:
         config.save_pretrained(str(folder))
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
     publish_folder(build, out)
 

@@ -54,6 +54,14 @@ SIGNALS_FILE = "reward_signals.json"
 MODEL_INDEX, MANIFEST, CARD = "model_index.json", "manifest.json", "README.md"
 TRANSFORMER, VAE, SCHEDULER, CONDITIONER = "transformer", "vae", "scheduler", "conditioner"
 
+#: Of the libraries: configurations of a component, of a scheduler and of generation; of these at least one is beside a
+#: processor or tokenizer.
+CONFIG, SCHEDULER_CONFIG, GENERATION_CONFIG = "config.json", "scheduler_config.json", "generation_config.json"
+PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+
+#: peft's: an adapter's configuration and weights.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
 #: The captioner, and the model whose text-only states are the condition where it is not the captioner.
 ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from verl_uae.checkpoints.names import MODEL_INDEX
+from verl_uae.checkpoints.names import CONFIG, GENERATION_CONFIG, MODEL_INDEX, PROCESSOR_FILES
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.files import LFS_POINTER, is_lfs_pointer, open_regular
 from verl_uae.paths import hub_errors, is_hub_id, model_source, reason_of
@@ -32,14 +32,7 @@ if TYPE_CHECKING:
 _LIBRARIES = ("diffusers", "transformers", "verl_uae")
 
 #: Every configuration in which transformers looks for ``auto_map``.
-_CONFIGS = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "video_preprocessor_config.json",
-)
+_CONFIGS = (CONFIG, GENERATION_CONFIG, *PROCESSOR_FILES, "video_preprocessor_config.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

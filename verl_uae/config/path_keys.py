@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from verl_uae.checkpoints.names import CONFIG
 from verl_uae.errors import CheckpointError, ConfigError, DataError
 from verl_uae.paths import existing_file, existing_folder, expand, is_hub_id, is_url, model_source, output_folder
 from verl_uae.settings import SUPERVISED
@@ -247,8 +248,8 @@ def _check_model(value: str, key: str) -> None:
             check_decoder_folder(source)
         except CheckpointError as error:
             raise ConfigError(key, str(error)) from error
-    elif key in (_CAPTIONER, _CONDITIONER) and not Path(source, "config.json").is_file():
-        raise ConfigError(key, f"{value}: is no transformers folder, it has no config.json")
+    elif key in (_CAPTIONER, _CONDITIONER) and not Path(source, CONFIG).is_file():
+        raise ConfigError(key, f"{value}: is no transformers folder, it has no {CONFIG}")
 
 
 def _check_data(value: str, key: str) -> None:

@@ -54,7 +54,7 @@ def resumed_folder(config: DictConfig) -> Path | None:
     if trainer.resume_mode == "resume_path":
         path = trainer.resume_from_path
         if not path or step_of(expand(path)) is None:
-            raise ConfigError(_KEY, f"must be a folder global_step_<N>, got {path}")
+            raise ConfigError(_KEY, f"must be a folder {STEP_PREFIX}<N>, got {path}")
         return existing_folder(path, _KEY)
     if trainer.resume_mode != "auto":
         return None

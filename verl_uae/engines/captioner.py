@@ -22,6 +22,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_uae.checkpoints.load import check_captioner
+from verl_uae.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from verl_uae.checkpoints.source import check_safetensors, local_folder
 from verl_uae.engines.left_out import LEFT_OUT
 from verl_uae.engines.lora import lora_scalings
@@ -238,7 +239,7 @@ def check_adapters(module: nn.Module, folder: Path, rank: int) -> None:
     """
     from peft import get_peft_model_state_dict
 
-    path = folder / "adapter_model.safetensors"
+    path = folder / ADAPTER_WEIGHTS
     stored, wanted = set(check_safetensors(path)), set(get_peft_model_state_dict(module))
     if stored != wanted:
         kinds = {"lacks": sorted(wanted - stored), "has no place for": sorted(stored - wanted)}
@@ -251,7 +252,7 @@ def check_adapters(module: nn.Module, folder: Path, rank: int) -> None:
     odd = [name for name, scale in lora_scalings(module).items() if scale != int(config.lora_alpha) / config.r]
     if odd:
         raise CheckpointError(
-            folder / "adapter_config.json",
+            folder / ADAPTER_CONFIG,
             f"scales {odd[0]} otherwise than by a whole lora_alpha / r (use_rslora, alpha_pattern, rank_pattern), "
             f"which a checkpoint cannot say; merge the adapters into the model first ({_MODEL}.lora_adapter_path)",
         )

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.projector import Projector
-
-#: Subfolders of a decoder folder and the parts of the module they hold.
-PARTS = {"transformer": "transformer", "projector": "conditioner"}
+from verl_uae.checkpoints.names import CONDITIONER, CONFIG, TRANSFORMER
 
 #: Attention projections of both streams (Flow-GRPO, arXiv 2505.05470, code).
 DEFAULT_TARGETS = (
@@ -49,14 +47,14 @@ class SavedConfig:
     """The module's ``config`` as verl's checkpoint manager knows it: something that can be written to a folder."""
 
     def __init__(self, transformer: SD3Transformer2DModel, projector: Projector) -> None:
-        self._texts = {"transformer": transformer.to_json_string(), "conditioner": projector.to_json_string()}
+        self._texts = {TRANSFORMER: transformer.to_json_string(), CONDITIONER: projector.to_json_string()}
 
     def save_pretrained(self, folder: str) -> None:
         """Write ``config.json`` of transformer and projector into their subfolders."""
         for name, text in self._texts.items():
             part = Path(folder) / name
             part.mkdir(parents=True, exist_ok=True)
-            (part / "config.json").write_text(text, encoding="utf-8")
+            (part / CONFIG).write_text(text, encoding="utf-8")
 
 
 class PolicyModule(nn.Module):
@@ -92,8 +90,8 @@ class PolicyModule(nn.Module):
         """
         if empty:
             with torch.device("meta"):
-                transformer = _from_config(SD3Transformer2DModel, path, "transformer").to(dtype)
-                projector = _from_config(Projector, path, "conditioner").to(dtype)
+                transformer = _from_config(SD3Transformer2DModel, path, TRANSFORMER).to(dtype)
+                projector = _from_config(Projector, path, CONDITIONER).to(dtype)
         else:
             decoder = Decoder.from_pretrained(path, dtype=dtype)
             transformer, projector = decoder.transformer, decoder.projector

@@ -21,12 +21,12 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.assemble import set_shift
-from verl_uae.checkpoints.decoder import base_tensors
+from verl_uae.checkpoints.decoder import COMPONENTS, base_tensors
 from verl_uae.checkpoints.load import load_model, load_scheduler
 from verl_uae.checkpoints.lora import merged_weight, split_adapters
-from verl_uae.checkpoints.names import SCHEDULER
+from verl_uae.checkpoints.names import SCHEDULER, VAE
 from verl_uae.checkpoints.shards import plain_name
-from verl_uae.engines.decoder_module import PARTS, PolicyModule
+from verl_uae.engines.decoder_module import PolicyModule
 from verl_uae.engines.lora import lora_scalings, merged_state
 from verl_uae.engines.shadow import reshard
 from verl_uae.engines.together import together
@@ -128,7 +128,7 @@ def load_trained_state(module: nn.Module, state: TrainedState, base: str, *, sou
     shapes |= {
         f"{name}.weight": torch.Size((b_OR.shape[0], a_RI.shape[1])) for name, (a_RI, b_OR, _) in state.adapters.items()
     }
-    odd = sorted(name for name in shapes if name not in own or name.split(".")[0] not in PARTS)
+    odd = sorted(name for name in shapes if name not in own or name.split(".")[0] not in COMPONENTS)
     if odd or not shapes:
         raise CheckpointError(source, f"{len(odd)} tensors have no place in {type(module).__name__}: {odd[:4]}")
     odd = sorted(name for name, shape in shapes.items() if own[name].shape != shape)
@@ -159,7 +159,7 @@ def load_full_state(module: nn.Module, state: dict[str, Tensor], *, source: str 
             Nothing is copied then.
     """
     own = module.state_dict()
-    wanted = {name for name in own if name.split(".")[0] in PARTS}
+    wanted = {name for name in own if name.split(".")[0] in COMPONENTS}
     if not state or set(state) != wanted:
         unplaced, missing = sorted(set(state) - wanted), sorted(wanted - set(state))
         message = f"{len(unplaced)} tensors have no place in {type(module).__name__} and {len(missing)} are missing"
@@ -220,7 +220,7 @@ def _write(
 ) -> None:
     module = PolicyModule.from_pretrained(source, empty=True).to_empty(device="cpu")
     load_full_state(module, state)
-    vae, scheduler = load_model(AutoencoderKL, source, subfolder="vae"), load_scheduler(source)
+    vae, scheduler = load_model(AutoencoderKL, source, subfolder=VAE), load_scheduler(source)
     decoder = Decoder(module.transformer, vae, module.projector, shift=float(scheduler.config.shift))
     decoder.save_pretrained(str(folder), entries)
     # Decoder.save_pretrained keeps the shift alone; the source may say more.

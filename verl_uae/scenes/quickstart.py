@@ -22,7 +22,7 @@ import torch
 import verl_uae
 from verl_uae.checkpoints.export import ExportSettings, export_checkpoint
 from verl_uae.checkpoints.manifest import verify_folder
-from verl_uae.checkpoints.names import ACTOR, HUGGINGFACE, step_name
+from verl_uae.checkpoints.names import ACTOR, CONFIG, HUGGINGFACE, step_name
 from verl_uae.checkpoints.summary import shown
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.reward.record import RewardBatch
@@ -243,7 +243,7 @@ def trained_encoder(run: Path, step: int) -> Path:
         CheckpointError: if it is not there.
     """
     folder = run / step_name(step) / ACTOR / HUGGINGFACE
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+    if not (folder / CONFIG).is_file() or not list(folder.glob("*.safetensors")):
         raise CheckpointError(folder, "the training command saved no transformers folder")
     return folder
 

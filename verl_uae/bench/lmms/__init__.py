@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from verl_uae.checkpoints.names import ENCODER, MODEL_INDEX
+from verl_uae.checkpoints.names import CONFIG, ENCODER, MODEL_INDEX
 from verl_uae.errors import CheckpointError
 
 MODEL = "uae"
@@ -43,12 +43,12 @@ def captioner_folder(path: Path) -> Path:
     if not path.is_dir():
         return path
     folder = path / ENCODER if (path / MODEL_INDEX).is_file() else path
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(path, f"has no captioner: {folder / 'config.json'} does not exist")
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(path, f"has no captioner: {folder / CONFIG} does not exist")
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(folder / "config.json", f"cannot be read: {error}") from error
+        raise CheckpointError(folder / CONFIG, f"cannot be read: {error}") from error
     if found != _MODEL_TYPE:
         raise CheckpointError(folder, f"is a {found}, not a {_MODEL_TYPE}")
     return folder

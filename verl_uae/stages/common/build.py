@@ -18,6 +18,7 @@ from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.conditions import ConditionCache
 from verl_uae.chain.draw import PolicyRollout, PolicyRolloutSettings
 from verl_uae.checkpoints.load import load_model, load_scheduler
+from verl_uae.checkpoints.names import VAE
 from verl_uae.engines.decoder_config import PolicyModelConfig
 from verl_uae.reward.build import build_scorer, has_groupwise
 from verl_uae.stages.common.captions import EncoderCaptions
@@ -100,7 +101,7 @@ def build_rollout(config: DictConfig, captions: EncoderCaptions | None, transfor
             dtype=DTYPES[uae.conditioner.dtype],
             device=device,
         )
-    vae = load_model(AutoencoderKL, uae.decoder.path, subfolder="vae").to(device)
+    vae = load_model(AutoencoderKL, uae.decoder.path, subfolder=VAE).to(device)
     settings = PolicyRolloutSettings(
         seed=uae.seed,
         height=uae.decoder.height,

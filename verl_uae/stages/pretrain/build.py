@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl.workers.config import TrainingWorkerConfig
 
 from verl_uae.chain.draw import PolicyRollout
+from verl_uae.checkpoints.names import VAE
 from verl_uae.checkpoints.source import local_folder
 from verl_uae.data.cache import TensorCache, condition_fingerprint, latent_fingerprint
 from verl_uae.data.rows import CheckSettings
@@ -48,7 +49,7 @@ def build_pair_encoder(config: DictConfig, rollout: PolicyRollout) -> PairEncode
     uae = config.uae
     latents = states = None
     if uae.pretrain.cache_dir is not None:
-        vae = local_folder(uae.decoder.path, parts=["vae"]) / "vae"
+        vae = local_folder(uae.decoder.path, parts=[VAE]) / VAE
         latents = TensorCache(f"{uae.pretrain.cache_dir}/latents", latent_fingerprint(vae, torch.float32))
         made_by = condition_fingerprint(
             local_folder(uae.conditioner.path),

@@ -280,16 +280,16 @@ def test_what_is_missing_is_named(tiny_models: Path, tmp_path: Path) -> None:
 
 #: Calls that load a model or a part of one past this module, by file -> why.
 ALLOWED = {
-    "formats/load.py": "the way in",
-    "formats/from_release.py": "peft's adapter of the release, every name of which is compared",
-    "formats/shards.py": "training shards, weights_only and every name compared",
+    "checkpoints/load.py": "the way in",
+    "checkpoints/from_release.py": "peft's adapter of the release, every name of which is compared",
+    "checkpoints/shards.py": "training shards, weights_only and every name compared",
     "reward/terms/perceptual.py": "plain torch networks: names and shapes compared by hand; known bytes of a package",
     "reward/terms/efficientnet.py": "known bytes of a package",
     "reward/terms/dreamsim.py": "of tensors already read, its report refused by name",
-    "trainer/standalone.py": "state of the data loader",
+    "stages/common/standalone.py": "state of the data loader",
     "data/cli.py": "a processor without code, in a layer below this one",
-    "engine/decoder.py": "weight copies of a checkpoint",
-    "engine/encoder.py": "generation settings, which hold no weights and name no code",
+    "engines/decoder.py": "weight copies of a checkpoint",
+    "stages/cold_start/encoder.py": "generation settings, which hold no weights and name no code",
 }
 #: Our own classes, which come here themselves.
 OWN = ("Decoder", "Conditioner", "PolicyModule", "UAEPipeline", "super()")

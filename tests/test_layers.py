@@ -109,6 +109,25 @@ def test_lower_layers_know_neither_verl_nor_ray() -> None:
     ]
 
 
+def test_what_every_process_of_the_captioner_imports_is_not_diffusers() -> None:
+    """Its agent loops, servers and trainers, on every GPU, would each take seconds longer to start."""
+    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in modules()}
+    files |= {name.removesuffix(".__init__"): path for name, path in files.items()}
+    found, todo = set[str](), ["verl_uae.plugin.register"]
+    while todo:
+        name = todo.pop()
+        if name in files and name not in found:
+            found.add(name)
+            todo += [name.rpartition(".")[0], *imports(files[name], lazy=False)]
+    assert "verl_uae.engines.captioner" in found
+    assert not [
+        f"{name} imports {other}"
+        for name in sorted(found)
+        for other in imports(files[name], lazy=False)
+        if top(other) in ("diffusers", "scipy")
+    ]
+
+
 def test_a_stage_imports_no_other_stage() -> None:
     def stage(name: str) -> str:
         return name.removeprefix("verl_uae.stages.").split(".")[0]

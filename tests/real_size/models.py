@@ -23,8 +23,8 @@ from benchmarks.sizes import SIZES, LanguageSize, Size, build_conditioner, build
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.reconstruct import ReconstructionChain, SamplerSettings
 from verl_uae.engines.decoder import DecoderEngine
-from verl_uae.engines.decoder_module import DEFAULT_TARGETS, PolicyModule
-from verl_uae.engines.lora import add_lora
+from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.lora import DEFAULT_TARGETS, add_lora
 from verl_uae.engines.shadow import WeightShadow
 from verl_uae.engines.supervised import SupervisedEngine
 from verl_uae.reward.scorer import RewardScorer

@@ -11,7 +11,7 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,13 +19,16 @@ from PIL import Image
 from torch import Tensor
 
 from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.decoder import Decoder
 from verl_uae.data.images import to_tensor
 from verl_uae.devices import FittingBatch, is_out_of_memory
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.seeding import normal
+
+if TYPE_CHECKING:
+    # Whoever asks for a reconstruction imports this module too, and need not wait for diffusers.
+    from verl_uae.chain.decoder import Decoder
 
 
 @dataclass(frozen=True, slots=True)

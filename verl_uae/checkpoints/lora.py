@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.loaders import SD3LoraLoaderMixin
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
@@ -178,6 +177,9 @@ def save_diffusers(adapters: Adapters, out: str | Path) -> None:
     Raises:
         CheckpointError: there are no adapters, or ``out`` exists.
     """
+    # Of the processes that read adapters few write them for diffusers, which takes seconds to import.
+    from diffusers.loaders import SD3LoraLoaderMixin
+
     layers = {name: (a_RI, adapters.scaling * b_OR.float()) for name, (a_RI, b_OR) in adapters.layers.items()}
     scaled = Adapters(layers, alpha=adapters.rank) if layers else adapters
     metadata = _config(scaled, out).to_dict()

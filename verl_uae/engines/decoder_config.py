@@ -9,7 +9,7 @@ from typing import Any
 
 from verl.base_config import BaseConfig
 
-from verl_uae.engines.decoder_module import DEFAULT_TARGETS
+from verl_uae.engines.lora import DEFAULT_TARGETS
 
 #: Value of a training worker's ``model_type`` that selects the decoder's engine.
 MODEL_TYPE = "uae_decoder"

@@ -18,18 +18,6 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.names import CONDITIONER, CONFIG, TRANSFORMER
 
-#: Attention projections of both streams (Flow-GRPO, arXiv 2505.05470, code).
-DEFAULT_TARGETS = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-)
-
 
 class Uncast:
     """Carries a tensor through FSDP, which casts every floating-point argument it sees to its compute dtype.

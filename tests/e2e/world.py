@@ -113,12 +113,14 @@ def train(
     overrides: Sequence[str] = (),
     *,
     extra_env: Mapping[str, str] | None = None,
-    timeout: float = 560,
+    timeout: float = 500,
     config: str = "uae_g4u",
 ) -> subprocess.CompletedProcess[str]:
     """Run the training command, in forks, to its end; output is kept in ``out/log.txt``."""
+    python = forks.python()
+    workers = f"++ray_kwargs.ray_init.runtime_env.py_executable={python}"
     result = subprocess.run(
-        [forks.python(), *train_command(world, out, overrides, config)[1:]],
+        [python, *train_command(world, out, [workers, *overrides], config)[1:]],
         env=environment(out, extra_env),
         cwd=out,
         stdout=subprocess.PIPE,

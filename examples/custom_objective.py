@@ -52,7 +52,7 @@ def soft_region(
         weight: of the penalty, above 0.
 
     Returns:
-        Loss per sample, and the figures ``ratio`` and ``k``, logged as ``policy/ratio/...`` and ``policy/k/...``.
+        Loss per sample, and the figures ``ratio`` and ``k``, logged as ``train/ratio/...`` and ``train/k/...``.
     """
     ratio_B = torch.exp(log_prob_B - old_log_prob_B)
     k_B = transition_kl(mean_BCHW, old_mean_BCHW, std)

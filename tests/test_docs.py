@@ -218,12 +218,12 @@ def _policy_metric_names() -> set[str]:
         for objective in ("flow_grpo", "dppo", "grpo_guard"):
             figures |= set(bind_objective(objective)(inputs).metrics)
         figures |= set(bind_objective("nft")(forward_inputs()).metrics)
-    names = {f"policy/{figure}/{statistic}" for figure in figures for statistic in STATISTICS.get(figure, ("mean",))}
+    names = {f"train/{figure}/{statistic}" for figure in figures for statistic in STATISTICS.get(figure, ("mean",))}
     for module in ("u4g/step", "u4g/trainer", "unified/trainer"):
         source = (ROOT / "verl_uae" / "stages" / f"{module}.py").read_text(encoding="utf-8")
-        names |= set(re.findall(r'"((?:policy|caption|unified)/[a-z_/]+)"', source))
-    names.add("policy/sampler_log_prob_difference/max")
-    return names | {f"policy/first/{name}" for name in ("ratio/max", "ratio/min", "log_prob_difference/max")}
+        names |= set(re.findall(r'"((?:train|caption|unified)/[a-z_/]+)"', source))
+    names.add("train/sampler_log_prob_difference/max")
+    return names | {f"train/first/{name}" for name in ("ratio/max", "ratio/min", "log_prob_difference/max")}
 
 
 def test_every_metric_is_documented() -> None:

@@ -28,8 +28,8 @@ CURVE = {
     "words": "caption/words/mean",
     "seconds": "timing_s/step",
     "stage": "unified/stage",
-    "grad_norm": "policy/grad_norm",
-    "divergence": "policy/k/mean",
+    "grad_norm": "train/grad_norm",
+    "divergence": "train/k/mean",
 }
 
 

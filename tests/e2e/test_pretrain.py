@@ -32,8 +32,8 @@ def test_two_steps_of_pre_training(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout[-3000:]
     logged = metrics(out)
     assert sorted(logged) == [1, 2]
-    assert all(record["policy/grad_norm"] > 0 and record["pairs/invalid_frac"] == 0 for record in logged.values())
-    assert logged[1]["policy/latent_cache_hit_frac"] == 0.0
+    assert all(record["train/grad_norm"] > 0 and record["pairs/invalid_frac"] == 0 for record in logged.values())
+    assert logged[1]["train/latent_cache_hit_frac"] == 0.0
     assert logged[2]["val-core/flow_loss"] > 0 and "val-core/reward/mean" in logged[2]
     assert moved(world / "decoder", out / "checkpoints" / "global_step_2" / "decoder") == {"transformer", "projector"}
     assert (out / "checkpoints" / "panels" / "step_000002.html").is_file()
@@ -52,7 +52,7 @@ def test_ranks_and_micro_batches_do_not_change_pre_training(tmp_path: Path) -> N
         logged[name] = metrics(tmp_path / name)
     for name in ("micro", "ranks"):
         for step, record in logged["one"].items():
-            for key in ("policy/loss/mean", "policy/grad_norm"):
+            for key in ("train/loss/mean", "train/grad_norm"):
                 assert logged[name][step][key] == pytest.approx(record[key], rel=1e-5), (name, step, key)
 
 
@@ -76,7 +76,7 @@ def test_pre_training_from_tar_shards(tmp_path: Path) -> None:
                     tar.add(path, arcname=f"{number:05d}.{ending}")
     result = train(world, out, [f"data.train_files={tmp_path}/pairs-*.tar"], config="uae_pretrain")
     assert result.returncode == 0, result.stdout[-3000:]
-    assert all(record["policy/grad_norm"] > 0 for record in metrics(out).values())
+    assert all(record["train/grad_norm"] > 0 for record in metrics(out).values())
 
 
 @pytest.mark.slow
@@ -88,8 +88,8 @@ def test_two_steps_of_cold_start(tmp_path: Path, states: str) -> None:
     assert ("states that have seen the image" in result.stdout) == (states == "in_context")
     logged = metrics(out)
     for record in logged.values():
-        assert record["policy/grad_norm"] > 0 and record["policy/encoder_grad_norm"] > 0
-        assert -1 <= record["policy/cosine/mean"] <= 1
+        assert record["train/grad_norm"] > 0 and record["train/encoder_grad_norm"] > 0
+        assert -1 <= record["train/cosine/mean"] <= 1
     assert "val-core/reward/mean" in logged[2]
     saved = out / "checkpoints" / "global_step_2"
     assert moved(world / "decoder", saved / "decoder") == {"transformer", "projector"}

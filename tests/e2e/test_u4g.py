@@ -25,9 +25,9 @@ def test_two_steps_train_the_decoder_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(logged) == [1, 2]
     for record in logged.values():
         # On policy: sampling and training use the same weights, module and micro-batches.
-        assert record["policy/first/ratio/min"] == record["policy/first/ratio/max"] == 1.0
-        assert record["policy/grad_norm"] > 0
-        assert record["policy/ratio/max"] != 1.0
+        assert record["train/first/ratio/min"] == record["train/first/ratio/max"] == 1.0
+        assert record["train/grad_norm"] > 0
+        assert record["train/ratio/max"] != 1.0
         assert record["reward/invalid_frac"] == 0
     assert any(name.startswith("val-core/") for name in logged[2])
     panel = (out / "checkpoints" / "panels" / "step_000002.html").read_text()
@@ -53,11 +53,11 @@ def test_ranks_micro_batches_and_a_replica_do_not_change_the_run(tmp_path: Path)
         result = train(world, tmp_path / name, overrides, config="uae_u4g")
         assert result.returncode == 0, result.stdout[-3000:]
         logged[name] = metrics(tmp_path / name)
-    assert all(record["policy/sampler_log_prob_difference/max"] <= 1e-6 for record in logged["replica"].values())
-    assert all(record["policy/first/ratio/max"] == 1.0 for record in logged["replica"].values())
+    assert all(record["train/sampler_log_prob_difference/max"] <= 1e-6 for record in logged["replica"].values())
+    assert all(record["train/first/ratio/max"] == 1.0 for record in logged["replica"].values())
     for name in ("micro", "ranks", "replica"):
         for step, record in logged["one"].items():
-            for key in ("policy/loss", "reward/score/mean", "policy/grad_norm"):
+            for key in ("train/loss", "reward/score/mean", "train/grad_norm"):
                 assert logged[name][step][key] == pytest.approx(record[key], abs=1e-6), (name, step, key)
 
 
@@ -69,7 +69,7 @@ def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     result = train(world, out, [f"decoder/objective={preset}", *sizes], config="uae_u4g")
     assert result.returncode == 0, result.stdout[-3000:]
     for record in metrics(out).values():
-        assert record["policy/grad_norm"] > 0
+        assert record["train/grad_norm"] > 0
         assert record["reward/invalid_frac"] == 0
 
 
@@ -80,6 +80,6 @@ def test_lora_and_the_reference_penalty_train(tmp_path: Path) -> None:
     result = train(world, out, [*SAVED, *lora, "uae.u4g.reference_kl.coef=0.1"], config="uae_u4g")
     assert result.returncode == 0, result.stdout[-3000:]
     logged = metrics(out)
-    assert logged[1]["policy/grad_norm"] > 0
-    assert logged[2]["policy/reference_kl/mean"] > 0
+    assert logged[1]["train/grad_norm"] > 0
+    assert logged[2]["train/reference_kl/mean"] > 0
     Decoder.from_pretrained(str(out / "checkpoints" / "global_step_2" / "decoder"))

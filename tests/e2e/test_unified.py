@@ -23,7 +23,7 @@ def test_both_learn_and_the_new_decoder_reaches_the_captioners_reward(tmp_path: 
         logged[name] = metrics(tmp_path / name)
     moving, still = logged["moving"], logged["still"]
     assert [moving[step]["unified/stage"] for step in (1, 2, 3)] == [0.0, 1.0, 0.0]
-    assert moving[1]["actor/grad_norm"] > 0 and moving[2]["policy/grad_norm"] > 0
+    assert moving[1]["actor/grad_norm"] > 0 and moving[2]["train/grad_norm"] > 0
     # Up to the decoder's update the runs are one; after it the same captions are redrawn by another decoder.
     assert moving[1]["reward/score/mean"] == still[1]["reward/score/mean"]
     assert moving[2]["reward/score/mean"] == still[2]["reward/score/mean"]

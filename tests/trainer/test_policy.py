@@ -21,13 +21,13 @@ def test_metrics_of_updates_are_means_extremes_and_the_first_ones_ratio() -> Non
     ]
     assert policy_metrics(updates) == pytest.approx(
         {
-            "policy/loss": 2.0,
-            "policy/grad_norm": 3.0,
-            "policy/ratio/max": 1.5,
-            "policy/ratio/min": 0.5,
-            "policy/first/ratio/max": 1.0,
-            "policy/first/ratio/min": 1.0,
-            "policy/updates_left_out": 0,
+            "train/loss": 2.0,
+            "train/grad_norm": 3.0,
+            "train/ratio/max": 1.5,
+            "train/ratio/min": 0.5,
+            "train/first/ratio/max": 1.0,
+            "train/first/ratio/min": 1.0,
+            "train/updates_left_out": 0,
         }
     )
 
@@ -39,8 +39,8 @@ def test_updates_left_out_are_counted_and_no_figure_is_a_mean_over_them() -> Non
         {"updates_left_out": [[1.0], [1.0]], "valid": [0.0]},
     ]
     found = policy_metrics(updates)
-    assert found["policy/updates_left_out"] == 2
-    assert (found["policy/loss"], found["policy/grad_norm"]) == (3.0, 4.0)
+    assert found["train/updates_left_out"] == 2
+    assert (found["train/loss"], found["train/grad_norm"]) == (3.0, 4.0)
 
 
 def outcomes(*values: float | None) -> list[dict]:
@@ -59,8 +59,8 @@ def test_advantages_compare_the_valid_members_of_a_caption(compose, tiny_overrid
     reward = torch.tensor([0.0, 0.5, math.nan, 0.1, 0.3, 0.8, 0.9, math.nan, math.nan])
     expected, _ = group_advantage(reward, torch.tensor(usable), groups, std=std, min_std=1e-4)
     assert torch.equal(advantage, expected) and torch.equal(advantage == 0, ~torch.tensor(usable))
-    assert metrics["policy/advantage/abs_max"] == pytest.approx(float(expected.abs().max()))
-    assert metrics["policy/advantage/clamped_frac"] == 0.0
+    assert metrics["train/advantage/abs_max"] == pytest.approx(float(expected.abs().max()))
+    assert metrics["train/advantage/clamped_frac"] == 0.0
 
 
 def test_clamped_advantages_are_counted_before_the_clamp(compose, tiny_overrides: list[str]) -> None:
@@ -68,7 +68,7 @@ def test_clamped_advantages_are_counted_before_the_clamp(compose, tiny_overrides
     mixin.config = compose(*tiny_overrides, "uae.u4g.advantage.clamp=0.5", name="uae_u4g")
     advantage, metrics = mixin._advantages(outcomes(0.0, 0.5, 0.5, 1.0), [True] * 4, ["a"] * 4)
     assert advantage.tolist() == [-0.5, 0.0, 0.0, 0.5]
-    assert metrics["policy/advantage/clamped_frac"] == 0.5 and metrics["policy/advantage/abs_max"] > 1.0
+    assert metrics["train/advantage/clamped_frac"] == 0.5 and metrics["train/advantage/abs_max"] > 1.0
 
 
 def prompt(colour: str) -> list[dict]:

@@ -91,7 +91,7 @@ def policy_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """verl's metrics of the updates of one batch: means, largest of maxima, smallest of minima, a count of those left
     out.
 
-    ``policy/first/...`` is the first update alone, where sampling and training weights are the same: the ratio is 1
+    ``train/first/...`` is the first update alone, where sampling and training weights are the same: the ratio is 1
     to the last bit, unless the two compute differently.
     """
     flat = [{name: _number(value) for name, value in update.items()} for update in updates]
@@ -100,11 +100,11 @@ def policy_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for name, value in update.items():
             columns.setdefault(name, []).append(value)
     left_out = sum(columns.pop(LEFT_OUT, ()))
-    metrics = {f"policy/{name}": float(value) for name, value in reduce_metrics(dict(columns)).items()}
-    metrics[f"policy/{LEFT_OUT}"] = left_out
+    metrics = {f"train/{name}": float(value) for name, value in reduce_metrics(dict(columns)).items()}
+    metrics[f"train/{LEFT_OUT}"] = left_out
     for name in ("ratio/max", "ratio/min", "log_prob_difference/max"):
         if name in flat[0]:
-            metrics[f"policy/first/{name}"] = flat[0][name]
+            metrics[f"train/first/{name}"] = flat[0][name]
     return metrics
 
 

@@ -110,8 +110,8 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         metrics.update(policy_metrics(updates))
         metrics.update(outcome_metrics(outcomes, states, groups, min_std=u4g.advantage.min_std))
         metrics.update(signals.metrics(drawn, metrics))
-        metrics["policy/window_start"] = float(plan.window[0]) if plan.window else -1.0
-        metrics["policy/seconds_per_picture"] = (sum(phases.values()) + seconds["update_policy"]) / len(outcomes)
+        metrics["train/window_start"] = float(plan.window[0]) if plan.window else -1.0
+        metrics["train/seconds_per_picture"] = (sum(phases.values()) + seconds["update_policy"]) / len(outcomes)
         return metrics, {**phases, **seconds}
 
     def _advantages(
@@ -124,8 +124,8 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         )
         advantage_N = raw_N if settings.clamp is None else raw_N.clamp(-settings.clamp, settings.clamp)
         return advantage_N, {
-            "policy/advantage/abs_max": float(raw_N.abs().max()),
-            "policy/advantage/clamped_frac": float((raw_N != advantage_N).float().mean()),
+            "train/advantage/abs_max": float(raw_N.abs().max()),
+            "train/advantage/clamped_frac": float((raw_N != advantage_N).float().mean()),
         }
 
     def log_reconstructions(self, timing_raw: dict, folder: str) -> None:

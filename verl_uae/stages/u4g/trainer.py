@@ -122,7 +122,7 @@ def policy_line(metrics: dict) -> str:
     spent = ", ".join(f"{name} {metrics[f'timing_s/{name}']:.1f} s" for name in phases if f"timing_s/{name}" in metrics)
     return (
         f"reward {metrics.get('reward/score/mean', float('nan')):.3f}, "
-        f"grad norm {metrics.get('policy/grad_norm', float('nan')):.2g}, "
+        f"grad norm {metrics.get('train/grad_norm', float('nan')):.2g}, "
         f"{metrics.get('reward/invalid_frac', 0.0):.0%} without reward; {spent}"
     )
 

@@ -36,9 +36,9 @@ def test_groupwise_terms_are_the_trainers(compose, tiny_overrides) -> None:
     config = compose(*tiny_overrides, f"uae.reward.terms={terms}")
     scorer, groups = build_scorer(config, "cpu"), build_group_scorer(config)
     assert (scorer.labels, scorer.held_out_labels) == (["pixel"], ["ssim"])
-    assert groups is not None and [(part.label, part.factor) for part in groups._parts] == [
+    assert groups is not None and [(term.label, term.factor) for term in groups._terms] == [
         ("preference", 0.5),
-        ("watched", 0.0),
+        ("watched", None),
     ]
     assert has_groupwise(config) and not has_groupwise(compose(*tiny_overrides))
     assert build_group_scorer(compose(*tiny_overrides)) is None

@@ -64,7 +64,7 @@ def test_networks_that_look_alike_keep_their_features_apart(make_batch, specs, c
     together = RewardScorer([*specs, *half], source_cache_bytes=cache_bytes).score(batch)
     for spec in (*specs, *half):
         alone = RewardScorer([replace(spec, label="x")], source_cache_bytes=cache_bytes).score(batch)
-        label = spec.label or spec.name
+        label = spec.label
         assert [record.terms[label] for record in together] == [record.terms["x"] for record in alone], label
 
 

@@ -12,7 +12,7 @@ from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.registry import register_reward
 from verl_uae.reward.scorer import TermSpec
-from verl_uae.reward.step import GroupScorer, is_groupwise
+from verl_uae.reward.step import GroupScorer
 from verl_uae.reward.term import RewardTerm, Scale
 
 BATCH = RewardBatch(
@@ -43,9 +43,9 @@ def spec(path: str, weight: float = 1.0, label: str = "", floor: float | None = 
 
 
 def test_which_terms_are_groupwise(path: str) -> None:
-    assert is_groupwise(spec(path)) and not is_groupwise(TermSpec(name="pixel"))
+    assert spec(path).groupwise and not TermSpec(name="pixel").groupwise
     with pytest.raises(ConfigError):
-        is_groupwise(TermSpec(name="nothing"))
+        assert TermSpec(name="nothing").groupwise
 
 
 def test_a_summed_term_is_added_with_its_weight_and_a_held_out_one_is_only_recorded(path: str) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.reward.registry import get_reward, load_reward_file
+from verl_uae.reward.registry import load_reward_file
 from verl_uae.reward.scorer import RewardScorer, TermSpec
-from verl_uae.reward.step import Composition, GroupScorer, Part, Tripwire, is_groupwise
+from verl_uae.reward.step import Composition, GroupScorer, Part, Tripwire
 
 
 def build_scorer(config: DictConfig, device: str | torch.device) -> RewardScorer:
     """The scorer of ``uae.reward`` without its groupwise terms, with verl's custom reward function if it is set."""
-    summed, watched = ([spec for spec in specs if not is_groupwise(spec)] for specs in term_specs(config))
+    summed, watched = ([spec for spec in specs if not spec.groupwise] for specs in term_specs(config))
     reward = config.uae.reward
     cache = reward.source_cache_mib * 1024 * 1024
     return RewardScorer(summed, held_out=watched, device=device, timeout_s=reward.timeout_s, source_cache_bytes=cache)
@@ -24,12 +24,12 @@ def build_scorer(config: DictConfig, device: str | torch.device) -> RewardScorer
 
 def has_groupwise(config: DictConfig) -> bool:
     """Whether a term compares the members of a group."""
-    return any(is_groupwise(spec) for specs in term_specs(config) for spec in specs)
+    return any(spec.groupwise for specs in term_specs(config) for spec in specs)
 
 
 def build_group_scorer(config: DictConfig) -> GroupScorer | None:
     """The scorer of the groupwise terms; None where there are none."""
-    summed, watched = ([spec for spec in specs if is_groupwise(spec)] for specs in term_specs(config))
+    summed, watched = ([spec for spec in specs if spec.groupwise] for specs in term_specs(config))
     return GroupScorer(summed, watched, config.uae.reward.timeout_s) if summed or watched else None
 
 
@@ -39,11 +39,10 @@ def build_composition(config: DictConfig) -> Composition:
     given = {term.label or term.name: term for term in config.uae.reward.terms}
     parts = []
     for spec in summed:
-        label = spec.label or spec.name
-        sign = 1.0 if get_reward(spec.name, spec.key).value_scale(spec.params).higher_is_better else -1.0
         # verl's custom reward function is no entry of the list.
-        normalize, tie = (given[label].normalize, given[label].tie) if label in given else ("none", 0.0)
-        parts.append(Part(label, sign * spec.weight, normalize, tie))
+        entry = given.get(spec.label)
+        normalize, tie = (entry.normalize, entry.tie) if entry is not None else ("none", 0.0)
+        parts.append(Part(spec.label, spec.factor, normalize, tie))
     return Composition(parts)
 
 
@@ -53,9 +52,7 @@ def build_tripwire(config: DictConfig) -> Tripwire | None:
     if window == 0:
         return None
     _, watched = term_specs(config)
-    scales = {spec.label or spec.name: get_reward(spec.name, spec.key).value_scale(spec.params) for spec in watched}
-    higher = {label: scale.higher_is_better for label, scale in scales.items()}
-    return Tripwire(higher, window)
+    return Tripwire({spec.label: spec.higher_is_better for spec in watched}, window)
 
 
 def term_specs(config: DictConfig) -> tuple[list[TermSpec], list[TermSpec]]:

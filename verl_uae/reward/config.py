@@ -91,7 +91,6 @@ def validate(config: DictConfig) -> None:
     # Imported here: the schema is needed in places that must not pay for torch.
     from verl_uae.reward.build import term_specs
     from verl_uae.reward.scorer import check_specs
-    from verl_uae.reward.step import is_groupwise
 
     for index, term in enumerate(config.uae.reward.terms):
         name = f"uae.reward.terms[{index}]"
@@ -103,7 +102,7 @@ def validate(config: DictConfig) -> None:
         raise ConfigError("uae.reward.tripwire_window", "a trend needs at least 3 steps; 0 switches it off")
     summed, watched = term_specs(config)
     check_specs(summed, watched, "uae.reward", config.uae.reward.timeout_s)
-    if all(is_groupwise(spec) for spec in summed):
+    if all(spec.groupwise for spec in summed):
         raise ConfigError(
             "uae.reward.terms",
             "needs a term that is not groupwise: in validation a picture has one reconstruction, and nothing to prefer",

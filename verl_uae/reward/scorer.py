@@ -45,6 +45,27 @@ class TermSpec:
     params_key: str = ""
     """Configuration key of ``params``, for errors; by default ``params`` below the term's."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name)
+
+    @property
+    def groupwise(self) -> bool:
+        """Whether the trainer scores the term, over whole groups, rather than a rank."""
+        return self._term_class().groupwise
+
+    @property
+    def higher_is_better(self) -> bool:
+        """False where the term is subtracted."""
+        return self._term_class().value_scale(self.params).higher_is_better
+
+    @property
+    def factor(self) -> float:
+        """Weight, negated where lower is better."""
+        return self.weight if self.higher_is_better else -self.weight
+
+    def _term_class(self) -> type[RewardTerm]:
+        return get_reward(self.name, f"{self.key}.name" if self.key else "uae.reward.terms")
+
     @classmethod
     def of_tuple(cls, name: str, weight: float, params: Mapping[str, Any]) -> TermSpec:
         """The short form ``(name, weight, params)``."""
@@ -198,11 +219,10 @@ class RewardScorer:
 
     def _build(self, spec: TermSpec, key: str) -> _Entry:
         term = get_reward(spec.name, f"{key}.name")(**spec.params)
-        term.setup(TermContext(self.device, self.guard, self._encodings, spec.label or spec.name))
+        term.setup(TermContext(self.device, self.guard, self._encodings, spec.label))
         sign = 1.0 if term.higher_is_better else -1.0
-        label = spec.label or spec.name
-        chunk = FittingBatch(term.chunk_size or self.chunk_size, f"pictures of reward term {label!r}")
-        return _Entry(label, term, sign * spec.weight, spec.floor, chunk)
+        chunk = FittingBatch(term.chunk_size or self.chunk_size, f"pictures of reward term {spec.label!r}")
+        return _Entry(spec.label, term, sign * spec.weight, spec.floor, chunk)
 
     def _run(
         self, entry: _Entry, batch: RewardBatch, parts: dict[int, dict[str, RewardRecord]], active: Sequence[int]
@@ -279,7 +299,7 @@ def check_specs(
             parameters.
     """
     _check_weights(summed, key)
-    labels = [spec.label or spec.name for spec in (*summed, *watched)]
+    labels = [spec.label for spec in (*summed, *watched)]
     doubled = sorted({label for label in labels if labels.count(label) > 1})
     if doubled:
         raise ConfigError(key, f"labels {doubled} are used twice; give each use of a term a label of its own")

@@ -19,16 +19,21 @@ import logging
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardBatch, RewardRecord
-from verl_uae.reward.registry import get_reward
 from verl_uae.reward.scorer import RewardScorer, TermSpec, warn_of_held_out
+
+logger = logging.getLogger(__name__)
 
 #: Smallest divisor: a term that never differs has nothing to say, and rounding must not become a reward.
 MIN_STD = 1e-6
+
+#: A trend counts when its slope is this many standard errors from 0. Our choice: of steady series of independent noise
+#: about one window of 20 in 1000 then has both trends by chance.
+THRESHOLD = 2.0
 
 
 @dataclass(slots=True)
@@ -147,21 +152,11 @@ def group_ranks(values: Sequence[float], groups: Sequence[str], tie: float = 0.0
     return ranks
 
 
-def is_groupwise(spec: TermSpec) -> bool:
-    """Whether a term is scored here rather than by the ranks.
-
-    Raises:
-        ConfigError: the term is not known.
-    """
-    return get_reward(spec.name, f"{spec.key}.name" if spec.key else "uae.reward.terms").groupwise
-
-
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _GroupTerm:
     label: str
-    factor: float
-    """Weight, negated where lower is better; 0 where held out."""
-    held_out: bool
+    factor: float | None
+    """Weight, negated where lower is better; None where held out."""
     scorer: RewardScorer
 
 
@@ -175,18 +170,11 @@ class GroupScorer:
     """
 
     def __init__(self, summed: Sequence[TermSpec], watched: Sequence[TermSpec], timeout_s: float) -> None:
-        self._parts = [
-            self._build(spec, held, timeout_s) for specs, held in ((summed, False), (watched, True)) for spec in specs
+        factors = [*((spec, spec.factor) for spec in summed), *((spec, None) for spec in watched)]
+        self._terms = [
+            _GroupTerm(spec.label, factor, RewardScorer([replace(spec, weight=1.0)], timeout_s=timeout_s))
+            for spec, factor in factors
         ]
-
-    @staticmethod
-    def _build(spec: TermSpec, held_out: bool, timeout_s: float) -> _Part:
-        label = spec.label or spec.name
-        alone = TermSpec(name=spec.name, params=spec.params, label=label, floor=spec.floor, key=spec.key)
-        sign = 1.0 if get_reward(spec.name, spec.key).value_scale(spec.params).higher_is_better else -1.0
-        return _Part(
-            label, 0.0 if held_out else sign * spec.weight, held_out, RewardScorer([alone], timeout_s=timeout_s)
-        )
 
     def score(self, batch: RewardBatch, records: Sequence[RewardRecord]) -> list[RewardRecord]:
         """Records with the groupwise terms in ``terms``, and added to ``value`` where they are part of the sum.
@@ -199,35 +187,28 @@ class GroupScorer:
             records: what the other terms gave.
         """
         found = list(records)
-        for part in self._parts:
+        for term in self._terms:
             alive = [index for index, record in enumerate(found) if record.ok]
             if not alive:
                 break
-            scored = part.scorer.score(batch.take(alive))
-            if part.held_out:
+            scored = term.scorer.score(batch.take(alive))
+            if term.factor is None:
                 warn_of_held_out(scored)
             for index, record in zip(alive, scored, strict=True):
-                found[index] = _add(found[index], record, part)
+                found[index] = _add(found[index], record, term)
         return found
 
 
-def _add(record: RewardRecord, found: RewardRecord, part: _Part) -> RewardRecord:
+def _add(record: RewardRecord, found: RewardRecord, term: _GroupTerm) -> RewardRecord:
     seconds = record.seconds + found.seconds
     terms: Mapping[str, float] = {**record.terms, **found.terms}
     if found.ok:
         assert record.value is not None
-        value = record.value + part.factor * found.terms[part.label]
+        value = record.value + (term.factor or 0.0) * found.terms[term.label]
         return RewardRecord(value, record.status, terms, seconds)
-    if part.held_out:
+    if term.factor is None:
         return record
     return RewardRecord(None, found.status, record.terms, seconds, found.reason)
-
-
-logger = logging.getLogger(__name__)
-
-#: A trend counts when its slope is this many standard errors from 0. Our choice: of steady series of independent noise
-#: about one window of 20 in 1000 then has both trends by chance.
-THRESHOLD = 2.0
 
 
 def trend(values: Sequence[float]) -> float:

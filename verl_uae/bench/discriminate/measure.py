@@ -61,8 +61,7 @@ def term_specs(given: Sequence[str], *, defaults: bool = True) -> list[TermSpec]
     ]
     # A sum is not taken here: a weight says nothing about one term, and a floor would cut its values.
     specs += [
-        TermSpec(name=spec.name, label=spec.label or spec.name, params=spec.params)
-        for spec in (*terms.summed, *terms.held_out)
+        TermSpec(name=spec.name, label=spec.label, params=spec.params) for spec in (*terms.summed, *terms.held_out)
     ]
     labels = [spec.label for spec in specs]
     if len(set(labels)) != len(labels) or not labels:

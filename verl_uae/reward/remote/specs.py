@@ -16,7 +16,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat, Valida
 from verl_uae.errors import ConfigError
 from verl_uae.reward.remote.protocol import dumps, first_problem, plain
 from verl_uae.reward.scorer import TermSpec
-from verl_uae.reward.step import is_groupwise
 from verl_uae.user_code import load_source
 
 
@@ -49,7 +48,7 @@ class Terms:
         for spec in (*self.summed, *self.held_out):
             if spec.name == "custom":
                 source = load_source(str(spec.params["path"]), f"{spec.key}.params.path")
-                found[spec.label or spec.name] = {"path": source.path, "sha256": source.sha256}
+                found[spec.label] = {"path": source.path, "sha256": source.sha256}
         return found
 
     def describe(self) -> list[dict[str, object]]:
@@ -57,7 +56,7 @@ class Terms:
         return [
             {
                 "name": spec.name,
-                "label": spec.label or spec.name,
+                "label": spec.label,
                 "weight": spec.weight,
                 "held_out": spec in self.held_out,
                 "floor": spec.floor,
@@ -78,8 +77,8 @@ class Terms:
         for spec in (*self.summed, *self.held_out):
             params = dict(spec.params)
             if spec.name == "custom":
-                params["path"] = files[spec.label or spec.name]["sha256"]
-            entries.append([spec.name, spec.label or spec.name, spec.weight, spec.floor, spec in self.held_out, params])
+                params["path"] = files[spec.label]["sha256"]
+            entries.append([spec.name, spec.label, spec.weight, spec.floor, spec in self.held_out, params])
         return hashlib.sha256(dumps(plain(entries, "terms"))).hexdigest()
 
 
@@ -98,7 +97,7 @@ def parse_terms(entries: object, key: str) -> Terms:
     held_out: list[TermSpec] = []
     for index, entry in enumerate(listed):
         spec, watched = _spec(entry, f"{key}[{index}]")
-        if is_groupwise(spec):
+        if spec.groupwise:
             raise ConfigError(f"{spec.key}.name", f"{spec.name} compares the members of a group; no request names them")
         (held_out if watched else summed).append(spec)
     return Terms(tuple(summed), tuple(held_out))

@@ -141,24 +141,30 @@ def serve(listener: socket.socket, executable: str) -> None:
             if key.fileobj is listener:
                 paths = paths or _import_libraries()
                 connection, _ = listener.accept()
-                request, files = _request(connection)
+                try:
+                    request, files = _request(connection)
+                except (ConnectionError, struct.error):  # Who asked was killed while it did.
+                    connection.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     selector.close()
                     _be(request, files, paths, executable)
                 for number in files:
                     os.close(number)
-                connection.sendall(struct.pack("!i", pid))
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(struct.pack("!i", pid))
                 selector.register(connection, selectors.EVENT_READ, pid)
                 selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
             elif isinstance(key.fileobj, socket.socket):
-                # Who asked was killed, and what it asked for would have been.
-                selector.unregister(key.fileobj)
-                os.kill(key.data, signal.SIGKILL)
+                # Who asked was killed, and what it asked for would have been; unless that has just ended too.
+                if key.fileobj.fileno() >= 0:
+                    selector.unregister(key.fileobj)
+                    os.kill(key.data, signal.SIGKILL)
             else:
                 pid, connection = key.data
                 _, status = os.waitpid(pid, 0)
-                with contextlib.suppress(BrokenPipeError):
+                with contextlib.suppress(ConnectionError):
                     connection.sendall(struct.pack("!i", status))
                 with contextlib.suppress(KeyError):
                     selector.unregister(connection)

@@ -88,7 +88,7 @@ def setting(decoder: str) -> Setting:
     """The values of uae_g4u with ``uae/decoder=NAME``, from the schema and the files."""
     from omegaconf import OmegaConf
 
-    from verl_uae.config.schema import ConditionerConfig, DecoderConfig
+    from verl_uae.chain.config import ConditionerConfig, DecoderConfig
 
     folder = Path(verl_uae.config.__file__).parent
     learn = OmegaConf.load(folder / "learn" / "captioner.yaml")

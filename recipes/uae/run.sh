@@ -4,7 +4,7 @@
 #   TRAIN_FILE=data/train.parquet VAL_FILE=data/val.parquet DECODER_PATH=/models/uae-decoder \
 #       bash recipes/uae/run.sh g4u trainer.total_training_steps=1000
 set -euo pipefail
-# shellcheck source=stage.sh
+# shellcheck source-path=SCRIPTDIR source=stage.sh
 source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"
 
 choose_stage "$@"

@@ -10,7 +10,7 @@
 # The others stay in the foreground until node 0 stops the cluster or they are interrupted. NNODES, 2 by default, is how
 # many there are: the stage has a yaml of that many nodes in its config/, because the ranks must divide the batch.
 set -euo pipefail
-# shellcheck source=stage.sh
+# shellcheck source-path=SCRIPTDIR source=stage.sh
 source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"
 
 NODE_RANK="${NODE_RANK:?0 on the node that starts the training, 1 and up on the others}"

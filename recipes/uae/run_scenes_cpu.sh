@@ -4,7 +4,7 @@
 # g4u is the whole chain: tiny models, data, training, report. The others need encoder/, decoder/ and data/ of that
 # chain in SCENES_DIR: `verl-uae quickstart outputs/quickstart` makes them.
 set -euo pipefail
-# shellcheck source=stage.sh
+# shellcheck source-path=SCRIPTDIR source=stage.sh
 source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"
 
 choose_stage "$@"

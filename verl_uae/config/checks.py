@@ -30,25 +30,9 @@ def check_minimum(config: DictConfig, minimum: Mapping[str, tuple[float, bool]])
             raise ConfigError(key, f"must be {'at least' if inclusive else 'above'} {smallest}, got {value!r}")
 
 
-def check_maximum(config: DictConfig, largest: Mapping[str, float]) -> None:
-    """Raise `ConfigError` for the first key whose number is above its largest value."""
-    for key, most in largest.items():
-        value = OmegaConf.select(config, key)
-        if is_number(value) and value > most:
-            raise ConfigError(key, f"must be at most {most}, got {value!r}")
-
-
 def check_whole(config: DictConfig, smallest: Mapping[str, int], hint: str = "") -> None:
     """Raise `ConfigError`, with the hint, for the first key that is no whole number, or below its smallest value."""
     for key, least in smallest.items():
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(key, f"must be a whole number, at least {least}{hint}, got {value!r}")
-
-
-def check_finite(config: DictConfig, keys: Sequence[str]) -> None:
-    """Raise `ConfigError` for the first key that is set and is no number, or infinite."""
-    for key in keys:
-        value = OmegaConf.select(config, key)
-        if value is not None and not is_number(value):
-            raise ConfigError(key, f"must be a number, got {value!r}")

@@ -77,26 +77,6 @@ def validate(config: DictConfig) -> None:
         ConfigError: naming the first key that is impossible.
     """
     validate_training(config)
-    validate_pairs(config)
-    decoder, pretrain = config.uae.decoder, config.uae.pretrain
-    if not pretrain.buckets:
-        return
-    if decoder.height != decoder.width:
-        raise ConfigError(
-            "uae.decoder.width",
-            f"{decoder.width} is not the height {decoder.height}: buckets lie around a square; set "
-            "uae.pretrain.buckets=false for one size",
-        )
-    if decoder.height % pretrain.bucket_step:
-        raise ConfigError("uae.pretrain.bucket_step", f"{pretrain.bucket_step} must divide {decoder.height}")
-
-
-def validate_pairs(config: DictConfig) -> None:
-    """Check the batches and files of the stages that learn from pairs.
-
-    Raises:
-        ConfigError: naming the first key that is impossible.
-    """
     size, ranks = config.uae.train.micro_batch_size, config.trainer.n_gpus_per_node * config.trainer.nnodes
     if config.data.train_batch_size % (ranks * size):
         raise ConfigError(
@@ -108,3 +88,14 @@ def validate_pairs(config: DictConfig) -> None:
         raise ConfigError("trainer.total_training_steps", "is needed for tar shards: a stream has no length")
     if is_shards(config.data.val_files):
         raise ConfigError("data.val_files", "must be parquet: validation goes through all of it in order")
+    decoder, pretrain = config.uae.decoder, config.uae.pretrain
+    if not pretrain.buckets:
+        return
+    if decoder.height != decoder.width:
+        raise ConfigError(
+            "uae.decoder.width",
+            f"{decoder.width} is not the height {decoder.height}: buckets lie around a square; set "
+            "uae.pretrain.buckets=false for one size",
+        )
+    if decoder.height % pretrain.bucket_step:
+        raise ConfigError("uae.pretrain.bucket_step", f"{pretrain.bucket_step} must divide {decoder.height}")

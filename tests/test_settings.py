@@ -30,8 +30,9 @@ from verl_uae.flow.kernels import KERNELS
 from verl_uae.flow.matching import Density, NoiseDensity
 from verl_uae.flow.schedule import TABLES
 from verl_uae.flow.window import MODES, WindowSettings
-from verl_uae.reward import get_reward, reward_names
+from verl_uae.reward import get_reward
 from verl_uae.reward.config import TermConfig
+from verl_uae.reward.registry import BUILT_IN
 from verl_uae.reward.terms.features import FeatureTerm
 from verl_uae.settings import Rule, check_keys, check_overrides, check_values, is_read, rules, unread_overrides
 from verl_uae.stages.pretrain.config import DensityConfig
@@ -261,7 +262,7 @@ def test_choices_are_those_of_the_code() -> None:
     pictures = frozenset({"source", "reconstruction"})
     assert set(LIMITED["uae.cold_start.backbone"].choices) == {
         name
-        for name, term in ((name, get_reward(name)) for name in reward_names())
+        for name, term in ((name, get_reward(name)) for name in BUILT_IN)
         if issubclass(term, FeatureTerm) and term.needs == pictures and term.higher_is_better
     }
     for name, known in {

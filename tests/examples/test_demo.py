@@ -126,7 +126,7 @@ def test_a_term_without_a_value_says_why_and_leaves_the_others(
         def score(self, batch: RewardBatch) -> torch.Tensor:
             return torch.full((len(batch),), float("nan"))
 
-    monkeypatch.setattr(registry._REGISTRY, "_claims", dict(registry._REGISTRY._claims))
+    monkeypatch.setattr(registry.REWARDS, "_claims", dict(registry.REWARDS._claims))
     register_reward("undefined")(Undefined)
     similarity = DemoSession(demo_pipe, ["undefined", "pixel"]).draw("red", picture(0), **FAST).similarity
     assert str(similarity["undefined"]).startswith("invalid") and isinstance(similarity["pixel"], float)

@@ -54,9 +54,8 @@ def test_prompts_are_those_of_training(pipe: UAEPipeline) -> None:
 def test_greedy_captions_are_those_of_the_caption_engine(pipe: UAEPipeline, encoder_folder: Path) -> None:
     """The engine has its own prefill, cache and decoding loop."""
     engine = EncoderCaptions(str(encoder_folder), CaptionSettings(seed=0, prompt_length=64, response_length=10))
-    expected = [
-        state["caption"] for state in engine.write([caption_messages(i, "<image>describe", "") for i in IMAGES])
-    ]
+    asked = [caption_messages(image, "<image>describe", "") for image in IMAGES]
+    expected = [state["caption"] for state in engine.write(asked, [{}] * len(asked))]
     assert pipe.caption(IMAGES, max_new_tokens=10) == expected
     assert pipe.caption(IMAGES, max_new_tokens=10, batch_size=3) == expected
     assert len(set(expected)) > 1

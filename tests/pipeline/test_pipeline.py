@@ -110,7 +110,7 @@ def test_an_exported_run_captions_and_draws_as_it_validated(
     settings = CaptionSettings(seed=0, prompt_length=64, response_length=config.data.max_response_length)
     engine = EncoderCaptions(str(encoder_folder), settings)
     asked = [caption_messages(image, prompt.user, prompt.system) for image in pictures]
-    captions = [state["caption"] for state in engine.write(asked)]
+    captions = [state["caption"] for state in engine.write(asked, [{}] * len(asked))]
     assert pipe.caption(pictures) == captions and len(set(captions)) > 1
     chain = build_chain(config, "cpu")
     keys = [("k", index) for index in range(len(captions))]

@@ -68,7 +68,7 @@ def test_the_settings_of_the_tour_are_possible(
     listed = ", ".join(line.removeprefix("- ") for line in terms.splitlines())
     listing = compose(*home, f"uae.reward.terms=[{listed}]")
     validate(listing)
-    assert [spec.label for spec in term_specs(listing)[0]] == ["", "sharpness"]
+    assert [spec.label for spec in term_specs(listing)[0]] == ["pixel", "sharpness"]
     # The quoted refusal.
     (tour / "my_reward.py").write_text((tour / "my_reward.py").read_text().replace("power=1.0", "power"))
     quoted = re.search(r"impossible setting: (\S+): /home/me/my_reward.py: (.*), \.\.\.", PAGE)

@@ -121,7 +121,7 @@ def test_offloading_moves_everything_and_back(compose, tiny_overrides) -> None:
     made._move("cpu")
     made._move("meta")
     chain = made.chain
-    models = [chain.decoder, chain.conditioner, chain.scorer._summed[0].term.inner.model]  # type: ignore[attr-defined]
+    models = [chain.decoder, chain.conditioner, chain.scorer._summed[0].term.model]  # type: ignore[attr-defined]
     assert {parameter.device.type for model in models for parameter in model.parameters()} == {"meta"}
     assert chain.scorer.device.type == "meta"
 

@@ -54,7 +54,7 @@ def averaged_by(updates: range, **settings: object) -> list[tuple[int, float]]:
     for update in updates:
         shadow = SimpleNamespace(update=lambda decay, update=update: moved.append((update, decay)))
         worker = SimpleNamespace(
-            run=SimpleNamespace(uae=SimpleNamespace(policy=SimpleNamespace(ema=EmaConfig(**settings)))),  # type: ignore[arg-type]
+            run=SimpleNamespace(uae=SimpleNamespace(train=SimpleNamespace(ema=EmaConfig(**settings)))),  # type: ignore[arg-type]
             engine=SimpleNamespace(shadow=lambda name, shadow=shadow: shadow),
             _averaged="ema",
         )

@@ -99,7 +99,7 @@ def test_the_step_before_goes_after_the_new_one_is_complete(tmp_path: Path, monk
     trainer.config.trainer.max_actor_ckpt_to_keep = 1
     seen: list[list[int]] = []
     monkeypatch.setattr(
-        "verl_uae.stages.common.standalone.publish", lambda path, text: seen.append(complete_steps(path.parent))
+        "verl_uae.stages.common.standalone.write_text", lambda path, text, **_: seen.append(complete_steps(path.parent))
     )
     trainer.global_steps = 4
     trainer._save_checkpoint()

@@ -72,8 +72,8 @@ def nursery(folder: Path) -> Iterator[str]:
 
 
 def python() -> str:
-    """The executable of this run of the tests."""
-    return os.environ[VARIABLE]
+    """The executable of this run of the tests; outside of one, as in `tests.golden`, the interpreter itself."""
+    return os.environ.get(VARIABLE, sys.executable)
 
 
 # ---------------------------------------------------------------- the executable

@@ -23,6 +23,7 @@ from tests.composing import composed
 from verl_uae.checkpoints.step import complete_steps
 from verl_uae.errors import CheckpointError, RewardError, StoppedError, WorkerError
 from verl_uae.runstate import RunState
+from verl_uae.stages.common import supervisor
 from verl_uae.stages.common.processes import processes_of
 from verl_uae.stages.common.supervised import SupervisedTrainer
 
@@ -204,6 +205,27 @@ def test_a_death_that_the_loop_meets_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(WorkerError, match="caption server 0 died"):
         Run(tmp_path, kill_and_call, own=True).fit(None)
+    assert saved(tmp_path) == {2: "2 8 8"}
+
+
+def test_a_death_that_ended_the_run_does_not_interrupt_its_saving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of a real model take longer to write than the supervisor waits between two looks."""
+    monkeypatch.setattr(supervisor, "POLL_S", 0.1)
+    monkeypatch.setattr(supervisor, "NOTICE_S", 0.2)
+
+    class SlowDisk(Run):
+        def _save_checkpoint(self) -> None:
+            time.sleep(1.5)
+            super()._save_checkpoint()
+
+    def wait_for_ever(run: Run) -> None:
+        processes_of([run.server])[0].kill()
+        threading.Event().wait()
+
+    with pytest.raises(WorkerError, match="caption server 0: died while the run waited for"):
+        SlowDisk(tmp_path, wait_for_ever, own=True).fit(None)
     assert saved(tmp_path) == {2: "2 8 8"}
 
 

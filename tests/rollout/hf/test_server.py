@@ -62,6 +62,8 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(model_dir: Path) -> Iterator[Cluster]:
+    # Another file's, which starts it again where it needs it.
+    ray.shutdown()
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
 
     # Defined here so that Ray ships it by value: workers cannot import test modules.

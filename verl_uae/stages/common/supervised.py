@@ -190,6 +190,7 @@ class SupervisedTrainer(StepFolders):
         if isinstance(error, DecoderError | WorkerError) and self._lost_ranks():
             return self._or_earlier(f"{name} cannot be saved: a rank that holds its weights is dead or does not answer")
         logger.warning("saving step %d before stopping", good.number)
+        self.supervisor.leave_dead()
         try:
             with self.supervisor.guarding():
                 self.quieten()

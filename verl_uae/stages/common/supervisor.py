@@ -74,6 +74,7 @@ class Supervisor:
         self._limit_key = key
         self._pending: UAEError | None = None
         self._guarded = False
+        self._looking = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -113,6 +114,13 @@ class Supervisor:
         finally:
             self._doing, self._limit, self._limit_key = before
             self._since = time.monotonic()
+
+    def leave_dead(self) -> None:
+        """Watch no longer who has died by now: that has ended the run, and must not interrupt the saving of it."""
+        with self._looking:
+            self._ask()
+            self._watched = [entry for entry in self._watched if entry.death is None]
+            self._pending = None
 
     # ------------------------------------------------------------ guarding
 
@@ -162,17 +170,18 @@ class Supervisor:
 
     def _look_until_closed(self) -> None:
         while not self._closed.wait(POLL_S):
-            try:
-                found = self._look()
-            except Exception as error:
-                # Fault boundary: a look that fails must not end the looking.
-                logger.warning("supervisor: %s: %s", type(error).__name__, error)
-                continue
-            if found is not None and self._guarded and self._pending is None:
-                logger.error("%s", found)
-                self._pending = found
-            if self._guarded and self._pending is not None:
-                signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
+            with self._looking:
+                try:
+                    found = self._look()
+                except Exception as error:
+                    # Fault boundary: a look that fails must not end the looking.
+                    logger.warning("supervisor: %s: %s", type(error).__name__, error)
+                    continue
+                if found is not None and self._guarded and self._pending is None:
+                    logger.error("%s", found)
+                    self._pending = found
+                if self._guarded and self._pending is not None:
+                    signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
 
     def _look(self) -> UAEError | None:
         self._ask()

@@ -34,7 +34,7 @@ DECODING = ("pretrain", "cold_start", "u4g", "unified")
 
 DTYPES = ("float32", "float16", "bfloat16")
 
-#: What a key was called in 0.1, and is called now; a section stands for all that is in it.
+#: Former name of a key -> its name; a section stands for all that is in it.
 RENAMED = {
     "uae.policy.captions.condition_cache_size": "uae.conditioner.cache_size",
     **{
@@ -149,9 +149,7 @@ def check_values(
         elif rule.entries is not None:
             for index, entry in enumerate(section[field.name]):
                 check_values(entry, rule.entries, stage, f"{name}[{index}]", readers)
-        elif (
-            rule.limits and (stage in readers or stage not in STAGES) and (problem := rule.problem(section[field.name]))
-        ):
+        elif rule.limits and _reads(stage, readers) and (problem := rule.problem(section[field.name])):
             raise ConfigError(name, problem)
 
 
@@ -208,13 +206,16 @@ def unread_overrides(schema: type, stage: str, overrides: Iterable[str]) -> list
 
 def is_read(schema: type, stage: str, name: str) -> bool:
     """Whether something in the stage reads a key, by the innermost section or key of the schema that it lies in."""
-    if stage not in STAGES:
-        return True
     readers: tuple[str, ...] = STAGES
     for known, _, stages in rules(schema):
         if name == known or name.startswith(f"{known}."):
             readers = stages
-    return stage in readers
+    return _reads(stage, readers)
+
+
+def _reads(stage: str, readers: Sequence[str]) -> bool:
+    """A stage that there is not is taken to read everything: nothing is known of it."""
+    return stage in readers or stage not in STAGES
 
 
 def _shown(bound: float) -> str:

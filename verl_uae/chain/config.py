@@ -14,6 +14,9 @@ from verl_uae.settings import CAPTIONING, DECODING, DTYPES, key
 #: Most denoising steps. Models tell a thousand noise levels apart; a slip of the hand would be a run without end.
 MOST_STEPS = 10_000
 
+NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
+"""Of the released model's demo."""
+
 
 @dataclass
 class DecoderConfig:
@@ -34,7 +37,7 @@ class DecoderConfig:
     guidance: float = key(5.0, at_least=1)
     """Classifier-free guidance scale, at least 1; 1 is off and halves the cost. Code: 5.0."""
 
-    negative_prompt: str = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
+    negative_prompt: str = NEGATIVE_PROMPT
     """Caption of the unconditional branch. Code."""
 
     shift: float | None = key(None, above=0)

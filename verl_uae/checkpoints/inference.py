@@ -17,16 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_uae.chain.config import MOST_STEPS
+from verl_uae.chain.config import MOST_STEPS, NEGATIVE_PROMPT
 from verl_uae.checkpoints.names import CONDITIONER, MODEL_INDEX, RUN_INFERENCE, SCHEDULER, TRANSFORMER, VAE
 from verl_uae.checkpoints.source import read_object
 from verl_uae.data.prompts import CaptionPrompt
 from verl_uae.data.schema import IMAGE_MARK, MEDIA_TOKENS, SYSTEM_PROMPT, USER_PROMPT
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.text import is_number, text_problem
-
-NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."
-"""Of the released model's demo."""
 
 #: Stages whose validation asks the caption server.
 _SERVED = ("g4u", "unified")

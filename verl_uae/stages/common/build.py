@@ -21,9 +21,10 @@ from verl_uae.checkpoints.load import load_model, load_scheduler
 from verl_uae.checkpoints.names import VAE
 from verl_uae.engines.decoder_config import PolicyModelConfig
 from verl_uae.reward.build import build_scorer, has_groupwise
+from verl_uae.settings import DTYPES as DTYPE_NAMES
 from verl_uae.stages.common.captions import EncoderCaptions
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 #: Weight copy of the engine: the average.
 EMA = "ema"

@@ -106,28 +106,26 @@ class Decoder(nn.Module):
         return codec.latent_shape(self.vae.config, self.transformer.config, height, width)
 
     def velocity(self, x_BChw: Tensor, sigma_B: Tensor, states_BLE: Tensor) -> Tensor:
-        """Velocity v = eps - x_0 at noise level sigma in [0, 1], shape of ``x_BChw``; differentiable."""
-        return self._velocity(x_BChw, sigma_B, self._project(states_BLE))
+        """Velocity v = eps - x_0 at noise level sigma in [0, 1], shape of ``x_BChw``, fp32; differentiable."""
+        return self.field(states_BLE)(x_BChw, sigma_B)
 
-    def _project(self, states_BLE: Tensor) -> Tensor:
-        return self.projector(states_BLE.to(self.projector.dtype))
+    def field(self, states_BLE: Tensor, negative_BLE: Tensor | None = None, guidance: float = 1.0) -> Velocity:
+        """The velocity model with its condition filled in, projected once.
 
-    def _velocity(self, x_BChw: Tensor, sigma_B: Tensor, text_BLF: Tensor) -> Tensor:
-        dtype = self.transformer.dtype
-        # Named device: an offloaded projector is back on the host by now.
-        pooled_BP = self.projector.pooled.to(x_BChw.device, dtype).expand(x_BChw.shape[0], -1)
-        return self.transformer(
-            hidden_states=x_BChw.to(dtype),
-            timestep=sigma_B * 1000.0,
-            encoder_hidden_states=text_BLF,
-            pooled_projections=pooled_BP,
-            return_dict=False,
-        )[0]
+        Args:
+            states_BLE: condition.
+            negative_BLE: condition of the unconditional branch, shape (1 or B, L, E); needed if guidance != 1.
+            guidance: scale of classifier-free guidance; 1 switches it off and halves the cost.
 
-    def field(self, states_BLE: Tensor) -> Velocity:
-        """The velocity model with its condition filled in, projected once."""
-        text_BLF = self._project(states_BLE)
-        return lambda x_BChw, sigma_B: self._velocity(x_BChw, sigma_B, text_BLF)
+        Raises:
+            ValueError: guidance without a negative condition.
+        """
+        both = with_negative(states_BLE, negative_BLE, guidance)
+        text_BLF = self.projector(both.to(self.projector.dtype))
+        return guided(
+            lambda x_BChw, sigma_B: velocity(self.transformer, self.projector.pooled, x_BChw, sigma_B, text_BLF),
+            guidance,
+        )
 
     def encode_image(self, image_B3HW: Tensor) -> Tensor:
         """Pictures in [0, 1] to scaled latents (mean of the posterior), shape (B, C, h, w), fp32."""
@@ -186,12 +184,47 @@ class Decoder(nn.Module):
         Raises:
             ValueError: if guidance is asked for without a negative condition.
         """
-        field = self.field(states_BLE)
-        if guidance != 1.0:
-            if negative_BLE is None:
-                raise ValueError(f"guidance {guidance} needs a negative condition")
-            field = guided(field, self.field(negative_BLE.expand_as(states_BLE)), guidance)
-        return euler(field, noise_BChw, sigmas, on_step)
+        return euler(self.field(states_BLE, negative_BLE, guidance), noise_BChw, sigmas, on_step)
+
+
+def velocity(
+    transformer: SD3Transformer2DModel, pooled_P: Tensor, x_BChw: Tensor, sigma_B: Tensor, text_BLF: Tensor
+) -> Tensor:
+    """One call of the MM-DiT: velocity v = eps - x_0, shape of ``x_BChw``, fp32; differentiable.
+
+    Args:
+        transformer: whole or sharded by FSDP.
+        pooled_P: constant pooled vector.
+        x_BChw: latents.
+        sigma_B: noise levels in [0, 1], fp32.
+        text_BLF: text stream.
+    """
+    # Not transformer.dtype: under FSDP the blocks are still sharded here, and only top layers show the dtype that is
+    # computed in.
+    dtype = transformer.pos_embed.proj.weight.dtype
+    # Named device: an offloaded projector is back on the host by now.
+    pooled_BP = pooled_P.to(x_BChw.device, dtype).expand(x_BChw.shape[0], -1)
+    return transformer(
+        hidden_states=x_BChw.to(dtype),
+        timestep=sigma_B * 1000.0,
+        encoder_hidden_states=text_BLF,
+        pooled_projections=pooled_BP,
+        return_dict=False,
+    )[0].float()
+
+
+def with_negative(states_BLE: Tensor, negative_BLE: Tensor | None, guidance: float) -> Tensor:
+    """Conditions of what :func:`~verl_uae.flow.ode.guided` draws with: the B given ones, with guidance B negative ones
+    behind them.
+
+    Raises:
+        ValueError: guidance without a negative condition.
+    """
+    if guidance == 1.0:
+        return states_BLE
+    if negative_BLE is None:
+        raise ValueError(f"guidance {guidance} needs a negative condition")
+    return torch.cat([states_BLE, negative_BLE.to(states_BLE.dtype).expand_as(states_BLE)])
 
 
 def check_decoder_folder(folder: str | Path) -> None:

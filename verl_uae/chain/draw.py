@@ -1,19 +1,16 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling of the decoder policy: condition -> stochastic trajectory -> picture -> reward, on one rank, without Ray.
+"""From captions to pictures and rewards, on one rank, without Ray: the one way in which every stage draws.
 
-With a sharded policy every velocity call is a collective: all ranks must make equally many. So whatever goes wrong
-with a caption, a picture or a reward marks samples, and never skips a call.
-
-Shape legend: N samples of this rank, B of a micro-batch, K steps of the window, L text positions, E language-model
+Shape legend: N pictures of this rank, B of a micro-batch, K steps of the window, L text positions, E language-model
 width, C h w latent, H W pixels.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,11 +19,11 @@ from torch import Tensor
 
 from verl_uae.chain.codec import decode_latent
 from verl_uae.chain.conditions import ConditionCache, stack_states
-from verl_uae.chain.reconstruct import encode_jpeg, encode_png
-from verl_uae.data.images import to_tensor
-from verl_uae.devices import FittingBatch
+from verl_uae.chain.records import Draw, Outcome
+from verl_uae.data.images import encode_jpeg, encode_png, to_tensor
+from verl_uae.devices import FittingBatch, is_out_of_memory
 from verl_uae.errors import RewardError
-from verl_uae.flow.ode import Velocity, euler
+from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import Trajectory, sample_trajectory
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
@@ -38,77 +35,45 @@ FieldOf = Callable[[Tensor, Tensor | None, float], Velocity]
 
 
 @dataclass(frozen=True, slots=True)
-class PolicySource:
-    """One picture and its caption."""
-
-    image: Image.Image
-    """RGB."""
-    digest: str
-    caption: str
-    failure: str = ""
-    """Why there is no caption; its samples are drawn from the empty one and have no reward."""
-    status: str = "ok"
-    row: dict[str, Any] = field(default_factory=dict)
-    """What custom rewards see of the dataset row."""
-
-
-@dataclass(frozen=True, slots=True)
-class PolicySample:
-    """One reconstruction to draw."""
-
-    source: int
-    """Number of its :class:`PolicySource`."""
-    member: int
-    """Number within the group of that source."""
-    want_picture: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyRolloutSettings:
+class PainterSettings:
     """What does not change over a run."""
 
-    seed: int
     height: int
     width: int
     latent_shape: tuple[int, int, int]
+    negative_prompt: str
     micro_batch_size: int
-    """Samples per velocity call, in sampling and in training."""
-    decode_batch_size: int
+    """Pictures denoised together."""
+    score_batch_size: int
     """Pictures scored together."""
     vae_batch_size: int
     """Pictures decoded by the VAE at a time."""
-    share_noise: bool
-    negative_prompt: str
-    keep_reconstructions: bool = False
-    """Exploration returns every reconstruction as PNG bytes, for groupwise rewards."""
 
 
-@dataclass(slots=True)
-class PolicyDraw:
-    """What sampling gave, in the order asked for."""
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What drawing gave, in the order asked for."""
 
-    records: list[RewardRecord]
-    truncated: list[bool]
-    pictures: list[bytes | None]
-    """JPEGs of the samples that want one."""
-    reconstructions: list[bytes | None]
-    """PNGs of all, where they are kept."""
+    outcomes: list[Outcome]
     states_NLE: Tensor
-    """Host memory, dtype of the conditioner."""
+    """Conditions, in host memory, dtype of the conditioner."""
     trajectory: Trajectory
     """N samples, in host memory, fp32."""
     seconds: dict[str, float]
+    """By phase: condition, sample, decode, score."""
 
 
-class PolicyRollout:
-    """Draws and scores samples of the policy.
+class Painter:
+    """Draws pictures of captions and scores them.
+
+    Whatever goes wrong with a caption, a picture or a reward costs the samples it belongs to.
 
     Args:
         conditions: of captions.
         vae: diffusers AutoencoderKL.
         scorer: of pictures.
         settings: see there.
-        device: where velocities are computed.
+        device: where all of them compute.
     """
 
     def __init__(
@@ -116,7 +81,7 @@ class PolicyRollout:
         conditions: ConditionCache,
         vae: Any,
         scorer: RewardScorer,
-        settings: PolicyRolloutSettings,
+        settings: PainterSettings,
         device: str | torch.device,
     ) -> None:
         self.conditions = conditions
@@ -124,133 +89,106 @@ class PolicyRollout:
         self.scorer = scorer
         self.settings = settings
         self.device = torch.device(device)
+        self._batch = FittingBatch(settings.micro_batch_size, "pictures", "uae.decoder.batch_size")
         self._vae_batch = FittingBatch(settings.vae_batch_size, "pictures of the VAE", "uae.decoder.vae_batch_size")
 
-    def explore(
+    def to(self, device: str | torch.device) -> None:
+        """Move the models, which are back on ``device`` of the constructor whenever they draw."""
+        for move in (self.conditions.conditioner.to, self.vae.to, self.scorer.to):
+            move(device)
+
+    def draw(self, field_of: FieldOf, plan: SamplingPlan, draws: Sequence[Draw], *, collective: bool = False) -> Drawn:
+        """Draw under a plan and score.
+
+        A caption that was not written or cannot be encoded is drawn as the empty one and has no reward.
+
+        Args:
+            field_of: the decoder.
+            plan: how to sample: stochastic in its window, Euler steps of the ODE elsewhere.
+            draws: what to draw.
+            collective: every velocity call gathers weights of all ranks, which must make equally many: micro-batches
+                keep their size, and what fails in one ends the call. Otherwise they get smaller where memory runs out,
+                and one that fails is tried again picture by picture.
+
+        Raises:
+            Exception: of a velocity call, if ``collective``.
+        """
+        clock = _Clock()
+        states, cut, failures = self.conditions.get([draw.sample.caption.text for draw in draws])
+        negative_1LE = self._negative(plan.guidance)
+        clock.lap("condition")
+        trajectory, undrawn = self._sample(field_of, plan, states, negative_1LE, draws, collective)
+        clock.lap("sample")
+        lost = [_without_caption(draw, reason) for draw, reason in zip(draws, failures, strict=True)]
+        outcomes: list[Outcome] = []
+        size = self.settings.score_batch_size
+        for start in range(0, len(draws), size):
+            rows = slice(start, start + size)
+            blank = {number - start: record for number, record in undrawn.items() if start <= number < start + size}
+            picture_B3HW, undecoded = self._decode(trajectory.final_BCHW[rows])
+            clock.lap("decode")
+            blank |= undecoded
+            known = blank | {number: record for number, record in enumerate(lost[rows]) if record is not None}
+            records = self._records(picture_B3HW, draws[rows], known)
+            clock.lap("score")
+            shown = [None if number in blank else picture_3HW for number, picture_3HW in enumerate(picture_B3HW)]
+            outcomes += map(_outcome, draws[rows], records, cut[rows], shown)
+        return Drawn(outcomes, torch.stack(states), trajectory, clock.seconds)
+
+    def _sample(
         self,
         field_of: FieldOf,
         plan: SamplingPlan,
-        sources: Sequence[PolicySource],
-        samples: Sequence[PolicySample],
-        step: int,
-    ) -> PolicyDraw:
-        """Draw with the training sampler, keeping what the objective needs.
+        states: Sequence[Tensor],
+        negative_1LE: Tensor | None,
+        draws: Sequence[Draw],
+        collective: bool,
+    ) -> tuple[Trajectory, dict[int, RewardRecord]]:
+        """Latents, and the records of those that could not be drawn, which are zero."""
+        undrawn: dict[int, RewardRecord] = {}
 
-        Noise is named by step, picture and member, so it does not depend on ranks or micro-batches.
+        @torch.no_grad()
+        def sample(rows: slice) -> Trajectory:
+            some = draws[rows]
+            field = field_of(stack_states(states[rows], self.device), negative_1LE, plan.guidance)
+            return _to_host(sample_trajectory(field, self._noise(some), plan, lambda step: self._noise(some, step)))
 
-        Args:
-            field_of: the policy.
-            plan: how to sample.
-            sources: pictures with captions.
-            samples: what to draw, a multiple of the micro-batch, in the order of training.
-            step: training step, part of every noise's name.
-        """
+        def sample_or_lose(rows: slice) -> Trajectory:
+            numbers = range(rows.start, rows.stop)
+            try:
+                return sample(rows)
+            except Exception as error:
+                # Fault boundary of a micro-batch: each picture gets a try of its own.
+                if len(numbers) == 1:
+                    undrawn[rows.start] = _failure("decoder", error)
+                    return self._nothing(plan)
+                if is_out_of_memory(error):
+                    raise
+            return _join([sample_or_lose(slice(number, number + 1)) for number in numbers])
 
-        def draw(field: Velocity, some: Sequence[PolicySample]) -> Trajectory:
-            def step_noise(index: int) -> Tensor:
-                return self._noise(sources, some, "u4g step noise", step, index)
-
-            return sample_trajectory(field, self._initial(sources, some, step), plan, step_noise)
-
-        return self._run(field_of, plan.guidance, sources, samples, draw, keep=self.settings.keep_reconstructions)
-
-    def evaluate(
-        self,
-        field_of: FieldOf,
-        sigmas: Tensor,
-        guidance: float,
-        sources: Sequence[PolicySource],
-        samples: Sequence[PolicySample],
-    ) -> PolicyDraw:
-        """Draw with the Euler ODE sampler of validation; the same noise at every step of the run."""
-
-        def draw(field: Velocity, some: Sequence[PolicySample]) -> Trajectory:
-            final = euler(field, self._initial(sources, some, 0), sigmas)
-            none = final.new_empty((len(some), 0, *final.shape[1:]))
-            return Trajectory(final, none, none, none, final.new_empty((len(some), 0)))
-
-        return self._run(field_of, guidance, sources, samples, draw)
-
-    def _run(
-        self,
-        field_of: FieldOf,
-        guidance: float,
-        sources: Sequence[PolicySource],
-        samples: Sequence[PolicySample],
-        draw: Callable[[Velocity, Sequence[PolicySample]], Trajectory],
-        keep: bool = False,
-    ) -> PolicyDraw:
-        size = self.settings.micro_batch_size
-        clock = _Clock()
-        states, cut, failures = self.conditions.get([sources[sample.source].caption for sample in samples])
-        negative_1LE = self._negative(guidance)
-        clock.lap("condition")
-        parts: list[Trajectory] = []
-        for start in range(0, len(samples), size):
-            states_BLE = stack_states(states[start : start + size], self.device)
-            with torch.no_grad():
-                part = draw(field_of(states_BLE, negative_1LE, guidance), samples[start : start + size])
-            parts.append(_to_host(part))
-        trajectory = _join(parts)
-        clock.lap("sample")
-        failed = _without_caption(sources, samples, failures)
-        records, pictures, kept = self._score(trajectory.final_BCHW, sources, samples, failed, clock, keep)
-        return PolicyDraw(records, cut, pictures, kept, torch.stack(states), trajectory, clock.seconds)
+        if collective:
+            size = self.settings.micro_batch_size
+            parts = [sample(slice(start, start + size)) for start in range(0, len(draws), size)]
+        else:
+            parts = self._batch.map(len(draws), sample_or_lose)
+        return _join(parts), undrawn
 
     def _negative(self, guidance: float) -> Tensor | None:
         if guidance == 1.0:
             return None
         return stack_states(self.conditions.get([self.settings.negative_prompt]).states, self.device)
 
-    def _initial(self, sources: Sequence[PolicySource], samples: Sequence[PolicySample], step: int) -> Tensor:
-        return self._noise(sources, samples, "u4g noise", step, None)
-
-    def _noise(
-        self,
-        sources: Sequence[PolicySource],
-        samples: Sequence[PolicySample],
-        purpose: str,
-        step: int,
-        index: int | None,
-    ) -> Tensor:
-        """Standard normal noise of the samples; initial noise is the group's where ``share_noise`` says so."""
-        rows = []
-        for sample in samples:
-            member = () if index is None and self.settings.share_noise else (sample.member,)
-            name = (self.settings.seed, purpose, step, sources[sample.source].digest, *member)
-            rows.append(normal(self.settings.latent_shape, *name, *(() if index is None else (index,))))
+    def _noise(self, draws: Sequence[Draw], step: int | None = None) -> Tensor:
+        """Standard normal noise to begin with, or that of a stochastic step."""
+        names = [draw.noise if step is None else (*draw.step_noise, step) for draw in draws]
+        rows = [normal(self.settings.latent_shape, *name) for name in names]
         return torch.stack(rows).to(self.device, non_blocking=True)
 
-    def _score(
-        self,
-        final_NChw: Tensor,
-        sources: Sequence[PolicySource],
-        samples: Sequence[PolicySample],
-        failed: Mapping[int, RewardRecord],
-        clock: _Clock,
-        keep: bool,
-    ) -> tuple[list[RewardRecord], list[bytes | None], list[bytes | None]]:
-        """Records, JPEGs where asked for, PNGs of all if ``keep``.
-
-        ``failed`` are records of samples that need no score, by position.
-        """
-        records: list[RewardRecord] = []
-        pictures: list[bytes | None] = []
-        kept: list[bytes | None] = []
-        size = self.settings.decode_batch_size
-        for start in range(0, len(samples), size):
-            some = samples[start : start + size]
-            known = {index: failed[start + index] for index in range(len(some)) if start + index in failed}
-            picture_B3HW, undrawn = self._decode(final_NChw[start : start + size])
-            clock.lap("decode")
-            records += self._records(picture_B3HW, sources, some, {**undrawn, **known})
-            clock.lap("score")
-            pictures += [
-                encode_jpeg(picture_B3HW[index]) if sample.want_picture and index not in undrawn else None
-                for index, sample in enumerate(some)
-            ]
-            kept += [encode_png(picture_3HW) if keep else None for picture_3HW in picture_B3HW]
-        return records, pictures, kept
+    def _nothing(self, plan: SamplingPlan) -> Trajectory:
+        """In the place of a sample that could not be drawn."""
+        final_1CHW = torch.zeros(1, *self.settings.latent_shape)
+        none_1KCHW = torch.zeros(1, len(plan.window), *self.settings.latent_shape)
+        return Trajectory(final_1CHW, none_1KCHW, none_1KCHW, none_1KCHW, torch.zeros(1, len(plan.window)))
 
     def _decode(self, final_BChw: Tensor) -> tuple[Tensor, dict[int, RewardRecord]]:
         """Pictures, and the records of those that cannot be drawn, which are black."""
@@ -261,67 +199,65 @@ class PolicyRollout:
         except (RuntimeError, MemoryError) as error:
             # A kernel that fails, or a single picture that memory does not hold: a batch is tried again one by one.
             if len(final_BChw) == 1:
-                reason = f"decoder: {type(error).__name__}: {error}"
                 black = torch.zeros(1, 3, self.settings.height, self.settings.width, device=self.device)
-                return black, {0: RewardRecord.failed(Status.ERROR, reason)}
+                return black, {0: _failure("decoder", error)}
         parts = [self._decode(final_BChw[index : index + 1]) for index in range(len(final_BChw))]
         undrawn = {index: record for index, (_, lost) in enumerate(parts) for record in lost.values()}
         return torch.cat([picture for picture, _ in parts]), undrawn
 
     def _records(
-        self,
-        picture_B3HW: Tensor,
-        sources: Sequence[PolicySource],
-        samples: Sequence[PolicySample],
-        failed: Mapping[int, RewardRecord],
+        self, picture_B3HW: Tensor, draws: Sequence[Draw], known: dict[int, RewardRecord]
     ) -> list[RewardRecord]:
-        used = [sources[sample.source] for sample in samples]
+        """Records of a batch; ``known`` are those of what needs no score, by position."""
         size = (self.settings.height, self.settings.width)
-        pixels = {number: _pixels(sources[number].image, size) for number in {sample.source for sample in samples}}
-        lost = {
-            index: RewardRecord.failed(Status.ERROR, reason)
-            for index, sample in enumerate(samples)
-            if (reason := pixels[sample.source][1])
-        }
+        sources: dict[int, tuple[Tensor, RewardRecord | None]] = {}
+        for draw in draws:
+            if id(draw.sample) not in sources:
+                sources[id(draw.sample)] = _pixels(draw.sample.image, size)
+        used = [sources[id(draw.sample)] for draw in draws]
+        damaged = {number: record for number, (_, record) in enumerate(used) if record is not None}
+        source_B3HW = torch.stack([source_3HW for source_3HW, _ in used])
         batch = RewardBatch(
-            source_B3HW=torch.stack([pixels[sample.source][0] for sample in samples]).to(
-                picture_B3HW.device, non_blocking=True
-            ),
+            source_B3HW=source_B3HW.to(picture_B3HW.device, non_blocking=True),
             reconstruction_B3HW=picture_B3HW,
-            captions=[source.caption for source in used],
-            rows=[source.row for source in used],
-            failed={**lost, **failed},
+            captions=[draw.sample.caption.text for draw in draws],
+            rows=[draw.sample.row for draw in draws],
+            failed=damaged | known,
         )
         try:
             return self.scorer.score(batch)
         except RewardError as error:
             # The scorer keeps faults to their samples. This one concerns all; stopping is for the trainer, not for one
             # of several ranks.
-            reason = f"reward: {type(error).__name__}: {error}"
-            return [RewardRecord.failed(Status.ERROR, reason) for _ in samples]
+            return [_failure("reward", error) for _ in draws]
 
 
-def _without_caption(
-    sources: Sequence[PolicySource], samples: Sequence[PolicySample], failures: Sequence[str]
-) -> dict[int, RewardRecord]:
-    """Records of the samples whose caption was not written or cannot be encoded, by position."""
-    failed: dict[int, RewardRecord] = {}
-    for index, (sample, reason) in enumerate(zip(samples, failures, strict=True)):
-        source = sources[sample.source]
-        if source.status != "ok":
-            failed[index] = RewardRecord.failed(Status(source.status), source.failure or "no caption")
-        elif reason:
-            failed[index] = RewardRecord.failed(Status.ERROR, reason)
-    return failed
+def _failure(where: str, error: BaseException) -> RewardRecord:
+    return RewardRecord.failed(Status.ERROR, f"{where}: {type(error).__name__}: {error}")
 
 
-def _pixels(image: Image.Image, size: tuple[int, int]) -> tuple[Tensor, str]:
-    """A source picture, shape (3, H, W), and why there is none: then it is black."""
+def _without_caption(draw: Draw, failure: str) -> RewardRecord | None:
+    """The record of what has no caption, or one that cannot be encoded."""
+    caption = draw.sample.caption
+    if not caption.ok:
+        return RewardRecord.failed(caption.status, caption.reason or "no caption")
+    return RewardRecord.failed(Status.ERROR, failure) if failure else None
+
+
+def _outcome(draw: Draw, record: RewardRecord, cut: bool, picture_3HW: Tensor | None) -> Outcome:
+    if picture_3HW is None:
+        return Outcome(record, cut)
+    jpeg = encode_jpeg(picture_3HW) if draw.want_picture else None
+    return Outcome(record, cut, jpeg, encode_png(picture_3HW) if draw.want_reconstruction else None)
+
+
+def _pixels(image: Image.Image, size: tuple[int, int]) -> tuple[Tensor, RewardRecord | None]:
+    """A source picture (3, H, W); black, with its record, where it is damaged."""
     try:
-        return to_tensor([image], size)[0], ""
-    except (OSError, SyntaxError, ValueError) as error:
-        # What Pillow raises on a damaged file.
-        return torch.zeros(3, *size), f"source picture: {type(error).__name__}: {error}"
+        return to_tensor([image.convert("RGB")], size)[0], None
+    except Exception as error:
+        # Fault boundary: whatever Pillow raises on a damaged file costs the samples of that picture.
+        return torch.zeros(3, *size), _failure("source picture", error)
 
 
 class _Clock:

@@ -1,50 +1,155 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""What travels with every sample through the TransferQueue, as plain dictionaries.
+"""What becomes of a picture on its way: :class:`Caption` -> :class:`Sample` -> :class:`Draw` -> :class:`Outcome`.
 
-The agent loop writes a :class:`CaptionState` under ``extra_fields["uae"]``; the decoder workers turn it into an
-outcome dictionary (:func:`outcome`), in a field of its own or, when streamed, at ``extra_fields["uae_outcome"]``.
+A caption travels without its picture: the agent loop writes it under ``extra_fields["uae"]`` of its row, where the
+picture is already. Outcomes travel in a field of the TransferQueue, or, when streamed, in ``extra_fields`` too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from dataclasses import dataclass, field
+from typing import Any
 
-from verl_uae.chain.reconstruct import ChainRequest, ChainResult
+from PIL import Image
+
 from verl_uae.data.images import source_image
+from verl_uae.reward.record import RewardRecord, Status
 
-#: Field of the TransferQueue that holds outcomes.
+#: Key of a row's ``extra_fields`` that holds its :class:`Caption`.
+CAPTION_FIELD = "uae"
+#: Field of the TransferQueue, and key of ``extra_fields``, that holds an :class:`Outcome`.
 OUTCOME_FIELD = "uae_outcome"
+#: Fields of the TransferQueue that a :class:`Sample` is made of.
+SAMPLE_FIELDS = ["raw_prompt", "data_source", "reward_model", "extra_info"]
 
 
-class CaptionState(TypedDict):
-    """What the agent loop knows about a caption."""
+#: What noise is derived from; equal names are equal noise, whatever the rank or the micro-batch.
+Name = tuple[int | str, ...]
 
-    caption: str
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What a captioner wrote of a picture, or why it wrote nothing."""
+
+    text: str
     digest: str
-    """SHA-256 of the source picture."""
-    status: str
-    """ok, or why there is no caption: timeout or error."""
-    reason: str
-    cut: bool
+    """SHA-256 of the source picture; empty where that cannot be read."""
+    status: Status = Status.OK
+    """Not OK where there is no caption; ``text`` is empty then."""
+    reason: str = ""
+    cut: bool = False
     """The caption hit the response limit without ending."""
-    tokens: int
+    tokens: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a caption."""
+        return self.status is Status.OK
+
+    @classmethod
+    def failed(cls, digest: str, reason: str, status: Status = Status.ERROR) -> Caption:
+        """What there is where none was written."""
+        return cls("", digest, status, reason)
 
 
-class Outcome(TypedDict):
-    """What became of a sample; see :class:`~verl_uae.reward.record.RewardRecord`."""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture with its caption: what is redrawn and scored."""
 
-    value: float | None
-    status: str
-    reason: str
-    terms: dict[str, float]
-    seconds: float
-    truncated: bool
-    picture: bytes | None
-    """JPEG, for panels."""
-    reconstruction: bytes | None
-    """PNG, for groupwise rewards."""
+    image: Image.Image
+    """Source picture, any size and mode."""
+    caption: Caption
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """What custom rewards see of the dataset row, see :func:`dataset_row`."""
+
+    @classmethod
+    def of_row(cls, fields: Mapping[str, Any], caption: Caption) -> Sample:
+        """The sample of a row of verl's batch.
+
+        Args:
+            fields: :data:`SAMPLE_FIELDS` by name.
+            caption: of its picture.
+
+        Raises:
+            DataError: the prompt has no picture.
+        """
+        return cls(source_image(fields["raw_prompt"]), caption, dataset_row(fields))
+
+
+def samples_of(columns: Mapping[str, Sequence[Any]], captions: Sequence[Caption]) -> list[Sample]:
+    """The samples of all rows of a batch, given as columns; see :meth:`Sample.of_row`."""
+    known = {name: columns[name] for name in SAMPLE_FIELDS if name in columns}
+    return [
+        Sample.of_row({name: column[position] for name, column in known.items()}, caption)
+        for position, caption in enumerate(captions)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One picture to draw of a sample."""
+
+    sample: Sample
+    noise: Name
+    """Of the initial noise."""
+    step_noise: Name = ()
+    """Of the noise of stochastic steps, whose numbers are added to it; empty where there are none."""
+    want_picture: bool = False
+    """Return it as JPEG bytes."""
+    want_reconstruction: bool = False
+    """Return it as PNG bytes."""
+
+    @classmethod
+    def for_caption(cls, sample: Sample, *, seed: int, step: int, **wanted: bool) -> Draw:
+        """Drawn to reward the caption: all captions of a picture share their noise at a step, so only they differ.
+
+        Args:
+            sample: picture with caption.
+            seed: of the run.
+            step: training step.
+            wanted: ``want_picture``, ``want_reconstruction``.
+        """
+        return cls(sample, (seed, "decoder noise", step, sample.caption.digest), (), **wanted)
+
+    @classmethod
+    def for_decoder(
+        cls, sample: Sample, *, seed: int, step: int, member: int, share_noise: bool, **wanted: bool
+    ) -> Draw:
+        """Drawn to train or evaluate the decoder: members of a group share their caption, so their noise differs.
+
+        Args:
+            sample: picture with caption.
+            seed: of the run.
+            step: training step; 0 is the noise of validation, the same over the whole run.
+            member: number within the group.
+            share_noise: whether the initial noise is the group's, so that only stochastic steps differ.
+            wanted: ``want_picture``, ``want_reconstruction``.
+        """
+        digest = sample.caption.digest
+        noise: Name = (seed, "u4g noise", step, digest)
+        step_noise = (seed, "u4g step noise", step, digest, member)
+        return cls(sample, noise if share_noise else (*noise, member), step_noise, **wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a draw."""
+
+    record: RewardRecord
+    """Its reward."""
+    truncated: bool = False
+    """The caption did not fit into the condition and was cut."""
+    picture: bytes | None = None
+    """JPEG of the reconstruction, for panels."""
+    reconstruction: bytes | None = None
+    """PNG of the same, for groupwise rewards."""
+
+    @classmethod
+    def failed(cls, status: Status, reason: str) -> Outcome:
+        """The outcome of what was not drawn."""
+        return cls(RewardRecord.failed(status, reason))
 
 
 def prompt_text(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
@@ -55,56 +160,6 @@ def prompt_text(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str],
         parts = [content] if isinstance(content, str) else [str(item.get("text", item.get("type"))) for item in content]
         turns.append((str(message.get("role")), "\x1f".join(parts)))
     return tuple(turns)
-
-
-def outcome(result: ChainResult) -> Outcome:
-    """A chain result as a dictionary."""
-    record = result.record
-    return Outcome(
-        value=record.value,
-        status=str(record.status),
-        reason=record.reason or "",
-        terms=dict(record.terms),
-        seconds=record.seconds,
-        truncated=result.truncated,
-        picture=result.picture,
-        reconstruction=result.reconstruction,
-    )
-
-
-def failed_outcome(status: str, reason: str) -> Outcome:
-    """The outcome of a sample without reconstruction."""
-    return Outcome(
-        value=None,
-        status=status,
-        reason=reason,
-        terms={},
-        seconds=0.0,
-        truncated=False,
-        picture=None,
-        reconstruction=None,
-    )
-
-
-def chain_request(
-    messages: Sequence[Mapping[str, Any]],
-    state: CaptionState,
-    row: Mapping[str, Any],
-    *,
-    seed: int,
-    step: int,
-    want_picture: bool = False,
-    want_reconstruction: bool = False,
-) -> ChainRequest:
-    """The decoder's request for a caption; the group of an image shares its noise at a step."""
-    return ChainRequest(
-        image=source_image(messages),
-        caption=state["caption"],
-        noise_key=(seed, "decoder noise", step, state["digest"]),
-        row=dict(row),
-        want_picture=want_picture,
-        want_reconstruction=want_reconstruction,
-    )
 
 
 def dataset_row(fields: Mapping[str, Any]) -> dict[str, Any]:

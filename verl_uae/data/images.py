@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The one door through which pictures enter.
+"""The one door through which pictures enter and leave.
 
 Every picture of a run, from a folder, a parquet row or a benchmark, is decoded by `decode_image`. What comes out is an
 in-memory RGB picture without metadata; what cannot be decoded within the limits is a `DecodeError` with a reason.
@@ -8,7 +8,7 @@ in-memory RGB picture without metadata; what cannot be decoded within the limits
 Does not protect against: a flipped bit that still decodes (only a digest of the file finds it), a defect in Pillow's
 C decoders (decode untrusted collections in a process with a memory limit), and unwanted content.
 
-Shape legend: B pictures, H height, W width.
+Shape legend: B pictures, 3 colour channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -199,6 +199,25 @@ def to_tensor(imgs: Sequence[Image.Image], size: int | tuple[int, int]) -> Tenso
     fitted = [img if img.size == target else ImageOps.fit(img, target, Image.Resampling.BICUBIC) for img in imgs]
     pixels_BHW3 = torch.from_numpy(np.stack([np.asarray(img) for img in fitted]))
     return pixels_BHW3.permute(0, 3, 1, 2).contiguous().float() / 255.0
+
+
+def encode_jpeg(image_3HW: Tensor, quality: int = 90) -> bytes:
+    """A picture in [0, 1] as JPEG bytes."""
+    buffer = io.BytesIO()
+    _to_pil(image_3HW).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def encode_png(image_3HW: Tensor) -> bytes:
+    """A picture in [0, 1] as PNG bytes: nothing is lost but what 8 bits do not hold."""
+    buffer = io.BytesIO()
+    _to_pil(image_3HW).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _to_pil(image_3HW: Tensor) -> Image.Image:
+    pixels = (image_3HW.detach().float().cpu().clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
 
 
 @contextmanager

@@ -14,9 +14,10 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.decoder import Decoder, velocity, with_negative
 from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.names import CONDITIONER, CONFIG, TRANSFORMER
+from verl_uae.flow.ode import guided
 
 
 class Uncast:
@@ -120,26 +121,14 @@ class PolicyModule(nn.Module):
         sigma_B = sigma_B.tensor if isinstance(sigma_B, Uncast) else sigma_B
         if sigma_B.dtype != torch.float32:
             raise TypeError(f"sigma must be torch.float32, got {sigma_B.dtype} (wrap it in Uncast)")
-        if guidance == 1.0:
-            return self._velocity(x_BChw, sigma_B, states_BLE)
-        if negative_BLE is None:
-            raise ValueError(f"guidance {guidance} needs a negative condition")
-        both = torch.cat([states_BLE, negative_BLE.to(states_BLE.dtype).expand_as(states_BLE)])
-        conditional, unconditional = self._velocity(x_BChw.repeat(2, 1, 1, 1), sigma_B.repeat(2), both).chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        both = with_negative(states_BLE, negative_BLE, guidance)
 
-    def _velocity(self, x_BChw: Tensor, sigma_B: Tensor, states_BLE: Tensor) -> Tensor:
-        # Not transformer.dtype: under FSDP the blocks are still sharded here, and only top layers show the dtype
-        # that is computed in.
-        dtype = self.transformer.pos_embed.proj.weight.dtype
-        pooled_BP = self.projector.pooled.to(dtype).expand(x_BChw.shape[0], -1)
-        return self.transformer(
-            hidden_states=x_BChw.to(dtype),
-            timestep=sigma_B * 1000.0,
-            encoder_hidden_states=self.projector(states_BLE.to(dtype)),
-            pooled_projections=pooled_BP,
-            return_dict=False,
-        )[0].float()
+        def field(x_BChw: Tensor, sigma_B: Tensor) -> Tensor:
+            # The projector's weights are gathered by now, in the dtype that is computed in.
+            text_BLF = self.projector(both.to(self.transformer.pos_embed.proj.weight.dtype))
+            return velocity(self.transformer, self.projector.pooled, x_BChw, sigma_B, text_BLF)
+
+        return guided(field, guidance)(x_BChw, sigma_B)
 
 
 def _from_config(kind: Any, path: str, subfolder: str) -> Any:

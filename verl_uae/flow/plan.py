@@ -76,6 +76,11 @@ class SamplingPlan:
             if struct.unpack("f", struct.pack("f", sigma))[0] != sigma:
                 raise ValueError(f"sigmas must be fp32 numbers, as sigma_schedule gives them, got {sigma}")
 
+    @classmethod
+    def ode(cls, sigmas: Tensor, guidance: float = 1.0) -> SamplingPlan:
+        """Euler steps of the ODE through noise levels (S + 1,), see :func:`verl_uae.flow.ode.euler`."""
+        return cls(tuple(sigmas.tolist()), "ode", 0.0, (), guidance)
+
     @property
     def num_steps(self) -> int:
         """S, number of denoising steps."""

@@ -91,6 +91,19 @@ class RewardRecord:
         return cls(value=None, status=status, seconds=seconds, reason=reason)
 
 
+def mean_record(records: Sequence[RewardRecord]) -> RewardRecord:
+    """Mean over the records that have a value; the first failure if none has."""
+    scored = [record for record in records if record.ok]
+    seconds = sum(record.seconds for record in records)
+    if not scored:
+        first = records[0]
+        return RewardRecord.failed(first.status, first.reason or str(first.status), seconds)
+    names = set.intersection(*(set(record.terms) for record in scored))
+    terms = {name: sum(record.terms[name] for record in scored) / len(scored) for name in sorted(names)}
+    value = sum(record.value or 0.0 for record in scored) / len(scored)
+    return RewardRecord(value, Status.OK, terms, seconds)
+
+
 def to_tensors(records: Sequence[RewardRecord], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Records as what :func:`verl_uae.flow.advantage.group_advantage` takes.
 

@@ -10,7 +10,7 @@ from verl.trainer.ppo.v1 import register_trainer
 
 from verl_uae.checkpoints.names import ENCODER_FOLDER, ENCODER_STATE
 from verl_uae.stages.cold_start.worker import ColdStartWorker
-from verl_uae.stages.common.pairs import PairTrainer, policy_sources_of_pairs
+from verl_uae.stages.common.pairs import PairTrainer, samples_of_pairs
 
 
 @register_trainer("uae_cold_start")
@@ -31,6 +31,6 @@ class ColdStartTrainer(PairTrainer):
         self.policy.call("load_encoder", str(folder / ENCODER_STATE))
 
     def _validate(self) -> dict[str, float]:
-        metrics = self.validate_pictures(policy_sources_of_pairs(self.held_out_pairs()))
+        metrics = self.validate_pictures(samples_of_pairs(self.held_out_pairs()))
         self.note_validation(metrics)
         return metrics

@@ -23,8 +23,6 @@ from verl.utils.device import get_device_name
 
 from verl_uae.chain.codec import latent_shape
 from verl_uae.chain.conditioner import language_stack
-from verl_uae.chain.draw import PolicySource
-from verl_uae.chain.records import Outcome
 from verl_uae.checkpoints.shards import plain_name
 from verl_uae.data.buckets import HeightWidth, fit
 from verl_uae.data.pairs import Pair
@@ -42,7 +40,7 @@ from verl_uae.stages.cold_start.build import (
     reconstruction_settings,
 )
 from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss
-from verl_uae.stages.common.build import build_rollout, decoder_shift
+from verl_uae.stages.common.build import build_training_painter, decoder_shift
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 
 logger = logging.getLogger(__name__)
@@ -52,7 +50,7 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 class ColdStartWorker(DecoderTrainingWorker):
     """Trains what ``uae.cold_start`` and ``uae.train`` switch on.
 
-    The rollout's conditioner is a whole copy of the language model; before validation it gets the trained weights.
+    The painter's conditioner is a whole copy of the language model; before validation it gets the trained weights.
 
     Args:
         config: the whole composed configuration.
@@ -77,8 +75,8 @@ class ColdStartWorker(DecoderTrainingWorker):
         if self.encoder is not None:
             self.encoder.initialize()
         self.shift = decoder_shift(self.run)
-        self.rollout = build_rollout(self.run, None, self.engine.module.transformer.config, device)
-        self.rollout.vae.enable_gradient_checkpointing()
+        self.painter = build_training_painter(self.run, None, self.engine.module.transformer.config, device)
+        self.painter.vae.enable_gradient_checkpointing()
         self.features = build_features(self.run, device)
         self.batcher = build_caption_batcher(self.run, device)
         self.limits = CheckSettings.from_config(self.run.data).image_limits
@@ -91,7 +89,7 @@ class ColdStartWorker(DecoderTrainingWorker):
         self.set_loss_fn(
             ReconstructionLoss(
                 settings,
-                self.rollout.vae,
+                self.painter.vae,
                 self.features,
                 None if self.encoder is None else self.encoder.module,
                 self._caption_inputs,
@@ -135,13 +133,19 @@ class ColdStartWorker(DecoderTrainingWorker):
             metrics["encoder_lr"] = self.encoder.lr_scheduler_step()
         return metrics
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def evaluate(
-        self, sources: Sequence[PolicySource], probes: int, plan: dict[str, Any] | None = None
-    ) -> list[Outcome]:
-        """As the base class, with the trained language model: always text-only, as in RL and in use."""
-        self._refresh_conditioner()
-        return self.evaluate_pictures(sources, probes, plan)
+    @torch.no_grad()
+    def prepare_evaluation(self) -> None:
+        """Give the conditioner the trained language model: pictures are drawn of text alone, as in RL and in use."""
+        if self.encoder is None or not self._encoder_trains:
+            return
+        module = self.encoder.module
+        reshard(module)
+        gathered = {plain_name(name): full_tensor(tensor).cpu() for name, tensor in module.state_dict().items()}
+        merged = merged_state(gathered, lora_scalings(module))
+        prefix = next(name for name, part in module.named_modules() if part is language_stack(module.model)) + "."
+        state = {name.removeprefix(prefix): tensor for name, tensor in merged.items() if name.startswith(prefix)}
+        self.painter.conditions.conditioner.language_model.load_state_dict(state, strict=True)
+        self.painter.conditions.forget()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_encoder(self, folder: str, step: int) -> None:
@@ -163,10 +167,10 @@ class ColdStartWorker(DecoderTrainingWorker):
 
     def _mini_batch(self, numbers: Sequence[int], size: HeightWidth, step: int) -> tuple[TensorDict, list[str]]:
         self._images, problems = self._decoded()
-        conditioner = self.rollout.conditions.conditioner
+        conditioner = self.painter.conditions.conditioner
         captions = [pair.caption for pair in self._pairs]
         ids_BL, mask_BL, _ = conditioner.tokenize(captions)
-        shape = latent_shape(self.rollout.vae.config, self.engine.module.transformer.config, *size)
+        shape = latent_shape(self.painter.vae.config, self.engine.module.transformer.config, *size)
         noise = [normal(shape, self.run.uae.seed, "cold start noise", step, number) for number in numbers]
         fields = {
             "ids_BL": ids_BL,
@@ -177,7 +181,7 @@ class ColdStartWorker(DecoderTrainingWorker):
             "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),
         }
         if self.encoder is None:
-            fields["states_BLE"] = torch.stack(self.rollout.conditions.get(captions).states)
+            fields["states_BLE"] = torch.stack(self.painter.conditions.get(captions).states)
         data = TensorDict(fields, batch_size=len(numbers))
         tu.assign_non_tensor(
             data,
@@ -208,23 +212,9 @@ class ColdStartWorker(DecoderTrainingWorker):
     @torch.no_grad()
     def _negative(self) -> Tensor:
         """Condition of the unconditional branch with the current language model, (1, L, E)."""
-        conditions = self.rollout.conditions
+        conditions = self.painter.conditions
         prompt = self.run.uae.decoder.negative_prompt
         if self.encoder is None:
             return conditions.get([prompt]).states[0][None].to(get_device_name())
         ids_1L, mask_1L, _ = (tensor.to(get_device_name()) for tensor in conditions.conditioner.tokenize([prompt]))
         return self.encoder.module(ids_1L, mask_1L)
-
-    @torch.no_grad()
-    def _refresh_conditioner(self) -> None:
-        """Give the rollout's conditioner the trained weights; every rank gathers all of them."""
-        if self.encoder is None or not self._encoder_trains:
-            return
-        module = self.encoder.module
-        reshard(module)
-        gathered = {plain_name(name): full_tensor(tensor).cpu() for name, tensor in module.state_dict().items()}
-        merged = merged_state(gathered, lora_scalings(module))
-        prefix = next(name for name, part in module.named_modules() if part is language_stack(module.model)) + "."
-        state = {name.removeprefix(prefix): tensor for name, tensor in merged.items() if name.startswith(prefix)}
-        self.rollout.conditions.conditioner.language_model.load_state_dict(state, strict=True)
-        self.rollout.conditions.forget()

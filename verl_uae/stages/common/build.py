@@ -16,11 +16,13 @@ from verl.workers.config import TrainingWorkerConfig
 from verl_uae.chain.codec import latent_shape
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.conditions import ConditionCache
-from verl_uae.chain.draw import PolicyRollout, PolicyRolloutSettings
+from verl_uae.chain.draw import Painter, PainterSettings
 from verl_uae.checkpoints.load import load_model, load_scheduler
 from verl_uae.checkpoints.names import VAE
 from verl_uae.engines.decoder_config import PolicyModelConfig
-from verl_uae.reward.build import build_scorer, has_groupwise
+from verl_uae.flow.plan import SamplingPlan
+from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.reward.build import build_scorer
 from verl_uae.settings import DTYPES as DTYPE_NAMES
 from verl_uae.stages.common.captions import EncoderCaptions
 
@@ -81,13 +83,69 @@ def decoder_shift(config: DictConfig) -> float:
     return float(load_scheduler(config.uae.decoder.path).config.shift)
 
 
-def build_rollout(config: DictConfig, captions: EncoderCaptions | None, transformer: Any, device: str) -> PolicyRollout:
-    """Everything but the policy itself.
+def evaluation_plan(config: DictConfig, shift: float) -> SamplingPlan:
+    """How reconstructions are drawn for rewards of the captioner and in validation: the ODE sampler of ``uae.decoder``.
+
+    Args:
+        config: the whole composed configuration.
+        shift: timestep shift, see :func:`decoder_shift`.
+    """
+    decoder = config.uae.decoder
+    return SamplingPlan.ode(sigma_schedule(decoder.num_steps, shift), decoder.guidance)
+
+
+def load_conditioner(config: DictConfig, device: str | torch.device) -> Conditioner:
+    """The conditioner of ``uae.conditioner``."""
+    settings = config.uae.conditioner
+    dtype = DTYPES[settings.dtype]
+    return Conditioner.from_pretrained(
+        settings.path, length=settings.length, role=settings.role, dtype=dtype, device=device
+    )
+
+
+def build_painter(
+    config: DictConfig,
+    conditions: ConditionCache,
+    vae: AutoencoderKL,
+    transformer: Any,
+    device: str | torch.device,
+    *,
+    micro_batch_size: int,
+    loaded_on: str | torch.device | None = None,
+) -> Painter:
+    """What draws and scores, but for the velocity model.
+
+    Args:
+        config: the whole composed configuration.
+        conditions: of captions.
+        vae: of the decoder.
+        transformer: config of the decoder's transformer.
+        device: where pictures are drawn.
+        micro_batch_size: pictures denoised together.
+        loaded_on: where reward models are put before they are moved; default: ``device``.
+    """
+    decoder = config.uae.decoder
+    settings = PainterSettings(
+        height=decoder.height,
+        width=decoder.width,
+        latent_shape=latent_shape(vae.config, transformer, decoder.height, decoder.width),
+        negative_prompt=decoder.negative_prompt,
+        micro_batch_size=micro_batch_size,
+        score_batch_size=decoder.batch_size,
+        vae_batch_size=decoder.vae_batch_size,
+    )
+    return Painter(conditions, vae.requires_grad_(False), build_scorer(config, loaded_on or device), settings, device)
+
+
+def build_training_painter(
+    config: DictConfig, captions: EncoderCaptions | None, transformer: Any, device: str
+) -> Painter:
+    """:func:`build_painter` of a rank that trains the decoder.
 
     Args:
         config: the whole composed configuration.
         captions: a captioner whose language model may serve as conditioner too.
-        transformer: the policy's transformer config.
+        transformer: config of the trained transformer.
         device: where pictures are drawn.
     """
     uae = config.uae
@@ -95,25 +153,8 @@ def build_rollout(config: DictConfig, captions: EncoderCaptions | None, transfor
     if captions is not None and same and uae.conditioner.dtype == uae.u4g.captions.dtype:
         conditioner = captions.shared_conditioner(length=uae.conditioner.length, role=uae.conditioner.role)
     else:
-        conditioner = Conditioner.from_pretrained(
-            uae.conditioner.path,
-            length=uae.conditioner.length,
-            role=uae.conditioner.role,
-            dtype=DTYPES[uae.conditioner.dtype],
-            device=device,
-        )
-    vae = load_model(AutoencoderKL, uae.decoder.path, subfolder=VAE).to(device)
-    settings = PolicyRolloutSettings(
-        seed=uae.seed,
-        height=uae.decoder.height,
-        width=uae.decoder.width,
-        latent_shape=latent_shape(vae.config, transformer, uae.decoder.height, uae.decoder.width),
-        micro_batch_size=uae.train.micro_batch_size,
-        decode_batch_size=uae.decoder.batch_size,
-        vae_batch_size=uae.decoder.vae_batch_size,
-        share_noise=uae.u4g.share_noise,
-        negative_prompt=uae.decoder.negative_prompt,
-        keep_reconstructions=has_groupwise(config),
-    )
+        conditioner = load_conditioner(config, device)
     conditions = ConditionCache(conditioner, uae.conditioner.cache_size)
-    return PolicyRollout(conditions, vae.requires_grad_(False), build_scorer(config, device), settings, device)
+    vae = load_model(AutoencoderKL, uae.decoder.path, subfolder=VAE).to(device)
+    micro_batch_size = uae.train.micro_batch_size
+    return build_painter(config, conditions, vae, transformer, device, micro_batch_size=micro_batch_size)

@@ -17,7 +17,7 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from verl_uae.caption_server.engine import CaptionEngine
 from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, CaptionResult
 from verl_uae.chain.conditioner import Conditioner, language_stack
-from verl_uae.chain.records import CaptionState
+from verl_uae.chain.records import Caption
 from verl_uae.checkpoints.load import load_processor
 from verl_uae.data.images import source_digest
 from verl_uae.errors import DataError
@@ -138,7 +138,7 @@ class EncoderCaptions:
         conditioner = Conditioner(language_stack(self.engine.model), self.engine.tokenizer, length=length, role=role)
         return conditioner.eval().requires_grad_(False)
 
-    def write(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[CaptionState]:
+    def write(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:
         """One caption per prompt; one that cannot be written has a status and a reason instead.
 
         A caption depends on its image, prompt and seed, not on the others.
@@ -150,7 +150,7 @@ class EncoderCaptions:
         Raises:
             FloatingPointError: the model's logits are not finite, which is no picture's fault.
         """
-        states: list[CaptionState | None] = [None] * len(prompts)
+        captions: list[Caption | None] = [None] * len(prompts)
         requests: list[CaptionRequest] = []
         asked: list[tuple[int, str]] = []
         for position, (messages, info) in enumerate(zip(prompts, infos, strict=True)):
@@ -161,10 +161,10 @@ class EncoderCaptions:
                 asked.append((position, digest))
             except Exception as error:
                 # Fault boundary of one caption: whatever its prompt raises costs that caption.
-                states[position] = failed_caption(digest, f"caption: {type(error).__name__}: {error}")
+                captions[position] = failed_caption(digest, f"caption: {type(error).__name__}: {error}")
         for (position, digest), result in zip(asked, self.engine.generate(requests), strict=True):
-            states[position] = self._state(result, digest)
-        return [state for state in states if state is not None]
+            captions[position] = self._caption(result, digest)
+        return [caption for caption in captions if caption is not None]
 
     def _request(self, messages: Messages, digest: str) -> CaptionRequest:
         ids, images = self.prompt_tokens(messages)
@@ -178,28 +178,26 @@ class EncoderCaptions:
             request_id=digest[:12],
         )
 
-    def _state(self, result: CaptionResult | CaptionRequestError, digest: str) -> CaptionState:
+    def _caption(self, result: CaptionResult | CaptionRequestError, digest: str) -> Caption:
         if isinstance(result, CaptionRequestError):
             return failed_caption(digest, f"caption: {result}")
         ids = result.token_ids
         tokenizer = self.engine.tokenizer
-        return CaptionState(
-            caption=tokenizer.decode(ids, skip_special_tokens=True).strip(),
-            digest=digest,
-            status="ok",
-            reason="",
+        return Caption(
+            tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            digest,
             cut=len(ids) >= self.settings.response_length and ids[-1] not in self.engine.eos_token_ids,
             tokens=len(ids),
         )
 
 
-def failed_caption(digest: str, reason: str) -> CaptionState:
-    """The state of an image without caption."""
+def failed_caption(digest: str, reason: str) -> Caption:
+    """What there is of an image without caption."""
     logger.warning("%s", reason)
-    return CaptionState(caption="", digest=digest, status="error", reason=reason, cut=False, tokens=0)
+    return Caption.failed(digest, reason)
 
 
-def column_caption(messages: Messages, extra_info: Mapping[str, Any]) -> CaptionState:
+def column_caption(messages: Messages, extra_info: Mapping[str, Any]) -> Caption:
     """The caption that a dataset row brings as ``extra_info.caption``."""
     digest = ""
     try:
@@ -212,7 +210,7 @@ def column_caption(messages: Messages, extra_info: Mapping[str, Any]) -> Caption
         row = extra_info.get("index", "?")
         return failed_caption(digest, f"row {row} has no extra_info.caption (uae.u4g.captions.source=column)")
     text = caption.strip()
-    return CaptionState(caption=text, digest=digest, status="ok", reason="", cut=False, tokens=len(text.split()))
+    return Caption(text, digest, tokens=len(text.split()))
 
 
 class CaptionCache:
@@ -224,18 +222,18 @@ class CaptionCache:
 
     def __init__(self, max_captions: int) -> None:
         self.hits = self.misses = 0
-        self._states: LRUCache[Any, CaptionState] = LRUCache(max_captions)
+        self._captions: LRUCache[Any, Caption] = LRUCache(max_captions)
 
-    def get(self, name: Any) -> CaptionState | None:
+    def get(self, name: Any) -> Caption | None:
         """The caption of a name, if it is kept."""
-        state = self._states.get(name)
-        if state is None:
+        caption = self._captions.get(name)
+        if caption is None:
             self.misses += 1
         else:
             self.hits += 1
-        return state
+        return caption
 
-    def put(self, name: Any, state: CaptionState) -> None:
+    def put(self, name: Any, caption: Caption) -> None:
         """Keep a caption; one that failed is not kept, so it is tried again."""
-        if state["status"] == "ok":
-            self._states[name] = state
+        if caption.ok:
+            self._captions[name] = caption

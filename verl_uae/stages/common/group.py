@@ -12,8 +12,7 @@ import ray
 from omegaconf import DictConfig
 from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
 
-from verl_uae.chain.draw import PolicySource
-from verl_uae.chain.records import Outcome
+from verl_uae.chain.records import Outcome, Sample
 from verl_uae.errors import DecoderError, describe
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.stages.common.worker import DecoderTrainingWorker
@@ -68,10 +67,10 @@ class DecoderTrainingGroup:
                 raise DecoderError(rank, f"could not load its models: {describe(error)}") from error
         self._loading = []
 
-    def evaluate(self, sources: Sequence[PolicySource], probes: int, plan: SamplingPlan | None = None) -> list[Outcome]:
-        """One picture per source; see :meth:`DecoderTrainingWorker.evaluate`."""
+    def evaluate(self, samples: Sequence[Sample], probes: int, plan: SamplingPlan | None = None) -> list[Outcome]:
+        """One picture per sample; see :meth:`DecoderTrainingWorker.evaluate`."""
         chosen = None if plan is None else plan.to_dict()
-        return interleave(self.call("evaluate", ray.put(list(sources)), probes, chosen), len(sources))
+        return interleave(self.call("evaluate", ray.put(list(samples)), probes, chosen), len(samples))
 
     def save(self, folder: str, step: int) -> None:
         """verl's sharded checkpoint of the decoder; verl removes no older one."""

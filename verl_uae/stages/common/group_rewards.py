@@ -9,30 +9,18 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from verl_uae.chain.records import Outcome
+from verl_uae.chain.records import Outcome, Sample
 from verl_uae.data.images import to_tensor
 from verl_uae.reward.build import build_group_scorer
 from verl_uae.reward.isolate import CALL_PIXELS
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """What a comparison sees of a sample, beside its reconstruction."""
-
-    group: str
-    source: Image.Image
-    """RGB."""
-    caption: str
-    row: Mapping[str, Any]
 
 
 class GroupRewards:
@@ -51,47 +39,55 @@ class GroupRewards:
         """Whether there is a groupwise term, so that ranks must send their reconstructions."""
         return self.scorer is not None
 
-    def add(self, outcomes: Sequence[Outcome], members: Sequence[Member]) -> list[Outcome]:
+    def add(self, outcomes: Sequence[Outcome], samples: Sequence[Sample], groups: Sequence[str]) -> list[Outcome]:
         """Outcomes with the groupwise terms, and without the reconstructions, which are needed no more.
 
         Pictures are decoded for as many groups at a time as a call may hold, one at least: those of a whole step may
         take more memory than the machine has.
 
         Args:
-            outcomes: of all N samples of a step.
-            members: the samples, in the same order.
+            outcomes: of all N pictures of a step.
+            samples: what each was drawn from.
+            groups: group of each.
         """
         found = list(outcomes)
-        for places in _together([member.group for member in members], self.size):
-            scored = self._add([outcomes[place] for place in places], [members[place] for place in places])
+        for places in _together(groups, self.size):
+            scored = self._add(
+                [outcomes[place] for place in places],
+                [samples[place] for place in places],
+                [groups[place] for place in places],
+            )
             for place, outcome in zip(places, scored, strict=True):
                 found[place] = outcome
         return found
 
-    def _add(self, outcomes: Sequence[Outcome], members: Sequence[Member]) -> list[Outcome]:
+    def _add(self, outcomes: Sequence[Outcome], samples: Sequence[Sample], groups: Sequence[str]) -> list[Outcome]:
         """The same for whole groups."""
         assert self.scorer is not None
-        records = [_record(entry) for entry in outcomes]
+        records = [outcome.record for outcome in outcomes]
         size = (len(outcomes), 3, *self.size)
         source_N3HW, drawn_N3HW = torch.zeros(size), torch.zeros(size)
-        for index, (entry, member) in enumerate(zip(outcomes, members, strict=True)):
-            if not records[index].ok:
+        for index, (outcome, sample) in enumerate(zip(outcomes, samples, strict=True)):
+            if not outcome.record.ok:
                 continue
-            if entry["reconstruction"] is None:
+            if outcome.reconstruction is None:
                 records[index] = RewardRecord.failed(Status.ERROR, "the reconstruction was not sent to be compared")
                 continue
             # Both were made by this run: the source has been drawn from, the reconstruction is its own PNG.
-            source_N3HW[index] = to_tensor([member.source], self.size)[0]
-            drawn_N3HW[index] = to_tensor([Image.open(io.BytesIO(entry["reconstruction"]))], self.size)[0]
+            source_N3HW[index] = to_tensor([sample.image.convert("RGB")], self.size)[0]
+            drawn_N3HW[index] = to_tensor([Image.open(io.BytesIO(outcome.reconstruction))], self.size)[0]
         batch = RewardBatch(
             source_B3HW=source_N3HW,
             reconstruction_B3HW=drawn_N3HW,
-            captions=[member.caption for member in members],
-            rows=[member.row for member in members],
-            groups=[member.group for member in members],
+            captions=[sample.caption.text for sample in samples],
+            rows=[sample.row for sample in samples],
+            groups=list(groups),
         )
         found = self.scorer.score(batch, records)
-        return [_outcome(entry, record) for entry, record in zip(outcomes, found, strict=True)]
+        return [
+            replace(outcome, record=record, reconstruction=None)
+            for outcome, record in zip(outcomes, found, strict=True)
+        ]
 
 
 def _together(groups: Sequence[str], size: tuple[int, int]) -> list[list[int]]:
@@ -105,20 +101,3 @@ def _together(groups: Sequence[str], size: tuple[int, int]) -> list[list[int]]:
             parts.append([])
         parts[-1] += places
     return parts
-
-
-def _record(entry: Outcome) -> RewardRecord:
-    reason = None if entry["status"] == "ok" else entry["reason"] or entry["status"]
-    return RewardRecord(entry["value"], Status(entry["status"]), entry["terms"], entry["seconds"], reason)
-
-
-def _outcome(entry: Outcome, record: RewardRecord) -> Outcome:
-    return {
-        **entry,
-        "value": record.value,
-        "status": str(record.status),
-        "reason": record.reason or "",
-        "terms": dict(record.terms),
-        "seconds": record.seconds,
-        "reconstruction": None,
-    }

@@ -9,32 +9,34 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from verl_uae.chain.records import Caption, Outcome
 from verl_uae.errors import RewardError
 from verl_uae.flow.advantage import group_advantage
+from verl_uae.reward.record import Status, to_tensors
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
-STATUSES = ("invalid", "timeout", "error")
+#: Why a sample may have no reward.
+FAILURES = tuple(status for status in Status if status is not Status.OK)
 
 #: Kinds of reasons that are named in the log of a run.
 MOST_KINDS = 50
 
 
-def usable_members(outcomes: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> list[bool]:
+def usable_members(outcomes: Sequence[Outcome], groups: Sequence[str]) -> list[bool]:
     """Which samples train: those with a value, in groups that have at least two of them."""
-    valid = Counter(group for entry, group in zip(outcomes, groups, strict=True) if entry["status"] == "ok")
-    return [entry["status"] == "ok" and valid[group] >= 2 for entry, group in zip(outcomes, groups, strict=True)]
+    valid = Counter(group for outcome, group in zip(outcomes, groups, strict=True) if outcome.record.ok)
+    return [outcome.record.ok and valid[group] >= 2 for outcome, group in zip(outcomes, groups, strict=True)]
 
 
 class Losses:
@@ -48,9 +50,9 @@ class Losses:
         self.max_invalid_fraction = max_invalid_fraction
         self._named: set[str] = set()
 
-    def tell(self, outcomes: Sequence[Mapping[str, Any]]) -> None:
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Log every reason that differs from the earlier ones in more than its numbers, up to :data:`MOST_KINDS`."""
-        bad = [f"{entry['status']}: {entry['reason']}" for entry in outcomes if entry["status"] != "ok"]
+        bad = [_reason(outcome) for outcome in outcomes if not outcome.record.ok]
         for reason in dict.fromkeys(bad):
             kind = re.sub(r"\d+", "#", reason)
             if kind in self._named or len(self._named) >= MOST_KINDS:
@@ -63,7 +65,7 @@ class Losses:
                 *(count, len(outcomes), reason),
             )
 
-    def check(self, outcomes: Sequence[Mapping[str, Any]]) -> None:
+    def check(self, outcomes: Sequence[Outcome]) -> None:
         """Name what is new, and stop the run when the chain is broken rather than a sample.
 
         Raises:
@@ -71,10 +73,10 @@ class Losses:
                 the most frequent reasons.
         """
         self.tell(outcomes)
-        bad = [entry for entry in outcomes if entry["status"] != "ok"]
+        bad = [_reason(outcome) for outcome in outcomes if not outcome.record.ok]
         if len(bad) < len(outcomes) and len(bad) <= self.max_invalid_fraction * len(outcomes):
             return
-        reasons = Counter(f"{entry['status']}: {entry['reason']}" for entry in bad).most_common(3)
+        reasons = Counter(bad).most_common(3)
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
         raise RewardError(
             "batch",
@@ -95,38 +97,38 @@ class LosingSamples:
 
 
 def outcome_metrics(
-    outcomes: Sequence[Mapping[str, Any]],
-    states: Sequence[Mapping[str, Any]],
+    outcomes: Sequence[Outcome],
+    captions: Sequence[Caption],
     groups: Sequence[str],
     *,
     min_std: float,
 ) -> dict[str, float]:
     """Metrics of a batch: reward and every term over valid samples, captions over all that exist."""
-    metrics = {f"reward/status/{name}": _share(entry["status"] == name for entry in outcomes) for name in STATUSES}
-    metrics["reward/invalid_frac"] = _share(entry["status"] != "ok" for entry in outcomes)
+    statuses = [outcome.record.status for outcome in outcomes]
+    metrics = {f"reward/status/{failure}": _share(status is failure for status in statuses) for failure in FAILURES}
+    metrics["reward/invalid_frac"] = _share(not outcome.record.ok for outcome in outcomes)
     columns: dict[str, list[float]] = defaultdict(list)
-    for entry in outcomes:
-        if entry["status"] == "ok":
-            columns["score"].append(entry["value"])
-            for term, value in entry["terms"].items():
+    for outcome in outcomes:
+        if outcome.record.value is not None:
+            columns["score"].append(outcome.record.value)
+            for term, value in outcome.record.terms.items():
                 columns[term].append(value)
     for name, values in columns.items():
         metrics[f"reward/{name}/mean"], metrics[f"reward/{name}/std"] = _moments(values)
-    written = [state for state in states if state["status"] == "ok"]
+    written = [caption for caption in captions if caption.ok]
     if written:
-        metrics["caption/words/mean"] = sum(len(state["caption"].split()) for state in written) / len(written)
-        metrics["caption/tokens/mean"] = sum(state["tokens"] for state in written) / len(written)
-        metrics["caption/cut_frac"] = _share(state["cut"] for state in written)
-        metrics["caption/empty_frac"] = _share(not state["caption"] for state in written)
-    metrics["caption/condition_truncated_frac"] = _share(entry["truncated"] for entry in outcomes)
+        metrics["caption/words/mean"] = sum(len(caption.text.split()) for caption in written) / len(written)
+        metrics["caption/tokens/mean"] = sum(caption.tokens for caption in written) / len(written)
+        metrics["caption/cut_frac"] = _share(caption.cut for caption in written)
+        metrics["caption/empty_frac"] = _share(not caption.text for caption in written)
+    metrics["caption/condition_truncated_frac"] = _share(outcome.truncated for outcome in outcomes)
     metrics.update(group_metrics(outcomes, groups, min_std=min_std))
     return metrics
 
 
-def group_metrics(outcomes: Sequence[Mapping[str, Any]], groups: Sequence[str], *, min_std: float) -> dict[str, float]:
+def group_metrics(outcomes: Sequence[Outcome], groups: Sequence[str], *, min_std: float) -> dict[str, float]:
     """How many groups give a signal."""
-    reward_N = torch.tensor([math.nan if entry["value"] is None else entry["value"] for entry in outcomes])
-    valid_N = torch.tensor([entry["status"] == "ok" for entry in outcomes])
+    reward_N, valid_N = to_tensors([outcome.record for outcome in outcomes])
     _, stats = group_advantage(reward_N, valid_N, list(groups), min_std=min_std)
     return {
         "reward/groups": float(stats.groups),
@@ -137,15 +139,19 @@ def group_metrics(outcomes: Sequence[Mapping[str, Any]], groups: Sequence[str], 
     }
 
 
-def validation_info(entry: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+def validation_info(outcome: Outcome, caption: Caption) -> dict[str, Any]:
     """What verl's validation reports about a sample, besides the reward itself."""
     return {
-        **{f"term_{name}": value for name, value in entry["terms"].items()},
-        "caption_words": float(len(state["caption"].split())),
-        "caption_cut": float(state["cut"]),
-        "caption": state["caption"],
-        "status": entry["status"],
+        **{f"term_{name}": value for name, value in outcome.record.terms.items()},
+        "caption_words": float(len(caption.text.split())),
+        "caption_cut": float(caption.cut),
+        "caption": caption.text,
+        "status": str(outcome.record.status),
     }
+
+
+def _reason(outcome: Outcome) -> str:
+    return f"{outcome.record.status}: {outcome.record.reason}"
 
 
 def _share(flags: Any) -> float:

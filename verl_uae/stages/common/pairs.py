@@ -8,6 +8,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
@@ -18,17 +19,16 @@ from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayResourcePool
 from verl.utils.debug import marked_timer
 
-from verl_uae.chain.draw import PolicySource
-from verl_uae.chain.reconstruct import encode_jpeg
+from verl_uae.chain.records import Caption, Outcome, Sample
 from verl_uae.config.path_keys import is_shards
 from verl_uae.data.buckets import Buckets, BucketSampler
-from verl_uae.data.images import to_tensor
 from verl_uae.data.pairs import Pair, PairRows
 from verl_uae.data.rows import CheckSettings
 from verl_uae.data.schema import make_prompt
 from verl_uae.data.shards import PairShards
 from verl_uae.engines.decoder_metrics import policy_metrics
 from verl_uae.errors import ConfigError, DataError
+from verl_uae.reward.record import Status
 from verl_uae.stages.common.group import DecoderTrainingGroup
 from verl_uae.stages.common.length import cover_steps
 from verl_uae.stages.common.outcomes import LosingSamples
@@ -67,34 +67,27 @@ class PairValidation(LosingSamples):
             self.supervisor.boundary(f"validation, pair {first} of {len(items)}")
             yield first, items[first : first + size]
 
-    def validate_pictures(self, sources: Sequence[PolicySource]) -> dict[str, float]:
+    def validate_pictures(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Mean reward and terms of the pictures that have one, share without, and a panel of the first."""
-        probes = min(self.config.uae.panel.probes, len(sources))
-        outcomes: list[dict[str, Any]] = []
-        for first, part in self.in_parts(sources):
+        probes = min(self.config.uae.panel.probes, len(samples))
+        outcomes: list[Outcome] = []
+        for first, part in self.in_parts(samples):
             outcomes += self.policy.evaluate(part, max(0, probes - first))
         self.losses.tell(outcomes)
         columns: dict[str, list[float]] = defaultdict(list)
-        for entry in outcomes:
-            if entry["status"] == "ok":
-                columns["reward"].append(entry["value"])
-                for term, value in entry["terms"].items():
+        for outcome in outcomes:
+            if outcome.record.value is not None:
+                columns["reward"].append(outcome.record.value)
+                for term, value in outcome.record.terms.items():
                     columns[f"term_{term}"].append(value)
         metrics = {f"val-aux/{name}/mean": sum(values) / len(values) for name, values in columns.items()}
         if "reward" in columns:
             metrics["val-core/reward/mean"] = metrics.pop("val-aux/reward/mean")
-        metrics["val-aux/uae/invalid_frac"] = sum(entry["status"] != "ok" for entry in outcomes) / len(outcomes)
-        decoder = self.config.uae.decoder
+        metrics["val-aux/uae/invalid_frac"] = sum(not outcome.record.ok for outcome in outcomes) / len(outcomes)
         rows = [
-            PanelRow(
-                encode_jpeg(to_tensor([source.image], (decoder.height, decoder.width))[0]),
-                source.caption,
-                entry["picture"],
-                entry["value"],
-                dict(entry["terms"]),
-            )
-            for source, entry in zip(sources, outcomes, strict=True)
-            if entry["picture"]
+            PanelRow.of_sample(sample, outcome)
+            for sample, outcome in zip(samples, outcomes, strict=True)
+            if outcome.picture
         ]
         if rows:
             self.panels.write(self.global_steps, rows, self.logger)
@@ -218,14 +211,15 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         )
 
 
-def policy_sources_of_pairs(pairs: Sequence[Pair]) -> list[PolicySource]:
-    """Pairs as what the decoder's workers draw and score; one that does not decode has no score."""
-    sources = []
+def samples_of_pairs(pairs: Sequence[Pair]) -> list[Sample]:
+    """Pairs as what is drawn and scored; one that does not decode has no score."""
+    samples = []
     for pair in pairs:
         row = {"data_source": "pairs", "ground_truth": None, "extra_info": {"caption": pair.caption}}
+        image, caption = Image.new("RGB", (1, 1)), Caption(pair.caption, pair.identity)
         try:
-            sources.append(PolicySource(pair.decode(), pair.identity, pair.caption, row=row))
+            image = pair.decode()
         except DataError as error:
-            blank = Image.new("RGB", (1, 1))
-            sources.append(PolicySource(blank, pair.identity, pair.caption, str(error), "error", row))
-    return sources
+            caption = replace(caption, status=Status.ERROR, reason=str(error))
+        samples.append(Sample(image, caption, row))
+    return samples

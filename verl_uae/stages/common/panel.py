@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from verl_uae.chain.reconstruct import encode_jpeg
-from verl_uae.data.images import source_image, to_tensor
+from verl_uae.chain.records import Outcome, Sample
+from verl_uae.data.images import encode_jpeg, to_tensor
 from verl_uae.files import write_text
 from verl_uae.text import encodable
 
@@ -58,18 +58,14 @@ class PanelRow:
     """JPEG drawn with the training sampler of the decoder policy, where there is one."""
 
     @classmethod
-    def from_sample(
-        cls,
-        messages: Sequence[Mapping[str, Any]],
-        state: Mapping[str, Any],
-        entry: Mapping[str, Any],
-        explored: bytes | None = None,
-    ) -> PanelRow:
-        """From a prompt, its caption, its outcome and perhaps a picture of the training sampler."""
-        with Image.open(io.BytesIO(entry["picture"])) as drawn:
+    def of_sample(cls, sample: Sample, outcome: Outcome, explored: bytes | None = None) -> PanelRow:
+        """From a sample, its outcome, which has a picture, and perhaps a picture of the training sampler."""
+        assert outcome.picture is not None
+        with Image.open(io.BytesIO(outcome.picture)) as drawn:
             size = (drawn.height, drawn.width)
-        source = encode_jpeg(to_tensor([source_image(messages).convert("RGB")], size)[0])
-        return cls(source, state["caption"], entry["picture"], entry["value"], dict(entry["terms"]), explored)
+        source = encode_jpeg(to_tensor([sample.image.convert("RGB")], size)[0])
+        record = outcome.record
+        return cls(source, sample.caption.text, outcome.picture, record.value, dict(record.terms), explored)
 
 
 class PanelWriter:

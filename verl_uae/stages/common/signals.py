@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,15 @@ class StageSignals:
         """
         if not self.composition.active:
             return list(outcomes)
-        valid = [(entry["terms"], group) for entry, group in zip(outcomes, groups, strict=True) if _ok(entry)]
+        valid = [
+            (outcome.record.terms, group) for outcome, group in zip(outcomes, groups, strict=True) if outcome.record.ok
+        ]
         self.composition.learn([terms for terms, _ in valid])
         values = iter(self.composition.values([terms for terms, _ in valid], [group for _, group in valid]))
-        return [{**entry, "value": next(values)} if _ok(entry) else entry for entry in outcomes]
+        return [
+            replace(outcome, record=replace(outcome.record, value=next(values))) if outcome.record.ok else outcome
+            for outcome in outcomes
+        ]
 
     def metrics(self, outcomes: Sequence[Outcome], logged: Mapping[str, float]) -> dict[str, float]:
         """Metrics of a step, and the tripwire's look at it.
@@ -54,7 +60,7 @@ class StageSignals:
             outcomes: as the scorer gave them, before :meth:`recompose`.
             logged: metrics of the step so far, with the means of the terms.
         """
-        values = [entry["value"] for entry in outcomes if entry["value"] is not None]
+        values = [outcome.record.value for outcome in outcomes if outcome.record.value is not None]
         mean = sum(values) / len(values) if values else None
         found = {} if mean is None or not self.composition.active else {"reward/plain_sum/mean": mean}
         if self.tripwire is not None:
@@ -77,10 +83,6 @@ class StageSignals:
         self.composition.load_state_dict(state["moments"])
         if self.tripwire is not None and state["tripwire"] is not None:
             self.tripwire.load_state_dict(state["tripwire"])
-
-
-def _ok(entry: Outcome) -> bool:
-    return entry["status"] == "ok"
 
 
 class RewardSignals(LosingSamples):

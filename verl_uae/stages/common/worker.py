@@ -25,15 +25,13 @@ from verl.workers.engine_workers import TrainingWorker
 
 import verl_uae.engines.decoder
 import verl_uae.engines.supervised  # noqa: F401  registers the engines in the worker process
-from verl_uae.chain.draw import FieldOf, PolicyDraw, PolicyRollout, PolicySample, PolicySource
-from verl_uae.chain.reconstruct import ChainResult
-from verl_uae.chain.records import Outcome, outcome
+from verl_uae.chain.draw import FieldOf, Painter
+from verl_uae.chain.records import Draw, Outcome, Sample
 from verl_uae.engines.export import export_folder, trained_state
 from verl_uae.engines.left_out import CountsLeftOut, is_left_out
 from verl_uae.engines.shadow import warmed_up
 from verl_uae.flow.plan import SamplingPlan
-from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.stages.common.build import DTYPES, EMA
+from verl_uae.stages.common.build import DTYPES, EMA, evaluation_plan
 
 
 class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
@@ -44,7 +42,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
         worker_config: of :func:`~verl_uae.stages.u4g.build.worker_config`.
     """
 
-    rollout: PolicyRollout
+    painter: Painter
     shift: float
 
     def __init__(self, config: DictConfig, worker_config: TrainingWorkerConfig) -> None:
@@ -56,37 +54,38 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
         self.run = config
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def evaluate(
-        self, sources: Sequence[PolicySource], probes: int, plan: dict[str, Any] | None = None
-    ) -> list[Outcome]:
-        """Draw one picture per source with the averaged weights, split evenly and filled up over the ranks.
+    def evaluate(self, samples: Sequence[Sample], probes: int, plan: dict[str, Any] | None = None) -> list[Outcome]:
+        """Draw one picture per sample with the averaged weights, split evenly and filled up over the ranks.
 
         Args:
-            sources: pictures with captions.
+            samples: pictures with captions.
             probes: outcomes of the first so many come with their picture.
             plan: draw with the training sampler and the live weights; else with the ODE sampler of ``uae.decoder``.
 
         Returns:
-            Outcomes of the sources ``rank, rank + world_size, ...``.
+            Outcomes of the samples ``rank, rank + world_size, ...``.
         """
-        return self.evaluate_pictures(sources, probes, plan)
-
-    def evaluate_pictures(
-        self, sources: Sequence[PolicySource], probes: int, plan: dict[str, Any] | None
-    ) -> list[Outcome]:
-        """See :meth:`evaluate`."""
-        numbers, padded = self.share_of(len(sources))
-        samples = [PolicySample(number, 0, want_picture=number < probes) for number in padded]
-        decoder = self.run.uae.decoder
-        sigmas = sigma_schedule(decoder.num_steps, self.shift)
+        self.prepare_evaluation()
+        numbers, padded = self.share_of(len(samples))
+        draws = [self.named(samples[number], 0, 0, want_picture=number < probes) for number in padded]
         with self._frozen_on_device(), self.engine.eval_mode():
             if plan is not None:
-                chosen = SamplingPlan.from_dict(plan)
-                draw = self.rollout.explore(self._field(), chosen, sources, samples, 0)
+                drawn = self.painter.draw(self._field(), SamplingPlan.from_dict(plan), draws, collective=True)
             else:
+                chosen = evaluation_plan(self.run, self.shift)
                 with self._weights(self._averaged):
-                    draw = self.rollout.evaluate(self.engine.field, sigmas, decoder.guidance, sources, samples)
-        return outcomes_of(draw)[: len(numbers)]
+                    drawn = self.painter.draw(self.engine.field, chosen, draws, collective=True)
+        return drawn.outcomes[: len(numbers)]
+
+    def prepare_evaluation(self) -> None:
+        """Bring up to date what draws beside the engine; every rank calls it."""
+
+    def named(self, sample: Sample, step: int, member: int, **wanted: bool) -> Draw:
+        """See :meth:`~verl_uae.chain.records.Draw.for_decoder`."""
+        uae = self.run.uae
+        return Draw.for_decoder(
+            sample, seed=uae.seed, step=step, member=member, share_noise=uae.u4g.share_noise, **wanted
+        )
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def export(self, folder: str, entries: dict[str, Any]) -> None:
@@ -126,7 +125,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
 
     def _frozen(self) -> list[Callable[[str], Any]]:
         """Movers of the frozen models."""
-        return [self.rollout.conditions.conditioner.to, self.rollout.vae.to, self.rollout.scorer.to]
+        return [self.painter.to]
 
     @property
     def _averaged(self) -> str | None:
@@ -164,9 +163,3 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
             move(device)
         if device == "cpu":
             get_torch_device().empty_cache()
-
-
-def outcomes_of(draw: PolicyDraw) -> list[Outcome]:
-    """Plain records of what was drawn, to travel through Ray."""
-    columns = (draw.records, draw.truncated, draw.pictures, draw.reconstructions)
-    return [outcome(ChainResult(*row)) for row in zip(*columns, strict=True)]

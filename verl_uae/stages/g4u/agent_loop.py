@@ -13,8 +13,18 @@ from cachetools import FIFOCache
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from verl_uae.chain.records import CaptionState, chain_request, dataset_row, failed_outcome, is_probe, prompt_text
+from verl_uae.chain.records import (
+    CAPTION_FIELD,
+    OUTCOME_FIELD,
+    Caption,
+    Draw,
+    Outcome,
+    Sample,
+    is_probe,
+    prompt_text,
+)
 from verl_uae.data.images import source_digest
+from verl_uae.reward.record import Status
 from verl_uae.seeding import derive_seed
 from verl_uae.stages.g4u.stream import stream_client
 
@@ -71,22 +81,24 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             params = self._seeded(sampling_params, digest, kwargs)
             output = await asyncio.wait_for(super().run(params, **kwargs), self.config.uae.rollout.timeout_s)
         except asyncio.TimeoutError:
-            output = self._failed(digest, "timeout", f"no caption in {self.config.uae.rollout.timeout_s} s", kwargs)
+            reason = f"no caption in {self.config.uae.rollout.timeout_s} s"
+            output = self._failed(Caption.failed(digest, reason, Status.TIMEOUT), kwargs)
         except Exception as error:
             # Fault boundary: whatever one caption raises costs that caption, counted and named.
             logger.warning("caption of row %s failed: %s: %s", kwargs.get("index"), type(error).__name__, error)
-            output = self._failed(digest, "error", f"caption: {type(error).__name__}: {error}", kwargs)
+            output = self._failed(Caption.failed(digest, f"caption: {type(error).__name__}: {error}"), kwargs)
         else:
             forbidden = self._vision_ids.intersection(output.response_ids)
             if forbidden:
                 # The model's next forward pass would take the token for a picture that is not there.
-                output = self._failed(digest, "error", f"caption: sampled vision tokens {sorted(forbidden)}", kwargs)
+                reason = f"caption: sampled vision tokens {sorted(forbidden)}"
+                output = self._failed(Caption.failed(digest, reason), kwargs)
             else:
-                output.extra_fields["uae"] = self._state(output, digest)
+                output.extra_fields[CAPTION_FIELD] = self._caption(output, digest)
         # The schema of a batch must be the same for every sample.
-        output.extra_fields.setdefault("uae_outcome", None)
+        output.extra_fields.setdefault(OUTCOME_FIELD, None)
         if self._dispatcher:
-            output.extra_fields["uae_outcome"] = await self._stream(output.extra_fields["uae"], kwargs)
+            output.extra_fields[OUTCOME_FIELD] = await self._stream(output.extra_fields[CAPTION_FIELD], kwargs)
         return output
 
     async def ct_build_initial_tokens(
@@ -121,22 +133,19 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
         step, member = int(kwargs["global_steps"]), int(kwargs["session_id"])
         return {**sampling_params, "seed": derive_seed(self.config.uae.seed, "caption", step, digest, member)}
 
-    def _state(self, output: AgentLoopOutput, digest: str) -> CaptionState:
+    def _caption(self, output: AgentLoopOutput, digest: str) -> Caption:
         ids = output.response_ids
-        return CaptionState(
-            caption=self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-            digest=digest,
-            status="ok",
-            reason="",
+        return Caption(
+            self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            digest,
             cut=len(ids) >= self.response_length and ids[-1] != self.tokenizer.eos_token_id,
             tokens=len(ids),
         )
 
-    def _failed(self, digest: str, status: str, reason: str, kwargs: dict[str, Any]) -> AgentLoopOutput:
+    def _failed(self, caption: Caption, kwargs: dict[str, Any]) -> AgentLoopOutput:
         """A sample of one masked token that carries the reason."""
         eos = self.tokenizer.eos_token_id
         step = int(kwargs["global_steps"])
-        state = CaptionState(caption="", digest=digest, status=status, reason=reason, cut=False, tokens=0)
         return AgentLoopOutput(
             prompt_ids=[eos],
             response_ids=[eos],
@@ -151,27 +160,26 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
                 "max_global_steps": step,
                 "turn_scores": [],
                 "tool_rewards": [],
-                "uae": state,
+                CAPTION_FIELD: caption,
             },
         )
 
-    async def _stream(self, state: CaptionState, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if state["status"] != "ok":
-            return dict(failed_outcome(state["status"], state["reason"]))
+    async def _stream(self, caption: Caption, kwargs: dict[str, Any]) -> Outcome:
+        if not caption.ok:
+            return Outcome.failed(caption.status, caption.reason)
         settings = self.config.uae
-        row = dataset_row(kwargs)
-        request = chain_request(
-            kwargs["raw_prompt"],
-            state,
-            row,
+        sample = Sample.of_row(kwargs, caption)
+        info = sample.row["extra_info"]
+        draw = Draw.for_caption(
+            sample,
             seed=settings.seed,
             step=int(kwargs["global_steps"]),
-            want_picture=row["extra_info"].get("split") == "val" and is_probe(row["extra_info"], settings.panel.probes),
+            want_picture=info.get("split") == "val" and is_probe(info, settings.panel.probes),
             want_reconstruction=bool((self.rollout_config.get("custom") or {}).get(STREAM_RECONSTRUCTIONS)),
         )
         assert self._dispatcher
-        answer = stream_client(self._dispatcher).score(request)
+        answer = stream_client(self._dispatcher).score(draw)
         try:
-            return dict(await asyncio.wait_for(answer, settings.decoder.timeout_s))
+            return await asyncio.wait_for(answer, settings.decoder.timeout_s)
         except asyncio.TimeoutError:
-            return dict(failed_outcome("timeout", f"no reconstruction in {settings.decoder.timeout_s} s"))
+            return Outcome.failed(Status.TIMEOUT, f"no reconstruction in {settings.decoder.timeout_s} s")

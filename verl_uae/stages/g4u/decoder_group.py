@@ -19,8 +19,9 @@ from tensordict import NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
 
-from verl_uae.chain.records import OUTCOME_FIELD, Outcome, failed_outcome
+from verl_uae.chain.records import OUTCOME_FIELD, Outcome
 from verl_uae.errors import DecoderError, describe
+from verl_uae.reward.record import Status
 from verl_uae.stages.common.processes import Process, processes_of
 from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS, DecoderWorker
 from verl_uae.stages.g4u.stream import start_dispatcher
@@ -113,11 +114,11 @@ class DecoderGroup:
         for rank, (status, reason) in faults.items():
             self._write_failures(metas[rank], status, reason)
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[OUTCOME_FIELD])
-        outcomes = [dict(getattr(value, "data", value)) for value in data[OUTCOME_FIELD]]
+        outcomes = [getattr(value, "data", value) for value in data[OUTCOME_FIELD]]
         healthy = [meta for rank, meta in enumerate(metas) if rank not in faults and len(meta.keys)]
-        return outcomes, self._slowest(healthy)  # type: ignore[return-value]
+        return outcomes, self._slowest(healthy)
 
-    def _attempt(self, metas: Sequence[KVBatchMeta]) -> dict[int, tuple[str, str]]:
+    def _attempt(self, metas: Sequence[KVBatchMeta]) -> dict[int, tuple[Status, str]]:
         """Every rank its share; ranks that failed are started again. Returns their statuses and reasons."""
         # One that died idle, and that Ray has started again, lacks what was sent to it.
         self.revive_returned()
@@ -178,9 +179,9 @@ class DecoderGroup:
             extra_info=dict(settings),
         )
 
-    def _wait(self, calls: dict[Any, int]) -> dict[int, tuple[str, str]]:
+    def _wait(self, calls: dict[Any, int]) -> dict[int, tuple[Status, str]]:
         """Wait for the ranks; return status and reason of those that failed."""
-        faults: dict[int, tuple[str, str]] = {}
+        faults: dict[int, tuple[Status, str]] = {}
         deadline = time.monotonic() + self.config.timeout_s
         open_calls = list(calls)
         while open_calls:
@@ -189,19 +190,22 @@ class DecoderGroup:
                 try:
                     ray.get(call)
                 except ray.exceptions.RayError as error:
-                    faults[calls[call]] = ("error", f"decoder rank {calls[call]}: {self._died(calls[call], error)}")
+                    faults[calls[call]] = (
+                        Status.ERROR,
+                        f"decoder rank {calls[call]}: {self._died(calls[call], error)}",
+                    )
             if not done:
                 break
         for call in open_calls:
             rank = calls[call]
-            faults[rank] = ("timeout", f"decoder rank {rank}: no answer in {self.config.timeout_s} s, killed")
+            faults[rank] = (Status.TIMEOUT, f"decoder rank {rank}: no answer in {self.config.timeout_s} s, killed")
             self._kill(rank)
         for status, reason in faults.values():
             logger.error("%s (%s)", reason, status)
         return faults
 
-    def _write_failures(self, meta: KVBatchMeta, status: str, reason: str) -> None:
-        outcomes = [failed_outcome(status, reason) for _ in meta.keys]
+    def _write_failures(self, meta: KVBatchMeta, status: Status, reason: str) -> None:
+        outcomes = [Outcome.failed(status, reason)] * len(meta.keys)
         fields = TensorDict({OUTCOME_FIELD: NonTensorStack(*outcomes)}, batch_size=len(outcomes))
         tq.kv_batch_put(keys=meta.keys, partition_id=meta.partition_id, fields=fields)
 

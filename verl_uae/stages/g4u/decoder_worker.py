@@ -21,20 +21,20 @@ from verl.single_controller.base import Worker
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils.device import get_device_name, get_torch_device
 
-from verl_uae.chain.reconstruct import ChainRequest, ReconstructionChain
 from verl_uae.chain.records import (
+    CAPTION_FIELD,
     OUTCOME_FIELD,
+    SAMPLE_FIELDS,
+    Caption,
+    Draw,
     Outcome,
-    chain_request,
-    dataset_row,
-    failed_outcome,
+    Sample,
     is_probe,
-    outcome,
 )
 from verl_uae.engines.export import TrainedState, load_trained_state
 from verl_uae.errors import DecoderError
 from verl_uae.reward.doing import write_notes
-from verl_uae.stages.g4u.build import build_chain
+from verl_uae.stages.g4u.redraw import Redrawer, build_redrawer
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -43,7 +43,7 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 PROGRESS_S = 15.0
 
 #: Fields of the TransferQueue a decoder reads.
-INPUT_FIELDS = ["raw_prompt", "extra_fields", "data_source", "reward_model", "extra_info"]
+INPUT_FIELDS = [*SAMPLE_FIELDS, "extra_fields"]
 
 
 class DecoderWorker(Worker):
@@ -57,14 +57,15 @@ class DecoderWorker(Worker):
         super().__init__()
         self._register_dispatch_collect_info("decoder", dp_rank=self.rank, is_collect=True)
         self.config = config
-        self.chain: ReconstructionChain | None = None
+        self.redrawer: Redrawer | None = None
         self._returned = bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         """Load all models; onto the host where ``uae.decoder.offload`` is set, else onto the device."""
         write_notes()
-        self.chain = build_chain(self.config, "cpu" if self._offload else get_device_name())
+        device = get_device_name()
+        self.redrawer = build_redrawer(self.config, "cpu" if self._offload else device, device)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="decoder"))
     def decode_and_score(self, data: TensorDict) -> TensorDict:
@@ -79,20 +80,20 @@ class DecoderWorker(Worker):
             ``uae_seconds`` (N, 2): decode and score.
         """
         started = time.perf_counter()
-        chain = self._on_device()
-        chain.reset_timers()
-        outcomes = self._outcomes(chain, data)
+        redrawer = self._on_device()
+        redrawer.reset_seconds()
+        outcomes = self._outcomes(redrawer, data)
         if self._offload:
             self._move("cpu")
-        seconds = torch.tensor([chain.seconds["decode"], chain.seconds["score"]], dtype=torch.float64)
+        seconds = torch.tensor([redrawer.seconds["decode"], redrawer.seconds["score"]], dtype=torch.float64)
         logger.info("rank %d: %d samples in %.1f s", self.rank, len(outcomes), time.perf_counter() - started)
         fields = {OUTCOME_FIELD: NonTensorStack(*outcomes), "uae_seconds": seconds.expand(len(outcomes), 2).clone()}
         return TensorDict(fields, batch_size=len(outcomes))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def score_requests(self, requests: Sequence[ChainRequest]) -> list[Outcome]:
+    def redraw(self, draws: Sequence[Draw]) -> list[Outcome]:
         """Streamed schedule: redraw and score one micro-batch."""
-        return [outcome(result) for result in self._on_device().run(requests)]
+        return self._on_device().run(draws)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def ready(self) -> bool:
@@ -105,7 +106,7 @@ class DecoderWorker(Worker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def ensure_model(self) -> None:
         """Load all models unless they are there."""
-        if self.chain is None:
+        if self.redrawer is None:
             self.init_model()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -121,10 +122,10 @@ class DecoderWorker(Worker):
         Raises:
             CheckpointError: names or shapes do not match, all of them or any.
         """
-        if self.chain is None:
+        if self.redrawer is None:
             self.init_model()
-        assert self.chain is not None
-        return load_trained_state(self.chain.decoder, state, self.config.uae.decoder.path, source="decoder policy")
+        assert self.redrawer is not None
+        return load_trained_state(self.redrawer.decoder, state, self.config.uae.decoder.path, source="decoder policy")
 
     @property
     def _offload(self) -> bool:
@@ -134,51 +135,49 @@ class DecoderWorker(Worker):
     def _lacks_policy(self) -> bool:
         """Whether this rank was started again by Ray in the unified stage: until the controller sends the decoder
         policy's weights it would draw with the decoder of the beginning."""
-        return self.chain is None and self._returned and self.config.uae.stage == "unified"
+        return self.redrawer is None and self._returned and self.config.uae.stage == "unified"
 
-    def _on_device(self) -> ReconstructionChain:
+    def _on_device(self) -> Redrawer:
         if self._lacks_policy:
             raise DecoderError(self.rank, "was started again and has not got the decoder policy's weights yet")
-        if self.chain is None:
+        if self.redrawer is None:
             # A rank that Ray has started again after a death.
             self.init_model()
-        assert self.chain is not None
+        assert self.redrawer is not None
         self._move(get_device_name())
-        return self.chain
+        return self.redrawer
 
     def _move(self, device: str) -> None:
-        assert self.chain is not None
-        if self.chain.decoder.device.type == torch.device(device).type:
+        assert self.redrawer is not None
+        if self.redrawer.decoder.device.type == torch.device(device).type:
             return
-        self.chain.decoder.to(device)
-        self.chain.conditioner.to(device)
-        self.chain.scorer.to(device)
+        self.redrawer.to(device)
         if device == "cpu":
             get_torch_device().empty_cache()
 
-    def _outcomes(self, chain: ReconstructionChain, data: TensorDict) -> list[Outcome]:
+    def _outcomes(self, redrawer: Redrawer, data: TensorDict) -> list[Outcome]:
         columns = {name: _column(data, name) for name in INPUT_FIELDS if name in data.keys()}
         step, probes = _scalar(data, "global_steps"), _scalar(data, "probes")
         keep = bool(_scalar(data, "keep"))
-        outcomes: list[Outcome | None] = [None] * len(data)
-        requests: list[ChainRequest] = []
-        positions: list[int] = []
+        outcomes: dict[int, Outcome] = {}
+        draws: dict[int, Draw] = {}
         for position in range(len(data)):
-            state = columns["extra_fields"][position]["uae"]
-            if state["status"] != "ok":
-                outcomes[position] = failed_outcome(state["status"], state["reason"])
+            row = {name: column[position] for name, column in columns.items()}
+            caption: Caption = row["extra_fields"][CAPTION_FIELD]
+            if not caption.ok:
+                outcomes[position] = Outcome.failed(caption.status, caption.reason)
                 continue
-            row = dataset_row({name: column[position] for name, column in columns.items()})
-            want = is_probe(row["extra_info"], probes)
-            messages = columns["raw_prompt"][position]
-            seed = self.config.uae.seed
-            requests.append(
-                chain_request(messages, state, row, seed=seed, step=step, want_picture=want, want_reconstruction=keep)
+            sample = Sample.of_row(row, caption)
+            draws[position] = Draw.for_caption(
+                sample,
+                seed=self.config.uae.seed,
+                step=step,
+                want_picture=is_probe(sample.row["extra_info"], probes),
+                want_reconstruction=keep,
             )
-            positions.append(position)
-        for position, result in zip(positions, chain.run(requests, ProgressLog()), strict=True):
-            outcomes[position] = outcome(result)
-        return [entry for entry in outcomes if entry is not None]
+        found = redrawer.run(list(draws.values()), ProgressLog())
+        outcomes |= zip(draws, found, strict=True)
+        return [outcomes[position] for position in range(len(data))]
 
 
 class ProgressLog:

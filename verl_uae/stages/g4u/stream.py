@@ -15,9 +15,9 @@ from typing import Any
 
 import ray
 
-from verl_uae.chain.reconstruct import ChainRequest
-from verl_uae.chain.records import Outcome, failed_outcome
+from verl_uae.chain.records import Draw, Outcome
 from verl_uae.errors import DecoderError
+from verl_uae.reward.record import Status
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ MAX_WAITING = 100_000
 class _Waiting:
     """A caption that no decoder has yet."""
 
-    request: ChainRequest
+    draw: Draw
     answer: asyncio.Future[Outcome]
     due: float
     """When it has waited enough, on the loop's clock."""
@@ -65,10 +65,10 @@ class StreamQueue:
         self.working = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
-    async def score(self, request: ChainRequest) -> Outcome:
+    async def score(self, draw: Draw) -> Outcome:
         """Redraw and score one caption; never raises for a fault of the decoder, which is an outcome."""
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(request, loop.create_future(), loop.time() + self.max_wait_s)
+        waiting = _Waiting(draw, loop.create_future(), loop.time() + self.max_wait_s)
         self.pending.append(waiting)
         loop.call_at(waiting.due, self._dispatch)
         self._dispatch()
@@ -89,7 +89,7 @@ class StreamQueue:
                 self.working += 1
                 self._start(self._send(self.idle.popleft(), batch))
         if not self.idle and not self.working and not self.returning:
-            self._answer(self.pending, [failed_outcome("error", "every decoder rank is dead") for _ in self.pending])
+            self._answer(self.pending, [Outcome.failed(Status.ERROR, "every decoder rank is dead")] * len(self.pending))
             self.pending.clear()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -99,18 +99,18 @@ class StreamQueue:
         return task
 
     async def _send(self, rank: int, batch: Sequence[_Waiting]) -> None:
-        outcomes: list[Any]
+        outcomes: list[Outcome]
         try:
-            answer: Any = self.handles[rank].score_requests.remote([waiting.request for waiting in batch])
+            answer: Any = self.handles[rank].redraw.remote([waiting.draw for waiting in batch])
             outcomes = await asyncio.wait_for(answer, self.timeout_s)
             self.idle.append(rank)
         except asyncio.TimeoutError:
             reason = f"decoder rank {rank}: no answer in {self.timeout_s:g} s"
-            outcomes = [failed_outcome("timeout", reason) for _ in batch]
+            outcomes = [Outcome.failed(Status.TIMEOUT, reason)] * len(batch)
             self._set_aside(rank, "does not answer")
         except ray.exceptions.RayError as error:
             reason = f"decoder rank {rank}: {type(error).__name__}"
-            outcomes = [failed_outcome("error", reason) for _ in batch]
+            outcomes = [Outcome.failed(Status.ERROR, reason)] * len(batch)
             # The second comes of a rank that died idle and is back without the weights that were sent to it.
             if isinstance(error, (ray.exceptions.RayActorError, DecoderError)):
                 self._set_aside(rank, "died")
@@ -164,9 +164,9 @@ class StreamDispatcher:
     def __init__(self, actors: Sequence[str], max_batch: int, max_wait_s: float, timeout_s: float) -> None:
         self.queue = StreamQueue(actors, max_batch, max_wait_s, timeout_s)
 
-    async def score(self, request: ChainRequest) -> Outcome:
+    async def score(self, draw: Draw) -> Outcome:
         """See :meth:`StreamQueue.score`."""
-        return await self.queue.score(request)
+        return await self.queue.score(draw)
 
 
 def start_dispatcher(name: str, actors: Sequence[str], max_batch: int, max_wait_s: float, timeout_s: float) -> Any:
@@ -194,12 +194,12 @@ class StreamClient:
     def __init__(self, dispatcher: str) -> None:
         self._dispatcher = ray.get_actor(dispatcher)
 
-    async def score(self, request: ChainRequest) -> Outcome:
+    async def score(self, draw: Draw) -> Outcome:
         """Redraw and score one caption; never raises for a fault of decoder or dispatcher, which is an outcome."""
         try:
-            return await self._dispatcher.score.remote(request)
+            return await self._dispatcher.score.remote(draw)
         except ray.exceptions.RayError as error:
-            return failed_outcome("error", f"dispatcher of the streamed schedule: {type(error).__name__}")
+            return Outcome.failed(Status.ERROR, f"dispatcher of the streamed schedule: {type(error).__name__}")
 
 
 @functools.cache

@@ -19,16 +19,14 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils.debug import marked_timer
 
 import verl_uae.stages.g4u.advantage  # noqa: F401  registers uae_grpo
-from verl_uae.chain.records import dataset_row
+from verl_uae.chain.records import CAPTION_FIELD, OUTCOME_FIELD, SAMPLE_FIELDS, Caption, Outcome, Sample, samples_of
 from verl_uae.checkpoints.record import verl_keeps_all
 from verl_uae.checkpoints.step import unmark
 from verl_uae.config.path_keys import resolve_paths
 from verl_uae.config.run_lock import hold
 from verl_uae.config.validate import validate
-from verl_uae.data.images import source_image
 from verl_uae.errors import describe
 from verl_uae.stages.common.group import DecoderTrainingGroup
-from verl_uae.stages.common.group_rewards import Member
 from verl_uae.stages.common.length import cover_steps
 from verl_uae.stages.common.outcomes import outcome_metrics, usable_members, validation_info
 from verl_uae.stages.common.panel import PanelRow, PanelWriter
@@ -249,14 +247,15 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync)
     def _compute_reward_colocate(self, batch: KVBatchMeta, metrics: dict | None = None) -> KVBatchMeta:
         """Redraw and score a batch; verl calls it after sampling, in training and validation (metrics None)."""
         batch = canonical_order(batch, fetch(batch, ["index"])["index"])
-        states = [extra["uae"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
+        extras = fetch(batch, ["extra_fields"])["extra_fields"]
+        captions = [extra[CAPTION_FIELD] for extra in extras]
         validating = metrics is None
         # The decoders keep their own time: they are waited for, killed and started again.
         phase = self.supervisor.phase("decoding", math.inf, "uae.decoder.timeout_s")
         if self.streamed:
             with phase:
                 self.decoders.revive_returned()
-            outcomes = [extra["uae_outcome"] for extra in fetch(batch, ["extra_fields"])["extra_fields"]]
+            outcomes = [extra[OUTCOME_FIELD] for extra in extras]
             seconds = {"decode": 0.0, "score": 0.0}
         else:
             probes = self.config.uae.panel.probes if validating else 0
@@ -267,50 +266,44 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync)
         self.losses.check(outcomes)
         groups = [split_key(key)[0] for key in batch.keys]
         if metrics is None:
-            return self._finish_validation(batch, outcomes, states)
+            return self._finish_validation(batch, outcomes, captions)
         if self.group_rewards.active:
             with marked_timer("score", seconds):
-                outcomes = self.group_rewards.add(outcomes, self._members(batch, states, groups))
+                outcomes = self.group_rewards.add(outcomes, self._samples(batch, captions), groups)
             self.losses.check(outcomes)
         signals, drawn = self.signals("g4u"), outcomes
         outcomes = signals.recompose(drawn, groups)
         self._mask(batch, outcomes, usable_members(outcomes, groups))
-        metrics.update(outcome_metrics(outcomes, states, groups, min_std=self.config.uae.reward.min_std))
+        metrics.update(outcome_metrics(outcomes, captions, groups, min_std=self.config.uae.reward.min_std))
         metrics.update(signals.metrics(drawn, metrics))
         self._chain_seconds = {"caption": caption_seconds(fetch(batch, ["metrics"])["metrics"]), **seconds}
         metrics.update(chain_timing(self._chain_seconds, len(outcomes)))
         return batch
 
-    def _members(self, batch: KVBatchMeta, states: list, groups: list[str]) -> list[Member]:
-        """What groupwise rewards see of a batch."""
-        columns = fetch(batch, ["raw_prompt", "data_source", "reward_model", "extra_info"])
-        members = []
-        for position, (state, group) in enumerate(zip(states, groups, strict=True)):
-            row = dataset_row({name: values[position] for name, values in columns.items()})
-            source = source_image(columns["raw_prompt"][position]).convert("RGB")
-            members.append(Member(group, source, state["caption"], row))
-        return members
+    @staticmethod
+    def _samples(batch: KVBatchMeta, captions: list[Caption]) -> list[Sample]:
+        return samples_of(fetch(batch, SAMPLE_FIELDS), captions)
 
-    def _mask(self, batch: KVBatchMeta, outcomes: list, usable: list[bool]) -> None:
+    def _mask(self, batch: KVBatchMeta, outcomes: list[Outcome], usable: list[bool]) -> None:
         """Write scores; samples that cannot train keep their row and lose every trained token."""
         masks = fetch(batch, ["response_mask"])["response_mask"]
         masks = [mask if keep else torch.zeros_like(mask) for mask, keep in zip(masks, usable, strict=True)]
-        scores = [last_token_score(mask, entry["value"]) for mask, entry in zip(masks, outcomes, strict=True)]
+        scores = [last_token_score(mask, outcome.record.value) for mask, outcome in zip(masks, outcomes, strict=True)]
         store(batch, {"rm_scores": scores, "response_mask": masks, "loss_mask": masks})
         for tag, keep in zip(batch.tags, usable, strict=True):
             # verl leaves padding rows out of its own metrics; a sample without reward must not count as 0 there.
             if not keep:
                 tag["is_padding"] = True
 
-    def _finish_validation(self, batch: KVBatchMeta, outcomes: list, states: list) -> KVBatchMeta:
+    def _finish_validation(self, batch: KVBatchMeta, outcomes: list[Outcome], captions: list[Caption]) -> KVBatchMeta:
         extras = fetch(batch, ["extra_fields"])["extra_fields"]
         masks = fetch(batch, ["response_mask"])["response_mask"]
-        infos = [validation_info(entry, state) for entry, state in zip(outcomes, states, strict=True)]
+        infos = [validation_info(outcome, caption) for outcome, caption in zip(outcomes, captions, strict=True)]
         extras = [{**extra, "reward_extra_info": info} for extra, info in zip(extras, infos, strict=True)]
-        scores = [last_token_score(mask, entry["value"]) for mask, entry in zip(masks, outcomes, strict=True)]
+        scores = [last_token_score(mask, outcome.record.value) for mask, outcome in zip(masks, outcomes, strict=True)]
         store(batch, {"rm_scores": scores, "extra_fields": extras})
-        self._collect_panel(batch, outcomes, states)
-        failed = [position for position, entry in enumerate(outcomes) if entry["status"] != "ok"]
+        self._collect_panel(batch, outcomes, captions)
+        failed = [position for position, outcome in enumerate(outcomes) if not outcome.record.ok]
         self._validation_failures += len(failed)
         self._validation_samples += len(outcomes)
         if failed:
@@ -328,13 +321,13 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync)
         self.note_validation(metrics)
         return metrics
 
-    def _collect_panel(self, batch: KVBatchMeta, outcomes: list, states: list) -> None:
-        shown = [position for position, entry in enumerate(outcomes) if entry["picture"]]
+    def _collect_panel(self, batch: KVBatchMeta, outcomes: list[Outcome], captions: list[Caption]) -> None:
+        shown = [position for position, outcome in enumerate(outcomes) if outcome.picture]
         if not shown:
             return
-        messages = fetch(select(batch, shown), ["raw_prompt"])["raw_prompt"]
-        for position, message in zip(shown, messages, strict=True):
-            self.panel_rows.append(PanelRow.from_sample(message, states[position], outcomes[position]))
+        samples = self._samples(select(batch, shown), [captions[position] for position in shown])
+        for position, sample in zip(shown, samples, strict=True):
+            self.panel_rows.append(PanelRow.of_sample(sample, outcomes[position]))
 
     # ---------------------------------------------------------------- metrics
 

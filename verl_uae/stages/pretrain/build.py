@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from verl.workers.config import TrainingWorkerConfig
 
-from verl_uae.chain.draw import PolicyRollout
+from verl_uae.chain.draw import Painter
 from verl_uae.checkpoints.names import VAE
 from verl_uae.checkpoints.source import local_folder
 from verl_uae.data.cache import TensorCache, condition_fingerprint, latent_fingerprint
@@ -39,12 +39,12 @@ def density(config: DictConfig, shift: float) -> NoiseDensity:
     return NoiseDensity(shift=shift if own is None else float(own), **settings)
 
 
-def build_pair_encoder(config: DictConfig, rollout: PolicyRollout) -> PairEncoder:
+def build_pair_encoder(config: DictConfig, painter: Painter) -> PairEncoder:
     """VAE, conditioner and caches of a rank.
 
     Args:
         config: the whole composed configuration.
-        rollout: holds VAE and conditioner.
+        painter: holds VAE and conditioner.
     """
     uae = config.uae
     latents = states = None
@@ -60,8 +60,8 @@ def build_pair_encoder(config: DictConfig, rollout: PolicyRollout) -> PairEncode
         states = TensorCache(f"{uae.pretrain.cache_dir}/conditions", made_by)
     limits = CheckSettings.from_config(config.data).image_limits
     return PairEncoder(
-        rollout.vae,
-        rollout.conditions,
+        painter.vae,
+        painter.conditions,
         latent_cache=latents,
         condition_cache=states,
         limits=limits,

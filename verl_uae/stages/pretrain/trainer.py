@@ -11,7 +11,7 @@ import ray
 from verl.trainer.ppo.v1 import register_trainer
 
 from verl_uae.data.pairs import Pair
-from verl_uae.stages.common.pairs import PairTrainer, policy_sources_of_pairs
+from verl_uae.stages.common.pairs import PairTrainer, samples_of_pairs
 from verl_uae.stages.pretrain.worker import PretrainWorker
 
 
@@ -23,7 +23,7 @@ class PretrainTrainer(PairTrainer):
 
     def _validate(self) -> dict[str, float]:
         pairs = self.held_out_pairs()
-        metrics = self.validate_pictures(policy_sources_of_pairs(pairs)) | self._held_out_losses(pairs)
+        metrics = self.validate_pictures(samples_of_pairs(pairs)) | self._held_out_losses(pairs)
         self.note_validation(metrics)
         return metrics
 

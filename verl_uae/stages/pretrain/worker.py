@@ -24,7 +24,7 @@ from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.supervised import SupervisedOutput
 from verl_uae.flow.matching import NoiseDensity, flow_matching_loss, forward_noise
 from verl_uae.seeding import generator, normal
-from verl_uae.stages.common.build import build_rollout, decoder_shift
+from verl_uae.stages.common.build import build_training_painter, decoder_shift
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.pretrain.build import build_pair_encoder, density, supervised_worker_config
 
@@ -64,8 +64,8 @@ class PretrainWorker(DecoderTrainingWorker):
         self.shift = decoder_shift(self.run)
         self.density = density(self.run, self.shift)
         self.set_loss_fn(FlowMatching(self.density))
-        self.rollout = build_rollout(self.run, None, self.engine.module.transformer.config, device)
-        self.encoder = build_pair_encoder(self.run, self.rollout)
+        self.painter = build_training_painter(self.run, None, self.engine.module.transformer.config, device)
+        self.encoder = build_pair_encoder(self.run, self.painter)
         if self._offload:
             self._move_frozen("cpu")
         return self.shift
@@ -147,7 +147,7 @@ class PretrainWorker(DecoderTrainingWorker):
         latents, problems = self.encoder.latents(pairs, size)
         states, cut, unreadable = self.encoder.states(captions)
         problems = [first or second for first, second in zip(problems, unreadable, strict=True)]
-        factor = 2 ** (len(self.rollout.vae.config.block_out_channels) - 1)
+        factor = 2 ** (len(self.painter.vae.config.block_out_channels) - 1)
         channels = self.engine.module.transformer.config.in_channels
         blank = torch.zeros(channels, size[0] // factor, size[1] // factor)
         fields = {

@@ -11,8 +11,7 @@ import ray
 from omegaconf import DictConfig
 from verl.single_controller.ray import RayResourcePool
 
-from verl_uae.chain.draw import PolicySource
-from verl_uae.chain.records import CaptionState, Outcome
+from verl_uae.chain.records import Caption, Outcome, Sample
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.stages.common.captions import Messages
 from verl_uae.stages.common.group import DecoderTrainingGroup, interleave
@@ -37,15 +36,15 @@ class PolicyGroup(DecoderTrainingGroup):
         """The sampling plan of a policy batch, counted from 0."""
         return sampling_plan(self.config, self.shift, iteration)
 
-    def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[CaptionState]:
+    def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:
         """Captions of all prompts with the ``extra_info`` of their rows, in order."""
         return interleave(self.call("write_captions", ray.put(list(prompts)), ray.put(list(infos))), len(prompts))
 
     def explore(
-        self, sources: Sequence[PolicySource], layout: Layout, plan: SamplingPlan, step: int
+        self, samples: Sequence[Sample], layout: Layout, plan: SamplingPlan, step: int
     ) -> tuple[list[Outcome], dict[str, float]]:
-        """Draw and score a batch; outcomes by sample number, and the seconds of the slowest rank by phase."""
-        answers = self.call("explore", ray.put(list(sources)), layout, plan.to_dict(), step)
+        """Draw and score a batch; outcomes by picture number, and the seconds of the slowest rank by phase."""
+        answers = self.call("explore", ray.put(list(samples)), layout, plan.to_dict(), step)
         outcomes: dict[int, Outcome] = {}
         seconds: dict[str, float] = {}
         for rank, (found, spent) in enumerate(answers):

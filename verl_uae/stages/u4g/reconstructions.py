@@ -7,37 +7,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from verl_uae.chain.draw import PolicySource
-from verl_uae.chain.records import Outcome, prompt_text
+from verl_uae.chain.records import Outcome, Sample, prompt_text
 from verl_uae.stages.common.captions import Messages
 
 
 def generation_rows(
-    prompts: Sequence[Messages], sources: Sequence[PolicySource], outcomes: Sequence[Outcome]
+    prompts: Sequence[Messages], samples: Sequence[Sample], outcomes: Sequence[Outcome]
 ) -> list[dict[str, Any]]:
     """Rows of a batch.
 
     Args:
         prompts: of the captioner.
-        sources: pictures with captions, one per prompt.
-        outcomes: of equally many reconstructions of each source, source by source.
+        samples: pictures with captions, one per prompt.
+        outcomes: of equally many reconstructions of each sample, sample by sample.
     """
-    members = len(outcomes) // max(1, len(sources))
+    members = len(outcomes) // max(1, len(samples))
     rows = []
-    for number, entry in enumerate(outcomes):
-        source = sources[number // members]
+    for number, outcome in enumerate(outcomes):
+        sample, record = samples[number // members], outcome.record
         rows.append(
             {
                 "input": "\n".join(text.replace("\x1f", " ") for _, text in prompt_text(prompts[number // members])),
-                "output": source.caption,
-                "gts": source.row.get("ground_truth"),
+                "output": sample.caption.text,
+                "gts": sample.row.get("ground_truth"),
                 # A missing reward is not 0.
-                "score": entry["value"],
-                "digest": source.digest,
+                "score": record.value,
+                "digest": sample.caption.digest,
                 "member": number % members,
-                "status": entry["status"],
-                "reason": entry["reason"],
-                **{f"term_{name}": value for name, value in entry["terms"].items()},
+                "status": str(record.status),
+                "reason": record.reason or "",
+                **{f"term_{name}": value for name, value in record.terms.items()},
             }
         )
     return rows

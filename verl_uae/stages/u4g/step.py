@@ -8,7 +8,6 @@ Shape legend: N samples.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,15 +16,14 @@ from omegaconf import DictConfig
 from verl.single_controller.ray import RayResourcePool
 from verl.utils.debug import marked_timer
 
-from verl_uae.chain.draw import PolicySource
-from verl_uae.chain.records import CaptionState, Outcome, dataset_row, prompt_text
+from verl_uae.chain.records import Caption, Outcome, Sample, prompt_text
 from verl_uae.checkpoints.record import DecoderCheckpoints
-from verl_uae.data.images import source_digest, source_image
+from verl_uae.data.images import source_digest
 from verl_uae.engines.decoder_metrics import policy_metrics
 from verl_uae.errors import DataError
 from verl_uae.flow.advantage import group_advantage
+from verl_uae.reward.record import to_tensors
 from verl_uae.stages.common.captions import CaptionCache, Messages, column_caption
-from verl_uae.stages.common.group_rewards import Member
 from verl_uae.stages.common.outcomes import outcome_metrics, usable_members
 from verl_uae.stages.common.signals import RewardSignals
 from verl_uae.stages.common.supervised import SupervisedTrainer
@@ -51,64 +49,61 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         self.policy = PolicyGroup(self.config, pool, total_steps)
         self.captions = CaptionCache(self.config.uae.u4g.captions.cache_size)
 
-    def frozen_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[CaptionState]:
+    def frozen_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:
         """Captions of stage u4g: from the dataset's column, or of the frozen captioner, once per image."""
         if self.config.uae.u4g.captions.source == "column":
             return [column_caption(prompt, info) for prompt, info in zip(prompts, infos, strict=True)]
         names = [(picture_name(prompt, info), prompt_text(prompt)) for prompt, info in zip(prompts, infos, strict=True)]
-        states = {name: self.captions.get(name) for name in names}
-        missing = [position for position, name in enumerate(names) if states[name] is None]
+        kept = {name: self.captions.get(name) for name in names}
+        missing = [position for position, name in enumerate(names) if kept[name] is None]
         if missing:
             written = self.policy.write_captions(
                 [prompts[position] for position in missing], [infos[position] for position in missing]
             )
-            for position, state in zip(missing, written, strict=True):
-                self.captions.put(names[position], state)
-                states[names[position]] = state
-        return [state for state in (states[name] for name in names) if state is not None]
+            for position, caption in zip(missing, written, strict=True):
+                self.captions.put(names[position], caption)
+                kept[names[position]] = caption
+        return [caption for caption in (kept[name] for name in names) if caption is not None]
 
     def improve_policy(
-        self,
-        prompts: Sequence[Messages],
-        sources: Sequence[PolicySource],
-        states: Sequence[CaptionState],
-        policy_step: int,
+        self, prompts: Sequence[Messages], samples: Sequence[Sample], policy_step: int
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Explore, score and update on one batch of pictures.
 
         Args:
             prompts: of the captioner, for the files of rollouts.
-            sources: pictures with captions.
-            states: their captions.
+            samples: pictures with captions.
             policy_step: number of the policy's step in the run, from 0.
 
         Returns:
             metrics, and seconds by phase.
 
         Raises:
-            RewardError: too few samples have a reward.
+            RewardError: too few pictures have a reward.
         """
         u4g = self.config.uae.u4g
         seconds: dict[str, float] = {}
-        layout = Layout(len(sources), u4g.samples_per_caption, u4g.updates_per_rollout, self.policy.ranks)
+        layout = Layout(len(samples), u4g.samples_per_caption, u4g.updates_per_rollout, self.policy.ranks)
         plan = self.policy.plan(policy_step)
-        outcomes, phases = self.policy.explore(sources, layout, plan, policy_step + 1)
+        outcomes, phases = self.policy.explore(samples, layout, plan, policy_step + 1)
         self.losses.check(outcomes)
         groups = [str(number // layout.members) for number in range(len(outcomes))]
         if self.group_rewards.active:
             with marked_timer("score", phases):
-                outcomes = self.group_rewards.add(outcomes, _members(sources, layout))
+                members = [sample for sample in samples for _ in range(layout.members)]
+                outcomes = self.group_rewards.add(outcomes, members, groups)
             self.losses.check(outcomes)
         signals, drawn = self.signals("u4g"), outcomes
         outcomes = signals.recompose(drawn, groups)
-        self._drawn = generation_rows(prompts, sources, outcomes)
+        self._drawn = generation_rows(prompts, samples, outcomes)
         usable = usable_members(outcomes, groups)
         advantage_N, metrics = self._advantages(outcomes, usable, groups)
         weights = [float(keep) for keep in usable]
         with marked_timer("update_policy", seconds), self.updating():
             updates = self.policy.improve(advantage_N.tolist(), weights, policy_step * layout.updates)
         metrics.update(policy_metrics(updates))
-        metrics.update(outcome_metrics(outcomes, states, groups, min_std=u4g.advantage.min_std))
+        captions = [sample.caption for sample in samples]
+        metrics.update(outcome_metrics(outcomes, captions, groups, min_std=u4g.advantage.min_std))
         metrics.update(signals.metrics(drawn, metrics))
         metrics["train/window_start"] = float(plan.window[0]) if plan.window else -1.0
         metrics["train/seconds_per_picture"] = (sum(phases.values()) + seconds["update_policy"]) / len(outcomes)
@@ -118,7 +113,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         self, outcomes: Sequence[Outcome], usable: Sequence[bool], groups: Sequence[str]
     ) -> tuple[torch.Tensor, dict[str, float]]:
         settings = self.config.uae.u4g.advantage
-        reward_N = torch.tensor([math.nan if entry["value"] is None else entry["value"] for entry in outcomes])
+        reward_N, _ = to_tensors([outcome.record for outcome in outcomes])
         raw_N, _ = group_advantage(
             reward_N, torch.tensor(usable), list(groups), min_std=settings.min_std, std=settings.std
         )
@@ -134,36 +129,16 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
             self._dump_generations(**dump_arguments(self._drawn), dump_path=folder)
 
     def evaluate_policy(
-        self, sources: Sequence[PolicySource], policy_step: int, probes: int
+        self, samples: Sequence[Sample], policy_step: int, probes: int
     ) -> tuple[list[Outcome], list[bytes | None]]:
         """Outcomes of the evaluation sampler, and pictures of the training sampler for the first ``probes``."""
-        probes = min(probes, len(sources))
-        outcomes = self.policy.evaluate(sources, probes)
-        explored: list[bytes | None] = [None] * len(sources)
+        probes = min(probes, len(samples))
+        outcomes = self.policy.evaluate(samples, probes)
+        explored: list[bytes | None] = [None] * len(samples)
         plan = self.policy.plan(policy_step)
         if probes and plan.window:
-            drawn = self.policy.evaluate(sources[:probes], probes, plan)
-            explored[:probes] = [entry["picture"] for entry in drawn]
+            explored[:probes] = [outcome.picture for outcome in self.policy.evaluate(samples[:probes], probes, plan)]
         return outcomes, explored
-
-
-def policy_sources(columns: Mapping[str, Sequence[Any]], states: Sequence[CaptionState]) -> list[PolicySource]:
-    """Pictures of a batch of dataset rows with their captions."""
-    sources = []
-    for position, state in enumerate(states):
-        row = dataset_row({name: values[position] for name, values in columns.items()})
-        image = source_image(columns["raw_prompt"][position]).convert("RGB")
-        sources.append(PolicySource(image, state["digest"], state["caption"], state["reason"], state["status"], row))
-    return sources
-
-
-def _members(sources: Sequence[PolicySource], layout: Layout) -> list[Member]:
-    """What groupwise rewards see of the samples of a batch, by number."""
-    return [
-        Member(str(number), source.image, source.caption, source.row)
-        for number, source in enumerate(sources)
-        for _ in range(layout.members)
-    ]
 
 
 def picture_name(prompt: Messages, info: Mapping[str, Any]) -> str | None:

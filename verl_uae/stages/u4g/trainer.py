@@ -14,12 +14,13 @@ from verl.single_controller.ray import RayResourcePool
 from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
+from verl_uae.chain.records import samples_of
 from verl_uae.stages.common.length import cover_steps
 from verl_uae.stages.common.outcomes import validation_info
 from verl_uae.stages.common.panel import PanelRow
 from verl_uae.stages.common.standalone import StandaloneTrainer
 from verl_uae.stages.u4g.reconstructions import dump_arguments, generation_rows
-from verl_uae.stages.u4g.step import PolicyMixin, policy_sources
+from verl_uae.stages.u4g.step import PolicyMixin
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -55,9 +56,9 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
         """Captions, reconstructions, rewards, updates."""
         columns = _columns(self._next_train_batch())
         with marked_timer("caption", timing_raw):
-            states = self.frozen_captions(columns["raw_prompt"], columns["extra_info"])
-        sources = policy_sources(columns, states)
-        found, seconds = self.improve_policy(columns["raw_prompt"], sources, states, self.global_steps - 1)
+            captions = self.frozen_captions(columns["raw_prompt"], columns["extra_info"])
+        samples = samples_of(columns, captions)
+        found, seconds = self.improve_policy(columns["raw_prompt"], samples, self.global_steps - 1)
         metrics.update(found)
         timing_raw.update(seconds)
         return self.step_keys([str(uid) for uid in columns["uid"]])
@@ -75,36 +76,35 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
         self.log_reconstructions(timing_raw, rollout_data_dir)
 
     def _validate(self) -> dict[str, float]:
-        sources_of: list[str] = []
+        data_sources: list[str] = []
         shown: list[PanelRow] = []
         infos: list[dict] = []
         rows: list[dict] = []
-        failures = samples = 0
+        failures = count = 0
         for batch in self.val_dataloader:
-            states = self.frozen_captions(batch["raw_prompt"], batch["extra_info"])
+            captions = self.frozen_captions(batch["raw_prompt"], batch["extra_info"])
             # The first rows of the file are shown, however many batches validation has.
-            probes = max(0, self.config.uae.panel.probes - samples)
-            sources, step = policy_sources(batch, states), max(0, self.global_steps - 1)
-            outcomes, explored = self.evaluate_policy(sources, step, probes)
+            probes = max(0, self.config.uae.panel.probes - count)
+            samples, step = samples_of(batch, captions), max(0, self.global_steps - 1)
+            outcomes, explored = self.evaluate_policy(samples, step, probes)
             self.supervisor.boundary("validation")
             self.losses.tell(outcomes)
-            rows += generation_rows(batch["raw_prompt"], sources, outcomes)
-            for position, (entry, state) in enumerate(zip(outcomes, states, strict=True)):
-                samples += 1
-                if entry["picture"]:
-                    prompt = batch["raw_prompt"][position]
-                    shown.append(PanelRow.from_sample(prompt, state, entry, explored[position]))
-                if entry["status"] != "ok":
+            rows += generation_rows(batch["raw_prompt"], samples, outcomes)
+            for sample, outcome, train_picture in zip(samples, outcomes, explored, strict=True):
+                count += 1
+                if outcome.picture:
+                    shown.append(PanelRow.of_sample(sample, outcome, train_picture))
+                if not outcome.record.ok:
                     # A sample without reward must not enter a mean as 0.
                     failures += 1
                     continue
-                sources_of.append(str(batch.get("data_source", ["unknown"] * len(states))[position]))
-                infos.append({"reward": entry["value"], **validation_info(entry, state)})
+                data_sources.append(str(sample.row["data_source"]))
+                infos.append({"reward": outcome.record.value, **validation_info(outcome, sample.caption)})
         # A term that a picture lacks is None there, which verl leaves out.
         names = dict.fromkeys(name for info in infos for name in info)
         columns = {name: [info.get(name) for info in infos] for name in names}
-        metrics = self._val_metrics_update(sources_of, [str(n) for n in range(len(infos))], columns, [])
-        metrics["val-aux/uae/invalid_frac"] = failures / max(1, samples)
+        metrics = self._val_metrics_update(data_sources, [str(n) for n in range(len(infos))], columns, [])
+        metrics["val-aux/uae/invalid_frac"] = failures / max(1, count)
         texts = {name: [row[column] for row in rows] for name, column in _LOGGED.items()}
         self._maybe_log_val_generations(**texts)
         folder = self.config.trainer.get("validation_data_dir")

@@ -21,16 +21,17 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
 
-from verl_uae.chain.draw import FieldOf, PolicyDraw, PolicySample, PolicySource
-from verl_uae.chain.records import CaptionState, Outcome
+from verl_uae.chain.draw import Drawn, FieldOf
+from verl_uae.chain.records import Caption, Outcome, Sample
 from verl_uae.engines.left_out import is_left_out
 from verl_uae.engines.replica import SamplingReplica
 from verl_uae.flow.objective.nft import draw_sigmas
 from verl_uae.flow.plan import SamplingPlan
+from verl_uae.reward.build import has_groupwise
 from verl_uae.seeding import generator, normal
-from verl_uae.stages.common.build import build_rollout, decoder_shift
+from verl_uae.stages.common.build import build_training_painter, decoder_shift
 from verl_uae.stages.common.captions import Messages
-from verl_uae.stages.common.worker import DecoderTrainingWorker, outcomes_of
+from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.u4g.build import OLD, build_captions, objective, worker_config
 from verl_uae.stages.u4g.layout import Layout
 
@@ -52,7 +53,7 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
     def __init__(self, config: DictConfig, total_steps: int) -> None:
         super().__init__(config, worker_config(config, total_steps))
         self.objective = objective(config)
-        self._drawn: tuple[Layout, SamplingPlan, int, Sequence[PolicySource], PolicyDraw] | None = None
+        self._drawn: tuple[Layout, SamplingPlan, int, Sequence[Sample], Drawn] | None = None
 
     @property
     def _forward(self) -> bool:
@@ -66,7 +67,8 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         self.set_loss_fn(self.objective)
         device = get_device_name()
         self.captions = build_captions(self.run, device)
-        self.rollout = build_rollout(self.run, self.captions, self.engine.module.transformer.config, device)
+        transformer = self.engine.module.transformer.config
+        self.painter = build_training_painter(self.run, self.captions, transformer, device)
         self.replica = SamplingReplica(self.engine) if self.run.uae.u4g.sampler == "replica" else None
         self.shift = decoder_shift(self.run)
         if self._offload:
@@ -74,7 +76,7 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         return self.shift
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[CaptionState]:
+    def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:
         """Captions of this rank's share of the prompts: every ``world_size``-th, from its own rank on."""
         assert self.captions is not None
         mine = slice(self.rank, None, self.world_size)
@@ -83,19 +85,23 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def explore(
-        self, sources: Sequence[PolicySource], layout: Layout, plan: dict[str, Any], step: int
+        self, samples: Sequence[Sample], layout: Layout, plan: dict[str, Any], step: int
     ) -> tuple[list[Outcome], dict[str, float]]:
-        """Draw and score this rank's samples of a batch and keep their trajectories for :meth:`improve`.
+        """Draw and score this rank's pictures of a batch and keep their trajectories for :meth:`improve`.
 
         Returns:
             Outcomes in the order of ``layout.of_rank(rank)``, and seconds by phase.
         """
         chosen = SamplingPlan.from_dict(plan)
-        samples = [_sample(number, layout.members) for number in layout.of_rank(self.rank)]
+        keep = has_groupwise(self.run)
+        draws = [
+            self.named(samples[number // layout.members], step, number % layout.members, want_reconstruction=keep)
+            for number in layout.of_rank(self.rank)
+        ]
         with self._frozen_on_device(), self.engine.eval_mode(), self._weights(OLD if self._forward else None):
-            draw = self.rollout.explore(self._field(), chosen, sources, samples, step)
-        self._drawn = (layout, chosen, step, sources, draw)
-        return outcomes_of(draw), draw.seconds
+            drawn = self.painter.draw(self._field(), chosen, draws, collective=True)
+        self._drawn = (layout, chosen, step, samples, drawn)
+        return drawn.outcomes, drawn.seconds
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def improve(self, advantages: Sequence[float], weights: Sequence[float], first_update: int) -> list[dict]:
@@ -110,14 +116,14 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
             verl's metrics of each update.
         """
         assert self._drawn is not None
-        layout, plan, step, sources, draw = self._drawn
+        layout, plan, step, samples, drawn = self._drawn
         self._drawn = None
         batches = []
         for update in range(layout.updates):
             numbers = layout.of_update(update, self.rank)
             rows = slice(update * len(numbers), (update + 1) * len(numbers))
             total = sum(weights[n] for r in range(layout.ranks) for n in layout.of_update(update, r))
-            data = self._mini_batch(draw, rows, plan, numbers, layout, sources, step)
+            data = self._mini_batch(drawn, rows, plan, numbers, layout, samples, step)
             data["advantage_B"] = torch.tensor([advantages[n] for n in numbers], dtype=torch.float32)
             data["weight_B"] = torch.tensor([weights[n] for n in numbers], dtype=torch.float32)
             tu.assign_non_tensor(data, total_weight=total)
@@ -150,19 +156,19 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
 
     def _mini_batch(
         self,
-        draw: PolicyDraw,
+        drawn: Drawn,
         rows: slice,
         plan: SamplingPlan,
         numbers: Sequence[int],
         layout: Layout,
-        sources: Sequence[PolicySource],
+        samples: Sequence[Sample],
         step: int,
     ) -> TensorDict:
-        trajectory = draw.trajectory
-        fields: dict[str, Tensor] = {"states_BLE": draw.states_NLE[rows]}
+        trajectory = drawn.trajectory
+        fields: dict[str, Tensor] = {"states_BLE": drawn.states_NLE[rows]}
         if self._forward:
             fields["x0_BCHW"] = trajectory.final_BCHW[rows]
-            names = [(sources[n // layout.members].digest, n % layout.members) for n in numbers]
+            names = [(samples[n // layout.members].caption.digest, n % layout.members) for n in numbers]
             fields |= self._forward_draws(names, plan, step)
         else:
             for field, source in _KEPT.items():
@@ -177,14 +183,14 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
             reference_kl={"form": kl.form, "coef": float(kl.coef)},
         )
         if plan.guidance != 1.0:
-            negative = self.rollout.conditions.get([self.run.uae.decoder.negative_prompt])[0][0]
+            negative = self.painter.conditions.get([self.run.uae.decoder.negative_prompt])[0][0]
             tu.assign_non_tensor(data, negative_LE=negative)
         return data
 
     def _forward_draws(self, names: Sequence[tuple[str, int]], plan: SamplingPlan, step: int) -> dict[str, Tensor]:
         """Fresh noise and noise levels of forward-process objectives, by name."""
         seed, count = self.run.uae.seed, self.run.uae.u4g.objective.num_sigmas
-        shape = (count, *self.rollout.settings.latent_shape)
+        shape = (count, *self.painter.settings.latent_shape)
         return {
             "noise_BTCHW": torch.stack([normal(shape, seed, "u4g forward noise", step, *name) for name in names]),
             "sigma_BT": torch.stack(
@@ -223,7 +229,3 @@ _KEPT = {
     "old_mean_BKCHW": "mean_BKCHW",
     "old_log_prob_BK": "log_prob_BK",
 }
-
-
-def _sample(number: int, members: int) -> PolicySample:
-    return PolicySample(number // members, number % members)

@@ -15,11 +15,12 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
+from verl_uae.chain.records import CAPTION_FIELD, SAMPLE_FIELDS, samples_of
 from verl_uae.stages.common.group import DecoderTrainingGroup
 from verl_uae.stages.g4u.batch import canonical_order, fetch
 from verl_uae.stages.g4u.decoder_group import DecoderGroup
 from verl_uae.stages.g4u.trainer import G4UTrainer
-from verl_uae.stages.u4g.step import PolicyMixin, policy_sources
+from verl_uae.stages.u4g.step import PolicyMixin
 from verl_uae.stages.u4g.trainer import policy_line
 from verl_uae.stages.unified.schedule import Alternation
 
@@ -85,11 +86,10 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
     def _policy_step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         with marked_timer("caption", timing_raw):
             batch = self._write_captions()
-        names = ["raw_prompt", "extra_fields", "data_source", "reward_model", "extra_info"]
-        columns = fetch(batch, names)
-        states = [extra["uae"] for extra in columns["extra_fields"]]
+        columns = fetch(batch, [*SAMPLE_FIELDS, "extra_fields"])
+        samples = samples_of(columns, [extra[CAPTION_FIELD] for extra in columns["extra_fields"]])
         done = self.alternation.done("u4g", self.global_steps - 1)
-        found, seconds = self.improve_policy(columns["raw_prompt"], policy_sources(columns, states), states, done)
+        found, seconds = self.improve_policy(columns["raw_prompt"], samples, done)
         metrics.update(found)
         timing_raw.update(seconds)
         last = self.alternation.stage(self.global_steps + 1) == "g4u"

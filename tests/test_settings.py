@@ -15,11 +15,11 @@ from typing import get_args
 import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
+from verl_uae.chain.reconstruct import SamplerSettings
 
 from tests.composing import copied
 from tests.source import modules
 from verl_uae.chain.config import DecoderConfig
-from verl_uae.chain.reconstruct import SamplerSettings
 from verl_uae.config import STAGES
 from verl_uae.config.schema import UAEConfig
 from verl_uae.config.validate import ValidateCallback

@@ -18,11 +18,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from peft import PeftModel
+from verl_uae.chain.reconstruct import encode_jpeg
 
 from tests.e2e.world import build_world, environment, train
 from verl_uae import UAEPipeline
 from verl_uae.chain.decoder import Decoder
-from verl_uae.chain.reconstruct import encode_jpeg
 from verl_uae.checkpoints.assemble import tensors_of
 from verl_uae.checkpoints.load import load_model
 from verl_uae.checkpoints.manifest import verify_folder

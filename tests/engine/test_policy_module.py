@@ -11,7 +11,6 @@ import torch
 from verl_uae.chain.decoder import Decoder
 from verl_uae.engines.decoder_module import PolicyModule, Uncast
 from verl_uae.errors import CheckpointError
-from verl_uae.flow.ode import guided
 from verl_uae.scenes.codec import LATENT_CHANNELS, LATENT_SIZE
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH, HIDDEN_SIZE
 from verl_uae.seeding import normal
@@ -39,12 +38,19 @@ def test_guidance_in_one_batch_is_two_calls_also_in_its_gradient(module: PolicyM
     weight = module.projector.layers[0].weight
     batched = module(X, SIGMA, STATES, NEGATIVE, 3.0)
     (expected_gradient,) = torch.autograd.grad(batched.square().sum(), weight)
-    two = guided(lambda x, s: module(x, s, STATES), lambda x, s: module(x, s, NEGATIVE.expand(3, -1, -1)), 3.0)
-    separate = two(X, SIGMA)
+    conditional, negative = module(X, SIGMA, STATES), module(X, SIGMA, NEGATIVE.expand(3, -1, -1))
+    separate = negative + 3.0 * (conditional - negative)
     (gradient,) = torch.autograd.grad(separate.square().sum(), weight)
     torch.testing.assert_close(batched, separate, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-3, rtol=1e-4)
     assert not torch.allclose(batched, module(X, SIGMA, STATES), atol=1e-2)
+
+
+def test_guidance_is_the_decoders_bit_for_bit(module: PolicyModule, tiny_models: Path) -> None:
+    decoder = Decoder.from_pretrained(str(tiny_models / "decoder"))
+    with torch.no_grad():
+        theirs = decoder.field(STATES, NEGATIVE, 3.0)(X, SIGMA)
+        assert torch.equal(module(X, Uncast(SIGMA), STATES, NEGATIVE, 3.0), theirs)
 
 
 def test_guidance_needs_a_negative_condition(module: PolicyModule) -> None:

@@ -63,13 +63,18 @@ def test_the_state_stays_fp32_and_sigma_is_per_sample() -> None:
 
 def test_guidance_identities() -> None:
     x, sigma = noise(), torch.full((3,), 0.5)
-    conditional, unconditional = (lambda x, s: 2 * x + 1), (lambda x, s: x - 3)
-    assert torch.allclose(guided(conditional, unconditional, 1.0)(x, sigma), conditional(x, sigma), atol=1e-6)
-    assert torch.equal(guided(conditional, unconditional, 0.0)(x, sigma), unconditional(x, sigma))
+
+    def both(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        assert len(x) == len(s) == 6
+        return torch.cat([2 * x[:3] + 1, x[3:] - 3])
+
+    assert torch.equal(guided(both, 0.0)(x, sigma), x - 3)
     for scale in (2.0, 5.0):
-        expected = (1 - scale) * unconditional(x, sigma) + scale * conditional(x, sigma)
-        assert torch.allclose(guided(conditional, unconditional, scale)(x, sigma), expected, atol=1e-5)
-    assert torch.allclose(guided(conditional, conditional, 7.5)(x, sigma), conditional(x, sigma), atol=1e-6)
+        expected = (1 - scale) * (x - 3) + scale * (2 * x + 1)
+        assert torch.allclose(guided(both, scale)(x, sigma), expected, atol=1e-5)
+    assert torch.allclose(guided(lambda x, s: 2 * x + 1, 7.5)(x, sigma), 2 * x + 1, atol=1e-6)
+    alone = guided(lambda x, s: x * len(x), 1.0)(x, sigma)
+    assert torch.equal(alone, 3 * x), "a scale of 1 is one branch, of B rows"
 
 
 def test_a_step_hook_sees_every_step_changes_the_state_and_ends_the_integration() -> None:

@@ -19,11 +19,13 @@ from PIL import Image
 from tests.pipeline.conftest import picture
 from verl_uae.chain.captioner import caption_messages
 from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.conditions import ConditionCache
 from verl_uae.chain.config import DecoderConfig
 from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.draw import Painter, PainterSettings
 from verl_uae.chain.loading import load_model
 from verl_uae.chain.pipeline import UAEPipeline
-from verl_uae.chain.reconstruct import ReconstructionChain, SamplerSettings
+from verl_uae.chain.records import Caption, Draw, Sample
 from verl_uae.checkpoints.export import ExportSettings, export_checkpoint
 from verl_uae.checkpoints.inference import (
     ENTRIES,
@@ -36,11 +38,12 @@ from verl_uae.checkpoints.run import RunConfig, config_text, write_run_config
 from verl_uae.checkpoints.step import mark_complete
 from verl_uae.data.prompts import CaptionPrompt
 from verl_uae.errors import CheckpointError, DecodeError
+from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward import RewardScorer
 from verl_uae.seeding import normal
 from verl_uae.stages.common.captions import CaptionSettings, EncoderCaptions
-from verl_uae.stages.g4u.build import build_chain
+from verl_uae.stages.g4u.redraw import build_redrawer
 
 CAPTIONS = ["a red circle", "a large blue square", ""]
 DRAWING: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "pt"}
@@ -62,15 +65,15 @@ def test_draws_the_pictures_of_training_time_evaluation(
     pipe: UAEPipeline, tiny_models: Path, encoder_folder: Path, guidance: float
 ) -> None:
     """Conditioner and decoder loaded as a decoder worker loads them; same caption, same noise, same noise levels."""
-    settings = SamplerSettings(32, 32, 4, guidance, NEGATIVE_PROMPT, 2, 8, 8)
-    chain = ReconstructionChain(
-        Conditioner.from_pretrained(str(encoder_folder), length=20),
-        Decoder.from_pretrained(str(tiny_models / "decoder")),
-        RewardScorer([("pixel", 1.0, {})]),
-        settings,
-    )
+    decoder = Decoder.from_pretrained(str(tiny_models / "decoder"))
+    conditions = ConditionCache(Conditioner.from_pretrained(str(encoder_folder), length=20), 8)
+    settings = PainterSettings(32, 32, (30, 4, 4), NEGATIVE_PROMPT, 8, 8, 8)
+    painter = Painter(conditions, decoder.vae, RewardScorer([("pixel", 1.0, {})]), settings, "cpu")
     keys = [("k", index) for index in range(2 * len(CAPTIONS))]
-    expected, cut = chain.draw(CAPTIONS, keys)
+    samples = [Sample(picture(0), Caption(text, "d")) for text in CAPTIONS for _ in range(2)]
+    plan = SamplingPlan.ode(sigma_schedule(4, decoder.shift), guidance)
+    drawn = painter.draw(decoder.field, plan, list(map(Draw, samples, keys)))
+    expected, cut = decoder.decode_latent(drawn.trajectory.final_BCHW), [one.truncated for one in drawn.outcomes[::2]]
     latents = torch.stack([normal((30, 4, 4), *key) for key in keys])
     found = pipe(
         CAPTIONS,
@@ -110,12 +113,16 @@ def test_an_exported_run_captions_and_draws_as_it_validated(
     settings = CaptionSettings(seed=0, prompt_length=64, response_length=config.data.max_response_length)
     engine = EncoderCaptions(str(encoder_folder), settings)
     asked = [caption_messages(image, prompt.user, prompt.system) for image in pictures]
-    captions = [state["caption"] for state in engine.write(asked, [{}] * len(asked))]
+    captions = [caption.text for caption in engine.write(asked, [{}] * len(asked))]
     assert pipe.caption(pictures) == captions and len(set(captions)) > 1
-    chain = build_chain(config, "cpu")
-    keys = [("k", index) for index in range(len(captions))]
-    expected, _ = chain.draw(captions, keys)
-    latents = torch.stack([normal(chain.latent_shape, *key) for key in keys])
+    redrawer = build_redrawer(config, "cpu", "cpu")
+    draws = [
+        Draw(Sample(image, Caption(text, "d")), ("k", index))
+        for index, (image, text) in enumerate(zip(pictures, captions, strict=True))
+    ]
+    finals = redrawer.painter.draw(redrawer.decoder.field, redrawer.plan, draws).trajectory.final_BCHW
+    expected = redrawer.decoder.decode_latent(finals)
+    latents = torch.stack([normal(redrawer.painter.settings.latent_shape, *draw.noise) for draw in draws])
     drawn = pipe.generate(captions, latents=latents, output_type="pt").images
     assert drawn.shape[-2:] == (16, 32) and torch.equal(drawn, expected)
 

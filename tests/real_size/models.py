@@ -21,7 +21,6 @@ from torch import nn
 
 from benchmarks.sizes import SIZES, LanguageSize, Size, build_conditioner, build_policy
 from verl_uae.chain.decoder import Decoder
-from verl_uae.chain.reconstruct import ReconstructionChain, SamplerSettings
 from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.decoder_module import PolicyModule
 from verl_uae.engines.lora import DEFAULT_TARGETS, add_lora
@@ -113,24 +112,10 @@ def scorer(clip: str, *, source_cache_bytes: int = 1 << 20) -> RewardScorer:
     return built
 
 
-def chain(size: Size, clip: str, **settings: Any) -> ReconstructionChain:
-    """The frozen chain of G4U, in its defaults."""
+def decoder(size: Size) -> Decoder:
+    """The frozen decoder of G4U."""
     module = policy_module(size)
-    decoder = Decoder(module.transformer, vae(), module.projector, shift=3.0).eval().requires_grad_(False)
-    sampler = SamplerSettings(
-        **{
-            "height": 512,
-            "width": 512,
-            "num_steps": 10,
-            "guidance": 5.0,
-            "negative_prompt": "ugly",
-            "seeds_per_caption": 1,
-            "batch_size": 8,
-            "vae_batch_size": 2,
-            **settings,
-        }
-    )
-    return ReconstructionChain(conditioner(size), decoder, scorer(clip), sampler)
+    return Decoder(module.transformer, vae(), module.projector, shift=3.0).eval().requires_grad_(False)
 
 
 def photograph() -> Image.Image:

@@ -12,7 +12,7 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 from benchmarks.sizes import Size
 from tests.real_size import models, workers
 from tests.real_size.accelerator import Accelerator
-from verl_uae.chain.records import OUTCOME_FIELD, CaptionState
+from verl_uae.chain.records import CAPTION_FIELD, OUTCOME_FIELD, Caption, Envelope
 from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS
 
 STEPS = ["uae.decoder.num_steps=2", "uae.decoder.batch_size=4"]
@@ -40,8 +40,8 @@ BUDGET = {
 def captions() -> TensorDict:
     """What the queue hands a rank."""
     message = {"role": "user", "content": [{"type": "image", "image": models.photograph()}]}
-    state = CaptionState(caption="a red circle", digest="digest", status="ok", reason="", cut=False, tokens=3)
-    row = [[message], {"uae": state}, "photographs", {"ground_truth": None}, {}]
+    extra = {CAPTION_FIELD: Envelope(Caption("a red circle", "digest", tokens=3))}
+    row = [[message], "photographs", {"ground_truth": None}, {}, extra]
     columns = dict(zip(INPUT_FIELDS, row, strict=True))
     rows = [{**columns, "extra_info": {"index": index}} for index in range(CAPTIONS)]
     data = TensorDict({name: NonTensorStack(*(row[name] for row in rows)) for name in columns}, batch_size=CAPTIONS)
@@ -54,11 +54,11 @@ def test_captions_are_redrawn_and_scored_on_the_device(
 ) -> None:
     config = compose(*STEPS, "uae.decoder.path=decoder", "uae.decoder.offload=false")
     worker = workers.decoder_worker(config, size, clip)
-    accelerator.in_threads_of(worker.chain.scorer)
+    accelerator.in_threads_of(worker.redrawer.painter.scorer)
     with accelerator:
         answer = worker.decode_and_score(captions())[OUTCOME_FIELD]
-    outcomes = [getattr(entry, "data", entry) for entry in answer]
-    assert [(entry["status"], entry["reason"]) for entry in outcomes] == [("ok", "")] * CAPTIONS
+    records = [getattr(entry, "data", entry).content.record for entry in answer]
+    assert [(str(record.status), record.reason) for record in records] == [("ok", None)] * CAPTIONS
     assert accelerator.syncs == BUDGET
     assert accelerator.frozen_bytes_to_host == 0
 
@@ -69,7 +69,7 @@ def test_an_offloaded_rank_holds_nothing_between_two_batches(
 ) -> None:
     config = compose(*STEPS, "uae.decoder.path=decoder", "uae.decoder.offload=true")
     worker = workers.decoder_worker(config, size, clip)
-    parts = (worker.chain.decoder, worker.chain.conditioner)
+    parts = (worker.redrawer.decoder, worker.redrawer.painter.conditions.conditioner)
     weights = sum(weight.numel() * weight.element_size() for part in parts for weight in part.parameters())
     with accelerator:
         worker._move("cpu")

@@ -29,13 +29,13 @@ def test_the_vae_sees_few_pictures_at_a_time(pixels: int, clip: str, accelerator
     side = [f"uae.decoder.height={pixels}", f"uae.decoder.width={pixels}"]
     config = compose("uae.decoder.path=decoder", *side, name="uae_pretrain")
     size = models.size_of("sd35_large", 2048)
-    rollout = workers.rollout(config, size, clip, models.policy_module(size))
+    painter = workers.training_painter(config, size, clip, models.policy_module(size))
     with accelerator:
-        pictures, undrawn = rollout._decode(torch.zeros(8, 16, pixels // 8, pixels // 8))
+        pictures, undrawn = painter._decode(torch.zeros(8, 16, pixels // 8, pixels // 8))
     assert pictures.shape == (8, 3, pixels, pixels) and not undrawn
     share = (pixels / 512) ** 2
     assert accelerator.peak_gib < 1.8 * share
-    encoder = build_pair_encoder(config, rollout)
+    encoder = build_pair_encoder(config, painter)
     buffer = io.BytesIO()
     models.photograph().resize((pixels, pixels)).save(buffer, "PNG")
     pairs = [Pair(buffer.getvalue(), "", None, pixels, pixels, "file", 0)] * 8

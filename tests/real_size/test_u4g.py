@@ -13,7 +13,7 @@ from benchmarks.sizes import Size
 from tests.real_size import models, workers
 from tests.real_size.accelerator import Accelerator
 from tests.real_size.conftest import LARGE, MEDIUM
-from verl_uae.chain.draw import PolicySource
+from verl_uae.chain.records import Caption, Sample
 from verl_uae.engines.decoder_metrics import Figures
 from verl_uae.stages.common.build import EMA
 from verl_uae.stages.u4g.build import OLD, sampling_plan
@@ -36,10 +36,10 @@ FORWARD = ["decoder/objective=nft", "uae.u4g.samples_per_caption=4", "uae.u4g.ob
 
 
 def explored(worker: workers.PolicyWorker, config: Any) -> list[Any]:
-    source = PolicySource(models.photograph(), "digest", "a red circle")
+    sample = Sample(models.photograph(), Caption("a red circle", "digest"))
     plan = sampling_plan(config, 3.0, 0)
-    outcomes, _ = worker.explore([source], LAYOUT, plan.to_dict(), 1)
-    return [(entry["status"], entry["reason"]) for entry in outcomes]
+    outcomes, _ = worker.explore([sample], LAYOUT, plan.to_dict(), 1)
+    return [(str(outcome.record.status), outcome.record.reason) for outcome in outcomes]
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_a_batch_is_drawn_scored_and_trained_on_the_device(
     module = models.policy_module(size, lora=kind != "full")
     shadows = (EMA, OLD) if kind == "forward" else (EMA,)
     worker = workers.policy_worker(config, size, clip, module, shadows=shadows)
-    accelerator.in_threads_of(worker.rollout.scorer)
+    accelerator.in_threads_of(worker.painter.scorer)
     with accelerator:
-        assert explored(worker, config) == [("ok", "")] * 4
+        assert explored(worker, config) == [("ok", None)] * 4
         sampling = Counter(accelerator.syncs)
         accelerator.syncs.clear()
         metrics = worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0)

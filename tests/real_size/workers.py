@@ -17,32 +17,41 @@ from benchmarks.sizes import Size
 from tests.real_size import models
 from verl_uae.chain.codec import latent_shape
 from verl_uae.chain.conditions import ConditionCache
-from verl_uae.chain.draw import PolicyRollout, PolicyRolloutSettings
+from verl_uae.chain.draw import Painter, PainterSettings
 from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.stages.common.build import evaluation_plan
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.g4u.decoder_worker import DecoderWorker
+from verl_uae.stages.g4u.redraw import Redrawer
 from verl_uae.stages.pretrain.build import build_pair_encoder, density
 from verl_uae.stages.pretrain.worker import FlowMatching, PretrainWorker
 from verl_uae.stages.u4g.build import objective
 from verl_uae.stages.u4g.worker import DecoderPolicyWorker
 
 
-def rollout(config: Any, size: Size, clip: str, module: PolicyModule) -> PolicyRollout:
-    """As :func:`~verl_uae.stages.common.build.build_rollout` builds it."""
-    uae, codec = config.uae, models.vae()
-    settings = PolicyRolloutSettings(
-        seed=uae.seed,
-        height=uae.decoder.height,
-        width=uae.decoder.width,
-        latent_shape=latent_shape(codec.config, module.transformer.config, uae.decoder.height, uae.decoder.width),
-        micro_batch_size=uae.train.micro_batch_size,
-        decode_batch_size=uae.decoder.batch_size,
-        vae_batch_size=uae.decoder.vae_batch_size,
-        share_noise=uae.u4g.share_noise,
-        negative_prompt=uae.decoder.negative_prompt,
+def painter(
+    config: Any, conditioner: Any, codec: Any, transformer: Any, clip: str, *, micro_batch_size: int
+) -> Painter:
+    """As :func:`~verl_uae.stages.common.build.build_painter` builds it."""
+    decoder = config.uae.decoder
+    settings = PainterSettings(
+        height=decoder.height,
+        width=decoder.width,
+        latent_shape=latent_shape(codec.config, transformer, decoder.height, decoder.width),
+        negative_prompt=decoder.negative_prompt,
+        micro_batch_size=micro_batch_size,
+        score_batch_size=decoder.batch_size,
+        vae_batch_size=decoder.vae_batch_size,
     )
-    conditions = ConditionCache(models.conditioner(size), uae.conditioner.cache_size)
-    return PolicyRollout(conditions, codec, models.scorer(clip), settings, "meta")
+    conditions = ConditionCache(conditioner, config.uae.conditioner.cache_size)
+    return Painter(conditions, codec, models.scorer(clip), settings, "meta")
+
+
+def training_painter(config: Any, size: Size, clip: str, module: PolicyModule) -> Painter:
+    """That of a rank that trains the decoder."""
+    micro_batch_size = config.uae.train.micro_batch_size
+    codec, transformer = models.vae(), module.transformer.config
+    return painter(config, models.conditioner(size), codec, transformer, clip, micro_batch_size=micro_batch_size)
 
 
 class _OneRank(DecoderTrainingWorker):
@@ -73,7 +82,7 @@ def policy_worker(config: Any, size: Size, clip: str, module: PolicyModule, **en
     """A worker as ``init_model`` leaves it."""
     worker = object.__new__(PolicyWorker)
     _place(worker, config, models.engine(models.PolicyEngine, module, **engine))
-    worker.rollout = rollout(config, size, clip, module)
+    worker.painter = training_painter(config, size, clip, module)
     worker.objective = worker.loss_fn = objective(config)
     worker.captions, worker.replica, worker._drawn, worker.shift = None, None, None, 3.0
     return worker
@@ -91,16 +100,18 @@ def pair_worker(config: Any, size: Size, clip: str, module: PolicyModule, **engi
     worker.shift = 3.0
     worker.density = density(config, worker.shift)
     worker.loss_fn = FlowMatching(worker.density)
-    worker.rollout = rollout(config, size, clip, module)
-    worker.encoder = build_pair_encoder(config, worker.rollout)
+    worker.painter = training_painter(config, size, clip, module)
+    worker.encoder = build_pair_encoder(config, worker.painter)
     return worker
 
 
 def decoder_worker(config: Any, size: Size, clip: str) -> Any:
     """A rank that redraws captions, its models on the device."""
-    decoder = config.uae.decoder
-    names = ("height", "width", "num_steps", "guidance", "batch_size", "vae_batch_size")
     worker = object.__new__(DecoderWorker)
     worker.config, worker._rank = config, 0
-    worker.chain = models.chain(size, clip, **{name: decoder[name] for name in names})
+    decoder, batch_size = models.decoder(size), config.uae.decoder.batch_size
+    drawing = painter(
+        config, models.conditioner(size), decoder.vae, decoder.transformer.config, clip, micro_batch_size=batch_size
+    )
+    worker.redrawer = Redrawer(decoder, drawing, evaluation_plan(config, decoder.shift), 1)
     return worker

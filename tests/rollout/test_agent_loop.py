@@ -11,10 +11,11 @@ from PIL import Image
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from verl_uae.chain.records import CAPTION_FIELD, OUTCOME_FIELD, Caption
 from verl_uae.data.images import image_digest
 from verl_uae.scenes.tokenizer import build_processor, build_tokenizer
 from verl_uae.seeding import derive_seed
-from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, CaptionAgentLoop, PromptCache, dataset_row
+from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, CaptionAgentLoop, PromptCache
 
 IMAGE = Image.new("RGB", (32, 32), "red")
 CONTENT = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "describe"}]
@@ -58,6 +59,10 @@ def run(
     return asyncio.run(loop.run({"temperature": 1.0}, **row))
 
 
+def written(output: AgentLoopOutput) -> Caption:
+    return output.extra_fields[CAPTION_FIELD].content
+
+
 def test_a_caption_and_its_seed(loop: CaptionAgentLoop, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
 
@@ -68,17 +73,10 @@ def test_a_caption_and_its_seed(loop: CaptionAgentLoop, tokenizer: Any, monkeypa
     output = run(loop, monkeypatch, base)
     digest = image_digest(IMAGE)
     assert seen == [{"temperature": 1.0, "seed": derive_seed(42, "caption", 5, digest, 2)}]
-    assert output.extra_fields["uae"] == {
-        "caption": "a red circle",
-        "digest": digest,
-        "status": "ok",
-        "reason": "",
-        "cut": False,
-        "tokens": 4,
-    }
-    assert output.extra_fields["uae_outcome"] is None
+    assert written(output) == Caption("a red circle", digest, tokens=4)
+    assert output.extra_fields[OUTCOME_FIELD] is None
     named = run(loop, monkeypatch, base, {**ROW, "extra_info": {"sha256": "by the data set"}})
-    assert named.extra_fields["uae"]["digest"] == "by the data set"
+    assert written(named).digest == "by the data set"
     assert seen[1]["seed"] == derive_seed(42, "caption", 5, "by the data set", 2)
 
 
@@ -93,9 +91,9 @@ def test_members_and_steps_have_seeds_of_their_own(loop: CaptionAgentLoop) -> No
 
 def test_a_caption_at_the_limit_is_cut_unless_it_ends(loop: CaptionAgentLoop, tokenizer: Any) -> None:
     word = tokenizer("red")["input_ids"]
-    assert loop._state(answer(word * 8), "d")["cut"] is True
-    assert loop._state(answer(word * 7), "d")["cut"] is False
-    assert loop._state(answer([*word * 7, tokenizer.eos_token_id]), "d")["cut"] is False
+    assert loop._caption(answer(word * 8), "d").cut is True
+    assert loop._caption(answer(word * 7), "d").cut is False
+    assert loop._caption(answer([*word * 7, tokenizer.eos_token_id]), "d").cut is False
 
 
 @pytest.mark.parametrize("kind", ["raises", "hangs", "no image"])
@@ -110,15 +108,15 @@ def test_a_failure_is_a_masked_sample_with_its_reason(
 
     row = {**ROW, "raw_prompt": [{"role": "user", "content": "text"}]} if kind == "no image" else ROW
     output = run(loop, monkeypatch, base, row)
-    state = output.extra_fields["uae"]
+    caption = written(output)
     expected = {
         "raises": ("error", "caption: ArithmeticError: mine"),
         "hangs": ("timeout", "no caption in 0.2 s"),
         "no image": ("error", "caption: DataError: prompt: has no image; UAE needs one source picture per row"),
     }
-    assert (state["status"], state["reason"]) == expected[kind]
+    assert (str(caption.status), caption.reason) == expected[kind]
     assert output.response_mask == [0] and output.response_logprobs == [0.0] and len(output.response_ids) == 1
-    assert output.extra_fields["global_steps"] == 5 and output.extra_fields["uae_outcome"] is None
+    assert output.extra_fields["global_steps"] == 5 and output.extra_fields[OUTCOME_FIELD] is None
 
 
 def test_a_sampled_vision_token_is_a_failure(
@@ -131,13 +129,8 @@ def test_a_sampled_vision_token_is_a_failure(
         return answer([*tokenizer("red")["input_ids"], vision])
 
     output = run(loop, monkeypatch, base)
-    assert output.extra_fields["uae"]["status"] == "error" and output.response_mask == [0]
-    assert output.extra_fields["uae"]["reason"] == f"caption: sampled vision tokens [{vision}]"
-
-
-def test_dataset_row() -> None:
-    assert dataset_row(ROW) == {"data_source": "scenes", "ground_truth": "g", "extra_info": {"index": 7}}
-    assert dataset_row({}) == {"data_source": "unknown", "ground_truth": None, "extra_info": {}}
+    assert not written(output).ok and output.response_mask == [0]
+    assert written(output).reason == f"caption: sampled vision tokens [{vision}]"
 
 
 def test_the_prompt_cache_makes_a_prompt_once_for_concurrent_requests() -> None:

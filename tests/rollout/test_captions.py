@@ -20,9 +20,10 @@ from verl.workers.rollout.replica import TokenOutput
 
 from verl_uae.caption_server.types import CaptionRequest, CaptionResult
 from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.records import CaptionState
+from verl_uae.chain.records import CAPTION_FIELD, Caption
 from verl_uae.data.dataset import UAEDataset
 from verl_uae.data.images import image_digest
+from verl_uae.reward.record import Status
 from verl_uae.seeding import derive_seed
 from verl_uae.stages.common.captions import (
     CaptionCache,
@@ -87,7 +88,7 @@ class InProcess:
         return TokenOutput(token_ids=result.token_ids, log_probs=result.log_probs)
 
 
-async def through_the_agent_loop(captions: EncoderCaptions, folder: str, server: InProcess) -> list[CaptionState]:
+async def through_the_agent_loop(captions: EncoderCaptions, folder: str, server: InProcess) -> list[Caption]:
     rollout = {"prompt_length": 64, "response_length": 8, "calculate_log_probs": True, "full_determinism": False}
     uae = {"seed": 7, "rollout": {"timeout_s": 60.0, "seeded": True}}
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "uae": uae})
@@ -104,10 +105,10 @@ async def through_the_agent_loop(captions: EncoderCaptions, folder: str, server:
     outputs = [
         await loop.run({"temperature": 0.0}, raw_prompt=messages, global_steps=1, session_id=0) for messages in PROMPTS
     ]
-    return [output.extra_fields["uae"] for output in outputs]
+    return [output.extra_fields[CAPTION_FIELD].content for output in outputs]
 
 
-def written(captions: EncoderCaptions, prompts: Sequence[Messages]) -> list[CaptionState]:
+def written(captions: EncoderCaptions, prompts: Sequence[Messages]) -> list[Caption]:
     """Captions of prompts whose rows say nothing of their pictures."""
     return captions.write(prompts, [{}] * len(prompts))
 
@@ -120,7 +121,7 @@ def test_prompts_and_greedy_captions_are_those_of_the_agent_loop(captions: Encod
     image_token = captions.engine.config.image_token_id
     assert [ids.count(image_token) for ids, _ in built] == [4, 12, 12, 4, 9], "qwen_vl_utils resizes first"
     assert written(captions, PROMPTS) == expected
-    assert len({state["caption"] for state in expected}) > 1 and all(state["status"] == "ok" for state in expected)
+    assert len({state.text for state in expected}) > 1 and all(state.ok for state in expected)
 
 
 def test_template_and_processor_arguments_reach_the_prompt(folder: str) -> None:
@@ -130,7 +131,7 @@ def test_template_and_processor_arguments_reach_the_prompt(folder: str) -> None:
     ids, _ = captions.prompt_tokens(prompt(picture(0, 80, 80)))
     words = captions.engine.tokenizer.convert_ids_to_tokens(ids)
     assert words == ["red", "<|image_pad|>", "describe"]
-    assert written(captions, [prompt(picture(0, 80, 80))])[0]["status"] == "ok"
+    assert written(captions, [prompt(picture(0, 80, 80))])[0].ok
 
 
 def test_a_caption_does_not_depend_on_the_others(sampled: EncoderCaptions) -> None:
@@ -146,10 +147,10 @@ def test_a_sampled_caption_is_named_by_run_seed_and_picture(sampled: EncoderCapt
     (result,) = sampled.engine.generate([CaptionRequest(ids, seed, images, temperature=1.5)])
     (state,) = written(sampled, [PROMPTS[0]])
     expected = sampled.engine.tokenizer.decode(result.token_ids, skip_special_tokens=True).strip()
-    assert state["caption"] == expected and state["digest"] == digest and state["tokens"] == len(result.token_ids)
+    assert state.text == expected and state.digest == digest and state.tokens == len(result.token_ids)
     assert sampled.write([PROMPTS[0]], [{"sha256": digest}]) == [state]
     other = EncoderCaptions(folder, CaptionSettings(**{**SETTINGS, "seed": 8}, do_sample=True, temperature=1.5))
-    assert written(other, [PROMPTS[0]])[0]["caption"] != state["caption"]
+    assert written(other, [PROMPTS[0]])[0].text != state.text
 
 
 def test_a_caption_without_end_is_cut(captions: EncoderCaptions) -> None:
@@ -157,7 +158,7 @@ def test_a_caption_without_end_is_cut(captions: EncoderCaptions) -> None:
     (word,) = captions.engine.tokenizer("red")["input_ids"]
 
     def cut(ids: list[int]) -> bool:
-        return captions._state(CaptionResult(ids, [0.0] * len(ids)), "d")["cut"]
+        return captions._caption(CaptionResult(ids, [0.0] * len(ids)), "d").cut
 
     assert [cut([word] * 8), cut([word] * 7), cut([*[word] * 7, eos])] == [True, False, False]
 
@@ -174,12 +175,12 @@ def test_a_bad_prompt_costs_one_caption(captions: EncoderCaptions) -> None:
     ]
     mixed = [PROMPTS[0], bad[0], PROMPTS[1], bad[1], bad[2], PROMPTS[3], bad[3]]
     states = written(captions, mixed)
-    assert [state["status"] for state in states] == ["ok", "error", "ok", "error", "error", "ok", "error"]
+    assert [str(state.status) for state in states] == ["ok", "error", "ok", "error", "error", "ok", "error"]
     assert [states[0], states[2], states[5]] == written(captions, [PROMPTS[0], PROMPTS[1], PROMPTS[3]])
-    reasons = [states[position]["reason"] for position in (1, 3, 4, 6)]
+    reasons = [states[position].reason for position in (1, 3, 4, 6)]
     for reason, part in zip(reasons, ["OSError", "has no image", "prompt_length is 64", "aspect ratio"], strict=True):
         assert reason.startswith("caption: ") and part in reason
-    assert all(states[position]["caption"] == "" and states[position]["tokens"] == 0 for position in (1, 3, 4, 6))
+    assert all(states[position].text == "" and states[position].tokens == 0 for position in (1, 3, 4, 6))
     assert written(captions, []) == []
 
 
@@ -195,26 +196,24 @@ def test_a_shared_conditioner_is_the_loaded_one_without_its_memory(captions: Enc
 
 def test_a_column_caption_comes_from_its_row() -> None:
     state = column_caption(PROMPTS[0], {"caption": " a red circle ", "index": 3})
-    assert (
-        state["caption"] == "a red circle" and state["status"] == "ok" and state["digest"] == image_digest(picture(0))
-    )
+    assert state.text == "a red circle" and state.ok and state.digest == image_digest(picture(0))
     for value in (None, "", "  ", 5):
         missing = column_caption(PROMPTS[0], {"caption": value, "index": 3})
-        assert missing["status"] == "error" and missing["caption"] == "" and missing["digest"] == state["digest"]
-        assert missing["reason"].startswith("row 3 has no extra_info.caption")
-    assert column_caption([{"role": "user", "content": "text"}], {"caption": "x"})["status"] == "error"
+        assert missing.status is Status.ERROR and missing.text == "" and missing.digest == state.digest
+        assert missing.reason.startswith("row 3 has no extra_info.caption")
+    assert column_caption([{"role": "user", "content": "text"}], {"caption": "x"}).status is Status.ERROR
 
 
 def test_the_cache_keeps_what_was_used_last_and_no_failure() -> None:
-    def state(caption: str, status: str = "ok") -> CaptionState:
-        return CaptionState(caption=caption, digest="d", status=status, reason="", cut=False, tokens=1)
+    def state(caption: str, status: Status = Status.OK) -> Caption:
+        return Caption(caption, "d", status, tokens=1)
 
     cache = CaptionCache(2)
     cache.put("a", state("a"))
     cache.put("b", state("b"))
     assert cache.get("a") == state("a")
     cache.put("c", state("c"))
-    cache.put("d", state("", "error"))
+    cache.put("d", state("", Status.ERROR))
     assert cache.get("b") is None and cache.get("d") is None
     assert cache.get("a") == state("a") and cache.get("c") == state("c")
     assert (cache.hits, cache.misses) == (3, 2)

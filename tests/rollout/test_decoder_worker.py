@@ -5,43 +5,39 @@
 from __future__ import annotations
 
 import io
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
+from tests.samples import caption, picture
+from verl_uae.chain.records import CAPTION_FIELD, Envelope
 from verl_uae.errors import DecoderError
-from verl_uae.scenes.render import render_float, sample_scene
+from verl_uae.reward.record import Status
 from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS, DecoderWorker, ProgressLog
+from verl_uae.stages.g4u.redraw import build_redrawer
 
 CAPTIONS = ["a red circle", "", "a blue square", "green"]
 
 
-def picture(seed: int) -> Image.Image:
-    pixels = render_float([sample_scene(random.Random(seed))])[0].permute(1, 2, 0)
-    return Image.fromarray((pixels * 255).round().to(torch.uint8).numpy())
+def written(index: int, **changes: Any) -> dict[str, Any]:
+    """What the agent loop leaves in ``extra_fields``."""
+    return {CAPTION_FIELD: Envelope(caption(CAPTIONS[index], **{"digest": f"d{index // 2}", **changes}))}
 
 
-def state(index: int, **changes: Any) -> dict[str, Any]:
-    base = {"caption": CAPTIONS[index], "digest": f"d{index // 2}", "status": "ok", "reason": "", "cut": False}
-    return {"uae": {**base, "tokens": 3, **changes}}
-
-
-def batch(states: list[dict[str, Any]], *, step: int = 3, probes: int = 0, keep: int = 0) -> TensorDict:
-    images = [picture(index // 2) for index in range(len(states))]
+def batch(extras: list[dict[str, Any]], *, step: int = 3, probes: int = 0, keep: int = 0) -> TensorDict:
+    images = [picture(index // 2) for index in range(len(extras))]
     columns = {
         "raw_prompt": [[{"role": "user", "content": [{"type": "image", "image": image}]}] for image in images],
-        "extra_fields": states,
-        "data_source": ["scenes"] * len(states),
-        "reward_model": [{"ground_truth": "g", "style": "rule"}] * len(states),
-        "extra_info": [{"index": index} for index in range(len(states))],
+        "extra_fields": extras,
+        "data_source": ["scenes"] * len(extras),
+        "reward_model": [{"ground_truth": "g", "style": "rule"}] * len(extras),
+        "extra_info": [{"index": index} for index in range(len(extras))],
     }
     assert set(columns) == set(INPUT_FIELDS)
-    data = TensorDict({name: NonTensorStack(*values) for name, values in columns.items()}, batch_size=len(states))
+    data = TensorDict({name: NonTensorStack(*values) for name, values in columns.items()}, batch_size=len(extras))
     for name, value in (("global_steps", step), ("probes", probes), ("keep", keep)):
         data[name] = NonTensorData(value)
     return data
@@ -49,27 +45,25 @@ def batch(states: list[dict[str, Any]], *, step: int = 3, probes: int = 0, keep:
 
 @pytest.fixture(scope="module")
 def worker(compose, tiny_overrides: list[str]) -> DecoderWorker:
-    from verl_uae.stages.g4u.build import build_chain
-
     # verl's Worker wants a process group; only its fields are set here.
     made = object.__new__(DecoderWorker)
     made.config = compose(*tiny_overrides)
-    made.chain = build_chain(made.config, "cpu")
+    made.redrawer = build_redrawer(made.config, "cpu", "cpu")
     return made
 
 
 def test_outcomes_keep_their_place(worker: DecoderWorker) -> None:
-    states = [state(0), state(1), state(2, status="timeout", reason="no caption in 3 s"), state(3)]
-    outcomes = worker._outcomes(worker.chain, batch(states))
-    assert [entry["status"] for entry in outcomes] == ["ok", "ok", "timeout", "ok"]
-    assert outcomes[2]["reason"] == "no caption in 3 s" and outcomes[2]["value"] is None
-    alone = worker._outcomes(worker.chain, batch([state(0)]))
-    assert outcomes[0]["value"] == pytest.approx(alone[0]["value"], abs=1e-5)
+    extras = [written(0), written(1), written(2, status=Status.TIMEOUT, reason="no caption in 3 s"), written(3)]
+    outcomes = worker._outcomes(worker.redrawer, batch(extras))
+    assert [str(outcome.record.status) for outcome in outcomes] == ["ok", "ok", "timeout", "ok"]
+    assert outcomes[2].record.reason == "no caption in 3 s" and outcomes[2].record.value is None
+    alone = worker._outcomes(worker.redrawer, batch([written(0)]))
+    assert outcomes[0].record.value == pytest.approx(alone[0].record.value, abs=1e-5)
 
 
 def test_the_noise_is_named_by_seed_step_and_picture(worker: DecoderWorker) -> None:
     def value(index: int = 0, step: int = 3, **changes: Any) -> float:
-        return worker._outcomes(worker.chain, batch([state(index, **changes)], step=step))[0]["value"]
+        return worker._outcomes(worker.redrawer, batch([written(index, **changes)], step=step))[0].record.value
 
     assert value() == value()
     assert value(step=4) != pytest.approx(value(), rel=1e-6)
@@ -77,25 +71,23 @@ def test_the_noise_is_named_by_seed_step_and_picture(worker: DecoderWorker) -> N
 
 
 def test_only_probe_rows_come_with_a_picture(worker: DecoderWorker) -> None:
-    outcomes = worker._outcomes(worker.chain, batch([state(index) for index in range(4)], probes=2))
-    assert [entry["picture"] is not None for entry in outcomes] == [True, True, False, False]
+    outcomes = worker._outcomes(worker.redrawer, batch([written(index) for index in range(4)], probes=2))
+    assert [outcome.picture is not None for outcome in outcomes] == [True, True, False, False]
 
 
 def test_reconstructions_come_along_where_they_are_kept(worker: DecoderWorker) -> None:
-    states = [state(0), state(1, status="error", reason="no caption"), state(2)]
-    assert worker.chain is not None
-    none = worker._outcomes(worker.chain, batch(states))
-    kept = worker._outcomes(worker.chain, batch(states, keep=1))
-    assert [entry["reconstruction"] is not None for entry in kept] == [True, False, True]
-    assert all(entry["reconstruction"] is None for entry in none)
-    assert [entry["value"] for entry in none] == [entry["value"] for entry in kept]
-    image = Image.open(io.BytesIO(kept[0]["reconstruction"]))
+    extras = [written(0), written(1, status=Status.ERROR, reason="no caption"), written(2)]
+    assert worker.redrawer is not None
+    none = worker._outcomes(worker.redrawer, batch(extras))
+    kept = worker._outcomes(worker.redrawer, batch(extras, keep=1))
+    assert [outcome.reconstruction is not None for outcome in kept] == [True, False, True]
+    assert all(outcome.reconstruction is None for outcome in none)
+    assert [outcome.record.value for outcome in none] == [outcome.record.value for outcome in kept]
+    image = Image.open(io.BytesIO(kept[0].reconstruction))
     assert (image.format, image.mode, image.size) == ("PNG", "RGB", (32, 32))
 
 
 def test_rows_reach_custom_rewards(compose, tiny_overrides, tmp_path: Path) -> None:
-    from verl_uae.stages.g4u.build import build_chain
-
     (tmp_path / "mine.py").write_text(
         "def compute_score(data_source, solution_str, ground_truth, extra_info):\n"
         "    assert (data_source, ground_truth) == ('scenes', 'g')\n"
@@ -104,26 +96,24 @@ def test_rows_reach_custom_rewards(compose, tiny_overrides, tmp_path: Path) -> N
     )
     made = object.__new__(DecoderWorker)
     made.config = compose(*tiny_overrides, f"reward.custom_reward_function.path={tmp_path}/mine.py")
-    made.chain = build_chain(made.config, "cpu")
-    outcomes = made._outcomes(made.chain, batch([state(index) for index in range(3)]))
-    assert [entry["terms"]["custom"] for entry in outcomes] == [0.0, 1.0, 2.0]
+    made.redrawer = build_redrawer(made.config, "cpu", "cpu")
+    outcomes = made._outcomes(made.redrawer, batch([written(index) for index in range(3)]))
+    assert [outcome.record.terms["custom"] for outcome in outcomes] == [0.0, 1.0, 2.0]
 
 
 def test_offloading_moves_everything_and_back(compose, tiny_overrides) -> None:
     """With the meta device in the place of a GPU: every model must leave the host."""
-    from verl_uae.stages.g4u.build import build_chain
-
     terms = "uae.reward.terms=[{name: efficientnet_lite0, params: {image_size: 64}}]"
     pytest.importorskip("efficientnet_lite_pytorch")
     made = object.__new__(DecoderWorker)
     made.config = compose(*tiny_overrides, terms)
-    made.chain = build_chain(made.config, "cpu")
+    made.redrawer = build_redrawer(made.config, "cpu", "cpu")
     made._move("cpu")
     made._move("meta")
-    chain = made.chain
-    models = [chain.decoder, chain.conditioner, chain.scorer._summed[0].term.model]  # type: ignore[attr-defined]
+    decoder, painter = made.redrawer.decoder, made.redrawer.painter
+    models = [decoder, painter.conditions.conditioner, painter.scorer._summed[0].term.model]  # type: ignore[attr-defined]
     assert {parameter.device.type for model in models for parameter in model.parameters()} == {"meta"}
-    assert chain.scorer.device.type == "meta"
+    assert painter.scorer.device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -132,21 +122,21 @@ def test_offloading_moves_everything_and_back(compose, tiny_overrides) -> None:
 def test_a_rank_started_again_waits_for_a_trained_decoder(compose, tiny_overrides, stage, returned, ready) -> None:
     made = object.__new__(DecoderWorker)
     made.config = compose(*tiny_overrides, f"uae.stage={stage}", "uae.decoder.offload=true")
-    made.chain, made._returned = None, returned
+    made.redrawer, made._returned = None, returned
     made._rank = 0
     if not ready:
         with pytest.raises(DecoderError, match="has not got the decoder policy's weights"):
-            made.score_requests([])
-    assert made.ready() is ready and (made.chain is not None) is ready
+            made.redraw([])
+    assert made.ready() is ready and (made.redrawer is not None) is ready
     made.ensure_model()
     assert made.ready() and made.take_returned() is returned and made.take_returned() is False
 
 
 def test_rows_without_a_number_are_scored_and_not_shown(worker: DecoderWorker) -> None:
-    data = batch([state(0), state(1)], probes=8)
+    data = batch([written(0), written(1)], probes=8)
     data["extra_info"] = NonTensorStack({"index": "img_7"}, {"index": None})
-    outcomes = worker._outcomes(worker.chain, data)
-    assert [(entry["status"], entry["picture"]) for entry in outcomes] == [("ok", None)] * 2
+    outcomes = worker._outcomes(worker.redrawer, data)
+    assert [(str(outcome.record.status), outcome.picture) for outcome in outcomes] == [("ok", None)] * 2
 
 
 def test_a_pool_of_their_own_needs_no_offload(compose, tiny_overrides) -> None:

@@ -10,8 +10,8 @@ import pytest
 import ray
 from PIL import Image
 
-from verl_uae.chain.reconstruct import ChainRequest
-from verl_uae.chain.records import failed_outcome
+from tests.samples import caption, scored
+from verl_uae.chain.records import Draw, Outcome, Sample
 from verl_uae.errors import DecoderError
 from verl_uae.stages.g4u.stream import StreamClient, StreamQueue, start_dispatcher
 
@@ -26,20 +26,20 @@ class Decoder:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def score_requests(self, requests: list[ChainRequest]) -> list[dict[str, Any]]:
-        if any(request.caption == "die" for request in requests):
+    def redraw(self, draws: list[Draw]) -> list[Outcome]:
+        if any(draw.sample.caption.text == "die" for draw in draws):
             import os
 
             os._exit(1)
-        if any(request.caption == "raise" for request in requests):
+        if any(draw.sample.caption.text == "raise" for draw in draws):
             raise ArithmeticError("mine")
-        if any(request.caption == "hang" for request in requests):
+        if any(draw.sample.caption.text == "hang" for draw in draws):
             time.sleep(8)
-        if any(request.caption == "unsent" for request in requests):
+        if any(draw.sample.caption.text == "unsent" for draw in draws):
             raise DecoderError(0, "has not got the weights")
-        self.sizes.append(len(requests))
-        time.sleep(0.02 * len(requests))
-        return [{**failed_outcome("ok", ""), "value": float(len(request.caption))} for request in requests]
+        self.sizes.append(len(draws))
+        time.sleep(0.02 * len(draws))
+        return [scored(float(len(draw.sample.caption.text))) for draw in draws]
 
     def ready(self) -> bool:
         return True
@@ -75,17 +75,17 @@ def decoders(pair: list[str]) -> list[str]:
     return pair
 
 
-def ask(caption: str) -> ChainRequest:
-    return ChainRequest(Image.new("RGB", (4, 4)), caption, ("k",))
+def ask(text: str) -> Draw:
+    return Draw(Sample(Image.new("RGB", (4, 4)), caption(text)), ("k",))
 
 
 def sizes(names: list[str]) -> list[list[int]]:
     return ray.get([ray.get_actor(name).seen.remote() for name in names])
 
 
-async def score_all(names: list[str], captions: list[str], **settings: Any) -> list[dict[str, Any]]:
+async def score_all(names: list[str], captions: list[str], **settings: Any) -> list[Outcome]:
     client = StreamQueue(names, **settings)
-    return list(await asyncio.gather(*(client.score(ask(caption)) for caption in captions)))
+    return list(await asyncio.gather(*(client.score(ask(text)) for text in captions)))
 
 
 def test_full_batches_go_at_once_and_answers_find_their_caption(decoders: list[str]) -> None:
@@ -93,7 +93,7 @@ def test_full_batches_go_at_once_and_answers_find_their_caption(decoders: list[s
     started = time.monotonic()
     outcomes = asyncio.run(score_all(decoders[:1], captions, max_batch=3, max_wait_s=60.0, timeout_s=60.0))
     assert time.monotonic() - started < 30, "no batch waited"
-    assert [entry["value"] for entry in outcomes] == [float(n) for n in range(1, 13)]
+    assert [entry.record.value for entry in outcomes] == [float(n) for n in range(1, 13)]
     assert sizes(decoders) == [[3, 3, 3, 3], []]
 
 
@@ -101,13 +101,13 @@ def test_a_full_batch_is_shared_among_the_idle(decoders: list[str]) -> None:
     outcomes = asyncio.run(
         score_all(decoders, ["a", "bb", "ccc", "dddd"], max_batch=4, max_wait_s=60.0, timeout_s=60.0)
     )
-    assert [entry["value"] for entry in outcomes] == [1.0, 2.0, 3.0, 4.0]
+    assert [entry.record.value for entry in outcomes] == [1.0, 2.0, 3.0, 4.0]
     assert sizes(decoders) == [[2], [2]]
 
 
 def test_the_rest_goes_after_the_wait(decoders: list[str]) -> None:
     outcomes = asyncio.run(score_all(decoders, ["a", "bb"], max_batch=8, max_wait_s=0.05, timeout_s=60.0))
-    assert [entry["value"] for entry in outcomes] == [1.0, 2.0]
+    assert [entry.record.value for entry in outcomes] == [1.0, 2.0]
     assert sizes(decoders) == [[1], [1]]
 
 
@@ -115,18 +115,18 @@ def test_a_fault_costs_its_micro_batch_and_is_an_outcome(decoders: list[str]) ->
     outcomes = asyncio.run(
         score_all(decoders[:1], ["a", "b", "raise", "d"], max_batch=2, max_wait_s=60.0, timeout_s=60.0)
     )
-    assert [entry["status"] for entry in outcomes] == ["ok", "ok", "error", "error"]
-    assert all(entry["value"] is None and "ArithmeticError" in entry["reason"] for entry in outcomes[2:])
+    assert [str(entry.record.status) for entry in outcomes] == ["ok", "ok", "error", "error"]
+    assert all(entry.record.value is None and "ArithmeticError" in entry.record.reason for entry in outcomes[2:])
 
 
 def test_a_decoder_that_dies_costs_its_micro_batch(ray_cluster: None) -> None:
     outcomes = asyncio.run(score_all(start("mortal"), ["a", "die"], max_batch=2, max_wait_s=60.0, timeout_s=60.0))
-    assert [entry["status"] for entry in outcomes] == ["error", "error"]
-    assert all(entry["value"] is None and "Actor" in entry["reason"] for entry in outcomes)
+    assert [str(entry.record.status) for entry in outcomes] == ["error", "error"]
+    assert all(entry.record.value is None and "Actor" in entry.record.reason for entry in outcomes)
 
 
 def test_a_decoder_that_does_not_answer_costs_its_micro_batch_and_gets_no_other(decoders: list[str]) -> None:
-    async def main() -> tuple[list[dict[str, Any]], list[int]]:
+    async def main() -> tuple[list[Outcome], list[int]]:
         client = StreamQueue(decoders, max_batch=1, max_wait_s=60.0, timeout_s=3.0)
         found = await one_after_another(client, ["hang", *"abc"])
         away = list(client.returning)
@@ -136,15 +136,15 @@ def test_a_decoder_that_does_not_answer_costs_its_micro_batch_and_gets_no_other(
 
     outcomes, ranks = asyncio.run(main())
     assert statuses(outcomes) == ["timeout", "ok", "ok", "ok"] and ranks == [0, 0, 1]
-    assert outcomes[0]["reason"] == "decoder rank 0: no answer in 3 s"
+    assert outcomes[0].record.reason == "decoder rank 0: no answer in 3 s"
 
 
-async def one_after_another(client: StreamQueue, captions: list[str]) -> list[dict[str, Any]]:
-    return [await client.score(ask(caption)) for caption in captions]
+async def one_after_another(client: StreamQueue, captions: list[str]) -> list[Outcome]:
+    return [await client.score(ask(text)) for text in captions]
 
 
-def statuses(outcomes: list[dict[str, Any]]) -> list[str]:
-    return [entry["status"] for entry in outcomes]
+def statuses(outcomes: list[Outcome]) -> list[str]:
+    return [str(entry.record.status) for entry in outcomes]
 
 
 def test_a_dead_decoder_draws_no_captions_from_the_others(ray_cluster: None) -> None:
@@ -176,13 +176,13 @@ def test_captions_wait_for_the_only_decoder_while_it_is_started_again(ray_cluste
 
 
 def test_nobody_waits_for_a_decoder_that_is_dead_for_good(ray_cluster: None) -> None:
-    async def main() -> list[dict[str, Any]]:
+    async def main() -> list[Outcome]:
         client = StreamQueue(start("gone"), max_batch=1, max_wait_s=60.0, timeout_s=60.0)
         return await one_after_another(client, ["die", "b"])
 
     outcomes = asyncio.run(main())
     assert statuses(outcomes) == ["error", "error"]
-    assert "every decoder rank is dead" in outcomes[1]["reason"]
+    assert "every decoder rank is dead" in outcomes[1].record.reason
 
 
 def test_a_caller_that_gave_up_hurts_nobody(decoders: list[str]) -> None:
@@ -191,7 +191,7 @@ def test_a_caller_that_gave_up_hurts_nobody(decoders: list[str]) -> None:
         late = asyncio.ensure_future(client.score(ask("a")))
         await asyncio.sleep(0)
         late.cancel()
-        return (await client.score(ask("bb")))["value"]  # type: ignore[return-value]
+        return (await client.score(ask("bb"))).record.value  # type: ignore[return-value]
 
     assert asyncio.run(main()) == 2.0
 
@@ -203,11 +203,11 @@ class AgentLoop:
     def __init__(self, dispatcher: str) -> None:
         self.client = StreamClient(dispatcher)
 
-    async def score(self, captions: list[str]) -> list[dict[str, Any]]:
-        return list(await asyncio.gather(*(self.client.score(ask(caption)) for caption in captions)))
+    async def score(self, captions: list[str]) -> list[Outcome]:
+        return list(await asyncio.gather(*(self.client.score(ask(text)) for text in captions)))
 
 
-def of_eight_processes(names: list[str], captions: list[list[str]], **settings: Any) -> list[list[dict[str, Any]]]:
+def of_eight_processes(names: list[str], captions: list[list[str]], **settings: Any) -> list[list[Outcome]]:
     """Outcomes of captions that eight processes have at the same time."""
     name = f"dispatcher of {names[0]}"
     handle = start_dispatcher(name, names, **settings)
@@ -223,7 +223,7 @@ def test_captions_of_all_processes_are_spread_evenly(ray_cluster: None) -> None:
     names = start("even_0", "even_1", "even_2", "even_3")
     captions = [["x" * (4 * process + n + 1) for n in range(4)] for process in range(8)]
     found = of_eight_processes(names, captions, max_batch=8, max_wait_s=0.05, timeout_s=60.0)
-    assert [[entry["value"] for entry in some] for some in found] == [
+    assert [[entry.record.value for entry in some] for some in found] == [
         [float(len(c)) for c in some] for some in captions
     ]
     loads = [sum(batches) for batches in sizes(names)]
@@ -258,4 +258,6 @@ def test_a_dispatcher_that_cannot_answer_costs_captions_and_says_why(ray_cluster
     assert statuses(ray.get(loop.score.remote(["x"]))) == ["ok"]
     ray.kill(handle)
     (lost,) = ray.get(loop.score.remote(["x"]))
-    assert lost["status"] == "error" and lost["reason"].startswith("dispatcher of the streamed schedule: Actor")
+    assert str(lost.record.status) == "error" and lost.record.reason.startswith(
+        "dispatcher of the streamed schedule: Actor"
+    )

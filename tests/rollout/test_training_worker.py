@@ -10,24 +10,9 @@ import pytest
 import ray
 import torch
 
-from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.stages.common import worker as training_worker
 from verl_uae.stages.common.config import EmaConfig
-from verl_uae.stages.common.worker import DecoderTrainingWorker, outcomes_of
-
-
-def test_outcomes_keep_value_status_reason_and_picture() -> None:
-    records = [RewardRecord.failed(Status.ERROR, "no caption"), RewardRecord.failed(Status.TIMEOUT, "slow")]
-    draw = SimpleNamespace(
-        records=records, truncated=[False, True], pictures=[b"jpeg", None], reconstructions=[None, b"png"]
-    )
-    found = outcomes_of(draw)  # type: ignore[arg-type]
-    assert [(entry["value"], entry["status"], entry["reason"]) for entry in found] == [
-        (None, "error", "no caption"),
-        (None, "timeout", "slow"),
-    ]
-    assert [(entry["truncated"], entry["picture"]) for entry in found] == [(False, b"jpeg"), (True, None)]
-    assert [entry["reconstruction"] for entry in found] == [None, b"png"]
+from verl_uae.stages.common.worker import DecoderTrainingWorker
 
 
 def test_averaged_weights_are_named_only_where_they_are_kept() -> None:

@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from verl_uae.chain.reconstruct import encode_jpeg
+from tests.samples import caption, scored
+from verl_uae.chain.records import Sample
+from verl_uae.data.images import encode_jpeg
 from verl_uae.stages.common.panel import PanelRow, PanelWriter, render
 
 NASTY = "<script>alert('x')</script> & \"quoted\" <img src=x onerror=y>"
@@ -63,9 +65,7 @@ def test_is_published_by_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_row_from_a_sample(tmp_path: Path) -> None:
     source = Image.new("L", (64, 48), 200)
-    messages = [{"role": "user", "content": [{"type": "image", "image": source}]}]
-    outcome = {"picture": jpeg(1), "value": 0.5, "terms": {"pixel": 0.5}}
-    made = PanelRow.from_sample(messages, {"caption": NASTY}, outcome)
+    made = PanelRow.of_sample(Sample(source, caption(NASTY)), scored(0.5, picture=jpeg(1)))
     assert made.caption == NASTY and made.reward == 0.5
     (tmp_path / "source.jpg").write_bytes(made.source)
     with Image.open(tmp_path / "source.jpg") as shown:

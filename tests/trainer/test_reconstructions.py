@@ -8,9 +8,7 @@ from pathlib import Path
 from PIL import Image
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from verl_uae.chain.draw import PolicySource
-from verl_uae.chain.reconstruct import ChainResult
-from verl_uae.chain.records import outcome
+from verl_uae.chain.records import Caption, Outcome, Sample
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.stages.u4g.reconstructions import dump_arguments, generation_rows
 
@@ -20,16 +18,16 @@ def test_a_line_of_verls_file_per_reconstruction(tmp_path: Path) -> None:
     prompts = [
         [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "tell"}]}]
     ] * 2
-    sources = [
-        PolicySource(picture, "aa", "a red circle", row={"ground_truth": "x"}),
-        PolicySource(picture, "bb", "", "no caption", "error"),
+    samples = [
+        Sample(picture, Caption("a red circle", "aa"), {"ground_truth": "x"}),
+        Sample(picture, Caption.failed("bb", "no caption")),
     ]
     records = [
         RewardRecord(0.25, Status.OK, {"pixel": 0.25, "ssim": 0.5}),
         RewardRecord(0.75, Status.OK, {"pixel": 0.75}),
         *[RewardRecord.failed(Status.ERROR, "no caption")] * 2,
     ]
-    rows = generation_rows(prompts, sources, [outcome(ChainResult(record)) for record in records])
+    rows = generation_rows(prompts, samples, [Outcome(record) for record in records])
     arguments = dump_arguments(rows)
     PPOTrainer._write_generations(**arguments, dump_path=str(tmp_path), global_steps=3)
     lines = [json.loads(line) for line in (tmp_path / "3.jsonl").read_text().splitlines()]

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verl_uae.chain.records import failed_outcome
+from tests.samples import caption, lost, scored
+from verl_uae.chain.records import Outcome
 from verl_uae.checkpoints.names import SIGNALS_FILE
 from verl_uae.errors import CheckpointError
 from verl_uae.stages.common.outcomes import outcome_metrics
@@ -18,13 +19,11 @@ TERMS = (
     "[{name: pixel, weight: 0.5, normalize: running}, {name: ssim, weight: 2.0}, "
     "{name: repetition, weight: 0.1, normalize: running}, {name: psnr, held_out: true}]"
 )
-STATE = {"caption": "a b", "status": "ok", "reason": "", "cut": False, "tokens": 2, "digest": "d"}
 
 
-def outcome(pixel: float, ssim: float = 0.5, repetition: float = 0.1, psnr: float = 0.3) -> dict:
-    terms = {"pixel": pixel, "ssim": ssim, "repetition": repetition, "psnr": psnr}
+def outcome(pixel: float, ssim: float = 0.5, repetition: float = 0.1, psnr: float = 0.3) -> Outcome:
     value = 0.5 * pixel + 2.0 * ssim - 0.1 * repetition
-    return {**failed_outcome("ok", ""), "status": "ok", "value": value, "terms": terms}
+    return scored(value, pixel=pixel, ssim=ssim, repetition=repetition, psnr=psnr)
 
 
 @pytest.fixture
@@ -34,17 +33,17 @@ def config(compose, tiny_overrides):
 
 def test_the_value_that_trains_has_normalised_terms(config) -> None:
     signals = StageSignals(config)
-    first = [outcome(0.2, repetition=0.4), failed_outcome("error", "x"), outcome(0.4, 0.6)]
+    first = [outcome(0.2, repetition=0.4), lost("x"), outcome(0.4, 0.6)]
     second = [outcome(0.9, 0.1, 0.3), outcome(0.1)]
     signals.recompose(first, ["g"] * len(first))
     found = signals.recompose(second, ["g"] * len(second))
     pixel, repetition = np.array([0.2, 0.4, 0.9, 0.1]), np.array([0.4, 0.1, 0.3, 0.1])
     for entry, before in zip(found, second, strict=True):
-        terms = before["terms"]
+        terms = before.record.terms
         expected = 0.5 * (terms["pixel"] - pixel.mean()) / pixel.std() + 2.0 * terms["ssim"]
         expected -= 0.1 * (terms["repetition"] - repetition.mean()) / repetition.std()
-        assert entry["value"] == pytest.approx(expected, rel=1e-9)
-        assert entry["terms"] == terms and before["value"] != entry["value"]
+        assert entry.record.value == pytest.approx(expected, rel=1e-9)
+        assert entry.record.terms == terms and before.record.value != entry.record.value
     failed = signals.recompose(first, ["g"] * len(first))[1]
     assert failed == first[1], "a sample without reward stays without"
 
@@ -62,13 +61,13 @@ def test_tripwire_sees_the_logged_means_and_the_plain_sum(config) -> None:
     flags = []
     for step in range(4):
         drawn = [outcome(0.2, 0.2 + 0.1 * step, psnr=0.9 - 0.1 * step), outcome(0.3, 0.2 + 0.1 * step, psnr=0.5)]
-        logged = outcome_metrics(signals.recompose(drawn, ["g"] * len(drawn)), [STATE] * 2, ["g", "g"], min_std=0.0)
+        logged = outcome_metrics(signals.recompose(drawn, ["g"] * len(drawn)), [caption()] * 2, ["g", "g"], min_std=0.0)
         found = signals.metrics(drawn, logged)
         flags.append(found["reward/tripwire/psnr"])
-        assert found["reward/plain_sum/mean"] == pytest.approx(sum(entry["value"] for entry in drawn) / 2)
+        assert found["reward/plain_sum/mean"] == pytest.approx(sum(entry.record.value for entry in drawn) / 2)
     assert flags == [0.0, 0.0, 1.0, 1.0]
     assert set(found) == {"reward/tripwire/psnr", "reward/plain_sum/mean"}
-    nothing = [failed_outcome("error", "x")]
+    nothing = [lost("x")]
     assert signals.metrics(nothing, {}) == {"reward/tripwire/psnr": 1.0}, "a step without rewards changes nothing"
 
 
@@ -89,7 +88,7 @@ def test_checkpoint_of_the_signals(config, tmp_path: Path) -> None:
     batch = [outcome(0.5), outcome(0.7)]
     for stage in ("g4u", "u4g"):
         found, expected = (trainer.signals(stage).recompose(batch, ["g"] * len(batch)) for trainer in (second, first))
-        assert found == expected and all(math.isfinite(entry["value"]) for entry in found)
+        assert found == expected and all(math.isfinite(entry.record.value) for entry in found)
     last = {"reward/psnr/mean": 0.1}
     assert second.signals("g4u").metrics(batch, last)["reward/tripwire/psnr"] == 1.0
     assert Trainer(config).signals("g4u").metrics(batch, last)["reward/tripwire/psnr"] == 0.0

@@ -15,9 +15,8 @@ from PIL import Image
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls
 
 from tests.trainer.test_standalone import assert_same_signatures
-from verl_uae.chain.reconstruct import ChainResult, encode_jpeg
-from verl_uae.chain.records import outcome
-from verl_uae.data.images import to_tensor
+from verl_uae.chain.records import Outcome, Sample
+from verl_uae.data.images import encode_jpeg, to_tensor
 from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.stages.common.panel import PanelWriter
@@ -38,15 +37,15 @@ def test_an_impossible_setting_stops_the_trainer_too(compose, tiny_overrides) ->
         U4GTrainer(compose(*tiny_overrides, "uae.u4g.samples_per_caption=1", name="uae_u4g"))
 
 
-def drawn(sources: list, probes: int, plan: Any = None) -> list[Any]:
+def drawn(samples: list[Sample], probes: int, plan: Any = None) -> list[Outcome]:
     """What the workers answer: grey pictures; the third of all cannot be compared by ssim."""
     jpeg = encode_jpeg(to_tensor([Image.new("RGB", (32, 32), "grey")], (32, 32))[0])
     answers = []
-    for number, source in enumerate(sources):
-        value = float(source.row["extra_info"]["index"])
+    for number, sample in enumerate(samples):
+        value = float(sample.row["extra_info"]["index"])
         terms = {"pixel": value} if value == 2 else {"pixel": value, "ssim": value}
-        answers.append(ChainResult(RewardRecord(value, Status.OK, terms), picture=jpeg if number < probes else None))
-    return [outcome(answer) for answer in answers]
+        answers.append(Outcome(RewardRecord(value, Status.OK, terms), picture=jpeg if number < probes else None))
+    return answers
 
 
 def validating(compose, tiny_overrides: list[str], folder: Path) -> U4GTrainer:

@@ -2,27 +2,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of a picture on its way: :class:`Caption` -> :class:`Sample` -> :class:`Draw` -> :class:`Outcome`.
 
-A caption travels without its picture: the agent loop writes it under ``extra_fields["uae"]`` of its row, where the
-picture is already. Outcomes travel in a field of the TransferQueue, or, when streamed, in ``extra_fields`` too.
+A caption travels without its picture: the agent loop puts it into ``extra_fields`` of its row, where the picture is
+already. Outcomes travel in a field of the TransferQueue, or, when streamed, in ``extra_fields`` too; both in an
+:class:`Envelope`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
 from verl_uae.data.images import source_image
 from verl_uae.reward.record import RewardRecord, Status
 
-#: Key of a row's ``extra_fields`` that holds its :class:`Caption`.
+#: Key of a row's ``extra_fields`` with the envelope of its :class:`Caption`.
 CAPTION_FIELD = "uae"
-#: Field of the TransferQueue, and key of ``extra_fields``, that holds an :class:`Outcome`.
+#: Field of the TransferQueue, and key of ``extra_fields``, with the envelope of an :class:`Outcome`.
 OUTCOME_FIELD = "uae_outcome"
 #: Fields of the TransferQueue that a :class:`Sample` is made of.
 SAMPLE_FIELDS = ["raw_prompt", "data_source", "reward_model", "extra_info"]
+
+
+_Record = TypeVar("_Record")
+
+
+class Envelope(Generic[_Record]):
+    """Carries a record through the TransferQueue, whose serialiser would make a dictionary of a bare dataclass."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: _Record) -> None:
+        self.content = content
 
 
 #: What noise is derived from; equal names are equal noise, whatever the rank or the micro-batch.

@@ -18,6 +18,7 @@ from verl_uae.chain.records import (
     OUTCOME_FIELD,
     Caption,
     Draw,
+    Envelope,
     Outcome,
     Sample,
     is_probe,
@@ -94,11 +95,12 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
                 reason = f"caption: sampled vision tokens {sorted(forbidden)}"
                 output = self._failed(Caption.failed(digest, reason), kwargs)
             else:
-                output.extra_fields[CAPTION_FIELD] = self._caption(output, digest)
+                output.extra_fields[CAPTION_FIELD] = Envelope(self._caption(output, digest))
         # The schema of a batch must be the same for every sample.
         output.extra_fields.setdefault(OUTCOME_FIELD, None)
         if self._dispatcher:
-            output.extra_fields[OUTCOME_FIELD] = await self._stream(output.extra_fields[CAPTION_FIELD], kwargs)
+            caption = output.extra_fields[CAPTION_FIELD].content
+            output.extra_fields[OUTCOME_FIELD] = Envelope(await self._stream(caption, kwargs))
         return output
 
     async def ct_build_initial_tokens(
@@ -160,7 +162,7 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
                 "max_global_steps": step,
                 "turn_scores": [],
                 "tool_rewards": [],
-                CAPTION_FIELD: caption,
+                CAPTION_FIELD: Envelope(caption),
             },
         )
 

@@ -19,7 +19,7 @@ from tensordict import NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
 
-from verl_uae.chain.records import OUTCOME_FIELD, Outcome
+from verl_uae.chain.records import OUTCOME_FIELD, Envelope, Outcome
 from verl_uae.errors import DecoderError, describe
 from verl_uae.reward.record import Status
 from verl_uae.stages.common.processes import Process, processes_of
@@ -114,7 +114,7 @@ class DecoderGroup:
         for rank, (status, reason) in faults.items():
             self._write_failures(metas[rank], status, reason)
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[OUTCOME_FIELD])
-        outcomes = [getattr(value, "data", value) for value in data[OUTCOME_FIELD]]
+        outcomes = [getattr(value, "data", value).content for value in data[OUTCOME_FIELD]]
         healthy = [meta for rank, meta in enumerate(metas) if rank not in faults and len(meta.keys)]
         return outcomes, self._slowest(healthy)
 
@@ -205,7 +205,7 @@ class DecoderGroup:
         return faults
 
     def _write_failures(self, meta: KVBatchMeta, status: Status, reason: str) -> None:
-        outcomes = [Outcome.failed(status, reason)] * len(meta.keys)
+        outcomes = [Envelope(Outcome.failed(status, reason))] * len(meta.keys)
         fields = TensorDict({OUTCOME_FIELD: NonTensorStack(*outcomes)}, batch_size=len(outcomes))
         tq.kv_batch_put(keys=meta.keys, partition_id=meta.partition_id, fields=fields)
 

@@ -27,6 +27,7 @@ from verl_uae.chain.records import (
     SAMPLE_FIELDS,
     Caption,
     Draw,
+    Envelope,
     Outcome,
     Sample,
     is_probe,
@@ -76,7 +77,7 @@ class DecoderWorker(Worker):
                 entries.
 
         Returns:
-            Outcomes of the N samples in the field ``uae_outcome``, phase seconds of this rank in every sample's
+            Envelopes of the N outcomes in the field ``uae_outcome``, phase seconds of this rank in every sample's
             ``uae_seconds`` (N, 2): decode and score.
         """
         started = time.perf_counter()
@@ -87,7 +88,10 @@ class DecoderWorker(Worker):
             self._move("cpu")
         seconds = torch.tensor([redrawer.seconds["decode"], redrawer.seconds["score"]], dtype=torch.float64)
         logger.info("rank %d: %d samples in %.1f s", self.rank, len(outcomes), time.perf_counter() - started)
-        fields = {OUTCOME_FIELD: NonTensorStack(*outcomes), "uae_seconds": seconds.expand(len(outcomes), 2).clone()}
+        fields = {
+            OUTCOME_FIELD: NonTensorStack(*map(Envelope, outcomes)),
+            "uae_seconds": seconds.expand(len(outcomes), 2).clone(),
+        }
         return TensorDict(fields, batch_size=len(outcomes))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -163,7 +167,7 @@ class DecoderWorker(Worker):
         draws: dict[int, Draw] = {}
         for position in range(len(data)):
             row = {name: column[position] for name, column in columns.items()}
-            caption: Caption = row["extra_fields"][CAPTION_FIELD]
+            caption: Caption = row["extra_fields"][CAPTION_FIELD].content
             if not caption.ok:
                 outcomes[position] = Outcome.failed(caption.status, caption.reason)
                 continue

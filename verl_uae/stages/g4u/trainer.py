@@ -248,14 +248,14 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync)
         """Redraw and score a batch; verl calls it after sampling, in training and validation (metrics None)."""
         batch = canonical_order(batch, fetch(batch, ["index"])["index"])
         extras = fetch(batch, ["extra_fields"])["extra_fields"]
-        captions = [extra[CAPTION_FIELD] for extra in extras]
+        captions = [extra[CAPTION_FIELD].content for extra in extras]
         validating = metrics is None
         # The decoders keep their own time: they are waited for, killed and started again.
         phase = self.supervisor.phase("decoding", math.inf, "uae.decoder.timeout_s")
         if self.streamed:
             with phase:
                 self.decoders.revive_returned()
-            outcomes = [extra[OUTCOME_FIELD] for extra in extras]
+            outcomes = [extra[OUTCOME_FIELD].content for extra in extras]
             seconds = {"decode": 0.0, "score": 0.0}
         else:
             probes = self.config.uae.panel.probes if validating else 0

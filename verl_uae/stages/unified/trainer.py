@@ -87,7 +87,7 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         with marked_timer("caption", timing_raw):
             batch = self._write_captions()
         columns = fetch(batch, [*SAMPLE_FIELDS, "extra_fields"])
-        samples = samples_of(columns, [extra[CAPTION_FIELD] for extra in columns["extra_fields"]])
+        samples = samples_of(columns, [extra[CAPTION_FIELD].content for extra in columns["extra_fields"]])
         done = self.alternation.done("u4g", self.global_steps - 1)
         found, seconds = self.improve_policy(columns["raw_prompt"], samples, done)
         metrics.update(found)

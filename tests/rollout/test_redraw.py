@@ -1,0 +1,112 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.samples import UNREADABLE, sample
+from verl_uae.chain.projector import Projector
+from verl_uae.chain.records import Draw
+from verl_uae.data.images import encode_jpeg
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.flow.plan import SamplingPlan
+from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.reward.record import Status
+from verl_uae.stages.g4u.redraw import Redrawer, build_redrawer
+
+
+@pytest.fixture
+def make(compose, tiny_overrides: list[str]):
+    def made(*overrides: str) -> Redrawer:
+        return build_redrawer(compose(*tiny_overrides, *overrides), "cpu", "cpu")
+
+    return made
+
+
+def draws(*captions: str, **wanted: bool) -> list[Draw]:
+    return [Draw.for_caption(sample(caption), seed=7, step=3, **wanted) for caption in captions]
+
+
+def test_what_the_configuration_says(make, compose, tiny_overrides: list[str]) -> None:
+    redrawer = make("uae.decoder.num_steps=4", "uae.decoder.guidance=2", "uae.decoder.batch_size=3")
+    assert redrawer.plan == SamplingPlan.ode(sigma_schedule(4, 3.0), 2.0), "the shift is the decoder's"
+    assert (
+        make("uae.decoder.shift=2.0", "uae.decoder.num_steps=4").plan.sigmas
+        == SamplingPlan.ode(sigma_schedule(4, 2.0)).sigmas
+    )
+    painter = redrawer.painter
+    assert painter.settings.micro_batch_size == painter.settings.score_batch_size == 3
+    assert painter.scorer.labels == ["pixel", "ssim"]
+    assert painter.scorer.guard.timeout_s == compose(*tiny_overrides).uae.reward.timeout_s
+    conditioner = painter.conditions.conditioner
+    assert (conditioner.length, conditioner.role) == (20, "generate")
+    assert painter.vae is redrawer.decoder.vae
+    assert not any(parameter.requires_grad for parameter in redrawer.decoder.parameters())
+
+
+def test_dtypes(make) -> None:
+    redrawer = make("uae.decoder.dtype=bfloat16", "uae.conditioner.dtype=bfloat16")
+    conditioner = redrawer.painter.conditions.conditioner
+    assert redrawer.decoder.transformer.dtype == conditioner.language_model.dtype == torch.bfloat16
+    assert redrawer.decoder.vae.dtype == torch.float32
+    assert redrawer.run(draws("a red circle"))[0].record.ok
+
+
+def test_a_conditioner_of_another_width_is_refused(make, tiny_models: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_models / "decoder", tmp_path / "decoder")
+    Projector(64, 16, 96, 16).save_pretrained(tmp_path / "decoder" / "conditioner")
+    with pytest.raises(ConfigError, match=r"uae.conditioner.path: .* width 96, .* wants 64"):
+        make(f"uae.decoder.path={tmp_path}/decoder")
+
+
+def test_a_folder_that_is_no_decoder(make, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no transformer/"):
+        make(f"uae.decoder.path={tmp_path}")
+
+
+def test_captions_of_a_picture_share_their_noise(make) -> None:
+    redrawer = make()
+    one, again, other = (outcome.record.value for outcome in redrawer.run(draws("red", "red", "a large blue square")))
+    assert one == again != other
+    later = redrawer.run([Draw.for_caption(sample("red"), seed=7, step=4)])[0].record.value
+    assert later != pytest.approx(one, rel=1e-6)
+
+
+def test_k_pictures_are_averaged_and_the_first_is_shown(make) -> None:
+    redrawer = make("uae.decoder.seeds_per_caption=3", "uae.decoder.batch_size=2")
+    (draw,) = draws("a red circle", want_picture=True, want_reconstruction=True)
+    outcome, second = redrawer.run([draw, *draws("a blue square")])
+    numbered = [Draw(draw.sample, (*draw.noise, k), want_picture=True, want_reconstruction=True) for k in range(3)]
+    alone = redrawer.painter.draw(redrawer.decoder.field, redrawer.plan, numbered).outcomes
+    assert outcome.record.value == pytest.approx(sum(found.record.value or 0 for found in alone) / 3, rel=1e-5)
+    assert (outcome.picture, outcome.reconstruction) == (alone[0].picture, alone[0].reconstruction)
+    assert len({found.record.value for found in alone}) == 3
+    assert second.record.ok and second.picture is None and second.reconstruction is None
+    pixels = torch.frombuffer(Image.open(io.BytesIO(outcome.reconstruction)).tobytes(), dtype=torch.uint8)
+    assert encode_jpeg(pixels.view(32, 32, 3).permute(2, 0, 1) / 255) == outcome.picture
+
+
+def test_many_captions_go_in_parts_that_tell_how_far_they_are(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verl_uae.stages.g4u.redraw.MICRO_BATCHES", 2)
+    told: list[tuple[int, int]] = []
+    captions = ["red", "blue", "green", "circle", UNREADABLE]
+    parts = make("uae.decoder.batch_size=1").run(draws(*captions), lambda *progress: told.append(progress))
+    assert told == [(2, 5), (4, 5), (5, 5)]
+    whole = make().run(draws(*captions))
+    for one, other in zip(parts[:4], whole[:4], strict=True):
+        assert one.record.value == pytest.approx(other.record.value, abs=1e-5)
+    assert parts[4].record.status is Status.ERROR and (parts[4].record.reason or "").startswith("condition: ")
+
+
+def test_seconds(make) -> None:
+    redrawer = make()
+    redrawer.run(draws("red"))
+    assert redrawer.seconds["decode"] > 0 and redrawer.seconds["score"] > 0
+    redrawer.reset_seconds()
+    assert redrawer.seconds == {"decode": 0.0, "score": 0.0} and redrawer.run([]) == []

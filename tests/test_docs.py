@@ -231,15 +231,15 @@ def _policy_metric_names() -> set[str]:
 
 
 def test_every_metric_is_documented() -> None:
+    from tests.samples import caption, scored
     from verl_uae.stages.common.outcomes import outcome_metrics, validation_info
     from verl_uae.stages.g4u.timing import chain_timing, overhead_metrics
 
-    outcome = {"value": 0.5, "status": "ok", "reason": "", "terms": {"a": 0.5}, "truncated": False}
-    state = {"caption": "a caption", "status": "ok", "cut": False, "tokens": 2}
+    outcome = scored(0.5, a=0.5)
     seconds = {"caption": 1.0, "decode": 1.0, "score": 1.0}
-    names = set(outcome_metrics([outcome] * 2, [state] * 2, ["g", "g"], min_std=1e-3))
+    names = set(outcome_metrics([outcome] * 2, [caption()] * 2, ["g", "g"], min_std=1e-3))
     names |= set(chain_timing(seconds, 2)) | set(overhead_metrics({"step": 4.0}, seconds))
-    names |= {f"val-aux/<data_source>/{name}/mean@n" for name, value in validation_info(outcome, state).items()
+    names |= {f"val-aux/<data_source>/{name}/mean@n" for name, value in validation_info(outcome, caption()).items()
               if not isinstance(value, str)}  # fmt: skip
     names |= _policy_metric_names() | {"reward/plain_sum/mean", "reward/tripwire/<label>"}
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")

@@ -15,11 +15,9 @@ from typing import get_args
 import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
-from verl_uae.chain.reconstruct import SamplerSettings
 
 from tests.composing import copied
 from tests.source import modules
-from verl_uae.chain.config import DecoderConfig
 from verl_uae.config import STAGES
 from verl_uae.config.schema import UAEConfig
 from verl_uae.config.validate import ValidateCallback
@@ -254,8 +252,6 @@ def _sections(schema: type) -> Iterator[type]:
 def test_what_is_handed_on_whole_has_the_defaults_of_its_receiver() -> None:
     assert WindowSettings(**dataclasses.asdict(WindowConfig())) == WindowSettings()
     assert NoiseDensity(**dataclasses.asdict(DensityConfig())) == NoiseDensity()
-    names = {field.name for field in dataclasses.fields(DecoderConfig)}
-    assert {field.name for field in dataclasses.fields(SamplerSettings)} <= names
 
 
 def test_choices_are_those_of_the_code() -> None:

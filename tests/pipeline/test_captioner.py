@@ -55,7 +55,7 @@ def test_greedy_captions_are_those_of_the_caption_engine(pipe: UAEPipeline, enco
     """The engine has its own prefill, cache and decoding loop."""
     engine = EncoderCaptions(str(encoder_folder), CaptionSettings(seed=0, prompt_length=64, response_length=10))
     asked = [caption_messages(image, "<image>describe", "") for image in IMAGES]
-    expected = [state["caption"] for state in engine.write(asked, [{}] * len(asked))]
+    expected = [caption.text for caption in engine.write(asked, [{}] * len(asked))]
     assert pipe.caption(IMAGES, max_new_tokens=10) == expected
     assert pipe.caption(IMAGES, max_new_tokens=10, batch_size=3) == expected
     assert len(set(expected)) > 1

@@ -21,10 +21,12 @@ CAPTIONS = 4
 
 #: What the host waits for in one micro-batch of four captions, and why.
 BUDGET = {
-    # Whether captions were cut.
-    "chain/reconstruct.py:draw": 1,
-    # The conditions of captions and, once a run, of the negative prompt: see test_conditioner.
+    # The conditions of captions and of the negative prompt: see test_conditioner. They are kept in host memory, and so
+    # is whether captions were cut.
     "chain/conditioner.py:text_states": 2,
+    "chain/conditions.py:_encode_batch": 4,
+    # The five tensors of a trajectory, four of them empty.
+    "chain/draw.py:_to_host": 5,
     # Smallest and largest pixel of sources and reconstructions.
     "reward/record.py:unusable": 4,
     # Three terms.
@@ -33,7 +35,7 @@ BUDGET = {
     "reward/encodings.py:picture_digest": 4,
     "reward/encodings.py:_kept": 1,
     # The picture of the panel.
-    "chain/reconstruct.py:_to_pil": 1,
+    "data/images.py:_to_pil": 1,
 }
 
 

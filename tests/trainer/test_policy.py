@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.samples import lost, scored
+from verl_uae.chain.records import Outcome
 from verl_uae.engines.decoder_metrics import policy_metrics
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.stages.common.outcomes import usable_members
@@ -43,8 +45,8 @@ def test_updates_left_out_are_counted_and_no_figure_is_a_mean_over_them() -> Non
     assert (found["train/loss"], found["train/grad_norm"]) == (3.0, 4.0)
 
 
-def outcomes(*values: float | None) -> list[dict]:
-    return [{"value": value, "status": "ok" if value is not None else "error"} for value in values]
+def outcomes(*values: float | None) -> list[Outcome]:
+    return [lost() if value is None else scored(value) for value in values]
 
 
 @pytest.mark.parametrize("std", ["group", "global", "none"])

@@ -20,9 +20,9 @@ from torch import Tensor
 from verl_uae.chain.codec import decode_latent
 from verl_uae.chain.conditions import ConditionCache, stack_states
 from verl_uae.chain.records import Draw, Outcome
-from verl_uae.data.images import encode_jpeg, encode_png, to_tensor
+from verl_uae.data.images import encode_jpeg, encode_png, rgb, to_tensor
 from verl_uae.devices import FittingBatch, is_out_of_memory
-from verl_uae.errors import RewardError
+from verl_uae.errors import DecodeError, RewardError
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import Trajectory, sample_trajectory
@@ -254,10 +254,9 @@ def _outcome(draw: Draw, record: RewardRecord, cut: bool, picture_3HW: Tensor | 
 def _pixels(image: Image.Image, size: tuple[int, int]) -> tuple[Tensor, RewardRecord | None]:
     """A source picture (3, H, W); black, with its record, where it is damaged."""
     try:
-        return to_tensor([image.convert("RGB")], size)[0], None
-    except Exception as error:
-        # Fault boundary: whatever Pillow raises on a damaged file costs the samples of that picture.
-        return torch.zeros(3, *size), _failure("source picture", error)
+        return to_tensor([rgb(image)], size)[0], None
+    except DecodeError as error:
+        return torch.zeros(3, *size), RewardRecord.failed(Status.ERROR, f"source picture: {error.message}")
 
 
 class _Clock:

@@ -139,6 +139,16 @@ def rewrite_reason(data: bytes) -> str | None:
         return "EXIF orientation" if img.getexif().get(_EXIF_ORIENTATION, 1) in _UPRIGHT else None
 
 
+def rgb(img: Image.Image) -> Image.Image:
+    """An open picture in RGB, its pixels read.
+
+    Raises:
+        DecodeError: whatever Pillow raises on a damaged file.
+    """
+    with _refusals_named(_name(img), None):
+        return img.convert("RGB")
+
+
 def image_digest(img: Image.Image) -> str:
     """SHA-256, in hex, of the size and the RGB bytes: equal exactly for equal pictures, however they were encoded.
 
@@ -170,10 +180,10 @@ def source_digest(messages: Sequence[Mapping[str, Any]], extra_info: Mapping[str
     """`image_digest` of a prompt's source picture: what the data set says, and of the pixels where it says nothing.
 
     Raises:
-        DataError: the prompt has no picture; and what Pillow raises on a damaged one.
+        DataError: the prompt has no picture, or one that is damaged.
     """
     known = extra_info.get("sha256")
-    return str(known) if known else image_digest(source_image(messages).convert("RGB"))
+    return str(known) if known else image_digest(rgb(source_image(messages)))
 
 
 def to_tensor(imgs: Sequence[Image.Image], size: int | tuple[int, int]) -> Tensor:

@@ -202,8 +202,7 @@ def column_caption(messages: Messages, extra_info: Mapping[str, Any]) -> Caption
     digest = ""
     try:
         digest = source_digest(messages, extra_info)
-    except (DataError, OSError, SyntaxError, ValueError) as error:
-        # No picture, or what Pillow raises on a damaged one.
+    except DataError as error:
         return failed_caption(digest, f"caption: {type(error).__name__}: {error}")
     caption = extra_info.get("caption")
     if not isinstance(caption, str) or not caption.strip():

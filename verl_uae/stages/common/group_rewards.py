@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from verl_uae.chain.records import Outcome, Sample
-from verl_uae.data.images import to_tensor
+from verl_uae.data.images import rgb, to_tensor
 from verl_uae.reward.build import build_group_scorer
 from verl_uae.reward.isolate import CALL_PIXELS
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
@@ -74,7 +74,7 @@ class GroupRewards:
                 records[index] = RewardRecord.failed(Status.ERROR, "the reconstruction was not sent to be compared")
                 continue
             # Both were made by this run: the source has been drawn from, the reconstruction is its own PNG.
-            source_N3HW[index] = to_tensor([sample.image.convert("RGB")], self.size)[0]
+            source_N3HW[index] = to_tensor([rgb(sample.image)], self.size)[0]
             drawn_N3HW[index] = to_tensor([Image.open(io.BytesIO(outcome.reconstruction))], self.size)[0]
         batch = RewardBatch(
             source_B3HW=source_N3HW,

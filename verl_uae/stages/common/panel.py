@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from verl_uae.chain.records import Outcome, Sample
-from verl_uae.data.images import encode_jpeg, to_tensor
+from verl_uae.data.images import encode_jpeg, rgb, to_tensor
 from verl_uae.files import write_text
 from verl_uae.text import encodable
 
@@ -63,7 +63,7 @@ class PanelRow:
         assert outcome.picture is not None
         with Image.open(io.BytesIO(outcome.picture)) as drawn:
             size = (drawn.height, drawn.width)
-        source = encode_jpeg(to_tensor([sample.image.convert("RGB")], size)[0])
+        source = encode_jpeg(to_tensor([rgb(sample.image)], size)[0])
         record = outcome.record
         return cls(source, sample.caption.text, outcome.picture, record.value, dict(record.terms), explored)
 

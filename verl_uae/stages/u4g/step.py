@@ -145,6 +145,6 @@ def picture_name(prompt: Messages, info: Mapping[str, Any]) -> str | None:
     """What a picture's caption is kept under: its digest; None if it is damaged."""
     try:
         return source_digest(prompt, info)
-    except (DataError, OSError, SyntaxError, ValueError):
-        # What Pillow raises on a damaged file. Its caption fails, and failed ones are not kept.
+    except DataError:
+        # Its caption fails, and failed ones are not kept.
         return None

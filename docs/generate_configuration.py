@@ -21,7 +21,7 @@ from typing import Any
 import omegaconf
 import yaml
 
-from verl_uae.config import STAGES
+from verl_uae.config import STAGES, yaml_files
 from verl_uae.config.schema import UAEConfig
 from verl_uae.reward.config import TermConfig
 from verl_uae.settings import inner_schema, rules
@@ -58,7 +58,11 @@ Under the meaning of a key stands the value that one of our files gives it where
 
 """
 
-FILES_TEXT = "Choose a config with `--config-name NAME`, a group with `GROUP=NAME` (for example `hardware=cpu`).\n\n"
+FILES_TEXT = """\
+Choose a config with `--config-name NAME`, a group with `GROUP=NAME` (for example `hardware=cpu`). What stages share is
+in `config/`, the rest in the folder of its stage; for Hydra these folders are one.
+
+"""
 
 
 def about(node: ast.ClassDef) -> str:
@@ -216,11 +220,11 @@ def server_section() -> Section:
 def changed_by_configs() -> dict[str, dict[str, str]]:
     """Key -> (config or ``group=name`` -> value) for every yaml file of ours that sets it."""
     found: dict[str, dict[str, str]] = {}
-    for group, package in GROUPS:
-        whole = group.startswith("uae_")
-        for path in sorted((PACKAGE / "config").glob(f"{group}.yaml" if whole else f"{group}/*.yaml")):
-            label = group if whole else f"{group}={path.stem}"
-            for key, value in flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, package):
+    files = yaml_files()
+    for chosen, package in GROUPS:
+        for name in sorted(name for name in files if chosen in (name, name.rpartition("/")[0])):
+            label = name if name == chosen else f"{chosen}={files[name].stem}"
+            for key, value in flatten(yaml.safe_load(files[name].read_text(encoding="utf-8")) or {}, package):
                 shown = "see the file" if isinstance(value, list | dict) else yaml_text(value)
                 found.setdefault(key, {})[label] = shown
     return found
@@ -282,13 +286,13 @@ def cell(text: str) -> str:
 def config_files() -> str:
     """Every yaml file with the first line of its leading comment, and what ends the sentence at its end."""
     lines = ["| file | what it is |", "|---|---|"]
-    for path in sorted((PACKAGE / "config").rglob("*.yaml")):
+    for path in yaml_files().values():
         head = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
         comments = [line.lstrip("# ") for line in head if "@package" not in line]
         words = f"{' '.join(comments)} "
         text = words[: words.find(". ", len(comments[0]) - 1) + 1]
-        name = path.relative_to(PACKAGE / "config").as_posix()
-        lines.append(f"| [`{name}`](../verl_uae/config/{name}) | {text} |")
+        place = path.relative_to(PACKAGE).as_posix()
+        lines.append(f"| [`{place}`](../{PACKAGE.name}/{place}) | {text} |")
     return "\n".join(lines) + "\n"
 
 

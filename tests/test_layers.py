@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.source import PACKAGE, imports, modules, relative
-from verl_uae.config import STAGES
+from verl_uae.config import STAGES, yaml_files
 
 #: Layer of every folder and file at the top of the package; a module may import its own layer and lower ones.
 LAYERS = {
@@ -71,7 +71,9 @@ def top(name: str) -> str:
 
 def test_every_folder_of_stages_is_a_stage() -> None:
     folders = {path.parent.name for path in (PACKAGE / "stages").glob("*/trainer.py")}
-    assert folders == set(STAGES) and all((PACKAGE / "config" / f"uae_{stage}.yaml").is_file() for stage in STAGES)
+    assert folders == set(STAGES)
+    # What Hydra has of a stage lies beside its code.
+    assert all(yaml_files()[f"uae_{stage}"].parent == PACKAGE / "stages" / stage for stage in STAGES)
 
 
 def test_no_module_imports_a_higher_layer() -> None:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
-import verl_uae.config
+from verl_uae.config import yaml_files
 from verl_uae.errors import ConfigError
 
 GIB = 1024**3
@@ -90,9 +89,9 @@ def setting(decoder: str) -> Setting:
 
     from verl_uae.chain.config import ConditionerConfig, DecoderConfig
 
-    folder = Path(verl_uae.config.__file__).parent
-    learn = OmegaConf.load(folder / "learn" / "captioner.yaml")
-    ours = OmegaConf.merge(DecoderConfig, OmegaConf.load(folder / "uae" / "decoder" / f"{decoder}.yaml"))
+    files = yaml_files()
+    learn = OmegaConf.load(files["learn/captioner"])
+    ours = OmegaConf.merge(DecoderConfig, OmegaConf.load(files[f"uae/decoder/{decoder}"]))
     rollout = learn.actor_rollout_ref.rollout
     return Setting(
         captions_per_gpu=learn.data.train_batch_size * rollout.n / GPUS_OF_A_BATCH,

@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-import verl_uae.config
 from tests.composing import copied
 from tests.config.test_validate import changed
+from verl_uae.config import yaml_files
 from verl_uae.config.schema import UAEConfig
 from verl_uae.config.validate import validate
 from verl_uae.errors import ConfigError
 from verl_uae.settings import rules
 
-FOLDER = Path(verl_uae.config.__file__).parent / "decoder" / "objective"
 #: Shipped presets; "custom" wants an objective first.
-PRESETS = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {"custom"})
+PRESETS = sorted({path.stem for name, path in yaml_files().items() if name.startswith("decoder/")} - {"custom"})
 P = "uae.u4g"
 T = "uae.train"
 NFT = f"{P}.kernel=ode {P}.objective.name=nft"

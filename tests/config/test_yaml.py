@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-import verl_uae.config
+from verl_uae.config import yaml_files
 from verl_uae.config.validate import validate
 
-FOLDER = Path(verl_uae.config.__file__).parent
 #: Any file that is there will do: data is not read.
 BASE = [f"data.train_files={__file__}", f"data.val_files={__file__}", "uae.decoder.path=org/decoder"]
-PRIMARY = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-OPTIONS = [
-    f"{path.parent.relative_to(FOLDER)}={path.stem}" for path in sorted(FOLDER.rglob("*.yaml")) if path.parent != FOLDER
-]
+PRIMARY = sorted(name for name in yaml_files() if "/" not in name)
+OPTIONS = sorted("=".join(name.rsplit("/", 1)) for name in yaml_files() if "/" in name)
 #: Groups and options that only these configs choose from. What a config learns is a part of it and no choice.
 ONLY: dict[str, tuple[str, ...]] = {
     "learn": (),

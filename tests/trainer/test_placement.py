@@ -16,13 +16,11 @@ import ray
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-import verl_uae.config
 from tests import forks
+from verl_uae.config import yaml_files
 from verl_uae.errors import ConfigError
 from verl_uae.launch import placement
 from verl_uae.launch.placement import PlacementCallback, cluster_address, this_machine, waiting_places, watch
-
-CONFIG = Path(verl_uae.config.__file__).parent
 
 
 @pytest.fixture
@@ -66,7 +64,7 @@ def test_the_watch_ends_with_the_job_and_before_ray(monkeypatch: pytest.MonkeyPa
     callback.on_job_end(OmegaConf.create(), JobReturn())
     assert not watching()
     # At the end Hydra goes from the last callback to the first.
-    order = list(OmegaConf.load(CONFIG / "uae_base.yaml").hydra.callbacks)
+    order = list(OmegaConf.load(yaml_files()["uae_base"]).hydra.callbacks)
     assert order.index("verl_uae_ending") < order.index("verl_uae_placement") < order.index("verl_uae_driver")
 
 

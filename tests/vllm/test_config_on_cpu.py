@@ -4,20 +4,14 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-
 import pytest
 
 from tests.composing import composed
+from verl_uae.config import yaml_files
 
-CONFIGS = files("verl_uae.config")
-RECIPES = sorted(
-    name
-    for entry in CONFIGS.iterdir()
-    if (name := entry.name.removesuffix(".yaml")).startswith("uae_") and name != "uae_base"
-)
-HARDWARE = sorted(entry.name.removesuffix(".yaml") for entry in (CONFIGS / "hardware").iterdir())
-PRESETS = sorted(entry.name.removesuffix(".yaml") for entry in (CONFIGS / "preset").iterdir())
+RECIPES = sorted(name for name in yaml_files() if "/" not in name and name != "uae_base")
+HARDWARE = sorted(path.stem for name, path in yaml_files().items() if name.startswith("hardware/"))
+PRESETS = sorted(path.stem for name, path in yaml_files().items() if name.startswith("preset/"))
 
 
 def test_the_lists_are_not_empty() -> None:

@@ -5,12 +5,14 @@
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-CONFIG_PATH = "pkg://verl_uae.config"
+from verl_uae.config import PACKAGES
 
 
 class VerlUaeSearchPath(SearchPathPlugin):
     """Appends our configs after verl's, so our configs can build on verl's by name."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if all(item.path != CONFIG_PATH for item in search_path.get_path()):
-            search_path.append(provider="verl_uae", path=CONFIG_PATH)
+        known = {item.path for item in search_path.get_path()}
+        for path in (f"pkg://{package}" for package in PACKAGES):
+            if path not in known:
+                search_path.append(provider="verl_uae", path=path)

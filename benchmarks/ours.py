@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.sizes import Size, save_policy
 from benchmarks.work import CLIP, LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, Samples, Work
-from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.conditions import ConditionCache, stack_states
+from verl_uae.chain.conditioner import ConditionCache, Conditioner, stack_states
 from verl_uae.engines.decoder_module import PolicyModule, Uncast
 from verl_uae.engines.lora import add_lora
 from verl_uae.flow.objective import TransitionInputs, bind_objective
@@ -197,7 +196,7 @@ class VerlEngine:
         from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
         from verl_uae.engines.decoder import DecoderEngine
-        from verl_uae.engines.decoder_config import PolicyModelConfig
+        from verl_uae.engines.decoder_module import PolicyModelConfig
 
         param_dtype = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
         mixed = {"param_dtype": param_dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}

@@ -233,7 +233,7 @@ def _policy_metric_names() -> set[str]:
 def test_every_metric_is_documented() -> None:
     from tests.samples import caption, scored
     from verl_uae.stages.common.outcomes import outcome_metrics, validation_info
-    from verl_uae.stages.g4u.timing import chain_timing, overhead_metrics
+    from verl_uae.stages.g4u.trainer import chain_timing, overhead_metrics
 
     outcome = scored(0.5, a=0.5)
     seconds = {"caption": 1.0, "decode": 1.0, "score": 1.0}

@@ -104,10 +104,25 @@ def test_is_train_command(argv: list[str], ours: bool) -> None:
     assert plugin.is_train_command(argv) is ours
 
 
-def test_every_trainer_name_registers() -> None:
-    import verl.trainer.ppo.v1  # noqa: F401
-    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+REGISTERED = """
+import verl.trainer.ppo.v1
+import verl_uae.plugin as plugin
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+print(plugin.FAILURES, [TRAINER_REGISTRY[name].__module__ for name in plugin.TRAINERS])
+"""
 
-    assert not plugin.FAILURES
-    for name in plugin.TRAINERS:
-        assert TRAINER_REGISTRY[name].__module__ == f"verl_uae.stages.{name.removeprefix('uae_')}.trainer"
+
+def test_every_trainer_name_registers() -> None:
+    modules = [f"verl_uae.stages.{name.removeprefix('uae_')}.trainer" for name in plugin.TRAINERS]
+    assert run(REGISTERED).stdout.splitlines()[-1] == f"{{}} {modules}"
+
+
+@pytest.mark.parametrize("stage", ["g4u", "unified"])
+def test_a_program_may_import_a_trainer_before_anything_of_verl(stage: str) -> None:
+    """Which imports verl's trainers, whose import in turn asks for all of ours."""
+    result = run(
+        f"import verl_uae.stages.{stage}.trainer as one, verl_uae.plugin as plugin\n"
+        "from verl.trainer.ppo.v1.trainer_base import get_trainer_cls\n"
+        f"print(plugin.FAILURES, get_trainer_cls('uae_{stage}').__module__ == one.__name__)"
+    )
+    assert result.stdout.splitlines()[-1] == "{} True", result.stderr[-2000:]

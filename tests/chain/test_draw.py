@@ -15,8 +15,7 @@ from torch import Tensor
 
 from tests.samples import UNREADABLE, damaged_picture, sample
 from verl_uae.chain.codec import decode_latent as painter_decode
-from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.conditions import ConditionCache
+from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.draw import Drawn, Painter, PainterSettings
 from verl_uae.chain.records import Draw, Sample

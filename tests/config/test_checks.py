@@ -8,8 +8,8 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from verl_uae.config.checks import check_choices, check_minimum, check_whole
 from verl_uae.errors import ConfigError
+from verl_uae.settings import check_choices, check_minimum, check_whole
 
 CONFIG = OmegaConf.create({"a": {"kind": "red", "size": 2, "none": None}, "b": "blue"})
 

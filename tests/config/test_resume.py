@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.config.resume import resumed_folder, validate_resume
+from verl_uae.config.run_folder import resumed_folder, validate_resume
 from verl_uae.errors import ConfigError
 
 

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from verl_uae.config import run_lock
-from verl_uae.config.run_lock import check_free, hold
+from verl_uae.config import run_folder
+from verl_uae.config.run_folder import check_free, hold
 from verl_uae.errors import ConfigError
 
 #: A run: holds its folder, says so, and goes on in a child of its own that outlives it, as a data loader's worker may.
 RUN = """
 import os, sys, time
 from pathlib import Path
-from verl_uae.config.run_lock import hold
+from verl_uae.config.run_folder import hold
 hold(Path(sys.argv[1]))
 if os.fork():
     print("held", flush=True)
@@ -47,7 +47,7 @@ def test_a_second_run_is_refused_by_name_while_the_first_lives_and_not_after(
     running: subprocess.Popen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "run"
-    monkeypatch.setattr(run_lock, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(run_folder, "PATIENCE_S", 0.3)
     for take in (check_free, hold):
         with pytest.raises(ConfigError, match=rf"default_local_dir: {root} is in use by process {running.pid} on "):
             take(root)
@@ -57,11 +57,11 @@ def test_a_second_run_is_refused_by_name_while_the_first_lives_and_not_after(
         check_free(tmp_path / "link")
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
-    monkeypatch.setattr(run_lock, "_held", {})
+    monkeypatch.setattr(run_folder, "_held", {})
     check_free(root)
     hold(root)
     # Through the handle that is held: closing another one would end the lock.
-    assert f"process {os.getpid()} on".encode() in os.pread(run_lock._held[root].fileno(), 200, 0)
+    assert f"process {os.getpid()} on".encode() in os.pread(run_folder._held[root].fileno(), 200, 0)
     hold(root)
     check_free(root)
     second = subprocess.run([sys.executable, "-c", RUN, str(root)], capture_output=True, text=True, check=False)
@@ -85,7 +85,7 @@ def test_a_file_system_without_locks_is_said_and_used(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_lock, "_held", {})
+    monkeypatch.setattr(run_folder, "_held", {})
     monkeypatch.setattr("fcntl.lockf", no_locks)
     with caplog.at_level(logging.WARNING):
         hold(tmp_path)

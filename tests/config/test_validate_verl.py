@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.config.validate import ValidateCallback
-from verl_uae.config.validate_verl import _PRECISIONS, _WHOLE, _WHOLE_OR_NULL, validate_verl
+from verl_uae.config.validate import _PRECISIONS, _WHOLE, _WHOLE_OR_NULL, ValidateCallback, validate_verl
 from verl_uae.errors import ConfigError
 
 ENGINES = ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "uae.train.fsdp_config")

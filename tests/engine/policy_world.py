@@ -16,7 +16,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
 from verl_uae.engines.decoder import DecoderEngine
-from verl_uae.engines.decoder_config import PolicyModelConfig
+from verl_uae.engines.decoder_module import PolicyModelConfig
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.trajectory import sample_trajectory

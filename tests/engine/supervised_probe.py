@@ -28,8 +28,7 @@ from verl_uae.chain.conditioner import Conditioner, language_stack
 from verl_uae.chain.decoder import Decoder
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import make_prompt
-from verl_uae.engines.decoder_config import PolicyModelConfig
-from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.decoder_module import PolicyModelConfig, PolicyModule
 from verl_uae.engines.supervised import SUPERVISED_TYPE, SupervisedEngine
 from verl_uae.flow.matching import NoiseDensity
 from verl_uae.flow.ode import euler
@@ -41,8 +40,7 @@ from verl_uae.scenes.grammar import caption
 from verl_uae.scenes.render import render_float, render_image
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH
 from verl_uae.seeding import normal
-from verl_uae.stages.cold_start.encoder import EncoderEngine, EncoderModelConfig, EncoderModule
-from verl_uae.stages.cold_start.inputs import CaptionBatcher
+from verl_uae.stages.cold_start.encoder import CaptionBatcher, EncoderEngine, EncoderModelConfig, EncoderModule
 from verl_uae.stages.cold_start.loss import ReconstructionLoss, ReconstructionSettings
 from verl_uae.stages.common.captions import PromptSettings, PromptTokens
 from verl_uae.stages.pretrain.worker import FlowMatching

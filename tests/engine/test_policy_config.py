@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from verl_uae.engines.decoder_config import DEFAULT_TARGETS, MODEL_TYPE, PolicyModelConfig
+from verl_uae.engines.decoder_module import DEFAULT_TARGETS, MODEL_TYPE, PolicyModelConfig
 from verl_uae.stages.common.config import LoraConfig
 
 

@@ -18,8 +18,7 @@ from PIL import Image
 
 from tests.pipeline.conftest import picture
 from verl_uae.chain.captioner import caption_messages
-from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.conditions import ConditionCache
+from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.chain.config import DecoderConfig
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.draw import Painter, PainterSettings

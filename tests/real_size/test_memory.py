@@ -20,7 +20,7 @@ from tests.real_size.accelerator import Accelerator
 from verl_uae.data.pairs import Pair
 from verl_uae.engines.decoder_module import PolicyModule
 from verl_uae.engines.replica import SamplingReplica
-from verl_uae.stages.pretrain.build import build_pair_encoder
+from verl_uae.stages.pretrain.worker import build_pair_encoder
 
 
 @pytest.mark.parametrize("pixels", [512, 1024])

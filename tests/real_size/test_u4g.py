@@ -17,7 +17,7 @@ from verl_uae.chain.records import Caption, Sample
 from verl_uae.engines.decoder_metrics import Figures
 from verl_uae.stages.common.build import EMA
 from verl_uae.stages.u4g.build import OLD, sampling_plan
-from verl_uae.stages.u4g.layout import Layout
+from verl_uae.stages.u4g.worker import Layout
 
 SIZES = [
     "uae.decoder.path=decoder",

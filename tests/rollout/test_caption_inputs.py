@@ -10,7 +10,7 @@ from PIL import Image
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import make_prompt
-from verl_uae.stages.cold_start.inputs import CaptionBatcher, messages_with
+from verl_uae.stages.cold_start.encoder import CaptionBatcher, messages_with
 from verl_uae.stages.common.captions import PromptSettings, PromptTokens
 
 IMAGES = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]

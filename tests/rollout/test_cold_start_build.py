@@ -7,7 +7,7 @@ import torch
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.terms.efficientnet import EfficientNetLite0
-from verl_uae.stages.cold_start.build import (
+from verl_uae.stages.cold_start.worker import (
     build_caption_batcher,
     build_encoder_engine,
     build_features,

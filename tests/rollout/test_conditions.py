@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.conditions import BATCH, ConditionCache, stack_states
+from verl_uae.chain.conditioner import BATCH, ConditionCache, Conditioner, stack_states
 
 CAPTIONS = [
     "a red circle",

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from verl_uae.chain.codec import encode_image
-from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.conditions import ConditionCache
+from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.data.cache import TensorCache
 from verl_uae.data.pairs import Pair

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_uae.stages.u4g.layout import Layout
+from verl_uae.stages.u4g.worker import Layout
 
 
 @pytest.mark.parametrize(("updates", "ranks"), [(1, 1), (2, 1), (1, 2), (2, 4), (4, 3)])

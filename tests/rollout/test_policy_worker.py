@@ -15,8 +15,7 @@ from verl_uae.chain.records import Draw
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.trajectory import Trajectory
-from verl_uae.stages.u4g.layout import Layout
-from verl_uae.stages.u4g.worker import _KEPT, DecoderPolicyWorker
+from verl_uae.stages.u4g.worker import _KEPT, DecoderPolicyWorker, Layout
 
 
 def test_pictures_are_numbered_sample_by_sample(compose: Any, tiny_overrides: list[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from verl_uae.config.validate import validate
 from verl_uae.data.buckets import Buckets
 from verl_uae.engines.supervised import SUPERVISED_TYPE
-from verl_uae.stages.pretrain.build import density, supervised_worker_config
+from verl_uae.stages.pretrain.worker import density, supervised_worker_config
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_uae.errors import ConfigError
-from verl_uae.stages.common.length import cover_steps
+from verl_uae.stages.common.supervised import cover_steps
 
 
 @pytest.mark.parametrize(("steps", "per_epoch", "epochs"), [(10, 10, 1), (11, 10, 2), (600, 62, 10), (1, 5, 1)])

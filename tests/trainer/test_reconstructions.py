@@ -10,7 +10,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from verl_uae.chain.records import Caption, Outcome, Sample
 from verl_uae.reward.record import RewardRecord, Status
-from verl_uae.stages.u4g.reconstructions import dump_arguments, generation_rows
+from verl_uae.stages.u4g.step import dump_arguments, generation_rows
 
 
 def test_a_line_of_verls_file_per_reconstruction(tmp_path: Path) -> None:

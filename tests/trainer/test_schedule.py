@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from verl_uae.stages.unified.schedule import Alternation
+from verl_uae.stages.unified.trainer import Alternation
 
 
 @pytest.mark.parametrize(("g4u", "u4g", "first"), itertools.product((1, 2, 5), (1, 3), ("g4u", "u4g")))

@@ -13,8 +13,7 @@ from verl.trainer.ppo.v1 import trainer_base
 from verl_uae.stages.g4u import decoders
 from verl_uae.stages.g4u.trainer import G4UTrainer
 from verl_uae.stages.u4g import step as policy
-from verl_uae.stages.unified.schedule import Alternation
-from verl_uae.stages.unified.trainer import UnifiedTrainer
+from verl_uae.stages.unified.trainer import Alternation, UnifiedTrainer
 
 
 class Order(list[str]):

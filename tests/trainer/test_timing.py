@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_uae.stages.g4u.timing import caption_seconds, chain_timing, overhead_metrics, progress_line
+from verl_uae.stages.g4u.trainer import caption_seconds, chain_timing, overhead_metrics, progress_line
 
 
 def test_caption_time_is_that_of_the_longest_request() -> None:

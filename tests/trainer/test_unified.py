@@ -13,8 +13,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer, get_trainer_cls
 
 from tests.trainer.test_standalone import assert_same_signatures
 from verl_uae.errors import ConfigError
-from verl_uae.stages.unified.schedule import Alternation
-from verl_uae.stages.unified.trainer import UnifiedTrainer
+from verl_uae.stages.unified.trainer import Alternation, UnifiedTrainer
 
 
 def test_is_the_registered_trainer() -> None:

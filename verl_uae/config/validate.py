@@ -1,12 +1,16 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses impossible settings before Ray starts, naming the Hydra key."""
+"""Refuses impossible settings before Ray starts, naming the Hydra key.
+
+verl's own configuration has no types: a text where a number belongs, a fraction of a GPU or an unknown precision passes
+it, and fails in the middle of the set-up, or not at all. So the keys of verl that a run depends on are checked too.
+"""
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,20 @@ import verl_uae.stages.g4u.config as g4u
 import verl_uae.stages.pretrain.config as pretrain
 import verl_uae.stages.u4g.config as u4g
 import verl_uae.stages.unified.config as unified
+from verl_uae.config import STAGES
 from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths, validate_sizes
-from verl_uae.config.run_lock import check_free
+from verl_uae.config.run_folder import check_free, validate_resume
 from verl_uae.config.schema import UAEConfig
-from verl_uae.config.validate_run import validate_run
-from verl_uae.config.validate_verl import validate_verl
 from verl_uae.errors import ConfigError, UAEError
-from verl_uae.settings import check_keys, check_values, unread_overrides
+from verl_uae.settings import (
+    CAPTIONING,
+    check_choices,
+    check_keys,
+    check_minimum,
+    check_values,
+    check_whole,
+    unread_overrides,
+)
 
 _VALIDATORS: Mapping[str, tuple[Callable[[DictConfig], None], ...]] = {
     "pretrain": (pretrain.validate,),
@@ -78,3 +89,142 @@ def validate(config: DictConfig) -> None:
     for section in (chain.validate, reward.validate, *_VALIDATORS[stage]):
         section(config)
     validate_paths(config)
+
+
+_CHOICES = {"trainer.resume_mode": ("disable", "auto", "resume_path")}
+
+
+#: Keys that only decoder workers read -> what is allowed without them.
+_DECODER_WORKERS: dict[str, Any] = {
+    "uae.decoder.schedule": "phased",
+    "uae.decoder.pool": "colocated",
+    "uae.decoder.seeds_per_caption": 1,
+}
+
+
+def validate_run(config: DictConfig) -> None:
+    """Check what every stage takes from verl's trainer.
+
+    Raises:
+        ConfigError: naming the first key that is impossible.
+    """
+    _validate_stage(config)
+    check_choices(config, _CHOICES)
+    validate_resume(config)
+    if config.actor_rollout_ref.actor.checkpoint.get("async_save", False):
+        raise ConfigError(
+            "actor_rollout_ref.actor.checkpoint.async_save",
+            "a folder that is still being written cannot be marked complete, so no run could resume from it; use false",
+        )
+    if config.trainer.get("default_hdfs_dir") and config.uae.stage != "g4u":
+        raise ConfigError("trainer.default_hdfs_dir", "the trained decoder is saved to trainer.default_local_dir alone")
+    # Imported here: the schema is needed in places that must not pay for torch.
+    from verl_uae.data.rows import CheckSettings
+
+    CheckSettings.from_config(config.data)
+    if config.critic.get("enable"):
+        raise ConfigError("critic.enable", "advantages are relative to the group; no stage has a critic")
+    if config.reward.reward_model.enable:
+        raise ConfigError("reward.reward_model.enable", "rewards come from the decoder workers; use uae.reward.terms")
+    check_whole(config, {"trainer.save_freq": -1}, " (-1 for none)")
+    if config.trainer.get("max_actor_ckpt_to_keep") is not None:
+        # A number below 0 would count from the other end.
+        check_whole(config, {"trainer.max_actor_ckpt_to_keep": 1}, " (or null for all steps)")
+    if config.data.truncation != "error":
+        raise ConfigError("data.truncation", f"{config.data.truncation!r} could cut through an image; use error")
+
+
+def _validate_stage(config: DictConfig) -> None:
+    stage, trainer = config.uae.stage, config.trainer.v1.trainer_mode
+    if trainer in {f"uae_{name}" for name in STAGES} and trainer != f"uae_{stage}":
+        raise ConfigError(
+            "uae.stage", f"is {stage}, the trainer is {trainer}: both are chosen by the config name, not by hand"
+        )
+    if stage in CAPTIONING:
+        return
+    for key, only in _DECODER_WORKERS.items():
+        value = OmegaConf.select(config, key)
+        if value != only:
+            raise ConfigError(key, f"{value}: stage {stage} has no decoder workers; only {only} is possible")
+
+
+_ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+
+#: Whole numbers -> the smallest.
+_WHOLE = {
+    "trainer.n_gpus_per_node": 1,
+    "trainer.nnodes": 1,
+    "data.train_batch_size": 1,
+    "data.max_prompt_length": 1,
+    "data.max_response_length": 1,
+    "data.dataloader_num_workers": 0,
+    f"{_ROLLOUT}.n": 1,
+    f"{_ROLLOUT}.tensor_model_parallel_size": 1,
+    f"{_ROLLOUT}.agent.num_workers": 1,
+    f"{_ACTOR}.ppo_mini_batch_size": 1,
+    f"{_ACTOR}.ppo_epochs": 1,
+}
+#: The same for keys that may be null.
+_WHOLE_OR_NULL = {
+    "trainer.total_training_steps": 1,
+    "data.val_batch_size": 1,
+    "data.seed": 0,
+    f"{_ACTOR}.ppo_micro_batch_size_per_gpu": 1,
+    f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu": 1,
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 1,
+}
+#: Key -> (smallest, whether the smallest itself is allowed).
+_NUMBERS = {
+    # Log-probabilities are divided by it.
+    f"{_ROLLOUT}.temperature": (0, False),
+    # Zero is greedy.
+    f"{_ROLLOUT}.val_kwargs.temperature": (0, True),
+    f"{_ACTOR}.kl_loss_coef": (0, True),
+    f"{_ACTOR}.optim.lr": (0, True),
+    "uae.train.optim.lr": (0, True),
+    "uae.cold_start.encoder.optim.lr": (0, True),
+}
+
+#: Sections with verl's FSDP settings, and names of precisions in them (verl/utils/torch_dtypes.py).
+_ENGINES = (
+    f"{_ACTOR}.fsdp_config",
+    "actor_rollout_ref.ref.fsdp_config",
+    "uae.train.fsdp_config",
+    "uae.cold_start.encoder.fsdp_config",
+)
+_PRECISIONS = ("fp32", "float32", "bf16", "bfloat16", "fp16", "float16")
+_PRECISION_KEYS = (
+    "model_dtype",
+    "dtype",
+    "mixed_precision.param_dtype",
+    "mixed_precision.reduce_dtype",
+    "mixed_precision.buffer_dtype",
+)
+
+
+def validate_verl(config: DictConfig) -> None:
+    """Check the numbers and precisions of verl's keys that a run depends on.
+
+    Raises:
+        ConfigError: naming the first key that will not do.
+    """
+    check_whole(config, _WHOLE)
+    given = {key: least for key, least in _WHOLE_OR_NULL.items() if OmegaConf.select(config, key) is not None}
+    check_whole(config, given)
+    check_minimum(config, {key: least for key, least in _NUMBERS.items() if _is_there(config, key)})
+    for key, value in _precisions(config):
+        if value not in _PRECISIONS:
+            raise ConfigError(key, f"must be one of {', '.join(_PRECISIONS)}, got {value!r}")
+
+
+def _precisions(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    for section in _ENGINES:
+        for name in _PRECISION_KEYS:
+            value = OmegaConf.select(config, f"{section}.{name}")
+            if value is not None:
+                yield f"{section}.{name}", value
+
+
+def _is_there(config: DictConfig, key: str) -> bool:
+    parent = OmegaConf.select(config, key.rpartition(".")[0])
+    return isinstance(parent, DictConfig) and key.rpartition(".")[2] in parent

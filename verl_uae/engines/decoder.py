@@ -26,9 +26,8 @@ from verl.workers.engine.base import EngineRegistry
 from verl_uae.checkpoints.decoder import COMPONENTS
 from verl_uae.checkpoints.shards import plain_name, shadow_file
 from verl_uae.engines.decoder_batch import OLD, MicroBatch, PolicyBatch, read_batch
-from verl_uae.engines.decoder_config import MODEL_TYPE
 from verl_uae.engines.decoder_metrics import Figures
-from verl_uae.engines.decoder_module import PolicyModule, Uncast
+from verl_uae.engines.decoder_module import MODEL_TYPE, PolicyModule, Uncast
 from verl_uae.engines.export import full_state_dict
 from verl_uae.engines.left_out import LEFT_OUT
 from verl_uae.engines.lora import adapter_disabled, add_lora

@@ -73,9 +73,14 @@ def _register_trainers() -> None:
 
 
 def _import_trainers() -> None:
+    modules = [f"verl_uae.stages.{stage}.trainer" for stage in STAGES]
+    if any(sys.modules.get(module) for module in modules):
+        # A program imports one of them itself, and verl's trainers by way of it: it is half there, and registers its
+        # name, and those of what it needs, when it is whole.
+        return
     try:
-        for stage in STAGES:
-            importlib.import_module(f"verl_uae.stages.{stage}.trainer")
+        for module in modules:
+            importlib.import_module(module)
     except Exception as error:
         _register_unavailable(error)
         raise

@@ -14,12 +14,11 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import TrainingWorkerConfig
 
 from verl_uae.chain.codec import latent_shape
-from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.conditions import ConditionCache
+from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.chain.draw import Painter, PainterSettings
 from verl_uae.checkpoints.load import load_model, load_scheduler
 from verl_uae.checkpoints.names import VAE
-from verl_uae.engines.decoder_config import PolicyModelConfig
+from verl_uae.engines.decoder_module import PolicyModelConfig
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.build import build_scorer

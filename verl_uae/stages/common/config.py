@@ -12,9 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.config.checks import check_choices
 from verl_uae.errors import ConfigError
-from verl_uae.settings import key
+from verl_uae.settings import check_choices, key
 
 _CONTENTS = ("model", "optimizer", "extra", "diffusers")
 

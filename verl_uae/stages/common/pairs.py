@@ -30,10 +30,10 @@ from verl_uae.engines.decoder_metrics import policy_metrics
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.reward.record import Status
 from verl_uae.stages.common.group import DecoderTrainingGroup
-from verl_uae.stages.common.length import cover_steps
 from verl_uae.stages.common.outcomes import LosingSamples
 from verl_uae.stages.common.panel import PanelRow, PanelWriter
 from verl_uae.stages.common.standalone import StandaloneTrainer
+from verl_uae.stages.common.supervised import cover_steps
 from verl_uae.stages.common.supervisor import Supervisor
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 

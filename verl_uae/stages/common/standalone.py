@@ -21,7 +21,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl_uae.checkpoints.names import DATA_STATE, TRACKER, step_of
 from verl_uae.checkpoints.record import DecoderCheckpoints
 from verl_uae.config.path_keys import resolve_paths
-from verl_uae.config.run_lock import hold
+from verl_uae.config.run_folder import hold
 from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError
 from verl_uae.files import write_text

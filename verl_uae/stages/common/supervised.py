@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from omegaconf import DictConfig, open_dict
 
 from verl_uae.checkpoints.record import SavedState, StepFolders
 from verl_uae.checkpoints.run import without_secrets
 from verl_uae.checkpoints.step import complete_steps, is_complete, step_folder
 from verl_uae.compat import tracked_config
-from verl_uae.errors import CheckpointError, DecoderError, UAEError, WorkerError, describe
+from verl_uae.errors import CheckpointError, ConfigError, DecoderError, UAEError, WorkerError, describe
 from verl_uae.runstate import RunState
 from verl_uae.stages.common.supervisor import Supervisor
 
@@ -250,3 +251,26 @@ def _free_mib(folder: Path) -> float | None:
         return shutil.disk_usage(folder).free / 2**20
     except OSError:
         return None
+
+
+def cover_steps(config: DictConfig, total_steps: int, steps_per_epoch: int, rows: int) -> None:
+    """Set ``trainer.total_epochs`` so that it never ends a run early.
+
+    verl stops at whichever comes first, ``total_epochs`` or ``total_training_steps``, and in the first case neither
+    validates nor saves at the end.
+
+    Args:
+        config: the whole composed configuration; changed.
+        total_steps: steps of the run.
+        steps_per_epoch: whole batches of the training data.
+        rows: usable rows of the training data, for the message.
+
+    Raises:
+        ConfigError: there is no whole batch.
+    """
+    if steps_per_epoch < 1:
+        raise ConfigError(
+            "data.train_batch_size", f"{config.data.train_batch_size} is more than the {rows} usable rows can fill"
+        )
+    with open_dict(config):
+        config.trainer.total_epochs = -(-total_steps // steps_per_epoch)

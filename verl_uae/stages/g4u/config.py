@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.config.checks import check_whole
 from verl_uae.errors import ConfigError
-from verl_uae.settings import key
+from verl_uae.settings import check_whole, key
 
 
 @dataclass

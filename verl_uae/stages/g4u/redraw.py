@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from omegaconf import DictConfig
 
-from verl_uae.chain.conditions import ConditionCache
+from verl_uae.chain.conditioner import ConditionCache
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.draw import Painter
 from verl_uae.chain.records import Draw, Outcome

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,19 @@ from verl_uae.chain.records import CAPTION_FIELD, OUTCOME_FIELD, SAMPLE_FIELDS, 
 from verl_uae.checkpoints.record import verl_keeps_all
 from verl_uae.checkpoints.step import unmark
 from verl_uae.config.path_keys import resolve_paths
-from verl_uae.config.run_lock import hold
+from verl_uae.config.run_folder import hold
 from verl_uae.config.validate import validate
 from verl_uae.errors import describe
 from verl_uae.stages.common.group import DecoderTrainingGroup
-from verl_uae.stages.common.length import cover_steps
 from verl_uae.stages.common.outcomes import outcome_metrics, usable_members, validation_info
 from verl_uae.stages.common.panel import PanelRow, PanelWriter
 from verl_uae.stages.common.signals import RewardSignals
-from verl_uae.stages.common.supervised import SupervisedTrainer
+from verl_uae.stages.common.supervised import SupervisedTrainer, cover_steps
 from verl_uae.stages.common.supervisor import Supervisor
 from verl_uae.stages.g4u.advantage import SETTINGS_KEY
 from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, STREAM_RECONSTRUCTIONS
 from verl_uae.stages.g4u.batch import canonical_order, fetch, select, split_key, store
-from verl_uae.stages.g4u.decoder_group import DecoderGroup
-from verl_uae.stages.g4u.decoders import DecoderMixin
-from verl_uae.stages.g4u.timing import caption_seconds, chain_timing, overhead_metrics, progress_line
+from verl_uae.stages.g4u.decoder_group import DecoderGroup, DecoderMixin
 from verl_uae.stages.g4u.worker import CaptionerWorker
 from verl_uae.waiting import saying
 
@@ -355,3 +352,52 @@ def last_token_score(response_mask: torch.Tensor, value: float | None) -> torch.
     if value is not None:
         scores[-1] = value
     return scores
+
+
+#: Phases of verl's step that are model compute, by verl's timer names; those of the chain are measured where they run.
+_MODEL_PHASES = ("old_log_prob", "ref", "update_actor")
+
+
+def caption_seconds(request_metrics: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds from the first caption request of a batch to the last answer: the longest request, since all are sent
+    together."""
+    return max((float(metrics.get("generate_sequences", 0.0)) for metrics in request_metrics), default=0.0)
+
+
+def chain_timing(seconds: Mapping[str, float], pictures: int) -> dict[str, float]:
+    """Seconds of captioning, and of the slowest rank in decoding and scoring; reconstructions per second of both."""
+    metrics = {f"timing_s/{phase}": value for phase, value in seconds.items()}
+    total = seconds["decode"] + seconds["score"]
+    if total > 0:
+        metrics["perf/reconstructions_per_s"] = pictures / total
+    return metrics
+
+
+def overhead_metrics(timing_raw: Mapping[str, float], chain_seconds: Mapping[str, float]) -> dict[str, float]:
+    """Share of a step spent outside captioning, decoding, scoring, log-probs and updates."""
+    step = timing_raw.get("step", 0.0)
+    if step <= 0:
+        return {}
+    model = sum(timing_raw.get(phase, 0.0) for phase in _MODEL_PHASES) + sum(chain_seconds.values())
+    return {"perf/overhead_frac": max(0.0, 1.0 - model / step)}
+
+
+#: Phase -> metric, in the order of a step.
+_SHOWN = {
+    "caption": "timing_s/caption",
+    "decode": "timing_s/decode",
+    "score": "timing_s/score",
+    "log-probs": "timing_s/old_log_prob",
+    "update": "timing_s/update_actor",
+    "step": "timing_s/step",
+}
+
+
+def progress_line(metrics: Mapping[str, float]) -> str:
+    """One line of a step: reward, caption length, samples without reward, and the seconds of each phase."""
+    phases = ", ".join(f"{phase} {metrics[name]:.1f} s" for phase, name in _SHOWN.items() if name in metrics)
+    return (
+        f"reward {metrics.get('reward/score/mean', float('nan')):.3f}, "
+        f"{metrics.get('caption/words/mean', 0.0):.1f} words, "
+        f"{metrics.get('reward/invalid_frac', 0.0):.0%} without reward; {phases}"
+    )

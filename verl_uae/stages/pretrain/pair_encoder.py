@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from verl_uae.chain.codec import encode_image
-from verl_uae.chain.conditions import ConditionCache
+from verl_uae.chain.conditioner import ConditionCache
 from verl_uae.data.buckets import HeightWidth, fit
 from verl_uae.data.cache import TensorCache, latent_name
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits

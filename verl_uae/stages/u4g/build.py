@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from verl.workers.config import TrainingWorkerConfig
 
-from verl_uae.engines.decoder_config import MODEL_TYPE
+from verl_uae.engines.decoder_module import MODEL_TYPE
 from verl_uae.flow.objective import bind_objective
 from verl_uae.flow.objective.registry import BoundObjective
 from verl_uae.flow.plan import SamplingPlan, make_plan

@@ -16,8 +16,7 @@ from verl_uae.flow.plan import SamplingPlan
 from verl_uae.stages.common.captions import Messages
 from verl_uae.stages.common.group import DecoderTrainingGroup, interleave
 from verl_uae.stages.u4g.build import sampling_plan
-from verl_uae.stages.u4g.layout import Layout
-from verl_uae.stages.u4g.worker import DecoderPolicyWorker
+from verl_uae.stages.u4g.worker import DecoderPolicyWorker, Layout
 
 
 class PolicyGroup(DecoderTrainingGroup):

@@ -28,8 +28,7 @@ from verl_uae.stages.common.outcomes import outcome_metrics, usable_members
 from verl_uae.stages.common.signals import RewardSignals
 from verl_uae.stages.common.supervised import SupervisedTrainer
 from verl_uae.stages.u4g.group import PolicyGroup
-from verl_uae.stages.u4g.layout import Layout
-from verl_uae.stages.u4g.reconstructions import dump_arguments, generation_rows
+from verl_uae.stages.u4g.worker import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
     _dump_generations: Callable[..., None]
     """verl's."""
     _drawn: list[dict[str, Any]]
-    """Rows of the last batch, see :func:`~verl_uae.stages.u4g.reconstructions.generation_rows`."""
+    """Rows of the last batch, see :func:`~verl_uae.stages.u4g.step.generation_rows`."""
 
     def start_policy(self, pool: RayResourcePool, total_steps: int) -> None:
         """Start the workers beside whatever else loads; ``policy.wait_until_loaded()`` waits for them."""
@@ -148,3 +147,47 @@ def picture_name(prompt: Messages, info: Mapping[str, Any]) -> str | None:
     except DataError:
         # Its caption fails, and failed ones are not kept.
         return None
+
+
+def generation_rows(
+    prompts: Sequence[Messages], samples: Sequence[Sample], outcomes: Sequence[Outcome]
+) -> list[dict[str, Any]]:
+    """Rows of a batch.
+
+    Args:
+        prompts: of the captioner.
+        samples: pictures with captions, one per prompt.
+        outcomes: of equally many reconstructions of each sample, sample by sample.
+    """
+    members = len(outcomes) // max(1, len(samples))
+    rows = []
+    for number, outcome in enumerate(outcomes):
+        sample, record = samples[number // members], outcome.record
+        rows.append(
+            {
+                "input": "\n".join(text.replace("\x1f", " ") for _, text in prompt_text(prompts[number // members])),
+                "output": sample.caption.text,
+                "gts": sample.row.get("ground_truth"),
+                # A missing reward is not 0.
+                "score": record.value,
+                "digest": sample.caption.digest,
+                "member": number % members,
+                "status": str(record.status),
+                "reason": record.reason or "",
+                **{f"term_{name}": value for name, value in record.terms.items()},
+            }
+        )
+    return rows
+
+
+def dump_arguments(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Arguments of verl's ``_dump_generations``, but for the folder; a term that a row lacks is null there."""
+    first = ("input", "output", "gts", "score")
+    names = dict.fromkeys(name for row in rows for name in row if name not in first)
+    return {
+        "inputs": [row["input"] for row in rows],
+        "outputs": [row["output"] for row in rows],
+        "gts": [row["gts"] for row in rows],
+        "scores": [row["score"] for row in rows],
+        "reward_extra_infos_dict": {name: [row.get(name) for row in rows] for name in names},
+    }

@@ -15,12 +15,11 @@ from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
 from verl_uae.chain.records import samples_of
-from verl_uae.stages.common.length import cover_steps
 from verl_uae.stages.common.outcomes import validation_info
 from verl_uae.stages.common.panel import PanelRow
 from verl_uae.stages.common.standalone import StandaloneTrainer
-from verl_uae.stages.u4g.reconstructions import dump_arguments, generation_rows
-from verl_uae.stages.u4g.step import PolicyMixin
+from verl_uae.stages.common.supervised import cover_steps
+from verl_uae.stages.u4g.step import PolicyMixin, dump_arguments, generation_rows
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
@@ -22,7 +23,38 @@ from verl_uae.stages.g4u.decoder_group import DecoderGroup
 from verl_uae.stages.g4u.trainer import G4UTrainer
 from verl_uae.stages.u4g.step import PolicyMixin
 from verl_uae.stages.u4g.trainer import policy_line
-from verl_uae.stages.unified.schedule import Alternation
+
+
+@dataclass(frozen=True, slots=True)
+class Alternation:
+    """G4U and U4G in turns: a function of the step alone, so that a resumed run agrees.
+
+    Raises:
+        ValueError: a length below 1, or an unknown first stage.
+    """
+
+    g4u_steps: int
+    u4g_steps: int
+    first: str = "g4u"
+
+    def __post_init__(self) -> None:
+        if self.g4u_steps < 1 or self.u4g_steps < 1 or self.first not in ("g4u", "u4g"):
+            raise ValueError(f"impossible alternation: {self}")
+
+    def stage(self, step: int) -> str:
+        """``g4u`` or ``u4g``, of a step counted from 1."""
+        lengths = {"g4u": self.g4u_steps, "u4g": self.u4g_steps}
+        place = (step - 1) % (self.g4u_steps + self.u4g_steps)
+        return self.first if place < lengths[self.first] else {"g4u": "u4g", "u4g": "g4u"}[self.first]
+
+    def done(self, stage: str, step: int) -> int:
+        """Steps of a stage among the first ``step`` steps."""
+        cycle = self.g4u_steps + self.u4g_steps
+        length = self.g4u_steps if stage == "g4u" else self.u4g_steps
+        start = 0 if stage == self.first else cycle - length
+        whole, rest = divmod(step, cycle)
+        return whole * length + min(max(rest - start, 0), length)
+
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Shape legend: B samples, K steps of the window, C h w latent, H W pixels."""
+"""Shape legend: B samples, K steps of the window, C H W latents, 3 H W pictures."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ class Policy:
     def __call__(self, states_BLE: Tensor, negative_1LE: Tensor | None, guidance: float) -> Velocity:
         inner = self.decoder.field(states_BLE, negative_1LE, guidance)
 
-        def velocity(x_BChw: Tensor, sigma_B: Tensor) -> Tensor:
-            self.calls.append(len(x_BChw))
-            v_BChw = inner(x_BChw, sigma_B)
+        def velocity(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+            self.calls.append(len(x_BCHW))
+            v_BCHW = inner(x_BCHW, sigma_B)
             if self.poison is not None:
-                hit_B = (x_BChw == self.poison).flatten(1).all(1)
-                v_BChw = torch.where(hit_B.view(-1, 1, 1, 1), torch.nan, v_BChw)
-            return v_BChw
+                hit_B = (x_BCHW == self.poison).flatten(1).all(1)
+                v_BCHW = torch.where(hit_B.view(-1, 1, 1, 1), torch.nan, v_BCHW)
+            return v_BCHW
 
         return velocity
 
@@ -136,7 +136,7 @@ def make_painter(decoder: Decoder, conditioner: Conditioner, scorer: RewardScore
 
 
 def zero_field(states_BLE: Tensor, negative_1LE: Tensor | None, guidance: float) -> Velocity:
-    return lambda x_BChw, sigma_B: torch.zeros_like(x_BChw)
+    return lambda x_BCHW, sigma_B: torch.zeros_like(x_BCHW)
 
 
 def tensors(drawn: Drawn) -> Iterator[Tensor]:
@@ -199,10 +199,10 @@ def test_a_sample_has_its_noise_whatever_its_micro_batch(make_painter) -> None:
 
 def test_a_group_may_share_its_initial_noise_but_no_step_noise(make_painter) -> None:
     shared = make_painter().draw(zero_field, PLAN, draws_of(make_samples(), share=True)).trajectory
-    start_NChw = shared.x_BKCHW[:, 0]
-    assert torch.equal(start_NChw[0::2], start_NChw[1::2])
-    assert torch.equal(start_NChw[0], normal(LATENT, 5, "u4g noise", 1, "d0"))
-    assert not torch.equal(start_NChw[0], start_NChw[2])
+    start_NCHW = shared.x_BKCHW[:, 0]
+    assert torch.equal(start_NCHW[0::2], start_NCHW[1::2])
+    assert torch.equal(start_NCHW[0], normal(LATENT, 5, "u4g noise", 1, "d0"))
+    assert not torch.equal(start_NCHW[0], start_NCHW[2])
     assert (shared.x_next_BKCHW[0::2, 0] - shared.x_next_BKCHW[1::2, 0]).abs().amin(dim=(1, 2, 3)).max() > 0
     own = make_painter().draw(zero_field, PLAN, draws_of(make_samples())).trajectory
     assert (own.x_BKCHW[0, 0] - own.x_BKCHW[1, 0]).abs().mean() > 0.5
@@ -357,10 +357,10 @@ def failing(inner: Policy, poison: Tensor) -> Callable[..., Velocity]:
     def field_of(*condition: Any) -> Velocity:
         velocity = inner(*condition)
 
-        def checked(x_BChw: Tensor, sigma_B: Tensor) -> Tensor:
-            if (x_BChw == poison).flatten(1).all(1).any():
+        def checked(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+            if (x_BCHW == poison).flatten(1).all(1).any():
                 raise ArithmeticError("bad kernel")
-            return velocity(x_BChw, sigma_B)
+            return velocity(x_BCHW, sigma_B)
 
         return checked
 

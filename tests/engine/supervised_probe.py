@@ -81,8 +81,8 @@ def flow_data(rows: list[int], micro: int, bad: tuple[int, ...] = ()) -> TensorD
     weight = torch.tensor([0.0 if row in bad else 1.0 for row in rows])
     x0 = torch.cat([normal((1, *LATENT), "x0", row) for row in rows])
     fields = {
-        "x0_BChw": torch.where(weight[:, None, None, None] > 0, x0, torch.nan),
-        "noise_BChw": torch.cat([normal((1, *LATENT), "flow noise", row) for row in rows]),
+        "x0_BCHW": torch.where(weight[:, None, None, None] > 0, x0, torch.nan),
+        "noise_BCHW": torch.cat([normal((1, *LATENT), "flow noise", row) for row in rows]),
         "sigma_B": torch.cat([torch.sigmoid(normal((1,), "level", row)) for row in rows]),
         "states_BLE": states(rows),
         "weight_B": weight,
@@ -143,7 +143,7 @@ class World:
         fields = {
             "ids_BL": ids_BL,
             "mask_BL": mask_BL,
-            "noise_BChw": noise,
+            "noise_BCHW": noise,
             "source_B3HW": source,
             "row_B": torch.arange(len(rows)),
             "weight_B": torch.ones(len(rows)),
@@ -208,7 +208,7 @@ def unrolled(models: str, guidance: float, in_context: bool) -> tuple[dict[str, 
         states_BLE = encoder(micro["ids_BL"], micro["mask_BL"])
     negative = normal((1, CONDITION_LENGTH, world.conditioner.width), "negative states")
     field = lambda x, sigma: policy(x, sigma, states_BLE, negative, guidance)  # noqa: E731
-    drawn = differentiable_decode(world.decoder.vae, euler(field, micro["noise_BChw"], SIGMAS))
+    drawn = differentiable_decode(world.decoder.vae, euler(field, micro["noise_BCHW"], SIGMAS))
     cosine_B = feature_similarity(world.features.embed(micro["source_B3HW"]), world.features.embed(drawn))
     loss = ((1 - cosine_B) + 0.5 * torch.stack(nll)).mean()
     loss.backward()

@@ -85,7 +85,7 @@ def test_the_gradient_of_the_picture_reaches_encoder_and_decoder_on_the_device(
     fields = {
         "ids_BL": ids_BL,
         "mask_BL": mask_BL,
-        "noise_BChw": torch.zeros(2, 16, 64, 64),
+        "noise_BCHW": torch.zeros(2, 16, 64, 64),
         "source_B3HW": torch.zeros(2, 3, 512, 512),
         "row_B": torch.arange(2),
         "weight_B": torch.ones(2),

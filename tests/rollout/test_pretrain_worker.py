@@ -20,12 +20,12 @@ class KnownEngine:
     """An engine whose velocity is known: constant 2."""
 
     def field(self, states_BLE: torch.Tensor) -> Any:
-        return lambda x_BChw, sigma_B: torch.full_like(x_BChw, 2.0)
+        return lambda x_BCHW, sigma_B: torch.full_like(x_BCHW, 2.0)
 
 
 def test_the_loss_is_the_weighted_square_error_at_the_drawn_levels() -> None:
     x0, noise = normal((2, 1, 2, 2), "x0"), normal((2, 1, 2, 2), "noise")
-    fields = {"x0_BChw": x0, "noise_BChw": noise, "sigma_B": torch.tensor([0.5, 0.25])}
+    fields = {"x0_BCHW": x0, "noise_BCHW": noise, "sigma_B": torch.tensor([0.5, 0.25])}
     micro = TensorDict({**fields, "states_BLE": torch.zeros(2, 1, 1)}, batch_size=2)
     output = FlowMatching(NoiseDensity("sigma_sqrt"))(KnownEngine(), micro)  # type: ignore[arg-type]
     expected = (2.0 - (noise - x0)).square().flatten(1).mean(1) / fields["sigma_B"].square()

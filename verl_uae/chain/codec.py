@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures to latents and back, with the VAE's own scale and shift.
 
-Shape legend: B samples, C h w latent, H W pixels.
+Shape legend: B samples, C H W latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 
 @torch.no_grad()
 def encode_image(vae: Any, image_B3HW: Tensor) -> Tensor:
-    """Pictures in [0, 1] to scaled latents (mean of the posterior), shape (B, C, h, w), fp32."""
+    """Pictures in [0, 1] to scaled latents (mean of the posterior), shape (B, C, H, W), fp32."""
     posterior = vae.encode(image_B3HW.to(vae.dtype) * 2.0 - 1.0).latent_dist
     return (posterior.mean.float() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
 @torch.no_grad()
-def decode_latent(vae: Any, latent_BChw: Tensor) -> Tensor:
+def decode_latent(vae: Any, latent_BCHW: Tensor) -> Tensor:
     """Scaled latents to pictures in [0, 1], shape (B, 3, H, W), fp32; no gradient."""
-    return differentiable_decode(vae, latent_BChw)
+    return differentiable_decode(vae, latent_BCHW)
 
 
-def differentiable_decode(vae: Any, latent_BChw: Tensor) -> Tensor:
+def differentiable_decode(vae: Any, latent_BCHW: Tensor) -> Tensor:
     """As :func:`decode_latent`, with the gradient to the latents; none where the picture is cut to [0, 1]."""
-    latent = latent_BChw.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    latent = latent_BCHW.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
     return (vae.decode(latent, return_dict=False)[0].float() * 0.5 + 0.5).clamp(0.0, 1.0)
 
 
 def latent_shape(vae_config: Any, transformer_config: Any, height: int, width: int) -> tuple[int, int, int]:
-    """(C, h, w) of a picture of the given size in pixels.
+    """(C, H, W) of a picture of the given size in pixels.
 
     Raises:
         ValueError: if a side is not a multiple of the VAE factor times the patch size, or the decoder has no position

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diffusion decoder: projector + SD3 MM-DiT + VAE, loaded from a diffusers folder.
 
-Shape legend: B samples, L text positions, E language-model width, F text width of the MM-DiT, P pooled width, C h w
-latent, H W pixels.
+Shape legend: B samples, L text positions, E language-model width, F text width of the MM-DiT, P pooled width, C H W
+latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -98,16 +98,16 @@ class Decoder(nn.Module):
         return self.transformer.device
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of a picture of the given size in pixels.
+        """(C, H, W) of a picture of the given size in pixels.
 
         Raises:
             ValueError: see :func:`verl_uae.chain.codec.latent_shape`.
         """
         return codec.latent_shape(self.vae.config, self.transformer.config, height, width)
 
-    def velocity(self, x_BChw: Tensor, sigma_B: Tensor, states_BLE: Tensor) -> Tensor:
-        """Velocity v = eps - x_0 at noise level sigma in [0, 1], shape of ``x_BChw``, fp32; differentiable."""
-        return self.field(states_BLE)(x_BChw, sigma_B)
+    def velocity(self, x_BCHW: Tensor, sigma_B: Tensor, states_BLE: Tensor) -> Tensor:
+        """Velocity v = eps - x_0 at noise level sigma in [0, 1], shape of ``x_BCHW``, fp32; differentiable."""
+        return self.field(states_BLE)(x_BCHW, sigma_B)
 
     def field(self, states_BLE: Tensor, negative_BLE: Tensor | None = None, guidance: float = 1.0) -> Velocity:
         """The velocity model with its condition filled in, projected once.
@@ -123,23 +123,23 @@ class Decoder(nn.Module):
         both = with_negative(states_BLE, negative_BLE, guidance)
         text_BLF = self.projector(both.to(self.projector.dtype))
         return guided(
-            lambda x_BChw, sigma_B: velocity(self.transformer, self.projector.pooled, x_BChw, sigma_B, text_BLF),
+            lambda x_BCHW, sigma_B: velocity(self.transformer, self.projector.pooled, x_BCHW, sigma_B, text_BLF),
             guidance,
         )
 
     def encode_image(self, image_B3HW: Tensor) -> Tensor:
-        """Pictures in [0, 1] to scaled latents (mean of the posterior), shape (B, C, h, w), fp32."""
+        """Pictures in [0, 1] to scaled latents (mean of the posterior), shape (B, C, H, W), fp32."""
         return codec.encode_image(self.vae, image_B3HW)
 
-    def decode_latent(self, latent_BChw: Tensor) -> Tensor:
+    def decode_latent(self, latent_BCHW: Tensor) -> Tensor:
         """Scaled latents to pictures in [0, 1], shape (B, 3, H, W), fp32."""
-        return codec.decode_latent(self.vae, latent_BChw)
+        return codec.decode_latent(self.vae, latent_BCHW)
 
     @torch.no_grad()
     def sample(
         self,
         states_BLE: Tensor,
-        noise_BChw: Tensor,
+        noise_BCHW: Tensor,
         sigmas: Tensor,
         *,
         guidance: float = 1.0,
@@ -150,16 +150,16 @@ class Decoder(nn.Module):
         Returns:
             Pictures in [0, 1], shape (B, 3, H, W), fp32.
         """
-        noise_BChw = noise_BChw.to(self.device)
+        noise_BCHW = noise_BCHW.to(self.device)
         return self.decode_latent(
-            self.denoise(states_BLE, noise_BChw, sigmas, guidance=guidance, negative_BLE=negative_BLE)
+            self.denoise(states_BLE, noise_BCHW, sigmas, guidance=guidance, negative_BLE=negative_BLE)
         )
 
     @torch.no_grad()
     def denoise(
         self,
         states_BLE: Tensor,
-        noise_BChw: Tensor,
+        noise_BCHW: Tensor,
         sigmas: Tensor,
         *,
         guidance: float = 1.0,
@@ -172,30 +172,30 @@ class Decoder(nn.Module):
 
         Args:
             states_BLE: condition.
-            noise_BChw: initial noise, shape (B, C, h, w).
+            noise_BCHW: initial noise, shape (B, C, H, W).
             sigmas: noise levels, shape (S + 1,).
             guidance: classifier-free guidance scale; 1 switches guidance off and halves the cost.
             negative_BLE: condition of the unconditional branch, shape (1 or B, L, E); needed if guidance != 1.
             on_step: see :func:`~verl_uae.flow.ode.euler`.
 
         Returns:
-            Scaled latents, shape (B, C, h, w), fp32.
+            Scaled latents, shape (B, C, H, W), fp32.
 
         Raises:
             ValueError: if guidance is asked for without a negative condition.
         """
-        return euler(self.field(states_BLE, negative_BLE, guidance), noise_BChw, sigmas, on_step)
+        return euler(self.field(states_BLE, negative_BLE, guidance), noise_BCHW, sigmas, on_step)
 
 
 def velocity(
-    transformer: SD3Transformer2DModel, pooled_P: Tensor, x_BChw: Tensor, sigma_B: Tensor, text_BLF: Tensor
+    transformer: SD3Transformer2DModel, pooled_P: Tensor, x_BCHW: Tensor, sigma_B: Tensor, text_BLF: Tensor
 ) -> Tensor:
-    """One call of the MM-DiT: velocity v = eps - x_0, shape of ``x_BChw``, fp32; differentiable.
+    """One call of the MM-DiT: velocity v = eps - x_0, shape of ``x_BCHW``, fp32; differentiable.
 
     Args:
         transformer: whole or sharded by FSDP.
         pooled_P: constant pooled vector.
-        x_BChw: latents.
+        x_BCHW: latents.
         sigma_B: noise levels in [0, 1], fp32.
         text_BLF: text stream.
     """
@@ -203,9 +203,9 @@ def velocity(
     # computed in.
     dtype = transformer.pos_embed.proj.weight.dtype
     # Named device: an offloaded projector is back on the host by now.
-    pooled_BP = pooled_P.to(x_BChw.device, dtype).expand(x_BChw.shape[0], -1)
+    pooled_BP = pooled_P.to(x_BCHW.device, dtype).expand(x_BCHW.shape[0], -1)
     return transformer(
-        hidden_states=x_BChw.to(dtype),
+        hidden_states=x_BCHW.to(dtype),
         timestep=sigma_B * 1000.0,
         encoder_hidden_states=text_BLF,
         pooled_projections=pooled_BP,

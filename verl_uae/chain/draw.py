@@ -3,7 +3,7 @@
 """From captions to pictures and rewards, on one rank, without Ray: the one way in which every stage draws.
 
 Shape legend: N pictures of this rank, B of a micro-batch, K steps of the window, L text positions, E language-model
-width, C h w latent, H W pixels.
+width, C H W latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -190,18 +190,18 @@ class Painter:
         none_1KCHW = torch.zeros(1, len(plan.window), *self.settings.latent_shape)
         return Trajectory(final_1CHW, none_1KCHW, none_1KCHW, none_1KCHW, torch.zeros(1, len(plan.window)))
 
-    def _decode(self, final_BChw: Tensor) -> tuple[Tensor, dict[int, RewardRecord]]:
+    def _decode(self, final_BCHW: Tensor) -> tuple[Tensor, dict[int, RewardRecord]]:
         """Pictures, and the records of those that cannot be drawn, which are black."""
         try:
-            latent_BChw = final_BChw.to(self.device, non_blocking=True)
-            pictures = self._vae_batch.map(len(final_BChw), lambda rows: decode_latent(self.vae, latent_BChw[rows]))
+            latent_BCHW = final_BCHW.to(self.device, non_blocking=True)
+            pictures = self._vae_batch.map(len(final_BCHW), lambda rows: decode_latent(self.vae, latent_BCHW[rows]))
             return torch.cat(pictures), {}
         except (RuntimeError, MemoryError) as error:
             # A kernel that fails, or a single picture that memory does not hold: a batch is tried again one by one.
-            if len(final_BChw) == 1:
+            if len(final_BCHW) == 1:
                 black = torch.zeros(1, 3, self.settings.height, self.settings.width, device=self.device)
                 return black, {0: _failure("decoder", error)}
-        parts = [self._decode(final_BChw[index : index + 1]) for index in range(len(final_BChw))]
+        parts = [self._decode(final_BCHW[index : index + 1]) for index in range(len(final_BCHW))]
         undrawn = {index: record for index, (_, lost) in enumerate(parts) for record in lost.values()}
         return torch.cat([picture for picture, _ in parts]), undrawn
 

@@ -3,7 +3,7 @@
 """The chain as a diffusers pipeline: caption a picture, draw a text, or both in turn.
 
 Shape legend: B prompts, K pictures per prompt, N = B * K pictures, S denoising steps, L text positions, E width of the
-language model, C h w latent, H W pixels.
+language model, C H W latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class UAEPipelineOutput(BaseOutput):
 
     images: Any
     """N pictures, those of one caption next to each other: a list of PIL pictures, an array (N, H, W, 3) or a tensor
-    (N, 3, H, W) in [0, 1], or scaled latents (N, C, h, w)."""
+    (N, 3, H, W) in [0, 1], or scaled latents (N, C, H, W)."""
 
     captions: list[str]
     """The B texts that they were drawn from."""
@@ -367,7 +367,7 @@ class UAEPipeline(DiffusionPipeline):
             negative_prompt: text of the unconditional branch.
             num_images_per_prompt: K.
             generator: of the initial noise: one, or one for each of the N pictures; None is torch's global one.
-            latents: initial noise (N, C, h, w) instead.
+            latents: initial noise (N, C, H, W) instead.
             sigmas: S + 1 falling noise levels in place of the scheduler's.
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": x}) after each step; what it returns
@@ -396,23 +396,23 @@ class UAEPipeline(DiffusionPipeline):
         check_callback(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         own_height, own_width = self.picture_size
         shape = decoder.latent_shape(settings.height or own_height, settings.width or own_width)
-        noise_NChw = self._noise((len(prompts) * num_images_per_prompt, *shape), generator, latents)
+        noise_NCHW = self._noise((len(prompts) * num_images_per_prompt, *shape), generator, latents)
         condition = self.encode_prompt(prompts)
         negative_1LE = None if guidance == 1.0 else self.encode_prompt([settings.negative_prompt]).states_BLE
         self._interrupt, self._guidance_scale, self._num_timesteps = False, guidance, len(table) - 1
         with self.progress_bar(total=len(table) - 1) as bar:
-            x_NChw = decoder.denoise(
+            x_NCHW = decoder.denoise(
                 condition.states_BLE.repeat_interleave(num_images_per_prompt, 0),
-                noise_NChw,
+                noise_NCHW,
                 table,
                 guidance=guidance,
                 negative_BLE=negative_1LE,
                 on_step=self._step_hook(bar, table, callback_on_step_end, callback_on_step_end_tensor_inputs),
             )
-        self._check_finite(x_NChw, "draws", self.transformer.dtype)
-        images = x_NChw
+        self._check_finite(x_NCHW, "draws", self.transformer.dtype)
+        images = x_NCHW
         if output_type != "latent":
-            image_N3HW = decoder.decode_latent(x_NChw)
+            image_N3HW = decoder.decode_latent(x_NCHW)
             self._check_finite(image_N3HW, "decodes to", self.vae.dtype)
             images = _converted(image_N3HW, output_type)
         self.maybe_free_model_hooks()
@@ -481,13 +481,13 @@ class UAEPipeline(DiffusionPipeline):
     def _step_hook(
         self, bar: Any, sigmas: Tensor, callback: StepCallback | None, names: Sequence[str]
     ) -> Callable[[int, Tensor], tuple[Tensor, bool]]:
-        def hook(index: int, x_NChw: Tensor) -> tuple[Tensor, bool]:
+        def hook(index: int, x_NCHW: Tensor) -> tuple[Tensor, bool]:
             if callback is not None:
-                tensors = {"latents": x_NChw}
+                tensors = {"latents": x_NCHW}
                 found = callback(self, index, sigmas[index] * 1000.0, {name: tensors[name] for name in names})
-                x_NChw = found.pop("latents", x_NChw).to(x_NChw)
+                x_NCHW = found.pop("latents", x_NCHW).to(x_NCHW)
             bar.update()
-            return x_NChw, not self._interrupt
+            return x_NCHW, not self._interrupt
 
         return hook
 

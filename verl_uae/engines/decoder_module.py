@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decoder's trainable half: projector and MM-DiT as one module with one forward, for FSDP.
 
-Shape legend: B samples, L text positions, E language-model width, C h w latent.
+Shape legend: B samples, L text positions, E language-model width, C H W latents.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class PolicyModule(nn.Module):
 
     def forward(
         self,
-        x_BChw: Tensor,
+        x_BCHW: Tensor,
         sigma_B: Tensor | Uncast,
         states_BLE: Tensor,
         negative_BLE: Tensor | None = None,
@@ -149,14 +149,14 @@ class PolicyModule(nn.Module):
         Both branches run as one batch of 2B rows, and the gradient goes through both.
 
         Args:
-            x_BChw: latents.
+            x_BCHW: latents.
             sigma_B: noise levels in (0, 1], fp32; in :class:`Uncast` where FSDP computes in another dtype.
             states_BLE: condition.
             negative_BLE: condition of the unconditional branch, shape (1 or B, L, E); needed if guidance != 1.
             guidance: scale; 1 is off.
 
         Returns:
-            Shape of ``x_BChw``, fp32.
+            Shape of ``x_BCHW``, fp32.
 
         Raises:
             TypeError: sigma is not fp32.
@@ -167,12 +167,12 @@ class PolicyModule(nn.Module):
             raise TypeError(f"sigma must be torch.float32, got {sigma_B.dtype} (wrap it in Uncast)")
         both = with_negative(states_BLE, negative_BLE, guidance)
 
-        def field(x_BChw: Tensor, sigma_B: Tensor) -> Tensor:
+        def field(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
             # The projector's weights are gathered by now, in the dtype that is computed in.
             text_BLF = self.projector(both.to(self.transformer.pos_embed.proj.weight.dtype))
-            return velocity(self.transformer, self.projector.pooled, x_BChw, sigma_B, text_BLF)
+            return velocity(self.transformer, self.projector.pooled, x_BCHW, sigma_B, text_BLF)
 
-        return guided(field, guidance)(x_BChw, sigma_B)
+        return guided(field, guidance)(x_BCHW, sigma_B)
 
 
 def _from_config(kind: Any, path: str, subfolder: str) -> Any:

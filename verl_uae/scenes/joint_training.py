@@ -11,7 +11,7 @@ imitated by the encoder are mostly under-descriptive (`CAPTIONER_MIX`) while the
 
 Conditions go through `verl_uae.chain.conditioner` with the role, template and fixed length that RL uses.
 
-Shapes: B scenes, L condition tokens, E language-model width, C h w latent.
+Shapes: B scenes, L condition tokens, E language-model width, C H W latents.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class ScenePool:
         self._latents = torch.cat([decoder.encode_image(chunk.float() / 255) for chunk in chunks])
 
     def draw(self, batch: int) -> tuple[list[Scene], torch.Tensor, torch.Tensor]:
-        """Scenes, pictures (B, 3, H, W) in [0, 1] and latents (B, C, h, w); numbers of objects equally likely."""
+        """Scenes, pictures (B, 3, H, W) in [0, 1] and latents (B, C, H, W); numbers of objects equally likely."""
         counts = self._rng.choices(sorted(self._by_count), k=batch)
         index = [self._rng.choice(self._by_count[count]) for count in counts]
         return [self._scenes[i] for i in index], self._images[index].float() / 255, self._latents[index]
@@ -168,33 +168,33 @@ class JointLoss:
         self._noise = generator(config.seed, "scenes-joint-noise")
 
     def __call__(
-        self, scenes: list[Scene], image_B3HW: torch.Tensor, latent_BChw: torch.Tensor
+        self, scenes: list[Scene], image_B3HW: torch.Tensor, latent_BCHW: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Flow matching loss of all scenes, cross-entropy of the captions of the first `captioner_batch` scenes."""
         shown = [self._config.decoder_mix.sample(scene, self._rng) for scene in scenes]
         few = self._config.captioner_batch
         imitated = [self._config.captioner_mix.sample(scene, self._rng) for scene in scenes[:few]]
-        return self._flow(shown, latent_BChw), self._captioner.loss(image_B3HW[:few], imitated)
+        return self._flow(shown, latent_BCHW), self._captioner.loss(image_B3HW[:few], imitated)
 
-    def _flow(self, captions: list[str], x0_BChw: torch.Tensor) -> torch.Tensor:
+    def _flow(self, captions: list[str], x0_BCHW: torch.Tensor) -> torch.Tensor:
         ids_BL, mask_BL, _ = self._conditioner.tokenize(captions)
         states_BLE = self._conditioner.states(ids_BL, mask_BL)
-        return flow_loss(self._decoder, x0_BChw, states_BLE, self._noise, self._config.high_noise)
+        return flow_loss(self._decoder, x0_BCHW, states_BLE, self._noise, self._config.high_noise)
 
 
 def flow_loss(
     decoder: Decoder,
-    x0_BChw: torch.Tensor,
+    x0_BCHW: torch.Tensor,
     states_BLE: torch.Tensor,
     noise: torch.Generator,
     high_noise: float,
 ) -> torch.Tensor:
     """Flow-matching loss of a batch, half of whose noise levels are uniform in [`high_noise`, 1], half in [0, 1]."""
-    noise_BChw = torch.randn(x0_BChw.shape, generator=noise)
-    sigma_B = torch.rand(len(x0_BChw), generator=noise)
+    noise_BCHW = torch.randn(x0_BCHW.shape, generator=noise)
+    sigma_B = torch.rand(len(x0_BCHW), generator=noise)
     sigma_B[::2] = high_noise + (1 - high_noise) * sigma_B[::2]
-    velocity = decoder.velocity(forward_noise(x0_BChw, noise_BChw, sigma_B), sigma_B, states_BLE)
-    return F.mse_loss(velocity, noise_BChw - x0_BChw)
+    velocity = decoder.velocity(forward_noise(x0_BCHW, noise_BCHW, sigma_B), sigma_B, states_BLE)
+    return F.mse_loss(velocity, noise_BCHW - x0_BCHW)
 
 
 class Learner:

@@ -8,8 +8,8 @@ L = w_s (1 - cos(f(x~), f(x))) + w_c * mean over caption tokens of -log p(token 
 about which words to write: its gradient reaches the language model through the states of a given caption. The second
 term teaches to write it.
 
-Shape legend: B pairs, L text positions, T tokens of prompt and caption, E language-model width, C h w latent, H W
-pixels.
+Shape legend: B pairs, L text positions, T tokens of prompt and caption, E language-model width, C H W latents, 3 H W
+pictures.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ReconstructionSettings:
 class ReconstructionLoss:
     """Loss and gradient of a micro-batch.
 
-    It reads ids_BL, mask_BL, noise_BChw, source_B3HW, row_B (numbers for ``captions_of``) and, where the language model
+    It reads ids_BL, mask_BL, noise_BCHW, source_B3HW, row_B (numbers for ``captions_of``) and, where the language model
     has no engine, states_BLE.
 
     Args:
@@ -94,9 +94,9 @@ class ReconstructionLoss:
         states_BLE, negative_log_prob_B = self._condition(micro)
         leaf_BLE = states_BLE.detach().requires_grad_()
         field = self._field(engine, leaf_BLE)
-        path = euler_path(field, micro["noise_BChw"], settings.sigmas)
-        latent_BChw = path[-1].requires_grad_()
-        cosine_B = self._cosine(latent_BChw, micro["source_B3HW"])
+        path = euler_path(field, micro["noise_BCHW"], settings.sigmas)
+        latent_BCHW = path[-1].requires_grad_()
+        cosine_B = self._cosine(latent_BCHW, micro["source_B3HW"])
         distance_B = 1.0 - cosine_B
         loss_B = settings.semantic_weight * distance_B.detach()
         metrics = {"cosine": cosine_B.detach()}
@@ -106,8 +106,8 @@ class ReconstructionLoss:
 
         def backward(scale_B: Tensor) -> None:
             weighted = (settings.semantic_weight * scale_B * distance_B).sum()
-            (gradient_BChw,) = torch.autograd.grad(weighted, latent_BChw)
-            euler_adjoint(field, path, settings.sigmas, gradient_BChw, steps=settings.gradient_steps)
+            (gradient_BCHW,) = torch.autograd.grad(weighted, latent_BCHW)
+            euler_adjoint(field, path, settings.sigmas, gradient_BCHW, steps=settings.gradient_steps)
             roots: list[tuple[Tensor, Tensor]] = []
             if states_BLE.requires_grad:
                 assert leaf_BLE.grad is not None
@@ -138,16 +138,16 @@ class ReconstructionLoss:
         guidance = self.settings.guidance
         return engine.field(states_BLE, None if guidance == 1.0 else self.negative(), guidance)
 
-    def _cosine(self, latent_BChw: Tensor, source_B3HW: Tensor) -> Tensor:
+    def _cosine(self, latent_BCHW: Tensor, source_B3HW: Tensor) -> Tensor:
         size = self.settings.vae_batch_size
-        if len(latent_BChw) <= size:
-            return self._cosine_of(latent_BChw, source_B3HW)
-        parts = zip(latent_BChw.split(size), source_B3HW.split(size), strict=True)
+        if len(latent_BCHW) <= size:
+            return self._cosine_of(latent_BCHW, source_B3HW)
+        parts = zip(latent_BCHW.split(size), source_B3HW.split(size), strict=True)
         # Recomputed one part at a time in the backward pass.
         return torch.cat([checkpoint(self._cosine_of, *part, use_reentrant=False) for part in parts])
 
-    def _cosine_of(self, latent_BChw: Tensor, source_B3HW: Tensor) -> Tensor:
-        drawn_B3HW = differentiable_decode(self.vae, latent_BChw)
+    def _cosine_of(self, latent_BCHW: Tensor, source_B3HW: Tensor) -> Tensor:
+        drawn_B3HW = differentiable_decode(self.vae, latent_BCHW)
         with torch.no_grad():
             wanted = self.features.embed(source_B3HW)
         return feature_similarity(wanted, self.features.embed(drawn_B3HW))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker of the cold start: encoder and decoder with one optimiser each, trained through the sampler.
 
-Shape legend: B pairs of this rank, L text positions, E language-model width, C h w latent, H W pixels.
+Shape legend: B pairs of this rank, L text positions, E language-model width, C H W latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class ColdStartWorker(DecoderTrainingWorker):
         fields = {
             "ids_BL": ids_BL,
             "mask_BL": mask_BL,
-            "noise_BChw": torch.stack(noise),
+            "noise_BCHW": torch.stack(noise),
             "source_B3HW": torch.stack([fit(image, size) for image in self._images]),
             "row_B": torch.arange(len(numbers)),
             "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),

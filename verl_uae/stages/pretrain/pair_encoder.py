@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs of picture and caption to what the decoder is trained on: latents and conditions, from disk where they are.
 
-Shape legend: B pairs, L text positions, E language-model width, C h w latent, H W pixels.
+Shape legend: B pairs, L text positions, E language-model width, C H W latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PairEncoder:
         """Scaled latents (mean of the posterior) of pictures brought to one size.
 
         Returns:
-            Latents (C, h, w), fp32, in host memory, None where the picture does not decode; and why.
+            Latents (C, H, W), fp32, in host memory, None where the picture does not decode; and why.
         """
         found: list[Tensor | None] = [self._kept(pair, size) for pair in pairs]
         problems = [""] * len(pairs)
@@ -74,11 +74,11 @@ class PairEncoder:
             image_B3HW = torch.stack([pictures[key] for key in waiting[rows]])
             return encode_image(self.vae, image_B3HW.to(self.vae.device)).cpu()
 
-        latents = [latent_Chw for part in self._batch.map(len(waiting), encode) for latent_Chw in part]
+        latents = [latent_CHW for part in self._batch.map(len(waiting), encode) for latent_CHW in part]
         made = dict(zip(waiting, latents, strict=True))
         if self.latent_cache is not None:
-            for key, latent_Chw in made.items():
-                self.latent_cache.put(latent_name(key, size), {"latent": latent_Chw})
+            for key, latent_CHW in made.items():
+                self.latent_cache.put(latent_name(key, size), {"latent": latent_CHW})
         found = [made.get(pair.content_key) if kept is None else kept for pair, kept in zip(pairs, found, strict=True)]
         return found, problems
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker of decoder pre-training: pairs in, one optimiser update out.
 
-Shape legend: B pairs of this rank, S noise levels, L text positions, E language-model width, C h w latent.
+Shape legend: B pairs of this rank, S noise levels, L text positions, E language-model width, C H W latents.
 """
 
 from __future__ import annotations
@@ -84,18 +84,18 @@ def build_pair_encoder(config: DictConfig, painter: Painter) -> PairEncoder:
 
 
 class FlowMatching:
-    """The loss of a micro-batch; reads x0_BChw, noise_BChw, sigma_B and states_BLE."""
+    """The loss of a micro-batch; reads x0_BCHW, noise_BCHW, sigma_B and states_BLE."""
 
     def __init__(self, density: NoiseDensity) -> None:
         self.density = density
 
     def __call__(self, engine: DecoderEngine, micro: TensorDict) -> SupervisedOutput:
         """See :func:`~verl_uae.flow.matching.flow_matching_loss`."""
-        x_BChw = forward_noise(micro["x0_BChw"], micro["noise_BChw"], micro["sigma_B"])
-        velocity_BChw = engine.field(micro["states_BLE"])(x_BChw, micro["sigma_B"])
+        x_BCHW = forward_noise(micro["x0_BCHW"], micro["noise_BCHW"], micro["sigma_B"])
+        velocity_BCHW = engine.field(micro["states_BLE"])(x_BCHW, micro["sigma_B"])
         weight_B = self.density.weight(micro["sigma_B"])
-        loss_B = flow_matching_loss(velocity_BChw, micro["x0_BChw"], micro["noise_BChw"], weight_B)
-        rms_B = velocity_BChw.detach().float().square().flatten(1).mean(1).sqrt()
+        loss_B = flow_matching_loss(velocity_BCHW, micro["x0_BCHW"], micro["noise_BCHW"], weight_B)
+        rms_B = velocity_BCHW.detach().float().square().flatten(1).mean(1).sqrt()
         return SupervisedOutput(loss_B, {"velocity_rms": rms_B, "sigma": micro["sigma_B"]})
 
 
@@ -142,9 +142,9 @@ class PretrainWorker(DecoderTrainingWorker):
         captions = [self._caption(pairs[number].caption, step, number) for number in numbers]
         with self._frozen_on_device():
             fields, problems, cut = self._encode([pairs[number] for number in numbers], captions, size)
-        shape = tuple(fields["x0_BChw"].shape[1:])
+        shape = tuple(fields["x0_BCHW"].shape[1:])
         seed = self.run.uae.seed
-        fields["noise_BChw"] = torch.stack([normal(shape, seed, "pretrain noise", step, n) for n in numbers])
+        fields["noise_BCHW"] = torch.stack([normal(shape, seed, "pretrain noise", step, n) for n in numbers])
         levels = [self.density.draw(1, generator(seed, "pretrain sigma", step, n)) for n in numbers]
         data = TensorDict(fields | {"sigma_B": torch.cat(levels)}, batch_size=len(numbers))
         tu.assign_non_tensor(
@@ -170,9 +170,9 @@ class PretrainWorker(DecoderTrainingWorker):
         with self._frozen_on_device():
             mine = [pairs[number] for number in padded]
             fields, _, _ = self._encode(mine, [pair.caption for pair in mine], size)
-        shape = tuple(fields["x0_BChw"].shape[1:])
+        shape = tuple(fields["x0_BCHW"].shape[1:])
         noise = [normal(shape, self.run.uae.seed, "pretrain held-out noise", first + n) for n in padded]
-        fields["noise_BChw"] = torch.stack(noise)
+        fields["noise_BCHW"] = torch.stack(noise)
         data = TensorDict(fields, batch_size=len(padded))
         with self.engine.eval_mode(), self._weights(self._averaged), torch.no_grad():
             parts = data.split(self.run.uae.train.micro_batch_size)
@@ -205,7 +205,7 @@ class PretrainWorker(DecoderTrainingWorker):
         channels = self.engine.module.transformer.config.in_channels
         blank = torch.zeros(channels, size[0] // factor, size[1] // factor)
         fields = {
-            "x0_BChw": torch.stack([blank if latent is None else latent for latent in latents]),
+            "x0_BCHW": torch.stack([blank if latent is None else latent for latent in latents]),
             "states_BLE": torch.stack(states),
             "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),
         }

@@ -3,7 +3,7 @@
 """The decoder policy's worker: captions, samples, rewards and updates on one GPU, trajectories never leave it.
 
 Shape legend: N samples of this rank, B of an update, K steps of the window, T drawn noise levels, L text positions,
-E language-model width, C h w latent.
+E language-model width, C H W latents.
 """
 
 from __future__ import annotations

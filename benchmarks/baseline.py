@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from benchmarks.ours import autocast
 from benchmarks.work import CLIP, LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, Samples, Work
 from verl_uae.chain.conditioner import Conditioner
-from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.decoder_module import DecoderModule
 
 #: (first sample of the micro-batch, step or -1) -> noise, shape (B, C, H, W).
 Noise = Callable[[int, int], Tensor]
@@ -45,7 +45,7 @@ class Script:
         dtype: to compute in.
     """
 
-    def __init__(self, module: PolicyModule, conditioner: Conditioner, work: Work, dtype: torch.dtype) -> None:
+    def __init__(self, module: DecoderModule, conditioner: Conditioner, work: Work, dtype: torch.dtype) -> None:
         self.module, self.transformer, self.projector = module, module.transformer, module.projector
         self.conditioner = conditioner
         self.work = work

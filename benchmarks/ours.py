@@ -22,10 +22,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from benchmarks.sizes import Size, save_policy
+from benchmarks.sizes import Size, save_decoder
 from benchmarks.work import CLIP, LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, Samples, Work
 from verl_uae.chain.conditioner import ConditionCache, Conditioner, stack_states
-from verl_uae.engines.decoder_module import PolicyModule, Uncast
+from verl_uae.engines.decoder_module import DecoderModule, Uncast
 from verl_uae.engines.lora import add_lora
 from verl_uae.flow.objective import TransitionInputs, bind_objective
 from verl_uae.flow.ode import Velocity
@@ -63,7 +63,7 @@ def verl_available() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("verl", "ray", "tensordict"))
 
 
-def make_trainable(module: PolicyModule, size: Size) -> PolicyModule:
+def make_trainable(module: DecoderModule, size: Size) -> DecoderModule:
     """Adapters or all weights, and the projector where the size says so; in place."""
     if size.lora_rank:
         add_lora(module, rank=size.lora_rank, alpha=LORA_ALPHA)
@@ -74,7 +74,7 @@ def make_trainable(module: PolicyModule, size: Size) -> PolicyModule:
 
 
 def build_engine(
-    kind: str, module: PolicyModule, size: Size, device: str, dtype: torch.dtype, *, reshard: bool = True
+    kind: str, module: DecoderModule, size: Size, device: str, dtype: torch.dtype, *, reshard: bool = True
 ) -> Engine:
     """The engine ``verl`` around a copy of a frozen module, or ``plain`` around the module itself.
 
@@ -106,7 +106,7 @@ class PlainEngine:
 
     name = "plain"
 
-    def __init__(self, module: PolicyModule, dtype: torch.dtype) -> None:
+    def __init__(self, module: DecoderModule, dtype: torch.dtype) -> None:
         self.module = module
         self.dtype = dtype
         self.trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -188,7 +188,7 @@ class VerlEngine:
     name = "verl"
 
     def __init__(
-        self, module: PolicyModule, size: Size, device: str, dtype: torch.dtype, *, reshard: bool = True
+        self, module: DecoderModule, size: Size, device: str, dtype: torch.dtype, *, reshard: bool = True
     ) -> None:
         os.environ.setdefault("VERL_PLATFORM", device)
         _start_group(device)
@@ -196,14 +196,14 @@ class VerlEngine:
         from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
         from verl_uae.engines.decoder import DecoderEngine
-        from verl_uae.engines.decoder_module import PolicyModelConfig
+        from verl_uae.engines.decoder_module import DecoderModelConfig
 
         param_dtype = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
         mixed = {"param_dtype": param_dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
         with tempfile.TemporaryDirectory() as folder:
-            save_policy(module, size, folder)
+            save_decoder(module, size, folder)
             self.inner = DecoderEngine(
-                model_config=PolicyModelConfig(
+                model_config=DecoderModelConfig(
                     path=folder,
                     lora_rank=size.lora_rank,
                     lora_alpha=LORA_ALPHA,

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.projector import Projector
-from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.scenes.tokenizer import build_tokenizer
 
 #: Pixels per latent, a side.
@@ -101,7 +101,7 @@ def transformer_config(size: Size) -> dict[str, Any]:
     }
 
 
-def build_policy(size: Size, seed: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PolicyModule:
+def build_policy(size: Size, seed: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DecoderModule:
     """Projector and transformer with the libraries' random weights, made on the device; frozen, without adapters."""
     with _seeded(seed, device, dtype):
         transformer = SD3Transformer2DModel(**transformer_config(size))
@@ -110,10 +110,10 @@ def build_policy(size: Size, seed: int, *, device: str = "cpu", dtype: torch.dty
     if size.checkpointing:
         transformer.enable_gradient_checkpointing()
     # The table of positions is made in fp32, whatever the default.
-    return PolicyModule(transformer, projector).to(device, dtype).requires_grad_(False).eval()
+    return DecoderModule(transformer, projector).to(device, dtype).requires_grad_(False).eval()
 
 
-def save_policy(module: PolicyModule, size: Size, folder: str) -> None:
+def save_decoder(module: DecoderModule, size: Size, folder: str) -> None:
     """Write a decoder folder, with a VAE that is never run."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,

@@ -39,7 +39,7 @@ class Gathering:
     def __init__(self, rank: int, dies: bool) -> None:
         self.rank, self.dies = rank, dies
 
-    def policy_state(self) -> list[Any]:
+    def decoder_state(self) -> list[Any]:
         import ray
 
         if self.dies:
@@ -77,7 +77,7 @@ class DecoderRank:
         returned, self.returned = self.returned, False
         return returned
 
-    def load_policy_state(self, state: str) -> None:
+    def load_decoder_state(self, state: str) -> None:
         if state == "odd":
             raise ValueError("weights of another model")
         if state.startswith("/"):

@@ -212,7 +212,7 @@ def _policy_metric_names() -> set[str]:
     import torch
 
     from tests.flow.objective.cases import Transitions, forward_inputs
-    from verl_uae.engines.decoder_metrics import STATISTICS
+    from verl_uae.engines.update_metrics import STATISTICS
     from verl_uae.flow.objective import bind_objective
 
     case = Transitions()

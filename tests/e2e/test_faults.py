@@ -355,7 +355,7 @@ def test_a_stopped_policy_rank_ends_the_run_by_name(tmp_path: Path) -> None:
     run.wait_for_step(1)
     run.send("DecoderPolicyWorker", signal.SIGSTOP, which=1)
     code, line = run.end()
-    assert code == 1 and "is stopped" in line and "policy rank" in line
+    assert code == 1 and "is stopped" in line and "learner rank" in line
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
 from verl_uae.engines.decoder import DecoderEngine
-from verl_uae.engines.decoder_module import PolicyModelConfig
+from verl_uae.engines.decoder_module import DecoderModelConfig
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.trajectory import sample_trajectory
@@ -31,12 +31,12 @@ PLAN = SamplingPlan(tuple(sigma_schedule(5).tolist()), "cps", 0.8, (1, 2))
 def build_engine(
     decoder: str, *, precision: str = "fp32", lr: float = 1e-3, fsdp: dict[str, Any] | None = None, **model: Any
 ) -> DecoderEngine:
-    """An initialised engine; ``fsdp`` are fields of FSDPEngineConfig and ``model`` of PolicyModelConfig."""
+    """An initialised engine; ``fsdp`` are fields of FSDPEngineConfig and ``model`` of DecoderModelConfig."""
     mixed = {"param_dtype": precision, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     settings = {"strategy": "fsdp2", "use_torch_compile": False, "use_remove_padding": False, **(fsdp or {})}
     engine_config = FSDPEngineConfig(mixed_precision=mixed, **settings)
     engine = DecoderEngine(
-        model_config=PolicyModelConfig(path=decoder, **model),
+        model_config=DecoderModelConfig(path=decoder, **model),
         engine_config=engine_config,
         optimizer_config=FSDPOptimizerConfig(lr=lr, weight_decay=0.01, total_training_steps=50),
         checkpoint_config=CheckpointConfig(),

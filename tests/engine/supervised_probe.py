@@ -28,7 +28,7 @@ from verl_uae.chain.conditioner import Conditioner, language_stack
 from verl_uae.chain.decoder import Decoder
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import make_prompt
-from verl_uae.engines.decoder_module import PolicyModelConfig, PolicyModule
+from verl_uae.engines.decoder_module import DecoderModelConfig, DecoderModule
 from verl_uae.engines.supervised import SUPERVISED_TYPE, SupervisedEngine
 from verl_uae.flow.matching import NoiseDensity
 from verl_uae.flow.ode import euler
@@ -62,7 +62,7 @@ def engine_parts(lr: float) -> dict[str, Any]:
 
 
 def decoder_engine(models: str, lr: float = 1e-3, **model: Any) -> SupervisedEngine:
-    config = PolicyModelConfig(
+    config = DecoderModelConfig(
         path=f"{models}/decoder", model_type=SUPERVISED_TYPE, **{"train_projector": True, **model}
     )
     engine = SupervisedEngine(model_config=config, **engine_parts(lr))
@@ -187,7 +187,7 @@ def cold_start_update(models: str, micro: int, **changes: Any) -> tuple[dict[str
 def unrolled(models: str, guidance: float, in_context: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
     """The same loss by autograd through everything at once, with ordinary modules."""
     world = World(models, [0, 1, 2, 3], 4)
-    policy = PolicyModule.from_pretrained(f"{models}/decoder")
+    policy = DecoderModule.from_pretrained(f"{models}/decoder")
     model = AutoModelForImageTextToText.from_pretrained(f"{models}/encoder", dtype=torch.float32)
     model.model.visual.requires_grad_(False)
     encoder, micro = EncoderModule(model), world.data

@@ -12,7 +12,7 @@ from diffusers import SD3Transformer2DModel
 
 from tests.engine.test_policy_module import SIGMA, STATES, X
 from verl_uae.chain.decoder import Decoder
-from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.export import TrainedState, load_full_state, load_trained_state
 from verl_uae.errors import CheckpointError
 
@@ -65,7 +65,7 @@ def test_nothing_half_written_stays_and_a_folder_is_never_overwritten(policy: Fa
 
 
 def test_rank_zero_alone_holds_full_weights(policy: Facts, tiny_models: Path) -> None:
-    wanted = len(PolicyModule.from_pretrained(str(tiny_models / "decoder")).state_dict())
+    wanted = len(DecoderModule.from_pretrained(str(tiny_models / "decoder")).state_dict())
     second = json.loads((policy["folder"].parent / "two_1.json").read_text())
     for kind in ("lora", "full"):
         assert policy["two"]["export"][f"{kind} ranks"] == wanted and second["export"][f"{kind} ranks"] == 0
@@ -73,7 +73,7 @@ def test_rank_zero_alone_holds_full_weights(policy: Facts, tiny_models: Path) ->
 
 @pytest.fixture
 def weights(tiny_models: Path) -> dict[str, torch.Tensor]:
-    state = PolicyModule.from_pretrained(str(tiny_models / "decoder")).state_dict()
+    state = DecoderModule.from_pretrained(str(tiny_models / "decoder")).state_dict()
     return {name: 1.25 * tensor for name, tensor in state.items()}
 
 
@@ -88,7 +88,7 @@ def test_a_receiver_takes_the_weights_in_its_own_dtype(
         received = decoder.state_dict()[name]
         assert received.dtype == dtype and torch.equal(received, tensor.to(dtype)), name
     assert all(torch.equal(tensor, vae[name]) for name, tensor in decoder.vae.state_dict().items())
-    module = PolicyModule.from_pretrained(str(tiny_models / "decoder"))
+    module = DecoderModule.from_pretrained(str(tiny_models / "decoder"))
     load_full_state(module, weights)
     if dtype == torch.float32:
         with torch.no_grad():
@@ -112,7 +112,7 @@ def spoiled(weights: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tenso
 def test_weights_that_do_not_fit_are_refused_and_nothing_is_copied(
     weights: dict[str, torch.Tensor], tiny_models: Path, how: str
 ) -> None:
-    module = PolicyModule.from_pretrained(str(tiny_models / "decoder"))
+    module = DecoderModule.from_pretrained(str(tiny_models / "decoder"))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"replica 3: .*(no place|another shape)"):
         load_full_state(module, spoiled(weights, how), source="replica 3")

@@ -18,8 +18,8 @@ from verl_uae.checkpoints.decoder import (
     adapter_alpha,
     base_tensors,
     chosen_weights,
-    policy_adapters,
-    policy_modules,
+    decoder_adapters,
+    decoder_modules,
 )
 from verl_uae.checkpoints.names import BASE_FILE, POLICY_FOLDER
 from verl_uae.errors import CheckpointError, ConfigError
@@ -40,7 +40,7 @@ def same_as(exported: Path, modules: tuple[torch.nn.Module, torch.nn.Module]) ->
 @pytest.mark.parametrize("weights", ["live", "ema"])
 @pytest.mark.parametrize("kind", ["full", "uneven", "empty"])
 def test_modules_are_those_that_the_engine_exports(shards: Path, kind: str, weights: str) -> None:
-    modules = policy_modules(shards / kind, weights, None, None)
+    modules = decoder_modules(shards / kind, weights, None, None)
     assert same_as(shards / f"{kind}_{weights}", modules)
     assert not same_as(shards / f"{kind}_{'ema' if weights == 'live' else 'live'}", modules)
     assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
@@ -66,11 +66,11 @@ def test_shards_of_adapters_alone_need_the_decoder_they_belong_to(
 ) -> None:
     state = torch.load(checkpoint / POLICY_FOLDER / "model_world_size_2_rank_0.pt", weights_only=True)
     assert state and all(".lora_" in name for name in state)
-    assert same_as(shards / "uneven_live", policy_modules(checkpoint, "live", None, None)), "the checkpoint names it"
+    assert same_as(shards / "uneven_live", decoder_modules(checkpoint, "live", None, None)), "the checkpoint names it"
     (checkpoint / POLICY_FOLDER / BASE_FILE).unlink()
     with pytest.raises(ConfigError, match=r"--decoder: needed: .* holds adapters alone"):
-        policy_modules(checkpoint, "live", None, None)
-    modules = policy_modules(checkpoint, "live", tiny_models / "decoder", None)
+        decoder_modules(checkpoint, "live", None, None)
+    modules = decoder_modules(checkpoint, "live", tiny_models / "decoder", None)
     assert same_as(shards / "uneven_live", modules)
 
 
@@ -79,17 +79,17 @@ def test_another_base_is_refused_by_name_and_the_same_elsewhere_is_not(
 ) -> None:
     other = tmp_path / "moved"
     shutil.copytree(tiny_models / "decoder", other)
-    assert same_as(shards / "uneven_live", policy_modules(checkpoint, "live", other, None))
+    assert same_as(shards / "uneven_live", decoder_modules(checkpoint, "live", other, None))
     file = next((other / "transformer").glob("*.safetensors"))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"base\.json: trained from .*decoder .* not what {other} holds now"):
-        policy_modules(checkpoint, "live", other, None)
+        decoder_modules(checkpoint, "live", other, None)
 
 
 def test_adapters_are_those_of_the_shards(shards: Path, tiny_models: Path) -> None:
-    adapters = policy_adapters(shards / "uneven", "live", tiny_models / "decoder", None)
+    adapters = decoder_adapters(shards / "uneven", "live", tiny_models / "decoder", None)
     assert (adapters.rank, adapters.alpha, adapters.scaling, len(adapters.layers)) == (5, 10.0, 2.0, 15)
     base = Decoder.from_pretrained(str(tiny_models / "decoder")).transformer
     merged = Decoder.from_pretrained(str(shards / "uneven_live")).transformer
@@ -103,9 +103,9 @@ def test_adapters_are_those_of_the_shards(shards: Path, tiny_models: Path) -> No
 
 def test_what_adapters_cannot_hold_is_refused(shards: Path, tiny_models: Path) -> None:
     with pytest.raises(CheckpointError, match="trained full weights, not adapters"):
-        policy_adapters(shards / "full", "live", None, None)
+        decoder_adapters(shards / "full", "live", None, None)
     with pytest.raises(CheckpointError, match="the projector was trained too"):
-        policy_adapters(shards / "empty", "live", tiny_models / "decoder", None)
+        decoder_adapters(shards / "empty", "live", tiny_models / "decoder", None)
 
 
 def layers(rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -132,10 +132,10 @@ def test_shards_that_do_not_fit_the_configuration_are_refused(checkpoint: Path) 
     text = config.read_text()
     config.write_text(text.replace('"num_layers": 2', '"num_layers": 3'))
     with pytest.raises(CheckpointError, match="the transformer does not fit its configuration"):
-        policy_modules(checkpoint, "live", None, None)
+        decoder_modules(checkpoint, "live", None, None)
     config.unlink()
     with pytest.raises(CheckpointError, match="has no configuration"):
-        policy_modules(checkpoint, "live", None, None)
+        decoder_modules(checkpoint, "live", None, None)
 
 
 def test_tensors_of_no_part_are_refused(checkpoint: Path) -> None:
@@ -143,7 +143,7 @@ def test_tensors_of_no_part_are_refused(checkpoint: Path) -> None:
         path = checkpoint / POLICY_FOLDER / f"model_world_size_2_rank_{rank}.pt"
         change(path, lambda state: state.update({"vae.weight": torch.zeros(1)}))
     with pytest.raises(CheckpointError, match=r"1 tensors belong to no part of the decoder: \['vae\.weight'\]"):
-        policy_modules(checkpoint, "live", None, None)
+        decoder_modules(checkpoint, "live", None, None)
 
 
 PARTS = tuple(COMPONENTS.values())

@@ -292,7 +292,7 @@ ALLOWED = {
     "stages/cold_start/encoder.py": "generation settings, which hold no weights and name no code",
 }
 #: Our own classes, which come here themselves.
-OWN = ("Decoder", "Conditioner", "PolicyModule", "UAEPipeline", "super()")
+OWN = ("Decoder", "Conditioner", "DecoderModule", "UAEPipeline", "super()")
 LOADERS = ("from_pretrained", "load_file", "load_pretrained", "load_adapter", "load_lora_weights")
 
 

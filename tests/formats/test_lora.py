@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tests.engine.test_policy_module import SIGMA, STATES, X
 from verl_uae.checkpoints.lora import Adapters, has_adapters, merge, save_diffusers, save_peft, split_adapters
-from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import add_lora, lora_layers
 from verl_uae.errors import CheckpointError
 from verl_uae.seeding import normal
@@ -28,9 +28,9 @@ HERE = Path("shards")
 
 
 @pytest.fixture
-def policy(tiny_models: Path) -> PolicyModule:
+def policy(tiny_models: Path) -> DecoderModule:
     """The tiny policy with adapters that do something, of scale 2.5."""
-    module = PolicyModule.from_pretrained(str(tiny_models / "decoder"))
+    module = DecoderModule.from_pretrained(str(tiny_models / "decoder"))
     add_lora(module, rank=4, alpha=10)
     with torch.no_grad():
         for name, layer in lora_layers(module).items():
@@ -40,7 +40,7 @@ def policy(tiny_models: Path) -> PolicyModule:
 
 
 @pytest.fixture
-def adapters(policy: PolicyModule) -> Adapters:
+def adapters(policy: DecoderModule) -> Adapters:
     _, layers = split_adapters(policy.transformer.state_dict(), HERE)
     return Adapters(layers, alpha=10)
 
@@ -50,7 +50,7 @@ def stock(tiny_models: Path) -> SD3Transformer2DModel:
 
 
 @torch.no_grad()
-def velocity(transformer: object, policy: PolicyModule) -> Tensor:
+def velocity(transformer: object, policy: DecoderModule) -> Tensor:
     projector = policy.projector
     return transformer(  # type: ignore[operator]
         hidden_states=X,
@@ -62,7 +62,7 @@ def velocity(transformer: object, policy: PolicyModule) -> Tensor:
 
 
 @torch.no_grad()
-def merged_velocity(policy: PolicyModule, tiny_models: Path) -> Tensor:
+def merged_velocity(policy: DecoderModule, tiny_models: Path) -> Tensor:
     """Of a stock transformer with the merged weights; it must differ from the base."""
     base, layers = split_adapters(policy.transformer.state_dict(), HERE)
     plain = stock(tiny_models)
@@ -74,7 +74,7 @@ def merged_velocity(policy: PolicyModule, tiny_models: Path) -> Tensor:
     return after
 
 
-def test_merging_changes_the_adapted_layers_and_no_others(policy: PolicyModule) -> None:
+def test_merging_changes_the_adapted_layers_and_no_others(policy: DecoderModule) -> None:
     state = policy.state_dict()
     base, layers = split_adapters(state, HERE)
     found = merge(base, layers, 2.5, HERE)
@@ -96,7 +96,7 @@ def test_weights_in_bf16_are_merged_in_fp32() -> None:
 
 
 def test_peft_loads_the_adapter_on_the_stock_transformer(
-    policy: PolicyModule, adapters: Adapters, tiny_models: Path, tmp_path: Path
+    policy: DecoderModule, adapters: Adapters, tiny_models: Path, tmp_path: Path
 ) -> None:
     save_peft(adapters, tmp_path / "adapter", base_model="some/model")
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
@@ -112,7 +112,7 @@ def test_peft_loads_the_adapter_on_the_stock_transformer(
 
 
 def test_diffusers_loads_the_adapter_into_the_transformer(
-    policy: PolicyModule, adapters: Adapters, tiny_models: Path, tmp_path: Path
+    policy: DecoderModule, adapters: Adapters, tiny_models: Path, tmp_path: Path
 ) -> None:
     save_diffusers(adapters, tmp_path / "adapter")
     assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["pytorch_lora_weights.safetensors"]
@@ -127,7 +127,7 @@ def test_diffusers_loads_the_adapter_into_the_transformer(
 
 
 def test_the_pipeline_loads_the_adapter_with_and_without_metadata(
-    policy: PolicyModule, adapters: Adapters, sd3: Path, tiny_models: Path, tmp_path: Path
+    policy: DecoderModule, adapters: Adapters, sd3: Path, tiny_models: Path, tmp_path: Path
 ) -> None:
     save_diffusers(adapters, tmp_path / "adapter")
     merged = merged_velocity(policy, tiny_models)

@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.sizes import SIZES, LanguageSize, Size, build_conditioner, build_policy
 from verl_uae.chain.decoder import Decoder
 from verl_uae.engines.decoder import DecoderEngine
-from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import DEFAULT_TARGETS, add_lora
 from verl_uae.engines.shadow import WeightShadow
 from verl_uae.engines.supervised import SupervisedEngine
@@ -50,7 +50,7 @@ def size_of(decoder: str, hidden: int) -> Size:
     )
 
 
-def policy_module(size: Size, *, dtype: torch.dtype = torch.bfloat16, lora: bool = False) -> PolicyModule:
+def policy_module(size: Size, *, dtype: torch.dtype = torch.bfloat16, lora: bool = False) -> DecoderModule:
     """What is trained: adapters of rank 32, or all of it."""
     module = build_policy(dataclasses.replace(size, checkpointing=False), 0, device="meta", dtype=dtype)
     if lora:

@@ -18,7 +18,7 @@ from benchmarks.sizes import SIZES
 from tests.real_size import models, workers
 from tests.real_size.accelerator import Accelerator
 from verl_uae.data.pairs import Pair
-from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.replica import SamplingReplica
 from verl_uae.stages.pretrain.worker import build_pair_encoder
 
@@ -57,15 +57,15 @@ def test_a_replica_never_holds_more_than_what_it_is(
         model_config=SimpleNamespace(path=str(tmp_path), lora_rank=0),
         engine_config=SimpleNamespace(mixed_precision={"param_dtype": "bf16"}),
     )
-    materialise = PolicyModule.to_empty
+    materialise = DecoderModule.to_empty
     with contextlib.ExitStack() as stack:
 
-        def watched(self: PolicyModule, **device: Any) -> PolicyModule:
+        def watched(self: DecoderModule, **device: Any) -> DecoderModule:
             # Until here the module has shapes alone, which on this device look like memory.
             stack.enter_context(accelerator)
             return materialise(self, **device)
 
-        monkeypatch.setattr(PolicyModule, "to_empty", watched)
+        monkeypatch.setattr(DecoderModule, "to_empty", watched)
         replica = SamplingReplica(engine)
     held = [*replica.module.parameters(), *replica.module.buffers()]
     whole = sum(tensor.numel() * tensor.element_size() for tensor in held)

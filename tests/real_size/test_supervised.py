@@ -16,7 +16,7 @@ from tests.real_size import models, workers
 from tests.real_size.accelerator import Accelerator
 from verl_uae.chain.conditioner import text_states
 from verl_uae.data.pairs import Pair
-from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.registry import get_reward
 from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings
@@ -29,7 +29,7 @@ def pair() -> Pair:
     return Pair(buffer.getvalue(), "a red circle", None, 512, 512, "file", 0)
 
 
-def trained(module: PolicyModule) -> bool:
+def trained(module: DecoderModule) -> bool:
     return all(parameter.grad is not None for parameter in module.parameters() if parameter.requires_grad)
 
 

@@ -18,7 +18,7 @@ from tests.real_size import models
 from verl_uae.chain.codec import latent_shape
 from verl_uae.chain.conditioner import ConditionCache
 from verl_uae.chain.draw import Painter, PainterSettings
-from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.stages.common.build import evaluation_plan
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.g4u.decoder_worker import DecoderWorker
@@ -46,7 +46,7 @@ def painter(
     return Painter(conditions, codec, models.scorer(clip), settings, "meta")
 
 
-def training_painter(config: Any, size: Size, clip: str, module: PolicyModule) -> Painter:
+def training_painter(config: Any, size: Size, clip: str, module: DecoderModule) -> Painter:
     """That of a rank that trains the decoder."""
     micro_batch_size = config.uae.train.micro_batch_size
     codec, transformer = models.vae(), module.transformer.config
@@ -77,7 +77,7 @@ class PairWorker(_OneRank, PretrainWorker):
     """One rank of :class:`PretrainWorker`."""
 
 
-def policy_worker(config: Any, size: Size, clip: str, module: PolicyModule, **engine: Any) -> PolicyWorker:
+def policy_worker(config: Any, size: Size, clip: str, module: DecoderModule, **engine: Any) -> PolicyWorker:
     """A worker as ``init_model`` leaves it."""
     worker = object.__new__(PolicyWorker)
     _place(worker, config, models.engine(models.PolicyEngine, module, **engine))
@@ -92,7 +92,7 @@ def _place(worker: Any, config: Any, engine: Any) -> None:
     worker._rank, worker._world_size = 0, 1
 
 
-def pair_worker(config: Any, size: Size, clip: str, module: PolicyModule, **engine: Any) -> PairWorker:
+def pair_worker(config: Any, size: Size, clip: str, module: DecoderModule, **engine: Any) -> PairWorker:
     """A worker as ``init_model`` leaves it."""
     worker = object.__new__(PairWorker)
     _place(worker, config, models.engine(models.PairEngine, module, **engine))

@@ -44,7 +44,7 @@ def group_of(workers: list[Any]) -> DecoderGroup:
     group = object.__new__(DecoderGroup)
     group.config = SimpleNamespace(timeout_s=60.0, max_restarts=1)  # type: ignore[assignment]
     group.group = SimpleNamespace(workers=workers)
-    group.restarts, group._policy_state = 0, ray.put("newest")
+    group.restarts, group._decoder_state = 0, ray.put("newest")
     group._processes, group._deaths = dict(enumerate(processes_of(workers))), Counter()
     return group
 
@@ -73,19 +73,19 @@ def test_a_rank_that_died_unseen_gets_new_weights_when_it_is_back(ray_cluster: N
     group = group_of(workers)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(workers[0].die.remote())
-    group.load_policy_state(ray.put("after a turn"))
+    group.load_decoder_state(ray.put("after a turn"))
     states = ray.get([worker.state.remote() for worker in workers])
     assert [weights for _, weights in states] == ["after a turn"] * 2 and group.restarts <= 1
     with pytest.raises(
         DecoderError, match="could not take the decoder policy's weights: ValueError: weights of another"
     ):
-        group.load_policy_state(ray.put("odd"))
+        group.load_decoder_state(ray.put("odd"))
 
 
 def test_a_rank_that_died_idle_draws_with_the_weights_that_were_sent(ray_cluster: None) -> None:
     workers = [ray.remote(num_cpus=0.1, max_restarts=1)(DecoderRank).remote() for _ in range(2)]
     group = group_of(workers)
-    group.load_policy_state(ray.put("after a turn"))
+    group.load_decoder_state(ray.put("after a turn"))
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(workers[1].die.remote())
     # Ray has started it again, and nobody has noticed.
@@ -128,7 +128,7 @@ def test_a_stopped_rank_of_the_streamed_schedule_is_replaced(ray_cluster: None) 
 
 
 def test_weights_are_sent_to_all_ranks_at_once(ray_cluster: None, tmp_path: Path) -> None:
-    group_of([ray.remote(num_cpus=0.1)(DecoderRank).remote() for _ in range(2)]).load_policy_state(
+    group_of([ray.remote(num_cpus=0.1)(DecoderRank).remote() for _ in range(2)]).load_decoder_state(
         ray.put(str(tmp_path))
     )
     assert len(list(tmp_path.iterdir())) == 2

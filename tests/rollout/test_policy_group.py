@@ -71,5 +71,5 @@ def test_weights_are_handed_on_by_reference() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_rank_that_dies_while_weights_are_gathered_is_named() -> None:
-    with pytest.raises(DecoderError, match="decoder rank 1: died in policy_state"):
+    with pytest.raises(DecoderError, match="decoder rank 1: died in decoder_state"):
         weights_of(False, True)

@@ -27,10 +27,10 @@ def test_what_is_handed_on_is_asked_for_in_the_dtype_it_is_used_in(
     run = SimpleNamespace(uae=SimpleNamespace(decoder=SimpleNamespace(dtype="bfloat16")))
     worker = SimpleNamespace(run=run, engine=None, _averaged="ema")
     monkeypatch.setattr(training_worker, "trained_state", lambda engine, *asked: asked)
-    (reference,) = DecoderTrainingWorker.policy_state(worker)  # type: ignore[arg-type]
+    (reference,) = DecoderTrainingWorker.decoder_state(worker)  # type: ignore[arg-type]
     assert ray.get(reference) == ("ema", torch.bfloat16)
     monkeypatch.setattr(training_worker, "trained_state", lambda engine, *asked: None)
-    assert DecoderTrainingWorker.policy_state(worker) == []  # type: ignore[arg-type]
+    assert DecoderTrainingWorker.decoder_state(worker) == []  # type: ignore[arg-type]
 
 
 def averaged_by(updates: range, **settings: object) -> list[tuple[int, float]]:

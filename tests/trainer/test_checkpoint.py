@@ -235,7 +235,7 @@ def test_a_decoder_can_be_saved_twice_into_one_step(tmp_path: Path) -> None:
     """Killed after its folder was published and before the step was marked, a run comes by again."""
     folder = tmp_path / "global_step_4"
     for _ in range(2):
-        saving(tmp_path).save_policy(folder)
+        saving(tmp_path).save_decoder(folder)
         assert (folder / "decoder" / "weights").exists()
 
 
@@ -245,5 +245,5 @@ def test_the_whole_decoder_is_written_at_the_end_or_where_it_is_asked_for(
 ) -> None:
     checkpoints = saving(tmp_path, export)
     for checkpoints.global_steps in (2, 3, 4):
-        checkpoints.save_policy(tmp_path / f"global_step_{checkpoints.global_steps}")
+        checkpoints.save_decoder(tmp_path / f"global_step_{checkpoints.global_steps}")
     assert [step for step, folder in step_folders(tmp_path) if (folder / "decoder").exists()] == exported

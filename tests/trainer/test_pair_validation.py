@@ -47,7 +47,7 @@ class Drawn(PairValidation):
             self.asked.append((len(samples), probes))
             return [next(rest) for _ in samples]
 
-        self.policy = SimpleNamespace(evaluate=evaluate, ranks=2)
+        self.learner = SimpleNamespace(evaluate=evaluate, ranks=2)
 
 
 def outcome(value: float | None) -> Outcome:

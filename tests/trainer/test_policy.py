@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.samples import lost, scored
 from verl_uae.chain.records import Outcome
-from verl_uae.engines.decoder_metrics import policy_metrics
+from verl_uae.engines.update_metrics import update_metrics
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.stages.common.outcomes import usable_members
 from verl_uae.stages.u4g.step import PolicyMixin, picture_name
@@ -21,7 +21,7 @@ def test_metrics_of_updates_are_means_extremes_and_the_first_ones_ratio() -> Non
         {"loss": 1.0, "ratio/max": [1.0], "ratio/min": [[1.0]], "grad_norm": 2.0},
         {"loss": 3.0, "ratio/max": [1.5], "ratio/min": [[0.5]], "grad_norm": 4.0},
     ]
-    assert policy_metrics(updates) == pytest.approx(
+    assert update_metrics(updates) == pytest.approx(
         {
             "train/loss": 2.0,
             "train/grad_norm": 3.0,
@@ -40,7 +40,7 @@ def test_updates_left_out_are_counted_and_no_figure_is_a_mean_over_them() -> Non
         {"updates_left_out": [[0.0], [0.0]], "valid": [8.0], "loss": 3.0, "grad_norm": 4.0},
         {"updates_left_out": [[1.0], [1.0]], "valid": [0.0]},
     ]
-    found = policy_metrics(updates)
+    found = update_metrics(updates)
     assert found["train/updates_left_out"] == 2
     assert (found["train/loss"], found["train/grad_norm"]) == (3.0, 4.0)
 

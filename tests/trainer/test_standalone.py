@@ -45,11 +45,11 @@ class Made(StandaloneTrainer):
     def start_workers(self, pool: object) -> None:
         raise AssertionError("not asked for")
 
-    def save_policy(self, folder: Path) -> None:
+    def save_decoder(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "weights").write_text(f"step {self.global_steps}")
 
-    def load_policy(self, folder: Path) -> None:
+    def load_decoder(self, folder: Path) -> None:
         self.loaded.append((folder / "weights").read_text())
 
 

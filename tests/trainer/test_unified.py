@@ -43,8 +43,8 @@ def test_resumes_both_models_from_the_folder_it_is_told_to(
     )
     trainer.alternation = Alternation(1, 1)
     trainer.use_critic, trainer.trainer_mode = False, "sync"
-    trainer.policy = SimpleNamespace(load=loaded.append, state_ref=lambda: "weights")
-    trainer.decoders = SimpleNamespace(load_policy_state=loaded.append)  # type: ignore[assignment]
+    trainer.learner = SimpleNamespace(load=loaded.append, state_ref=lambda: "weights")
+    trainer.decoders = SimpleNamespace(load_decoder_state=loaded.append)  # type: ignore[assignment]
     trainer.actor_rollout_wg = SimpleNamespace(load_checkpoint=lambda local_path, **_: loaded.append(local_path))
     trainer._load_checkpoint()
     assert trainer.global_steps == 3 and f"{folder} is not marked complete" in caplog.text

@@ -127,7 +127,7 @@ def chosen_weights(checkpoint: Path, wanted: str | None) -> str:
     return EMA if EMA in weight_copies(checkpoint / POLICY_FOLDER) else LIVE
 
 
-def policy_modules(
+def decoder_modules(
     checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None
 ) -> tuple[SD3Transformer2DModel, Projector]:
     """Transformer and projector of a policy, adapters multiplied out.
@@ -157,12 +157,12 @@ def policy_modules(
     return modules[0], modules[1]
 
 
-def policy_adapters(checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None) -> Adapters:
+def decoder_adapters(checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None) -> Adapters:
     """The adapters alone, of a run that trained nothing else.
 
     Raises:
         CheckpointError: the run trained no adapters, or the projector too, which adapter formats cannot hold.
-        ConfigError: see :func:`policy_modules`.
+        ConfigError: see :func:`decoder_modules`.
     """
     folder = checkpoint / POLICY_FOLDER
     state, layers = split_adapters(read_shards(folder, weights), folder)

@@ -16,7 +16,7 @@ from typing import Any
 
 from verl_uae.checkpoints.assemble import ModelParts, Writer, copy_transformers, publish_model, write_decoder
 from verl_uae.checkpoints.captioner import holds_weights, write_trained_captioner
-from verl_uae.checkpoints.decoder import Base, chosen_weights, policy_adapters, policy_modules
+from verl_uae.checkpoints.decoder import Base, chosen_weights, decoder_adapters, decoder_modules
 from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_run_settings, settings_of_run
 from verl_uae.checkpoints.lora import save_diffusers, save_peft
 from verl_uae.checkpoints.names import (
@@ -153,7 +153,7 @@ def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSet
     run = RunConfig.of(folder, settings.run_config)
     source = settings.decoder or run.get("uae.decoder.path")
     weights = chosen_weights(folder, settings.weights)
-    adapters = policy_adapters(folder, weights, source, settings.lora_alpha)
+    adapters = decoder_adapters(folder, weights, source, settings.lora_alpha)
     if layout == "peft":
         save_peft(adapters, out, base_model=str(source) if source else None)
     else:
@@ -193,7 +193,7 @@ def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Wr
             )
         return _copied(source), str(origin)
     weights = chosen_weights(folder, settings.weights)
-    transformer, projector = policy_modules(folder, weights, origin, settings.lora_alpha)
+    transformer, projector = decoder_modules(folder, weights, origin, settings.lora_alpha)
     return lambda out: write_decoder(out, transformer, projector, source), str(origin or "unknown")
 
 

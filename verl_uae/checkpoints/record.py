@@ -179,21 +179,21 @@ class DecoderCheckpoints(RunRecord):
     config: Any
     global_steps: int
     total_training_steps: int
-    policy: Any
+    learner: Any
     """The decoder's workers, a :class:`~verl_uae.stages.u4g.group.DecoderTrainingGroup`."""
 
-    def save_policy(self, folder: Path) -> None:
+    def save_decoder(self, folder: Path) -> None:
         """Checkpoint of the decoder into a step folder, and the decoder folder that others load."""
         clear_exports(folder)
-        self.policy.save(str(folder / POLICY_FOLDER), self.global_steps)
+        self.learner.save(str(folder / POLICY_FOLDER), self.global_steps)
         uae = self.config.uae
         wanted = uae.checkpoint.export == "every" or self.global_steps >= self.total_training_steps
         if wanted and "diffusers" in uae.train.save_contents:
-            self.policy.export(str(folder / EXPORT_FOLDER), self.inference)
+            self.learner.export(str(folder / EXPORT_FOLDER), self.inference)
 
-    def load_policy(self, folder: Path) -> None:
-        """Inverse of :meth:`save_policy`."""
-        self.policy.load(str(folder / POLICY_FOLDER))
+    def load_decoder(self, folder: Path) -> None:
+        """Inverse of :meth:`save_decoder`."""
+        self.learner.load(str(folder / POLICY_FOLDER))
 
 
 @contextlib.contextmanager

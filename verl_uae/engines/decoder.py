@@ -25,15 +25,15 @@ from verl.workers.engine.base import EngineRegistry
 
 from verl_uae.checkpoints.decoder import COMPONENTS
 from verl_uae.checkpoints.shards import plain_name, shadow_file
-from verl_uae.engines.decoder_batch import OLD, MicroBatch, PolicyBatch, read_batch
-from verl_uae.engines.decoder_metrics import Figures
-from verl_uae.engines.decoder_module import MODEL_TYPE, PolicyModule, Uncast
+from verl_uae.engines.decoder_batch import OLD, DecoderBatch, MicroBatch, read_batch
+from verl_uae.engines.decoder_module import MODEL_TYPE, DecoderModule, Uncast
 from verl_uae.engines.export import full_state_dict
 from verl_uae.engines.left_out import LEFT_OUT
 from verl_uae.engines.lora import adapter_disabled, add_lora
 from verl_uae.engines.shadow import WeightShadow
 from verl_uae.engines.together import together
 from verl_uae.engines.trained import TrainedWeightsEngine
+from verl_uae.engines.update_metrics import Figures
 from verl_uae.errors import CheckpointError, ConfigError, TrainingError
 from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.objective import ForwardInputs, ObjectiveOutput, TransitionInputs
@@ -76,7 +76,7 @@ class DecoderEngine(TrainedWeightsEngine):
         """Whether nothing but adapters is trained."""
         return self._is_lora and not self.model_config.train_projector
 
-    def _build_module(self) -> PolicyModule:
+    def _build_module(self) -> DecoderModule:
         if self.engine_config.strategy == "fsdp" and get_device_name() == "cpu":
             # verl has FSDP1 broadcast the weights from device memory.
             raise ConfigError("uae.train.fsdp_config.strategy", "fsdp needs an accelerator; fsdp2 runs on a CPU too")
@@ -87,7 +87,7 @@ class DecoderEngine(TrainedWeightsEngine):
                 f"trained weights are held in fp32, got {dtype}; mixed_precision.param_dtype is what is computed in",
             )
         with together(lambda text: CheckpointError(self.model_config.path, text)):
-            module = PolicyModule.from_pretrained(
+            module = DecoderModule.from_pretrained(
                 self.model_config.path,
                 dtype=dtype,
                 gradient_checkpointing=self.model_config.enable_gradient_checkpointing,
@@ -98,7 +98,7 @@ class DecoderEngine(TrainedWeightsEngine):
         module.projector.requires_grad_(self.model_config.train_projector)
         return module
 
-    def _build_lora_module(self, module: PolicyModule) -> PolicyModule:
+    def _build_lora_module(self, module: DecoderModule) -> DecoderModule:
         config = self.model_config
         targets, seed = config.lora_target_modules, config.lora_seed
         add_lora(module, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=targets, seed=seed)
@@ -293,7 +293,7 @@ class DecoderEngine(TrainedWeightsEngine):
         return field(*micro.position(k))
 
     @torch.no_grad()
-    def _reference_velocities(self, batch: PolicyBatch) -> list[Tensor]:
+    def _reference_velocities(self, batch: DecoderBatch) -> list[Tensor]:
         """Of every micro-batch and place, in their order, before the first gradient: weights may have to be swapped."""
         if batch.kl_coef == 0.0:
             return []
@@ -317,7 +317,7 @@ class DecoderEngine(TrainedWeightsEngine):
         """Above 0 if this rank's samples should move the weights."""
         return (data["advantage_B"] * data["weight_B"]).nan_to_num().abs().max()
 
-    def _check_ranks(self, batch: PolicyBatch) -> None:
+    def _check_ranks(self, batch: DecoderBatch) -> None:
         """Ranks that disagree would wait for each other for ever, or train on something else than meant."""
         group = self.get_data_parallel_group()
         count = -(-batch.rows // batch.micro_batch_size)

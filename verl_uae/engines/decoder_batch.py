@@ -36,7 +36,7 @@ OLD: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class PolicyBatch:
+class DecoderBatch:
     """What :meth:`~verl_uae.engines.decoder.DecoderEngine.forward_backward_batch` is given, checked."""
 
     kind: Kind
@@ -76,7 +76,7 @@ class MicroBatch:
             is NaN, so they are blanked.
     """
 
-    def __init__(self, batch: PolicyBatch, fields: dict[str, Tensor]) -> None:
+    def __init__(self, batch: DecoderBatch, fields: dict[str, Tensor]) -> None:
         self.batch = batch
         self.valid_B = fields["weight_B"] > 0
         self.fields = {name: blank(tensor, self.valid_B) for name, tensor in fields.items()}
@@ -156,7 +156,7 @@ class MicroBatch:
         return torch.where(_rows(self.valid_B, old), old, own.detach())
 
 
-def read_batch(data: TensorDict, *, with_old: bool = True) -> PolicyBatch:
+def read_batch(data: TensorDict, *, with_old: bool = True) -> DecoderBatch:
     """Check and unpack a mini-batch.
 
     Args:
@@ -180,7 +180,7 @@ def read_batch(data: TensorDict, *, with_old: bool = True) -> PolicyBatch:
         if tensor.dtype != torch.float32 and name != "states_BLE":
             raise TypeError(f"{name} must be torch.float32, got {tensor.dtype}")
     penalty = tu.get_non_tensor_data(data, "reference_kl", None) or {}
-    batch = PolicyBatch(
+    batch = DecoderBatch(
         kind=kind,
         plan=plan,
         fields=fields,
@@ -194,7 +194,7 @@ def read_batch(data: TensorDict, *, with_old: bool = True) -> PolicyBatch:
     return batch
 
 
-def _check(batch: PolicyBatch) -> None:
+def _check(batch: DecoderBatch) -> None:
     if batch.micro_batch_size < 1:
         raise ValueError(f"micro_batch_size_per_gpu must be at least 1, got {batch.micro_batch_size}")
     if batch.kind == "transition" and batch.places != len(batch.plan.window):

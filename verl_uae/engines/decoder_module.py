@@ -27,7 +27,7 @@ MODEL_TYPE = "uae_decoder"
 
 
 @dataclass
-class PolicyModelConfig(BaseConfig):
+class DecoderModelConfig(BaseConfig):
     """Model section of the decoder's engine; verl's own ``HFModelConfig`` would load a tokenizer."""
 
     _mutable_fields = BaseConfig._mutable_fields | {"model_type"}
@@ -90,8 +90,8 @@ class SavedConfig:
             (part / CONFIG).write_text(text, encoding="utf-8")
 
 
-class PolicyModule(nn.Module):
-    """Velocity model of the policy.
+class DecoderModule(nn.Module):
+    """The velocity model, as one unit for FSDP.
 
     Args:
         transformer: MM-DiT, v = eps - x_0.
@@ -109,7 +109,7 @@ class PolicyModule(nn.Module):
     @classmethod
     def from_pretrained(
         cls, path: str, *, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False, empty: bool = False
-    ) -> PolicyModule:
+    ) -> DecoderModule:
         """Load from a decoder folder as :meth:`verl_uae.chain.decoder.Decoder.from_pretrained` does, without VAE.
 
         Args:

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of the sharded policy as full tensors: for decoders, for replicas, and as a diffusers folder."""
+"""Weights of the sharded decoder as full tensors: for decoders, for replicas, and as a diffusers folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from verl_uae.checkpoints.load import load_model, load_scheduler
 from verl_uae.checkpoints.lora import merged_weight, split_adapters
 from verl_uae.checkpoints.names import SCHEDULER, VAE
 from verl_uae.checkpoints.shards import plain_name
-from verl_uae.engines.decoder_module import PolicyModule
+from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import lora_scalings, merged_state
 from verl_uae.engines.shadow import reshard
 from verl_uae.engines.together import together
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def full_state_dict(engine: DecoderEngine, weights: str = "live") -> dict[str, Tensor]:
-    """Gather the policy; every rank must call it.
+    """Gather the decoder; every rank must call it.
 
     Args:
         engine: initialised.
@@ -46,7 +46,7 @@ def full_state_dict(engine: DecoderEngine, weights: str = "live") -> dict[str, T
 
     Returns:
         On rank 0 full tensors on the host in the dtype they are held in, adapters multiplied out, named as in
-        :class:`~verl_uae.engines.decoder_module.PolicyModule`; on other ranks nothing.
+        :class:`~verl_uae.engines.decoder_module.DecoderModule`; on other ranks nothing.
 
     Raises:
         KeyError: no such weights are kept.
@@ -81,7 +81,7 @@ class TrainedState:
 
 
 def trained_state(engine: DecoderEngine, weights: str, dtype: torch.dtype) -> TrainedState | None:
-    """Gather what the policy trains, and nothing else; every rank must call it.
+    """Gather what training changes, and nothing else; every rank must call it.
 
     Args:
         engine: initialised.
@@ -112,7 +112,7 @@ def load_trained_state(module: nn.Module, state: TrainedState, base: str, *, sou
     and hold what came before.
 
     Args:
-        module: a :class:`~verl_uae.chain.decoder.Decoder` or an unsharded policy module, loaded from ``base``.
+        module: a :class:`~verl_uae.chain.decoder.Decoder` or an unsharded decoder module, loaded from ``base``.
         state: of :func:`trained_state`.
         base: decoder folder or hub id.
         source: what the error calls the weights.
@@ -147,7 +147,7 @@ def load_full_state(module: nn.Module, state: dict[str, Tensor], *, source: str 
     """Copy full weights into an unsharded receiver, in place and in its dtype.
 
     Args:
-        module: a :class:`~verl_uae.chain.decoder.Decoder` or an unsharded policy module.
+        module: a :class:`~verl_uae.chain.decoder.Decoder` or an unsharded decoder module.
         state: of :func:`full_state_dict`.
         source: what the error calls the weights.
 
@@ -181,13 +181,13 @@ def export_folder(
     entries: Mapping[str, Any] | None = None,
     shift: float | None = None,
 ) -> None:
-    """Write a decoder folder with the policy's weights; every rank must call it.
+    """Write a decoder folder with the engine's weights; every rank must call it.
 
     VAE and scheduler are the source's, but for the shift. The folder appears complete or not at all, under ``out``.
 
     Args:
         engine: initialised.
-        source: decoder folder the policy was loaded from.
+        source: decoder folder the engine was loaded from.
         out: must not exist.
         weights: see :func:`full_state_dict`.
         entries: what is known of the inference settings, see :meth:`Decoder.save_pretrained`.
@@ -218,7 +218,7 @@ def publish_on_first_rank(build: Callable[[Path], None], out: str | Path) -> Non
 def _write(
     state: dict[str, Tensor], source: str, folder: Path, entries: Mapping[str, Any] | None, shift: float | None
 ) -> None:
-    module = PolicyModule.from_pretrained(source, empty=True).to_empty(device="cpu")
+    module = DecoderModule.from_pretrained(source, empty=True).to_empty(device="cpu")
     load_full_state(module, state)
     vae, scheduler = load_model(AutoencoderKL, source, subfolder=VAE), load_scheduler(source)
     decoder = Decoder(module.transformer, vae, module.projector, shift=float(scheduler.config.shift))

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""An unsharded copy of the policy for sampling: no weights are gathered while pictures are drawn.
+"""An unsharded copy of the decoder for sampling: no weights are gathered while pictures are drawn.
 
 A sharded module gathers every block at every velocity call; a copy needs the memory of the whole model and is filled
 once per rollout. It holds what FSDP would gather: parameters in the compute dtype, buffers as they are.
@@ -19,7 +19,7 @@ from verl.utils.device import get_device_id
 from verl.utils.torch_dtypes import PrecisionType
 
 from verl_uae.checkpoints.shards import plain_name
-from verl_uae.engines.decoder_module import PolicyModule, Uncast
+from verl_uae.engines.decoder_module import DecoderModule, Uncast
 from verl_uae.engines.export import full_tensor
 from verl_uae.engines.lora import add_lora
 from verl_uae.engines.shadow import reshard
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class SamplingReplica:
-    """The whole policy on this rank; every rank must build and fill its own.
+    """The whole decoder on this rank; every rank must build and fill its own.
 
     Args:
         engine: initialised, on FSDP2.
@@ -47,7 +47,7 @@ class SamplingReplica:
         config = engine.model_config
         mixed = engine.engine_config.mixed_precision or {}
         self._dtype = PrecisionType.to_dtype(mixed.get("param_dtype", "bf16"))
-        module = PolicyModule.from_pretrained(config.path, empty=True)
+        module = DecoderModule.from_pretrained(config.path, empty=True)
         if config.lora_rank > 0:
             targets = config.lora_target_modules
             add_lora(module, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=targets)

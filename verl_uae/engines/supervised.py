@@ -21,7 +21,7 @@ from verl.workers.engine.base import EngineRegistry
 
 from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.decoder_batch import blank
-from verl_uae.engines.decoder_metrics import Figures
+from verl_uae.engines.update_metrics import Figures
 
 #: Value of a training worker's ``model_type`` that selects this engine.
 SUPERVISED_TYPE = "uae_decoder_supervised"

@@ -19,16 +19,16 @@ class ColdStartTrainer(PairTrainer):
 
     worker = ColdStartWorker
 
-    def save_policy(self, folder: Path) -> None:
+    def save_decoder(self, folder: Path) -> None:
         """The decoder's part, the encoder's, and the encoder as a transformers folder."""
-        super().save_policy(folder)
-        self.policy.call("save_encoder", str(folder / ENCODER_STATE), self.global_steps)
-        self.policy.call("export_encoder", str(folder / ENCODER_FOLDER))
+        super().save_decoder(folder)
+        self.learner.call("save_encoder", str(folder / ENCODER_STATE), self.global_steps)
+        self.learner.call("export_encoder", str(folder / ENCODER_FOLDER))
 
-    def load_policy(self, folder: Path) -> None:
-        """Inverse of :meth:`save_policy`."""
-        super().load_policy(folder)
-        self.policy.call("load_encoder", str(folder / ENCODER_STATE))
+    def load_decoder(self, folder: Path) -> None:
+        """Inverse of :meth:`save_decoder`."""
+        super().load_decoder(folder)
+        self.learner.call("load_encoder", str(folder / ENCODER_STATE))
 
     def _validate(self) -> dict[str, float]:
         metrics = self.validate_pictures(samples_of_pairs(self.held_out_pairs()))

@@ -18,7 +18,7 @@ from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.chain.draw import Painter, PainterSettings
 from verl_uae.checkpoints.load import load_model, load_scheduler
 from verl_uae.checkpoints.names import VAE
-from verl_uae.engines.decoder_module import PolicyModelConfig
+from verl_uae.engines.decoder_module import DecoderModelConfig
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.build import build_scorer
@@ -51,7 +51,7 @@ def training_worker_config(
         train_transformer: train the MM-DiT as ``uae.train.lora`` says.
     """
     train = config.uae.train
-    model = PolicyModelConfig(
+    model = DecoderModelConfig(
         path=config.uae.decoder.path,
         model_type=model_type,
         lora_rank=train.lora.rank if train_transformer else 0,

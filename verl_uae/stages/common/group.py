@@ -38,7 +38,7 @@ class DecoderTrainingGroup:
         self.group = RayWorkerGroup(
             resource_pool=pool,
             ray_cls_with_init=RayClassWithInitArgs(cls=ray.remote(worker), config=config, total_steps=total_steps),
-            name_prefix=f"uae_policy_{uuid.uuid4().hex[:8]}_",
+            name_prefix=f"uae_learner_{uuid.uuid4().hex[:8]}_",
             device_name=config.trainer.device,
         )
         self._loading: list[Any] = [worker.init_model.remote() for worker in self.group.workers]
@@ -52,7 +52,7 @@ class DecoderTrainingGroup:
     def named_ranks(self) -> Iterator[tuple[str, Any]]:
         """Names and actors of the ranks."""
         for rank, worker in enumerate(self.group.workers):
-            yield f"policy rank {rank}", worker
+            yield f"learner rank {rank}", worker
 
     def wait_until_loaded(self) -> None:
         """Block until every rank has its models.

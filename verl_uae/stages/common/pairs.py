@@ -26,7 +26,7 @@ from verl_uae.data.pairs import Pair, PairRows
 from verl_uae.data.rows import CheckSettings
 from verl_uae.data.schema import make_prompt
 from verl_uae.data.shards import PairShards
-from verl_uae.engines.decoder_metrics import policy_metrics
+from verl_uae.engines.update_metrics import update_metrics
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.reward.record import Status
 from verl_uae.stages.common.group import DecoderTrainingGroup
@@ -52,7 +52,7 @@ class PairValidation(LosingSamples):
     config: DictConfig
     global_steps: int
     panels: PanelWriter
-    policy: Any
+    learner: Any
     logger: Any
     supervisor: Supervisor
 
@@ -62,7 +62,7 @@ class PairValidation(LosingSamples):
         Raises:
             StoppedError: the run was asked to stop.
         """
-        size = MICRO_BATCHES * self.policy.ranks * self.config.uae.train.micro_batch_size
+        size = MICRO_BATCHES * self.learner.ranks * self.config.uae.train.micro_batch_size
         for first in range(0, len(items), size):
             self.supervisor.boundary(f"validation, pair {first} of {len(items)}")
             yield first, items[first : first + size]
@@ -72,7 +72,7 @@ class PairValidation(LosingSamples):
         probes = min(self.config.uae.panel.probes, len(samples))
         outcomes: list[Outcome] = []
         for first, part in self.in_parts(samples):
-            outcomes += self.policy.evaluate(part, max(0, probes - first))
+            outcomes += self.learner.evaluate(part, max(0, probes - first))
         self.losses.tell(outcomes)
         columns: dict[str, list[float]] = defaultdict(list)
         for outcome in outcomes:
@@ -103,8 +103,8 @@ class PairTrainer(PairValidation, StandaloneTrainer):
 
     def start_workers(self, pool: RayResourcePool) -> None:
         """The decoder's workers."""
-        self.policy = DecoderTrainingGroup(self.worker, self.config, pool, self.total_training_steps)
-        self.policy.wait_until_loaded()
+        self.learner = DecoderTrainingGroup(self.worker, self.config, pool, self.total_training_steps)
+        self.learner.wait_until_loaded()
 
     def _init_dataloader(self) -> None:
         data, trainer = self.config.data, self.config.trainer
@@ -173,9 +173,9 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         pairs = self.next_pairs()
         size = self.buckets.bucket_of(pairs[0].width, pairs[0].height)
         with marked_timer("learn", timing_raw), self.updating():
-            answers = self.policy.call("learn", ray.put(pairs), size, self.global_steps)
+            answers = self.learner.call("learn", ray.put(pairs), size, self.global_steps)
         self._check([problem for _, problems in answers for problem in problems], len(pairs), metrics)
-        metrics.update(policy_metrics([answers[0][0]]))
+        metrics.update(update_metrics([answers[0][0]]))
         metrics["pairs/height"], metrics["pairs/width"] = float(size[0]), float(size[1])
         return self.step_keys([f"{self.global_steps}_{number}_0" for number in range(len(pairs))])
 

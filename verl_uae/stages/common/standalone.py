@@ -92,11 +92,11 @@ class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
 
     def watched(self) -> Iterator[tuple[str, Any]]:
         """The decoder's ranks."""
-        yield from self.policy.named_ranks()
+        yield from self.learner.named_ranks()
 
     def trained_ranks(self) -> Iterator[Any]:
         """The decoder's."""
-        yield from self.policy.group.workers
+        yield from self.learner.group.workers
 
     def _start_profiling(self) -> None:
         """verl's profiler follows its own worker groups."""
@@ -117,7 +117,7 @@ class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
     def _save_checkpoint(self) -> None:
         folder = self._step_folder()
         with self.saving():
-            self.save_policy(folder)
+            self.save_decoder(folder)
             torch.save(self.train_dataloader.state_dict(), folder / DATA_STATE)
             write_text(self._checkpoint_root / TRACKER, str(self.global_steps), sync=True)
             self._finish_step()
@@ -129,7 +129,7 @@ class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
             return
         self.global_steps = step_of(folder) or 0
         logger.info("resuming from %s", folder)
-        self.load_policy(folder)
+        self.load_decoder(folder)
         state = folder / DATA_STATE
         if not state.is_file():
             raise CheckpointError(state, "missing: the place in the data")

@@ -95,7 +95,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
         export_folder(self.engine, decoder.path, folder, weights=weights, entries=entries, shift=decoder.shift)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def policy_state(self) -> list[Any]:
+    def decoder_state(self) -> list[Any]:
         """A Ray reference to what training has changed of the averaged weights, on rank 0; nothing elsewhere.
 
         A reference in a list, so that whoever waits for all ranks fetches no weights: they may be of another node.

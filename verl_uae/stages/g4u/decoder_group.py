@@ -54,7 +54,7 @@ class DecoderGroup:
             resource_pool=pool, ray_cls_with_init=worker, name_prefix=self._prefix, device_name=config.trainer.device
         )
         #: Weights of the decoder policy, where one is trained: a rank that starts again needs them too.
-        self._policy_state: Any = None
+        self._decoder_state: Any = None
         #: Processes of the ranks, where they are known, and how often each rank was started again.
         self._processes: dict[int, Process] = {}
         self._deaths: Counter[int] = Counter()
@@ -144,7 +144,7 @@ class DecoderGroup:
             if rank in faults or ray.get(call):
                 self._revive(rank, "ensure_model")
 
-    def load_policy_state(self, state: Any) -> None:
+    def load_decoder_state(self, state: Any) -> None:
         """Draw with the decoder policy's weights from now on.
 
         Args:
@@ -153,9 +153,9 @@ class DecoderGroup:
         Raises:
             DecoderError: a rank could not take them, or has died more often than ``uae.decoder.max_restarts``.
         """
-        self._policy_state = state
+        self._decoder_state = state
         # All at once; a rank that is dead, and not unable, gets them when it is back.
-        calls: list[Any] = [worker.load_policy_state.remote(state) for worker in self.workers]
+        calls: list[Any] = [worker.load_decoder_state.remote(state) for worker in self.workers]
         dead = [rank for rank, call in enumerate(calls) if not self._has_taken(rank, call)]
         for rank in dead:
             self._revive(rank)
@@ -234,8 +234,8 @@ class DecoderGroup:
             left = deadline - time.monotonic()
             try:
                 ray.get(getattr(self.workers[rank], load).remote(), timeout=max(1.0, left))
-                if self._policy_state is not None:
-                    ray.get(self.workers[rank].load_policy_state.remote(self._policy_state))
+                if self._decoder_state is not None:
+                    ray.get(self.workers[rank].load_decoder_state.remote(self._decoder_state))
                 # This return is met and counted.
                 ray.get(self.workers[rank].take_returned.remote())
                 self._processes[rank] = processes_of([self.workers[rank]])[0]

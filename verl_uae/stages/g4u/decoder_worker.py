@@ -102,7 +102,7 @@ class DecoderWorker(Worker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def ready(self) -> bool:
         """Whether this rank can draw, after loading its models if that is all that is missing."""
-        if self._lacks_policy:
+        if self._lacks_weights:
             return False
         self.ensure_model()
         return True
@@ -120,7 +120,7 @@ class DecoderWorker(Worker):
         return returned
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def load_policy_state(self, state: TrainedState) -> int:
+    def load_decoder_state(self, state: TrainedState) -> int:
         """Take what training has changed of the decoder; returns how many tensors.
 
         Raises:
@@ -136,13 +136,13 @@ class DecoderWorker(Worker):
         return bool(self.config.uae.decoder.offload) and self.config.uae.decoder.pool == "colocated"
 
     @property
-    def _lacks_policy(self) -> bool:
+    def _lacks_weights(self) -> bool:
         """Whether this rank was started again by Ray in the unified stage: until the controller sends the decoder
         policy's weights it would draw with the decoder of the beginning."""
         return self.redrawer is None and self._returned and self.config.uae.stage == "unified"
 
     def _on_device(self) -> Redrawer:
-        if self._lacks_policy:
+        if self._lacks_weights:
             raise DecoderError(self.rank, "was started again and has not got the decoder policy's weights yet")
         if self.redrawer is None:
             # A rank that Ray has started again after a death.

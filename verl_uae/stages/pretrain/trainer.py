@@ -32,7 +32,7 @@ class PretrainTrainer(PairTrainer):
         decoder = self.config.uae.decoder
         size, rows = (decoder.height, decoder.width), []
         for first, part in self.in_parts(pairs):
-            answers = self.policy.call("held_out_losses", ray.put(list(part)), size, first)
+            answers = self.learner.call("held_out_losses", ray.put(list(part)), size, first)
             rows += [row for answer in answers for row in answer if row is not None]
         if not rows:
             return {}

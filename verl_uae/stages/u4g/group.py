@@ -57,4 +57,4 @@ class PolicyGroup(DecoderTrainingGroup):
 
     def state_ref(self) -> Any:
         """Ray reference to the averaged weights; they do not pass through the controller."""
-        return self.call("policy_state")[0][0]
+        return self.call("decoder_state")[0][0]

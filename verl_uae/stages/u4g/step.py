@@ -19,7 +19,7 @@ from verl.utils.debug import marked_timer
 from verl_uae.chain.records import Caption, Outcome, Sample, prompt_text
 from verl_uae.checkpoints.record import DecoderCheckpoints
 from verl_uae.data.images import source_digest
-from verl_uae.engines.decoder_metrics import policy_metrics
+from verl_uae.engines.update_metrics import update_metrics
 from verl_uae.errors import DataError
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.reward.record import to_tensors
@@ -44,8 +44,8 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
     """Rows of the last batch, see :func:`~verl_uae.stages.u4g.step.generation_rows`."""
 
     def start_policy(self, pool: RayResourcePool, total_steps: int) -> None:
-        """Start the workers beside whatever else loads; ``policy.wait_until_loaded()`` waits for them."""
-        self.policy = PolicyGroup(self.config, pool, total_steps)
+        """Start the workers beside whatever else loads; ``learner.wait_until_loaded()`` waits for them."""
+        self.learner = PolicyGroup(self.config, pool, total_steps)
         self.captions = CaptionCache(self.config.uae.u4g.captions.cache_size)
 
     def frozen_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:
@@ -56,7 +56,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         kept = {name: self.captions.get(name) for name in names}
         missing = [position for position, name in enumerate(names) if kept[name] is None]
         if missing:
-            written = self.policy.write_captions(
+            written = self.learner.write_captions(
                 [prompts[position] for position in missing], [infos[position] for position in missing]
             )
             for position, caption in zip(missing, written, strict=True):
@@ -82,9 +82,9 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         """
         u4g = self.config.uae.u4g
         seconds: dict[str, float] = {}
-        layout = Layout(len(samples), u4g.samples_per_caption, u4g.updates_per_rollout, self.policy.ranks)
-        plan = self.policy.plan(policy_step)
-        outcomes, phases = self.policy.explore(samples, layout, plan, policy_step + 1)
+        layout = Layout(len(samples), u4g.samples_per_caption, u4g.updates_per_rollout, self.learner.ranks)
+        plan = self.learner.plan(policy_step)
+        outcomes, phases = self.learner.explore(samples, layout, plan, policy_step + 1)
         self.losses.check(outcomes)
         groups = [str(number // layout.members) for number in range(len(outcomes))]
         if self.group_rewards.active:
@@ -99,8 +99,8 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         advantage_N, metrics = self._advantages(outcomes, usable, groups)
         weights = [float(keep) for keep in usable]
         with marked_timer("update_policy", seconds), self.updating():
-            updates = self.policy.improve(advantage_N.tolist(), weights, policy_step * layout.updates)
-        metrics.update(policy_metrics(updates))
+            updates = self.learner.improve(advantage_N.tolist(), weights, policy_step * layout.updates)
+        metrics.update(update_metrics(updates))
         captions = [sample.caption for sample in samples]
         metrics.update(outcome_metrics(outcomes, captions, groups, min_std=u4g.advantage.min_std))
         metrics.update(signals.metrics(drawn, metrics))
@@ -132,11 +132,11 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
     ) -> tuple[list[Outcome], list[bytes | None]]:
         """Outcomes of the evaluation sampler, and pictures of the training sampler for the first ``probes``."""
         probes = min(probes, len(samples))
-        outcomes = self.policy.evaluate(samples, probes)
+        outcomes = self.learner.evaluate(samples, probes)
         explored: list[bytes | None] = [None] * len(samples)
-        plan = self.policy.plan(policy_step)
+        plan = self.learner.plan(policy_step)
         if probes and plan.window:
-            explored[:probes] = [outcome.picture for outcome in self.policy.evaluate(samples[:probes], probes, plan)]
+            explored[:probes] = [outcome.picture for outcome in self.learner.evaluate(samples[:probes], probes, plan)]
         return outcomes, explored
 
 

@@ -39,16 +39,16 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
     def start_workers(self, pool: RayResourcePool) -> None:
         """The policy's workers."""
         self.start_policy(pool, self.total_training_steps)
-        self.policy.wait_until_loaded()
+        self.learner.wait_until_loaded()
 
-    def save_policy(self, folder: Path) -> None:
+    def save_decoder(self, folder: Path) -> None:
         """The policy, and what the run knows of its rewards."""
-        super().save_policy(folder)
+        super().save_decoder(folder)
         self.save_signals(folder)
 
-    def load_policy(self, folder: Path) -> None:
-        """Inverse of :meth:`save_policy`."""
-        super().load_policy(folder)
+    def load_decoder(self, folder: Path) -> None:
+        """Inverse of :meth:`save_decoder`."""
+        super().load_decoder(folder)
         self.load_signals(folder)
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:

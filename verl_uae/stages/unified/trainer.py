@@ -77,12 +77,12 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         groups = super()._start_workers()
         steps = self.alternation.done("u4g", self.total_training_steps)
         self.start_policy(self.resource_pool_manager.resource_pool_dict["global_pool"], steps)
-        return [*groups, self.policy]
+        return [*groups, self.learner]
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
         if self.global_steps > 0:
-            self.load_policy(self._resumed_folder())
+            self.load_decoder(self._resumed_folder())
             # The averaged weights stand still during G4U, so these are the ones the interrupted run used.
             if self.alternation.done("u4g", self.global_steps) > 0:
                 self._send_decoder()
@@ -90,22 +90,22 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
     def _save_checkpoint(self) -> None:
         with self.saving():
             # First, since the marker that the captioner's trainer writes last speaks for the whole folder.
-            self.save_policy(self._step_folder())
+            self.save_decoder(self._step_folder())
             super()._save_checkpoint()
 
     def watched(self) -> Iterator[tuple[str, Any]]:
         """The decoder's policy too."""
         yield from super().watched()
-        yield from self.policy.named_ranks()
+        yield from self.learner.named_ranks()
 
     def trained_ranks(self) -> Iterator[Any]:
         """Of both models."""
         yield from super().trained_ranks()
-        yield from self.policy.group.workers
+        yield from self.learner.group.workers
 
     def _send_decoder(self) -> None:
         """Give the decoder workers the policy's averaged weights."""
-        self.decoders.load_policy_state(self.policy.state_ref())
+        self.decoders.load_decoder_state(self.learner.state_ref())
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """A step of whichever stage it is the turn of."""

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from verl_uae.engines.decoder_module import DEFAULT_TARGETS, MODEL_TYPE, PolicyModelConfig
+from verl_uae.engines.decoder_module import DEFAULT_TARGETS, MODEL_TYPE, DecoderModelConfig
 from verl_uae.stages.common.config import LoraConfig
 
 
 def test_answers_what_verls_engine_and_worker_ask() -> None:
-    config = PolicyModelConfig(path="somewhere", lora_rank=4)
+    config = DecoderModelConfig(path="somewhere", lora_rank=4)
     assert config.get("use_remove_padding", True) is False and config.get("use_fused_kernels", True) is False
     assert config.get_processor() is None and config.lora.get("merge", False) is False
     assert not hasattr(config, "hf_config"), "verl's worker would count the flops of a language model"

@@ -87,7 +87,7 @@ class Figures:
         return dict(found), torch.cat(pieces[len(rows) :]).tolist() if self._losses else []
 
 
-def policy_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def update_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """verl's metrics of the updates of one batch: means, largest of maxima, smallest of minima, a count of those left
     out.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl_uae.engines.decoder_metrics import Figures
+from verl_uae.engines.update_metrics import Figures
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from verl_uae.chain.decoder import Decoder
-from verl_uae.engines.decoder_module import PolicyModule, Uncast
+from verl_uae.engines.decoder_module import DecoderModule, Uncast
 from verl_uae.errors import CheckpointError
 from verl_uae.scenes.codec import LATENT_CHANNELS, LATENT_SIZE
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH, HIDDEN_SIZE
@@ -22,11 +22,11 @@ NEGATIVE = normal((1, CONDITION_LENGTH, HIDDEN_SIZE), "negative")
 
 
 @pytest.fixture
-def module(tiny_models: Path) -> PolicyModule:
-    return PolicyModule.from_pretrained(str(tiny_models / "decoder"))
+def module(tiny_models: Path) -> DecoderModule:
+    return DecoderModule.from_pretrained(str(tiny_models / "decoder"))
 
 
-def test_is_the_decoders_velocity_bit_for_bit(module: PolicyModule, tiny_models: Path) -> None:
+def test_is_the_decoders_velocity_bit_for_bit(module: DecoderModule, tiny_models: Path) -> None:
     decoder = Decoder.from_pretrained(str(tiny_models / "decoder"))
     with torch.no_grad():
         assert torch.equal(module(X, Uncast(SIGMA), STATES), decoder.velocity(X, SIGMA, STATES))
@@ -34,7 +34,7 @@ def test_is_the_decoders_velocity_bit_for_bit(module: PolicyModule, tiny_models:
     assert not any("vae" in name for name in module.state_dict())
 
 
-def test_guidance_in_one_batch_is_two_calls_also_in_its_gradient(module: PolicyModule) -> None:
+def test_guidance_in_one_batch_is_two_calls_also_in_its_gradient(module: DecoderModule) -> None:
     weight = module.projector.layers[0].weight
     batched = module(X, SIGMA, STATES, NEGATIVE, 3.0)
     (expected_gradient,) = torch.autograd.grad(batched.square().sum(), weight)
@@ -46,26 +46,26 @@ def test_guidance_in_one_batch_is_two_calls_also_in_its_gradient(module: PolicyM
     assert not torch.allclose(batched, module(X, SIGMA, STATES), atol=1e-2)
 
 
-def test_guidance_is_the_decoders_bit_for_bit(module: PolicyModule, tiny_models: Path) -> None:
+def test_guidance_is_the_decoders_bit_for_bit(module: DecoderModule, tiny_models: Path) -> None:
     decoder = Decoder.from_pretrained(str(tiny_models / "decoder"))
     with torch.no_grad():
         theirs = decoder.field(STATES, NEGATIVE, 3.0)(X, SIGMA)
         assert torch.equal(module(X, Uncast(SIGMA), STATES, NEGATIVE, 3.0), theirs)
 
 
-def test_guidance_needs_a_negative_condition(module: PolicyModule) -> None:
+def test_guidance_needs_a_negative_condition(module: DecoderModule) -> None:
     with pytest.raises(ValueError, match=r"guidance 2\.0 needs a negative condition"):
         module(X, SIGMA, STATES, None, 2.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_noise_level_in_another_dtype_is_refused(module: PolicyModule, dtype: torch.dtype) -> None:
+def test_a_noise_level_in_another_dtype_is_refused(module: DecoderModule, dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=r"sigma must be torch\.float32"):
         module(X, SIGMA.to(dtype), STATES)
 
 
 def test_weights_in_bf16_still_see_the_exact_timestep_and_return_fp32(tiny_models: Path) -> None:
-    module = PolicyModule.from_pretrained(str(tiny_models / "decoder"), dtype=torch.bfloat16)
+    module = DecoderModule.from_pretrained(str(tiny_models / "decoder"), dtype=torch.bfloat16)
     seen: list[torch.Tensor] = []
     module.transformer.time_text_embed.time_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
@@ -73,8 +73,8 @@ def test_weights_in_bf16_still_see_the_exact_timestep_and_return_fp32(tiny_model
     assert seen[0].dtype == torch.float32 and torch.equal(seen[0], SIGMA * 1000.0)
 
 
-def test_gradient_checkpointing_changes_no_gradient(module: PolicyModule, tiny_models: Path) -> None:
-    other = PolicyModule.from_pretrained(str(tiny_models / "decoder"), gradient_checkpointing=True)
+def test_gradient_checkpointing_changes_no_gradient(module: DecoderModule, tiny_models: Path) -> None:
+    other = DecoderModule.from_pretrained(str(tiny_models / "decoder"), gradient_checkpointing=True)
     calls = {"plain": 0, "checkpointed": 0}
     for name, each in (("plain", module), ("checkpointed", other)):
         each.train()
@@ -86,8 +86,8 @@ def test_gradient_checkpointing_changes_no_gradient(module: PolicyModule, tiny_m
         assert torch.equal(parameter.grad, other.get_parameter(name).grad), name
 
 
-def test_an_empty_module_has_the_same_names_and_shapes_and_no_memory(module: PolicyModule, tiny_models: Path) -> None:
-    empty = PolicyModule.from_pretrained(str(tiny_models / "decoder"), empty=True)
+def test_an_empty_module_has_the_same_names_and_shapes_and_no_memory(module: DecoderModule, tiny_models: Path) -> None:
+    empty = DecoderModule.from_pretrained(str(tiny_models / "decoder"), empty=True)
     assert all(parameter.is_meta for parameter in empty.parameters())
     shapes = [{name: tensor.shape for name, tensor in each.state_dict().items()} for each in (module, empty)]
     assert shapes[0] == shapes[1]
@@ -95,7 +95,7 @@ def test_an_empty_module_has_the_same_names_and_shapes_and_no_memory(module: Pol
     assert {name for name, _ in module.named_buffers()} <= persistent, "a buffer would not be sent to the other ranks"
 
 
-def test_has_what_verls_checkpoint_manager_asks_for(module: PolicyModule, tmp_path: Path) -> None:
+def test_has_what_verls_checkpoint_manager_asks_for(module: DecoderModule, tmp_path: Path) -> None:
     module.config.save_pretrained(str(tmp_path))
     saved = json.loads((tmp_path / "transformer" / "config.json").read_text())
     assert saved["in_channels"] == LATENT_CHANNELS and (tmp_path / "conditioner" / "config.json").is_file()
@@ -106,4 +106,4 @@ def test_has_what_verls_checkpoint_manager_asks_for(module: PolicyModule, tmp_pa
 
 def test_a_folder_without_a_component_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="transformer"):
-        PolicyModule.from_pretrained(str(tmp_path))
+        DecoderModule.from_pretrained(str(tmp_path))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from tests.engine.test_policy_module import SIGMA, STATES, X
+from tests.engine.test_decoder_module import SIGMA, STATES, X
 from verl_uae.chain.decoder import Decoder
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.export import TrainedState, load_full_state, load_trained_state

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.test_policy_module import SIGMA, STATES, X
+from tests.engine.test_decoder_module import SIGMA, STATES, X
 from verl_uae.checkpoints.shards import plain_name
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import adapter_disabled, add_lora, lora_layers, lora_scalings, merged_state

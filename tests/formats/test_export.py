@@ -230,7 +230,7 @@ def test_an_export_is_never_written_over(step: Callable[..., Path]) -> None:
 def test_adapters_alone_load_on_the_decoder_of_the_start(
     step: Callable[..., Path], shards: Path, tiny_models: Path, layout: str
 ) -> None:
-    from tests.engine.test_policy_module import SIGMA, STATES, X
+    from tests.engine.test_decoder_module import SIGMA, STATES, X
 
     checkpoint = step("uneven")
     out = checkpoint.parent / "adapter"

@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.engine.test_policy_module import SIGMA, STATES, X
+from tests.engine.test_decoder_module import SIGMA, STATES, X
 from verl_uae.checkpoints.lora import Adapters, has_adapters, merge, save_diffusers, save_peft, split_adapters
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import add_lora, lora_layers

@@ -224,7 +224,7 @@ def saving(root: Path, export: str = "last") -> DecoderCheckpoints:
     checkpoints.config = OmegaConf.create({"uae": uae, "data": {}})
     checkpoints.global_steps = checkpoints.total_training_steps = 4
     checkpoints.training_prompts = list
-    checkpoints.policy = SimpleNamespace(
+    checkpoints.learner = SimpleNamespace(
         save=lambda out, step: Path(out).mkdir(parents=True, exist_ok=True),
         export=lambda out, entries: publish_folder(lambda path: (path / "weights").touch(), out),
     )

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from tests.samples import UNREADABLE, damaged_picture, sample
-from verl_uae.chain.codec import decode_latent as painter_decode
 from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.decoder import decode_latent as painter_decode
 from verl_uae.chain.draw import Drawn, Painter, PainterSettings
 from verl_uae.chain.records import Draw, Sample
 from verl_uae.data.images import encode_jpeg, encode_png, to_tensor

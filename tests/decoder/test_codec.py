@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
-from verl_uae.chain.codec import decode_latent, encode_image, latent_shape
+from verl_uae.chain.decoder import decode_latent, encode_image, latent_shape
 from verl_uae.seeding import normal
 
 

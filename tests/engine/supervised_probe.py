@@ -23,9 +23,8 @@ from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
 from tests.engine.policy_probe import failure, largest, losses, share, train
 from tests.engine.policy_world import LATENT, gradients, parameters, states
-from verl_uae.chain.codec import differentiable_decode
 from verl_uae.chain.conditioner import Conditioner, language_stack
-from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.decoder import Decoder, differentiable_decode
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import make_prompt
 from verl_uae.engines.decoder_module import DecoderModelConfig, DecoderModule

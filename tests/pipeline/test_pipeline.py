@@ -42,7 +42,7 @@ from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward import RewardScorer
 from verl_uae.seeding import normal
 from verl_uae.stages.common.captions import CaptionSettings, EncoderCaptions
-from verl_uae.stages.g4u.redraw import build_redrawer
+from verl_uae.stages.g4u.decoder_worker import build_redrawer
 
 CAPTIONS = ["a red circle", "a large blue square", ""]
 DRAWING: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "pt"}

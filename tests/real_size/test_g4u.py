@@ -24,7 +24,7 @@ BUDGET = {
     # The conditions of captions and of the negative prompt: see test_conditioner. They are kept in host memory, and so
     # is whether captions were cut.
     "chain/conditioner.py:text_states": 2,
-    "chain/conditions.py:_encode_batch": 4,
+    "chain/conditioner.py:_encode_batch": 4,
     # The five tensors of a trajectory, four of them empty.
     "chain/draw.py:_to_host": 5,
     # Smallest and largest pixel of sources and reconstructions.

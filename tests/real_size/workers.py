@@ -15,14 +15,13 @@ from verl.utils import tensordict_utils as tu
 
 from benchmarks.sizes import Size
 from tests.real_size import models
-from verl_uae.chain.codec import latent_shape
 from verl_uae.chain.conditioner import ConditionCache
+from verl_uae.chain.decoder import latent_shape
 from verl_uae.chain.draw import Painter, PainterSettings
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.stages.common.build import evaluation_plan
 from verl_uae.stages.common.worker import DecoderTrainingWorker
-from verl_uae.stages.g4u.decoder_worker import DecoderWorker
-from verl_uae.stages.g4u.redraw import Redrawer
+from verl_uae.stages.g4u.decoder_worker import DecoderWorker, Redrawer
 from verl_uae.stages.pretrain.worker import FlowMatching, PretrainWorker, build_pair_encoder, density
 from verl_uae.stages.u4g.build import objective
 from verl_uae.stages.u4g.worker import DecoderPolicyWorker

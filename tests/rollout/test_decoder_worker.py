@@ -16,8 +16,7 @@ from tests.samples import caption, picture
 from verl_uae.chain.records import CAPTION_FIELD, Envelope
 from verl_uae.errors import DecoderError
 from verl_uae.reward.record import Status
-from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS, DecoderWorker, ProgressLog
-from verl_uae.stages.g4u.redraw import build_redrawer
+from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS, DecoderWorker, ProgressLog, build_redrawer
 
 CAPTIONS = ["a red circle", "", "a blue square", "green"]
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from verl_uae.chain.codec import encode_image
 from verl_uae.chain.conditioner import ConditionCache, Conditioner
-from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.decoder import Decoder, encode_image
 from verl_uae.data.cache import TensorCache
 from verl_uae.data.pairs import Pair
 from verl_uae.scenes.dataset import png_bytes

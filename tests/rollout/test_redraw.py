@@ -18,7 +18,7 @@ from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.record import Status
-from verl_uae.stages.g4u.redraw import Redrawer, build_redrawer
+from verl_uae.stages.g4u.decoder_worker import Redrawer, build_redrawer
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_k_pictures_are_averaged_and_the_first_is_shown(make) -> None:
 
 
 def test_many_captions_go_in_parts_that_tell_how_far_they_are(make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verl_uae.stages.g4u.redraw.MICRO_BATCHES", 2)
+    monkeypatch.setattr("verl_uae.stages.g4u.decoder_worker.MICRO_BATCHES", 2)
     told: list[tuple[int, int]] = []
     captions = ["red", "blue", "green", "circle", UNREADABLE]
     parts = make("uae.decoder.batch_size=1").run(draws(*captions), lambda *progress: told.append(progress))

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from verl_uae.chain.codec import decode_latent
 from verl_uae.chain.conditioner import ConditionCache, stack_states
+from verl_uae.chain.decoder import decode_latent
 from verl_uae.chain.records import Draw, Outcome
 from verl_uae.data.images import encode_jpeg, encode_png, rgb, to_tensor
 from verl_uae.devices import FittingBatch, is_out_of_memory

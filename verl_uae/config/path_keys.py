@@ -152,8 +152,7 @@ def validate_sizes(config: DictConfig) -> None:
         ConfigError: naming the key and what the decoder takes.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
-    from verl_uae.chain.codec import latent_shape
-    from verl_uae.chain.decoder import component_configs
+    from verl_uae.chain.decoder import component_configs, latent_shape
     from verl_uae.checkpoints.names import TRANSFORMER, VAE
     from verl_uae.data.buckets import Buckets
 

@@ -23,7 +23,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from verl_uae.chain.codec import differentiable_decode
+from verl_uae.chain.decoder import differentiable_decode
 from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.supervised import SupervisedOutput
 from verl_uae.flow.adjoint import euler_adjoint, euler_path

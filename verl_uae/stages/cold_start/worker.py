@@ -26,8 +26,8 @@ from verl.utils.device import get_device_name
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine.base import EngineRegistry
 
-from verl_uae.chain.codec import latent_shape
 from verl_uae.chain.conditioner import language_stack
+from verl_uae.chain.decoder import latent_shape
 from verl_uae.checkpoints.load import load_config, load_processor
 from verl_uae.checkpoints.shards import plain_name
 from verl_uae.data.buckets import HeightWidth, fit

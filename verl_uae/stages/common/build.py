@@ -13,8 +13,8 @@ from verl.trainer.config import CheckpointConfig
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import TrainingWorkerConfig
 
-from verl_uae.chain.codec import latent_shape
 from verl_uae.chain.conditioner import ConditionCache, Conditioner
+from verl_uae.chain.decoder import latent_shape
 from verl_uae.chain.draw import Painter, PainterSettings
 from verl_uae.checkpoints.load import load_model, load_scheduler
 from verl_uae.checkpoints.names import VAE

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verl_uae.chain.codec import encode_image
 from verl_uae.chain.conditioner import ConditionCache
+from verl_uae.chain.decoder import encode_image
 from verl_uae.data.buckets import HeightWidth, fit
 from verl_uae.data.cache import TensorCache, latent_name
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits

@@ -140,7 +140,7 @@ def zero_field(states_BLE: Tensor, negative_1LE: Tensor | None, guidance: float)
 
 
 def tensors(drawn: Drawn) -> Iterator[Tensor]:
-    yield drawn.states_NLE
+    yield torch.stack(drawn.states)
     for name in drawn.trajectory.__dataclass_fields__:
         yield getattr(drawn.trajectory, name)
 
@@ -214,7 +214,7 @@ def test_trajectories_replay_to_the_same_log_probabilities(make_painter, policy:
     trajectory = drawn.trajectory
     for start in range(0, 8, 4):
         rows = slice(start, start + 4)
-        field = policy(drawn.states_NLE[rows], None, 1.0)
+        field = policy(torch.stack(drawn.states[rows]), None, 1.0)
         for k, index in enumerate(PLAN.window):
             taken = score_step(field, trajectory.x_BKCHW[rows, k], trajectory.x_next_BKCHW[rows, k], PLAN, index)
             assert torch.equal(taken.log_prob_B, trajectory.log_prob_BK[rows, k])

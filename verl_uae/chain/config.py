@@ -50,7 +50,8 @@ class DecoderConfig:
     """dtype of transformer and projector: float32, float16 or bfloat16. The VAE always runs in fp32."""
 
     batch_size: int = key(16, at_least=1)
-    """Pictures denoised and scored together on a rank, at least 1; halved where memory runs out."""
+    """Pictures denoised and scored together on a rank, at least 1; with guidance each is two rows of a call. Halved
+    where memory runs out."""
 
     vae_batch_size: int = key(2, at_least=1)
     """Pictures the VAE encodes or decodes at a time, at least 1; halved where memory runs out, but not in the

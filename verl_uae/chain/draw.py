@@ -55,8 +55,8 @@ class Drawn:
     """What drawing gave, in the order asked for."""
 
     outcomes: list[Outcome]
-    states_NLE: Tensor
-    """Conditions, in host memory, dtype of the conditioner."""
+    states: list[Tensor]
+    """Conditions (L, E), in host memory, dtype of the conditioner."""
     trajectory: Trajectory
     """N samples, in host memory, fp32."""
     seconds: dict[str, float]
@@ -133,7 +133,7 @@ class Painter:
             clock.lap("score")
             shown = [None if number in blank else picture_3HW for number, picture_3HW in enumerate(picture_B3HW)]
             outcomes += map(_outcome, draws[rows], records, cut[rows], shown)
-        return Drawn(outcomes, torch.stack(states), trajectory, clock.seconds)
+        return Drawn(outcomes, states, trajectory, clock.seconds)
 
     def _sample(
         self,

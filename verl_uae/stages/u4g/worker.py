@@ -212,7 +212,7 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         step: int,
     ) -> TensorDict:
         trajectory = drawn.trajectory
-        fields: dict[str, Tensor] = {"states_BLE": drawn.states_NLE[rows]}
+        fields: dict[str, Tensor] = {"states_BLE": torch.stack(drawn.states[rows])}
         if self._forward:
             fields["x0_BCHW"] = trajectory.final_BCHW[rows]
             names = [(samples[n // layout.members].caption.digest, n % layout.members) for n in numbers]

@@ -167,7 +167,7 @@ def test_every_constant_of_the_decoder_policy_has_its_source() -> None:
 
 
 def test_every_objective_kernel_and_preset_is_documented() -> None:
-    from verl_uae.flow.kernels import KERNELS
+    from verl_uae.flow.config import KERNELS
     from verl_uae.flow.objective import get_objective, objective_names
 
     text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")

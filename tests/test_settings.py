@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import get_args
 
 import pytest
 from hydra.errors import ConfigCompositionException
@@ -22,19 +21,12 @@ from verl_uae.config import STAGES
 from verl_uae.config.schema import UAEConfig
 from verl_uae.config.validate import ValidateCallback
 from verl_uae.errors import ConfigError
-from verl_uae.flow.advantage import Std
-from verl_uae.flow.divergence import PENALTY_FORMS
-from verl_uae.flow.kernels import KERNELS
-from verl_uae.flow.matching import Density, NoiseDensity
-from verl_uae.flow.schedule import TABLES
-from verl_uae.flow.window import MODES, WindowSettings
+from verl_uae.flow.config import REDUCTIONS
 from verl_uae.reward import get_reward
 from verl_uae.reward.config import TermConfig
 from verl_uae.reward.registry import BUILT_IN
 from verl_uae.reward.terms.features import FeatureTerm
 from verl_uae.settings import Rule, check_keys, check_overrides, check_values, is_read, rules, unread_overrides
-from verl_uae.stages.pretrain.config import DensityConfig
-from verl_uae.stages.u4g.config import WindowConfig
 
 WRONG = "uae.reward.custom_wieght: unknown key, did you mean uae.reward.custom_weight?"
 
@@ -249,11 +241,6 @@ def _sections(schema: type) -> Iterator[type]:
             yield from _sections(field.default_factory)
 
 
-def test_what_is_handed_on_whole_has_the_defaults_of_its_receiver() -> None:
-    assert WindowSettings(**dataclasses.asdict(WindowConfig())) == WindowSettings()
-    assert NoiseDensity(**dataclasses.asdict(DensityConfig())) == NoiseDensity()
-
-
 def test_choices_are_those_of_the_code() -> None:
     pictures = frozenset({"source", "reconstruction"})
     assert set(LIMITED["uae.cold_start.backbone"].choices) == {
@@ -261,16 +248,8 @@ def test_choices_are_those_of_the_code() -> None:
         for name, term in ((name, get_reward(name)) for name in BUILT_IN)
         if issubclass(term, FeatureTerm) and term.needs == pictures and term.higher_is_better
     }
-    for name, known in {
-        "uae.u4g.table": TABLES,
-        "uae.u4g.kernel": KERNELS,
-        "uae.u4g.window.mode": MODES,
-        "uae.u4g.reference_kl.form": PENALTY_FORMS,
-        "uae.pretrain.density.name": get_args(Density),
-        "uae.u4g.advantage.std": get_args(Std),
-        "uae.reward.advantage_std": get_args(Std),
-    }.items():
-        assert set(LIMITED[name].choices) == set(known), name
+    # The log-density proper overflows as a ratio.
+    assert set(LIMITED["uae.u4g.reduction"].choices) == {*REDUCTIONS} - {"sum"}
 
 
 def test_sections_are_not_shared_between_two_configs() -> None:

@@ -153,6 +153,17 @@ def check_values(
             raise ConfigError(name, problem)
 
 
+def check_fields(section: Any, name: str) -> None:
+    """Check the fields of a section that was made in Python.
+
+    Raises:
+        ValueError: naming the first one whose value is impossible.
+    """
+    for field in dataclasses.fields(section):
+        if problem := field.metadata.get(_RULE, Rule()).problem(getattr(section, field.name)):
+            raise ValueError(f"{name}.{field.name} {problem}")
+
+
 def check_keys(section: DictConfig, schema: type, path: str = "uae") -> None:
     """Refuse keys of a composed section that the schema does not have: ``+uae.x=1`` gets past Hydra's own check.
 

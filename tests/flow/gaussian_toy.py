@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
-from verl_uae.flow.kernels import Coefficients, Kernel, coefficients
+from verl_uae.flow.config import Kernel
+from verl_uae.flow.kernels import Coefficients, coefficients
 
 MEAN, VARIANCE = 0.5, 0.25
 

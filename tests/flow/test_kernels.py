@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tests.flow.gaussian_toy import PUBLISHED, randn, table_coefficients
-from verl_uae.flow.kernels import KERNELS, Coefficients, coefficients, gain, step, transition_mean
-from verl_uae.flow.schedule import TABLES, sigma_schedule
+from verl_uae.flow.config import KERNELS, TABLES
+from verl_uae.flow.kernels import Coefficients, coefficients, gain, step, transition_mean
+from verl_uae.flow.schedule import sigma_schedule
 
 TABLE = sigma_schedule(10, 3.0).tolist()
 STEPS = list(itertools.pairwise(TABLE))
@@ -182,7 +183,7 @@ def test_misuse_of_step_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("euler", 0.5, 0.4, 0.7, 0.9), "kernel must be one of ode, flow_sde, cps, dance, got 'euler'"),
+        (("euler", 0.5, 0.4, 0.7, 0.9), "kernel must be one of cps, flow_sde, dance, ode, got 'euler'"),
         (("cps", 0.4, 0.5, 0.7, 0.9), "from 0.4 to 0.5"),
         (("cps", 0.5, 0.5, 0.7, 0.9), "noise levels"),
         (("cps", 1.1, 0.5, 0.7, 0.9), "noise levels"),

@@ -8,10 +8,12 @@ import pytest
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
-from verl_uae.flow.matching import DENSITIES, NoiseDensity, flow_matching_loss, forward_noise
+from verl_uae.flow.matching import NoiseDensity, flow_matching_loss, forward_noise
 from verl_uae.seeding import generator, normal
 
 COUNT = 100_000
+
+DENSITIES = ("logit_normal", "mode", "cosmap", "sigma_sqrt", "uniform")
 
 
 def diffusers_levels(density: NoiseDensity) -> torch.Tensor:

@@ -11,10 +11,10 @@ import pickle
 import pytest
 import torch
 
+from verl_uae.flow.config import WindowConfig
 from verl_uae.flow.kernels import coefficients
 from verl_uae.flow.plan import PlanMismatch, SamplingPlan, make_plan
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.flow.window import WindowSettings
 
 
 def plan(**change) -> SamplingPlan:
@@ -119,7 +119,7 @@ def test_from_dict_refuses_missing_and_unknown_fields() -> None:
 
 
 def test_make_plan_draws_one_window_for_the_batch_of_an_iteration() -> None:
-    table, settings = sigma_schedule(10, 3.0), WindowSettings()
+    table, settings = sigma_schedule(10, 3.0), WindowConfig()
     windows = set()
     for iteration in range(30):
         first = make_plan(table, "cps", 0.8, settings, iteration=iteration, seed=5)
@@ -128,21 +128,21 @@ def test_make_plan_draws_one_window_for_the_batch_of_an_iteration() -> None:
         assert first.sigmas == tuple(table.tolist())
         windows.add(first.window)
     assert windows == {(0, 1, 2), (1, 2, 3), (2, 3, 4)}
-    flow_grpo = make_plan(table, "flow_sde", 0.7, WindowSettings(mode="all"), iteration=0, seed=0, guidance=4.5)
+    flow_grpo = make_plan(table, "flow_sde", 0.7, WindowConfig(mode="all"), iteration=0, seed=0, guidance=4.5)
     assert flow_grpo.window == tuple(range(9)) and flow_grpo.guidance == 4.5
 
 
 def test_ode_plans_have_no_window() -> None:
-    found = make_plan(sigma_schedule(4), "ode", 0.0, WindowSettings(), iteration=0, seed=0)
+    found = make_plan(sigma_schedule(4), "ode", 0.0, WindowConfig(), iteration=0, seed=0)
     assert found.window == () and all(found.coefficients(i).std == 0.0 for i in range(4))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_table_of_another_dtype_than_fp32_is_refused(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=r"sigmas must be torch\.float32"):
-        make_plan(sigma_schedule(10, 3.0).to(dtype), "cps", 0.8, WindowSettings(), iteration=0, seed=0)
+        make_plan(sigma_schedule(10, 3.0).to(dtype), "cps", 0.8, WindowConfig(), iteration=0, seed=0)
 
 
 def test_no_fitting_window_is_an_error_of_the_settings() -> None:
     with pytest.raises(ValueError, match=r"window\.min_std"):
-        make_plan(sigma_schedule(40, 3.0), "dance", 0.1, WindowSettings(), iteration=0, seed=0)
+        make_plan(sigma_schedule(40, 3.0), "dance", 0.1, WindowConfig(), iteration=0, seed=0)

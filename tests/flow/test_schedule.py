@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from verl_uae.flow.schedule import TABLES, schedule_hash, sigma_schedule
+from verl_uae.flow.config import TABLES
+from verl_uae.flow.schedule import schedule_hash, sigma_schedule
 
 
 def shifted(t: Fraction, shift: int) -> Fraction:

@@ -17,7 +17,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
-from verl_uae.flow.divergence import PENALTY_FORMS, reference_penalty
+from verl_uae.flow.config import FORWARD_FORMS, PENALTY_FORMS
+from verl_uae.flow.divergence import reference_penalty
 from verl_uae.flow.kernels import step, transition_mean
 from verl_uae.flow.matching import forward_noise
 from verl_uae.flow.objective import ForwardInputs, TransitionInputs
@@ -201,7 +202,7 @@ def _check(batch: DecoderBatch) -> None:
         raise ValueError(f"{batch.places} steps per sample, but the plan's window is {batch.plan.window}")
     if batch.places < 1:
         raise ValueError("there is no step to train: the plan's window is empty")
-    forms = PENALTY_FORMS if batch.kind == "transition" else ("velocity", "x0")
+    forms = PENALTY_FORMS if batch.kind == "transition" else FORWARD_FORMS
     if batch.kl_coef != 0.0 and batch.kl_form not in forms:
         raise ValueError(f"uae.u4g.reference_kl.form must be one of {', '.join(forms)}, got {batch.kl_form!r}")
 

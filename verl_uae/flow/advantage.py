@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from verl_uae.flow.config import STDS, Std
+
 #: verl's and GRPO's guard against division by zero.
 EPSILON = 1e-6
-
-Std = Literal["group", "global", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +135,8 @@ def _check(
         raise ValueError(
             f"{len(reward_N)} rewards, {len(names)} group names, valid_N {valid_N.dtype} {tuple(valid_N.shape)}"
         )
-    if std not in ("group", "global", "none"):
-        raise ValueError(f"std must be 'group', 'global' or 'none', got {std!r}")
+    if std not in STDS:
+        raise ValueError(f"std must be one of {', '.join(STDS)}, got {std!r}")
     if not min_std >= 0.0:
         raise ValueError(f"min_std must be at least 0, got {min_std}")
     if clamp is not None and not clamp > 0.0:

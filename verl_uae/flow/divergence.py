@@ -7,13 +7,10 @@ Shape legend: B samples, C H W latent channels, height and width; D = C * H * W.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-PenaltyForm = Literal["exact", "flow_grpo", "velocity", "x0"]
-PENALTY_FORMS = ("exact", "flow_grpo", "velocity", "x0")
+from verl_uae.flow.config import PENALTY_FORMS, PenaltyForm
 
 
 def transition_kl(mean_a_BCHW: Tensor, mean_b_BCHW: Tensor, std: float) -> Tensor:
@@ -64,7 +61,7 @@ def reference_penalty(
     * ``x0``: sigma^2 times ``velocity``, the same of the predicted data x - sigma v.
 
     Args:
-        form: one of :data:`PENALTY_FORMS`.
+        form: one of :data:`~verl_uae.flow.config.PENALTY_FORMS`.
         mean_BCHW: mean of the policy's transition, shape (B, C, H, W), fp32.
         ref_mean_BCHW: of the reference; detached.
         std: of the transition, > 0; ``velocity`` and ``x0`` do not use it, nor the means.

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from verl_uae.flow.log_prob import Reduction, gaussian_log_prob, require_fp32
-
-Kernel = Literal["ode", "flow_sde", "cps", "dance"]
-KERNELS = ("ode", "flow_sde", "cps", "dance")
+from verl_uae.flow.config import KERNELS, Kernel, Reduction
+from verl_uae.flow.log_prob import gaussian_log_prob, require_fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ def coefficients(
     All of them are ``ode`` at ``noise_level`` 0.
 
     Args:
-        kernel: one of :data:`KERNELS`.
+        kernel: one of :data:`~verl_uae.flow.config.KERNELS`.
         sigma: noise level of the step's start, in (0, 1].
         sigma_next: noise level of its end, in [0, sigma).
         noise_level: how stochastic, at least 0; at most 1 for ``cps``. Published: cps 0.7 to 0.9, flow_sde 0.7,

@@ -8,13 +8,11 @@ Shape legend: B samples, C H W latent channels, height and width; D = C * H * W.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Reduction = Literal["mean", "sum", "raw"]
-REDUCTIONS = ("mean", "sum", "raw")
+from verl_uae.flow.config import REDUCTIONS, Reduction
 
 
 def gaussian_log_prob(x_next_BCHW: Tensor, mean_BCHW: Tensor, std: float, reduction: Reduction = "mean") -> Tensor:

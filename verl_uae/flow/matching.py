@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from verl_uae.flow.config import DensityConfig
 from verl_uae.flow.schedule import LAST_TIME
-
-Density = Literal["logit_normal", "mode", "cosmap", "sigma_sqrt", "uniform"]
-DENSITIES: tuple[str, ...] = get_args(Density)
+from verl_uae.settings import key
 
 
-@dataclass(frozen=True, slots=True)
-class NoiseDensity:
+@dataclass
+class NoiseDensity(DensityConfig):
     """How often each noise level is trained, and how much it counts.
 
     ``logit_normal`` (SD3, eq. 19), ``mode`` (eq. 20) and ``uniform`` draw levels and weigh all of them alike;
@@ -33,24 +31,8 @@ class NoiseDensity:
     before they use it, which is the same for the default mean of 0 and for ``mode``.
     """
 
-    name: Density = "logit_normal"
-    logit_mean: float = 0.0
-    """Mean of logit(t). SD3: 0."""
-    logit_std: float = 1.0
-    """Standard deviation of logit(t), above 0. SD3: 1."""
-    mode_scale: float = 1.29
-    """s of ``mode``, in [-1, 2 / (pi - 2)]; 0 is uniform. SD3: 1.29."""
-    shift: float = 1.0
+    shift: float = key(1.0, above=0)
     """sigma = shift * t / (1 + (shift - 1) * t) (eq. 23), above 0; SD3.5 at 1024 pixels: 3."""
-
-    def __post_init__(self) -> None:
-        if self.name not in DENSITIES:
-            raise ValueError(f"density must be one of {', '.join(DENSITIES)}, got {self.name!r}")
-        for field in ("logit_std", "shift"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} must be above 0, got {getattr(self, field)}")
-        if not -1.0 <= self.mode_scale <= 2.0 / (math.pi - 2.0):
-            raise ValueError(f"mode_scale must lie in [-1, {2.0 / (math.pi - 2.0):.4f}], got {self.mode_scale}")
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` noise levels in [0.001, 1], shape (N,), fp32, on the generator's device."""

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verl_uae.flow.kernels import KERNELS, Coefficients, Kernel, coefficients
-from verl_uae.flow.log_prob import REDUCTIONS, Reduction
-from verl_uae.flow.window import WindowSettings, draw_window, trainable_steps
+from verl_uae.flow.config import KERNELS, REDUCTIONS, Kernel, Reduction, WindowConfig
+from verl_uae.flow.kernels import Coefficients, coefficients
+from verl_uae.flow.window import draw_window, trainable_steps
 
 
 class PlanMismatch(ValueError):  # noqa: N818 - a fact, as in FileExistsError
@@ -133,7 +133,7 @@ def make_plan(
     sigmas: Tensor,
     kernel: Kernel,
     noise_level: float,
-    window: WindowSettings,
+    window: WindowConfig,
     *,
     iteration: int,
     seed: int,

@@ -8,13 +8,11 @@ Shape legend: S denoising steps.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Table = Literal["even", "terminal", "double_shift"]
-TABLES = ("even", "terminal", "double_shift")
+from verl_uae.flow.config import TABLES, Table
 
 #: Smallest time of a model trained on 1000 time steps; where the tables of diffusers end before the final 0.
 LAST_TIME = 1e-3
@@ -35,7 +33,7 @@ def sigma_schedule(num_steps: int, shift: float = 1.0, table: Table = "even") ->
     Args:
         num_steps: S, number of denoising steps, at least 1.
         shift: resolution-dependent shift, > 0; 1 shifts nothing, SD3.5 uses 3.
-        table: one of :data:`TABLES`.
+        table: one of :data:`~verl_uae.flow.config.TABLES`.
 
     Returns:
         sigma, shape (S + 1,), fp32, strictly decreasing from 1 to 0.

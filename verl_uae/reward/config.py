@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig
 
 from verl_uae.errors import ConfigError
+from verl_uae.flow.config import STDS
 from verl_uae.settings import CAPTIONING, REWARDED, key
 
 #: How a term enters the sum in training.
@@ -70,7 +71,7 @@ class RewardConfig:
     """Groups whose reward std is below it give no signal, in units of the reward, at least 0. Cosine rewards live
     in a narrow band, so rounding noise would otherwise become advantage. Our choice."""
 
-    advantage_std: str = key("group", choices=("group", "global", "none"), stages=CAPTIONING)
+    advantage_std: str = key("group", choices=STDS, stages=CAPTIONING)
     """What advantages are divided by: group (GRPO, paper), global (std of the batch) or none."""
 
     source_cache_mib: int = key(256, at_least=0)

@@ -4,36 +4,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
 from verl_uae.config.path_keys import is_shards
 from verl_uae.errors import ConfigError
+from verl_uae.flow.config import DensityConfig
 from verl_uae.settings import key
 from verl_uae.stages.common.config import validate_training
-
-#: Above it, levels of the density `mode` are not in order any more (SD3, equation 20).
-_LARGEST_MODE_SCALE = 2.0 / (math.pi - 2.0)
-
-
-@dataclass
-class DensityConfig:
-    """``uae.pretrain.density``: which noise levels are trained."""
-
-    name: str = key("logit_normal", choices=("logit_normal", "mode", "cosmap", "sigma_sqrt", "uniform"))
-    """logit_normal, mode or uniform: how levels are drawn. cosmap or sigma_sqrt: drawn uniformly and weighted. SD3:
-    logit_normal."""
-
-    logit_mean: float = key(0.0, number=True)
-    """Mean of the logit of a level; above 0 trains more noise. SD3: 0."""
-
-    logit_std: float = key(1.0, above=0)
-    """Standard deviation of the logit, above 0. SD3: 1."""
-
-    mode_scale: float = key(1.29, at_least=-1, at_most=_LARGEST_MODE_SCALE)
-    """Scale of ``mode``, in [-1, 1.752]. SD3: 1.29."""
 
 
 @dataclass

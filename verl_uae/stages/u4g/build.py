@@ -10,11 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from verl.workers.config import TrainingWorkerConfig
 
 from verl_uae.engines.decoder_module import MODEL_TYPE
+from verl_uae.flow.config import WindowConfig
 from verl_uae.flow.objective import bind_objective
 from verl_uae.flow.objective.registry import BoundObjective
 from verl_uae.flow.plan import SamplingPlan, make_plan
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.flow.window import WindowSettings
 from verl_uae.stages.common.build import DTYPES, EMA, training_worker_config
 from verl_uae.stages.common.captions import CaptionSettings, EncoderCaptions, PromptSettings
 
@@ -56,7 +56,7 @@ def sampling_plan(config: DictConfig, shift: float, iteration: int) -> SamplingP
         sigma_schedule(u4g.num_steps, shift, u4g.table),
         u4g.kernel,
         u4g.noise_level,
-        WindowSettings(**u4g.window),
+        WindowConfig(**u4g.window),
         iteration=iteration,
         seed=config.uae.seed,
         guidance=u4g.guidance,

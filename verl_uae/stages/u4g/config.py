@@ -16,42 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from verl_uae.chain.config import MOST_STEPS
 from verl_uae.config import STAGES
 from verl_uae.errors import ConfigError
+from verl_uae.flow.config import FORWARD_FORMS, KERNELS, PENALTY_FORMS, STDS, TABLES, WindowConfig
 from verl_uae.settings import DTYPES, key
 from verl_uae.stages.common.config import validate_training
-
-
-@dataclass
-class WindowConfig:
-    """``uae.u4g.window``: which denoising steps are stochastic and trained; drawn once per batch."""
-
-    mode: str = key("random", choices=("random", "fixed", "progressive", "all"))
-    """random: the start is drawn for every batch (Fast). fixed: it starts at ``low``. progressive: it moves from noise
-    to data (MixGRPO). all: every step that can be trained (Flow-GRPO)."""
-
-    size: int = key(3, at_least=1)
-    """Consecutive stochastic steps, at least 1. Fast: 2 to 3."""
-
-    low: int = key(0, at_least=0)
-    """First step the window may start at, at least 0; 0 is pure noise."""
-
-    high: int | None = None
-    """Step the window must end before; null is half of the steps. Fast: the high-noise half."""
-
-    stride: int = key(1, at_least=1)
-    """progressive: steps the window moves at a time. MixGRPO: 1."""
-
-    every: int = key(25, at_least=1)
-    """progressive: batches between two moves. MixGRPO: 25."""
-
-    min_sigma_next: float = key(0.05, at_least=0, at_most=1)
-    """Steps that end below this noise level are never stochastic, in [0, 1]. Our choice: a double-shifted table
-    ends with a step that is almost none."""
-
-    min_std: float = key(0.05, at_least=0)
-    """Steps whose transition std is below it are never stochastic, at least 0. Our choice."""
-
-    max_gain: float = key(2.0, above=0)
-    """Steps whose |d mean / d velocity| / std is above it are never stochastic, above 0. Our choice."""
 
 
 @dataclass
@@ -82,7 +49,7 @@ class ReferenceKLConfig:
     coef: float = key(0.0, at_least=0)
     """Weight of the penalty, at least 0; 0 switches it off and keeps no reference. Fast: 0 with a window."""
 
-    form: str = key("exact", choices=("exact", "flow_grpo", "velocity", "x0"))
+    form: str = key("exact", choices=PENALTY_FORMS)
     """exact: KL of the transitions per latent dimension. flow_grpo: without the step size, as its code has it.
     velocity: mean squared difference of velocities. x0: of the predicted pictures."""
 
@@ -91,7 +58,7 @@ class ReferenceKLConfig:
 class AdvantageConfig:
     """``uae.u4g.advantage``: group-relative advantages of the reconstructions of one caption."""
 
-    std: str = key("global", choices=("group", "global", "none"))
+    std: str = key("global", choices=STDS)
     """What advantages are divided by: group, global (std of the batch, Flow-GRPO) or none."""
 
     min_std: float = key(1e-4, at_least=0)
@@ -131,11 +98,11 @@ class U4GConfig:
     num_steps: int = key(10, at_least=2, at_most=MOST_STEPS)
     """Denoising steps of the training sampler, at least 2. Flow-GRPO: 10. Evaluation uses uae.decoder.num_steps."""
 
-    table: str = key("even", choices=("even", "terminal", "double_shift"))
+    table: str = key("even", choices=TABLES)
     """Noise levels: even (one shift, the last step ends at 0), terminal (one shift, down to t = 0.001) or double_shift
     (what diffusers' scheduler yields by default, and Flow-GRPO's code with it)."""
 
-    kernel: str = key("cps", choices=("cps", "flow_sde", "dance", "ode"))
+    kernel: str = key("cps", choices=KERNELS)
     """Transition of a stochastic step: cps, flow_sde or dance; ode, which has none, for forward-process objectives
     (nft)."""
 
@@ -211,21 +178,22 @@ def _validate_objective(config: DictConfig) -> None:
         raise ConfigError("uae.u4g.kernel", f"{u4g.kernel}: the objective {u4g.objective.name} {why}")
     if forward and u4g.objective.num_sigmas > u4g.num_steps - 1:
         raise ConfigError("uae.u4g.objective.num_sigmas", f"a table of {u4g.num_steps} steps has fewer levels")
-    if forward and u4g.reference_kl.coef > 0 and u4g.reference_kl.form not in ("velocity", "x0"):
-        raise ConfigError("uae.u4g.reference_kl.form", "a forward-process objective takes velocity or x0")
+    if forward and u4g.reference_kl.coef > 0 and u4g.reference_kl.form not in FORWARD_FORMS:
+        raise ConfigError(
+            "uae.u4g.reference_kl.form", f"a forward-process objective takes {' or '.join(FORWARD_FORMS)}"
+        )
 
 
 def _validate_window(config: DictConfig) -> None:
     """Whether a window fits; the shift of the noise levels may still come from the decoder folder."""
     from verl_uae.flow.plan import make_plan
     from verl_uae.flow.schedule import sigma_schedule
-    from verl_uae.flow.window import WindowSettings
 
     u4g = config.uae.u4g
     shift = config.uae.decoder.shift
     sigmas = sigma_schedule(u4g.num_steps, 3.0 if shift is None else shift, u4g.table)
     try:
-        make_plan(sigmas, u4g.kernel, u4g.noise_level, WindowSettings(**u4g.window), iteration=0, seed=0)
+        make_plan(sigmas, u4g.kernel, u4g.noise_level, WindowConfig(**u4g.window), iteration=0, seed=0)
     except ValueError as error:
         raise ConfigError("uae.u4g.window", str(error)) from error
 

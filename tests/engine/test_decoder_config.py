@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 
-from verl_uae.engines.decoder_module import DEFAULT_TARGETS, MODEL_TYPE, DecoderModelConfig
-from verl_uae.stages.common.config import LoraConfig
+from verl_uae.engines.decoder_module import MODEL_TYPE, DecoderModelConfig
 
 
 def test_answers_what_verls_engine_and_worker_ask() -> None:
@@ -18,7 +17,3 @@ def test_answers_what_verls_engine_and_worker_ask() -> None:
     config.model_type = MODEL_TYPE
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.path = "elsewhere"
-
-
-def test_default_targets_are_the_schemas() -> None:
-    assert list(DEFAULT_TARGETS) == LoraConfig().target_modules

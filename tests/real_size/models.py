@@ -23,7 +23,7 @@ from benchmarks.sizes import SIZES, LanguageSize, Size, build_conditioner, build
 from verl_uae.chain.decoder import Decoder
 from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.decoder_module import DecoderModule
-from verl_uae.engines.lora import DEFAULT_TARGETS, add_lora
+from verl_uae.engines.lora import add_lora
 from verl_uae.engines.shadow import WeightShadow
 from verl_uae.engines.supervised import SupervisedEngine
 from verl_uae.reward.scorer import RewardScorer
@@ -54,7 +54,7 @@ def policy_module(size: Size, *, dtype: torch.dtype = torch.bfloat16, lora: bool
     """What is trained: adapters of rank 32, or all of it."""
     module = build_policy(dataclasses.replace(size, checkpointing=False), 0, device="meta", dtype=dtype)
     if lora:
-        add_lora(module, rank=size.lora_rank, alpha=64, target_modules=list(DEFAULT_TARGETS), seed=0)
+        add_lora(module, rank=size.lora_rank, alpha=64)
         return module
     return module.requires_grad_(True)
 

@@ -19,8 +19,8 @@ from verl.base_config import BaseConfig
 from verl_uae.chain.decoder import Decoder, velocity, with_negative
 from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.names import CONDITIONER, CONFIG, TRANSFORMER
-from verl_uae.engines.lora import DEFAULT_TARGETS
 from verl_uae.flow.ode import guided
+from verl_uae.stages.common.config import DEFAULT_TARGETS
 
 #: Value of a training worker's ``model_type`` that selects the decoder's engine.
 MODEL_TYPE = "uae_decoder"

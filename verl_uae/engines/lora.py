@@ -20,18 +20,7 @@ from verl_uae.checkpoints.lora import merge, split_adapters
 from verl_uae.checkpoints.shards import plain_name
 from verl_uae.errors import ConfigError
 from verl_uae.seeding import normal
-
-#: Attention projections of both streams (Flow-GRPO, arXiv 2505.05470, code).
-DEFAULT_TARGETS = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-)
+from verl_uae.stages.common.config import DEFAULT_TARGETS
 
 _ADAPTER = "default"
 

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.chain.config import MOST_STEPS
 from verl_uae.errors import ConfigError
-from verl_uae.settings import key
+from verl_uae.settings import check_choices, key
+from verl_uae.stages.common.config import STRATEGIES
 
 
 @dataclass
@@ -108,10 +109,7 @@ def validate(config: DictConfig) -> None:
             "uae.conditioner.path", "must be actor_rollout_ref.model.path: the trained encoder conditions"
         )
     engine = cold_start.encoder.fsdp_config
-    if engine.strategy not in ("fsdp", "fsdp2"):
-        raise ConfigError(
-            "uae.cold_start.encoder.fsdp_config.strategy", f"must be one of fsdp, fsdp2, got {engine.strategy!r}"
-        )
+    check_choices(config, {"uae.cold_start.encoder.fsdp_config.strategy": STRATEGIES})
     if engine.ulysses_sequence_parallel_size != 1:
         raise ConfigError(
             "uae.cold_start.encoder.fsdp_config.ulysses_sequence_parallel_size",

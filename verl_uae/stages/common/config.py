@@ -15,6 +15,19 @@ from omegaconf import DictConfig, OmegaConf
 from verl_uae.errors import ConfigError
 from verl_uae.settings import check_choices, key
 
+#: Attention projections of both streams (Flow-GRPO, arXiv 2505.05470, code).
+DEFAULT_TARGETS = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+
+STRATEGIES = ("fsdp", "fsdp2")
 _CONTENTS = ("model", "optimizer", "extra", "diffusers")
 
 
@@ -28,18 +41,7 @@ class LoraConfig:
     alpha: int = key(64, at_least=1)
     """Scale of the adapters, at least 1. Flow-GRPO: 64."""
 
-    target_modules: list[str] = field(
-        default_factory=lambda: [
-            "attn.to_q",
-            "attn.to_k",
-            "attn.to_v",
-            "attn.to_out.0",
-            "attn.add_q_proj",
-            "attn.add_k_proj",
-            "attn.add_v_proj",
-            "attn.to_add_out",
-        ]
-    )
+    target_modules: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
     """Endings of module names that get an adapter. Flow-GRPO: the attention projections of both streams."""
 
 
@@ -81,7 +83,7 @@ class TrainConfig:
     optim: dict[str, Any] = field(default_factory=dict)
     """verl's optimiser settings (verl.workers.config.FSDPOptimizerConfig)."""
 
-    save_contents: list[str] = field(default_factory=lambda: ["model", "optimizer", "extra", "diffusers"])
+    save_contents: list[str] = field(default_factory=lambda: list(_CONTENTS))
     """What a checkpoint of the decoder holds: model is the weights that are trained; diffusers adds a folder that
     Decoder and stock diffusers load, at the steps that uae.checkpoint.export says."""
 
@@ -122,7 +124,7 @@ def validate_training(config: DictConfig) -> None:
         ConfigError: naming the first key that is impossible.
     """
     _validate_backend(config)
-    check_choices(config, {"uae.train.fsdp_config.strategy": ("fsdp", "fsdp2")})
+    check_choices(config, {"uae.train.fsdp_config.strategy": STRATEGIES})
     for name in config.uae.train.save_contents:
         if name not in _CONTENTS:
             raise ConfigError("uae.train.save_contents", f"{name!r} is none of {', '.join(_CONTENTS)}")

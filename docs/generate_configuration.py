@@ -21,8 +21,11 @@ from typing import Any
 import omegaconf
 import yaml
 
+from verl_uae.caption_server.options import SECTION, HFOptions
 from verl_uae.config import STAGES, yaml_files
 from verl_uae.config.schema import UAEConfig
+from verl_uae.data.limits import ImageLimits
+from verl_uae.data.rows import CheckSettings
 from verl_uae.reward.config import TermConfig
 from verl_uae.settings import inner_schema, rules
 
@@ -90,19 +93,6 @@ class Option:
     text: str
 
 
-def read_class(folder: str, name: str) -> ast.ClassDef:
-    """The definition of a class somewhere in a folder of the package.
-
-    Raises:
-        KeyError: where there is none.
-    """
-    for path in sorted((PACKAGE / folder).rglob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and node.name == name:
-                return node
-    raise KeyError(f"{PACKAGE / folder} has no class {name}")
-
-
 def fields(node: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
     """Annotated fields of a class, each with the docstring under it (empty where there is none)."""
     for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
@@ -114,23 +104,6 @@ def fields(node: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
         yield statement, text
 
 
-def default_of(statement: ast.AnnAssign) -> str:
-    """The default as a user would write it."""
-    value = statement.value
-    if value is None or (isinstance(value, ast.Name) and value.id == "MISSING"):
-        return "required"
-    if isinstance(value, ast.Constant):
-        return yaml_text(value.value) or '""'
-    if isinstance(value, ast.Call):
-        factory = next((word.value for word in value.keywords if word.arg == "default_factory"), None)
-        if isinstance(factory, ast.Name):
-            return {"list": "[]", "dict": "{}"}.get(factory.id, "see below")
-        return "see below"
-    if isinstance(value, ast.BinOp):
-        return f"{eval_constant(value):,}"
-    return ast.unparse(value)
-
-
 def yaml_text(value: Any) -> str:
     """A scalar as yaml writes it."""
     if isinstance(value, bool):
@@ -138,25 +111,12 @@ def yaml_text(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def eval_constant(node: ast.expr) -> int | float:
-    """Value of a product or power of number literals, such as ``20 * 2**20``."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return node.value
-    if isinstance(node, ast.BinOp):
-        left, right = eval_constant(node.left), eval_constant(node.right)
-        if isinstance(node.op, ast.Mult):
-            return left * right
-        if isinstance(node.op, ast.Pow):
-            return left**right
-    raise ValueError(f"not a constant: {ast.unparse(node)}")
-
-
 def schema_sections() -> dict[str, Section]:
     """Sections of ``uae:`` by name, in the order of the schema."""
     read_by = {name: stages for name, _, stages in rules(UAEConfig) if set(stages) != set(STAGES)}
     sections: dict[str, Section] = {}
     _add_section(sections, "uae", UAEConfig)
-    sections["uae.reward.terms[i]"] = _own(TermConfig, "uae.reward.terms[i]")
+    sections["uae.reward.terms[i]"] = _own(TermConfig, "uae.reward.terms[i].")
     return {
         name: replace(section, text=f"{section.text} Read by {' and '.join(f'`{stage}`' for stage in read_by[name])}.")
         if name in read_by
@@ -168,19 +128,19 @@ def schema_sections() -> dict[str, Section]:
 
 def _add_section(sections: dict[str, Section], path: str, schema: type) -> None:
     """Add the options of a dataclass of the schema, and of the dataclasses in it, each as a section of its own."""
-    sections[path] = _own(schema, path)
+    sections[path] = _own(schema, f"{path}.")
     for field in dataclasses.fields(schema):
         if (inner := inner_schema(field)) is not None:
             _add_section(sections, f"{path}.{field.name}", inner)
 
 
-def _own(schema: type, path: str) -> Section:
-    """Options of a section that are no section."""
+def _own(schema: type, prefix: str) -> Section:
+    """Options of a section that are no section; what the names of their fields follow is part of their keys."""
     node = ast.parse(inspect.getsource(schema)).body[0]
     assert isinstance(node, ast.ClassDef)
     texts = {statement.target.id: text for statement, text in fields(node)}  # type: ignore[union-attr]
     rows = [
-        Option(f"{path}.{field.name}", str(field.type), _default(field), texts[field.name])
+        Option(f"{prefix}{field.name}", str(field.type), _default(field), texts[field.name])
         for field in dataclasses.fields(schema)
         if inner_schema(field) is None
     ]
@@ -189,32 +149,11 @@ def _own(schema: type, path: str) -> Section:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     """The default as a user would write it."""
+    if dataclasses.is_dataclass(field.default):
+        return "see below"
     if field.default_factory is not dataclasses.MISSING:
         return {list: "[]", dict: "{}"}.get(field.default_factory, "see below")  # type: ignore[call-overload]
     return "required" if field.default == omegaconf.MISSING else yaml_text(field.default) or '""'
-
-
-def section(folder: str, name: str, prefix: str) -> Section:
-    """The options of one dataclass."""
-    node = read_class(folder, name)
-    rows = [
-        Option(prefix + str(item.target.id), ast.unparse(item.annotation), default_of(item), text)  # type: ignore[union-attr]
-        for item, text in fields(node)
-    ]
-    return Section(about(node), rows)
-
-
-def server_section() -> Section:
-    """Options of the transformers caption server, whose texts stand in the ``Attributes:`` part of the class."""
-    part = (ast.get_docstring(read_class("caption_server", "HFOptions")) or "").partition("Attributes:")[2]
-    texts = {
-        match[1]: " ".join(match[2].split())
-        for match in re.finditer(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", part, re.MULTILINE)
-    }
-    prefix = "actor_rollout_ref.rollout.engine_kwargs.hf."
-    found = section("caption_server", "HFOptions", prefix)
-    rows = [replace(option, text=texts.get(option.key[len(prefix) :], "")) for option in found.rows]
-    return Section("Read with `actor_rollout_ref.rollout.name=hf` only.", rows)
 
 
 def changed_by_configs() -> dict[str, dict[str, str]]:
@@ -302,9 +241,9 @@ def render() -> str:
     parts = [HEAD, "## Files\n\n", FILES_TEXT, config_files()]
     sections = {
         **schema_sections(),
-        "data.uae_*": section("data", "CheckSettings", "data.uae_"),
-        "data.uae_image_limits": section("data", "ImageLimits", "data.uae_image_limits."),
-        "actor_rollout_ref.rollout.engine_kwargs.hf": server_section(),
+        "data.uae_*": _own(CheckSettings, "data.uae_"),
+        "data.uae_image_limits": _own(ImageLimits, "data.uae_image_limits."),
+        SECTION: _own(HFOptions, f"{SECTION}."),
     }
     every = {row.key: row for each in sections.values() for row in each.rows}
     parts += [FIRST_TEXT, table([every[key] for key in FIRST], changed)]

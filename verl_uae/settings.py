@@ -13,7 +13,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -32,7 +32,8 @@ REWARDED = ("g4u", "u4g", "unified")
 #: Stages in which the decoder learns.
 DECODING = ("pretrain", "cold_start", "u4g", "unified")
 
-DTYPES = ("float32", "float16", "bfloat16")
+Dtype = Literal["float32", "float16", "bfloat16"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
 
 #: Former name of a key -> its name; a section stands for all that is in it.
 RENAMED = {
@@ -55,6 +56,14 @@ RENAMED = {
 }
 
 _RULE = "verl_uae"
+#: What a field is declared as -> types that are taken, and what they are called.
+_KINDS = {
+    "int": (("int",), "a whole number"),
+    "float": (("int", "float"), "a number"),
+    "bool": (("bool",), "true or false"),
+    "str": (("str",), "text"),
+    "None": (("NoneType",), "null"),
+}
 _OVERRIDE = re.compile(r"(?:\+{1,2}|~)?(uae(?:\.\w+)+)(?:=|$)")
 
 
@@ -153,15 +162,24 @@ def check_values(
             raise ConfigError(name, problem)
 
 
-def check_fields(section: Any, name: str) -> None:
-    """Check the fields of a section that was made in Python.
+def check_fields(section: Any, prefix: str) -> None:
+    """Check types and values of the fields of a section that was not composed by Hydra.
+
+    Args:
+        section: of a dataclass; fields of other types than text, numbers, truth and null are not looked at.
+        prefix: what the name of a field follows in its key.
 
     Raises:
-        ValueError: naming the first one whose value is impossible.
+        ConfigError: naming the first one whose value is impossible.
     """
     for field in dataclasses.fields(section):
-        if problem := field.metadata.get(_RULE, Rule()).problem(getattr(section, field.name)):
-            raise ValueError(f"{name}.{field.name} {problem}")
+        value, kinds = getattr(section, field.name), str(field.type).split(" | ")
+        known = {name for kind in kinds if kind in _KINDS for name in _KINDS[kind][0]}
+        if set(kinds) <= _KINDS.keys() and type(value).__name__ not in known:
+            words = " or ".join(_KINDS[kind][1] for kind in kinds)
+            raise ConfigError(f"{prefix}{field.name}", f"must be {words}, got {value!r}")
+        if problem := field.metadata.get(_RULE, Rule()).problem(value):
+            raise ConfigError(f"{prefix}{field.name}", problem)
 
 
 def check_keys(section: DictConfig, schema: type, path: str = "uae") -> None:

@@ -29,8 +29,8 @@ from verl_uae.checkpoints.names import EXPORT_FOLDER
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.quickstart import Say, trained_encoder
+from verl_uae.settings import CAPTIONING, EXPLORING, REWARDED
 
-VARIANTS = ("g4u", "u4g", "unified")
 START = "room"
 #: Turns of each stage in the unified run.
 CYCLES = 2
@@ -69,7 +69,7 @@ class Unified(Experiment):
                 (*own[variant], REWARD, *QUIET),
             )
             for seed, root in roots.items()
-            for variant in VARIANTS
+            for variant in REWARDED
         ]
         yield {"runs": compare(runs, jobs, say, before=lambda run: measure(run, ""), after=measure)}
 
@@ -95,7 +95,7 @@ class Unified(Experiment):
         rows = report["runs"]
         columns = shown(COLUMNS, (row["before"] for row in rows))
         lines = [["before", *spread_cells([row["before"] for row in select(rows, variant="g4u")], columns), ""]]
-        for variant in VARIANTS:
+        for variant in REWARDED:
             found = select(rows, variant=variant)
             # Of all steps, start-up and saving left out.
             seconds = statistics.mean(sum(point["seconds"] for point in row["curve"]) for row in found)
@@ -114,8 +114,8 @@ def measure(run: Run, variant: str | None = None) -> Mapping[str, float]:
     """Caption held-out scenes with the captioner of a run, redraw them with its decoder; "" is before the run."""
     variant = run.labels["variant"] if variant is None else variant
     return evaluate(
-        trained_encoder(run.folder, run.steps) if variant in ("g4u", "unified") else run.root / "encoder",
-        run.checkpoint / EXPORT_FOLDER if variant in ("u4g", "unified") else run.root / "decoder",
+        trained_encoder(run.folder, run.steps) if variant in CAPTIONING else run.root / "encoder",
+        run.checkpoint / EXPORT_FOLDER if variant in EXPLORING else run.root / "decoder",
         run.root / "encoder",
         n=SCENES,
         seed=run.seed,

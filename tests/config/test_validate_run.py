@@ -27,7 +27,7 @@ IMPOSSIBLE = [
         "no run could resume from it",
     ),
     ("+data.uae_verify_image=off", "data.uae_verify_image", "unknown key; known: uae_image_limits"),
-    ("data.uae_max_bad_share=2", "data.uae_max_bad_share", "must lie in [0, 1]"),
+    ("data.uae_max_bad_share=2", "data.uae_max_bad_share", "must be at most 1"),
     ("critic.enable=true", "critic.enable", "no stage has a critic"),
     ("data.train_files=/no/train.parquet", "data.train_files", "/no/train.parquet: there is no such file"),
     ("data.val_files=[./a.parquet,./b.parquet]", "data.val_files", "./a.parquet: there is no such file"),

@@ -152,11 +152,12 @@ def test_where_no_window_fits_the_error_names_the_settings(settings: WindowConfi
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "sliding"}, r"window\.mode must be one of random, fixed, progressive, all, got 'sliding'"),
+        ({"mode": "sliding"}, r"window\.mode: must be one of random, fixed, progressive, all, got 'sliding'"),
         ({"size": 0}, r"window\.size"),
+        ({"size": 2.0}, r"window\.size"),
         ({"size": True}, r"window\.size"),
         ({"low": -1}, r"window\.low"),
-        ({"low": 3, "high": 3}, r"window\.high must be above window\.low"),
+        ({"low": 3, "high": 3}, r"window\.high: must be above window\.low"),
         ({"stride": 0}, r"window\.stride"),
         ({"every": 0}, r"window\.every"),
         ({"min_sigma_next": 1.5}, r"window\.min_sigma_next"),

@@ -14,8 +14,8 @@ from verl.workers.rollout.replica import RolloutMode, RolloutReplica
 
 from verl_uae.caption_server.options import HFOptions
 from verl_uae.caption_server.server import CaptionServer, ServerConfig, server_name
-
-_DTYPES = ("float32", "bfloat16", "float16")
+from verl_uae.errors import ConfigError
+from verl_uae.settings import DTYPES
 
 
 class HFReplica(RolloutReplica):
@@ -26,7 +26,7 @@ class HFReplica(RolloutReplica):
 
     Raises:
         NotImplementedError: asked to serve a reward or teacher model.
-        ValueError: a bad option or dtype.
+        ConfigError: a bad option or dtype.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -34,8 +34,9 @@ class HFReplica(RolloutReplica):
         if self.is_reward_model or self.is_teacher_model:
             raise NotImplementedError("rollout.name=hf serves captions only, no reward or teacher models")
         self.options = HFOptions.from_engine_kwargs(self.config.engine_kwargs)
-        if self.config.dtype not in _DTYPES:
-            raise ValueError(f"actor_rollout_ref.rollout.dtype must be one of {_DTYPES}, got {self.config.dtype!r}")
+        if self.config.dtype not in DTYPES:
+            kinds = ", ".join(DTYPES)
+            raise ConfigError("actor_rollout_ref.rollout.dtype", f"must be one of {kinds}, got {self.config.dtype!r}")
 
     async def launch_servers(self) -> None:
         """Start the server and wait until its model is loaded."""

@@ -18,6 +18,7 @@ from verl_uae.devices import checked_device
 from verl_uae.errors import CheckpointError, ConfigError, DecodeError
 from verl_uae.files import append_line
 from verl_uae.paths import argument_path, existing_folder, model_source, output_folder
+from verl_uae.settings import DTYPES
 from verl_uae.text import argument_text, fitting_name, printable
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from verl_uae.chain.pipeline import UAEPipeline
 
 RECORDS = "samples.jsonl"
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 #: Settings of the model that an option takes the place of -> option, type, what it is.
 _FLAGS: dict[str, tuple[str, type, str]] = {
@@ -73,7 +73,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -
         metavar = "TEXT" if kind is str else "N"
         parser.add_argument(flag, dest=name, type=kind, metavar=metavar, help=f"{text} (default: the model's)")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on an accelerator")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bfloat16 on an accelerator")
     parser.add_argument("--no-verify", action="store_true", help="do not compare files with a manifest")
     parser.add_argument(
         "--offload", choices=("none", "model", "sequential"), default="none", help="keep weights on the host"

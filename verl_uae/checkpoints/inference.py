@@ -23,10 +23,8 @@ from verl_uae.checkpoints.source import read_object
 from verl_uae.data.prompts import CaptionPrompt
 from verl_uae.data.schema import IMAGE_MARK, MEDIA_TOKENS, SYSTEM_PROMPT, USER_PROMPT
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.settings import CAPTIONING
 from verl_uae.text import is_number, text_problem
-
-#: Stages whose validation asks the caption server.
-_SERVED = ("g4u", "unified")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +116,7 @@ def _temperature(get: Callable[[str], Any]) -> float | None:
     stage = get("uae.stage")
     if stage is None:
         return None
-    if stage in _SERVED:
+    if stage in CAPTIONING:
         # verl reads no do_sample there.
         return get("actor_rollout_ref.rollout.val_kwargs.temperature")
     captions = get("uae.u4g.captions") or {}

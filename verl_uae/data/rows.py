@@ -25,9 +25,9 @@ from verl_uae.data.schema import MEDIA_TOKENS, row_problem
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import append_line, write_text
 from verl_uae.paths import expand
-from verl_uae.text import encodable, fitting_name, is_number, one_line, printable
+from verl_uae.settings import check_fields, key
+from verl_uae.text import encodable, fitting_name, one_line, printable
 
-VERIFY_MODES: tuple[str, ...] = ("full", "header", "off")
 _RESIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 
 Verdict = TypeVar("Verdict")
@@ -52,31 +52,24 @@ class BadItem:
 class CheckSettings:
     """Our keys under ``data:``, all optional, each with the prefix ``uae_``."""
 
-    verify_images: str = "full"
+    verify_images: str = key("full", choices=("full", "header", "off"))
     """``full``: decode every picture once before training; ``header``: only read its claims; ``off``: neither.
     Whatever the mode, rows are checked for their form and pictures are checked again when they are used."""
-    max_bad_share: float = 0.1
+    max_bad_share: float = key(0.1, at_least=0, at_most=1)
     """Largest share of bad rows to go on with, in [0, 1]; overlong rows that verl was told to filter do not count."""
     quarantine_dir: str | None = None
     """Folder for ``quarantine_<file>.jsonl``; with ``${trainer.default_local_dir}`` it lies with the checkpoints."""
     image_root: str | None = None
     """Folder that pictures given by path must lie in; default: the folder of the data file."""
-    threads: int = 4
+    threads: int = key(4, at_least=1)
     """Decoding threads of the check."""
-    log_first: int = 5
+    log_first: int = key(5, at_least=0)
     """Number of bad rows named in the log."""
     image_limits: ImageLimits = ImageLimits()  # noqa: RUF009 - frozen
     """What the door refuses: a mapping with the fields of `ImageLimits`."""
 
     def __post_init__(self) -> None:
-        if self.verify_images not in VERIFY_MODES:
-            raise ConfigError("data.uae_verify_images", f"must be one of {VERIFY_MODES}, got {self.verify_images!r}")
-        if not (is_number(self.max_bad_share) and 0.0 <= self.max_bad_share <= 1.0):
-            raise ConfigError("data.uae_max_bad_share", f"must lie in [0, 1], got {self.max_bad_share}")
-        for name, least in (("threads", 1), ("log_first", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ConfigError(f"data.uae_{name}", f"must be a whole number, at least {least}, got {value!r}")
+        check_fields(self, "data.uae_")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> CheckSettings:
@@ -300,9 +293,9 @@ def resize_options(cell: Any) -> dict[str, int]:
     if not isinstance(cell, Mapping):
         return {}
     options = {key: cell[key] for key in _RESIZE_KEYS if cell.get(key) is not None}
-    for key, value in options.items():
+    for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise DataError("<image cell>", None, f"{key} must be a positive integer, got {value!r}")
+            raise DataError("<image cell>", None, f"{name} must be a positive integer, got {value!r}")
     if ("resized_height" in options) != ("resized_width" in options):
         raise DataError("<image cell>", None, "resized_height and resized_width go together")
     return options

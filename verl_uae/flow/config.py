@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from verl_uae.errors import ConfigError
 from verl_uae.settings import check_fields, key
 
 Kernel = Literal["cps", "flow_sde", "dance", "ode"]
@@ -39,7 +40,7 @@ class WindowConfig:
     """``uae.u4g.window``: which denoising steps are stochastic and trained; drawn once per batch.
 
     Raises:
-        ValueError: a field is impossible, naming it.
+        ConfigError: a field is impossible, naming it.
     """
 
     mode: str = key("random", choices=("random", "fixed", "progressive", "all"))
@@ -75,9 +76,9 @@ class WindowConfig:
     model weighs as much as the policy there."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "window")
+        check_fields(self, "window.")
         if self.high is not None and not self.high > self.low:
-            raise ValueError(f"window.high must be above window.low ({self.low}), got {self.high}")
+            raise ConfigError("window.high", f"must be above window.low ({self.low}), got {self.high}")
 
 
 @dataclass
@@ -85,7 +86,7 @@ class DensityConfig:
     """``uae.pretrain.density``: which noise levels are trained.
 
     Raises:
-        ValueError: a field is impossible, naming it.
+        ConfigError: a field is impossible, naming it.
     """
 
     name: str = key("logit_normal", choices=("logit_normal", "mode", "cosmap", "sigma_sqrt", "uniform"))
@@ -103,4 +104,4 @@ class DensityConfig:
     """Scale of ``mode``, in [-1, 1.752]; 0 is uniform. SD3: 1.29."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "density")
+        check_fields(self, "density.")

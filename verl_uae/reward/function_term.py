@@ -43,7 +43,7 @@ from verl_uae.reward.record import (
     describe,
     describe_error,
 )
-from verl_uae.reward.term import RewardTerm, Scale, TermContext, check_arguments
+from verl_uae.reward.term import KNOWN_NEEDS, PICTURES, RewardTerm, Scale, TermContext, check_arguments
 from verl_uae.user_code import Source, load_source
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class FunctionTerm(RewardTerm):
         self._params = dict(params)
         self._taken = taken_arguments(function, declaration)
         if self._taken == VERL:
-            self.needs = frozenset({"source", "reconstruction", "caption", "row"})
+            self.needs = KNOWN_NEEDS - {"group"}
         else:
             self.needs = frozenset({**ONE_SAMPLE, **MANY_SAMPLES}[name] for name in self._taken)
 
@@ -258,7 +258,7 @@ def own_copy(value: Any) -> Any:
 
 def _read(batch: RewardBatch, part: str, index: int) -> Any:
     """A sample's picture, caption or row, for a function that may change what it is given."""
-    if part in ("source", "reconstruction"):
+    if part in PICTURES:
         return to_pil(batch.source_B3HW[index] if part == "source" else batch.reconstruction_B3HW[index])
     values: Any = batch.captions if part == "caption" else batch.rows
     return values[index] if part == "caption" else own_copy(values[index])

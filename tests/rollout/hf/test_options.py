@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from verl_uae.caption_server.options import HFOptions
+from verl_uae.errors import ConfigError
 
 
 def test_defaults_and_values() -> None:
@@ -14,18 +15,18 @@ def test_defaults_and_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "error", "key"),
+    ("section", "key"),
     [
-        ({"max_batchsize": 4}, ValueError, "max_batchsize"),
-        ({"max_batch_size": 0}, ValueError, "max_batch_size"),
-        ({"batch_wait_ms": -1}, ValueError, "batch_wait_ms"),
-        ({"attn_implementation": "flash_attention_2"}, ValueError, "attn_implementation"),
-        ({"max_batch_size": "64"}, TypeError, "max_batch_size"),
-        ({"max_batch_size": True}, TypeError, "max_batch_size"),
-        ({"fixed_shapes": 1}, TypeError, "fixed_shapes"),
-        ({"device": 0}, TypeError, "device"),
+        ({"max_batchsize": 4}, "max_batchsize"),
+        ({"max_batch_size": 0}, "max_batch_size"),
+        ({"batch_wait_ms": -1}, "batch_wait_ms"),
+        ({"attn_implementation": "flash_attention_2"}, "attn_implementation"),
+        ({"max_batch_size": "64"}, "max_batch_size"),
+        ({"max_batch_size": True}, "max_batch_size"),
+        ({"fixed_shapes": 1}, "fixed_shapes"),
+        ({"device": 0}, "device"),
     ],
 )
-def test_errors_name_the_full_key(section: dict[str, object], error: type[Exception], key: str) -> None:
-    with pytest.raises(error, match=f"actor_rollout_ref.rollout.engine_kwargs.hf.{key}"):
+def test_errors_name_the_full_key(section: dict[str, object], key: str) -> None:
+    with pytest.raises(ConfigError, match=f"actor_rollout_ref.rollout.engine_kwargs.hf.{key}"):
         HFOptions.from_engine_kwargs({"hf": section})

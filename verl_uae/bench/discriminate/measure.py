@@ -23,6 +23,7 @@ from verl_uae.bench.discriminate.worlds import World
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardBatch, RewardScorer, TermSpec, get_reward, reward_names
 from verl_uae.reward.remote.specs import Terms, read_terms
+from verl_uae.reward.term import PICTURES
 
 #: Seconds for one picture's versions.
 TIMEOUT_S = 600.0
@@ -94,11 +95,7 @@ def not_measured(specs: Sequence[TermSpec]) -> list[str]:
     """Registered terms that compare two pictures and are not among ``specs``."""
     # "custom" stands for a file of the user.
     measured = {"custom", *(spec.name for spec in specs)}
-    return [
-        name
-        for name in reward_names()
-        if name not in measured and get_reward(name).needs == frozenset({"source", "reconstruction"})
-    ]
+    return [name for name in reward_names() if name not in measured and get_reward(name).needs == PICTURES]
 
 
 def batch_of(versions_D3HW: Tensor) -> RewardBatch:

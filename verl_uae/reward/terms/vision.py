@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Set
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -23,14 +23,14 @@ from verl_uae.errors import ConfigError
 from verl_uae.paths import model_source
 from verl_uae.reward.terms.features import EncoderTerm, Features
 from verl_uae.reward.terms.pretrained import (
-    DTYPES,
-    Dtype,
+    Mode,
     Preprocess,
     check_choice,
     load_frozen,
     processing_of_config,
     processor_settings,
 )
+from verl_uae.settings import DTYPES, Dtype
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +70,12 @@ class VisionSimilarity(EncoderTerm):
     def __init__(
         self,
         model: str | None = None,
-        mode: Literal["pooled", "maps"] = "pooled",
+        mode: Mode = "pooled",
         revision: str | None = None,
         dtype: Dtype = "float32",
     ) -> None:
         key = f"uae.reward.terms.{self.name}"
-        check_choice(f"{key}.mode", mode, ("pooled", "maps"))
+        check_choice(f"{key}.mode", mode, get_args(Mode))
         check_choice(f"{key}.dtype", dtype, DTYPES)
         self.mode = mode
         model = model_source(self.published if model is None else model, f"{key}.model")

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from verl_uae.versions import version
 
 #: Packages whose versions go with every figure.
 PACKAGES = ("verl", "torch", "diffusers", "transformers", "peft", "verl-uae")
@@ -123,7 +124,7 @@ def provenance(device: str, seed: int | None = None) -> dict[str, Any]:
     """Versions, commit, machine and seed, where there is one."""
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "commit": _commit(),
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
@@ -156,13 +157,6 @@ def write_json(path: str | os.PathLike[str] | None, report: dict[str, Any]) -> N
 
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

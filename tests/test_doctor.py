@@ -162,7 +162,7 @@ def test_surroundings_that_no_run_survives(
 
 
 def test_extras_are_listed_with_their_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(doctor, "version", lambda name: None)
     lines = render(Report(list(doctor._extras()))).splitlines()
     assert next(line for line in lines if "gradio" in line).endswith(
         'not installed (optional: the page examples/demo.py); to mend: pip install ".[demo]" in a checkout'

@@ -27,6 +27,7 @@ LAYERS = {
     "web": 0,
     "runstate": 0,
     "verl_surface": 0,
+    "versions": 0,
     "flow": 1,
     "data": 1,
     "reward": 2,

@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 from verl_uae import verl_surface
 from verl_uae.errors import ConfigError, UAEError
 from verl_uae.paths import data_cache, home_folder, hub_cache, ray_folder
+from verl_uae.versions import version
 
 #: Distribution -> accepted versions; those a run cannot do without. As in pyproject.toml, with torch, Ray and
 #: TensorDict, which verl brings.
@@ -158,27 +159,20 @@ def render(report: Report) -> str:
 
 def _distributions() -> Iterable[Finding]:
     for name, wanted in REQUIRED.items():
-        version = _version(name)
-        ok = version is not None and SpecifierSet(wanted, prereleases=True).contains(version.split("+")[0])
-        detail = (version or "not installed") + (f" (wants {wanted})" if wanted and not ok else "")
+        found = version(name)
+        ok = found is not None and SpecifierSet(wanted, prereleases=True).contains(found.split("+")[0])
+        detail = (found or "not installed") + (f" (wants {wanted})" if wanted and not ok else "")
         yield Finding(name, ok, detail, remedy=f'pip install "{name}{wanted}"')
 
 
 def _extras() -> Iterable[Finding]:
     for extra, (names, purpose) in EXTRAS.items():
         for name in names:
-            version = _version(name)
-            detail = version or f"not installed (optional: {purpose})"
+            found = version(name)
+            detail = found or f"not installed (optional: {purpose})"
             yield Finding(
-                name, version is not None, detail, fatal=False, remedy=f'pip install ".[{extra}]" in a checkout'
+                name, found is not None, detail, fatal=False, remedy=f'pip install ".[{extra}]" in a checkout'
             )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _entry_point() -> Finding:

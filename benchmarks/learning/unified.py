@@ -23,6 +23,7 @@ from benchmarks.learning.experiment import (
     spread_cells,
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
+from benchmarks.learning.stages import COLUMNS as STAGES_COLUMNS
 from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, STARTS, similarity
 from verl_uae.bench.results import markdown_table
 from verl_uae.checkpoints.names import EXPORT_FOLDER
@@ -34,15 +35,7 @@ from verl_uae.settings import CAPTIONING, EXPLORING, REWARDED
 START = "room"
 #: Turns of each stage in the unified run.
 CYCLES = 2
-COLUMNS = {
-    "reward": "reward",
-    "mse": "MSE",
-    "drawn": "attributes",
-    "words": "words",
-    "full_detail": "full detail",
-    "scene_eval/loop": "SceneEval loop",
-    "scene_eval/draw": "SceneEval draw",
-}
+COLUMNS = {key: label for key, label in STAGES_COLUMNS.items() if key != "true"}
 
 _DECODER = (f"decoder/objective={RECOMMENDED}", "uae.train.save_contents=[model,diffusers]")
 

@@ -9,8 +9,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from verl_uae.checkpoints.card import LICENCE_NOTE, Card, data_digests, flat
-from verl_uae.checkpoints.manifest import package_versions
+from verl_uae.checkpoints.manifest import PACKAGES
 from verl_uae.checkpoints.run import RunConfig
+from verl_uae.versions import versions
 
 CARD = Card(
     title="A model",
@@ -51,7 +52,7 @@ def test_the_card_says_everything_it_was_given() -> None:
         ["uae.files", "['a.py', 'b/c']"],
     ]
     assert rows(text, "Evaluation") == [["reward", "0.123457"]]
-    assert rows(text, "Versions") == [list(pair) for pair in package_versions().items()]
+    assert rows(text, "Versions") == [list(pair) for pair in versions(PACKAGES).items()]
     assert rows(text, "Reward terms") == [
         ["0: clip", "weight=0.5, params={'model': 'vit'}"],
         ["1: near", "weight=0.25, held_out=True"],

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_uae import __version__, text
+from verl_uae import text
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.paths import existing_file, named_path
+from verl_uae.versions import versions as package_versions
 
 RESULT, CAPTIONS = "result.json", "captions.jsonl"
 """Files of a run of protocol 1; their folder names them."""
@@ -36,13 +36,7 @@ class Failure:
 
 def versions() -> dict[str, str]:
     """Of this package and of those that the numbers depend on."""
-    found = {"verl_uae": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {**package_versions(_PACKAGES), "python": platform.python_version()}
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

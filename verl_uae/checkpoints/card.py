@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from verl_uae.checkpoints.manifest import package_versions
+from verl_uae.checkpoints.manifest import PACKAGES
 from verl_uae.files import sha256_of
+from verl_uae.versions import versions
 
 LICENCE_NOTE = (
     "Every weight here derives from the base models named above and stays under their licences; this folder grants no "
@@ -77,7 +78,7 @@ class Card:
             _table(
                 "Evaluation", ("figure", "value"), {name: f"{value:.6g}" for name, value in self.evaluation.items()}
             ),
-            _table("Versions", ("package", "version"), package_versions()),
+            _table("Versions", ("package", "version"), versions(PACKAGES)),
             f"## Licence\n\n{LICENCE_NOTE}",
         ]
         return "\n\n".join(section for section in sections if section) + "\n"

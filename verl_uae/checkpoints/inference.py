@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from verl_uae.data.schema import IMAGE_MARK, MEDIA_TOKENS, SYSTEM_PROMPT, USER_P
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.settings import CAPTIONING
 from verl_uae.text import is_number, text_problem
+from verl_uae.versions import version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +130,7 @@ def write_index(folder: Path, entries: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: an entry is unknown or impossible.
     """
-    version = importlib.metadata.version("diffusers")
-    index = {"_class_name": "UAEPipeline", "_diffusers_version": version, **_PARTS, **checked(entries)}
+    index = {"_class_name": "UAEPipeline", "_diffusers_version": version("diffusers"), **_PARTS, **checked(entries)}
     (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from verl_uae import __version__
 from verl_uae.checkpoints.names import MANIFEST
 from verl_uae.checkpoints.source import check_safetensors, files_below, indexed_files, pickles, refuse_code, walk
 from verl_uae.errors import CheckpointError
 from verl_uae.files import open_regular, sha256_of
+from verl_uae.versions import versions
 
 #: Number of the manifest's own layout.
 FORMAT = 1
@@ -25,7 +24,8 @@ FORMAT = 1
 #: Files read at a time for their digests.
 _READERS = 8
 
-_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "verl")
+#: Packages whose formats are written.
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "verl")
 
 
 def write_manifest(folder: Path) -> dict[str, Any]:
@@ -39,20 +39,9 @@ def write_manifest(folder: Path) -> dict[str, Any]:
     """
     _refuse_pickles(folder)
     files = {_name(path, folder): _facts(path) for path in files_below(folder) if _name(path, folder) != MANIFEST}
-    content = {"format": FORMAT, "versions": package_versions(), "files": files}
+    content = {"format": FORMAT, "versions": versions(PACKAGES), "files": files}
     (folder / MANIFEST).write_text(_render(content), encoding="utf-8")
     return content
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of this package and of those whose formats it writes; of those that are installed."""
-    found = {"verl_uae": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

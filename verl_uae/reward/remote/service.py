@@ -7,7 +7,6 @@ Shape legend: B samples, 3 colour channels, H W pixels.
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verl_uae import __version__
 from verl_uae.data.limits import MAX_TEXT_BYTES, ImageLimits
 from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.remote.protocol import MEMBERS, ProtocolError, RawSample, claimed_size, decode_picture
 from verl_uae.reward.remote.specs import Terms
 from verl_uae.reward.scorer import RewardScorer, check_specs
+from verl_uae.versions import versions
 
 PICTURES = ("source", "reconstruction")
 
@@ -147,12 +146,7 @@ class ScoringService:
 
     def versions(self) -> dict[str, str]:
         """Of what decides the last bits."""
-        names = ("torch", "transformers", "numpy", "pillow")
-        return {
-            "verl_uae": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in names},
-        }
+        return {**versions(("torch", "transformers", "numpy", "pillow")), "python": platform.python_version()}
 
     def _read(self, raw: RawSample, decoded: dict[object, np.ndarray]) -> _Sample:
         """Decode a sample; ``decoded`` keeps pictures by their text, since the members of a group share a source."""

@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from verl_uae.pages import data_uri, render_page
 from verl_uae.scenes.evaluate import Evaluation
 
 #: Metric -> what it is called.
@@ -40,21 +38,13 @@ def comparison(before: Evaluation, after: Evaluation) -> str:
 
 def write_report(path: Path, before: Evaluation, after: Evaluation) -> Path:
     """Write the report; returns its path."""
-    rows = "".join(
-        f"<tr><td>{label}</td><td>{before.metrics[key]:.3f}</td><td>{after.metrics[key]:.3f}</td></tr>"
-        for key, label in COLUMNS.items()
-    )
-    samples = "".join(_sample_row(before, after, index) for index in range(min(_SHOWN, len(before.captions))))
-    path.write_text(
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Generation for Understanding</title>"
-        "<style>body{font:14px/1.4 system-ui,sans-serif;margin:2rem}td,th{padding:.4rem .8rem;text-align:left;"
-        "border-bottom:1px solid #ddd}img{image-rendering:pixelated}</style></head><body>"
-        "<h1>Before and after Generation for Understanding</h1>"
-        f"<table><tr><th>128 held-out scenes</th><th>before</th><th>after</th></tr>{rows}</table>"
-        "<h2>Held-out scenes</h2><table><tr><th>original</th><th>before</th><th></th><th>after</th><th></th></tr>"
-        f"{samples}</table></body></html>\n",
-        encoding="utf-8",
-    )
+    figures = [(label, before.metrics[key], after.metrics[key]) for key, label in COLUMNS.items()]
+    scenes = [
+        (_uri(before.images[index]), [(_uri(each.drawings[index]), each.captions[index]) for each in (before, after)])
+        for index in range(min(_SHOWN, len(before.captions)))
+    ]
+    title = "Before and after Generation for Understanding"
+    path.write_text(render_page("scenes.html", title=title, figures=figures, scenes=scenes), encoding="utf-8")
     return path
 
 
@@ -70,20 +60,11 @@ def strip(images_B3HW: torch.Tensor) -> np.ndarray:
     return np.concatenate(tiles, axis=1)
 
 
-def _sample_row(before: Evaluation, after: Evaluation, index: int) -> str:
-    cells = [_tag(before.images[index])]
-    for result in (before, after):
-        cells += [_tag(result.drawings[index]), html.escape(result.captions[index])]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
 def _picture(image_3HW: torch.Tensor) -> Image.Image:
     pixels = (image_3HW.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(pixels)
     return image.resize((image.width * _SCALE, image.height * _SCALE), Image.Resampling.NEAREST)
 
 
-def _tag(image_3HW: torch.Tensor) -> str:
-    buffer = io.BytesIO()
-    _picture(image_3HW).save(buffer, "PNG")
-    return f"<img src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+def _uri(image_3HW: torch.Tensor) -> str:
+    return data_uri(_picture(image_3HW), form="PNG")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import graphlib
 import sys
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def top(name: str) -> str:
     return name.split(".")[0]
 
 
+def by_dotted_name() -> dict[str, Path]:
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in modules()}
+    return {name.removesuffix(".__init__"): path for name, path in names.items()}
+
+
 def test_every_folder_of_stages_is_a_stage() -> None:
     folders = {path.parent.name for path in (PACKAGE / "stages").glob("*/trainer.py")}
     assert folders == set(STAGES)
@@ -84,9 +90,15 @@ def test_no_module_imports_a_higher_layer() -> None:
         f"{relative(path)} imports {name}"
         for path in modules()
         for name in imports(path)
-        # "from verl_uae import __version__" is the package itself.
         if name.startswith("verl_uae.") and target(name) > (3 if path.name == "config.py" else LAYERS[part(path)])
     ]
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Not lazily and not for a type either."""
+    files = by_dotted_name()
+    graph = {name: {other for other in imports(path) if other in files} - {name} for name, path in files.items()}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_flow_imports_torch_and_a_few_files_at_the_top() -> None:
@@ -114,8 +126,7 @@ def test_lower_layers_know_neither_verl_nor_ray() -> None:
 
 def test_what_every_process_of_the_captioner_imports_is_not_diffusers() -> None:
     """Its agent loops, servers and trainers, on every GPU, would each take seconds longer to start."""
-    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in modules()}
-    files |= {name.removesuffix(".__init__"): path for name, path in files.items()}
+    files = by_dotted_name()
     found, todo = set[str](), ["verl_uae.plugin.register"]
     while todo:
         name = todo.pop()

@@ -36,7 +36,7 @@ def test_import_verl_loads_us_and_nothing_heavy_with_us() -> None:
         "print(sorted(mine)); print(p.FAILURES, p.REGISTERED); print('hydra' in sys.modules)"
     )
     modules, state, hydra = run(code).stdout.splitlines()
-    assert modules == "['verl_uae', 'verl_uae.compat', 'verl_uae.config', 'verl_uae.plugin']"
+    assert modules == "['verl_uae', 'verl_uae.compat', 'verl_uae.config', 'verl_uae.plugin', 'verl_uae.versions']"
     assert state == "{} ['hydra hook', 'platform', 'trainer hook']" and hydra == "False"
 
 

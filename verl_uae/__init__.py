@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.compat import before_import, ensure_torchvision
+from verl_uae.versions import __version__
 
 if TYPE_CHECKING:
     from verl_uae.chain.pipeline import UAEPipeline, UAEPipelineOutput
-
-__version__ = "0.1.0"
 
 __all__ = ["UAEPipeline", "UAEPipelineOutput", "__version__"]
 

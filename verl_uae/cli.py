@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from verl_uae import __version__
 from verl_uae.errors import UAEError
 from verl_uae.paths import argument_path
 from verl_uae.text import one_line
+from verl_uae.versions import __version__
 
 
 def build_parser() -> argparse.ArgumentParser:

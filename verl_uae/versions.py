@@ -1,17 +1,19 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Versions of installed packages."""
+"""Versions of this package and of others that are installed."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable
 
-from verl_uae import __version__
+__version__ = "0.1.0"
 
 
 def version(package: str) -> str | None:
     """Of a package, by its name on PyPI; None where it is not installed."""
+    # Imported here: this file is read in every process of verl.
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -37,7 +37,7 @@ from tests.engine.policy_world import (
 from verl_uae.checkpoints.names import BASE_FILE
 from verl_uae.checkpoints.shards import load_tensors, model_file
 from verl_uae.engines.decoder import DecoderEngine
-from verl_uae.engines.export import export_folder, trained_state
+from verl_uae.engines.export import export_folder, full_state_dict, trained_state
 from verl_uae.engines.replica import SamplingReplica
 from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.kernels import transition_mean
@@ -499,12 +499,12 @@ def export_facts(decoder: str, folder: Path) -> dict[str, Any]:
             lambda e=engine, n=name: export_folder(e, decoder, folder / f"{n}_live", "live")
         )
         handed = trained_state(engine, "ema", torch.float32)
-        merged = engine.full_state_dict("ema")
+        merged = full_state_dict(engine, "ema")
         if rank() == 0:
             torch.save({"handed": (handed.tensors, handed.adapters), "merged": merged}, folder / f"{name}_handed.pt")
         facts[f"{name} handed"] = [handed is not None, handed.nbytes if handed else 0]
-        facts[f"{name} ranks"] = len(engine.full_state_dict())
-        facts[f"{name} unknown"] = failure(lambda e=engine: e.full_state_dict("old"))
+        facts[f"{name} ranks"] = len(full_state_dict(engine))
+        facts[f"{name} unknown"] = failure(lambda e=engine: full_state_dict(e, "old"))
     return facts
 
 

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from verl_uae import __version__
 from verl_uae.checkpoints.manifest import digests as digests_of
 from verl_uae.checkpoints.names import ENCODER_FOLDER, EXPORT_FOLDER, MARKER, TRACKER, step_name, step_of
 from verl_uae.errors import CheckpointError
 from verl_uae.files import PARTIAL, to_disk, write_json, write_text
 from verl_uae.text import parse_json
+from verl_uae.versions import __version__
 
 logger = logging.getLogger(__name__)
 

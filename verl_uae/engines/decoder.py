@@ -27,7 +27,6 @@ from verl_uae.checkpoints.decoder import COMPONENTS
 from verl_uae.checkpoints.shards import plain_name, shadow_file
 from verl_uae.engines.decoder_batch import OLD, DecoderBatch, MicroBatch, read_batch
 from verl_uae.engines.decoder_module import MODEL_TYPE, DecoderModule, Uncast
-from verl_uae.engines.export import full_state_dict
 from verl_uae.engines.left_out import LEFT_OUT
 from verl_uae.engines.lora import adapter_disabled, add_lora
 from verl_uae.engines.shadow import WeightShadow
@@ -264,10 +263,6 @@ class DecoderEngine(TrainedWeightsEngine):
                 shadow.load_state_dict(states[name])
             except ValueError as error:
                 raise CheckpointError(path, f"{name}: {error}") from error
-
-    def full_state_dict(self, weights: str = "live") -> dict[str, Tensor]:
-        """See :func:`verl_uae.engines.export.full_state_dict`."""
-        return full_state_dict(self, weights)
 
     def _loss(
         self, micro: MicroBatch, k: int, objective: ObjectiveFunction, reference: Tensor | None, figures: Figures

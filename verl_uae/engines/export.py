@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -26,15 +26,13 @@ from verl_uae.checkpoints.load import load_model, load_scheduler
 from verl_uae.checkpoints.lora import merged_weight, split_adapters
 from verl_uae.checkpoints.names import SCHEDULER, VAE
 from verl_uae.checkpoints.shards import plain_name
+from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import lora_scalings, merged_state
 from verl_uae.engines.shadow import reshard
 from verl_uae.engines.together import together
 from verl_uae.errors import CheckpointError
 from verl_uae.files import publish_folder
-
-if TYPE_CHECKING:
-    from verl_uae.engines.decoder import DecoderEngine
 
 
 def full_state_dict(engine: DecoderEngine, weights: str = "live") -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import hashlib
 import threading
 from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from cachetools import LRUCache
@@ -24,10 +24,21 @@ from torch import Tensor, nn
 
 from verl_uae.reward.record import Origin, RewardBatch
 
-if TYPE_CHECKING:
-    from verl_uae.reward.terms.features import EncoderTerm
+#: One tensor per stage of a network, each (B, ...).
+Features = tuple[Tensor, ...]
+Outputs = Mapping[str, Features]
 
-Outputs = Mapping[str, tuple[Tensor, ...]]
+
+class Encoder(Protocol):
+    """What is asked of a term that shares its network: see :class:`~verl_uae.reward.terms.features.EncoderTerm`."""
+
+    model: nn.Module
+    mode: str
+
+    @property
+    def settings(self) -> Hashable: ...
+
+    def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Outputs: ...
 
 
 @dataclass(slots=True)
@@ -72,18 +83,18 @@ class Encodings:
         # A term that was too late may still run beside the next one.
         self._lock = threading.RLock()
 
-    def join(self, term: EncoderTerm) -> None:
+    def join(self, term: Encoder) -> None:
         """Give a term the network of the terms with equal settings, if there are any."""
         group = self._groups.setdefault(term.settings, _Group(term.model))
         term.model = group.model
         group.modes.add(term.mode)
         group.terms += 1
 
-    def reconstruction(self, term: EncoderTerm, batch: RewardBatch) -> tuple[Tensor, ...]:
+    def reconstruction(self, term: Encoder, batch: RewardBatch) -> Features:
         """Features (B, ...) of the reconstructions, one tensor per stage."""
         return self._shared(term, batch, "reconstruction", batch.reconstruction_B3HW)[term.mode]
 
-    def source(self, term: EncoderTerm, batch: RewardBatch) -> tuple[Tensor, ...]:
+    def source(self, term: Encoder, batch: RewardBatch) -> Features:
         """Features (B, ...) of the source pictures, one tensor per stage."""
         if self._cache.maxsize == 0:
             return self._shared(term, batch, "source", batch.source_B3HW)[term.mode]
@@ -99,7 +110,7 @@ class Encodings:
         self._batch = batch
         self._passes, self._digests = {}, {}
 
-    def _shared(self, term: EncoderTerm, batch: RewardBatch, side: str, images_B3HW: Tensor) -> Outputs:
+    def _shared(self, term: Encoder, batch: RewardBatch, side: str, images_B3HW: Tensor) -> Outputs:
         group = self._groups[term.settings]
         if batch.origin is None or group.terms < 2:
             return self._forward(term, images_B3HW, {term.mode})
@@ -120,12 +131,12 @@ class Encodings:
         if origin.batch is not self._batch and not origin.batch.over:
             self._start(origin.batch)
 
-    def _forward(self, term: EncoderTerm, images_B3HW: Tensor, modes: Set[str]) -> Outputs:
+    def _forward(self, term: Encoder, images_B3HW: Tensor, modes: Set[str]) -> Outputs:
         with self._lock:
             self.counters.forward_passes += 1
         return term.outputs(images_B3HW, modes)
 
-    def _source_row(self, term: EncoderTerm, batch: RewardBatch, index: int) -> tuple[Tensor, ...]:
+    def _source_row(self, term: Encoder, batch: RewardBatch, index: int) -> Features:
         key = (term.settings, self._digest(batch, index))
         with self._lock:
             found = self._cache.get(key)

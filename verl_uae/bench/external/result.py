@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from verl_uae import __version__
 from verl_uae.bench.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
 from verl_uae.bench.external import BENCHES, Bench
 from verl_uae.bench.external.draw import PROMPTS, read_manifest
@@ -26,6 +25,7 @@ from verl_uae.bench.results import NOTHING, escaped, incomplete, markdown_table,
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import sha256_of
 from verl_uae.seeding import derive_seed
+from verl_uae.versions import __version__
 
 TITLES = {"geneval": "GenEval", "genevalpp": "GenEval++", "dpg": "DPG-Bench"}
 

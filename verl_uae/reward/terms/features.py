@@ -8,17 +8,14 @@ Shape legend: B samples, 3 colour channels, H W pixels, D features.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Hashable, Sequence, Set
 
 import torch
 from torch import Tensor, nn
 
-from verl_uae.reward.encodings import Encodings
+from verl_uae.reward.encodings import Encodings, Features, Outputs
 from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.term import RewardTerm, TermContext
-
-#: One tensor per stage of a network, each (B, ...).
-Features = tuple[Tensor, ...]
 
 
 def cosine(a_BD: Tensor, b_BD: Tensor) -> Tensor:
@@ -91,7 +88,7 @@ class EncoderTerm(FeatureTerm):
         """What the outputs depend on besides the picture: network, revision, dtype, size. Not the mode."""
 
     @abstractmethod
-    def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Mapping[str, Features]:
+    def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Outputs:
         """The named outputs of one forward pass, for pictures in [0, 1] of any size. Differentiable."""
 
     def setup(self, context: TermContext) -> None:

@@ -97,11 +97,12 @@ def _keys_of_open_sections() -> Iterator[str]:
     """Keys of sections that the schema leaves open: verl's settings, and parameters of objectives."""
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
-    from verl_uae.flow.objective import get_objective, objective_names
+    from verl_uae.flow.objective import get_objective
+    from verl_uae.flow.objective.registry import OBJECTIVES
 
     for section, theirs in (("fsdp_config", FSDPEngineConfig), ("optim", FSDPOptimizerConfig)):
         yield from (f"uae.train.{section}.{field.name}" for field in dataclasses.fields(theirs))
-    params = {"weight"}.union(*(get_objective(name).defaults for name in objective_names()))
+    params = {"weight"}.union(*(get_objective(name).defaults for name in OBJECTIVES.names()))
     yield from (f"uae.u4g.objective.params.{name}" for name in params)
 
 
@@ -168,11 +169,12 @@ def test_every_constant_of_the_decoder_policy_has_its_source() -> None:
 
 def test_every_objective_kernel_and_preset_is_documented() -> None:
     from verl_uae.flow.config import KERNELS
-    from verl_uae.flow.objective import get_objective, objective_names
+    from verl_uae.flow.objective import get_objective
+    from verl_uae.flow.objective.registry import OBJECTIVES
 
     text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
     index = (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
-    built_in = [name for name in objective_names() if "verl_uae.flow" in get_objective(name).function.__module__]
+    built_in = [name for name in OBJECTIVES.names() if "verl_uae.flow" in get_objective(name).function.__module__]
     for name in [*built_in, *KERNELS]:
         assert f"\n| `{name}` | " in text, name
     for name in built_in:

@@ -20,7 +20,6 @@ from tests.positions import computed_positions
 from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.manifest import write_manifest
 from verl_uae.config.path_keys import (
-    hub_models,
     is_shard,
     resolve_paths,
     validate_models,
@@ -161,12 +160,6 @@ def test_shards_are_found_by_their_pattern(base: DictConfig) -> None:
     config = changed(base, "data.train_files='~/a-*.tar'")
     resolve_paths(config)
     validate_paths(config)
-
-
-def test_hub_models_are_named_once(base: DictConfig) -> None:
-    assert list(hub_models(base)) == []
-    config = changed(base, "actor_rollout_ref.model.path=Qwen/x", "uae.decoder.path=owner/y")
-    assert list(hub_models(config)) == [("actor_rollout_ref.model.path", "Qwen/x"), ("uae.decoder.path", "owner/y")]
 
 
 # ---------------------------------------------------------------- whole models, before Ray starts

@@ -79,7 +79,6 @@ def test_groups_without_a_pair_are_dropped_and_counted() -> None:
     found, stats = group_advantage(reward, ~reward.isnan(), group)
     assert torch.equal(found[:5], torch.zeros(5)) and found[5] < 0.0 < found[6]
     assert stats == AdvantageStats(groups=4, dropped_groups=3, dropped_samples=2, zero_std_groups=0, invalid=3)
-    assert stats.as_metrics()["advantage/dropped_groups"] == 3.0
 
 
 @pytest.mark.parametrize("std", ["group", "global", "none"])
@@ -89,7 +88,7 @@ def test_rounding_noise_is_no_signal(std) -> None:
     group = torch.tensor([0, 0, 0, 1, 1, 1])
     found, stats = group_advantage(reward, torch.ones(6, dtype=torch.bool), group, std=std)
     assert torch.equal(found[:3], torch.zeros(3)) and found[3] < 0.0 < found[5]
-    assert stats.zero_std_groups == 1 and stats.as_metrics()["advantage/zero_std_frac"] == 0.5
+    assert stats.zero_std_groups == 1
     unfloored, _ = group_advantage(reward, torch.ones(6, dtype=torch.bool), group, std=std, min_std=0.0)
     assert unfloored[1] > 0.0
 
@@ -199,7 +198,7 @@ def test_clamp_cuts_after_the_division_and_counts() -> None:
     assert free[15] > 3.7 and stats.clamped == 0
     cut, stats = group_advantage(reward, valid, group, clamp=0.5)
     assert torch.equal(cut, free.clamp(-0.5, 0.5)) and cut[15] == 0.5
-    assert stats.clamped == 3 and stats.as_metrics()["advantage/clamped"] == 3.0
+    assert stats.clamped == 3
     wide, stats = group_advantage(reward, valid, group, clamp=5.0)
     assert torch.equal(wide, free) and stats.clamped == 0
 
@@ -210,7 +209,6 @@ def test_dtype_empty_and_gradient() -> None:
     assert found.dtype == torch.float64 and not found.requires_grad
     found, stats = group_advantage(torch.zeros(0), torch.zeros(0, dtype=torch.bool), [])
     assert found.shape == (0,) and stats == AdvantageStats(0, 0, 0, 0, 0)
-    assert stats.as_metrics()["advantage/zero_std_frac"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from verl_uae.flow.config import TABLES
-from verl_uae.flow.schedule import schedule_hash, sigma_schedule
+from verl_uae.flow.schedule import sigma_schedule
 
 
 def shifted(t: Fraction, shift: int) -> Fraction:
@@ -77,8 +78,7 @@ def test_golden_tables_of_shift_3() -> None:
     ],
 )
 def test_tables_never_change_by_a_bit(steps: int, table: str, digest: str) -> None:
-    assert schedule_hash(sigma_schedule(steps, 3.0, table)) == digest
-    assert schedule_hash(sigma_schedule(steps, 3.0, table)) == schedule_hash(sigma_schedule(steps, 3.0, table))
+    assert hashlib.sha256(sigma_schedule(steps, 3.0, table).numpy().tobytes()).hexdigest()[:16] == digest
 
 
 @pytest.mark.parametrize("steps", [10, 20, 28])
@@ -100,7 +100,7 @@ def test_even_is_what_diffusers_yields_for_even_sigmas(steps: int) -> None:
 
 def test_without_shift_the_two_diffusers_like_tables_are_one() -> None:
     assert torch.equal(sigma_schedule(10, 1.0, "terminal"), sigma_schedule(10, 1.0, "double_shift"))
-    assert len({schedule_hash(sigma_schedule(10, 3.0, table)) for table in TABLES}) == 3
+    assert len({tuple(sigma_schedule(10, 3.0, table).tolist()) for table in TABLES}) == 3
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(0, 1.0), (-1, 1.0), (4, 0.0), (4, -2.0), (4, float("nan"))])
@@ -112,10 +112,3 @@ def test_out_of_range(steps: int, shift: float) -> None:
 def test_an_unknown_table_is_refused() -> None:
     with pytest.raises(ValueError, match="table must be one of even, terminal, double_shift, got 'diffusers'"):
         sigma_schedule(10, 3.0, "diffusers")  # type: ignore[arg-type]
-
-
-def test_the_hash_sees_one_bit() -> None:
-    table = sigma_schedule(10, 3.0)
-    changed = table.clone()
-    changed[5] = torch.nextafter(changed[5], torch.tensor(1.0))
-    assert schedule_hash(changed) != schedule_hash(table) == schedule_hash(table.clone().double())

@@ -27,7 +27,8 @@ def test_terms_of_a_config(compose, tiny_overrides: list[str]) -> None:
     assert [(spec.name, spec.weight, dict(spec.params)) for spec in summed] == [("pixel", 0.7, {"k": 5.0})]
     assert [(spec.name, spec.label, spec.weight) for spec in watched] == [("ssim", "watched", 0.0)]
     scorer = build_scorer(config, "cpu")
-    assert scorer.labels == ["pixel"] and scorer.held_out_labels == ["watched"] and scorer.guard.timeout_s == 7
+    assert scorer.labels == ["pixel"] and [entry.label for entry in scorer._watched] == ["watched"]
+    assert scorer.guard.timeout_s == 7
 
 
 def test_groupwise_terms_are_the_trainers(compose, tiny_overrides) -> None:
@@ -35,7 +36,7 @@ def test_groupwise_terms_are_the_trainers(compose, tiny_overrides) -> None:
     terms = f"[{{name: pixel}}, {entry}}}, {entry}, label: watched, held_out: true}}, {{name: ssim, held_out: true}}]"
     config = compose(*tiny_overrides, f"uae.reward.terms={terms}")
     scorer, groups = build_scorer(config, "cpu"), build_group_scorer(config)
-    assert (scorer.labels, scorer.held_out_labels) == (["pixel"], ["ssim"])
+    assert (scorer.labels, [entry.label for entry in scorer._watched]) == (["pixel"], ["ssim"])
     assert groups is not None and [(term.label, term.factor) for term in groups._terms] == [
         ("preference", 0.5),
         ("watched", None),

@@ -99,7 +99,7 @@ def test_weighted_sum_of_the_pure_functions(make_batch) -> None:
         assert set(record.terms) == {"pixel", "psnr", "ssim"}
         assert record.terms["pixel"] == pytest.approx(pixel[index].item(), rel=1e-6)
     assert scorer.bounds == (0.0, 1.2)
-    assert scorer.labels == ["pixel", "psnr"] and scorer.held_out_labels == ["ssim"]
+    assert scorer.labels == ["pixel", "psnr"] and [entry.label for entry in scorer._watched] == ["ssim"]
 
 
 def test_a_distance_is_subtracted(make_batch) -> None:

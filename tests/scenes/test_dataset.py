@@ -12,7 +12,7 @@ from verl_uae.data.images import image_digest
 from verl_uae.data.schema import row_problem, row_schema
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.grammar import caption_facts
-from verl_uae.scenes.render import Scene, render
+from verl_uae.scenes.render import all_scenes, render
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,12 @@ def test_rows_hold_what_they_claim(files, split, rows):
     assert set(row_schema().names) <= set(pq.read_schema(files[split]).names)
     table = pq.read_table(files[split]).to_pylist()
     assert [row["extra_info"]["index"] for row in table] == list(range(rows))
+    scenes = {scene.to_json(): scene for scene in all_scenes()}
     for row in table:
         assert row_problem(row) is None
         assert row["data_source"] == "uae_scenes"
         assert row["prompt"] == [{"role": "user", "content": "<image>describe"}]
-        scene = Scene.from_json(row["reward_model"]["ground_truth"])
+        scene = scenes[row["reward_model"]["ground_truth"]]
         assert scene.split == split == row["extra_info"]["split"]
         image = Image.open(io.BytesIO(row["images"][0]["bytes"]))
         assert image.format == "PNG" and (render(scene) == image).all()

@@ -196,16 +196,6 @@ def is_shards(files: Any) -> bool:
     return bool(names) and all(is_shard(str(name)) for name in names)
 
 
-def hub_models(config: DictConfig) -> Iterator[tuple[str, str]]:
-    """Keys of models that are hub ids, with the ids, each id once."""
-    seen: set[str] = set()
-    for key in _MODELS:
-        for _, value in _values(config, key):
-            if is_hub_id(value) and value not in seen:
-                seen.add(value)
-                yield key, value
-
-
 def _values(config: DictConfig, key: str) -> Iterator[tuple[str, str]]:
     """The texts of a key, each with its own place in the configuration; nothing where it is null or missing."""
     if OmegaConf.is_missing(_parent(config, key), key.rpartition(".")[2]):

@@ -8,7 +8,7 @@ Shape legend: N samples, any number per group.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,12 +35,6 @@ class AdvantageStats:
     """Samples without a valid reward."""
     clamped: int = 0
     """Samples whose advantage was cut to the clamp. Many of them hide outliers of the reward."""
-
-    def as_metrics(self, prefix: str = "advantage/") -> dict[str, float]:
-        """Numbers for a logger, plus the share of zero-signal groups, in [0, 1]."""
-        metrics = {f"{prefix}{name}": float(value) for name, value in asdict(self).items()}
-        metrics[f"{prefix}zero_std_frac"] = self.zero_std_groups / max(1, self.groups)
-        return metrics
 
 
 def group_advantage(

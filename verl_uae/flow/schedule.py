@@ -7,8 +7,6 @@ Shape legend: S denoising steps.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
@@ -54,12 +52,6 @@ def sigma_schedule(num_steps: int, shift: float = 1.0, table: Table = "even") ->
     end = last if table == "terminal" else _shifted(last, shift)
     t = torch.linspace(1.0, end.item(), num_steps, dtype=torch.float64)
     return torch.cat([_shifted(t, shift), t.new_zeros(1)]).float()
-
-
-def schedule_hash(sigmas: Tensor) -> str:
-    """Sixteen hex digits that identify a table bit for bit."""
-    table = sigmas.detach().cpu().to(torch.float32).contiguous()
-    return hashlib.sha256(table.numpy().tobytes()).hexdigest()[:16]
 
 
 def _shifted(t: Tensor, shift: float) -> Tensor:

@@ -159,11 +159,6 @@ class RewardScorer:
         return [entry.label for entry in self._summed]
 
     @property
-    def held_out_labels(self) -> list[str]:
-        """Labels of the terms that are only recorded."""
-        return [entry.label for entry in self._watched]
-
-    @property
     def needs(self) -> frozenset[str]:
         """What a batch must have for one of the terms."""
         return frozenset().union(*(entry.term.needs for entry in (*self._summed, *self._watched)))

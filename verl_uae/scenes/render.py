@@ -18,7 +18,6 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -112,29 +111,10 @@ class Scene:
         return json.dumps({"background": self.background, "objects": objects}, sort_keys=True, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> Scene:
-        """Inverse of `to_json`. Raises ``ValueError`` for anything that is not a scene."""
-        try:
-            data = json.loads(text)
-            placed = [_object_from_dict(entry) for entry in data["objects"]]
-            background = data["background"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"not the JSON of a scene: {text!r} ({error!r})") from error
-        positions = [position for position, _ in placed]
-        if len(set(positions)) != len(positions) or not set(positions) <= set(POSITIONS):
-            raise ValueError(f"positions must be distinct and among {list(POSITIONS)}: {text!r}")
-        by_position = dict(placed)
-        return cls(background, tuple(by_position.get(p) for p in POSITIONS))
-
-    @classmethod
     def from_codes(cls, codes: Sequence[int]) -> Scene:
         """Inverse of `codes`."""
         background, *cells = (int(c) for c in codes)
         return cls(list(BACKGROUNDS)[background], tuple(OBJECTS[c - 1] if c else None for c in cells))
-
-
-def _object_from_dict(entry: dict[str, Any]) -> tuple[str, SceneObject]:
-    return entry["position"], SceneObject(entry["shape"], entry["colour"], entry["size"])
 
 
 def sample_scene(rng: random.Random, split: str = "train", object_counts: Sequence[int] = OBJECT_COUNTS) -> Scene:

@@ -15,7 +15,6 @@ from verl_uae.flow.objective import (
     bind_objective,
     get_objective,
     load_objective,
-    objective_names,
     register_objective,
 )
 from verl_uae.flow.objective.registry import OBJECTIVES
@@ -28,12 +27,12 @@ def _mine(log_prob_B, advantage_B, *, scale=1.0):
 
 
 def test_published_defaults() -> None:
-    assert objective_names() == ["dppo", "flow_grpo", "grpo_guard", "nft"]
+    assert OBJECTIVES.names() == ["dppo", "flow_grpo", "grpo_guard", "nft"]
     assert get_objective("flow_grpo").defaults == {"clip_low": 1e-4, "clip_high": 1e-4}
     assert get_objective("dppo").defaults == {"threshold": 5e-6, "direction": "ratio"}
     assert get_objective("grpo_guard").defaults == {"clip_low": 2e-6, "clip_high": 2e-6}
     assert get_objective("nft").defaults == {"beta": 1.0, "advantage_max": 5.0}
-    assert {name: get_objective(name).kind for name in objective_names()} == {
+    assert {name: get_objective(name).kind for name in OBJECTIVES.names()} == {
         "dppo": "transition",
         "flow_grpo": "transition",
         "grpo_guard": "transition",
@@ -129,7 +128,7 @@ def _no_kind(advantage_B, *, scale=1.0):
 def test_a_wrong_signature_is_refused_at_registration(function, message) -> None:
     with pytest.raises(TypeError, match=rf"objective 'mine' \(.*:{function.__name__}\): {message}"):
         register_objective("mine")(function)
-    assert "mine" not in objective_names()
+    assert "mine" not in OBJECTIVES.names()
 
 
 def test_a_package_publishes_an_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +145,7 @@ def test_a_package_publishes_an_objective(tmp_path: Path, monkeypatch: pytest.Mo
     (info / "entry_points.txt").write_text("\n".join(["[verl_uae.objectives]", *points]))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(OBJECTIVES, "_group", "verl_uae.objectives")
-    assert {"plain", "published"} <= set(objective_names())
+    assert {"plain", "published"} <= set(OBJECTIVES.names())
     assert bind_objective("published").objective.needs == ("log_prob_B", "advantage_B")
     with pytest.raises(ConfigError, match=r"'plain' .* cannot be loaded: TypeError: .* is not registered as 'plain'"):
         get_objective("plain")

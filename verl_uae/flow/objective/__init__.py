@@ -8,7 +8,6 @@ from verl_uae.flow.objective.registry import (
     bind_objective,
     get_objective,
     load_objective,
-    objective_names,
     register_objective,
 )
 from verl_uae.flow.objective.types import ForwardInputs, ObjectiveOutput, TransitionInputs
@@ -20,6 +19,5 @@ __all__ = [
     "bind_objective",
     "get_objective",
     "load_objective",
-    "objective_names",
     "register_objective",
 ]

@@ -122,11 +122,6 @@ def register_objective(
     return decorate
 
 
-def objective_names() -> list[str]:
-    """All registered names, sorted."""
-    return OBJECTIVES.names()
-
-
 def get_objective(name: str) -> Objective:
     """The objective registered as ``name``.
 

@@ -13,6 +13,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -57,12 +58,12 @@ RENAMED = {
 
 _RULE = "verl_uae"
 #: What a field is declared as -> types that are taken, and what they are called.
-_KINDS = {
-    "int": (("int",), "a whole number"),
-    "float": (("int", "float"), "a number"),
-    "bool": (("bool",), "true or false"),
-    "str": (("str",), "text"),
-    "None": (("NoneType",), "null"),
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "text"),
+    "None": ((NoneType,), "null"),
 }
 _OVERRIDE = re.compile(r"(?:\+{1,2}|~)?(uae(?:\.\w+)+)(?:=|$)")
 
@@ -174,8 +175,9 @@ def check_fields(section: Any, prefix: str) -> None:
     """
     for field in dataclasses.fields(section):
         value, kinds = getattr(section, field.name), str(field.type).split(" | ")
-        known = {name for kind in kinds if kind in _KINDS for name in _KINDS[kind][0]}
-        if set(kinds) <= _KINDS.keys() and type(value).__name__ not in known:
+        types = tuple(kind for name in kinds if name in _KINDS for kind in _KINDS[name][0])
+        fits = isinstance(value, types) and (type(value) is not bool or bool in types)
+        if set(kinds) <= _KINDS.keys() and not fits:
             words = " or ".join(_KINDS[kind][1] for kind in kinds)
             raise ConfigError(f"{prefix}{field.name}", f"must be {words}, got {value!r}")
         if problem := field.metadata.get(_RULE, Rule()).problem(value):

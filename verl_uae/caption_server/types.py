@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+from verl_uae.errors import ConfigError
+from verl_uae.settings import check_fields, key
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,28 +54,22 @@ class CaptionRequest:
     """
 
     prompt_ids: Sequence[int]
-    seed: int
+    seed: int = key(MISSING, at_least=-(2**63), below=2**64, why="a seed has 64 bits")
     images: Sequence[Image] = ()
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    max_tokens: int | None = None
+    temperature: float = key(1.0, at_least=0)
+    top_p: float = key(1.0, above=0, at_most=1)
+    top_k: int = key(-1, at_least=-1)
+    max_tokens: int | None = key(None, at_least=1)
     ignore_eos: bool = False
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     request_id: str = ""
 
     def check(self) -> None:
         """Raise :class:`CaptionRequestError` when a sampling parameter is out of its range."""
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise self.error(f"temperature must be finite and >= 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise self.error(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.top_k < -1:
-            raise self.error(f"top_k must be -1, 0 or positive, got {self.top_k}")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise self.error(f"max_tokens must be positive, got {self.max_tokens}")
-        if not -(2**63) <= self.seed < 2**64:
-            raise self.error(f"seed must fit in 64 bits, got {self.seed}")
+        try:
+            check_fields(self, "")
+        except ConfigError as error:
+            raise self.error(f"{error.key} {error.message}") from error
 
     def error(self, message: str) -> CaptionRequestError:
         """An error that names this request."""

@@ -23,9 +23,10 @@ from verl_uae.reward.deadline import Guard
 from verl_uae.reward.encodings import Encodings
 from verl_uae.reward.record import RewardBatch
 
-PICTURES = frozenset({"source", "reconstruction"})
+#: Needs that are pictures.
+PICTURES = ("source", "reconstruction")
 #: What a term may ask for in ``needs``.
-KNOWN_NEEDS = PICTURES | {"caption", "row", "group"}
+KNOWN_NEEDS = frozenset({*PICTURES, "caption", "row", "group"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class RewardTerm(ABC):
     function beside the class, so that it can be tested and differentiated without the scorer.
     """
 
-    needs: frozenset[str] = PICTURES
+    needs: frozenset[str] = frozenset(PICTURES)
     """Which parts of the batch are read; a subset of :data:`KNOWN_NEEDS`."""
     bounds: tuple[float, float]
     """Smallest and largest possible value. A value outside is INVALID."""

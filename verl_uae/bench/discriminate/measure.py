@@ -95,7 +95,7 @@ def not_measured(specs: Sequence[TermSpec]) -> list[str]:
     """Registered terms that compare two pictures and are not among ``specs``."""
     # "custom" stands for a file of the user.
     measured = {"custom", *(spec.name for spec in specs)}
-    return [name for name in reward_names() if name not in measured and get_reward(name).needs == PICTURES]
+    return [name for name in reward_names() if name not in measured and get_reward(name).needs == frozenset(PICTURES)]
 
 
 def batch_of(versions_D3HW: Tensor) -> RewardBatch:

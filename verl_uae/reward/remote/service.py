@@ -22,9 +22,8 @@ from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.remote.protocol import MEMBERS, ProtocolError, RawSample, claimed_size, decode_picture
 from verl_uae.reward.remote.specs import Terms
 from verl_uae.reward.scorer import RewardScorer, check_specs
+from verl_uae.reward.term import PICTURES
 from verl_uae.versions import versions
-
-PICTURES = ("source", "reconstruction")
 
 #: Bytes that a pixel of a source takes, with its reconstruction: decoded, while the request waits; and while it is
 #: scored as fp32 batch, one term's copy of it, and what changing the one into the other takes. One request is scored at

@@ -117,12 +117,13 @@ def test_every_trainer_name_registers() -> None:
     assert run(REGISTERED).stdout.splitlines()[-1] == f"{{}} {modules}"
 
 
-@pytest.mark.parametrize("stage", ["g4u", "unified"])
-def test_a_program_may_import_a_trainer_before_anything_of_verl(stage: str) -> None:
+@pytest.mark.parametrize("first", ["g4u.trainer", "unified.trainer", "common.pairs", "u4g.step"])
+def test_a_program_may_import_ours_before_anything_of_verl(first: str) -> None:
     """Which imports verl's trainers, whose import in turn asks for all of ours."""
     result = run(
-        f"import verl_uae.stages.{stage}.trainer as one, verl_uae.plugin as plugin\n"
+        f"import verl_uae.stages.{first}, verl_uae.plugin as plugin\n"
+        "from verl_uae.stages.unified.trainer import UnifiedTrainer\n"
         "from verl.trainer.ppo.v1.trainer_base import get_trainer_cls\n"
-        f"print(plugin.FAILURES, get_trainer_cls('uae_{stage}').__module__ == one.__name__)"
+        "print(plugin.FAILURES, get_trainer_cls('uae_unified') is UnifiedTrainer)"
     )
     assert result.stdout.splitlines()[-1] == "{} True", result.stderr[-2000:]

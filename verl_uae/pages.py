@@ -36,7 +36,12 @@ def data_uri(image: Image.Image, side: int | None = None, form: str = "JPEG") ->
         image.thumbnail((side, side))
     encoded = io.BytesIO()
     image.save(encoded, form, quality=90)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}"
+    return encoded_uri(encoded.getvalue(), form)
+
+
+def encoded_uri(data: bytes, form: str = "JPEG") -> str:
+    """The same of a picture that is encoded already."""
+    return f"data:image/{form.lower()};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 @functools.cache

@@ -18,7 +18,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from peft import PeftModel
-from verl_uae.chain.reconstruct import encode_jpeg
 
 from tests.e2e.world import build_world, environment, train
 from verl_uae import UAEPipeline
@@ -30,13 +29,13 @@ from verl_uae.checkpoints.run import RunConfig
 from verl_uae.checkpoints.shards import read_shards
 from verl_uae.checkpoints.step import mark_complete
 from verl_uae.cli import main
-from verl_uae.data.images import decode_image, image_digest
+from verl_uae.data.images import decode_image, encode_jpeg, image_digest
 from verl_uae.seeding import normal
 
 LORA = ["uae.train.lora.rank=4", "uae.train.lora.alpha=8", "uae.train.train_projector=false"]
 FULL = ["uae.train.lora.rank=0", "uae.train.train_projector=true"]
 GREEDY = [f"actor_rollout_ref.rollout.val_kwargs.{entry}" for entry in ("do_sample=false", "temperature=0")]
-PANEL_ROW = re.compile(r"<td class='caption'>(.*?)</td><td><img [^>]*base64,(.*?)'>")
+PANEL_ROW = re.compile(r'<td class="caption">(.*?)</td>\s*<td><img [^>]*base64,(.*?)">')
 ADAPTERS = [
     *("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.lora_alpha=16"),
     "actor_rollout_ref.model.lora.merge=true",

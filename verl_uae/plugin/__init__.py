@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from verl_uae.compat import on_import
 from verl_uae.config import STAGES
@@ -73,17 +74,20 @@ def _register_trainers() -> None:
 
 
 def _import_trainers() -> None:
-    modules = [f"verl_uae.stages.{stage}.trainer" for stage in STAGES]
-    if any(sys.modules.get(module) for module in modules):
-        # A program imports one of them itself, and verl's trainers by way of it: it is half there, and registers its
-        # name, and those of what it needs, when it is whole.
+    if any(_is_half_there(module) for name, module in sys.modules.items() if name.startswith("verl_uae.stages.")):
+        # A program imports one of ours itself, and verl's trainers by way of it. What it needs registers its name when
+        # it is whole; importing the others now would meet what is half there.
         return
     try:
-        for module in modules:
-            importlib.import_module(module)
+        for stage in STAGES:
+            importlib.import_module(f"verl_uae.stages.{stage}.trainer")
     except Exception as error:
         _register_unavailable(error)
         raise
+
+
+def _is_half_there(module: Any) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def _register_unavailable(error: Exception) -> None:

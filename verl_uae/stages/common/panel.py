@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,28 +17,13 @@ from PIL import Image
 from verl_uae.chain.records import Outcome, Sample
 from verl_uae.data.images import encode_jpeg, rgb, to_tensor
 from verl_uae.files import write_text
+from verl_uae.pages import encoded_uri, render_page
 from verl_uae.text import encodable
 
 logger = logging.getLogger(__name__)
 
 #: Small pictures are shown at least this large, pixels.
 _SHOWN_SIDE = 192
-
-_STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; }
-table { border-collapse: collapse; }
-td, th { border-bottom: 1px solid #ddd; padding: .5rem .8rem; text-align: left; vertical-align: top; }
-img { image-rendering: pixelated; display: block; }
-td.caption { max-width: 32rem; }
-"""
-
-#: Whether pictures of the training sampler are shown -> text and columns.
-_LEGEND = {
-    False: "reconstructions drawn with the reward's sampler",
-    True: "drawn with the ODE sampler and averaged weights (eval sampler), and with the stochastic sampler and live "
-    "weights (train sampler)",
-}
-_HEADS = {False: "<th>reconstruction</th>", True: "<th>eval sampler</th><th>train sampler</th>"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +87,24 @@ class PanelWriter:
 
 def render(step: int, rows: Sequence[PanelRow]) -> str:
     """The panel as one self-contained HTML page; captions are escaped."""
-    body = "\n".join(_row_html(row) for row in rows)
-    explored = any(row.explored for row in rows)
-    return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>step {step}</title>"
-        f"<style>{_STYLE}</style></head><body><h1>Step {step}</h1>"
-        f"<p>Fixed probe pictures; {_LEGEND[explored]}.</p>"
-        f"<table><thead><tr><th>original</th><th>caption</th>{_HEADS[explored]}<th>terms</th></tr></thead>"
-        f"<tbody>{body}</tbody></table></body></html>\n"
-    )
+    shown = [
+        {
+            "pictures": [_picture(jpeg) for jpeg in (row.source, row.reconstruction, row.explored) if jpeg is not None],
+            "caption": encodable(row.caption),
+            "reward": row.reward,
+            "terms": sorted(row.terms.items()),
+        }
+        for row in rows
+    ]
+    return render_page("panel.html", title=f"Step {step}", rows=shown, explored=any(row.explored for row in rows))
 
 
-def _row_html(row: PanelRow) -> str:
-    reward = "–" if row.reward is None else f"{row.reward:.4f}"
-    explored = f"<td>{_img(row.explored)}</td>" if row.explored else ""
-    terms = "".join(f"<br>{html.escape(name)} {value:.4f}" for name, value in sorted(row.terms.items()))
-    return (
-        f"<tr><td>{_img(row.source)}</td><td class='caption'>{html.escape(encodable(row.caption))}</td>"
-        f"<td>{_img(row.reconstruction)}</td>{explored}<td><b>reward {reward}</b>{terms}</td></tr>"
-    )
-
-
-def _img(jpeg: bytes) -> str:
+def _picture(jpeg: bytes) -> tuple[str, int, int]:
+    """URI, width and height."""
     with Image.open(io.BytesIO(jpeg)) as image:
         width, height = image.size
     scale = max(1, -(-_SHOWN_SIDE // max(width, height)))
-    data = base64.b64encode(jpeg).decode()
-    return f"<img width='{width * scale}' height='{height * scale}' src='data:image/jpeg;base64,{data}'>"
+    return encoded_uri(jpeg), width * scale, height * scale
 
 
 def _grid(row: PanelRow) -> Image.Image:

@@ -21,7 +21,7 @@ from typing import Any
 import omegaconf
 import yaml
 
-from verl_uae.caption_server.options import SECTION, HFOptions
+from verl_uae.caption_server.types import SECTION, HFOptions
 from verl_uae.config import STAGES, yaml_files
 from verl_uae.config.schema import UAEConfig
 from verl_uae.data.limits import ImageLimits

@@ -10,7 +10,7 @@ import pytest
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
-from verl_uae.engines.left_out import LEFT_OUT, CountsLeftOut, is_left_out
+from verl_uae.engines.update_metrics import LEFT_OUT, CountsLeftOut, is_left_out
 
 
 class Worker:

@@ -12,8 +12,8 @@ from verl.plugin.platform import get_platform
 from verl.utils.device import get_device_name, get_resource_name, get_visible_devices_keyword
 from verl.workers.rollout.replica import RolloutMode, RolloutReplica
 
-from verl_uae.caption_server.options import HFOptions
 from verl_uae.caption_server.server import CaptionServer, ServerConfig, server_name
+from verl_uae.caption_server.types import HFOptions
 from verl_uae.errors import ConfigError
 from verl_uae.settings import DTYPES
 

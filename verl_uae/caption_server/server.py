@@ -23,8 +23,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from verl_uae.caption_server.batching import BatchQueue
 from verl_uae.caption_server.engine import CaptionEngine
-from verl_uae.caption_server.options import HFOptions
-from verl_uae.caption_server.types import CaptionRequest, CaptionResult
+from verl_uae.caption_server.types import CaptionRequest, CaptionResult, HFOptions
 from verl_uae.caption_server.weights import WeightReceiver, WeightTransferError
 from verl_uae.seeding import derive_seed
 

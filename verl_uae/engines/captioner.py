@@ -24,9 +24,9 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl_uae.checkpoints.load import check_captioner
 from verl_uae.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from verl_uae.checkpoints.source import check_safetensors, local_folder
-from verl_uae.engines.left_out import LEFT_OUT
 from verl_uae.engines.lora import lora_scalings
 from verl_uae.engines.together import together
+from verl_uae.engines.update_metrics import LEFT_OUT
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.paths import is_hub_id
 
@@ -99,7 +99,7 @@ class CaptionerEngine(FSDPEngineWithLMHead):
             loss_function: verl's.
 
         Returns:
-            verl's output, :data:`~verl_uae.engines.left_out.LEFT_OUT` among the metrics.
+            verl's output, :data:`~verl_uae.engines.update_metrics.LEFT_OUT` among the metrics.
         """
         tokens = data["loss_mask"].sum().to(get_device_id())
         torch.distributed.all_reduce(tokens, group=self.get_data_parallel_group())

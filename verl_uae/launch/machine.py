@@ -21,7 +21,7 @@ _RAY = "ray_kwargs.ray_init"
 #: CPUs of a bundle, which verl reserves with every GPU (ResourcePoolManager.max_colocate_count).
 CPUS_PER_GPU = 3
 
-#: verl's ``hf`` server of this package asks for CPUs of its own; see verl_uae/caption_server/options.py.
+#: verl's ``hf`` server of this package asks for CPUs of its own; see verl_uae/caption_server/types.py.
 _HF_CPUS = "actor_rollout_ref.rollout.engine_kwargs.hf.num_cpus"
 
 

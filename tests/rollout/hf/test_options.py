@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_uae.caption_server.options import HFOptions
+from verl_uae.caption_server.types import HFOptions
 from verl_uae.errors import ConfigError
 
 

@@ -28,8 +28,8 @@ import verl_uae.engines.supervised  # noqa: F401  registers the engines in the w
 from verl_uae.chain.draw import FieldOf, Painter
 from verl_uae.chain.records import Draw, Outcome, Sample
 from verl_uae.engines.export import export_folder, trained_state
-from verl_uae.engines.left_out import CountsLeftOut, is_left_out
 from verl_uae.engines.shadow import warmed_up
+from verl_uae.engines.update_metrics import CountsLeftOut, is_left_out
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.stages.common.build import DTYPES, EMA, evaluation_plan
 

@@ -16,7 +16,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker, T
 
 import verl_uae.engines.captioner  # noqa: F401  registers the engine in the worker process
 from verl_uae.engines.captioner import CaptionerEngine
-from verl_uae.engines.left_out import LEFT_OUT, CountsLeftOut
+from verl_uae.engines.update_metrics import LEFT_OUT, CountsLeftOut
 
 
 class CaptionerTrainingWorker(CountsLeftOut, TrainingWorker):

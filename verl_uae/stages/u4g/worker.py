@@ -24,8 +24,8 @@ from verl.utils.device import get_device_id, get_device_name
 
 from verl_uae.chain.draw import Drawn, FieldOf
 from verl_uae.chain.records import Caption, Outcome, Sample
-from verl_uae.engines.left_out import is_left_out
 from verl_uae.engines.replica import SamplingReplica
+from verl_uae.engines.update_metrics import is_left_out
 from verl_uae.flow.objective.nft import draw_sigmas
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.reward.build import has_groupwise

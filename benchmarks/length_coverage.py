@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verl_uae.bench.bootstrap import LEVEL
 from verl_uae.bench.compare import TOLERANCE, compare_lengths
-from verl_uae.bench.results import markdown_table
+from verl_uae.bench.results import LEVEL, markdown_table
 from verl_uae.bench.unified import SECTION
 
 GAIN = 1.0

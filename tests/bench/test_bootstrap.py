@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from verl_uae.bench import bootstrap
-from verl_uae.bench.bootstrap import interval, resampled_means
+from verl_uae.bench import results
+from verl_uae.bench.results import interval, resampled_means
 from verl_uae.seeding import generator
 
 
@@ -32,7 +32,7 @@ def test_the_numbers_are_named_and_independent_of_the_chunks(monkeypatch: pytest
     drawn_RN = torch.randint(7, (30, 7), generator=generator(4, "bench bootstrap", 7)).numpy()
     assert np.array_equal(whole[:, 0], drawn_RN.mean(axis=1))
     assert not np.array_equal(whole, resampled_means(values_NK, 5, 30))
-    monkeypatch.setattr(bootstrap, "_CHUNK", 21)
+    monkeypatch.setattr(results, "_CHUNK", 21)
     assert np.array_equal(whole, resampled_means(values_NK, 4, 30))
 
 

@@ -21,9 +21,8 @@ from safetensors.torch import load_file, save_file
 from tests.bench import reference
 from tests.bench.results import make_result, same_columns
 from verl_uae.bench.backbones import Backbone, ImageEncoder, choose
-from verl_uae.bench.bootstrap import interval, resampled_means
 from verl_uae.bench.pairs import PicturePair, find_pairs
-from verl_uae.bench.results import Failure
+from verl_uae.bench.results import Failure, interval, resampled_means
 from verl_uae.bench.unified import SECTION, rank, read_unified, score, unified_result, write_report
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import DataError

@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_uae.bench.discriminate.cli import add_parser as add_discriminate
 from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
-from verl_uae.bench.results import CAPTIONS, RESULT, named_files
+from verl_uae.bench.results import CAPTIONS, RESULT, check_least, named_files, without_overall
 from verl_uae.chain.cli import add_model_arguments, check_model_arguments, load_pipeline
 from verl_uae.devices import checked_device
 from verl_uae.errors import ConfigError
@@ -26,6 +25,11 @@ if TYPE_CHECKING:
     from verl_uae.bench.draw import Drawn
 
 REPORT = "report.html"
+
+DISCRIMINATION, TABLES, VALUES = "discrimination.json", "discrimination.md", "{}.npz"
+
+#: Side in pixels and pairs per call.
+SPEED = ("32x16", "256x1", "512x1")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
     length.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     length.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
     length.set_defaults(run=_length)
-    add_discriminate(commands)
+    _add_discriminate(commands)
     scenes = commands.add_parser("scenes", help="SceneEval: GenEval's six categories, exact, in the built-in world")
     add_model_arguments(scenes)
     scenes.add_argument("--out", type=argument_path, metavar="FILE", help="JSON with every answer")
@@ -85,13 +89,45 @@ def _add_unified(commands: Any) -> None:
     parser.set_defaults(run=_unified)
 
 
+def _add_discriminate(commands: Any) -> None:
+    parser = commands.add_parser("discriminate", help="which reward term sees which damage, and at what cost")
+    parser.add_argument(
+        "--out", type=argument_path, metavar="DIR", help=f"{DISCRIMINATION}, {TABLES}, and raw values by world"
+    )
+    parser.add_argument(
+        "--photographs", type=argument_path, metavar="DIR", help="folder of photographs (default: none)"
+    )
+    parser.add_argument("--size", type=int, default=256, help="side of the photographs, pixels (default 256)")
+    parser.add_argument("--scenes", type=int, default=200, help="built-in scenes, 0 for none (default 200)")
+    entry = "one more: a name, or an entry as in uae.reward.terms"
+    parser.add_argument("--term", action="append", default=[], metavar="YAML", help=entry)
+    parser.add_argument("--no-defaults", action="store_true", help="only the terms given with --term")
+    parser.add_argument("--speed", nargs="*", default=list(SPEED), metavar="SIDExPAIRS", help="what is timed")
+    parser.add_argument("--repetitions", type=int, default=7, help="of the timing (default 7)")
+    parser.add_argument("--seed", type=int, default=0, help="of damage and bootstrap (default 0)")
+    earlier = f"{DISCRIMINATION} of the same pictures; keep its terms too"
+    parser.add_argument("--merge", type=argument_path, metavar="FILE", help=earlier)
+    tables = f"print the tables of a {DISCRIMINATION}, measure nothing"
+    parser.add_argument("--render", type=argument_path, metavar="FILE", help=tables)
+    parser.set_defaults(run=_discriminate)
+
+
 def _unified(args: argparse.Namespace) -> int:
-    _check(args)
+    if (args.generated is None) == (args.model is None):
+        raise ConfigError("--generated", "give either --generated or --model")
+    check_least(args, {"--batch-size": 1})
+    existing_folder(args.images, "images")
+    if args.model is not None:
+        check_model_arguments(args)
+    else:
+        existing_folder(args.generated, "--generated")
+    if args.captions is not None:
+        existing_file(args.captions, "--captions")
     from verl_uae.bench.backbones import choose
     from verl_uae.bench.pairs import captions_by_key, find_pairs
     from verl_uae.bench.unified import score, unified_result, write_report
     from verl_uae.data.captions import read_captions
-    from verl_uae.files import write_json
+    from verl_uae.files import write_json, write_text
 
     backbones = choose(args.backbone, args.only)
     captions = None if args.captions is None else read_captions(args.captions)
@@ -100,7 +136,9 @@ def _unified(args: argparse.Namespace) -> int:
     if drawn is None:
         pairing = find_pairs(args.generated, args.images)
         captions = captions_by_key(captions or {}, sorted(pair.key for pair in pairing.pairs))
-        _write_captions(args.out / CAPTIONS, captions)
+        if captions:
+            lines = (json.dumps({"file": key, "caption": caption}) for key, caption in captions.items())
+            write_text(args.out / CAPTIONS, "".join(f"{line}\n" for line in lines))
     else:
         pairing = find_pairs(drawn.pictures, args.images, drawn.reasons)
         captions = drawn.captions
@@ -111,21 +149,9 @@ def _unified(args: argparse.Namespace) -> int:
     content = unified_result(scores, seed=args.seed, captions=captions, drawing=drawing)
     write_json(args.out / RESULT, content)
     write_report(args.out / REPORT, content, pairing.pairs)
-    return _say(content, args.out)
-
-
-def _check(args: argparse.Namespace) -> None:
-    if (args.generated is None) == (args.model is None):
-        raise ConfigError("--generated", "give either --generated or --model")
-    if args.batch_size < 1:
-        raise ConfigError("--batch-size", f"must be at least 1, got {args.batch_size}")
-    existing_folder(args.images, "images")
-    if args.model is not None:
-        check_model_arguments(args)
-    else:
-        existing_folder(args.generated, "--generated")
-    if args.captions is not None:
-        existing_file(args.captions, "--captions")
+    _say(content["verl_uae"])
+    print(args.out / REPORT)
+    return 0 if content["verl_uae"]["complete"] else 1
 
 
 def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None, backbones: Sequence[Backbone]) -> Drawn:
@@ -143,41 +169,26 @@ def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None, backbone
     return drawn
 
 
-def _write_captions(path: Path, captions: Mapping[str, str]) -> None:
-    from verl_uae.files import write_text
-
-    if captions:
-        lines = (json.dumps({"file": key, "caption": caption}) for key, caption in captions.items())
-        write_text(path, "".join(f"{line}\n" for line in lines))
-
-
 def _progress(what: str, done: int, count: int) -> None:
     print(f"{what}: {done} of {count}", file=sys.stderr, flush=True)
 
 
-def _say(content: Mapping[str, Any], out: Path) -> int:
-    """Print the scores; 0 for a complete result, 1 otherwise."""
-    section = content["verl_uae"]
+def _say(section: Mapping[str, Any]) -> None:
     bounds = section["confidence_intervals"]
-    for name, mean in section["means"].items():
-        low, high = bounds["by_model"][name]
+    scores = [(name, mean, bounds["by_model"][name]) for name, mean in section["means"].items()]
+    if section["complete"]:
+        scores.append(("overall", section["overall"], bounds["overall"]))
+    for name, mean, (low, high) in scores:
         print(f"{name}: {mean:.2f} (95% interval {low:.2f} to {high:.2f})")
     if section["complete"]:
-        low, high = bounds["overall"]
-        print(f"overall: {section['overall']:.2f} (95% interval {low:.2f} to {high:.2f})")
         print(f"held out (without CLIP): {section['held_out']:.2f}")
     else:
-        print(f"overall: none, {len(section['failures'])} failures")
-        for failure in section["failures"][:20]:
-            print(f"  {failure['what']}: {failure['reason']}")
-    print(out / REPORT)
-    return 0 if section["complete"] else 1
+        print(without_overall(section["failures"]))
 
 
 def _compare(args: argparse.Namespace) -> int:
     files = named_files(args.results)
-    if args.tolerance is not None and args.tolerance < 0:
-        raise ConfigError("--tolerance", f"must be at least 0 words, got {args.tolerance}")
+    check_least(args, {"--tolerance": 0}, "words")
     from verl_uae.bench.compare import comparison_table
     from verl_uae.bench.unified import read_unified
 
@@ -197,9 +208,63 @@ def _length(args: argparse.Namespace) -> int:
     return 0
 
 
+def _discriminate(args: argparse.Namespace) -> int:
+    for result_file in (args.render, args.merge):
+        if result_file is not None:
+            existing_file(result_file)
+    if args.photographs is not None:
+        existing_folder(args.photographs, "--photographs")
+    import numpy as np
+
+    from verl_uae.bench import discriminate as bench
+    from verl_uae.bench.damage import photograph_world, scene_world
+    from verl_uae.files import write_json, write_text
+
+    if args.render is not None:
+        print(bench.discrimination_tables(bench.read_discrimination(args.render)), end="")
+        return 0
+    sizes = [_size(text) for text in args.speed]
+    if args.out is None:
+        raise ConfigError("--out", "is needed")
+    check_least(args, {"--repetitions": 1})
+    if not (args.scenes or args.photographs or sizes):
+        raise ConfigError("--scenes", "is 0 and there are no --photographs and no --speed: nothing to measure")
+    earlier = None if args.merge is None else bench.read_discrimination(args.merge)
+    worlds = [] if args.photographs is None else [photograph_world(args.photographs, args.size, args.seed)]
+    worlds += [scene_world(args.scenes, args.seed)] if args.scenes else []
+    specs = bench.term_specs(args.term, defaults=not args.no_defaults)
+    scorers = bench.build_scorers(specs)
+    args.out.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, Any] = {}
+    speed: dict[str, Any] = {}
+    about = {"seed": args.seed, "command": shlex.join(["verl-uae", *sys.argv[1:]]), "commit": bench.checkout_commit()}
+    # Written after every part: a long run that is ended leaves what it has.
+    for world in (*worlds, None):
+        if world is None:
+            speed = bench.speed(specs, sizes, args.repetitions, args.seed, _progress)
+        else:
+            values: dict[str, Any] = bench.score_world(world, scorers, _progress)
+            np.savez_compressed(args.out / VALUES.format(world.name), **values)
+            measured[world.name] = bench.world_result(world, values, args.seed)
+        content = bench.discrimination_result(measured, specs, bench.not_measured(specs), speed, **about)
+        content = content if earlier is None else bench.merged(earlier, content)
+        write_json(args.out / DISCRIMINATION, content)
+        write_text(args.out / TABLES, bench.discrimination_tables(content))
+    print(bench.discrimination_tables(content), end="")
+    print(f"not measured: {', '.join(content['not_measured']) or 'none'}")
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Side and pairs of a timing."""
+    side, _, pairs = text.partition("x")
+    if not (side.isdigit() and pairs.isdigit() and int(side) >= 32 and int(pairs) >= 1):
+        raise ConfigError("--speed", f"must be a side of at least 32 pixels and pairs per call, as 256x1, got {text!r}")
+    return int(side), int(pairs)
+
+
 def _scenes(args: argparse.Namespace) -> int:
-    if args.items < 1:
-        raise ConfigError("--items", f"must be at least 1, got {args.items}")
+    check_least(args, {"--items": 1})
     check_model_arguments(args)
     from verl_uae.bench.scenes import scene_eval, scene_table
     from verl_uae.files import write_json
@@ -221,7 +286,7 @@ def _published(args: argparse.Namespace) -> int:
     print(f"Unified-Bench as published ({SOURCE})")
     for row in PUBLISHED:
         note = f"  printed overall does not match: the mean is {row.recomputed:.2f}" if row in wrong else ""
-        means = "  ".join(f"{value:5.2f}" for value in (row.clip, row.longclip, row.dinov2, row.dinov3, row.overall))
+        means = "  ".join(f"{value:5.2f}" for value in (*row.columns, row.overall))
         print(f"Table {row.table:2d}  {row.model:14s}  {means}{note}")
     return 0
 
@@ -234,11 +299,10 @@ def _tasks(_: argparse.Namespace) -> int:
 
 
 def _guard(args: argparse.Namespace) -> int:
-    if not args.max_drop >= 0:
-        raise ConfigError("--max-drop", f"must be at least 0, got {args.max_drop}")
+    check_least(args, {"--max-drop": 0})
     for path in (args.before, args.after):
         existing_file(path)
-    from verl_uae.bench.lmms.guard import exceeded, guard_table, read_changes
+    from verl_uae.bench.lmms import exceeded, guard_table, read_changes
     from verl_uae.files import write_json
 
     changes = read_changes(args.before, args.after, args.watch)

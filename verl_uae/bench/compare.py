@@ -22,8 +22,19 @@ from typing import Any
 import numpy as np
 
 from verl_uae.bench.backbones import PROTOCOL
-from verl_uae.bench.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
-from verl_uae.bench.results import NOTHING, escaped, incomplete, markdown_table, number, with_notes
+from verl_uae.bench.results import (
+    LEVEL,
+    NOTHING,
+    RESAMPLES,
+    between,
+    escaped,
+    incomplete,
+    interval,
+    markdown_table,
+    number,
+    resampled_means,
+    with_notes,
+)
 from verl_uae.bench.unified import REWARD_BACKBONE, SECTION, differences
 from verl_uae.errors import ConfigError
 
@@ -62,15 +73,17 @@ def comparison_table(results: Mapping[str, Mapping[str, Any]], tolerance: int | 
 
 def _cells(name: str, content: Mapping[str, Any]) -> list[str]:
     section = content[SECTION]
-    means = [_mean(content, backbone) for backbone in PROTOCOL]
+    means = []
+    for backbone in PROTOCOL:
+        found = content["statistics_by_model"].get(backbone)
+        mark = "*" if found and found["valid_pairs"] < found["total_images"] else ""
+        means.append(number(section["means"].get(backbone)) + mark)
     overall = number(section["overall"])
     if not section["complete"] and section["partial_overall"] is not None:
         overall = f"{NOTHING} (partial: {section['partial_overall']:.2f})"
-    bounds = section["confidence_intervals"]["overall"]
-    interval = NOTHING if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
-    words = NOTHING if section["mean_words"] is None else f"{section['mean_words']:.1f}"
-    count = str(len(section["pairs"]))
-    return [escaped(name), count, *means, overall, interval, number(section["held_out"]), words]
+    bounds = between(section["confidence_intervals"]["overall"])
+    words = number(section["mean_words"], ".1f")
+    return [escaped(name), str(len(section["pairs"])), *means, overall, bounds, number(section["held_out"]), words]
 
 
 def _matched(content: Mapping[str, Any], first: Mapping[str, Any], tolerance: int, seed: int) -> list[str]:
@@ -79,21 +92,11 @@ def _matched(content: Mapping[str, Any], first: Mapping[str, Any], tolerance: in
     except ConfigError:
         # No captions, or none of equal length: nothing to say in this row, where the others have something.
         return [NOTHING] * 2
-    cells = []
-    for name in ("overall", "held_out"):
-        entry = found["difference"].get(name)
-        low, high = (0.0, 0.0) if entry is None else entry["interval"]
-        text = NOTHING if entry is None else f"{entry['mean']:+.2f} ({low:+.2f} to {high:+.2f}; {found['matched']})"
-        cells.append(text)
-    return cells
-
-
-def _mean(content: Mapping[str, Any], backbone: str) -> str:
-    statistics = content["statistics_by_model"].get(backbone)
-    if statistics is None:
-        return NOTHING
-    mark = "*" if statistics["valid_pairs"] < statistics["total_images"] else ""
-    return f"{content[SECTION]['means'][backbone]:.2f}{mark}"
+    entries = [found["difference"].get(name) for name in ("overall", "held_out")]
+    return [
+        f"{entry['mean']:+.2f} ({between(entry['interval'], '+.2f')}; {found['matched']})" if entry else NOTHING
+        for entry in entries
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +121,18 @@ def match_lengths(
         same_picture: match captions of one picture only.
     """
     candidates = [
-        (abs(one.words - other.words), one.digest != other.digest, i, j)
+        (distance, one.digest != other.digest, i, j)
         for i, one in enumerate(a)
         for j, other in enumerate(b)
-        if abs(one.words - other.words) <= tolerance and (not same_picture or one.digest == other.digest)
+        if (distance := abs(one.words - other.words)) <= tolerance and (not same_picture or one.digest == other.digest)
     ]
-    used_a: set[int] = set()
-    used_b: set[int] = set()
-    matches = []
+    matches: dict[int, int] = {}
+    used: set[int] = set()
     for _, _, i, j in sorted(candidates):
-        if i not in used_a and j not in used_b:
-            used_a.add(i)
-            used_b.add(j)
-            matches.append((i, j))
-    return matches
+        if i not in matches and j not in used:
+            matches[i] = j
+            used.add(j)
+    return list(matches.items())
 
 
 def compare_lengths(
@@ -172,8 +173,18 @@ def compare_lengths(
     matches = match_lengths(ours, theirs, tolerance, same_picture=same_picture)
     if not matches:
         raise ConfigError("--tolerance", f"no two captions are within {tolerance} words of each other")
-    matched_ours, matched_theirs = [ours[i] for i, _ in matches], [theirs[j] for _, j in matches]
-    complete = a[SECTION]["complete"] and b[SECTION]["complete"]
+    matched = [ours[i] for i, _ in matches], [theirs[j] for _, j in matches]
+
+    def named(values_XK: np.ndarray) -> dict[str, Any]:
+        """Columns by name, with the means over all and over the held-out ones."""
+        columns = {name: values_XK[..., index] for index, name in enumerate(names)}
+        if a[SECTION]["complete"] and b[SECTION]["complete"]:
+            others = [index for index, name in enumerate(names) if name != REWARD_BACKBONE]
+            columns |= {"overall": values_XK.mean(axis=-1), "held_out": values_XK[..., others].mean(axis=-1)}
+        return columns
+
+    plain, on_matched = (named(_means(first) - _means(second)) for first, second in ((ours, theirs), matched))
+    samples = named(_resampled_differences(*matched, seed, resamples))
     return {
         "tolerance": tolerance,
         "same_picture": same_picture,
@@ -182,11 +193,13 @@ def compare_lengths(
         "matched_same_picture": sum(ours[i].digest == theirs[j].digest for i, j in matches),
         "not": differences([a, b]),
         "mean_words": {
-            "all": [_mean_words(ours), _mean_words(theirs)],
-            "matched": [_mean_words(matched_ours), _mean_words(matched_theirs)],
+            name: [float(np.mean([item.words for item in side])) for side in sides]
+            for name, sides in (("all", (ours, theirs)), ("matched", matched))
         },
-        "all": _differences(np.subtract(_means(ours), _means(theirs)), names, complete),
-        "difference": _with_intervals(matched_ours, matched_theirs, names, complete, seed, resamples),
+        "all": {name: float(value) for name, value in plain.items()},
+        "difference": {
+            name: {"mean": float(value), "interval": interval(samples[name])} for name, value in on_matched.items()
+        },
         "level": LEVEL,
         "resamples": resamples,
         "seed": seed,
@@ -203,35 +216,8 @@ def captioned(content: Mapping[str, Any], backbones: Sequence[str]) -> list[Capt
     return found
 
 
-def _mean_words(items: Sequence[Captioned]) -> float:
-    return float(np.mean([item.words for item in items]))
-
-
 def _means(items: Sequence[Captioned]) -> np.ndarray:
     return np.mean([item.values for item in items], axis=0)
-
-
-def _differences(values_XK: np.ndarray, names: Sequence[str], complete: bool) -> dict[str, Any]:
-    """Columns by name, with the means over all and over the held-out ones."""
-    found: dict[str, Any] = {name: values_XK[..., index] for index, name in enumerate(names)}
-    if complete:
-        found["overall"] = values_XK.mean(axis=-1)
-        others = [index for index, name in enumerate(names) if name != REWARD_BACKBONE]
-        found["held_out"] = values_XK[..., others].mean(axis=-1)
-    return {name: float(value) if np.ndim(value) == 0 else value for name, value in found.items()}
-
-
-def _with_intervals(
-    ours: Sequence[Captioned],
-    theirs: Sequence[Captioned],
-    names: Sequence[str],
-    complete: bool,
-    seed: int,
-    resamples: int,
-) -> dict[str, dict[str, Any]]:
-    means = _differences(np.subtract(_means(ours), _means(theirs)), names, complete)
-    samples = _differences(_resampled_differences(ours, theirs, seed, resamples), names, complete)
-    return {name: {"mean": mean, "interval": interval(samples[name])} for name, mean in means.items()}
 
 
 def _resampled_differences(
@@ -275,10 +261,10 @@ def length_table(comparison: Mapping[str, Any]) -> str:
         f"Mean words: {words['all'][0]:.1f} and {words['all'][1]:.1f} before, "
         f"{words['matched'][0]:.1f} and {words['matched'][1]:.1f} after."
     )
-    rows = []
-    for name, entry in comparison["difference"].items():
-        low, high = entry["interval"]
-        rows.append([name, f"{comparison['all'][name]:+.2f}", f"{entry['mean']:+.2f}", f"{low:+.2f} to {high:+.2f}"])
+    rows = [
+        [name, f"{comparison['all'][name]:+.2f}", f"{entry['mean']:+.2f}", between(entry["interval"], "+.2f")]
+        for name, entry in comparison["difference"].items()
+    ]
     table = markdown_table(["first minus second", "all", "matched", "95% interval"], rows)
     return with_notes([summary, "", *table], [f"* The two are not {what}." for what in comparison["not"]])
 
@@ -295,37 +281,35 @@ class PublishedRow:
 
     table: int
     model: str
-    clip: float
-    longclip: float
-    dinov2: float
-    dinov3: float
+    columns: tuple[float, float, float, float]
+    """In the order of `PROTOCOL`."""
     overall: float
     """As printed."""
 
     @property
     def recomputed(self) -> float:
         """Plain mean of the four columns, which is how the benchmark defines the overall score."""
-        return (self.clip + self.longclip + self.dinov2 + self.dinov3) / 4.0
+        return sum(self.columns) / 4.0
 
 
 PUBLISHED: tuple[PublishedRow, ...] = (
     # Table 2: 100 pictures.
-    PublishedRow(2, "GPT-4o-Image", 90.42, 94.37, 81.74, 77.27, 85.95),
-    PublishedRow(2, "BAGEL", 88.97, 93.35, 78.55, 73.05, 83.48),
-    PublishedRow(2, "BLIP-3o", 84.84, 90.24, 68.31, 62.86, 76.56),
-    PublishedRow(2, "Janus-Pro", 88.72, 93.45, 78.30, 70.61, 82.77),
-    PublishedRow(2, "OmniGen2", 88.36, 93.11, 77.70, 74.07, 83.31),
-    PublishedRow(2, "Show-o", 80.18, 86.75, 58.20, 51.51, 69.16),
-    PublishedRow(2, "UniWorld-V1", 85.49, 91.53, 72.12, 66.83, 78.99),
-    PublishedRow(2, "UAE", 90.50, 94.35, 81.98, 77.54, 86.09),
+    PublishedRow(2, "GPT-4o-Image", (90.42, 94.37, 81.74, 77.27), 85.95),
+    PublishedRow(2, "BAGEL", (88.97, 93.35, 78.55, 73.05), 83.48),
+    PublishedRow(2, "BLIP-3o", (84.84, 90.24, 68.31, 62.86), 76.56),
+    PublishedRow(2, "Janus-Pro", (88.72, 93.45, 78.30, 70.61), 82.77),
+    PublishedRow(2, "OmniGen2", (88.36, 93.11, 77.70, 74.07), 83.31),
+    PublishedRow(2, "Show-o", (80.18, 86.75, 58.20, 51.51), 69.16),
+    PublishedRow(2, "UniWorld-V1", (85.49, 91.53, 72.12, 66.83), 78.99),
+    PublishedRow(2, "UAE", (90.50, 94.35, 81.98, 77.54), 86.09),
     # Table 3: the same pictures, other captioners, UAE's decoder.
-    PublishedRow(3, "Qwen2.5-VL-3B", 88.34, 92.62, 73.91, 70.02, 80.85),
-    PublishedRow(3, "Qwen2.5-VL-7B", 88.26, 92.89, 76.12, 70.96, 81.92),
-    PublishedRow(3, "UAE", 90.50, 94.35, 81.98, 77.54, 86.09),
+    PublishedRow(3, "Qwen2.5-VL-3B", (88.34, 92.62, 73.91, 70.02), 80.85),
+    PublishedRow(3, "Qwen2.5-VL-7B", (88.26, 92.89, 76.12, 70.96), 81.92),
+    PublishedRow(3, "UAE", (90.50, 94.35, 81.98, 77.54), 86.09),
     # Table 10: 2,000 pictures.
-    PublishedRow(10, "BAGEL", 87.57, 92.88, 80.11, 63.24, 80.95),
-    PublishedRow(10, "GPT-Image", 91.37, 92.81, 86.41, 64.15, 83.69),
-    PublishedRow(10, "UAE", 90.22, 94.49, 85.72, 68.54, 84.74),
+    PublishedRow(10, "BAGEL", (87.57, 92.88, 80.11, 63.24), 80.95),
+    PublishedRow(10, "GPT-Image", (91.37, 92.81, 86.41, 64.15), 83.69),
+    PublishedRow(10, "UAE", (90.22, 94.49, 85.72, 68.54), 84.74),
 )
 
 

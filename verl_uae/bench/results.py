@@ -1,26 +1,43 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the results of all benchmarks share: failures, the file, what it was made with, and its table in Markdown."""
+"""What the results of all benchmarks share: failures, intervals, the file, what it was made with, tables in Markdown.
+
+Intervals are those of a percentile bootstrap (Efron 1979) over pairs, from named random numbers.
+
+Shape legend: N pairs, K columns, R resamples.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import importlib.metadata
 import os
 import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from verl_uae import text
+from verl_uae import __version__, text
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.paths import existing_file, named_path
-from verl_uae.versions import versions as package_versions
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RESULT, CAPTIONS = "result.json", "captions.jsonl"
 """Files of a run of protocol 1; their folder names them."""
 
 NOTHING = "–"
 """In a table, where there is no number."""
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+PURPOSE = "bench bootstrap"
+
+#: Indices drawn at a time, to bound memory.
+_CHUNK = 2_000_000
 
 _PACKAGES = ("torch", "torchvision", "transformers", "diffusers", "pillow", "numpy")
 
@@ -34,9 +51,47 @@ class Failure:
     reason: str
 
 
+def resampled_means(values_NK: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """Column means (R, K) of rows drawn with replacement; a row stays whole, so columns keep their correlation.
+
+    The rows drawn depend on ``seed``, N and R alone: equal for all tables of N rows.
+
+    Raises:
+        ValueError: there is no row.
+    """
+    import numpy as np
+    import torch
+
+    from verl_uae.seeding import generator
+
+    count = len(values_NK)
+    if count == 0:
+        raise ValueError("no pair to draw from")
+    source = generator(seed, PURPOSE, count)
+    step = max(1, _CHUNK // count)
+    means = []
+    for start in range(0, resamples, step):
+        drawn_RN = torch.randint(count, (min(step, resamples - start), count), generator=source).numpy()
+        means.append(values_NK[drawn_RN].mean(axis=1))
+    return np.concatenate(means)
+
+
+def interval(samples_R: np.ndarray | Sequence[float], level: float = LEVEL) -> list[float]:
+    """[low, high]: the central part of the samples that holds ``level`` of them."""
+    import numpy as np
+
+    tail = 0.5 * (1.0 - level)
+    bounds: list[float] = np.quantile(np.asarray(samples_R, dtype=np.float64), [tail, 1.0 - tail]).tolist()
+    return bounds
+
+
 def versions() -> dict[str, str]:
     """Of this package and of those that the numbers depend on."""
-    return {**package_versions(_PACKAGES), "python": platform.python_version()}
+    found = {"verl_uae": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -85,6 +140,24 @@ def read_result(
     return dict(content)
 
 
+def check_least(args: argparse.Namespace, least: Mapping[str, float], unit: str = "") -> None:
+    """Refuse numbers of the command line that are too small.
+
+    Args:
+        args: parsed; None is an option that was not given.
+        least: smallest value by option.
+        unit: of the values, for the message.
+
+    Raises:
+        ConfigError: naming the first such option.
+    """
+    for option, low in least.items():
+        value = getattr(args, option.removeprefix("--").replace("-", "_"))
+        # NaN is not at least anything.
+        if value is not None and not value >= low:
+            raise ConfigError(option, f"must be at least {low}{unit and f' {unit}'}, got {value}")
+
+
 def named(word: str) -> tuple[str, Path]:
     """A name and a path of the command line from ``NAME=PATH`` or ``PATH``.
 
@@ -128,11 +201,26 @@ def escaped(cell: str) -> str:
     return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split())
 
 
+def between(bounds: Sequence[float] | None, form: str = ".2f") -> str:
+    """An interval as the cell of a table."""
+    return NOTHING if bounds is None else f"{bounds[0]:{form}} to {bounds[1]:{form}}"
+
+
 def incomplete(name: str, failures: Sequence[Mapping[str, str]]) -> str:
     """The note on a row of a table whose result lacks something."""
     first, *others = failures
     more = f", and {len(others)} more" if others else ""
     return f"* {escaped(name)} is incomplete: {first['what']}: {escaped(first['reason'])}{more}."
+
+
+def without_overall(failures: Sequence[Mapping[str, str]]) -> str:
+    """What a command prints in place of the overall score: the number of failures, and the first of them."""
+    return "\n".join(
+        [
+            f"overall: none, {len(failures)} failures",
+            *(f"  {failure['what']}: {failure['reason']}" for failure in failures[:20]),
+        ]
+    )
 
 
 def with_notes(lines: Sequence[str], notes: Sequence[str]) -> str:

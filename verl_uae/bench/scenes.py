@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from verl_uae.bench.bootstrap import LEVEL, interval, resampled_means
-from verl_uae.bench.results import markdown_table, versions
+from verl_uae.bench.results import LEVEL, interval, markdown_table, resampled_means, versions
 from verl_uae.errors import CheckpointError
 from verl_uae.scenes.render import IMAGE_SIZE, render_image
 from verl_uae.scenes.scene_eval import CATEGORIES, ITEMS, Item, items, passed

@@ -23,9 +23,8 @@ import numpy as np
 import torch
 
 from verl_uae.bench.backbones import PROTOCOL, Backbone, ImageEncoder
-from verl_uae.bench.bootstrap import LEVEL, PURPOSE, RESAMPLES, interval, resampled_means
 from verl_uae.bench.pairs import Pairing, PicturePair
-from verl_uae.bench.results import Failure, read_result, versions
+from verl_uae.bench.results import LEVEL, PURPOSE, RESAMPLES, Failure, interval, read_result, resampled_means, versions
 from verl_uae.data.images import decode_image
 from verl_uae.errors import UAEError
 from verl_uae.files import write_text

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.pipeline.conftest import picture
-from verl_uae.bench.discriminate.cli import SPEED
-from verl_uae.bench.discriminate.result import discrimination_tables, read_discrimination
+from verl_uae.bench.cli import SPEED
+from verl_uae.bench.discriminate import discrimination_tables, read_discrimination
 from verl_uae.cli import main
 
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import alexnet
 
-from verl_uae.bench.discriminate import measure
-from verl_uae.bench.discriminate.measure import batch_of, build_scorers, not_measured, score_world, term_specs
-from verl_uae.bench.discriminate.worlds import scene_world
+from verl_uae.bench import discriminate as measure
+from verl_uae.bench.damage import scene_world
+from verl_uae.bench.discriminate import batch_of, build_scorers, not_measured, score_world, term_specs
 from verl_uae.errors import ConfigError
 
 NAN_FILE = '''

@@ -10,23 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from verl_uae.bench.bootstrap import PURPOSE
-from verl_uae.bench.discriminate.measure import term_specs
-from verl_uae.bench.discriminate.result import (
+from verl_uae.bench.damage import scene_world
+from verl_uae.bench.discriminate import (
     accuracy,
     across_pairs,
     discrimination_result,
     discrimination_tables,
     level_pairs,
-    mean_accuracy,
     merged,
     pair_scores,
     read_discrimination,
     summary,
+    term_specs,
     useful_range,
     world_result,
 )
-from verl_uae.bench.discriminate.worlds import scene_world
+from verl_uae.bench.results import PURPOSE
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import write_json
 from verl_uae.seeding import generator
@@ -54,13 +53,18 @@ def test_scores_of_pairs_count_ties_half_and_miss_what_is_missing() -> None:
 
 def test_accuracy_is_the_mean_over_pictures_with_its_interval() -> None:
     values = np.array([[1.0, 0.0]] * 30 + [[0.0, 1.0]] * 10 + [[np.nan, 0.0]])
-    found = accuracy(values, [(0, 1)], 0, 4000)
+    found = accuracy(values, [(0, 1)], seed=0, resamples=4000)
     assert found["mean"] == 0.75 and found["pictures"] == 40 and found["pairs"] == 1
     spread = 1.96 * np.sqrt(0.75 * 0.25 / 40)
     assert found["interval"] == pytest.approx([0.75 - spread, 0.75 + spread], abs=0.03)
-    assert accuracy(values[-1:], [(0, 1)], 0, FEW) == {"mean": None, "interval": None, "pictures": 0, "pairs": 1}
+    assert accuracy(values[-1:], [(0, 1)], seed=0, resamples=FEW) == {
+        "mean": None,
+        "interval": None,
+        "pictures": 0,
+        "pairs": 1,
+    }
     groups = [[(0, 1)], [(0, 1), (1, 0), (1, 0), (1, 0)]]
-    assert mean_accuracy(values[:30], groups, 0, FEW)["mean"] == 0.5 * (1.0 + 0.25)
+    assert accuracy(values[:30], *groups, seed=0, resamples=FEW)["mean"] == 0.5 * (1.0 + 0.25)
 
 
 def test_range_is_the_gap_over_the_spread_within_a_level() -> None:

@@ -15,8 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from tests.pipeline.conftest import picture
-from verl_uae.bench.discriminate.result import MILD, across_pairs
-from verl_uae.bench.discriminate.worlds import (
+from verl_uae.bench.damage import (
     BLUR,
     HUE,
     JPEG,
@@ -29,13 +28,14 @@ from verl_uae.bench.discriminate.worlds import (
     SCENE_SEMANTICS,
     SHIFT,
     SWAPPED,
-    Corruption,
+    Damage,
     Draw,
     damaged_scenes,
     draw_scenes,
     photograph_world,
     scene_world,
 )
+from verl_uae.bench.discriminate import MILD, across_pairs
 from verl_uae.data.images import decode_image, to_tensor
 from verl_uae.errors import ConfigError
 from verl_uae.scenes.render import Scene, render_float
@@ -149,7 +149,7 @@ DRAW = Draw(0, "picture", OTHER)
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.name)
-def test_heavier_levels_are_farther_away_and_the_draw_has_a_name(kind: Corruption) -> None:
+def test_heavier_levels_are_farther_away_and_the_draw_has_a_name(kind: Damage) -> None:
     damaged = [kind.apply(IMAGE, level, DRAW) for level in kind.levels]
     for image in damaged:
         assert image.shape == IMAGE.shape and image.dtype == torch.float32

@@ -17,13 +17,12 @@ from tests.bench.judge.server import Judges, Shown, completion, error, longer
 from tests.bench.test_unified import CAPTION as ATTACK
 from tests.bench.test_unified import Page
 from tests.pipeline.conftest import picture
-from verl_uae.bench.bootstrap import resampled_means
 from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, Contest, read_contest
 from verl_uae.bench.judge.judges import Judge
 from verl_uae.bench.judge.protocol import Judged
 from verl_uae.bench.judge.question import load_prompt
 from verl_uae.bench.judge.result import judge_result, mean_words, rate_text, write_report
-from verl_uae.bench.results import Failure, read_json
+from verl_uae.bench.results import Failure, read_json, resampled_means
 from verl_uae.bench.unified import reference_digest
 from verl_uae.files import write_json
 

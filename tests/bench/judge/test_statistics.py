@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pytest
 
-from verl_uae.bench.bootstrap import resampled_means
 from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, TIE, WIN, Answered, JudgeOutcome, combine
 from verl_uae.bench.judge.question import Verdict
 from verl_uae.bench.judge.statistics import (
@@ -19,6 +18,7 @@ from verl_uae.bench.judge.statistics import (
     rate,
     win_rates,
 )
+from verl_uae.bench.results import resampled_means
 
 KINDS = [WIN] * 5 + [LOSS] * 3 + [TIE] * 2 + [INCONSISTENT] * 4 + [FAILED] * 6
 

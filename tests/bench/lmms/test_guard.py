@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from verl_uae.bench.lmms import TASKS
-from verl_uae.bench.lmms.guard import exceeded, guard_table, read_changes
+from verl_uae.bench.lmms import TASKS, exceeded, guard_table, read_changes
 from verl_uae.cli import main
 from verl_uae.errors import ConfigError, DataError
 

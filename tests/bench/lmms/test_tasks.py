@@ -12,8 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from verl_uae.bench.lmms import TASKS, scoring
-from verl_uae.bench.lmms.guard import READING
+from verl_uae.bench import lmms as scoring
+from verl_uae.bench.lmms import READING, TASKS
 
 FILES = sorted(TASKS.glob("*.yaml"))
 

@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from verl_uae.bench.bootstrap import interval
 from verl_uae.bench.external.result import Category, Expected, Finding
-from verl_uae.bench.results import read_text
+from verl_uae.bench.results import interval, read_text
 from verl_uae.errors import DataError
 
 RULE = "mean over prompts of the mean over samples of the share of questions answered yes, parents included"

@@ -17,15 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from verl_uae.bench.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
+from verl_uae import __version__
 from verl_uae.bench.external import BENCHES, Bench
 from verl_uae.bench.external.draw import PROMPTS, read_manifest
 from verl_uae.bench.external.prompts import LAYOUTS, ORIGINAL, REWRITTEN, read_prompts
-from verl_uae.bench.results import NOTHING, escaped, incomplete, markdown_table, number, read_json, with_notes
+from verl_uae.bench.results import (
+    LEVEL,
+    NOTHING,
+    RESAMPLES,
+    escaped,
+    incomplete,
+    interval,
+    markdown_table,
+    number,
+    read_json,
+    resampled_means,
+    with_notes,
+)
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import sha256_of
 from verl_uae.seeding import derive_seed
-from verl_uae.versions import __version__
 
 TITLES = {"geneval": "GenEval", "genevalpp": "GenEval++", "dpg": "DPG-Bench"}
 

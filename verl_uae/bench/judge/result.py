@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from verl_uae.bench.bootstrap import LEVEL, PURPOSE, RESAMPLES, interval, resampled_means
 from verl_uae.bench.judge.contest import CAPTION, Comparison, Picture
 from verl_uae.bench.judge.judges import Judge
 from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, ORDERS, TIE, WIN, Judged, JudgeOutcome
@@ -26,7 +25,7 @@ from verl_uae.bench.judge.statistics import (
     rate,
     win_rates,
 )
-from verl_uae.bench.results import Failure, versions
+from verl_uae.bench.results import LEVEL, PURPOSE, RESAMPLES, Failure, interval, resampled_means, versions
 from verl_uae.bench.unified import REPORT_SIDE, reference_digest
 from verl_uae.data.images import decode_image
 from verl_uae.errors import DecodeError

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from verl_uae.bench.bootstrap import RESAMPLES, interval, resampled_means
 from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, TIE, WIN, JudgeOutcome
 from verl_uae.bench.judge.question import A, B
+from verl_uae.bench.results import RESAMPLES, interval, resampled_means
 
 
 def rate(numerator_N: Sequence[float], denominator_N: Sequence[float], seed: int, resamples: int) -> dict[str, Any]:

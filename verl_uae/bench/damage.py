@@ -19,10 +19,9 @@ import io
 import math
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -36,7 +35,14 @@ from verl_uae.seeding import derive_seed, generator, normal
 
 OBJECTS = 4
 
-Cells = list[SceneObject | None]
+#: What changes of an object, and to what, by kind of damage of the scenes; nothing is left of one that is removed.
+_ATTRIBUTES = {"removed": "", "recoloured": "colour", "resized": "size", "reshaped": "shape"}
+_VALUES = {"colour": tuple(COLOURS), "size": tuple(SIZES), "shape": tuple(SHAPES)}
+
+#: Where the objects of the drawn order go: two exchanged, three in a ring, two times two exchanged.
+_MOVES = ((1, 0, 2, 3), (1, 2, 0, 3), (1, 0, 3, 2))
+
+SCENE_SEMANTICS = (*_ATTRIBUTES, "swapped", "replaced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +57,9 @@ class Damage:
     """Whether it changes what the picture shows, not how."""
     counted_from: int = 0
     """First level (zero-based) that counts as semantic damage in the comparison across kinds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Corruption(Damage):
-    """Damage of the pixels."""
-
-    apply: Callable[[Tensor, float, Draw], Tensor]
-    """(picture in [0, 1] of shape (3, H, W), level, draw) to a picture of the same shape and range."""
+    apply: Callable[[Tensor, float, Draw], Tensor] = lambda image_3HW, level, draw: image_3HW
+    """Damages pixels: (picture in [0, 1] of shape (3, H, W), level, draw) to the same shape and range; nothing where
+    another scene is drawn instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ class Draw:
 
     def uniform(self, kind: str, count: int) -> list[float]:
         """Numbers in [0, 1)."""
-        drawn = torch.rand(count, generator=generator(self.seed, "damage", kind, self.picture))
-        return [float(number) for number in drawn]
+        drawn: list[float] = torch.rand(count, generator=generator(self.seed, "damage", kind, self.picture)).tolist()
+        return drawn
 
     def sign(self, kind: str) -> float:
         """1 or -1."""
@@ -141,31 +142,26 @@ def photograph_world(folder: str | os.PathLike[str], side: int, seed: int) -> Wo
     if len(files) < 2:
         raise ConfigError("--photographs", f"needs at least two pictures, {folder} has {len(files)}")
     decoded = [decode_image(path) for path in files]
-    images_N3HW, digests = to_tensor(decoded, side), tuple(image_digest(img) for img in decoded)
+    images_N3HW, digests = to_tensor(decoded, side), tuple(map(image_digest, decoded))
+    kinds = (*PHOTOGRAPH_SEMANTICS, *PHOTOGRAPH_NUISANCES)
 
     def versions(place: int) -> Tensor:
-        other = images_N3HW[(place + len(files) // 2) % len(files)]
-        damaged = _apply(
-            (*PHOTOGRAPH_SEMANTICS, *PHOTOGRAPH_NUISANCES), images_N3HW[place], Draw(seed, digests[place], other)
-        )
-        return torch.cat([images_N3HW[place][None], damaged])
+        draw = Draw(seed, digests[place], images_N3HW[(place + len(files) // 2) % len(files)])
+        return torch.cat([images_N3HW[place][None], _apply(kinds, images_N3HW[place], draw)])
 
-    names = tuple(key_of(path, folder) for path in files)
-    return World("photographs", side, (*PHOTOGRAPH_SEMANTICS, *PHOTOGRAPH_NUISANCES), names, digests, versions)
+    return World("photographs", side, kinds, tuple(key_of(path, folder) for path in files), digests, versions)
 
 
-def _apply(corruptions: tuple[Corruption, ...], image_3HW: Tensor, draw: Draw) -> Tensor:
-    return torch.stack([kind.apply(image_3HW, level, draw) for kind in corruptions for level in kind.levels])
+def _apply(kinds: tuple[Damage, ...], image_3HW: Tensor, draw: Draw) -> Tensor:
+    return torch.stack([kind.apply(image_3HW, level, draw) for kind in kinds for level in kind.levels])
 
 
 def _unlike(scenes: list[Scene], place: int) -> Scene:
     """The next scene with another background and another object at every place."""
     scene = scenes[place]
-    for step in range(1, len(scenes)):
-        other = scenes[(place + step) % len(scenes)]
-        if other.background != scene.background and all(
-            theirs != ours for theirs, ours in zip(other.cells, scene.cells, strict=True)
-        ):
+    for other in (*scenes[place + 1 :], *scenes[:place]):
+        pairs = zip(other.cells, scene.cells, strict=True)
+        if other.background != scene.background and all(theirs != ours for theirs, ours in pairs):
             return other
     raise ConfigError("--scenes", "too few: a scene finds no other that differs everywhere")
 
@@ -189,67 +185,33 @@ def damaged_scenes(scene: Scene, other: Scene, seed: int) -> dict[str, list[Scen
         other: a scene whose objects and background are put in its place.
         seed: of the order of the objects and of the new attributes.
     """
-    rng = random.Random(derive_seed(seed, "scene damage", scene.digest))
-    order = rng.sample(range(OBJECTS), OBJECTS)
+    order = random.Random(derive_seed(seed, "scene damage", scene.digest)).sample(range(OBJECTS), OBJECTS)
+
+    def changed(cells: dict[int, SceneObject | None]) -> Scene:
+        return Scene(scene.background, tuple(cells.get(place, thing) for place, thing in enumerate(scene.cells)))
+
     found = {
-        kind: [_changed(scene, order[:count], change, seed) for count in range(1, OBJECTS + 1)]
-        for kind, change in _CHANGES.items()
+        kind: [
+            changed({place: _altered(scene, place, name, seed) for place in order[:count]})
+            for count in range(1, OBJECTS + 1)
+        ]
+        for kind, name in _ATTRIBUTES.items()
     }
-    found["swapped"] = [Scene(scene.background, tuple(_moved(scene, order, move))) for move in _MOVES]
-    found["replaced"] = [_replaced(scene, other, order[:count]) for count in range(1, OBJECTS)]
-    found["replaced"].append(other)
-    return found
+    found["swapped"] = [
+        changed({order[target]: scene.cells[order[index]] for index, target in enumerate(move)}) for move in _MOVES
+    ]
+    replaced = [changed({place: other.cells[place] for place in order[:count]}) for count in range(1, OBJECTS)]
+    return {**found, "replaced": [*replaced, other]}
 
 
-def _without(thing: SceneObject, rng: random.Random) -> SceneObject | None:
-    return None
-
-
-def _recoloured(thing: SceneObject, rng: random.Random) -> SceneObject | None:
-    return replace(thing, colour=rng.choice([name for name in COLOURS if name != thing.colour]))
-
-
-def _resized(thing: SceneObject, rng: random.Random) -> SceneObject | None:
-    return replace(thing, size=next(name for name in SIZES if name != thing.size))
-
-
-def _reshaped(thing: SceneObject, rng: random.Random) -> SceneObject | None:
-    return replace(thing, shape=rng.choice([name for name in SHAPES if name != thing.shape]))
-
-
-_CHANGES: Mapping[str, Callable[[SceneObject, random.Random], SceneObject | None]] = {
-    "removed": _without,
-    "recoloured": _recoloured,
-    "resized": _resized,
-    "reshaped": _reshaped,
-}
-
-#: Where the objects of the drawn order go: two exchanged, three in a ring, two times two exchanged.
-_MOVES = ((1, 0, 2, 3), (1, 2, 0, 3), (1, 0, 3, 2))
-
-SCENE_SEMANTICS = (*_CHANGES, "swapped", "replaced")
-
-
-def _changed(
-    scene: Scene, places: list[int], change: Callable[[SceneObject, random.Random], SceneObject | None], seed: int
-) -> Scene:
-    cells: Cells = list(scene.cells)
-    for place in places:
-        thing = cells[place]
-        assert thing is not None
-        cells[place] = change(thing, random.Random(derive_seed(seed, "scene change", scene.digest, place)))
-    return Scene(scene.background, tuple(cells))
-
-
-def _moved(scene: Scene, order: list[int], move: tuple[int, ...]) -> Cells:
-    cells: Cells = list(scene.cells)
-    for index, target in enumerate(move):
-        cells[order[target]] = scene.cells[order[index]]
-    return cells
-
-
-def _replaced(scene: Scene, other: Scene, places: list[int]) -> Scene:
-    return Scene(scene.background, tuple(other.cells[i] if i in places else scene.cells[i] for i in range(OBJECTS)))
+def _altered(scene: Scene, place: int, name: str, seed: int) -> SceneObject | None:
+    """An object of a scene with another value of an attribute; None if none is named."""
+    thing = scene.cells[place]
+    assert thing is not None
+    if not name:
+        return None
+    rng = random.Random(derive_seed(seed, "scene change", scene.digest, place))
+    return replace(thing, **{name: rng.choice([value for value in _VALUES[name] if value != getattr(thing, name)])})
 
 
 def blur(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
@@ -269,12 +231,12 @@ def noise(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
 
 def jpeg(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
     """JPEG with 4:2:0 chroma; level: 100 minus the quality."""
-    pixels = (image_3HW * 255.0).round().to(torch.uint8).permute(1, 2, 0)
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.numpy())).save(buffer, "JPEG", quality=int(100 - level), subsampling=2)
-    with Image.open(buffer) as decoded:
-        array = np.array(decoded.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 255.0
+    picture = to_pil_image((image_3HW * 255.0).round().to(torch.uint8))
+    picture.save(buffer, "JPEG", quality=int(100 - level), subsampling=2)
+    return pil_to_tensor(Image.open(buffer)).float() / 255.0
 
 
 def hue(image_3HW: Tensor, level: float, draw: Draw) -> Tensor:
@@ -345,16 +307,14 @@ def _corner(y: float, x: float, length: int, side: int) -> tuple[slice, slice]:
 
 
 #: Of photographs. Blur and shift at 256 pixels: 0.5 to 4 and 2 to 51 pixels.
-BLUR = Corruption("blur", (1 / 512, 1 / 256, 1 / 128, 1 / 64), "standard deviation / side", apply=blur)
-NOISE = Corruption("noise", (0.02, 0.05, 0.1, 0.2), "standard deviation of pixels in [0, 1]", apply=noise)
-JPEG = Corruption("jpeg", (25, 60, 85, 95), "100 - quality", apply=jpeg)
-HUE = Corruption("hue", (0.02, 0.05, 0.12, 0.3), "fraction of the colour circle", apply=hue)
-SHIFT = Corruption("shift", (1 / 128, 1 / 32, 1 / 12, 1 / 5), "fraction of the side", apply=shift)
-REMOVED = Corruption("removed", (1 / 8, 1 / 4, 3 / 8, 1 / 2), "side of the patch / side", True, 1, apply=removed)
-SWAPPED = Corruption("swapped", (1 / 8, 1 / 4, 3 / 8, 1 / 2), "side of the regions / side", True, 1, apply=swapped)
-REPLACED = Corruption(
-    "replaced", (1 / 4, 1 / 2, 3 / 4, 1.0), "side of the other picture's part / side", True, 1, apply=replaced
-)
+BLUR = Damage("blur", (1 / 512, 1 / 256, 1 / 128, 1 / 64), "standard deviation / side", apply=blur)
+NOISE = Damage("noise", (0.02, 0.05, 0.1, 0.2), "standard deviation of pixels in [0, 1]", apply=noise)
+JPEG = Damage("jpeg", (25, 60, 85, 95), "100 - quality", apply=jpeg)
+HUE = Damage("hue", (0.02, 0.05, 0.12, 0.3), "fraction of the colour circle", apply=hue)
+SHIFT = Damage("shift", (1 / 128, 1 / 32, 1 / 12, 1 / 5), "fraction of the side", apply=shift)
+REMOVED = Damage("removed", (1 / 8, 1 / 4, 3 / 8, 1 / 2), "side of the patch / side", True, 1, removed)
+SWAPPED = Damage("swapped", (1 / 8, 1 / 4, 3 / 8, 1 / 2), "side of the regions / side", True, 1, swapped)
+REPLACED = Damage("replaced", (1 / 4, 1 / 2, 3 / 4, 1.0), "side of the other picture's part / side", True, 1, replaced)
 
 #: A patch of an eighth of the side may hold nothing but sky: it counts as semantic damage from the second level.
 PHOTOGRAPH_SEMANTICS = (REMOVED, SWAPPED, REPLACED)
@@ -362,9 +322,9 @@ PHOTOGRAPH_NUISANCES = (BLUR, NOISE, JPEG, HUE, SHIFT)
 
 #: Of the 32-pixel scenes: blur of 0.4 to 2 pixels, shift of 1 to 4.
 SCENE_NUISANCES = (
-    Corruption("blur", (0.4 / 32, 0.7 / 32, 1.2 / 32, 2 / 32), BLUR.unit, apply=blur),
+    replace(BLUR, levels=(0.4 / 32, 0.7 / 32, 1.2 / 32, 2 / 32)),
     NOISE,
     JPEG,
     HUE,
-    Corruption("shift", (1 / 32, 2 / 32, 3 / 32, 4 / 32), SHIFT.unit, apply=shift),
+    replace(SHIFT, levels=(1 / 32, 2 / 32, 3 / 32, 4 / 32)),
 )

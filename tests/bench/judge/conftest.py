@@ -12,10 +12,9 @@ import pytest
 
 from tests.bench.judge.server import Judges, always_a, always_tie, brighter, longer, serving
 from tests.pipeline.conftest import picture
-from verl_uae.bench.judge.contest import CAPTION, Contest, read_contest
+from verl_uae.bench.judge.contest import CAPTION, Contest, load_prompt, read_contest
 from verl_uae.bench.judge.judges import Judge, Limits
 from verl_uae.bench.judge.protocol import AnswerCache, Judged, judge_contest
-from verl_uae.bench.judge.question import load_prompt
 
 #: Characters of the captions of both candidates: the first is longer 3 times, shorter 2 times, as long once.
 LENGTHS = [(9, 3), (9, 3), (9, 3), (3, 9), (3, 9), (6, 6)]

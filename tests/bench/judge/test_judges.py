@@ -27,10 +27,9 @@ from verl_uae.bench.judge.judges import (
     Limits,
     Reply,
     body,
+    choose_judges,
     parse_judge,
     read_judges,
-    unique,
-    with_tokens,
 )
 from verl_uae.data.images import image_digest
 from verl_uae.errors import ConfigError, DecodeError
@@ -110,7 +109,7 @@ def test_files_that_do_not_say_what_they_mean(text: str, message: str, tmp_path:
 
 def test_tokens_come_from_the_environment_and_cross_no_network_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_TOKEN", " secret-token\n")
-    [judge] = with_tokens([parse_judge("a=https://host/v1#m")], ["a=A_TOKEN"])
+    [judge] = choose_judges(["a=https://host/v1#m"], None, ["a=A_TOKEN"])
     assert judge.token() == "secret-token" and "secret-token" not in repr(judge)
     for base in ("http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"):
         assert Judge("a", base, "m", "A_TOKEN").token() == "secret-token"
@@ -124,16 +123,15 @@ def test_tokens_come_from_the_environment_and_cross_no_network_in_the_clear(monk
         assert not value or value not in str(found.value)
     for text in ("b=A_TOKEN", "a", "a="):
         with pytest.raises(ConfigError, match="--token-env"):
-            with_tokens([Judge("a", "https://host", "m")], [text])
+            choose_judges(["a=https://host#m"], None, [text])
 
 
 def test_names_tell_judges_apart() -> None:
-    judge = Judge("a", "http://host", "m")
-    assert unique([judge]) == [judge]
+    assert choose_judges(["a=http://host#m"]) == [Judge("a", "http://host", "m")]
     with pytest.raises(ConfigError, match="at least one"):
-        unique([])
+        choose_judges([])
     with pytest.raises(ConfigError, match="two judges are named 'a'"):
-        unique([judge, Judge("a", "http://other", "n")])
+        choose_judges(["a=http://host#m", "a=http://other#n"])
 
 
 QUICK = Limits(timeout=5.0, retries=2, backoff=0.01, max_wait=1.0, patience=100)
@@ -150,7 +148,7 @@ def ask(
     judge: Judge, limits: Limits = QUICK, budget: Budget | None = None, times: int = 1, naps: Naps | None = None
 ) -> list[Reply]:
     async def run() -> list[Reply]:
-        async with Client(judge, limits, budget or Budget(None), Naps() if naps is None else naps) as client:
+        async with Client(judge, limits, budget or Budget(), Naps() if naps is None else naps) as client:
             return [await client.ask(body(judge, ("hello",), 64)) for _ in range(times)]
 
     return asyncio.run(run())
@@ -321,7 +319,7 @@ def test_what_is_for_this_machine_passes_no_proxy(
 def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
     with pytest.raises(ConfigError, match="judge far: the proxy of the environment cannot be used: Unknown scheme"):
-        Client(Judge("far", "https://judge.invalid", "m"), QUICK, Budget(None))
+        Client(Judge("far", "https://judge.invalid", "m"), QUICK, Budget())
 
 
 def test_the_budget_counts_every_try(server: Judges, judge: Callable[..., Judge]) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.bench.judge.conftest import FAST, LENGTHS, write_captions
 from tests.bench.judge.server import Judges, Shown, completion, error, longer
-from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, Contest, Picture, read_contest
+from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, Contest, Picture, load_prompt, read_contest
 from verl_uae.bench.judge.judges import SPENT, Judge, Limits
 from verl_uae.bench.judge.protocol import (
     FAILED,
@@ -29,12 +29,13 @@ from verl_uae.bench.judge.protocol import (
     AnswerCache,
     Answered,
     Judged,
+    Verdict,
     combine,
     count_requests,
     judge_contest,
+    parse_verdict,
     request_key,
 )
-from verl_uae.bench.judge.question import Verdict, load_prompt, parse_verdict
 from verl_uae.bench.judge.result import judge_result
 from verl_uae.errors import ConfigError
 

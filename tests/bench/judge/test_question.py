@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.bench.judge.server import completion
-from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, Comparison, Picture
-from verl_uae.bench.judge.question import PACKAGED, Verdict, VerdictError, answer_text, ask, load_prompt, parse_verdict
+from verl_uae.bench.judge.contest import CAPTION, PACKAGED, RECONSTRUCTION, Comparison, Picture, ask, load_prompt
+from verl_uae.bench.judge.protocol import Verdict, VerdictError, answer_text, parse_verdict
 from verl_uae.errors import ConfigError
 
 SOURCE = Picture(Path("/images/secret-name.png"), "source digest")

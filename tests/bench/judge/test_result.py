@@ -17,10 +17,9 @@ from tests.bench.judge.server import Judges, Shown, completion, error, longer
 from tests.bench.test_unified import CAPTION as ATTACK
 from tests.bench.test_unified import Page
 from tests.pipeline.conftest import picture
-from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, Contest, read_contest
+from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, Contest, load_prompt, read_contest
 from verl_uae.bench.judge.judges import Judge
 from verl_uae.bench.judge.protocol import Judged
-from verl_uae.bench.judge.question import load_prompt
 from verl_uae.bench.judge.result import judge_result, mean_words, rate_text, write_report
 from verl_uae.bench.results import Failure, read_json, resampled_means
 from verl_uae.bench.unified import reference_digest
@@ -64,7 +63,7 @@ def test_a_complete_result(judged: Judged, tmp_path: Path, server: Judges) -> No
     entry = content["judges"]["longer"]
     assert entry["scores"]["fluency"] == {"first": 5.0, "second": 5.0, "answers": 12} and len(entry["scores"]) == 3
     assert entry["base_url"] == server.base_url and entry["model"] == "longer" and entry["max_tokens"] == 2048
-    assert mean_words(content) == (1.0, 1.0)
+    assert mean_words(content) == [1.0, 1.0]
     write_json(tmp_path / "judge.json", content)
     assert read_json(tmp_path / "judge.json") == json.loads(json.dumps(content))
 

@@ -7,9 +7,18 @@ import itertools
 import numpy as np
 import pytest
 
-from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, TIE, WIN, Answered, JudgeOutcome, combine
-from verl_uae.bench.judge.question import Verdict
-from verl_uae.bench.judge.statistics import (
+from verl_uae.bench.judge.protocol import (
+    FAILED,
+    INCONSISTENT,
+    LOSS,
+    TIE,
+    WIN,
+    Answered,
+    JudgeOutcome,
+    Verdict,
+    combine,
+)
+from verl_uae.bench.judge.result import (
     cohen_kappa,
     fleiss_kappa,
     majority,

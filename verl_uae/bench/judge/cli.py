@@ -8,17 +8,11 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from verl_uae.bench.results import check_least, without_overall
 from verl_uae.errors import ConfigError
 from verl_uae.paths import argument_path, existing_folder, existing_place, named_path
-
-if TYPE_CHECKING:
-    from verl_uae.bench.judge.contest import Contest
-    from verl_uae.bench.judge.judges import Judge
-    from verl_uae.bench.judge.protocol import AnswerCache, Judged
-    from verl_uae.bench.judge.question import JudgePrompt
 
 RESULT, REPORT, ANSWERS = "judge.json", "judge.html", "answers.jsonl"
 
@@ -33,13 +27,11 @@ def add_judge(commands: Any) -> None:
     parser.add_argument("--mode", choices=("caption", "reconstruction"), default="caption", help="default: caption")
     parser.add_argument("--judge", action="append", default=[], metavar="NAME=BASE_URL#MODEL", help="may be repeated")
     parser.add_argument("--judges", type=argument_path, metavar="FILE.yaml", help="more judges, with their parameters")
-    parser.add_argument(
-        "--token-env", action="append", default=[], metavar="NAME=VARIABLE", help="environment variable with a token"
-    )
+    token = "environment variable with a token"
+    parser.add_argument("--token-env", action="append", default=[], metavar="NAME=VARIABLE", help=token)
     parser.add_argument("--prompt", metavar="NAME|FILE", help="default: the prompt of the mode; caption_blind")
-    parser.add_argument(
-        "--out", type=argument_path, required=True, metavar="DIR", help=f"{RESULT}, {REPORT}, {ANSWERS}"
-    )
+    written = f"{RESULT}, {REPORT}, {ANSWERS}"
+    parser.add_argument("--out", type=argument_path, required=True, metavar="DIR", help=written)
     parser.add_argument("--dry-run", action="store_true", help="say how many requests it takes, and send none")
     parser.add_argument("--max-requests", type=int, metavar="N", help="send at most N, further tries included")
     parser.add_argument("--concurrency", type=int, default=4, help="requests at a time per judge (default 4)")
@@ -55,101 +47,66 @@ def _judge(args: argparse.Namespace) -> int:
     existing_folder(args.images, "images")
     for candidate in (args.first, args.second):
         existing_place(named_path(candidate)[1])
-    from verl_uae.bench.judge.contest import read_contest
-    from verl_uae.bench.judge.judges import Limits
-    from verl_uae.bench.judge.protocol import AnswerCache, judge_contest
-    from verl_uae.bench.judge.question import load_prompt
+    from verl_uae.bench.judge.contest import load_prompt, read_contest
+    from verl_uae.bench.judge.judges import Limits, choose_judges
+    from verl_uae.bench.judge.protocol import AnswerCache, count_requests, judge_contest
+    from verl_uae.bench.judge.result import judge_result, write_report
+    from verl_uae.files import write_json
 
-    _check(args)
-    judges, prompt = _judges(args), load_prompt(args.prompt, args.mode)
+    check_least(args, {"--max-requests": 0, "--concurrency": 1, "--retries": 0, "--side": 16, "--max-wait": 0})
+    if not args.timeout > 0:
+        raise ConfigError("--timeout", f"must be positive, got {args.timeout}")
+    judges = choose_judges(args.judge, args.judges, args.token_env)
+    prompt = load_prompt(args.prompt, args.mode)
     contest = read_contest(args.images, args.first, args.second, args.mode)
     if args.out.resolve().is_relative_to(args.images.resolve()):
         raise ConfigError("--out", f"{args.out} lies in {args.images}")
     args.out.mkdir(parents=True, exist_ok=True)
     with AnswerCache(args.out / ANSWERS) as cache:
         if args.dry_run:
-            return _dry_run(args, contest, judges, prompt, cache)
+            wanted, known = count_requests(contest, judges, prompt, cache, args.side)
+            identical = sum(comparison.identical for comparison in contest.comparisons)
+            print(
+                f"{wanted} requests: {len(contest.comparisons)} pictures, {identical} of them with identical "
+                f"candidates, 2 orders, {len(judges)} judges, {known} answers from before"
+            )
+            print(f"at most {wanted * (args.retries + 1)} with all further tries")
+            for failure in contest.failures[:20]:
+                print(f"  {failure.what}: {failure.reason}")
+            return 0
         for judge in judges:
             # Before the first request of any judge is paid for.
             judge.token()
-        judged = asyncio.run(
-            judge_contest(
-                contest,
-                judges,
-                prompt,
-                cache,
-                limits=Limits(timeout=args.timeout, retries=args.retries, max_wait=args.max_wait),
-                max_requests=args.max_requests,
-                concurrency=args.concurrency,
-                side=args.side,
-                on_progress=_progress,
-            )
+        judging = judge_contest(
+            contest,
+            judges,
+            prompt,
+            cache,
+            limits=Limits(timeout=args.timeout, retries=args.retries, max_wait=args.max_wait),
+            max_requests=args.max_requests,
+            concurrency=args.concurrency,
+            side=args.side,
+            on_progress=lambda n, count: print(f"judging: {n} of {count}", file=sys.stderr, flush=True),
         )
-    return _write(args, judged, prompt)
-
-
-def _check(args: argparse.Namespace) -> None:
-    least = {"--max-requests": 0, "--concurrency": 1, "--retries": 0, "--side": 16, "--max-wait": 0}
-    for key, low in least.items():
-        value = getattr(args, key[2:].replace("-", "_"))
-        if value is not None and not value >= low:
-            raise ConfigError(key, f"must be at least {low}, got {value}")
-    if not args.timeout > 0:
-        raise ConfigError("--timeout", f"must be positive, got {args.timeout}")
-
-
-def _judges(args: argparse.Namespace) -> list[Judge]:
-    from verl_uae.bench.judge.judges import parse_judge, read_judges, unique, with_tokens
-
-    judges = [parse_judge(text) for text in args.judge]
-    if args.judges is not None:
-        judges += read_judges(args.judges)
-    return with_tokens(unique(judges), args.token_env)
-
-
-def _dry_run(
-    args: argparse.Namespace, contest: Contest, judges: list[Judge], prompt: JudgePrompt, cache: AnswerCache
-) -> int:
-    from verl_uae.bench.judge.protocol import count_requests
-
-    wanted, known = count_requests(contest, judges, prompt, cache, args.side)
-    identical = sum(comparison.identical for comparison in contest.comparisons)
-    print(
-        f"{wanted} requests: {len(contest.comparisons)} pictures, {identical} of them with identical candidates, "
-        f"2 orders, {len(judges)} judges, {known} answers from before"
-    )
-    print(f"at most {wanted * (args.retries + 1)} with all further tries")
-    for failure in contest.failures[:20]:
-        print(f"  {failure.what}: {failure.reason}")
-    return 0
-
-
-def _progress(done: int, count: int) -> None:
-    print(f"judging: {done} of {count}", file=sys.stderr, flush=True)
-
-
-def _write(args: argparse.Namespace, judged: Judged, prompt: JudgePrompt) -> int:
-    from verl_uae.bench.judge.result import judge_result, write_report
-    from verl_uae.files import write_json
-
+        judged = asyncio.run(judging)
     content = judge_result(judged, prompt, side=args.side, seed=args.seed)
     write_json(args.out / RESULT, content)
     write_report(args.out / REPORT, content, judged)
-    _say(content, args.out)
+    _say(content)
+    print(args.out / REPORT)
     return 0 if content["complete"] else 1
 
 
-def _say(content: Mapping[str, Any], out: Path) -> None:
+def _say(content: Mapping[str, Any]) -> None:
     from verl_uae.bench.judge.result import rate_text
 
     first, second = content["candidates"]["first"], content["candidates"]["second"]
     print(f"{first} against {second}, {content['mode']}")
     for name, entry in content["judges"].items():
         counts = ", ".join(f"{entry[key]} {key}" for key in ("wins", "losses", "ties", "inconsistent", "failed"))
-        print(f"{name}: {counts}")
-        print(f"  win rate {rate_text(entry['win_rate']) or 'none'}, "
-              f"without ties {rate_text(entry['win_rate_without_ties']) or 'none'}, "
-              f"A chosen {rate_text(entry['first_position']) or 'none'}")  # fmt: skip
+        titles = {"win_rate": "win rate", "win_rate_without_ties": "without ties", "first_position": "A chosen"}
+        rates = ", ".join(f"{title} {rate_text(entry[key]) or 'none'}" for key, title in titles.items())
+        print(f"{name}: {counts}\n  {rates}")
     if len(content["judges"]) > 1:
         kappa = content["agreement"]["fleiss"]["kappa"]
         print(f"majority: win rate {rate_text(content['majority']['win_rate']) or 'none'}")
@@ -157,9 +114,6 @@ def _say(content: Mapping[str, Any], out: Path) -> None:
     if content["complete"]:
         print(f"overall: {content['overall']:.2f}")
     else:
-        print(f"overall: none, {len(content['failures'])} failures")
-        for failure in content["failures"][:20]:
-            print(f"  {failure['what']}: {failure['reason']}")
+        print(without_overall(content["failures"]))
     sent = content["sent"]
     print(f"{sent['requests']} requests sent, {sent['from_cache']} answers from before")
-    print(out / REPORT)

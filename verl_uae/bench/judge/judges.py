@@ -14,15 +14,15 @@ import math
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
-from verl_uae.bench.judge.contest import Picture
+from verl_uae.bench.judge.contest import Content, Picture
 from verl_uae.data.images import decode_image
 from verl_uae.errors import ConfigError
 from verl_uae.pages import data_uri
@@ -44,7 +44,6 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType({"temperature": 0, "seed": 0, "ma
 
 #: Set by the protocol alone.
 _RESERVED = frozenset({"model", "messages", "stream", "n"})
-_KEYS = frozenset({"name", "base_url", "model", "token_env", "parameters"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -92,6 +91,32 @@ class Judge:
         return token
 
 
+def choose_judges(words: Sequence[str], file: Path | None = None, tokens: Sequence[str] = ()) -> list[Judge]:
+    """The judges of a command line.
+
+    Args:
+        words: ``NAME=BASE_URL#MODEL`` each.
+        file: YAML with more: a list, or one under ``judges``, of the fields of `Judge`.
+        tokens: ``NAME=VARIABLE`` each, of judges with a token.
+
+    Raises:
+        ConfigError: one is not of that form, two have one name, or there is none.
+    """
+    judges: dict[str, Judge] = {}
+    for judge in [*map(parse_judge, words), *([] if file is None else read_judges(file))]:
+        if judge.name in judges:
+            raise ConfigError("--judge", f"two judges are named {judge.name!r}")
+        judges[judge.name] = judge
+    if not judges:
+        raise ConfigError("--judge", "give at least one judge")
+    for text in tokens:
+        name, _, variable = text.partition("=")
+        if not variable or name not in judges:
+            raise ConfigError("--token-env", f"must be NAME=VARIABLE with the name of a judge, got {text!r}")
+        judges[name] = replace(judges[name], token_env=variable)
+    return list(judges.values())
+
+
 def parse_judge(text: str) -> Judge:
     """A judge from ``NAME=BASE_URL#MODEL``.
 
@@ -102,7 +127,7 @@ def parse_judge(text: str) -> Judge:
     base_url, hash_sign, model = rest.partition("#")
     if not equals or not hash_sign:
         raise ConfigError("--judge", f"must be NAME=BASE_URL#MODEL, got {text!r}")
-    return _checked(Judge(name, base_url, model), "--judge")
+    return _judge({"name": name, "base_url": base_url, "model": model}, "--judge")
 
 
 def read_judges(path: str | os.PathLike[str]) -> list[Judge]:
@@ -120,79 +145,47 @@ def read_judges(path: str | os.PathLike[str]) -> list[Judge]:
     entries = content.get("judges") if isinstance(content, Mapping) else content
     if not isinstance(entries, list) or not entries:
         raise ConfigError("--judges", f"{os.fspath(path)} has no list of judges")
-    return [_from_entry(entry, f"--judges: judges[{index}]") for index, entry in enumerate(entries)]
+    return [_judge(entry, f"--judges: judges[{index}]") for index, entry in enumerate(entries)]
 
 
-def _from_entry(entry: Any, key: str) -> Judge:
-    if not isinstance(entry, Mapping):
-        raise ConfigError(key, "must be a mapping")
-    unknown = {str(name) for name in entry} - _KEYS
-    if unknown:
-        raise ConfigError(key, f"unknown key {min(unknown)!r}; known are {', '.join(sorted(_KEYS))}")
-    parameters = entry.get("parameters") or {}
-    if not isinstance(parameters, Mapping) or not all(isinstance(name, str) for name in parameters):
-        raise ConfigError(key, "parameters must be a mapping with text keys")
+def _judge(entry: Any, key: str) -> Judge:
+    def need(holds: bool, message: str) -> None:
+        if not holds:
+            raise ConfigError(key, message)
+
+    need(isinstance(entry, Mapping), "must be a mapping")
+    known = [known.name for known in fields(Judge)]
+    unknown = sorted(set(map(str, entry)) - set(known))
+    need(not unknown, f"unknown key {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
+    for name in ("name", "base_url", "model"):
+        need(isinstance(entry.get(name), str), f"{name} must be a text")
+    judge = Judge(**{**entry, "parameters": entry.get("parameters") or {}})
+    token_env, parameters = judge.token_env, judge.parameters
+    need(token_env is None or isinstance(token_env, str), "token_env must be the name of an environment variable")
+    texts = isinstance(parameters, Mapping) and all(isinstance(name, str) for name in parameters)
+    need(texts, "parameters must be a mapping with text keys")
     try:
         json.dumps(dict(parameters), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(key, f"parameters must be what JSON knows: {error}") from error
-    for name in ("name", "base_url", "model"):
-        if not isinstance(entry.get(name), str):
-            raise ConfigError(key, f"{name} must be a text")
-    token_env = entry.get("token_env")
-    if token_env is not None and not isinstance(token_env, str):
-        raise ConfigError(key, "token_env must be the name of an environment variable")
-    return _checked(Judge(entry["name"], entry["base_url"], entry["model"], token_env, dict(parameters)), key)
-
-
-def _checked(judge: Judge, key: str) -> Judge:
-    if not _NAME.fullmatch(judge.name):
-        raise ConfigError(key, f"a name is made of letters, digits, dot, dash and underscore, got {judge.name!r}")
-    try:
-        parts = urlsplit(judge.base_url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        sound = False
-    sound &= judge.base_url.isprintable() and " " not in judge.base_url
-    # A user or a query might be a secret, and the address is written into results.
-    if not sound or "@" in judge.base_url or parts.query or parts.fragment:
-        raise ConfigError(key, f"judge {judge.name}: base_url must be http(s)://HOST[:PORT][/PATH] and nothing else")
-    if not judge.model:
-        raise ConfigError(key, f"judge {judge.name} has no model")
-    reserved = _RESERVED & judge.parameters.keys()
-    if reserved:
-        raise ConfigError(key, f"judge {judge.name}: the parameter {min(reserved)!r} is set by the protocol")
+    name = judge.name
+    need(bool(_NAME.fullmatch(name)), f"a name is made of letters, digits, dot, dash and underscore, got {name!r}")
+    address = f"judge {name}: base_url must be http(s)://HOST[:PORT][/PATH] and nothing else"
+    need(_is_address(judge.base_url), address)
+    need(bool(judge.model), f"judge {name} has no model")
+    reserved = sorted(_RESERVED & parameters.keys())
+    need(not reserved, f"judge {name}: the parameter {', '.join(map(repr, reserved))} is set by the protocol")
     return judge
 
 
-def unique(judges: Sequence[Judge]) -> list[Judge]:
-    """The judges, if there are any and no two have one name.
-
-    Raises:
-        ConfigError: otherwise.
-    """
-    if not judges:
-        raise ConfigError("--judge", "give at least one judge")
-    names = [judge.name for judge in judges]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError("--judge", f"two judges are named {name!r}")
-    return list(judges)
-
-
-def with_tokens(judges: Sequence[Judge], variables: Sequence[str]) -> list[Judge]:
-    """The judges with the ``NAME=VARIABLE`` of their tokens.
-
-    Raises:
-        ConfigError: a name is not that of a judge.
-    """
-    by_name = {judge.name: judge for judge in judges}
-    for text in variables:
-        name, equals, variable = text.partition("=")
-        if not equals or not variable or name not in by_name:
-            raise ConfigError("--token-env", f"must be NAME=VARIABLE with the name of a judge, got {text!r}")
-        by_name[name] = replace(by_name[name], token_env=variable)
-    return list(by_name.values())
+def _is_address(url: str) -> bool:
+    """Whether it is one of a server and nothing else: a user or a query might be a secret, and results show it."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return sound and url.isprintable() and not set(" @").intersection(url) and not (parts.query or parts.fragment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,16 +204,12 @@ class Limits:
     """Questions in a row without an answer after which a judge is given up."""
 
 
+@dataclass(slots=True)
 class Budget:
-    """Requests that may still be sent, further tries included.
+    """Requests that may still be sent, further tries included."""
 
-    Args:
-        count: None for no limit.
-    """
-
-    def __init__(self, count: int | None) -> None:
-        self.left = math.inf if count is None else count
-        self.sent = 0
+    left: float = math.inf
+    sent: int = 0
 
     def take(self) -> bool:
         """Count a request; false if none is left."""
@@ -245,7 +234,7 @@ class _NotAskedError(Exception):
     """Nothing was sent."""
 
 
-def body(judge: Judge, parts: Sequence[str | Picture], side: int) -> dict[str, Any]:
+def body(judge: Judge, parts: Sequence[Content], side: int) -> dict[str, Any]:
     """The request as OpenAI's chat completions take it, pictures as PNG in data URLs.
 
     Args:
@@ -256,15 +245,14 @@ def body(judge: Judge, parts: Sequence[str | Picture], side: int) -> dict[str, A
     Raises:
         DecodeError: a picture no longer decodes.
     """
-    if len(parts) == 1 and isinstance(parts[0], str):
-        content: Any = parts[0]
-    else:
-        content = [
-            {"type": "text", "text": part}
-            if isinstance(part, str)
-            else {"type": "image_url", "image_url": {"url": _png_uri(part, side)}}
-            for part in parts
-        ]
+    content: Any = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image_url", "image_url": {"url": _png_uri(part, side)}}
+        for part in parts
+    ]
+    # Servers of text models need a plain text.
+    content = content[0]["text"] if len(content) == 1 and content[0]["type"] == "text" else content
     return {**judge.settings(), "messages": [{"role": "user", "content": content}]}
 
 
@@ -310,15 +298,13 @@ class Client:
     async def __aenter__(self) -> Client:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *failed: object) -> None:
         await self._web.aclose()
 
     async def ask(self, request: Mapping[str, Any]) -> Reply:
         """Send a request until it is answered or given up."""
         content = json.dumps(request).encode()
-        reason = SPENT
+        reason, fatal = SPENT, False
 
         async def attempt() -> bytes:
             nonlocal reason
@@ -332,19 +318,16 @@ class Client:
                 raise
 
         try:
-            reply, fatal = self._reply(await self._retries.persist(attempt)), False
+            reply = self._reply(await self._retries.persist(attempt))
         except _NotAskedError as error:
             return Reply(None, str(error))
         except UnansweredError as error:
             reply, fatal = Reply(None, error.reason), error.code in FATAL
-        self._note(reply, fatal)
-        return reply
-
-    def _note(self, reply: Reply, fatal: bool) -> None:
         self._failed = 0 if reply.answer is not None else self._failed + 1
         if fatal or self._failed >= self.limits.patience:
             what = "" if fatal else f"{self._failed} questions in a row went unanswered, the last: "
             self.stopped = self.stopped or f"not asked: the judge was given up, {what}{reply.reason}"
+        return reply
 
     def _reply(self, data: bytes) -> Reply:
         text = data.decode("utf-8", "replace")

@@ -6,6 +6,12 @@ A judge that prefers what it sees first would prefer either candidate. So a cand
 prefers it both as A and as B; two answers that disagree are a tie of their own kind (position swap as in Zheng et al.
 2023, arXiv 2306.05685, section 3.4).
 
+The verdict in an answer of an OpenAI-compatible server is parsed strictly: what is in doubt is no verdict. The answer
+has to end with one JSON object, whose ``verdict`` is "A", "B" or "tie" and whose ``id`` is the nonce of the question,
+if that had one. Nothing before it is looked at, so a caption that a judge quotes decides nothing; nor is reasoning that
+a server returns apart (vLLM's ``reasoning`` and, earlier, ``reasoning_content``,
+https://docs.vllm.ai/en/stable/features/reasoning_outputs/).
+
 Raw answers are kept on disk, so that an interrupted run goes on and nothing is paid for twice: one JSON line per
 answer, appended and never changed, under the digest of the whole request: address, model, parameters, prompt, pictures
 and order. Answers that cannot be parsed are kept too: asking again until a judge says something else would bias the
@@ -21,26 +27,19 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
+from typing import Any
 
-from verl_uae.bench.judge.contest import Comparison, Contest, Picture
+from verl_uae.bench.judge.contest import Comparison, Content, Contest, JudgePrompt, Question, ask
 from verl_uae.bench.judge.judges import Budget, Client, Judge, Limits, body
-from verl_uae.bench.judge.question import (
-    NO_PREFERENCE,
-    A,
-    B,
-    JudgePrompt,
-    Question,
-    Verdict,
-    VerdictError,
-    answer_text,
-    ask,
-    parse_verdict,
-)
 from verl_uae.errors import ConfigError, DecodeError
+from verl_uae.text import unique_keys
+
+A, B, NO_PREFERENCE = "A", "B", "tie"
+CHOICES = (A, B, NO_PREFERENCE)
+
+LOW, HIGH = 1.0, 10.0
+"""Of scores."""
 
 WIN, LOSS, TIE, INCONSISTENT, FAILED = "win", "loss", "tie", "inconsistent", "failed"
 """Of the first candidate."""
@@ -51,8 +50,109 @@ ORDERS = (False, True)
 SIDE = 1024
 """Longest side that pictures are sent with, pixels."""
 
+#: Characters at the end of an answer that the verdict has to be in.
+_TAIL = 4096
+
 #: Told (pairs done, all pairs); a pair is a picture and a judge.
 Progress = Callable[[int, int], None]
+
+
+class VerdictError(ValueError):
+    """An answer without a valid verdict; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge decided, by the letters that it saw."""
+
+    choice: str
+    """One of `CHOICES`."""
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By letter and criterion, in [1, 10]; empty unless the same criteria are there for both."""
+
+
+def answer_text(answer: Mapping[str, Any]) -> str:
+    """The text of the first choice of a chat completion, without inline reasoning.
+
+    Raises:
+        VerdictError: it was cut off, filtered, refused, or is not there.
+    """
+    try:
+        choice = answer["choices"][0]
+        message = choice["message"]
+        finish, content, refusal = choice.get("finish_reason"), message.get("content"), message.get("refusal")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise VerdictError("the answer has no message") from error
+    if refusal:
+        raise VerdictError("refused")
+    if finish == "length":
+        raise VerdictError("cut off at the limit of tokens")
+    if finish == "content_filter":
+        raise VerdictError("stopped by a content filter")
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        content = "".join(text for text in texts if isinstance(text, str))
+    if not isinstance(content, str) or not content.strip():
+        raise VerdictError("the answer is empty")
+    # A server without a reasoning parser leaves the reasoning in the text.
+    said = content.rpartition("</think>")[2]
+    if "<think>" in said:
+        raise VerdictError("the answer ends within its reasoning")
+    return said
+
+
+def parse_verdict(answer: Mapping[str, Any], nonce: str | None) -> Verdict:
+    """The verdict of a chat completion.
+
+    Args:
+        answer: body of the response.
+        nonce: what ``id`` has to be. None: no ``id`` is needed, and a last line A, B or tie will do.
+
+    Raises:
+        VerdictError: there is none.
+    """
+    text = answer_text(answer).strip()
+    last = text.rpartition("\n")[2].strip()
+    if nonce is None and last in CHOICES:
+        return Verdict(last)
+    found = _last_object(text)
+    if nonce is not None and found.get("id") != nonce:
+        raise VerdictError("the verdict does not name its question")
+    choice = found.get("verdict")
+    if choice not in CHOICES:
+        raise VerdictError("the verdict is none of A, B, tie")
+    return Verdict(choice, _scores(found.get("scores")))
+
+
+def _last_object(text: str) -> dict[str, Any]:
+    """The JSON object that the text ends with; a code fence may close after it."""
+    text = text.removesuffix("```").rstrip()[-_TAIL:]
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
+    start = text.find("{")
+    while text.endswith("}") and start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = -1
+        if end == len(text):
+            assert isinstance(value, dict)
+            return value
+        start = text.find("{", start + 1)
+    raise VerdictError("the answer does not end with a verdict")
+
+
+def _scores(value: Any) -> dict[str, dict[str, float]]:
+    """Valid scores of both candidates on the same criteria; else none, which costs the scores and not the verdict."""
+    given = [value.get(letter) if isinstance(value, dict) else None for letter in (A, B)]
+    if not all(isinstance(scores, dict) for scores in given) or given[0].keys() != given[1].keys():
+        return {}
+    for score in (score for scores in given for score in scores.values()):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not LOW <= score <= HIGH:
+            return {}
+    return {
+        letter: {name: float(score) for name, score in scores.items()}
+        for letter, scores in zip((A, B), given, strict=True)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +203,7 @@ class Judged:
     """Lines of the cache that could not be read."""
 
 
-def request_key(judge: Judge, parts: Sequence[str | Picture], side: int) -> str:
+def request_key(judge: Judge, parts: Sequence[Content], side: int) -> str:
     """SHA-256 of everything that an answer depends on; pictures enter by the digest of their pixels.
 
     Args:
@@ -121,57 +221,44 @@ class AnswerCache:
 
     Args:
         path: JSON lines; made if it does not exist.
+
+    Raises:
+        ConfigError: the file cannot be opened, or another process writes to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
         self.answers: dict[str, Mapping[str, Any]] = {}
         self.damaged = 0
         """Lines that are no entry, such as one that a kill cut short."""
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> AnswerCache:
-        """Open and read.
-
-        Raises:
-            ConfigError: the file cannot be opened, or another process writes to it.
-        """
         try:
-            self._file = open(self.path, "a+b")
+            self._file = open(path, "a+b")  # noqa: SIM115  closed on exit
         except OSError as error:
-            raise ConfigError("answers", f"cannot open {self.path}: {error}") from error
+            raise ConfigError("answers", f"cannot open {os.fspath(path)}: {error}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
-            raise ConfigError("answers", f"{self.path} is in use by another process") from error
-        self._read()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def _read(self) -> None:
-        assert self._file is not None
+            raise ConfigError("answers", f"{os.fspath(path)} is in use by another process") from error
         self._file.seek(0)
         line = b"\n"
         for line in self._file:
             try:
                 entry = json.loads(line)
                 key, answer = entry["key"], entry["answer"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                self.damaged += 1
-                continue
-            if isinstance(key, str) and isinstance(answer, dict):
+                if not isinstance(key, str) or not isinstance(answer, dict):
+                    raise ValueError("no entry")
                 self.answers.setdefault(key, answer)
-            else:
+            except (ValueError, KeyError, TypeError, RecursionError):
                 self.damaged += 1
         if not line.endswith(b"\n"):
             # Cut short by a kill: the next entry starts a line of its own.
             self._file.write(b"\n")
+
+    def __enter__(self) -> AnswerCache:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self._file.close()
 
     def add(self, key: str, answer: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Append an answer and see it onto the disk.
@@ -181,9 +268,7 @@ class AnswerCache:
             answer: body of the response.
             about: for the reader of the file: judge, picture, order.
         """
-        assert self._file is not None, "the cache is not open"
-        line = json.dumps({"key": key, **about, "answer": answer}) + "\n"
-        self._file.write(line.encode())
+        self._file.write((json.dumps({"key": key, **about, "answer": answer}) + "\n").encode())
         self._file.flush()
         os.fsync(self._file.fileno())
         self.answers.setdefault(key, answer)
@@ -198,20 +283,18 @@ def combine(answers: Sequence[Answered]) -> str:
     return decided.get((plain, swapped), INCONSISTENT)
 
 
-def questions(contest: Contest, prompt: JudgePrompt) -> Iterator[Question]:
-    """All that every judge is asked; pairs of identical candidates are not asked about."""
-    for comparison in contest.comparisons:
-        if not comparison.identical:
-            yield from (ask(prompt, comparison, swapped) for swapped in ORDERS)
-
-
 def count_requests(
     contest: Contest, judges: Sequence[Judge], prompt: JudgePrompt, cache: AnswerCache, side: int = SIDE
 ) -> tuple[int, int]:
     """(requests without further tries, answers that are there already)."""
-    keys = [request_key(judge, question.parts, side) for question in questions(contest, prompt) for judge in judges]
-    known = sum(key in cache.answers for key in keys)
-    return len(keys) - known, known
+    asked = [
+        ask(prompt, comparison, swapped)
+        for comparison in contest.comparisons
+        if not comparison.identical
+        for swapped in ORDERS
+    ]
+    known = [request_key(judge, question.parts, side) in cache.answers for question in asked for judge in judges]
+    return known.count(False), known.count(True)
 
 
 async def judge_contest(
@@ -224,7 +307,7 @@ async def judge_contest(
     max_requests: int | None = None,
     concurrency: int = 4,
     side: int = SIDE,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda done, count: None,
 ) -> Judged:
     """Ask all judges, each about one picture after the other, both orders of a picture in a row.
 
@@ -245,17 +328,19 @@ async def judge_contest(
     Raises:
         ConfigError: the token of a judge is not there.
     """
-    budget = Budget(max_requests)
+    budget = Budget() if max_requests is None else Budget(max_requests)
     outcomes: dict[str, dict[str, JudgeOutcome]] = {judge.name: {} for judge in judges}
     total = len(judges) * len(contest.comparisons)
 
     async def work(client: Client, comparisons: Iterator[Comparison]) -> None:
         for comparison in comparisons:
-            outcomes[client.judge.name][comparison.key] = await _judge_comparison(
-                client, comparison, prompt, cache, side
-            )
-            if on_progress is not None:
-                on_progress(sum(map(len, outcomes.values())), total)
+            outcome = JudgeOutcome(TIE)
+            if not comparison.identical:
+                asked = [ask(prompt, comparison, swapped) for swapped in ORDERS]
+                answers = tuple([await _answer(client, question, cache, side) for question in asked])
+                outcome = JudgeOutcome(combine(answers), answers)
+            outcomes[client.judge.name][comparison.key] = outcome
+            on_progress(sum(map(len, outcomes.values())), total)
 
     async with AsyncExitStack() as stack:
         workers = []
@@ -269,18 +354,10 @@ async def judge_contest(
         name: {comparison.key: found[comparison.key] for comparison in contest.comparisons}
         for name, found in outcomes.items()
     }
-    answers = [answer for found in in_order.values() for outcome in found.values() for answer in outcome.answers]
-    cached = sum(answer.cached for answer in answers)
+    cached = sum(
+        answer.cached for found in in_order.values() for outcome in found.values() for answer in outcome.answers
+    )
     return Judged(contest, tuple(judges), in_order, budget.sent, cached, cache.damaged)
-
-
-async def _judge_comparison(
-    client: Client, comparison: Comparison, prompt: JudgePrompt, cache: AnswerCache, side: int
-) -> JudgeOutcome:
-    if comparison.identical:
-        return JudgeOutcome(TIE)
-    answers = tuple([await _answer(client, ask(prompt, comparison, swapped), cache, side) for swapped in ORDERS])
-    return JudgeOutcome(combine(answers), answers)
 
 
 async def _answer(client: Client, question: Question, cache: AnswerCache, side: int) -> Answered:
@@ -295,16 +372,12 @@ async def _answer(client: Client, question: Question, cache: AnswerCache, side: 
         reply = await client.ask(request)
         if reply.answer is None:
             return Answered(None, reply.reason)
-        about = {"judge": client.judge.name, "file": question.comparison.key, "swapped": question.swapped}
-        cache.add(key, reply.answer, about)
         found = reply.answer
-    return _parsed(found, question.nonce, cached)
-
-
-def _parsed(answer: Mapping[str, object], nonce: str | None, cached: bool) -> Answered:
+        about = {"judge": client.judge.name, "file": question.comparison.key, "swapped": question.swapped}
+        cache.add(key, found, about)
     text = ""
     try:
-        text = answer_text(answer)
-        return Answered(parse_verdict(answer, nonce), "", text, cached)
+        text = answer_text(found)
+        return Answered(parse_verdict(found, question.nonce), "", text, cached)
     except VerdictError as error:
         return Answered(None, str(error), text, cached)

@@ -143,7 +143,7 @@ def _last_object(text: str) -> dict[str, Any]:
 
 def _scores(value: Any) -> dict[str, dict[str, float]]:
     """Valid scores of both candidates on the same criteria; else none, which costs the scores and not the verdict."""
-    given = [value.get(letter) if isinstance(value, dict) else None for letter in (A, B)]
+    given: list[Any] = [value.get(letter) if isinstance(value, dict) else None for letter in (A, B)]
     if not all(isinstance(scores, dict) for scores in given) or given[0].keys() != given[1].keys():
         return {}
     for score in (score for scores in given for score in scores.values()):
@@ -354,9 +354,8 @@ async def judge_contest(
         name: {comparison.key: found[comparison.key] for comparison in contest.comparisons}
         for name, found in outcomes.items()
     }
-    cached = sum(
-        answer.cached for found in in_order.values() for outcome in found.values() for answer in outcome.answers
-    )
+    everything = [outcome for found in in_order.values() for outcome in found.values()]
+    cached = sum(answer.cached for outcome in everything for answer in outcome.answers)
     return Judged(contest, tuple(judges), in_order, budget.sent, cached, cache.damaged)
 
 

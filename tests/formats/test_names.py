@@ -35,7 +35,7 @@ AGAIN = {
     ("paths.py", names.CONFIG): "asks the hub for any file that a repository of a model has",
     ("data/cache.py", names.MANIFEST): "tells contents of model folders apart, whoever wrote them",
     ("bench/external/cli.py", names.MANIFEST): "of drawn pictures, no model",
-    ("bench/external/draw.py", names.MANIFEST): "of drawn pictures, no model",
+    ("bench/external/prompts.py", names.MANIFEST): "of drawn pictures, no model",
 }
 
 #: Those that are also plain words: of a part of a model, a section or a role.

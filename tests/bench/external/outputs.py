@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_uae.bench.external.result import Expected, ExpectedPrompt
+from verl_uae.bench.external.prompts import BenchPrompt, PromptSet
 
 DIGEST = {"path": "somewhere", "sha256": "0"}
 
 
-def expect(bench: Any, prompts: Mapping[str, tuple[str | None, str]], samples: int = 1, **changes: Any) -> Expected:
+def expect(bench: Any, prompts: Mapping[str, tuple[str | None, str]], samples: int = 1, **changes: Any) -> PromptSet:
     """``prompts``: (tag, text) by key."""
-    found = {key: ExpectedPrompt(text, text, tag) for key, (tag, text) in prompts.items()}
+    found = {key: BenchPrompt(text, text, tag) for key, (tag, text) in prompts.items()}
     source = {"source": DIGEST, "rewritten": None, "drawing": None}
-    return Expected(bench, changes.pop("prompt_set", "original"), found, samples, source | changes)
+    return PromptSet(bench, changes.pop("prompt_set", "original"), found, samples, source | changes)
 
 
 def geneval_line(key: str, sample: int, tag: str, text: str, correct: object, **metadata: str) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from tests.bench.external.outputs import QUESTIONS, dpg_files, expect, questions_file
-from verl_uae.bench.external.dpg import detail_of, read_dpg, read_questions
+from verl_uae.bench.external.scorers import detail_of, posed, read_dpg, read_questions, score
 from verl_uae.errors import DataError
 
 
 def test_questions_and_what_they_depend_on(tmp_path: Path) -> None:
     items = read_questions(questions_file(tmp_path / "dpg_bench.csv"))
     assert set(items) == {"partiprompts97", "10", "2"}
-    assert items["10"].categories == ["entity", "attribute", "relation", "global"]
-    assert [question.parents for question in items["10"].questions] == [(), (1,), (1, 2), ()]
+    assert [question.category for question in items["10"]] == ["entity", "attribute", "relation", "global"]
+    assert [question.parents for question in items["10"]] == [(), (1,), (1, 2), ()]
 
 
 def test_the_score_is_that_of_a_recursion(tmp_path: Path) -> None:
@@ -29,19 +29,19 @@ def test_the_score_is_that_of_a_recursion(tmp_path: Path) -> None:
         return yes[number - 1] and all(passes(parent, yes) for parent in parents[number])
 
     for yes in itertools.product([False, True], repeat=4):
-        assert item.score(yes) == sum(passes(number, yes) for number in parents) / 4
+        assert score(dict(zip(item, yes, strict=True))) == sum(passes(number, yes) for number in parents) / 4
 
 
 def test_answers_are_matched_with_or_without_the_first_question(tmp_path: Path) -> None:
     item = read_questions(questions_file(tmp_path / "dpg_bench.csv"))["10"]
     replies = ["yes", "no", "yes", "yes"]
-    lines = [f"{question.text}, {reply}" for question, reply in zip(item.questions, replies, strict=True)]
-    assert item.match(lines) == (item, [True, False, True, True])
-    posed, yes = item.match(lines[1:])
-    assert posed is not None and yes == [False, True, True] and posed.score(yes) == 1 / 3
+    lines = [f"{question.text}, {reply}" for question, reply in zip(item, replies, strict=True)]
+    assert posed(item, lines) == dict(zip(item, [True, False, True, True], strict=True))
+    found = posed(item, lines[1:])
+    assert found == dict(zip(item[1:], [False, True, True], strict=True)) and score(found) == 1 / 3
     for wrong in (lines[:3], lines[2:], [], [lines[1], lines[0], *lines[2:]]):
-        assert item.match(wrong) == (None, [])
-    assert item.match([f"{lines[0]}, it is", *lines[1:]])[1][0] is False
+        assert posed(item, wrong) == {}
+    assert posed(item, [f"{lines[0]}, it is", *lines[1:]])[item[0]] is False
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from PIL import Image
 from tests.bench.external.conftest import DPG, GENEVAL, REWRITTEN, write_lines
 from verl_uae import UAEPipeline
 from verl_uae.bench.draw import DrawSettings
-from verl_uae.bench.external.draw import DrawnPrompts, Shard, draw_prompts, read_manifest
-from verl_uae.bench.external.prompts import grid, read_prompts
+from verl_uae.bench.external.prompts import DrawnPrompts, Shard, draw_prompts, grid, read_manifest, read_prompts
 from verl_uae.checkpoints.inference import ENTRIES
 from verl_uae.errors import ConfigError
 from verl_uae.files import sha256_of
@@ -40,7 +39,8 @@ class Bench:
         rest = {key: value for key, value in options.items() if key not in (*names, *ENTRIES)}
         entries = {key: value for key, value in options.items() if key in ENTRIES}
         self.pipe.register_to_config(**{**STEPS, "negative_prompt": "ugly", **entries})
-        return draw_prompts(self.pipe, read_prompts(bench, source, rewritten), self.out, settings, **rest)
+        prompts = read_prompts(bench, source, rewritten, samples=rest.pop("samples", None))
+        return draw_prompts(self.pipe, prompts, self.out, settings, **rest)
 
     def bytes(self) -> dict[str, bytes]:
         images = self.out / "images"
@@ -73,7 +73,7 @@ def test_geneval_has_samples_of_the_pipeline_and_the_metadata(bench: Bench, gene
     assert all(same(images / f"00001/samples/000{n}.png", samples[n]) for n in range(2))
     assert not same(images / "00001/samples/0001.png", samples[0])
     assert same(images / "00001/grid.png", grid(samples))
-    assert json.loads((images / "00002/metadata.jsonl").read_text()) == GENEVAL[2]
+    assert (images / "00002/metadata.jsonl").read_text() == json.dumps(GENEVAL[2])
     manifest = read_manifest(bench.out)
     assert (manifest["prompts"], manifest["samples_per_prompt"], manifest["pictures"]) == (3, 2, 6)
     assert manifest["prompt_set"] == "original" and manifest["drawing"]["num_inference_steps"] == 2

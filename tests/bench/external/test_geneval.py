@@ -12,7 +12,7 @@ import pytest
 
 from tests.bench.external.conftest import write_lines
 from tests.bench.external.outputs import DIGEST, expect, geneval_line, genevalpp_file
-from verl_uae.bench.external.geneval import read_geneval, read_genevalpp
+from verl_uae.bench.external.scorers import read_geneval, read_genevalpp
 from verl_uae.errors import DataError
 
 PROMPTS = {

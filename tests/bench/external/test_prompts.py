@@ -14,29 +14,29 @@ from PIL import Image
 
 from tests.bench.external.conftest import GENEVAL, REWRITTEN, write_lines
 from tests.pipeline.conftest import picture
-from verl_uae.bench.external.prompts import DRAWN_PROMPT, LAYOUTS, grid, read_prompts
+from verl_uae.bench.external.prompts import LAYOUTS, grid, read_prompts
 from verl_uae.errors import ConfigError, DataError
 
 
 def test_geneval_counts_from_five_zeros_and_genevalpp_from_one(geneval_file: Path, genevalpp_file: Path) -> None:
     geneval, genevalpp = read_prompts("geneval", geneval_file), read_prompts("genevalpp", genevalpp_file)
-    assert [prompt.key for prompt in geneval.prompts] == ["00000", "00001", "00002"]
-    assert [prompt.key for prompt in genevalpp.prompts] == ["1", "2", "3"]
-    assert [prompt.metadata for prompt in geneval.prompts] == GENEVAL and geneval.name == "original"
-    assert [prompt.tag for prompt in genevalpp.prompts] == ["color_attr", "color_attr", "counting"]
-    assert geneval.source["sha256"] == hashlib.sha256(geneval_file.read_bytes()).hexdigest()
+    assert list(geneval.prompts) == ["00000", "00001", "00002"]
+    assert list(genevalpp.prompts) == ["1", "2", "3"]
+    assert [prompt.metadata for prompt in geneval.prompts.values()] == GENEVAL and geneval.name == "original"
+    assert [prompt.tag for prompt in genevalpp.prompts.values()] == ["color_attr", "color_attr", "counting"]
+    assert geneval.source["source"]["sha256"] == hashlib.sha256(geneval_file.read_bytes()).hexdigest()
 
 
 def test_dpg_takes_the_names_of_files(dpg_folder: Path) -> None:
     found = read_prompts("dpg", dpg_folder)
-    assert [(prompt.key, prompt.text) for prompt in found.prompts] == [
+    assert [(key, prompt.text) for key, prompt in found.prompts.items()] == [
         ("10", "a red circle above a blue square"),
         ("2", "green triangle"),
         ("partiprompts97", "a corgi"),
     ]
-    before = found.source["sha256"]
+    before = found.source["source"]["sha256"]
     (dpg_folder / "2.txt").write_text("green triangles")
-    assert read_prompts("dpg", dpg_folder).source["sha256"] != before
+    assert read_prompts("dpg", dpg_folder).source["source"]["sha256"] != before
 
 
 @pytest.mark.parametrize("form", ["jsonl", "txt"])
@@ -45,8 +45,8 @@ def test_rewritten_prompts_are_drawn_and_the_metadata_stays(geneval_file: Path, 
     lines = [json.dumps(line | {"prompt": text}) for line, text in zip(GENEVAL, REWRITTEN, strict=True)]
     path.write_text("\n".join(lines if form == "jsonl" else REWRITTEN))
     found = read_prompts("geneval", geneval_file, path)
-    assert found.name == "rewritten" and [prompt.drawn for prompt in found.prompts] == REWRITTEN
-    assert [prompt.metadata for prompt in found.prompts] == GENEVAL
+    assert found.name == "rewritten" and [prompt.drawn for prompt in found.prompts.values()] == REWRITTEN
+    assert [prompt.metadata for prompt in found.prompts.values()] == GENEVAL
 
 
 def test_rewritten_prompts_of_dpg_go_by_name(dpg_folder: Path, tmp_path: Path) -> None:
@@ -57,7 +57,11 @@ def test_rewritten_prompts_of_dpg_go_by_name(dpg_folder: Path, tmp_path: Path) -
     with pytest.raises(DataError, match=r"partiprompts97\.txt: missing"):
         read_prompts("dpg", dpg_folder, other)
     (other / "partiprompts97.txt").write_text("corgi")
-    assert [prompt.drawn for prompt in read_prompts("dpg", dpg_folder, other).prompts] == ["ten", "two", "corgi"]
+    assert [prompt.drawn for prompt in read_prompts("dpg", dpg_folder, other).prompts.values()] == [
+        "ten",
+        "two",
+        "corgi",
+    ]
 
 
 def test_rewritten_prompts_in_another_order_are_refused(geneval_file: Path, tmp_path: Path) -> None:
@@ -71,14 +75,14 @@ def test_rewritten_prompts_in_another_order_are_refused(geneval_file: Path, tmp_
 
 def test_equal_prompts_are_told_apart(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "twice.jsonl", [GENEVAL[0], GENEVAL[1], GENEVAL[0]])
-    assert [prompt.occurrence for prompt in read_prompts("geneval", path).prompts] == [0, 0, 1]
+    assert [prompt.occurrence for prompt in read_prompts("geneval", path).prompts.values()] == [0, 0, 1]
 
 
 def test_a_separator_inside_a_prompt_ends_no_line(tmp_path: Path) -> None:
     line = json.dumps({"tag": "counting", "prompt": "one\u2028two"}, ensure_ascii=False)
     path = tmp_path / "odd.jsonl"
     path.write_text(f"{line}\n\n{line}\n", encoding="utf-8")
-    assert [prompt.text for prompt in read_prompts("geneval", path).prompts] == ["one\u2028two"] * 2
+    assert [prompt.text for prompt in read_prompts("geneval", path).prompts.values()] == ["one\u2028two"] * 2
 
 
 @pytest.mark.parametrize(
@@ -120,27 +124,16 @@ def test_a_name_the_scorer_would_cut_is_refused(dpg_folder: Path, tmp_path: Path
 
 def test_names_are_those_the_scorers_look_for(geneval_file: Path, genevalpp_file: Path, dpg_folder: Path) -> None:
     """The patterns are those of evaluate_images.py and Eval-gpt-4.1-geneval++.py, and the name of the prompt."""
-    (one, *_) = read_prompts("geneval", geneval_file).prompts
-    names = [picture.file for picture in LAYOUTS["geneval"].pictures(one, 4)]
+    found = read_prompts("geneval", geneval_file).prompts["00000"]
+    names = [picture.file for picture in LAYOUTS["geneval"].pictures("00000", found, 4)]
     assert names == [f"00000/samples/000{n}.png" for n in range(4)]
     assert all(name.split("/")[0].isdigit() and re.match(r"\d+\.png", name.split("/")[-1]) for name in names)
-    (_, two, _) = read_prompts("genevalpp", genevalpp_file).prompts
-    assert [picture.file for picture in LAYOUTS["genevalpp"].pictures(two, 1)] == ["2.jpg"]
-    (ten, *_) = read_prompts("dpg", dpg_folder).prompts
-    (sheet,) = LAYOUTS["dpg"].pictures(ten, 4)
+    two = read_prompts("genevalpp", genevalpp_file).prompts["2"]
+    assert [picture.file for picture in LAYOUTS["genevalpp"].pictures("2", two, 1)] == ["2.jpg"]
+    (sheet,) = LAYOUTS["dpg"].pictures("10", read_prompts("dpg", dpg_folder).prompts["10"], 4)
     assert sheet.file == "10.png" and sheet.samples == (0, 1, 2, 3)
     for layout, name in (("geneval", names[0]), ("genevalpp", "2.jpg"), ("dpg", "10.png")):
         assert re.fullmatch(LAYOUTS[layout].owned, name)
-
-
-def test_metadata_is_the_line_of_the_file_and_has_the_drawn_text(geneval_file: Path, rewritten_file: Path) -> None:
-    layout = LAYOUTS["geneval"]
-    (original, *_) = read_prompts("geneval", geneval_file).prompts
-    line = geneval_file.read_text().split("\n")[0]
-    assert layout.texts(original) == {"00000/metadata.jsonl": line}
-    (rewritten, *_) = read_prompts("geneval", geneval_file, rewritten_file).prompts
-    (text,) = layout.texts(rewritten).values()
-    assert json.loads(text) == GENEVAL[0] | {DRAWN_PROMPT: "A wooden bench on grass."}
 
 
 def test_samples_lie_in_the_grid_where_the_scorer_crops_them() -> None:
@@ -163,8 +156,9 @@ def test_png_is_exact_and_jpeg_nearly() -> None:
     assert np.abs(np.asarray(near, dtype=float) - np.asarray(image, dtype=float)).mean() < 3
 
 
-def test_what_a_scorer_cannot_read_is_refused() -> None:
-    assert LAYOUTS["geneval"].check_samples(9) == 9
-    for bench, samples in (("geneval", 0), ("genevalpp", 2), ("dpg", 5)):
+def test_what_a_scorer_cannot_read_is_refused(geneval_file: Path, genevalpp_file: Path, dpg_folder: Path) -> None:
+    assert read_prompts("geneval", geneval_file, samples=9).samples == 9
+    sources = {"geneval": (geneval_file, 0), "genevalpp": (genevalpp_file, 2), "dpg": (dpg_folder, 5)}
+    for bench, (source, samples) in sources.items():
         with pytest.raises(ConfigError, match=rf"--samples.*for {bench}, got {samples}"):
-            LAYOUTS[bench].check_samples(samples)
+            read_prompts(bench, source, samples=samples)  # type: ignore[arg-type]

@@ -235,7 +235,13 @@ def ask(prompt: JudgePrompt, comparison: Comparison, swapped: bool) -> Question:
     digests = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in judged]
     nonce = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:NONCE_LENGTH]
     kind = "caption" if prompt.mode == CAPTION else "picture"
-    filling = {"$$": "$", "$source": comparison.source, f"${kind}_a": a, f"${kind}_b": b, "$nonce": nonce}
+    filling: dict[str, Content] = {
+        "$$": "$",
+        "$source": comparison.source,
+        f"${kind}_a": a,
+        f"${kind}_b": b,
+        "$nonce": nonce,
+    }
     # Every other piece is a placeholder.
     pieces = [filling[piece] if at % 2 else piece for at, piece in enumerate(_PLACEHOLDER.split(prompt.text))]
     parts: list[Content] = []

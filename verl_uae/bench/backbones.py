@@ -10,10 +10,9 @@ Shape legend: B pictures, D features.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +29,7 @@ from verl_uae.paths import expand, hub_problem, is_hub_id, model_source
 Feature = Literal["image embedding", "class token"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Backbone:
     """What is loaded under a name."""
 
@@ -40,46 +39,33 @@ class Backbone:
     """As in the paper's tables."""
     source: str | None
     """Folder or hub id of a transformers checkpoint; None where there is no official one in that format."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub repository."""
     feature: Feature
     """``image embedding``: after CLIP's projection. ``class token``: of the last layer, after its norm."""
     architecture: str
     """Class of transformers."""
     model_types: tuple[str, ...]
     """``model_type`` that the checkpoint's configuration may have."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub repository."""
 
 
-_CLIP = {
-    "feature": "image embedding",
-    "architecture": "CLIPVisionModelWithProjection",
-    "model_types": ("clip", "clip_vision_model"),
-}
+_CLIP = Backbone(
+    "clip",
+    "CLIP",
+    "openai/clip-vit-large-patch14",
+    "image embedding",
+    "CLIPVisionModelWithProjection",
+    ("clip", "clip_vision_model"),
+)
+_DINOV3 = "facebook/dinov3-vitl16-pretrain-lvd1689m"
 
 #: The encoders of the benchmark, in the order of the paper's tables.
 PROTOCOL: Mapping[str, Backbone] = {
-    backbone.name: backbone
-    for backbone in (
-        Backbone(name="clip", title="CLIP", source="openai/clip-vit-large-patch14", **_CLIP),  # type: ignore[arg-type]
-        # Published as a pickle for a package of its own; its image tower converted to transformers is a CLIP.
-        Backbone(name="longclip", title="LongCLIP", source=None, **_CLIP),  # type: ignore[arg-type]
-        Backbone(
-            name="dinov2",
-            title="DINOv2",
-            source="facebook/dinov2-large",
-            feature="class token",
-            architecture="Dinov2Model",
-            model_types=("dinov2",),
-        ),
-        Backbone(
-            name="dinov3",
-            title="DINOv3",
-            source="facebook/dinov3-vitl16-pretrain-lvd1689m",
-            feature="class token",
-            architecture="DINOv3ViTModel",
-            model_types=("dinov3_vit",),
-        ),
-    )
+    "clip": _CLIP,
+    # Published as a pickle for a package of its own; its image tower converted to transformers is a CLIP.
+    "longclip": replace(_CLIP, name="longclip", title="LongCLIP", source=None),
+    "dinov2": Backbone("dinov2", "DINOv2", "facebook/dinov2-large", "class token", "Dinov2Model", ("dinov2",)),
+    "dinov3": Backbone("dinov3", "DINOv3", _DINOV3, "class token", "DINOv3ViTModel", ("dinov3_vit",)),
 }
 
 
@@ -95,18 +81,22 @@ def choose(given: Sequence[str] = (), only: Sequence[str] | None = None) -> list
     """
     chosen = dict(PROTOCOL)
     for text in given:
-        name, equals, source = text.partition("=")
-        if not equals or not source:
+        name, _, source = text.partition("=")
+        if not source:
             raise ConfigError("--backbone", f"expected NAME=FOLDER or NAME=HUB_ID@REVISION, got {text!r}")
         _check_name("--backbone", name)
         revision = None
         if not expand(source).exists() and "@" in source:
             source, _, revision = source.rpartition("@")
-        source = model_source(source, f"--backbone {name}")
-        chosen[name] = dataclasses.replace(chosen[name], source=source, revision=revision)
+        chosen[name] = replace(chosen[name], source=model_source(source, f"--backbone {name}"), revision=revision)
     for name in only or ():
         _check_name("--only", name)
     return [backbone for backbone in chosen.values() if only is None or backbone.name in only]
+
+
+def _check_name(key: str, name: str) -> None:
+    if name not in PROTOCOL:
+        raise ConfigError(key, f"must be one of {', '.join(PROTOCOL)}, got {name!r}")
 
 
 def check_available(backbones: Sequence[Backbone]) -> None:
@@ -137,14 +127,8 @@ def _unavailable(backbone: Backbone) -> str | None:
         kind = json.loads((Path(source) / CONFIG).read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         return f"{source} holds no {CONFIG} that can be read ({error})"
-    if kind not in backbone.model_types:
-        return f"{source} is a {kind!r} checkpoint, and must be {backbone.model_types[0]!r}"
-    return None
-
-
-def _check_name(key: str, name: str) -> None:
-    if name not in PROTOCOL:
-        raise ConfigError(key, f"must be one of {', '.join(PROTOCOL)}, got {name!r}")
+    wrong = f"{source} is a {kind!r} checkpoint, and must be {backbone.model_types[0]!r}"
+    return None if kind in backbone.model_types else wrong
 
 
 class ImageEncoder:
@@ -160,10 +144,8 @@ class ImageEncoder:
 
     def __init__(self, backbone: Backbone, device: str | torch.device = "cpu") -> None:
         if backbone.source is None:
-            message = f"no checkpoint given: pass --backbone {backbone.name}=FOLDER"
-            raise CheckpointError(backbone.name, message)
-        self.backbone = backbone
-        self.device = torch.device(device)
+            raise CheckpointError(backbone.name, f"no checkpoint given: pass --backbone {backbone.name}=FOLDER")
+        self.backbone, self.device = backbone, torch.device(device)
         self.network, self.processor = _load(backbone, backbone.source)
         self.network.to(self.device)
 

@@ -68,7 +68,7 @@ def draw_folder(
     out: str | os.PathLike[str],
     settings: DrawSettings,
     captions: Mapping[str, str] | None = None,
-    on_picture: Callable[[int, int], None] | None = None,
+    on_picture: Callable[[int, int], None] = lambda done, count: None,
 ) -> Drawn:
     """Reconstruct every picture of a folder.
 
@@ -87,7 +87,7 @@ def draw_folder(
     Raises:
         ConfigError: ``out`` lies in ``images``, or ``images`` has no pictures.
     """
-    sources = image_files(images)
+    sources = {key_of(source, images): source for source in image_files(images)}
     if not sources:
         raise ConfigError("images", f"no pictures in {images}")
     out = Path(out)
@@ -99,24 +99,43 @@ def draw_folder(
     done = Drawn(out / PICTURES, described)
     painter = Painter(done.pictures, out / CAPTIONS, settings_digest(described))
     names: dict[str, str] = {}
-    texts = None if captions is None else captions_by_key(captions, [key_of(source, images) for source in sources])
-    for index, source in enumerate(sources):
-        key, name = key_of(source, images), recon_name(source.stem)
+    texts = None if captions is None else captions_by_key(captions, list(sources))
+
+    def reconstruct(key: str, name: str) -> tuple[dict[str, Any], bool]:
+        if names.setdefault(name, key) != key:
+            message = f"its reconstruction would have the name of that of {names[name]}"
+            raise DataError(sources[key], None, message)
+        wanted = {"file": key, "picture": name}
+        if texts is not None:
+            if key not in texts:
+                raise DataError(sources[key], None, "no caption was given for it")
+            if (problem := text_problem(texts[key])) is not None:
+                raise DataError(sources[key], None, f"its caption holds {problem}")
+            wanted["caption"] = texts[key]
+        image = decode_image(sources[key])
+        digest = image_digest(image)
+
+        def draw() -> tuple[bytes, dict[str, Any]]:
+            caption = wanted.get("caption")
+            if caption is None:
+                caption = pipe.caption(image, generator=generator(settings.seed, CAPTION, digest))[0]
+            drawn, truncated = draw_one(pipe, caption, generator(settings.seed, NOISE, digest))
+            return png(drawn), {"caption": caption, "truncated": truncated}
+
+        return painter.paint({**wanted, "sha256": digest}, draw)
+
+    for index, (key, source) in enumerate(sources.items()):
+        name = recon_name(source.stem)
         try:
-            if name in names:
-                raise DataError(source, None, f"its reconstruction would have the name of that of {names[name]}")
-            names[name] = key
-            given = None if texts is None else _given(texts, key, source)
-            record, kept = _reconstruct(painter, pipe, settings.seed, source, {"file": key, "picture": name}, given)
+            record, kept = reconstruct(key, name)
         except DataError as error:
             done.reasons[key] = error.message
-            if names.get(name) == key:
+            if names[name] == key:
                 (done.pictures / name).unlink(missing_ok=True)
         else:
             done.captions[key] = record["caption"]
             done.kept += kept
-        if on_picture is not None:
-            on_picture(index + 1, len(sources))
+        on_picture(index + 1, len(sources))
     painter.keep_only(done.captions)
     # A picture whose original is gone would be one without a reference.
     drawn = {record["picture"] for record in painter.records.values()}
@@ -126,42 +145,20 @@ def draw_folder(
     return done
 
 
-def _reconstruct(
-    painter: Painter, pipe: UAEPipeline, seed: int, source: Path, names: Mapping[str, str], given: str | None
-) -> tuple[dict[str, Any], bool]:
-    image = decode_image(source)
-    digest = image_digest(image)
-
-    def draw() -> tuple[bytes, dict[str, Any]]:
-        caption = pipe.caption(image, generator=generator(seed, CAPTION, digest))[0] if given is None else given
-        drawn, truncated = draw_one(pipe, caption, generator(seed, NOISE, digest))
-        return png(drawn), {"caption": caption, "truncated": truncated}
-
-    return painter.paint({**names, "sha256": digest} | ({} if given is None else {"caption": given}), draw)
-
-
-def _given(captions: Mapping[str, str], key: str, source: Path) -> str:
-    caption = captions.get(key)
-    if caption is None:
-        raise DataError(source, None, "no caption was given for it")
-    problem = text_problem(caption)
-    if problem is not None:
-        raise DataError(source, None, f"its caption holds {problem}")
-    return caption
-
-
 def describe_settings(pipe: UAEPipeline, settings: DrawSettings, *, given: bool) -> dict[str, Any]:
     """Everything that decides what is drawn, as JSON; without what only the captioner reads if captions are given."""
-    described: dict[str, Any] = {**asdict(settings), "captions": "given" if given else "model"}
     height, width = pipe.picture_size
-    described |= {**asdict(pipe.inference), "height": height, "width": width}
-    if given:
-        for name in CAPTION_ENTRIES:
-            del described[name]
-    described["dtype"] = str(pipe.transformer.dtype).removeprefix("torch.")
-    described["model_fingerprint"] = fingerprint(settings.model)
-    described["encoder_fingerprint"] = None if settings.encoder is None else fingerprint(settings.encoder)
-    return described
+    unread = CAPTION_ENTRIES if given else ()
+    return {
+        **asdict(settings),
+        "captions": "given" if given else "model",
+        **{name: value for name, value in asdict(pipe.inference).items() if name not in unread},
+        "height": height,
+        "width": width,
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "model_fingerprint": fingerprint(settings.model),
+        "encoder_fingerprint": None if settings.encoder is None else fingerprint(settings.encoder),
+    }
 
 
 def fingerprint(model: str) -> str | None:
@@ -220,7 +217,10 @@ class Painter:
         for entry in _read_records(sorted({path, *earlier})):
             # Pictures of others are not looked at: another process may just be deleting them.
             asked = {} if by_file is None else by_file.get(entry["file"])
-            if asked is not None and asked.items() <= entry.items() and self._is_as_written(entry):
+            if asked is None or not asked.items() <= entry.items() or entry.get("settings") != settings:
+                continue
+            picture = pictures / _picture(entry)
+            if picture.is_file() and sha256_of(picture) == entry.get("picture_sha256"):
                 self.records[entry["file"]] = entry
         for file, asked in (by_file or {}).items():
             if file not in self.records:
@@ -256,14 +256,6 @@ class Painter:
         """Forget the records of all others."""
         self.records = {file: self.records[file] for file in files}
         self._write()
-
-    def _is_as_written(self, record: Mapping[str, Any]) -> bool:
-        path = self.pictures / _picture(record)
-        return (
-            record.get("settings") == self.settings
-            and path.is_file()
-            and sha256_of(path) == record.get("picture_sha256")
-        )
 
     def _write(self) -> None:
         # ASCII: a text may hold a character that Python counts as the end of a line.

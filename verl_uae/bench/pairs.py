@@ -9,12 +9,12 @@ with its reason, and so is a reference that nothing was generated for, which the
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from verl_uae.bench.results import Failure
-from verl_uae.data.captions import match_captions
+from verl_uae.data.captions import is_apple_double, match_captions
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DecodeError
 from verl_uae.text import fitting_name
@@ -68,9 +68,7 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     if not root.is_dir():
         raise ConfigError("folder", f"{root} is not a folder")
     files = (path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    # macOS keeps attributes of x.png in ._x.png, where the file system has no place for them.
-    found = (path for path in files if not path.name.startswith("._"))
-    return sorted(found, key=str)
+    return sorted((path for path in files if not is_apple_double(path.name)), key=str)
 
 
 def match(name: str, references: Sequence[Path]) -> Path | None:
@@ -79,18 +77,12 @@ def match(name: str, references: Sequence[Path]) -> Path | None:
     The first of equal name; else the one that makes a name with an escape or a digest by `recon_name`; else, in the
     order given, the first whose stem equals that of the generated picture, with or without ``recon_`` before it.
     """
-    for path in references:
-        if path.name == name:
-            return path
-    if "~" in name or "\\" in name:
-        for path in references:
-            if name == recon_name(path.stem):
-                return path
     stem = os.path.splitext(name)[0]
-    for path in references:
-        if stem in (path.stem, PREFIX + path.stem):
-            return path
-    return None
+    rules: list[Callable[[Path], bool]] = [lambda path: path.name == name]
+    if "~" in name or "\\" in name:
+        rules.append(lambda path: name == recon_name(path.stem))
+    rules.append(lambda path: stem in (path.stem, PREFIX + path.stem))
+    return next((path for rule in rules for path in references if rule(path)), None)
 
 
 def find_pairs(
@@ -130,14 +122,21 @@ def find_pairs(
     used: dict[Path, str] = {}
     for name, path in last.items():
         reference = match(name, originals)
-        found = Failure(str(path), "no reference of that name") if reference is None else None
-        if reference is not None:
-            if reference in used:
-                failures.append(Failure(str(path), f"its reference {reference} is paired with {used[reference]} too"))
-            used[reference] = name
-            found = _admit(path, reference, Path(references), pairs)
-        if found is not None:
-            failures.append(found)
+        if reference is None:
+            failures.append(Failure(str(path), "no reference of that name"))
+            unpaired.append(name)
+            continue
+        if reference in used:
+            failures.append(Failure(str(path), f"its reference {reference} is paired with {used[reference]} too"))
+        used[reference] = name
+        decoded = reference
+        try:
+            digest = image_digest(decode_image(reference))
+            decoded = path
+            decode_image(path)
+            pairs.append(PicturePair(path, reference, key_of(reference, references), digest))
+        except DecodeError as error:
+            failures.append(Failure(str(decoded), error.message))
             unpaired.append(name)
     for reference in originals:
         if reference not in used:
@@ -157,17 +156,3 @@ def captions_by_key(captions: Mapping[str, str], keys: Sequence[str]) -> dict[st
     by_name, _ = match_captions({name: captions[name] for name in unused}, {key.rpartition("/")[2] for key in keys})
     texts = {key: found.get(key, by_name.get(key.rpartition("/")[2])) for key in keys}
     return {key: text for key, text in texts.items() if text is not None}
-
-
-def _admit(generated: Path, reference: Path, folder: Path, pairs: list[PicturePair]) -> Failure | None:
-    """Add a pair if both pictures decode; the reason otherwise."""
-    try:
-        digest = image_digest(decode_image(reference))
-    except DecodeError as error:
-        return Failure(str(reference), error.message)
-    try:
-        decode_image(generated)
-    except DecodeError as error:
-        return Failure(str(generated), error.message)
-    pairs.append(PicturePair(generated, reference, key_of(reference, folder), digest))
-    return None

@@ -50,48 +50,37 @@ def scene_eval(pipe: UAEPipeline, *, seed: int = 0, count: int = ITEMS, batch_si
         images = [render_image(item.scene) for item in asked]
         texts["loop"] = pipe.caption(images, generator=generator(seed, "scene-eval-captions"))
     noise = normal((len(asked), *shape), seed, "scenes-eval-noise")
-    found: dict[str, Any] = {
-        "format": FORMAT,
-        "seed": seed,
-        "items_per_category": count,
-        "settings": {**asdict(pipe.inference), "height": IMAGE_SIZE, "width": IMAGE_SIZE},
-    }
+    size: dict[str, Any] = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    settings = {**asdict(pipe.inference), **size}
+    found: dict[str, Any] = {"format": FORMAT, "seed": seed, "items_per_category": count, "settings": settings}
     for mode, words in texts.items():
-        drawn = [
-            pipe.generate(
-                words[start : start + batch_size],
-                height=IMAGE_SIZE,
-                width=IMAGE_SIZE,
-                latents=noise[start : start + batch_size],
-                output_type="pt",
-            ).images
-            for start in range(0, len(words), batch_size)
-        ]
+        drawn = []
+        for start in range(0, len(words), batch_size):
+            part = slice(start, start + batch_size)
+            drawn.append(pipe.generate(words[part], latents=noise[part], output_type="pt", **size).images)
         found[mode] = _summary(asked, words, torch.cat(drawn), seed)
     return {**found, "versions": versions()}
 
 
 def _summary(asked: Sequence[Item], texts: Sequence[str], drawn_B3HW: torch.Tensor, seed: int) -> dict[str, Any]:
-    flags = passed(asked, drawn_B3HW)
-    columns = {
-        name: np.array([flag for item, flag in zip(asked, flags, strict=True) if item.category == name], dtype=float)
-        for name in CATEGORIES
-    }
-    # Categories have other items each, so they are drawn from independently.
-    means = {
-        name: resampled_means(column[:, None], seed + place)[:, 0]
-        for place, (name, column) in enumerate(columns.items())
-    }
+    answers = [
+        {"category": item.category, "prompt": item.prompt, "drawn_from": text, "passed": flag}
+        for item, text, flag in zip(asked, texts, passed(asked, drawn_B3HW), strict=True)
+    ]
+    shares: dict[str, float] = {}
+    means: dict[str, np.ndarray] = {}
+    for place, name in enumerate(CATEGORIES):
+        flags = np.array([entry["passed"] for entry in answers if entry["category"] == name], dtype=float)
+        shares[name] = float(flags.mean())
+        # Categories have other items each, so they are drawn from independently.
+        means[name] = resampled_means(flags[:, None], seed + place)[:, 0]
     return {
-        "overall": float(np.mean([column.mean() for column in columns.values()])),
+        "overall": float(np.mean(list(shares.values()))),
         "interval": interval(np.mean(list(means.values()), axis=0)),
         "level": LEVEL,
-        "categories": {name: float(column.mean()) for name, column in columns.items()},
+        "categories": shares,
         "intervals": {name: interval(samples) for name, samples in means.items()},
-        "answers": [
-            {"category": item.category, "prompt": item.prompt, "drawn_from": text, "passed": flag}
-            for item, text, flag in zip(asked, texts, flags, strict=True)
-        ],
+        "answers": answers,
     }
 
 

@@ -67,7 +67,7 @@ def score(
     *,
     device: str | torch.device = "cpu",
     batch_size: int = 16,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda what, done, count: None,
 ) -> Scores:
     """Compare the pictures of each pair, one backbone after the other.
 
@@ -88,18 +88,13 @@ def score(
         try:
             encoder = ImageEncoder(backbone, device)
             values = dict(_compare(encoder, pairing.pairs, batch_size, on_progress))
-        except UAEError as error:
-            failures.append(Failure(backbone.name, " ".join(str(error).split())))
-            continue
         # Out of memory, or a processor that does not suit: hours of the other backbones must not be lost for it.
-        except (RuntimeError, ValueError, TypeError, LookupError, OSError, MemoryError) as error:
-            failures.append(Failure(backbone.name, describe_error(error)))
+        except (UAEError, RuntimeError, ValueError, TypeError, LookupError, OSError, MemoryError) as error:
+            reason = " ".join(str(error).split()) if isinstance(error, UAEError) else describe_error(error)
+            failures.append(Failure(backbone.name, reason))
             continue
-        failures += [
-            Failure(f"{name} ({backbone.name})", "a feature is zero or not finite")
-            for name, value in values.items()
-            if value is None
-        ]
+        lost = [name for name, value in values.items() if value is None]
+        failures += [Failure(f"{name} ({backbone.name})", "a feature is zero or not finite") for name in lost]
         similarities[backbone.name] = {**values, **dict.fromkeys(pairing.unpaired)}
         models[backbone.name] = encoder.describe()
     asked = tuple(backbone.name for backbone in backbones)
@@ -108,7 +103,7 @@ def score(
 
 
 def _compare(
-    encoder: ImageEncoder, pairs: Sequence[PicturePair], batch_size: int, on_progress: Progress | None
+    encoder: ImageEncoder, pairs: Sequence[PicturePair], batch_size: int, on_progress: Progress
 ) -> Iterator[tuple[str, float | None]]:
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
@@ -116,8 +111,7 @@ def _compare(
         drawn_BD = encoder.encode([decode_image(pair.generated) for pair in batch])
         for pair, value in zip(batch, cosine(original_BD, drawn_BD).tolist(), strict=True):
             yield pair.name, value if math.isfinite(value) else None
-        if on_progress is not None:
-            on_progress(encoder.backbone.name, start + len(batch), len(pairs))
+        on_progress(encoder.backbone.name, start + len(batch), len(pairs))
 
 
 def official_result(scores: Scores) -> dict[str, Any]:
@@ -164,8 +158,7 @@ def unified_result(
 
     Args:
         scores: from :func:`score`.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
+        seed, resamples: of the bootstrap.
         captions: by `PicturePair.key`, where there are any.
         drawing: how the pictures were generated, where that is known.
     """
@@ -174,7 +167,11 @@ def unified_result(
     complete = not scores.failures and means.keys() == PROTOCOL.keys()
     overall = sum(means.values()) / len(means) if means else None
     held_out = [value for name, value in means.items() if name != REWARD_BACKBONE]
-    pairs = [_pair_entry(pair, captions or {}) for pair in scores.pairing.pairs]
+    pairs = []
+    for pair in scores.pairing.pairs:
+        caption = (captions or {}).get(pair.key)
+        about = {"name": pair.name, "reference": pair.key, "sha256": pair.digest, "caption": caption}
+        pairs.append({**about, "words": None if caption is None else len(caption.split())})
     words = [pair["words"] for pair in pairs]
     section = {
         "format": FORMAT,
@@ -200,28 +197,20 @@ def unified_result(
     return {**official, SECTION: section}
 
 
-def _pair_entry(pair: PicturePair, captions: Mapping[str, str]) -> dict[str, Any]:
-    caption = captions.get(pair.key)
-    words = None if caption is None else len(caption.split())
-    return {"name": pair.name, "reference": pair.key, "sha256": pair.digest, "caption": caption, "words": words}
-
-
 def _intervals(scores: Scores, complete: bool, seed: int, resamples: int) -> dict[str, Any]:
     columns = {
-        name: np.array([value for value in values.values() if value is not None], dtype=np.float64)
+        name: np.array([[value] for value in values.values() if value is not None], dtype=np.float64)
         for name, values in scores.similarities.items()
     }
-    by_model = {
-        name: interval(100.0 * resampled_means(column_N[:, None], seed, resamples)[:, 0])
-        for name, column_N in columns.items()
-        if len(column_N)
+    means = {
+        name: 100.0 * resampled_means(found, seed, resamples)[:, 0] for name, found in columns.items() if len(found)
     }
     overall = held_out = None
     if complete:
-        means_RK = 100.0 * resampled_means(np.stack(list(columns.values()), axis=1), seed, resamples)
-        overall = interval(means_RK.mean(axis=1))
-        others = [index for index, name in enumerate(columns) if name != REWARD_BACKBONE]
-        held_out = interval(means_RK[:, others].mean(axis=1))
+        # The same rows are drawn of every column.
+        overall = interval(np.mean(list(means.values()), axis=0))
+        held_out = interval(np.mean([mean for name, mean in means.items() if name != REWARD_BACKBONE], axis=0))
+    by_model = {name: interval(mean) for name, mean in means.items()}
     return {"level": LEVEL, "resamples": resamples, "by_model": by_model, "overall": overall, "held_out": held_out}
 
 
@@ -259,6 +248,15 @@ def write_report(path: Path, content: Mapping[str, Any], pairs: Sequence[Picture
         count: how many of the worst and of the best pairs to show; fewer if they would meet.
     """
     section = content[SECTION]
+    bounds = section["confidence_intervals"]
+    scores = []
+    for name, mean in section["means"].items():
+        found = content["statistics_by_model"][name]
+        valid = f"{found['valid_pairs']} of {found['total_images']}"
+        scores.append((PROTOCOL[name].title, mean, bounds["by_model"].get(name), valid))
+    if section["complete"]:
+        scores.append(("Overall", section["overall"], bounds["overall"], ""))
+        scores.append(("Held out (without CLIP)", section["held_out"], bounds["held_out"], ""))
     ranked = rank(content)
     most = min(count, (len(ranked) + 1) // 2)
     by_name = {pair.name: pair for pair in pairs}
@@ -272,7 +270,7 @@ def write_report(path: Path, content: Mapping[str, Any], pairs: Sequence[Picture
         title=section["benchmark"],
         heading=section["benchmark"],
         side=REPORT_SIDE,
-        scores=_score_rows(content),
+        scores=scores,
         mean_words=section["mean_words"],
         failures=section["failures"],
         missing="score",
@@ -294,32 +292,9 @@ def rank(content: Mapping[str, Any]) -> list[tuple[str, float]]:
     return sorted(found, key=lambda item: (item[1], item[0]))
 
 
-def _score_rows(content: Mapping[str, Any]) -> list[tuple[str, float, list[float] | None, str]]:
-    """Title, mean, interval, and number of pairs."""
-    section = content[SECTION]
-    bounds = section["confidence_intervals"]
-    rows = []
-    for name, mean in section["means"].items():
-        statistics = content["statistics_by_model"][name]
-        pairs = f"{statistics['valid_pairs']} of {statistics['total_images']}"
-        rows.append((PROTOCOL[name].title, mean, bounds["by_model"].get(name), pairs))
-    if section["complete"]:
-        rows.append(("Overall", section["overall"], bounds["overall"], ""))
-        rows.append(("Held out (without CLIP)", section["held_out"], bounds["held_out"], ""))
-    return rows
-
-
 def _shown(content: Mapping[str, Any], pair: PicturePair, caption: str | None, mean: float) -> dict[str, Any]:
-    scores = ", ".join(
-        f"{PROTOCOL[name].title} {100.0 * table[pair.name]:.2f}"
-        for name, table in content["similarities_by_model"].items()
-    )
+    similarities = content["similarities_by_model"].items()
+    scores = ", ".join(f"{PROTOCOL[name].title} {100.0 * table[pair.name]:.2f}" for name, table in similarities)
     original, drawn = (data_uri(decode_image(path), REPORT_SIDE) for path in (pair.reference, pair.generated))
-    return {
-        "original": original,
-        "drawn": drawn,
-        "mean": 100.0 * mean,
-        "key": pair.key,
-        "scores": scores,
-        "caption": caption,
-    }
+    pictures = {"original": original, "drawn": drawn}
+    return {**pictures, "mean": 100.0 * mean, "key": pair.key, "scores": scores, "caption": caption}

@@ -167,7 +167,7 @@ def unified_result(
     complete = not scores.failures and means.keys() == PROTOCOL.keys()
     overall = sum(means.values()) / len(means) if means else None
     held_out = [value for name, value in means.items() if name != REWARD_BACKBONE]
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     for pair in scores.pairing.pairs:
         caption = (captions or {}).get(pair.key)
         about = {"name": pair.name, "reference": pair.key, "sha256": pair.digest, "caption": caption}

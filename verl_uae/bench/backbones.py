@@ -132,11 +132,7 @@ def _unavailable(backbone: Backbone) -> str | None:
 
 
 class ImageEncoder:
-    """A loaded backbone, frozen, in fp32.
-
-    Args:
-        backbone: what to load. safetensors only, no code of the repository.
-        device: where it computes.
+    """A loaded backbone, frozen, in fp32; safetensors only, no code of the repository.
 
     Raises:
         CheckpointError: there is no checkpoint, it is of another kind, incomplete, or without an image processor.

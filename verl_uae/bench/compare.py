@@ -49,13 +49,8 @@ def comparison_table(results: Mapping[str, Mapping[str, Any]], tolerance: int | 
     than CLIP (CLIP is what UAE trains on), and words per caption. An incomplete result has no overall score; what its
     backbones give is marked with ``*`` where pairs are missing, and a note below says what failed.
 
-    With a tolerance there are two more: how far the row lies above the first one on captions of equal length
+    With a tolerance (words) there are two more: how far the row lies above the first one on captions of equal length
     (:func:`compare_lengths`), overall and without CLIP, with 95% interval and number of matches.
-
-    Args:
-        results: by the name of the row, in order.
-        tolerance: largest difference of matched captions, words; None: no matching.
-        seed: of the bootstrap over matched pictures.
     """
     titles = [backbone.title for backbone in PROTOCOL.values()]
     head = ["result", "pairs", *titles, "overall", "95% interval", "held out (without CLIP)", "words"]
@@ -113,13 +108,7 @@ class Captioned:
 def match_lengths(
     a: Sequence[Captioned], b: Sequence[Captioned], tolerance: int, *, same_picture: bool = False
 ) -> list[tuple[int, int]]:
-    """Matches as positions in ``a`` and ``b``.
-
-    Args:
-        a, b: captions.
-        tolerance: largest difference, words.
-        same_picture: match captions of one picture only.
-    """
+    """Matches as positions in ``a`` and ``b``, whose words differ by at most the tolerance."""
     candidates = [
         (distance, one.digest != other.digest, i, j)
         for i, one in enumerate(a)
@@ -150,8 +139,6 @@ def compare_lengths(
         a, b: results with captions.
         tolerance: largest difference, words.
         same_picture: match captions of one picture only.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
 
     Returns:
         ``matched`` (number, and of which with the same picture), ``mean_words`` of both before and after matching,

@@ -178,13 +178,7 @@ def draw_scenes(count: int, seed: int) -> list[Scene]:
 
 
 def damaged_scenes(scene: Scene, other: Scene, seed: int) -> dict[str, list[Scene]]:
-    """By kind, lightest level first.
-
-    Args:
-        scene: with four objects.
-        other: a scene whose objects and background are put in its place.
-        seed: of the order of the objects and of the new attributes.
-    """
+    """By kind, lightest level first; at the end of ``replaced`` is the other scene. All have four objects."""
     order = random.Random(derive_seed(seed, "scene damage", scene.digest)).sample(range(OBJECTS), OBJECTS)
 
     def changed(cells: dict[int, SceneObject | None]) -> Scene:

@@ -104,7 +104,6 @@ def build_scorers(
     """One scorer per term, by label; a distance is negated, so that higher is better everywhere.
 
     Args:
-        specs: the terms.
         cache_bytes: host memory for features of source pictures, per term.
         chunk_size: samples per call of a term's network.
 
@@ -165,8 +164,6 @@ def milliseconds_per_pair(
         scorers: built without a cache of source features.
         images_N3HW: pictures of one size, in [0, 1].
         batch_size: pairs per call.
-        repetitions: calls per term that count.
-        on_progress: called after every repetition.
     """
     labels = list(scorers)
     times: dict[str, list[float]] = {label: [] for label in labels}
@@ -191,11 +188,7 @@ def speed(
     """Processor time by side. The pictures are scenes, enlarged: what a picture shows costs no time.
 
     Args:
-        specs: the terms.
         sizes: sides in pixels, and pairs per call.
-        repetitions: calls per term that count.
-        seed: of the scenes.
-        on_progress: called after every repetition.
     """
     images = render_float(draw_scenes(8, seed))
     found = {}
@@ -254,10 +247,8 @@ def useful_range(
     d' = mean(itself - other) / s, with s the root of the mean over levels of the variance over pictures.
 
     Args:
-        values_ND: values.
         damaged: columns of the levels.
         other: column of the other picture.
-        seed, resamples: of the bootstrap over pictures.
     """
     usable_ND = _complete(values_ND)
     if len(usable_ND) < 2:
@@ -336,12 +327,8 @@ def discrimination_result(
 
     Args:
         worlds: by name, what :func:`world_result` says of each.
-        specs: the terms.
         missing: names of terms that were not measured.
         speed: see :func:`speed`.
-        seed: of damage and bootstrap.
-        command: the command line.
-        commit: see :func:`checkout_commit`.
     """
     # As it will be read again, so that results can be compared and merged.
     rounded: dict[str, Any] = _rounded(
@@ -363,13 +350,7 @@ def discrimination_result(
 
 
 def world_result(world: World, values: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
-    """What is said about the terms in one world.
-
-    Args:
-        world: the pictures.
-        values: (N, D) of every term, by label.
-        seed: of the bootstrap.
-    """
+    """What is said about the terms in one world, from their values (N, D) by label."""
     return {
         "side": world.side,
         "pictures": dict(zip(world.pictures, world.digests, strict=True)),
@@ -408,11 +389,7 @@ def merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
 
 
 def read_discrimination(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A file of :func:`discrimination_result`.
-
-    Raises:
-        DataError: it is another file.
-    """
+    """A file of :func:`discrimination_result`; DataError for another."""
     return read_result(path, BENCHMARK, FORMAT)
 
 

@@ -77,10 +77,7 @@ def draw_folder(
     captioners, or two decoders, start from the same.
 
     Args:
-        pipe: pipeline on its device.
-        images: folder of originals.
         out: folder to write to, outside of ``images``.
-        settings: see there.
         captions: draw these instead of asking the captioner: by path below ``images``, or by file name.
         on_picture: told (done, all) after each picture.
 
@@ -164,8 +161,7 @@ def describe_settings(pipe: UAEPipeline, settings: DrawSettings, *, given: bool)
 def fingerprint(model: str) -> str | None:
     """Tells an altered folder from the one before, without reading its weights; None for a hub id.
 
-    It is the digest of ``manifest.json``, which has the digest of every file; else that of the names, sizes and
-    times of all files.
+    The digest of ``manifest.json``, which has that of every file; else of the names, sizes and times of all files.
     """
     folder = Path(model)
     if not folder.is_dir():

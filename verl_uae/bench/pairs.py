@@ -59,11 +59,7 @@ class Pairing:
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Pictures of a folder and all folders below it, in the order of their paths as text.
-
-    Raises:
-        ConfigError: there is no such folder.
-    """
+    """Pictures of a folder and all folders below it, in the order of their paths as text; ConfigError without it."""
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError("folder", f"{root} is not a folder")
@@ -97,8 +93,6 @@ def find_pairs(
     since that reference counts twice.
 
     Args:
-        generated: folder of generated pictures.
-        references: folder of originals.
         reasons: why nothing was generated for a reference, by its `PicturePair.key`, where that is known.
 
     Raises:

@@ -95,11 +95,7 @@ def versions() -> dict[str, str]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A file of text, whose lines end with a line feed.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """A file of text, whose lines end with a line feed; DataError if it cannot be read."""
     try:
         return text.read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, ValueError) as error:
@@ -107,11 +103,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """A file of JSON.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """A file of JSON; DataError if it cannot be read."""
     content = read_text(path)
     try:
         return text.parse_json(content)
@@ -125,7 +117,6 @@ def read_result(
     """A result that says of which benchmark and in which version of its form it is.
 
     Args:
-        path: JSON.
         benchmark: what ``benchmark`` must be.
         version: what ``format`` must be.
         section: key of the part that says so; None: the whole.
@@ -141,15 +132,10 @@ def read_result(
 
 
 def check_least(args: argparse.Namespace, least: Mapping[str, float], unit: str = "") -> None:
-    """Refuse numbers of the command line that are too small.
-
-    Args:
-        args: parsed; None is an option that was not given.
-        least: smallest value by option.
-        unit: of the values, for the message.
+    """Refuse numbers of the command line that are below the least of their option; None is one not given.
 
     Raises:
-        ConfigError: naming the first such option.
+        ConfigError: naming the first such option, and the unit of its values.
     """
     for option, low in least.items():
         value = getattr(args, option.removeprefix("--").replace("-", "_"))

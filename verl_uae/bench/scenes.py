@@ -28,10 +28,8 @@ def scene_eval(pipe: UAEPipeline, *, seed: int = 0, count: int = ITEMS, batch_si
     """Draw the prompts, and caption and redraw the scenes, with the settings of the pipeline.
 
     Args:
-        pipe: of the built-in world.
         seed: of items, sampled captions, noise and bootstrap.
         count: items per category.
-        batch_size: pictures drawn together.
 
     Returns:
         By mode the share passed per category and overall, in [0, 1], with 95 % bootstrap intervals over the items of

@@ -72,14 +72,7 @@ def score(
     """Compare the pictures of each pair, one backbone after the other.
 
     A backbone that does not load or run costs only its own values; it and every backbone of the protocol that is not
-    among ``backbones`` is a failure of the result.
-
-    Args:
-        pairing: from :func:`~verl_uae.bench.pairs.find_pairs`.
-        backbones: from :func:`~verl_uae.bench.backbones.choose`.
-        device: where the backbones compute.
-        batch_size: pairs encoded together.
-        on_progress: called after each batch.
+    among ``backbones`` is a failure of the result. ``batch_size`` pairs are encoded together.
     """
     similarities: dict[str, Mapping[str, float | None]] = {}
     models: dict[str, Mapping[str, str | None]] = {}
@@ -157,8 +150,6 @@ def unified_result(
     """The official scorer's JSON, and under ``verl_uae`` what it lacks. Scores there are times 100.
 
     Args:
-        scores: from :func:`score`.
-        seed, resamples: of the bootstrap.
         captions: by `PicturePair.key`, where there are any.
         drawing: how the pictures were generated, where that is known.
     """
@@ -220,11 +211,7 @@ def reference_digest(digests: Iterator[str]) -> str:
 
 
 def read_unified(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A result file of this protocol.
-
-    Raises:
-        DataError: it is another file.
-    """
+    """A result file of this protocol; DataError for another."""
     return read_result(path, BENCHMARK, FORMAT, SECTION)
 
 
@@ -241,11 +228,7 @@ def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def write_report(path: Path, content: Mapping[str, Any], pairs: Sequence[PicturePair], count: int = 8) -> None:
     """Write a result as one HTML file that loads nothing: scores, failures, worst and best pairs.
 
-    Args:
-        path: file to write.
-        content: the result.
-        pairs: its pairs.
-        count: how many of the worst and of the best pairs to show; fewer if they would meet.
+    ``count`` is how many of the worst and of the best pairs are shown; fewer if they would meet.
     """
     section = content[SECTION]
     bounds = section["confidence_intervals"]

@@ -7,6 +7,7 @@ import gzip
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from verl_uae.bench.judge.judges import (
     Client,
     Judge,
     Limits,
-    Reply,
+    NoAnswerError,
     body,
     choose_judges,
     parse_judge,
@@ -134,6 +135,14 @@ def test_names_tell_judges_apart() -> None:
         choose_judges(["a=http://host#m", "a=http://other#n"])
 
 
+@dataclass(frozen=True)
+class Reply:
+    """An answer, or why there is none."""
+
+    answer: dict[str, Any] | None
+    reason: str = ""
+
+
 QUICK = Limits(timeout=5.0, retries=2, backoff=0.01, max_wait=1.0, patience=100)
 
 
@@ -147,9 +156,15 @@ class Naps(list[float]):
 def ask(
     judge: Judge, limits: Limits = QUICK, budget: Budget | None = None, times: int = 1, naps: Naps | None = None
 ) -> list[Reply]:
+    async def once(client: Client) -> Reply:
+        try:
+            return Reply(await client.ask(body(judge, ("hello",), 64)))
+        except NoAnswerError as error:
+            return Reply(None, str(error))
+
     async def run() -> list[Reply]:
         async with Client(judge, limits, budget or Budget(), Naps() if naps is None else naps) as client:
-            return [await client.ask(body(judge, ("hello",), 64)) for _ in range(times)]
+            return [await once(client) for _ in range(times)]
 
     return asyncio.run(run())
 

@@ -337,13 +337,9 @@ def draw_prompts(
     prompt, start from the same. Samples are drawn one at a time, so no batch size changes them.
 
     Args:
-        pipe: pipeline on its device.
-        prompts: what `read_prompts` returned.
         out: folder to write to; an ``images/`` in it that is not of an earlier run is refused.
-        settings: see there.
         resolution: side of a sample in its file, pixels; default: as drawn. Others are resampled (Lanczos).
         with_grid: also write ``grid.png`` for each prompt of GenEval, for people.
-        shard: the share of this process.
         on_picture: told (done, all) after each picture of the share.
 
     Raises:
@@ -456,11 +452,7 @@ def _delete_others(images: Path, layout: ScorerLayout, wanted: set[str]) -> None
 
 
 def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a folder that `draw_prompts` wrote.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The manifest of a folder that `draw_prompts` wrote; ConfigError if there is none."""
     path = Path(out) / MANIFEST
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

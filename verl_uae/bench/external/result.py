@@ -111,14 +111,7 @@ def mean_over_categories(categories: Mapping[str, Category], seed: int) -> tuple
 
 
 def scores_result(finding: Finding, expected: PromptSet, files: Sequence[Path], seed: int) -> dict[str, Any]:
-    """The content of the result file.
-
-    Args:
-        finding: of a reader.
-        expected: what should have been scored.
-        files: the scorer's files, whose digests are noted.
-        seed: of the bootstrap.
-    """
+    """The content of the result file; of the scorer's files it notes the digests."""
     complete = not finding.missing and finding.overall is not None
     return {
         "bench": expected.bench,
@@ -143,11 +136,7 @@ def scores_result(finding: Finding, expected: PromptSet, files: Sequence[Path], 
 
 
 def read_scores(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A file of :func:`scores_result`.
-
-    Raises:
-        DataError: it is another one.
-    """
+    """A file of :func:`scores_result`; DataError for another."""
     content = read_json(path)
     known = isinstance(content, dict) and content.get("bench") in BENCHES
     if not known or content.get("prompt_set") not in (ORIGINAL, REWRITTEN) or "categories" not in content:
@@ -156,11 +145,7 @@ def read_scores(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def scores_tables(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One table for each benchmark and set of prompts, scores times 100.
-
-    Args:
-        results: by the name of the row, in order.
-    """
+    """One table for each benchmark and set of prompts, scores times 100; results by the name of the row."""
     groups: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for name, content in results.items():
         groups.setdefault((content["bench"], content["prompt_set"]), {})[name] = content

@@ -77,11 +77,6 @@ def _by_tag(expected: PromptSet, scores: Mapping[str, Sequence[float]]) -> dict[
 def read_geneval(path: Path, expected: PromptSet, seed: int = 0) -> Finding:
     """Read a ``results.jsonl``.
 
-    Args:
-        path: the file.
-        expected: what should have been scored.
-        seed: of the bootstrap.
-
     Raises:
         DataError: a line is no result, occurs twice, or belongs to another prompt than expected.
     """
@@ -141,7 +136,7 @@ def _verdicts(path: Path, expected: PromptSet) -> dict[str, dict[int, bool]]:
 
 
 def read_genevalpp(path: Path, expected: PromptSet, seed: int = 0) -> Finding:
-    """Read an ``Output.json``; the arguments are those of `read_geneval`.
+    """Read an ``Output.json``.
 
     Raises:
         DataError: the file is no such result, an entry occurs twice or belongs to another prompt than expected, or the
@@ -219,10 +214,8 @@ class DPGQuestion:
 def posed(questions: Sequence[DPGQuestion], lines: Sequence[str]) -> dict[DPGQuestion, bool]:
     """The questions that were posed, and whether each was answered yes; none where the lines are not about them.
 
-    Args:
-        questions: of a prompt, in order.
-        lines: ``question, answer`` in the order posed. The first question of the whole file is not posed by the scorer
-            as published, so lines that begin with the second are accepted.
+    Lines are ``question, answer`` in the order posed. The first question of the whole file is not posed by the scorer
+    as published, so lines that begin with the second are accepted.
     """
     for asked in (questions, questions[1:]):
         if len(asked) == len(lines):
@@ -245,10 +238,7 @@ def score(answers: Mapping[DPGQuestion, bool]) -> float:
 
 
 def read_questions(path: str | os.PathLike[str]) -> dict[str, list[DPGQuestion]]:
-    """Read ``dpg_bench.csv``.
-
-    Returns:
-        Questions in order, by ``item_id``, which is the stem of the prompt's file.
+    """The questions of ``dpg_bench.csv`` in order, by ``item_id``, which is the stem of the prompt's file.
 
     Raises:
         DataError: a line has no item, number, question, category or dependency.
@@ -273,11 +263,10 @@ def read_questions(path: str | os.PathLike[str]) -> dict[str, list[DPGQuestion]]
 
 
 def read_dpg(path: Path, expected: PromptSet, seed: int = 0, questions: Path | None = None) -> Finding:
-    """Read a ``*_results.txt``; the first arguments are those of `read_geneval`.
+    """Read a ``*_results.txt``.
 
-    Args:
-        questions: ``dpg_bench.csv``. With it and the ``_detail.txt`` beside ``path``, scores per category are computed
-            from the answers, and the scores in ``path`` are checked against them.
+    With ``dpg_bench.csv`` and the ``_detail.txt`` beside the file, scores per category are computed from the answers,
+    and the scores in the file are checked against them.
 
     Raises:
         DataError: a file is no such result, an entry occurs twice or is not expected, or scores do not follow from the

@@ -26,7 +26,7 @@ from verl_uae.bench.judge.contest import Content, Picture
 from verl_uae.data.images import decode_image
 from verl_uae.errors import ConfigError
 from verl_uae.pages import data_uri
-from verl_uae.web import Retries, UnansweredError, WebClient, is_loopback, without_token
+from verl_uae.web import Fault, Retries, UnansweredError, WebClient, is_loopback, without_token
 
 MAX_ANSWER = 4 * 2**20
 """Largest response read, bytes."""
@@ -118,11 +118,7 @@ def choose_judges(words: Sequence[str], file: Path | None = None, tokens: Sequen
 
 
 def parse_judge(text: str) -> Judge:
-    """A judge from ``NAME=BASE_URL#MODEL``.
-
-    Raises:
-        ConfigError: it is not of that form.
-    """
+    """A judge from ``NAME=BASE_URL#MODEL``; ConfigError for another form."""
     name, equals, rest = text.partition("=")
     base_url, hash_sign, model = rest.partition("#")
     if not equals or not hash_sign:
@@ -220,26 +216,14 @@ class Budget:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What came of a question."""
-
-    answer: dict[str, Any] | None
-    """Body of a response that has choices."""
-    reason: str = ""
-    """Why there is none."""
-
-
-class _NotAskedError(Exception):
-    """Nothing was sent."""
+class NoAnswerError(Exception):
+    """A question brought no answer; the text says why."""
 
 
 def body(judge: Judge, parts: Sequence[Content], side: int) -> dict[str, Any]:
     """The request as OpenAI's chat completions take it, pictures as PNG in data URLs.
 
     Args:
-        judge: gives model and parameters.
-        parts: texts and pictures, in order.
         side: longest side of a picture, pixels; larger ones are made smaller.
 
     Raises:
@@ -262,13 +246,7 @@ def _png_uri(picture: Picture, side: int) -> str:
 
 
 class Client:
-    """One judge; an asynchronous context manager.
-
-    Args:
-        judge: whom to ask.
-        limits: see there.
-        budget: shared by all judges.
-        sleep: waits between tries.
+    """One judge; an asynchronous context manager. The budget is shared by all judges.
 
     Raises:
         ConfigError: its token is not there, or the environment names a proxy that cannot be used.
@@ -301,15 +279,19 @@ class Client:
     async def __aexit__(self, *failed: object) -> None:
         await self._web.aclose()
 
-    async def ask(self, request: Mapping[str, Any]) -> Reply:
-        """Send a request until it is answered or given up."""
+    async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request until it is answered or given up; the body of a response that has choices.
+
+        Raises:
+            NoAnswerError: there is none.
+        """
         content = json.dumps(request).encode()
-        reason, fatal = SPENT, False
+        reason = SPENT
 
         async def attempt() -> bytes:
             nonlocal reason
             if self.stopped or not self.budget.take():
-                raise _NotAskedError(self.stopped or reason)
+                raise NoAnswerError(self.stopped or reason)
             try:
                 return await self._web.send("POST", self.judge.url, content, timeout_s=self.limits.timeout)
             except UnansweredError as error:
@@ -318,26 +300,26 @@ class Client:
                 raise
 
         try:
-            reply = self._reply(await self._retries.persist(attempt))
-        except _NotAskedError as error:
-            return Reply(None, str(error))
+            answer = self._read(await self._retries.persist(attempt))
         except UnansweredError as error:
-            reply, fatal = Reply(None, error.reason), error.code in FATAL
-        self._failed = 0 if reply.answer is not None else self._failed + 1
-        if fatal or self._failed >= self.limits.patience:
-            what = "" if fatal else f"{self._failed} questions in a row went unanswered, the last: "
-            self.stopped = self.stopped or f"not asked: the judge was given up, {what}{reply.reason}"
-        return reply
+            self._failed += 1
+            fatal = error.code in FATAL
+            if not self.stopped and (fatal or self._failed >= self.limits.patience):
+                what = "" if fatal else f"{self._failed} questions in a row went unanswered, the last: "
+                self.stopped = f"not asked: the judge was given up, {what}{error.reason}"
+            raise NoAnswerError(error.reason) from error
+        self._failed = 0
+        return answer
 
-    def _reply(self, data: bytes) -> Reply:
+    def _read(self, data: bytes) -> dict[str, Any]:
         text = data.decode("utf-8", "replace")
         try:
             answer = _without(json.loads(text), self._token)
-        except (ValueError, RecursionError):
-            return Reply(None, "an answer that is not JSON")
-        if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list) or not answer["choices"]:
-            return Reply(None, self._web.reason(f"an answer without choices: {text}"))
-        return Reply(answer)
+        except (ValueError, RecursionError) as error:
+            raise UnansweredError(Fault.INVALID, "an answer that is not JSON") from error
+        if isinstance(answer, dict) and isinstance(answer.get("choices"), list) and answer["choices"]:
+            return answer
+        raise UnansweredError(Fault.INVALID, self._web.reason(f"an answer without choices: {text}"))
 
 
 def _without(value: Any, token: str | None) -> Any:

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_uae.bench.judge.contest import Comparison, Content, Contest, JudgePrompt, Question, ask
-from verl_uae.bench.judge.judges import Budget, Client, Judge, Limits, body
+from verl_uae.bench.judge.judges import Budget, Client, Judge, Limits, NoAnswerError, body
 from verl_uae.errors import ConfigError, DecodeError
 from verl_uae.text import unique_keys
 
@@ -206,10 +206,7 @@ class Judged:
 def request_key(judge: Judge, parts: Sequence[Content], side: int) -> str:
     """SHA-256 of everything that an answer depends on; pictures enter by the digest of their pixels.
 
-    Args:
-        judge: its name does not count.
-        parts: of the question, in the order shown.
-        side: longest side that pictures are sent with, pixels.
+    The name of the judge does not count; ``side`` is the longest of pictures as sent, pixels.
     """
     content = [part if isinstance(part, str) else {"picture": part.digest, "side": side} for part in parts]
     request = {"url": judge.url, "settings": judge.settings(), "content": content}
@@ -217,10 +214,7 @@ def request_key(judge: Judge, parts: Sequence[Content], side: int) -> str:
 
 
 class AnswerCache:
-    """Answers by `request_key`; a context manager that holds the file against other processes.
-
-    Args:
-        path: JSON lines; made if it does not exist.
+    """Answers by `request_key` in a file of JSON lines, held against other processes until the context ends.
 
     Raises:
         ConfigError: the file cannot be opened, or another process writes to it.
@@ -261,13 +255,7 @@ class AnswerCache:
         self._file.close()
 
     def add(self, key: str, answer: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Append an answer and see it onto the disk.
-
-        Args:
-            key: of the request.
-            answer: body of the response.
-            about: for the reader of the file: judge, picture, order.
-        """
+        """Append an answer and see it onto the disk; ``about`` is for the reader of the file."""
         self._file.write((json.dumps({"key": key, **about, "answer": answer}) + "\n").encode())
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -315,11 +303,7 @@ async def judge_contest(
     a budget that is spent.
 
     Args:
-        contest: what to compare.
-        judges: whom to ask.
-        prompt: what to ask.
         cache: open; answers in it are not asked for again, new ones are added.
-        limits: of each request.
         max_requests: sent at most, by all judges together and with further tries.
         concurrency: requests at a time per judge.
         side: longest side of pictures, pixels.
@@ -365,13 +349,9 @@ async def _answer(client: Client, question: Question, cache: AnswerCache, side: 
     cached = found is not None
     if found is None:
         try:
-            request = body(client.judge, question.parts, side)
-        except DecodeError as error:
+            found = await client.ask(body(client.judge, question.parts, side))
+        except (DecodeError, NoAnswerError) as error:
             return Answered(None, str(error))
-        reply = await client.ask(request)
-        if reply.answer is None:
-            return Answered(None, reply.reason)
-        found = reply.answer
         about = {"judge": client.judge.name, "file": question.comparison.key, "swapped": question.swapped}
         cache.add(key, found, about)
     text = ""

@@ -171,14 +171,7 @@ def _beyond_chance(pictures: int, observed: float | None, chance: float) -> dict
 def judge_result(
     judged: Judged, prompt: JudgePrompt, *, side: int, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Everything that was found out.
-
-    Args:
-        judged: from `judge_contest`.
-        prompt: what was asked.
-        side: longest side that pictures were sent with, pixels.
-        seed, resamples: of the bootstrap.
-    """
+    """Everything that was found out, with pictures that were sent with ``side`` pixels at most."""
     contest = judged.contest
     failures = _failures(judged)
     kinds = {name: [outcome.kind for outcome in found.values()] for name, found in judged.outcomes.items()}
@@ -289,8 +282,6 @@ def write_report(path: Path, content: Mapping[str, Any], judged: Judged, count: 
     """Write a result as one HTML file: rates, agreement, and pictures of each kind with the verdicts on them.
 
     Args:
-        path: file to write.
-        content: the result.
         judged: what it was made of; has the answers.
         count: how many pictures to show of each kind.
     """

@@ -53,10 +53,7 @@ def manifest() -> Any:
 
 
 def captioner_folder(path: Path) -> Path:
-    """The transformers folder of the captioner.
-
-    Args:
-        path: UAE folder, transformers folder, or hub id (returned as it is).
+    """The transformers folder of the captioner of a UAE or transformers folder; a hub id is returned as it is.
 
     Raises:
         CheckpointError: the folder is neither, or what is there is not a Qwen2.5-VL.
@@ -222,15 +219,10 @@ class Change:
 def read_changes(
     before: str | os.PathLike[str], after: str | os.PathLike[str], watch: Sequence[str] | None = None
 ) -> list[Change]:
-    """Compare two result files.
+    """Compare two ``*_results.json``, before and after RL: every metric that both have, in the order of the file.
 
     Args:
-        before: ``*_results.json`` of the captioner before RL.
-        after: the same after RL.
         watch: ``TASK:METRIC`` to watch; default: those of `READING` that are in ``before``.
-
-    Returns:
-        Every metric that both have, in the order of the file.
 
     Raises:
         ConfigError: there is nothing to watch.

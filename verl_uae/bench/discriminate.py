@@ -122,11 +122,21 @@ def not_measured(specs: Sequence[TermSpec]) -> list[str]:
     return [name for name in reward_names() if name in others and get_reward(name).needs == pair]
 
 
+def _batch(source_B3HW: Tensor, reconstruction_B3HW: Tensor) -> RewardBatch:
+    count = len(source_B3HW)
+    return RewardBatch(source_B3HW, reconstruction_B3HW, captions=[""] * count, rows=[{}] * count)
+
+
 def batch_of(versions_D3HW: Tensor) -> RewardBatch:
     """Every version as a reconstruction of the first."""
-    count = len(versions_D3HW)
-    source = versions_D3HW[:1].expand(count, -1, -1, -1).contiguous()
-    return RewardBatch(source, versions_D3HW, captions=[""] * count, rows=[{}] * count)
+    return _batch(versions_D3HW[:1].expand_as(versions_D3HW).contiguous(), versions_D3HW)
+
+
+def pairs_of(images_N3HW: Tensor, repetition: int, count: int) -> RewardBatch:
+    """``count`` pairs; no source picture twice in a row, so that a cache of features does not help."""
+    source = images_N3HW[[(repetition * count + index) % len(images_N3HW) for index in range(count)]]
+    noise = torch.linspace(-0.02, 0.02, source.shape[-1]).expand_as(source)
+    return _batch(source, (source + noise).clamp(0.0, 1.0))
 
 
 def score_world(
@@ -141,13 +151,6 @@ def score_world(
             rows[label].append([math.nan if value is None else value for value in values])
         on_progress(world.name, place + 1, len(world.pictures))
     return {label: np.asarray(values, dtype=np.float64) for label, values in rows.items()}
-
-
-def pairs_of(images_N3HW: Tensor, repetition: int, count: int) -> RewardBatch:
-    """``count`` pairs; no source picture twice in a row, so that a cache of features does not help."""
-    source = images_N3HW[[(repetition * count + index) % len(images_N3HW) for index in range(count)]]
-    noise = torch.linspace(-0.02, 0.02, source.shape[-1]).expand_as(source)
-    return RewardBatch(source, (source + noise).clamp(0.0, 1.0), captions=[""] * count, rows=[{}] * count)
 
 
 def milliseconds_per_pair(
@@ -398,56 +401,40 @@ def discrimination_tables(content: Mapping[str, Any]) -> str:
     parts = []
     for name, world in content["worlds"].items():
         what = f"{len(world['pictures'])} {name} at {world['side']} pixels"
-        parts += [f"**Orderings within a kind, {what}**", "", *_ordering(world), ""]
-        parts += [f"**Semantic damage below nuisance, {what}**", "", *_across(world), ""]
-        parts += [f"**Range, {what}**", "", *_range(world), ""]
-    if content["speed"]:
-        parts += ["**Processor time, milliseconds per pair**", "", *_speed(content["speed"]), ""]
-    return "\n".join(parts)
-
-
-def _ordering(world: Mapping[str, Any]) -> list[str]:
-    kinds = [kind["name"] for kind in world["kinds"]]
-    semantic = sum(kind["semantic"] for kind in world["kinds"])
-    rows = []
-    for label, found in world["terms"].items():
-        each = [number(found["ordering"][kind]["mean"]) for kind in kinds]
-        means = [_with_interval(found[f"ordering_{part}"]) for part in ("semantic", "nuisance")]
-        rows.append([f"`{label}`", *each[:semantic], means[0], *each[semantic:], means[1]])
-    head = ["term", *kinds[:semantic], "mean, semantic", *kinds[semantic:], "mean, nuisance"]
-    return markdown_table(head, rows)
-
-
-def _across(world: Mapping[str, Any]) -> list[str]:
-    semantic, nuisance = (
-        [kind["name"] for kind in world["kinds"] if kind["semantic"] is wanted] for wanted in (True, False)
-    )
-    rows = []
-    for label, found in world["terms"].items():
-        each = [number(found["semantic_below_mild"][kind]["mean"]) for kind in semantic]
-        levels = [
-            " ".join(number(entry["mean"]) for entry in found["semantic_below_nuisance"][kind]) for kind in nuisance
+        semantic, nuisance = (
+            [kind["name"] for kind in world["kinds"] if kind["semantic"] is wanted] for wanted in (True, False)
+        )
+        ordering, across, ranges = [], [], []
+        for label, found in world["terms"].items():
+            within = {kind: number(entry["mean"]) for kind, entry in found["ordering"].items()}
+            below = [number(found["semantic_below_mild"][kind]["mean"]) for kind in semantic]
+            levels = [
+                " ".join(number(entry["mean"]) for entry in found["semantic_below_nuisance"][kind]) for kind in nuisance
+            ]
+            each = [*(within[kind] for kind in semantic), _with_interval(found["ordering_semantic"])]
+            each += [*(within[kind] for kind in nuisance), _with_interval(found["ordering_nuisance"])]
+            spread = found["range"]
+            bounds = spread["interval"]
+            d_prime = number(spread["d_prime"], ".1f") + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
+            ordering.append([f"`{label}`", *each])
+            across.append([f"`{label}`", *below, _with_interval(found["semantic_below_mild_all"]), *levels])
+            numbers = [number(spread.get(key), ".3f") for key in ("identical", "other", "spread")]
+            ranges.append([f"`{label}`", *numbers, d_prime])
+        heads = (
+            ("Orderings within a kind", [*semantic, "mean, semantic", *nuisance, "mean, nuisance"], ordering),
+            ("Semantic damage below nuisance", [*semantic, "mean", *(f"{kind} 1 2 3 4" for kind in nuisance)], across),
+            ("Range", ["itself", "another picture", "spread within a level", "d'"], ranges),
+        )
+        for title, head, rows in heads:
+            parts += [f"**{title}, {what}**", "", *markdown_table(["term", *head], rows), ""]
+    if sides := content["speed"]:
+        head = ["term", *(f"{side} px, {entry['batch_size']} pairs a call" for side, entry in sides.items())]
+        rows = [
+            [f"`{label}`", *(f"{entry['terms'][label]['median']:.3g}" for entry in sides.values())]
+            for label in next(iter(sides.values()))["terms"]
         ]
-        rows.append([f"`{label}`", *each, _with_interval(found["semantic_below_mild_all"]), *levels])
-    return markdown_table(["term", *semantic, "mean", *(f"{name} 1 2 3 4" for name in nuisance)], rows)
-
-
-def _range(world: Mapping[str, Any]) -> list[str]:
-    rows = []
-    for label, found in world["terms"].items():
-        spread = found["range"]
-        bounds = spread["interval"]
-        d_prime = number(spread["d_prime"], ".1f") + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
-        numbers = [number(spread.get(name), ".3f") for name in ("identical", "other", "spread")]
-        rows.append([f"`{label}`", *numbers, d_prime])
-    return markdown_table(["term", "itself", "another picture", "spread within a level", "d'"], rows)
-
-
-def _speed(speed: Mapping[str, Any]) -> list[str]:
-    head = ["term", *(f"{side} px, {entry['batch_size']} pairs a call" for side, entry in speed.items())]
-    labels = next(iter(speed.values()))["terms"]
-    rows = [[f"`{label}`", *(f"{entry['terms'][label]['median']:.3g}" for entry in speed.values())] for label in labels]
-    return markdown_table(head, rows)
+        parts += ["**Processor time, milliseconds per pair**", "", *markdown_table(head, rows), ""]
+    return "\n".join(parts)
 
 
 def _with_interval(found: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ from verl_uae.bench.results import (
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardBatch, RewardScorer, TermSpec, get_reward, reward_names
 from verl_uae.reward.remote.specs import read_terms
+from verl_uae.reward.term import PICTURES
 from verl_uae.scenes.render import render_float
 
 BENCHMARK, FORMAT = "reward discrimination", 1
@@ -117,9 +118,8 @@ def build_scorers(
 def not_measured(specs: Sequence[TermSpec]) -> list[str]:
     """Registered terms that compare two pictures and are not among ``specs``."""
     # "custom" stands for a file of the user.
-    others = set(reward_names()) - {"custom", *(spec.name for spec in specs)}
-    pair = frozenset({"source", "reconstruction"})
-    return [name for name in reward_names() if name in others and get_reward(name).needs == pair]
+    measured = {"custom", *(spec.name for spec in specs)}
+    return [name for name in reward_names() if name not in measured and get_reward(name).needs == frozenset(PICTURES)]
 
 
 def _batch(source_B3HW: Tensor, reconstruction_B3HW: Tensor) -> RewardBatch:

@@ -10,8 +10,6 @@ Shape legend: N pairs, K columns, R resamples.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.metadata
 import os
 import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_uae import __version__, text
+from verl_uae import text
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.paths import existing_file, named_path
+from verl_uae.versions import versions as package_versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,11 +86,7 @@ def interval(samples_R: np.ndarray | Sequence[float], level: float = LEVEL) -> l
 
 def versions() -> dict[str, str]:
     """Of this package and of those that the numbers depend on."""
-    found = {"verl_uae": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    return {**package_versions(_PACKAGES), "python": platform.python_version()}
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from verl_uae import __version__
 from verl_uae.bench.external import BENCHES
 from verl_uae.bench.external.prompts import ORIGINAL, REWRITTEN, PromptSet
 from verl_uae.bench.results import (
@@ -36,6 +35,7 @@ from verl_uae.bench.results import (
 from verl_uae.errors import DataError
 from verl_uae.files import sha256_of
 from verl_uae.seeding import derive_seed
+from verl_uae.versions import __version__
 
 TITLES = {"geneval": "GenEval", "genevalpp": "GenEval++", "dpg": "DPG-Bench"}
 

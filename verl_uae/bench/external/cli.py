@@ -58,13 +58,12 @@ def _draw(args: argparse.Namespace) -> int:
     if args.rewritten is not None:
         existing_place(args.rewritten, "--rewritten")
     from verl_uae.bench.draw import DrawSettings
-    from verl_uae.bench.external.prompts import MANIFEST, Shard, draw_prompts, read_manifest, read_prompts
+    from verl_uae.bench.external.prompts import MANIFEST, draw_prompts, read_manifest, read_prompts
 
     check_least(args, {"--resolution": 1})
-    index, slash, count = args.shard.partition("/")
-    if not (slash and index.isdigit() and count.isdigit()):
-        raise ConfigError("--shard", f"must be I/N, got {args.shard!r}")
-    shard = Shard(int(index), int(count))
+    index, _, count = args.shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ConfigError("--shard", f"must be I/N with I from 0 to N-1, got {args.shard!r}")
     prompts = read_prompts(args.benchmark, args.prompts, args.rewritten, samples=args.samples)
     pipe = load_pipeline(args)
     drawn = draw_prompts(
@@ -74,7 +73,7 @@ def _draw(args: argparse.Namespace) -> int:
         DrawSettings(model=args.model, encoder=args.encoder, seed=args.seed),
         resolution=args.resolution,
         with_grid=args.grid,
-        shard=shard,
+        shard=(int(index), int(count)),
         on_picture=lambda done, total: print(f"drawing: {done} of {total}", file=sys.stderr, flush=True),
     )
     print(f"{drawn.pictures} pictures, {drawn.kept} of them from before", file=sys.stderr)

@@ -8,7 +8,7 @@ GenEval++ ``test_scripts/Geneval++.jsonl`` (https://github.com/yejy53/Echo-4o, c
 
 A drawing run can be killed and started again. A picture is kept if its prompt, every setting and the model are what
 they were and the file is what was written; else it is deleted at the start, so that the folder never holds pictures of
-two runs, and drawn anew. Several processes may share the work (`Shard`).
+two runs, and drawn anew. Several processes may share the work.
 """
 
 from __future__ import annotations
@@ -290,23 +290,6 @@ def _origin(path: Path) -> dict[str, str]:
     return {"path": str(path), "sha256": digest.hexdigest()}
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One of several processes that draw into one folder: it takes every ``count``-th prompt from ``index`` on."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise ConfigError("--shard", f"must be I/N with I from 0 to N-1, got {self.index}/{self.count}")
-
-    @property
-    def records(self) -> str:
-        """Name of the file of records."""
-        return "records.jsonl" if self.count == 1 else f"records-{self.index:05d}-of-{self.count:05d}.jsonl"
-
-
 @dataclass(slots=True)
 class DrawnPrompts:
     """What became of the share of one process."""
@@ -326,7 +309,7 @@ def draw_prompts(
     *,
     resolution: int | None = None,
     with_grid: bool = False,
-    shard: Shard | None = None,
+    shard: tuple[int, int] = (0, 1),
     on_picture: Callable[[int, int], None] = lambda done, count: None,
 ) -> DrawnPrompts:
     """Draw every prompt of a benchmark.
@@ -340,6 +323,7 @@ def draw_prompts(
         out: folder to write to; an ``images/`` in it that is not of an earlier run is refused.
         resolution: side of a sample in its file, pixels; default: as drawn. Others are resampled (Lanczos).
         with_grid: also write ``grid.png`` for each prompt of GenEval, for people.
+        shard: (I, N): this process, from 0, is one of N that draw into one folder; it takes every N-th prompt from I on.
         on_picture: told (done, all) after each picture of the share.
 
     Raises:
@@ -348,7 +332,9 @@ def draw_prompts(
     layout = LAYOUTS[prompts.bench]
     if with_grid and prompts.bench != "geneval":
         raise ConfigError("--grid", "is for geneval")
-    out, shard = Path(out), shard or Shard()
+    index, count = shard
+    records = "records.jsonl" if count == 1 else f"records-{index:05d}-of-{count:05d}.jsonl"
+    out = Path(out)
     images = out / IMAGES
     if images.is_dir() and any(images.iterdir()):
         if not (out / MANIFEST).is_file():
@@ -364,14 +350,14 @@ def draw_prompts(
     described["picture"] = {"format": "JPEG", **JPEG} if layout.file.endswith(".jpg") else {"format": "PNG"}
     pictures = {key: layout.pictures(key, prompt, prompts.samples) for key, prompt in prompts.prompts.items()}
     _write_manifest(out, prompts, described, pictures)
-    if shard.index == 0:
+    if index == 0:
         wanted = {picture.file for files in pictures.values() for picture in files}
         wanted |= {f"{key}/metadata.jsonl" for key in pictures} | {f"{key}/grid.png" for key in pictures if with_grid}
         _delete_others(images, layout, wanted)
-    own = dict(list(pictures.items())[shard.index :: shard.count])
+    own = dict(list(pictures.items())[index::count])
     painter = Painter(
         images,
-        out / shard.records,
+        out / records,
         settings_digest(described),
         # Those of every shard: the number of processes may be another than before.
         earlier=out.glob("records*.jsonl"),

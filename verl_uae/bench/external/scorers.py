@@ -15,13 +15,9 @@ that was not read count as wrong in these.
 DPG-Bench: the ``*_results.txt`` of ``dpg_bench/compute_dpg_bench.py`` (https://github.com/TencentQQGYLab/ELLA, commit
 3c228f1), its answers, and their questions. ``dpg_bench.csv`` has one question per line, each with the questions it
 depends on. ``X.txt`` has a line ``path, scores of samples, mean`` for each prompt and then the summary;
-``X_detail.txt`` has a line ``path, crop, question, answer`` for each question. Three faults of that scorer are not
-repeated here, and are named in the notes of a result:
-
-* categories are over the last sample of each prompt only (its issue 60); here over all samples, from the answers;
-* with several processes the categories of one are mixed with those of another, for each iterates over a set of its own
-  order; here from the answers;
-* the first question of the CSV is left out, so a prompt whose other questions depend on it has no score (issue 61).
+``X_detail.txt`` has a line ``path, crop, question, answer`` for each question. Categories are those of the answers:
+the scorer's own are over the last sample of a prompt (its issue 60), and with several processes mixed up. It leaves out
+the first question of the CSV, so a prompt whose other questions depend on it has no score (issue 61).
 """
 
 from __future__ import annotations

@@ -6,16 +6,13 @@ A judge that prefers what it sees first would prefer either candidate. So a cand
 prefers it both as A and as B; two answers that disagree are a tie of their own kind (position swap as in Zheng et al.
 2023, arXiv 2306.05685, section 3.4).
 
-The verdict in an answer of an OpenAI-compatible server is parsed strictly: what is in doubt is no verdict. The answer
-has to end with one JSON object, whose ``verdict`` is "A", "B" or "tie" and whose ``id`` is the nonce of the question,
-if that had one. Nothing before it is looked at, so a caption that a judge quotes decides nothing; nor is reasoning that
-a server returns apart (vLLM's ``reasoning`` and, earlier, ``reasoning_content``,
-https://docs.vllm.ai/en/stable/features/reasoning_outputs/).
+The verdict in an answer is parsed strictly: what is in doubt is no verdict. The answer has to end with one JSON object,
+whose ``verdict`` is "A", "B" or "tie" and whose ``id`` is the nonce of the question, if that had one. Nothing before it
+is looked at, so a caption that a judge quotes decides nothing; nor is reasoning that a server returns apart.
 
 Raw answers are kept on disk, so that an interrupted run goes on and nothing is paid for twice: one JSON line per
-answer, appended and never changed, under the digest of the whole request: address, model, parameters, prompt, pictures
-and order. Answers that cannot be parsed are kept too: asking again until a judge says something else would bias the
-result.
+answer, appended and never changed, under the digest of the whole request. Answers that cannot be parsed are kept too:
+asking again until a judge says something else would bias the result.
 """
 
 from __future__ import annotations

@@ -4,21 +4,13 @@
 
 lmms-eval is not a dependency. It finds the model by the entry point ``lmms_eval.models``, which is :func:`manifest`,
 the tasks by ``--include_path``, and the prompts and scores of the task files by name; only
-:mod:`~verl_uae.bench.lmms.model` and :func:`manifest` import it.
+:mod:`~verl_uae.bench.lmms.model` and :func:`manifest` import it. Rows are of ``lmms-lab-encoder/MMT-Benchmark``,
+``lmms-lab-encoder/POPE`` and ``echo840/OCRBench`` as lmms-eval 0.7.3 reads them; docs/other_benches.md says where the
+tasks differ from its own.
 
-Rows are of ``lmms-lab-encoder/MMT-Benchmark``, ``lmms-lab-encoder/POPE`` and ``echo840/OCRBench`` as lmms-eval 0.7.3
-reads them. Where the tasks differ from lmms-eval's own of the same benchmarks:
-
-* an answer that names no choice is wrong and counted as ``unanswered``; there MMT-Bench draws a choice at random, and
-  POPE takes "Yes." for a wrong answer;
-* MMT-Bench has a score for each of its categories, so that a loss in ``ocr`` or ``doc_understanding`` shows;
-* the yes ratio of POPE is that of the answers, there of the questions;
-* OCRBench is a share of the rows seen; there the number of right ones, kept in a global, divided by 1000.
-
-The guard compares two result files, before and after RL, metric by metric. UAE trained against a decoder that cannot
-draw text loses 6.2 points on the OCR questions of MMT-Bench and 11.6 on documents, which its overall score does not
-show (arXiv 2509.09666v5, tables 7 and 11). File format: lmms-eval 0.7.3, ``loggers/evaluation_tracker.py``: ``results``
-by task with keys ``metric,filter``, ``higher_is_better``, ``n-samples``, ``versions``, ``config``.
+The guard compares two result files, before and after RL, metric by metric. Their form: lmms-eval 0.7.3,
+``loggers/evaluation_tracker.py``: ``results`` by task with keys ``metric,filter``, ``higher_is_better``,
+``n-samples``, ``versions``, ``config``.
 """
 
 from __future__ import annotations

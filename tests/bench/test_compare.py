@@ -17,7 +17,6 @@ from verl_uae.bench.compare import (
     PublishedRow,
     compare_lengths,
     comparison_table,
-    inconsistent_rows,
     length_table,
     match_lengths,
 )
@@ -206,7 +205,7 @@ def test_the_overall_score_is_the_mean_of_the_columns(row: PublishedRow) -> None
 
 
 def test_two_rows_of_table_3_do_not_add_up() -> None:
-    found = inconsistent_rows()
+    found = [row for row in PUBLISHED if not row.adds_up]
     assert [(row.table, row.model) for row in found] == [(3, "Qwen2.5-VL-3B"), (3, "Qwen2.5-VL-7B")]
     assert [round(row.recomputed - row.overall, 2) for row in found] == [0.37, 0.14]
     assert Counter(row.table for row in PUBLISHED) == {2: 8, 3: 3, 10: 3}
@@ -216,7 +215,7 @@ def test_two_rows_of_table_3_do_not_add_up() -> None:
 
 def test_the_documentation_lists_them() -> None:
     text = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
-    for row in inconsistent_rows():
+    for row in [row for row in PUBLISHED if not row.adds_up]:
         assert re.search(
             rf"\| 3 \| {re.escape(row.model)} \|.*\| {row.overall:.2f} \| {row.recomputed:.2f} \|", text
         ), row

@@ -237,7 +237,7 @@ def _discriminate(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     measured: dict[str, Any] = {}
     speed: dict[str, Any] = {}
-    about = {"seed": args.seed, "command": shlex.join(["verl-uae", *sys.argv[1:]]), "commit": bench.checkout_commit()}
+    about: dict[str, Any] = {"seed": args.seed, "command": shlex.join(["verl-uae", *sys.argv[1:]])}
     # Written after every part: a long run that is ended leaves what it has.
     for world in (*worlds, None):
         if world is None:
@@ -280,12 +280,11 @@ def _scenes(args: argparse.Namespace) -> int:
 
 
 def _published(args: argparse.Namespace) -> int:
-    from verl_uae.bench.compare import PUBLISHED, SOURCE, inconsistent_rows
+    from verl_uae.bench.compare import PUBLISHED, SOURCE
 
-    wrong = inconsistent_rows()
     print(f"Unified-Bench as published ({SOURCE})")
     for row in PUBLISHED:
-        note = f"  printed overall does not match: the mean is {row.recomputed:.2f}" if row in wrong else ""
+        note = "" if row.adds_up else f"  printed overall does not match: the mean is {row.recomputed:.2f}"
         means = "  ".join(f"{value:5.2f}" for value in (*row.columns, row.overall))
         print(f"Table {row.table:2d}  {row.model:14s}  {means}{note}")
     return 0

@@ -324,7 +324,6 @@ def discrimination_result(
     *,
     seed: int,
     command: str,
-    commit: str | None,
 ) -> dict[str, Any]:
     """The contents of the result file, numbers with six digits.
 
@@ -338,7 +337,7 @@ def discrimination_result(
         {
             "benchmark": BENCHMARK,
             "format": FORMAT,
-            "runs": [{"command": command, "commit": commit, "versions": versions(), "machine": _machine()}],
+            "runs": [{"command": command, "commit": _commit(), "versions": versions(), "machine": _machine()}],
             "seed": seed,
             "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "unit": "picture"},
             "tie": TIE,
@@ -451,7 +450,7 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def checkout_commit() -> str | None:
+def _commit() -> str | None:
     """Commit of the checkout this package runs from; None outside one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:

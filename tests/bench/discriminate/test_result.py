@@ -136,7 +136,7 @@ def _content(name: str, seed: int) -> dict:
     specs = term_specs([f"{{name: {name}}}"], defaults=False)
     missing = [other for other in ("pixel", "psnr", "clip") if other != name]
     worlds = {"scenes": world_result(WORLD, {name: values}, seed)}
-    return discrimination_result(worlds, specs, missing, SPEED, seed=seed, command=f"measure {name}", commit="abc")
+    return discrimination_result(worlds, specs, missing, SPEED, seed=seed, command=f"measure {name}")
 
 
 def test_written_and_read(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ from verl_uae.bench.judge.protocol import (
     AnswerCache,
     Answered,
     Judged,
+    JudgeOutcome,
     Verdict,
-    combine,
     count_requests,
     judge_contest,
     parse_verdict,
@@ -64,8 +64,8 @@ def test_two_orders_come_to_an_outcome() -> None:
         ("tie", "B"): INCONSISTENT,
     }
     for pair in itertools.product(("A", "B", "tie", None), repeat=2):
-        answers = [Answered(None if choice is None else Verdict(choice)) for choice in pair]
-        assert combine(answers) == expected.get(pair, FAILED), pair  # type: ignore[call-overload]
+        answers = tuple(Answered(None if choice is None else Verdict(choice)) for choice in pair)
+        assert JudgeOutcome(answers).kind == expected.get(pair, FAILED), pair  # type: ignore[call-overload]
 
 
 def test_a_judge_of_length_finds_the_longer_caption_in_both_orders(

@@ -16,7 +16,6 @@ from verl_uae.bench.judge.protocol import (
     Answered,
     JudgeOutcome,
     Verdict,
-    combine,
 )
 from verl_uae.bench.judge.result import (
     cohen_kappa,
@@ -34,7 +33,7 @@ KINDS = [WIN] * 5 + [LOSS] * 3 + [TIE] * 2 + [INCONSISTENT] * 4 + [FAILED] * 6
 
 def outcome(plain: str | None, swapped: str | None) -> JudgeOutcome:
     answers = tuple(Answered(None if choice is None else Verdict(choice)) for choice in (plain, swapped))
-    return JudgeOutcome(combine(answers), answers)
+    return JudgeOutcome(answers)
 
 
 def test_rates_have_their_denominators() -> None:
@@ -97,7 +96,7 @@ def test_the_position_in_closed_form() -> None:
         outcome("A", "tie"),
         outcome("tie", "tie"),
         outcome("A", None),  # failed: counts nowhere
-        JudgeOutcome(TIE),  # identical candidates
+        JudgeOutcome(),  # identical candidates
     ]
     found = position_rates(outcomes, seed=0, resamples=100)
     first = found["first_position"]
@@ -160,10 +159,10 @@ def test_scores_go_to_the_candidate_and_not_to_the_letter() -> None:
     swapped = Answered(Verdict("B", {"A": {"content": 4.0}, "B": {"content": 7.0}}))
     bare, lost = Answered(Verdict("B")), Answered(None)
     outcomes = [
-        JudgeOutcome(WIN, (plain, swapped)),
-        JudgeOutcome(WIN, (plain, bare)),
-        JudgeOutcome(FAILED, (plain, lost)),
-        JudgeOutcome(TIE),
+        JudgeOutcome((plain, swapped)),
+        JudgeOutcome((plain, bare)),
+        JudgeOutcome((plain, lost)),
+        JudgeOutcome(),
     ]
     assert mean_scores(outcomes) == {"content": {"first": (9 + 7 + 9) / 3, "second": (2 + 4 + 2) / 3, "answers": 3}}
     assert mean_scores([]) == {}

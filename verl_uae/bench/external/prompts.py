@@ -323,7 +323,7 @@ def draw_prompts(
         out: folder to write to; an ``images/`` in it that is not of an earlier run is refused.
         resolution: side of a sample in its file, pixels; default: as drawn. Others are resampled (Lanczos).
         with_grid: also write ``grid.png`` for each prompt of GenEval, for people.
-        shard: (I, N): this process, from 0, is one of N that draw into one folder; it takes every N-th prompt from I on.
+        shard: (I, N): this process is one of N that draw into one folder; it takes every N-th prompt from I on, from 0.
         on_picture: told (done, all) after each picture of the share.
 
     Raises:

@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 from verl_uae.bench.draw import PICTURES
-from verl_uae.bench.pairs import find_pairs, image_files, key_of
+from verl_uae.bench.pairs import captions_by_key, find_pairs, image_files, key_of
 from verl_uae.bench.results import CAPTIONS, Failure, named, read_text
 from verl_uae.bench.unified import SECTION, read_unified
 from verl_uae.data.captions import read_captions
@@ -148,16 +148,12 @@ def _captions(path: Path, pictures: Mapping[str, Picture]) -> tuple[dict[str, Co
         captions = read_captions(path)
         entries = [parse_json(line) for line in read_text(path).split("\n") if line.strip()]
         digests = {entry["file"]: entry["sha256"] for entry in entries if isinstance(entry.get("sha256"), str)}
-    found: dict[str, Content] = {}
-    failures = []
-    for key, picture in pictures.items():
-        given = next((name for name in (key, key.rpartition("/")[2]) if name in captions), None)
-        if given is None:
-            failures.append(Failure(key, "no caption"))
-        elif digests.get(given, picture.digest) != picture.digest:
+    found: dict[str, Content] = {**captions_by_key(captions, list(pictures))}
+    failures = [Failure(key, "no caption") for key in pictures if key not in found]
+    for key, digest in captions_by_key(digests, list(found)).items():
+        if digest != pictures[key].digest:
+            del found[key]
             failures.append(Failure(key, "its caption was made for another picture of that name"))
-        else:
-            found[key] = captions[given]
     return found, failures
 
 

@@ -41,6 +41,9 @@ LOW, HIGH = 1.0, 10.0
 WIN, LOSS, TIE, INCONSISTENT, FAILED = "win", "loss", "tie", "inconsistent", "failed"
 """Of the first candidate."""
 
+#: Of the letters chosen in both orders; other pairs are inconsistent. Nobody is asked about identical candidates.
+_DECIDED: Mapping[tuple[str | None, ...], str] = {(A, B): WIN, (B, A): LOSS, (NO_PREFERENCE,) * 2: TIE, (): TIE}
+
 ORDERS = (False, True)
 """Whether the candidates are swapped."""
 
@@ -169,15 +172,18 @@ class Answered:
 class JudgeOutcome:
     """What one judge made of one picture."""
 
-    kind: str
-    """`WIN`, `LOSS`, `TIE`, `INCONSISTENT` or `FAILED`."""
     answers: tuple[Answered, ...] = ()
     """First with the first candidate as A, then with the second; empty for identical candidates."""
 
     @property
     def choices(self) -> tuple[str | None, ...]:
         """Letters that the judge chose, by order."""
-        return tuple(answer.verdict.choice if answer.verdict is not None else None for answer in self.answers)
+        return tuple(None if answer.verdict is None else answer.verdict.choice for answer in self.answers)
+
+    @property
+    def kind(self) -> str:
+        """What the answers come to: `WIN`, `LOSS`, `TIE`, `INCONSISTENT` or `FAILED`."""
+        return FAILED if None in self.choices else _DECIDED.get(self.choices, INCONSISTENT)
 
     @property
     def judged(self) -> bool:
@@ -259,15 +265,6 @@ class AnswerCache:
         self.answers.setdefault(key, answer)
 
 
-def combine(answers: Sequence[Answered]) -> str:
-    """The kind of outcome of two answers: first candidate as A, then as B."""
-    if any(answer.verdict is None for answer in answers):
-        return FAILED
-    plain, swapped = (answer.verdict.choice for answer in answers if answer.verdict is not None)
-    decided = {(A, B): WIN, (B, A): LOSS, (NO_PREFERENCE, NO_PREFERENCE): TIE}
-    return decided.get((plain, swapped), INCONSISTENT)
-
-
 def count_requests(
     contest: Contest, judges: Sequence[Judge], prompt: JudgePrompt, cache: AnswerCache, side: int = SIDE
 ) -> tuple[int, int]:
@@ -315,12 +312,9 @@ async def judge_contest(
 
     async def work(client: Client, comparisons: Iterator[Comparison]) -> None:
         for comparison in comparisons:
-            outcome = JudgeOutcome(TIE)
-            if not comparison.identical:
-                asked = [ask(prompt, comparison, swapped) for swapped in ORDERS]
-                answers = tuple([await _answer(client, question, cache, side) for question in asked])
-                outcome = JudgeOutcome(combine(answers), answers)
-            outcomes[client.judge.name][comparison.key] = outcome
+            asked = [] if comparison.identical else [ask(prompt, comparison, swapped) for swapped in ORDERS]
+            answers = tuple([await _answer(client, question, cache, side) for question in asked])
+            outcomes[client.judge.name][comparison.key] = JudgeOutcome(answers)
             on_progress(sum(map(len, outcomes.values())), total)
 
     async with AsyncExitStack() as stack:

@@ -245,21 +245,24 @@ def write_report(path: Path, content: Mapping[str, Any], pairs: Sequence[Picture
     by_name = {pair.name: pair for pair in pairs}
     captions = {pair["name"]: pair["caption"] for pair in section["pairs"]}
 
-    def shown(names: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-        return [_shown(content, by_name[name], captions[name], mean) for name, mean in names]
+    def shown(names: Sequence[tuple[str, float]]) -> Iterator[dict[str, Any]]:
+        for name, mean in names:
+            pair, tables = by_name[name], content["similarities_by_model"].items()
+            each = ", ".join(f"{PROTOCOL[backbone].title} {100.0 * table[name]:.2f}" for backbone, table in tables)
+            original, drawn = (data_uri(decode_image(path), REPORT_SIDE) for path in (pair.reference, pair.generated))
+            about = {"key": pair.key, "mean": 100.0 * mean, "scores": each, "caption": captions[name]}
+            yield {**about, "original": original, "drawn": drawn}
 
     page = render_page(
         "unified.html",
+        **section,
         title=section["benchmark"],
         heading=section["benchmark"],
         side=REPORT_SIDE,
         scores=scores,
-        mean_words=section["mean_words"],
-        failures=section["failures"],
         missing="score",
         most=len(section["failures"]),
         shown=[("Worst pairs", shown(ranked[:most])), ("Best pairs", shown(ranked[most:][::-1][:most]))],
-        versions=section["versions"],
     )
     write_text(path, page)
 
@@ -273,11 +276,3 @@ def rank(content: Mapping[str, Any]) -> list[tuple[str, float]]:
         if values and None not in values:
             found.append((pair["name"], sum(values) / len(values)))
     return sorted(found, key=lambda item: (item[1], item[0]))
-
-
-def _shown(content: Mapping[str, Any], pair: PicturePair, caption: str | None, mean: float) -> dict[str, Any]:
-    similarities = content["similarities_by_model"].items()
-    scores = ", ".join(f"{PROTOCOL[name].title} {100.0 * table[pair.name]:.2f}" for name, table in similarities)
-    original, drawn = (data_uri(decode_image(path), REPORT_SIDE) for path in (pair.reference, pair.generated))
-    pictures = {"original": original, "drawn": drawn}
-    return {**pictures, "mean": 100.0 * mean, "key": pair.key, "scores": scores, "caption": caption}

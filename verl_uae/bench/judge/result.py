@@ -285,7 +285,6 @@ def write_report(path: Path, content: Mapping[str, Any], judged: Judged, count: 
         judged: what it was made of; has the answers.
         count: how many pictures to show of each kind.
     """
-    first, second = judged.contest.names
     agreement = dict(content["agreement"]["cohen"])
     if len(agreement) > 1:
         agreement["all judges (Fleiss)"] = content["agreement"]["fleiss"]
@@ -295,22 +294,16 @@ def write_report(path: Path, content: Mapping[str, Any], judged: Judged, count: 
     ]
     page = render_page(
         "judge.html",
+        **{**content, **content["candidates"], "agreement": agreement},
         title=content["benchmark"],
         heading=f"{content['benchmark']}: {content['mode']}",
         side=REPORT_SIDE,
-        first=first,
-        second=second,
-        failures=content["failures"],
         missing="rate",
         most=50,
         columns=[*_COUNTS, *_RATES.values()],
         rows=rows,
-        overall=content["overall"],
-        interval=content["overall_interval"],
-        agreement=agreement,
         words=mean_words(content),
         shown=_shown(judged, count),
-        prompt=content["prompt"],
         longest=TEXT,
     )
     write_text(path, page)

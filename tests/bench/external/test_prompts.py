@@ -125,13 +125,13 @@ def test_a_name_the_scorer_would_cut_is_refused(dpg_folder: Path, tmp_path: Path
 def test_names_are_those_the_scorers_look_for(geneval_file: Path, genevalpp_file: Path, dpg_folder: Path) -> None:
     """The patterns are those of evaluate_images.py and Eval-gpt-4.1-geneval++.py, and the name of the prompt."""
     found = read_prompts("geneval", geneval_file).prompts["00000"]
-    names = [picture.file for picture in LAYOUTS["geneval"].pictures("00000", found, 4)]
+    names = [picture["file"] for picture in LAYOUTS["geneval"].pictures("00000", found, 4)]
     assert names == [f"00000/samples/000{n}.png" for n in range(4)]
     assert all(name.split("/")[0].isdigit() and re.match(r"\d+\.png", name.split("/")[-1]) for name in names)
     two = read_prompts("genevalpp", genevalpp_file).prompts["2"]
-    assert [picture.file for picture in LAYOUTS["genevalpp"].pictures("2", two, 1)] == ["2.jpg"]
+    assert [picture["file"] for picture in LAYOUTS["genevalpp"].pictures("2", two, 1)] == ["2.jpg"]
     (sheet,) = LAYOUTS["dpg"].pictures("10", read_prompts("dpg", dpg_folder).prompts["10"], 4)
-    assert sheet.file == "10.png" and sheet.samples == (0, 1, 2, 3)
+    assert sheet["file"] == "10.png" and sheet["samples"] == [0, 1, 2, 3]
     for layout, name in (("geneval", names[0]), ("genevalpp", "2.jpg"), ("dpg", "10.png")):
         assert re.fullmatch(LAYOUTS[layout].owned, name)
 

@@ -14,7 +14,6 @@ two runs, and drawn anew. Several processes may share the work.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 import os
@@ -22,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -85,20 +85,9 @@ class PromptSet:
     """``source`` and ``rewritten``: ``path`` and ``sha256`` of the prompts; ``drawing``: settings, where it is ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class PictureFile:
-    """One file the scorer reads."""
-
-    file: str
-    """Path below the folder of pictures."""
-    prompt: BenchPrompt
-    samples: tuple[int, ...]
-    """Numbers of the samples in it: one, or those of a grid, row by row."""
-
-    def wanted(self) -> dict[str, Any]:
-        """What its record must say."""
-        drawn = {"prompt": self.prompt.text, "drawn_prompt": self.prompt.drawn, "occurrence": self.prompt.occurrence}
-        return {"file": self.file, **drawn, "samples": list(self.samples)}
+Picture = Mapping[str, Any]
+"""What is recorded of a file the scorer reads: ``file``, its path below the folder of pictures; ``prompt``,
+``drawn_prompt`` and ``occurrence``, see `BenchPrompt`; ``samples``, the numbers of those in it, row by row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +108,11 @@ class ScorerLayout:
     command: str
     """How it is run on the pictures."""
 
-    def pictures(self, key: str, prompt: BenchPrompt, samples: int) -> list[PictureFile]:
+    def pictures(self, key: str, prompt: BenchPrompt, samples: int) -> list[Picture]:
         """The files of a prompt: one for each sample, or one with all of them."""
-        numbers = [(n,) for n in range(samples)] if "{sample" in self.file else [tuple(range(samples))]
-        return [PictureFile(self.file.format(key=key, sample=found[0]), prompt, found) for found in numbers]
+        about = {"prompt": prompt.text, "drawn_prompt": prompt.drawn, "occurrence": prompt.occurrence}
+        numbers = [[n] for n in range(samples)] if "{sample" in self.file else [list(range(samples))]
+        return [{"file": self.file.format(key=key, sample=found[0]), **about, "samples": found} for found in numbers]
 
     def encode(self, images: Sequence[Image.Image]) -> bytes:
         """The file of samples: PNG, or JPEG for GenEval++."""
@@ -282,7 +272,7 @@ def _rewritten(bench: Bench, path: Path, originals: Mapping[str, Mapping[str, An
 
 
 def _origin(path: Path) -> dict[str, str]:
-    digest = hashlib.sha256()
+    digest = sha256()
     for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
         content = file.read_bytes()
         digest.update(f"{file.name}\0{len(content)}\0".encode() if path.is_dir() else b"")
@@ -351,7 +341,7 @@ def draw_prompts(
     pictures = {key: layout.pictures(key, prompt, prompts.samples) for key, prompt in prompts.prompts.items()}
     _write_manifest(out, prompts, described, pictures)
     if index == 0:
-        wanted = {picture.file for files in pictures.values() for picture in files}
+        wanted = {picture["file"] for files in pictures.values() for picture in files}
         wanted |= {f"{key}/metadata.jsonl" for key in pictures} | {f"{key}/grid.png" for key in pictures if with_grid}
         _delete_others(images, layout, wanted)
     own = dict(list(pictures.items())[index::count])
@@ -361,12 +351,19 @@ def draw_prompts(
         settings_digest(described),
         # Those of every shard: the number of processes may be another than before.
         earlier=out.glob("records*.jsonl"),
-        wanted=[picture.wanted() for files in own.values() for picture in files],
+        wanted=[picture for files in own.values() for picture in files],
     )
 
-    def draw(picture: PictureFile) -> tuple[bytes, dict[str, Any]]:
-        drawn = [_sample(pipe, settings.seed, picture.prompt, sample, resolution) for sample in picture.samples]
-        return layout.encode([image for image, _ in drawn]), {"truncated": drawn[0][1]}
+    def draw(picture: Picture) -> tuple[bytes, dict[str, Any]]:
+        origin = (sha256(picture["prompt"].encode()).hexdigest(), picture["occurrence"])
+        samples, truncated = [], False
+        for sample in picture["samples"]:
+            noise = generator(settings.seed, NOISE, *origin, sample)
+            image, truncated = draw_one(pipe, picture["drawn_prompt"], noise)
+            if resolution is not None and image.size != (resolution, resolution):
+                image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+            samples.append(image)
+        return layout.encode(samples), {"truncated": truncated}
 
     drawn, total = DrawnPrompts(), sum(map(len, own.values()))
     for key, files in own.items():
@@ -374,13 +371,13 @@ def draw_prompts(
             _write_metadata(images / key, prompts.prompts[key])
         fresh = False
         for picture in files:
-            record, kept = painter.paint(picture.wanted(), functools.partial(draw, picture))
+            record, kept = painter.paint(picture, functools.partial(draw, picture))
             drawn.pictures, drawn.kept, fresh = drawn.pictures + 1, drawn.kept + kept, fresh or not kept
             drawn.truncated += record["truncated"]
             on_picture(drawn.pictures, total)
         sheet = images / key / "grid.png"
         if with_grid and (fresh or not sheet.is_file()):
-            samples = [Image.open(images / picture.file).convert("RGB") for picture in files]
+            samples = [Image.open(images / picture["file"]).convert("RGB") for picture in files]
             write_bytes(sheet, png(grid(samples)), beside=images)
     return drawn
 
@@ -392,18 +389,8 @@ def _write_metadata(folder: Path, prompt: BenchPrompt) -> None:
     write_text(folder / "metadata.jsonl", json.dumps({**prompt.metadata, **drawn}))
 
 
-def _sample(
-    pipe: UAEPipeline, seed: int, prompt: BenchPrompt, sample: int, resolution: int | None
-) -> tuple[Image.Image, bool]:
-    digest = hashlib.sha256(prompt.text.encode()).hexdigest()
-    image, truncated = draw_one(pipe, prompt.drawn, generator(seed, NOISE, digest, prompt.occurrence, sample))
-    if resolution is not None and image.size != (resolution, resolution):
-        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
-    return image, truncated
-
-
 def _write_manifest(
-    out: Path, prompts: PromptSet, described: Mapping[str, Any], pictures: Mapping[str, list[PictureFile]]
+    out: Path, prompts: PromptSet, described: Mapping[str, Any], pictures: Mapping[str, Sequence[Picture]]
 ) -> None:
     layout = LAYOUTS[prompts.bench]
     places = {"images": (out / IMAGES).resolve(), "samples": prompts.samples, "resolution": described["resolution"]}
@@ -422,7 +409,7 @@ def _write_manifest(
     lines = []
     for key, prompt in prompts.prompts.items():
         about = {"key": key, "tag": prompt.tag, "prompt": prompt.text, "drawn_prompt": prompt.drawn}
-        lines.append(json.dumps({**about, "files": [picture.file for picture in pictures[key]]}))
+        lines.append(json.dumps({**about, "files": [picture["file"] for picture in pictures[key]]}))
     write_text(out / PROMPTS, "".join(f"{line}\n" for line in lines))
 
 

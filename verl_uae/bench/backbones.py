@@ -106,29 +106,25 @@ def check_available(backbones: Sequence[Backbone]) -> None:
         ConfigError: naming the first one that has no checkpoint, is of another kind, or cannot be had from the hub.
     """
     for backbone in backbones:
-        reason = _unavailable(backbone)
+        source, reason = backbone.source, None
+        if source is None:
+            reason = "has no published checkpoint in this format"
+        elif is_hub_id(source):
+            problem = hub_problem(source, revision=backbone.revision)
+            reason = problem and f"{source} {problem}"
+        else:
+            try:
+                kind = json.loads((Path(source) / CONFIG).read_text(encoding="utf-8")).get("model_type")
+                if kind not in backbone.model_types:
+                    reason = f"{source} is a {kind!r} checkpoint, and must be {backbone.model_types[0]!r}"
+            except (OSError, ValueError, AttributeError) as error:
+                reason = f"{source} holds no {CONFIG} that can be read ({error})"
         if reason is not None:
-            others = " ".join(other.name for other in backbones if other is not backbone)
-            raise ConfigError(
-                f"--backbone {backbone.name}",
-                f"{reason}; pass --backbone {backbone.name}=FOLDER, or do without it, --only {others or 'NAME'}, for "
-                "an incomplete result",
+            others = " ".join(other.name for other in backbones if other is not backbone) or "NAME"
+            remedy = (
+                f"pass --backbone {backbone.name}=FOLDER, or do without it, --only {others}, for an incomplete result"
             )
-
-
-def _unavailable(backbone: Backbone) -> str | None:
-    source = backbone.source
-    if source is None:
-        return "has no published checkpoint in this format"
-    if is_hub_id(source):
-        problem = hub_problem(source, revision=backbone.revision)
-        return None if problem is None else f"{source} {problem}"
-    try:
-        kind = json.loads((Path(source) / CONFIG).read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{source} holds no {CONFIG} that can be read ({error})"
-    wrong = f"{source} is a {kind!r} checkpoint, and must be {backbone.model_types[0]!r}"
-    return None if kind in backbone.model_types else wrong
+            raise ConfigError(f"--backbone {backbone.name}", f"{reason}; {remedy}")
 
 
 class ImageEncoder:

@@ -19,15 +19,10 @@ from verl_uae.bench.lmms import MODEL, captioner_folder
 
 @register_model(MODEL)
 class UAECaptioner(Qwen2_5_VL):  # type: ignore[misc]
-    """``--model uae --model_args pretrained=FOLDER``.
+    """``--model uae --model_args pretrained=FOLDER``, and arguments of lmms-eval's ``qwen2_5_vl``.
 
-    Args:
-        pretrained: UAE folder, its ``encoder/``, any other transformers folder of a Qwen2.5-VL, or a hub id: the model
-            before RL and after it run through the same code.
-        kwargs: as of lmms-eval's ``qwen2_5_vl``: ``device_map``, ``max_pixels``, ``attn_implementation``, ...
-
-    Raises:
-        CheckpointError: the folder has no captioner.
+    ``pretrained`` is a UAE folder, its ``encoder/``, any other transformers folder of a Qwen2.5-VL, or a hub id: the
+    model before RL and after it run through the same code. CheckpointError: the folder has no captioner.
     """
 
     def __init__(self, pretrained: str, **kwargs: Any) -> None:

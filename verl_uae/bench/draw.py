@@ -94,14 +94,17 @@ def draw_folder(
     described = describe_settings(pipe, settings, given=captions is not None)
     write_json(out / SETTINGS, described)
     done = Drawn(out / PICTURES, described)
-    painter = Painter(done.pictures, out / CAPTIONS, settings_digest(described))
-    names: dict[str, str] = {}
+    # Of two originals whose reconstructions would have one name, the first.
+    keys: dict[str, str] = {}
+    for key, source in sources.items():
+        keys.setdefault(recon_name(source.stem), key)
+    wanted = [{"file": key, "picture": name} for name, key in keys.items()]
+    painter = Painter(done.pictures, out / CAPTIONS, described, wanted)
     texts = None if captions is None else captions_by_key(captions, list(sources))
 
     def reconstruct(key: str, name: str) -> tuple[dict[str, Any], bool]:
-        if names.setdefault(name, key) != key:
-            message = f"its reconstruction would have the name of that of {names[name]}"
-            raise DataError(sources[key], None, message)
+        if keys[name] != key:
+            raise DataError(sources[key], None, f"its reconstruction would have the name of that of {keys[name]}")
         wanted = {"file": key, "picture": name}
         if texts is not None:
             if key not in texts:
@@ -127,7 +130,7 @@ def draw_folder(
             record, kept = reconstruct(key, name)
         except DataError as error:
             done.reasons[key] = error.message
-            if names[name] == key:
+            if keys[name] == key:
                 (done.pictures / name).unlink(missing_ok=True)
         else:
             done.captions[key] = record["caption"]
@@ -192,35 +195,32 @@ class Painter:
     Args:
         pictures: folder of pictures.
         path: file of records to write.
-        settings: digest of everything that decides what is drawn, besides what a record has.
-        earlier: other files of records of the same folder.
+        described: what `describe_settings` returned.
         wanted: entries of the record of every picture of this run; those without one from before are deleted at once.
-            None: every record from before stays until :meth:`keep_only`.
+        earlier: other files of records of the same folder.
     """
 
     def __init__(
         self,
         pictures: Path,
         path: Path,
-        settings: str,
-        *,
+        described: Mapping[str, Any],
+        wanted: Iterable[Mapping[str, Any]],
         earlier: Iterable[Path] = (),
-        wanted: Iterable[Mapping[str, Any]] | None = None,
     ) -> None:
-        self.pictures, self.path, self.settings = pictures, path, settings
+        self.pictures, self.path, self.settings = pictures, path, settings_digest(described)
         self.records: dict[str, dict[str, Any]] = {}
-        by_file = None if wanted is None else {asked["file"]: asked for asked in wanted}
+        by_file = {asked["file"]: asked for asked in wanted}
         for entry in _read_records(sorted({path, *earlier})):
             # Pictures of others are not looked at: another process may just be deleting them.
-            asked = {} if by_file is None else by_file.get(entry["file"])
-            if asked is None or not asked.items() <= entry.items() or entry.get("settings") != settings:
+            asked = by_file.get(entry["file"])
+            if asked is None or not {**asked, "settings": self.settings}.items() <= entry.items():
                 continue
             picture = pictures / _picture(entry)
             if picture.is_file() and sha256_of(picture) == entry.get("picture_sha256"):
                 self.records[entry["file"]] = entry
-        for file, asked in (by_file or {}).items():
-            if file not in self.records:
-                (pictures / _picture(asked)).unlink(missing_ok=True)
+        for asked in (asked for file, asked in by_file.items() if file not in self.records):
+            (pictures / _picture(asked)).unlink(missing_ok=True)
         self._write()
 
     def paint(

@@ -27,7 +27,7 @@ from typing import Any
 
 from PIL import Image
 
-from verl_uae.bench.draw import DrawSettings, Painter, describe_settings, draw_one, png, settings_digest
+from verl_uae.bench.draw import DrawSettings, Painter, describe_settings, draw_one, png
 from verl_uae.bench.external import BENCHES, Bench
 from verl_uae.bench.results import read_text
 from verl_uae.chain.pipeline import UAEPipeline
@@ -348,10 +348,10 @@ def draw_prompts(
     painter = Painter(
         images,
         out / records,
-        settings_digest(described),
+        described,
+        [picture for files in own.values() for picture in files],
         # Those of every shard: the number of processes may be another than before.
         earlier=out.glob("records*.jsonl"),
-        wanted=[picture for files in own.values() for picture in files],
     )
 
     def draw(picture: Picture) -> tuple[bytes, dict[str, Any]]:

@@ -15,6 +15,7 @@ Shape legend: N pictures, D versions of a picture (itself first), P pairs, R res
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import platform
@@ -48,7 +49,6 @@ from verl_uae.reward.term import PICTURES
 from verl_uae.scenes.render import render_float
 
 BENCHMARK, FORMAT = "reward discrimination", 1
-DIGITS = 6
 
 #: Seconds for one picture's versions.
 TIMEOUT_S = 600.0
@@ -332,22 +332,21 @@ def discrimination_result(
         missing: names of terms that were not measured.
         speed: see :func:`speed`.
     """
+    content = {
+        "benchmark": BENCHMARK,
+        "format": FORMAT,
+        "runs": [{"command": command, "commit": _commit(), "versions": versions(), "machine": _machine()}],
+        "seed": seed,
+        "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "unit": "picture"},
+        "tie": TIE,
+        "mild": MILD,
+        "terms": [{"label": spec.label, "name": spec.name, "params": dict(spec.params)} for spec in specs],
+        "not_measured": missing,
+        "worlds": worlds,
+        "speed": speed,
+    }
     # As it will be read again, so that results can be compared and merged.
-    rounded: dict[str, Any] = _rounded(
-        {
-            "benchmark": BENCHMARK,
-            "format": FORMAT,
-            "runs": [{"command": command, "commit": _commit(), "versions": versions(), "machine": _machine()}],
-            "seed": seed,
-            "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "unit": "picture"},
-            "tie": TIE,
-            "mild": MILD,
-            "terms": [{"label": spec.label, "name": spec.name, "params": dict(spec.params)} for spec in specs],
-            "not_measured": missing,
-            "worlds": worlds,
-            "speed": speed,
-        }
-    )
+    rounded: dict[str, Any] = json.loads(json.dumps(content), parse_float=lambda text: float(f"{float(text):.6g}"))
     return rounded
 
 
@@ -440,14 +439,6 @@ def _with_interval(found: Mapping[str, Any]) -> str:
     if found["mean"] is None:
         return NOTHING
     return f"{found['mean']:.3f} [{found['interval'][0]:.3f}, {found['interval'][1]:.3f}]"
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(entry) for entry in value]
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def _commit() -> str | None:

@@ -120,7 +120,7 @@ def draw_folder(
             if caption is None:
                 caption = pipe.caption(image, generator=generator(settings.seed, CAPTION, digest))[0]
             drawn, truncated = draw_one(pipe, caption, generator(settings.seed, NOISE, digest))
-            return png(drawn), {"caption": caption, "truncated": truncated}
+            return encoded(drawn), {"caption": caption, "truncated": truncated}
 
         return painter.paint({**wanted, "sha256": digest}, draw)
 
@@ -235,12 +235,12 @@ class Painter:
         earlier = self.records.get(wanted["file"])
         if earlier is not None and wanted.items() <= earlier.items():
             return earlier, True
-        encoded, about = draw()
+        data, about = draw()
         path = self.pictures / _picture(wanted)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not among the pictures, where a scorer might take it for one.
-        write_bytes(path, encoded, beside=self.path)
-        record = {**wanted, **about, "settings": self.settings, "picture_sha256": sha256(encoded).hexdigest()}
+        write_bytes(path, data, beside=self.path)
+        record = {**wanted, **about, "settings": self.settings, "picture_sha256": sha256(data).hexdigest()}
         self.records[record["file"]] = record
         if earlier is None:
             append_line(self.path, json.dumps(record))
@@ -282,8 +282,8 @@ def draw_one(pipe: UAEPipeline, text: str, noise: torch.Generator) -> tuple[Imag
     return image, bool(output.truncated[0])
 
 
-def png(image: Image.Image) -> bytes:
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     """The file of a picture."""
-    encoded = io.BytesIO()
-    image.save(encoded, "PNG")
-    return encoded.getvalue()
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()

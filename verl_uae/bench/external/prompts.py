@@ -14,7 +14,6 @@ two runs, and drawn anew. Several processes may share the work.
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from typing import Any
 
 from PIL import Image
 
-from verl_uae.bench.draw import DrawSettings, Painter, describe_settings, draw_one, png
+from verl_uae.bench.draw import DrawSettings, Painter, describe_settings, draw_one, encoded
 from verl_uae.bench.external import BENCHES, Bench
 from verl_uae.bench.results import read_text
 from verl_uae.chain.pipeline import UAEPipeline
@@ -117,11 +116,7 @@ class ScorerLayout:
     def encode(self, images: Sequence[Image.Image]) -> bytes:
         """The file of samples: PNG, or JPEG for GenEval++."""
         image = images[0] if len(images) == 1 else grid(images)
-        if not self.file.endswith(".jpg"):
-            return png(image)
-        encoded = io.BytesIO()
-        image.convert("RGB").save(encoded, "JPEG", **JPEG)
-        return encoded.getvalue()
+        return encoded(image.convert("RGB"), "JPEG", **JPEG) if self.file.endswith(".jpg") else encoded(image)
 
 
 LAYOUTS: Mapping[str, ScorerLayout] = {
@@ -378,7 +373,7 @@ def draw_prompts(
         sheet = images / key / "grid.png"
         if with_grid and (fresh or not sheet.is_file()):
             samples = [Image.open(images / picture["file"]).convert("RGB") for picture in files]
-            write_bytes(sheet, png(grid(samples)), beside=images)
+            write_bytes(sheet, encoded(grid(samples)), beside=images)
     return drawn
 
 

@@ -15,15 +15,14 @@ import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from verl_uae import text
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.paths import existing_file, named_path
 from verl_uae.versions import versions as package_versions
-
-if TYPE_CHECKING:
-    import numpy as np
 
 RESULT, CAPTIONS = "result.json", "captions.jsonl"
 """Files of a run of protocol 1; their folder names them."""
@@ -58,7 +57,6 @@ def resampled_means(values_NK: np.ndarray, seed: int, resamples: int = RESAMPLES
     Raises:
         ValueError: there is no row.
     """
-    import numpy as np
     import torch
 
     from verl_uae.seeding import generator
@@ -77,8 +75,6 @@ def resampled_means(values_NK: np.ndarray, seed: int, resamples: int = RESAMPLES
 
 def interval(samples_R: np.ndarray | Sequence[float], level: float = LEVEL) -> list[float]:
     """[low, high]: the central part of the samples that holds ``level`` of them."""
-    import numpy as np
-
     tail = 0.5 * (1.0 - level)
     bounds: list[float] = np.quantile(np.asarray(samples_R, dtype=np.float64), [tail, 1.0 - tail]).tolist()
     return bounds

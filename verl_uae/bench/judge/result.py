@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from verl_uae.bench.judge.contest import CAPTION, Comparison, JudgePrompt
+from verl_uae.bench.judge.judges import Judge
 from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, ORDERS, TIE, WIN, A, B, Judged, JudgeOutcome
 from verl_uae.bench.results import LEVEL, PURPOSE, RESAMPLES, Failure, interval, resampled_means, versions
 from verl_uae.bench.unified import REPORT_SIDE, reference_digest
@@ -175,7 +176,7 @@ def judge_result(
     contest = judged.contest
     failures = _failures(judged)
     kinds = {name: [outcome.kind for outcome in found.values()] for name, found in judged.outcomes.items()}
-    by_judge = {name: _summary(name, judged, seed, resamples) for name in kinds}
+    by_judge = {judge.name: _summary(judge, judged, seed, resamples) for judge in judged.judges}
     rates = [entry["win_rate"]["value"] for entry in by_judge.values() if entry["win_rate"]["value"] is not None]
     mean = sum(rates) / len(rates) if rates else None
     overall_interval = None
@@ -236,9 +237,8 @@ def _failures(judged: Judged) -> list[Failure]:
     ]
 
 
-def _summary(name: str, judged: Judged, seed: int, resamples: int) -> dict[str, Any]:
-    judge = next(judge for judge in judged.judges if judge.name == name)
-    outcomes = list(judged.outcomes[name].values())
+def _summary(judge: Judge, judged: Judged, seed: int, resamples: int) -> dict[str, Any]:
+    outcomes = list(judged.outcomes[judge.name].values())
     kinds = [outcome.kind for outcome in outcomes]
     rates = win_rates(kinds, seed, resamples)
     if FAILED in kinds and not any(outcome.judged and outcome.answers for outcome in outcomes):

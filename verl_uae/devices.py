@@ -56,6 +56,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
+def one_by_one(rows: slice, work: Callable[[slice], T], lose: Callable[[int, Exception], T]) -> list[T]:
+    """What comes of consecutive samples; where that fails, of each by itself, and of what fails alone as ``lose`` says.
+
+    Where memory runs out over more than one the error is raised, for :class:`FittingBatch` to make batches smaller.
+
+    Args:
+        rows: numbers of the samples.
+        work: of several of them.
+        lose: of one, and why.
+    """
+    try:
+        return [work(rows)]
+    except Exception as error:
+        # Fault boundary: whatever one sample raises costs that sample.
+        if rows.stop - rows.start == 1:
+            return [lose(rows.start, error)]
+        if is_out_of_memory(error):
+            raise
+    return [part for row in range(rows.start, rows.stop) for part in one_by_one(slice(row, row + 1), work, lose)]
+
+
 class FittingBatch:
     """How many samples go through a model together; halved where they do not fit, and kept so.
 

@@ -20,7 +20,7 @@ from verl_uae.chain.decoder import decode_latent as painter_decode
 from verl_uae.chain.draw import Drawn, Painter, PainterSettings
 from verl_uae.chain.records import Draw, Sample
 from verl_uae.data.images import encode_jpeg, encode_png, to_tensor
-from verl_uae.errors import RewardError
+from verl_uae.errors import ConfigError, RewardError
 from verl_uae.flow.kernels import step
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
@@ -299,6 +299,50 @@ def test_a_fault_costs_its_samples_and_no_velocity_call(
         assert record.value is None and record.status is status and (record.reason or "").startswith(reason)
     assert [values(drawn)[row] for row in kept] == [values(clean)[row] for row in kept]
     assert same(rows_of(drawn, kept), rows_of(clean, kept))
+
+
+@pytest.mark.parametrize("kind", [KeyError, OverflowError, MemoryError])
+@pytest.mark.parametrize("where", ["conditioner", "vae", "scorer"])
+def test_whatever_is_raised_costs_its_samples(
+    make_painter,
+    decoder: Decoder,
+    conditioner: Conditioner,
+    scorer: RewardScorer,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    kind: type[Exception],
+) -> None:
+    draws = draws_of(make_samples(), members=1)
+    clean = values(make_painter().draw(decoder.field, ODE, draws))
+    latent_CHW = make_painter().draw(decoder.field, ODE, draws).trajectory.final_BCHW[1]
+    tokenize, score = conditioner.tokenize, scorer.score
+
+    def fail(hit: bool) -> None:
+        if hit:
+            raise kind("odd")
+
+    if where == "conditioner":
+        odd = lambda texts: fail(CAPTIONS[1] in texts) or tokenize(texts)  # noqa: E731
+        monkeypatch.setattr(conditioner, "tokenize", odd)
+    elif where == "scorer":
+        odd = lambda batch: fail(CAPTIONS[1] in batch.captions) or score(batch)  # noqa: E731
+        monkeypatch.setattr(scorer, "score", odd)
+    else:
+        near = lambda x: bool((x - latent_CHW).abs().flatten(1).amax(1).lt(1e-3).any())  # noqa: E731
+        odd = lambda vae, x: fail(near(x)) or painter_decode(vae, x)  # noqa: E731
+        monkeypatch.setattr("verl_uae.chain.draw.decode_latent", odd)
+    drawn = make_painter().draw(decoder.field, ODE, draws)
+    assert [outcome.record.ok for outcome in drawn.outcomes] == [True, False, True, True]
+    label = {"conditioner": "condition", "vae": "decoder", "scorer": "reward"}[where]
+    assert (drawn.outcomes[1].record.reason or "").startswith(f"{label}: {kind.__name__}: ")
+    for row in (0, 2, 3):
+        assert values(drawn)[row][0] == pytest.approx(clean[row][0], abs=1e-5)
+
+
+def test_a_negative_prompt_that_cannot_be_encoded_is_no_empty_one(make_painter, decoder: Decoder) -> None:
+    painter = make_painter(negative_prompt=UNREADABLE)
+    with pytest.raises(ConfigError, match=r"uae\.decoder\.negative_prompt: condition: "):
+        painter.draw(decoder.field, replace(ODE, guidance=2.0), draws_of(make_samples(), members=1))
 
 
 def test_what_an_odd_file_raises_costs_its_samples(make_painter, decoder: Decoder) -> None:

@@ -87,6 +87,7 @@ def test_prompt_text_knows_roles_and_texts_only() -> None:
         ({"index": "1"}, True),
         ({"index": "img_1"}, False),
         ({"index": None}, False),
+        ({"index": float("inf")}, False),
         ({}, False),
     ],
 )

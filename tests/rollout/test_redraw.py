@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tests.samples import UNREADABLE, sample
+from verl_uae.chain.decoder import decode_latent
 from verl_uae.chain.projector import Projector
 from verl_uae.chain.records import Draw
 from verl_uae.data.images import encode_jpeg
@@ -90,6 +91,22 @@ def test_k_pictures_are_averaged_and_the_first_is_shown(make) -> None:
     assert second.record.ok and second.picture is None and second.reconstruction is None
     pixels = torch.frombuffer(Image.open(io.BytesIO(outcome.reconstruction)).tobytes(), dtype=torch.uint8)
     assert encode_jpeg(pixels.view(32, 32, 3).permute(2, 0, 1) / 255) == outcome.picture
+
+
+def test_where_the_first_picture_is_lost_the_next_is_shown(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    redrawer = make("uae.decoder.seeds_per_caption=3", "uae.decoder.batch_size=1")
+    whole = redrawer.run(draws("red", want_reconstruction=True))[0]
+    calls: list[int] = []
+
+    def decode(vae: object, latent_BCHW: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("bad kernel")
+        return decode_latent(vae, latent_BCHW)
+
+    monkeypatch.setattr("verl_uae.chain.draw.decode_latent", decode)
+    found = redrawer.run(draws("red", want_reconstruction=True))[0]
+    assert found.record.ok and found.reconstruction not in (None, whole.reconstruction)
 
 
 def test_many_captions_go_in_parts_that_tell_how_far_they_are(make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,12 @@ def test_a_page_is_self_contained_and_shows_every_row() -> None:
     assert "Step 7" in page and "reward 0.5000" in page and "reward –" in page and page.count("pixel 0.2500") == 2
 
 
+def test_terms_stand_under_their_head_where_one_row_lacks_a_picture() -> None:
+    page = render(7, [row(explored=jpeg(2)), row()])
+    rows = re.findall(r"<tr>(.*?)</tr>", page.split("<tbody>")[1], re.S)
+    assert [len(re.findall("<td", cells)) for cells in rows] == [5, 5]
+
+
 def test_small_pictures_are_enlarged() -> None:
     assert re.search(r'<img width="192" height="192"', render(1, [row()]))
     assert '<img width="512" height="256"' in render(1, [row(source=jpeg(0, 256, 512))])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from verl_uae.checkpoints.load import load_model, load_tokenizer
 from verl_uae.compat import ensure_torchvision
-from verl_uae.devices import FittingBatch, is_out_of_memory
+from verl_uae.devices import FittingBatch, is_out_of_memory, one_by_one
 from verl_uae.errors import ConfigError
 
 
@@ -229,26 +229,22 @@ class ConditionCache:
         self._kept.clear()
 
     def _encode(self, captions: list[str], found: dict[str, tuple[Tensor, bool]], failures: dict[str, str]) -> None:
-        # Where memory runs out batches get smaller: one by one does not help, since all are filled up.
-        self._batch.map(len(captions), lambda rows: self._encode_batch(captions[rows], found, failures), filled=True)
-
-    def _encode_batch(self, some: list[str], found: dict[str, tuple[Tensor, bool]], failures: dict[str, str]) -> None:
-        try:
+        def encode(rows: slice) -> None:
+            some = captions[rows]
             condition = self.conditioner.encode(some + [""] * (self._batch.size - len(some)))
-        except (TypeError, ValueError, RuntimeError) as error:
-            # What tokenizers raise on odd text: a batch is tried again one by one, which costs only the captions at
-            # fault. Without the empty caption nothing works.
-            if some == [""] or (self._batch.size > 1 and is_out_of_memory(error)):
-                raise
-            if len(some) == 1:
-                failures[some[0]] = f"condition: {type(error).__name__}: {error}"
-                return
-            for caption in some:
-                self._encode_batch([caption], found, failures)
-            return
-        states_BLE = condition.states_BLE.to("cpu")
-        for caption, states_LE, cut in zip(some, states_BLE, condition.truncated_B.tolist(), strict=False):
-            found[caption] = (states_LE.clone(), bool(cut))
+            states_BLE = condition.states_BLE.to("cpu")
+            for caption, states_LE, cut in zip(some, states_BLE, condition.truncated_B.tolist(), strict=False):
+                found[caption] = (states_LE.clone(), bool(cut))
+
+        def lose(row: int, error: Exception) -> None:
+            # Without the empty caption nothing works, and where memory runs out over one, filled up to a batch, smaller
+            # batches may help.
+            if captions[row] == "" or (self._batch.size > 1 and is_out_of_memory(error)):
+                raise error
+            failures[captions[row]] = f"condition: {type(error).__name__}: {error}"
+
+        # Where memory runs out batches get smaller: one by one does not help, since all are filled up.
+        self._batch.map(len(captions), lambda rows: one_by_one(rows, encode, lose), filled=True)
 
 
 def stack_states(states: Sequence[Tensor], device: str | torch.device) -> Tensor:

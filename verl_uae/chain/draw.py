@@ -9,7 +9,7 @@ width, C H W latents, 3 H W pictures.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ from verl_uae.chain.conditioner import ConditionCache, stack_states
 from verl_uae.chain.decoder import decode_latent
 from verl_uae.chain.records import Draw, Outcome
 from verl_uae.data.images import encode_jpeg, encode_png, rgb, to_tensor
-from verl_uae.devices import FittingBatch, is_out_of_memory
-from verl_uae.errors import DecodeError, RewardError
+from verl_uae.devices import FittingBatch, one_by_one
+from verl_uae.errors import ConfigError, DecodeError, RewardError
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import Trajectory, sample_trajectory
@@ -90,6 +90,7 @@ class Painter:
         self.settings = settings
         self.device = torch.device(device)
         self._batch = FittingBatch(settings.micro_batch_size, "pictures", "uae.decoder.batch_size")
+        self._score_batch = FittingBatch(settings.score_batch_size, "pictures to be scored", "uae.decoder.batch_size")
         self._vae_batch = FittingBatch(settings.vae_batch_size, "pictures of the VAE", "uae.decoder.vae_batch_size")
 
     def to(self, device: str | torch.device) -> None:
@@ -100,39 +101,41 @@ class Painter:
     def draw(self, field_of: FieldOf, plan: SamplingPlan, draws: Sequence[Draw], *, collective: bool = False) -> Drawn:
         """Draw under a plan and score.
 
-        A caption that was not written or cannot be encoded is drawn as the empty one and has no reward.
+        What has no caption, or one that cannot be encoded, is drawn from the empty one and has no reward. What fails in
+        decoding or scoring is tried again picture by picture; where memory runs out batches get smaller.
 
         Args:
             field_of: the decoder.
             plan: how to sample: stochastic in its window, Euler steps of the ODE elsewhere.
             draws: what to draw.
             collective: every velocity call gathers weights of all ranks, which must make equally many: micro-batches
-                keep their size, and what fails in one ends the call. Otherwise they get smaller where memory runs out,
-                and one that fails is tried again picture by picture.
+                keep their size, and what fails in one ends the call. Otherwise they are treated as decoding is.
 
         Raises:
+            ConfigError: the negative prompt cannot be encoded.
             Exception: of a velocity call, if ``collective``.
         """
         clock = _Clock()
-        states, cut, failures = self.conditions.get([draw.sample.caption.text for draw in draws])
+        states, cut, failures = self.conditions.get(
+            [draw.sample.caption.text if draw.sample.caption.ok else "" for draw in draws]
+        )
         negative_1LE = self._negative(plan.guidance)
         clock.lap("condition")
         trajectory, undrawn = self._sample(field_of, plan, states, negative_1LE, draws, collective)
         clock.lap("sample")
-        lost = [_without_caption(draw, reason) for draw, reason in zip(draws, failures, strict=True)]
-        outcomes: list[Outcome] = []
-        size = self.settings.score_batch_size
-        for start in range(0, len(draws), size):
-            rows = slice(start, start + size)
-            blank = {number - start: record for number, record in undrawn.items() if start <= number < start + size}
-            picture_B3HW, undecoded = self._decode(trajectory.final_BCHW[rows])
+        lost = {number: record for number, draw in enumerate(draws) if (record := _lost(draw, failures[number]))}
+
+        def finish(rows: slice) -> list[Outcome]:
+            known = {number - rows.start: undrawn[number] for number in undrawn if rows.start <= number < rows.stop}
+            picture_B3HW, blank = self._decode(trajectory.final_BCHW[rows], known)
             clock.lap("decode")
-            blank |= undecoded
-            known = blank | {number: record for number, record in enumerate(lost[rows]) if record is not None}
+            known = blank | {number - rows.start: lost[number] for number in lost if rows.start <= number < rows.stop}
             records = self._records(picture_B3HW, draws[rows], known)
             clock.lap("score")
             shown = [None if number in blank else picture_3HW for number, picture_3HW in enumerate(picture_B3HW)]
-            outcomes += map(_outcome, draws[rows], records, cut[rows], shown)
+            return list(map(_outcome, draws[rows], records, cut[rows], shown))
+
+        outcomes = [outcome for part in self._score_batch.map(len(draws), finish) for outcome in part]
         return Drawn(outcomes, states, trajectory, clock.seconds)
 
     def _sample(
@@ -153,30 +156,24 @@ class Painter:
             field = field_of(stack_states(states[rows], self.device), negative_1LE, plan.guidance)
             return _to_host(sample_trajectory(field, self._noise(some), plan, lambda step: self._noise(some, step)))
 
-        def sample_or_lose(rows: slice) -> Trajectory:
-            numbers = range(rows.start, rows.stop)
-            try:
-                return sample(rows)
-            except Exception as error:
-                # Fault boundary of a micro-batch: each picture gets a try of its own.
-                if len(numbers) == 1:
-                    undrawn[rows.start] = _failure("decoder", error)
-                    return self._nothing(plan)
-                if is_out_of_memory(error):
-                    raise
-            return _join([sample_or_lose(slice(number, number + 1)) for number in numbers])
+        def lose(row: int, error: Exception) -> Trajectory:
+            undrawn[row] = _failure("decoder", error)
+            return self._nothing(plan)
 
         if collective:
             size = self.settings.micro_batch_size
             parts = [sample(slice(start, start + size)) for start in range(0, len(draws), size)]
         else:
-            parts = self._batch.map(len(draws), sample_or_lose)
+            parts = [_join(found) for found in self._batch.map(len(draws), lambda rows: one_by_one(rows, sample, lose))]
         return _join(parts), undrawn
 
     def _negative(self, guidance: float) -> Tensor | None:
         if guidance == 1.0:
             return None
-        return stack_states(self.conditions.get([self.settings.negative_prompt]).states, self.device)
+        found = self.conditions.get([self.settings.negative_prompt])
+        if found.failures[0]:
+            raise ConfigError("uae.decoder.negative_prompt", found.failures[0])
+        return stack_states(found.states, self.device)
 
     def _noise(self, draws: Sequence[Draw], step: int | None = None) -> Tensor:
         """Standard normal noise to begin with, or that of a stochastic step."""
@@ -190,23 +187,25 @@ class Painter:
         none_1KCHW = torch.zeros(1, len(plan.window), *self.settings.latent_shape)
         return Trajectory(final_1CHW, none_1KCHW, none_1KCHW, none_1KCHW, torch.zeros(1, len(plan.window)))
 
-    def _decode(self, final_BCHW: Tensor) -> tuple[Tensor, dict[int, RewardRecord]]:
-        """Pictures, and the records of those that cannot be drawn, which are black."""
-        try:
-            latent_BCHW = final_BCHW.to(self.device, non_blocking=True)
-            pictures = self._vae_batch.map(len(final_BCHW), lambda rows: decode_latent(self.vae, latent_BCHW[rows]))
-            return torch.cat(pictures), {}
-        except (RuntimeError, MemoryError) as error:
-            # A kernel that fails, or a single picture that memory does not hold: a batch is tried again one by one.
-            if len(final_BCHW) == 1:
-                black = torch.zeros(1, 3, self.settings.height, self.settings.width, device=self.device)
-                return black, {0: _failure("decoder", error)}
-        parts = [self._decode(final_BCHW[index : index + 1]) for index in range(len(final_BCHW))]
-        undrawn = {index: record for index, (_, lost) in enumerate(parts) for record in lost.values()}
-        return torch.cat([picture for picture, _ in parts]), undrawn
+    def _decode(
+        self, final_BCHW: Tensor, undrawn: Mapping[int, RewardRecord]
+    ) -> tuple[Tensor, dict[int, RewardRecord]]:
+        """Pictures, and the records of those that could not be drawn, which are black where decoding failed."""
+        blank = dict(undrawn)
+
+        def decode(rows: slice) -> Tensor:
+            latent_BCHW = final_BCHW[rows].to(self.device, non_blocking=True)
+            count = rows.stop - rows.start
+            return torch.cat(self._vae_batch.map(count, lambda some: decode_latent(self.vae, latent_BCHW[some])))
+
+        def lose(row: int, error: Exception) -> Tensor:
+            blank.setdefault(row, _failure("decoder", error))
+            return torch.zeros(1, 3, self.settings.height, self.settings.width, device=self.device)
+
+        return torch.cat(one_by_one(slice(0, len(final_BCHW)), decode, lose)), blank
 
     def _records(
-        self, picture_B3HW: Tensor, draws: Sequence[Draw], known: dict[int, RewardRecord]
+        self, picture_B3HW: Tensor, draws: Sequence[Draw], known: Mapping[int, RewardRecord]
     ) -> list[RewardRecord]:
         """Records of a batch; ``known`` are those of what needs no score, by position."""
         size = (self.settings.height, self.settings.width)
@@ -216,31 +215,39 @@ class Painter:
                 sources[id(draw.sample)] = _pixels(draw.sample.image, size)
         used = [sources[id(draw.sample)] for draw in draws]
         damaged = {number: record for number, (_, record) in enumerate(used) if record is not None}
-        source_B3HW = torch.stack([source_3HW for source_3HW, _ in used])
-        batch = RewardBatch(
-            source_B3HW=source_B3HW.to(picture_B3HW.device, non_blocking=True),
-            reconstruction_B3HW=picture_B3HW,
-            captions=[draw.sample.caption.text for draw in draws],
-            rows=[draw.sample.row for draw in draws],
-            failed=damaged | known,
-        )
-        try:
-            return self.scorer.score(batch)
-        except RewardError as error:
-            # The scorer keeps faults to their samples. This one concerns all; stopping is for the trainer, not for one
-            # of several ranks.
-            return [_failure("reward", error) for _ in draws]
+        failed = damaged | dict(known)
+
+        def score(rows: slice) -> list[RewardRecord]:
+            some = draws[rows]
+            source_B3HW = torch.stack([source_3HW for source_3HW, _ in used[rows]])
+            batch = RewardBatch(
+                source_B3HW=source_B3HW.to(picture_B3HW.device, non_blocking=True),
+                reconstruction_B3HW=picture_B3HW[rows],
+                captions=[draw.sample.caption.text for draw in some],
+                rows=[draw.sample.row for draw in some],
+                failed={row - rows.start: failed[row] for row in failed if rows.start <= row < rows.stop},
+            )
+            try:
+                return self.scorer.score(batch)
+            except RewardError as error:
+                # The scorer keeps faults to their samples. This one concerns all; stopping is for the trainer, not for
+                # one of several ranks.
+                return [_failure("reward", error) for _ in some]
+
+        def lose(row: int, error: Exception) -> list[RewardRecord]:
+            return [failed.get(row) or _failure("reward", error)]
+
+        return [record for part in one_by_one(slice(0, len(draws)), score, lose) for record in part]
 
 
 def _failure(where: str, error: BaseException) -> RewardRecord:
     return RewardRecord.failed(Status.ERROR, f"{where}: {type(error).__name__}: {error}")
 
 
-def _without_caption(draw: Draw, failure: str) -> RewardRecord | None:
+def _lost(draw: Draw, failure: str) -> RewardRecord | None:
     """The record of what has no caption, or one that cannot be encoded."""
-    caption = draw.sample.caption
-    if not caption.ok:
-        return RewardRecord.failed(caption.status, caption.reason or "no caption")
+    if not draw.sample.caption.ok:
+        return draw.sample.caption.lost()
     return RewardRecord.failed(Status.ERROR, failure) if failure else None
 
 

@@ -50,8 +50,9 @@ class Caption:
     digest: str
     """SHA-256 of the source picture; empty where that cannot be read."""
     status: Status = Status.OK
-    """Not OK where there is no caption; ``text`` is empty then."""
+    """Not OK where there is no caption."""
     reason: str = ""
+    """Why there is none."""
     cut: bool = False
     """The caption hit the response limit without ending."""
     tokens: int = 0
@@ -60,6 +61,10 @@ class Caption:
     def ok(self) -> bool:
         """Whether there is a caption."""
         return self.status is Status.OK
+
+    def lost(self) -> RewardRecord:
+        """The record of a sample that has no caption."""
+        return RewardRecord.failed(self.status, self.reason or "no caption")
 
     @classmethod
     def failed(cls, digest: str, reason: str, status: Status = Status.ERROR) -> Caption:
@@ -188,5 +193,5 @@ def is_probe(extra_info: Mapping[str, Any], probes: int) -> bool:
     """Whether a row is among the first ``probes`` of its file; one whose number is no number is not."""
     try:
         return int(extra_info["index"]) < probes
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return False

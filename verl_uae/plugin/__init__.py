@@ -70,14 +70,18 @@ def _register_platform() -> None:
 
 
 def _register_trainers() -> None:
-    on_import("verl.trainer.ppo.v1", lambda: _attempt_and_stop("trainer classes", _import_trainers))
+    on_import("verl.trainer.ppo.v1", _register_trainers_if_whole)
+
+
+def _register_trainers_if_whole() -> None:
+    if any(_is_half_there(module) for name, module in sys.modules.items() if name.startswith("verl_uae.stages.")):
+        # A program imports one of ours itself, and verl's trainers by way of it. That trainer, and those that it is
+        # made of, register their names when they are whole; importing the others now would meet what is half there.
+        return
+    _attempt_and_stop("trainer classes", _import_trainers)
 
 
 def _import_trainers() -> None:
-    if any(_is_half_there(module) for name, module in sys.modules.items() if name.startswith("verl_uae.stages.")):
-        # A program imports one of ours itself, and verl's trainers by way of it. What it needs registers its name when
-        # it is whole; importing the others now would meet what is half there.
-        return
     try:
         for stage in STAGES:
             importlib.import_module(f"verl_uae.stages.{stage}.trainer")

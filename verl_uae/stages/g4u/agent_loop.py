@@ -168,16 +168,17 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
 
     async def _stream(self, caption: Caption, kwargs: dict[str, Any]) -> Outcome:
         if not caption.ok:
-            return Outcome.failed(caption.status, caption.reason)
+            return Outcome(caption.lost())
         settings = self.config.uae
         sample = Sample.of_row(kwargs, caption)
-        info = sample.row["extra_info"]
+        info, custom = sample.row["extra_info"], self.rollout_config.get("custom") or {}
+        validating = info.get("split") == "val"
         draw = Draw.for_caption(
             sample,
             seed=settings.seed,
             step=int(kwargs["global_steps"]),
-            want_picture=info.get("split") == "val" and is_probe(info, settings.panel.probes),
-            want_reconstruction=bool((self.rollout_config.get("custom") or {}).get(STREAM_RECONSTRUCTIONS)),
+            want_picture=validating and is_probe(info, settings.panel.probes),
+            want_reconstruction=not validating and bool(custom.get(STREAM_RECONSTRUCTIONS)),
         )
         assert self._dispatcher
         answer = stream_client(self._dispatcher).score(draw)

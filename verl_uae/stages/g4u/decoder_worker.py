@@ -82,33 +82,30 @@ class Redrawer:
             on_progress: told (done, all) now and then.
 
         Returns:
-            One outcome per draw, in order: the mean reward of its pictures that could be scored, and the first picture.
+            One outcome per draw, in order: the mean reward of its pictures that could be scored, and the first that
+            could be drawn.
         """
         outcomes: list[Outcome] = []
         repeats = self.seeds_per_caption
         size = max(1, MICRO_BATCHES * self.painter.settings.micro_batch_size // repeats)
         for start in range(0, len(draws), size):
-            wanted = [_numbered(draw, k) for draw in draws[start : start + size] for k in range(repeats)]
+            wanted = [
+                replace(draw, noise=(*draw.noise, k)) for draw in draws[start : start + size] for k in range(repeats)
+            ]
             drawn = self.painter.draw(self.decoder.field, self.plan, wanted)
             for phase, seconds in drawn.seconds.items():
                 self.seconds["score" if phase == "score" else "decode"] += seconds
             for first in range(0, len(wanted), repeats):
                 found = drawn.outcomes[first : first + repeats]
-                outcomes.append(replace(found[0], record=mean_record([outcome.record for outcome in found])))
+                outcomes.append(replace(_shown(found), record=mean_record([outcome.record for outcome in found])))
             if on_progress is not None:
                 on_progress(len(outcomes), len(draws))
         return outcomes
 
 
-def _numbered(draw: Draw, k: int) -> Draw:
-    """The k-th picture of a caption; the first one is shown."""
-    first = k == 0
-    return replace(
-        draw,
-        noise=(*draw.noise, k),
-        want_picture=draw.want_picture and first,
-        want_reconstruction=draw.want_reconstruction and first,
-    )
+def _shown(found: Sequence[Outcome]) -> Outcome:
+    """The first of a caption's pictures that could be drawn."""
+    return next((outcome for outcome in found if outcome.picture or outcome.reconstruction), found[0])
 
 
 def build_redrawer(config: DictConfig, device: str | torch.device, draws_on: str | torch.device) -> Redrawer:
@@ -279,7 +276,7 @@ class DecoderWorker(Worker):
             row = {name: column[position] for name, column in columns.items()}
             caption: Caption = row["extra_fields"][CAPTION_FIELD].content
             if not caption.ok:
-                outcomes[position] = Outcome.failed(caption.status, caption.reason)
+                outcomes[position] = Outcome(caption.lost())
                 continue
             sample = Sample.of_row(row, caption)
             draws[position] = Draw.for_caption(

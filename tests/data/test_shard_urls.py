@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_uae.data.shard_urls import expand_shards, open_url, webdataset
+from verl_uae.data.tar import expand_shards, open_url, webdataset
 from verl_uae.errors import ConfigError, DataError
 
 

@@ -243,7 +243,7 @@ def _check_model(value: str, key: str) -> None:
 
 def _check_data(value: str, key: str) -> None:
     if is_shard(value):
-        from verl_uae.data.shard_urls import expand_shards
+        from verl_uae.data.tar import expand_shards
 
         try:
             expand_shards([value])

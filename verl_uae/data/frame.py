@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import logging
 import os
 import re
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +51,7 @@ MAX_FIELDS = 1000
 """Most different fields of a JSON file."""
 _CACHE_FORMAT = 1
 _NOT_YOURS = "has a name by which this package marks rows: rename it"
-_ARROW_TYPES = b"ARROW:schema"
+_BLANK = b"\xef\xbb\xbf \t\r\n"
 _HALF_IN_JSON = re.compile(r"\\u[dD][89a-fA-F]")
 #: What Arrow raises for a value that Python has no place for: text that is not UTF-8, a date beyond the year 9999,
 #: nanoseconds, an unknown time zone, a key that a map holds twice.
@@ -89,46 +91,27 @@ class Frame:
 
     def chunks(self) -> Iterator[list[Row]]:
         """All rows in order, `CHUNK` at a time."""
-        for start in range(0, len(self), CHUNK):
-            yield self.rows(range(start, min(start + CHUNK, len(self))))
+        return map(self.rows, self._runs())
 
     def column(self, name: str) -> Iterator[Any]:
         """The values of a column in order, without the pictures beside it."""
-        for start in range(0, len(self), CHUNK):
-            for number, rows in self._by_part(range(start, min(start + CHUNK, len(self)))):
+        for items in self._runs():
+            for number, rows in self._by_part(items):
                 yield from (values.get(name) for values in self.parts[number].rows(rows, (name,)))
 
     def select(self, items: Iterable[int]) -> Frame:
         """The rows at some places of this frame."""
         return Frame(self.parts, self._items[np.fromiter(items, dtype=np.int64)])
 
+    def _runs(self) -> Iterator[range]:
+        return (range(start, min(start + CHUNK, len(self))) for start in range(0, len(self), CHUNK))
+
     def _by_part(self, items: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         """Number of a part and rows of it, in the order of the items."""
-        places = [self._place(int(self._items[item])) for item in items]
-        for number, group in groupby(places, key=lambda place: place[0]):
-            yield number, [row for _, row in group]
-
-    def _place(self, item: int) -> tuple[int, int]:
-        part = bisect_right(self._ends, item)
-        return part, item - (self._ends[part - 1] if part else 0)
-
-
-class Part(Protocol):
-    """The rows of one file."""
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """Their names."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, numbers: Sequence[int], only: Sequence[str] | None = None) -> list[Row]:
-        """Rows by number, without `FILE` and `ROW`.
-
-        Args:
-            numbers: in the file.
-            only: columns that are wanted; others need not be read.
-        """
+        starts = [0, *self._ends]
+        places = [int(self._items[item]) for item in items]
+        for number, group in groupby(places, key=lambda place: bisect_right(self._ends, place)):
+            yield number, [place - starts[number] for place in group]
 
 
 def file_kind(path: str | os.PathLike[str]) -> str:
@@ -144,24 +127,23 @@ def file_kind(path: str | os.PathLike[str]) -> str:
         raise DataError(path, None, f"cannot be read: {error}") from error
     if is_lfs_pointer(start):
         raise DataError(path, None, LFS_POINTER)
-    compressed = compression(start)
-    if compressed is not None:
+    if (compressed := compression(start)) is not None:
         raise DataError(path, None, f"is compressed with {compressed}: unpack it first")
     suffix = Path(path).suffix.lower()
     if start.startswith(b"PAR1") or suffix == ".parquet":
         return "parquet"
     if start[257:262] == b"ustar" or suffix == ".tar" or ".tar." in Path(path).name.lower():
         return "tar"
-    if suffix in (".json", ".jsonl", ".ndjson") or start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
+    if suffix in (".json", ".jsonl", ".ndjson") or start.lstrip(_BLANK)[:1] in (b"{", b"["):
         return "json"
     raise DataError(path, None, "must be parquet, JSON lines, a JSON list or a tar shard, by its content")
 
 
 def open_rows(path: str, needed: frozenset[str]) -> Part:
-    """The rows of a file, at once to be had.
+    """The rows of a parquet or JSON file, at once to be had.
 
     Args:
-        path: of a parquet or JSON file.
+        path: of the file.
         needed: columns in which a value that cannot be read is a `PROBLEM`.
 
     Raises:
@@ -171,14 +153,14 @@ def open_rows(path: str, needed: frozenset[str]) -> Part:
     if kind == "tar":
         raise DataError(path, None, "is a tar shard; only uae_pretrain and uae_cold_start read those")
     if kind == "json":
-        return json_rows(path, needed)
+        return _JsonRows.of(path, needed)
     try:
-        return _ArrowRows(path, str(_cached(path)), needed)
+        return _ArrowRows(path, needed)
     except (OSError, ValueError, pa.ArrowException) as error:
         logger.warning("%s: its copy in the cache is damaged (%s) and is made anew", path, error)
     try:
         _place_in_cache(path).unlink(missing_ok=True)
-        return _ArrowRows(path, str(_cached(path)), needed)
+        return _ArrowRows(path, needed)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(path, None, f"its copy in the cache is damaged, and cannot be made anew: {error}") from error
 
@@ -200,14 +182,14 @@ def chunks_of(
     if kind == "tar":
         raise DataError(path, None, "is a tar shard, and has no rows")
     if kind == "json":
-        part = json_rows(path, needed)
+        part = _JsonRows.of(path, needed)
         check_columns(part.columns, path, must_have)
         yield from Frame([part]).chunks()
         return
-    first, tell = 0, _teller(path)
+    first = 0
     for batch in parquet_batches(path, only):
         check_columns(batch.schema.names, path, must_have)
-        rows = python_rows(batch, needed, tell)
+        rows = python_rows(batch, path, needed)
         yield [{**row, FILE: 0, ROW: number} for number, row in enumerate(rows, first)]
         first += len(rows)
 
@@ -225,6 +207,21 @@ def check_columns(columns: Sequence[str], name: str, must_have: Sequence[str]) -
         raise DataError(name, None, f"column {missing[0]} is missing; found: {', '.join(columns[:20]) or 'none'}")
 
 
+def _note(path: str, row: Row, name: str, problem: str, needed: frozenset[str]) -> None:
+    """Keep why a value cannot be read, or where its column is not needed say once that such values are None."""
+    if name in needed:
+        row.setdefault(PROBLEM, f"column {name}: {problem}")
+    elif (path, name) not in _TOLD:
+        _TOLD.add((path, name))
+        logger.warning("%s: column %s, which is not needed, %s; such values are None", path, name, problem)
+
+
+_TOLD: set[tuple[str, str]] = set()
+"""Files and columns of which this process has said so."""
+
+# ------------------------------------------------------------ parquet
+
+
 def parquet_batches(path: str, only: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """A parquet file in batches of `CHUNK` rows, at least one, its types as simple as can be.
 
@@ -237,7 +234,7 @@ def parquet_batches(path: str, only: Sequence[str] | None = None) -> Iterator[pa
     """
     try:
         # Opened here: Arrow takes no name that is not UTF-8.
-        with open(path, "rb") as stream, pq.ParquetFile(_storage_types(stream)) as file:
+        with open(path, "rb") as stream, pq.ParquetFile(stream, metadata=_metadata(stream)) as file:
             fields = [field for field in file.schema_arrow if only is None or field.name in only]
             schema = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in fields])
             twice = [name for name, count in Counter(schema.names).items() if count > 1]
@@ -247,102 +244,42 @@ def parquet_batches(path: str, only: Sequence[str] | None = None) -> Iterator[pa
                 raise DataError(path, None, f"column {reserved[0]} {_NOT_YOURS}")
             yield pa.RecordBatch.from_pylist([], schema=schema)
             for batch in file.iter_batches(batch_size=CHUNK, columns=None if only is None else schema.names):
-                columns = [
-                    column if column.type == field.type else column.cast(field.type)
-                    for column, field in zip(batch.columns, schema, strict=True)
-                ]
+                columns = [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(path, None, f"cannot be read: {error}") from error
 
 
-def python_rows(batch: pa.RecordBatch, needed: frozenset[str], tell: Callable[[str, str], None]) -> list[Row]:
-    """The rows of a batch as Python values; one by one only where some value cannot be one.
-
-    Args:
-        batch: see `parquet_batches`.
-        needed: see `open_rows`.
-        tell: called with the column and the reason for a value of another column.
-    """
+def python_rows(batch: pa.RecordBatch, path: str, needed: frozenset[str]) -> list[Row]:
+    """The rows of a batch of `parquet_batches` as Python values; one by one only where some value cannot be one."""
     try:
         # Arrow's fast way to Python knows no option.
         return batch.to_pylist(maps_as_pydicts="strict") if _has(pa.types.is_map, batch.schema) else batch.to_pylist()
     except _UNREADABLE:
-        rows: list[Row] = [{} for _ in range(batch.num_rows)]
+        rows: list[Row] = [dict.fromkeys(batch.schema.names) for _ in range(batch.num_rows)]
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            readings: list[tuple[Any, str | None]] = [
-                (value, None) for value in column.to_pylist(maps_as_pydicts="strict")
-            ]
-        except _UNREADABLE:
-            readings = [_value(scalar) for scalar in column]
-        for row, (value, problem) in zip(rows, readings, strict=True):
-            row[name] = value
-            if problem is not None:
-                _note(row, name, problem, needed, tell)
+        for row, scalar in zip(rows, column, strict=True):
+            try:
+                row[name] = scalar.as_py(maps_as_pydicts="strict")
+            except UnicodeDecodeError as error:
+                _note(path, row, name, f"holds {_foreign(error)}", needed)
+            except _UNREADABLE as error:
+                _note(path, row, name, f"holds a value that cannot be read: {type(error).__name__}: {error}", needed)
     return rows
 
 
-def _value(scalar: pa.Scalar) -> tuple[Any, str | None]:
-    try:
-        return scalar.as_py(maps_as_pydicts="strict"), None
-    except UnicodeDecodeError as error:
-        return None, f"holds text that is not UTF-8 (byte 0x{error.object[error.start]:02x})"
-    except _UNREADABLE as error:
-        return None, f"holds a value that cannot be read: {type(error).__name__}: {error}"
+def _foreign(error: UnicodeDecodeError) -> str:
+    return f"text that is not UTF-8 (byte 0x{error.object[error.start]:02x})"
 
 
-def _note(row: Row, name: str, problem: str, needed: frozenset[str], tell: Callable[[str, str], None]) -> None:
-    if name in needed:
-        row.setdefault(PROBLEM, f"column {name}: {problem}")
-    else:
-        tell(name, problem)
-
-
-def _teller(path: str) -> Callable[[str, str], None]:
-    """Says once for each column that some of its values are None now."""
-    told: set[str] = set()
-
-    def tell(name: str, problem: str) -> None:
-        if name not in told:
-            told.add(name)
-            logger.warning("%s: column %s, which is not needed, %s; such values are None", path, name, problem)
-
-    return tell
-
-
-class _WithoutArrowTypes:
-    """A parquet file whose note of the Arrow types it was written from has another name, so that it is not found."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.stream, self.closed = stream, False
-        stream.seek(-8, os.SEEK_END)
-        length = int.from_bytes(stream.read(4), "little")
-        self._footer = stream.tell() - 4 - length
-        self.seek, self.tell = stream.seek, stream.tell
-
-    def read(self, count: int = -1) -> bytes:
-        start = self.stream.tell()
-        data = self.stream.read(count)
-        at = max(0, self._footer - start)
-        return data[:at] + data[at:].replace(_ARROW_TYPES, bytes(len(_ARROW_TYPES))) if at < len(data) else data
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def _storage_types(stream: IO[bytes]) -> Any:
-    """What to read: where columns were dictionaries, what is stored, since Arrow refuses them as a whole for one text
-    that is not UTF-8."""
-    schema = pq.read_schema(stream)
-    stream.seek(0)
-    return _WithoutArrowTypes(stream) if _has(pa.types.is_dictionary, schema) else stream
+def _metadata(stream: IO[bytes]) -> pq.FileMetaData | None:
+    """The footer of a file without its note of Arrow types where columns were dictionaries, since Arrow refuses these
+    as a whole for one text that is not UTF-8; else None."""
+    if not _has(pa.types.is_dictionary, pq.read_schema(stream)):
+        return None
+    stream.seek(-8, os.SEEK_END)
+    stream.seek(-8 - int.from_bytes(stream.read(4), "little"), os.SEEK_END)
+    return pq.read_metadata(io.BytesIO(b"PAR1" + stream.read().replace(b"ARROW:schema", bytes(12))))
 
 
 def _has(test: Callable[[pa.DataType], bool], schema: pa.Schema) -> bool:
@@ -370,11 +307,12 @@ def _plain_type(data_type: pa.DataType) -> pa.DataType:
 
 
 class _ArrowRows:
-    """Rows of an Arrow file that is mapped into memory."""
+    """Rows of a parquet file, from its copy in the cache that is mapped into memory."""
 
-    def __init__(self, path: str, cached: str, needed: frozenset[str]) -> None:
-        self.path, self.cached, self.needed = path, cached, needed
-        with pa.memory_map(cached) as source, pa.ipc.open_file(source) as reader:
+    def __init__(self, path: str, needed: frozenset[str]) -> None:
+        self.path, self.needed = path, needed
+        self.cached = str(_cached(path))
+        with pa.memory_map(self.cached) as source, pa.ipc.open_file(source) as reader:
             self.columns = tuple(reader.schema.names)
             counts = [reader.get_batch(number).num_rows for number in range(reader.num_record_batches)]
         self._ends = list(accumulate(counts))
@@ -383,30 +321,24 @@ class _ArrowRows:
         return self._ends[-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_reader", "_tell")}
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
     @cached_property
     def _reader(self) -> pa.ipc.RecordBatchFileReader:
         return pa.ipc.open_file(pa.memory_map(self.cached))
 
-    @cached_property
-    def _tell(self) -> Callable[[str, str], None]:
-        return _teller(self.path)
-
     def rows(self, numbers: Sequence[int], only: Sequence[str] | None = None) -> list[Row]:
+        """Rows by number; of ``only`` some columns, others need not be read."""
         result: list[Row] = []
         columns = self.columns if only is None else [name for name in only if name in self.columns]
+        starts = [0, *self._ends]
+        places = [(bisect_right(self._ends, number), number) for number in numbers]
         # Neighbours are read together.
-        for _, group in groupby(enumerate(numbers), key=lambda place: (self._batch(place[1]), place[1] - place[0])):
-            run = [number for _, number in group]
-            batch = self._batch(run[0])
-            start = run[0] - (self._ends[batch - 1] if batch else 0)
-            part = self._reader.get_batch(batch).slice(start, len(run))
-            result += python_rows(part.select(columns), self.needed, self._tell) if columns else [{} for _ in run]
+        for (batch, _), group in groupby(enumerate(places), key=lambda item: (item[1][0], item[1][1] - item[0])):
+            run = [number for _, (_, number) in group]
+            part = self._reader.get_batch(batch).slice(run[0] - starts[batch], len(run))
+            result += python_rows(part.select(columns), self.path, self.needed) if columns else [{} for _ in run]
         return result
-
-    def _batch(self, number: int) -> int:
-        return bisect_right(self._ends, number)
 
 
 def _place_in_cache(path: str) -> Path:
@@ -419,127 +351,106 @@ def _place_in_cache(path: str) -> Path:
 def _cached(path: str) -> Path:
     """The file of the cache that holds a parquet file, written if it is not there."""
     cached = _place_in_cache(path)
-    folder = cached.parent
     if cached.exists():
         return cached
     batches = parquet_batches(path)
     first = next(batches)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        cached.parent.mkdir(parents=True, exist_ok=True)
         with published(cached) as (temporary,), pa.ipc.new_file(str(temporary), first.schema) as writer:
             writer.write_batch(first)
             for batch in batches:
                 writer.write_batch(batch)
     except OSError as error:
         reason = f"the cache of data files cannot be written: {error}; HF_DATASETS_CACHE may name another folder"
-        raise DataError(folder, None, reason) from error
+        raise DataError(cached.parent, None, reason) from error
     return cached
 
 
-def json_rows(path: str, needed: frozenset[str]) -> Part:
-    """The rows of a file of JSON lines, or of one JSON list.
-
-    Raises:
-        DataError: it cannot be read, has no row that can be read, or has too many different fields.
-    """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4096)
-            foreign = foreign_encoding(start)
-            if foreign is not None:
-                raise ValueError(foreign)
-            if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-                data = start + file.read()
-                try:
-                    return _JsonList(path, parse_json(decode_text(data)), needed)
-                except ValueError:
-                    # The first of several lines may be a list, and a bad row.
-                    if not _is_json(data.partition(b"\n")[0]):
-                        raise
-        return _JsonLines(path, needed)
-    except (OSError, ValueError) as error:
-        raise DataError(path, None, f"cannot be read: {error}") from error
+# ------------------------------------------------------------ JSON
 
 
-def _is_json(data: bytes) -> bool:
-    try:
-        parse_json(decode_text(data))
-    except ValueError:
-        return False
-    return True
+class _JsonRows:
+    """Rows of JSON lines, by where each begins, blank lines left out; or of one JSON list, kept in memory."""
 
-
-class _JsonLines:
-    """Rows of a file of JSON lines, by where each begins. Blank lines are no rows."""
+    @classmethod
+    def of(cls, path: str, needed: frozenset[str]) -> _JsonRows:
+        """Raises `DataError` where a file cannot be read, has no row, or has too many different fields."""
+        try:
+            return cls(path, needed)
+        except (OSError, ValueError) as error:
+            raise DataError(path, None, f"cannot be read: {error}") from error
 
     def __init__(self, path: str, needed: frozenset[str]) -> None:
         self.path, self.needed = path, needed
-        starts: list[int] = []
-        columns = _Columns(path)
+        self._starts = array("q")
+        self._list: list[Row] | None = None
+        names: dict[str, None] = {}
+        first: str | None = None
         with open(path, "rb") as file:
             self._stamp = _stamp(file)
-            position = 0
-            for line in file:
-                if line.strip(b"\xef\xbb\xbf \t\r\n"):
-                    starts.append(position)
-                    columns.add(_json_row(line, needed, lambda name, problem: None))
-                position += len(line)
-        self.columns = columns.names()
-        self._starts = np.asarray(starts, dtype=np.int64)
+            entries = _json_list(file)
+            if entries is not None:
+                self._list = [_checked(entry, path, needed) for entry in entries]
+            for row in self._lines(file) if self._list is None else self._list:
+                first = first or row.get(PROBLEM)
+                names |= dict.fromkeys(name for name in row if name != PROBLEM)
+                if len(names) > MAX_FIELDS:
+                    raise DataError(path, None, f"more than {MAX_FIELDS} different fields")
+        if not names and first is not None:
+            # That none is a row says more than that a column is missing.
+            raise DataError(path, None, f"no line is a row, which is an object on one line; first: {first}")
+        self.columns = tuple(names)
+
+    def _lines(self, file: IO[bytes]) -> Iterator[Row]:
+        position = 0
+        file.seek(0)
+        for line in file:
+            if line.strip(_BLANK):
+                self._starts.append(position)
+                yield _json_row(line, self.path, self.needed)
+            position += len(line)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._starts if self._list is None else self._list)
 
     def rows(self, numbers: Sequence[int], only: Sequence[str] | None = None) -> list[Row]:
-        tell = _teller(self.path)
+        """Rows by number, whole ones."""
+        if self._list is not None:
+            # Copies: whoever reads a row may change it.
+            return [copy.deepcopy(self._list[number]) for number in numbers]
         result: list[Row] = []
         with open(self.path, "rb") as file:
             if _stamp(file) != self._stamp:
                 raise DataError(self.path, None, "has changed since its rows were checked; start again")
             for number in numbers:
-                file.seek(int(self._starts[number]))
-                result.append(_json_row(file.readline(), self.needed, tell))
+                file.seek(self._starts[number])
+                result.append(_json_row(file.readline(), self.path, self.needed))
         return result
 
 
-class _JsonList:
-    """Rows of a JSON list, kept in memory."""
-
-    def __init__(self, path: str, content: list[Any], needed: frozenset[str]) -> None:
-        tell = _teller(path)
-        self._rows = [_checked(entry, needed, tell) for entry in content]
-        columns = _Columns(path)
-        for row in self._rows:
-            columns.add(row)
-        self.columns = columns.names()
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def rows(self, numbers: Sequence[int], only: Sequence[str] | None = None) -> list[Row]:
-        # Copies: whoever reads a row may change it.
-        return [copy.deepcopy(self._rows[number]) for number in numbers]
+Part = _ArrowRows | _JsonRows
+"""The rows of one file: names of ``columns``, a length, and ``rows`` by number."""
 
 
-class _Columns:
-    """The fields of the rows of a JSON file, in the order in which they come."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._names: dict[str, None] = {}
-        self._first: str | None = None
-
-    def add(self, row: Row) -> None:
-        self._first = self._first or row.get(PROBLEM)
-        self._names |= dict.fromkeys(name for name in row if name != PROBLEM)
-        if len(self._names) > MAX_FIELDS:
-            raise DataError(self.path, None, f"more than {MAX_FIELDS} different fields")
-
-    def names(self) -> tuple[str, ...]:
-        """Raises `DataError` where no row has a field: that none is a row says more than that a column is missing."""
-        if not self._names and self._first is not None:
-            raise DataError(self.path, None, f"no line is a row, which is an object on one line; first: {self._first}")
-        return tuple(self._names)
+def _json_list(file: IO[bytes]) -> list[Any] | None:
+    """The entries of a file that is one JSON list; None where it is lines."""
+    start = file.read(4096)
+    if (foreign := foreign_encoding(start)) is not None:
+        raise ValueError(foreign)
+    if not start.lstrip(_BLANK).startswith(b"["):
+        return None
+    data = start + file.read()
+    try:
+        return list(parse_json(decode_text(data)))
+    except ValueError as error:
+        problem = error
+    try:
+        # The first of several lines may be a list, and a bad row.
+        parse_json(decode_text(data.partition(b"\n")[0]))
+    except ValueError:
+        raise problem from None
+    return None
 
 
 def _stamp(file: IO[bytes]) -> tuple[int, int]:
@@ -548,19 +459,19 @@ def _stamp(file: IO[bytes]) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _json_row(line: bytes, needed: frozenset[str], tell: Callable[[str, str], None]) -> Row:
+def _json_row(line: bytes, path: str, needed: frozenset[str]) -> Row:
     try:
         text = line.decode("utf-8-sig")
         entry = parse_json(text)
     except UnicodeDecodeError as error:
-        return {PROBLEM: f"holds text that is not UTF-8 (byte 0x{error.object[error.start]:02x})"}
+        return {PROBLEM: f"holds {_foreign(error)}"}
     except ValueError as error:
         return {PROBLEM: f"not JSON: {error}"}
     plain = isinstance(entry, dict) and entry.keys().isdisjoint(_RESERVED) and not _HALF_IN_JSON.search(text)
-    return entry if plain else _checked(entry, needed, tell)
+    return entry if plain else _checked(entry, path, needed)
 
 
-def _checked(entry: Any, needed: frozenset[str], tell: Callable[[str, str], None]) -> Row:
+def _checked(entry: Any, path: str, needed: frozenset[str]) -> Row:
     """A row of JSON without text that cannot be encoded."""
     if not isinstance(entry, dict):
         return {PROBLEM: f"must be an object, got {type(entry).__name__}"}
@@ -571,5 +482,5 @@ def _checked(entry: Any, needed: frozenset[str], tell: Callable[[str, str], None
         problem = text_problem(json.dumps([name, value], ensure_ascii=False))
         row[encodable(name)] = value if problem is None else None
         if problem is not None:
-            _note(row, encodable(name), f"holds {problem}", needed, tell)
+            _note(path, row, encodable(name), f"holds {problem}", needed)
     return row

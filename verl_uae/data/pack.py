@@ -37,7 +37,7 @@ from verl_uae.data.images import decode_image, encoded_bytes, image_digest, rewr
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits, read_header
 from verl_uae.data.rows import BadItem, item_lines
 from verl_uae.data.schema import Message, make_prompt, make_row, write_parquet
-from verl_uae.data.shard_urls import webdataset
+from verl_uae.data.tar import webdataset
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import published, sha256_of
 from verl_uae.seeding import derive_seed

@@ -1,28 +1,34 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of one webdataset tar shard, read as a stream. Nothing is unpacked to disk, and no entry is ever unpickled.
+"""Webdataset tar shards: where they come from, and their samples, read as a stream.
 
-webdataset opens URLs. Its own reading of a tar is not used: it takes entries of any size into memory, and like
-`tarfile` it takes a damaged header in the middle of a file for the end of it. `tarfile` also takes a header at its
-word: it skips over whatever size one claims, past the end of the file, keeps a long name of any length in memory, and
-before Python 3.11.10 searches extended headers in quadratic time (CVE-2024-6232). Here its parser reads single blocks
-of 512 bytes, and nothing costs more than the bytes that are there.
+They are local files and http(s) URLs, and nothing that runs a command. Nothing is unpacked to disk, and no entry is
+ever unpickled. webdataset opens URLs. Its own reading of a tar is not used: it takes entries of any size into memory,
+and like `tarfile` it takes a damaged header in the middle of a file for the end of it. `tarfile` also takes a header at
+its word: it skips over whatever size one claims, past the end of the file, keeps a long name of any length in memory,
+and before Python 3.11.10 searches extended headers in quadratic time (CVE-2024-6232). Here its parser reads single
+blocks of 512 bytes, and nothing costs more than the bytes that are there.
 """
 
 from __future__ import annotations
 
+import glob
 import os
+import re
+import shutil
 import stat
 import tarfile
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import IO
+from itertools import chain, groupby
+from pathlib import Path
+from typing import IO, Any
 
 from verl_uae.data.limits import MAX_TEXT_BYTES
-from verl_uae.data.shard_urls import open_url
+from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import LFS_POINTER, is_lfs_pointer
+from verl_uae.paths import expand, is_url
 
 PICTURES: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
 TEXTS: tuple[str, ...] = ("txt", "json")
@@ -42,19 +48,91 @@ _EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _WITHOUT_CONTENT = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
 # A sparse file's header has a flag here when blocks with more of its map follow, and each of those there.
 _MORE_IN_HEADER, _MORE_IN_BLOCK = 482, 504
-_COMPRESSED = (
-    (b"\x1f\x8b", "gzip"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ\0", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"PK\x03\x04", "zip"),
-    (b"7z\xbc\xaf\x27\x1c", "7z"),
-    (b"\x04\x22\x4d\x18", "lz4"),
-)
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+_REMOTE = ("http://", "https://")
+_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 class DamagedShard(ValueError):  # noqa: N818 - a condition of the data, not an error of the program
     """A shard cannot be read from here on; the message is the reason."""
+
+
+def webdataset() -> Any:
+    """The webdataset package in secure mode, in which it runs no ``pipe:`` URL and unpickles nothing.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import webdataset as package
+        import webdataset.tariterators
+        import webdataset.utils
+    except ImportError as error:
+        raise ConfigError("data", f"tar shards need webdataset (pip install 'webdataset>=1.0.2'): {error}") from error
+    package.utils.enforce_security = True
+    return package
+
+
+def open_url(url: str) -> IO[bytes]:
+    """Open a local path, or an http(s) URL through webdataset (a ``curl`` process).
+
+    Raises:
+        ConfigError: webdataset is not installed.
+        OSError: it cannot be opened.
+    """
+    if not url.startswith(_REMOTE):
+        return open(url, "rb")
+    webdataset()
+    from webdataset.gopen import gopen
+
+    return gopen(url)
+
+
+def expand_shards(patterns: Sequence[str]) -> list[str]:
+    """Shards of brace patterns, globs and http(s) URLs, by name, each once.
+
+    Raises:
+        ConfigError: for a URL where ``curl`` is missing.
+        DataError: for a pattern without files, or another kind of URL.
+    """
+    webdataset()
+    from braceexpand import braceexpand
+
+    shards: set[str] = set()
+    for pattern in patterns:
+        # A file that is there is no pattern, whatever braces and brackets its name has.
+        if not is_url(pattern) and (file := expand(pattern)).is_file():
+            shards.add(str(file))
+            continue
+        try:
+            names = list(braceexpand(str(pattern)))
+        except ValueError as error:
+            raise DataError(pattern, None, f"braces do not match: {error}") from error
+        shards.update(chain.from_iterable(map(_files_of, names)))
+    if not shards:
+        raise DataError("<no shard>", None, "at least one tar shard is needed")
+    return sorted(shards)
+
+
+def _files_of(name: str) -> list[str]:
+    if name.startswith(_REMOTE):
+        if shutil.which("curl") is None:
+            raise ConfigError("data.train_files", "shards behind a URL are read with curl, which is not installed")
+        return [name]
+    if is_url(name) or (_SCHEME.match(name) and not name.startswith("file://")) or name == "-":
+        raise DataError(name, None, "refused: shards are local files or http(s) URLs")
+    files = sorted(file for file in glob.glob(str(expand(name)), recursive=True) if Path(file).is_file())
+    if not files:
+        raise DataError(name, None, "is a folder" if expand(name).is_dir() else "no such file")
+    return files
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +150,6 @@ class Sample:
     """Suffixes that were found, the first few, for messages."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
-    key: str
-    suffix: str
-    """In lower case."""
-    entry: Entry
-
-
 def read_samples(url: str, max_image_bytes: int) -> Iterator[Sample]:
     """Samples of a shard in their order, good and bad.
 
@@ -95,95 +165,69 @@ def read_samples(url: str, max_image_bytes: int) -> Iterator[Sample]:
     """
     with closing(open_url(url)) as stream:
         archive = Archive(stream)
-        runs = groupby(_named(archive), key=lambda named: named.key)
+        # Hidden files, such as macOS adds, are passed over.
+        runs = groupby((entry for entry in archive if entry.key), key=lambda entry: entry.key)
         incomplete: set[int] = set()
         for number, (key, group) in enumerate(runs):
-            run: list[_Named] = []
-            sample = _sample(number, key, _kept(group, run), archive, max_image_bytes)
-            if _is_complete(run):
+            run: list[Entry] = []
+            sample = _sample(number, key, group, archive, max_image_bytes, run)
+            suffixes = {entry.suffix for entry in run}
+            if not suffixes.isdisjoint(PICTURES) and not suffixes.isdisjoint(TEXTS):
                 yield sample
             elif archive.size is None:
-                yield _scattered(sample) if hash(key) in incomplete else sample
+                problem = "its entries do not lie together, as they must in a shard that is streamed"
+                again = hash(key) in incomplete
+                yield Sample(number, key, {}, problem, sample.endings) if again else sample
                 if len(incomplete) < MAX_SCATTERED:
                     incomplete.add(hash(key))
             else:
-                yield from _joined(number, run, runs, archive, max_image_bytes)
+                rest = chain(run, chain.from_iterable(entries for _, entries in runs))
+                yield from _joined(number, rest, archive, max_image_bytes)
                 return
 
 
-def _named(archive: Archive) -> Iterator[_Named]:
-    """Entries with key and suffix, split as webdataset does; hidden files, such as macOS adds, are passed over."""
-    for entry in archive:
-        folder, slash, name = entry.name.rpartition("/")
-        stem, dot, suffix = name.partition(".")
-        if stem and dot:
-            yield _Named(folder + slash + stem, suffix.lower(), entry)
-
-
-def _kept(group: Iterator[_Named], run: list[_Named]) -> Iterator[_Named]:
-    for named in group:
-        run.append(named)
-        yield named
-
-
-def _is_complete(run: list[_Named]) -> bool:
-    suffixes = {named.suffix for named in run}
-    return not suffixes.isdisjoint(PICTURES) and not suffixes.isdisjoint(TEXTS)
-
-
-def _scattered(sample: Sample) -> Sample:
-    problem = "its entries do not lie together, as they must in a shard that is streamed"
-    return Sample(sample.number, sample.key, {}, problem, sample.endings)
-
-
-def _joined(
-    number: int,
-    first: list[_Named],
-    runs: Iterator[tuple[str, Iterator[_Named]]],
-    archive: Archive,
-    max_image_bytes: int,
-) -> Iterator[Sample]:
-    """Samples from ``first`` on, of entries that need not lie together."""
-    samples: list[list[_Named]] = []
-    last: dict[str, list[_Named]] = {}
+def _joined(first: int, entries: Iterable[Entry], archive: Archive, max_image_bytes: int) -> Iterator[Sample]:
+    """Samples from a number on, of entries that need not lie together."""
+    samples: list[list[Entry]] = []
+    last: dict[str, list[Entry]] = {}
     damage: DamagedShard | OSError | None = None
-    count = 0
     before = ""
-
-    def add(named: _Named) -> None:
-        nonlocal before
-        sample = last.get(named.key)
-        # A suffix that comes again begins another sample of that name; beside the first it is a mistake.
-        again = sample is not None and named.suffix in _READ and named.suffix in (other.suffix for other in sample)
-        if sample is None or (again and named.key != before):
-            sample = last[named.key] = []
-            samples.append(sample)
-        sample.append(named)
-        before = named.key
-
-    for named in first:
-        add(named)
     try:
-        for _, group in runs:
-            for named in group:
-                count += 1
-                if count > MAX_SCATTERED:
-                    raise DamagedShard(f"more than {MAX_SCATTERED} entries whose samples do not lie together")
-                add(named)
+        for count, entry in enumerate(entries):
+            if count > MAX_SCATTERED:
+                raise DamagedShard(f"more than {MAX_SCATTERED} entries whose samples do not lie together")
+            sample = last.get(entry.key, [])
+            # A suffix that comes again begins another sample of that name; beside the first it is a mistake.
+            again = entry.suffix in _READ and entry.suffix in (other.suffix for other in sample)
+            if not sample or (again and entry.key != before):
+                sample = last[entry.key] = []
+                samples.append(sample)
+            sample.append(entry)
+            before = entry.key
     except (DamagedShard, OSError) as error:
         damage = error
-    for place, run in enumerate(samples, number):
-        yield _sample(place, run[0].key, iter(run), archive, max_image_bytes)
+    for number, run in enumerate(samples, first):
+        yield _sample(number, run[0].key, run, archive, max_image_bytes)
     if damage is not None:
         raise damage
 
 
-def _sample(number: int, key: str, group: Iterator[_Named], archive: Archive, max_image_bytes: int) -> Sample:
+def _sample(
+    number: int,
+    key: str,
+    entries: Iterable[Entry],
+    archive: Archive,
+    max_image_bytes: int,
+    seen: list[Entry] | None = None,
+) -> Sample:
+    """A sample, its entries read as they come; ``seen`` takes them."""
     contents: dict[str, bytes] = {}
     endings: dict[str, None] = {}
     problem: str | None = None
-    for named in group:
-        suffix, entry = named.suffix, named.entry
+    for entry in entries:
+        suffix = entry.suffix
+        if seen is not None:
+            seen.append(entry)
         if len(endings) < _NAMED_ENDINGS:
             endings[suffix[:_LONGEST_ENDING]] = None
         if suffix not in _READ:
@@ -216,6 +260,16 @@ class Entry:
     """Its content is stored with holes, and is not what `Archive.read` gives."""
     link: bool = False
     """It has no content: it points to another file, within the archive or outside."""
+    key: str = field(init=False)
+    """Name of its sample, as webdataset splits it off; "" for a hidden file and one without a suffix."""
+    suffix: str = field(init=False)
+    """In lower case."""
+
+    def __post_init__(self) -> None:
+        folder, slash, name = self.name.rpartition("/")
+        stem, dot, suffix = name.partition(".")
+        object.__setattr__(self, "key", folder + slash + stem if stem and dot else "")
+        object.__setattr__(self, "suffix", suffix.lower())
 
 
 class Archive:
@@ -227,8 +281,11 @@ class Archive:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
-        self.size = _regular_size(stream)
+        self.size: int | None = None
         self._position = 0
+        with suppress(OSError, AttributeError):
+            status = os.fstat(stream.fileno())
+            self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def __iter__(self) -> Iterator[Entry]:
         """Its regular files and links, in order.
@@ -260,12 +317,13 @@ class Archive:
                 continue
             fields = everywhere | extended
             name = fields.get("path", long_name)
-            size = _claimed(fields, 0 if info.type in _WITHOUT_CONTENT else info.size)
+            size = int(fields.get("size", 0 if info.type in _WITHOUT_CONTENT else info.size))
             sparse = info.type == tarfile.GNUTYPE_SPARSE or "GNU.sparse" in fields
             if info.type == tarfile.GNUTYPE_SPARSE:
                 offset += self._sparse_map(block)
             link = info.issym() or info.islnk()
-            entry = Entry(info.name if name is None else _text(name), size, offset, sparse, link)
+            text = info.name if name is None else name.decode("utf-8", "surrogateescape")
+            entry = Entry(text, size, offset, sparse, link)
             if self.size is not None and offset + size > self.size:
                 raise DamagedShard(f"cut or damaged: an entry claims {size} bytes, {self.size - offset} are left")
             if info.isreg() or link:
@@ -332,24 +390,15 @@ class Archive:
                 raise DamagedShard(f"more than {MAX_PADDING_BYTES} zeros behind the end of the archive")
 
 
-def _regular_size(stream: IO[bytes]) -> int | None:
-    try:
-        status = os.fstat(stream.fileno())
-    except (OSError, AttributeError):
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
 def compression(start: bytes) -> str | None:
     """What a file is compressed with, by its first bytes; None where it is not, or not known to be."""
-    return next((name for magic, name in _COMPRESSED if start.startswith(magic)), None)
+    return next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
 
 
 def _check_kind(block: bytes) -> None:
     if is_lfs_pointer(block):
         raise DamagedShard(LFS_POINTER)
-    compressed = compression(block)
-    if compressed is not None:
+    if (compressed := compression(block)) is not None:
         raise DamagedShard(f"compressed with {compressed}: shards are plain tar files, unpack it to one first")
     if not block:
         raise DamagedShard("cut or damaged: the file is empty")
@@ -376,6 +425,8 @@ def _records(body: bytes) -> dict[str, bytes]:
         key, equals, value = body[space + 1 : end - 1].partition(b"=")
         if not space < end <= len(body) or not equals or body[end - 1 : end] != b"\n":
             raise DamagedShard("damaged: an extended header is not of the form of pax")
+        if key == b"size" and not (value.isdigit() and len(value) <= 20):
+            raise DamagedShard("damaged: an extended header has a size that is no number")
         if key in (b"path", b"size"):
             fields[key.decode()] = value
         elif key.startswith(b"GNU.sparse"):
@@ -384,17 +435,5 @@ def _records(body: bytes) -> dict[str, bytes]:
     return fields
 
 
-def _claimed(fields: dict[str, bytes], size: int) -> int:
-    if "size" not in fields:
-        return size
-    if not fields["size"].isdigit() or len(fields["size"]) > 20:
-        raise DamagedShard("damaged: an extended header has a size that is no number")
-    return int(fields["size"])
-
-
 def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")

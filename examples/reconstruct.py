@@ -21,7 +21,7 @@ from PIL import Image
 
 from verl_uae import UAEPipeline
 from verl_uae.data.images import decode_image, image_digest, to_tensor
-from verl_uae.data.prompts import first_pictures
+from verl_uae.data.schema import first_pictures
 from verl_uae.reward import RewardBatch, RewardScorer
 from verl_uae.seeding import generator
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.e2e.world import build_model, build_world, metrics, train
 from verl_uae import UAEPipeline
-from verl_uae.data.prompts import first_pictures
+from verl_uae.data.schema import first_pictures
 from verl_uae.seeding import generator
 
 STEPS = 3

@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.config.test_validate_policy import PRESETS
 from verl_uae.config import STAGES, schema
-from verl_uae.data.prompts import first_pictures
+from verl_uae.data.schema import first_pictures
 from verl_uae.errors import ConfigError
 from verl_uae.reward.config import TermConfig
 from verl_uae.settings import RENAMED

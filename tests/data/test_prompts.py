@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_uae.data.frame import column_of
-from verl_uae.data.prompts import PROMPT_COLUMN, CaptionPrompt, first_pictures, most_frequent_prompt
-from verl_uae.data.schema import make_prompt
+from verl_uae.data.schema import PROMPT_COLUMN, CaptionPrompt, first_pictures, make_prompt, most_frequent_prompt
 from verl_uae.errors import DataError, DecodeError
 
 

@@ -22,7 +22,7 @@ from verl_uae.checkpoints.inference import (
     write_run_settings,
 )
 from verl_uae.checkpoints.names import MODEL_INDEX, RUN_INFERENCE
-from verl_uae.data.prompts import CaptionPrompt
+from verl_uae.data.schema import CaptionPrompt
 from verl_uae.errors import CheckpointError, ConfigError
 
 ALL = dataclasses.asdict(

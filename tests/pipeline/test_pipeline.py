@@ -35,7 +35,7 @@ from verl_uae.checkpoints.inference import (
 )
 from verl_uae.checkpoints.run import RunConfig, config_text, write_run_config
 from verl_uae.checkpoints.step import mark_complete
-from verl_uae.data.prompts import CaptionPrompt
+from verl_uae.data.schema import CaptionPrompt
 from verl_uae.errors import CheckpointError, DecodeError
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule

@@ -18,7 +18,7 @@ from verl_uae.checkpoints.step import mark_complete
 from verl_uae.cli import main, parse
 from verl_uae.config.validate import validate
 from verl_uae.data.frame import column_of
-from verl_uae.data.prompts import PROMPT_COLUMN, most_frequent_prompt
+from verl_uae.data.schema import PROMPT_COLUMN, most_frequent_prompt
 from verl_uae.errors import CheckpointError
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.quickstart import METRICS, MODEL, export_trained, next_commands, run_training

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.checkpoints.inference import checked
-from verl_uae.data.prompts import first_pictures
+from verl_uae.data.schema import first_pictures
 from verl_uae.devices import checked_device
 from verl_uae.errors import CheckpointError, ConfigError, DecodeError
 from verl_uae.files import append_line

@@ -32,7 +32,7 @@ from verl_uae.checkpoints.run import RunConfig
 from verl_uae.checkpoints.source import local_folder
 from verl_uae.checkpoints.step import check_step
 from verl_uae.data.frame import column_of, file_kind
-from verl_uae.data.prompts import PROMPT_COLUMN, CaptionPrompt, most_frequent_prompt
+from verl_uae.data.schema import PROMPT_COLUMN, CaptionPrompt, most_frequent_prompt
 from verl_uae.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)

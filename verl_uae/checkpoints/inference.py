@@ -19,8 +19,7 @@ from typing import Any
 from verl_uae.chain.config import MOST_STEPS, NEGATIVE_PROMPT
 from verl_uae.checkpoints.names import CONDITIONER, MODEL_INDEX, RUN_INFERENCE, SCHEDULER, TRANSFORMER, VAE
 from verl_uae.checkpoints.source import read_object
-from verl_uae.data.prompts import CaptionPrompt
-from verl_uae.data.schema import IMAGE_MARK, MEDIA_TOKENS, SYSTEM_PROMPT, USER_PROMPT
+from verl_uae.data.schema import IMAGE_MARK, MEDIA_TOKENS, SYSTEM_PROMPT, USER_PROMPT, CaptionPrompt
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.settings import CAPTIONING
 from verl_uae.text import is_number, text_problem

@@ -29,7 +29,7 @@ from verl_uae.checkpoints.step import (
     step_folder,
 )
 from verl_uae.checkpoints.summary import RunSummary
-from verl_uae.data.prompts import PROMPT_COLUMN, most_frequent_prompt
+from verl_uae.data.schema import PROMPT_COLUMN, most_frequent_prompt
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,6 +50,7 @@ TRAIN_FILE, VAL_FILE = "train.parquet", "val.parquet"
 QUARANTINE_FILE, REPORT_FILE = "quarantine.jsonl", "report.json"
 FORMATS: tuple[str, ...] = ("parquet", "webdataset")
 _ALONE = "a text with no picture beside it; the caption of x.png is x.txt"
+_HINT = "text beside {}, which --sidecars (sidecars=True) takes for its caption"
 _SHARD_FILE = re.compile(r"(train|val)-\d{6}\.tar")
 
 
@@ -155,36 +157,40 @@ def pack(
         DataError: for an unreadable folder or caption file, or if no picture is left.
     """
     folder, out_dir = Path(folder).resolve(), Path(out_dir).resolve()
-    _check_arguments(folder, out_dir, val_fraction, max_pixels, limits, overwrite)
-    _check_format(format, shard_size, captions is not None, sidecars)
+    _check_arguments(folder, out_dir, val_fraction, max_pixels, limits, overwrite, format, shard_size)
+    if captions is not None and sidecars:
+        raise ConfigError("captions", "come from a file or from texts beside the pictures (sidecars), not from both")
+    if format == "webdataset" and captions is None and not sidecars:
+        raise ConfigError("captions", "webdataset shards hold pairs: captions are needed, from a file or from sidecars")
     messages = make_prompt(prompt) if isinstance(prompt, str) else prompt
     by_name = captions if isinstance(captions, Mapping) else read_captions(captions) if captions is not None else {}
-    _check_prompt(messages)
+    try:
+        make_row(b"", index=0, split="train", sha256="", prompt=messages)
+    except DataError as error:
+        raise ConfigError("prompt", error.message) from error
     files, linked = list_files(folder)
     beside = find_sidecars(files)
     pictures, bad = inspect_all(folder, [f for f in files if f not in beside], limits, max_pixels, threads)
     pictures, copies = _drop_duplicates(pictures)
     if not pictures:
         raise DataError(folder, None, f"no picture can be used, {len(files)} files seen; first: {[*linked, *bad][:1]}")
-    hints = [] if sidecars else _hints(beside)
+    hints = {} if sidecars else {text: _HINT.format(printable(picture)) for text, picture in beside.items()}
     if sidecars:
         by_name, unread = read_sidecars(folder, beside)
-        bad += [BadItem(printable(text), None, reason) for text, reason in unread.items()]
-    usable, unused = _given_captions(folder, by_name, files)
-    texts, more_unused = _captions_of(pictures, copies, usable)
+        bad += _items(unread)
+    texts, unused = _captions_of(folder, by_name, files, pictures, copies)
     if format == "webdataset":
-        bad += [BadItem(picture.source, None, "no caption") for picture in pictures if picture.file not in texts]
+        bad += _items({picture.file: "no caption" for picture in pictures if picture.file not in texts})
         pictures = [picture for picture in pictures if picture.file in texts]
         if not pictures:
             raise DataError(folder, None, "no picture has a caption")
-    pictures = _split(pictures, val_fraction, seed)
-    parts = _parts(pictures, seed, shard_size) if format == "webdataset" else _halves(pictures)
-    left_out = _LeftOut(
-        [*linked, *bad],
-        [BadItem(copy.source, None, f"same picture as {kept.source}") for copy, kept in copies],
-        [*unused, *more_unused],
-        hints,
-    )
+    left_out = {
+        "bad": [*linked, *bad],
+        "duplicates": _items({copy.file: f"same picture as {kept.source}" for copy, kept in copies}),
+        "captions_unused": unused,
+        "sidecars_unread": _items(hints),
+    }
+    parts = _parts(_split(pictures, val_fraction, seed), format, seed, shard_size)
     rows = Rows(folder, messages, texts, data_source, limits, max_pixels)
     settings = {"seed": seed, "val_fraction": val_fraction, "max_pixels": max_pixels}
     try:
@@ -194,49 +200,15 @@ def pack(
         raise DataError(out_dir, None, f"cannot be written: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _LeftOut:
-    bad: list[BadItem]
-    duplicates: list[BadItem]
-    captions: list[BadItem]
-    hints: list[BadItem]
-
-
-def _write(
-    out_dir: Path, format: str, parts: _Parts, rows: Rows, left_out: _LeftOut, settings: Mapping[str, Any]
-) -> PackReport:
-    out_dir.mkdir(parents=True, exist_ok=True)
-    old = _packed_files(out_dir)
-    outputs = [out_dir / name for name in (*parts, QUARANTINE_FILE, REPORT_FILE)]
-    with published(*outputs) as (*data, listed, summary):
-        write = write_shard if format == "webdataset" else write_parquet
-        for path, (first, part) in zip(data, parts.values(), strict=True):
-            write(path, rows(part, first))
-        if not rows.written:
-            raise DataError(rows.folder, None, f"no picture is left; first: {rows.lost[0]}")
-        bad = [*left_out.bad, *rows.lost]
-        items = [*bad, *left_out.duplicates, *left_out.captions, *left_out.hints]
-        listed.write_text(item_lines(sorted(items, key=lambda item: item.file)), encoding="utf-8")
-        report = PackReport(
-            **settings,
-            **_counts(rows.written, rows.captions),
-            **_contents(dict(zip((*parts, QUARANTINE_FILE), (*data, listed), strict=True))),
-            bad=len(bad),
-            duplicates=len(left_out.duplicates),
-            captions_unused=len(left_out.captions),
-            sidecars_unread=len(left_out.hints),
-        )
-        # An old report beside new files would lie if the renames were interrupted.
-        outputs[-1].unlink(missing_ok=True)
-        summary.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    for name in set(old) - set(parts) - {REPORT_FILE}:
-        (out_dir / name).unlink()
-    logger.info("packed %d train and %d val rows into %s, left out %d", report.train, report.val, out_dir, len(items))
-    return report
-
-
 def _check_arguments(
-    folder: Path, out_dir: Path, val_fraction: float, max_pixels: int | None, limits: ImageLimits, overwrite: bool
+    folder: Path,
+    out_dir: Path,
+    val_fraction: float,
+    max_pixels: int | None,
+    limits: ImageLimits,
+    overwrite: bool,
+    format: str,
+    shard_size: int,
 ) -> None:
     if not folder.is_dir():
         raise DataError(folder, None, "not a folder")
@@ -246,37 +218,24 @@ def _check_arguments(
         raise ConfigError("val_fraction", f"must lie in [0, 1), got {val_fraction}")
     if max_pixels is not None and not limits.min_side**2 <= max_pixels:
         raise ConfigError("max_pixels", f"must be at least min_side**2 = {limits.min_side**2}, got {max_pixels}")
-    existing = _packed_files(out_dir)
-    if existing and not overwrite:
-        raise ConfigError(
-            "overwrite",
-            f"{out_dir} already holds {', '.join(existing)}; name another, or set this (--overwrite)",
-        )
-
-
-def _check_format(format: str, shard_size: int, captioned: bool, sidecars: bool) -> None:
+    if (existing := _packed_files(out_dir)) and not overwrite:
+        reason = f"{out_dir} already holds {', '.join(existing)}; name another, or set this (--overwrite)"
+        raise ConfigError("overwrite", reason)
     if format not in FORMATS:
         raise ConfigError("format", f"must be one of {', '.join(FORMATS)}, got {format!r}")
     if shard_size < 1:
         raise ConfigError("shard_size", f"must be at least 1, got {shard_size}")
-    if captioned and sidecars:
-        raise ConfigError("captions", "come from a file or from texts beside the pictures (sidecars), not from both")
-    if format == "webdataset" and not captioned and not sidecars:
-        raise ConfigError("captions", "webdataset shards hold pairs: captions are needed, from a file or from sidecars")
 
 
 def _packed_files(out_dir: Path) -> list[str]:
     """Names of what an earlier run left, except its list of bad files."""
     names = [name for name in (TRAIN_FILE, VAL_FILE, REPORT_FILE) if (out_dir / name).exists()]
-    shards = (path.name for path in out_dir.glob("*.tar") if _SHARD_FILE.fullmatch(path.name))
-    return names + sorted(shards)
+    return names + sorted(path.name for path in out_dir.glob("*.tar") if _SHARD_FILE.fullmatch(path.name))
 
 
-def _check_prompt(prompt: Sequence[Message] | None) -> None:
-    try:
-        make_row(b"", index=0, split="train", sha256="", prompt=prompt)
-    except DataError as error:
-        raise ConfigError("prompt", error.message) from error
+def _items(reasons: Mapping[str, str]) -> list[BadItem]:
+    """File -> why it is left out, as entries of the quarantine file."""
+    return [BadItem(printable(file), None, reason) for file, reason in reasons.items()]
 
 
 def list_files(folder: Path) -> tuple[list[str], list[BadItem]]:
@@ -286,15 +245,12 @@ def list_files(folder: Path) -> tuple[list[str], list[BadItem]]:
         raise DataError(error.filename or folder, None, f"cannot list: {error.strerror}") from error
 
     files: list[str] = []
-    linked: list[BadItem] = []
+    linked: list[str] = []
     for parent, folders, names in os.walk(folder, onerror=stop, followlinks=False):
         base = Path(parent).relative_to(folder)
         files += [(base / name).as_posix() for name in names]
-        links = [name for name in folders if Path(parent, name).is_symlink()]
-        linked += [
-            BadItem(printable((base / name).as_posix()), None, "linked folder is not followed") for name in links
-        ]
-    return sorted(files), linked
+        linked += [(base / name).as_posix() for name in folders if Path(parent, name).is_symlink()]
+    return sorted(files), _items(dict.fromkeys(linked, "linked folder is not followed"))
 
 
 def inspect_all(
@@ -302,61 +258,52 @@ def inspect_all(
 ) -> tuple[list[Picture], list[BadItem]]:
     """Decode every file once, in threads: the pictures, and the files that are none."""
 
-    def inspect(file: str) -> Picture | BadItem:
+    def inspect(file: str) -> Picture | str:
         if is_apple_double(file):
-            return BadItem(printable(file), None, "attributes of a file, kept by macOS, and no picture")
+            return "attributes of a file, kept by macOS, and no picture"
         try:
-            return _inspect(folder, file, limits, max_pixels)
+            data = encoded_bytes(file, limits=limits, root=folder)
+            img = decode_image(data, limits=limits)
+            small = _shrunk(img, max_pixels, limits)
+            rewrite = rewrite_reason(data) if small is img else "size"
+            return Picture(file, hashlib.sha256(data).hexdigest(), image_digest(small), small.size, rewrite)
         except DataError as error:
-            alone = PurePosixPath(file).suffix.lower() == SIDECAR
-            return BadItem(printable(file), None, _ALONE if alone else error.message)
+            return _ALONE if PurePosixPath(file).suffix.lower() == SIDECAR else error.message
 
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
-        results = list(pool.map(inspect, files))
-    return [r for r in results if isinstance(r, Picture)], [r for r in results if isinstance(r, BadItem)]
+        results = dict(zip(files, pool.map(inspect, files), strict=True))
+    pictures = [found for found in results.values() if isinstance(found, Picture)]
+    return pictures, _items({file: found for file, found in results.items() if isinstance(found, str)})
 
 
 def _drop_duplicates(pictures: Sequence[Picture]) -> tuple[list[Picture], list[tuple[Picture, Picture]]]:
     """The first of equal pictures, and the others, each with the one that is kept for it."""
     first: dict[str, Picture] = {}
-    copies: list[tuple[Picture, Picture]] = []
-    for picture in pictures:
-        kept = first.setdefault(picture.digest, picture)
-        if kept is not picture:
-            copies.append((picture, kept))
-    return list(first.values()), copies
-
-
-def _hints(beside: Mapping[str, str]) -> list[BadItem]:
-    hint = "text beside {}, which --sidecars (sidecars=True) takes for its caption"
-    return [BadItem(printable(text), None, hint.format(printable(picture))) for text, picture in beside.items()]
-
-
-def _given_captions(
-    folder: Path, by_name: Mapping[str, str], files: Iterable[str]
-) -> tuple[dict[str, str], list[BadItem]]:
-    """File -> usable caption, and the names of all other captions with their reasons."""
-    problems = {name: problem for name, text in by_name.items() if (problem := caption_problem(text)) is not None}
-    usable = {name: text for name, text in by_name.items() if name not in problems}
-    matched, unused = match_captions(usable, files)
-    if usable and not matched:
-        name = printable(next(iter(usable)))
-        raise DataError(folder, None, f"no caption names a picture of this folder, e.g. {name!r}")
-    return matched, [BadItem(printable(name), None, reason) for name, reason in {**problems, **unused}.items()]
+    pairs = [(picture, first.setdefault(picture.digest, picture)) for picture in pictures]
+    return list(first.values()), [(picture, kept) for picture, kept in pairs if kept is not picture]
 
 
 def _captions_of(
-    pictures: Sequence[Picture], copies: Sequence[tuple[Picture, Picture]], matched: Mapping[str, str]
+    folder: Path,
+    by_name: Mapping[str, str],
+    files: Iterable[str],
+    pictures: Sequence[Picture],
+    copies: Sequence[tuple[Picture, Picture]],
 ) -> tuple[dict[str, str], list[BadItem]]:
-    """The captions of what is packed; a picture that has none takes that of its copy."""
+    """Captions of the pictures, where one that has none takes that of its copy, and those that none has."""
+    unused = {name: problem for name, text in by_name.items() if (problem := caption_problem(text)) is not None}
+    usable = {name: text for name, text in by_name.items() if name not in unused}
+    matched, unmatched = match_captions(usable, files)
+    if usable and not matched:
+        name = printable(next(iter(usable)))
+        raise DataError(folder, None, f"no caption names a picture of this folder, e.g. {name!r}")
     texts = {picture.file: matched[picture.file] for picture in pictures if picture.file in matched}
     used = set(texts)
     for copy, kept in copies:
         if copy.file in matched and texts.setdefault(kept.file, matched[copy.file]) == matched[copy.file]:
             used.add(copy.file)
-    left_out = matched.keys() - used
-    unused = [BadItem(printable(file), None, "a caption, but its picture is left out") for file in left_out]
-    return texts, unused
+    left_out = dict.fromkeys(matched.keys() - used, "a caption, but its picture is left out")
+    return texts, _items(unused | unmatched) + _items(left_out)
 
 
 def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[Picture]:
@@ -370,47 +317,19 @@ def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> list[
     return [replace(p, split="val" if held else "train") for p, held in zip(pictures, held_out, strict=True)]
 
 
-def _halves(pictures: Sequence[Picture]) -> _Parts:
-    splits = {
-        name: [p for p in pictures if p.split == split] for name, split in ((TRAIN_FILE, "train"), (VAL_FILE, "val"))
-    }
-    return {name: (0, part) for name, part in splits.items() if part}
-
-
-def _parts(pictures: Sequence[Picture], seed: int, shard_size: int) -> _Parts:
-    """Shards are read in the order in which they are written, so it must not be that of the names."""
-    shuffled = sorted(pictures, key=lambda picture: derive_seed("shard-order", seed, picture.digest))
+def _parts(pictures: Sequence[Picture], format: str, seed: int, shard_size: int) -> _Parts:
+    if format == "webdataset":
+        # Shards are read in the order in which they are written, so it must not be that of the names.
+        pictures = sorted(pictures, key=lambda picture: derive_seed("shard-order", seed, picture.digest))
     parts: _Parts = {}
-    for split in ("train", "val"):
-        part = [picture for picture in shuffled if picture.split == split]
-        for number, first in enumerate(range(0, len(part), shard_size)):
-            parts[f"{split}-{number:06d}.tar"] = (first, part[first : first + shard_size])
+    for split, file in (("train", TRAIN_FILE), ("val", VAL_FILE)):
+        part = [picture for picture in pictures if picture.split == split]
+        if format == "parquet" and part:
+            parts[file] = (0, part)
+        elif format == "webdataset":
+            for number, first in enumerate(range(0, len(part), shard_size)):
+                parts[f"{split}-{number:06d}.tar"] = (first, part[first : first + shard_size])
     return parts
-
-
-def _counts(pictures: Sequence[Picture], texts: Mapping[str, str]) -> dict[str, Any]:
-    splits = Counter(picture.split for picture in pictures)
-    return {
-        "train": splits["train"],
-        "val": splits["val"],
-        "rewritten": dict(sorted(Counter(picture.rewrite for picture in pictures if picture.rewrite).items())),
-        "with_caption": sum(picture.file in texts for picture in pictures),
-        "width": _spread([picture.size[0] for picture in pictures]),
-        "height": _spread([picture.size[1] for picture in pictures]),
-    }
-
-
-def _contents(written: Mapping[str, Path]) -> dict[str, Any]:
-    existing = {name: path for name, path in written.items() if path.exists()}
-    return {
-        "sha256": {name: sha256_of(path) for name, path in existing.items()},
-        "bytes": {name: path.stat().st_size for name, path in existing.items()},
-    }
-
-
-def _spread(values: Sequence[int]) -> tuple[int, int, int]:
-    ordered = sorted(values)
-    return ordered[0], ordered[len(ordered) // 2], ordered[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,14 +380,53 @@ class Rows:
         )
 
 
-def _inspect(folder: Path, file: str, limits: ImageLimits, max_pixels: int | None) -> Picture:
-    data = encoded_bytes(file, limits=limits, root=folder)
-    img = decode_image(data, limits=limits)
-    rewrite = rewrite_reason(data)
-    if max_pixels is not None and img.width * img.height > max_pixels:
-        rewrite = "size"
-    img = _shrunk(img, max_pixels, limits)
-    return Picture(file, hashlib.sha256(data).hexdigest(), image_digest(img), img.size, rewrite)
+def _write(
+    out_dir: Path,
+    format: str,
+    parts: _Parts,
+    rows: Rows,
+    left_out: dict[str, list[BadItem]],
+    settings: Mapping[str, Any],
+) -> PackReport:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    old = _packed_files(out_dir)
+    outputs = [out_dir / name for name in (*parts, QUARANTINE_FILE, REPORT_FILE)]
+    with published(*outputs) as (*data, listed, summary):
+        write = write_shard if format == "webdataset" else write_parquet
+        for path, (first, part) in zip(data, parts.values(), strict=True):
+            write(path, rows(part, first))
+        if not rows.written:
+            raise DataError(rows.folder, None, f"no picture is left; first: {rows.lost[0]}")
+        left_out["bad"] += rows.lost
+        items = sorted(chain.from_iterable(left_out.values()), key=lambda item: item.file)
+        listed.write_text(item_lines(items), encoding="utf-8")
+        made = zip((*parts, QUARANTINE_FILE), (*data, listed), strict=True)
+        written = {name: path for name, path in made if path.exists()}
+        splits = Counter(picture.split for picture in rows.written)
+        report = PackReport(
+            **settings,
+            **{kind: len(found) for kind, found in left_out.items()},
+            train=splits["train"],
+            val=splits["val"],
+            rewritten=dict(sorted(Counter(p.rewrite for p in rows.written if p.rewrite).items())),
+            with_caption=sum(picture.file in rows.captions for picture in rows.written),
+            width=_spread([picture.size[0] for picture in rows.written]),
+            height=_spread([picture.size[1] for picture in rows.written]),
+            sha256={name: sha256_of(path) for name, path in written.items()},
+            bytes={name: path.stat().st_size for name, path in written.items()},
+        )
+        # An old report beside new files would lie if the renames were interrupted.
+        outputs[-1].unlink(missing_ok=True)
+        summary.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    for name in set(old) - set(parts) - {REPORT_FILE}:
+        (out_dir / name).unlink()
+    logger.info("packed %d train and %d val rows into %s, left out %d", report.train, report.val, out_dir, len(items))
+    return report
+
+
+def _spread(values: Sequence[int]) -> tuple[int, int, int]:
+    ordered = sorted(values)
+    return ordered[0], ordered[len(ordered) // 2], ordered[-1]
 
 
 def _shrunk(img: Image.Image, max_pixels: int | None, limits: ImageLimits) -> Image.Image:

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The parquet rows of verl, as this package writes and checks them.
+"""The parquet rows of verl, as this package writes and checks them, and what inference takes from them.
 
 One row is one picture and the prompt that asks for its caption. The columns are the ones verl's ``RLHFDataset`` and
 reward managers read; ``extra_info`` holds what only this package needs.
@@ -8,16 +8,27 @@ reward managers read; ``extra_info`` holds what only this package needs.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_uae.errors import DataError
+from verl_uae.data.frame import PROBLEM, ROW, chunks_of
+from verl_uae.errors import DataError, DecodeError
 from verl_uae.text import text_problem
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PROMPT_COLUMN, IMAGE_COLUMN = "prompt", "images"
 
 IMAGE_MARK = "<image>"
 """Where a picture goes in a prompt; verl replaces it by the picture."""
@@ -50,14 +61,7 @@ _EXTRA_INFO: dict[str, pa.DataType] = {
 
 
 def row_schema(extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
-    """The Arrow schema of a file.
-
-    Args:
-        extra: further fields of ``extra_info`` and their types.
-
-    Raises:
-        ValueError: if ``extra`` names a field that exists.
-    """
+    """The Arrow schema of a file, with ``extra`` fields of ``extra_info``; ``ValueError`` for one that exists."""
     clash = sorted(set(extra or ()) & set(_EXTRA_INFO))
     if clash:
         raise ValueError(f"extra_info already has the fields {clash}")
@@ -170,11 +174,9 @@ def row_problem(
         row: column name -> value.
         prompt_key, image_key: the column names in use.
         refused_keys: columns that must be empty.
-        refused_text: strings that no message may contain, such as a processor's own image token, which would shift
-            the picture features against their places in the prompt.
+        refused_text: strings that no message may contain, such as `media_tokens`.
     """
-    problem = _prompt_problem(row.get(prompt_key), tuple(refused_text))
-    if problem is not None:
+    if (problem := _prompt_problem(row.get(prompt_key), refused_text)) is not None:
         return f"column {prompt_key}: {problem}"
     for key in refused_keys:
         if row.get(key):
@@ -188,7 +190,7 @@ def row_problem(
     info = row.get("extra_info")
     if info is not None and not isinstance(info, Mapping):
         return f"column extra_info: must be a mapping, got {_kind(info)}"
-    caption = info.get("caption") if info is not None else None
+    caption = (info or {}).get("caption")
     problem = text_problem(caption) if isinstance(caption, str) else None
     return None if problem is None else f"column extra_info: caption holds {problem}"
 
@@ -199,7 +201,7 @@ def media_tokens(processor: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*MEDIA_TOKENS, *(token for token in tokens if isinstance(token, str) and token))))
 
 
-def _prompt_problem(prompt: object, refused_text: tuple[str, ...]) -> str | None:
+def _prompt_problem(prompt: object, refused_text: Iterable[str]) -> str | None:
     if not isinstance(prompt, list) or not prompt:
         return f"must be a list of messages, got {_kind(prompt)}"
     for number, message in enumerate(prompt):
@@ -209,14 +211,92 @@ def _prompt_problem(prompt: object, refused_text: tuple[str, ...]) -> str | None
         content = message.get("content")
         if not isinstance(content, str):
             return f"message {number} must have a plain string as content, got {_kind(content)}"
-        problem = text_problem(content)
-        if problem is not None:
+        if (problem := text_problem(content)) is not None:
             return f"message {number} holds {problem}"
-        for text in refused_text:
-            if text in content:
-                return f"message {number} contains the special token {text}"
+        if token := next((text for text in refused_text if text in content), None):
+            return f"message {number} contains the special token {token}"
     return None
 
 
 def _kind(value: object) -> str:
     return "an empty list" if isinstance(value, list) and not value else type(value).__name__
+
+
+# ------------------------------------------------------------ what inference takes from rows
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionPrompt:
+    """One prompt of a data set: a user turn with the picture, and perhaps a system turn before it."""
+
+    user: str
+    system: str
+    """"" where there is no system turn."""
+    rows: int
+    """Rows with this prompt."""
+    total: int
+    """Rows that were looked at."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether every row has it."""
+        return self.rows == self.total
+
+
+def most_frequent_prompt(prompts: Iterable[Any]) -> CaptionPrompt | None:
+    """The most frequent of prompts, each the messages of a row; the first of those that are equally frequent.
+
+    None where there is no row, or where that prompt is more than one system and one user turn with one picture.
+    """
+    # What stands for a value that JSON does not know is no text of a turn either.
+    counts = Counter(json.dumps(prompt, sort_keys=True, default=lambda value: [repr(value)]) for prompt in prompts)
+    if not counts:
+        return None
+    text, rows = counts.most_common(1)[0]
+    system = ""
+    match json.loads(text):
+        case [{"role": "user", "content": str(user)}]:
+            pass
+        case [{"role": "system", "content": str(system)}, {"role": "user", "content": str(user)}] if system:
+            pass
+        case _:
+            return None
+    return CaptionPrompt(user, system, rows, counts.total()) if user.count(IMAGE_MARK) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class RowPicture:
+    """The first picture of a row, still encoded."""
+
+    path: Path
+    """Of the data file. A picture in a file of its own lies in its folder or below."""
+    row: int
+    """Zero-based."""
+    cell: Any
+    """As `decode_image` takes it; None where the row has no picture."""
+    problem: str | None
+    """Why it has none."""
+
+    def decode(self) -> Image.Image:
+        """The upright RGB picture; `DecodeError` naming file and row if there is none that decodes in the limits."""
+        # Heavy: the command line imports this module for every command.
+        from verl_uae.data.images import decode_image
+
+        if self.problem is not None:
+            raise DecodeError(self.path, self.row, self.problem)
+        return decode_image(self.cell, path=self.path, row=self.row, root=self.path.absolute().parent)
+
+
+def first_pictures(path: str | Path, count: int) -> list[RowPicture]:
+    """The first picture of each of the first ``count`` rows of a parquet or JSON file.
+
+    Raises:
+        DataError: the file cannot be read or lacks the column.
+    """
+    pictures = []
+    for row in islice(chain.from_iterable(chunks_of(str(path), frozenset((IMAGE_COLUMN,)), (IMAGE_COLUMN,))), count):
+        cell, problem = row[IMAGE_COLUMN], row.get(PROBLEM)
+        if problem is None and not (isinstance(cell, list) and cell):
+            problem = f"column {IMAGE_COLUMN}: no list with a picture"
+        pictures.append(RowPicture(Path(path), row[ROW], cell[0] if problem is None else None, problem))
+    return pictures

@@ -22,8 +22,7 @@ from verl_uae.data.images import upright_size
 from verl_uae.data.limits import ImageLimits
 from verl_uae.data.pairs import Pair, stated_digest
 from verl_uae.data.rows import BadItem, CheckSettings, ItemList, quarantine_path
-from verl_uae.data.tar import expand_shards, webdataset
-from verl_uae.data.tar import PICTURES, DamagedShard, Sample, read_samples
+from verl_uae.data.tar import PICTURES, DamagedShard, Sample, expand_shards, read_samples, webdataset
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.seeding import generator
 from verl_uae.text import decode_text, encodable, parse_json

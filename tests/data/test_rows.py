@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,12 +66,11 @@ def test_pictures_lie_beside_the_file_or_where_the_settings_say(tmp_path: Path) 
 def test_share_and_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bad = [BadItem("a.parquet", row, "why") for row in range(3)]
     checked = door(tmp_path, max_bad_share=0.3, log_first=2)
-    checked.check_share(10, bad)
     with pytest.raises(DataError, match=r"a\.parquet: 3 of 9 rows are bad.*first: a\.parquet, row 0: why"):
-        checked.check_share(9, bad)
-    checked.log_left_out(logging.getLogger("x"), 10, "bad", [])
+        checked.judge(9, bad)
+    checked.judge(10, [])
     assert not caplog.records
-    checked.log_left_out(logging.getLogger("x"), 10, "bad", bad)
+    checked.judge(10, bad)
     assert "row 1: why" in caplog.text and "row 2" not in caplog.text
 
 

@@ -27,13 +27,12 @@ from verl_uae.data.rows import (
     CheckSettings,
     RowDoor,
     Size,
-    choose_rows,
     inspected,
     load_rows,
     resize_options,
 )
 from verl_uae.data.schema import media_tokens
-from verl_uae.errors import ConfigError, DataError
+from verl_uae.errors import ConfigError
 from verl_uae.text import printable
 
 logger = logging.getLogger(__name__)
@@ -68,10 +67,7 @@ class UAEDataset(RLHFDataset):
             refused_keys=(self.video_key, self.audio_key),
             refused_text=media_tokens(self.processor),
         )
-        self.dataframe = load_rows(self.door)
-        chosen = choose_rows(len(self.dataframe), self.max_samples, shuffle=self.shuffle, seed=self.seed)
-        if chosen is not None:
-            self.dataframe = self.dataframe.select(chosen)
+        self.dataframe = load_rows(self.door, self.max_samples, shuffle=self.shuffle, seed=self.seed)
         good = self._check_rows()
         if len(good) < len(self.dataframe):
             self.dataframe = self.dataframe.select(good)
@@ -97,25 +93,11 @@ class UAEDataset(RLHFDataset):
                 good.append(item)
         seconds = time.monotonic() - start
         logger.info("checked %d rows (%s) in %.1f s", total, self.settings.verify_images, seconds)
-        self._judge(total, bad, overlong, longest)
-        return good
-
-    def _judge(self, total: int, bad: Sequence[BadItem], overlong: Sequence[BadItem], longest: int) -> None:
-        name = self.door.names[0]
-        self.door.write_quarantine([*bad, *overlong])
-        self.door.check_share(total, bad)
         remedy = ""
         if overlong:
             remedy = f" ({overlong[0]}); raise data.max_prompt_length to {longest} or use smaller pictures"
-        if overlong and not self.filter_overlong_prompts:
-            share = f"{len(overlong)} of {total} rows are too long"
-            raise DataError(name, None, f"{share}{remedy}, or set data.filter_overlong_prompts=true")
-        if len(bad) + len(overlong) >= total:
-            raise DataError(
-                name, None, f"no usable row: {total} rows, {len(bad)} bad, {len(overlong)} too long" + remedy
-            )
-        for kind, items in (("bad", bad), ("too long", overlong)):
-            self.door.log_left_out(logger, total, kind, items)
+        self.door.judge(total, bad, overlong, remedy=remedy, strict=not self.filter_overlong_prompts)
+        return good
 
     def _build_messages(self, example: dict, key: str) -> list:
         """Replace every ``<image>`` by a decoded picture, and drop our bookkeeping from the row."""

@@ -20,7 +20,7 @@ from verl_uae.data.captions import caption_problem
 from verl_uae.data.frame import Row
 from verl_uae.data.images import decode_image, upright_size
 from verl_uae.data.limits import DEFAULT_LIMITS, ImageLimits
-from verl_uae.data.rows import CheckSettings, RowDoor, Size, choose_rows, load_rows, sift
+from verl_uae.data.rows import CheckSettings, RowDoor, Size, load_rows, sift
 from verl_uae.data.schema import Message
 from verl_uae.errors import DataError, DecodeError
 from verl_uae.paths import expand
@@ -115,20 +115,10 @@ class PairRows(Dataset[Pair]):
         names = tuple(str(path) for path in paths)
         self.settings = settings or CheckSettings()
         self.door = RowDoor(tuple(str(expand(name)) for name in names), tuple(map(printable, names)), self.settings)
-        frame = load_rows(self.door)
-        chosen = choose_rows(len(frame), max_samples, shuffle=shuffle, seed=seed)
-        self.frame = frame if chosen is None else frame.select(chosen)
-        self._check_rows()
-
-    def _check_rows(self) -> None:
-        total = len(self.frame)
+        self.frame = load_rows(self.door, max_samples, shuffle=shuffle, seed=seed)
         good, self.bad = sift(self.door, self.frame.chunks(), partial(inspect_pair, self.door))
         self.sizes = [size for _, size in good]
-        self.door.write_quarantine(self.bad)
-        self.door.check_share(total, self.bad)
-        if not good:
-            raise DataError(self.door.names[0], None, f"no usable row: {total} rows, {len(self.bad)} bad")
-        self.door.log_left_out(logger, total, "bad", self.bad)
+        self.door.judge(len(self.frame), self.bad)
         if self.bad:
             self.frame = self.frame.select(item for item, _ in good)
         logger.info("%s: %d pairs (%s)", ", ".join(self.door.names), len(good), self.settings.verify_images)

@@ -28,6 +28,9 @@ from verl_uae.paths import expand
 from verl_uae.settings import check_fields, key
 from verl_uae.text import encodable, fitting_name, one_line, printable
 
+logger = logging.getLogger(__name__)
+
+VERIFY_MODES: tuple[str, ...] = ("full", "header", "off")
 _RESIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 
 Verdict = TypeVar("Verdict")
@@ -125,13 +128,8 @@ class RowDoor:
 
     def inspect(self, row: Row) -> list[Size] | str:
         """(W, H) of the pictures of a row, (0, 0) where they are not looked at, or the reason why the row is bad."""
-        problem = row.get(PROBLEM) or row_problem(
-            row,
-            prompt_key=self.prompt_key,
-            image_key=self.image_key,
-            refused_keys=self.refused_keys,
-            refused_text=self.refused_text,
-        )
+        keys: dict[str, Any] = {"prompt_key": self.prompt_key, "image_key": self.image_key, "refused_keys": self.refused_keys}
+        problem = row.get(PROBLEM) or row_problem(row, **keys, refused_text=self.refused_text)
         if problem is not None:
             return problem
         try:
@@ -160,7 +158,6 @@ class RowDoor:
         return encoded_bytes(cell, **self._rules(row))
 
     def _rules(self, row: Row) -> dict[str, Any]:
-        """By which a picture of the row is let in and named."""
         file, number = self.origin(row)
         return {"limits": self.settings.image_limits, "path": file, "row": number, "root": self.image_root(row)}
 
@@ -178,22 +175,41 @@ class RowDoor:
             return expand(self.settings.image_root)
         return Path(self.files[row[FILE]]).resolve().parent
 
-    def write_quarantine(self, items: Sequence[BadItem]) -> None:
-        """List the rows that are left out, also when there is none; nothing without ``quarantine_dir``."""
-        if self.settings.quarantine_dir is None:
-            return
-        write_text(quarantine_path(self.settings.quarantine_dir, self.names), item_lines(items), sync=True)
+    def judge(
+        self,
+        total: int,
+        bad: Sequence[BadItem],
+        overlong: Sequence[BadItem] = (),
+        *,
+        remedy: str = "",
+        strict: bool = False,
+    ) -> None:
+        """List the rows that are left out, also when there is none, and log the first of them.
 
-    def check_share(self, total: int, bad: Sequence[BadItem]) -> None:
-        """Raise `DataError` if more rows are bad than the settings allow."""
+        Args:
+            total: rows that were looked at.
+            bad, overlong: those to be left out.
+            remedy: against overlong ones.
+            strict: overlong ones stop the run.
+
+        Raises:
+            DataError: more rows are bad than the settings allow, one is overlong, or none is left.
+        """
+        name = self.names[0]
+        if (folder := self.settings.quarantine_dir) is not None:
+            write_text(quarantine_path(folder, self.names), item_lines([*bad, *overlong]), sync=True)
         first = "".join(f"first: {item}" for item in bad[:1])
-        self.settings.check_share(self.names[0], len(bad), total, "rows", first)
-
-    def log_left_out(self, logger: logging.Logger, total: int, kind: str, items: Sequence[BadItem]) -> None:
-        """One warning with the number of rows left out and the first of them; nothing without any."""
-        if items:
-            first = "; ".join(map(str, items[: self.settings.log_first]))
-            logger.warning("%d of %d rows are %s and left out, first: %s", len(items), total, kind, first)
+        self.settings.check_share(name, len(bad), total, "rows", first)
+        if overlong and strict:
+            share = f"{len(overlong)} of {total} rows are too long"
+            raise DataError(name, None, f"{share}{remedy}, or set data.filter_overlong_prompts=true")
+        if len(bad) + len(overlong) >= total:
+            more = f", {len(overlong)} too long{remedy}" if overlong else ""
+            raise DataError(name, None, f"no usable row: {total} rows, {len(bad)} bad{more}")
+        for kind, items in (("bad", bad), ("too long", overlong)):
+            if items:
+                first = "; ".join(map(str, items[: self.settings.log_first]))
+                logger.warning("%d of %d rows are %s and left out, first: %s", len(items), total, kind, first)
 
 
 def inspected(
@@ -261,8 +277,8 @@ def _line(item: BadItem) -> str:
     return encodable(json.dumps(asdict(item), ensure_ascii=False))
 
 
-def load_rows(door: RowDoor) -> Frame:
-    """The rows of the files of a door.
+def load_rows(door: RowDoor, max_samples: int, *, shuffle: bool, seed: int | None) -> Frame:
+    """The rows of the files of a door, or some of them, see `choose_rows`.
 
     Raises:
         DataError: for a file that cannot be read or lacks a column that is needed.
@@ -270,7 +286,9 @@ def load_rows(door: RowDoor) -> Frame:
     parts = [open_rows(file, door.needed) for file in door.files]
     for name, part in zip(door.names, parts, strict=True):
         check_columns(part.columns, name, door.must_have)
-    return Frame(parts)
+    frame = Frame(parts)
+    chosen = choose_rows(len(frame), max_samples, shuffle=shuffle, seed=seed)
+    return frame if chosen is None else frame.select(chosen)
 
 
 def choose_rows(total: int, max_samples: int, *, shuffle: bool, seed: int | None) -> list[int] | None:

@@ -162,7 +162,7 @@ def row_problem(
     prompt_key: str = "prompt",
     image_key: str = "images",
     refused_keys: Iterable[str] = ("videos", "audios"),
-    refused_text: Iterable[str] = MEDIA_TOKENS,
+    refused_text: Sequence[str] = MEDIA_TOKENS,
 ) -> str | None:
     """What is wrong with a row, naming the column, or None. Looks at the form only; pictures are not decoded.
 
@@ -201,7 +201,7 @@ def media_tokens(processor: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*MEDIA_TOKENS, *(token for token in tokens if isinstance(token, str) and token))))
 
 
-def _prompt_problem(prompt: object, refused_text: Iterable[str]) -> str | None:
+def _prompt_problem(prompt: object, refused_text: Sequence[str]) -> str | None:
     if not isinstance(prompt, list) or not prompt:
         return f"must be a list of messages, got {_kind(prompt)}"
     for number, message in enumerate(prompt):

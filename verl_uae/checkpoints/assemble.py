@@ -123,22 +123,16 @@ def write_decoder(folder: Path, transformer: nn.Module | Path, projector: nn.Mod
 
 
 def save_component(module: Any, folder: Path) -> None:
-    """Save a diffusers model and compare what its own class loads from there, tensor by tensor.
-
-    Raises:
-        CheckpointError: something came back other than written.
-    """
+    """Save a diffusers model and compare what its own class loads from there, tensor by tensor. Raises
+    `CheckpointError`: something came back other than written."""
     module.save_pretrained(folder, safe_serialization=True)
     loaded = load_model(type(module), folder, dtype=module.dtype)
     same_tensors(loaded.state_dict(), module.state_dict(), folder)
 
 
 def copy_component(source: Path, target: Path) -> None:
-    """Copy configuration and safetensors of a diffusers component, other variants and pickles left behind.
-
-    Raises:
-        CheckpointError: the component is missing or has no safetensors.
-    """
+    """Copy configuration and safetensors of a diffusers component, other variants and pickles left behind. Raises
+    `CheckpointError`: the component is missing or has no safetensors."""
     configs = [source / name for name in (CONFIG, SCHEDULER_CONFIG) if (source / name).is_file()]
     if not configs:
         raise CheckpointError(source, "missing: not a component of a diffusers folder")
@@ -190,11 +184,8 @@ def check_model(folder: Path, *, code: bool = False) -> None:
 
 
 def check_transformers(folder: Path, *, code: bool = False) -> int:
-    """Load a vision-language model with its tokenizer as a user would; returns the width of its language model.
-
-    Raises:
-        CheckpointError: tensors are missing, unknown or of another shape, or it does not load at all.
-    """
+    """Load a vision-language model with its tokenizer as a user would; returns the width of its language model. Raises
+    `CheckpointError`: tensors are missing, unknown or of another shape, or it does not load at all."""
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText
 

@@ -69,11 +69,8 @@ def write_trained_captioner(actor: Path, out: Path, *, base: str | Path | None, 
 
 
 def check_same(wanted: Tensor, found: Tensor, where: Path) -> None:
-    """Compare logits of a step with those of what was written, whose precision allows for rounding.
-
-    Raises:
-        CheckpointError: they differ by more.
-    """
+    """Compare logits of a step with those of what was written, whose precision allows for rounding. Raises
+    `CheckpointError`: they differ by more."""
     difference = (found.float() - wanted.float()).square().mean().sqrt()
     part = float(difference / wanted.float().square().mean().sqrt())
     # Written so that a number that is none does not pass.

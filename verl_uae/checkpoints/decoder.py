@@ -68,11 +68,8 @@ class Base:
 
     @classmethod
     def read(cls, shards: Path) -> Base | None:
-        """What a checkpoint says of its base; None where it says nothing.
-
-        Raises:
-            CheckpointError: what it says cannot be read.
-        """
+        """What a checkpoint says of its base; None where it says nothing. Raises `CheckpointError`: what it says cannot
+        be read."""
         path = shards / BASE_FILE
         if not path.is_file():
             return None
@@ -87,11 +84,7 @@ class Base:
         write_json(shards / BASE_FILE, asdict(self), sync=True)
 
     def check(self, given: Base, shards: Path) -> None:
-        """Refuse another base than this one.
-
-        Raises:
-            CheckpointError: the content differs; the path may.
-        """
+        """Refuse another base than this one. Raises `CheckpointError`: the content differs; the path may."""
         if given.sha256 != self.sha256:
             raise CheckpointError(
                 shards / BASE_FILE,
@@ -157,13 +150,9 @@ def decoder_modules(
     return modules[0], modules[1]
 
 
-def decoder_adapters(checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None) -> Adapters:
-    """The adapters alone, of a run that trained nothing else.
-
-    Raises:
-        CheckpointError: the run trained no adapters, or the projector too, which adapter formats cannot hold.
-        ConfigError: see :func:`decoder_modules`.
-    """
+def policy_adapters(checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None) -> Adapters:
+    """The adapters alone, of a run that trained nothing else. Raises `CheckpointError`: the run trained no adapters, or
+    the projector too, which adapter formats cannot hold; `ConfigError`: see :func:`policy_modules`."""
     folder = checkpoint / POLICY_FOLDER
     state, layers = split_adapters(read_shards(folder, weights), folder)
     if not layers:

@@ -161,11 +161,7 @@ def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSet
 
 
 def read_evaluation(path: str | None) -> dict[str, float]:
-    """Figures for the model card.
-
-    Raises:
-        ConfigError: the file is not a JSON object of finite numbers.
-    """
+    """Figures for the model card. Raises `ConfigError`: the file is not a JSON object of finite numbers."""
     if path is None:
         return {}
     try:

@@ -28,11 +28,8 @@ from verl_uae.versions import version
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceSettings:
-    """Settings of captions and drawings. The defaults are the prompt of UAE and the sampler of its demo.
-
-    Raises:
-        ConfigError: naming the first entry that is impossible.
-    """
+    """Settings of captions and drawings. The defaults are the prompt of UAE and the sampler of its demo. Raises
+    `ConfigError`: naming the first entry that is impossible."""
 
     condition_length: int = 640
     """Text positions of the condition, chat template included, at least 1."""
@@ -124,21 +121,16 @@ def _temperature(get: Callable[[str], Any]) -> float | None:
 
 
 def write_index(folder: Path, entries: Mapping[str, Any]) -> None:
-    """Write ``model_index.json`` of a decoder folder: its parts, and what is known of the settings.
-
-    Raises:
-        ConfigError: an entry is unknown or impossible.
-    """
-    index = {"_class_name": "UAEPipeline", "_diffusers_version": version("diffusers"), **_PARTS, **checked(entries)}
+    """Write ``model_index.json`` of a decoder folder: its parts, and what is known of the settings. Raises
+    `ConfigError`: an entry is unknown or impossible."""
+    version = importlib.metadata.version("diffusers")
+    index = {"_class_name": "UAEPipeline", "_diffusers_version": version, **_PARTS, **checked(entries)}
     (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The entries of a model or decoder folder; none where it has no ``model_index.json``.
-
-    Raises:
-        CheckpointError: the file or an entry of it is damaged, or an entry is unknown.
-    """
+    """The entries of a model or decoder folder; none where it has no ``model_index.json``. Raises `CheckpointError`:
+    the file or an entry of it is damaged, or an entry is unknown."""
     path = folder / MODEL_INDEX
     if not path.is_file():
         return {}
@@ -154,21 +146,14 @@ def write_run_settings(folder: Path, entries: Mapping[str, Any]) -> None:
 
 
 def read_run_settings(folder: Path) -> dict[str, Any] | None:
-    """The entries of a step folder; None where it has none.
-
-    Raises:
-        CheckpointError: see :func:`read_index`.
-    """
+    """The entries of a step folder; None where it has none. Raises `CheckpointError`: see :func:`read_index`."""
     path = folder / RUN_INFERENCE
     return _checked_file(read_object(path), path) if path.is_file() else None
 
 
 def checked(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries, in their order in the record, whole numbers as floats where a float is meant.
-
-    Raises:
-        ConfigError: naming the entry that is unknown or impossible.
-    """
+    """The entries, in their order in the record, whole numbers as floats where a float is meant. Raises `ConfigError`:
+    naming the entry that is unknown or impossible."""
     for name, value in entries.items():
         if name not in ENTRIES:
             close = difflib.get_close_matches(name, ENTRIES, n=1)

@@ -100,11 +100,8 @@ class Report:
         return cls(sorted(map(str, info["missing_keys"])), unknown, shapes)
 
     def refuse(self, where: str | Path, kind: str) -> None:
-        """Raise unless everything fits.
-
-        Raises:
-            CheckpointError: naming tensors, and the remedy where they are adapters that were never multiplied out.
-        """
+        """Raise unless everything fits. Raises `CheckpointError`: naming tensors, and the remedy where they are
+        adapters that were never multiplied out."""
         if not (self.missing or self.unknown or self.other_shape):
             return
         kinds = {"lacks": self.missing, "has the unknown": self.unknown, "has another shape of": self.other_shape}
@@ -189,19 +186,13 @@ def fill_model(kind: Any, source: str | Path, tensors: Mapping[str, Tensor]) -> 
 
 def load_config(source: str | Path, kind: Any = None, *, code: bool = False, **options: Any) -> Any:
     """Configuration of a transformers model; ``kind`` is its class, any by default, ``code`` as of :func:`load_model`.
-
-    Raises:
-        CheckpointError: there is none, it cannot be read, or it needs code of the folder.
-    """
+    Raises `CheckpointError`: there is none, it cannot be read, or it needs code of the folder."""
     return _read(kind, "AutoConfig", "configuration", source, options, code=code)
 
 
 def language_width(encoder: Path) -> int:
-    """E, hidden size of the language model of a vision-language model's folder.
-
-    Raises:
-        CheckpointError: it has no readable configuration.
-    """
+    """E, hidden size of the language model of a vision-language model's folder. Raises `CheckpointError`: it has no
+    readable configuration."""
     try:
         return int(load_config(encoder, code=True).get_text_config().hidden_size)
     except (CheckpointError, AttributeError) as error:
@@ -209,29 +200,20 @@ def language_width(encoder: Path) -> int:
 
 
 def load_processor(source: str | Path, kind: Any = None, **options: Any) -> Any:
-    """Processor of a transformers folder; ``kind`` is its class, any by default.
-
-    Raises:
-        CheckpointError: see :func:`load_config`.
-    """
+    """Processor of a transformers folder; ``kind`` is its class, any by default. Raises `CheckpointError`: see
+    :func:`load_config`."""
     return _read(kind, "AutoProcessor", "processor", source, options)
 
 
 def load_tokenizer(source: str | Path, kind: Any = None, *, code: bool = False, **options: Any) -> Any:
     """Tokenizer of a transformers folder; ``kind`` is its class, any by default, ``code`` as of :func:`load_model`.
-
-    Raises:
-        CheckpointError: see :func:`load_config`.
-    """
+    Raises `CheckpointError`: see :func:`load_config`."""
     return _read(kind, "AutoTokenizer", "tokenizer", source, options, code=code)
 
 
 def load_scheduler(source: str | Path, **changes: Any) -> Any:
     """The flow-matching scheduler of a diffusers folder, of which the ``shift`` is used; ``changes`` replace settings.
-
-    Raises:
-        CheckpointError: there is none, it cannot be read, or it asks for another schedule than a shifted one.
-    """
+    Raises `CheckpointError`: there is none, it cannot be read, or it asks for another schedule than a shifted one."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     place = model_source(source)
@@ -270,11 +252,8 @@ def check_captioner(folder: Path, *, verify: bool | None = None, code: bool = Fa
 
 
 def check_template(processor: Any, where: str | Path) -> None:
-    """Render the chat template of a processor once.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be rendered.
-    """
+    """Render the chat template of a processor once. Raises `CheckpointError`: there is none, or it cannot be
+    rendered."""
     turns = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     with _errors(where, "its chat template cannot be used"):
         processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -345,11 +324,8 @@ def check_weights(
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of a model's safetensors, by name.
-
-    Raises:
-        CheckpointError: there are none, or a file is not sound.
-    """
+    """Shapes of all tensors of a model's safetensors, by name. Raises `CheckpointError`: there are none, or a file is
+    not sound."""
     found: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
         header = check_safetensors(path)

@@ -121,12 +121,8 @@ def merged_weight(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scaling: float)
 
 
 def adapter_alpha(folder: Path, layers: dict[str, tuple[Tensor, Tensor]], given: float | None) -> float:
-    """alpha of the adapters: what verl saved beside the shards, else what was given.
-
-    Raises:
-        CheckpointError: the saved rank is not that of the tensors.
-        ConfigError: nothing is known, or what is given is not what was saved.
-    """
+    """alpha of the adapters: what verl saved beside the shards, else what was given. Raises `CheckpointError`: the
+    saved rank is not that of the tensors; `ConfigError`: nothing is known, or what is given is not what was saved."""
     path = folder / LORA_META
     if not path.is_file():
         if given is None:

@@ -45,11 +45,7 @@ def write_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder.
-
-    Raises:
-        CheckpointError: it is missing, altered or of another format.
-    """
+    """The manifest of a folder. Raises `CheckpointError`: it is missing, altered or of another format."""
     path = folder / MANIFEST
     try:
         with open_regular(path) as file:

@@ -147,11 +147,8 @@ class StepFolders(RunRecord):
         return step_folder(self._checkpoint_root, self.global_steps)
 
     def _resume_folder(self) -> Path | None:
-        """The step folder this run goes on from, checked; None at the beginning.
-
-        Raises:
-            CheckpointError: the folder is not what its marker says.
-        """
+        """The step folder this run goes on from, checked; None at the beginning. Raises `CheckpointError`: the folder
+        is not what its marker says."""
         trainer, root = self.config.trainer, self._checkpoint_root
         folder = None
         if trainer.resume_mode == "resume_path":

@@ -66,11 +66,8 @@ class RunConfig:
     @classmethod
     def of(cls, checkpoint: Path, path: str | None = None) -> RunConfig:
         """Load it from ``path``, else from the step folder, else from where Hydra leaves it near the checkpoints.
-
-        Raises:
-            ConfigError: ``path`` is not a yaml file of settings.
-            CheckpointError: the file in the step folder, or Hydra's, is none.
-        """
+        Raises `ConfigError`: ``path`` is not a yaml file of settings; `CheckpointError`: the file in the step folder,
+        or Hydra's, is none."""
         if path:
             try:
                 return cls(_loaded(Path(path)))

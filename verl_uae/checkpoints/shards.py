@@ -99,11 +99,8 @@ def plain_name(name: str) -> str:
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Tensors of a file of one rank by name, on the host and with their layouts; nothing in the file is run.
-
-    Raises:
-        CheckpointError: it cannot be read, or holds something else than tensors.
-    """
+    """Tensors of a file of one rank by name, on the host and with their layouts; nothing in the file is run. Raises
+    `CheckpointError`: it cannot be read, or holds something else than tensors."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:

@@ -78,21 +78,15 @@ def local_folder(
 
 
 def refuse_code(folder: Path) -> None:
-    """Refuse a folder that would have a library run Python code of its own.
-
-    Raises:
-        CheckpointError: naming the configuration file that asks for it.
-    """
+    """Refuse a folder that would have a library run Python code of its own. Raises `CheckpointError`: naming the
+    configuration file that asks for it."""
     if code := brought_code(folder):
         raise CheckpointError(folder / code[0], "needs Python code of its own (trust_remote_code), which is refused")
 
 
 def check_pin(remote_code: bool, revision: str | None) -> None:
-    """Refuse remote code of a revision that can move.
-
-    Raises:
-        ConfigError: ``revision`` is not a full commit of 40 hexadecimal digits.
-    """
+    """Refuse remote code of a revision that can move. Raises `ConfigError`: ``revision`` is not a full commit of 40
+    hexadecimal digits."""
     if remote_code and not (revision and _COMMIT.fullmatch(revision)):
         raise ConfigError(
             "--trust-remote-code", f"needs --revision with a commit of 40 hexadecimal digits, got {revision}"
@@ -131,11 +125,8 @@ def _names_code(index: dict[str, Any]) -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file of a model holds.
-
-    Raises:
-        CheckpointError: it is not JSON, or holds something else.
-    """
+    """The object that a JSON file of a model holds. Raises `CheckpointError`: it is not JSON, or holds something
+    else."""
     try:
         with open_regular(path) as file:
             content = parse_json(file.read().decode("utf-8"))
@@ -186,11 +177,8 @@ def walk(folder: Path) -> list[Path]:
 
 
 def refuse_special(folder: Path) -> None:
-    """Refuse what a library would wait for or fail at, wherever it looks below a folder.
-
-    Raises:
-        CheckpointError: naming a pipe, a socket, a device, a link that leads nowhere or a pointer of Git LFS.
-    """
+    """Refuse what a library would wait for or fail at, wherever it looks below a folder. Raises `CheckpointError`:
+    naming a pipe, a socket, a device, a link that leads nowhere or a pointer of Git LFS."""
     for path in walk(folder):
         if not path.is_file() and not path.is_dir():
             raise CheckpointError(path, "is no file: a pipe, a socket, a device, or a link that leads nowhere")
@@ -232,11 +220,8 @@ def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that diffusers or transformers would load from a component's folder.
-
-    Raises:
-        CheckpointError: there are none (pickles are named), or the index names files that are not there.
-    """
+    """The safetensors files that diffusers or transformers would load from a component's folder. Raises
+    `CheckpointError`: there are none (pickles are named), or the index names files that are not there."""
     for stem in STEMS:
         index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
         if single.is_file():
@@ -267,11 +252,8 @@ def read_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[
 
 
 def same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], where: Path) -> None:
-    """Compare two sets of tensors bit for bit, names, shapes and dtypes included.
-
-    Raises:
-        CheckpointError: naming the tensors that differ.
-    """
+    """Compare two sets of tensors bit for bit, names, shapes and dtypes included. Raises `CheckpointError`: naming the
+    tensors that differ."""
     odd = sorted(set(found) ^ set(wanted))
     odd += [name for name in sorted(set(found) & set(wanted)) if not _same(found[name], wanted[name])]
     if odd:
@@ -289,11 +271,8 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 
 def indexed_files(index: Path) -> list[Path]:
-    """The files that an index names.
-
-    Raises:
-        CheckpointError: it is no index, or names something else than safetensors that lie beside it.
-    """
+    """The files that an index names. Raises `CheckpointError`: it is no index, or names something else than safetensors
+    that lie beside it."""
     try:
         names = sorted(set(parse_json(read_text(index))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

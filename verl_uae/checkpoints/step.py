@@ -65,11 +65,8 @@ def mark_complete(folder: Path, step: int, *, digests: bool = True) -> None:
 
 
 def read_marker(folder: Path) -> Marker:
-    """The marker of a step folder.
-
-    Raises:
-        CheckpointError: there is none, or it is not one that :func:`mark_complete` writes.
-    """
+    """The marker of a step folder. Raises `CheckpointError`: there is none, or it is not one that :func:`mark_complete`
+    writes."""
     path = folder / MARKER
     if not os.path.isdir(folder):
         raise CheckpointError(folder, "there is no such folder")

@@ -70,11 +70,7 @@ class RunSummary:
 
     @classmethod
     def read(cls, folder: Path) -> RunSummary | None:
-        """The summary of a run; None where it wrote none.
-
-        Raises:
-            CheckpointError: the file is damaged.
-        """
+        """The summary of a run; None where it wrote none. Raises `CheckpointError`: the file is damaged."""
         path = folder / SUMMARY
         if not path.is_file():
             return None

@@ -244,11 +244,8 @@ class BucketIterator(Iterator[int]):
         return {"epoch": epoch, "position": self.position, "fingerprint": self.sampler.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a place; the epoch after it is the sampler's next one.
-
-        Raises:
-            ConfigError: for the state of other data, batch size or seed.
-        """
+        """Go to a place; the epoch after it is the sampler's next one. Raises `ConfigError`: for the state of other
+        data, batch size or seed."""
         if state["fingerprint"] != self.sampler.fingerprint:
             raise ConfigError("data", "the saved place is one of other rows, buckets, batch size or seed")
         self._start(int(state["epoch"]))

@@ -115,11 +115,8 @@ class Frame:
 
 
 def file_kind(path: str | os.PathLike[str]) -> str:
-    """``parquet``, ``json`` or ``tar``, by the first bytes of a file.
-
-    Raises:
-        DataError: it cannot be read, or is none of these.
-    """
+    """``parquet``, ``json`` or ``tar``, by the first bytes of a file. Raises `DataError`: it cannot be read, or is none
+    of these."""
     try:
         with open_regular(path) as file:
             start = file.read(512)

@@ -88,20 +88,14 @@ def encoded_bytes(
     root: str | os.PathLike[str] | None = None,
 ) -> bytes:
     """The encoded form of a source that has one, of at most ``limits.max_bytes``; arguments as for `decode_image`.
-
-    Raises:
-        DecodeError: for a file that is missing, not regular, too large or outside ``root``.
-    """
+    Raises `DecodeError`: for a file that is missing, not regular, too large or outside ``root``."""
     with _refusals_named(path or _name(raw), row):
         return _read_source(raw, limits, root)
 
 
 def check_header(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
-    """Check what encoded bytes claim to be against the limits, without decoding.
-
-    Raises:
-        DecodeError: for claims beyond the limits.
-    """
+    """Check what encoded bytes claim to be against the limits, without decoding. Raises `DecodeError`: for claims
+    beyond the limits."""
     with _refusals_named(_name(data), None):
         return _checked_header(data, limits)
 
@@ -140,32 +134,21 @@ def rewrite_reason(data: bytes) -> str | None:
 
 
 def rgb(img: Image.Image) -> Image.Image:
-    """An open picture in RGB, its pixels read.
-
-    Raises:
-        DecodeError: whatever Pillow raises on a damaged file.
-    """
+    """An open picture in RGB, its pixels read. Raises `DecodeError`: whatever Pillow raises on a damaged file."""
     with _refusals_named(_name(img), None):
         return img.convert("RGB")
 
 
 def image_digest(img: Image.Image) -> str:
     """SHA-256, in hex, of the size and the RGB bytes: equal exactly for equal pictures, however they were encoded.
-
-    Raises:
-        ValueError: for a picture that is not RGB.
-    """
+    Raises `ValueError`: for a picture that is not RGB."""
     if img.mode != "RGB":
         raise ValueError(f"image_digest takes an RGB picture, got mode {img.mode}")
     return hashlib.sha256(f"{img.width}x{img.height}:".encode() + img.tobytes()).hexdigest()
 
 
 def source_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """The source picture of a prompt: its first image.
-
-    Raises:
-        DataError: if the prompt has none.
-    """
+    """The source picture of a prompt: its first image. Raises `DataError`: if the prompt has none."""
     for message in messages:
         content = message.get("content")
         if isinstance(content, str) or content is None:
@@ -178,10 +161,7 @@ def source_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
 
 def source_digest(messages: Sequence[Mapping[str, Any]], extra_info: Mapping[str, Any]) -> str:
     """`image_digest` of a prompt's source picture: what the data set says, and of the pixels where it says nothing.
-
-    Raises:
-        DataError: the prompt has no picture, or one that is damaged.
-    """
+    Raises `DataError`: the prompt has no picture, or one that is damaged."""
     known = extra_info.get("sha256")
     return str(known) if known else image_digest(rgb(source_image(messages)))
 

@@ -92,11 +92,8 @@ class Header:
 
 
 def read_header(data: bytes) -> Header:
-    """Read the claims of an encoded image; linear in the number of its parts, never in the number of pixels.
-
-    Raises:
-        RefusedError: for a foreign or broken container, an animation, or an absurd number of parts.
-    """
+    """Read the claims of an encoded image; linear in the number of its parts, never in the number of pixels. Raises
+    `RefusedError`: for a foreign or broken container, an animation, or an absurd number of parts."""
     if not data:
         raise RefusedError("empty file")
     if is_lfs_pointer(data):

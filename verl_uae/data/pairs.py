@@ -68,11 +68,8 @@ class Pair:
         return self.digest or self.content_key
 
     def decode(self, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-        """The upright RGB picture.
-
-        Raises:
-            DecodeError: naming file and row, if it does not decode within the limits.
-        """
+        """The upright RGB picture. Raises `DecodeError`: naming file and row, if it does not decode within the
+        limits."""
         if self.problem is not None:
             raise DecodeError(self.file, self.row, self.problem)
         return decode_image(self.image, limits=limits, path=self.file, row=self.row)

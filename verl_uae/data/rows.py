@@ -128,7 +128,11 @@ class RowDoor:
 
     def inspect(self, row: Row) -> list[Size] | str:
         """(W, H) of the pictures of a row, (0, 0) where they are not looked at, or the reason why the row is bad."""
-        keys: dict[str, Any] = {"prompt_key": self.prompt_key, "image_key": self.image_key, "refused_keys": self.refused_keys}
+        keys: dict[str, Any] = {
+            "prompt_key": self.prompt_key,
+            "image_key": self.image_key,
+            "refused_keys": self.refused_keys,
+        }
         problem = row.get(PROBLEM) or row_problem(row, **keys, refused_text=self.refused_text)
         if problem is not None:
             return problem
@@ -278,11 +282,8 @@ def _line(item: BadItem) -> str:
 
 
 def load_rows(door: RowDoor, max_samples: int, *, shuffle: bool, seed: int | None) -> Frame:
-    """The rows of the files of a door, or some of them, see `choose_rows`.
-
-    Raises:
-        DataError: for a file that cannot be read or lacks a column that is needed.
-    """
+    """The rows of the files of a door, or some of them, see `choose_rows`. Raises `DataError`: for a file that cannot
+    be read or lacks a column that is needed."""
     parts = [open_rows(file, door.needed) for file in door.files]
     for name, part in zip(door.names, parts, strict=True):
         check_columns(part.columns, name, door.must_have)
@@ -303,11 +304,8 @@ def choose_rows(total: int, max_samples: int, *, shuffle: bool, seed: int | None
 
 
 def resize_options(cell: Any) -> dict[str, int]:
-    """Qwen's per-picture size options in a cell.
-
-    Raises:
-        DataError: if one is not a positive integer, or only one of the two resized sides is given.
-    """
+    """Qwen's per-picture size options in a cell. Raises `DataError`: if one is not a positive integer, or only one of
+    the two resized sides is given."""
     if not isinstance(cell, Mapping):
         return {}
     options = {key: cell[key] for key in _RESIZE_KEYS if cell.get(key) is not None}

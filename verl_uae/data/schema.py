@@ -288,11 +288,8 @@ class RowPicture:
 
 
 def first_pictures(path: str | Path, count: int) -> list[RowPicture]:
-    """The first picture of each of the first ``count`` rows of a parquet or JSON file.
-
-    Raises:
-        DataError: the file cannot be read or lacks the column.
-    """
+    """The first picture of each of the first ``count`` rows of a parquet or JSON file. Raises `DataError`: the file
+    cannot be read or lacks the column."""
     pictures = []
     for row in islice(chain.from_iterable(chunks_of(str(path), frozenset((IMAGE_COLUMN,)), (IMAGE_COLUMN,))), count):
         cell, problem = row[IMAGE_COLUMN], row.get(PROBLEM)

@@ -163,12 +163,8 @@ class ShardIterator(Iterator[list[Pair]]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a place and read again what waited there.
-
-        Raises:
-            ConfigError: for the state of other shards, buckets, batch size, seed or number of workers.
-            DataError: if a shard is no longer what it was.
-        """
+        """Go to a place and read again what waited there. Raises `ConfigError`: for the state of other shards, buckets,
+        batch size, seed or number of workers; `DataError`: if a shard is no longer what it was."""
         if state["fingerprint"] != self._fingerprint:
             raise ConfigError("data", "the saved place is one of other shards, buckets, batch size, seed or workers")
         self.counts = ShardCounts(**state["counts"])

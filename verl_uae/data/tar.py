@@ -66,11 +66,8 @@ class DamagedShard(ValueError):  # noqa: N818 - a condition of the data, not an 
 
 
 def webdataset() -> Any:
-    """The webdataset package in secure mode, in which it runs no ``pipe:`` URL and unpickles nothing.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """The webdataset package in secure mode, in which it runs no ``pipe:`` URL and unpickles nothing. Raises
+    `ConfigError`: it is not installed."""
     try:
         import webdataset as package
         import webdataset.tariterators
@@ -82,12 +79,8 @@ def webdataset() -> Any:
 
 
 def open_url(url: str) -> IO[bytes]:
-    """Open a local path, or an http(s) URL through webdataset (a ``curl`` process).
-
-    Raises:
-        ConfigError: webdataset is not installed.
-        OSError: it cannot be opened.
-    """
+    """Open a local path, or an http(s) URL through webdataset (a ``curl`` process). Raises `ConfigError`: webdataset is
+    not installed; `OSError`: it cannot be opened."""
     if not url.startswith(_REMOTE):
         return open(url, "rb")
     webdataset()
@@ -97,12 +90,8 @@ def open_url(url: str) -> IO[bytes]:
 
 
 def expand_shards(patterns: Sequence[str]) -> list[str]:
-    """Shards of brace patterns, globs and http(s) URLs, by name, each once.
-
-    Raises:
-        ConfigError: for a URL where ``curl`` is missing.
-        DataError: for a pattern without files, or another kind of URL.
-    """
+    """Shards of brace patterns, globs and http(s) URLs, by name, each once. Raises `ConfigError`: for a URL where
+    ``curl`` is missing; `DataError`: for a pattern without files, or another kind of URL."""
     webdataset()
     from braceexpand import braceexpand
 
@@ -288,11 +277,8 @@ class Archive:
             self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def __iter__(self) -> Iterator[Entry]:
-        """Its regular files and links, in order.
-
-        Raises:
-            DamagedShard, OSError: where it cannot be read any further.
-        """
+        """Its regular files and links, in order. Raises `DamagedShard`, `OSError`: where it cannot be read any
+        further."""
         offset, everywhere, extended, long_name = 0, dict[str, bytes](), dict[str, bytes](), None
         while True:
             self._go_to(offset)
@@ -332,11 +318,8 @@ class Archive:
             extended, long_name = {}, None
 
     def read(self, entry: Entry) -> bytes:
-        """The content of an entry; of the last one given, where the stream cannot go back.
-
-        Raises:
-            DamagedShard, OSError: it is cut.
-        """
+        """The content of an entry; of the last one given, where the stream cannot go back. Raises `DamagedShard`,
+        `OSError`: it is cut."""
         self._go_to(entry.offset)
         blocks: list[bytes] = []
         missing = entry.size

@@ -23,7 +23,7 @@ from tests.formats.release_world import Release, build_release
 from tests.formats.test_from_sd3 import by_diffusers
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
-from verl_uae.checkpoints.from_release import ReleaseImport, import_release, sort_llm, sort_llm_lora
+from verl_uae.checkpoints.imports import ReleaseImport, import_release, sort_llm, sort_llm_lora
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.errors import CheckpointError
 from verl_uae.flow.schedule import sigma_schedule

@@ -281,7 +281,7 @@ def test_what_is_missing_is_named(tiny_models: Path, tmp_path: Path) -> None:
 #: Calls that load a model or a part of one past this module, by file -> why.
 ALLOWED = {
     "checkpoints/load.py": "the way in",
-    "checkpoints/from_release.py": "peft's adapter of the release, every name of which is compared",
+    "checkpoints/imports.py": "peft's adapter of the release, every name of which is compared",
     "checkpoints/shards.py": "training shards, weights_only and every name compared",
     "reward/terms/perceptual.py": "plain torch networks: names and shapes compared by hand; known bytes of a package",
     "reward/terms/efficientnet.py": "known bytes of a package",

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,9 @@ def _add_sd3(sources: Any) -> None:
     sd3.add_argument("--encoder-revision", metavar="REV", help="commit, tag or branch on the hub")
     sd3.add_argument("--hidden-dim", type=int, default=8192, help="width inside the projector (default 8192)")
     sd3.add_argument("--seed", type=int, default=0, help="seed of the projector (default 0)")
-    sd3.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="accept Python code of the encoder's repository; needs --encoder-revision with a full commit",
-    )
-    _add_condition(sd3, _LENGTH)
-    _add_out(sd3)
+    trusted = "accept Python code of the encoder's repository; needs --encoder-revision with a full commit"
+    sd3.add_argument("--trust-remote-code", action="store_true", dest="remote_code", help=trusted)
+    _add_last(sd3, _LENGTH)
     sd3.set_defaults(run=_import_sd3)
 
 
@@ -48,8 +45,7 @@ def _add_release(sources: Any) -> None:
     release = sources.add_parser("release", help="the official UAE weights, adapters multiplied out")
     release.add_argument("release", metavar="MODEL", help="folder of the release or hub id")
     release.add_argument("--revision", metavar="REV", help="commit, tag or branch on the hub")
-    _add_condition(release, _LENGTH)
-    _add_out(release)
+    _add_last(release, _LENGTH)
     release.set_defaults(run=_import_release)
 
 
@@ -59,66 +55,46 @@ def _add_export(subparsers: Any) -> None:
     export.add_argument("--weights", choices=["ema", "live"], help="default: ema, where the run averaged")
     export.add_argument("--lora", choices=["peft", "diffusers"], help="write the adapter alone, in this layout")
     export.add_argument("--lora-alpha", type=float, help="scale of the adapter, where the checkpoint does not say")
-    export.add_argument(
-        "--run-config", type=argument_path, metavar="FILE", help="configuration of the run, in place of its own"
-    )
+    own = "configuration of the run, in place of its own"
+    export.add_argument("--run-config", type=argument_path, metavar="FILE", help=own)
     export.add_argument("--decoder", metavar="MODEL", help="decoder folder the run started from")
     export.add_argument("--encoder", metavar="MODEL", help="captioner, where the run did not train it")
     export.add_argument("--language-model", metavar="MODEL", help="model whose states are the condition")
     export.add_argument("--decoder-only", action="store_true", help="leave captioner and language model out")
     export.add_argument("--merge-captioner", action="store_true", help="put the captioner together from its shards")
-    export.add_argument(
-        "--evaluation", type=argument_path, metavar="FILE", help="JSON object of figures for the model card"
-    )
-    _add_condition(export, None)
+    figures = "JSON object of figures for the model card"
+    export.add_argument("--evaluation", type=argument_path, metavar="FILE", help=figures)
     export.add_argument("--caption-prompt", metavar="TEXT", help="what asks for a caption (default: as the run did)")
     export.add_argument("--caption-system", metavar="TEXT", help='system turn before it, "" for none')
-    _add_out(export)
+    _add_last(export, None)
     export.set_defaults(run=_export)
 
 
-def _add_condition(parser: argparse.ArgumentParser, length: int | None) -> None:
-    said = f"default {length}" if length else "default: of the run"
-    parser.add_argument(
-        "--condition-length", type=int, default=length, help=f"text positions of the condition ({said})"
-    )
+def _add_last(parser: argparse.ArgumentParser, length: int | None) -> None:
+    said = f"text positions of the condition ({f'default {length}' if length else 'default: of the run'})"
+    parser.add_argument("--condition-length", type=int, default=length, help=said)
     parser.add_argument("--condition-role", default="generate" if length else None, help="chat role of the caption")
+    place = "where the folder goes; must not exist"
+    parser.add_argument("--out", type=argument_path, required=True, metavar="DIR", help=place)
 
 
-def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=argument_path, required=True, metavar="DIR", help="where the folder goes; must not exist"
-    )
+def _settings(kind: Any, args: argparse.Namespace) -> Any:
+    """A record of the arguments of its fields' names."""
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)})
 
 
 def _import_sd3(args: argparse.Namespace) -> int:
-    sources = {name: model_source(getattr(args, name), f"--{name}") for name in ("sd3", "encoder")}
-    from verl_uae.checkpoints.from_sd3 import Sd3Import, import_sd3
+    args.sd3, args.encoder = model_source(args.sd3, "--sd3"), model_source(args.encoder, "--encoder")
+    from verl_uae.checkpoints.imports import Sd3Import, import_sd3
 
-    settings = Sd3Import(
-        **sources,
-        hidden_dim=args.hidden_dim,
-        seed=args.seed,
-        sd3_revision=args.sd3_revision,
-        encoder_revision=args.encoder_revision,
-        remote_code=args.trust_remote_code,
-        condition_length=args.condition_length,
-        condition_role=args.condition_role,
-    )
-    return _say(args.out, import_sd3(settings, args.out))
+    return _say(args.out, import_sd3(_settings(Sd3Import, args), args.out))
 
 
 def _import_release(args: argparse.Namespace) -> int:
-    release = model_source(args.release)
-    from verl_uae.checkpoints.from_release import ReleaseImport, import_release
+    args.release = model_source(args.release)
+    from verl_uae.checkpoints.imports import ReleaseImport, import_release
 
-    settings = ReleaseImport(
-        release,
-        revision=args.revision,
-        condition_length=args.condition_length,
-        condition_role=args.condition_role,
-    )
-    return _say(args.out, import_release(settings, args.out))
+    return _say(args.out, import_release(_settings(ReleaseImport, args), args.out))
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -128,21 +104,7 @@ def _export(args: argparse.Namespace) -> int:
             setattr(args, name, model_source(value, f"--{name.replace('_', '-')}"))
     from verl_uae.checkpoints.export import ExportSettings, export_adapters, export_checkpoint
 
-    settings = ExportSettings(
-        weights=args.weights,
-        decoder=args.decoder,
-        encoder=args.encoder,
-        language_model=args.language_model,
-        decoder_only=args.decoder_only,
-        merge_captioner=args.merge_captioner,
-        lora_alpha=args.lora_alpha,
-        run_config=args.run_config,
-        condition_length=args.condition_length,
-        condition_role=args.condition_role,
-        caption_prompt=args.caption_prompt,
-        caption_system=args.caption_system,
-        evaluation=args.evaluation,
-    )
+    settings = _settings(ExportSettings, args)
     if args.lora is None:
         return _say(args.out, export_checkpoint(args.checkpoint, args.out, settings))
     export_adapters(args.checkpoint, args.out, settings, args.lora)

@@ -19,11 +19,12 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from verl_uae.checkpoints.manifest import verify_part
@@ -31,11 +32,10 @@ from verl_uae.checkpoints.names import ADAPTER_CONFIG, CONFIG, SCHEDULER
 from verl_uae.checkpoints.source import (
     STEMS,
     brought_code,
-    check_safetensors,
+    headers,
     read_object,
     refuse_code,
     refuse_special,
-    stored_dtypes,
     weight_files,
 )
 from verl_uae.compat import ensure_torchvision
@@ -309,7 +309,7 @@ def check_weights(
             configuration that no file can fill; or one that is stored as whole numbers where the model computes with
             others, since the libraries would take these for its values.
     """
-    stored = stored_shapes(folder)
+    stored = headers(weight_files(folder))
     _check_counts(folder, len(stored))
     if config is None and _of_transformers(kind):
         config = load_config(folder, None if hasattr(kind, "_model_mapping") else kind.config_class, code=code)
@@ -321,18 +321,6 @@ def check_weights(
     if info is not None:
         Report.of(info, may_ignore).refuse(folder, type(model).__name__)
         _check_precision(folder, model, may_ignore)
-
-
-def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of a model's safetensors, by name. Raises `CheckpointError`: there are none, or a file is
-    not sound."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(folder):
-        header = check_safetensors(path)
-        if twice := sorted(found.keys() & header.keys()):
-            raise CheckpointError(path, f"{twice[0]} is in another shard too")
-        found.update(header)
-    return found
 
 
 def _fit_transformers(
@@ -386,17 +374,15 @@ def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) 
 
 def _check_precision(folder: Path, model: Any, may_ignore: Callable[[str], bool]) -> None:
     """Libraries cast what is stored to what is wanted: the whole numbers of a quantised weight without their scale."""
-    whole = {name.rpartition(".")[2] for name, tensor in _all_tensors(model) if not tensor.is_floating_point()}
-    for name, dtype in stored_dtypes(folder).items():
-        if dtype not in _PRECISIONS and name.rpartition(".")[2] not in whole and not may_ignore(name):
-            raise CheckpointError(
-                folder, f"{name} is stored as {dtype}; without a quantization_config weights are F32, F16 or BF16"
-            )
-
-
-def _all_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    whole = {name.rpartition(".")[2] for name, tensor in tensors if not tensor.is_floating_point()}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as opened:
+            for name in opened.keys():
+                dtype = opened.get_slice(name).get_dtype()
+                if dtype not in _PRECISIONS and name.rpartition(".")[2] not in whole and not may_ignore(name):
+                    reason = "without a quantization_config weights are F32, F16 or BF16"
+                    raise CheckpointError(folder, f"{name} is stored as {dtype}; {reason}")
 
 
 def _check_alone(folder: Path) -> None:

@@ -186,15 +186,6 @@ def refuse_special(folder: Path) -> None:
             raise CheckpointError(path, LFS_POINTER)
 
 
-def stored_dtypes(folder: Path) -> dict[str, str]:
-    """Types of all tensors of a component by name, as safetensors calls them: ``F32``, ``BF16``, ``I8``."""
-    found: dict[str, str] = {}
-    for path in weight_files(folder):
-        with safe_open(path, framework="pt") as opened:
-            found.update((name, opened.get_slice(name).get_dtype()) for name in opened.keys())
-    return found
-
-
 def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
     """Read the header of a safetensors file strictly.
 
@@ -233,22 +224,31 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(folder, f"has no {STEMS[0]}.safetensors and no {STEMS[1]}.safetensors{hint}")
 
 
-def read_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a component one by one, as they are stored.
+def headers(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of some files, by name. Raises `CheckpointError`: a file is not sound, or a tensor is in
+    two of them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        header = check_safetensors(path)
+        if twice := sorted(found.keys() & header.keys()):
+            raise CheckpointError(path, f"{twice[0]} is in another shard too")
+        found.update(header)
+    return found
 
-    Args:
-        folder: of the component.
-        names: which to read; None for all.
 
-    Raises:
-        CheckpointError: see :func:`weight_files` and :func:`check_safetensors`.
-    """
-    for path in weight_files(folder):
-        check_safetensors(path)
+def read_files(paths: Sequence[Path], names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of some files one by one, as they are stored, those of some names or all; errors as of `headers`."""
+    headers(paths)
+    for path in paths:
         with safe_open(path, framework="pt") as opened:
             for name in opened.keys():
                 if names is None or name in names:
                     yield name, opened.get_tensor(name)
+
+
+def read_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """`read_files` of a component's folder; errors as of `weight_files` too."""
+    return read_files(weight_files(folder), names)
 
 
 def same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], where: Path) -> None:

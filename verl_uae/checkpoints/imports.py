@@ -1,26 +1,15 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Import of the official UAE release (September 2025): a language model and a MM-DiT, each with adapters, made one.
+"""Imports: SD3 with Qwen2.5-VL and a projector that has not learned yet, and the official UAE release.
 
-======================================  ============================================================================
-folder of the release (either name)     content
-======================================  ============================================================================
-``SD3``, ``SD3_model``                  SD3.5-Large as published: vae/, scheduler/, both CLIP text encoders
-``llm``, ``llm_model``                  Qwen2.5-VL-3B with the projector
-``llm_lora``                            shards of the same with adapters of rank 32, alpha 64 on every linear layer
-``dit``                                 SD3Transformer2DModel
-``dit_lora``                            peft adapter of it
-``llm_processor``,                      processor and tokenizer
-``llm_model_preprocessor``
-======================================  ============================================================================
+The release (September 2025) is a language model and a MM-DiT, each with adapters, made one here. It loads ``llm_lora``
+leniently; here every tensor has a place or is an error. As in the release, one language model writes captions and makes
+conditions.
 
-The release loads ``llm_lora`` leniently; here every tensor has a place or is an error. As in the release, one language
-model writes captions and makes conditions.
-
-The release was written with transformers 4.50, where ``Qwen2_5_VLForConditionalGeneration`` is ``visual`` (tower),
-``model`` (language model) and ``lm_head``, with ``projector`` added by the release's subclass. peft was wrapped around
-``model`` alone. Since 4.52 the class in memory is ``model.visual``, ``model.language_model`` and ``lm_head``, but 5.x
-still reads and writes the older names on disk, so a captioner's folder has them today too, and only these remain:
+It was written with transformers 4.50, where ``Qwen2_5_VLForConditionalGeneration`` is ``visual`` (tower), ``model``
+(language model) and ``lm_head``, with ``projector`` added by the release's subclass. peft was wrapped around ``model``
+alone. Since 4.52 the class in memory is ``model.visual``, ``model.language_model`` and ``lm_head``, but 5.x still reads
+and writes the older names on disk, so a captioner's folder has them today too, and only these remain:
 
 ==============================================================  ====================================================
 name in the shards of ``llm_lora``                              becomes
@@ -35,11 +24,12 @@ name in the shards of ``llm_lora``                              becomes
 ``llm`` holds the same without ``base_model.model.``, ``base_layer`` and adapters. Source: demo.py and
 modeling_longcontext.py of the official inference code.
 
-Shape legend: R rank.
+Shape legend: E language-model width, F text width of the MM-DiT, P pooled width, R rank.
 """
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -48,20 +38,173 @@ from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
-from safetensors import safe_open
 from torch import Tensor
 
 from verl_uae.chain.projector import Projector
-from verl_uae.checkpoints.assemble import ModelParts, copy_transformers_files, publish_model, tensors_of, write_decoder
+from verl_uae.checkpoints.assemble import (
+    ModelParts,
+    copy_transformers,
+    copy_transformers_files,
+    publish_model,
+    tensors_of,
+    write_decoder,
+)
 from verl_uae.checkpoints.card import Card
-from verl_uae.checkpoints.from_sd3 import empty_prompt_pooled
 from verl_uae.checkpoints.inference import InferenceSettings
-from verl_uae.checkpoints.load import load_config, load_model
+from verl_uae.checkpoints.load import language_width, load_config, load_model, load_tokenizer
 from verl_uae.checkpoints.lora import merge, split_adapters
-from verl_uae.checkpoints.names import ADAPTER_WEIGHTS, GENERATION_CONFIG
-from verl_uae.checkpoints.source import check_safetensors, local_folder, pickles, same_tensors
+from verl_uae.checkpoints.names import ADAPTER_WEIGHTS, GENERATION_CONFIG, SCHEDULER, TRANSFORMER, VAE
+from verl_uae.checkpoints.source import check_safetensors, local_folder, pickles, read_files, same_tensors
 from verl_uae.compat import ensure_torchvision
-from verl_uae.errors import CheckpointError
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.seeding import derive_seed
+
+#: Tokenizer and text encoder of CLIP-L and CLIP-G, in the order in which SD3 joins them.
+CLIPS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+
+#: Subfolders of an SD3 folder that are needed; T5 is not.
+SD3_PARTS = (TRANSFORMER, VAE, SCHEDULER, *(name for pair in CLIPS for name in pair))
+
+
+@dataclass(frozen=True, slots=True)
+class Sd3Import:
+    """What to import, and how the projector starts."""
+
+    sd3: str
+    """SD3 folder or hub id."""
+    encoder: str
+    """Qwen2.5-VL folder or hub id."""
+    hidden_dim: int = 8192
+    """Width between the two layers of the projector, at least 1 (released model: 8192)."""
+    seed: int = 0
+    """Seed of the projector's first values."""
+    sd3_revision: str | None = None
+    encoder_revision: str | None = None
+    remote_code: bool = False
+    """Accept that the encoder's repository brings Python code, and copy it; needs its revision as a full commit. It is
+    never run here: the model must load in a class of transformers itself."""
+    condition_length: int = 640
+    condition_role: str = "generate"
+
+
+def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
+    """Write a fresh model folder: SD3's transformer, VAE and scheduler as they are, a projector E -> F, the captioner.
+
+    Args:
+        settings: see the class.
+        out: must not exist.
+
+    Returns:
+        The manifest of the folder.
+
+    Raises:
+        CheckpointError: a source is not what it should be, or ``out`` exists.
+        ConfigError: a setting is impossible.
+    """
+    sd3 = local_folder(settings.sd3, revision=settings.sd3_revision, parts=SD3_PARTS)
+    encoder = local_folder(settings.encoder, revision=settings.encoder_revision, remote_code=settings.remote_code)
+    if not (sd3 / TRANSFORMER).is_dir():
+        raise CheckpointError(sd3, f"not an SD3 folder: it has no {TRANSFORMER}/")
+    transformer = SD3Transformer2DModel.load_config(sd3 / TRANSFORMER)
+    projector = fresh_projector(
+        language_width(encoder),
+        int(transformer["joint_attention_dim"]),
+        hidden_dim=settings.hidden_dim,
+        pooled=empty_prompt_pooled(sd3),
+        seed=settings.seed,
+    )
+    parts = ModelParts(
+        decoder=lambda folder: write_decoder(folder, sd3 / TRANSFORMER, projector, sd3),
+        encoder=functools.partial(copy_transformers, encoder, code=settings.remote_code),
+        card=_sd3_card(settings),
+        entries=_entries(settings),
+        code=settings.remote_code,
+    )
+    return publish_model(parts, out)
+
+
+def fresh_projector(in_dim: int, out_dim: int, *, hidden_dim: int, pooled: torch.Tensor, seed: int) -> Projector:
+    """A projector with the layers' default initial values, the same for the same seed.
+
+    Args:
+        in_dim: E.
+        out_dim: F.
+        hidden_dim: width between the layers.
+        pooled: constant pooled vector, shape (P,).
+        seed: names the draws.
+
+    Raises:
+        ConfigError: ``hidden_dim`` is not positive.
+    """
+    if hidden_dim < 1:
+        raise ConfigError("--hidden-dim", f"must be at least 1, got {hidden_dim}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "fresh projector"))
+        projector = Projector(in_dim, hidden_dim, out_dim, pooled.numel())
+    projector.pooled.copy_(pooled)
+    return projector
+
+
+@torch.no_grad()
+def empty_prompt_pooled(sd3: Path) -> Tensor:
+    """Pooled projections of the empty prompt, as diffusers' ``StableDiffusion3Pipeline.encode_prompt`` has them.
+
+    Args:
+        sd3: SD3 folder with ``tokenizer/``, ``text_encoder/``, ``tokenizer_2/`` and ``text_encoder_2/``.
+
+    Returns:
+        Shape (P,), computed in fp32.
+
+    Raises:
+        CheckpointError: naming the component that is missing or cannot be loaded.
+    """
+    ensure_torchvision()
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    length: int | None = None
+    parts: list[Tensor] = []
+    for folders in CLIPS:
+        for name in folders:
+            if not (sd3 / name).is_dir():
+                reason = "missing: the pooled vector comes from both CLIP text encoders of SD3"
+                raise CheckpointError(sd3 / name, reason)
+        tokenizer: Any = load_tokenizer(sd3 / folders[0], CLIPTokenizer)
+        # The pipeline pads for both encoders to the length of the first tokenizer.
+        length = length or int(tokenizer.model_max_length)
+        encoder: Any = load_model(CLIPTextModelWithProjection, sd3 / folders[1])
+        ids = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        parts.append(encoder(ids).text_embeds[0])
+    return torch.cat(parts)
+
+
+def _entries(settings: Sd3Import | ReleaseImport) -> dict[str, Any]:
+    names = ("condition_length", "condition_role")
+    return asdict(InferenceSettings(**{name: getattr(settings, name) for name in names}))
+
+
+def _sd3_card(settings: Sd3Import) -> Card:
+    sd3, encoder = (
+        f" at {revision}" if revision else "" for revision in (settings.sd3_revision, settings.encoder_revision)
+    )
+    return Card(
+        title="UAE model before training",
+        origin="Imported; the projector has fresh random weights, so pictures do not depend on the caption in any "
+        "useful way before it is trained.",
+        base_models={
+            "sd3 (transformer, vae, scheduler, pooled vector)": settings.sd3 + sd3,
+            "encoder (captioner, condition)": settings.encoder + encoder,
+        },
+        constants={
+            "projector.hidden_dim": settings.hidden_dim,
+            "projector.seed": settings.seed,
+            "condition_length": settings.condition_length,
+            "condition_role": settings.condition_role,
+        },
+    )
+
+
+# ------------------------------------------------------------ the release
+
 
 _NAMES = {
     "sd3": ("SD3", "SD3_model"),
@@ -118,9 +261,9 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
     """
     root = local_folder(settings.release, revision=settings.revision)
     folders = {part: _folder(root, names) for part, names in _NAMES.items()}
-    model, language = _language_model(folders, settings)
+    model, tensors, trained = _language_model(folders, settings)
     transformer = _transformer(folders["dit"], folders["dit_lora"])
-    projector = _projector(language.projector, empty_prompt_pooled(folders["sd3"]), folders["llm"])
+    projector = _projector(trained, empty_prompt_pooled(folders["sd3"]), folders["llm"])
 
     def write_encoder(folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True)
@@ -128,15 +271,13 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
         generation = folders["llm"] / GENERATION_CONFIG
         if generation.is_file():
             shutil.copyfile(generation, folder / generation.name)
-        same_tensors(tensors_of(folder), language.model, folder)
+        same_tensors(tensors_of(folder), tensors, folder)
 
     parts = ModelParts(
         decoder=lambda folder: write_decoder(folder, transformer, projector, folders["sd3"]),
         encoder=write_encoder,
-        card=_card(settings),
-        entries=asdict(
-            InferenceSettings(condition_length=settings.condition_length, condition_role=settings.condition_role)
-        ),
+        card=_release_card(settings),
+        entries=_entries(settings),
     )
     return publish_model(parts, out)
 
@@ -148,8 +289,10 @@ def _folder(root: Path, names: tuple[str, ...]) -> Path:
     return found[0]
 
 
-def _language_model(folders: dict[str, Path], settings: ReleaseImport) -> tuple[Any, LanguageState]:
-    """The captioner with adapters multiplied out, and its weights under the names of a captioner's folder."""
+def _language_model(
+    folders: dict[str, Path], settings: ReleaseImport
+) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+    """The captioner with adapters multiplied out, its weights by the names of a captioner's folder, the projector's."""
     ensure_torchvision()
     from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -157,54 +300,33 @@ def _language_model(folders: dict[str, Path], settings: ReleaseImport) -> tuple[
     config = load_config(folders["llm"])
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(config)
-    names = _names_on_disk(model)
+    # Names of a captioner's folder -> names in the module.
+    names = {
+        name.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1): name
+        for name in model.state_dict()
+        if name != _HEAD or not model.config.tie_word_embeddings
+    }
     before = sort_llm(tensors_of(folders["llm"]), names, folders["llm"])
     after = sort_llm_lora(_shards(where), names, where, rank=settings.lora_rank)
-    scaling = settings.lora_alpha / settings.lora_rank
-    merged = merge(after.model, after.adapters, scaling, where)
+    merged = merge(after.model, after.adapters, settings.lora_alpha / settings.lora_rank, where)
     if _HEAD in merged and _HEAD not in names and not torch.equal(merged[_HEAD], merged[_EMBEDDING]):
         raise CheckpointError(where, f"{_HEAD} differs from {_EMBEDDING}, though the configuration ties them")
     tensors = {name: tensor for name, tensor in merged.items() if name in names}
     for name, tensor in tensors.items():
         if tensor.shape != before.model[name].shape:
             raise CheckpointError(where, f"{name} has shape {tuple(tensor.shape)}, in {folders['llm'].name} another")
-    _fill(model, names, tensors)
-    projector = after.projector or before.projector
-    return model, LanguageState(tensors, projector, after.adapters)
-
-
-def _names_on_disk(model: Any) -> dict[str, str]:
-    """Names of a captioner's folder -> names in the module."""
-    tied = bool(model.config.tie_word_embeddings)
-    names = {}
-    for name in model.state_dict():
-        if tied and name == "lm_head.weight":
-            continue
-        names[name.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1)] = name
-    return names
-
-
-def _fill(model: Any, names: dict[str, str], tensors: dict[str, Tensor]) -> None:
-    """Give a module on the device ``meta`` its weights."""
     model.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False, assign=True)
     model.tie_weights()
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not left, left
+    return model, tensors, after.projector or before.projector
 
 
 def _shards(folder: Path) -> dict[str, Tensor]:
     """All tensors of ``llm_lora``, whose shards need no index."""
     if found := pickles(folder):
         raise CheckpointError(found[0], "pickles are refused; the release's adapters are safetensors")
-    files = sorted(folder.glob("*.safetensors"))
-    state: dict[str, Tensor] = {}
-    for path in files:
-        check_safetensors(path)
-        with safe_open(path, framework="pt") as opened:
-            for name in opened.keys():
-                if name in state:
-                    raise CheckpointError(path, f"{name} is in another shard too")
-                state[name] = opened.get_tensor(name)
+    state = dict(read_files(sorted(folder.glob("*.safetensors"))))
     if not state:
         raise CheckpointError(folder, "has no safetensors")
     return state
@@ -247,19 +369,9 @@ def _cast(module: Any, dtype: torch.dtype) -> Any:
 
 
 def sort_llm(state: Mapping[str, Tensor], known: Iterable[str], where: Path) -> LanguageState:
-    """Sort the tensors of ``llm``.
-
-    Args:
-        state: by name as in the file.
-        known: names that a captioner's folder of this configuration has.
-        where: what errors name.
-
-    Raises:
-        CheckpointError: naming the tensors that are missing or unknown.
-    """
+    """Sort the tensors of ``llm``, by name as in the file; see `sort_llm_lora`."""
     model, projector = _split_projector(state)
-    _account(model, projector, set(known), where)
-    return LanguageState(model, projector, {})
+    return LanguageState(model, _accounted(model, projector, set(known), where), {})
 
 
 def sort_llm_lora(state: Mapping[str, Tensor], known: Iterable[str], where: Path, *, rank: int) -> LanguageState:
@@ -285,9 +397,11 @@ def sort_llm_lora(state: Mapping[str, Tensor], known: Iterable[str], where: Path
         raise CheckpointError(where, f"{len(odd)} layers have an adapter without base layer or the reverse: {odd[:4]}")
     model = {_plain(name): tensor for name, tensor in base.items()}
     adapters = {_plain(name): halves for name, halves in layers.items()}
-    _account(model, projector, set(known), where)
-    bare = sorted(name for name in _linear(model) - set(adapters))
-    if bare:
+    projector = _accounted(model, projector, set(known), where)
+    # The matrices of the language model but the embedding, as "all-linear" says.
+    matrices = {name for name, tensor in model.items() if name.startswith("model.") and tensor.ndim == 2}
+    linear = {name.removesuffix(".weight") for name in matrices if "embed_tokens" not in name}
+    if bare := sorted(linear - set(adapters)):
         raise CheckpointError(where, f"{len(bare)} linear layers of the language model have no adapter: {bare[:4]}")
     ranks = {a_RI.shape[0] for a_RI, _ in adapters.values()}
     if ranks != {rank}:
@@ -295,42 +409,30 @@ def sort_llm_lora(state: Mapping[str, Tensor], known: Iterable[str], where: Path
     return LanguageState(model, projector, adapters)
 
 
-def _linear(model: Mapping[str, Tensor]) -> set[str]:
-    """Linear layers of the language model: its matrices but the embedding (``all-linear``)."""
-    return {
-        name.removesuffix(".weight")
-        for name, tensor in model.items()
-        if name.startswith("model.") and name.endswith(".weight") and tensor.ndim == 2 and "embed_tokens" not in name
-    }
-
-
 def _split_projector(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     model = {name: tensor for name, tensor in state.items() if not name.startswith(_PROJECTOR)}
     return model, {name: tensor for name, tensor in state.items() if name.startswith(_PROJECTOR)}
 
 
-def _account(model: Mapping[str, Tensor], projector: dict[str, Tensor], known: set[str], where: Path) -> None:
-    """Every tensor has a place and every place a tensor; then give the projector its names here."""
-    unknown = sorted(set(model) - known) + sorted(set(projector) - _PROJECTOR_NAMES)
-    # Written too where it is the embedding itself, which a captioner's folder leaves out.
-    tied = {_HEAD} if _HEAD not in known else set()
-    unknown = [name for name in unknown if name not in tied]
-    missing = sorted(known - set(model))
-    if projector:
-        missing += sorted(_PROJECTOR_NAMES - set(projector))
+def _accounted(
+    model: Mapping[str, Tensor], projector: dict[str, Tensor], known: set[str], where: Path
+) -> dict[str, Tensor]:
+    """Every tensor has a place and every place a tensor: the projector under the names it has here."""
+    # The head is written too where it is the embedding itself, which a captioner's folder leaves out.
+    unknown = sorted(set(model) - known - {_HEAD}) + sorted(set(projector) - _PROJECTOR_NAMES)
+    missing = sorted(known - set(model)) + (sorted(_PROJECTOR_NAMES - set(projector)) if projector else [])
     if unknown or missing:
         raise CheckpointError(
             where, f"{len(unknown)} tensors have no place: {unknown[:4]}; {len(missing)} are missing: {missing[:4]}"
         )
-    for name in list(projector):
-        projector[name.replace(_PROJECTOR, "layers.")] = projector.pop(name)
+    return {name.replace(_PROJECTOR, "layers."): tensor for name, tensor in projector.items()}
 
 
 def _plain(name: str) -> str:
     return "model." + name[len(_PEFT) :] if name.startswith(_PEFT) else name
 
 
-def _card(settings: ReleaseImport) -> Card:
+def _release_card(settings: ReleaseImport) -> Card:
     at = f" at {settings.revision}" if settings.revision else ""
     return Card(
         title="UAE, official weights of September 2025",

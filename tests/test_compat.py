@@ -176,7 +176,7 @@ def test_trackers_are_told_the_configuration_without_secrets(monkeypatch: pytest
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1 import trainer_base
 
-    from verl_uae.checkpoints.run import without_secrets
+    from verl_uae.checkpoints.record import without_secrets
 
     told: list[dict[str, object]] = []
     tracking = trainer_base.Tracking

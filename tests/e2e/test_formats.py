@@ -25,7 +25,7 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.assemble import tensors_of
 from verl_uae.checkpoints.load import load_model
 from verl_uae.checkpoints.manifest import verify_folder
-from verl_uae.checkpoints.run import RunConfig
+from verl_uae.checkpoints.record import RunConfig
 from verl_uae.checkpoints.shards import read_shards
 from verl_uae.checkpoints.step import mark_complete
 from verl_uae.cli import main

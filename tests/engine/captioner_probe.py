@@ -207,7 +207,7 @@ def adapter_facts(models: str, folder: Path, trained: dict[str, Any]) -> dict[st
 
 def tower_halves(models: str) -> dict[str, Tensor]:
     """Adapters of a layer of the vision tower."""
-    from verl_uae.checkpoints.captioner import _auto_class
+    from verl_uae.checkpoints.export import _auto_class
     from verl_uae.checkpoints.load import load_model
 
     model = load_model(_auto_class(), f"{models}/encoder")

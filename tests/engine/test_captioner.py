@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from verl_uae.checkpoints.assemble import tensors_of
-from verl_uae.checkpoints.captioner import write_trained_captioner
+from verl_uae.checkpoints.export import write_trained_captioner
 from verl_uae.checkpoints.names import HUGGINGFACE
 from verl_uae.engines.captioner import check_adapters, check_frozen, check_layers, freeze_vision_tower, without_towers
 from verl_uae.errors import CheckpointError, ConfigError

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from verl_uae.checkpoints import captioner
+from verl_uae.checkpoints import export as captioner
 from verl_uae.checkpoints.assemble import check_transformers, tensors_of
-from verl_uae.checkpoints.captioner import write_trained_captioner
+from verl_uae.checkpoints.export import write_trained_captioner
 from verl_uae.checkpoints.load import load_model
 from verl_uae.checkpoints.names import HUGGINGFACE, LORA_META
 from verl_uae.errors import CheckpointError, ConfigError

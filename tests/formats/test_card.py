@@ -8,10 +8,8 @@ from pathlib import Path
 import yaml
 from omegaconf import OmegaConf
 
-from verl_uae.checkpoints.card import LICENCE_NOTE, Card, data_digests, flat
-from verl_uae.checkpoints.manifest import PACKAGES
-from verl_uae.checkpoints.run import RunConfig
-from verl_uae.versions import versions
+from verl_uae.checkpoints.manifest import LICENCE_NOTE, Card, data_digests, flat, package_versions
+from verl_uae.checkpoints.record import RunConfig
 
 CARD = Card(
     title="A model",

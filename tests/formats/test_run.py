@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from tests.formats.test_card import rows
 from verl_uae.checkpoints.names import RUN_CONFIG
-from verl_uae.checkpoints.run import HIDDEN, RunConfig, config_text, write_run_config
+from verl_uae.checkpoints.record import HIDDEN, RunConfig, config_text, write_run_config
 from verl_uae.checkpoints.step import mark_complete
 from verl_uae.errors import CheckpointError, ConfigError
 

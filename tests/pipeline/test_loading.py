@@ -17,8 +17,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.pipeline.conftest import picture
 from verl_uae import UAEPipeline
 from verl_uae.chain.loading import keep_vae_fp32, load_model, load_processor, load_processor_of
-from verl_uae.checkpoints.card import USE
 from verl_uae.checkpoints.inference import InferenceSettings
+from verl_uae.checkpoints.manifest import USE
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.scenes.tiny_models import INFERENCE
 from verl_uae.seeding import normal

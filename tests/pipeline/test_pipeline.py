@@ -33,7 +33,7 @@ from verl_uae.checkpoints.inference import (
     settings_of_run,
     write_run_settings,
 )
-from verl_uae.checkpoints.run import RunConfig, config_text, write_run_config
+from verl_uae.checkpoints.record import RunConfig, config_text, write_run_config
 from verl_uae.checkpoints.step import mark_complete
 from verl_uae.data.schema import CaptionPrompt
 from verl_uae.errors import CheckpointError, DecodeError

@@ -13,7 +13,7 @@ import pytest
 
 from verl_uae.checkpoints.inference import read_index, settings_of_run, write_run_settings
 from verl_uae.checkpoints.manifest import verify_folder
-from verl_uae.checkpoints.run import RunConfig, config_text, write_run_config
+from verl_uae.checkpoints.record import RunConfig, config_text, write_run_config
 from verl_uae.checkpoints.step import mark_complete
 from verl_uae.cli import main, parse
 from verl_uae.config.validate import validate

@@ -14,8 +14,7 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 from verl_uae.checkpoints.inference import read_run_settings
-from verl_uae.checkpoints.record import RunRecord
-from verl_uae.checkpoints.run import RunConfig
+from verl_uae.checkpoints.record import RunConfig, RunRecord
 from verl_uae.data.frame import Frame, open_rows
 from verl_uae.data.schema import SYSTEM_PROMPT, USER_PROMPT, make_prompt
 

@@ -14,10 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from verl_uae.chain.decoder import check_components, check_fit, component_configs
-from verl_uae.checkpoints.card import Card
 from verl_uae.checkpoints.inference import InferenceSettings, write_index
 from verl_uae.checkpoints.load import load_model, load_scheduler, load_tokenizer
-from verl_uae.checkpoints.manifest import verify_folder, write_manifest
+from verl_uae.checkpoints.manifest import Card, verify_folder, write_manifest
 from verl_uae.checkpoints.names import (
     CARD,
     CONDITIONER,

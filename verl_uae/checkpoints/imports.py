@@ -49,10 +49,10 @@ from verl_uae.checkpoints.assemble import (
     tensors_of,
     write_decoder,
 )
-from verl_uae.checkpoints.card import Card
 from verl_uae.checkpoints.inference import InferenceSettings
 from verl_uae.checkpoints.load import language_width, load_config, load_model, load_tokenizer
 from verl_uae.checkpoints.lora import merge, split_adapters
+from verl_uae.checkpoints.manifest import Card
 from verl_uae.checkpoints.names import ADAPTER_WEIGHTS, GENERATION_CONFIG, SCHEDULER, TRANSFORMER, VAE
 from verl_uae.checkpoints.source import check_safetensors, local_folder, pickles, read_files, same_tensors
 from verl_uae.compat import ensure_torchvision

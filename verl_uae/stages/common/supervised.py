@@ -19,8 +19,7 @@ from typing import Any
 import ray
 from omegaconf import DictConfig, open_dict
 
-from verl_uae.checkpoints.record import SavedState, StepFolders
-from verl_uae.checkpoints.run import without_secrets
+from verl_uae.checkpoints.record import SavedState, StepFolders, without_secrets
 from verl_uae.checkpoints.step import complete_steps, is_complete, step_folder
 from verl_uae.compat import tracked_config
 from verl_uae.errors import CheckpointError, ConfigError, DecoderError, UAEError, WorkerError, describe

@@ -18,7 +18,6 @@ import posixpath
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -67,6 +66,12 @@ _USUAL_SCHEDULE = {
 #: Statistics of latents in place of which `scaling_factor` and `shift_factor` are used.
 _STATISTICS = ("latents_mean", "latents_std")
 
+#: What a model that is not there, or not what it should be, makes the libraries raise, besides errors of their own.
+_DAMAGED = (
+    *(OSError, ValueError, RuntimeError, ImportError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(MemoryError, SafetensorError),
+)
+
 _LONGEST_REASON = 500
 """Characters; the libraries may list every class that they know."""
 
@@ -74,39 +79,32 @@ _ADAPTERS = "base_model.model."
 _MERGE = "export the checkpoint with `verl-uae export`, or merge with peft's merge_and_unload"
 
 
-def _damaged() -> tuple[type[Exception], ...]:
-    """What a model that is not there, or not what it should be, makes the libraries raise."""
-    from huggingface_hub.errors import StrictDataclassError
-    from jinja2 import TemplateError
+def refuse_misfits(
+    info: Mapping[str, Any], where: str | Path, kind: str, may_ignore: Callable[[str], bool] = lambda name: False
+) -> None:
+    """Raise unless stored tensors and a model's fit.
 
-    plain = (OSError, ValueError, RuntimeError, ImportError, TypeError, LookupError, AttributeError, ArithmeticError)
-    return (*plain, MemoryError, SafetensorError, StrictDataclassError, TemplateError)
+    Args:
+        info: ``output_loading_info``, the same in both libraries; names are those of the model, or of the file where it
+            has none.
+        where: what the error names.
+        kind: class of the model.
+        may_ignore: which tensors of the file may be left out.
 
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """How stored tensors and a model's fit; names are those of the model, or of the file where it has none."""
-
-    missing: list[str]
-    unknown: list[str]
-    other_shape: list[str]
-
-    @classmethod
-    def of(cls, info: Mapping[str, Any], may_ignore: Callable[[str], bool]) -> Report:
-        """The report of ``output_loading_info``, the same in both libraries."""
-        unknown = sorted(str(name) for name in info["unexpected_keys"] if not may_ignore(str(name)))
-        pairs = [(name, _shape(stored), _shape(wanted)) for name, stored, wanted in info["mismatched_keys"]]
-        shapes = sorted(f"{name} ({stored}, wanted is {wanted})" for name, stored, wanted in pairs)
-        return cls(sorted(map(str, info["missing_keys"])), unknown, shapes)
-
-    def refuse(self, where: str | Path, kind: str) -> None:
-        """Raise unless everything fits. Raises `CheckpointError`: naming tensors, and the remedy where they are
-        adapters that were never multiplied out."""
-        if not (self.missing or self.unknown or self.other_shape):
-            return
-        kinds = {"lacks": self.missing, "has the unknown": self.unknown, "has another shape of": self.other_shape}
-        parts = [f"{what} {_some(names)}" for what, names in kinds.items() if names]
-        adapters = any(name.startswith(_ADAPTERS) or ".lora_" in name for name in self.unknown)
+    Raises:
+        CheckpointError: naming tensors, and the remedy where they are adapters that were never multiplied out.
+    """
+    unknown = sorted(str(name) for name in info["unexpected_keys"] if not may_ignore(str(name)))
+    shapes = [f"{name} ({_shape(stored)}, wanted is {_shape(own)})" for name, stored, own in info["mismatched_keys"]]
+    missing = sorted(map(str, info["missing_keys"]))
+    kinds = {"lacks": missing, "has the unknown": unknown, "has another shape of": sorted(shapes)}
+    parts = [
+        f"{what} {names[0] if len(names) == 1 else f'{len(names)} tensors such as {names[0]}'}"
+        for what, names in kinds.items()
+        if names
+    ]
+    if parts:
+        adapters = any(name.startswith(_ADAPTERS) or ".lora_" in name for name in unknown)
         hint = f". These are names of adapters that were not merged: {_MERGE}" if adapters else ""
         raise CheckpointError(where, f"is not a whole {kind}: it {', '.join(parts)}{hint}")
 
@@ -145,16 +143,14 @@ def load_model(
     else:
         check_files(Path(place, subfolder), verify=verify, code=code)
         check_weights(kind, Path(place, subfolder), may_ignore=may_ignore, config=options.get("config"), code=code)
-    # diffusers knows the precision under one name only, transformers under both.
-    precision = {"dtype": dtype} if _of_transformers(kind) else {"torch_dtype": dtype}
-    arguments = {**precision, "use_safetensors": True, "output_loading_info": True, **options}
+    # diffusers knows the precision under one name only.
+    own = {"dtype": dtype, "trust_remote_code": False} if _of_transformers(kind) else {"torch_dtype": dtype}
+    arguments = {**own, "use_safetensors": True, "output_loading_info": True, **options}
     if subfolder:
         arguments["subfolder"] = subfolder
-    if _of_transformers(kind):
-        arguments["trust_remote_code"] = False
     with _errors(name, f"does not load as {kind.__name__}"), _quiet(), torch.random.fork_rng(devices=[]):
         model, info = kind.from_pretrained(place, **arguments)
-    Report.of(info, may_ignore).refuse(name, type(model).__name__)
+    refuse_misfits(info, name, type(model).__name__, may_ignore)
     return model.eval()
 
 
@@ -177,7 +173,7 @@ def fill_model(kind: Any, source: str | Path, tensors: Mapping[str, Tensor]) -> 
             built = type(kind.from_config(config, trust_remote_code=False))
         options = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
         model, info = built.from_pretrained(None, config=config, state_dict=dict(tensors), **options)
-    Report.of(info, lambda name: False).refuse(source, built.__name__)
+    refuse_misfits(info, source, built.__name__)
     # Where a model was loaded under its own names, transformers would save it under these too; the files of a folder
     # have those of earlier releases.
     vars(model).pop("_weight_conversions", None)
@@ -185,9 +181,22 @@ def fill_model(kind: Any, source: str | Path, tensors: Mapping[str, Tensor]) -> 
 
 
 def load_config(source: str | Path, kind: Any = None, *, code: bool = False, **options: Any) -> Any:
-    """Configuration of a transformers model; ``kind`` is its class, any by default, ``code`` as of :func:`load_model`.
-    Raises `CheckpointError`: there is none, it cannot be read, or it needs code of the folder."""
+    """Configuration of a transformers model; ``kind`` is its class, any by default, ``code`` as of `load_model`.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or it needs code of the folder.
+    """
     return _read(kind, "AutoConfig", "configuration", source, options, code=code)
+
+
+def load_processor(source: str | Path, kind: Any = None, **options: Any) -> Any:
+    """Processor of a transformers folder; see `load_config`."""
+    return _read(kind, "AutoProcessor", "processor", source, options)
+
+
+def load_tokenizer(source: str | Path, kind: Any = None, *, code: bool = False, **options: Any) -> Any:
+    """Tokenizer of a transformers folder; see `load_config`."""
+    return _read(kind, "AutoTokenizer", "tokenizer", source, options, code=code)
 
 
 def language_width(encoder: Path) -> int:
@@ -197,18 +206,6 @@ def language_width(encoder: Path) -> int:
         return int(load_config(encoder, code=True).get_text_config().hidden_size)
     except (CheckpointError, AttributeError) as error:
         raise CheckpointError(encoder, f"no vision-language model: {error}") from error
-
-
-def load_processor(source: str | Path, kind: Any = None, **options: Any) -> Any:
-    """Processor of a transformers folder; ``kind`` is its class, any by default. Raises `CheckpointError`: see
-    :func:`load_config`."""
-    return _read(kind, "AutoProcessor", "processor", source, options)
-
-
-def load_tokenizer(source: str | Path, kind: Any = None, *, code: bool = False, **options: Any) -> Any:
-    """Tokenizer of a transformers folder; ``kind`` is its class, any by default, ``code`` as of :func:`load_model`.
-    Raises `CheckpointError`: see :func:`load_config`."""
-    return _read(kind, "AutoTokenizer", "tokenizer", source, options, code=code)
 
 
 def load_scheduler(source: str | Path, **changes: Any) -> Any:
@@ -225,21 +222,15 @@ def load_scheduler(source: str | Path, **changes: Any) -> Any:
         for name, usual in _USUAL_SCHEDULE.items():
             if (value := scheduler.config.get(name, usual)) != usual:
                 raise ValueError(f"{name} is {value!r}, of which only {usual!r} is supported")
-        if not _is_positive(scheduler.config.shift):
+        if not (is_number(scheduler.config.shift) and scheduler.config.shift > 0):
             raise ValueError(f"shift must be a positive number, got {scheduler.config.shift!r}")
         return scheduler
 
 
 def check_captioner(folder: Path, *, verify: bool | None = None, code: bool = False) -> None:
-    """:func:`check_files` and :func:`check_weights` of a vision-language model, for who loads it elsewhere.
+    """`check_files` and `check_weights` of a vision-language model's folder, for who loads it elsewhere.
 
-    Args:
-        folder: of the model itself.
-        verify: see :func:`load_model`.
-        code: whoever loads it runs the Python code that the folder brings; what tensors that wants is not known here.
-
-    Raises:
-        CheckpointError: see :func:`load_model`.
+    With ``code`` whoever loads it runs the Python code that it brings; what tensors that wants is not known here.
     """
     check_files(folder, verify=verify, code=code)
     if code and brought_code(folder):
@@ -248,28 +239,24 @@ def check_captioner(folder: Path, *, verify: bool | None = None, code: bool = Fa
     from transformers import AutoModelForImageTextToText
 
     check_weights(AutoModelForImageTextToText, folder)
-    _check_alone(folder)
+    # Of two sets of weights transformers takes the single file, and vLLM the other one or both.
+    used = {path.name for path in weight_files(folder)}
+    if len(used) == 1 and used <= {f"{stem}.safetensors" for stem in STEMS}:
+        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"))):
+            if path.name not in used:
+                raise CheckpointError(path, f"is a second set of weights beside {used.pop()}: keep one of them here")
 
 
 def check_template(processor: Any, where: str | Path) -> None:
-    """Render the chat template of a processor once. Raises `CheckpointError`: there is none, or it cannot be
-    rendered."""
+    """Render the chat template of a processor once. Raises `CheckpointError`: there is none, or it cannot be."""
     turns = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
     with _errors(where, "its chat template cannot be used"):
         processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def check_files(folder: Path, *, verify: bool | None = None, code: bool = False) -> None:
-    """Refuse code that the folder brings, adapters in place of a model, and files that a manifest does not vouch for.
-
-    Args:
-        folder: of the model itself.
-        verify: see :func:`load_model`.
-        code: likewise.
-
-    Raises:
-        CheckpointError: naming the file.
-    """
+    """Refuse code that the folder of a model brings, adapters in its place, and files that its manifest does not vouch
+    for; arguments as of `load_model`. Raises `CheckpointError`: naming the file."""
     if not folder.is_dir():
         raise CheckpointError(folder, "there is no such folder")
     refuse_special(folder)
@@ -298,11 +285,9 @@ def check_weights(
     """Compare names and shapes of the stored tensors with the model's; no weight is read.
 
     Args:
-        kind: class of transformers or diffusers.
+        kind, may_ignore, code: see `load_model`.
         folder: of the model itself.
-        may_ignore: see :func:`load_model`.
         config: of a transformers model, in place of the folder's.
-        code: see :func:`load_model`.
 
     Raises:
         CheckpointError: naming the tensors that are missing, unknown or of another shape, or the size in the
@@ -319,7 +304,7 @@ def check_weights(
         fit = _fit_transformers if _of_transformers(kind) else _fit_diffusers
         model, info = fit(kind, folder, tensors, config)
     if info is not None:
-        Report.of(info, may_ignore).refuse(folder, type(model).__name__)
+        refuse_misfits(info, folder, type(model).__name__, may_ignore)
         _check_precision(folder, model, may_ignore)
 
 
@@ -349,7 +334,7 @@ def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) 
     with torch.device("meta"):
         model = kind.from_config(kind.load_config(folder))
     scale = model.config.get("scaling_factor", 1.0)
-    if not _is_positive(scale):
+    if not (is_number(scale) and scale > 0):
         raise ValueError(f"scaling_factor must be a positive number, got {scale!r}")
     shift = model.config.get("shift_factor")
     if shift is not None and not is_number(shift):
@@ -360,16 +345,12 @@ def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) 
     # Old names, as diffusers itself renames them.
     model._fix_state_dict_keys_on_load(tensors)
     wanted = model.state_dict()
-    info = {
+    both = {name: (tensors[name].shape, wanted[name].shape) for name in wanted.keys() & tensors.keys()}
+    return model, {
         "missing_keys": wanted.keys() - tensors.keys(),
         "unexpected_keys": tensors.keys() - wanted.keys(),
-        "mismatched_keys": [
-            (name, tensors[name].shape, wanted[name].shape)
-            for name in wanted.keys() & tensors.keys()
-            if tensors[name].shape != wanted[name].shape
-        ],
+        "mismatched_keys": [(name, *shapes) for name, shapes in both.items() if shapes[0] != shapes[1]],
     }
-    return model, info
 
 
 def _check_precision(folder: Path, model: Any, may_ignore: Callable[[str], bool]) -> None:
@@ -392,10 +373,6 @@ def _check_alone(folder: Path) -> None:
         for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"))):
             if path.name not in used:
                 raise CheckpointError(path, f"is a second set of weights beside {used.pop()}: keep one of them here")
-
-
-def _is_positive(value: Any) -> bool:
-    return is_number(value) and value > 0
 
 
 def _check_counts(folder: Path, stored: int) -> None:
@@ -447,11 +424,14 @@ def _ask_hub(source: str, options: Mapping[str, Any], subfolder: str = "") -> No
 @contextlib.contextmanager
 def _errors(where: str | Path, message: str) -> Iterator[None]:
     """One line for whatever the libraries raise about a model."""
+    from huggingface_hub.errors import StrictDataclassError
+    from jinja2 import TemplateError
+
     try:
         yield
     except CheckpointError:
         raise
-    except _damaged() as error:
+    except (*_DAMAGED, StrictDataclassError, TemplateError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if len(reason) > _LONGEST_REASON:
             reason = f"{reason[:_LONGEST_REASON]} ..."
@@ -489,7 +469,3 @@ def _of_transformers(kind: Any) -> bool:
 
 def _shape(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} tensors such as {names[0]}"

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -30,17 +31,15 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "verl")
 
 
 def write_manifest(folder: Path) -> dict[str, Any]:
-    """Write ``manifest.json``: size and SHA-256 of every other file, package versions, and a digest of itself.
-
-    Returns:
-        What was written.
-
-    Raises:
-        CheckpointError: the folder holds a pickle.
-    """
+    """Write ``manifest.json``: size and SHA-256 of every other file, package versions, and a digest of itself. Returns
+    what was written. Raises `CheckpointError`: the folder holds a pickle."""
     _refuse_pickles(folder)
-    files = {_name(path, folder): _facts(path) for path in files_below(folder) if _name(path, folder) != MANIFEST}
-    content = {"format": FORMAT, "versions": versions(PACKAGES), "files": files}
+    files = {
+        name: {"sha256": sha256_of(path), "size": path.stat().st_size}
+        for path in files_below(folder)
+        if (name := _name(path, folder)) != MANIFEST
+    }
+    content = {"format": FORMAT, "versions": package_versions(), "files": files}
     (folder / MANIFEST).write_text(_render(content), encoding="utf-8")
     return content
 
@@ -73,8 +72,6 @@ def verify_folder(path: str | Path, *, code: bool = False) -> dict[str, Any]:
     """Check a model folder: its manifest, every file's size and SHA-256, nothing too many, no pickle, no link out of
     the folder, no code that a library would run, and weights whose headers and indices are sound.
 
-    The manifest tells damage, not forgery: whoever can write the folder can write its manifest.
-
     Args:
         path: model folder. Hidden files and folders (``.git``, ``.cache``) are not looked at.
         code: accept Python code of the model, as a folder imported with ``--trust-remote-code`` has it.
@@ -96,17 +93,8 @@ def verify_folder(path: str | Path, *, code: bool = False) -> dict[str, Any]:
 
 
 def verify_part(folder: Path) -> bool:
-    """As :func:`verify_folder`, of a component's folder, or of a model folder's whole; no manifest is no error.
-
-    Args:
-        folder: what is about to be loaded; the manifest is its own, or that of the model folder around it.
-
-    Returns:
-        Whether there was a manifest.
-
-    Raises:
-        CheckpointError: naming the first file that is wrong.
-    """
+    """As `verify_folder`, of a folder that is about to be loaded, against the manifest in it or in the model folder
+    around it; no manifest is no error. Returns whether there was one."""
     absolute = folder.absolute()
     for root in (absolute, absolute.parent):
         if os.path.lexists(root / MANIFEST):
@@ -166,10 +154,6 @@ def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256_of(path), "size": path.stat().st_size}
-
-
 def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """SHA-256 of files by name, :data:`_READERS` at a time; large ones first, so that none runs alone at the end."""
     ordered = sorted(names, key=lambda name: (folder / name).stat().st_size, reverse=True)
@@ -179,12 +163,11 @@ def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 def _render(content: dict[str, Any]) -> str:
     """The manifest's text: canonical, with the digest of everything but the digest."""
-    digest = hashlib.sha256(_json(content).encode("utf-8")).hexdigest()
-    return _json({"digest": digest, **content})
 
+    def text(value: dict[str, Any]) -> str:
+        return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+    return text({"digest": hashlib.sha256(text(content).encode("utf-8")).hexdigest(), **content})
 
 
 # ------------------------------------------------------------ the card
@@ -249,7 +232,7 @@ class Card:
             f"## Use\n\n{USE}",
             _table("Base models", ("part", "from"), {part: _nameable(name) for part, name in self.base_models.items()}),
             _table("Training data", ("file", "SHA-256"), self.data),
-            _table("Reward terms", ("term", "weight and parameters"), dict(_terms(self.rewards))),
+            _table("Reward terms", ("term", "weight and parameters"), dict(map(_term, count(), self.rewards))),
             _table("Constants", ("key", "value"), {key: _nameable(value) for key, value in self.constants.items()}),
             _table(
                 "Evaluation", ("figure", "value"), {name: f"{value:.6g}" for name, value in self.evaluation.items()}
@@ -274,11 +257,10 @@ def flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}.{name}", value
 
 
-def _terms(rewards: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    for number, term in enumerate(rewards):
-        rest = {key: value for key, value in term.items() if key not in ("name", "label") and value not in (None, {})}
-        label = term.get("label") or term.get("name") or "term"
-        yield f"{number}: {label}", ", ".join(f"{key}={value}" for key, value in rest.items())
+def _term(number: int, term: Mapping[str, Any]) -> tuple[str, str]:
+    rest = {key: value for key, value in term.items() if key not in ("name", "label") and value not in (None, {})}
+    label = term.get("label") or term.get("name") or "term"
+    return f"{number}: {label}", ", ".join(f"{key}={value}" for key, value in rest.items())
 
 
 def _nameable(value: Any) -> Any:

@@ -35,7 +35,6 @@ _LIBRARIES = ("diffusers", "transformers", "verl_uae")
 _CONFIGS = (CONFIG, GENERATION_CONFIG, *PROCESSOR_FILES, "video_preprocessor_config.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
-
 #: Endings of files that are read with pickle.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -66,12 +65,9 @@ def local_folder(
     """
     check_pin(remote_code, revision)
     source = model_source(source)
-    folder = Path(source)
-    if not is_hub_id(source):
-        if revision is not None:
-            raise ConfigError("--revision", f"{source} is a local folder and has no revision")
-    else:
-        folder = _fetched(source, revision, parts)
+    folder = _fetched(source, revision, parts) if is_hub_id(source) else Path(source)
+    if not is_hub_id(source) and revision is not None:
+        raise ConfigError("--revision", f"{source} is a local folder and has no revision")
     if not remote_code:
         refuse_code(folder)
     return folder
@@ -88,9 +84,8 @@ def check_pin(remote_code: bool, revision: str | None) -> None:
     """Refuse remote code of a revision that can move. Raises `ConfigError`: ``revision`` is not a full commit of 40
     hexadecimal digits."""
     if remote_code and not (revision and _COMMIT.fullmatch(revision)):
-        raise ConfigError(
-            "--trust-remote-code", f"needs --revision with a commit of 40 hexadecimal digits, got {revision}"
-        )
+        reason = f"needs --revision with a commit of 40 hexadecimal digits, got {revision}"
+        raise ConfigError("--trust-remote-code", reason)
 
 
 def brought_code(folder: Path) -> list[str]:
@@ -109,19 +104,15 @@ def _asks_for_code(config: Any) -> bool:
         return any(map(_asks_for_code, config))
     if not isinstance(config, dict):
         return False
-    kernels = [value for name, value in config.items() if name.endswith("attn_implementation")]
-    return (
-        "auto_map" in config or any("/" in str(value) for value in kernels) or any(map(_asks_for_code, config.values()))
-    )
+    kernels = any("/" in str(value) for name, value in config.items() if name.endswith("attn_implementation"))
+    return "auto_map" in config or kernels or any(map(_asks_for_code, config.values()))
 
 
 def _names_code(index: dict[str, Any]) -> bool:
     """Whether a diffusers index names a class of no known library, for the pipeline or one of its components."""
-    classes = [value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
-    foreign = [library for library, *_ in filter(None, classes) if library is not None]
-    return isinstance(index.get("_class_name"), list) or any(
-        str(library).split(".")[0] not in _LIBRARIES for library in foreign
-    )
+    parts = [value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
+    libraries = [str(library).split(".")[0] for library, *_ in filter(None, parts) if library is not None]
+    return isinstance(index.get("_class_name"), list) or not set(libraries) <= set(_LIBRARIES)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -140,11 +131,9 @@ def read_object(path: Path) -> dict[str, Any]:
 def _fetched(source: str, revision: str | None, parts: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    options: dict[str, Any] = {
-        "revision": revision,
-        "allow_patterns": [*(f"{part}/*" for part in parts), "*.json"] if parts else None,
-        "ignore_patterns": [f"*{ending}" for ending in PICKLES],
-    }
+    patterns = [*(f"{part}/*" for part in parts), "*.json"] if parts else None
+    endings = [f"*{ending}" for ending in PICKLES]
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": patterns, "ignore_patterns": endings}
     errors = hub_errors()
     try:
         with saying(f"{source} from the hub"):
@@ -254,20 +243,19 @@ def read_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[
 def same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], where: Path) -> None:
     """Compare two sets of tensors bit for bit, names, shapes and dtypes included. Raises `CheckpointError`: naming the
     tensors that differ."""
-    odd = sorted(set(found) ^ set(wanted))
-    odd += [name for name in sorted(set(found) & set(wanted)) if not _same(found[name], wanted[name])]
-    if odd:
-        raise CheckpointError(where, f"{len(odd)} tensors came back other than written: {odd[:4]}")
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
     # Heavy: the command line imports this module for every command.
     import torch
 
-    if left.dtype != right.dtype or left.shape != right.shape:
-        return False
-    raw_left, raw_right = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right))
-    return torch.equal(raw_left, raw_right)
+    def bits(tensor: Tensor) -> Tensor:
+        return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+    odd = sorted(found.keys() ^ wanted.keys())
+    for name in sorted(found.keys() & wanted.keys()):
+        one, other = found[name], wanted[name]
+        if (one.dtype, one.shape) != (other.dtype, other.shape) or not torch.equal(bits(one), bits(other)):
+            odd.append(name)
+    if odd:
+        raise CheckpointError(where, f"{len(odd)} tensors came back other than written: {odd[:4]}")
 
 
 def indexed_files(index: Path) -> list[Path]:

@@ -45,13 +45,8 @@ class Marker:
 
 
 def mark_complete(folder: Path, step: int, *, digests: bool = True) -> None:
-    """Say that a step folder is complete: its files with their sizes, and digests where wanted, are on disk.
-
-    Args:
-        folder: of the step.
-        step: its number.
-        digests: read every file once more for its SHA-256.
-    """
+    """Say that the folder of a step is complete: its files with their sizes are on disk; with ``digests`` every file is
+    read once more for its SHA-256."""
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -59,8 +54,10 @@ def mark_complete(folder: Path, step: int, *, digests: bool = True) -> None:
     )
     for name in names:
         to_disk(folder / name)
-    found = digests_of(folder, names) if digests else dict.fromkeys(names)
-    files = {name: _entry((folder / name).stat().st_size, found[name]) for name in names}
+    files: dict[str, Any] = {name: (folder / name).stat().st_size for name in names}
+    if digests:
+        found = digests_of(folder, names)
+        files = {name: {"size": size, "sha256": found[name]} for name, size in files.items()}
     write_json(folder / MARKER, {"verl_uae": __version__, "step": step, "files": files}, sync=True)
 
 
@@ -72,7 +69,12 @@ def read_marker(folder: Path) -> Marker:
         raise CheckpointError(folder, "there is no such folder")
     if not os.path.isfile(path):
         reason = f"not a complete checkpoint: a save that came to its end writes {MARKER} into it"
-        raise CheckpointError(folder, reason + _near(folder))
+        within = sorted((step_of(found.parent) or 0, found.parent.name) for found in folder.glob(f"*/{MARKER}"))
+        if (folder.parent / MARKER).is_file():
+            reason += f"; the step folder is {folder.parent}"
+        elif within:
+            reason += f"; a step folder within it is {within[-1][1]}"
+        raise CheckpointError(folder, reason)
     try:
         with open(path, "rb") as file:
             content = parse_json(file.read(_MAX_MARKER).decode("utf-8"))
@@ -117,10 +119,10 @@ def check_step(folder: Path, *, digests: bool = True) -> Marker:
     number = step_of(folder)
     if number is not None and number != marker.step:
         raise CheckpointError(folder / MARKER, f"is of step {marker.step}, the folder is called {folder.name}")
-    # verl would load the shards that another run, with other ranks, left here, and they are pickles.
-    foreign = (path for path in sorted(folder.rglob("*.pt")) if path.relative_to(folder).as_posix() not in marker.files)
-    for path in foreign:
-        raise CheckpointError(path, f"{MARKER} does not name it, so it is of another run: move it away")
+    for path in sorted(folder.rglob("*.pt")):
+        # verl would load the shards that another run, with other ranks, left here, and they are pickles.
+        if path.relative_to(folder).as_posix() not in marker.files:
+            raise CheckpointError(path, f"{MARKER} does not name it, so it is of another run: move it away")
     wanted = {name: digest for name, (_, digest) in marker.files.items() if digest is not None}
     try:
         found = digests_of(folder, list(wanted))
@@ -128,26 +130,20 @@ def check_step(folder: Path, *, digests: bool = True) -> Marker:
         raise CheckpointError(folder, f"cannot be read: {error}") from error
     for name, digest in wanted.items():
         if found[name] != digest:
-            raise CheckpointError(
-                folder / name, f"altered, or of another run: its SHA-256 is not the one in {MARKER}; use another step"
-            )
+            reason = f"altered, or of another run: its SHA-256 is not the one in {MARKER}; use another step"
+            raise CheckpointError(folder / name, reason)
     return marker
 
 
 def unmark(folder: Path) -> None:
-    """Say that a step folder is not complete, before its files are written again.
-
-    The sizes that an old marker names would fit a mixture of old and new files.
-    """
+    """Say that a step folder is not complete, before its files are written again: the sizes that an old marker names
+    would fit a mixture of old and new files."""
     _clear(folder / MARKER)
 
 
 def clear_exports(folder: Path) -> None:
-    """Remove the folders for use elsewhere from a step folder that is written again.
-
-    A run that was killed while saving leaves them, or an earlier run in the same place; they appear by rename, onto
-    nothing.
-    """
+    """Remove the folders for use elsewhere from a step folder that is written again; they appear by rename, onto
+    nothing. A run that was killed while saving leaves them, or an earlier run in the same place."""
     unmark(folder)
     for name in (EXPORT_FOLDER, ENCODER_FOLDER):
         for old in (*folder.glob(name), *folder.glob(f"{name}.part-*")):
@@ -155,21 +151,16 @@ def clear_exports(folder: Path) -> None:
 
 
 def prune_steps(root: Path, step: int, trainer: Any) -> None:
-    """Remove old step folders, once the folder of ``step`` is complete.
+    """Remove old step folders of a run, once the folder of ``step``, which always stays, is complete.
 
-    Steps above ``step`` stay: they are of another run in this place, or this one went back to an earlier step.
-
-    Args:
-        root: folder of the step folders.
-        step: the one that was just marked complete; it always stays.
-        trainer: section ``trainer``: the newest ``max_actor_ckpt_to_keep`` complete steps stay, all where that is null;
-            one with the older key ``remove_previous_ckpt_in_save``.
+    Steps above it stay: they are of another run in this place, or this one went back to an earlier step. Of those up to
+    it the newest ``trainer.max_actor_ckpt_to_keep`` complete ones stay, all where that is null; one with the older key
+    ``remove_previous_ckpt_in_save``.
     """
     keep = 1 if trainer.get("remove_previous_ckpt_in_save") else trainer.get("max_actor_ckpt_to_keep")
     if not keep or not is_complete(step_folder(root, step)):
         return
-    kept = {number for number in complete_steps(root) if number <= step}
-    kept = set(sorted(kept)[-int(keep) :])
+    kept = [number for number in complete_steps(root) if number <= step][-int(keep) :]
     for number, folder in step_folders(root):
         if number < step and number not in kept and not folder.is_symlink():
             # Without its marker first: a folder that is half removed is not taken for a complete one.
@@ -180,15 +171,8 @@ def prune_steps(root: Path, step: int, trainer: Any) -> None:
 
 
 def check_resumed(folder: Path, *, digests: bool) -> None:
-    """Before a run goes on from a step folder: say that it has no marker, refuse one that is not what its marker says.
-
-    Args:
-        folder: of the step.
-        digests: compare the SHA-256 of every file too.
-
-    Raises:
-        CheckpointError: naming the marker or the first file that is missing, has another size or was altered.
-    """
+    """Before a run goes on from a step folder: say that it has no marker, refuse one that is not what its marker says;
+    see `check_step`."""
     if not os.path.lexists(folder / MARKER):
         logger.warning("%s is not marked complete: it may lack a part, or come from a run that was killed", folder)
         return
@@ -212,11 +196,8 @@ def complete_steps(root: Path) -> list[int]:
 
 
 def repair_tracker(root: Path) -> int | None:
-    """Make verl's tracker name the newest complete checkpoint, whatever lies in its place.
-
-    Returns:
-        That step, or None if there is none; then the tracker is removed, and training starts from the beginning.
-    """
+    """Make verl's tracker name the newest complete checkpoint, whatever lies in its place, and return its step; None if
+    there is none: then the tracker is removed, and training starts from the beginning."""
     steps = complete_steps(root)
     tracker = root / TRACKER
     there, named = os.path.lexists(tracker), _read_tracker(tracker)
@@ -232,24 +213,12 @@ def repair_tracker(root: Path) -> int | None:
     return steps[-1]
 
 
-def _near(folder: Path) -> str:
-    """The step folder that is meant, where one lies within the folder or around it."""
-    if (folder.parent / MARKER).is_file():
-        return f"; the step folder is {folder.parent}"
-    steps = sorted((path for path in folder.glob(f"*/{MARKER}")), key=lambda path: step_of(path.parent) or 0)
-    return f"; a step folder within it is {steps[-1].parent.name}" if steps else ""
-
-
 def _size(path: Path) -> int | None:
     """Size of a file; None where there is none, or no file can have that name."""
     try:
         return path.stat().st_size if path.is_file() else None
     except (OSError, ValueError):
         return None
-
-
-def _entry(size: int, digest: str | None) -> Any:
-    return size if digest is None else {"size": size, "sha256": digest}
 
 
 def _facts(entry: Any) -> tuple[int, str | None]:

@@ -79,7 +79,11 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
         for name, writer in ((ENCODER, parts.encoder), (LANGUAGE_MODEL, parts.language_model)):
             if writer is not None:
                 writer(folder / name)
-        forget_paths(folder)
+        for path in folder.glob(f"*/*{CONFIG}"):
+            # Where parts were loaded from is nobody else's business, and would give one model several digests.
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            if settings.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         check_model(folder, code=parts.code)
         (folder / CARD).write_text(parts.card.render(), encoding="utf-8")
         write_manifest(folder)
@@ -89,36 +93,21 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
     return verify_folder(out, code=parts.code)
 
 
-def forget_paths(folder: Path) -> None:
-    """Take the places that parts were loaded from out of their configurations: they are nobody else's business, and
-    the same model would have another digest elsewhere."""
-    for path in folder.glob(f"*/*{CONFIG}"):
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if settings.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def set_shift(folder: Path, shift: float) -> None:
     """Give the scheduler of a decoder folder the timestep shift that the decoder was used with."""
     load_scheduler(folder, shift=shift).save_pretrained(folder / SCHEDULER)
 
 
 def write_decoder(folder: Path, transformer: nn.Module | Path, projector: nn.Module | Path, source: Path) -> None:
-    """Write the decoder's part of a model folder.
-
-    Args:
-        folder: where to.
-        transformer: module, or the folder of a component to copy.
-        projector: likewise.
-        source: folder whose vae/ and scheduler/ are copied.
-    """
+    """Write the decoder's part of a model folder: transformer and projector, modules or components to be copied, with
+    ``vae/`` and ``scheduler/`` of a source."""
     for name, part in ((TRANSFORMER, transformer), (CONDITIONER, projector)):
         if isinstance(part, Path):
             copy_component(part, folder / name)
         else:
             save_component(part, folder / name)
-    copy_component(source / VAE, folder / VAE)
-    copy_component(source / SCHEDULER, folder / SCHEDULER)
+    for name in (VAE, SCHEDULER):
+        copy_component(source / name, folder / name)
 
 
 def save_component(module: Any, folder: Path) -> None:
@@ -136,21 +125,14 @@ def copy_component(source: Path, target: Path) -> None:
     if not configs:
         raise CheckpointError(source, "missing: not a component of a diffusers folder")
     weights = [] if configs[0].name == SCHEDULER_CONFIG else weight_files(source)
-    index = [source / f"{path.name}" for path in source.glob("*.safetensors.index.json")] if len(weights) > 1 else []
+    index = source.glob("*.safetensors.index.json") if len(weights) > 1 else []
     _copy([*configs, *weights, *index], target)
 
 
 def copy_transformers(source: Path, target: Path, *, code: bool = False) -> None:
-    """Copy a transformers folder with its processor, pickles and what is not part of a model left behind.
-
-    Args:
-        source: the folder.
-        target: where to.
-        code: copy the Python files that the model needs, too.
-
-    Raises:
-        CheckpointError: there are no safetensors, or they came back other than they are in the source.
-    """
+    """Copy a transformers folder with its processor, and with ``code`` the Python files that it needs; pickles and what
+    is not part of a model are left behind. Raises `CheckpointError`: there are no safetensors, or they came back other
+    than they are in the source."""
     copy_transformers_files(source, target, code=code)
     same_tensors(tensors_of(target), tensors_of(source), target)
 
@@ -158,21 +140,19 @@ def copy_transformers(source: Path, target: Path, *, code: bool = False) -> None
 def copy_transformers_files(source: Path, target: Path, *, weights: bool = True, code: bool = False) -> None:
     """Copy configuration, processor and tokenizer files and, if asked for, the weights; nothing is overwritten."""
     endings = (*_COPIED, ".py") if code else _COPIED
-    files = [path for path in sorted(source.iterdir()) if path.is_file() and _is_copied(path, endings)]
-    wanted = (weight_files(source) if weights else []) + files
-    _copy([path for path in wanted if not (target / path.name).exists()], target)
+    files = weight_files(source) if weights else []
+    for path in sorted(source.iterdir()):
+        hidden = path.name.startswith(".") or path.name in (CARD, MANIFEST, MODEL_INDEX)
+        wanted = path.suffix in endings or path.name.upper().startswith(("LICENSE", "NOTICE"))
+        if path.is_file() and wanted and not hidden:
+            files.append(path)
+    _copy([path for path in files if not (target / path.name).exists()], target)
 
 
 def check_model(folder: Path, *, code: bool = False) -> None:
-    """Check that every part loads in its stock class, nothing missing and nothing too many, and that they fit.
-
-    Args:
-        folder: model folder.
-        code: the encoder may bring Python code, which is not run.
-
-    Raises:
-        CheckpointError: naming the part.
-    """
+    """Check that every part of a model folder loads in its stock class, nothing missing and nothing too many, and that
+    they fit; with ``code`` the encoder may bring Python code, which is not run. Raises `CheckpointError`: naming the
+    part."""
     check_components(folder)
     configs = component_configs(folder)
     for name in (LANGUAGE_MODEL, ENCODER):
@@ -196,12 +176,6 @@ def check_transformers(folder: Path, *, code: bool = False) -> int:
 def tensors_of(folder: Path) -> dict[str, Tensor]:
     """All tensors of a component."""
     return dict(read_tensors(folder))
-
-
-def _is_copied(path: Path, endings: tuple[str, ...]) -> bool:
-    if path.name.startswith(".") or path.name in (CARD, MANIFEST, MODEL_INDEX):
-        return False
-    return path.suffix in endings or path.name.upper().startswith(("LICENSE", "NOTICE"))
 
 
 def _copy(files: list[Path], target: Path) -> None:

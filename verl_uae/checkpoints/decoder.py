@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -29,12 +29,9 @@ from verl_uae.files import write_json
 COMPONENTS = {"transformer": TRANSFORMER, "projector": CONDITIONER}
 
 EMA = "ema"
+T = TypeVar("T")
 
-#: Parts of the policy and their components in a decoder folder.
-PARTS: dict[str, tuple[str, Any]] = {
-    "transformer": (COMPONENTS["transformer"], SD3Transformer2DModel),
-    "projector": (COMPONENTS["projector"], Projector),
-}
+_KINDS: dict[str, Any] = {"transformer": SD3Transformer2DModel, "projector": Projector}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +45,8 @@ class Base:
 
     @classmethod
     def of(cls, path: str, parts: Sequence[str]) -> Base:
-        """Read all weights of a model once.
-
-        Args:
-            path: folder or hub id.
-            parts: subfolders with weights; ``.`` is the folder itself.
-
-        Raises:
-            CheckpointError: there is no such model.
-        """
+        """Read all weights of a model once: of a folder or hub id the ``parts`` with weights, ``.`` being the folder
+        itself. Raises `CheckpointError`: there is no such model."""
         root = local_folder(path, parts=[part for part in parts if part != "."])
         names = [file.relative_to(root).as_posix() for part in parts for file in weight_files(root / part)]
         try:
@@ -94,19 +84,13 @@ class Base:
 
 
 def base_tensors(path: str, names: set[str] | None = None) -> dict[str, Tensor]:
-    """Weights of a decoder as they are stored, named as in the policy (``transformer.``, ``projector.``).
-
-    Args:
-        path: decoder folder or hub id.
-        names: which; None for all.
-
-    Raises:
-        CheckpointError: there is no such decoder, or it lacks one of the names.
-    """
-    root, found = local_folder(path, parts=tuple(COMPONENTS.values())), {}
+    """Weights of a decoder folder or hub id as they are stored, named as in the policy (``transformer.``,
+    ``projector.``), by some names or all. Raises `CheckpointError`: there is no such decoder, or one is missing."""
+    root = local_folder(path, parts=tuple(COMPONENTS.values()))
+    found: dict[str, Tensor] = {}
     for part, component in COMPONENTS.items():
-        for name, tensor in read_tensors(root / component, None if names is None else _of(part, names)):
-            found[f"{part}.{name}"] = tensor
+        wanted = None if names is None else _of(part, dict.fromkeys(names))
+        found |= {f"{part}.{name}": tensor for name, tensor in read_tensors(root / component, wanted)}
     missing = sorted((names or set()) - set(found))
     if missing:
         raise CheckpointError(root, f"{len(missing)} weights are missing: {missing[:4]}")
@@ -138,16 +122,22 @@ def decoder_modules(
     """
     folder = checkpoint / POLICY_FOLDER
     state, layers = split_adapters(read_shards(folder, weights), folder)
-    if _lacks_weights(state, folder):
+    modules = {part: _empty(part, folder) for part in COMPONENTS}
+    if any(f"{part}.{name}" not in state for part, module in modules.items() for name in module.state_dict()):
         state = {**_base_state(base, folder), **state}
     if layers:
         adapters = Adapters(layers, adapter_alpha(folder, layers, alpha))
         state = merge(state, layers, adapters.scaling, folder)
-    modules = [_load(name, _empty(name, folder), state, folder) for name in PARTS]
-    unknown = sorted(name for name in state if name.partition(".")[0] not in PARTS)
+    for part, module in modules.items():
+        try:
+            module.load_state_dict(_of(part, state), assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(folder, f"the {part} does not fit its configuration: {error}") from error
+        module.requires_grad_(False)
+    unknown = sorted(name for name in state if name.partition(".")[0] not in COMPONENTS)
     if unknown:
         raise CheckpointError(folder, f"{len(unknown)} tensors belong to no part of the decoder: {unknown[:4]}")
-    return modules[0], modules[1]
+    return modules["transformer"], modules["projector"]
 
 
 def policy_adapters(checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None) -> Adapters:
@@ -157,16 +147,13 @@ def policy_adapters(checkpoint: Path, weights: str, base: str | Path | None, alp
     state, layers = split_adapters(read_shards(folder, weights), folder)
     if not layers:
         raise CheckpointError(folder, "the run trained full weights, not adapters")
-    projector = {name: tensor for name, tensor in state.items() if name.startswith("projector.")}
+    projector = _of("projector", state)
     if projector and (base is not None or Base.read(folder) is not None):
-        before = _base_state(base, folder)
-        moved = [name for name, tensor in projector.items() if not torch.equal(tensor, before[name].to(tensor.dtype))]
-        if moved:
-            raise CheckpointError(
-                folder, "the projector was trained too, which an adapter cannot hold: export a folder"
-            )
-    prefix = "transformer."
-    named = {name.removeprefix(prefix): halves for name, halves in layers.items() if name.startswith(prefix)}
+        before = _of("projector", _base_state(base, folder))
+        if any(not torch.equal(tensor, before[name].to(tensor.dtype)) for name, tensor in projector.items()):
+            reason = "the projector was trained too, which an adapter cannot hold: export a folder"
+            raise CheckpointError(folder, reason)
+    named = _of("transformer", layers)
     if len(named) != len(layers):
         raise CheckpointError(folder, "there are adapters outside the transformer")
     return Adapters(named, adapter_alpha(folder, layers, alpha))
@@ -185,15 +172,9 @@ def _base_state(base: str | Path | None, folder: Path) -> dict[str, Tensor]:
     return base_tensors(path)
 
 
-def _lacks_weights(state: dict[str, Tensor], folder: Path) -> bool:
-    """Whether weights of a part are not among those of a checkpoint."""
-    return any(f"{part}.{name}" not in state for part in PARTS for name in _empty(part, folder).state_dict())
-
-
 def _empty(part: str, folder: Path) -> Any:
     """A part of the policy without weights, of the configuration in the checkpoint."""
-    component, kind = PARTS[part]
-    path = folder / HUGGINGFACE / component
+    kind, path = _KINDS[part], folder / HUGGINGFACE / COMPONENTS[part]
     try:
         config = kind.load_config(path)
     except OSError as error:
@@ -202,14 +183,6 @@ def _empty(part: str, folder: Path) -> Any:
         return kind.from_config(config)
 
 
-def _load(part: str, module: Any, state: dict[str, Tensor], folder: Path) -> Any:
-    own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
-    try:
-        module.load_state_dict(own, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(folder, f"the {part} does not fit its configuration: {error}") from error
-    return module.requires_grad_(False)
-
-
-def _of(part: str, names: set[str]) -> set[str]:
-    return {name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")}
+def _of(part: str, named: Mapping[str, T]) -> dict[str, T]:
+    """What is named of a part, by its names there."""
+    return {name.removeprefix(f"{part}."): value for name, value in named.items() if name.startswith(f"{part}.")}

@@ -21,7 +21,7 @@ from verl_uae.checkpoints.names import CONDITIONER, MODEL_INDEX, RUN_INFERENCE, 
 from verl_uae.checkpoints.source import read_object
 from verl_uae.data.schema import IMAGE_MARK, MEDIA_TOKENS, SYSTEM_PROMPT, USER_PROMPT, CaptionPrompt
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.settings import CAPTIONING
+from verl_uae.files import write_json
 from verl_uae.text import is_number, text_problem
 from verl_uae.versions import version
 
@@ -84,6 +84,18 @@ _PARTS = {
 }
 
 
+_KEYS = {
+    "condition_length": "uae.conditioner.length",
+    "condition_role": "uae.conditioner.role",
+    "max_new_tokens": "data.max_response_length",
+    "num_inference_steps": "uae.decoder.num_steps",
+    "guidance_scale": "uae.decoder.guidance",
+    "negative_prompt": "uae.decoder.negative_prompt",
+    "height": "uae.decoder.height",
+    "width": "uae.decoder.width",
+}
+
+
 def settings_of_run(get: Callable[[str], Any], prompt: CaptionPrompt | None) -> dict[str, Any]:
     """Entries that a run's validation captions and draws with; those that are not known are left out.
 
@@ -91,17 +103,7 @@ def settings_of_run(get: Callable[[str], Any], prompt: CaptionPrompt | None) -> 
         get: value of a key of the composed configuration, None where there is none.
         prompt: of the training rows, if it is known.
     """
-    found = {
-        "condition_length": get("uae.conditioner.length"),
-        "condition_role": get("uae.conditioner.role"),
-        "max_new_tokens": get("data.max_response_length"),
-        "temperature": _temperature(get),
-        "num_inference_steps": get("uae.decoder.num_steps"),
-        "guidance_scale": get("uae.decoder.guidance"),
-        "negative_prompt": get("uae.decoder.negative_prompt"),
-        "height": get("uae.decoder.height"),
-        "width": get("uae.decoder.width"),
-    }
+    found = {name: get(key) for name, key in _KEYS.items()} | {"temperature": _temperature(get)}
     if prompt is not None:
         found |= {"caption_prompt": prompt.user, "caption_system": prompt.system}
     return {name: value for name, value in found.items() if value is not None}
@@ -134,15 +136,15 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / MODEL_INDEX
     if not path.is_file():
         return {}
-    content = read_object(path)
-    entries = {name: value for name, value in content.items() if not (name.startswith("_") or _is_part(value))}
+    # A component is library and class, both None where it is absent.
+    content = {name: value for name, value in read_object(path).items() if not name.startswith("_")}
+    entries = {name: value for name, value in content.items() if not (isinstance(value, list) and len(value) == 2)}
     return _checked_file(entries, path)
 
 
 def write_run_settings(folder: Path, entries: Mapping[str, Any]) -> None:
     """Write what is known of the settings into a step folder."""
-    text = json.dumps(checked(entries), indent=2, ensure_ascii=False) + "\n"
-    (folder / RUN_INFERENCE).write_text(text, encoding="utf-8")
+    write_json(folder / RUN_INFERENCE, checked(entries))
 
 
 def read_run_settings(folder: Path) -> dict[str, Any] | None:
@@ -170,18 +172,16 @@ def _problem(name: str, value: Any) -> str | None:
     if value is None:
         return None if name in _OPTIONAL else "is missing"
     if name in _INTEGERS:
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if whole and name == "num_inference_steps" and value > MOST_STEPS:
-            return f"must be at most {MOST_STEPS}, got {repr(value)[:_QUOTED]}"
-        return None if whole else f"must be a whole number of at least 1, got {value!r}"
+        if type(value) is not int or value < 1:
+            return f"must be a whole number of at least 1, got {value!r}"
+        many = name == "num_inference_steps" and value > MOST_STEPS
+        return f"must be at most {MOST_STEPS}, got {repr(value)[:_QUOTED]}" if many else None
     if name in _SMALLEST:
-        least = _SMALLEST[name]
-        fits = is_number(value) and value >= least
-        return None if fits else f"must be a number of at least {least:g}, got {repr(value)[:_QUOTED]}"
+        fits = is_number(value) and value >= _SMALLEST[name]
+        return None if fits else f"must be a number of at least {_SMALLEST[name]:g}, got {repr(value)[:_QUOTED]}"
     if not isinstance(value, str) or not (value or name in _EMPTY_ALLOWED):
         return f"must be a text, got {value!r}"
-    problem = text_problem(value)
-    if problem is not None:
+    if (problem := text_problem(value)) is not None:
         return f"holds {problem}"
     if name in _ASKED and (token := next((token for token in MEDIA_TOKENS if token in value), None)) is not None:
         return f"holds the special token {token}; {IMAGE_MARK} is where the picture goes"
@@ -195,8 +195,3 @@ def _checked_file(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return checked(entries)
     except ConfigError as error:
         raise CheckpointError(path, str(error)) from error
-
-
-def _is_part(value: Any) -> bool:
-    """Whether it names a component: library and class, both None where the component is absent."""
-    return isinstance(value, list) and len(value) == 2

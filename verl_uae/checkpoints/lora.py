@@ -42,8 +42,10 @@ class Adapters:
         """alpha / R."""
         return self.alpha / self.rank
 
-    def config(self) -> LoraConfig:
-        """peft's, which names every layer."""
+    def config(self, where: str | Path = "") -> LoraConfig:
+        """peft's, which names every layer. Raises `CheckpointError` naming ``where``: there is none."""
+        if not self.layers:
+            raise CheckpointError(where, "there are no adapters to write")
         alpha = int(self.alpha) if float(self.alpha).is_integer() else self.alpha
         return LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=sorted(self.layers))  # type: ignore[arg-type]
 
@@ -70,15 +72,12 @@ def split_adapters(
         CheckpointError: an adapter has only one half, the halves do not fit, or ranks differ.
     """
     base = {name.replace(_BASE, "."): tensor for name, tensor in state.items() if _A not in name and _B not in name}
-    halves: dict[str, dict[str, Tensor]] = {_A: {}, _B: {}}
-    for name, tensor in state.items():
-        for half, found in halves.items():
-            if half in name:
-                found[name.partition(half)[0]] = tensor
-    alone = sorted(set(halves[_A]) ^ set(halves[_B]))
-    if alone:
+    first, second = (
+        {name.partition(half)[0]: tensor for name, tensor in state.items() if half in name} for half in (_A, _B)
+    )
+    if alone := sorted(first.keys() ^ second.keys()):
         raise CheckpointError(where, f"{len(alone)} adapters have only one half: {alone[:4]}")
-    layers = {name: (a_RI, halves[_B][name]) for name, a_RI in halves[_A].items()}
+    layers = {name: (a_RI, second[name]) for name, a_RI in first.items()}
     ranks = {(a_RI.shape[0], b_OR.shape[1]) for a_RI, b_OR in layers.values()}
     if len({rank for pair in ranks for rank in pair}) > 1:
         raise CheckpointError(where, f"adapters of several ranks: {sorted(ranks)}")
@@ -91,17 +90,8 @@ def merge(
     scaling: float | Mapping[str, float],
     where: str | Path,
 ) -> dict[str, Tensor]:
-    """Weights with adapters multiplied out, see :func:`merged_weight`.
-
-    Args:
-        base: weights by name.
-        layers: A and B by layer.
-        scaling: of all adapters, or of each by its layer.
-        where: what the error names.
-
-    Raises:
-        CheckpointError: an adapted layer is not among the weights or has another shape.
-    """
+    """Weights by name with the A and B of layers multiplied out, see `merged_weight`; the scaling is that of all or of
+    each by its layer. Raises `CheckpointError` naming ``where``: an adapted layer is not there or has another shape."""
     merged = dict(base)
     for layer, (a_RI, b_OR) in layers.items():
         name = f"{layer}.weight"
@@ -143,17 +133,9 @@ def adapter_alpha(folder: Path, layers: dict[str, tuple[Tensor, Tensor]], given:
 
 def save_peft(adapters: Adapters, out: str | Path, *, base_model: str | None = None) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which ``PeftModel.from_pretrained`` loads on the
-    stock transformer.
-
-    Args:
-        adapters: of the transformer.
-        out: must not exist.
-        base_model: what the configuration names as the base; loading does not need it.
-
-    Raises:
-        CheckpointError: there are no adapters, or ``out`` exists.
-    """
-    config = _config(adapters, out)
+    stock transformer; ``base_model`` is what the configuration names as the base, loading does not need it. Raises
+    `CheckpointError`: there are no adapters, or ``out`` exists."""
+    config = adapters.config(out)
     config.base_model_name_or_path = base_model
     tensors = {f"base_model.model.{name}": tensor for name, tensor in _named(adapters.layers).items()}
 
@@ -178,7 +160,7 @@ def save_diffusers(adapters: Adapters, out: str | Path) -> None:
 
     layers = {name: (a_RI, adapters.scaling * b_OR.float()) for name, (a_RI, b_OR) in adapters.layers.items()}
     scaled = Adapters(layers, alpha=adapters.rank) if layers else adapters
-    metadata = _config(scaled, out).to_dict()
+    metadata = scaled.config(out).to_dict()
     # Only what rebuilds the adapter: the file's header holds text, and paths and versions are not its business.
     kept = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias")
 
@@ -192,15 +174,9 @@ def save_diffusers(adapters: Adapters, out: str | Path) -> None:
     publish_folder(build, out)
 
 
-def _config(adapters: Adapters, out: str | Path) -> LoraConfig:
-    if not adapters.layers:
-        raise CheckpointError(out, "there are no adapters to write")
-    return adapters.config()
-
-
 def _named(layers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {}
-    for layer, (a_RI, b_OR) in layers.items():
-        named[f"{layer}.lora_A.weight"] = a_RI.detach().to(torch.float32).contiguous()
-        named[f"{layer}.lora_B.weight"] = b_OR.detach().to(torch.float32).contiguous()
-    return named
+    return {
+        f"{layer}.lora_{half}.weight": tensor.detach().to(torch.float32).contiguous()
+        for layer, pair in layers.items()
+        for half, tensor in zip("AB", pair, strict=True)
+    }

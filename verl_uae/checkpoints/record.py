@@ -283,11 +283,6 @@ class RunConfig:
         chosen = next(found, None)
         return cls() if chosen is None else cls(_loaded(chosen))
 
-    @property
-    def known(self) -> bool:
-        """Whether there is one."""
-        return self._config is not None
-
     def get(self, key: str) -> Any:
         """A value with interpolations resolved; None if unknown."""
         if self._config is None:
@@ -311,7 +306,7 @@ class RunConfig:
             title=title,
             origin=origin,
             base_models=base_models,
-            data=data_digests(self._data_files()),
+            data=data_digests([*self.files("data.train_files"), *self.files("data.val_files")]),
             constants=constants,
             rewards=rewards,
             evaluation=evaluation,
@@ -321,9 +316,6 @@ class RunConfig:
         """Data files that a key names."""
         value = self.get(key)
         return [value] if isinstance(value, str) else [str(name) for name in value or []]
-
-    def _data_files(self) -> list[str]:
-        return [*self.files("data.train_files"), *self.files("data.val_files")]
 
 
 def write_run_config(folder: Path, text: str) -> None:
@@ -343,41 +335,30 @@ def without_secrets(content: Mapping[str, Any]) -> dict[str, Any]:
     A secret is the text of a key or environment variable that is named like one, the user and password of a URL, and
     wherever it stands the value of such an environment variable of this process.
     """
-    values = sorted(
-        (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and _is_secret(value)),
-        key=len,
-        reverse=True,
-    )
-    hidden: dict[str, Any] = _without_secrets(content, "", values)
-    return hidden
-
-
-def _is_secret(value: str) -> bool:
+    variables = [value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)]
     # A path of a key file is no secret, and it may be the start of every path.
-    return len(value) >= _SHORTEST_SECRET and not value.startswith(("/", "."))
+    secrets = [value for value in variables if len(value) >= _SHORTEST_SECRET and not value.startswith(("/", "."))]
+    secrets.sort(key=len, reverse=True)
 
+    def hidden(value: Any, key: str) -> Any:
+        if isinstance(value, Mapping):
+            variable = _SECRET_VARIABLE if key == "env_vars" else _SECRET_KEY
+            return {
+                name: hidden(entry, "secret" if variable.search(str(name)) else str(name))
+                for name, entry in value.items()
+            }
+        if isinstance(value, list):
+            return [hidden(entry, key) for entry in value]
+        if not isinstance(value, str):
+            return value if value is None or isinstance(value, bool | int | float) else str(value)
+        if value and _SECRET_KEY.search(key):
+            return HIDDEN
+        for secret in secrets:
+            value = value.replace(secret, HIDDEN)
+        return _USER_OF_URL.sub(HIDDEN, value)
 
-def _without_secrets(value: Any, key: str, secrets: Iterable[str]) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_secrets(entry, _key_of(name, key), secrets) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_secrets(entry, key, secrets) for entry in value]
-    if isinstance(value, str):
-        return HIDDEN if value and _SECRET_KEY.search(key) else _plain(value, secrets)
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def _key_of(name: Any, parent: str) -> str:
-    """What tells whether an entry is secret: its name, and for an environment variable what such names say."""
-    if parent == "env_vars" and _SECRET_VARIABLE.search(str(name)):
-        return "secret"
-    return str(name)
-
-
-def _plain(text: str, secrets: Iterable[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, HIDDEN)
-    return _USER_OF_URL.sub(HIDDEN, text)
+    plain: dict[str, Any] = hidden(content, "")
+    return plain
 
 
 def _loaded(path: Path) -> DictConfig:
@@ -389,7 +370,6 @@ def _loaded(path: Path) -> DictConfig:
         raise CheckpointError(path, "holds no settings")
     for old, new in RENAMED.items():
         if OmegaConf.select(config, old, throw_on_resolution_failure=False) is not None:
-            raise CheckpointError(
-                path, f"is of an older version of verl_uae: {old} is called {new} now; rename it there"
-            )
+            reason = f"is of an older version of verl_uae: {old} is called {new} now; rename it there"
+            raise CheckpointError(path, reason)
     return config

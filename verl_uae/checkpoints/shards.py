@@ -49,7 +49,17 @@ def read_shards(folder: Path, weights: str = LIVE) -> dict[str, Tensor]:
         if set(found) != set(names[0]):
             odd = sorted(set(found) ^ set(names[0]))
             raise CheckpointError(path, f"holds other tensors than {files[0].name}: {odd[:4]}")
-    copies = [] if weights == LIVE else _copies(folder, weights, len(files), set(names[0]))
+    copies = []
+    for rank in range(0 if weights == LIVE else len(files)):
+        path = shadow_file(folder, len(files), rank)
+        if not path.is_file():
+            raise CheckpointError(path, f"missing: the weights {weights!r} of this rank")
+        state = load_tensors(path)
+        if weights not in state:
+            raise CheckpointError(path, f"has no weights named {weights!r}; there are {sorted(state)}")
+        copies.append(_plain(state[weights], path))
+        if unknown := sorted(set(copies[-1]) - set(names[0])):
+            raise CheckpointError(path, f"holds weights that the policy does not have: {unknown[:4]}")
     full: dict[str, Tensor] = {}
     for name in names[0]:
         locals_ = [copy[name] for copy in copies] if copies and name in copies[0] else None
@@ -65,8 +75,10 @@ def weight_copies(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = {path: match for path in folder.glob("model_world_size_*") if (match := _MODEL.fullmatch(path.name))}
-    sizes = {int(match[1]) for match in found.values()}
+    found = {
+        path: int(match[1]) for path in folder.glob("model_world_size_*") if (match := _MODEL.fullmatch(path.name))
+    }
+    sizes = set(found.values())
     if not sizes:
         raise CheckpointError(folder, "holds no shards of weights" if folder.is_dir() else "there is no such folder")
     if len(sizes) != 1:
@@ -120,23 +132,6 @@ def _plain(state: dict[str, Any], path: Path) -> dict[str, Any]:
             raise CheckpointError(path, f"{name} is a {type(tensor).__name__}, not a tensor")
         plain[plain_name(name)] = tensor
     return plain
-
-
-def _copies(folder: Path, weights: str, size: int, names: set[str]) -> list[dict[str, Tensor]]:
-    copies = []
-    for rank in range(size):
-        path = shadow_file(folder, size, rank)
-        if not path.is_file():
-            raise CheckpointError(path, f"missing: the weights {weights!r} of this rank")
-        state = load_tensors(path)
-        if weights not in state:
-            raise CheckpointError(path, f"has no weights named {weights!r}; there are {sorted(state)}")
-        copy = _plain(state[weights], path)
-        unknown = sorted(set(copy) - names)
-        if unknown:
-            raise CheckpointError(path, f"holds weights that the policy does not have: {unknown[:4]}")
-        copies.append(copy)
-    return copies
 
 
 def _join(parts: Sequence[Any], locals_: Sequence[Tensor] | None, name: str, folder: Path) -> Tensor:

@@ -21,8 +21,8 @@ from verl_uae.data.buckets import Buckets
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.data.limits import DEFAULT_LIMITS
 from verl_uae.data.pack import inspect_all, list_files, pack, write_shard
+from verl_uae.data.pairs import PairShards
 from verl_uae.data.schema import make_row, write_parquet
-from verl_uae.data.shards import PairShards
 from verl_uae.errors import ConfigError, DataError
 
 

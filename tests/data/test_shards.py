@@ -23,9 +23,8 @@ from tests.data.shard_world import members, tar_bytes, write_shards
 from verl_uae.data.buckets import Buckets
 from verl_uae.data.images import image_digest
 from verl_uae.data.limits import ImageLimits
-from verl_uae.data.pairs import Pair
+from verl_uae.data.pairs import Pair, PairShards, pair_of
 from verl_uae.data.rows import CheckSettings
-from verl_uae.data.shards import PairShards, pair_of
 from verl_uae.data.tar import read_samples
 from verl_uae.errors import ConfigError, DataError
 

@@ -63,13 +63,11 @@ class Buckets:
 
     @classmethod
     def around(cls, base: int, *, step: int, max_aspect: float = 2.0) -> Buckets:
-        """Buckets of at most the area of a square.
-
-        All (H, W) on the grid of ``step`` with H W <= base^2 and no side longer than ``max_aspect`` times the other,
+        """All (H, W) on the grid of ``step`` with H W <= base^2 and no side longer than ``max_aspect`` times the other,
         less those that fit into another one of them.
 
         Args:
-            base: side of the square, pixels; a multiple of ``step``.
+            base: side of a square, pixels; a multiple of ``step``.
             step: what both sides are multiples of, pixels: a multiple of VAE factor times patch size (16 for SD3.5).
             max_aspect: largest ratio of the sides, at least 1. Longer pictures go to the longest bucket and are cut.
 
@@ -105,14 +103,8 @@ class Buckets:
         return cls.around(decoder.height, step=pretrain.bucket_step, max_aspect=pretrain.max_aspect)
 
     def bucket_of(self, width: int, height: int) -> HeightWidth:
-        """(H, W) of the bucket whose aspect ratio is closest to that of a picture, as a factor.
-
-        Args:
-            width, height: of the upright picture, pixels.
-
-        Raises:
-            ValueError: if a side is not positive.
-        """
+        """(H, W) of the bucket whose aspect ratio is closest, as a factor, to that of an upright picture of so many
+        pixels. Raises `ValueError`: a side is not positive."""
         if width < 1 or height < 1:
             raise ValueError(f"a picture must have positive sides, got {width} x {height}")
         ratio, ratios = height / width, _ratios(self.sizes)
@@ -123,20 +115,8 @@ class Buckets:
 
 
 def fit(img: Image.Image, size: HeightWidth) -> Tensor:
-    """Bring a picture to a bucket: scale to cover it, then cut the centre (bicubic, `images.to_tensor`).
-
-    Nothing is stretched, and at most one side is cut. The reward scales the source picture the same way.
-
-    Args:
-        img: RGB picture.
-        size: (H, W).
-
-    Returns:
-        Tensor (3, H, W), float32, in [0, 1].
-
-    Raises:
-        ValueError: for a picture that is not RGB.
-    """
+    """Bring an RGB picture to a bucket (H, W): scale to cover it, then cut the centre (`images.to_tensor`). The reward
+    scales the source picture the same way. Returns (3, H, W), float32, in [0, 1]."""
     return to_tensor([img], size)[0]
 
 
@@ -179,13 +159,13 @@ class BucketSampler(Sampler[int]):
 
     def _unfilled(self) -> str:
         counts = sorted(((len(items), size) for size, items in self._items.items()), reverse=True)
-        buckets = ", ".join(f"{count} of {height} x {width}" for count, (height, width) in counts[:5])
+        buckets = ", ".join(f"{count} of {height} x {width}" for count, (height, width) in counts[:5]) or "none"
         rest = f" and fewer in {len(counts) - 5} others" if len(counts) > 5 else ""
         remedy = f"lower it to {counts[0][0]} or give more data" if counts else "give some"
-        return (
-            f"{self.batch_size} is more than any bucket (height x width) can fill with the {self._total} usable pairs, "
-            f"{buckets or 'none'}{rest}; {remedy}"
+        what = (
+            f"{self.batch_size} is more than any bucket (height x width) can fill with the {self._total} usable pairs"
         )
+        return f"{what}, {buckets}{rest}; {remedy}"
 
     @property
     def dropped(self) -> int:
@@ -198,18 +178,17 @@ class BucketSampler(Sampler[int]):
 
     def order(self, epoch: int) -> list[int]:
         """Items of an epoch, numbered from 0, in their order."""
-        batches = [batch for bucket, items in self._items.items() for batch in self._batches(bucket, items, epoch)]
+        batches: list[list[int]] = []
+        for bucket, items in self._items.items():
+            if self.shuffle:
+                items = _shuffled(items, self.seed, "bucket-items", epoch, *bucket)
+            ends = range(self.batch_size, len(items) + 1, self.batch_size)
+            batches += [items[end - self.batch_size : end] for end in ends]
         if self.shuffle:
             batches = _shuffled(batches, self.seed, "bucket-batches", epoch)
         else:
             batches.sort(key=lambda batch: batch[-1])
         return [item for batch in batches for item in batch]
-
-    def _batches(self, bucket: HeightWidth, items: list[int], epoch: int) -> list[list[int]]:
-        if self.shuffle:
-            items = _shuffled(items, self.seed, "bucket-items", epoch, *bucket)
-        whole = len(items) // self.batch_size * self.batch_size
-        return [items[start : start + self.batch_size] for start in range(0, whole, self.batch_size)]
 
     def __iter__(self) -> BucketIterator:
         """Iterator of the next epoch, with ``state_dict`` and ``load_state_dict``."""

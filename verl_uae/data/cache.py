@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -36,22 +36,17 @@ _NO_CONTENT = frozenset({"manifest.json"})
 """Describes the folder; changes without any change of a model."""
 
 
-class _UnusableError(Exception):
-    """Why a file of the cache is not used."""
-
-
 def fingerprint_of_folder(path: str | PathLike[str]) -> str:
     """SHA-256, in hex, over names and contents of the weight, configuration and tokenizer files of a model folder.
 
-    Contents are read once per process for each (path, size, modification time). Folders below count too.
-
-    Raises:
-        CheckpointError: if it is not a folder with such files.
+    Contents are read once per process for each (path, size, modification time). Folders below count too. Raises
+    `CheckpointError`: it is not a folder with such files.
     """
     folder = expand(path)
     try:
-        files = sorted((file.relative_to(folder).as_posix(), file) for file in _model_files(folder))
-        entries = [(name, _content_digest(str(file), *_stamp(file))) for name, file in files]
+        found = [file for file in folder.rglob("*") if file.suffix in _SUFFIXES and file.name not in _NO_CONTENT]
+        files = sorted((file.relative_to(folder).as_posix(), file, file.stat()) for file in found if file.is_file())
+        entries = [(name, _content_digest(str(file), stat.st_size, stat.st_mtime_ns)) for name, file, stat in files]
     except OSError as error:
         raise CheckpointError(folder, f"cannot be read: {error}") from error
     if not entries:
@@ -100,22 +95,22 @@ class TensorCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def get(self, name: str) -> dict[str, Tensor] | None:
-        """Tensors of an item, on the CPU, or None where there are none; never raises for what is on disk.
-
-        Args:
-            name: any text, such as `latent_name` or a caption.
-        """
+        """Tensors of an item, on the CPU, or None where there are none; never raises for what is on disk. The name is
+        any text, such as `latent_name` or a caption."""
         path = self.path_of(name)
         try:
             tensors = self._read(path, name)
         except FileNotFoundError:
             self.misses += 1
             return None
-        except (OSError, SafetensorError, _UnusableError, ValueError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             self.misses += 1
             self.corrupt += 1
             logger.warning("%s: not a usable cache file, made again: %s", path, error)
-            self._drop(path)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as reason:
+                logger.warning("%s: cannot be removed: %s", path, reason)
             return None
         self.hits += 1
         return tensors
@@ -138,7 +133,7 @@ class TensorCache:
 
     def counters(self) -> dict[str, int]:
         """``hits``, ``misses``, ``writes`` and ``corrupt``."""
-        return {"hits": self.hits, "misses": self.misses, "writes": self.writes, "corrupt": self.corrupt}
+        return {name: getattr(self, name) for name in ("hits", "misses", "writes", "corrupt")}
 
     def _read(self, path: Path, name: str) -> dict[str, Tensor]:
         # safe_open reports a missing file as one of many errors.
@@ -148,27 +143,10 @@ class TensorCache:
             # Copies: what is given out must not change or vanish with the file.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
         if metadata.get("fingerprint") != self.fingerprint or metadata.get("name") != _digest(name):
-            raise _UnusableError("made by something else")
+            raise ValueError("made by something else")
         if metadata.get("content") != _content(tensors):
-            raise _UnusableError("contents do not match their SHA-256")
+            raise ValueError("contents do not match their SHA-256")
         return tensors
-
-    def _drop(self, path: Path) -> None:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            logger.warning("%s: cannot be removed: %s", path, error)
-
-
-def _model_files(folder: Path) -> Iterator[Path]:
-    for file in folder.rglob("*"):
-        if file.suffix in _SUFFIXES and file.name not in _NO_CONTENT and file.is_file():
-            yield file
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=4096)

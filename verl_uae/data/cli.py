@@ -29,13 +29,11 @@ def add_parser(subparsers: Any) -> None:
     packer.add_argument("folder", type=argument_path, help="folder of PNG, JPEG and WebP files, read recursively")
     packer.add_argument("--out", type=argument_path, required=True, metavar="DIR", help="where the files go")
     captions = packer.add_mutually_exclusive_group()
-    captions.add_argument(
-        "--captions", type=argument_path, metavar="FILE", help='JSON lines of {"file": .., "caption": ..}'
-    )
+    lines = 'JSON lines of {"file": .., "caption": ..}'
+    captions.add_argument("--captions", type=argument_path, metavar="FILE", help=lines)
     captions.add_argument("--sidecars", action="store_true", help="the caption of x.png is x.txt beside it")
-    packer.add_argument(
-        "--prompt-file", type=argument_path, metavar="FILE", help="user text, instead of the built-in one"
-    )
+    text = "user text, instead of the built-in one"
+    packer.add_argument("--prompt-file", type=argument_path, metavar="FILE", help=text)
     packer.add_argument("--val-fraction", type=float, default=0.05, help="share held out, drawn by content")
     packer.add_argument("--seed", type=int, default=0, help="seed of the split")
     packer.add_argument("--max-pixels", type=int, help="scale larger pictures down to this many pixels")
@@ -78,22 +76,20 @@ def _pack(args: argparse.Namespace) -> int:
             raise DataError(args.prompt_file, None, f"cannot be read: {error}") from error
         if not prompt:
             raise DataError(args.prompt_file, None, "is empty; it is what the captioner is asked")
-    report = pack(
-        args.folder,
-        args.out,
-        prompt=prompt,
-        captions=args.captions,
-        sidecars=args.sidecars,
-        val_fraction=args.val_fraction,
-        seed=args.seed,
-        max_pixels=args.max_pixels,
-        limits=_limits(args),
-        data_source=argument_text("--data-source", args.data_source),
-        threads=args.threads,
-        overwrite=args.overwrite,
-        format=args.format,
-        shard_size=args.shard_size,
+    names = (
+        "captions",
+        "sidecars",
+        "val_fraction",
+        "seed",
+        "max_pixels",
+        "threads",
+        "overwrite",
+        "format",
+        "shard_size",
     )
+    options = {name: getattr(args, name) for name in names}
+    source = argument_text("--data-source", args.data_source)
+    report = pack(args.folder, args.out, prompt=prompt, limits=_limits(args), data_source=source, **options)
     print(json.dumps(asdict(report), indent=2))
     listed = f"see {args.out / QUARANTINE_FILE}"
     left_out = report.bad + report.duplicates
@@ -118,7 +114,16 @@ def _check(args: argparse.Namespace) -> int:
         output_folder(existing_folder(args.quarantine.absolute().parent, "--quarantine"), "--quarantine")
         if args.quarantine.is_dir():
             raise ConfigError("--quarantine", f"{args.quarantine}: is a folder, and must be a file")
-    refused_text = media_tokens(None if args.model is None else _processor(args.model))
+    processor = None
+    if args.model is not None:
+        from transformers import AutoProcessor
+
+        source = model_source(args.model, "--model")
+        try:
+            processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ConfigError("--model", f"{source} has no processor that loads: {error}") from error
+    refused_text = media_tokens(processor)
     total, bad = check_file(args.file, _limits(args), pairs=args.pairs, refused_text=refused_text)
     for item in bad[:20]:
         print(item)
@@ -148,9 +153,8 @@ def check_file(
         DataError: for a file that cannot be read or lacks a column.
     """
     from verl_uae.data.frame import chunks_of, file_kind
-    from verl_uae.data.pairs import inspect_pair
+    from verl_uae.data.pairs import check_shard, inspect_pair
     from verl_uae.data.rows import CheckSettings, RowDoor, sift
-    from verl_uae.data.shards import check_shard
 
     if file_kind(path) == "tar":
         return check_shard(path, limits)
@@ -158,13 +162,3 @@ def check_file(
     inspect = partial(inspect_pair, door) if pairs else door.inspect
     good, bad = sift(door, chunks_of(str(path), door.needed, door.must_have), inspect)
     return len(good) + len(bad), bad
-
-
-def _processor(model: str) -> Any:
-    from transformers import AutoProcessor
-
-    source = model_source(model, "--model")
-    try:
-        return AutoProcessor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError("--model", f"{source} has no processor that loads: {error}") from error

@@ -76,7 +76,18 @@ def decode_image(
         DecodeError: for every failure, naming the picture and the reason.
     """
     with _refusals_named(path or _name(raw), row):
-        return _decode(raw, limits, root)
+        picture = raw.get("image") if isinstance(raw, Mapping) else raw
+        if isinstance(picture, Image.Image):
+            return _finish(picture, limits)
+        data = _read_source(raw, limits, root)
+        header = _checked_header(data, limits)
+        try:
+            img = Image.open(io.BytesIO(data), formats=[header.format])
+        except UnidentifiedImageError as error:
+            # Pillow's own message holds a memory address, which would differ from run to run.
+            raise RefusedError(f"damaged {header.format} header") from error
+        with img:
+            return _finish(img, limits)
 
 
 def encoded_bytes(
@@ -103,10 +114,8 @@ def check_header(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> Header
 def upright_size(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """(W, H) of what `decode_image` would give, by the claims of encoded bytes and their EXIF orientation.
 
-    Nothing is decoded. The orientation of a PNG that has it after its pixels is not seen.
-
-    Raises:
-        DecodeError: for claims beyond the limits.
+    Nothing is decoded. The orientation of a PNG that has it after its pixels is not seen. Raises `DecodeError`: for
+    claims beyond the limits.
     """
     with _refusals_named(_name(data), None):
         header = _checked_header(data, limits)
@@ -193,21 +202,19 @@ def to_tensor(imgs: Sequence[Image.Image], size: int | tuple[int, int]) -> Tenso
 
 def encode_jpeg(image_3HW: Tensor, quality: int = 90) -> bytes:
     """A picture in [0, 1] as JPEG bytes."""
-    buffer = io.BytesIO()
-    _to_pil(image_3HW).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
+    return _encoded(image_3HW, "JPEG", quality=quality, subsampling=0)
 
 
 def encode_png(image_3HW: Tensor) -> bytes:
     """A picture in [0, 1] as PNG bytes: nothing is lost but what 8 bits do not hold."""
-    buffer = io.BytesIO()
-    _to_pil(image_3HW).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return _encoded(image_3HW, "PNG", compress_level=1)
 
 
-def _to_pil(image_3HW: Tensor) -> Image.Image:
+def _encoded(image_3HW: Tensor, format: str, **options: int) -> bytes:
     pixels = (image_3HW.detach().float().cpu().clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0)
-    return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.numpy())).save(buffer, format, **options)
+    return buffer.getvalue()
 
 
 @contextmanager
@@ -219,22 +226,6 @@ def _refusals_named(path: str | Path, row: int | None) -> Iterator[None]:
     except Exception as error:
         # Fault boundary: the bytes are untrusted, and whatever a decoder raises on them means one bad picture.
         raise DecodeError(path, row, f"{type(error).__name__}: {error}"[:_LONGEST_REASON]) from error
-
-
-def _decode(raw: ImageSource, limits: ImageLimits, root: str | os.PathLike[str] | None) -> Image.Image:
-    if isinstance(raw, Mapping) and isinstance(raw.get("image"), Image.Image):
-        raw = raw["image"]  # type: ignore[assignment]
-    if isinstance(raw, Image.Image):
-        return _finish(raw, limits)
-    data = _read_source(raw, limits, root)
-    header = _checked_header(data, limits)
-    try:
-        img = Image.open(io.BytesIO(data), formats=[header.format])
-    except UnidentifiedImageError as error:
-        # Pillow's own message holds a memory address, which would differ from run to run.
-        raise RefusedError(f"damaged {header.format} header") from error
-    with img:
-        return _finish(img, limits)
 
 
 def _read_source(raw: ImageSource, limits: ImageLimits, root: str | os.PathLike[str] | None) -> bytes:
@@ -249,9 +240,22 @@ def _read_source(raw: ImageSource, limits: ImageLimits, root: str | os.PathLike[
     if isinstance(raw, bytes | bytearray | memoryview):
         _check_bytes(len(raw), limits)
         return bytes(raw)
-    if isinstance(raw, str | os.PathLike):
-        return _read_file(raw, limits, root)
-    raise RefusedError(f"neither bytes nor a path but {type(raw).__name__}")
+    if not isinstance(raw, str | os.PathLike):
+        raise RefusedError(f"neither bytes nor a path but {type(raw).__name__}")
+    text = os.fspath(raw)
+    if is_url(text) or text.startswith("data:"):
+        raise RefusedError("is a URL; pictures are read from files: download it")
+    path = expand(text) if text.startswith("file://") else Path(raw)
+    if root is not None:
+        base = Path(root).resolve()
+        path = (base / path).resolve()
+        if not path.is_relative_to(base):
+            raise RefusedError(f"path leaves its folder {base}")
+    with open_regular(path) as file:
+        _check_bytes(os.fstat(file.fileno()).st_size, limits)
+        data = file.read(limits.max_bytes + 1)
+    _check_bytes(len(data), limits)
+    return data
 
 
 def _checked_header(data: bytes, limits: ImageLimits) -> Header:
@@ -311,23 +315,6 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         raise RefusedError(f"{width} x {height} pixels, limit {limits.max_pixels}")
     if max(width, height) > limits.max_aspect * min(width, height):
         raise RefusedError(f"{width} x {height} pixels, aspect ratio limit {limits.max_aspect:g}")
-
-
-def _read_file(path: str | os.PathLike[str], limits: ImageLimits, root: str | os.PathLike[str] | None) -> bytes:
-    text = os.fspath(path)
-    if is_url(text) or text.startswith("data:"):
-        raise RefusedError("is a URL; pictures are read from files: download it")
-    resolved = expand(text) if text.startswith("file://") else Path(path)
-    if root is not None:
-        base = Path(root).resolve()
-        resolved = (base / resolved).resolve()
-        if not resolved.is_relative_to(base):
-            raise RefusedError(f"path leaves its folder {base}")
-    with open_regular(resolved) as file:
-        _check_bytes(os.fstat(file.fileno()).st_size, limits)
-        data = file.read(limits.max_bytes + 1)
-    _check_bytes(len(data), limits)
-    return data
 
 
 def _name(raw: ImageSource) -> str:

@@ -12,6 +12,7 @@ Imports nothing heavy, so that the command line can show the defaults at once.
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 
 from verl_uae.files import LFS_POINTER, is_lfs_pointer
@@ -63,19 +64,16 @@ _JPEG_START, _JPEG_END, _JPEG_SCAN = 0xD8, 0xD9, 0xDA
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Inside entropy-coded data a 0xFF is followed by 0x00 or a restart marker; a run of 0xFF is padding.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_FOREIGN: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
-    (re.compile(pattern, re.DOTALL), name)
-    for pattern, name in (
-        (rb"GIF8", "GIF"),
-        (rb"II\*\x00|MM\x00\*|II\+\x00|MM\x00\+", "TIFF"),
-        (rb"BM", "BMP"),
-        (rb"....ftyp(heic|heix|mif1|msf1)", "HEIC"),
-        (rb"....ftypavi", "AVIF"),
-        (rb"%!PS|\xc5\xd0\xd3\xc6", "EPS"),
-        (rb"%PDF", "PDF"),
-        (rb"\s*<", "markup such as SVG or HTML"),
-    )
-)
+_FOREIGN = {
+    rb"GIF8": "GIF",
+    rb"II\*\x00|MM\x00\*|II\+\x00|MM\x00\+": "TIFF",
+    rb"BM": "BMP",
+    rb"(?s:....)ftyp(heic|heix|mif1|msf1)": "HEIC",
+    rb"(?s:....)ftypavi": "AVIF",
+    rb"%!PS|\xc5\xd0\xd3\xc6": "EPS",
+    rb"%PDF": "PDF",
+    rb"\s*<": "markup such as SVG or HTML",
+}
 
 
 class RefusedError(ValueError):
@@ -104,8 +102,8 @@ def read_header(data: bytes) -> Header:
         return _read_jpeg(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _read_webp(data)
-    for pattern, name in _FOREIGN:
-        if pattern.match(data):
+    for pattern, name in _FOREIGN.items():
+        if re.match(pattern, data):
             raise RefusedError(f"format {name} is not accepted, only {', '.join(FORMATS)}")
     raise RefusedError(f"not an image in {', '.join(FORMATS)}")
 
@@ -123,7 +121,7 @@ def _read_png(data: bytes) -> Header:
         if chunks > MAX_PNG_CHUNKS or texts > MAX_PNG_TEXT_CHUNKS:
             raise RefusedError(f"PNG with more than {MAX_PNG_CHUNKS} chunks or {MAX_PNG_TEXT_CHUNKS} texts")
         position += 12 + int.from_bytes(data[position : position + 4], "big")
-    return Header("PNG", int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
+    return Header("PNG", *struct.unpack_from(">II", data, 16))
 
 
 def _read_jpeg(data: bytes) -> Header:
@@ -139,16 +137,12 @@ def _read_jpeg(data: bytes) -> Header:
         if code in (_JPEG_START, 0x01):  # markers without a body
             continue
         if code in _JPEG_FRAMES and size is None:
-            size = (
-                int.from_bytes(data[position + 5 : position + 7], "big"),
-                int.from_bytes(data[position + 3 : position + 5], "big"),
-            )
+            height, width = data[position + 3 : position + 5], data[position + 5 : position + 7]
+            size = int.from_bytes(width, "big"), int.from_bytes(height, "big")
         scans += code == _JPEG_SCAN
         if scans > MAX_JPEG_SCANS or segments > MAX_JPEG_SEGMENTS or padding > MAX_JPEG_PADDING:
-            raise RefusedError(
-                f"JPEG with more than {MAX_JPEG_SCANS} scans, {MAX_JPEG_SEGMENTS} segments or {MAX_JPEG_PADDING} "
-                "bytes of padding"
-            )
+            most = f"{MAX_JPEG_SCANS} scans, {MAX_JPEG_SEGMENTS} segments or {MAX_JPEG_PADDING} bytes of padding"
+            raise RefusedError(f"JPEG with more than {most}")
         position += max(int.from_bytes(data[position : position + 2], "big"), 2)
     if size is None or not scans:
         raise RefusedError("JPEG without a frame header and a scan")

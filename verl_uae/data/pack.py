@@ -127,7 +127,7 @@ def pack(
     """Write ``train.parquet``, ``val.parquet``, ``quarantine.jsonl`` and ``report.json``.
 
     With the format ``webdataset`` there are ``train-000000.tar``, ``val-000000.tar`` and so on in place of the parquet
-    files, for `shards.PairShards`: pictures with a caption only, in an order drawn from content and seed.
+    files, for `pairs.PairShards`: pictures with a caption only, in an order drawn from content and seed.
 
     Every file below ``folder`` is looked at, in the order of its path; links that leave the folder and linked folders
     are refused. PNG and JPEG bytes are stored as they are (with their metadata) when every reader would see the same

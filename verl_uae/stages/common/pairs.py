@@ -22,11 +22,10 @@ from verl.utils.debug import marked_timer
 from verl_uae.chain.records import Caption, Outcome, Sample
 from verl_uae.config.path_keys import is_shards
 from verl_uae.data.buckets import Buckets, BucketSampler
-from verl_uae.data.pairs import Pair, PairRows
+from verl_uae.data.pairs import Pair, PairRows, PairShards
 from verl_uae.data.rows import CheckSettings
 from verl_uae.data.schema import make_prompt
-from verl_uae.data.shards import PairShards
-from verl_uae.engines.update_metrics import update_metrics
+from verl_uae.engines.decoder_metrics import policy_metrics
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.reward.record import Status
 from verl_uae.stages.common.group import DecoderTrainingGroup

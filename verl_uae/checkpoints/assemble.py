@@ -62,14 +62,8 @@ class ModelParts:
 
 
 def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
-    """Write a model folder; it appears under ``out`` complete and verified, or not at all.
-
-    Returns:
-        Its manifest.
-
-    Raises:
-        CheckpointError: ``out`` exists, a part cannot be written, or what was written does not load.
-    """
+    """Write a model folder; it appears under ``out`` complete and verified, or not at all. Returns its manifest. Raises
+    `CheckpointError`: ``out`` exists, a part cannot be written, or what was written does not load."""
 
     def build(folder: Path) -> None:
         parts.decoder(folder)

@@ -112,13 +112,12 @@ def decoder_modules(
     Args:
         checkpoint: step folder with ``decoder_policy/``.
         weights: ``live`` or ``ema``.
-        base: decoder folder or hub id that the run started from, for the weights that it did not train; None is the
-            one that the checkpoint names.
+        base: decoder folder or hub id that the run started from, for the weights that it did not train; None is the one
+            that the checkpoint names.
         alpha: of the adapters, if the checkpoint does not say.
 
-    Raises:
-        CheckpointError: shards, adapters or configurations do not fit together.
-        ConfigError: alpha is needed, or is another than the checkpoint's.
+    Raises `CheckpointError`: shards, adapters or configurations do not fit together; `ConfigError`: alpha is needed, or
+    is another than the checkpoint's.
     """
     folder = checkpoint / POLICY_FOLDER
     state, layers = split_adapters(read_shards(folder, weights), folder)

@@ -104,20 +104,9 @@ class ExportSettings:
 
 
 def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportSettings) -> dict[str, Any]:
-    """Write a step folder as a model folder.
-
-    Args:
-        checkpoint: ``global_step_<N>/`` of any stage.
-        out: must not exist.
-        settings: see the class.
-
-    Returns:
-        The manifest of the folder.
-
-    Raises:
-        CheckpointError: the checkpoint is not complete or was altered, or something of it does not fit.
-        ConfigError: something is neither given nor in the run's configuration.
-    """
+    """Write a step folder ``global_step_<N>/`` of any stage as a model folder ``out``, which must not exist, and return
+    its manifest. Raises `CheckpointError`: the checkpoint is not complete or was altered, or something of it does not
+    fit; `ConfigError`: something is neither given nor in the run's configuration."""
     folder = Path(checkpoint)
     step = check_step(folder).step
     run = RunConfig.of(folder, settings.run_config)
@@ -167,18 +156,10 @@ def _prompt(run: RunConfig, flags: Mapping[str, Any]) -> CaptionPrompt | None:
 
 
 def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSettings, layout: str) -> None:
-    """Write the adapters of a run that trained nothing else.
-
-    Args:
-        checkpoint: step folder with ``decoder_policy/``.
-        out: must not exist.
-        settings: ``weights``, ``decoder``, ``lora_alpha`` and ``run_config`` count.
-        layout: ``peft`` or ``diffusers``.
-
-    Raises:
-        CheckpointError: there are no adapters, or something else was trained too.
-        ConfigError: the layout is unknown.
-    """
+    """Write the adapters of a run that trained nothing else to ``out``, which must not exist, in the layout ``peft`` or
+    ``diffusers``. Of the settings ``weights``, ``decoder``, ``lora_alpha`` and ``run_config`` count. Raises
+    `CheckpointError`: there are no adapters, or something else was trained too; `ConfigError`: the layout is
+    unknown."""
     if layout not in ("peft", "diffusers"):
         raise ConfigError("--lora", f"unknown layout {layout!r}; there are peft and diffusers")
     folder = Path(checkpoint)
@@ -294,10 +275,8 @@ def write_trained_captioner(actor: Path, out: Path, *, base: str | Path | None, 
         base: folder or hub id that the run started from, for steps that hold adapters alone.
         alpha: of the adapters, if the step does not say.
 
-    Raises:
-        CheckpointError: shards, adapters and configuration do not fit together, or what was written computes something
-            else than the step does.
-        ConfigError: alpha is needed.
+    Raises `CheckpointError`: shards, adapters and configuration do not fit together, or what was written computes
+    something else than the step does; `ConfigError`: alpha is needed.
     """
     source = actor / HUGGINGFACE
     adapted = (actor / LORA_META).is_file()

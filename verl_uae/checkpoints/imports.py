@@ -89,18 +89,8 @@ class Sd3Import:
 
 def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
     """Write a fresh model folder: SD3's transformer, VAE and scheduler as they are, a projector E -> F, the captioner.
-
-    Args:
-        settings: see the class.
-        out: must not exist.
-
-    Returns:
-        The manifest of the folder.
-
-    Raises:
-        CheckpointError: a source is not what it should be, or ``out`` exists.
-        ConfigError: a setting is impossible.
-    """
+    It must not exist; returns its manifest. Raises `CheckpointError`: a source is not what it should be, or ``out``
+    exists; `ConfigError`: a setting is impossible."""
     sd3 = local_folder(settings.sd3, revision=settings.sd3_revision, parts=SD3_PARTS)
     encoder = local_folder(settings.encoder, revision=settings.encoder_revision, remote_code=settings.remote_code)
     if not (sd3 / TRANSFORMER).is_dir():
@@ -124,18 +114,8 @@ def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
 
 
 def fresh_projector(in_dim: int, out_dim: int, *, hidden_dim: int, pooled: torch.Tensor, seed: int) -> Projector:
-    """A projector with the layers' default initial values, the same for the same seed.
-
-    Args:
-        in_dim: E.
-        out_dim: F.
-        hidden_dim: width between the layers.
-        pooled: constant pooled vector, shape (P,).
-        seed: names the draws.
-
-    Raises:
-        ConfigError: ``hidden_dim`` is not positive.
-    """
+    """A projector E -> F with the layers' default initial values, the same for the same seed, and the constant pooled
+    vector (P,). Raises `ConfigError`: ``hidden_dim``, the width between the layers, is not positive."""
     if hidden_dim < 1:
         raise ConfigError("--hidden-dim", f"must be at least 1, got {hidden_dim}")
     with torch.random.fork_rng(devices=[]):
@@ -147,17 +127,9 @@ def fresh_projector(in_dim: int, out_dim: int, *, hidden_dim: int, pooled: torch
 
 @torch.no_grad()
 def empty_prompt_pooled(sd3: Path) -> Tensor:
-    """Pooled projections of the empty prompt, as diffusers' ``StableDiffusion3Pipeline.encode_prompt`` has them.
-
-    Args:
-        sd3: SD3 folder with ``tokenizer/``, ``text_encoder/``, ``tokenizer_2/`` and ``text_encoder_2/``.
-
-    Returns:
-        Shape (P,), computed in fp32.
-
-    Raises:
-        CheckpointError: naming the component that is missing or cannot be loaded.
-    """
+    """Pooled projections (P,) of the empty prompt, in fp32, as diffusers' ``StableDiffusion3Pipeline.encode_prompt``
+    has them, by both tokenizers and text encoders of CLIP in an SD3 folder. Raises `CheckpointError`: naming the
+    component that is missing or cannot be loaded."""
     ensure_torchvision()
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -247,18 +219,8 @@ class ReleaseImport:
 
 
 def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
-    """Write the release as a model folder, adapters multiplied out.
-
-    Args:
-        settings: see the class.
-        out: must not exist.
-
-    Returns:
-        The manifest of the folder.
-
-    Raises:
-        CheckpointError: a folder of the release is missing, or a tensor of it has no place or none for its place.
-    """
+    """Write the release as a model folder, adapters multiplied out. It must not exist; returns its manifest. Raises
+    `CheckpointError`: a folder of the release is missing, or a tensor of it has no place or none for its place."""
     root = local_folder(settings.release, revision=settings.revision)
     folders = {part: _folder(root, names) for part, names in _NAMES.items()}
     model, tensors, trained = _language_model(folders, settings)
@@ -375,17 +337,10 @@ def sort_llm(state: Mapping[str, Tensor], known: Iterable[str], where: Path) -> 
 
 
 def sort_llm_lora(state: Mapping[str, Tensor], known: Iterable[str], where: Path, *, rank: int) -> LanguageState:
-    """Sort the tensors of ``llm_lora``: the whole language model again, with an adapter on every linear layer of it.
-
-    Args:
-        state: by name as in the shards.
-        known: names that a captioner's folder of this configuration has.
-        where: what errors name.
-        rank: R of the adapters.
-
-    Raises:
-        CheckpointError: naming the tensors that are missing or unknown, layers without adapter, or another rank.
-    """
+    """Sort the tensors of ``llm_lora``, by name as in the shards: the whole language model again, with an adapter of a
+    rank on every linear layer of it. ``known`` are the names that a captioner's folder of this configuration has.
+    Raises `CheckpointError`: naming the tensors that are missing or unknown, layers without adapter, or another
+    rank."""
     rest, projector = _split_projector(state)
     unwrapped = sorted(name for name in rest if name.startswith("model.") and not name.startswith(_PEFT))
     if unwrapped:

@@ -82,17 +82,15 @@ _MERGE = "export the checkpoint with `verl-uae export`, or merge with peft's mer
 def refuse_misfits(
     info: Mapping[str, Any], where: str | Path, kind: str, may_ignore: Callable[[str], bool] = lambda name: False
 ) -> None:
-    """Raise unless stored tensors and a model's fit.
+    """Refuse stored tensors that do not fit a model.
 
     Args:
         info: ``output_loading_info``, the same in both libraries; names are those of the model, or of the file where it
             has none.
-        where: what the error names.
-        kind: class of the model.
+        where, kind: place and class of the model, for the error.
         may_ignore: which tensors of the file may be left out.
 
-    Raises:
-        CheckpointError: naming tensors, and the remedy where they are adapters that were never multiplied out.
+    Raises `CheckpointError`: naming tensors, and the remedy where they are adapters that were never multiplied out.
     """
     unknown = sorted(str(name) for name in info["unexpected_keys"] if not may_ignore(str(name)))
     shapes = [f"{name} ({_shape(stored)}, wanted is {_shape(own)})" for name, stored, own in info["mismatched_keys"]]
@@ -162,8 +160,7 @@ def fill_model(kind: Any, source: str | Path, tensors: Mapping[str, Tensor]) -> 
         source: folder or hub id with the configuration.
         tensors: by the names of the model or of its files; the model has their precision, fp32 where they have several.
 
-    Raises:
-        CheckpointError: naming the tensors that are missing, unknown or of another shape.
+    Raises `CheckpointError`: naming the tensors that are missing, unknown or of another shape.
     """
     config = load_config(source)
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
@@ -282,17 +279,12 @@ def check_weights(
     config: Any = None,
     code: bool = False,
 ) -> None:
-    """Compare names and shapes of the stored tensors with the model's; no weight is read.
+    """Compare names and shapes of the stored tensors with the model's; no weight is read. Arguments as of `load_model`;
+    ``config`` of a transformers model takes the place of the folder's.
 
-    Args:
-        kind, may_ignore, code: see `load_model`.
-        folder: of the model itself.
-        config: of a transformers model, in place of the folder's.
-
-    Raises:
-        CheckpointError: naming the tensors that are missing, unknown or of another shape, or the size in the
-            configuration that no file can fill; or one that is stored as whole numbers where the model computes with
-            others, since the libraries would take these for its values.
+    Raises `CheckpointError`: naming the tensors that are missing, unknown or of another shape, or the size in the
+    configuration that no file can fill; or one that is stored as whole numbers where the model computes with others,
+    since the libraries would take these for its values.
     """
     stored = headers(weight_files(folder))
     _check_counts(folder, len(stored))

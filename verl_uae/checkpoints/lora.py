@@ -65,11 +65,8 @@ def split_adapters(
             ``<layer>.base_layer.weight``, as peft names them.
         where: what the error names.
 
-    Returns:
-        Base weights under the names of the model without adapters, and A and B by layer.
-
-    Raises:
-        CheckpointError: an adapter has only one half, the halves do not fit, or ranks differ.
+    Returns base weights under the names of the model without adapters, and A and B by layer. Raises `CheckpointError`:
+    an adapter has only one half, the halves do not fit, or ranks differ.
     """
     base = {name.replace(_BASE, "."): tensor for name, tensor in state.items() if _A not in name and _B not in name}
     first, second = (
@@ -148,13 +145,8 @@ def save_peft(adapters: Adapters, out: str | Path, *, base_model: str | None = N
 
 def save_diffusers(adapters: Adapters, out: str | Path) -> None:
     """Write ``pytorch_lora_weights.safetensors``, which ``load_lora_adapter`` of the transformer and
-    ``load_lora_weights`` of the SD3 pipelines load.
-
-    The scale is multiplied into B, so the file says alpha = R: readers that know no metadata assume that.
-
-    Raises:
-        CheckpointError: there are no adapters, or ``out`` exists.
-    """
+    ``load_lora_weights`` of the SD3 pipelines load. Raises as `save_peft`. The scale is multiplied into B, so the file
+    says alpha = R: readers that know no metadata assume that."""
     # Of the processes that read adapters few write them for diffusers, which takes seconds to import.
     from diffusers.loaders import SD3LoraLoaderMixin
 

@@ -72,15 +72,9 @@ def verify_folder(path: str | Path, *, code: bool = False) -> dict[str, Any]:
     """Check a model folder: its manifest, every file's size and SHA-256, nothing too many, no pickle, no link out of
     the folder, no code that a library would run, and weights whose headers and indices are sound.
 
-    Args:
-        path: model folder. Hidden files and folders (``.git``, ``.cache``) are not looked at.
-        code: accept Python code of the model, as a folder imported with ``--trust-remote-code`` has it.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        CheckpointError: naming the first file that is wrong.
+    Hidden files and folders (``.git``, ``.cache``) are not looked at. With ``code`` Python code of the model is
+    accepted, as a folder imported with ``--trust-remote-code`` has it. Returns the manifest. Raises `CheckpointError`:
+    naming the first file that is wrong.
     """
     folder = Path(path)
     if not folder.is_dir():

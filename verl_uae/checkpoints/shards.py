@@ -31,17 +31,13 @@ _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 def read_shards(folder: Path, weights: str = LIVE) -> dict[str, Tensor]:
-    """Put the weights of a policy together.
+    """Put the weights of a policy together: full tensors on the host by name, adapters not multiplied out.
 
     Args:
         folder: ``decoder_policy/`` of a checkpoint, of any number of ranks.
         weights: ``live``, or the name of a weight copy such as ``ema``: trained weights are then the copy's.
 
-    Returns:
-        Full tensors on the host by name, adapters not multiplied out; a run saves the weights that it trains.
-
-    Raises:
-        CheckpointError: a rank is missing, a file holds something else than tensors, or parts do not fit together.
+    Raises `CheckpointError`: a rank is missing, a file holds something else than tensors, or parts do not fit together.
     """
     files = _files(folder)
     names = [_plain(load_tensors(path), path) for path in files]

@@ -48,7 +48,8 @@ _LARGEST_POINTER = 1024
 def local_folder(
     source: str | Path, *, revision: str | None = None, parts: Sequence[str] = (), remote_code: bool = False
 ) -> Path:
-    """The folder of a model, fetched from the hub if it is not a local one.
+    """The folder of a model, fetched from the hub if it is not a local one; it needs no code of its own, or this was
+    asked for.
 
     Args:
         source: local folder, or hub id ``owner/name``.
@@ -56,12 +57,8 @@ def local_folder(
         parts: subfolders that are needed; all files if empty. Pickles are never fetched.
         remote_code: accept Python code that the repository brings.
 
-    Returns:
-        A local folder, with a check that it needs no code of its own or that this was asked for.
-
-    Raises:
-        CheckpointError: there is no such model, or it brings code.
-        ConfigError: code is accepted without a pinned revision, or a local folder is given one.
+    Raises `CheckpointError`: there is no such model, or it brings code; `ConfigError`: code is accepted without a
+    pinned revision, or a local folder is given one.
     """
     check_pin(remote_code, revision)
     source = model_source(source)
@@ -176,16 +173,11 @@ def refuse_special(folder: Path) -> None:
 
 
 def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the header of a safetensors file strictly.
+    """Read the header of a safetensors file strictly: the shape of every tensor by name.
 
     safetensors itself refuses holes, overlaps, offsets beyond the file and lengths that do not fit the shape; beyond
-    that a name may occur once only, since readers differ in which of two they take.
-
-    Returns:
-        Shape of every tensor by name.
-
-    Raises:
-        CheckpointError: the header is not sound.
+    that a name may occur once only, since readers differ in which of two they take. Raises `CheckpointError`: the
+    header is not sound.
     """
     try:
         with open(path, "rb") as file:

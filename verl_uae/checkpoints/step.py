@@ -100,16 +100,9 @@ def is_complete(folder: Path) -> bool:
 
 
 def check_step(folder: Path, *, digests: bool = True) -> Marker:
-    """Check a step folder against its marker.
-
-    Args:
-        folder: of the step.
-        digests: compare the SHA-256 of every file too, which reads all of them, and refuse shards that are not named.
-
-    Raises:
-        CheckpointError: naming the marker, or the first file that is missing, has another size, was altered or is not
-            of this step.
-    """
+    """Check the folder of a step against its marker. With ``digests`` the SHA-256 of every file is compared too, which
+    reads all of them, and shards that are not named are refused. Raises `CheckpointError`: naming the marker, or the
+    first file that is missing, has another size, was altered or is not of this step."""
     marker = read_marker(folder)
     for name, (size, _) in marker.files.items():
         if _size(folder / name) != size:

@@ -89,15 +89,8 @@ def lower_is_better(metric: str) -> bool:
 
 
 def last_lines(summary: RunSummary, folder: str, seconds: float, *, done: bool, save_freq: int) -> list[str]:
-    """The lines that end a training command.
-
-    Args:
-        summary: of the run.
-        folder: ``trainer.default_local_dir`` as the user wrote it.
-        seconds: that the command took.
-        done: whether the run came to its end.
-        save_freq: ``trainer.save_freq``.
-    """
+    """The lines that end a training command of so many seconds, in the folder ``trainer.default_local_dir`` as the user
+    wrote it; ``done`` where the run came to its end."""
     least = "" if summary.ended else "at least "
     end = f"{least}{summary.step} of {summary.total_steps} steps"
     lines = [f"verl_uae: stage {summary.stage} {'done' if done else 'FAILED'}: {end} in {duration(seconds)}"]

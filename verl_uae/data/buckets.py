@@ -43,14 +43,8 @@ RESIZE_RULE = "cover-centre-bicubic"
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """The sizes pictures are trained at.
-
-    Attributes:
-        sizes: (H, W) of every bucket, by ascending H / W.
-
-    Raises:
-        ValueError: for no size, a side below 1, or sizes in another order.
-    """
+    """The sizes pictures are trained at: (H, W) of every bucket, by ascending H / W. Raises `ValueError`: no size, a
+    side below 1, or sizes in another order."""
 
     sizes: tuple[HeightWidth, ...]
 

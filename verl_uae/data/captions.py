@@ -38,11 +38,9 @@ def caption_problem(caption: object) -> str | None:
 def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read a JSON-lines file of ``{"file": path in the folder, "caption": text}``.
 
-    A byte order mark and blank lines are no content. A caption may be empty; it then counts as none.
-
-    Raises:
-        DataError: naming the line, for anything else, text that cannot be encoded, or a file named twice; or the file
-            holds none.
+    A byte order mark and blank lines are no content. A caption may be empty; it then counts as none. Raises
+    `DataError`: naming the line, for anything else, text that cannot be encoded, or a file named twice; or the file
+    holds none.
     """
     path = Path(path)
     captions: dict[str, str] = {}
@@ -129,18 +127,12 @@ def read_sidecars(folder: Path, sidecars: Mapping[str, str]) -> tuple[dict[str, 
 
 
 def match_captions(captions: Mapping[str, str], files: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Give captions to files.
+    """Give captions by name to files, whose paths are as the system gives them, with forward slashes.
 
-    A caption belongs to the file of exactly its name. Else it belongs to the one file that has the same name apart
-    from ``./``, the kind of slash, the Unicode form of accents (macOS decomposes them) or bytes written as escapes
-    (`printable`), if no other caption does.
-
-    Args:
-        captions: name -> caption.
-        files: paths as the system gives them, with forward slashes.
-
-    Returns:
-        File -> caption, and the names of captions that were not used -> why.
+    A caption belongs to the file of exactly its name. Else it belongs to the one file that has the same name apart from
+    ``./``, the kind of slash, the Unicode form of accents (macOS decomposes them) or bytes written as escapes
+    (`printable`), if no other caption does. Returns file -> caption, and the names of captions that were not used ->
+    why.
     """
     names = set(files)
     matched = {name: caption for name, caption in captions.items() if name in names}

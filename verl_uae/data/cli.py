@@ -146,11 +146,8 @@ def check_file(
         refused_text: see `schema.row_problem`.
         pairs: a row without a caption is bad, as for the supervised stages; samples of a shard always are.
 
-    Returns:
-        Number of rows or samples, and the bad ones. A shard that cannot be read to its end is one more bad item.
-
-    Raises:
-        DataError: for a file that cannot be read or lacks a column.
+    Returns the number of rows or samples, and the bad ones; a shard that cannot be read to its end is one more. Raises
+    `DataError`: the file cannot be read or lacks a column.
     """
     from verl_uae.data.frame import chunks_of, file_kind
     from verl_uae.data.pairs import check_shard, inspect_pair

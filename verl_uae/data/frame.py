@@ -137,15 +137,8 @@ def file_kind(path: str | os.PathLike[str]) -> str:
 
 
 def open_rows(path: str, needed: frozenset[str]) -> Part:
-    """The rows of a parquet or JSON file, at once to be had.
-
-    Args:
-        path: of the file.
-        needed: columns in which a value that cannot be read is a `PROBLEM`.
-
-    Raises:
-        DataError: the file cannot be read, or the cache cannot be written.
-    """
+    """The rows of a parquet or JSON file, at once to be had; a value that cannot be read in a needed column is a
+    `PROBLEM`. Raises `DataError`: the file cannot be read, or the cache cannot be written."""
     kind = file_kind(path)
     if kind == "tar":
         raise DataError(path, None, "is a tar shard; only uae_pretrain and uae_cold_start read those")
@@ -167,13 +160,8 @@ def chunks_of(
 ) -> Iterator[list[Row]]:
     """All rows of a parquet or JSON file, once and in order, without the cache; with `FILE` 0 and `ROW`.
 
-    Args:
-        path, needed: see `open_rows`.
-        must_have: columns that must be there.
-        only: columns that are wanted; of a parquet file no other is read. None: all.
-
-    Raises:
-        DataError: the file cannot be read or lacks a column.
+    The file must have some columns. Of a parquet file ``only`` some may be read. Raises `DataError`: the file cannot be
+    read or lacks a column.
     """
     kind = file_kind(path)
     if kind == "tar":
@@ -220,15 +208,8 @@ _TOLD: set[tuple[str, str]] = set()
 
 
 def parquet_batches(path: str, only: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """A parquet file in batches of `CHUNK` rows, at least one, its types as simple as can be.
-
-    Args:
-        path: the file.
-        only: columns that are wanted, those that are there; None: all.
-
-    Raises:
-        DataError: it cannot be read, or has two columns of one name.
-    """
+    """A parquet file, or ``only`` some of its columns, in batches of `CHUNK` rows, at least one, its types as simple as
+    can be. Raises `DataError`: it cannot be read, or has two columns of one name."""
     try:
         # Opened here: Arrow takes no name that is not UTF-8.
         with open(path, "rb") as stream, pq.ParquetFile(stream, metadata=_metadata(stream)) as file:

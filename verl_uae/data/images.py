@@ -57,7 +57,7 @@ def decode_image(
     row: int | None = None,
     root: str | os.PathLike[str] | None = None,
 ) -> Image.Image:
-    """Decode one picture fully, upright, in RGB.
+    """Decode one picture fully, upright, in RGB: (W, H) pixels without ``info``, not tied to a file.
 
     EXIF orientation is applied. Transparency is flattened on white, since a viewer of the file would mostly see it so.
     16-bit gray is scaled to 8 bits; embedded colour profiles are dropped, not applied. Metadata does not survive.
@@ -69,11 +69,7 @@ def decode_image(
         path, row: the file and zero-based row to name in an error; default: the picture's own path.
         root: folder that a path must lie in after resolving symlinks; relative paths start there. ``None``: any path.
 
-    Returns:
-        RGB picture of (W, H) pixels without ``info``, not tied to a file.
-
-    Raises:
-        DecodeError: for every failure, naming the picture and the reason.
+    Raises `DecodeError`: for every failure, naming the picture and the reason.
     """
     with _refusals_named(path or _name(raw), row):
         picture = raw.get("image") if isinstance(raw, Mapping) else raw
@@ -176,20 +172,12 @@ def source_digest(messages: Sequence[Mapping[str, Any]], extra_info: Mapping[str
 
 
 def to_tensor(imgs: Sequence[Image.Image], size: int | tuple[int, int]) -> Tensor:
-    """Bring pictures to one size: scale to cover, then cut the centre.
+    """Bring RGB pictures, at least one, to one size, the side of a square or (H, W): scale to cover, then cut the
+    centre.
 
     The largest centred box of the target's aspect ratio is resampled to the target in one step (bicubic, anti-aliased),
-    so nothing is stretched and at most one side is cut. A picture that already has the size is not resampled.
-
-    Args:
-        imgs: RGB pictures of any sizes, at least one.
-        size: side of a square, or (H, W).
-
-    Returns:
-        Tensor (B, 3, H, W), float32, in [0, 1].
-
-    Raises:
-        ValueError: for no picture, or one that is not RGB.
+    so nothing is stretched and at most one side is cut. A picture that already has the size is not resampled. Returns
+    (B, 3, H, W), float32, in [0, 1]. Raises `ValueError`: for no picture, or one that is not RGB.
     """
     if not imgs or any(img.mode != "RGB" for img in imgs):
         raise ValueError(f"to_tensor takes at least one RGB picture, got modes {[img.mode for img in imgs]}")

@@ -440,14 +440,9 @@ def _shrunk(img: Image.Image, max_pixels: int | None, limits: ImageLimits) -> Im
 
 
 def write_shard(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows of `schema.make_row` as samples: the picture as it is stored, and a JSON entry.
-
-    A sample is ``<index, nine digits>.png`` (or ``.jpg``, ``.webp``) and ``<index>.json`` with ``caption``, ``sha256``,
-    ``source``, ``width`` and ``height``. Equal rows give equal bytes.
-
-    Raises:
-        ConfigError: if webdataset is not installed.
-    """
+    """Write rows of `schema.make_row` as samples: ``<index, nine digits>.png`` (or ``.jpg``, ``.webp``), the picture as
+    it is stored, and ``<index>.json`` with ``caption``, ``sha256``, ``source``, ``width`` and ``height``. Equal rows
+    give equal bytes. Raises `ConfigError`: webdataset is not installed."""
     package = webdataset()
     with open(path, "wb") as file, package.TarWriter(file, encoder=False, mtime=0) as writer:
         for row in rows:

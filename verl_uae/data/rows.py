@@ -188,17 +188,9 @@ class RowDoor:
         remedy: str = "",
         strict: bool = False,
     ) -> None:
-        """List the rows that are left out, also when there is none, and log the first of them.
-
-        Args:
-            total: rows that were looked at.
-            bad, overlong: those to be left out.
-            remedy: against overlong ones.
-            strict: overlong ones stop the run.
-
-        Raises:
-            DataError: more rows are bad than the settings allow, one is overlong, or none is left.
-        """
+        """List the rows that are left out of so many, also when there is none, and log the first of them. ``remedy`` is
+        against overlong ones, which stop the run where it is ``strict``. Raises `DataError`: more rows are bad than the
+        settings allow, one is overlong, or none is left."""
         name = self.names[0]
         if (folder := self.settings.quarantine_dir) is not None:
             write_text(quarantine_path(folder, self.names), item_lines([*bad, *overlong]), sync=True)

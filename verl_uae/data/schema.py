@@ -168,13 +168,8 @@ def row_problem(
 
     Stricter than verl where verl would fail or open a picture by itself later: message contents are plain strings (a
     structured content may hold a URL that qwen_vl_utils downloads), there are pictures and nothing but pictures, and
-    one ``<image>`` for each.
-
-    Args:
-        row: column name -> value.
-        prompt_key, image_key: the column names in use.
-        refused_keys: columns that must be empty.
-        refused_text: strings that no message may contain, such as `media_tokens`.
+    one ``<image>`` for each. Refused keys are columns that must be empty, refused texts what no message may contain,
+    such as `media_tokens`.
     """
     if (problem := _prompt_problem(row.get(prompt_key), refused_text)) is not None:
         return f"column {prompt_key}: {problem}"

@@ -140,17 +140,11 @@ class Sample:
 
 
 def read_samples(url: str, max_image_bytes: int) -> Iterator[Sample]:
-    """Samples of a shard in their order, good and bad.
+    """Samples of a shard in their order, good and bad; larger pictures than so many bytes are not read.
 
     The entries of a sample lie together. In a local file they need not: from the first sample on that lacks its picture
-    or its text, headers are read ahead to the end, and entries join the sample of their name.
-
-    Args:
-        url: see `open_url`.
-        max_image_bytes: larger pictures are not read.
-
-    Raises:
-        DamagedShard, OSError: where the shard cannot be read any further.
+    or its text, headers are read ahead to the end, and entries join the sample of their name. Raises `DamagedShard`,
+    `OSError`: where the shard cannot be read any further.
     """
     with closing(open_url(url)) as stream:
         archive = Archive(stream)

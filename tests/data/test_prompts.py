@@ -25,7 +25,7 @@ def test_the_prompt_of_most_rows_is_chosen_and_its_share_is_known() -> None:
     assert most_frequent_prompt(rows) == CaptionPrompt("<image>b", "be brief", rows=2, total=3)
     assert most_frequent_prompt(rows[:2]) == CaptionPrompt("<image>a", "", rows=1, total=2)
     found = most_frequent_prompt(rows[1:])
-    assert found is not None and found.shared
+    assert found is not None and found.rows == found.total
     assert most_frequent_prompt([make_prompt()]) == CaptionPrompt(
         make_prompt()[1]["content"], make_prompt()[0]["content"], 1, 1
     )

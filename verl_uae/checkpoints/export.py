@@ -196,28 +196,17 @@ def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Wr
     recorded = Base.read(folder / POLICY_FOLDER)
     origin = settings.decoder or (recorded.path if recorded else None) or run.get("uae.decoder.path")
     saved = folder / EXPORT_FOLDER
-    if saved.is_dir() and settings.weights is None:
-        return _copied(saved), str(origin or "unknown")
-    source = saved if saved.is_dir() else _base(origin)
-    if not (folder / POLICY_FOLDER).is_dir():
-        if settings.weights is not None:
-            raise CheckpointError(
-                folder / POLICY_FOLDER, f"missing: there are no {settings.weights} weights of a decoder"
-            )
-        return _copied(source), str(origin)
-    weights = chosen_weights(folder, settings.weights)
-    transformer, projector = decoder_modules(folder, weights, origin, settings.lora_alpha)
-    return lambda out: write_decoder(out, transformer, projector, source), str(origin or "unknown")
-
-
-def _copied(source: Path) -> Writer:
-    return lambda out: write_decoder(out, source / TRANSFORMER, source / CONDITIONER, source)
-
-
-def _base(origin: str | None) -> Path:
-    if origin is None:
+    if not saved.is_dir() and origin is None:
         raise ConfigError("--decoder", "needed: VAE and scheduler come from the decoder folder the run started from")
-    return local_folder(origin)
+    source = saved if saved.is_dir() else local_folder(str(origin))
+    transformer, projector = source / TRANSFORMER, source / CONDITIONER
+    if (folder / POLICY_FOLDER).is_dir() and not (saved.is_dir() and settings.weights is None):
+        weights = chosen_weights(folder, settings.weights)
+        transformer, projector = policy_modules(folder, weights, origin, settings.lora_alpha)
+    elif settings.weights is not None:
+        reason = f"missing: there are no {settings.weights} weights of a decoder"
+        raise CheckpointError(folder / POLICY_FOLDER, reason)
+    return lambda out: write_decoder(out, transformer, projector, source), str(origin or "unknown")
 
 
 def _language(
@@ -236,10 +225,14 @@ def _language(
     if not trained and start is None:
         raise ConfigError("--encoder", "needed, or --decoder-only: the checkpoint holds no captioner")
     if trained and condition is None:
-        raise ConfigError(
-            "--language-model", "needed: the condition comes from the captioner as it was before training"
-        )
-    encoder = _captioner(folder / ACTOR, settings, start) if trained else _copy(str(start))
+        reason = "needed: the condition comes from the captioner as it was before training"
+        raise ConfigError("--language-model", reason)
+    actor = folder / ACTOR
+    if trained and not holds_weights(actor) and not settings.merge_captioner:
+        reason = "has no weights; --merge-captioner puts them together from the shards"
+        raise CheckpointError(actor / HUGGINGFACE, reason)
+    product = functools.partial(write_trained_captioner, actor, base=start, alpha=settings.lora_alpha)
+    encoder = product if trained else _copy(str(start))
     origins = {"encoder": str(start or "unknown")}
     if not trained and condition in (None, start):
         return encoder, None, origins
@@ -248,14 +241,6 @@ def _language(
 
 def _copy(source: str) -> Writer:
     return functools.partial(copy_transformers, local_folder(source))
-
-
-def _captioner(actor: Path, settings: ExportSettings, base: str | None) -> Writer:
-    if not holds_weights(actor) and not settings.merge_captioner:
-        raise CheckpointError(
-            actor / HUGGINGFACE, "has no weights; --merge-captioner puts them together from the shards"
-        )
-    return functools.partial(write_trained_captioner, actor, base=base, alpha=settings.lora_alpha)
 
 
 # ------------------------------------------------------------ the trained captioner

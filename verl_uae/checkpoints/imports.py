@@ -59,6 +59,8 @@ from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.seeding import derive_seed
 
+_CONDITION = ("condition_length", "condition_role")
+
 #: Tokenizer and text encoder of CLIP-L and CLIP-G, in the order in which SD3 joins them.
 CLIPS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
@@ -150,8 +152,7 @@ def empty_prompt_pooled(sd3: Path) -> Tensor:
 
 
 def _entries(settings: Sd3Import | ReleaseImport) -> dict[str, Any]:
-    names = ("condition_length", "condition_role")
-    return asdict(InferenceSettings(**{name: getattr(settings, name) for name in names}))
+    return asdict(InferenceSettings(**{name: getattr(settings, name) for name in _CONDITION}))
 
 
 def _sd3_card(settings: Sd3Import) -> Card:
@@ -167,10 +168,8 @@ def _sd3_card(settings: Sd3Import) -> Card:
             "encoder (captioner, condition)": settings.encoder + encoder,
         },
         constants={
-            "projector.hidden_dim": settings.hidden_dim,
-            "projector.seed": settings.seed,
-            "condition_length": settings.condition_length,
-            "condition_role": settings.condition_role,
+            **{f"projector.{name}": getattr(settings, name) for name in ("hidden_dim", "seed")},
+            **{name: getattr(settings, name) for name in _CONDITION},
         },
     )
 
@@ -222,7 +221,12 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
     """Write the release as a model folder, adapters multiplied out. It must not exist; returns its manifest. Raises
     `CheckpointError`: a folder of the release is missing, or a tensor of it has no place or none for its place."""
     root = local_folder(settings.release, revision=settings.revision)
-    folders = {part: _folder(root, names) for part, names in _NAMES.items()}
+    folders: dict[str, Path] = {}
+    for part, names in _NAMES.items():
+        found = [root / name for name in names if (root / name).is_dir()]
+        if len(found) != 1:
+            raise CheckpointError(root, f"not a UAE release: {len(found)} folders are called {' or '.join(names)}")
+        folders[part] = found[0]
     model, tensors, trained = _language_model(folders, settings)
     transformer = _transformer(folders["dit"], folders["dit_lora"])
     projector = _projector(trained, empty_prompt_pooled(folders["sd3"]), folders["llm"])
@@ -244,13 +248,6 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
     return publish_model(parts, out)
 
 
-def _folder(root: Path, names: tuple[str, ...]) -> Path:
-    found = [root / name for name in names if (root / name).is_dir()]
-    if len(found) != 1:
-        raise CheckpointError(root, f"not a UAE release: {len(found)} folders are called {' or '.join(names)}")
-    return found[0]
-
-
 def _language_model(
     folders: dict[str, Path], settings: ReleaseImport
 ) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
@@ -269,7 +266,13 @@ def _language_model(
         if name != _HEAD or not model.config.tie_word_embeddings
     }
     before = sort_llm(tensors_of(folders["llm"]), names, folders["llm"])
-    after = sort_llm_lora(_shards(where), names, where, rank=settings.lora_rank)
+    if found := pickles(where):
+        raise CheckpointError(found[0], "pickles are refused; the release's adapters are safetensors")
+    # Its shards need no index.
+    shards = dict(read_files(sorted(where.glob("*.safetensors"))))
+    if not shards:
+        raise CheckpointError(where, "has no safetensors")
+    after = sort_llm_lora(shards, names, where, rank=settings.lora_rank)
     merged = merge(after.model, after.adapters, settings.lora_alpha / settings.lora_rank, where)
     if _HEAD in merged and _HEAD not in names and not torch.equal(merged[_HEAD], merged[_EMBEDDING]):
         raise CheckpointError(where, f"{_HEAD} differs from {_EMBEDDING}, though the configuration ties them")
@@ -282,16 +285,6 @@ def _language_model(
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not left, left
     return model, tensors, after.projector or before.projector
-
-
-def _shards(folder: Path) -> dict[str, Tensor]:
-    """All tensors of ``llm_lora``, whose shards need no index."""
-    if found := pickles(folder):
-        raise CheckpointError(found[0], "pickles are refused; the release's adapters are safetensors")
-    state = dict(read_files(sorted(folder.glob("*.safetensors"))))
-    if not state:
-        raise CheckpointError(folder, "has no safetensors")
-    return state
 
 
 def _transformer(dit: Path, adapter: Path) -> Any:
@@ -397,10 +390,5 @@ def _release_card(settings: ReleaseImport) -> Card:
             "encoder": "Qwen2.5-VL-3B-Instruct, by way of the release",
             "transformer, vae, scheduler": "Stable Diffusion 3.5 Large, by way of the release",
         },
-        constants={
-            "lora_rank": settings.lora_rank,
-            "lora_alpha": settings.lora_alpha,
-            "condition_length": settings.condition_length,
-            "condition_role": settings.condition_role,
-        },
+        constants={name: value for name, value in asdict(settings).items() if name not in ("release", "revision")},
     )

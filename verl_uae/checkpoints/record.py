@@ -81,17 +81,11 @@ class RunRecord:
         """What is known of the :class:`~verl_uae.checkpoints.inference.InferenceSettings` of the run, by name."""
         prompt = most_frequent_prompt(self.training_prompts())
         if prompt is None:
-            logger.warning(
-                "the training rows have no prompt of one picture that a model folder could hold: "
-                "exports will need --caption-prompt"
-            )
-        elif not prompt.shared:
-            logger.warning(
-                "the training rows have several prompts; exported models ask that of most, %d of %d rows: %r",
-                prompt.rows,
-                prompt.total,
-                prompt.user,
-            )
+            what = "the training rows have no prompt of one picture that a model folder could hold"
+            logger.warning("%s: exports will need --caption-prompt", what)
+        elif prompt.rows < prompt.total:
+            what = "the training rows have several prompts; exported models ask that of most"
+            logger.warning("%s, %d of %d rows: %r", what, prompt.rows, prompt.total, prompt.user)
         return settings_of_run(RunConfig(self.config).get, prompt)
 
     def training_prompts(self) -> Iterable[Any]:

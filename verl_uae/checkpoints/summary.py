@@ -24,8 +24,6 @@ from verl_uae.files import write_text
 #: Metrics of validation that the last lines are about; verl's name for what matters most.
 _CORE = "val-core/"
 
-_WIDTH = 12
-
 
 @dataclass(slots=True)
 class RunSummary:
@@ -55,12 +53,10 @@ class RunSummary:
         for name, value in metrics.items():
             if not name.startswith(_CORE):
                 continue
-            entry = (float(value), step)
-            self.last[name] = entry
-            known = self.best.get(name)
-            better = known is None or (value < known[0] if lower_is_better(name) else value > known[0])
-            if better:
-                self.best[name] = entry
+            self.last[name] = (float(value), step)
+            known, sign = self.best.get(name), -1 if "loss" in name else 1
+            if known is None or sign * value > sign * known[0]:
+                self.best[name] = self.last[name]
 
     def write(self, folder: Path) -> None:
         """Write it into the folder of the run, where it appears whole."""
@@ -83,30 +79,30 @@ class RunSummary:
             raise CheckpointError(path, f"cannot be read: {error!r}") from error
 
 
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric of validation is a loss."""
-    return "loss" in metric
-
-
 def last_lines(summary: RunSummary, folder: str, seconds: float, *, done: bool, save_freq: int) -> list[str]:
     """The lines that end a training command of so many seconds, in the folder ``trainer.default_local_dir`` as the user
     wrote it; ``done`` where the run came to its end."""
-    least = "" if summary.ended else "at least "
-    end = f"{least}{summary.step} of {summary.total_steps} steps"
-    lines = [f"verl_uae: stage {summary.stage} {'done' if done else 'FAILED'}: {end} in {duration(seconds)}"]
-    lines += [_line("validation", text) for text in _validations(summary)]
-    lines.append(_line("panel", summary.panel or "none: there was no validation with probes"))
+    end = f"{'' if summary.ended else 'at least '}{summary.step} of {summary.total_steps} steps"
+    rows: list[tuple[str, str]] = []
+    for name, (value, step) in summary.last.items():
+        best, at = summary.best[name]
+        rows.append(("validation", f"{name}: best {best:.4g} at step {at}, last {value:.4g} at step {step}"))
+    if not rows:
+        rows.append(("validation", "none: trainer.test_freq and trainer.val_before_train ask for none"))
+    rows.append(("panel", summary.panel or "none: there was no validation with probes"))
     if summary.metrics is not None:
-        lines.append(_line("metrics", summary.metrics))
-    if summary.saved is None:
-        lines.append(_line("checkpoint", f"none: {_unsaved(save_freq, done)}"))
-        return lines
-    checkpoint = Path(folder) / step_name(summary.saved)
-    lines.append(_line("checkpoint", str(checkpoint)))
-    lines += [
-        _line("use it" if number == 0 else "", text) for number, text in enumerate(_commands(summary, checkpoint))
-    ]
-    return lines
+        rows.append(("metrics", summary.metrics))
+    if summary.saved is not None:
+        checkpoint = Path(folder) / step_name(summary.saved)
+        export, sample = _commands(summary, checkpoint)
+        rows += [("checkpoint", str(checkpoint)), ("use it", export), ("", sample)]
+    else:
+        reason = f"trainer.save_freq={save_freq} saves nothing; trainer.save_freq=N saves every N steps and at the end"
+        if save_freq > 0:
+            reason = "there was no step to save" if done else f"trainer.save_freq={save_freq}, and it failed before"
+        rows.append(("checkpoint", f"none: {reason}"))
+    head = f"verl_uae: stage {summary.stage} {'done' if done else 'FAILED'}: {end} in {duration(seconds)}"
+    return [head, *(f"  {name:<12}{text}" for name, text in rows)]
 
 
 def duration(seconds: float) -> str:
@@ -132,42 +128,14 @@ def shown(words: Sequence[str | Path]) -> str:
     return shlex.join([*executable(), *map(str, words)])
 
 
-def _line(name: str, text: str) -> str:
-    return f"  {name:<{_WIDTH}}{text}"
-
-
-def _validations(summary: RunSummary) -> list[str]:
-    if not summary.last:
-        return ["none: trainer.test_freq and trainer.val_before_train ask for none"]
-    lines = []
-    for name, (value, step) in summary.last.items():
-        best, at = summary.best[name]
-        lines.append(f"{name}: best {best:.4g} at step {at}, last {value:.4g} at step {step}")
-    return lines
-
-
-def _unsaved(save_freq: int, done: bool) -> str:
-    if save_freq > 0:
-        return "there was no step to save" if done else f"trainer.save_freq={save_freq}, and it failed before"
-    return f"trainer.save_freq={save_freq} saves nothing; trainer.save_freq=N saves every N steps and at the end"
-
-
 def _commands(summary: RunSummary, checkpoint: Path) -> list[str]:
-    model = _free(checkpoint.parent / f"model_{summary.saved}")
+    number, model = 1, checkpoint.parent / f"model_{summary.saved}"
+    # An export overwrites nothing.
+    while os.path.lexists(model):
+        number, model = number + 1, checkpoint.parent / f"model_{summary.saved}_{number + 1}"
     export: list[str | Path] = ["export", checkpoint, "--out", model]
     captioner = checkpoint / ACTOR
     if captioner.is_dir() and not any((captioner / HUGGINGFACE).glob("*.safetensors")):
         export.append("--merge-captioner")
-    if summary.rows is not None:
-        what: list[str | Path] = ["--rows", summary.rows]
-    else:
-        what = ["--prompt", "a red circle"]
+    what = ["--prompt", "a red circle"] if summary.rows is None else ["--rows", summary.rows]
     return [shown(export), shown(["sample", model, *what, "--out", f"{model}_samples"])]
-
-
-def _free(path: Path) -> Path:
-    """The path, or the first with a number behind it that does not exist yet: an export overwrites nothing."""
-    number, found = 1, path
-    while os.path.lexists(found):
-        number, found = number + 1, path.with_name(f"{path.name}_{number + 1}")
-    return found

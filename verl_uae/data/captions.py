@@ -90,21 +90,16 @@ def find_sidecars(files: Sequence[str]) -> dict[str, str]:
             continue
         if ending in _PICTURE_ENDINGS:
             pictures.setdefault(stem, file)
-            similar.setdefault(unicodedata.normalize("NFC", stem), file)
+            similar.setdefault(_composed(stem), file)
         elif ending == SIDECAR:
             texts[file] = stem
-    beside = {
-        file: pictures.get(stem) or similar.get(unicodedata.normalize("NFC", stem)) for file, stem in texts.items()
-    }
+    beside = {text: pictures.get(stem) or similar.get(_composed(stem)) for text, stem in texts.items()}
     return {text: picture for text, picture in beside.items() if picture is not None}
 
 
 def read_sidecars(folder: Path, sidecars: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Read the texts that `find_sidecars` found.
-
-    Returns:
-        Picture -> caption, and the texts that hold none, or a second one -> why.
-    """
+    """Read the texts that `find_sidecars` found: picture -> caption, and the texts that hold none, or a second one ->
+    why."""
     captions: dict[str, str] = {}
     unread: dict[str, str] = {}
     limits = ImageLimits(max_bytes=MAX_TEXT_BYTES)
@@ -115,10 +110,8 @@ def read_sidecars(folder: Path, sidecars: Mapping[str, str]) -> tuple[dict[str, 
         try:
             caption = decode_text(encoded_bytes(text, limits=limits, root=folder)).strip()
             problem = caption_problem(caption)
-        except DataError as error:
-            problem = error.message
-        except ValueError as error:
-            problem = str(error)
+        except (DataError, ValueError) as error:
+            problem = error.message if isinstance(error, DataError) else str(error)
         if problem is None:
             captions[picture] = caption
         else:
@@ -156,6 +149,9 @@ def match_captions(captions: Mapping[str, str], files: Iterable[str]) -> tuple[d
     return matched, unused
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 def _form(name: str) -> str:
-    parts = [part for part in unicodedata.normalize("NFC", name).replace("\\", "/").split("/") if part not in ("", ".")]
-    return "/".join(parts)
+    return str(PurePosixPath(_composed(name).replace("\\", "/").lstrip("/")))

@@ -232,11 +232,6 @@ class CaptionPrompt:
     total: int
     """Rows that were looked at."""
 
-    @property
-    def shared(self) -> bool:
-        """Whether every row has it."""
-        return self.rows == self.total
-
 
 def most_frequent_prompt(prompts: Iterable[Any]) -> CaptionPrompt | None:
     """The most frequent of prompts, each the messages of a row; the first of those that are equally frequent.

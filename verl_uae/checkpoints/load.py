@@ -358,15 +358,6 @@ def _check_precision(folder: Path, model: Any, may_ignore: Callable[[str], bool]
                     raise CheckpointError(folder, f"{name} is stored as {dtype}; {reason}")
 
 
-def _check_alone(folder: Path) -> None:
-    """Of two sets of weights transformers takes the single file, and vLLM the other one or both."""
-    used = {path.name for path in weight_files(folder)}
-    if len(used) == 1 and used <= {f"{stem}.safetensors" for stem in STEMS}:
-        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"))):
-            if path.name not in used:
-                raise CheckpointError(path, f"is a second set of weights beside {used.pop()}: keep one of them here")
-
-
 def _check_counts(folder: Path, stored: int) -> None:
     """Building a model of ten million layers would not end, whatever device it is built on."""
     path = folder / CONFIG

@@ -283,13 +283,13 @@ class ShardIterator(Iterator[list[Pair]]):
         self._go_to(epoch=0, shard=0, number=0)
 
     def __next__(self) -> list[Pair]:
-        while True:
-            size, pair = self._next_pair()
+        for size, pair in self._pairs:
             waiting = self._waiting[size]
             waiting.append(pair)
             if len(waiting) == self.shards.batch_size:
                 self._waiting[size] = []
                 return waiting
+        raise StopIteration
 
     def state_dict(self) -> dict[str, Any]:
         """The place, as plain numbers and texts."""
@@ -319,63 +319,41 @@ class ShardIterator(Iterator[list[Pair]]):
 
     def _go_to(self, epoch: int, shard: int, number: int) -> None:
         self._epoch, self._shard, self._number = epoch, shard, number
-        self._order = self.shards.order(epoch)[self._part :: self._parts]
-        self._samples: Iterator[Sample] | None = None
+        self._pairs = self._good_pairs()
 
-    def _next_pair(self) -> tuple[HeightWidth, Pair]:
-        """The next good sample and its bucket; raises StopIteration when ``epochs`` is over."""
-        while True:
-            sample = self._next_sample()
-            if sample is None:
-                continue
-            url, self._number = self._order[self._shard], sample.number + 1
-            pair = pair_of(sample, url, self.shards.settings.image_limits)
-            if isinstance(pair, Pair):
-                self.counts.good += 1
-                return self.shards.buckets.bucket_of(pair.width, pair.height), pair
-            self.counts.bad += 1
-            self._leave_out(BadItem(url, sample.number, pair))
-
-    def _next_sample(self) -> Sample | None:
-        """A sample of the current shard; None where it is over, and the place has moved on."""
-        if self._shard == len(self._order):
-            self._end_epoch()
-        url = self._order[self._shard]
-        try:
-            if self._samples is None:
-                self._samples = self._opened(url)
-            sample = next(self._samples, None)
-        except (DamagedShard, OSError) as error:
-            sample = None
-            self.counts.damaged += 1
-            reason = f"the shard is lost from sample {self._number} on: {type(error).__name__}: {error}"
-            self._leave_out(BadItem(url, None, reason))
-        if sample is None:
-            self._shard, self._number, self._samples = self._shard + 1, 0, None
-        return sample
-
-    def _opened(self, url: str) -> Iterator[Sample]:
-        """Samples of a shard from the current number on."""
-        samples = read_samples(url, self.shards.settings.image_limits.max_bytes)
-        skipped = sum(1 for _ in islice(samples, self._number))
-        if skipped < self._number:
-            raise DataError(url, None, f"has changed: {skipped} samples, {self._number} were read before")
-        return samples
-
-    def _end_epoch(self) -> None:
-        if self._epoch == self.shards.epochs:
-            raise StopIteration
-        if self.counts.good == self._good_before:
-            reason = f"no usable sample in {len(self._order)} shards; last: {self._last_bad}"
-            raise DataError(self.shards.urls[0], None, reason)
-        self._check_share()
-        self._good_before = self.counts.good
-        if self._epoch + 1 == self.shards.epochs:
-            self.counts.dropped += sum(map(len, self._waiting.values()))
-            self._waiting = {size: [] for size in self._waiting}
-            self._epoch += 1
-            raise StopIteration
-        self._go_to(self._epoch + 1, 0, 0)
+    def _good_pairs(self) -> Iterator[tuple[HeightWidth, Pair]]:
+        """Good samples from the place on, until ``epochs`` are over, each with its bucket."""
+        limits = self.shards.settings.image_limits
+        while self._epoch != self.shards.epochs:
+            for url in self.shards.order(self._epoch)[self._part :: self._parts][self._shard :]:
+                try:
+                    samples = read_samples(url, limits.max_bytes)
+                    skipped = sum(1 for _ in islice(samples, self._number))
+                    if skipped < self._number:
+                        reason = f"has changed: {skipped} samples, {self._number} were read before"
+                        raise DataError(url, None, reason)
+                    for sample in samples:
+                        self._number = sample.number + 1
+                        pair = pair_of(sample, url, limits)
+                        if isinstance(pair, Pair):
+                            self.counts.good += 1
+                            yield self.shards.buckets.bucket_of(pair.width, pair.height), pair
+                        else:
+                            self.counts.bad += 1
+                            self._leave_out(BadItem(url, sample.number, pair))
+                except (DamagedShard, OSError) as error:
+                    self.counts.damaged += 1
+                    reason = f"the shard is lost from sample {self._number} on: {type(error).__name__}: {error}"
+                    self._leave_out(BadItem(url, None, reason))
+                self._shard, self._number = self._shard + 1, 0
+            if self.counts.good == self._good_before:
+                reason = f"no usable sample in {self._shard} shards; last: {self._last_bad}"
+                raise DataError(self.shards.urls[0], None, reason)
+            self._check_share()
+            self._good_before = self.counts.good
+            self._epoch, self._shard = self._epoch + 1, 0
+        self.counts.dropped += sum(map(len, self._waiting.values()))
+        self._waiting = {size: [] for size in self._waiting}
 
     def _leave_out(self, item: BadItem) -> None:
         self._last_bad = item

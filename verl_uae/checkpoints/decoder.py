@@ -91,8 +91,7 @@ def base_tensors(path: str, names: set[str] | None = None) -> dict[str, Tensor]:
     for part, component in COMPONENTS.items():
         wanted = None if names is None else _of(part, dict.fromkeys(names))
         found |= {f"{part}.{name}": tensor for name, tensor in read_tensors(root / component, wanted)}
-    missing = sorted((names or set()) - set(found))
-    if missing:
+    if missing := sorted((names or set()) - set(found)):
         raise CheckpointError(root, f"{len(missing)} weights are missing: {missing[:4]}")
     return found
 
@@ -133,8 +132,7 @@ def decoder_modules(
         except RuntimeError as error:
             raise CheckpointError(folder, f"the {part} does not fit its configuration: {error}") from error
         module.requires_grad_(False)
-    unknown = sorted(name for name in state if name.partition(".")[0] not in COMPONENTS)
-    if unknown:
+    if unknown := sorted(name for name in state if name.partition(".")[0] not in COMPONENTS):
         raise CheckpointError(folder, f"{len(unknown)} tensors belong to no part of the decoder: {unknown[:4]}")
     return modules["transformer"], modules["projector"]
 

@@ -139,8 +139,7 @@ def _entries(folder: Path, settings: ExportSettings, run: RunConfig) -> dict[str
     entries = {**found, **flags}
     if "condition_length" not in entries:
         raise ConfigError("--condition-length", "needed: the checkpoint has no configuration of its run (--run-config)")
-    missing = [name for name in ENTRIES if name not in entries]
-    if missing:
+    if missing := [name for name in ENTRIES if name not in entries]:
         logger.warning("the checkpoint does not say %s: the defaults are written", ", ".join(missing))
     return asdict(InferenceSettings(**entries))
 
@@ -185,8 +184,7 @@ def read_evaluation(path: str | None) -> dict[str, float]:
         figures = {str(name): float(value) for name, value in json.loads(Path(path).read_text("utf-8")).items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError("--evaluation", f"{path} is not a JSON object of numbers: {error}") from error
-    odd = [name for name, value in figures.items() if not math.isfinite(value)]
-    if odd:
+    if odd := [name for name, value in figures.items() if not math.isfinite(value)]:
         raise ConfigError("--evaluation", f"{path}: not finite: {odd[:4]}")
     return figures
 

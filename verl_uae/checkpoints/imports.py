@@ -300,8 +300,7 @@ def _transformer(dit: Path, adapter: Path) -> Any:
         adapted = PeftModel.from_pretrained(base, str(adapter))
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(adapter, f"no peft adapter of the transformer: {error}") from error
-    odd = sorted(written ^ set(get_peft_model_state_dict(adapted)))
-    if odd:
+    if odd := sorted(written ^ set(get_peft_model_state_dict(adapted))):
         raise CheckpointError(file, f"{len(odd)} tensors have no place in the transformer or are missing: {odd[:4]}")
     return _cast(adapted.merge_and_unload(safe_merge=True), dtype)
 
@@ -335,13 +334,11 @@ def sort_llm_lora(state: Mapping[str, Tensor], known: Iterable[str], where: Path
     Raises `CheckpointError`: naming the tensors that are missing or unknown, layers without adapter, or another
     rank."""
     rest, projector = _split_projector(state)
-    unwrapped = sorted(name for name in rest if name.startswith("model.") and not name.startswith(_PEFT))
-    if unwrapped:
+    if unwrapped := sorted(name for name in rest if name.startswith("model.") and not name.startswith(_PEFT)):
         raise CheckpointError(where, f"{len(unwrapped)} tensors are not below {_PEFT}: {unwrapped[:4]}")
     adapted = {name.partition(".base_layer.")[0] for name in rest if ".base_layer." in name}
     base, layers = split_adapters(rest, where)
-    odd = sorted(adapted ^ set(layers))
-    if odd:
+    if odd := sorted(adapted ^ set(layers)):
         raise CheckpointError(where, f"{len(odd)} layers have an adapter without base layer or the reverse: {odd[:4]}")
     model = {_plain(name): tensor for name, tensor in base.items()}
     adapters = {_plain(name): halves for name, halves in layers.items()}

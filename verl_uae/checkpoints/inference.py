@@ -56,8 +56,7 @@ class InferenceSettings:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            problem = _problem(name, value)
-            if problem is not None:
+            if (problem := _problem(name, value)) is not None:
                 raise ConfigError(name, problem)
 
 
@@ -161,8 +160,7 @@ def checked(entries: Mapping[str, Any]) -> dict[str, Any]:
             close = difflib.get_close_matches(name, ENTRIES, n=1)
             hint = f", did you mean {close[0]}?" if close else f"; known are {', '.join(ENTRIES)}"
             raise ConfigError(name, f"unknown setting{hint}")
-        problem = _problem(name, value)
-        if problem is not None:
+        if (problem := _problem(name, value)) is not None:
             raise ConfigError(name, problem)
     return {name: float(entries[name]) if name in _SMALLEST else entries[name] for name in ENTRIES if name in entries}
 

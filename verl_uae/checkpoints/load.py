@@ -399,8 +399,7 @@ def _read(kind: Any, auto: str, what: str, source: str | Path, options: dict[str
 
 def _ask_hub(source: str, options: Mapping[str, Any], subfolder: str = "") -> None:
     """Refuse what cannot be had, after one request: transformers asks six times, over half a minute."""
-    problem = hub_problem(source, posixpath.join(subfolder, CONFIG), options.get("revision"))
-    if problem is not None:
+    if (problem := hub_problem(source, posixpath.join(subfolder, CONFIG), options.get("revision"))) is not None:
         raise CheckpointError(source, problem)
 
 

@@ -62,8 +62,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(path, "altered: its own digest is another")
     if content["format"] != FORMAT:
         raise CheckpointError(path, f"has format {content['format']!r}, known is {FORMAT}")
-    outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
-    if outside:
+    if outside := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise CheckpointError(path, f"names files outside the folder: {outside[:4]}")
     return content
 
@@ -139,8 +138,7 @@ def _irregular(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    found = pickles(folder)
-    if found:
+    if found := pickles(folder):
         raise CheckpointError(found[0], "pickles are refused in a model folder; weights are safetensors")
 
 

@@ -61,8 +61,7 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
             raise DataError(path, number, 'expected {"file": text, "caption": text}')
         if file in captions:
             raise DataError(path, number, f"file {encodable(file)!r} has a caption already")
-        problem = text_problem(caption)
-        if problem is not None:
+        if (problem := text_problem(caption)) is not None:
             raise DataError(path, number, f"the caption of {encodable(file)!r} holds {problem}")
         captions[file] = caption
     if not captions:

@@ -92,8 +92,7 @@ def _pack(args: argparse.Namespace) -> int:
     report = pack(args.folder, args.out, prompt=prompt, limits=_limits(args), data_source=source, **options)
     print(json.dumps(asdict(report), indent=2))
     listed = f"see {args.out / QUARANTINE_FILE}"
-    left_out = report.bad + report.duplicates
-    if left_out:
+    if left_out := report.bad + report.duplicates:
         print(f"{left_out} of {report.files_seen} files left out, {listed}")
     if report.captions_unused:
         print(f"{report.captions_unused} captions not used, {listed}")

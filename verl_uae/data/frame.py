@@ -187,8 +187,7 @@ def column_of(path: str, name: str) -> Iterator[Any]:
 
 def check_columns(columns: Sequence[str], name: str, must_have: Sequence[str]) -> None:
     """Raise `DataError` if a file lacks a column."""
-    missing = [key for key in must_have if key not in columns]
-    if missing:
+    if missing := [key for key in must_have if key not in columns]:
         raise DataError(name, None, f"column {missing[0]} is missing; found: {', '.join(columns[:20]) or 'none'}")
 
 
@@ -215,8 +214,7 @@ def parquet_batches(path: str, only: Sequence[str] | None = None) -> Iterator[pa
         with open(path, "rb") as stream, pq.ParquetFile(stream, metadata=_metadata(stream)) as file:
             fields = [field for field in file.schema_arrow if only is None or field.name in only]
             schema = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in fields])
-            twice = [name for name, count in Counter(schema.names).items() if count > 1]
-            if twice:
+            if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
                 raise DataError(path, None, f"column {twice[0]} is there twice")
             if reserved := [name for name in _RESERVED if name in schema.names]:
                 raise DataError(path, None, f"column {reserved[0]} {_NOT_YOURS}")
@@ -367,8 +365,7 @@ class _JsonRows:
         first: str | None = None
         with open(path, "rb") as file:
             self._stamp = _stamp(file)
-            entries = _json_list(file)
-            if entries is not None:
+            if (entries := _json_list(file)) is not None:
                 self._list = [_checked(entry, path, needed) for entry in entries]
             for row in self._lines(file) if self._list is None else self._list:
                 first = first or row.get(PROBLEM)

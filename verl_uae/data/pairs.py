@@ -162,8 +162,7 @@ def inspect_pair(door: RowDoor, row: Row) -> Size | str:
     if len(sizes) > 1:
         return f"column {door.image_key}: a pair has one picture, got {len(sizes)}"
     info = row.get("extra_info") or {}
-    problem = caption_problem(info.get("caption"))
-    if problem is not None:
+    if (problem := caption_problem(info.get("caption"))) is not None:
         return f"column extra_info: {problem}"
     if sizes[0] != (0, 0):
         return sizes[0]
@@ -382,8 +381,7 @@ class ShardIterator(Iterator[list[Pair]]):
                         pairs[url, sample.number] = pair
             except (DamagedShard, OSError) as error:
                 raise DataError(url, None, f"cannot be read again: {error}") from error
-        missing = [place for place in places if place not in pairs]
-        if missing:
+        if missing := [place for place in places if place not in pairs]:
             raise DataError(missing[0][0], missing[0][1], "the sample that waited for its batch is gone")
         return [pairs[place] for place in places]
 

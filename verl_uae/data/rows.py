@@ -79,8 +79,7 @@ class CheckSettings:
         """Read the keys from verl's ``data`` section; raises `ConfigError` naming an unknown or impossible one."""
         field_names = {field.name for field in fields(cls)}
         values = {str(key)[4:]: config[key] for key in config if str(key).startswith("uae_")}
-        unknown = sorted(set(values) - field_names)
-        if unknown:
+        if unknown := sorted(set(values) - field_names):
             names = ", ".join(f"uae_{name}" for name in sorted(field_names))
             raise ConfigError(f"data.uae_{unknown[0]}", f"unknown key; known: {names}")
         # YAML reads a bare `off` as false.
@@ -133,8 +132,7 @@ class RowDoor:
             "image_key": self.image_key,
             "refused_keys": self.refused_keys,
         }
-        problem = row.get(PROBLEM) or row_problem(row, **keys, refused_text=self.refused_text)
-        if problem is not None:
+        if (problem := row.get(PROBLEM) or row_problem(row, **keys, refused_text=self.refused_text)) is not None:
             return problem
         try:
             return [self._size(row, cell) for cell in row[self.image_key]]

@@ -62,8 +62,7 @@ _EXTRA_INFO: dict[str, pa.DataType] = {
 
 def row_schema(extra: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
     """The Arrow schema of a file, with ``extra`` fields of ``extra_info``; ``ValueError`` for one that exists."""
-    clash = sorted(set(extra or ()) & set(_EXTRA_INFO))
-    if clash:
+    if clash := sorted(set(extra or ()) & set(_EXTRA_INFO)):
         raise ValueError(f"extra_info already has the fields {clash}")
     text = pa.string()
     return pa.schema(
@@ -129,8 +128,7 @@ def make_row(
         "reward_model": {"style": "rule", "ground_truth": caption or ""},
         "extra_info": {**info, "caption": caption, **(extra or {})},
     }
-    problem = row_problem(row)
-    if problem is not None:
+    if (problem := row_problem(row)) is not None:
         raise DataError(source or "<row>", index, problem)
     return row
 

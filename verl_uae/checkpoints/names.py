@@ -9,14 +9,9 @@ from pathlib import Path
 
 # ------------------------------------------------------------ a run, in trainer.default_local_dir
 
-#: verl's file with the number of the newest step.
-TRACKER = "latest_checkpointed_iteration.txt"
-
-#: What the run has reached so far, for the lines that end the command.
-SUMMARY = "uae_summary.json"
-
-#: Locked by the process of the run that uses the folder.
-LOCK = "uae_run.lock"
+#: verl's file with the number of the newest step; what the run has reached, for the lines that end the command; what
+#: the process of the run that uses the folder has locked.
+TRACKER, SUMMARY, LOCK = "latest_checkpointed_iteration.txt", "uae_summary.json", "uae_run.lock"
 
 # ------------------------------------------------------------ a step folder, global_step_<N>/
 
@@ -25,26 +20,18 @@ STEP_PREFIX = "global_step_"
 #: Says that the folder is complete; written last.
 MARKER = "uae_complete.json"
 
-#: The resolved configuration of the run.
-RUN_CONFIG = "uae_run.yaml"
+#: The resolved configuration of the run, and the settings that its validation captions and draws with.
+RUN_CONFIG, RUN_INFERENCE = "uae_run.yaml", "uae_inference.json"
 
-#: The settings that the run's validation captions and draws with.
-RUN_INFERENCE = "uae_inference.json"
-
-#: verl's: the captioner's state, the transformers folder in it, and the place in the data.
+#: verl's: the captioner's state, the transformers folder in it, and the place in the data; rank and alpha of adapters.
 ACTOR, HUGGINGFACE, DATA_STATE = "actor", "huggingface", "data.pt"
-
-#: verl's: rank and alpha of the adapters beside it.
 LORA_META = "lora_train_meta.json"
 
-#: State of the trained decoder, and its weights as a decoder folder.
+#: State of the trained decoder, and its weights as a decoder folder; of a captioner trained in the cold start, and its
+#: weights as a transformers folder; beside the state of a model the one that the run started from.
 POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
-
-#: Beside the state of a model: the one that the run started from.
-BASE_FILE = "base.json"
-
-#: State of a captioner trained in the cold start, and its weights as a transformers folder.
 ENCODER_STATE, ENCODER_FOLDER = "encoder_policy", "encoder"
+BASE_FILE = "base.json"
 
 #: Running statistics of the rewards.
 SIGNALS_FILE = "reward_signals.json"
@@ -54,16 +41,14 @@ SIGNALS_FILE = "reward_signals.json"
 MODEL_INDEX, MANIFEST, CARD = "model_index.json", "manifest.json", "README.md"
 TRANSFORMER, VAE, SCHEDULER, CONDITIONER = "transformer", "vae", "scheduler", "conditioner"
 
-#: Of the libraries: configurations of a component, of a scheduler and of generation; of these at least one is beside a
-#: processor or tokenizer.
-CONFIG, SCHEDULER_CONFIG, GENERATION_CONFIG = "config.json", "scheduler_config.json", "generation_config.json"
-PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
-
-#: peft's: an adapter's configuration and weights.
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
 #: The captioner, and the model whose text-only states are the condition where it is not the captioner.
 ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
+
+#: Of the libraries: configurations of a component, of a scheduler and of generation; of these at least one is beside a
+#: processor or tokenizer; an adapter's configuration and weights.
+CONFIG, SCHEDULER_CONFIG, GENERATION_CONFIG = "config.json", "scheduler_config.json", "generation_config.json"
+PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 #: As verl writes the number.
 _STEP = re.compile(rf"{STEP_PREFIX}(0|[1-9][0-9]{{0,17}})", re.ASCII)

@@ -70,17 +70,12 @@ def latent_name(content_key: str, size: HeightWidth) -> str:
 
 
 class TensorCache:
-    """Named tensors in a folder.
+    """Named tensors in a folder, which is made if it is missing; it may serve several caches and processes.
 
-    An item is the file ``<two hex digits>/<key>.safetensors``, the key being the SHA-256 of fingerprint and name. It
-    appears whole, whoever writes.
-
-    Args:
-        folder: made if it is missing; the same one may serve several caches and processes.
-        fingerprint: what makes the tensors, e.g. `latent_fingerprint`; files of another one are never used.
-
-    Attributes:
-        hits, misses, writes, corrupt: counters of this object. A corrupt file is a miss too.
+    An item is the file ``<two hex digits>/<key>.safetensors``, the key being the SHA-256 of its name and of the
+    fingerprint of what makes the tensors, e.g. `latent_fingerprint`; files of another one are never used. It appears
+    whole, whoever writes. ``hits``, ``misses``, ``writes`` and ``corrupt`` count of this object; a corrupt file is a
+    miss too.
     """
 
     def __init__(self, folder: str | PathLike[str], fingerprint: str) -> None:

@@ -59,14 +59,10 @@ _UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, OSError, Imp
 
 
 class Frame:
-    """Rows of data files, or some of them. Picklable: it holds paths and places.
+    """Rows of data files, or some of them: at ``items`` of the sequence of all. Picklable: it holds paths and places.
 
     Every row has the columns of all files, None where its own file has no such column, and `FILE` and `ROW`. A value
     that cannot be read is None; in a needed column it is the `PROBLEM` of its row.
-
-    Args:
-        parts: the files.
-        items: places in the sequence of all rows; None: all.
     """
 
     def __init__(self, parts: Sequence[Part], items: np.ndarray | None = None) -> None:

@@ -134,27 +134,23 @@ def pack(
     picture; WebP, transparent, rotated, 16-bit and too large pictures are stored as new, plain PNG.
 
     Args:
-        folder: where the pictures are.
-        out_dir: where the files go; must not lie inside ``folder``.
+        folder, out_dir: where the pictures are, and where the files go; the latter must not lie inside the former.
         prompt: user text, or messages; default: `schema.make_prompt`.
-        captions: path in the folder -> caption, or a JSON-lines file of ``{"file": .., "caption": ..}``; how names
-            are compared: `captions.match_captions`.
+        captions: path in the folder -> caption, or a JSON-lines file of ``{"file": .., "caption": ..}``; see
+            `captions.match_captions`.
         sidecars: take the caption of ``x.png`` from ``x.txt`` beside it.
-        val_fraction: chance in [0, 1) of a picture to be held out, drawn from its content and ``seed``: adding
-            pictures moves none of the others, and equal pictures cannot end up in both files. With a fraction above 0
-            and two pictures, neither file is empty. With 0 there is no ``val.parquet``.
-        seed: of the split.
+        val_fraction: chance in [0, 1) of a picture to be held out, drawn from its content and ``seed``: adding pictures
+            moves none of the others, and equal pictures cannot end up in both files. With a fraction above 0 and two
+            pictures, neither file is empty. With 0 there is no ``val.parquet``.
         max_pixels: larger pictures are scaled down to at most this many pixels.
         limits: what the image door refuses.
         data_source: written to every row.
-        threads: decoding threads.
+        threads: for decoding.
         overwrite: replace files that exist, of either format.
-        format: one of `FORMATS`.
-        shard_size: pictures per tar shard.
+        format: one of `FORMATS`; of ``webdataset`` with ``shard_size`` pictures per shard.
 
-    Raises:
-        ConfigError: for an impossible argument.
-        DataError: for an unreadable folder or caption file, or if no picture is left.
+    Raises `ConfigError`: for an impossible argument; `DataError`: for an unreadable folder or caption file, or if no
+    picture is left.
     """
     folder, out_dir = Path(folder).resolve(), Path(out_dir).resolve()
     _check_arguments(folder, out_dir, val_fraction, max_pixels, limits, overwrite, format, shard_size)

@@ -88,25 +88,23 @@ class Pair:
 
 
 class PairRows(Dataset[Pair]):
-    """Pairs from parquet files in the row schema of `data.schema`; the caption is ``extra_info.caption``.
+    """Pairs from parquet or JSON files in the row schema of `data.schema`; the caption is ``extra_info.caption``.
 
     Every row is checked once, with the checks and settings of `UAEDataset`. A row without a caption is a bad row. Use
     it with a `buckets.BucketSampler` over `sizes` and ``collate_fn=list``.
 
     Args:
-        files: parquet (or JSON) files.
+        files: their paths.
         settings: of the check; ``verify_images`` also says where `sizes` come from: ``full`` the decoded picture,
             ``header`` its claims and EXIF orientation, ``off`` the row's own ``width`` and ``height`` where it has
             them, else as ``header``. A wrong size costs a worse crop and nothing else.
-        max_samples: rows to use, all where it is not positive.
-        shuffle, seed: draw those rows at random, as verl does.
+        max_samples: rows to use, all where it is not positive; drawn with ``shuffle`` and ``seed`` as verl does.
 
     Attributes:
         sizes: (W, H) of every pair, upright, pixels.
         bad: rows that are left out; also in ``settings.quarantine_dir``.
 
-    Raises:
-        DataError: for an unreadable file, too many bad rows, or no usable one.
+    Raises `DataError`: for an unreadable file, too many bad rows, or no usable one.
     """
 
     def __init__(
@@ -198,8 +196,8 @@ class PairShards(IterableDataset[list[Pair]]):
     ``sha256`` is the pair's digest). Samples wait in one buffer per bucket, and a full buffer is a batch. The order of
     the shards is named by seed and epoch; inside a shard samples keep their order.
 
-    The stream has no end unless ``epochs`` is given: one epoch goes into the next, and what waits in the buffers
-    waits on, so nothing is dropped. At the end of ``epochs`` what fills no batch is dropped and counted.
+    The stream has no end unless ``epochs`` is given: one epoch goes into the next, and what waits in the buffers waits
+    on, so nothing is dropped. At the end of ``epochs`` what fills no batch is dropped and counted.
 
     State: epoch, shard, number of samples read of it, and (shard, number) of what waits, which is read again on load.
     Workers of a loader share out the shards; the state is for as many workers.
@@ -208,20 +206,14 @@ class PairShards(IterableDataset[list[Pair]]):
     its claims are checked; what does not decode is found by the rank that decodes it.
 
     Args:
-        shards: glob or brace pattern, or URL with braces, or several.
-        buckets: see `Buckets`.
+        shards: glob or brace pattern, or URL with braces, or several; ``urls`` are those, in the order of their names.
         batch_size: pairs per batch of all ranks together.
-        seed: names the order.
         shuffle: False keeps shards in the order of their names.
         epochs: passes over the data; None: no end.
         settings: ``max_bad_share``, ``quarantine_dir``, ``log_first`` and ``image_limits`` are used.
 
-    Attributes:
-        urls: the shards, in the order of their names.
-
-    Raises:
-        ConfigError: for an impossible argument or a missing package.
-        DataError: for a pattern without files or a URL that is refused; while iterating, for too many bad samples.
+    Raises `ConfigError`: for an impossible argument or a missing package; `DataError`: for a pattern without files or a
+    URL that is refused; while iterating, for too many bad samples.
     """
 
     def __init__(

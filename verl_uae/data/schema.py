@@ -103,20 +103,18 @@ def make_row(
 
     Args:
         image: encoded bytes (PNG, JPEG or WebP).
-        index: number of the row within its split.
-        split: ``"train"`` or ``"val"``.
+        index: number of the row within its split, ``"train"`` or ``"val"``.
         sha256: `images.image_digest` of the decoded picture; names the picture in seeds and logs.
         prompt: messages with one ``<image>``; default: `make_prompt`.
         data_source: what verl groups validation metrics by.
         source: where the picture came from, e.g. its path in the packed folder.
         size: (W, H), pixels.
-        caption: reference caption, where one exists. It is also verl's ``ground_truth``, which must be a string and
-            is "" without a caption; the reconstruction reward reads neither.
+        caption: reference caption, where one exists. It is also verl's ``ground_truth``, which must be a string and is
+            "" without a caption; the reconstruction reward reads neither.
         ability: verl's task label.
         extra: further fields of ``extra_info``.
 
-    Raises:
-        DataError: if the result is not a valid row.
+    Raises `DataError`: the result is not a valid row.
     """
     width, height = size or (None, None)
     info = {"index": index, "split": split, "sha256": sha256, "source": source, "width": width, "height": height}

@@ -256,11 +256,7 @@ class Entry:
 
 
 class Archive:
-    """A tar file that is read forward, or at any place where it is a regular file.
-
-    Args:
-        stream: at its beginning.
-    """
+    """A tar file that is read forward from its beginning, or at any place where it is a regular file."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
@@ -283,10 +279,19 @@ class Archive:
                 raise DamagedShard("cut or damaged: the archive has no end")
             if not block.strip(b"\0"):
                 return self._check_end()
-            info = _header(block)
+            try:
+                info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except (tarfile.HeaderError, ValueError, OverflowError) as error:
+                raise DamagedShard(f"cut or damaged: {error}") from error
+            if info.size < 0:
+                raise DamagedShard(f"damaged: an entry claims {info.size} bytes")
             offset += _BLOCK
             if info.type in (_LONG_NAME, _LONG_LINK, tarfile.XGLTYPE, *_EXTENDED):
-                body = self._body(info)
+                if info.size > MAX_HEADER_BYTES:
+                    raise DamagedShard(f"damaged: a header of {info.size} bytes, limit {MAX_HEADER_BYTES}")
+                body = self._take(info.size)
+                if len(body) < info.size:
+                    raise DamagedShard(f"cut or damaged: a header claims {info.size} bytes, {len(body)} are left")
                 if info.type == _LONG_NAME:
                     long_name = body.split(b"\0", 1)[0]
                 elif info.type == tarfile.XGLTYPE:
@@ -338,14 +343,6 @@ class Archive:
             if not self._take(min(_CHUNK, offset - self._position)):
                 raise DamagedShard(f"cut or damaged: {offset - self._position} bytes are missing")
 
-    def _body(self, info: tarfile.TarInfo) -> bytes:
-        if info.size > MAX_HEADER_BYTES:
-            raise DamagedShard(f"damaged: a header of {info.size} bytes, limit {MAX_HEADER_BYTES}")
-        body = self._take(info.size)
-        if len(body) < info.size:
-            raise DamagedShard(f"cut or damaged: a header claims {info.size} bytes, {len(body)} are left")
-        return body
-
     def _sparse_map(self, header: bytes) -> int:
         """Bytes of the blocks that go on with the map of a sparse file."""
         count, more = 0, header[_MORE_IN_HEADER]
@@ -379,16 +376,6 @@ def _check_kind(block: bytes) -> None:
         raise DamagedShard(f"compressed with {compressed}: shards are plain tar files, unpack it to one first")
     if not block:
         raise DamagedShard("cut or damaged: the file is empty")
-
-
-def _header(block: bytes) -> tarfile.TarInfo:
-    try:
-        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except (tarfile.HeaderError, ValueError, OverflowError) as error:
-        raise DamagedShard(f"cut or damaged: {error}") from error
-    if info.size < 0:
-        raise DamagedShard(f"damaged: an entry claims {info.size} bytes")
-    return info
 
 
 def _records(body: bytes) -> dict[str, bytes]:

@@ -16,9 +16,10 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -187,10 +188,11 @@ def pack(
         "sidecars_unread": _items(hints),
     }
     parts = _parts(_split(pictures, val_fraction, seed), format, seed, shard_size)
-    rows = Rows(folder, messages, texts, data_source, limits, max_pixels)
-    settings = {"seed": seed, "val_fraction": val_fraction, "max_pixels": max_pixels}
+    make = partial(_row, folder, limits, max_pixels, texts, {"prompt": messages, "data_source": data_source})
+    seen = len(files) + len(linked)
+    settings = {"seed": seed, "val_fraction": val_fraction, "max_pixels": max_pixels, "files_seen": seen}
     try:
-        return _write(out_dir, format, parts, rows, left_out, settings | {"files_seen": len(files) + len(linked)})
+        return _write(folder, out_dir, format, parts, make, left_out, settings)
     except OSError as error:
         # Pictures that cannot be read are data errors by now.
         raise DataError(out_dir, None, f"cannot be written: {error}") from error
@@ -328,62 +330,53 @@ def _parts(pictures: Sequence[Picture], format: str, seed: int, shard_size: int)
     return parts
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Turns pictures into rows, reading each a second time. One that has changed since costs itself."""
-
-    folder: Path
-    prompt: Sequence[Message] | None
-    captions: Mapping[str, str]
-    """By `Picture.file`."""
-    data_source: str
-    limits: ImageLimits
-    max_pixels: int | None
-    written: list[Picture] = field(default_factory=list)
-    lost: list[BadItem] = field(default_factory=list)
-
-    def __call__(self, pictures: Sequence[Picture], first: int) -> Iterator[dict[str, Any]]:
-        """Rows of some pictures, numbered from ``first``; adds to ``written`` and ``lost``."""
-        index = first
-        for picture in pictures:
-            try:
-                row = self._row(picture, index)
-            except DataError as error:
-                self.lost.append(BadItem(picture.source, None, error.message))
-                continue
-            self.written.append(picture)
-            index += 1
-            yield row
-
-    def _row(self, picture: Picture, index: int) -> dict[str, Any]:
-        data = encoded_bytes(picture.file, limits=self.limits, root=self.folder)
-        if hashlib.sha256(data).hexdigest() != picture.file_sha256:
-            raise DataError(self.folder / picture.source, None, "file changed while the folder was being packed")
-        if picture.rewrite is not None:
-            buffer = io.BytesIO()
-            _shrunk(decode_image(data, limits=self.limits), self.max_pixels, self.limits).save(buffer, "PNG")
-            data = buffer.getvalue()
-        return make_row(
-            data,
-            index=index,
-            split=picture.split,
-            sha256=picture.digest,
-            prompt=self.prompt,
-            data_source=self.data_source,
-            source=picture.source,
-            size=picture.size,
-            caption=self.captions.get(picture.file),
-        )
+def _row(
+    folder: Path,
+    limits: ImageLimits,
+    max_pixels: int | None,
+    texts: Mapping[str, str],
+    known: Mapping[str, Any],
+    picture: Picture,
+    index: int,
+) -> dict[str, Any]:
+    """The row of a picture, read a second time; raises `DataError` for one that has changed since."""
+    data = encoded_bytes(picture.file, limits=limits, root=folder)
+    if hashlib.sha256(data).hexdigest() != picture.file_sha256:
+        raise DataError(folder / picture.source, None, "file changed while the folder was being packed")
+    if picture.rewrite is not None:
+        buffer = io.BytesIO()
+        _shrunk(decode_image(data, limits=limits), max_pixels, limits).save(buffer, "PNG")
+        data = buffer.getvalue()
+    known = {**known, "split": picture.split, "sha256": picture.digest, "source": picture.source, "size": picture.size}
+    return make_row(data, index=index, caption=texts.get(picture.file), **known)
 
 
 def _write(
+    folder: Path,
     out_dir: Path,
     format: str,
     parts: _Parts,
-    rows: Rows,
+    make: Callable[[Picture, int], dict[str, Any]],
     left_out: dict[str, list[BadItem]],
     settings: Mapping[str, Any],
 ) -> PackReport:
+    packed: list[Picture] = []
+    lost: list[BadItem] = []
+    captions = 0
+
+    def rows(pictures: Sequence[Picture], index: int) -> Iterator[dict[str, Any]]:
+        nonlocal captions
+        for picture in pictures:
+            try:
+                row = make(picture, index)
+            except DataError as error:
+                lost.append(BadItem(picture.source, None, error.message))
+                continue
+            packed.append(picture)
+            captions += row["extra_info"]["caption"] is not None
+            index += 1
+            yield row
+
     out_dir.mkdir(parents=True, exist_ok=True)
     old = _packed_files(out_dir)
     outputs = [out_dir / name for name in (*parts, QUARANTINE_FILE, REPORT_FILE)]
@@ -391,23 +384,23 @@ def _write(
         write = write_shard if format == "webdataset" else write_parquet
         for path, (first, part) in zip(data, parts.values(), strict=True):
             write(path, rows(part, first))
-        if not rows.written:
-            raise DataError(rows.folder, None, f"no picture is left; first: {rows.lost[0]}")
-        left_out["bad"] += rows.lost
+        if not packed:
+            raise DataError(folder, None, f"no picture is left; first: {lost[0]}")
+        left_out["bad"] += lost
         items = sorted(chain.from_iterable(left_out.values()), key=lambda item: item.file)
         listed.write_text(item_lines(items), encoding="utf-8")
         made = zip((*parts, QUARANTINE_FILE), (*data, listed), strict=True)
         written = {name: path for name, path in made if path.exists()}
-        splits = Counter(picture.split for picture in rows.written)
+        splits = Counter(picture.split for picture in packed)
         report = PackReport(
             **settings,
             **{kind: len(found) for kind, found in left_out.items()},
             train=splits["train"],
             val=splits["val"],
-            rewritten=dict(sorted(Counter(p.rewrite for p in rows.written if p.rewrite).items())),
-            with_caption=sum(picture.file in rows.captions for picture in rows.written),
-            width=_spread([picture.size[0] for picture in rows.written]),
-            height=_spread([picture.size[1] for picture in rows.written]),
+            rewritten=dict(sorted(Counter(picture.rewrite for picture in packed if picture.rewrite).items())),
+            with_caption=captions,
+            width=_spread([picture.size[0] for picture in packed]),
+            height=_spread([picture.size[1] for picture in packed]),
             sha256={name: sha256_of(path) for name, path in written.items()},
             bytes={name: path.stat().st_size for name, path in written.items()},
         )

@@ -288,8 +288,7 @@ def choose_rows(total: int, max_samples: int, *, shuffle: bool, seed: int | None
         return None
     if not shuffle:
         return list(range(max_samples))
-    rng = np.random.default_rng() if seed is None else np.random.default_rng(seed)
-    chosen: Any = rng.choice(total, size=max_samples, replace=False)
+    chosen: Any = np.random.default_rng(seed).choice(total, size=max_samples, replace=False)
     return chosen.tolist()
 
 

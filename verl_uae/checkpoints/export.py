@@ -62,7 +62,7 @@ from verl_uae.checkpoints.source import local_folder
 from verl_uae.checkpoints.step import check_step
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.frame import column_of, file_kind
-from verl_uae.data.schema import PROMPT_COLUMN, CaptionPrompt, most_frequent_prompt
+from verl_uae.data.schema import PROMPT_COLUMN, most_frequent_prompt
 from verl_uae.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -134,24 +134,20 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportS
 def _entries(folder: Path, settings: ExportSettings, run: RunConfig) -> dict[str, Any]:
     """The inference settings: what was given, else what the step folder says, else what the configuration says."""
     flags = {name: getattr(settings, name) for name in ENTRIES if getattr(settings, name, None) is not None}
-    saved = read_run_settings(folder)
-    found = settings_of_run(run.get, _prompt(run, flags)) if saved is None else saved
+    found = read_run_settings(folder)
+    if found is None:
+        prompt, files = None, run.files("data.train_files")
+        if "caption_prompt" not in flags and all(Path(name).is_file() for name in files):
+            # A tar shard has pairs, and no prompt.
+            rows = (column_of(name, PROMPT_COLUMN) for name in files if file_kind(name) != "tar")
+            prompt = most_frequent_prompt(chain.from_iterable(rows))
+        found = settings_of_run(run.get, prompt)
     entries = {**found, **flags}
     if "condition_length" not in entries:
         raise ConfigError("--condition-length", "needed: the checkpoint has no configuration of its run (--run-config)")
     if missing := [name for name in ENTRIES if name not in entries]:
         logger.warning("the checkpoint does not say %s: the defaults are written", ", ".join(missing))
     return asdict(InferenceSettings(**entries))
-
-
-def _prompt(run: RunConfig, flags: Mapping[str, Any]) -> CaptionPrompt | None:
-    """What the training rows of a run ask, where they are still there."""
-    files = run.files("data.train_files")
-    if "caption_prompt" in flags or not all(Path(name).is_file() for name in files):
-        return None
-    # A tar shard has pairs, and no prompt.
-    rows = (column_of(name, PROMPT_COLUMN) for name in files if file_kind(name) != "tar")
-    return most_frequent_prompt(chain.from_iterable(rows))
 
 
 def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSettings, layout: str) -> None:

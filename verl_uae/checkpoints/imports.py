@@ -105,10 +105,24 @@ def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
         pooled=empty_prompt_pooled(sd3),
         seed=settings.seed,
     )
+    revisions = (settings.sd3_revision, settings.encoder_revision)
+    at_sd3, at_encoder = (f" at {revision}" if revision else "" for revision in revisions)
     parts = ModelParts(
         decoder=lambda folder: write_decoder(folder, sd3 / TRANSFORMER, projector, sd3),
         encoder=functools.partial(copy_transformers, encoder, code=settings.remote_code),
-        card=_sd3_card(settings),
+        card=Card(
+            title="UAE model before training",
+            origin="Imported; the projector has fresh random weights, so pictures do not depend on the caption in any "
+            "useful way before it is trained.",
+            base_models={
+                "sd3 (transformer, vae, scheduler, pooled vector)": settings.sd3 + at_sd3,
+                "encoder (captioner, condition)": settings.encoder + at_encoder,
+            },
+            constants={
+                **{f"projector.{name}": getattr(settings, name) for name in ("hidden_dim", "seed")},
+                **{name: getattr(settings, name) for name in _CONDITION},
+            },
+        ),
         entries=_entries(settings),
         code=settings.remote_code,
     )
@@ -153,25 +167,6 @@ def empty_prompt_pooled(sd3: Path) -> Tensor:
 
 def _entries(settings: Sd3Import | ReleaseImport) -> dict[str, Any]:
     return asdict(InferenceSettings(**{name: getattr(settings, name) for name in _CONDITION}))
-
-
-def _sd3_card(settings: Sd3Import) -> Card:
-    sd3, encoder = (
-        f" at {revision}" if revision else "" for revision in (settings.sd3_revision, settings.encoder_revision)
-    )
-    return Card(
-        title="UAE model before training",
-        origin="Imported; the projector has fresh random weights, so pictures do not depend on the caption in any "
-        "useful way before it is trained.",
-        base_models={
-            "sd3 (transformer, vae, scheduler, pooled vector)": settings.sd3 + sd3,
-            "encoder (captioner, condition)": settings.encoder + encoder,
-        },
-        constants={
-            **{f"projector.{name}": getattr(settings, name) for name in ("hidden_dim", "seed")},
-            **{name: getattr(settings, name) for name in _CONDITION},
-        },
-    )
 
 
 # ------------------------------------------------------------ the release
@@ -239,10 +234,20 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
             shutil.copyfile(generation, folder / generation.name)
         same_tensors(tensors_of(folder), tensors, folder)
 
+    at = f" at {settings.revision}" if settings.revision else ""
     parts = ModelParts(
         decoder=lambda folder: write_decoder(folder, transformer, projector, folders["sd3"]),
         encoder=write_encoder,
-        card=_release_card(settings),
+        card=Card(
+            title="UAE, official weights of September 2025",
+            origin="Imported from the official release (arXiv 2509.09666), adapters of both models multiplied out.",
+            base_models={
+                "all": settings.release + at,
+                "encoder": "Qwen2.5-VL-3B-Instruct, by way of the release",
+                "transformer, vae, scheduler": "Stable Diffusion 3.5 Large, by way of the release",
+            },
+            constants={name: value for name, value in asdict(settings).items() if name not in ("release", "revision")},
+        ),
         entries=_entries(settings),
     )
     return publish_model(parts, out)
@@ -302,7 +307,7 @@ def _transformer(dit: Path, adapter: Path) -> Any:
         raise CheckpointError(adapter, f"no peft adapter of the transformer: {error}") from error
     if odd := sorted(written ^ set(get_peft_model_state_dict(adapted))):
         raise CheckpointError(file, f"{len(odd)} tensors have no place in the transformer or are missing: {odd[:4]}")
-    return _cast(adapted.merge_and_unload(safe_merge=True), dtype)
+    return adapted.merge_and_unload(safe_merge=True).to(dtype)
 
 
 def _projector(state: dict[str, Tensor], pooled: Tensor, where: Path) -> Projector:
@@ -315,11 +320,7 @@ def _projector(state: dict[str, Tensor], pooled: Tensor, where: Path) -> Project
         projector.load_state_dict({**state, "pooled": pooled})
     except RuntimeError as error:
         raise CheckpointError(where, f"the projector's layers do not fit: {error}") from error
-    return _cast(projector, dtype)
-
-
-def _cast(module: Any, dtype: torch.dtype) -> Any:
-    return module if module.dtype == dtype else module.to(dtype)
+    return projector.to(dtype)
 
 
 def sort_llm(state: Mapping[str, Tensor], known: Iterable[str], where: Path) -> LanguageState:
@@ -375,17 +376,3 @@ def _accounted(
 
 def _plain(name: str) -> str:
     return "model." + name[len(_PEFT) :] if name.startswith(_PEFT) else name
-
-
-def _release_card(settings: ReleaseImport) -> Card:
-    at = f" at {settings.revision}" if settings.revision else ""
-    return Card(
-        title="UAE, official weights of September 2025",
-        origin="Imported from the official release (arXiv 2509.09666), adapters of both models multiplied out.",
-        base_models={
-            "all": settings.release + at,
-            "encoder": "Qwen2.5-VL-3B-Instruct, by way of the release",
-            "transformer, vae, scheduler": "Stable Diffusion 3.5 Large, by way of the release",
-        },
-        constants={name: value for name, value in asdict(settings).items() if name not in ("release", "revision")},
-    )

@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 from omegaconf import OmegaConf
 
-from verl_uae.checkpoints.manifest import LICENCE_NOTE, Card, data_digests, flat, package_versions
+from verl_uae.checkpoints.manifest import LICENCE_NOTE, PACKAGES, Card, data_digests, flat
 from verl_uae.checkpoints.record import RunConfig
+from verl_uae.versions import versions
 
 CARD = Card(
     title="A model",

@@ -137,9 +137,9 @@ def decoder_modules(
     return modules["transformer"], modules["projector"]
 
 
-def policy_adapters(checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None) -> Adapters:
+def decoder_adapters(checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None) -> Adapters:
     """The adapters alone, of a run that trained nothing else. Raises `CheckpointError`: the run trained no adapters, or
-    the projector too, which adapter formats cannot hold; `ConfigError`: see :func:`policy_modules`."""
+    the projector too, which adapter formats cannot hold; `ConfigError`: see :func:`decoder_modules`."""
     folder = checkpoint / POLICY_FOLDER
     state, layers = split_adapters(read_shards(folder, weights), folder)
     if not layers:

@@ -33,7 +33,7 @@ from verl_uae.checkpoints.assemble import (
     tensors_of,
     write_decoder,
 )
-from verl_uae.checkpoints.decoder import Base, chosen_weights, policy_adapters, policy_modules
+from verl_uae.checkpoints.decoder import Base, chosen_weights, decoder_adapters, decoder_modules
 from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_run_settings, settings_of_run
 from verl_uae.checkpoints.load import fill_model, load_model, load_processor
 from verl_uae.checkpoints.lora import (
@@ -196,7 +196,7 @@ def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Wr
     transformer, projector = source / TRANSFORMER, source / CONDITIONER
     if (folder / POLICY_FOLDER).is_dir() and not (saved.is_dir() and settings.weights is None):
         weights = chosen_weights(folder, settings.weights)
-        transformer, projector = policy_modules(folder, weights, origin, settings.lora_alpha)
+        transformer, projector = decoder_modules(folder, weights, origin, settings.lora_alpha)
     elif settings.weights is not None:
         reason = f"missing: there are no {settings.weights} weights of a decoder"
         raise CheckpointError(folder / POLICY_FOLDER, reason)

@@ -22,6 +22,7 @@ from verl_uae.checkpoints.source import read_object
 from verl_uae.data.schema import IMAGE_MARK, MEDIA_TOKENS, SYSTEM_PROMPT, USER_PROMPT, CaptionPrompt
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.files import write_json
+from verl_uae.settings import CAPTIONING
 from verl_uae.text import is_number, text_problem
 from verl_uae.versions import version
 
@@ -124,8 +125,7 @@ def _temperature(get: Callable[[str], Any]) -> float | None:
 def write_index(folder: Path, entries: Mapping[str, Any]) -> None:
     """Write ``model_index.json`` of a decoder folder: its parts, and what is known of the settings. Raises
     `ConfigError`: an entry is unknown or impossible."""
-    version = importlib.metadata.version("diffusers")
-    index = {"_class_name": "UAEPipeline", "_diffusers_version": version, **_PARTS, **checked(entries)}
+    index = {"_class_name": "UAEPipeline", "_diffusers_version": version("diffusers"), **_PARTS, **checked(entries)}
     (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

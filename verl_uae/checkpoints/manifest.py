@@ -39,7 +39,7 @@ def write_manifest(folder: Path) -> dict[str, Any]:
         for path in files_below(folder)
         if (name := _name(path, folder)) != MANIFEST
     }
-    content = {"format": FORMAT, "versions": package_versions(), "files": files}
+    content = {"format": FORMAT, "versions": versions(PACKAGES), "files": files}
     (folder / MANIFEST).write_text(_render(content), encoding="utf-8")
     return content
 
@@ -229,7 +229,7 @@ class Card:
             _table(
                 "Evaluation", ("figure", "value"), {name: f"{value:.6g}" for name, value in self.evaluation.items()}
             ),
-            _table("Versions", ("package", "version"), package_versions()),
+            _table("Versions", ("package", "version"), versions(PACKAGES)),
             f"## Licence\n\n{LICENCE_NOTE}",
         ]
         return "\n\n".join(section for section in sections if section) + "\n"

@@ -135,8 +135,6 @@ class RunRecord:
 class StepFolders(RunRecord):
     """Mixin of trainers: where step folders are, and what finishes one."""
 
-    config: Any
-    global_steps: int
     train_dataloader: Any
 
     @property
@@ -173,8 +171,6 @@ class StepFolders(RunRecord):
 class DecoderCheckpoints(RunRecord):
     """Mixin of trainers: the trained decoder's part of a step folder."""
 
-    config: Any
-    global_steps: int
     total_training_steps: int
     learner: Any
     """The decoder's workers, a :class:`~verl_uae.stages.u4g.group.DecoderTrainingGroup`."""

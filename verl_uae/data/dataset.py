@@ -109,8 +109,11 @@ class UAEDataset(RLHFDataset):
         return super()._build_messages({key: copy.deepcopy(example[key]), self.image_key: images}, key)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """One row for the rollout, as `RLHFDataset` gives it. Raises `DecodeError`: for a picture that does not decode
-        (any more), naming file and row; `ConfigError`: if the model has no processor for pictures."""
+        """One row for the rollout, as `RLHFDataset` gives it.
+
+        Raises `DecodeError` for a picture that does not decode (any more), naming file and row; `ConfigError` if the
+        model has no processor for pictures.
+        """
         if self.processor is None:
             raise ConfigError("actor_rollout_ref.model.path", "rows with pictures need a model with a processor")
         row = super().__getitem__(item)

@@ -30,7 +30,6 @@ from verl_uae.text import encodable, fitting_name, one_line, printable
 
 logger = logging.getLogger(__name__)
 
-VERIFY_MODES: tuple[str, ...] = ("full", "header", "off")
 _RESIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 
 Verdict = TypeVar("Verdict")

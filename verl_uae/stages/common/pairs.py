@@ -25,7 +25,7 @@ from verl_uae.data.buckets import Buckets, BucketSampler
 from verl_uae.data.pairs import Pair, PairRows, PairShards
 from verl_uae.data.rows import CheckSettings
 from verl_uae.data.schema import make_prompt
-from verl_uae.engines.decoder_metrics import policy_metrics
+from verl_uae.engines.update_metrics import update_metrics
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.reward.record import Status
 from verl_uae.stages.common.group import DecoderTrainingGroup

@@ -56,9 +56,7 @@ class InferenceSettings:
     """Likewise."""
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if (problem := _problem(name, value)) is not None:
-                raise ConfigError(name, problem)
+        checked(dataclasses.asdict(self))
 
 
 #: Names of the entries.

@@ -155,10 +155,8 @@ def image_digest(img: Image.Image) -> str:
 def source_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
     """The source picture of a prompt: its first image. Raises `DataError`: if the prompt has none."""
     for message in messages:
-        content = message.get("content")
-        if isinstance(content, str) or content is None:
-            continue
-        for item in content:
+        content = message.get("content") or []
+        for item in [] if isinstance(content, str) else content:
             if isinstance(item, Mapping) and isinstance(item.get("image"), Image.Image):
                 return item["image"]
     raise DataError("prompt", None, "has no image; UAE needs one source picture per row")

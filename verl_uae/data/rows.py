@@ -126,12 +126,8 @@ class RowDoor:
 
     def inspect(self, row: Row) -> list[Size] | str:
         """(W, H) of the pictures of a row, (0, 0) where they are not looked at, or the reason why the row is bad."""
-        keys: dict[str, Any] = {
-            "prompt_key": self.prompt_key,
-            "image_key": self.image_key,
-            "refused_keys": self.refused_keys,
-        }
-        if (problem := row.get(PROBLEM) or row_problem(row, **keys, refused_text=self.refused_text)) is not None:
+        keys = (self.prompt_key, self.image_key, self.refused_keys, self.refused_text)
+        if (problem := row.get(PROBLEM) or row_problem(row, *keys)) is not None:
             return problem
         try:
             return [self._size(row, cell) for cell in row[self.image_key]]
@@ -244,11 +240,7 @@ def item_lines(items: Iterable[BadItem]) -> str:
 
 
 class ItemList:
-    """A list that grows while data is streamed: each item once, also over restarts. The format is that of `item_lines`.
-
-    Args:
-        path: the file; begun if it is missing.
-    """
+    """A file that grows while data is streamed: each item once, also over restarts, in the format of `item_lines`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -133,28 +133,20 @@ def make_row(
 
 def write_parquet(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
     """Write rows of `make_row`, a row group at a time."""
-    schema = row_schema()
+    schema, group, size = row_schema(), list[dict[str, Any]](), 0
     with pq.ParquetWriter(path, schema) as writer:
-        for group in _row_groups(rows):
+        for row in rows:
+            group.append(row)
+            size += len(row["images"][0]["bytes"])
+            if size >= _ROW_GROUP_BYTES or len(group) >= _ROW_GROUP_ROWS:
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                group, size = [], 0
+        if group:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
-
-
-def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        group.append(row)
-        size += len(row["images"][0]["bytes"])
-        if size >= _ROW_GROUP_BYTES or len(group) >= _ROW_GROUP_ROWS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def row_problem(
     row: Mapping[str, Any],
-    *,
     prompt_key: str = "prompt",
     image_key: str = "images",
     refused_keys: Iterable[str] = ("videos", "audios"),

@@ -32,7 +32,7 @@ gc.set_threshold(20_000, 50, 100)
 
 # Folders whose tests one process takes, one after the other, and takes first: whole training commands, which are
 # several processes each, and what several files share comes from runs of a minute and more.
-_LONGEST_FIRST = ("tests/e2e", "tests/engine", "tests/formats")
+_LONGEST_FIRST = ("tests/e2e", "tests/engines", "tests/checkpoints")
 _ORDER = (*_LONGEST_FIRST, "Ray", "")
 
 

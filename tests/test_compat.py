@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The shims, and for each a test that fails once verl no longer needs it (those of the engine: tests/engine)."""
+"""The shims, and for each a test that fails once verl no longer needs it (those of the engine: tests/engines)."""
 
 from __future__ import annotations
 

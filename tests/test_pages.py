@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae.pages import data_uri, render_page
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.bench import reference
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae.bench.backbones import PROTOCOL, Backbone, ImageEncoder, choose
 from verl_uae.errors import CheckpointError, ConfigError
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.bench.results import make_result, same_columns
-from tests.pipeline.conftest import picture
-from tests.pipeline.test_cli import MODEL_OPTIONS
+from tests.chain.conftest import picture
+from tests.chain.test_cli import MODEL_OPTIONS
 from verl_uae.bench.backbones import choose
 from verl_uae.bench.pairs import captions_by_key, find_pairs
 from verl_uae.bench.results import Failure

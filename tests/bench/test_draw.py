@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae import UAEPipeline
 from verl_uae.bench.draw import Drawn, DrawSettings, draw_folder, fingerprint, settings_digest
 from verl_uae.checkpoints.inference import ENTRIES

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae.bench.pairs import find_pairs, image_files, match, recon_name
 from verl_uae.data.images import image_digest
 from verl_uae.errors import ConfigError

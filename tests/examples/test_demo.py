@@ -26,7 +26,7 @@ from examples.demo import (
     parse,
     similarity_table,
 )
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae import UAEPipeline
 from verl_uae.data.images import to_tensor
 from verl_uae.errors import ConfigError, DecodeError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae.bench.cli import SPEED
 from verl_uae.bench.discriminate import discrimination_tables, read_discrimination
 from verl_uae.cli import main

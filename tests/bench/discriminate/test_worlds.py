@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae.bench.damage import (
     BLUR,
     HUE,

@@ -9,7 +9,7 @@ import pytest
 
 from tests.bench.external.conftest import DPG, GENEVAL, REWRITTEN, write_lines
 from tests.bench.external.outputs import QUESTIONS, dpg_files, geneval_line, genevalpp_file, questions_file
-from tests.pipeline.test_cli import MODEL_OPTIONS
+from tests.chain.test_cli import MODEL_OPTIONS
 from verl_uae.cli import main
 
 FAST = ["--device", "cpu", "--steps", "1", "--guidance", "1", "--seed", "3"]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.bench.external.conftest import GENEVAL, REWRITTEN, write_lines
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae.bench.external.prompts import LAYOUTS, grid, read_prompts
 from verl_uae.errors import ConfigError, DataError
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.bench.judge.server import Judges, always_a, always_tie, brighter, longer, serving
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae.bench.judge.contest import CAPTION, Contest, load_prompt, read_contest
 from verl_uae.bench.judge.judges import Judge, Limits
 from verl_uae.bench.judge.protocol import AnswerCache, Judged, judge_contest

@@ -9,7 +9,7 @@ import pytest
 
 from tests.bench.judge.conftest import write_captions
 from tests.bench.results import make_result, same_columns
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, read_contest
 from verl_uae.data.images import decode_image, image_digest
 from verl_uae.errors import ConfigError, DataError

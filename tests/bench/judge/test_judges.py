@@ -17,7 +17,7 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from PIL import Image
 
 from tests.bench.judge.server import Judges, Shown, completion, error
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae.bench.judge import judges as module
 from verl_uae.bench.judge.contest import Picture
 from verl_uae.bench.judge.judges import (

@@ -16,7 +16,7 @@ from tests.bench.judge.conftest import LENGTHS, write_captions
 from tests.bench.judge.server import Judges, Shown, completion, error, longer
 from tests.bench.test_unified import CAPTION as ATTACK
 from tests.bench.test_unified import Page
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from verl_uae.bench.judge.contest import CAPTION, RECONSTRUCTION, Contest, load_prompt, read_contest
 from verl_uae.bench.judge.judges import Judge
 from verl_uae.bench.judge.protocol import Judged

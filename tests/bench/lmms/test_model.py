@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.bench.lmms.test_captioner import GROUP, entry_point
-from tests.pipeline.conftest import picture
+from tests.chain.conftest import picture
 from tests.source import ROOT
 from verl_uae import UAEPipeline
 from verl_uae.bench.lmms import TASKS

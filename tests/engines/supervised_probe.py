@@ -1,0 +1,318 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Trains tiny models with supervised losses on gloo ranks and writes what happened as JSON.
+
+Started by tests.launch.
+
+In processes of their own, as tests.engines.policy_probe. What is expected is in test_supervised.py and test_encoder.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.trainer.config import CheckpointConfig
+from verl.utils import tensordict_utils as tu
+from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
+
+from tests.engines.policy_probe import failure, largest, losses, share, train
+from tests.engines.policy_world import LATENT, gradients, parameters, states
+from verl_uae.chain.conditioner import Conditioner, language_stack
+from verl_uae.chain.decoder import Decoder, differentiable_decode
+from verl_uae.compat import ensure_torchvision
+from verl_uae.data.schema import make_prompt
+from verl_uae.engines.decoder_module import DecoderModelConfig, DecoderModule
+from verl_uae.engines.supervised import SUPERVISED_TYPE, SupervisedEngine
+from verl_uae.flow.matching import NoiseDensity
+from verl_uae.flow.ode import euler
+from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.reward.terms.efficientnet import EfficientNetLite0
+from verl_uae.reward.terms.features import feature_similarity
+from verl_uae.scenes.evaluate import held_out_scenes
+from verl_uae.scenes.grammar import caption
+from verl_uae.scenes.render import render_float, render_image
+from verl_uae.scenes.tiny_models import CONDITION_LENGTH
+from verl_uae.seeding import normal
+from verl_uae.stages.cold_start.encoder import CaptionBatcher, EncoderEngine, EncoderModelConfig, EncoderModule
+from verl_uae.stages.cold_start.loss import ReconstructionLoss, ReconstructionSettings
+from verl_uae.stages.common.captions import PromptSettings, PromptTokens
+from verl_uae.stages.pretrain.worker import FlowMatching
+
+FSDP = {"strategy": "fsdp2", "use_torch_compile": False, "use_remove_padding": False}
+MIXED = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+SIGMAS = sigma_schedule(3, 3.0)
+SCENES = held_out_scenes(4, 1)
+CAPTIONS = [caption(scene) for scene in SCENES]
+
+
+def engine_parts(lr: float) -> dict[str, Any]:
+    return {
+        "engine_config": FSDPEngineConfig(mixed_precision=MIXED, **FSDP),
+        # A norm is never cut, so gradients can be compared.
+        "optimizer_config": FSDPOptimizerConfig(lr=lr, weight_decay=0.0, total_training_steps=50, clip_grad=1e9),
+        "checkpoint_config": CheckpointConfig(),
+    }
+
+
+def decoder_engine(models: str, lr: float = 1e-3, **model: Any) -> SupervisedEngine:
+    config = DecoderModelConfig(
+        path=f"{models}/decoder", model_type=SUPERVISED_TYPE, **{"train_projector": True, **model}
+    )
+    engine = SupervisedEngine(model_config=config, **engine_parts(lr))
+    engine.initialize()
+    return engine
+
+
+def encoder_engine(models: str, lr: float = 1e-3, **model: Any) -> EncoderEngine:
+    engine = EncoderEngine(model_config=EncoderModelConfig(path=f"{models}/encoder", **model), **engine_parts(lr))
+    engine.initialize()
+    return engine
+
+
+def flow_data(rows: list[int], micro: int, bad: tuple[int, ...] = ()) -> TensorDict:
+    """Eight pairs of latent and condition with noise, of which this rank has some."""
+    weight = torch.tensor([0.0 if row in bad else 1.0 for row in rows])
+    x0 = torch.cat([normal((1, *LATENT), "x0", row) for row in rows])
+    fields = {
+        "x0_BCHW": torch.where(weight[:, None, None, None] > 0, x0, torch.nan),
+        "noise_BCHW": torch.cat([normal((1, *LATENT), "flow noise", row) for row in rows]),
+        "sigma_B": torch.cat([torch.sigmoid(normal((1,), "level", row)) for row in rows]),
+        "states_BLE": states(rows),
+        "weight_B": weight,
+    }
+    data = TensorDict(fields, batch_size=len(rows))
+    tu.assign_non_tensor(data, micro_batch_size_per_gpu=micro, total_weight=8.0 - len(bad))
+    return data
+
+
+def flow_facts(models: str, micro: int) -> dict[str, Any]:
+    """Loss of every update, and a figure of the last."""
+    engine = decoder_engine(models)
+    outputs = train(engine, flow_data(share(8), micro), 4, FlowMatching(NoiseDensity()))
+    return {"losses": losses(outputs), "mean": outputs[-1]["metrics"]["loss/mean"]}
+
+
+def bad_facts(models: str) -> dict[str, Any]:
+    """A pair without weight holds not-a-numbers and counts for nothing."""
+    engine, other = decoder_engine(models), decoder_engine(models)
+    kept = [row for row in range(8) if row not in (1, 6)]
+    with_bad = engine.train_batch(flow_data(list(range(8)), 4, bad=(1, 6)), FlowMatching(NoiseDensity()))
+    data = flow_data(kept, 3)
+    tu.assign_non_tensor(data, total_weight=6.0)
+    without = other.train_batch(data, FlowMatching(NoiseDensity()))
+    return {
+        "loss": [sum(output["loss"]) for output in (with_bad, without)],
+        "gradient": largest(gradients(engine), gradients(other)),
+        "valid": with_bad["metrics"]["valid"],
+    }
+
+
+ensure_torchvision()
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor  # noqa: E402
+
+
+@functools.cache
+def frozen_parts(models: str) -> tuple[Decoder, Conditioner, EfficientNetLite0, CaptionBatcher]:
+    processor = AutoProcessor.from_pretrained(f"{models}/encoder")
+    config = AutoConfig.from_pretrained(f"{models}/encoder")
+    tokens = PromptTokens(processor, config.model_type, PromptSettings())
+    return (
+        Decoder.from_pretrained(f"{models}/decoder").requires_grad_(False),
+        Conditioner.from_pretrained(f"{models}/encoder", length=CONDITION_LENGTH),
+        EfficientNetLite0(image_size=64),
+        CaptionBatcher(tokens, processor, config, 24, "cpu"),
+    )
+
+
+class World:
+    """Frozen parts and data of the cold start."""
+
+    def __init__(self, models: str, rows: list[int], micro: int) -> None:
+        self.decoder, self.conditioner, self.features, self.batcher = frozen_parts(models)
+        self.rows = rows
+        ids_BL, mask_BL, _ = self.conditioner.tokenize([CAPTIONS[row] for row in rows])
+        noise = torch.cat([normal((1, *LATENT), "cold noise", row) for row in rows])
+        source = render_float([SCENES[row] for row in rows])
+        fields = {
+            "ids_BL": ids_BL,
+            "mask_BL": mask_BL,
+            "noise_BCHW": noise,
+            "source_B3HW": source,
+            "row_B": torch.arange(len(rows)),
+            "weight_B": torch.ones(len(rows)),
+        }
+        self.data = TensorDict(fields, batch_size=len(rows))
+        tu.assign_non_tensor(self.data, micro_batch_size_per_gpu=micro, total_weight=4.0)
+
+    def captions_of(self, rows: Any) -> Any:
+        numbers = [self.rows[row] for row in rows]
+        prompt = make_prompt("<image>", None)
+        return self.batcher(
+            [render_image(SCENES[n]) for n in numbers], [CAPTIONS[n] for n in numbers], [prompt] * len(rows)
+        )
+
+    def loss(self, encoder: Any, **changes: Any) -> ReconstructionLoss:
+        settings = {
+            "sigmas": SIGMAS,
+            "guidance": 1.0,
+            "gradient_steps": None,
+            "semantic_weight": 1.0,
+            "caption_weight": 0.5,
+            "in_context": False,
+            "vae_batch_size": 1,
+        }
+        chosen = ReconstructionSettings(**{**settings, **changes})
+        negative = normal((1, CONDITION_LENGTH, self.conditioner.width), "negative states")
+        return ReconstructionLoss(chosen, self.decoder.vae, self.features, encoder, self.captions_of, lambda: negative)
+
+
+def cold_start_update(models: str, micro: int, **changes: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+    """Gradients of decoder and encoder, and the output, of one update on the four scenes."""
+    world = World(models, share(4), micro)
+    decoder, encoder = decoder_engine(models), encoder_engine(models)
+    with decoder.train_mode(), encoder.train_mode():
+        encoder.optimizer_zero_grad()
+        output = decoder.train_batch(world.data, world.loss(encoder.module, **changes))
+        # verl clears gradients when the mode ends.
+        return gradients(decoder), gradients(encoder), output
+
+
+def unrolled(models: str, guidance: float, in_context: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+    """The same loss by autograd through everything at once, with ordinary modules."""
+    world = World(models, [0, 1, 2, 3], 4)
+    policy = DecoderModule.from_pretrained(f"{models}/decoder")
+    model = AutoModelForImageTextToText.from_pretrained(f"{models}/encoder", dtype=torch.float32)
+    model.model.visual.requires_grad_(False)
+    encoder, micro = EncoderModule(model), world.data
+    captions = world.captions_of([0, 1, 2, 3])
+    output = model(input_ids=captions.ids_BT, attention_mask=captions.mask_BT.long(), **captions.pictures)
+    log_prob_BTV = output.logits.log_softmax(-1)
+    nll = []
+    for row in range(4):
+        places = captions.answer_BT[row].nonzero()[:, 0]
+        nll.append(-log_prob_BTV[row, places - 1, captions.ids_BT[row, places]].mean())
+    if in_context:
+        hidden_BTE = model.model(
+            input_ids=captions.ids_BT, attention_mask=captions.mask_BT.long(), **captions.pictures
+        ).last_hidden_state
+        rows = [hidden_BTE[row][captions.answer_BT[row]] for row in range(4)]
+        states_BLE = torch.stack([torch.cat([s, s.new_zeros(CONDITION_LENGTH - len(s), s.shape[1])]) for s in rows])
+    else:
+        states_BLE = encoder(micro["ids_BL"], micro["mask_BL"])
+    negative = normal((1, CONDITION_LENGTH, world.conditioner.width), "negative states")
+    field = lambda x, sigma: policy(x, sigma, states_BLE, negative, guidance)  # noqa: E731
+    drawn = differentiable_decode(world.decoder.vae, euler(field, micro["noise_BCHW"], SIGMAS))
+    cosine_B = feature_similarity(world.features.embed(micro["source_B3HW"]), world.features.embed(drawn))
+    loss = ((1 - cosine_B) + 0.5 * torch.stack(nll)).mean()
+    loss.backward()
+
+    def found(module: Any) -> dict[str, Tensor]:
+        return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+    return found(policy), found(encoder), loss.item()
+
+
+def gradient_facts(models: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for name, guidance, in_context in (("text only", 1.0, False), ("guided", 3.0, False), ("in context", 1.0, True)):
+        decoder, encoder, output = cold_start_update(models, 2, guidance=guidance, in_context=in_context)
+        wanted_decoder, wanted_encoder, loss = unrolled(models, guidance, in_context)
+        found_decoder = {key: value for key, value in decoder.items() if key in wanted_decoder}
+        found_encoder = {key: value for key, value in encoder.items() if key in wanted_encoder}
+        facts[name] = {
+            "loss": [sum(output["loss"]), loss],
+            "decoder": largest(found_decoder, wanted_decoder),
+            "decoder size": max(g.abs().max().item() for g in wanted_decoder.values()),
+            "encoder": largest(found_encoder, wanted_encoder),
+            "encoder size": max(g.abs().max().item() for g in wanted_encoder.values()),
+            "vision": [key for key in encoder if "visual" in key],
+        }
+    return facts
+
+
+def cold_start_facts(models: str, micro: int) -> dict[str, Any]:
+    decoder, encoder, output = cold_start_update(models, micro)
+    values = [output["metrics"][f"{name}/mean"][0] for name in ("cosine", "caption_negative_log_prob", "loss")]
+    norms = [sum(g.square().sum().item() for g in found.values()) ** 0.5 for found in (decoder, encoder)]
+    return {"values": values, "norms": norms}
+
+
+def switch_facts(models: str) -> dict[str, Any]:
+    """What trains with each switch."""
+    facts: dict[str, Any] = {}
+    for name, model in (
+        ("projector", {"train_transformer": False}),
+        ("nothing", {"train_transformer": False, "train_projector": False}),
+    ):
+        world = World(models, [0, 1, 2, 3], 4)
+        decoder, encoder = decoder_engine(models, **model), encoder_engine(models)
+        before = parameters(encoder)
+        with decoder.train_mode(), encoder.train_mode():
+            encoder.optimizer_zero_grad()
+            decoder.train_batch(world.data, world.loss(encoder.module, caption_weight=0.0))
+            encoder.optimizer_step()
+            facts[name] = sorted({key.split(".")[0] for key in gradients(decoder)})
+        facts[f"{name}, encoder moved"] = largest(before, parameters(encoder))
+    lora = encoder_engine(models, lora_rank=2, lora_alpha=4, lora_target_modules=["q_proj", "down_proj"])
+    facts["lora"] = sorted({key.rsplit(".", 3)[-3] for key in parameters(lora)})
+    facts["lora towers"] = sorted({key.split(".")[2] for key in parameters(lora)})
+    wrong = failure(lambda: encoder_engine(models, lora_rank=2, lora_target_modules=["qkv"]))
+    facts["wrong target"] = wrong
+    return facts
+
+
+def export_facts(models: str, folder: Path) -> dict[str, Any]:
+    """An encoder with adapters, trained once and written out, against its own states."""
+    encoder = encoder_engine(models, lora_rank=2, lora_alpha=4, lora_target_modules=["q_proj", "down_proj"])
+    world = World(models, share(4), 2)
+    decoder = decoder_engine(models)
+    with decoder.train_mode(), encoder.train_mode():
+        encoder.optimizer_zero_grad()
+        decoder.train_batch(world.data, world.loss(encoder.module))
+        encoder.optimizer_step()
+    data = World(models, [0, 1, 2, 3], 4).data
+    with encoder.eval_mode(), torch.no_grad():
+        live = encoder.module(data["ids_BL"], data["mask_BL"])
+    encoder.export(folder / "encoder")
+    torch.distributed.barrier()
+    saved = Conditioner.from_pretrained(str(folder / "encoder"), length=CONDITION_LENGTH)
+    base = Conditioner.from_pretrained(f"{models}/encoder", length=CONDITION_LENGTH)
+    with torch.no_grad():
+        found, before = (c.states(data["ids_BL"], data["mask_BL"]) for c in (saved, base))
+    again = failure(lambda: encoder.export(folder / "encoder"))
+    stack = language_stack(AutoModelForImageTextToText.from_pretrained(str(folder / "encoder")))
+    return {
+        "difference": (found - live).abs().max().item(),
+        "moved": (before - live).abs().max().item(),
+        "again": again,
+        "plain": not any("lora" in name for name, _ in stack.named_parameters()),
+    }
+
+
+def main(models: str, out: str, number: str, size: str, port: str) -> None:
+    """Collect the facts of one rank."""
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=int(number), world_size=int(size))
+    folder = Path(out).with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = int(size)
+    facts: dict[str, Any] = {
+        "flow": {micro: flow_facts(models, micro) for micro in ((8, 4, 1) if ranks == 1 else (4, 2))},
+        "cold start": {micro: cold_start_facts(models, micro) for micro in ((4, 2, 1) if ranks == 1 else (2, 1))},
+    }
+    if ranks == 1:
+        facts |= {"bad": bad_facts(models), "gradient": gradient_facts(models), "switch": switch_facts(models)}
+    else:
+        facts["export"] = export_facts(models, folder)
+        uneven = flow_data(share(8)[: 4 - int(number)], 1)
+        engine = decoder_engine(models)
+        facts["uneven"] = failure(lambda: engine.train_batch(uneven, FlowMatching(NoiseDensity())))
+    Path(out).with_name(f"{Path(out).stem}_{number}.json").write_text(json.dumps(facts))
+    torch.distributed.barrier()

@@ -1,0 +1,129 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cutting and blanking; tests/engines/test_decoder.py trains on mini-batches and has what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+
+from verl_uae.engines.decoder_batch import read_batch
+from verl_uae.flow.kernels import step
+from verl_uae.flow.objective import ForwardInputs, TransitionInputs
+from verl_uae.flow.plan import SamplingPlan
+from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.seeding import normal
+
+PLAN = SamplingPlan(tuple(sigma_schedule(5).tolist()), "flow_sde", 0.7, (1, 3))
+LATENT = (2, 4, 4)
+ROWS = 5
+
+
+def transitions() -> dict[str, torch.Tensor]:
+    return {
+        "states_BLE": normal((ROWS, 3, 6), "states"),
+        "weight_B": torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0]),
+        "advantage_B": normal((ROWS,), "advantage"),
+        "x_BKCHW": normal((ROWS, 2, *LATENT), "x"),
+        "x_next_BKCHW": normal((ROWS, 2, *LATENT), "next"),
+        "old_log_prob_BK": normal((ROWS, 2), "log_prob"),
+        "old_mean_BKCHW": normal((ROWS, 2, *LATENT), "mean"),
+    }
+
+
+def forwards() -> dict[str, torch.Tensor]:
+    return {
+        **{name: transitions()[name] for name in ("states_BLE", "weight_B", "advantage_B")},
+        "x0_BCHW": normal((ROWS, *LATENT), "x0"),
+        "noise_BTCHW": normal((ROWS, 3, *LATENT), "noise"),
+        "sigma_BT": normal((ROWS, 3), "sigma").sigmoid(),
+        "old_velocity_BTCHW": normal((ROWS, 3, *LATENT), "old"),
+    }
+
+
+def packed(fields: dict[str, torch.Tensor], **entries: Any) -> TensorDict:
+    data = TensorDict(fields, batch_size=ROWS)
+    settings = {"plan": PLAN.to_dict(), "plan_digest": PLAN.digest, "micro_batch_size_per_gpu": 2, "total_weight": 4.0}
+    tu.assign_non_tensor(data, **{**settings, **entries})
+    return data
+
+
+def test_is_cut_into_consecutive_samples_the_last_cut_being_short() -> None:
+    batch = read_batch(packed(transitions()))
+    cuts = list(batch.micro_batches("cpu"))
+    assert [len(cut.fields["weight_B"]) for cut in cuts] == [2, 2, 1] and batch.places == 2
+    advantages = torch.cat([cut.fields["advantage_B"] for cut in cuts])
+    assert torch.equal(advantages[[0, 1, 3, 4]], transitions()["advantage_B"][[0, 1, 3, 4]])
+
+
+def test_transition_inputs_are_those_of_the_windows_step() -> None:
+    fields = transitions()
+    (cut,) = read_batch(packed(fields, micro_batch_size_per_gpu=8)).micro_batches("cpu")
+    velocity = normal((ROWS, *LATENT), "velocity")
+    x, sigma = cut.position(1)
+    assert torch.equal(x[0], fields["x_BKCHW"][0, 1]) and torch.equal(sigma, torch.full((ROWS,), PLAN.sigmas[3]))
+    inputs = cut.inputs(1, velocity)
+    c = PLAN.coefficients(3)
+    expected = step(c, fields["x_BKCHW"][:, 1], velocity, x_next_BCHW=fields["x_next_BKCHW"][:, 1])
+    assert isinstance(inputs, TransitionInputs)
+    assert torch.equal(inputs.log_prob_B[[0, 4]], expected.log_prob_B[[0, 4]])
+    assert torch.equal(inputs.mean_BCHW[4], expected.mean_BCHW[4])
+    assert torch.equal(inputs.old_log_prob_B[[0, 4]], fields["old_log_prob_BK"][[0, 4], 1])
+    assert (inputs.std, inputs.sigma, inputs.kernel) == (c.std, PLAN.sigmas[3], "flow_sde")
+    assert inputs.step_size == PLAN.sigmas[3] - PLAN.sigmas[4]
+    taken = cut.old(1, velocity)
+    assert torch.equal(taken[0][4], expected.log_prob_B[4]) and torch.equal(taken[1][4], expected.mean_BCHW[4])
+
+
+@pytest.mark.parametrize("fields", [transitions(), forwards()], ids=["transition", "forward"])
+def test_invalid_samples_become_their_own_old_policy(fields: dict[str, torch.Tensor]) -> None:
+    for name in set(fields) - {"weight_B"}:
+        fields[name][2] = float("nan")
+    (cut,) = read_batch(packed(fields, micro_batch_size_per_gpu=8)).micro_batches("cpu")
+    velocity = normal((ROWS, *LATENT), "velocity").requires_grad_()
+    inputs = cut.inputs(0, velocity)
+    if isinstance(inputs, TransitionInputs):
+        assert torch.equal(inputs.log_prob_B[2], inputs.old_log_prob_B[2]) and inputs.log_prob_B.isfinite().all()
+        assert not inputs.old_log_prob_B.requires_grad and not inputs.old_mean_BCHW.requires_grad
+    else:
+        assert torch.equal(inputs.old_velocity_BCHW[2], velocity[2]) and not inputs.old_velocity_BCHW.requires_grad
+    assert inputs.advantage_B[2] == 0.0 and all(tensor.isfinite().all() for tensor in cut.fields.values())
+
+
+def test_forward_inputs_are_noised_to_their_own_levels() -> None:
+    fields = forwards()
+    (cut,) = read_batch(packed(fields, micro_batch_size_per_gpu=8)).micro_batches("cpu")
+    x, sigma = cut.position(2)
+    assert torch.equal(sigma[4], fields["sigma_BT"][4, 2])
+    torch.testing.assert_close(x[4], (1 - sigma[4]) * fields["x0_BCHW"][4] + sigma[4] * fields["noise_BTCHW"][4, 2])
+    inputs = cut.inputs(2, normal((ROWS, *LATENT), "velocity"))
+    assert isinstance(inputs, ForwardInputs) and torch.equal(inputs.x_sigma_BCHW, x)
+    assert torch.equal(inputs.old_velocity_BCHW[4], fields["old_velocity_BTCHW"][4, 2])
+
+
+def test_penalties_on_predicted_data_weigh_by_the_squared_noise_level() -> None:
+    fields, velocity = forwards(), normal((ROWS, *LATENT), "velocity")
+    found = {}
+    for form in ("velocity", "x0"):
+        data = packed(fields, micro_batch_size_per_gpu=8, reference_kl={"form": form, "coef": 1.0})
+        (cut,) = read_batch(data).micro_batches("cpu")
+        found[form] = cut.penalty(1, velocity, torch.zeros_like(velocity))
+    torch.testing.assert_close(found["velocity"], velocity.square().flatten(1).mean(1))
+    torch.testing.assert_close(found["x0"][4], found["velocity"][4] * fields["sigma_BT"][4, 1] ** 2)
+
+
+def test_an_empty_window_has_nothing_to_train() -> None:
+    plan = SamplingPlan(PLAN.sigmas, "ode", 0.0, ())
+    fields = {name: tensor[:, :0] if "BK" in name else tensor for name, tensor in transitions().items()}
+    with pytest.raises(ValueError, match="no step to train"):
+        read_batch(packed(fields, plan=plan.to_dict(), plan_digest=plan.digest))
+
+
+def test_settings_must_be_there() -> None:
+    data = TensorDict(transitions(), batch_size=ROWS)
+    with pytest.raises(ValueError, match="lacks plan"):
+        read_batch(data)

@@ -13,7 +13,7 @@ from PIL import Image
 from rapidfuzz.distance import Levenshtein
 
 from verl_uae.reward import reward_function
-from verl_uae.reward.terms.ocr import TextReader, load_engine, text_words
+from verl_uae.reward.terms.caption import TextReader, load_engine, text_words
 
 
 # One thread: reading keeps a core busy, and all ranks of a machine share its cores.

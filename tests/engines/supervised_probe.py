@@ -32,8 +32,8 @@ from verl_uae.engines.supervised import SUPERVISED_TYPE, SupervisedEngine
 from verl_uae.flow.matching import NoiseDensity
 from verl_uae.flow.ode import euler
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.reward.terms.efficientnet import EfficientNetLite0
 from verl_uae.reward.terms.features import feature_similarity
+from verl_uae.reward.terms.vision import EfficientNetLite0
 from verl_uae.scenes.evaluate import held_out_scenes
 from verl_uae.scenes.grammar import caption
 from verl_uae.scenes.render import render_float, render_image

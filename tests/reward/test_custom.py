@@ -16,7 +16,7 @@ import torch
 from verl_uae.errors import ConfigError, RewardError
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.reward import RewardScorer, Status, to_tensors
-from verl_uae.reward.function_term import CustomReward
+from verl_uae.reward.function import CustomReward
 
 HOSTILE = """
     import math, sys, threading

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from verl_uae.reward.doing import doing, last_words, note_of
+from verl_uae.reward.deadline import doing, last_words, note_of
 
 SCORER = """
 import os, signal, sys
 from PIL import Image
 from verl_uae.reward import RewardScorer, TermSpec
-from verl_uae.reward.doing import write_notes
+from verl_uae.reward.deadline import write_notes
 from verl_uae.reward.record import RewardBatch
 import torch
 
@@ -57,7 +57,7 @@ def test_a_crash_is_named_by_term_and_row(tmp_path, crash: str) -> None:
 
 
 def test_no_note_is_kept_where_nobody_asked_for_one() -> None:
-    command = [sys.executable, "-c", "import os\nfrom verl_uae.reward.doing import doing\n"
+    command = [sys.executable, "-c", "import os\nfrom verl_uae.reward.deadline import doing\n"
                "with doing('x'): print(os.getpid(), flush=True); os._exit(0)"]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert not note_of(int(result.stdout)).exists()

@@ -106,13 +106,13 @@ def test_a_function_that_cannot_be_called_is_refused_where_it_is_declared(functi
 def test_parameters_must_fit() -> None:
     def mine(source, weight, k=2): ...
 
-    declaration = Declaration("mine")
-    check_call(mine, declaration, {"weight": 1})
+    taken = taken_arguments(mine, Declaration("mine"))
+    check_call(mine, taken, {"weight": 1})
     for params, text in (({}, "'weight'"), ({"weight": 1, "q": 2}, "'q'")):
         with pytest.raises(TypeError, match=rf"mine must take source.* by keyword; it is mine\(source, weight.*{text}"):
-            check_call(mine, declaration, params)
+            check_call(mine, taken, params)
     with pytest.raises(TypeError, match="must take data_source, solution_str, ground_truth, extra_info by keyword"):
-        check_call(mine, None, {})
+        check_call(mine, taken_arguments(mine, None), {})
 
 
 def test_declared_functions_of_a_module() -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.rewards.conftest import ROOT
 from verl_uae.reward import RewardScorer
-from verl_uae.reward.function_term import CustomReward
+from verl_uae.reward.function import CustomReward
 
 
 def test_against_numpys_histogram(example, to_batch) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.rewards.conftest import ROOT
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardBatch
-from verl_uae.reward.function_term import CustomReward
+from verl_uae.reward.function import CustomReward
 
 PAGE = (ROOT / "rewards" / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.terms.efficientnet import EfficientNetLite0
+from verl_uae.reward.terms.vision import EfficientNetLite0
 from verl_uae.stages.cold_start.worker import (
     build_caption_batcher,
     build_encoder_engine,

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that may hang, under a deadline.
+"""Calls that may hang, under a deadline, and a note of what a process was scoring, for those that end it.
 
 Python cannot kill a thread. A call that outlives its deadline is therefore *abandoned*: its thread is a daemon that is
 left running, its late answer is thrown away, and the caller goes on. Abandoned threads are counted, since each holds
@@ -9,14 +9,22 @@ memory and perhaps a core, and too many of them end the run with an error that n
 Not covered: native code that holds the interpreter lock (nothing else in the process runs then, this module
 included), side effects of an abandoned call, and memory an abandoned call keeps. A reward that needs to be killed
 belongs in a process of its own, behind a socket with a timeout.
+
+A reward that crashes its process (a segmentation fault, ``os._exit``, the out-of-memory killer) raises nothing: only
+what was written before can name it. The note is a small file of the machine, kept by the system when a process goes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import queue
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from verl_uae.errors import RewardError
@@ -52,7 +60,7 @@ class Guard:
         return self.map(owner, [call])[0]
 
     def map(self, owner: str, calls: Sequence[Callable[[], T]], num_threads: int = 1) -> list[Call[T]]:
-        """Run calls on ``num_threads`` threads, each call with a deadline of its own counted from its start.
+        """Run calls, each in a thread and with a deadline of its own counted from its start.
 
         Args:
             owner: label of the reward term, for the error.
@@ -67,22 +75,29 @@ class Guard:
         Raises:
             RewardError: when more than ``max_abandoned`` abandoned threads are still running.
         """
-        work = _Round(calls)
-        try:
-            for _ in range(min(num_threads, len(calls))):
-                work.start_thread(owner)
-            with work.changed:
-                while work.unfinished:
-                    wait_s = work.earliest_start() + self.timeout_s - time.monotonic()
-                    if wait_s > 0.0:
-                        work.changed.wait(wait_s)
-                        continue
-                    for thread in work.expire(self.timeout_s):
-                        self._abandon(owner, thread)
-                        work.start_thread(owner)
-        finally:
-            work.closed = True
-        return [call for call in work.results if call is not None]
+        found: list[Call[T] | None] = [None] * len(calls)
+        # In the order of their starts: the first is the first to be late.
+        running: dict[int, tuple[threading.Thread, float]] = {}
+        ended: queue.SimpleQueue[tuple[int, Call[T]]] = queue.SimpleQueue()
+        waiting = iter(enumerate(calls))
+        while True:
+            while len(running) < num_threads and (following := next(waiting, None)) is not None:
+                thread = threading.Thread(target=_work, args=(*following, ended), name=f"reward-{owner}", daemon=True)
+                running[following[0]] = (thread, time.monotonic())
+                thread.start()
+            if not running:
+                return [call for call in found if call is not None]
+            oldest, (thread, start) = next(iter(running.items()))
+            try:
+                index, call = ended.get(timeout=max(0.0, start + self.timeout_s - time.monotonic()))
+            except queue.Empty:
+                del running[oldest]
+                found[oldest] = Call(timed_out=True, seconds=time.monotonic() - start)
+                self._abandon(owner, thread)
+            else:
+                # An abandoned call answers to nobody.
+                if running.pop(index, None) is not None:
+                    found[index] = call
 
     @property
     def abandoned(self) -> int:
@@ -100,61 +115,69 @@ class Guard:
             )
 
 
-class _Round(Generic[T]):
-    """The shared state of one :meth:`Guard.map`: everything below is read and written under ``changed``."""
-
-    def __init__(self, calls: Sequence[Callable[[], T]]) -> None:
-        self.calls = calls
-        self.results: list[Call[T] | None] = [None] * len(calls)
-        self.unfinished = len(calls)
-        self.closed = False
-        self.changed = threading.Condition()
-        self._next = 0
-        self._running: dict[int, tuple[threading.Thread, float]] = {}
-
-    def start_thread(self, owner: str) -> None:
-        """Add a worker; it ends by itself when no call is left."""
-        threading.Thread(target=self._work, name=f"reward-{owner}", daemon=True).start()
-
-    def earliest_start(self) -> float:
-        """When the oldest running call began (now, where none runs yet)."""
-        return min((start for _, start in self._running.values()), default=time.monotonic())
-
-    def expire(self, timeout_s: float) -> list[threading.Thread]:
-        """Settle every call that is over its time; returns the threads still in them."""
-        now = time.monotonic()
-        late = [index for index, (_, start) in self._running.items() if now - start >= timeout_s]
-        threads = []
-        for index in late:
-            thread, start = self._running.pop(index)
-            self._settle(index, Call(timed_out=True, seconds=now - start))
-            threads.append(thread)
-        return threads
-
-    def _settle(self, index: int, call: Call[T]) -> None:
-        self.results[index] = call
-        self.unfinished -= 1
-        self.changed.notify_all()
-
-    def _work(self) -> None:
-        while True:
-            with self.changed:
-                if self.closed or self._next == len(self.calls):
-                    return
-                index, self._next = self._next, self._next + 1
-                start = time.monotonic()
-                self._running[index] = (threading.current_thread(), start)
-                self.changed.notify_all()
-            value, error = _attempt(self.calls[index])
-            with self.changed:
-                if self._running.pop(index, None) is None:
-                    return  # Expired meanwhile: another thread has taken this one's place.
-                self._settle(index, Call(value=value, error=error, seconds=time.monotonic() - start))
-
-
-def _attempt(call: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+def _work(index: int, call: Callable[[], T], ended: queue.SimpleQueue[tuple[int, Call[T]]]) -> None:
+    start = time.monotonic()
     try:
-        return call(), None
-    # A fault boundary. Base exceptions too: sys.exit() in a user's reward must not silently end a worker.
-    except BaseException as error:
-        return None, error
+        value, error = call(), None
+    # A fault boundary. Base exceptions too: sys.exit() in a user's reward must not silently end a thread.
+    except BaseException as raised:
+        value, error = None, raised
+    ended.put((index, Call(value, error, seconds=time.monotonic() - start)))
+
+
+# ---------------------------------------------------------------- the note
+
+#: Bytes of a note.
+SIZE = 1000
+
+_lock = threading.Lock()
+_entries: dict[object, str] = {}
+_file: int | None = None
+
+
+def note_of(pid: int) -> Path:
+    """File of a process of this user on this machine."""
+    return Path(tempfile.gettempdir()) / f"verl_uae_doing_{os.getuid()}_{pid}"
+
+
+def write_notes() -> None:
+    """Keep a note of this process from now on."""
+    global _file
+    with _lock:
+        if _file is None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            _file = os.open(note_of(os.getpid()), flags, 0o600)
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Around what may take the process with it; several at a time, from several threads."""
+    entry = object()
+    _note(entry, what)
+    try:
+        yield
+    finally:
+        _note(entry, None)
+
+
+def _note(entry: object, what: str | None) -> None:
+    with _lock:
+        if _file is None:
+            return
+        if what is None:
+            _entries.pop(entry, None)
+        else:
+            _entries[entry] = what
+        text = "; ".join(_entries.values()).encode("utf-8", "replace")[:SIZE]
+        os.pwrite(_file, text.ljust(SIZE), 0)
+
+
+def last_words(pid: int) -> str:
+    """What a dead process was doing, and empty if that is not known; its note is removed."""
+    path = note_of(pid)
+    try:
+        text = path.read_bytes().decode("utf-8", "replace").strip()
+        path.unlink()
+    except OSError:
+        return ""
+    return text

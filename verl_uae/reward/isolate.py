@@ -28,7 +28,7 @@ import torch
 
 from verl_uae.devices import FittingBatch, is_out_of_memory
 from verl_uae.errors import RewardError
-from verl_uae.reward.doing import doing
+from verl_uae.reward.deadline import doing
 from verl_uae.reward.record import (
     RewardBatch,
     RewardRecord,

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from verl_uae.errors import ConfigError
 from verl_uae.registry import Registry
-from verl_uae.reward.function_term import term_of_function
+from verl_uae.reward.function import term_of_function
 from verl_uae.reward.term import KNOWN_NEEDS, RewardTerm
 from verl_uae.user_code import Source, load_source
 
@@ -33,7 +33,7 @@ BUILT_IN: Mapping[str, str] = {
     "pixel": "verl_uae.reward.terms.pixel:PixelSimilarity",
     "psnr": "verl_uae.reward.terms.pixel:BoundedPSNR",
     "ssim": "verl_uae.reward.terms.pixel:SSIM",
-    "efficientnet_lite0": "verl_uae.reward.terms.efficientnet:EfficientNetLite0",
+    "efficientnet_lite0": "verl_uae.reward.terms.vision:EfficientNetLite0",
     "clip": "verl_uae.reward.terms.vision:ClipSimilarity",
     "dinov2": "verl_uae.reward.terms.vision:Dinov2Similarity",
     "dinov3": "verl_uae.reward.terms.vision:Dinov3Similarity",
@@ -41,12 +41,12 @@ BUILT_IN: Mapping[str, str] = {
     "dreamsim": "verl_uae.reward.terms.dreamsim:Dreamsim",
     "lpips": "verl_uae.reward.terms.perceptual:LPIPS",
     "dists": "verl_uae.reward.terms.perceptual:DISTS",
-    "image_text_clip": "verl_uae.reward.terms.image_text:ImageTextClip",
+    "image_text_clip": "verl_uae.reward.terms.vision:ImageTextClip",
     "caption_length": "verl_uae.reward.terms.caption:CaptionLength",
     "repetition": "verl_uae.reward.terms.caption:Repetition",
-    "ocr_guard": "verl_uae.reward.terms.ocr:OcrGuard",
+    "ocr_guard": "verl_uae.reward.terms.caption:OcrGuard",
     "preference": "verl_uae.reward.terms.preference:Preference",
-    "custom": "verl_uae.reward.function_term:CustomReward",
+    "custom": "verl_uae.reward.function:CustomReward",
     "remote": "verl_uae.reward.remote.term:RemoteReward",
 }
 

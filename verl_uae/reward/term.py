@@ -73,7 +73,8 @@ class RewardTerm(ABC):
     guarded: bool = False
     """True where ``score`` itself keeps every sample to the deadline and never raises for one sample."""
     model_free: bool = False
-    """True where building one loads and downloads nothing; it is then built to check its parameters early."""
+    """True where building one loads and downloads nothing; it is then built to check its parameters early, with their
+    configuration key where it takes a ``key``."""
     model_params: tuple[str, ...] = ()
     """Parameters that name a model, folder or hub id, by the rule of :mod:`verl_uae.paths`."""
     file_params: tuple[str, ...] = ()
@@ -96,7 +97,8 @@ class RewardTerm(ABC):
                 if isinstance(params.get(name), str):
                     check(params[name], f"{key}.{name}")
         if cls.model_free:
-            cls(**params)
+            own = {"key": key} if "key" in inspect.signature(cls).parameters else {}
+            cls(**{**own, **params})
 
     @classmethod
     def value_scale(cls, params: Mapping[str, Any]) -> Scale:
@@ -149,12 +151,13 @@ _PLAIN: Mapping[Any, tuple[Any, str]] = {
 }
 
 
-def check_arguments(term_class: type, params: Mapping[str, Any], key: str) -> None:
+def check_arguments(term_class: Any, params: Mapping[str, Any], key: str) -> None:
     """Refuse what a class cannot be made with, before anything is loaded.
 
     A value of the wrong kind would otherwise be found by the class, long after Ray has started, as a TypeError that
     names no key. Annotations other than numbers, text, truth values, literals, lists and mappings of them are not
-    checked.
+    checked; what is checked may be narrowed, as in ``Annotated[int, Rule(at_least=1)]``
+    (:class:`verl_uae.settings.Rule`).
 
     Args:
         term_class: the class.
@@ -169,10 +172,19 @@ def check_arguments(term_class: type, params: Mapping[str, Any], key: str) -> No
         signature.bind(**params)
     except TypeError as error:
         raise ConfigError(key, f"{error}; {term_class.__name__} takes {signature}") from error
-    hints = _hints(term_class)
+    try:
+        hints = typing.get_type_hints(term_class.__init__, include_extras=True)
+    # A user's class may be annotated with names that exist for type checkers only.
+    except (NameError, TypeError, AttributeError):
+        return
     for name, value in params.items():
-        if name in hints and not fits(value, hints[name]):
-            raise ConfigError(f"{key}.{name}", f"must be {wanted(hints[name])}, got {value!r}")
+        hint = hints.get(name, Any)
+        hint, *rules = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+        said = None if fits(value, hint) else f"must be {wanted(hint)}, got {value!r}"
+        for rule in rules:
+            said = said or rule.problem(value)
+        if said:
+            raise ConfigError(f"{key}.{name}", said)
 
 
 def fits(value: object, hint: Any) -> bool:
@@ -210,11 +222,3 @@ def wanted(hint: Any) -> str:
 
 def _is_list(origin: Any) -> bool:
     return inspect.isclass(origin) and issubclass(origin, Sequence)
-
-
-def _hints(term_class: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(term_class.__init__)
-    # A user's class may be annotated with names that exist for type checkers only.
-    except (NameError, TypeError, AttributeError):
-        return {}

@@ -9,8 +9,7 @@ import torch
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardScorer
-from verl_uae.reward.terms.caption import CaptionLength, Repetition, length_band, repeated_share, words_of
-from verl_uae.reward.terms.ocr import text_words
+from verl_uae.reward.terms.caption import CaptionLength, Repetition, length_band, repeated_share, text_words, words_of
 
 
 def test_words() -> None:

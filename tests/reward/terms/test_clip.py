@@ -14,7 +14,7 @@ from PIL import Image
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardScorer, TermSpec
-from verl_uae.reward.terms.pretrained import Preprocess
+from verl_uae.reward.terms.features import Preprocess
 from verl_uae.reward.terms.vision import CLIP_MEAN, CLIP_STD, ClipSimilarity
 
 SIZES = [28, 32, 30, 9, 1, (50, 40), (31, 77), (100, 35)]
@@ -139,10 +139,9 @@ def test_unsafe_or_absent_models_are_refused(tiny_clip: Path, tmp_path: Path) ->
     for model in (str(pickled), str(tmp_path / "absent")):
         with pytest.raises(ConfigError, match=r"uae.reward.terms.clip.model"):
             ClipSimilarity(model)
-    with pytest.raises(ConfigError, match="mode"):
-        ClipSimilarity(str(tiny_clip), mode="cls")
-    with pytest.raises(ConfigError, match="dtype"):
-        ClipSimilarity(str(tiny_clip), dtype="int8")
+    for params in ({"mode": "cls"}, {"dtype": "int8"}):
+        with pytest.raises(ConfigError, match=rf"here.{next(iter(params))}"):
+            ClipSimilarity.check_params({"model": str(tiny_clip), **params}, "here")
 
 
 def test_two_models_in_one_scorer_are_not_mixed_up(make_batch, tiny_clip: Path, tmp_path: Path) -> None:

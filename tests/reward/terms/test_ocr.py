@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from verl_uae.errors import ConfigError
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.reward import RewardBatch, RewardScorer, to_tensors
-from verl_uae.reward.terms.ocr import CACHED_PICTURES, OcrGuard, legible_words, text_words, word_recall
+from verl_uae.reward.terms.caption import CACHED_PICTURES, OcrGuard, legible_words, text_words, word_recall
 
 SIDE = 256
 
@@ -166,7 +166,7 @@ def test_impossible_parameters_are_refused_without_loading_the_engine(params: di
 
 
 def test_checking_loads_no_engine() -> None:
-    code = "import sys; from verl_uae.reward.terms.ocr import OcrGuard; OcrGuard.check_params({}, 'key')\n"
+    code = "import sys; from verl_uae.reward.terms.caption import OcrGuard; OcrGuard.check_params({}, 'key')\n"
     code += "print([name for name in ('rapidocr', 'onnxruntime', 'cv2') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

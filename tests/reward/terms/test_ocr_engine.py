@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.reward.terms.test_ocr import write_picture
 from verl_uae.errors import ConfigError
-from verl_uae.reward.terms.ocr import MAX_ASPECT, RapidReader, TextReader, check_engine, load_engine
+from verl_uae.reward.terms.caption import MAX_ASPECT, RapidReader, TextReader, check_engine, load_engine
 
 OWN = """
 class Sign:

@@ -155,8 +155,8 @@ def test_unusable_files_are_refused_by_key(backbones, tmp_path: Path, monkeypatc
             DISTS(str(path))
     with pytest.raises(ConfigError, match=r"uae.reward.terms.lpips.backbone: .* lacks \d+ of 26 weights"):
         LPIPS(str(backbones["alex"]), "vgg")
-    with pytest.raises(ConfigError, match=r"lpips.net"):
-        LPIPS(str(backbones["alex"]), "squeeze")
+    with pytest.raises(ConfigError, match=r"here.net"):
+        LPIPS.check_params({"backbone": str(backbones["alex"]), "net": "squeeze"}, "here")
     monkeypatch.setitem(perceptual.WEIGHTS, "alex", (perceptual.WEIGHTS["alex"][0], "0" * 64))
     with pytest.raises(ConfigError, match="not the known weights"):
         LPIPS(str(backbones["alex"]))

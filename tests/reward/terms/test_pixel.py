@@ -60,8 +60,15 @@ def test_gradient_is_that_of_the_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: PixelSimilarity(k=0), lambda: PixelSimilarity(scales=()), lambda: BoundedPSNR(-1)]
+    ("term", "params"),
+    [
+        (PixelSimilarity, {"k": 0}),
+        (PixelSimilarity, {"k": math.inf}),
+        (PixelSimilarity, {"scales": []}),
+        (PixelSimilarity, {"scales": [2, 0]}),
+        (BoundedPSNR, {"max_db": -1}),
+    ],
 )
-def test_impossible_settings(build) -> None:
-    with pytest.raises(ConfigError, match=r"uae.reward.terms"):
-        build()
+def test_impossible_settings(term, params) -> None:
+    with pytest.raises(ConfigError, match=rf"^here\.{next(iter(params))}: must be"):
+        term.check_params(params, "here")

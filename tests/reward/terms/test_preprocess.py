@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.isolate import CALL_PIXELS
-from verl_uae.reward.terms.pretrained import Preprocess, processing_of_config
+from verl_uae.reward.terms.features import Preprocess, processing_of_config
 
 STOCK = Preprocess(resize=(20, 24), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), interpolation="bilinear")
 CUT = Preprocess(resize=30, crop=(28, 26), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))

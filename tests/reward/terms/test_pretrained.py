@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.terms.pretrained import check_choice, load_frozen, processor_settings, quiet_transformers
+from verl_uae.reward.terms.features import load_frozen, processor_settings
 
 
 def test_frozen_and_the_global_generator_left_alone(tiny_clip: Path) -> None:
@@ -66,19 +66,3 @@ def test_processor_settings(tiny_clip: Path, tmp_path: Path) -> None:
     settings = processor_settings(str(tiny_clip), None)
     assert settings is not None and settings["size"]["shortest_edge"] == 30
     assert processor_settings(str(tmp_path), None) is None
-
-
-def test_choices() -> None:
-    check_choice("k", "a", ("a", "b"))
-    with pytest.raises(ConfigError, match=r"k: must be 'a', 'b' or 'c', got 'd'"):
-        check_choice("k", "d", ("a", "b", "c"))
-
-
-def test_quiet_restores_the_level() -> None:
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    with pytest.raises(KeyError), quiet_transformers():
-        assert logging.get_verbosity() == logging.ERROR
-        raise KeyError
-    assert logging.get_verbosity() == before

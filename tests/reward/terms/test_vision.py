@@ -13,7 +13,7 @@ import torch
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardScorer, get_reward
-from verl_uae.reward.terms.pretrained import Preprocess
+from verl_uae.reward.terms.features import Preprocess
 
 NAMES = ("dinov2", "dinov3", "siglip2")
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -156,8 +156,8 @@ def test_other_or_absent_models_are_refused(folders, tmp_path: Path, name: str) 
         with pytest.raises(ConfigError, match=rf"uae.reward.terms.{name}.model"):
             get_reward(name)(model=model)
     for params in ({"mode": "cls"}, {"dtype": "int8"}):
-        with pytest.raises(ConfigError, match=rf"uae.reward.terms.{name}.{next(iter(params))}"):
-            get_reward(name)(model=str(folders[name]), **params)
+        with pytest.raises(ConfigError, match=rf"here.{next(iter(params))}"):
+            get_reward(name).check_params({"model": str(folders[name]), **params}, "here")
 
 
 def test_relatives_of_another_architecture_are_refused(tmp_path: Path) -> None:

@@ -21,20 +21,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
 from verl_uae.paths import existing_file
 from verl_uae.reward.record import RewardBatch
-from verl_uae.reward.terms.features import EncoderTerm, Features, cosine
-from verl_uae.reward.terms.pretrained import Preprocess, check_choice, quiet_transformers
+from verl_uae.reward.terms.features import EncoderTerm, Features, Preprocess, cosine, resized
 from verl_uae.reward.terms.vision import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from verl_uae.settings import DTYPES, Dtype
+from verl_uae.settings import Dtype
 
 KEY = "uae.reward.terms.dreamsim"
 
-IMAGE_SIZE = 224
+SIZE = (224, 224)
 #: Of every published network: 12 heads for a width of 768.
 HEAD_WIDTH = 64
 #: Published name without its size, and the feature that goes with it.
@@ -80,7 +78,6 @@ class Dreamsim(EncoderTerm):
     file_params = ("weights",)
 
     def __init__(self, weights: str, dtype: Dtype = "float32") -> None:
-        check_choice(f"{KEY}.dtype", dtype, DTYPES)
         self._settings = ("dreamsim", weights, dtype)
         self.model = load_dreamsim(weights, getattr(torch, dtype))
 
@@ -120,11 +117,8 @@ class Ensemble(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Shape (B, D), fp32."""
-        size = (IMAGE_SIZE, IMAGE_SIZE)
-        if tuple(images_B3HW.shape[-2:]) != size:
-            # Once for all members, as Preprocess does it.
-            images_B3HW = F.interpolate(images_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True)
-            images_B3HW = images_B3HW.clamp(0.0, 1.0)
+        # Once for all members.
+        images_B3HW = resized(images_B3HW, SIZE)
         found = []
         for network, preprocess in zip(self.members, self.preprocess, strict=True):
             pixels = preprocess(images_B3HW).to(next(network.parameters()).dtype)
@@ -154,7 +148,7 @@ class Member:
             "num_hidden_layers": depth,
             "num_attention_heads": width // HEAD_WIDTH,
             "patch_size": patch,
-            "image_size": IMAGE_SIZE,
+            "image_size": SIZE[0],
         }
 
 
@@ -216,7 +210,7 @@ def _dino(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
     network: Any = _build(ViTModel, config, state, source, dtype, add_pooling_layer=False)
     # The feature is taken after the last block.
     network.layernorm = nn.Identity()
-    return network, _preprocess(IMAGENET_MEAN, IMAGENET_STD)
+    return network, Preprocess(resize=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def _clip(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
@@ -241,7 +235,9 @@ def _clip(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
         hidden_act="quick_gelu" if member.kind == "clip" else "gelu",
         layer_norm_eps=1e-5,
     )
-    return _build(CLIPVisionModelWithProjection, config, state, source, dtype), _preprocess(CLIP_MEAN, CLIP_STD)
+    return _build(CLIPVisionModelWithProjection, config, state, source, dtype), Preprocess(
+        resize=SIZE, mean=CLIP_MEAN, std=CLIP_STD
+    )
 
 
 def _blocks(source: dict[str, Tensor], block: str, parts: Mapping[str, str], depth: int) -> dict[str, Tensor]:
@@ -273,7 +269,7 @@ def _build(
     """
     # Mismatches too are listed below, with what else is wrong.
     settings["ignore_mismatched_sizes"] = True
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
+    with torch.random.fork_rng(devices=[]):
         network, info = network_class.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **settings
         )
@@ -284,7 +280,3 @@ def _build(
         )
     built: nn.Module = network
     return built
-
-
-def _preprocess(mean: tuple[float, float, float], std: tuple[float, float, float]) -> Preprocess:
-    return Preprocess(resize=(IMAGE_SIZE, IMAGE_SIZE), mean=mean, std=std)

@@ -29,7 +29,6 @@ from verl_uae.errors import ConfigError
 from verl_uae.paths import existing_file
 from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.term import RewardTerm, TermContext
-from verl_uae.reward.terms.pretrained import check_choice
 from verl_uae.reward.terms.vision import IMAGENET_MEAN, IMAGENET_STD
 
 #: Learned weights inside torchmetrics, with the SHA-256 of the known files (LPIPS v0.1, DISTS 0.1).
@@ -159,7 +158,6 @@ class LPIPS(PerceptualDistance):
         from torchmetrics.functional.image.lpips import _LPIPS
 
         key = "uae.reward.terms.lpips"
-        check_choice(f"{key}.net", net, ("alex", "vgg"))
         # On the meta device nothing is initialised, so the global random generator is left alone.
         with torch.device("meta"):
             self.model = _LPIPS(pretrained=False, net=net, pnet_rand=True)

@@ -8,6 +8,7 @@ Shape legend: B samples, 3 colour channels, H W pixels, h rows of a band.
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.term import RewardTerm
+from verl_uae.settings import Rule
 
 SCALES = (1, 2, 4)
 
@@ -75,20 +77,22 @@ class PixelSimilarity(RewardTerm):
     """:func:`pixel_similarity` as a term.
 
     Args:
-        k: steepness.
+        k: steepness, above 0.
         scales: block sizes in pixels.
     """
 
     bounds = (0.0, 1.0)
     model_free = True
 
-    def __init__(self, k: float = 10.0, scales: tuple[int, ...] = SCALES) -> None:
-        if not (math.isfinite(k) and k > 0.0):
-            raise ConfigError("uae.reward.terms.pixel.k", f"must be above 0, got {k}")
-        if not scales or any(int(scale) != scale or scale < 1 for scale in scales):
-            raise ConfigError("uae.reward.terms.pixel.scales", f"must be block sizes of at least 1 pixel, got {scales}")
-        self.k = float(k)
-        self.scales = tuple(int(scale) for scale in scales)
+    def __init__(
+        self,
+        k: Annotated[float, Rule(above=0)] = 10.0,
+        scales: tuple[int, ...] = SCALES,
+        key: str = "uae.reward.terms.pixel",
+    ) -> None:
+        if not scales or min(scales) < 1:
+            raise ConfigError(f"{key}.scales", f"must be block sizes of at least 1 pixel, got {scales}")
+        self.k, self.scales = float(k), tuple(scales)
 
     def score(self, batch: RewardBatch) -> Tensor:
         """Shape (B,), in [0, 1]."""
@@ -105,9 +109,7 @@ class BoundedPSNR(RewardTerm):
     bounds = (0.0, 1.0)
     model_free = True
 
-    def __init__(self, max_db: float = 50.0) -> None:
-        if not (math.isfinite(max_db) and max_db > 0.0):
-            raise ConfigError("uae.reward.terms.psnr.max_db", f"must be above 0, got {max_db}")
+    def __init__(self, max_db: Annotated[float, Rule(above=0)] = 50.0) -> None:
         self.max_db = float(max_db)
 
     def score(self, batch: RewardBatch) -> Tensor:

@@ -9,38 +9,31 @@ its value is the mean probability of being preferred, so the values of a fully c
 from __future__ import annotations
 
 import functools
-import inspect
-import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import torch
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.deadline import Call, Guard
-from verl_uae.reward.function_term import call_function, failure_of, own_copy, to_pil
+from verl_uae.reward.deadline import Call
+from verl_uae.reward.function import CallingTerm, announce, check_call, own_copy, to_pil
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status, as_number, describe
-from verl_uae.reward.term import KNOWN_NEEDS, RewardTerm, TermContext, check_arguments
+from verl_uae.reward.term import KNOWN_NEEDS
+from verl_uae.settings import Rule
 from verl_uae.user_code import load_source
-
-logger = logging.getLogger(__name__)
 
 #: The arguments of a comparison, all by keyword.
 ARGUMENTS = ("source", "first", "second", "first_caption", "second_caption", "row")
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One question: is the reconstruction at ``first`` better than the one at ``second``?"""
 
     first: int
     second: int
 
 
-class Preference(RewardTerm):
+class Preference(CallingTerm):
     """Calls ``prefer(source, first, second, first_caption, second_caption, row, **params)`` for pairs of a group.
 
     ``source``, ``first`` and ``second`` are :class:`PIL.Image.Image` (RGB, 8 bit); ``row`` is the data row. The
@@ -69,41 +62,31 @@ class Preference(RewardTerm):
     bounds = (0.0, 1.0)
     pointwise = False
     groupwise = True
-    guarded = True
-    model_free = True
 
     def __init__(
         self,
         path: str,
         name: str = "prefer",
         params: Mapping[str, Any] | None = None,
-        opponents: int | None = None,
+        opponents: Annotated[int | None, Rule(at_least=1, why="null asks for all others")] = None,
         both_orders: bool = True,
-        num_threads: int = 8,
+        num_threads: Annotated[int, Rule(at_least=1)] = 8,
         key: str = "uae.reward.preference",
     ) -> None:
-        if num_threads < 1:
-            raise ConfigError(f"{key}.num_threads", f"must be at least 1, got {num_threads}")
-        if opponents is not None and opponents < 1:
-            raise ConfigError(f"{key}.opponents", f"must be at least 1, or null for all others, got {opponents}")
-        self.opponents = opponents
-        self.both_orders = both_orders
-        self.num_threads = num_threads
-        self.label = "preference"
-        self.guard = Guard()
-        self._params = dict(params or {})
-        self._function = _load_function(path, name, self._params, key)
-
-    @classmethod
-    def check_params(cls, params: Mapping[str, Any], key: str) -> None:
-        """Load the file and refuse what cannot be called; see :class:`Preference`."""
-        check_arguments(cls, params, key)
-        cls(**{**params, "key": key})
-
-    def setup(self, context: TermContext) -> None:
-        """Take over the scorer's timeout, and the label for reasons."""
-        self.guard = context.guard
-        self.label = context.label or self.label
+        source = load_source(path, f"{key}.path")
+        function = getattr(source.module, name, None)
+        if not callable(function):
+            raise ConfigError(f"{key}.name", f"{source.path} has no function {name!r}")
+        super().__init__(function, params or {}, "preference")
+        clash = sorted(set(self._params).intersection(ARGUMENTS))
+        if clash:
+            raise ConfigError(f"{key}.params", f"{clash} are passed for every comparison and cannot be fixed here")
+        try:
+            check_call(function, ARGUMENTS, self._params)
+        except TypeError as error:
+            raise ConfigError(f"{key}.name", f"{source.path}: {error}") from error
+        self.opponents, self.both_orders, self.num_threads = opponents, both_orders, num_threads
+        announce(function, source.path, source.sha256)
 
     def score(self, batch: RewardBatch) -> list[RewardRecord]:
         """Compare within every group; never raises for a sample.
@@ -127,8 +110,8 @@ class Preference(RewardTerm):
 
     def _call(self, batch: RewardBatch, comparison: Comparison) -> object:
         assert batch.captions is not None and batch.rows is not None
-        first, second = comparison.first, comparison.second
-        arguments = {
+        first, second = comparison
+        pair = {
             "source": to_pil(batch.source_B3HW[first]),
             "first": to_pil(batch.reconstruction_B3HW[first]),
             "second": to_pil(batch.reconstruction_B3HW[second]),
@@ -136,19 +119,16 @@ class Preference(RewardTerm):
             "second_caption": batch.captions[second],
             "row": own_copy(batch.rows[first]),
         }
-        with torch.no_grad():
-            return call_function(self._function, {**arguments, **self._params}, self.guard.timeout_s)
+        return self.call(pair)
 
     def _probability(self, call: Call[object]) -> float | RewardRecord:
-        failure = failure_of(self.label, call, self.guard.timeout_s)
+        failure = self.failure_of(call)
         if failure is not None:
             return failure
-        number = float(call.value) if isinstance(call.value, bool) else as_number(call.value)
-        if number is None or not (math.isfinite(number) and 0.0 <= number <= 1.0):
-            return RewardRecord.failed(
-                Status.INVALID, f"{self.label}: {describe(call.value)} is no probability in [0, 1]"
-            )
-        return number
+        number = as_number(call.value)
+        if number is not None and 0.0 <= number <= 1.0:
+            return number
+        return RewardRecord.failed(Status.INVALID, f"{self.label}: {describe(call.value)} is no probability in [0, 1]")
 
     def _value(self, won: Sequence[float], lost: RewardRecord | None) -> RewardRecord:
         if won:
@@ -181,21 +161,3 @@ def comparisons(groups: Sequence[str], opponents: int | None, both_orders: bool)
             if both_orders:
                 asked.append(Comparison(indices[second], indices[first]))
     return asked
-
-
-def _load_function(path: str, name: str, params: Mapping[str, Any], key: str) -> Callable[..., Any]:
-    source = load_source(path, f"{key}.path")
-    function = getattr(source.module, name, None)
-    if not callable(function):
-        raise ConfigError(f"{key}.name", f"{source.path} has no function {name!r}")
-    clash = sorted(set(params).intersection(ARGUMENTS))
-    if clash:
-        raise ConfigError(f"{key}.params", f"{clash} are passed for every comparison and cannot be fixed here")
-    try:
-        signature = inspect.signature(function)
-        signature.bind(**dict.fromkeys(ARGUMENTS), **params)
-    except (TypeError, ValueError) as error:
-        wanted = ", ".join((*ARGUMENTS, *params))
-        raise ConfigError(f"{key}.name", f"{source.path}: {name} must take {wanted} by keyword ({error})") from error
-    logger.info("preference %s%s from %s, sha256 %s", name, signature, source.path, source.sha256 or "unknown")
-    return function

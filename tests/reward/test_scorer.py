@@ -141,7 +141,7 @@ def test_impossible_settings(terms, message) -> None:
     with pytest.raises(ConfigError, match=message):
         RewardScorer(terms)
     with pytest.raises(ConfigError, match=message):
-        check_specs([TermSpec.of_tuple(*term) for term in terms], [])
+        check_specs([TermSpec(name=name, weight=weight, params=params) for name, weight, params in terms], [])
 
 
 def test_a_label_cannot_be_that_of_a_number_which_another_term_logs(make_batch, tmp_path) -> None:

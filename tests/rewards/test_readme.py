@@ -56,7 +56,7 @@ def test_the_settings_of_the_tour_are_possible(
     tour: Path, compose: Any, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from verl_uae.config.validate import validate
-    from verl_uae.reward.build import term_specs
+    from verl_uae.reward.scorer import term_specs
 
     monkeypatch.chdir(tour)
     (command, _), (terms,) = _blocks("bash"), _blocks("yaml")

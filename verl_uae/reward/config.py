@@ -90,8 +90,7 @@ def validate(config: DictConfig) -> None:
         ConfigError: naming the first key that is impossible.
     """
     # Imported here: the schema is needed in places that must not pay for torch.
-    from verl_uae.reward.build import term_specs
-    from verl_uae.reward.scorer import check_specs
+    from verl_uae.reward.scorer import check_specs, term_specs
 
     for index, term in enumerate(config.uae.reward.terms):
         name = f"uae.reward.terms[{index}]"

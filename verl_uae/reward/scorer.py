@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.devices import FittingBatch
 from verl_uae.errors import ConfigError, RewardError
@@ -20,7 +21,7 @@ from verl_uae.reward.deadline import Guard
 from verl_uae.reward.encodings import Counters, Encodings
 from verl_uae.reward.isolate import Slots, fill_failed, samples_per_call, score_isolated
 from verl_uae.reward.record import LARGEST, Origin, RewardBatch, RewardRecord, Scoring, Status, describe_error
-from verl_uae.reward.registry import get_reward
+from verl_uae.reward.registry import get_reward, load_reward_file
 from verl_uae.reward.term import RewardTerm, TermContext
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,10 @@ class TermSpec:
     """Name in records and logs; the registered name by default. Needed to use one term twice."""
     floor: float | None = None
     """A sample whose value is worse is INVALID: below it, or above it where lower is better. None: no gate."""
+    normalize: str = "none"
+    """One of :data:`verl_uae.reward.config.NORMALIZATIONS`; the trainer's business, not the scorer's."""
+    tie: float = 0.0
+    """For ``rank``: values that differ by no more are equal; in units of the term."""
     key: str = ""
     """Configuration key of the term, for errors; by default its place in the scorer's own list."""
     params_key: str = ""
@@ -66,10 +71,36 @@ class TermSpec:
     def _term_class(self) -> type[RewardTerm]:
         return get_reward(self.name, f"{self.key}.name" if self.key else "uae.reward.terms")
 
-    @classmethod
-    def of_tuple(cls, name: str, weight: float, params: Mapping[str, Any]) -> TermSpec:
-        """The short form ``(name, weight, params)``."""
-        return cls(name=name, weight=weight, params=params)
+
+def term_specs(config: DictConfig) -> tuple[list[TermSpec], list[TermSpec]]:
+    """Terms of a run that are summed, verl's custom reward function with them, and terms that are only measured.
+
+    Loads no model; loads ``uae.reward.files`` first.
+
+    Raises:
+        ConfigError: a file is refused, or claims a name that is taken.
+    """
+    reward = config.uae.reward
+    for index, path in enumerate(reward.files):
+        load_reward_file(path, f"uae.reward.files[{index}]")
+    summed: list[TermSpec] = []
+    watched: list[TermSpec] = []
+    for index, term in enumerate(reward.terms):
+        entry: Any = OmegaConf.to_container(term, resolve=True)
+        (watched if term.held_out else summed).append(spec_of(entry, f"uae.reward.terms[{index}]"))
+    custom = config.reward.custom_reward_function
+    if custom.path:
+        kwargs = OmegaConf.to_container(custom.get("reward_kwargs") or OmegaConf.create({}), resolve=True)
+        params = {"path": custom.path, "name": custom.name, "reward_kwargs": kwargs}
+        key = "reward.custom_reward_function"
+        summed.append(TermSpec(name="custom", weight=reward.custom_weight, params=params, key=key, params_key=key))
+    return summed, watched
+
+
+def spec_of(entry: Mapping[str, Any], key: str) -> TermSpec:
+    """An entry of ``uae.reward.terms``, by the keys of :class:`~verl_uae.reward.config.TermConfig`."""
+    same = {name: entry[name] for name in ("name", "params", "floor", "normalize", "tie")}
+    return TermSpec(**same, weight=0.0 if entry["held_out"] else entry["weight"], label=entry["label"] or "", key=key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +172,17 @@ class RewardScorer:
         for name, number in (("timeout_s", timeout_s), ("max_abandoned", max_abandoned), ("chunk_size", chunk_size)):
             if not number > 0:
                 raise ConfigError(f"{key}.{name}", f"must be above 0, got {number}")
-        summed = [spec if isinstance(spec, TermSpec) else TermSpec.of_tuple(*spec) for spec in terms]
-        watched = [
-            spec if isinstance(spec, TermSpec) else TermSpec.of_tuple(spec[0], 1.0, spec[1]) for spec in held_out
-        ]
-        check_specs(summed, watched, key, timeout_s)
+        summed, watched = check_specs(
+            [t if isinstance(t, TermSpec) else TermSpec(name=t[0], weight=t[1], params=t[2]) for t in terms],
+            [t if isinstance(t, TermSpec) else TermSpec(name=t[0], params=t[1]) for t in held_out],
+            key,
+            timeout_s,
+        )
         self.device = torch.device(device)
         self.guard = Guard(timeout_s, max_abandoned)
         self.chunk_size = chunk_size
         self._encodings = Encodings(source_cache_bytes)
-        self._summed = [self._build(spec, spec.key or f"{key}.terms[{i}]") for i, spec in enumerate(summed)]
-        self._watched = [self._build(spec, spec.key or f"{key}.held_out[{i}]") for i, spec in enumerate(watched)]
+        self._summed, self._watched = [self._build(spec) for spec in summed], [self._build(spec) for spec in watched]
 
     @property
     def labels(self) -> list[str]:
@@ -212,8 +243,8 @@ class RewardScorer:
             self._encodings.finish()
         return [settled[i] if i in settled else self._combine(parts[i]) for i in range(len(batch))]
 
-    def _build(self, spec: TermSpec, key: str) -> _Entry:
-        term = get_reward(spec.name, f"{key}.name")(**spec.params)
+    def _build(self, spec: TermSpec) -> _Entry:
+        term = get_reward(spec.name, f"{spec.key}.name")(**spec.params)
         term.setup(TermContext(self.device, self.guard, self._encodings, spec.label))
         sign = 1.0 if term.higher_is_better else -1.0
         chunk = FittingBatch(term.chunk_size or self.chunk_size, f"pictures of reward term {spec.label!r}")
@@ -270,6 +301,14 @@ class RewardScorer:
         return RewardRecord(value, Status.OK, terms, seconds)
 
 
+def build_scorer(config: DictConfig, device: str | torch.device) -> RewardScorer:
+    """The scorer of a run, without the groupwise terms."""
+    summed, watched = ([spec for spec in specs if not spec.groupwise] for specs in term_specs(config))
+    reward = config.uae.reward
+    cache = reward.source_cache_mib * 1024 * 1024
+    return RewardScorer(summed, held_out=watched, device=device, timeout_s=reward.timeout_s, source_cache_bytes=cache)
+
+
 def warn_of_held_out(records: Iterable[RewardRecord]) -> None:
     """Log for how many samples a held-out term has no value, and the commonest reasons; nothing else tells of it."""
     lost = Counter(f"{record.status}: {record.reason}" for record in records if not record.ok)
@@ -280,7 +319,7 @@ def warn_of_held_out(records: Iterable[RewardRecord]) -> None:
 
 def check_specs(
     summed: Sequence[TermSpec], watched: Sequence[TermSpec], key: str = "uae.reward", timeout_s: float = math.inf
-) -> None:
+) -> tuple[list[TermSpec], list[TermSpec]]:
     """Refuse terms that cannot make a reward; loads no model, so it can run before anything starts.
 
     Args:
@@ -288,6 +327,9 @@ def check_specs(
         watched: held-out terms.
         key: configuration key of all this, for the error.
         timeout_s: seconds the scorer will give a term.
+
+    Returns:
+        The same, each with its ``key``.
 
     Raises:
         ConfigError: no term, weights that sum to 0, a label used twice or with a slash, an unknown name, impossible
@@ -302,24 +344,29 @@ def check_specs(
     if divided:
         # Such a label could be that of a number which another term logs beside its value.
         raise ConfigError(key, f"labels {divided} contain '/', which divides a term from what it logs")
-    for part, specs in (("terms", summed), ("held_out", watched)):
-        for index, spec in enumerate(specs):
-            place = spec.key or f"{key}.{part}[{index}]"
-            term_class = get_reward(spec.name, f"{place}.name")
-            params_key = spec.params_key or f"{place}.params"
+    placed = {
+        part: [spec if spec.key else replace(spec, key=f"{key}.{part}[{index}]") for index, spec in enumerate(specs)]
+        for part, specs in (("terms", summed), ("held_out", watched))
+    }
+    for part, specs in placed.items():
+        for spec in specs:
+            term_class = get_reward(spec.name, f"{spec.key}.name")
+            params_key = spec.params_key or f"{spec.key}.params"
             term_class.check_params(spec.params, params_key)
             term_class.check_timeout(spec.params, timeout_s, params_key)
-            _check_floor(spec, term_class, part, place)
+            if spec.floor is not None:
+                _check_floor(spec, term_class, held_out=part == "held_out")
+    return placed["terms"], placed["held_out"]
 
 
-def _check_floor(spec: TermSpec, term_class: type[RewardTerm], part: str, place: str) -> None:
-    if spec.floor is None:
-        return
-    if part == "held_out":
-        raise ConfigError(f"{place}.floor", "a held-out term touches no sample's status; give it no floor")
+def _check_floor(spec: TermSpec, term_class: type[RewardTerm], *, held_out: bool) -> None:
+    assert spec.floor is not None
+    if held_out:
+        raise ConfigError(f"{spec.key}.floor", "a held-out term touches no sample's status; give it no floor")
     low, high = term_class.value_scale(spec.params).bounds
     if not low <= spec.floor <= high or not math.isfinite(spec.floor):
-        raise ConfigError(f"{place}.floor", f"must be a value of {spec.name}, in [{low:g}, {high:g}], got {spec.floor}")
+        message = f"must be a value of {spec.name}, in [{low:g}, {high:g}], got {spec.floor}"
+        raise ConfigError(f"{spec.key}.floor", message)
 
 
 def _gate(entry: _Entry, record: RewardRecord) -> RewardRecord:

@@ -20,11 +20,13 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardBatch, RewardRecord
-from verl_uae.reward.scorer import RewardScorer, TermSpec, warn_of_held_out
+from verl_uae.reward.scorer import RewardScorer, TermSpec, term_specs, warn_of_held_out
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +67,12 @@ class RunningMoments:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One summed term."""
+    """One summed term; ``factor`` is its weight, negated where lower is better. See :class:`TermSpec`."""
 
     label: str
     factor: float
-    """Weight, negated where lower is better."""
     normalize: str = "none"
-    """One of :data:`verl_uae.reward.config.NORMALIZATIONS`."""
     tie: float = 0.0
-    """For ``rank``: values that differ by no more are equal; in units of the term."""
 
 
 @dataclass(slots=True)
@@ -129,6 +128,12 @@ class Composition:
             self.moments[label] = RunningMoments(**state[label]) if label in state else RunningMoments()
 
 
+def build_composition(config: DictConfig) -> Composition:
+    """The sum of ``uae.reward.terms`` with the terms that are normalised; loads no model."""
+    summed, _ = term_specs(config)
+    return Composition([Part(spec.label, spec.factor, spec.normalize, spec.tie) for spec in summed])
+
+
 def group_ranks(values: Sequence[float], groups: Sequence[str], tie: float = 0.0) -> list[float]:
     """Share of the other members of a value's group that are smaller; equal ones count half.
 
@@ -152,8 +157,7 @@ def group_ranks(values: Sequence[float], groups: Sequence[str], tie: float = 0.0
     return ranks
 
 
-@dataclass(frozen=True, slots=True)
-class _GroupTerm:
+class _GroupTerm(NamedTuple):
     label: str
     factor: float | None
     """Weight, negated where lower is better; None where held out."""
@@ -197,6 +201,17 @@ class GroupScorer:
             for index, record in zip(alive, scored, strict=True):
                 found[index] = _add(found[index], record, term)
         return found
+
+
+def has_groupwise(config: DictConfig) -> bool:
+    """Whether a term compares the members of a group."""
+    return any(spec.groupwise for specs in term_specs(config) for spec in specs)
+
+
+def build_group_scorer(config: DictConfig) -> GroupScorer | None:
+    """The scorer of the groupwise terms; None where there are none."""
+    summed, watched = ([spec for spec in specs if spec.groupwise] for specs in term_specs(config))
+    return GroupScorer(summed, watched, config.uae.reward.timeout_s) if summed or watched else None
 
 
 def _add(record: RewardRecord, found: RewardRecord, term: _GroupTerm) -> RewardRecord:
@@ -309,3 +324,10 @@ class Tripwire:
             pairs.clear()
             pairs.extend((float(reward), float(value)) for reward, value in state["pairs"].get(label, []))
         self._warned = set(state["warned"]) & set(self._pairs)
+
+
+def build_tripwire(config: DictConfig) -> Tripwire | None:
+    """The watch over the held-out terms; None where it is switched off."""
+    window = config.uae.reward.tripwire_window
+    _, watched = term_specs(config)
+    return Tripwire({spec.label: spec.higher_is_better for spec in watched}, window) if window else None

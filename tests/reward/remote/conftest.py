@@ -16,8 +16,7 @@ import uvicorn
 from verl_uae.data.limits import ImageLimits
 from verl_uae.reward import RewardBatch
 from verl_uae.reward.remote.server import RewardServer, ServerSettings
-from verl_uae.reward.remote.service import ScoringService
-from verl_uae.reward.remote.specs import parse_terms
+from verl_uae.reward.remote.service import ScoringService, parse_terms
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import numpy as np
 from verl_uae.data.limits import ImageLimits
 from verl_uae.reward.remote.protocol import RawSample
 from verl_uae.reward.remote.service import MAX_REQUEST_PIXELS, ScoringService
-from verl_uae.reward.remote.specs import parse_terms
+from verl_uae.reward.remote.service import parse_terms
 from verl_uae.reward.remote.protocol import encode_picture
 
 side, count = map(int, sys.argv[1:])

@@ -9,7 +9,7 @@ import pytest
 
 from verl_uae.errors import ConfigError
 from verl_uae.reward import TermSpec
-from verl_uae.reward.remote.specs import parse_terms, read_terms
+from verl_uae.reward.remote.service import parse_terms, read_terms
 
 CUSTOM = "def compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs): return 1.0\n"
 

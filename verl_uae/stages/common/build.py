@@ -21,7 +21,7 @@ from verl_uae.checkpoints.names import VAE
 from verl_uae.engines.decoder_module import DecoderModelConfig
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.reward.build import build_scorer
+from verl_uae.reward.scorer import build_scorer
 from verl_uae.settings import DTYPES as DTYPE_NAMES
 from verl_uae.stages.common.captions import EncoderCaptions
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from verl_uae.chain.records import Outcome, Sample
 from verl_uae.data.images import rgb, to_tensor
-from verl_uae.reward.build import build_group_scorer
 from verl_uae.reward.isolate import CALL_PIXELS
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
+from verl_uae.reward.step import build_group_scorer
 
 
 class GroupRewards:

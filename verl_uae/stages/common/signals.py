@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from verl_uae.chain.records import Outcome
 from verl_uae.checkpoints.names import SIGNALS_FILE
 from verl_uae.errors import CheckpointError
-from verl_uae.reward.build import build_composition, build_tripwire
+from verl_uae.reward.step import build_composition, build_tripwire
 from verl_uae.stages.common.group_rewards import GroupRewards
 from verl_uae.stages.common.outcomes import LosingSamples
 

@@ -28,7 +28,7 @@ from verl_uae.engines.replica import SamplingReplica
 from verl_uae.engines.update_metrics import is_left_out
 from verl_uae.flow.objective.nft import draw_sigmas
 from verl_uae.flow.plan import SamplingPlan
-from verl_uae.reward.build import has_groupwise
+from verl_uae.reward.step import has_groupwise
 from verl_uae.seeding import generator, normal
 from verl_uae.stages.common.build import build_training_painter, decoder_shift
 from verl_uae.stages.common.captions import Messages

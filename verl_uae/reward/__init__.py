@@ -34,25 +34,12 @@ __all__ = [
     "to_tensors",
 ]
 
-_MODULES = {
-    "RewardBatch": "record",
-    "RewardRecord": "record",
-    "RewardScorer": "scorer",
-    "RewardTerm": "term",
-    "Status": "record",
-    "TermContext": "term",
-    "TermSpec": "scorer",
-    "get_reward": "registry",
-    "load_reward_file": "registry",
-    "register_reward": "registry",
-    "reward_function": "function",
-    "reward_names": "registry",
-    "to_tensors": "record",
-}
-
 
 def __getattr__(name: str) -> Any:
     # On first use: who reads the configuration of the rewards need not import torch.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name in __all__:
+        for module in ("record", "term", "function", "registry", "scorer"):
+            found = importlib.import_module(f"{__name__}.{module}")
+            if hasattr(found, name):
+                return getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -105,21 +105,11 @@ class RewardTerm(ABC):
         """Bounds and direction with these parameters, known without loading a model."""
         return Scale(cls.bounds, cls.higher_is_better)
 
-    # Not abstract: most terms have no timeout of their own.
+    # Neither is abstract: most terms have no timeout of their own, and many have no model.
     @classmethod  # noqa: B027
     def check_timeout(cls, params: Mapping[str, Any], timeout_s: float, key: str) -> None:
-        """Refuse parameters that do not fit the scorer's timeout; called after :meth:`check_params`.
+        """The same with ``timeout_s``, the seconds that the scorer gives a term; called after :meth:`check_params`."""
 
-        Args:
-            params: keyword arguments of the class.
-            timeout_s: seconds the scorer gives a term.
-            key: configuration key of ``params``, for the error.
-
-        Raises:
-            ConfigError: naming what does not fit.
-        """
-
-    # Not abstract: most terms without a model have nothing to do here.
     def setup(self, context: TermContext) -> None:  # noqa: B027
         """Called once by the scorer, before the first batch: move models to ``context.device``."""
 
@@ -171,7 +161,8 @@ def check_arguments(term_class: Any, params: Mapping[str, Any], key: str) -> Non
     try:
         signature.bind(**params)
     except TypeError as error:
-        raise ConfigError(key, f"{error}; {term_class.__name__} takes {signature}") from error
+        own = [str(one.replace(annotation=one.empty)) for one in signature.parameters.values() if one.name != "key"]
+        raise ConfigError(key, f"{error}; {term_class.__name__} takes {', '.join(own)}") from error
     try:
         hints = typing.get_type_hints(term_class.__init__, include_extras=True)
     # A user's class may be annotated with names that exist for type checkers only.

@@ -196,14 +196,14 @@ def test_the_documented_messages_are_messages() -> None:
     assert set(sample.members) == set(MEMBERS) and (sample.id, sample.place) == ("0", 0)
     health = parse_health(health_text.encode())
     found = parse_answer(answer_text.encode(), ["0", "1"], health.bounds)
-    assert health.ready and found.fingerprint == health.fingerprint
+    assert health.status == "ready" and found.fingerprint == health.fingerprint
     assert [record.status for record in found.records.values()] == ["ok", "invalid"]
 
 
 def test_health() -> None:
     health = parse_health(json.dumps({**HEALTH, "bounds": [None, 2], "status": "loading", "more": 1}).encode())
-    assert (health.ready, health.fingerprint, health.bounds) == (False, "f", (-math.inf, 2.0))
-    assert (health.needs, health.max_samples) == (frozenset({"source"}), 64)
+    assert (health.status == "ready", health.fingerprint, health.bounds) == (False, "f", (-math.inf, 2.0))
+    assert (health.needs, health.limits.max_samples) == (frozenset({"source"}), 64)
     assert bounds_message((-math.inf, 2.0)) == [None, 2.0]
 
 

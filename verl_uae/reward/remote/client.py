@@ -144,7 +144,8 @@ class RemoteClient:
 
     def get(self, path: str, deadline: float) -> list[Reply]:
         """Ask every server the same; one reply for every address."""
-        return self._meet(deadline, [self._persist(path, None, deadline, url) for url in self.settings.url])
+        attempts = [functools.partial(self._attempt, url, path) for url in self.settings.url]
+        return self._meet(deadline, [self._retries.persist(attempt, deadline) for attempt in attempts])
 
     def close(self) -> None:
         """Let go of connections and threads; calls must be over."""
@@ -165,12 +166,7 @@ class RemoteClient:
     async def _request(self, path: str, job: Job, deadline: float) -> bytes:
         async with self._gate:
             body = await asyncio.get_running_loop().run_in_executor(self._encoders, job)
-            return await self._persist(path, body, deadline)
-
-    async def _persist(self, path: str, body: bytes | None, deadline: float, url: str | None = None) -> bytes:
-        """One request with its retries; to ``url``, else to whichever server is next."""
-        attempt = functools.partial(self._attempt, path, body, url)
-        return await self._retries.persist(attempt, deadline)
+            return await self._retries.persist(lambda: self._attempt(self._choose(), path, body), deadline)
 
     def _choose(self) -> str:
         """The next server; one that rests only where all do."""
@@ -184,8 +180,7 @@ class RemoteClient:
             self._rests[chosen] = now + REST_S
         return chosen
 
-    async def _attempt(self, path: str, body: bytes | None, url: str | None) -> bytes:
-        url = url or self._choose()
+    async def _attempt(self, url: str, path: str, body: bytes | None = None) -> bytes:
         alive = False
         try:
             answer = await self._web.send("GET" if body is None else "POST", url + path, body, kind=JSON_TYPE)
@@ -208,8 +203,7 @@ async def _gather(calls: Sequence[Coroutine[Any, Any, bytes]], timeout_s: float,
     tasks = [asyncio.ensure_future(call) for call in calls]
     if not tasks:
         return []
-    await asyncio.wait(tasks, timeout=timeout_s)
-    pending = {task for task in tasks if not task.done()}
+    _, pending = await asyncio.wait(tasks, timeout=timeout_s)
     for task in pending:
         task.cancel()
     if pending:
@@ -219,9 +213,9 @@ async def _gather(calls: Sequence[Coroutine[Any, Any, bytes]], timeout_s: float,
 
 def _outcome(task: asyncio.Future[bytes]) -> Reply:
     error = task.exception()
-    if error is None:
-        return task.result()
-    return error if isinstance(error, UnansweredError) else UnansweredError(Fault.ERROR, describe_error(error))
+    if error is None or isinstance(error, UnansweredError):
+        return error or task.result()
+    return UnansweredError(Fault.ERROR, describe_error(error))
 
 
 class _Loop:

@@ -20,8 +20,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -77,7 +76,7 @@ class ProtocolError(ValueError):
 
 
 class _Message(BaseModel):
-    """Members that are not named here are ignored, as docs/remote_rewards.md says."""
+    """Members that are not named are ignored, as docs/remote_rewards.md says."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -141,13 +140,11 @@ def _read(kind: type[Message], data: bytes | bytearray) -> Message:
 # ---------------------------------------------------------------- requests
 
 
-@dataclass(frozen=True, slots=True)
-class RawSample:
-    """One sample of a request, its members not yet looked at."""
+class RawSample(NamedTuple):
+    """One sample of a request, its members not yet looked at; ``place`` is its position in the batch."""
 
     id: str
     place: int
-    """Position in the batch; see :func:`parse_request`."""
     members: Mapping[str, object]
 
 
@@ -191,10 +188,8 @@ def parse_request(data: bytes | bytearray, max_samples: int) -> list[RawSample]:
         place = index if sample.place < 0 else sample.place
         if place >= max_samples:
             raise ProtocolError(f"samples[{index}].place is {place}, must be below {max_samples}")
-        members: dict[str, object] = {
-            name: value for name, value in (sample.model_extra or {}).items() if name in MEMBERS
-        }
-        samples.append(RawSample(sample.id, place, members))
+        given = sample.model_extra or {}
+        samples.append(RawSample(sample.id, place, {name: given[name] for name in MEMBERS if name in given}))
     for name in ("id", "place"):
         if len({getattr(sample, name) for sample in samples}) != len(samples):
             raise ProtocolError(f"two samples have one {name}")
@@ -204,13 +199,11 @@ def parse_request(data: bytes | bytearray, max_samples: int) -> list[RawSample]:
 # ---------------------------------------------------------------- answers
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A server's answer to a batch."""
+class Answer(NamedTuple):
+    """A server's answer to a batch: records by id, one for every sample that was sent."""
 
     fingerprint: str
     records: Mapping[str, RewardRecord]
-    """By id, one for every sample that was sent."""
 
 
 class _Answer(_Message):
@@ -229,20 +222,11 @@ class _Record(_Message):
 
 def answer_message(fingerprint: str, records: Mapping[str, RewardRecord]) -> bytes:
     """The answer to a request, records by id."""
-    return dumps(
-        {
-            "version": VERSION,
-            "fingerprint": fingerprint,
-            "records": [{"id": identifier, **_record_message(record)} for identifier, record in records.items()],
-        }
-    )
-
-
-def _record_message(record: RewardRecord) -> dict[str, object]:
-    message: dict[str, object] = {"status": str(record.status), "value": record.value, "terms": dict(record.terms)}
-    if not record.ok:
-        message["reason"] = record.reason
-    return message
+    sent = []
+    for identifier, found in records.items():
+        record = {"id": identifier, "status": str(found.status), "value": found.value, "terms": dict(found.terms)}
+        sent.append(record if found.ok else {**record, "reason": found.reason})
+    return dumps({"version": VERSION, "fingerprint": fingerprint, "records": sent})
 
 
 def parse_answer(
@@ -299,6 +283,7 @@ def _record(entry: Mapping[str, Any], bounds: Bounds, seconds: float, label: str
 
 class _Limits(_Message):
     max_samples: Annotated[int, Field(ge=1)]
+    """In one request."""
 
 
 class Health(_Message):
@@ -312,15 +297,6 @@ class Health(_Message):
     needs: Annotated[frozenset[Member], Strict(False)]
     """What every sample must carry."""
     limits: _Limits
-
-    @property
-    def ready(self) -> bool:
-        return self.status == "ready"
-
-    @property
-    def max_samples(self) -> int:
-        """Most samples in one request."""
-        return self.limits.max_samples
 
 
 def parse_health(data: bytes) -> Health:
@@ -358,17 +334,13 @@ def loads(data: bytes | bytearray) -> Any:
     """
     try:
         text = data.decode("utf-8")
-        return json.loads(text, parse_constant=_constant, parse_float=_float, object_pairs_hook=unique_keys)
+        return json.loads(text, parse_constant=_number, parse_float=_number, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not JSON: {str(error)[:120] or type(error).__name__}") from error
 
 
 def plain(value: object, name: str) -> Any:
-    """A value of a data row as what JSON knows; NumPy numbers and arrays become Python's.
-
-    Args:
-        value: the value.
-        name: what to call it in an error.
+    """A value of a data row, called ``name`` in errors, as what JSON knows; NumPy's become Python's.
 
     Raises:
         ProtocolError: for a number that is not finite, or anything else that JSON cannot carry.
@@ -388,14 +360,10 @@ def plain(value: object, name: str) -> Any:
     raise ProtocolError(f"{name} is a {type(value).__name__}, which JSON cannot carry")
 
 
-def _constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
-
-
-def _float(text: str) -> float:
+def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"number {text[:20]} is too large")
+        raise ValueError(f"{text[:20]} is no finite number")
     return number
 
 
@@ -411,9 +379,7 @@ def to_levels(images_B3HW: Tensor) -> np.ndarray:
 def encode_picture(levels_HW3: np.ndarray) -> str:
     """8-bit RGB levels as base64 of a PNG file; lossless."""
     file = io.BytesIO()
-    Image.fromarray(levels_HW3, mode="RGB").save(
-        file, format="PNG", compress_level=PNG_LEVEL, compress_type=PNG_STRATEGY
-    )
+    Image.fromarray(levels_HW3, mode="RGB").save(file, "PNG", compress_level=PNG_LEVEL, compress_type=PNG_STRATEGY)
     return base64.b64encode(file.getbuffer()).decode("ascii")
 
 
@@ -427,14 +393,7 @@ def claimed_size(text: object) -> tuple[int, int]:
 
 
 def decode_picture(text: object, limits: ImageLimits) -> np.ndarray:
-    """Inverse of :func:`encode_picture`, for a text from outside.
-
-    Args:
-        text: base64 of a PNG file.
-        limits: what to refuse before anything is decoded.
-
-    Returns:
-        Levels (H, W, 3), uint8.
+    """Inverse of :func:`encode_picture` for a text from outside: levels (H, W, 3), uint8.
 
     Raises:
         ProtocolError: for anything but an 8-bit RGB picture within the limits.

@@ -92,23 +92,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = prometheus_client.CollectorRegistry()
-        prefix = "verl_uae_reward"
-        self.requests = prometheus_client.Counter(
-            f"{prefix}_requests", "Scoring requests by HTTP status", ["code"], registry=self.registry
-        )
-        self.samples = prometheus_client.Counter(
-            f"{prefix}_samples", "Samples by status", ["status"], registry=self.registry
-        )
-        self.seconds = prometheus_client.Histogram(
-            f"{prefix}_request_seconds",
+        make = functools.partial(functools.partial, namespace="verl_uae_reward", registry=self.registry)
+        counter, gauge = make(prometheus_client.Counter), make(prometheus_client.Gauge)
+        self.requests = counter("requests", "Scoring requests by HTTP status", ["code"])
+        self.samples = counter("samples", "Samples by status", ["status"])
+        self.seconds = make(prometheus_client.Histogram)(
+            "request_seconds",
             "Seconds from the head of a scoring request to its answer",
             buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
-            registry=self.registry,
         )
-        self.in_flight = prometheus_client.Gauge(
-            f"{prefix}_in_flight", "Requests being read or scored", registry=self.registry
-        )
-        self.ready = prometheus_client.Gauge(f"{prefix}_ready", "1 when requests are scored", registry=self.registry)
+        self.in_flight = gauge("in_flight", "Requests being read or scored")
+        self.ready = gauge("ready", "1 when requests are scored")
 
 
 class RewardServer:
@@ -134,9 +128,9 @@ class RewardServer:
         self._reading = threading.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(settings.max_in_flight, "reward-server")
         self.app = FastAPI(lifespan=self._lifespan, openapi_url=None)
-        self.app.add_api_route(SCORE_PATH, self._score, methods=["POST"], response_model=None)
-        self.app.add_api_route(HEALTH_PATH, self._health, methods=["GET"], response_model=None)
-        self.app.add_api_route(METRICS_PATH, self._show_metrics, methods=["GET"], response_model=None)
+        self.app.post(SCORE_PATH, response_model=None)(self._score)
+        self.app.get(HEALTH_PATH, response_model=None)(self._health)
+        self.app.get(METRICS_PATH, response_model=None)(self._show_metrics)
         self.app.add_exception_handler(HTTPException, _refused)
         self.app.add_exception_handler(Exception, _failed)
 
@@ -224,20 +218,17 @@ class RewardServer:
         content: dict[str, object] = {"version": VERSION, "status": status}
         if service is not None and ("authorization" in request.headers or self.settings.token is None):
             self._authorize(request)
-            content |= self._about(service)
+            content |= {
+                "fingerprint": service.fingerprint,
+                "bounds": bounds_message(service.scorer.bounds),
+                "needs": sorted(service.needs),
+                "limits": {"max_samples": self.settings.max_samples, "max_body_bytes": self.settings.max_body_bytes},
+                "terms": service.terms.describe(),
+                "files": service.files,
+                "versions": service.versions(),
+                "device": str(service.scorer.device),
+            }
         return Response(dumps(content), code, headers, JSON_TYPE)
-
-    def _about(self, service: ScoringService) -> dict[str, object]:
-        return {
-            "fingerprint": service.fingerprint,
-            "bounds": bounds_message(service.scorer.bounds),
-            "needs": sorted(service.needs),
-            "limits": {"max_samples": self.settings.max_samples, "max_body_bytes": self.settings.max_body_bytes},
-            "terms": service.terms.describe(),
-            "files": service.files,
-            "versions": service.versions(),
-            "device": str(service.scorer.device),
-        }
 
     async def _show_metrics(self, request: Request) -> Response:
         self._authorize(request)

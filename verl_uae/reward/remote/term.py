@@ -104,20 +104,9 @@ class RemoteReward(RewardTerm):
         ca_file: str | None = None,
         key: str = "uae.reward.terms.remote",
     ) -> None:
+        given = locals()
         try:
-            self.settings = RemoteSettings.model_validate(
-                {
-                    "url": url,
-                    "timeout_s": timeout_s,
-                    "send": send,
-                    "bounds": bounds,
-                    "batch_size": batch_size,
-                    "concurrency": concurrency,
-                    "retries": retries,
-                    "max_answer_mib": max_answer_mib,
-                    "ca_file": ca_file,
-                }
-            )
+            self.settings = RemoteSettings.model_validate({name: given[name] for name in RemoteSettings.model_fields})
         except ValidationError as error:
             place, problem = first_problem(error)
             raise ConfigError(f"{key}.{place}", problem) from error
@@ -219,12 +208,12 @@ class RemoteReward(RewardTerm):
         Raises:
             ProtocolError: it is not a server for this term.
         """
-        if not health.ready:
+        if health.status != "ready":
             return False
         lacking = sorted(health.needs - self.needs)
         if lacking:
             raise ProtocolError(f"the server needs {', '.join(lacking)}, which is not among what is sent")
-        size, limit = self.settings.batch_size, health.max_samples
+        size, limit = self.settings.batch_size, health.limits.max_samples
         if size > limit:
             raise ProtocolError(f"batch_size {size} is above the server's limit of {limit}")
         self._check_fingerprint(health.fingerprint)
@@ -261,17 +250,16 @@ class _Call:
         self._batch = batch
         self._needs = term.needs
         self._label = term.label
-        self._levels: dict[str, np.ndarray] = {}
-        for name, images in (("source", batch.source_B3HW), ("reconstruction", batch.reconstruction_B3HW)):
-            if name in self._needs:
-                self._levels[name] = to_levels(images)
+        pictures = {"source": batch.source_B3HW, "reconstruction": batch.reconstruction_B3HW}
+        self._levels = {name: to_levels(images) for name, images in pictures.items() if name in self._needs}
         self._rows = [self._row(index) for index in range(len(batch))]
         self._encoded: dict[bytes, str] = {}
         positions = batch.origin.positions if batch.origin else range(len(batch))
         slots: dict[int, dict[int, int]] = {}
         for index, position in enumerate(positions):
             if self.records[index] is None:
-                slots.setdefault(position // term.settings.batch_size, {})[index] = position % term.settings.batch_size
+                chunk, place = divmod(position, term.settings.batch_size)
+                slots.setdefault(chunk, {})[index] = place
         self.chunks = [list(places) for places in slots.values()]
         self.jobs = [functools.partial(self._body, places) for places in slots.values()]
 

@@ -16,14 +16,16 @@ import enum
 import functools
 import http.client
 import ipaddress
+import itertools
 import logging
 import math
+import operator
 import random
 import re
 import ssl
 import string
 import time
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -322,22 +324,18 @@ def without_token(text: str, token: str | None) -> str:
     """
     if token is None:
         return text
-    # Not lower(), which makes two characters of one in some languages.
-    line = text.translate(_LOWER)
-    starts: Sequence[int] = range(len(text))
-    ends: Sequence[int] = range(1, len(text) + 1)
+    # Each character with the part of the text it stands for. Not lower(), which makes two of one in some languages.
+    line = [(character, at, at + 1) for at, character in enumerate(text.translate(_LOWER))]
     hidden = [False] * len(text)
-    parts = _parts(token)
     for _ in range(_ESCAPES + 1):
-        _hide(line, starts, ends, parts, hidden)
-        kept = [index for index, character in enumerate(line) if character.isalnum()]
-        joined = "".join(line[index] for index in kept)
-        _hide(joined, [starts[index] for index in kept], [ends[index] for index in kept], parts, hidden)
-        found = list(_ESCAPED.finditer(line))
-        if not found:
+        _hide(line, _parts(token), hidden)
+        _hide([place for place in line if place[0].isalnum()], _parts(token), hidden)
+        shorter = _unescaped(line)
+        if len(shorter) == len(line):
             break
-        line, starts, ends = _unescaped(line, starts, ends, found)
-    return _masked(text, hidden)
+        line = shorter
+    runs = itertools.groupby(zip(hidden, text, strict=True), key=operator.itemgetter(0))
+    return "".join("***" if secret else "".join(character for _, character in run) for secret, run in runs)
 
 
 @functools.cache
@@ -369,41 +367,25 @@ def _parts(token: str) -> frozenset[str]:
     return frozenset(form[at : at + MIN_ECHO] for form in lowered for at in range(len(form) - MIN_ECHO + 1))
 
 
-def _hide(line: str, starts: Sequence[int], ends: Sequence[int], parts: frozenset[str], hidden: list[bool]) -> None:
-    """Mark what of the original text, of which character i of the line is ``starts[i]`` to ``ends[i]``, is a part."""
+_Line = list[tuple[str, int, int]]
+
+
+def _hide(line: _Line, parts: frozenset[str], hidden: list[bool]) -> None:
+    """Mark what of the original text is a part of the token."""
+    characters = "".join(place[0] for place in line)
     for at in range(len(line) - MIN_ECHO + 1):
-        if line[at : at + MIN_ECHO] in parts:
-            first, last = starts[at], ends[at + MIN_ECHO - 1]
+        if characters[at : at + MIN_ECHO] in parts:
+            first, last = line[at][1], line[at + MIN_ECHO - 1][2]
             hidden[first:last] = [True] * (last - first)
 
 
-def _unescaped(
-    line: str, starts: Sequence[int], ends: Sequence[int], found: Sequence[re.Match[str]]
-) -> tuple[str, list[int], list[int]]:
+def _unescaped(line: _Line) -> _Line:
     """The line with each escape as the character it stands for, in lower case."""
-    pieces: list[str] = []
-    first: list[int] = []
-    last: list[int] = []
+    found: _Line = []
     done = 0
-    for escape in (*found, None):
-        start, end = escape.span() if escape else (len(line), len(line))
-        pieces.append(line[done:start])
-        first += starts[done:start]
-        last += ends[done:start]
-        if escape:
-            digits, kind = next((text, name) for name, text in escape.groupdict().items() if text)
-            pieces.append(chr(int(digits, _BASES[kind])).translate(_LOWER) if kind in _BASES else digits)
-            first.append(starts[start])
-            last.append(ends[end - 1])
-        done = end
-    return "".join(pieces), first, last
-
-
-def _masked(line: str, hidden: list[bool]) -> str:
-    pieces = []
-    for index, character in enumerate(line):
-        if not hidden[index]:
-            pieces.append(character)
-        elif index == 0 or not hidden[index - 1]:
-            pieces.append("***")
-    return "".join(pieces)
+    for escape in _ESCAPED.finditer("".join(place[0] for place in line)):
+        digits, kind = next((text, name) for name, text in escape.groupdict().items() if text)
+        character = chr(int(digits, _BASES[kind])).translate(_LOWER) if kind in _BASES else digits
+        found += [*line[done : escape.start()], (character, line[escape.start()][1], line[escape.end() - 1][2])]
+        done = escape.end()
+    return found + line[done:]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def test_one_forward_pass_for_both_terms_and_the_same_bits(make_batch, specs) ->
     assert [scorer.counters.forward_passes for scorer in alone] == [4, 4]
     shared.score(make_batch(20, seed=1))
     assert len(passes) == 8, "another batch is another batch"
-    assert not shared._encodings._passes, "nothing outlives the batch"
+    assert not any(isinstance(found, Scoring) and found.shared for found in gc.get_objects()), (
+        "nothing outlives the batch"
+    )
 
 
 def test_other_settings_are_not_shared(tiny_clip: Path, make_batch) -> None:
@@ -80,14 +83,15 @@ def test_a_late_term_leaves_nothing_behind(make_batch, specs) -> None:
     encodings, term = scorer._encodings, scorer._summed[0].term
     old, new = (replace(make_batch(2), origin=Origin(Scoring(), (0, 1))) for _ in range(2))
     with torch.no_grad():
-        old.origin.batch.over = True
+        encodings.reconstruction(term, old)
+        old.origin.batch.finish()
         encodings.reconstruction(term, old), encodings.source(term, old)
-        assert not encodings._passes and not encodings._digests
+        assert not old.origin.batch.shared
         encodings.reconstruction(term, new), encodings.source(term, new)
-        kept = dict(encodings._passes)
-        assert len(kept) == 1 and len(encodings._digests) == 2
+        kept = dict(new.origin.batch.shared)
+        assert len(kept) == 1 + 2, "one pass, two digests"
         encodings.reconstruction(term, old), encodings.source(term, old)
-    assert encodings._passes == kept
+    assert new.origin.batch.shared == kept and not old.origin.batch.shared
 
 
 def test_a_failed_sample_of_one_term_changes_no_bits_of_the_other(make_batch, specs, monkeypatch) -> None:

@@ -17,6 +17,7 @@ what was written before can name it. The note is a small file of the machine, ke
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import tempfile
@@ -28,8 +29,13 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from verl_uae.errors import RewardError
+from verl_uae.reward.record import RewardRecord, Status, WrongAnswerError, describe_error
 
 T = TypeVar("T")
+
+
+class LateError(Exception):
+    """A call gave itself up at its deadline. Not TimeoutError, which the user's own code may raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,19 @@ class Call(Generic[T]):
     error: BaseException | None = None
     timed_out: bool = False
     seconds: float = 0.0
+
+    def failure(self, label: str, timeout_s: float = math.inf) -> RewardRecord | None:
+        """The record of a call that was late or raised, with the term's label in its reason; None for one that did not.
+
+        INVALID for an answer of the wrong shape, ERROR for another exception.
+        """
+        if self.timed_out or isinstance(self.error, LateError):
+            return RewardRecord.failed(Status.TIMEOUT, f"{label}: no answer within {timeout_s:g} s", self.seconds)
+        if isinstance(self.error, WrongAnswerError):
+            return RewardRecord.failed(Status.INVALID, f"{label}: {self.error}", self.seconds)
+        if self.error is not None:
+            return RewardRecord.failed(Status.ERROR, f"{label}: {describe_error(self.error)}", self.seconds)
+        return None
 
 
 class Guard:

@@ -22,7 +22,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor, nn
 
-from verl_uae.reward.record import Origin, RewardBatch
+from verl_uae.reward.record import RewardBatch
 
 #: One tensor per stage of a network, each (B, ...).
 Features = tuple[Tensor, ...]
@@ -76,12 +76,8 @@ class Encodings:
         self.counters = Counters()
         self._groups: dict[Hashable, _Group] = {}
         self._cache: LRUCache[Hashable, Outputs] = LRUCache(cache_bytes, getsizeof=_size)
-        # What the terms before have computed of the batch at hand.
-        self._passes: dict[Hashable, Outputs] = {}
-        self._digests: dict[int, bytes] = {}
-        self._batch: object = None
         # A term that was too late may still run beside the next one.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     def join(self, term: Encoder) -> None:
         """Give a term the network of the terms with equal settings, if there are any."""
@@ -101,35 +97,19 @@ class Encodings:
         rows = [self._source_row(term, batch, index) for index in range(len(batch))]
         return tuple(torch.cat(stage).to(batch.device, non_blocking=True) for stage in zip(*rows, strict=True))
 
-    def finish(self) -> None:
-        """Forget the batch at hand; the cache stays."""
-        with self._lock:
-            self._start(None)
-
-    def _start(self, batch: object) -> None:
-        self._batch = batch
-        self._passes, self._digests = {}, {}
-
     def _shared(self, term: Encoder, batch: RewardBatch, side: str, images_B3HW: Tensor) -> Outputs:
         group = self._groups[term.settings]
         if batch.origin is None or group.terms < 2:
             return self._forward(term, images_B3HW, {term.mode})
-        with self._lock:
-            self._enter(batch.origin)
-            key = (batch.origin.batch, term.settings, side, batch.origin.positions)
-            found = self._passes.get(key)
-            self.counters.shared_passes += found is not None
-        if found is None:
-            found = self._forward(term, images_B3HW, group.modes)
+        key = (term.settings, side, batch.origin.positions)
+        found: Outputs | None = batch.origin.batch.shared.get(key)
+        if found is not None:
             with self._lock:
-                # Of a batch that is over nothing may be kept.
-                if batch.origin.batch is self._batch:
-                    self._passes[key] = found
+                self.counters.shared_passes += 1
+            return found
+        found = self._forward(term, images_B3HW, group.modes)
+        batch.origin.batch.keep(key, found)
         return found
-
-    def _enter(self, origin: Origin) -> None:
-        if origin.batch is not self._batch and not origin.batch.over:
-            self._start(origin.batch)
 
     def _forward(self, term: Encoder, images_B3HW: Tensor, modes: Set[str]) -> Outputs:
         with self._lock:
@@ -153,15 +133,11 @@ class Encodings:
     def _digest(self, batch: RewardBatch, index: int) -> bytes:
         if batch.origin is None:
             return picture_digest(batch.source_B3HW[index])
-        with self._lock:
-            self._enter(batch.origin)
-            current, position = batch.origin.batch is self._batch, batch.origin.positions[index]
-            found = self._digests.get(position) if current else None
+        position = batch.origin.positions[index]
+        found: bytes | None = batch.origin.batch.shared.get(position)
         if found is None:
             found = picture_digest(batch.source_B3HW[index])
-            with self._lock:
-                if batch.origin.batch is self._batch:
-                    self._digests[position] = found
+            batch.origin.batch.keep(position, found)
         return found
 
 

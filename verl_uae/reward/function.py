@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from verl_uae.errors import ConfigError
-from verl_uae.reward.deadline import Call, Guard, doing
+from verl_uae.reward.deadline import Call, Guard, LateError, doing
 from verl_uae.reward.record import (
     RewardBatch,
     RewardRecord,
@@ -37,7 +37,6 @@ from verl_uae.reward.record import (
     as_record,
     as_rows,
     describe,
-    describe_error,
 )
 from verl_uae.reward.term import KNOWN_NEEDS, PICTURES, RewardTerm, Scale, TermContext
 from verl_uae.user_code import Source, load_source
@@ -221,10 +220,6 @@ def announce(function: Callable[..., Any], path: str, sha256: str) -> None:
 # ---------------------------------------------------------------- calling one
 
 
-class LateError(Exception):
-    """A coroutine was cancelled at its deadline. Not TimeoutError, which the user's own code may raise."""
-
-
 async def _contained(result: Any) -> object:
     try:
         return await result
@@ -282,15 +277,6 @@ class CallingTerm(RewardTerm):
             result = self._function(**arguments, **self._params)
             late_s = COROUTINE_SHARE * self.guard.timeout_s
             return asyncio.run(_within(result, late_s)) if inspect.isawaitable(result) else result
-
-    def failure_of(self, call: Call[object]) -> RewardRecord | None:
-        """The record of a call that was late or raised; None for one that returned."""
-        if call.timed_out or isinstance(call.error, LateError):
-            reason = f"{self.label}: no answer within {self.guard.timeout_s:g} s"
-            return RewardRecord.failed(Status.TIMEOUT, reason, call.seconds)
-        if call.error is not None:
-            return RewardRecord.failed(Status.ERROR, f"{self.label}: {describe_error(call.error)}", call.seconds)
-        return None
 
 
 class FunctionTerm(CallingTerm):
@@ -363,7 +349,7 @@ class FunctionTerm(CallingTerm):
             return self.call({name: _read(batch, ONE_SAMPLE[name], index) for name in self._taken})
 
     def _record(self, call: Call[object]) -> RewardRecord:
-        failure = self.failure_of(call)
+        failure = call.failure(self.label, self.guard.timeout_s)
         if failure is not None:
             return failure
         if not isinstance(call.value, Mapping):

@@ -22,22 +22,13 @@ import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from verl_uae.devices import FittingBatch, is_out_of_memory
 from verl_uae.errors import RewardError
-from verl_uae.reward.deadline import doing
-from verl_uae.reward.record import (
-    RewardBatch,
-    RewardRecord,
-    Status,
-    WrongAnswerError,
-    as_record,
-    as_rows,
-    describe_error,
-)
+from verl_uae.reward.deadline import Call, doing
+from verl_uae.reward.record import RewardBatch, RewardRecord, as_record, as_rows, describe_error
 from verl_uae.reward.term import RewardTerm
 
 logger = logging.getLogger(__name__)
@@ -83,34 +74,25 @@ def score_isolated(
             chunk.map(len(batch), score, filled=True)
             return
         answer = _ask(term, batch.take(active))
-        if answer.error is not None:
-            fill_failed(slots, active, _failure(label, answer))
+        if answer.value is None:
+            fill_failed(slots, active, answer.failure(label))
         else:
-            _file(term, label, answer, dict(zip(active, answer.rows, strict=True)), slots)
+            _file(term, label, dict(zip(active, answer.value, strict=True)), answer.seconds, slots)
 
 
-def fill_failed(slots: Slots, indices: Sequence[int], record: RewardRecord) -> None:
+def fill_failed(slots: Slots, indices: Sequence[int], record: RewardRecord | None) -> None:
     """Give ``record`` to every named sample that has none yet."""
     for index in indices:
         if slots[index] is None:
             slots[index] = record
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """One call of a term: a row per sample, or the error."""
-
-    rows: list[object]
-    error: Exception | None
-    seconds: float
-
-
-def _ask(term: RewardTerm, batch: RewardBatch, *, divisible: bool = False) -> _Answer:
-    """One call; lack of memory is raised where fewer samples may pass."""
+def _ask(term: RewardTerm, batch: RewardBatch, *, divisible: bool = False) -> Call[list[object]]:
+    """One call, for a row per sample; lack of memory is raised where fewer samples may pass."""
     start = time.monotonic()
     try:
         rows = as_rows(term.score(batch), len(batch))
-        return _Answer(rows, None, time.monotonic() - start)
+        return Call(rows, seconds=time.monotonic() - start)
     except RewardError:
         raise
     # A fault boundary: what a term raises over a sample is data, whatever it is.
@@ -118,21 +100,13 @@ def _ask(term: RewardTerm, batch: RewardBatch, *, divisible: bool = False) -> _A
         if divisible and is_out_of_memory(error):
             # From here and not later: an error that is kept holds the tensors of the failed call.
             raise
-        return _Answer([], error, time.monotonic() - start)
+        return Call(error=error, seconds=time.monotonic() - start)
 
 
-def _failure(label: str, answer: _Answer) -> RewardRecord:
-    """ERROR for an exception, INVALID for an answer of the wrong shape."""
-    assert answer.error is not None
-    if isinstance(answer.error, WrongAnswerError):
-        return RewardRecord.failed(Status.INVALID, f"{label}: {answer.error}", answer.seconds)
-    return RewardRecord.failed(Status.ERROR, f"{label}: {describe_error(answer.error)}", answer.seconds)
-
-
-def _file(term: RewardTerm, label: str, answer: _Answer, rows: Mapping[int, object], slots: Slots) -> None:
+def _file(term: RewardTerm, label: str, rows: Mapping[int, object], seconds: float, slots: Slots) -> None:
     """Write the outcomes of a call, by position."""
     for index, raw in rows.items():
-        slots[index] = as_record(label, raw, term.bounds, answer.seconds / len(rows))
+        slots[index] = as_record(label, raw, term.bounds, seconds / len(rows))
 
 
 def _score_chunk(
@@ -150,13 +124,14 @@ def _score_chunk(
     """
     size = chunk.size
 
-    def in_place(indices: Sequence[int]) -> Exception | None:
+    def in_place(indices: Sequence[int]) -> BaseException | None:
         """One call: ``indices`` at their own places, a copy of the first at all others. The error, if there is one."""
         wanted = set(indices)
         places = [place if place in wanted else indices[0] for place in range(rows.start, rows.start + size)]
         answer = _ask(term, batch.take(places), divisible=size > 1)
-        if answer.error is None:
-            _file(term, label, answer, {index: answer.rows[index - rows.start] for index in indices}, slots)
+        if answer.value is not None:
+            found = {index: answer.value[index - rows.start] for index in indices}
+            _file(term, label, found, answer.seconds, slots)
         return answer.error
 
     chosen = [index for index in active if rows.start <= index < rows.stop]
@@ -166,10 +141,10 @@ def _score_chunk(
     alone: dict[int, RewardRecord] = {}
     for index in chosen:
         answer = _ask(term, batch.take([index]))
-        if answer.error is not None:
-            slots[index] = _failure(label, answer)
+        if answer.value is None:
+            slots[index] = answer.failure(label)
         else:
-            alone[index] = as_record(label, answer.rows[0], term.bounds, answer.seconds)
+            alone[index] = as_record(label, answer.value[0], term.bounds, answer.seconds)
     again = in_place(list(alone)) if alone else None
     if again is None:
         return

@@ -15,7 +15,7 @@ import math
 import numbers
 import sysconfig
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,11 +120,23 @@ def to_tensors(records: Sequence[RewardRecord], device: torch.device | str = "cp
 RANGE_TOLERANCE = 1e-3
 
 
+@dataclass(eq=False, slots=True)
 class Scoring:
-    """One batch on its way through a scorer; compared by identity."""
+    """One batch on its way through a scorer."""
 
     over: bool = False
     """Whether the scorer has answered. Terms that were too late may still run."""
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+    """What the terms before have computed of it (:mod:`verl_uae.reward.encodings`)."""
+
+    def keep(self, key: Hashable, value: Any) -> None:
+        """Add to what is shared; nothing is, once the scorer has answered."""
+        if not self.over:
+            self.shared[key] = value
+
+    def finish(self) -> None:
+        """The scorer has answered."""
+        self.over, self.shared = True, {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from verl_uae.errors import ConfigError, RewardError
 from verl_uae.reward.deadline import Guard
 from verl_uae.reward.encodings import Counters, Encodings
 from verl_uae.reward.isolate import Slots, fill_failed, samples_per_call, score_isolated
-from verl_uae.reward.record import LARGEST, Origin, RewardBatch, RewardRecord, Scoring, Status, describe_error
+from verl_uae.reward.record import LARGEST, Origin, RewardBatch, RewardRecord, Scoring, Status
 from verl_uae.reward.registry import get_reward, load_reward_file
 from verl_uae.reward.term import RewardTerm, TermContext
 
@@ -120,11 +120,9 @@ class _Entry:
         if self.term.chunk_size is not None:
             return self.chunk
         size = samples_per_call(self.chunk.size, *batch.source_B3HW.shape[-2:])
-        return (
-            self.chunk
-            if size == self.chunk.size
-            else self.smaller.setdefault(size, FittingBatch(size, self.chunk.what))
-        )
+        if size == self.chunk.size:
+            return self.chunk
+        return self.smaller.setdefault(size, FittingBatch(size, self.chunk.what))
 
 
 class RewardScorer:
@@ -197,9 +195,7 @@ class RewardScorer:
     @property
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest possible reward."""
-        ends = [
-            sorted((entry.factor * entry.term.bounds[0], entry.factor * entry.term.bounds[1])) for entry in self._summed
-        ]
+        ends = [sorted(entry.factor * bound for bound in entry.term.bounds) for entry in self._summed]
         return sum(low for low, _ in ends), sum(high for _, high in ends)
 
     @property
@@ -231,16 +227,16 @@ class RewardScorer:
         for index, reason in batch.unusable().items():
             settled.setdefault(index, RewardRecord.failed(Status.INVALID, reason))
         parts: dict[int, dict[str, RewardRecord]] = {i: {} for i in range(len(batch)) if i not in settled}
+        healthy = list(parts)
         try:
             for entry in self._summed:
-                self._run(entry, batch, parts, [i for i, found in parts.items() if all(r.ok for r in found.values())])
-            healthy = [i for i, found in parts.items() if all(r.ok for r in found.values())]
+                self._run(entry, batch, parts, healthy)
+                healthy = [index for index in healthy if parts[index][entry.label].ok]
             for entry in self._watched:
                 self._run(entry, batch, parts, healthy)
                 warn_of_held_out(parts[index][entry.label] for index in healthy)
         finally:
-            scoring.over = True
-            self._encodings.finish()
+            scoring.finish()
         return [settled[i] if i in settled else self._combine(parts[i]) for i in range(len(batch))]
 
     def _build(self, spec: TermSpec) -> _Entry:
@@ -254,7 +250,9 @@ class RewardScorer:
         self, entry: _Entry, batch: RewardBatch, parts: dict[int, dict[str, RewardRecord]], active: Sequence[int]
     ) -> None:
         """Score ``active`` with one term and file the outcomes under its label."""
-        _check_needs(entry, batch)
+        for need, values in (("caption", batch.captions), ("row", batch.rows), ("group", batch.groups)):
+            if need in entry.term.needs and values is None:
+                raise RewardError(entry.label, f"needs a {need} for every sample, and this batch has none")
         if not active:
             return
         slots: Slots = [None] * len(batch)
@@ -266,14 +264,9 @@ class RewardScorer:
             call = self.guard.run(entry.label, score)
             # A copy: an abandoned thread may go on writing to the original.
             slots = list(slots)
-            if call.timed_out:
-                reason = f"{entry.label}: no answer within {self.guard.timeout_s:g} s"
-                fill_failed(slots, active, RewardRecord.failed(Status.TIMEOUT, reason, call.seconds))
-            elif isinstance(call.error, RewardError):
+            if isinstance(call.error, RewardError):
                 raise call.error
-            elif call.error is not None:
-                reason = f"{entry.label}: {describe_error(call.error)}"
-                fill_failed(slots, active, RewardRecord.failed(Status.ERROR, reason, call.seconds))
+            fill_failed(slots, active, call.failure(entry.label, self.guard.timeout_s))
         for index in active:
             record = slots[index]
             if record is None:
@@ -393,9 +386,3 @@ def _check_weights(summed: Sequence[TermSpec], key: str) -> None:
         )
     if abs(math.fsum(weights)) <= 1e-12 * math.fsum(abs(weight) for weight in weights):
         raise ConfigError(f"{key}.terms", f"weights {weights} sum to 0: terms that agree would give no reward")
-
-
-def _check_needs(entry: _Entry, batch: RewardBatch) -> None:
-    for need, values in (("caption", batch.captions), ("row", batch.rows), ("group", batch.groups)):
-        if need in entry.term.needs and values is None:
-            raise RewardError(entry.label, f"needs a {need} for every sample, and this batch has none")

@@ -16,6 +16,7 @@ Shape legend: B samples, 3 colour channels, H W pixels, D features, C width of a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
@@ -38,26 +39,36 @@ HEAD_WIDTH = 64
 #: Published name without its size, and the feature that goes with it.
 KINDS: Mapping[str, str] = {"dino": "cls", "clip": "embedding", "open_clip": "embedding"}
 
-#: Published part of a block, its ``qkv`` taken apart, and its name in a checkpoint of transformers.
-VIT_PARTS: Mapping[str, str] = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.q": "attention.attention.query",
-    "attn.k": "attention.attention.key",
-    "attn.v": "attention.attention.value",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
+#: Published name of a layer, its ``qkv`` taken apart, and its name in a checkpoint of transformers; # is a block's.
+VIT: Mapping[str, str] = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+    "#norm1": "encoder.layer.#.layernorm_before",
+    "#norm2": "encoder.layer.#.layernorm_after",
+    "#attn.q": "encoder.layer.#.attention.attention.query",
+    "#attn.k": "encoder.layer.#.attention.attention.key",
+    "#attn.v": "encoder.layer.#.attention.attention.value",
+    "#attn.proj": "encoder.layer.#.attention.output.dense",
+    "#mlp.fc1": "encoder.layer.#.intermediate.dense",
+    "#mlp.fc2": "encoder.layer.#.output.dense",
 }
-CLIP_PARTS: Mapping[str, str] = {
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "attn.q": "self_attn.q_proj",
-    "attn.k": "self_attn.k_proj",
-    "attn.v": "self_attn.v_proj",
-    "attn.proj": "self_attn.out_proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
+CLIP: Mapping[str, str] = {
+    "cls_token": "vision_model.embeddings.class_embedding",
+    "pos_embed": "vision_model.embeddings.position_embedding",
+    "patch_embed.proj": "vision_model.embeddings.patch_embedding",
+    "pos_drop": "vision_model.pre_layrnorm",
+    "norm": "vision_model.post_layernorm",
+    "proj": "visual_projection",
+    "#norm1": "vision_model.encoder.layers.#.layer_norm1",
+    "#norm2": "vision_model.encoder.layers.#.layer_norm2",
+    "#attn.q": "vision_model.encoder.layers.#.self_attn.q_proj",
+    "#attn.k": "vision_model.encoder.layers.#.self_attn.k_proj",
+    "#attn.v": "vision_model.encoder.layers.#.self_attn.v_proj",
+    "#attn.proj": "vision_model.encoder.layers.#.self_attn.out_proj",
+    "#mlp.fc1": "vision_model.encoder.layers.#.mlp.fc1",
+    "#mlp.fc2": "vision_model.encoder.layers.#.mlp.fc2",
 }
 
 
@@ -199,15 +210,8 @@ def read_members(path: str) -> list[Member]:
 def _dino(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
     from transformers import ViTConfig, ViTModel
 
-    source = dict(member.state)
-    state = _blocks(source, "encoder.layer.{}.", VIT_PARTS, member.size["num_hidden_layers"])
-    state["embeddings.cls_token"] = source.pop("cls_token")
-    state["embeddings.position_embeddings"] = source.pop("pos_embed")
-    for part in ("weight", "bias"):
-        state[f"embeddings.patch_embeddings.projection.{part}"] = source.pop(f"patch_embed.proj.{part}")
-        state[f"layernorm.{part}"] = source.pop(f"norm.{part}")
     config = ViTConfig(**member.size, hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True)
-    network: Any = _build(ViTModel, config, state, source, dtype, add_pooling_layer=False)
+    network: Any = _build(ViTModel, config, _renamed(member.state, VIT), dtype, add_pooling_layer=False)
     # The feature is taken after the last block.
     network.layernorm = nn.Identity()
     return network, Preprocess(resize=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -216,52 +220,40 @@ def _dino(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
 def _clip(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    source = dict(member.state)
-    state = _blocks(source, "vision_model.encoder.layers.{}.", CLIP_PARTS, member.size["num_hidden_layers"])
-    position_TC = source.pop("pos_embed")[0].clone()
+    published = dict(member.state)
+    position_TC = published.pop("pos_embed")[0].clone()
     # CLIP has no bias here; the published class has, and what it adds to every patch a position can add.
-    position_TC[1:] += source.pop("patch_embed.proj.bias")
-    embeddings = "vision_model.embeddings"
-    state[f"{embeddings}.class_embedding"] = source.pop("cls_token").flatten()
-    state[f"{embeddings}.position_embedding.weight"] = position_TC
-    state[f"{embeddings}.patch_embedding.weight"] = source.pop("patch_embed.proj.weight")
-    for part in ("weight", "bias"):
-        state[f"vision_model.pre_layrnorm.{part}"] = source.pop(f"pos_drop.{part}")
-        state[f"vision_model.post_layernorm.{part}"] = source.pop(f"norm.{part}")
-    state["visual_projection.weight"] = source.pop("proj").T.contiguous()
+    position_TC[1:] += published.pop("patch_embed.proj.bias")
+    projection = published.pop("proj").T.contiguous()
+    published |= {"pos_embed.weight": position_TC, "proj.weight": projection}
+    published["cls_token"] = published["cls_token"].flatten()
     config = CLIPVisionConfig(
         **member.size,
-        projection_dim=state["visual_projection.weight"].shape[0],
+        projection_dim=projection.shape[0],
         hidden_act="quick_gelu" if member.kind == "clip" else "gelu",
         layer_norm_eps=1e-5,
     )
-    return _build(CLIPVisionModelWithProjection, config, state, source, dtype), Preprocess(
-        resize=SIZE, mean=CLIP_MEAN, std=CLIP_STD
-    )
+    network = _build(CLIPVisionModelWithProjection, config, _renamed(published, CLIP), dtype)
+    return network, Preprocess(resize=SIZE, mean=CLIP_MEAN, std=CLIP_STD)
 
 
-def _blocks(source: dict[str, Tensor], block: str, parts: Mapping[str, str], depth: int) -> dict[str, Tensor]:
-    """Take the blocks out of the published weights, by their new names."""
-    state = {}
-    for index in range(depth):
-        for kind in ("weight", "bias"):
-            old = f"blocks.{index}."
-            thirds = source.pop(f"{old}attn.qkv.{kind}").chunk(3)
-            found = {f"attn.{name}": third.clone() for name, third in zip("qkv", thirds, strict=True)}
-            for theirs, ours in parts.items():
-                weight = found[theirs] if theirs in found else source.pop(f"{old}{theirs}.{kind}")
-                state[f"{block.format(index)}{ours}.{kind}"] = weight
-    return state
+def _renamed(published: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Weights by their names in a checkpoint of transformers; what is not known keeps its name."""
+    found = {}
+    for name, weight in published.items():
+        layer, kind = re.sub(r"\.(weight|bias)$", "", name), name.rpartition(".")[2]
+        block = re.match(r"blocks\.(\d+)\.", layer)
+        place, index = ("#" + layer[block.end() :], block[1]) if block else (layer, "")
+        pieces = {place: weight}
+        if place == "#attn.qkv":
+            pieces = {f"#attn.{letter}": third.clone() for letter, third in zip("qkv", weight.chunk(3), strict=True)}
+        for part, piece in pieces.items():
+            new = names[part].replace("#", index) if part in names else layer
+            found[new if layer == name else f"{new}.{kind}"] = piece
+    return found
 
 
-def _build(
-    network_class: Any,
-    config: Any,
-    state: dict[str, Tensor],
-    rest: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    **settings: Any,
-) -> nn.Module:
+def _build(network_class: Any, config: Any, state: dict[str, Tensor], dtype: torch.dtype, **settings: Any) -> nn.Module:
     """A network of transformers with the weights given, by the names of the hub's checkpoints.
 
     Raises:
@@ -274,9 +266,7 @@ def _build(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **settings
         )
     wrong = [sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")]
-    if any(wrong) or rest:
-        raise ValueError(
-            f"missing {wrong[0][:3]}, unknown {(wrong[1] + sorted(rest))[:3]}, other shapes {wrong[2][:3]}"
-        )
+    if any(wrong):
+        raise ValueError(f"missing {wrong[0][:3]}, unknown {wrong[1][:3]}, other shapes {wrong[2][:3]}")
     built: nn.Module = network
     return built

@@ -122,7 +122,7 @@ class Preference(CallingTerm):
         return self.call(pair)
 
     def _probability(self, call: Call[object]) -> float | RewardRecord:
-        failure = self.failure_of(call)
+        failure = call.failure(self.label, self.guard.timeout_s)
         if failure is not None:
             return failure
         number = as_number(call.value)

@@ -79,13 +79,9 @@ class Guard:
         return self.map(owner, [call])[0]
 
     def map(self, owner: str, calls: Sequence[Callable[[], T]], num_threads: int = 1) -> list[Call[T]]:
-        """Run calls, each in a thread and with a deadline of its own counted from its start.
+        """Run calls, ``num_threads`` at a time, each with a deadline of its own counted from its start.
 
-        Args:
-            owner: label of the reward term, for the error.
-            calls: functions without arguments. Gradient mode, autocast and the like are per thread: a call sets
-                its own.
-            num_threads: how many run at a time.
+        Gradient mode, autocast and the like are per thread: a call sets its own. ``owner`` labels the error.
 
         Returns:
             One entry per call, in order, at the latest

@@ -387,11 +387,7 @@ def _verl_arguments(batch: RewardBatch, index: int) -> dict[str, Any]:
 
 
 def term_of_function(function: Callable[..., Any], name: str) -> type[FunctionTerm]:
-    """A term class of a declared function, whose parameters are the function's own.
-
-    Args:
-        function: a function with :func:`reward_function`.
-        name: registered name of the term.
+    """A term class, registered as ``name``, of a declared function, whose parameters are the function's own.
 
     Raises:
         TypeError: a function without declaration.
@@ -492,13 +488,9 @@ class CustomReward(FunctionTerm):
 
 
 def pick_function(source: Source, name: str | None, key: str) -> Callable[..., Any]:
-    """The function of a module that ``name`` means.
+    """The function of a loaded module that ``name`` means, a declared name or an attribute.
 
-    Args:
-        source: the loaded module.
-        name: declared name or attribute. None, and ``compute_score`` where the module has no such function: the only
-            declared one.
-        key: configuration key of ``name``, for errors.
+    None, and ``compute_score`` where the module has no such function, mean the only declared one.
 
     Raises:
         ConfigError: none, or several and no name.

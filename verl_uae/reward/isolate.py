@@ -57,15 +57,9 @@ def score_isolated(
 ) -> None:
     """Score the ``active`` samples of ``batch``, gradients off.
 
-    A term that looks at several samples at once, or isolates them itself, is called once, without a retry.
-
-    Args:
-        term: the term.
-        label: its name in reasons.
-        batch: all samples, usable or not.
-        active: positions to score.
-        chunk: samples per call of a pointwise term; the last call is filled up to it.
-        slots: one entry per sample of ``batch``; written at the active positions.
+    A term that looks at several samples at once, or isolates them itself, is called once, without a retry; another one
+    for ``chunk`` samples at a time, the last call filled up to it. Written are the active positions of ``slots``, which
+    has an entry per sample of ``batch``.
     """
     # The mode is per thread, and so is the note of what the process is doing.
     with torch.no_grad(), doing(f"computing reward term {label!r} of {len(active)} samples"):

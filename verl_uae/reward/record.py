@@ -200,14 +200,10 @@ class RewardBatch:
     def take(self, indices: Sequence[int]) -> RewardBatch:
         """The samples at ``indices``, in that order, repeats allowed; without ``failed``."""
         index = torch.as_tensor(list(indices), dtype=torch.long, device=self.device)
-        return RewardBatch(
-            source_B3HW=self.source_B3HW[index],
-            reconstruction_B3HW=self.reconstruction_B3HW[index],
-            captions=None if self.captions is None else [self.captions[i] for i in indices],
-            rows=None if self.rows is None else [self.rows[i] for i in indices],
-            groups=None if self.groups is None else [self.groups[i] for i in indices],
-            origin=self.origin and Origin(self.origin.batch, tuple(self.origin.positions[i] for i in indices)),
-        )
+        given = {"captions": self.captions, "rows": self.rows, "groups": self.groups}
+        taken: Any = {name: None if values is None else [values[i] for i in indices] for name, values in given.items()}
+        origin = self.origin and Origin(self.origin.batch, tuple(self.origin.positions[i] for i in indices))
+        return RewardBatch(self.source_B3HW[index], self.reconstruction_B3HW[index], **taken, origin=origin)
 
     def unusable(self) -> dict[int, str]:
         """Samples with a NaN, infinite or out-of-range pixel, with the reason."""
@@ -290,19 +286,20 @@ def as_record(label: str, raw: object, bounds: tuple[float, float], seconds: flo
         number, terms, seconds = raw.value, raw.terms, raw.seconds
     else:
         number, terms = as_number(raw), {}
-    if number is None:
-        return RewardRecord.failed(Status.INVALID, f"{label}: returned {describe(raw)}, not a number", seconds)
-    if not math.isfinite(number):
-        return RewardRecord.failed(Status.INVALID, f"{label}: returned {number}", seconds)
-    if abs(number) > LARGEST:
-        reason = f"{label}: returned {number:g}, of a magnitude above {LARGEST:g}"
-        return RewardRecord.failed(Status.INVALID, reason, seconds)
     low, high = bounds
     slack = BOUND_TOLERANCE * (high - low) if math.isfinite(high - low) else 0.0
-    if not low - slack <= number <= high + slack:
-        reason = f"{label}: returned {number:g}, outside its bounds [{low:g}, {high:g}]"
-        return RewardRecord.failed(Status.INVALID, reason, seconds)
-    return RewardRecord(value=min(max(number, low), high), status=Status.OK, terms=terms, seconds=seconds)
+    problem = None
+    if number is None:
+        problem = f"returned {describe(raw)}, not a number"
+    elif not math.isfinite(number):
+        problem = f"returned {number}"
+    elif abs(number) > LARGEST:
+        problem = f"returned {number:g}, of a magnitude above {LARGEST:g}"
+    elif not low - slack <= number <= high + slack:
+        problem = f"returned {number:g}, outside its bounds [{low:g}, {high:g}]"
+    if number is None or problem is not None:
+        return RewardRecord.failed(Status.INVALID, f"{label}: {problem}", seconds)
+    return RewardRecord(min(max(number, low), high), Status.OK, terms, seconds)
 
 
 def as_rows(raw: object, count: int) -> list[object]:
@@ -311,9 +308,7 @@ def as_rows(raw: object, count: int) -> list[object]:
     Raises:
         WrongAnswerError: where ``raw`` is not a sequence of ``count`` outcomes.
     """
-    if isinstance(raw, (Tensor, np.ndarray)):
-        if tuple(raw.shape) != (count,):
-            raise WrongAnswerError(f"returned {describe(raw)} for {count} samples")
+    if isinstance(raw, (Tensor, np.ndarray)) and tuple(raw.shape) == (count,):
         return list(raw.tolist())
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
         raise WrongAnswerError(f"returned {describe(raw)} for {count} samples")

@@ -67,11 +67,7 @@ def register_reward(name: str) -> Callable[[Claimed], Claimed]:
 
 
 def get_reward(name: str, key: str = "uae.reward.terms") -> type[RewardTerm]:
-    """The class registered as ``name``, imported if need be.
-
-    Args:
-        name: a registered name.
-        key: configuration key the name came from, for errors.
+    """The class registered as ``name``, imported if need be; ``key`` is where the name came from, for errors.
 
     Raises:
         ConfigError: where the name is unknown (lists the known and the closest), or does not import.
@@ -88,11 +84,7 @@ def reward_names() -> list[str]:
 
 
 def check_term_class(term_class: object) -> None:
-    """Check the facts a term must state.
-
-    Raises:
-        TypeError: naming the first one that is missing or wrong.
-    """
+    """Raise TypeError naming the first of the facts a term must state that is missing or wrong."""
     if not (inspect.isclass(term_class) and issubclass(term_class, RewardTerm)):
         raise TypeError(f"{term_class!r} is not a subclass of RewardTerm")
     where = f"{term_class.__module__}.{term_class.__qualname__}"

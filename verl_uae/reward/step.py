@@ -19,7 +19,7 @@ import logging
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
@@ -97,12 +97,7 @@ class Composition:
             moments.update([row[label] for row in rows])
 
     def values(self, samples: Sequence[Mapping[str, float]], groups: Sequence[str]) -> list[float]:
-        """The sums of the valid samples of a step.
-
-        Args:
-            samples: terms by label, those of all parts.
-            groups: group of each sample.
-        """
+        """The sums of the valid samples of a step, given the terms of each by label, and its group."""
         columns = [self._column(part, [sample[part.label] for sample in samples], groups) for part in self.parts]
         factors = [part.factor for part in self.parts]
         return [math.fsum(f * v for f, v in zip(factors, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -117,10 +112,7 @@ class Composition:
 
     def state_dict(self) -> dict[str, Any]:
         """Moments by label, as plain data."""
-        return {
-            label: {"count": moments.count, "mean": moments.mean, "squares": moments.squares}
-            for label, moments in self.moments.items()
-        }
+        return {label: asdict(moments) for label, moments in self.moments.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Inverse of :meth:`state_dict`; a term that was not normalised before starts afresh."""
@@ -135,12 +127,7 @@ def build_composition(config: DictConfig) -> Composition:
 
 
 def group_ranks(values: Sequence[float], groups: Sequence[str], tie: float = 0.0) -> list[float]:
-    """Share of the other members of a value's group that are smaller; equal ones count half.
-
-    Args:
-        values: finite numbers.
-        groups: group of each.
-        tie: values that differ by no more are equal.
+    """Share of the other members of a value's group that are smaller; those that differ by at most ``tie`` count half.
 
     Returns:
         Numbers in [0, 1] whose mean over a group is 1/2; 1/2 for a value that is alone in its group.
@@ -165,13 +152,7 @@ class _GroupTerm(NamedTuple):
 
 
 class GroupScorer:
-    """Adds groupwise terms to the records of a step.
-
-    Args:
-        summed: groupwise terms of the sum.
-        watched: held-out groupwise terms.
-        timeout_s: seconds for each call of a term.
-    """
+    """Adds groupwise terms, summed and held out, to the records of a step; each call of one has ``timeout_s``."""
 
     def __init__(self, summed: Sequence[TermSpec], watched: Sequence[TermSpec], timeout_s: float) -> None:
         factors = [*((spec, spec.factor) for spec in summed), *((spec, None) for spec in watched)]
@@ -184,11 +165,8 @@ class GroupScorer:
         """Records with the groupwise terms in ``terms``, and added to ``value`` where they are part of the sum.
 
         A sample that had no value keeps its record and takes part in no comparison. One that gets no value from a
-        summed term fails with that term's status; a held-out term costs nothing.
-
-        Args:
-            batch: samples in order, with groups; those without a value may hold any picture.
-            records: what the other terms gave.
+        summed term fails with that term's status; a held-out term costs nothing. A sample of the batch without a value
+        may hold any picture.
         """
         found = list(records)
         for term in self._terms:
@@ -227,10 +205,7 @@ def _add(record: RewardRecord, found: RewardRecord, term: _GroupTerm) -> RewardR
 
 
 def trend(values: Sequence[float]) -> float:
-    """Slope of the least-squares line over its standard error (Student's t), for evenly spaced values.
-
-    Args:
-        values: at least 3 finite numbers, in order.
+    """Slope of the least-squares line over its standard error (Student's t), for evenly spaced finite values.
 
     Returns:
         The statistic: above 0 rising, below 0 falling, 0 for equal values; infinite for a perfect line.

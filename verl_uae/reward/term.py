@@ -82,11 +82,7 @@ class RewardTerm(ABC):
 
     @classmethod
     def check_params(cls, params: Mapping[str, Any], key: str) -> None:
-        """Refuse impossible parameters without loading a model; called before a run starts.
-
-        Args:
-            params: keyword arguments of the class.
-            key: configuration key of ``params``, for the error.
+        """Refuse impossible parameters, whose key is ``key``, without loading a model; called before a run starts.
 
         Raises:
             ConfigError: naming what does not fit.
@@ -147,12 +143,7 @@ def check_arguments(term_class: Any, params: Mapping[str, Any], key: str) -> Non
     A value of the wrong kind would otherwise be found by the class, long after Ray has started, as a TypeError that
     names no key. Annotations other than numbers, text, truth values, literals, lists and mappings of them are not
     checked; what is checked may be narrowed, as in ``Annotated[int, Rule(at_least=1)]``
-    (:class:`verl_uae.settings.Rule`).
-
-    Args:
-        term_class: the class.
-        params: its keyword arguments.
-        key: configuration key of ``params``, for errors.
+    (:class:`verl_uae.settings.Rule`). ``key`` is the configuration key of ``params``.
 
     Raises:
         ConfigError: naming the argument that is unknown, missing, of the wrong kind or none of the values allowed.

@@ -89,17 +89,23 @@ def test_the_source_of_a_group_is_encoded_once_and_alone(make_batch, backbones, 
 
 
 def test_pictures_that_differ_in_one_pixel_are_two_pictures() -> None:
-    images = torch.zeros(4, 3, 4, 4)
+    images = torch.zeros(4, 3, 32, 32)
     images[1:, 1, 2, 3], images[3, 0, 0, 0] = 0.5, 1.0
     encoded = []
 
-    def features(image: torch.Tensor) -> list[torch.Tensor]:
-        encoded.append(float(image.sum()))
-        return [image.flatten(1).sum(dim=1)]
+    class Sum(perceptual.PerceptualDistance):
+        bounds = (-math.inf, math.inf)
 
-    found = perceptual.by_picture(features, lambda a, b: a[0] - b[0], images, torch.ones_like(images))
-    assert found.tolist() == [-48.0, -47.5, -47.5, -46.5]
-    assert encoded == [0.0, 48.0, 0.5, 48.0, 48.0, 1.5, 48.0], "the second and third have one source"
+        def features(self, images_B3HW: torch.Tensor) -> list[torch.Tensor]:
+            encoded.append(float(images_B3HW.sum()))
+            return [images_B3HW.flatten(1).sum(dim=1)]
+
+        def distance(self, a, b) -> torch.Tensor:
+            return a[0] - b[0]
+
+    found = Sum().score(RewardBatch(images, torch.ones_like(images)))
+    assert found.tolist() == [-3072.0, -3071.5, -3071.5, -3070.5]
+    assert encoded == [0.0, 3072.0, 0.5, 3072.0, 3072.0, 1.5, 3072.0], "the second and third have one source"
 
 
 def test_dists_where_a_picture_is_flat(make_batch, backbones) -> None:

@@ -132,13 +132,8 @@ class RemoteClient:
     def post(self, path: str, jobs: Sequence[Job], deadline: float) -> list[Reply]:
         """Send requests, several at a time, to the servers in turn; those that have not answered come last.
 
-        Args:
-            path: below the base address.
-            jobs: makers of the bodies.
-            deadline: on the client's clock.
-
         Returns:
-            For every job the body of a well-formed answer, or what went wrong.
+            For every job, which makes a body, that of a well-formed answer, or what went wrong.
         """
         return self._meet(deadline, [self._request(path, job, deadline) for job in jobs])
 

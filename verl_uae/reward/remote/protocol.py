@@ -237,12 +237,7 @@ def parse_answer(
     A frame that is wrong (not JSON, another number of records, an id that is foreign or comes twice) spoils the whole
     answer, since then no record can be trusted to be of its sample. A record that is wrong becomes INVALID alone.
 
-    Args:
-        data: body of the answer.
-        ids: what was sent.
-        bounds: smallest and largest value that is believed.
-        seconds: written into every record.
-        label: of the term, for reasons.
+    Values outside ``bounds`` are not believed; ``seconds`` goes into every record, ``label`` into reasons.
 
     Raises:
         ProtocolError: for a wrong frame.
@@ -420,11 +415,7 @@ def decode_picture(text: object, limits: ImageLimits) -> np.ndarray:
 
 
 def read_token(file: str | os.PathLike[str] | None, key: str) -> str | None:
-    """The token of a file, else of the environment, else None.
-
-    Args:
-        file: text file that holds nothing but the token; None: look into ``VERL_UAE_REWARD_TOKEN``.
-        key: configuration key of the file, for errors.
+    """The token, which is all that a text file holds; without a file that of ``VERL_UAE_REWARD_TOKEN``, else None.
 
     Raises:
         ConfigError: where the file cannot be read, or what is found is no token. The token is not in the message.

@@ -18,7 +18,6 @@ import logging
 import signal
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -160,17 +159,17 @@ class RewardServer:
     # ---------------------------------------------------------------- endpoints
 
     async def _score(self, request: Request) -> Response:
-        started, code = time.monotonic(), 500
-        try:
-            response = await self._answer(request)
-            code = response.status_code
-            return response
-        except HTTPException as error:
-            code = error.status_code
-            raise
-        finally:
-            self.metrics.requests.labels(str(code)).inc()
-            self.metrics.seconds.observe(time.monotonic() - started)
+        code = 500
+        with self.metrics.seconds.time():
+            try:
+                response = await self._answer(request)
+                code = response.status_code
+                return response
+            except HTTPException as error:
+                code = error.status_code
+                raise
+            finally:
+                self.metrics.requests.labels(str(code)).inc()
 
     async def _answer(self, request: Request) -> Response:
         self._authorize(request)
@@ -182,14 +181,13 @@ class RewardServer:
             reason = "loading" if self._service is None else f"{self._in_flight} requests in flight"
             raise HTTPException(503, reason, {"Retry-After": str(wait_s)})
         self._in_flight += 1
-        self.metrics.in_flight.inc()
-        try:
-            body = await self._body(request)
-            score = functools.partial(self._scored, self._service, body)
-            return await asyncio.get_running_loop().run_in_executor(self._threads, score)
-        finally:
-            self._in_flight -= 1
-            self.metrics.in_flight.dec()
+        with self.metrics.in_flight.track_inprogress():
+            try:
+                body = await self._body(request)
+                score = functools.partial(self._scored, self._service, body)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, score)
+            finally:
+                self._in_flight -= 1
 
     def _scored(self, service: ScoringService, body: bytearray) -> Response:
         """Runs in a thread; empties the body, whose parts the samples hold."""
@@ -283,12 +281,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def serve(load: Callable[[], ScoringService], settings: ServerSettings, announce: Callable[[str], None]) -> None:
-    """Listen until SIGINT or SIGTERM; requests in flight are answered first.
-
-    Args:
-        load: builds the service.
-        settings: where to listen, and limits.
-        announce: told the address once it is bound.
+    """Listen until SIGINT or SIGTERM; requests in flight are answered first. ``announce`` is told the bound address.
 
     Raises:
         ConfigError: the address cannot be bound, or a certificate cannot be read.

@@ -107,10 +107,8 @@ class Terms:
     def fingerprint(self, files: Mapping[str, Mapping[str, str]]) -> str:
         """SHA-256 of all that makes the reward this function, as far as the configuration says it.
 
-        Not in it: weights that a hub id without a revision stands for, and versions of packages.
-
-        Args:
-            files: of :meth:`files`; their place on the disk does not count.
+        Not in it: weights that a hub id without a revision stands for, versions of packages, and where the ``files``
+        (of :meth:`files`) lie.
         """
         entries = []
         for spec in (*self.summed, *self.held_out):
@@ -122,11 +120,7 @@ class Terms:
 
 
 def parse_terms(entries: object, key: str) -> Terms:
-    """Read a list of entries, or one; a bare name is ``{name: NAME}``.
-
-    Args:
-        entries: what YAML gave.
-        key: what to call it in errors.
+    """Read a list of entries from YAML, or one; a bare name is ``{name: NAME}``.
 
     Raises:
         ConfigError: naming the first entry that does not fit.

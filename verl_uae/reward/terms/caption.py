@@ -18,13 +18,13 @@ import math
 import re
 import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from cachetools import LRUCache
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from verl_uae.errors import ConfigError
@@ -61,14 +61,7 @@ def find_words(pattern: re.Pattern[str], text: str) -> list[str]:
 
 
 def length_band(count: int, low: int, high: int, fall: float) -> float:
-    """1 for a count in [low, high], falling linearly to 0 at ``fall`` outside, in [0, 1].
-
-    Args:
-        count: number of words.
-        low: smallest number that gives 1.
-        high: largest number that gives 1.
-        fall: distance from the band at which the value reaches 0, in words, above 0.
-    """
+    """1 for a count of words in [low, high], falling linearly to 0 at ``fall`` words (above 0) outside, in [0, 1]."""
     outside = max(low - count, count - high, 0)
     return max(0.0, 1.0 - outside / fall)
 
@@ -193,16 +186,12 @@ class RapidReader:
 def _padded(image: Image.Image) -> Image.Image:
     """In the middle of a black picture of at most :data:`MAX_ASPECT`; what is less narrow is left as it is."""
     least = math.ceil(max(image.size) / MAX_ASPECT)
-    width, height = max(image.width, least), max(image.height, least)
-    if (width, height) == image.size:
-        return image
-    padded = Image.new("RGB", (width, height))
-    padded.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
-    return padded
+    wide, high = max(0, least - image.width), max(0, least - image.height)
+    return ImageOps.expand(image, (wide // 2, high // 2, wide - wide // 2, high - high // 2))
 
 
-def check_engine(engine: str, key: str) -> None:
-    """Refuse an engine that cannot be there, without loading a model.
+def check_engine(engine: str, key: str) -> Callable[..., Any]:
+    """What makes an engine; loads no model.
 
     Raises:
         ConfigError: the package is not installed, or the reference is none.
@@ -213,34 +202,7 @@ def check_engine(engine: str, key: str) -> None:
             raise ConfigError(
                 key, f"{engine!r} needs {' and '.join(missing)}: pip install 'rapidocr>=3.10,<4' 'onnxruntime>=1.20'"
             )
-        return
-    _factory(engine, key)
-
-
-def load_engine(engine: str = BUILT_IN, params: Mapping[str, Any] | None = None, key: str = "engine") -> TextReader:
-    """An engine by name.
-
-    Args:
-        engine: ``rapidocr``, or ``FILE.py:name`` or ``package.module:name`` of a class or function that makes one; what
-            the part before the colon may be says :func:`verl_uae.user_code.load_source`.
-        params: its keyword arguments.
-        key: configuration key of ``engine``, for errors.
-
-    Raises:
-        ConfigError: it is missing, takes other parameters, or has no ``read``.
-    """
-    check_engine(engine, key)
-    make: Any = RapidReader if engine == BUILT_IN else _factory(engine, key)
-    try:
-        reader = make(**(params or {}))
-    except TypeError as error:
-        raise ConfigError(key, f"{engine!r} cannot be made with {dict(params or {})}: {error}") from error
-    if not isinstance(reader, TextReader):
-        raise ConfigError(key, f"{engine!r} makes a {type(reader).__name__}, which has no read(image)")
-    return reader
-
-
-def _factory(engine: str, key: str) -> Any:
+        return RapidReader
     reference, _, name = engine.rpartition(":")
     if not reference or not name.isidentifier():
         raise ConfigError(key, f"must be {BUILT_IN!r}, FILE.py:name or package.module:name, got {engine!r}")
@@ -249,6 +211,24 @@ def _factory(engine: str, key: str) -> Any:
     if not callable(found):
         raise ConfigError(key, f"{source.path} has no class or function {name!r}")
     return found
+
+
+def load_engine(engine: str = BUILT_IN, params: Mapping[str, Any] | None = None, key: str = "engine") -> TextReader:
+    """An engine: ``rapidocr``, or what ``FILE.py:name`` or ``package.module:name`` makes of ``params``.
+
+    What may be before the colon says :func:`verl_uae.user_code.load_source`; ``key`` names the engine in errors.
+
+    Raises:
+        ConfigError: it is missing, takes other parameters, or has no ``read``.
+    """
+    make = check_engine(engine, key)
+    try:
+        reader = make(**(params or {}))
+    except TypeError as error:
+        raise ConfigError(key, f"{engine!r} cannot be made with {dict(params or {})}: {error}") from error
+    if not isinstance(reader, TextReader):
+        raise ConfigError(key, f"{engine!r} makes a {type(reader).__name__}, which has no read(image)")
+    return reader
 
 
 #: An ideograph or kana stands for itself: such text has no spaces, so it has no words to compare.
@@ -264,12 +244,9 @@ def text_words(text: str) -> list[str]:
 
 
 def legible_words(lines: Iterable[tuple[str, float]], min_confidence: float, min_length: int) -> list[str]:
-    """Distinct words of the lines that an engine is sure of, in order.
+    """Distinct words, in order, of the lines (text and confidence in [0, 1]) that an engine is sure of.
 
-    Args:
-        lines: text and confidence.
-        min_confidence: of a line, in [0, 1].
-        min_length: characters of a word; digits and CJK characters count at any length.
+    They have ``min_length`` characters; digits and CJK characters count at any length.
     """
     words = [word for text, confidence in lines if confidence >= min_confidence for word in text_words(text)]
     kept = (word for word in words if len(word) >= min_length or word.isdigit() or word > "\u3040")
@@ -277,16 +254,11 @@ def legible_words(lines: Iterable[tuple[str, float]], min_confidence: float, min
 
 
 def word_recall(words: Sequence[str], caption: str, min_similarity: float) -> float:
-    """Mean over ``words`` of how well the caption states each, in [0, 1].
+    """Mean over ``words``, at least one by :func:`text_words`, of how well the caption states each, in [0, 1].
 
     A word is compared with the words of the caption and with neighbours written as one, since engines lose spaces.
-    Its value is the best similarity, 1 - Levenshtein distance / length of the longer one; 0 below ``min_similarity``.
-    A word with a digit must be there exactly: 2018 is not 2019.
-
-    Args:
-        words: normalised as by :func:`text_words`, at least one.
-        caption: any text.
-        min_similarity: in (0, 1].
+    Its value is the best similarity, 1 - Levenshtein distance / length of the longer one; 0 below ``min_similarity``,
+    which is in (0, 1]. A word with a digit must be there exactly: 2018 is not 2019.
     """
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cdist

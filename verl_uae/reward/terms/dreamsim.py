@@ -25,9 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import existing_file
 from verl_uae.reward.record import RewardBatch
-from verl_uae.reward.terms.features import EncoderTerm, Features, Preprocess, cosine, resized
+from verl_uae.reward.terms.features import EncoderTerm, Features, Preprocess, cosine, read_weights, resized
 from verl_uae.reward.terms.vision import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from verl_uae.settings import Dtype
 
@@ -186,14 +185,7 @@ def read_members(path: str) -> list[Member]:
     Raises:
         ConfigError: no such file, no safetensors, or networks other than the supported ones.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(existing_file(path, f"{KEY}.weights"), framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{KEY}.weights", f"{path!r} cannot be read as safetensors: {error}") from error
+    state, metadata = read_weights(path, f"{KEY}.weights")
     models, features = (metadata.get(name, "").split(",") for name in ("model_type", "feat_type"))
     kinds = [model.rpartition("_")[0] for model in models]
     if [KINDS.get(kind) for kind in kinds] != features:

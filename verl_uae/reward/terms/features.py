@@ -13,18 +13,22 @@ Shape legend: B samples, 3 colour channels, H W pixels, D features.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from verl_uae.checkpoints.load import load_model
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.paths import existing_file
 from verl_uae.reward.encodings import Encodings, Features, Outputs
 from verl_uae.reward.isolate import samples_per_call
 from verl_uae.reward.record import RewardBatch
@@ -141,15 +145,10 @@ class EncoderTerm(FeatureTerm):
 def load_frozen(
     network_class: Any, model: str, revision: str | None, dtype: torch.dtype, key: str, name: str
 ) -> nn.Module:
-    """A network, frozen, in evaluation mode, on the CPU; the global random generator is left alone.
+    """A network of transformers, frozen, in evaluation mode, on the CPU; the global random generator is left alone.
 
-    Args:
-        network_class: class of transformers.
-        model: folder or hub id; a whole model or the part wanted. safetensors only, no remote code.
-        revision: commit of the hub repository.
-        dtype: of the weights.
-        key: configuration key of ``model``, for errors.
-        name: what it should be, for errors.
+    ``model`` is a folder or hub id of a whole model or the part wanted: safetensors only, no remote code. Errors have
+    its configuration key, and the ``name`` of what it should be.
 
     Raises:
         ConfigError: where something is missing, of the model or of its weights, or the model has registers of its own.
@@ -168,6 +167,31 @@ def load_frozen(
     return frozen
 
 
+def read_weights(path: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        ConfigError: no such file, or no safetensors.
+    """
+    try:
+        with safe_open(existing_file(path, key), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(key, f"{path!r} cannot be read as safetensors: {error}") from error
+
+
+def packaged_weights(path: Path, sha256: str, key: str) -> dict[str, Tensor]:
+    """Weights that a package brings as a pickle: only the known bytes are read, and only as tensors.
+
+    Raises:
+        ConfigError: there is no such file, or it has other bytes.
+    """
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ConfigError(key, f"{path} is missing or not the known weights file (SHA-256 {sha256[:12]}...)")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
 def processor_settings(model: str, revision: str | None) -> Mapping[str, Any] | None:
     """Contents of the model's ``preprocessor_config.json``; None where there is none."""
     from transformers.image_processing_base import ImageProcessingMixin
@@ -181,8 +205,6 @@ def processor_settings(model: str, revision: str | None) -> Mapping[str, Any] | 
 
 
 Triple = tuple[float, float, float]
-Processing = TypeVar("Processing", bound="Preprocess")
-
 Interpolation = Literal["bilinear", "bicubic"]
 #: By its number in Pillow.
 INTERPOLATION: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
@@ -237,16 +259,12 @@ class Preprocess:
 
 
 def processing_of_config(
-    stock: Processing, config: Mapping[str, Any], key: str, name: str, steps: tuple[str, ...]
-) -> Processing:
-    """From the contents of ``preprocessor_config.json``.
+    stock: Preprocess, config: Mapping[str, Any], key: str, name: str, steps: tuple[str, ...]
+) -> Preprocess:
+    """What the contents of a ``preprocessor_config.json`` say, and ``stock`` where they say nothing.
 
-    Args:
-        stock: what holds where the file says nothing.
-        config: the file's contents.
-        key: configuration key of the model, for errors.
-        name: whose processor this should be, for errors.
-        steps: what the processor must not switch off.
+    ``steps`` must not be switched off. Errors have the configuration key of the model, and whose processor (``name``)
+    this should be.
 
     Raises:
         ConfigError: where it switches a step off, asks for another interpolation or another scale of the pixels.
@@ -266,7 +284,7 @@ def processing_of_config(
         crop = (int(crop["height"]), int(crop["width"]))
     elif isinstance(crop, int):
         crop = (crop, crop)
-    return type(stock)(
+    return Preprocess(
         resize=size if isinstance(size, tuple) else int(size),
         crop=crop if stock.crop is not None or config.get("do_center_crop") else None,
         mean=tuple(config.get("image_mean") or stock.mean),

@@ -15,10 +15,9 @@ Shape legend: B samples, 3 colour channels, H W pixels, C channels of a layer.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from verl_uae.errors import ConfigError
-from verl_uae.paths import existing_file
 from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.term import RewardTerm, TermContext
+from verl_uae.reward.terms.features import packaged_weights, read_weights
 from verl_uae.reward.terms.vision import IMAGENET_MEAN, IMAGENET_STD
 
 #: Learned weights inside torchmetrics, with the SHA-256 of the known files (LPIPS v0.1, DISTS 0.1).
@@ -47,40 +46,8 @@ DISTS_EPS = 1e-6
 MIN_SIDE = 32
 
 
-def by_picture(
-    features: Callable[[Tensor], Sequence[Tensor]],
-    distance: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
-    source_B3HW: Tensor,
-    reconstruction_B3HW: Tensor,
-) -> Tensor:
-    """Distances of pictures whose neighbours often have one source, as the members of a group do.
-
-    Pictures are looked at one after the other: what that takes grows with the size of one picture, not with their
-    number, and no picture moves the last bits of another. The source of neighbours is encoded once.
-
-    Args:
-        features: network, pictures to one tensor (B, ...) per layer.
-        distance: of features, shape (B,).
-        source_B3HW: pictures, B at least 1.
-        reconstruction_B3HW: pictures to compare, same shape.
-
-    Returns:
-        Distance, shape (B,). Differentiable.
-    """
-    flat = source_B3HW.flatten(1)
-    again = [False, *(flat[1:] == flat[:-1]).all(dim=1).tolist()]
-    found: list[Tensor] = []
-    known: Sequence[Tensor] = []
-    for same, source, drawn in zip(again, source_B3HW.split(1), reconstruction_B3HW.split(1), strict=True):
-        if not same:
-            known = []  # Let go of before the next ones are made.
-            known = features(source)
-        found.append(distance(known, features(drawn)))
-    return torch.cat(found)
-
-
 def dists(a: Sequence[Tensor], b: Sequence[Tensor], alpha_C: Tensor, beta_C: Tensor) -> Tensor:
-    """DISTS of features (Ding et al. 2020, eq. 5-7).
+    """DISTS of features (Ding et al. 2020, eq. 5-7): shape (B,), in [0, 2]; 0 for equal pictures. Differentiable.
 
     Not torchmetrics' own: its covariance is a difference of two products, which in fp32 moves the distance of a flat
     picture by 0.015.
@@ -90,9 +57,6 @@ def dists(a: Sequence[Tensor], b: Sequence[Tensor], alpha_C: Tensor, beta_C: Ten
         b: what to compare, same shapes.
         alpha_C: weights of texture (means), at least 0, of the channels of all layers.
         beta_C: weights of structure (covariance), likewise.
-
-    Returns:
-        Distance, shape (B,), in [0, 2]; 0 for equal pictures. Differentiable.
     """
     channels = [x.shape[1] for x in a]
     similarity_B = a[0].new_zeros(len(a[0]))
@@ -130,7 +94,11 @@ class PerceptualDistance(RewardTerm):
         self.to(context.device)
 
     def score(self, batch: RewardBatch) -> Tensor:
-        """Shape (B,).
+        """Shape (B,). Differentiable.
+
+        Pictures are looked at one after the other: what that takes grows with the size of one picture, not with their
+        number, and no picture moves the last bits of another. The source of neighbours, as of the members of a group,
+        is encoded once.
 
         Raises:
             ValueError: a picture side below :data:`MIN_SIDE`.
@@ -138,7 +106,17 @@ class PerceptualDistance(RewardTerm):
         side = min(batch.source_B3HW.shape[-2:])
         if side < MIN_SIDE:
             raise ValueError(f"pictures need at least {MIN_SIDE} pixels a side, these have {side}")
-        return by_picture(self.features, self.distance, batch.source_B3HW, batch.reconstruction_B3HW)
+        flat = batch.source_B3HW.flatten(1)
+        again = [False, *(flat[1:] == flat[:-1]).all(dim=1).tolist()]
+        found: list[Tensor] = []
+        known: Sequence[Tensor] = []
+        pictures = zip(again, batch.source_B3HW.split(1), batch.reconstruction_B3HW.split(1), strict=True)
+        for same, source, drawn in pictures:
+            if not same:
+                known = []  # Let go of before the next ones are made.
+                known = self.features(source)
+            found.append(self.distance(known, self.features(drawn)))
+        return torch.cat(found)
 
 
 class LPIPS(PerceptualDistance):
@@ -238,22 +216,14 @@ def _vgg16_with_hann_pooling() -> nn.Sequential:
 def load_backbone(network: nn.Module, path: str, key: str) -> None:
     """Give a network the weights of a safetensors file, in fp32.
 
-    Args:
-        network: its parameters end in torchvision's names, such as ``slice1.0.weight``.
-        path: the file; names as in torchvision, with or without ``features.`` before them. Others are ignored.
-        key: configuration key of ``path``, for errors.
+    Its parameters end in torchvision's names, such as ``slice1.0.weight``; those of the file are the same, with or
+    without ``features.`` before them. Others are ignored.
 
     Raises:
         ConfigError: no such file, no safetensors, or weights that are missing or of another shape.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(existing_file(path, key))
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(key, f"{path!r} cannot be read as safetensors: {error}") from error
-    state = {name.removeprefix("features."): weight.float() for name, weight in state.items()}
+    tensors, _ = read_weights(path, key)
+    state = {name.removeprefix("features."): weight.float() for name, weight in tensors.items()}
     found, bad = {}, []
     for name, parameter in network.named_parameters():
         theirs = ".".join(name.split(".")[-2:])
@@ -276,9 +246,5 @@ def learned_weights(name: str, key: str) -> dict[str, Tensor]:
     import torchmetrics
 
     file, digest = WEIGHTS[name]
-    path = Path(torchmetrics.__file__).parent / "functional" / "image" / file
-    # torchmetrics ships a pickle, no safetensors: only the known bytes are read, and only as tensors.
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise ConfigError(key, f"{path} is missing or not the known weights file (SHA-256 {digest[:12]}...)")
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    state = packaged_weights(Path(torchmetrics.__file__).parent / "functional" / "image" / file, digest, key)
     return {weight: value.detach() for weight, value in state.items()}

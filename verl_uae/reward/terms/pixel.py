@@ -34,8 +34,8 @@ def pixel_similarity(a_B3HW: Tensor, b_B3HW: Tensor, k: float = 10.0, scales: tu
     out; a block cut off by the border averages the pixels it has.
 
     Args:
-        a_B3HW: pictures in [0, 1], shape (B, 3, H, W).
-        b_B3HW: pictures to compare, same shape.
+        a_B3HW: pictures in [0, 1].
+        b_B3HW: pictures to compare.
         k: steepness, unitless and above 0. At 10 an error of 0.26 RMS gives 0.5, unrelated flat scenes about 0.2.
             Our choice, from runs on the built-in scenes.
         scales: block sizes in pixels.
@@ -43,30 +43,18 @@ def pixel_similarity(a_B3HW: Tensor, b_B3HW: Tensor, k: float = 10.0, scales: tu
     Returns:
         Similarity, shape (B,), in (0, 1]; 1 for equal pictures. Differentiable.
     """
-    smallest_side = min(a_B3HW.shape[-2:])
-    used = [scale for scale in scales if scale <= smallest_side] or [1]
     per_scale = []
-    for scale in used:
-        a, b = a_B3HW, b_B3HW
-        if scale > 1:
-            a, b = (F.avg_pool2d(images, scale, ceil_mode=True) for images in (a, b))
+    for scale in [scale for scale in scales if scale <= min(a_B3HW.shape[-2:])] or [1]:
+        a, b = (F.avg_pool2d(x, scale, ceil_mode=True) if scale > 1 else x for x in (a_B3HW, b_B3HW))
         per_scale.append(torch.exp(-k * mse_per_sample(a, b)))
     return torch.stack(per_scale).mean(dim=0)
 
 
 def bounded_psnr(a_B3HW: Tensor, b_B3HW: Tensor, max_db: float = 50.0) -> Tensor:
-    """PSNR for a peak of 1, cut to [0, ``max_db``] and divided by it.
+    """PSNR of pictures in [0, 1], cut to [0, ``max_db``] decibel (above 0) and divided by it: shape (B,), in [0, 1].
 
     The PSNR of equal pictures is infinite; here it is 1. 50 dB is an error of 0.8 of an 8-bit level, which nobody
     sees.
-
-    Args:
-        a_B3HW: pictures in [0, 1], shape (B, 3, H, W).
-        b_B3HW: pictures to compare, same shape.
-        max_db: the cut in decibel, above 0.
-
-    Returns:
-        Similarity, shape (B,), in [0, 1].
     """
     floor = 10.0 ** (-max_db / 10.0)
     decibel_B = -10.0 * torch.log10(mse_per_sample(a_B3HW, b_B3HW).clamp_min(floor))
@@ -144,12 +132,8 @@ def ssim(a_B3HW: Tensor, b_B3HW: Tensor) -> Tensor:
     The border is reflected, so that every pixel has a window. Pictures are looked at one after the other, in bands of
     rows: what that takes does not grow with their number or size, and no picture moves the last bits of another.
 
-    Args:
-        a_B3HW: pictures in [0, 1], shape (B, 3, H, W).
-        b_B3HW: pictures to compare, same shape.
-
     Returns:
-        Similarity, shape (B,), in [-1, 1]; 1 for equal pictures. Differentiable.
+        Similarity of pictures in [0, 1], shape (B,), in [-1, 1]; 1 for equal pictures. Differentiable.
     """
     return torch.stack([_ssim_of_one(a, b) for a, b in zip(a_B3HW, b_B3HW, strict=True)]).clamp(-1.0, 1.0)
 

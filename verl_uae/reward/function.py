@@ -274,7 +274,7 @@ class CallingTerm(RewardTerm):
             LateError: a coroutine takes longer than :data:`COROUTINE_SHARE` of the timeout.
         """
         with torch.no_grad():
-            result = self._function(**arguments, **self._params)
+            result = self._function(**{**arguments, **self._params})
             late_s = COROUTINE_SHARE * self.guard.timeout_s
             return asyncio.run(_within(result, late_s)) if inspect.isawaitable(result) else result
 

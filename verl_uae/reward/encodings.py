@@ -34,9 +34,7 @@ class Encoder(Protocol):
 
     model: nn.Module
     mode: str
-
-    @property
-    def settings(self) -> Hashable: ...
+    settings: Hashable
 
     def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Outputs: ...
 

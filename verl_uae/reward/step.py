@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from verl_uae.errors import ConfigError
 from verl_uae.reward.record import RewardBatch, RewardRecord
 from verl_uae.reward.scorer import RewardScorer, TermSpec, term_specs, warn_of_held_out
 
@@ -235,21 +234,9 @@ class Tripwire:
         held_out: labels of the held-out terms, and whether higher is better for each.
         window: steps looked at, at least 3. Until that many were seen there is no flag.
         threshold: see :data:`THRESHOLD`, above 0.
-        key: configuration key of ``window``, for the error.
-
-    Raises:
-        ConfigError: a window too short for a trend.
     """
 
-    def __init__(
-        self,
-        held_out: Mapping[str, bool],
-        window: int,
-        threshold: float = THRESHOLD,
-        key: str = "uae.reward.tripwire_window",
-    ) -> None:
-        if window < 3:
-            raise ConfigError(key, f"must be at least 3 steps, got {window}")
+    def __init__(self, held_out: Mapping[str, bool], window: int, threshold: float = THRESHOLD) -> None:
         self.window, self.threshold = window, threshold
         self._higher = dict(held_out)
         # Steps without a mean of a label leave that label's history alone, so each keeps its reward beside it.

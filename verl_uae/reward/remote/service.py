@@ -36,7 +36,7 @@ from verl_uae.reward.remote.protocol import (
     first_problem,
     plain,
 )
-from verl_uae.reward.scorer import RewardScorer, TermSpec, check_specs, spec_of
+from verl_uae.reward.scorer import RewardScorer, TermSpec, spec_of
 from verl_uae.reward.term import PICTURES
 from verl_uae.user_code import load_source
 from verl_uae.versions import versions
@@ -235,7 +235,6 @@ class ScoringService:
         limits: ImageLimits,
         max_request_pixels: int = MAX_REQUEST_PIXELS,
     ) -> None:
-        check_specs(terms.summed, terms.held_out, "terms", timeout_s)
         files = terms.files()
         self.scorer = RewardScorer(
             terms.summed,

@@ -17,7 +17,7 @@ Shape legend: B samples, 3 colour channels, H W pixels, D features, C width of a
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +88,8 @@ class Dreamsim(EncoderTerm):
     file_params = ("weights",)
 
     def __init__(self, weights: str, dtype: Dtype = "float32") -> None:
-        self._settings = ("dreamsim", weights, dtype)
+        self.settings = ("dreamsim", weights, dtype)
         self.model = load_dreamsim(weights, getattr(torch, dtype))
-
-    @property
-    def settings(self) -> Hashable:
-        return self._settings
 
     def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Mapping[str, Features]:
         """One stage: the embedding (B, D), in fp32."""

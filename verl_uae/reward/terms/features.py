@@ -97,20 +97,17 @@ class FeatureTerm(RewardTerm):
 class EncoderTerm(FeatureTerm):
     """A feature term with a frozen network, which it shares with the scorer's other terms of equal :attr:`settings`.
 
-    Subclasses set ``model`` and ``mode`` and give :attr:`settings` and :meth:`outputs`.
+    Subclasses set ``model``, ``mode`` and ``settings`` and give :meth:`outputs`.
     """
 
     model: nn.Module
     mode: str
     """Which of the network's outputs is compared."""
+    settings: Hashable
+    """What the outputs depend on besides the picture: network, revision, dtype, size. Not the mode."""
 
     #: Without a scorer nothing is shared or kept.
     _encodings: Encodings | None = None
-
-    @property
-    @abstractmethod
-    def settings(self) -> Hashable:
-        """What the outputs depend on besides the picture: network, revision, dtype, size. Not the mode."""
 
     @abstractmethod
     def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Outputs:

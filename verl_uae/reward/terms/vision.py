@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -59,7 +59,7 @@ class VisionSimilarity(EncoderTerm):
         dtype: what the network computes in. The cosine is always fp32.
 
     Raises:
-        ConfigError: unknown mode or dtype, or a model that does not load completely.
+        ConfigError: a model that does not load completely.
     """
 
     #: Registered name.
@@ -86,7 +86,7 @@ class VisionSimilarity(EncoderTerm):
         key = f"uae.reward.terms.{self.name}"
         self.mode = mode
         model = model_source(self.published if model is None else model, f"{key}.model")
-        self._settings = (self.name, model, revision, dtype)
+        self.settings = (self.name, model, revision, dtype)
         import transformers
 
         network_class = getattr(transformers, self.network)
@@ -105,10 +105,6 @@ class VisionSimilarity(EncoderTerm):
     @abstractmethod
     def stock(cls, config: Any) -> Preprocess:
         """Preprocessing of the published models, given the network's configuration."""
-
-    @property
-    def settings(self) -> Hashable:
-        return self._settings
 
     def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Mapping[str, Features]:
         """One stage each: the vector of the whole picture (B, D), the patch tokens (B, P, D)."""
@@ -216,16 +212,10 @@ class ImageTextClip(ClipSimilarity):
 
     needs = frozenset({"source", "caption"})
 
-    def __init__(
-        self,
-        model: str | None = None,
-        revision: str | None = None,
-        dtype: Dtype = "float32",
-    ) -> None:
+    def __init__(self, model: str | None = None, revision: str | None = None, dtype: Dtype = "float32") -> None:
         super().__init__(model, "pooled", revision, dtype)
-        self.text_model, self.tokenizer = load_clip_text(
-            self.published if model is None else model, revision, getattr(torch, dtype)
-        )
+        model = self.published if model is None else model
+        self.text_model, self.tokenizer = load_clip_text(model, revision, getattr(torch, dtype))
 
     def setup(self, context: TermContext) -> None:
         """Move both towers."""
@@ -243,11 +233,10 @@ class ImageTextClip(ClipSimilarity):
             max_length=text_model.config.max_position_embeddings,
             return_tensors="pt",
         )
-        device = next(text_model.parameters()).device
-        output = text_model(
-            input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
-        )
-        embeddings_BD: Tensor = output.text_embeds
+        tokens = tokens.to(next(text_model.parameters()).device)
+        embeddings_BD: Tensor = text_model(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        ).text_embeds
         return embeddings_BD
 
     def score(self, batch: RewardBatch) -> Tensor:
@@ -271,10 +260,7 @@ def load_clip_text(model: str, revision: str | None, dtype: torch.dtype) -> tupl
     network: Any = load_frozen(CLIPTextModelWithProjection, model, revision, dtype, key, "CLIP")
     # Without files transformers would build a tokenizer without a vocabulary, and say nothing.
     if not any(_found(cached_file, model, name, revision) for name in ("tokenizer.json", "vocab.json")):
-        raise ConfigError(
-            key,
-            f"{model!r} has no CLIP tokenizer: neither tokenizer.json nor vocab.json",
-        )
+        raise ConfigError(key, f"{model!r} has no CLIP tokenizer: neither tokenizer.json nor vocab.json")
     try:
         tokenizer = load_tokenizer(model, CLIPTokenizer, revision=revision)
     except CheckpointError as error:
@@ -325,11 +311,8 @@ class EfficientNetLite0(EncoderTerm):
     ) -> None:
         self.mode = mode
         self.image_size = image_size
+        self.settings = ("efficientnet_lite0", image_size)
         self.model = load_efficientnet_lite0(image_size)
-
-    @property
-    def settings(self) -> Hashable:
-        return ("efficientnet_lite0", self.image_size)
 
     def outputs(self, images_B3HW: Tensor, modes: Set[str]) -> Mapping[str, Features]:
         """Four maps (B, C, S / stride, S / stride), one pooled vector (B, 1280)."""

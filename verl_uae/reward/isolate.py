@@ -18,10 +18,9 @@ fails on a batch although every sample passes alone: its samples then get their 
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -61,17 +60,66 @@ def score_isolated(
     for ``chunk`` samples at a time, the last call filled up to it. Written are the active positions of ``slots``, which
     has an entry per sample of ``batch``.
     """
+
+    def ask(places: Sequence[int], *, divisible: bool = False) -> Call[list[RewardRecord]]:
+        """One call, for a record per place; lack of memory is raised where fewer samples may pass."""
+        start = time.monotonic()
+        try:
+            rows = as_rows(term.score(batch.take(places)), len(places))
+        except RewardError:
+            raise
+        # A fault boundary: what a term raises over a sample is data, whatever it is.
+        except Exception as error:
+            if divisible and is_out_of_memory(error):
+                # From here and not later: an error that is kept holds the tensors of the failed call.
+                raise
+            return Call(error=error, seconds=time.monotonic() - start)
+        seconds = time.monotonic() - start
+        return Call([as_record(label, row, term.bounds, seconds / len(set(places))) for row in rows], seconds=seconds)
+
+    def in_place(indices: Sequence[int], first: int) -> BaseException | None:
+        """``indices`` at their places in a chunk, a copy of the first at all others. The error, if there is one."""
+        wanted = set(indices)
+        places = [place if place in wanted else indices[0] for place in range(first, first + chunk.size)]
+        answer = ask(places, divisible=chunk.size > 1)
+        if answer.value is not None:
+            for index in indices:
+                slots[index] = answer.value[index - first]
+        return answer.error
+
+    def score_chunk(rows: slice) -> None:
+        """Isolate the samples that make the term fail; lack of memory for several samples is raised."""
+        chosen = [index for index in active if rows.start <= index < rows.stop]
+        together = in_place(chosen, rows.start) if chosen else None
+        if together is None:
+            return
+        alone: dict[int, RewardRecord] = {}
+        for index in chosen:
+            answer = ask([index])
+            if answer.value is None:
+                slots[index] = answer.failure(label)
+            else:
+                alone[index] = answer.value[0]
+        again = in_place(list(alone), rows.start) if alone else None
+        if again is None:
+            return
+        logger.warning(
+            "reward term %r fails on %d samples together (%s; at first %s) though each passes alone; using the "
+            "values of the samples alone, which may differ in the last bits",
+            *(label, len(alone), describe_error(again), describe_error(together)),
+        )
+        for index, record in alone.items():
+            slots[index] = record
+
     # The mode is per thread, and so is the note of what the process is doing.
     with torch.no_grad(), doing(f"computing reward term {label!r} of {len(active)} samples"):
         if term.pointwise and not term.guarded:
-            score = functools.partial(_score_chunk, term, label, batch, active, chunk, slots)
-            chunk.map(len(batch), score, filled=True)
+            chunk.map(len(batch), score_chunk, filled=True)
             return
-        answer = _ask(term, batch.take(active))
-        if answer.value is None:
-            fill_failed(slots, active, answer.failure(label))
-        else:
-            _file(term, label, dict(zip(active, answer.value, strict=True)), answer.seconds, slots)
+        answer = ask(active)
+        fill_failed(slots, active, answer.failure(label))
+        for index, record in zip(active, answer.value or (), strict=False):
+            slots[index] = record
 
 
 def fill_failed(slots: Slots, indices: Sequence[int], record: RewardRecord | None) -> None:
@@ -79,73 +127,3 @@ def fill_failed(slots: Slots, indices: Sequence[int], record: RewardRecord | Non
     for index in indices:
         if slots[index] is None:
             slots[index] = record
-
-
-def _ask(term: RewardTerm, batch: RewardBatch, *, divisible: bool = False) -> Call[list[object]]:
-    """One call, for a row per sample; lack of memory is raised where fewer samples may pass."""
-    start = time.monotonic()
-    try:
-        rows = as_rows(term.score(batch), len(batch))
-        return Call(rows, seconds=time.monotonic() - start)
-    except RewardError:
-        raise
-    # A fault boundary: what a term raises over a sample is data, whatever it is.
-    except Exception as error:
-        if divisible and is_out_of_memory(error):
-            # From here and not later: an error that is kept holds the tensors of the failed call.
-            raise
-        return Call(error=error, seconds=time.monotonic() - start)
-
-
-def _file(term: RewardTerm, label: str, rows: Mapping[int, object], seconds: float, slots: Slots) -> None:
-    """Write the outcomes of a call, by position."""
-    for index, raw in rows.items():
-        slots[index] = as_record(label, raw, term.bounds, seconds / len(rows))
-
-
-def _score_chunk(
-    term: RewardTerm,
-    label: str,
-    batch: RewardBatch,
-    active: Sequence[int],
-    chunk: FittingBatch,
-    slots: Slots,
-    rows: slice,
-) -> None:
-    """Score one fixed-shape slice of the batch, isolating the samples that make the term fail.
-
-    Lack of memory for several samples is raised.
-    """
-    size = chunk.size
-
-    def in_place(indices: Sequence[int]) -> BaseException | None:
-        """One call: ``indices`` at their own places, a copy of the first at all others. The error, if there is one."""
-        wanted = set(indices)
-        places = [place if place in wanted else indices[0] for place in range(rows.start, rows.start + size)]
-        answer = _ask(term, batch.take(places), divisible=size > 1)
-        if answer.value is not None:
-            found = {index: answer.value[index - rows.start] for index in indices}
-            _file(term, label, found, answer.seconds, slots)
-        return answer.error
-
-    chosen = [index for index in active if rows.start <= index < rows.stop]
-    together = in_place(chosen) if chosen else None
-    if together is None:
-        return
-    alone: dict[int, RewardRecord] = {}
-    for index in chosen:
-        answer = _ask(term, batch.take([index]))
-        if answer.value is None:
-            slots[index] = answer.failure(label)
-        else:
-            alone[index] = as_record(label, answer.value[0], term.bounds, answer.seconds)
-    again = in_place(list(alone)) if alone else None
-    if again is None:
-        return
-    logger.warning(
-        "reward term %r fails on %d samples together (%s; at first %s) though each passes alone; using the "
-        "values of the samples alone, which may differ in the last bits",
-        *(label, len(alone), describe_error(again), describe_error(together)),
-    )
-    for index, record in alone.items():
-        slots[index] = record

@@ -10,7 +10,7 @@ import os
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Union
 
@@ -162,45 +162,34 @@ def check_arguments(term_class: Any, params: Mapping[str, Any], key: str) -> Non
     for name, value in params.items():
         hint = hints.get(name, Any)
         hint, *rules = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
-        said = None if fits(value, hint) else f"must be {wanted(hint)}, got {value!r}"
+        fits, words = kind_of(hint)
+        said = None if fits(value) else f"must be {words}, got {value!r}"
         for rule in rules:
             said = said or rule.problem(value)
         if said:
             raise ConfigError(f"{key}.{name}", said)
 
 
-def fits(value: object, hint: Any) -> bool:
-    """Whether a value of a configuration is what an annotation says; True where that is not known."""
+def kind_of(hint: Any) -> tuple[Callable[[Any], bool], str]:
+    """Whether a value of a configuration is what an annotation says, true where that is not known; and the words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _PLAIN:
+        kind, words = _PLAIN[hint]
         # To Python, true is a whole number.
-        return isinstance(value, _PLAIN[hint][0]) and (hint is bool or not isinstance(value, bool))
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        return lambda value: isinstance(value, kind) and (hint is bool or not isinstance(value, bool)), words
     if origin is Literal:
-        return any(value == allowed and type(value) is type(allowed) for allowed in arguments)
+        exact = [(type(allowed), allowed) for allowed in arguments]
+        return lambda value: (type(value), value) in exact, " or ".join(map(repr, arguments))
     if origin in (Union, types.UnionType):
-        return any(fits(value, option) for option in arguments)
-    if _is_list(origin):
-        return (
-            isinstance(value, Sequence)
-            and not isinstance(value, (str, bytes))
-            and all(fits(item, arguments[0]) for item in value)
-        )
+        options = [kind_of(option) for option in arguments]
+        return lambda value: any(fits(value) for fits, _ in options), " or ".join(words for _, words in options)
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        fits, words = kind_of(arguments[0])
+
+        def each_fits(value: Any) -> bool:
+            return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(map(fits, value))
+
+        return each_fits, f"a list, each {words}"
     if inspect.isclass(origin) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping)
-    return True
-
-
-def wanted(hint: Any) -> str:
-    """An annotation that :func:`fits` knows, in words."""
-    if hint in _PLAIN:
-        return _PLAIN[hint][1]
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return " or ".join(map(repr, arguments))
-    if origin in (Union, types.UnionType):
-        return " or ".join(wanted(option) for option in arguments)
-    return f"a list, each {wanted(arguments[0])}" if _is_list(origin) else "a mapping"
-
-
-def _is_list(origin: Any) -> bool:
-    return inspect.isclass(origin) and issubclass(origin, Sequence)
+        return lambda value: isinstance(value, Mapping), "a mapping"
+    return lambda value: True, "anything"

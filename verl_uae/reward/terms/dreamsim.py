@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -134,81 +133,61 @@ class Ensemble(nn.Module):
         return torch.cat(found, dim=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A network of the file."""
-
-    kind: str
-    """Of :data:`KINDS`."""
-    state: dict[str, Tensor]
-    """Weights by their published names."""
-
-    @property
-    def size(self) -> dict[str, int]:
-        """Numbers of transformers' configuration that the weights tell."""
-        width, _, patch, _ = self.state["patch_embed.proj.weight"].shape
-        depth = 1 + max(int(name.split(".")[1]) for name in self.state if name.startswith("blocks."))
-        return {
-            "hidden_size": width,
-            "intermediate_size": self.state["blocks.0.mlp.fc1.weight"].shape[0],
-            "num_hidden_layers": depth,
-            "num_attention_heads": width // HEAD_WIDTH,
-            "patch_size": patch,
-            "image_size": SIZE[0],
-        }
-
-
 def load_dreamsim(path: str, dtype: torch.dtype) -> Ensemble:
-    """The networks of a file, frozen, in evaluation mode, on the CPU.
+    """The networks of a file, in order, frozen, in evaluation mode, on the CPU.
 
     Raises:
         ConfigError: see :class:`Dreamsim`.
     """
+    key = f"{KEY}.weights"
+    state, metadata = read_weights(path, key)
+    models, features = (metadata.get(name, "").split(",") for name in ("model_type", "feat_type"))
+    kinds = [model.rpartition("_")[0] for model in models]
+    if [KINDS.get(kind) for kind in kinds] != features:
+        raise ConfigError(key, f"{path!r} has {models} with {features}; known are {dict(KINDS)}")
+    published: list[dict[str, Tensor]] = [{} for _ in kinds]
+    for name, weight in state.items():
+        place, _, rest = name.partition(".")
+        if not place.isdigit() or int(place) >= len(kinds) or not rest:
+            raise ConfigError(key, f"{path!r}: {name!r} belongs to no network")
+        published[int(place)][rest] = weight
     members = []
-    for member in read_members(path):
+    for kind, weights in zip(kinds, published, strict=True):
         try:
-            members.append(_dino(member, dtype) if member.kind == "dino" else _clip(member, dtype))
+            members.append(_dino(weights, dtype) if kind == "dino" else _clip(weights, dtype, kind))
         except (KeyError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"{KEY}.weights", f"{path!r} lacks weights of {member.kind}: {error}") from error
+            raise ConfigError(key, f"{path!r} lacks weights of {kind}: {error}") from error
     ensemble = Ensemble(members)
     ensemble.eval().requires_grad_(False)
     return ensemble
 
 
-def read_members(path: str) -> list[Member]:
-    """The networks of a file, in order.
-
-    Raises:
-        ConfigError: no such file, no safetensors, or networks other than the supported ones.
-    """
-    state, metadata = read_weights(path, f"{KEY}.weights")
-    models, features = (metadata.get(name, "").split(",") for name in ("model_type", "feat_type"))
-    kinds = [model.rpartition("_")[0] for model in models]
-    if [KINDS.get(kind) for kind in kinds] != features:
-        raise ConfigError(f"{KEY}.weights", f"{path!r} has {models} with {features}; known are {dict(KINDS)}")
-    members = [Member(kind, {}) for kind in kinds]
-    for name, weight in state.items():
-        place, _, rest = name.partition(".")
-        if not place.isdigit() or int(place) >= len(members) or not rest:
-            raise ConfigError(f"{KEY}.weights", f"{path!r}: {name!r} belongs to no network")
-        members[int(place)].state[rest] = weight
-    return members
+def _size(published: Mapping[str, Tensor]) -> dict[str, int]:
+    """Numbers of transformers' configuration that the weights of a network tell."""
+    width, _, patch, _ = published["patch_embed.proj.weight"].shape
+    return {
+        "hidden_size": width,
+        "intermediate_size": published["blocks.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in published if name.startswith("blocks.")),
+        "num_attention_heads": width // HEAD_WIDTH,
+        "patch_size": patch,
+        "image_size": SIZE[0],
+    }
 
 
-def _dino(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
+def _dino(published: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
     from transformers import ViTConfig, ViTModel
 
-    config = ViTConfig(**member.size, hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True)
-    network: Any = _build(ViTModel, config, _renamed(member.state, VIT), dtype, add_pooling_layer=False)
+    config = ViTConfig(**_size(published), hidden_act="gelu", layer_norm_eps=1e-6, qkv_bias=True)
+    network: Any = _build(ViTModel, config, _renamed(published, VIT), dtype, add_pooling_layer=False)
     # The feature is taken after the last block.
     network.layernorm = nn.Identity()
     return network, Preprocess(resize=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def _clip(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
+def _clip(published: dict[str, Tensor], dtype: torch.dtype, kind: str) -> tuple[nn.Module, Preprocess]:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    published = dict(member.state)
     position_TC = published.pop("pos_embed")[0].clone()
     # CLIP has no bias here; the published class has, and what it adds to every patch a position can add.
     position_TC[1:] += published.pop("patch_embed.proj.bias")
@@ -216,9 +195,9 @@ def _clip(member: Member, dtype: torch.dtype) -> tuple[nn.Module, Preprocess]:
     published |= {"pos_embed.weight": position_TC, "proj.weight": projection}
     published["cls_token"] = published["cls_token"].flatten()
     config = CLIPVisionConfig(
-        **member.size,
+        **_size(published),
         projection_dim=projection.shape[0],
-        hidden_act="quick_gelu" if member.kind == "clip" else "gelu",
+        hidden_act="quick_gelu" if kind == "clip" else "gelu",
         layer_norm_eps=1e-5,
     )
     network = _build(CLIPVisionModelWithProjection, config, _renamed(published, CLIP), dtype)

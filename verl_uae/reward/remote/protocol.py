@@ -295,11 +295,7 @@ class Health(_Message):
 
 
 def parse_health(data: bytes) -> Health:
-    """Read what a server says about itself; members that are not named here are for people.
-
-    Raises:
-        ProtocolError: where it is no server of this protocol and version.
-    """
+    """Read what a server says about itself; ProtocolError where it is none of this protocol and version."""
     return _read(Health, data)
 
 

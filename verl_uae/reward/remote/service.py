@@ -338,20 +338,18 @@ class ScoringService:
     def _batch(self, samples: Sequence[_Sample]) -> RewardBatch:
         """Samples of one size at their places; places between them are marked as failed."""
         by_place = {sample.place: sample for sample in samples}
-        count = max(by_place) + 1
+        blank_HW3 = np.zeros_like(samples[0].levels[0])
+        absent = _Sample(-1, (blank_HW3, blank_HW3), "", {})
+        placed = [by_place.get(place, absent) for place in range(max(by_place) + 1)]
         return RewardBatch(
-            source_B3HW=self._pixels(by_place, count, 0),
-            reconstruction_B3HW=self._pixels(by_place, count, 1),
-            captions=[by_place[place].caption if place in by_place else "" for place in range(count)],
-            rows=[by_place[place].row if place in by_place else {} for place in range(count)],
-            failed={place: _NOT_SENT for place in range(count) if place not in by_place},
+            source_B3HW=self._pixels([sample.levels[0] for sample in placed]),
+            reconstruction_B3HW=self._pixels([sample.levels[1] for sample in placed]),
+            captions=[sample.caption for sample in placed],
+            rows=[sample.row for sample in placed],
+            failed={place: _NOT_SENT for place, sample in enumerate(placed) if sample is absent},
         )
 
-    def _pixels(self, by_place: Mapping[int, _Sample], count: int, which: int) -> Tensor:
-        shape = next(iter(by_place.values())).levels[which].shape
-        levels_BHW3 = np.zeros((count, *shape), dtype=np.uint8)
-        for place, sample in by_place.items():
-            levels_BHW3[place] = sample.levels[which]
+    def _pixels(self, levels: Sequence[np.ndarray]) -> Tensor:
         # Divided on the CPU, as a run's source pictures are: a GPU multiplies by 1/255, which is other bits.
-        pixels_B3HW = torch.from_numpy(levels_BHW3).permute(0, 3, 1, 2).contiguous().float().div_(255.0)
+        pixels_B3HW = torch.from_numpy(np.stack(levels)).permute(0, 3, 1, 2).contiguous().float().div_(255.0)
         return pixels_B3HW.to(self.scorer.device)

@@ -129,7 +129,7 @@ IMPOSSIBLE = [
         "uae.reward.terms[0].params",
         "unexpected keyword argument 'q'",
     ),
-    ("uae.reward.terms=[{name: pixel, params: {k: -1}}]", "uae.reward.terms.pixel.k", "above 0"),
+    ("uae.reward.terms=[{name: pixel, params: {k: -1}}]", "uae.reward.terms[0].params.k", "above 0"),
     (
         "uae.reward.terms=[{name: clip, params: {path: x}}]",
         "uae.reward.terms[0].params",

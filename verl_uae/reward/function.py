@@ -434,7 +434,6 @@ class CustomReward(FunctionTerm):
         reward_kwargs: extra keyword arguments, passed on unchanged.
         num_threads: calls in flight, instead of what is declared (8 for verl's signature).
         bounds: smallest and largest possible score, instead of what is declared (none for verl's signature).
-        key: configuration key of these parameters, for errors.
 
     Raises:
         ConfigError: where the file is refused, the function is missing, or it cannot be called as above.
@@ -449,18 +448,19 @@ class CustomReward(FunctionTerm):
         reward_kwargs: Mapping[str, Any] | None = None,
         num_threads: int | None = None,
         bounds: tuple[float, float] | None = None,
-        key: str = "uae.reward.custom",
     ) -> None:
+        key = "uae.reward.custom"
         source = load_source(path, f"{key}.path")
         function = pick_function(source, name, f"{key}.name")
-        params = dict(reward_kwargs or {})
+        declaration, params = declaration_of(function), dict(reward_kwargs or {})
         try:
-            super().__init__(function, declaration_of(function), params)
+            clash = sorted(set(params).intersection(taken_arguments(function, declaration)))
+            if clash:
+                message = f"{clash} are passed for every sample and cannot be fixed here"
+                raise ConfigError(f"{key}.reward_kwargs", message)
+            super().__init__(function, declaration, params)
         except TypeError as error:
             raise ConfigError(f"{key}.name", f"{source.path}: {error}") from error
-        clash = sorted(set(params).intersection(self._taken))
-        if clash:
-            raise ConfigError(f"{key}.reward_kwargs", f"{clash} are passed for every sample and cannot be fixed here")
         given: dict[str, Any] = {"num_threads": num_threads, "bounds": bounds}
         for field, value in given.items():
             if value is not None:

@@ -73,8 +73,7 @@ class RewardTerm(ABC):
     guarded: bool = False
     """True where ``score`` itself keeps every sample to the deadline and never raises for one sample."""
     model_free: bool = False
-    """True where building one loads and downloads nothing; it is then built to check its parameters early, with their
-    configuration key where it takes a ``key``."""
+    """True where building one loads and downloads nothing; it is then built to check its parameters early."""
     model_params: tuple[str, ...] = ()
     """Parameters that name a model, folder or hub id, by the rule of :mod:`verl_uae.paths`."""
     file_params: tuple[str, ...] = ()
@@ -93,8 +92,11 @@ class RewardTerm(ABC):
                 if isinstance(params.get(name), str):
                     check(params[name], f"{key}.{name}")
         if cls.model_free:
-            own = {"key": key} if "key" in inspect.signature(cls).parameters else {}
-            cls(**{**own, **params})
+            try:
+                cls(**params)
+            except ConfigError as error:
+                # A term does not know its place in the configuration.
+                raise ConfigError(f"{key}.{error.key.rpartition('.')[2]}", error.message) from error
 
     @classmethod
     def value_scale(cls, params: Mapping[str, Any]) -> Scale:
@@ -152,7 +154,7 @@ def check_arguments(term_class: Any, params: Mapping[str, Any], key: str) -> Non
     try:
         signature.bind(**params)
     except TypeError as error:
-        own = [str(one.replace(annotation=one.empty)) for one in signature.parameters.values() if one.name != "key"]
+        own = [str(parameter.replace(annotation=parameter.empty)) for parameter in signature.parameters.values()]
         raise ConfigError(key, f"{error}; {term_class.__name__} takes {', '.join(own)}") from error
     try:
         hints = typing.get_type_hints(term_class.__init__, include_extras=True)

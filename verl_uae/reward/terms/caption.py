@@ -96,10 +96,9 @@ class CaptionLength(RewardTerm):
         low: Annotated[int, Rule(at_least=0)],
         high: int,
         fall: Annotated[float, Rule(above=0)] = 50.0,
-        key: str = "uae.reward.terms.caption_length",
     ) -> None:
         if high < low:
-            raise ConfigError(f"{key}.high", f"must be at least low = {low} words, got {high}")
+            raise ConfigError("uae.reward.terms.caption_length.high", f"must be at least low = {low} words, got {high}")
         self.low, self.high, self.fall = low, high, float(fall)
 
     def score(self, batch: RewardBatch) -> Tensor:

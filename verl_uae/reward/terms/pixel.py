@@ -72,14 +72,9 @@ class PixelSimilarity(RewardTerm):
     bounds = (0.0, 1.0)
     model_free = True
 
-    def __init__(
-        self,
-        k: Annotated[float, Rule(above=0)] = 10.0,
-        scales: tuple[int, ...] = SCALES,
-        key: str = "uae.reward.terms.pixel",
-    ) -> None:
+    def __init__(self, k: Annotated[float, Rule(above=0)] = 10.0, scales: tuple[int, ...] = SCALES) -> None:
         if not scales or min(scales) < 1:
-            raise ConfigError(f"{key}.scales", f"must be block sizes of at least 1 pixel, got {scales}")
+            raise ConfigError("uae.reward.terms.pixel.scales", f"must be block sizes of at least 1 pixel, got {scales}")
         self.k, self.scales = float(k), tuple(scales)
 
     def score(self, batch: RewardBatch) -> Tensor:

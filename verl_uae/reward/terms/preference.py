@@ -52,7 +52,6 @@ class Preference(CallingTerm):
         both_orders: ask about every pair in both orders, so that a preference for the first place cancels. Twice the
             calls: n (n - 1) for a whole group of n.
         num_threads: calls in flight. 1 for a function that is not thread-safe.
-        key: configuration key of this term, for errors.
 
     Raises:
         ConfigError: where the file is refused, the function is missing, or it cannot be called as above.
@@ -71,8 +70,8 @@ class Preference(CallingTerm):
         opponents: Annotated[int | None, Rule(at_least=1, why="null asks for all others")] = None,
         both_orders: bool = True,
         num_threads: Annotated[int, Rule(at_least=1)] = 8,
-        key: str = "uae.reward.preference",
     ) -> None:
+        key = "uae.reward.preference"
         source = load_source(path, f"{key}.path")
         function = getattr(source.module, name, None)
         if not callable(function):

@@ -44,7 +44,7 @@ from verl_uae.bench.results import (
 )
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardBatch, RewardScorer, TermSpec, get_reward, reward_names
-from verl_uae.reward.remote.specs import read_terms
+from verl_uae.reward.remote.service import read_terms
 from verl_uae.reward.term import PICTURES
 from verl_uae.scenes.render import render_float
 

@@ -44,7 +44,10 @@ def load_image(args: argparse.Namespace) -> Image.Image:
     """The picture through the image door: RGB, upright, within limits."""
     if args.image is not None:
         return decode_image(args.image)
-    return first_pictures(QUICKSTART / "data" / "val.parquet", 1)[0].decode()
+    pictures = QUICKSTART / "data" / "val.parquet"
+    if not pictures.is_file():
+        raise SystemExit(f"there is no {pictures}: run `make quickstart` first, or give --model and --image")
+    return first_pictures(pictures, 1)[0].decode()
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ def policy_worker(config: Any, size: Size, clip: str, module: DecoderModule, **e
     _place(worker, config, models.engine(models.PolicyEngine, module, **engine))
     worker.painter = training_painter(config, size, clip, module)
     worker.objective = worker.loss_fn = objective(config)
-    worker.captions, worker.replica, worker._drawn, worker.shift = None, None, None, 3.0
+    worker.captions, worker.replica, worker._rollout, worker.shift = None, None, None, 3.0
     return worker
 
 

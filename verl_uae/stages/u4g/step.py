@@ -40,7 +40,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
     global_steps: int
     _dump_generations: Callable[..., None]
     """verl's."""
-    _drawn: list[dict[str, Any]]
+    _generations: list[dict[str, Any]]
     """Rows of the last batch, see :func:`~verl_uae.stages.u4g.step.generation_rows`."""
 
     def start_policy(self, pool: RayResourcePool, total_steps: int) -> None:
@@ -94,7 +94,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
             self.losses.check(outcomes)
         signals, drawn = self.signals("u4g"), outcomes
         outcomes = signals.recompose(drawn, groups)
-        self._drawn = generation_rows(prompts, samples, outcomes)
+        self._generations = generation_rows(prompts, samples, outcomes)
         usable = usable_members(outcomes, groups)
         advantage_N, metrics = self._advantages(outcomes, usable, groups)
         weights = [float(keep) for keep in usable]
@@ -125,7 +125,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
     def log_reconstructions(self, timing_raw: dict, folder: str) -> None:
         """Write what the last batch drew, as verl writes rollouts."""
         with marked_timer("dump_rollout_generations", timing_raw):
-            self._dump_generations(**dump_arguments(self._drawn), dump_path=folder)
+            self._dump_generations(**dump_arguments(self._generations), dump_path=folder)
 
     def evaluate_policy(
         self, samples: Sequence[Sample], policy_step: int, probes: int

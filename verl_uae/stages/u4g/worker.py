@@ -100,7 +100,7 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
     def __init__(self, config: DictConfig, total_steps: int) -> None:
         super().__init__(config, worker_config(config, total_steps))
         self.objective = objective(config)
-        self._drawn: tuple[Layout, SamplingPlan, int, Sequence[Sample], Drawn] | None = None
+        self._rollout: tuple[Layout, SamplingPlan, int, Sequence[Sample], Drawn] | None = None
 
     @property
     def _forward(self) -> bool:
@@ -147,7 +147,7 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         ]
         with self._frozen_on_device(), self.engine.eval_mode(), self._weights(OLD if self._forward else None):
             drawn = self.painter.draw(self._field(), chosen, draws, collective=True)
-        self._drawn = (layout, chosen, step, samples, drawn)
+        self._rollout = (layout, chosen, step, samples, drawn)
         return drawn.outcomes, drawn.seconds
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -162,9 +162,9 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         Returns:
             verl's metrics of each update.
         """
-        assert self._drawn is not None
-        layout, plan, step, samples, drawn = self._drawn
-        self._drawn = None
+        assert self._rollout is not None
+        layout, plan, step, samples, drawn = self._rollout
+        self._rollout = None
         batches = []
         for update in range(layout.updates):
             numbers = layout.of_update(update, self.rank)

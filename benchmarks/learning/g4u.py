@@ -10,8 +10,18 @@ from pathlib import Path
 from benchmarks.learning.experiment import Bar, Experiment, Report, Row, beyond_seeds, every, figure, gains, shown
 from benchmarks.learning.runs import CURVE, read_curve
 from verl_uae.bench.results import markdown_table
-from verl_uae.scenes.quickstart import METRICS, Say, Timings, measure, prepare, train, trained_encoder
-from verl_uae.scenes.report import COLUMNS, comparison_picture, write_report
+from verl_uae.scenes.quickstart import (
+    COLUMNS,
+    METRICS,
+    Say,
+    Timings,
+    comparison_picture,
+    measure,
+    prepare,
+    train,
+    trained_encoder,
+    write_report,
+)
 
 
 class G4U(Experiment):

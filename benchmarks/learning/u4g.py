@@ -36,9 +36,8 @@ from verl_uae.reward.terms.pixel import pixel_similarity, ssim
 from verl_uae.scenes.evaluate import draw, drawing_metrics, held_out_scenes
 from verl_uae.scenes.grammar import caption
 from verl_uae.scenes.joint_training import JointConfig
-from verl_uae.scenes.quickstart import Say
+from verl_uae.scenes.quickstart import Say, strip
 from verl_uae.scenes.render import render_float
-from verl_uae.scenes.report import strip
 from verl_uae.scenes.scene_eval import items, named, scores
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from verl_uae.caption_server.batching import BatchQueue
+from verl_uae.caption_server.server import BatchQueue
 
 
 class Recorder:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from verl_uae.caption_server.sampling import BatchSampler
+from verl_uae.caption_server.engine import BatchSampler
 from verl_uae.caption_server.types import CaptionRequest
 
 VOCAB = 12

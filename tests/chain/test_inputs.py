@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from verl_uae.chain.inputs import check_callback, check_drawing, generator_list, sigma_table
+from verl_uae.chain.loading import check_callback, check_drawing, generator_list, sigma_table
 
 
 def test_generators_are_one_or_as_many_as_pictures() -> None:

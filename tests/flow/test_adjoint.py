@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from verl_uae.flow.adjoint import euler_adjoint, euler_path
-from verl_uae.flow.ode import euler
+from verl_uae.flow.ode import euler, euler_adjoint, euler_path
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.seeding import normal
 

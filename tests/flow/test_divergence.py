@@ -9,8 +9,7 @@ import torch
 
 from tests.flow.gaussian_toy import PUBLISHED, randn
 from verl_uae.flow.divergence import reference_penalty, transition_kl
-from verl_uae.flow.kernels import coefficients, gain, step, transition_mean
-from verl_uae.flow.log_prob import gaussian_log_prob
+from verl_uae.flow.kernels import coefficients, gain, gaussian_log_prob, step, transition_mean
 from verl_uae.flow.schedule import sigma_schedule
 
 TABLE = sigma_schedule(10, 3.0).tolist()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.flow.gaussian_toy import randn
-from verl_uae.flow.log_prob import gaussian_log_prob, require_fp32
+from verl_uae.flow.kernels import gaussian_log_prob, require_fp32
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,8 +11,8 @@ import pytest
 from tests.flow.gaussian_toy import PUBLISHED, table_coefficients
 from verl_uae.flow.config import TABLES, WindowConfig
 from verl_uae.flow.kernels import Coefficients, gain
+from verl_uae.flow.plan import draw_window, trainable_steps
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.flow.window import draw_window, trainable_steps
 
 ALL = tuple(range(10))
 

@@ -16,8 +16,7 @@ from tests.real_size.conftest import LARGE, MEDIUM
 from verl_uae.chain.records import Caption, Sample
 from verl_uae.engines.update_metrics import Figures
 from verl_uae.stages.common.build import EMA
-from verl_uae.stages.u4g.build import OLD, sampling_plan
-from verl_uae.stages.u4g.worker import Layout
+from verl_uae.stages.u4g.worker import OLD, Layout, sampling_plan
 
 SIZES = [
     "uae.decoder.path=decoder",

@@ -23,8 +23,7 @@ from verl_uae.stages.common.build import evaluation_plan
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.g4u.decoder_worker import DecoderWorker, Redrawer
 from verl_uae.stages.pretrain.worker import FlowMatching, PretrainWorker, build_pair_encoder, density
-from verl_uae.stages.u4g.build import objective
-from verl_uae.stages.u4g.worker import DecoderPolicyWorker
+from verl_uae.stages.u4g.worker import DecoderPolicyWorker, objective
 
 
 def painter(

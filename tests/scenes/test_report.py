@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from verl_uae.scenes.evaluate import Evaluation
-from verl_uae.scenes.report import COLUMNS, write_report
+from verl_uae.scenes.quickstart import COLUMNS, write_report
 
 
 def evaluation(figure: float, captions: list[str]) -> Evaluation:

@@ -9,7 +9,7 @@ import torch
 from tensordict import NonTensorStack
 from transfer_queue import KVBatchMeta
 
-from verl_uae.stages.g4u.batch import _rows, canonical_order, select, split_key
+from verl_uae.stages.g4u.decoder_group import _rows, canonical_order, select, split_key
 
 
 def meta(keys: list[str]) -> KVBatchMeta:

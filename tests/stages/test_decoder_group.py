@@ -17,7 +17,7 @@ import ray
 
 from tests.actors import DecoderRank
 from verl_uae.errors import DecoderError, describe
-from verl_uae.stages.common.processes import processes_of
+from verl_uae.stages.common.supervisor import processes_of
 from verl_uae.stages.g4u.decoder_group import DecoderGroup, split_evenly
 
 

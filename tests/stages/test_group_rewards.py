@@ -14,7 +14,7 @@ from verl_uae.config.validate import validate
 from verl_uae.data.images import encode_png
 from verl_uae.errors import ConfigError
 from verl_uae.reward.record import Status
-from verl_uae.stages.common.group_rewards import GroupRewards
+from verl_uae.stages.common.signals import GroupRewards
 
 JUDGE = """
 def prefer(source, first, second, first_caption, second_caption, row):
@@ -72,7 +72,7 @@ def test_pictures_are_decoded_for_a_few_groups_at_a_time(
     compose, tiny_overrides, judge, monkeypatch: pytest.MonkeyPatch, pixels: int
 ) -> None:
     """As fp32 those of a step take 48 bytes per pixel: 24 GiB for 512 samples of 1024 x 1024."""
-    monkeypatch.setattr("verl_uae.stages.common.group_rewards.CALL_PIXELS", pixels)
+    monkeypatch.setattr("verl_uae.stages.common.signals.CALL_PIXELS", pixels)
     rewards = GroupRewards(compose(*tiny_overrides, terms(judge)))
     sizes, scored = [], rewards.scorer.score
     monkeypatch.setattr(

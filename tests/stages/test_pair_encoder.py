@@ -16,7 +16,7 @@ from verl_uae.data.pairs import Pair
 from verl_uae.scenes.dataset import png_bytes
 from verl_uae.scenes.evaluate import held_out_scenes
 from verl_uae.scenes.render import render_float
-from verl_uae.stages.pretrain.pair_encoder import PairEncoder
+from verl_uae.stages.pretrain.worker import PairEncoder
 
 SCENES = held_out_scenes(3, 5)
 SIZE = (32, 32)

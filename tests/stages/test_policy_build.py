@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from verl_uae.stages.common.build import decoder_shift
-from verl_uae.stages.u4g.build import sampling_plan, worker_config
+from verl_uae.stages.u4g.worker import sampling_plan, worker_config
 
 
 def test_forward_objectives_keep_the_old_policy_and_others_do_not(compose, tiny_overrides) -> None:

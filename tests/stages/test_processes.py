@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from tests.actors import Sleeper
-from verl_uae.stages.common.processes import Process, processes_of
+from verl_uae.stages.common.supervisor import Process, processes_of
 
 
 def wait_for(process: Process, *states: str) -> str:

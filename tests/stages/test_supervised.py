@@ -24,8 +24,8 @@ from verl_uae.checkpoints.step import complete_steps
 from verl_uae.errors import CheckpointError, RewardError, StoppedError, WorkerError
 from verl_uae.runstate import RunState
 from verl_uae.stages.common import supervisor
-from verl_uae.stages.common.processes import processes_of
 from verl_uae.stages.common.supervised import SupervisedTrainer
+from verl_uae.stages.common.supervisor import processes_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -111,7 +111,7 @@ class CaptionResult:
     Attributes:
         token_ids: sampled tokens, the end-of-sequence token included when one was sampled (as vLLM does).
         log_probs: natural log-probability of each token under the distribution that the trainer uses, see
-            :class:`verl_uae.caption_server.sampling.BatchSampler`.
+            :class:`verl_uae.caption_server.engine.BatchSampler`.
         stop_reason: ``completed`` (end of sequence or token limit) or ``aborted`` (cut short on request).
     """
 

@@ -27,8 +27,16 @@ from transformers import PreTrainedModel
 from verl_uae.chain.captioner import caption_messages, write_captions
 from verl_uae.chain.conditioner import Condition, Conditioner, language_stack
 from verl_uae.chain.decoder import COMPONENTS, Decoder, check_decoder_folder, check_fit
-from verl_uae.chain.inputs import check_callback, check_drawing, generator_list, sigma_table
-from verl_uae.chain.loading import dtype_of, keep_vae_fp32, load_processor, local_folder
+from verl_uae.chain.loading import (
+    check_callback,
+    check_drawing,
+    dtype_of,
+    generator_list,
+    keep_vae_fp32,
+    load_processor,
+    local_folder,
+    sigma_table,
+)
 from verl_uae.chain.loading import load_model as load_captioner
 from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_index

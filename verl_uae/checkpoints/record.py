@@ -173,7 +173,7 @@ class DecoderCheckpoints(RunRecord):
 
     total_training_steps: int
     learner: Any
-    """The decoder's workers, a :class:`~verl_uae.stages.u4g.group.DecoderTrainingGroup`."""
+    """The decoder's workers, a :class:`~verl_uae.stages.u4g.step.DecoderTrainingGroup`."""
 
     def save_decoder(self, folder: Path) -> None:
         """Checkpoint of the decoder into a step folder, and the decoder folder that others load."""

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verl_uae.flow.kernels import Step, step, transition_mean
-from verl_uae.flow.log_prob import require_fp32
+from verl_uae.flow.kernels import Step, require_fp32, step, transition_mean
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
 

@@ -21,7 +21,7 @@ class TransitionInputs:
     """One denoising step of B samples, all at the same place of the table.
 
     "old" is the policy that the batch was sampled with, without gradient. Log-probabilities are means over C, H, W
-    unless the plan says otherwise (see :func:`verl_uae.flow.log_prob.gaussian_log_prob`).
+    unless the plan says otherwise (see :func:`verl_uae.flow.kernels.gaussian_log_prob`).
     """
 
     log_prob_B: Tensor

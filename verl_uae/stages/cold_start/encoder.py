@@ -30,8 +30,7 @@ from verl_uae.data.schema import IMAGE_MARK, make_prompt
 from verl_uae.engines.captioner import freeze_vision_tower
 from verl_uae.engines.export import gather_merged, publish_on_first_rank
 from verl_uae.engines.lora import add_lora
-from verl_uae.engines.together import together
-from verl_uae.engines.trained import TrainedWeightsEngine
+from verl_uae.engines.trained import TrainedWeightsEngine, together
 from verl_uae.errors import CheckpointError
 from verl_uae.stages.cold_start.loss import CaptionInputs
 from verl_uae.stages.common.captions import Messages, PromptTokens

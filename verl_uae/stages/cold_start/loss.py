@@ -26,8 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from verl_uae.chain.decoder import differentiable_decode
 from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.supervised import SupervisedOutput
-from verl_uae.flow.adjoint import euler_adjoint, euler_path
-from verl_uae.flow.ode import Velocity
+from verl_uae.flow.ode import Velocity, euler_adjoint, euler_path
 from verl_uae.reward.terms.features import FeatureTerm, feature_similarity
 
 

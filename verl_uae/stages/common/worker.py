@@ -39,7 +39,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
 
     Args:
         config: the whole composed configuration.
-        worker_config: of :func:`~verl_uae.stages.u4g.build.worker_config`.
+        worker_config: of :func:`~verl_uae.stages.u4g.worker.worker_config`.
     """
 
     painter: Painter

@@ -34,8 +34,15 @@ from verl_uae.stages.common.supervised import SupervisedTrainer, cover_steps
 from verl_uae.stages.common.supervisor import Supervisor
 from verl_uae.stages.g4u.advantage import SETTINGS_KEY
 from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, STREAM_RECONSTRUCTIONS
-from verl_uae.stages.g4u.batch import canonical_order, fetch, select, split_key, store
-from verl_uae.stages.g4u.decoder_group import DecoderGroup, DecoderMixin
+from verl_uae.stages.g4u.decoder_group import (
+    DecoderGroup,
+    DecoderMixin,
+    canonical_order,
+    fetch,
+    select,
+    split_key,
+    store,
+)
 from verl_uae.stages.g4u.worker import CaptionerWorker
 from verl_uae.waiting import saying
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ray
 import torch
 from omegaconf import DictConfig
 from verl.single_controller.ray import RayResourcePool
@@ -22,13 +23,56 @@ from verl_uae.data.images import source_digest
 from verl_uae.engines.update_metrics import update_metrics
 from verl_uae.errors import DataError
 from verl_uae.flow.advantage import group_advantage
+from verl_uae.flow.plan import SamplingPlan
 from verl_uae.reward.record import to_tensors
 from verl_uae.stages.common.captions import CaptionCache, Messages, column_caption
+from verl_uae.stages.common.group import DecoderTrainingGroup, interleave
 from verl_uae.stages.common.outcomes import outcome_metrics, usable_members
 from verl_uae.stages.common.signals import RewardSignals
 from verl_uae.stages.common.supervised import SupervisedTrainer
-from verl_uae.stages.u4g.group import PolicyGroup
-from verl_uae.stages.u4g.worker import Layout
+from verl_uae.stages.u4g.worker import DecoderPolicyWorker, Layout, sampling_plan
+
+
+class PolicyGroup(DecoderTrainingGroup):
+    """All ranks of the decoder policy.
+
+    Args:
+        config: the whole composed configuration.
+        pool: verl resource pool the ranks live in.
+        total_steps: policy steps of the run.
+    """
+
+    def __init__(self, config: DictConfig, pool: RayResourcePool, total_steps: int) -> None:
+        super().__init__(DecoderPolicyWorker, config, pool, total_steps)
+
+    def plan(self, iteration: int) -> SamplingPlan:
+        """The sampling plan of a policy batch, counted from 0."""
+        return sampling_plan(self.config, self.shift, iteration)
+
+    def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:
+        """Captions of all prompts with the ``extra_info`` of their rows, in order."""
+        return interleave(self.call("write_captions", ray.put(list(prompts)), ray.put(list(infos))), len(prompts))
+
+    def explore(
+        self, samples: Sequence[Sample], layout: Layout, plan: SamplingPlan, step: int
+    ) -> tuple[list[Outcome], dict[str, float]]:
+        """Draw and score a batch; outcomes by picture number, and the seconds of the slowest rank by phase."""
+        answers = self.call("explore", ray.put(list(samples)), layout, plan.to_dict(), step)
+        outcomes: dict[int, Outcome] = {}
+        seconds: dict[str, float] = {}
+        for rank, (found, spent) in enumerate(answers):
+            outcomes.update(zip(layout.of_rank(rank), found, strict=True))
+            seconds = {phase: max(seconds.get(phase, 0.0), value) for phase, value in spent.items()}
+        return [outcomes[number] for number in range(len(outcomes))], seconds
+
+    def improve(self, advantages: Sequence[float], weights: Sequence[float], first_update: int) -> list[dict]:
+        """Update the policy on the batch drawn last; verl's metrics of each update, equal on all ranks."""
+        return self.call("improve", list(advantages), list(weights), first_update)[0]
+
+    def state_ref(self) -> Any:
+        """Ray reference to the averaged weights; they do not pass through the controller."""
+        return self.call("decoder_state")[0][0]
+
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ from verl.utils.debug import marked_timer
 
 from verl_uae.chain.records import CAPTION_FIELD, SAMPLE_FIELDS, samples_of
 from verl_uae.stages.common.group import DecoderTrainingGroup
-from verl_uae.stages.g4u.batch import canonical_order, fetch
-from verl_uae.stages.g4u.decoder_group import DecoderGroup
+from verl_uae.stages.g4u.decoder_group import DecoderGroup, canonical_order, fetch
 from verl_uae.stages.g4u.trainer import G4UTrainer
 from verl_uae.stages.u4g.step import PolicyMixin
 from verl_uae.stages.u4g.trainer import policy_line

@@ -24,7 +24,7 @@ BUDGET = {
     # The conditions of captions and of the negative prompt: see test_conditioner. They are kept in host memory, and so
     # is whether captions were cut.
     "chain/conditioner.py:text_states": 2,
-    "chain/conditioner.py:_encode_batch": 4,
+    "chain/conditioner.py:encode": 4,
     # The five tensors of a trajectory, four of them empty.
     "chain/draw.py:_to_host": 5,
     # Smallest and largest pixel of sources and reconstructions.
@@ -35,7 +35,7 @@ BUDGET = {
     "reward/encodings.py:picture_digest": 4,
     "reward/encodings.py:_kept": 1,
     # The picture of the panel.
-    "data/images.py:_to_pil": 1,
+    "data/images.py:_encoded": 1,
 }
 
 

@@ -31,7 +31,7 @@ def test_the_vae_sees_few_pictures_at_a_time(pixels: int, clip: str, accelerator
     size = models.size_of("sd35_large", 2048)
     painter = workers.training_painter(config, size, clip, models.policy_module(size))
     with accelerator:
-        pictures, undrawn = painter._decode(torch.zeros(8, 16, pixels // 8, pixels // 8))
+        pictures, undrawn = painter._decode(torch.zeros(8, 16, pixels // 8, pixels // 8), {})
     assert pictures.shape == (8, 3, pixels, pixels) and not undrawn
     share = (pixels / 512) ** 2
     assert accelerator.peak_gib < 1.8 * share

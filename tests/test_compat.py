@@ -144,7 +144,7 @@ RAY = """
 import json, ray
 from ray._private.worker import global_worker
 from verl_uae.compat import ray_actors, ray_cluster_address, ray_cpu_count, ray_temp_folder
-from verl_uae.launch.placement import this_machine
+from verl_uae.launch.callbacks import this_machine
 
 guessed = [ray_cpu_count(), this_machine().cpus, ray_temp_folder()]
 ray.init(address="local", include_dashboard=False, configure_logging=False, log_to_driver=False)

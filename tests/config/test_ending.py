@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from verl_uae.checkpoints.names import SUMMARY
 from verl_uae.checkpoints.summary import RunSummary
-from verl_uae.launch.ending import EndingCallback, ending
+from verl_uae.launch.callbacks import EndingCallback, ending
 
 
 def run(folder: Path, save_freq: int, status: JobStatus, reached: RunSummary | None) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.config.test_validate import changed
 from verl_uae.errors import ConfigError
-from verl_uae.launch.placement import Machine, check_machine, demand
+from verl_uae.launch.callbacks import Machine, check_machine, demand
 
 NODE = Machine(cpus=96, accelerators=8)
 LAPTOP = Machine(cpus=2, accelerators=0, why_none="torch 2.11.0 is built for CPUs")

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_uae.data import frame as module
-from verl_uae.data.frame import FILE, PROBLEM, ROW, Frame, chunks_of, column_of, file_kind, open_rows
+from verl_uae.data.frame import FILE, PROBLEM, ROW, Frame, chunks_of, column_of, file_kind, open_rows, parquet_batches
 from verl_uae.errors import DataError
 
 NEEDED = frozenset({"x"})
@@ -325,3 +325,12 @@ def test_a_column_is_read_without_those_beside_it(tmp_path: Path, monkeypatch: p
     )
     assert list(frame.column("a")) == [*range(200), -1, None, None, None] and read == {"a"}
     assert list(frame.select([203, 3, 200, 2]).column("a")) == [None, 3, -1, 2]
+
+
+@pytest.mark.parametrize("null", ["name", "path"])
+def test_lists_of_structs_with_a_field_that_is_always_null_are_read(null: str, tmp_path: Path) -> None:
+    """Two turns of a prompt without names, or two pictures without paths: Arrow cannot cast such a column."""
+    rows = [{"index": n, "turns": [{"role": "system", null: None}, {"role": "user", null: None}]} for n in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "turns.parquet")
+    (batch,) = (found for found in parquet_batches(str(tmp_path / "turns.parquet")) if len(found))
+    assert batch.to_pylist() == rows

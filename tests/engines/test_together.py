@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from tests.launch import launch
 from verl_uae.engines.export import publish_on_first_rank
-from verl_uae.engines.trained import together
+from verl_uae.engines.together import together
 from verl_uae.errors import CheckpointError, TrainingError
 
 TIMEOUT_S, WRITE_S = 4.0, 10.0

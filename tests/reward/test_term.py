@@ -59,6 +59,16 @@ def test_values_of_the_wrong_kind_are_refused_by_key(name: str, good: list, bad:
         assert (error.value.key, error.value.message) == (f"{KEY}.{name}", f"must be {wanted}, got {value!r}")
 
 
+@pytest.mark.parametrize(
+    ("term", "taken"),
+    [("ssim", "SSIM takes none"), ("lpips", "LPIPS takes backbone, net: Literal['alex', 'vgg'] = 'alex'")],
+)
+def test_what_a_term_takes_is_listed_with_its_choices(term: str, taken: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_arguments(get_reward(term), {"windw": 4, **({"backbone": "x"} if term == "lpips" else {})}, KEY)
+    assert error.value.message.endswith(f"unexpected keyword argument 'windw'; {taken}")
+
+
 def test_annotations_that_cannot_be_read_check_nothing() -> None:
     class Mine:
         def __init__(self, size: OnlyForTypeCheckers) -> None:  # type: ignore[name-defined] # noqa: F821

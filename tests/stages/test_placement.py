@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from tests import forks
 from verl_uae.config import yaml_files
 from verl_uae.errors import ConfigError
-from verl_uae.launch import placement
-from verl_uae.launch.placement import PlacementCallback, cluster_address, this_machine, waiting_places, watch
+from verl_uae.launch import callbacks
+from verl_uae.launch.callbacks import PlacementCallback, cluster_address, this_machine, waiting_places, watch
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def watching() -> bool:
 
 
 def test_the_watch_ends_with_the_job_and_before_ray(monkeypatch: pytest.MonkeyPatch, compose: Any) -> None:
-    monkeypatch.setattr(placement, "check_machine", lambda *_: None)
+    monkeypatch.setattr(callbacks, "check_machine", lambda *_: None)
     callback = PlacementCallback()
     callback.on_run_start(compose("hardware=cpu", "preset=scenes", "++ray_kwargs.ray_init.address=local"))
     assert watching()
@@ -76,7 +76,7 @@ def test_a_watch_outlives_a_ray_that_goes_down(monkeypatch: pytest.MonkeyPatch) 
         raise ray.exceptions.RaySystemError("the GCS is gone")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(placement, "waiting_places", going_down)
+    monkeypatch.setattr(callbacks, "waiting_places", going_down)
     stop = watch(pytest.fail, every_s=0.01)
     assert looks.get(timeout=60) + looks.get(timeout=60) == 2
     stop()

@@ -216,7 +216,11 @@ def parquet_batches(path: str, only: Sequence[str] | None = None) -> Iterator[pa
                 raise DataError(path, None, f"column {reserved[0]} {_NOT_YOURS}")
             yield pa.RecordBatch.from_pylist([], schema=schema)
             for batch in file.iter_batches(batch_size=CHUNK, columns=None if only is None else schema.names):
-                columns = [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)]
+                # Arrow cannot cast a list of structs with a field that is null to the type it has.
+                columns = [
+                    column if column.type == field.type else column.cast(field.type)
+                    for column, field in zip(batch.columns, schema, strict=True)
+                ]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(path, None, f"cannot be read: {error}") from error

@@ -25,7 +25,7 @@ from verl_uae.checkpoints.load import check_captioner
 from verl_uae.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from verl_uae.checkpoints.source import check_safetensors, local_folder
 from verl_uae.engines.lora import lora_scalings
-from verl_uae.engines.trained import together
+from verl_uae.engines.together import together
 from verl_uae.engines.update_metrics import LEFT_OUT
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.paths import is_hub_id

@@ -29,7 +29,8 @@ from verl_uae.engines.decoder_batch import OLD, DecoderBatch, MicroBatch, read_b
 from verl_uae.engines.decoder_module import MODEL_TYPE, DecoderModule, Uncast
 from verl_uae.engines.lora import adapter_disabled, add_lora
 from verl_uae.engines.shadow import WeightShadow
-from verl_uae.engines.trained import TrainedWeightsEngine, together
+from verl_uae.engines.together import together
+from verl_uae.engines.trained import TrainedWeightsEngine
 from verl_uae.engines.update_metrics import LEFT_OUT, Figures
 from verl_uae.errors import CheckpointError, ConfigError, TrainingError
 from verl_uae.flow.divergence import transition_kl

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
-from verl.base_config import BaseConfig
 
 from verl_uae.chain.decoder import Decoder, velocity, with_negative
 from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.names import CONDITIONER, CONFIG, TRANSFORMER
+from verl_uae.engines.trained import TrainedModelConfig
 from verl_uae.flow.ode import guided
 from verl_uae.stages.common.config import DEFAULT_TARGETS
 
@@ -27,41 +27,20 @@ MODEL_TYPE = "uae_decoder"
 
 
 @dataclass
-class DecoderModelConfig(BaseConfig):
-    """Model section of the decoder's engine; verl's own ``HFModelConfig`` would load a tokenizer."""
+class DecoderModelConfig(TrainedModelConfig):
+    """Model section of the decoder's engine."""
 
-    _mutable_fields = BaseConfig._mutable_fields | {"model_type"}
-
-    path: str = ""
-    """Decoder folder."""
     model_type: str = MODEL_TYPE
-    lora_rank: int = 0
-    """Rank of the adapters; 0 trains all weights of the transformer."""
-    lora_alpha: int = 64
     lora_target_modules: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
     """Endings of module names of the transformer that get an adapter."""
-    lora_seed: int = 0
-    """Names the adapters' initial values."""
     train_transformer: bool = True
     """Train the transformer: its adapters, or all of it at rank 0."""
     train_projector: bool = False
     """Train the projector too, all of its weights."""
-    enable_gradient_checkpointing: bool = False
     shadows: list[str] = field(default_factory=list)
     """Names of weight copies to keep, such as ``ema`` and ``old``; all start as the initial weights."""
     keep_reference: bool = False
     """Keep what ``reference()`` needs: a copy of the weights where switching the adapters off is not enough."""
-
-    # Read by verl's engine; they mean nothing here.
-    use_remove_padding: bool = False
-    use_fused_kernels: bool = False
-    enable_activation_offload: bool = False
-    trust_remote_code: bool = False
-    lora: dict[str, Any] = field(default_factory=dict)
-
-    def get_processor(self) -> None:
-        """Nothing to save beside the weights."""
-        return None
 
 
 class Uncast:

@@ -30,7 +30,7 @@ from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import lora_scalings, merged_state
 from verl_uae.engines.shadow import reshard
-from verl_uae.engines.trained import together
+from verl_uae.engines.together import together
 from verl_uae.errors import CheckpointError
 from verl_uae.files import publish_folder
 

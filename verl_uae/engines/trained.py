@@ -9,14 +9,13 @@ alone, without a projector that is trained beside them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import (
     FullyShardedDataParallel,
@@ -25,6 +24,7 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 from torch.distributed.tensor import DTensor
+from verl.base_config import BaseConfig
 from verl.utils.fsdp_utils import get_fsdp_state_ctx, load_fsdp_model_to_gpu, offload_fsdp_model_to_cpu
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
@@ -32,49 +32,41 @@ from verl_uae.checkpoints.decoder import Base
 from verl_uae.checkpoints.names import BASE_FILE
 from verl_uae.checkpoints.shards import load_tensors, model_file, plain_name
 from verl_uae.engines.shadow import local_shards, reshard
+from verl_uae.engines.together import together
 from verl_uae.errors import CheckpointError
 
-#: Longest wait for a rank that works on files. One that dies ends the wait at once: its connections close.
-LONGEST_WAIT = timedelta(days=1)
-
-
-@contextmanager
-def together(error: Callable[[str], Exception]) -> Iterator[None]:
-    """Work that may take long on some ranks and not on others; every rank must enter, and none leaves before all do.
-
-    Args:
-        error: makes of a text the exception that ranks raise where another one failed.
-
-    Raises:
-        BaseException: what the body raised, on its own rank; on the others ``error`` with the rank and that text.
-    """
-    try:
-        yield
-    except BaseException as problem:
-        # An interrupt too: its process goes on, and whoever waited for it would do so for as long as there is.
-        _tell(f"{type(problem).__name__}: {problem}")
-        raise
-    for rank, text in enumerate(_tell(None)):
-        if text is not None:
-            raise error(f"rank {rank}: {text}")
-
-
-def _tell(problem: str | None) -> list[Any]:
-    """Wait for all ranks; their problems in order."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [problem]
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem, group=_patient_group(dist.group.WORLD))
-    return problems
-
-
-@functools.lru_cache(maxsize=1)
-def _patient_group(world: Any) -> Any:
-    """A group of all ranks on gloo, made at its first use in a process group; every rank must ask for it."""
-    return dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-
-
 _MODEL = "model"
+
+
+@dataclass
+class TrainedModelConfig(BaseConfig):
+    """Model section of an engine of ours; verl's own ``HFModelConfig`` would load a tokenizer."""
+
+    _mutable_fields = BaseConfig._mutable_fields | {"model_type"}
+
+    path: str = ""
+    """Folder or hub id."""
+    model_type: str = ""
+    """Selects the engine."""
+    lora_rank: int = 0
+    """Rank of the adapters; 0 trains all weights."""
+    lora_alpha: int = 64
+    lora_target_modules: list[str] = field(default_factory=list)
+    """Endings of module names that get an adapter."""
+    lora_seed: int = 0
+    """Names the adapters' initial values."""
+    enable_gradient_checkpointing: bool = False
+
+    # Read by verl's engine; they mean nothing here.
+    use_remove_padding: bool = False
+    use_fused_kernels: bool = False
+    enable_activation_offload: bool = False
+    trust_remote_code: bool = False
+    lora: dict[str, Any] = field(default_factory=dict)
+
+    def get_processor(self) -> None:
+        """Nothing for verl to save beside the weights."""
+        return None
 
 
 class TrainedWeightsEngine(FSDPEngine):

@@ -139,6 +139,14 @@ _PLAIN: Mapping[Any, tuple[Any, str]] = {
 }
 
 
+def _shown(parameter: inspect.Parameter) -> str:
+    """An argument with its choices, if it has such, and its default."""
+    plain = str(parameter.replace(annotation=parameter.empty))
+    choices = str(parameter.annotation)
+    name, equals, default = plain.partition("=")
+    return f"{name}: {choices} = {default}" if choices.startswith("Literal[") and equals else plain
+
+
 def check_arguments(term_class: Any, params: Mapping[str, Any], key: str) -> None:
     """Refuse what a class cannot be made with, before anything is loaded.
 
@@ -154,8 +162,9 @@ def check_arguments(term_class: Any, params: Mapping[str, Any], key: str) -> Non
     try:
         signature.bind(**params)
     except TypeError as error:
-        own = [str(parameter.replace(annotation=parameter.empty)) for parameter in signature.parameters.values()]
-        raise ConfigError(key, f"{error}; {term_class.__name__} takes {', '.join(own)}") from error
+        # The key of a term is given by whoever builds it, for its errors.
+        own = ", ".join(_shown(found) for name, found in signature.parameters.items() if name != "key") or "none"
+        raise ConfigError(key, f"{error}; {term_class.__name__} takes {own}") from error
     try:
         hints = typing.get_type_hints(term_class.__init__, include_extras=True)
     # A user's class may be annotated with names that exist for type checkers only.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from verl.base_config import BaseConfig
 from verl.utils.device import get_device_name
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
@@ -30,7 +29,8 @@ from verl_uae.data.schema import IMAGE_MARK, make_prompt
 from verl_uae.engines.captioner import freeze_vision_tower
 from verl_uae.engines.export import gather_merged, publish_on_first_rank
 from verl_uae.engines.lora import add_lora
-from verl_uae.engines.trained import TrainedWeightsEngine, together
+from verl_uae.engines.together import together
+from verl_uae.engines.trained import TrainedModelConfig, TrainedWeightsEngine
 from verl_uae.errors import CheckpointError
 from verl_uae.stages.cold_start.loss import CaptionInputs
 from verl_uae.stages.common.captions import Messages, PromptTokens
@@ -43,31 +43,10 @@ _PREFIX = "model."
 
 
 @dataclass
-class EncoderModelConfig(BaseConfig):
-    """Model section of the engine."""
+class EncoderModelConfig(TrainedModelConfig):
+    """Model section of the engine; adapters are those of the language model."""
 
-    _mutable_fields = BaseConfig._mutable_fields | {"model_type"}
-
-    path: str = ""
-    """transformers folder or hub id of a Qwen2.5-VL."""
     model_type: str = ENCODER_TYPE
-    lora_rank: int = 0
-    """Rank of the adapters of the language model; 0 trains all of its weights."""
-    lora_alpha: int = 64
-    lora_target_modules: list[str] = field(default_factory=list)
-    lora_seed: int = 0
-    enable_gradient_checkpointing: bool = False
-
-    # Read by verl's engine; they mean nothing here.
-    use_remove_padding: bool = False
-    use_fused_kernels: bool = False
-    enable_activation_offload: bool = False
-    trust_remote_code: bool = False
-    lora: dict[str, Any] = field(default_factory=dict)
-
-    def get_processor(self) -> None:
-        """Saved by :meth:`EncoderEngine.export`."""
-        return None
 
 
 class EncoderModule(nn.Module):

@@ -8,24 +8,18 @@ import logging
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transfer_queue as tq
-from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayResourcePool, ResourcePoolManager
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from verl_uae.checkpoints.names import DATA_STATE, TRACKER, step_of
 from verl_uae.checkpoints.record import DecoderCheckpoints
-from verl_uae.config.path_keys import resolve_paths
-from verl_uae.config.run_folder import hold
-from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError
 from verl_uae.files import write_text
-from verl_uae.stages.common.panel import PanelWriter
 from verl_uae.stages.common.supervised import SupervisedTrainer
 from verl_uae.waiting import saying
 
@@ -46,15 +40,6 @@ class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
     """Subclasses start their workers, run a step and validate; loop, logging, resume and checkpoints are shared."""
 
     total_training_steps: int
-
-    def __init__(self, config: DictConfig) -> None:
-        resolve_paths(config)
-        validate(config)
-        hold(Path(config.trainer.default_local_dir))
-        super().__init__(config)
-        self.keep_configuration()
-        self.keep_metrics()
-        self.panels = PanelWriter(config.uae.panel.dir)
 
     @abstractmethod
     def start_workers(self, pool: RayResourcePool) -> None:

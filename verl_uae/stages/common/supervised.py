@@ -22,8 +22,12 @@ from omegaconf import DictConfig, open_dict
 from verl_uae.checkpoints.record import SavedState, StepFolders, without_secrets
 from verl_uae.checkpoints.step import complete_steps, is_complete, step_folder
 from verl_uae.compat import tracked_config
+from verl_uae.config.path_keys import resolve_paths
+from verl_uae.config.run_folder import hold
+from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError, ConfigError, DecoderError, UAEError, WorkerError, describe
 from verl_uae.runstate import RunState
+from verl_uae.stages.common.panel import PanelWriter
 from verl_uae.stages.common.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -55,6 +59,16 @@ class SupervisedTrainer(StepFolders):
     _save_checkpoint: Callable[[], None]
     _good: GoodStep | None
     """None while the weights are between two steps."""
+
+    def __init__(self, config: DictConfig) -> None:
+        # A trainer that is made from Python has not met the checks of the command.
+        resolve_paths(config)
+        validate(config)
+        hold(Path(config.trainer.default_local_dir))
+        super().__init__(config)  # type: ignore[call-arg]
+        self.keep_configuration()
+        self.keep_metrics()
+        self.panels = PanelWriter(config.uae.panel.dir)
 
     # ------------------------------------------------------------ what a trainer adds
 

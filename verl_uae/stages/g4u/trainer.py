@@ -22,13 +22,10 @@ import verl_uae.stages.g4u.advantage  # noqa: F401  registers uae_grpo
 from verl_uae.chain.records import CAPTION_FIELD, OUTCOME_FIELD, SAMPLE_FIELDS, Caption, Outcome, Sample, samples_of
 from verl_uae.checkpoints.record import verl_keeps_all
 from verl_uae.checkpoints.step import unmark
-from verl_uae.config.path_keys import resolve_paths
-from verl_uae.config.run_folder import hold
-from verl_uae.config.validate import validate
 from verl_uae.errors import describe
 from verl_uae.stages.common.group import DecoderTrainingGroup
 from verl_uae.stages.common.outcomes import outcome_metrics, usable_members, validation_info
-from verl_uae.stages.common.panel import PanelRow, PanelWriter
+from verl_uae.stages.common.panel import PanelRow
 from verl_uae.stages.common.signals import RewardSignals
 from verl_uae.stages.common.supervised import SupervisedTrainer, cover_steps
 from verl_uae.stages.common.supervisor import Supervisor
@@ -109,13 +106,7 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync)
     resource_pool_manager: Any
 
     def __init__(self, config: DictConfig) -> None:
-        resolve_paths(config)
-        validate(config)
-        hold(Path(config.trainer.default_local_dir))
         super().__init__(config)
-        self.keep_configuration()
-        self.keep_metrics()
-        self.panels = PanelWriter(config.uae.panel.dir)
         self._fetched_rows = 0
 
     # ---------------------------------------------------------------- set-up

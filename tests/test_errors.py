@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from verl_uae.data.rows import BadItem
 from verl_uae.errors import (
     CheckpointError,
     ConfigError,
@@ -35,3 +36,20 @@ def test_says_where_and_survives_pickling(error: UAEError, text: str) -> None:
     assert isinstance(error, UAEError)
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error) and str(copy) == str(error) == text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://me:secret@host/a/0.tar?token=abc", "http:/...@host/a/0.tar?..."),
+        ("https://host/a/0.tar?X-Signature=abc&b=c", "https:/host/a/0.tar?..."),
+        ("s3://bucket/a b.tar", "s3:/bucket/a b.tar"),
+        ("/data/a@2/0.tar", "/data/a@2/0.tar"),
+    ],
+)
+def test_urls_are_named_without_what_opens_them(url: str, shown: str) -> None:
+    assert str(DataError(url, 3, "gone")) == f"{shown}, row 3: gone"
+    assert (
+        str(ConfigError("data.train_files", f"{url}: gone")) == f"data.train_files: {shown.replace(':/', '://')}: gone"
+    )
+    assert str(BadItem(url, None, f"curl said {url}")).count("secret") == 0

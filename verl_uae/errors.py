@@ -10,7 +10,18 @@ cross process borders unchanged.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+#: User and password of a URL, whose slashes a path may have made one, and its query.
+_URL = r"\b(?:\w[\w+.-]*://|https?:/)"
+_USER = re.compile(rf"({_URL})[^/\s@]+@")
+_QUERY = re.compile(rf"({_URL}[^\s?]+\?)\S+?(?=[:,;'\")\]]*(?:\s|$))")
+
+
+def without_credentials(text: str) -> str:
+    """The text without user, password and query of the URLs in it, which may be signed."""
+    return _QUERY.sub(r"\1...", _USER.sub(r"\1...@", text))
 
 
 class UAEError(Exception):
@@ -31,7 +42,7 @@ class ConfigError(UAEError, ValueError):
         self.message = message
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.message}"
+        return without_credentials(f"{self.key}: {self.message}")
 
 
 class DataError(UAEError):
@@ -51,7 +62,7 @@ class DataError(UAEError):
 
     def __str__(self) -> str:
         where = str(self.path) if self.row is None else f"{self.path}, row {self.row}"
-        return f"{where}: {self.message}"
+        return without_credentials(f"{where}: {self.message}")
 
 
 class DecodeError(DataError):

@@ -119,6 +119,14 @@ def test_a_decoder_folder_with_an_encoder(
     assert (tmp_path / "0000.png").is_file()
 
 
+def test_a_folder_that_cannot_caption_is_named(
+    tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    picture(0).save(tmp_path / "a.png")
+    assert run(tiny_models / "decoder", "--image", tmp_path / "a.png", "--caption-only") == 2
+    assert "has no encoder/ with its processor" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -124,6 +124,10 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
         given["verify"] = False
     pipe = UAEPipeline.from_pretrained(args.model, torch_dtype=dtype, **given)
     pipe.set_progress_bar_config(disable=True)
+    if (args.image or args.rows is not None) and (pipe.encoder is None or pipe.processor is None):
+        raise CheckpointError(
+            args.model, "has no encoder/ with its processor, so it captions no picture; give --encoder"
+        )
     try:
         pipe.decoder.latent_shape(*pipe.picture_size)
     except ValueError as error:

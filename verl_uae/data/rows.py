@@ -22,7 +22,7 @@ from PIL import Image
 from verl_uae.data.frame import FILE, PROBLEM, ROW, Frame, Row, check_columns, open_rows
 from verl_uae.data.images import ImageLimits, decode_image, encoded_bytes, upright_size
 from verl_uae.data.schema import MEDIA_TOKENS, row_problem
-from verl_uae.errors import ConfigError, DataError
+from verl_uae.errors import ConfigError, DataError, without_credentials
 from verl_uae.files import append_line, write_text
 from verl_uae.paths import expand
 from verl_uae.settings import check_fields, key
@@ -44,6 +44,10 @@ class BadItem:
     file: str
     row: int | None
     reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("file", "reason"):
+            object.__setattr__(self, name, without_credentials(getattr(self, name)))
 
     def __str__(self) -> str:
         where = self.file if self.row is None else f"{self.file}, row {self.row}"

@@ -348,6 +348,8 @@ def run(args: argparse.Namespace) -> int:
     request_pixels = MAX_REQUEST_PIXELS if args.max_request_pixels is None else args.max_request_pixels
     if request_pixels < args.max_pixels:
         raise ConfigError("--max-request-pixels", f"must be at least --max-pixels, got {request_pixels}")
+    if args.source_cache_mib < 0:
+        raise ConfigError("--source-cache-mib", f"must be at least 0, got {args.source_cache_mib}")
     terms = read_terms(args.term, args.config)
     # Before the socket: what is wrong without loading anything ends the command at once.
     check_specs(terms.summed, terms.held_out, "terms", args.timeout_s)

@@ -51,7 +51,7 @@ def outcomes(*values: float | None) -> list[Outcome]:
 
 @pytest.mark.parametrize("std", ["group", "global", "none"])
 def test_advantages_compare_the_valid_members_of_a_caption(compose, tiny_overrides: list[str], std: str) -> None:
-    mixin = PolicyMixin()
+    mixin = object.__new__(PolicyMixin)
     mixin.config = compose(*tiny_overrides, f"uae.u4g.advantage.std={std}", name="uae_u4g")
     found = outcomes(0.0, 0.5, None, 0.1, 0.3, 0.8, 0.9, None, None)
     groups = ["a", "a", "a", "b", "b", "b", "c", "c", "c"]
@@ -66,7 +66,7 @@ def test_advantages_compare_the_valid_members_of_a_caption(compose, tiny_overrid
 
 
 def test_clamped_advantages_are_counted_before_the_clamp(compose, tiny_overrides: list[str]) -> None:
-    mixin = PolicyMixin()
+    mixin = object.__new__(PolicyMixin)
     mixin.config = compose(*tiny_overrides, "uae.u4g.advantage.clamp=0.5", name="uae_u4g")
     advantage, metrics = mixin._advantages(outcomes(0.0, 0.5, 0.5, 1.0), [True] * 4, ["a"] * 4)
     assert advantage.tolist() == [-0.5, 0.0, 0.0, 0.5]

@@ -124,10 +124,6 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
         given["verify"] = False
     pipe = UAEPipeline.from_pretrained(args.model, torch_dtype=dtype, **given)
     pipe.set_progress_bar_config(disable=True)
-    if (args.image or args.rows is not None) and (pipe.encoder is None or pipe.processor is None):
-        raise CheckpointError(
-            args.model, "has no encoder/ with its processor, so it captions no picture; give --encoder"
-        )
     try:
         pipe.decoder.latent_shape(*pipe.picture_size)
     except ValueError as error:
@@ -179,6 +175,9 @@ def _sample(args: argparse.Namespace) -> int:
     check_model_arguments(args)
     pictures = _pictures(args)
     pipe = load_pipeline(args)
+    if not args.prompt and (pipe.encoder is None or pipe.processor is None):
+        reason = "has no encoder/ with its processor, so it captions no picture; give --encoder"
+        raise CheckpointError(args.model, reason)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / RECORDS).unlink(missing_ok=True)

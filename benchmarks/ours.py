@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -190,7 +189,6 @@ class VerlEngine:
     def __init__(
         self, module: DecoderModule, size: Size, device: str, dtype: torch.dtype, *, reshard: bool = True
     ) -> None:
-        os.environ.setdefault("VERL_PLATFORM", device)
         _start_group(device)
         from verl.trainer.config import CheckpointConfig
         from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig

@@ -113,6 +113,25 @@ def build_policy(size: Size, seed: int, *, device: str = "cpu", dtype: torch.dty
     return DecoderModule(transformer, projector).to(device, dtype).requires_grad_(False).eval()
 
 
+def build_vae(device: str = "cpu", seed: int = 0) -> AutoencoderKL:
+    """SD3.5's VAE in fp32 with random weights, frozen."""
+    with _seeded(seed, device, torch.float32):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=16,
+            norm_num_groups=32,
+            sample_size=1024,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+    return vae.eval().requires_grad_(False)
+
+
 def save_decoder(module: DecoderModule, size: Size, folder: str) -> None:
     """Write a decoder folder, with a VAE that is never run."""
     vae = AutoencoderKL(

@@ -3,7 +3,7 @@
 """Paired measurement of one batch of stage U4G: the package against a single-file script on diffusers.
 
     python -m benchmarks.u4g_throughput                                      # CPU, verl's FSDP2 engine on one rank
-    python -m benchmarks.u4g_throughput --device cuda --size sd35_medium     # one GPU, neither verl nor Ray needed
+    python -m benchmarks.u4g_throughput --device cuda --size sd35_medium     # one GPU
 
 The same on both sides: weights, dtype, captions, picture size, noise levels, kernel, trained window, group, samples per
 forward pass, optimiser and its number of updates, objective, and (checked first, see benchmarks/agreement.py) latents,

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
 
-from benchmarks.sizes import SIZES, LanguageSize, Size, build_conditioner, build_policy
+from benchmarks.sizes import SIZES, LanguageSize, Size, build_conditioner, build_policy, build_vae
 from verl_uae.chain.decoder import Decoder
 from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.decoder_module import DecoderModule
@@ -66,24 +66,7 @@ def conditioner(size: Size) -> Any:
 
 def vae() -> AutoencoderKL:
     """SD3.5's, whole, in fp32."""
-    with torch.device("meta"):
-        return (
-            AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
-                latent_channels=16,
-                norm_num_groups=32,
-                sample_size=1024,
-                scaling_factor=1.5305,
-                shift_factor=0.0609,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-            )
-            .eval()
-            .requires_grad_(False)
-        )
+    return build_vae("meta")
 
 
 def save_clip(folder: Path) -> str:

@@ -3,10 +3,11 @@
 """Measurements of speed and memory; see README.md."""
 
 import os
+import sys
 
 # Before anything imports transformers or diffusers, which import torchvision: see verl_uae.compat.
 import verl_uae  # noqa: F401
 
 # verl takes a machine without accelerator for a CUDA one unless it is told before its first import.
-if not os.path.exists("/dev/nvidiactl"):
+if "verl" not in sys.modules and not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("VERL_PLATFORM", "cpu")

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
@@ -21,6 +21,9 @@ import torch
 # Before any test file imports transformers or diffusers, which import torchvision: see compat.ensure_torchvision.
 import verl_uae  # noqa: F401
 from tests import forks
+
+if TYPE_CHECKING:
+    from verl_uae.runstate import RunState
 
 # Ray's workers are nice to everybody else by default, so that the other processes of the suite would leave them a few
 # percent of a core. Read when Ray starts, here and in every training command.
@@ -55,7 +58,8 @@ def _scope(nodeid: str, otherwise: str) -> str:
 @functools.cache
 def _needs_ray(file: str) -> bool:
     """Each process starts a Ray of its own, which is eight processes, so one process takes all that need it."""
-    return "ray_cluster" in (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    return "ray_cluster" in text or "run_state" in text
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -96,6 +100,18 @@ def ray_cluster() -> None:
     with mock.patch.object(sys, "executable", forks.python()):
         if not ray.is_initialized():
             ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+
+
+@pytest.fixture
+def run_state(ray_cluster: None) -> Iterator[RunState]:
+    """What driver and trainer tell each other, taken back at the end: all tests of this process are one job of Ray, and
+    the next that reads it would take it for its own."""
+    from verl_uae.runstate import RunState
+
+    state = RunState()
+    yield state
+    state.request_stop("")
+    state.tell("")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,9 @@ from verl_uae.launch.driver import DriverCallback, StopSignals
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> DictConfig:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DictConfig:
+    # Where another file has left a Ray in this process, its job is not that of these commands.
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     folder = tmp_path / "global_step_4"
     folder.mkdir()
     (folder / "data.pt").write_bytes(b"place")

@@ -8,20 +8,18 @@ import ray
 from verl_uae.runstate import RunState
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_driver_and_trainer_hear_each_other_across_processes() -> None:
+def test_driver_and_trainer_hear_each_other_across_processes(run_state: RunState) -> None:
     class Trainer:
         def hear(self) -> str | None:
             RunState().tell("step 3 is saved")
             return RunState().stop_reason()
 
     trainer = ray.remote(num_cpus=0.1)(Trainer).remote()
-    driver = RunState()
-    assert ray.get(trainer.hear.remote()) is None and driver.note() == "step 3 is saved"
-    driver.request_stop("SIGTERM")
+    assert ray.get(trainer.hear.remote()) is None and run_state.note() == "step 3 is saved"
+    run_state.request_stop("SIGTERM")
     assert ray.get(trainer.hear.remote()) == "SIGTERM"
-    driver.request_stop("")
-    assert driver.stop_reason() is None
+    run_state.request_stop("")
+    assert run_state.stop_reason() is None
     ray.kill(trainer)
 
 

@@ -22,12 +22,11 @@ from tests.actors import Worker
 from tests.composing import composed
 from verl_uae.checkpoints.step import complete_steps
 from verl_uae.errors import CheckpointError, RewardError, StoppedError, WorkerError
-from verl_uae.runstate import RunState
 from verl_uae.stages.common import supervisor
 from verl_uae.stages.common.supervised import SupervisedTrainer
 from verl_uae.stages.common.supervisor import processes_of
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = pytest.mark.usefixtures("run_state")
 
 
 class Places:
@@ -127,14 +126,6 @@ class Run(SupervisedTrainer, VerlLoop):
     def note(self) -> str:
         assert self.supervisor.state is not None
         return self.supervisor.state.note() or ""
-
-
-@pytest.fixture(autouse=True)
-def clean_state(ray_cluster: None) -> Iterator[None]:
-    """All runs of this process are one job of Ray, and share what driver and trainer tell each other."""
-    yield
-    RunState().request_stop("")
-    RunState().tell("")
 
 
 def saved(root: Path) -> dict[int, str]:

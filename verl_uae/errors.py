@@ -13,8 +13,9 @@ import os
 import re
 from pathlib import Path
 
-#: User and password of a URL, whose slashes a path may have made one, and its query.
+#: How a URL begins. One that was taken for a path has lost a slash of ``https://``.
 _URL = r"\b(?:\w[\w+.-]*://|https?:/)"
+#: After the beginning: user and password, and the query up to the punctuation of the sentence that names the URL.
 _USER = re.compile(rf"({_URL})[^/\s@]+@")
 _QUERY = re.compile(rf"({_URL}[^\s?]+\?)\S+?(?=[:,;'\")\]]*(?:\s|$))")
 

@@ -35,7 +35,7 @@ BUDGET = {
     "reward/encodings.py:picture_digest": 4,
     "reward/encodings.py:_kept": 1,
     # The picture of the panel.
-    "data/images.py:_encoded": 1,
+    "data/images.py:to_pil": 1,
 }
 
 

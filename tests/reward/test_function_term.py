@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from verl_uae.data.images import to_pil
 from verl_uae.errors import ConfigError, RewardError
 from verl_uae.reward import RewardBatch, RewardScorer, Status, TermSpec, reward_function
 from verl_uae.reward import scorer as scorer_module
-from verl_uae.reward.function import FunctionTerm, term_of_function, to_pil
+from verl_uae.reward.function import FunctionTerm, term_of_function
 
 
 @pytest.fixture

@@ -29,6 +29,9 @@ from verl_uae.caption_server.types import CaptionRequest, CaptionResult, HFOptio
 from verl_uae.caption_server.weights import WeightReceiver, WeightTransferError
 from verl_uae.seeding import derive_seed
 
+logger = logging.getLogger(__name__)
+
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -132,8 +135,6 @@ class BatchQueue(Generic[ItemT, ResultT]):
                 except asyncio.TimeoutError:
                     return
 
-
-logger = logging.getLogger(__name__)
 
 ReturnT = TypeVar("ReturnT")
 

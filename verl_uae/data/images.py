@@ -197,10 +197,15 @@ def encode_png(image_3HW: Tensor) -> bytes:
 
 
 def _encoded(image_3HW: Tensor, format: str, **options: int) -> bytes:
-    pixels = (image_3HW.detach().float().cpu().clamp(0, 1) * 255.0).round().to(torch.uint8).permute(1, 2, 0)
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.numpy())).save(buffer, format, **options)
+    to_pil(image_3HW).save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def to_pil(image_3HW: Tensor) -> Image.Image:
+    """A picture in [0, 1] as 8-bit RGB, rounded to the nearest level."""
+    levels_HW3 = image_3HW.detach().float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8).permute(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(levels_HW3.cpu().numpy()))
 
 
 @contextmanager

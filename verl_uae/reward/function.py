@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 import torch
-from PIL import Image
-from torch import Tensor
 
+from verl_uae.data.images import to_pil
 from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Call, Guard, LateError, doing
 from verl_uae.reward.record import (
@@ -235,12 +234,6 @@ async def _within(result: Any, timeout_s: float) -> object:
     if not done:
         raise LateError  # asyncio.run cancels the task on its way out and waits for its cleanup.
     return task.result()
-
-
-def to_pil(image_3HW: Tensor) -> Image.Image:
-    """A picture in [0, 1], shape (3, H, W), as 8-bit RGB, rounded to the nearest level."""
-    levels_HW3 = image_3HW.clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8).permute(1, 2, 0)
-    return Image.fromarray(levels_HW3.cpu().numpy(), mode="RGB")
 
 
 def own_copy(value: Any) -> Any:

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from tests.reward.remote.faults import HEALTH
+from verl_uae.data.images import to_pil
 from verl_uae.data.limits import ImageLimits
 from verl_uae.errors import ConfigError
 from verl_uae.reward import RewardRecord, Status
-from verl_uae.reward.function import to_pil
 from verl_uae.reward.remote.protocol import (
     MAX_VALUES,
     MEMBERS,

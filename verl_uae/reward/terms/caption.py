@@ -6,7 +6,7 @@ Words are runs of letters with their combining marks, digits and apostrophes; a 
 needs terms of its own.
 
 The OCR guard asks: does the caption still state the text that is legible in the source picture? Trained against a
-decoder that cannot draw letters, an encoder unlearns to report them: the paper's encoder lost 6.2 points of OCR and
+decoder that cannot draw letters, a captioner unlearns to report them: the paper's captioner lost 6.2 points of OCR and
 11.6 of document understanding (arXiv 2509.09666 v5, table 11). It looks at caption and source picture alone, so what
 the decoder can draw does not matter.
 """
@@ -27,9 +27,9 @@ from cachetools import LRUCache
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from verl_uae.data.images import to_pil
 from verl_uae.errors import ConfigError
 from verl_uae.reward.encodings import picture_digest
-from verl_uae.reward.function import to_pil
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.term import RewardTerm
 from verl_uae.settings import Rule

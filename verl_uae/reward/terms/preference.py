@@ -14,9 +14,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
+from verl_uae.data.images import to_pil
 from verl_uae.errors import ConfigError
 from verl_uae.reward.deadline import Call
-from verl_uae.reward.function import CallingTerm, announce, check_call, own_copy, to_pil
+from verl_uae.reward.function import CallingTerm, announce, check_call, own_copy
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status, as_number, describe
 from verl_uae.reward.term import KNOWN_NEEDS
 from verl_uae.settings import Rule

@@ -36,6 +36,10 @@ from verl_uae.errors import StoppedError, UAEError, WorkerError, describe
 from verl_uae.reward.deadline import last_words
 from verl_uae.runstate import RunState
 
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+
 #: Seconds a node gets to start the small process that looks at another one.
 LOOK_TIMEOUT_S = 60.0
 
@@ -119,9 +123,6 @@ def _state(process: Process) -> str:
     except psutil.NoSuchProcess:
         return "gone"
 
-
-logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: Seconds between two looks.
 POLL_S = 1.0

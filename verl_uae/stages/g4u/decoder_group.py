@@ -32,6 +32,8 @@ from verl_uae.stages.common.supervisor import Process, processes_of
 from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS, DecoderWorker
 from verl_uae.stages.g4u.stream import start_dispatcher
 
+logger = logging.getLogger(__name__)
+
 
 def fetch(batch: KVBatchMeta, fields: Sequence[str]) -> dict[str, list[Any]]:
     """Columns of a batch as plain lists, one entry per key."""
@@ -85,8 +87,6 @@ def _rows(column: Any) -> list[Any]:
         return list(column.unbind(0))
     return [getattr(value, "data", value) for value in column]
 
-
-logger = logging.getLogger(__name__)
 
 _RESTART_POLL_S = 1.0
 

@@ -41,7 +41,11 @@ from verl_uae.errors import ConfigError, DecoderError
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.reward.deadline import write_notes
 from verl_uae.reward.record import mean_record
-from verl_uae.stages.common.build import DTYPES, build_painter, evaluation_plan, load_conditioner
+from verl_uae.stages.common.build import DTYPES, build_painter, decoder_shift, evaluation_plan, load_conditioner
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
 
 #: Micro-batches of one call of the painter: conditions and latents of more need not be in memory at once.
 MICRO_BATCHES = 8
@@ -140,12 +144,9 @@ def build_redrawer(config: DictConfig, device: str | torch.device, draws_on: str
         micro_batch_size=batch_size,
         loaded_on=device,
     )
-    plan = evaluation_plan(config, decoder.shift if uae.decoder.shift is None else float(uae.decoder.shift))
+    plan = evaluation_plan(config, decoder_shift(config))
     return Redrawer(decoder, painter, plan, uae.decoder.seeds_per_caption)
 
-
-logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: Seconds between two progress lines of a decode phase.
 PROGRESS_S = 15.0

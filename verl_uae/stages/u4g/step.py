@@ -32,6 +32,8 @@ from verl_uae.stages.common.signals import RewardSignals
 from verl_uae.stages.common.supervised import SupervisedTrainer
 from verl_uae.stages.u4g.worker import DecoderPolicyWorker, Layout, sampling_plan
 
+logger = logging.getLogger(__name__)
+
 
 class PolicyGroup(DecoderTrainingGroup):
     """All ranks of the decoder policy.
@@ -72,9 +74,6 @@ class PolicyGroup(DecoderTrainingGroup):
     def state_ref(self) -> Any:
         """Ray reference to the averaged weights; they do not pass through the controller."""
         return self.call("decoder_state")[0][0]
-
-
-logger = logging.getLogger(__name__)
 
 
 class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):

@@ -23,6 +23,9 @@ from verl_uae.stages.g4u.trainer import G4UTrainer
 from verl_uae.stages.u4g.step import PolicyMixin
 from verl_uae.stages.u4g.trainer import policy_line
 
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
 
 @dataclass(frozen=True, slots=True)
 class Alternation:
@@ -53,10 +56,6 @@ class Alternation:
         start = 0 if stage == self.first else cycle - length
         whole, rest = divmod(step, cycle)
         return whole * length + min(max(rest - start, 0), length)
-
-
-logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
 @register_trainer("uae_unified")

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gc
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -116,16 +117,16 @@ def run_state(ray_cluster: None) -> Iterator[RunState]:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders encoder/ and decoder/ of untrained models whose pictures nevertheless depend on the caption, and data/
+    """Folders captioner/ and decoder/ of untrained models whose pictures nevertheless depend on the caption, and data/
     with empty files, for what only asks whether they are there."""
     from verl_uae.scenes.codec import build_codec
-    from verl_uae.scenes.tiny_models import build_decoder, build_encoder
+    from verl_uae.scenes.tiny_models import build_captioner, build_decoder
     from verl_uae.scenes.tokenizer import build_processor
 
     root = tmp_path_factory.mktemp("tiny")
     processor = build_processor()
-    build_encoder(0, processor.tokenizer).save_pretrained(root / "encoder")
-    processor.save_pretrained(root / "encoder")
+    build_captioner(0, processor.tokenizer).save_pretrained(root / "captioner")
+    processor.save_pretrained(root / "captioner")
     decoder = build_decoder(0, build_codec(0, fit_scenes=50))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -139,6 +140,19 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "val"):
         (root / "data" / f"{name}.parquet").touch()
     return root
+
+
+@pytest.fixture(scope="session")
+def captioner_folder(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny captioner; the number of its image tokens follows the size of the picture, as Qwen's does."""
+    from transformers import AutoProcessor
+
+    path = tmp_path_factory.mktemp("captioner") / "captioner"
+    shutil.copytree(tiny_models / "captioner", path)
+    processor = AutoProcessor.from_pretrained(path)
+    processor.image_processor.size = {"shortest_edge": 16 * 16, "longest_edge": 96 * 96}
+    processor.save_pretrained(path)
+    return path
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ MISSING = {
     "bench guard BEFORE.json AFTER.json --max-drop 2": "BEFORE.json: there is no such file in",
     "data pack PICTURES --out OUT": "folder: PICTURES: there is no such folder in",
     "data check ROWS.parquet": "ROWS.parquet: there is no such file in",
-    "import sd3 --sd3 SD3 --encoder ENCODER --out OUT": "--sd3: SD3: is no folder in",
+    "import sd3 --sd3 SD3 --captioner CAPTIONER --out OUT": "--sd3: SD3: is no folder in",
     "import release RELEASE --out OUT": "RELEASE: is no folder in",
     "export STEP --out OUT": "STEP: there is no such folder in",
     "verify MODEL": "MODEL: there is no such folder in",

@@ -80,6 +80,7 @@ def test_a_composed_section_is_held_to_the_same(compose) -> None:  # type: ignor
         ("uae.policy.lora.rank", "uae.train.lora.rank"),
         ("uae.policy.num_steps", "uae.u4g.num_steps"),
         ("uae.policy.captions.condition_cache_size", "uae.conditioner.cache_size"),
+        ("uae.cold_start.encoder.lora.rank", "uae.cold_start.captioner.lora.rank"),
         ("uae.reward.max_invalid_fraction", "uae.supervision.max_invalid_fraction"),
     ],
 )
@@ -256,7 +257,7 @@ def test_sections_are_not_shared_between_two_configs() -> None:
     one, other = UAEConfig(), UAEConfig()
     one.train.lora.target_modules.append("mine")
     one.u4g.objective.params["clip"] = 1
-    one.cold_start.encoder.lora.target_modules.append("mine")
+    one.cold_start.captioner.lora.target_modules.append("mine")
     assert other == UAEConfig() != one
 
 

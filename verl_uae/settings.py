@@ -53,6 +53,7 @@ RENAMED = {
         )
     },
     "uae.policy": "uae.u4g",
+    "uae.cold_start.encoder": "uae.cold_start.captioner",
     "uae.reward.max_invalid_fraction": "uae.supervision.max_invalid_fraction",
 }
 

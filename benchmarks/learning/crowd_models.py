@@ -30,7 +30,7 @@ from verl_uae.compat import ensure_torchvision
 from verl_uae.files import publish_folder
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.joint_training import JointConfig, Learner, flow_loss
-from verl_uae.scenes.tiny_models import build_decoder, encoder_config
+from verl_uae.scenes.tiny_models import build_decoder, captioner_config
 from verl_uae.scenes.tokenizer import NEWLINE, PROMPT, ROLES, SPECIAL_TOKENS, build_tokenizer
 from verl_uae.seeding import derive_seed, generator, normal
 
@@ -70,11 +70,11 @@ class CrowdConfig:
 
 
 def build_language_model(seed: int) -> Any:
-    """A `Qwen2_5_VLTextModel` in fp32: the text half of the tiny encoder, with the words of crowds."""
+    """A `Qwen2_5_VLTextModel` in fp32: the text half of the tiny captioner, with the words of crowds."""
     ensure_torchvision()
     from transformers import Qwen2_5_VLTextModel
 
-    config = encoder_config().text_config
+    config = captioner_config().text_config
     config.vocab_size = len(VOCABULARY)
     config.max_position_embeddings = 512
     with torch.random.fork_rng(devices=[]):

@@ -19,7 +19,7 @@ from verl_uae.scenes.quickstart import (
     measure,
     prepare,
     train,
-    trained_encoder,
+    trained_captioner,
     write_report,
 )
 
@@ -78,12 +78,12 @@ def run_seed(root: Path, seed: int, steps: int, say: Say) -> Row:
     """Tiny models and G4U of one seed; raises SystemExit if the training command fails."""
     timings = Timings()
     prepare(root, seed, timings, say)
-    before = measure(root, root / "encoder", seed)
+    before = measure(root, root / "captioner", seed)
     run = root / "runs" / "g4u"
     code = train(root, run, seed=seed, steps=steps, overrides=(), timings=timings, say=say)
     if code != 0:
         raise SystemExit(f"seed {seed}: the training command failed, see {run / 'train.log'}")
-    after = measure(root, trained_encoder(run, steps), seed)
+    after = measure(root, trained_captioner(run, steps), seed)
     write_report(root / "report.html", before, after)
     comparison_picture(before, after).save(root / "scenes.png")
     curve = read_curve(run / METRICS, {name: CURVE[name] for name in ("reward", "words", "seconds")})

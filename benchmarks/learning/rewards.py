@@ -41,7 +41,7 @@ from verl_uae.reward.step import group_ranks
 from verl_uae.scenes.checker import DRAWN_ATTRIBUTES, attribute_scores
 from verl_uae.scenes.evaluate import Evaluation, draw, evaluate, held_out_scenes, load_loop
 from verl_uae.scenes.joint_training import JointConfig
-from verl_uae.scenes.quickstart import Say, trained_encoder
+from verl_uae.scenes.quickstart import Say, trained_captioner
 from verl_uae.scenes.render import render_float
 from verl_uae.seeding import generator
 
@@ -91,8 +91,8 @@ class Rewards(Experiment):
             runs,
             jobs,
             say,
-            before=lambda run: measure(run.root, run.root / "encoder", run.seed),
-            after=lambda run: measure(run.root, trained_encoder(run.folder, steps), run.seed),
+            before=lambda run: measure(run.root, run.root / "captioner", run.seed),
+            after=lambda run: measure(run.root, trained_captioner(run.folder, steps), run.seed),
         )
         order = {str(seed): orders(root, ORDERED, seed) for seed, root in roots.items()}
         yield {"rewards": REWARDS, "orders": order, "runs": rows}
@@ -136,9 +136,9 @@ def _term(name: str, params: Mapping[str, Any], rewarded: bool, label: str) -> s
     return f"{{name: {name}{own}, {role}, params: {{{given}}}}}"
 
 
-def measure(root: Path, encoder: Path, seed: int) -> dict[str, float]:
-    """Caption held-out scenes with an encoder and redraw them with the decoder of the joint training."""
-    found = evaluate(encoder, root / "decoder", root / "encoder", n=SCENES, seed=seed)
+def measure(root: Path, captioner: Path, seed: int) -> dict[str, float]:
+    """Caption held-out scenes with a captioner and redraw them with the decoder of the joint training."""
+    found = evaluate(captioner, root / "decoder", root / "captioner", n=SCENES, seed=seed)
     return found.metrics | term_means(found)
 
 
@@ -164,7 +164,7 @@ def orders(
     Returns:
         By label a number in [-1, 1].
     """
-    captioner, decoder, conditioner = load_loop(root / "encoder", root / "decoder", root / "encoder")
+    captioner, decoder, conditioner = load_loop(root / "captioner", root / "decoder", root / "captioner")
     scenes = [scene for scene in held_out_scenes(pictures, seed) for _ in range(MEMBERS)]
     image_B3HW = render_float(scenes)
     captions = captioner.sample(image_B3HW, generator(seed, "scenes-order-captions"))

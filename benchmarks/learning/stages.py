@@ -45,7 +45,7 @@ from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import NOISE, NUM_STEPS, Evaluation, evaluate
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX
 from verl_uae.scenes.joint_training import JointConfig
-from verl_uae.scenes.quickstart import Say, trained_encoder
+from verl_uae.scenes.quickstart import Say, trained_captioner
 from verl_uae.scenes.render import IMAGE_SIZE, render_image
 from verl_uae.scenes.tiny_models import build_decoder
 from verl_uae.seeding import normal
@@ -72,7 +72,7 @@ _DECODER = ("uae.train.save_contents=[model,diffusers]",)
 class Pair:
     """Folders of the three models at some point."""
 
-    encoder: Path
+    captioner: Path
     decoder: Path
     language_model: Path
 
@@ -157,7 +157,7 @@ def foundation(root: Path, seed: int) -> None:
         vae = Decoder.from_pretrained(str(root / "joint" / "decoder")).vae
         build_decoder(seed, vae).save_pretrained(str(root / "fresh_decoder"))
     write_dataset(root / "pairs", train=4000, val=64, seed=seed, captions=DECODER_MIX)
-    # The encoder imitates these in the cold start: detailed captions would leave G4U nothing to learn.
+    # The captioner imitates these in the cold start: detailed captions would leave G4U nothing to learn.
     write_dataset(root / "under", train=2000, val=64, seed=seed, captions=CAPTIONER_MIX)
 
 
@@ -181,7 +181,7 @@ def plan(root: Path, seed: int, steps: int) -> dict[str, Run]:
     for route in ROUTES:
         before = start_of(root, route, runs)
         models = (f"uae.decoder.path={before.decoder}", f"uae.conditioner.path={before.language_model}", REWARD)
-        g4u = make(f"g4u/{route}", "uae_g4u", steps, (f"actor_rollout_ref.model.path={before.encoder}", *models))
+        g4u = make(f"g4u/{route}", "uae_g4u", steps, (f"actor_rollout_ref.model.path={before.captioner}", *models))
         captioner = f"actor_rollout_ref.model.path={g4u.checkpoint / ACTOR / HUGGINGFACE}"
         objective = f"decoder/objective={RECOMMENDED}"
         runs[f"g4u/{route}"] = g4u
@@ -192,15 +192,15 @@ def plan(root: Path, seed: int, steps: int) -> dict[str, Run]:
 def start_of(root: Path, route: str, runs: Mapping[str, Run]) -> Pair:
     """What RL starts from."""
     if route == "no cold start":
-        encoder = root / "joint" / "encoder"
-        return Pair(encoder, runs["pretrain"].checkpoint / EXPORT_FOLDER, encoder)
+        captioner = root / "joint" / "captioner"
+        return Pair(captioner, runs["pretrain"].checkpoint / EXPORT_FOLDER, captioner)
     checkpoint = runs["cold start"].checkpoint
-    return Pair(checkpoint / "encoder", checkpoint / "decoder", checkpoint / "encoder")
+    return Pair(checkpoint / "captioner", checkpoint / "decoder", checkpoint / "captioner")
 
 
 def measure_all(root: Path, seed: int, runs: Mapping[str, Run]) -> list[Row]:
     """Held-out figures after every stage of both routes, a row each."""
-    joint = root / "joint" / "encoder"
+    joint = root / "joint" / "captioner"
     shared = {
         "start": Pair(joint, root / "fresh_decoder", joint),
         "pretrain": Pair(joint, runs["pretrain"].checkpoint / EXPORT_FOLDER, joint),
@@ -212,7 +212,7 @@ def measure_all(root: Path, seed: int, runs: Mapping[str, Run]) -> list[Row]:
         found = dict(figures)
         if route == "cold start":
             found["cold start"] = measure(before, seed).metrics
-        captioner = trained_encoder(runs[f"g4u/{route}"].folder, runs[f"g4u/{route}"].steps)
+        captioner = trained_captioner(runs[f"g4u/{route}"].folder, runs[f"g4u/{route}"].steps)
         found["g4u"] = measure(Pair(captioner, before.decoder, before.language_model), seed).metrics
         drawn = runs[f"u4g/{route}"].checkpoint / EXPORT_FOLDER
         found["u4g"] = measure(Pair(captioner, drawn, before.language_model), seed).metrics
@@ -223,7 +223,7 @@ def measure_all(root: Path, seed: int, runs: Mapping[str, Run]) -> list[Row]:
 def measure(pair: Pair, seed: int, *, greedy: bool = False) -> Evaluation:
     """Caption held-out scenes and redraw them."""
     how = {"n": SCENES, "seed": seed, "reward": similarity, "greedy": greedy}
-    return evaluate(pair.encoder, pair.decoder, pair.language_model, **how)
+    return evaluate(pair.captioner, pair.decoder, pair.language_model, **how)
 
 
 def export(root: Path, seed: int, runs: Mapping[str, Run], rows: Sequence[Row]) -> dict[str, float]:
@@ -234,14 +234,14 @@ def export(root: Path, seed: int, runs: Mapping[str, Run], rows: Sequence[Row]) 
     """
     route = ROUTES[0]
     before, g4u, u4g = start_of(root, route, runs), runs[f"g4u/{route}"], runs[f"u4g/{route}"]
-    captioner = trained_encoder(g4u.folder, g4u.steps)
+    captioner = trained_captioner(g4u.folder, g4u.steps)
     folder = root / "model"
     if not folder.is_dir():
         (last,) = select(rows, route=route, seed=seed, stage="u4g")
         figures = root / "evaluation.json"
         figures.write_text(json.dumps(last["metrics"]) + "\n", encoding="utf-8")
         settings = ExportSettings(
-            encoder=str(captioner), language_model=str(before.language_model), evaluation=str(figures)
+            captioner=str(captioner), language_model=str(before.language_model), evaluation=str(figures)
         )
         export_checkpoint(u4g.checkpoint, folder, settings)
     wanted = measure(Pair(captioner, u4g.checkpoint / EXPORT_FOLDER, before.language_model), seed, greedy=True)

@@ -189,8 +189,8 @@ def measure(root: Path, decoder: Path, seed: int) -> dict[str, float]:
 
 
 def drawings(root: Path, decoder: Path, captions: Sequence[str], seed: int) -> torch.Tensor:
-    """Captions as a decoder on disk draws them behind the encoder of a root, (B, 3, H, W) in [0, 1]."""
-    conditioner = Conditioner.from_pretrained(str(root / "encoder"), length=CONDITION_LENGTH)
+    """Captions as a decoder on disk draws them behind the captioner of a root, (B, 3, H, W) in [0, 1]."""
+    conditioner = Conditioner.from_pretrained(str(root / "captioner"), length=CONDITION_LENGTH)
     return draw(Decoder.from_pretrained(str(decoder)), conditioner, captions, seed=seed)
 
 

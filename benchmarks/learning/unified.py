@@ -29,7 +29,7 @@ from verl_uae.bench.results import markdown_table
 from verl_uae.checkpoints.names import EXPORT_FOLDER
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.joint_training import JointConfig
-from verl_uae.scenes.quickstart import Say, trained_encoder
+from verl_uae.scenes.quickstart import Say, trained_captioner
 from verl_uae.settings import CAPTIONING, EXPLORING, REWARDED
 
 START = "room"
@@ -107,9 +107,9 @@ def measure(run: Run, variant: str | None = None) -> Mapping[str, float]:
     """Caption held-out scenes with the captioner of a run, redraw them with its decoder; "" is before the run."""
     variant = run.labels["variant"] if variant is None else variant
     return evaluate(
-        trained_encoder(run.folder, run.steps) if variant in CAPTIONING else run.root / "encoder",
+        trained_captioner(run.folder, run.steps) if variant in CAPTIONING else run.root / "captioner",
         run.checkpoint / EXPORT_FOLDER if variant in EXPLORING else run.root / "decoder",
-        run.root / "encoder",
+        run.root / "captioner",
         n=SCENES,
         seed=run.seed,
         reward=similarity,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A stage on the built-in scenes, on a CPU. Arguments after the stage are Hydra overrides.
 #
-# g4u is the whole chain: tiny models, data, training, report. The others need encoder/, decoder/ and data/ of that
+# g4u is the whole chain: tiny models, data, training, report. The others need captioner/, decoder/ and data/ of that
 # chain in SCENES_DIR: `verl-uae quickstart outputs/quickstart` makes them.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stage.sh

@@ -24,6 +24,10 @@ train_with() {
     local files="${TRAIN_FILE:?path of train.parquet, see: verl-uae data pack}"
     local held_out="${VAL_FILE:?path of val.parquet}"
     local decoder="${DECODER_PATH:?decoder folder, see ${RECIPE_DIR}/${STAGE}/README.md}"
+    if [[ -n "${ENCODER_PATH:-}" ]]; then
+        echo "ENCODER_PATH is called CAPTIONER_PATH now" >&2
+        exit 2
+    fi
     OUTPUT_DIR="${OUTPUT_DIR:-outputs/$1}"
     mkdir -p "${OUTPUT_DIR}"
     # shellcheck disable=SC2034  # The scripts that source this run it.
@@ -33,7 +37,7 @@ train_with() {
         --config-name "$1"
         data.train_files="${files}"
         data.val_files="${held_out}"
-        actor_rollout_ref.model.path="${ENCODER_PATH:-Qwen/Qwen2.5-VL-3B-Instruct}"
+        actor_rollout_ref.model.path="${CAPTIONER_PATH:-Qwen/Qwen2.5-VL-3B-Instruct}"
         uae.decoder.path="${decoder}"
         trainer.default_local_dir="${OUTPUT_DIR}"
     )

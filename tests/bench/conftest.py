@@ -26,7 +26,7 @@ from transformers import (
 )
 
 # The fixtures of the pipeline's tests serve here too.
-from tests.chain.conftest import SETTINGS, encoder_folder, make_pipe, model_folder, picture, pipe  # noqa: F401
+from tests.chain.conftest import SETTINGS, make_pipe, model_folder, picture, pipe  # noqa: F401
 from verl_uae import UAEPipeline
 from verl_uae.bench.backbones import Backbone, choose
 

@@ -181,7 +181,7 @@ def test_impossible_folders(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_settings_are_those_of_the_weights_and_a_hub_id_stands_for_its_own() -> None:
-    of = {"seed": 0, "encoder": None, "model_fingerprint": "f"}
+    of = {"seed": 0, "captioner": None, "model_fingerprint": "f"}
     assert settings_digest(of | {"model": "a"}) == settings_digest(of | {"model": "moved"})
     assert settings_digest(of | {"model": "a"}) != settings_digest(of | {"model": "a", "model_fingerprint": "g"})
     hub = of | {"model_fingerprint": None}

@@ -23,10 +23,10 @@ from verl_uae.scenes.tiny_models import INFERENCE
 OPTIONS = {"count": 2, "batch_size": 5}
 
 
-def as_model(encoder: Path, decoder: Path, root: Path, steps: int = 2, **changes: int) -> UAEPipeline:
+def as_model(captioner: Path, decoder: Path, root: Path, steps: int = 2, **changes: int) -> UAEPipeline:
     """One folder of a captioner and a decoder, loaded as a user does; captions are greedy."""
     shutil.copytree(decoder, root)
-    shutil.copytree(encoder, root / "encoder")
+    shutil.copytree(captioner, root / "captioner")
     settings = {**asdict(INFERENCE), "num_inference_steps": steps, "temperature": 0.0, **changes}
     pipe = UAEPipeline.from_pretrained(root, **settings)
     pipe.set_progress_bar_config(disable=True)
@@ -34,7 +34,7 @@ def as_model(encoder: Path, decoder: Path, root: Path, steps: int = 2, **changes
 
 
 def test_every_item_is_answered_in_both_modes(tiny_models, tmp_path) -> None:
-    found = scene_eval(as_model(tiny_models / "encoder", tiny_models / "decoder", tmp_path / "m"), **OPTIONS)
+    found = scene_eval(as_model(tiny_models / "captioner", tiny_models / "decoder", tmp_path / "m"), **OPTIONS)
     asked = items(0, OPTIONS["count"])
     for mode in ("draw", "loop"):
         answers = found[mode]["answers"]
@@ -52,7 +52,7 @@ def test_every_item_is_answered_in_both_modes(tiny_models, tmp_path) -> None:
 
 def test_the_command_line(tiny_models, tmp_path, capsys) -> None:
     out = tmp_path / "scenes.json"
-    words = ["bench", "scenes", str(tiny_models / "decoder"), "--encoder", str(tiny_models / "encoder")]
+    words = ["bench", "scenes", str(tiny_models / "decoder"), "--captioner", str(tiny_models / "captioner")]
     assert main([*words, "--condition-length", "20", "--items", "1", "--steps", "1", "--out", str(out)]) == 0
     assert set(json.loads(out.read_text())) >= {"draw", "loop"} and "| draw |" in capsys.readouterr().out
     for option, value in (("--items", "0"), ("--size", "16")):
@@ -62,7 +62,7 @@ def test_the_command_line(tiny_models, tmp_path, capsys) -> None:
 
 def test_scenes_have_their_own_size(tiny_models, tmp_path) -> None:
     """Whatever size the model draws otherwise, it is told in the settings; and refused if the decoder cannot."""
-    pipe = as_model(tiny_models / "encoder", tiny_models / "decoder", tmp_path / "m", steps=1, height=16, width=8)
+    pipe = as_model(tiny_models / "captioner", tiny_models / "decoder", tmp_path / "m", steps=1, height=16, width=8)
     settings = scene_eval(pipe, count=1)["settings"]
     assert (settings["height"], settings["width"]) == (32, 32)
     pipe.transformer.register_to_config(pos_embed_max_size=2)
@@ -88,9 +88,9 @@ def test_a_model_folder_scores_what_the_evaluation_of_training_says(tmp_path) ->
     from verl_uae.scenes.joint_training import JointConfig, train_tiny_models
 
     train_tiny_models(tmp_path, JointConfig(codec_steps=150, steps=250), lambda *_: None)
-    encoder, decoder = tmp_path / "encoder", tmp_path / "decoder"
-    metrics = evaluate(encoder, decoder, encoder, n=2, num_steps=4, greedy=True, scene_eval_items=8).metrics
-    found = scene_eval(as_model(encoder, decoder, tmp_path / "m", steps=4), count=8, batch_size=7)
+    captioner, decoder = tmp_path / "captioner", tmp_path / "decoder"
+    metrics = evaluate(captioner, decoder, captioner, n=2, num_steps=4, greedy=True, scene_eval_items=8).metrics
+    found = scene_eval(as_model(captioner, decoder, tmp_path / "m", steps=4), count=8, batch_size=7)
     for mode in ("draw", "loop"):
         wanted = {name: metrics[f"scene_eval/{mode}/{name}"] for name in CATEGORIES}
         assert found[mode]["categories"] == pytest.approx(wanted, abs=1e-9)

@@ -319,7 +319,7 @@ def test_each_seed_has_both_routes_from_one_pre_training(tmp_path: Path) -> None
     assert set(planned) == {"pretrain", "cold start"} | {f"{s}/{r}" for s in ("g4u", "u4g") for r in stages.ROUTES}
     drawn = f"uae.decoder.path={planned['pretrain'].checkpoint}/decoder"
     assert drawn in planned["cold start"].overrides and drawn in planned["g4u/no cold start"].overrides
-    assert f"uae.conditioner.path={planned['cold start'].checkpoint}/encoder" in planned["u4g/cold start"].overrides
+    assert f"uae.conditioner.path={planned['cold start'].checkpoint}/captioner" in planned["u4g/cold start"].overrides
     assert len({run.folder for run in planned.values()}) == len(planned)
 
 

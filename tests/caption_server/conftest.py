@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The scenes' tiny encoder on disk, and requests for it."""
+"""The scenes' tiny captioner on disk, and requests for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from verl_uae.caption_server.engine import CaptionEngine
 from verl_uae.caption_server.types import CaptionRequest
-from verl_uae.scenes.tiny_models import build_encoder
+from verl_uae.scenes.tiny_models import build_captioner
 from verl_uae.scenes.tokenizer import build_processor
 
 PROMPT_LENGTH, RESPONSE_LENGTH = 21, 11
@@ -32,10 +32,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
+    folder = tmp_path_factory.mktemp("captioner")
     processor = build_processor()
     processor.save_pretrained(folder)
-    build_encoder(0, processor.tokenizer).save_pretrained(folder)
+    build_captioner(0, processor.tokenizer).save_pretrained(folder)
     return folder
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
 
 from verl_uae import UAEPipeline
 from verl_uae.scenes.render import render_float, sample_scene
@@ -25,22 +24,11 @@ def picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def encoder_folder(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny captioner; the number of its image tokens follows the size of the picture, as Qwen's does."""
-    path = tmp_path_factory.mktemp("captioner") / "encoder"
-    shutil.copytree(tiny_models / "encoder", path)
-    processor = AutoProcessor.from_pretrained(path)
-    processor.image_processor.size = {"shortest_edge": 16 * 16, "longest_edge": 96 * 96}
-    processor.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def model_folder(tiny_models: Path, encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete model folder as it is exported: decoder part, encoder/ beside it, settings in the index."""
+def model_folder(tiny_models: Path, captioner_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete model folder as it is exported: decoder part, captioner/ beside it, settings in the index."""
     root = tmp_path_factory.mktemp("model") / "model"
     shutil.copytree(tiny_models / "decoder", root)
-    shutil.copytree(encoder_folder, root / "encoder")
+    shutil.copytree(captioner_folder, root / "captioner")
     return root
 
 

@@ -12,7 +12,7 @@ from verl_uae.chain.captioner import TokenChoice, caption_messages, prompt_input
 from verl_uae.chain.pipeline import UAEPipeline
 from verl_uae.data.schema import SYSTEM_PROMPT, USER_PROMPT, make_prompt
 from verl_uae.errors import CheckpointError
-from verl_uae.stages.common.captions import CaptionSettings, EncoderCaptions, PromptSettings, PromptTokens
+from verl_uae.stages.common.captions import CaptionSettings, FrozenCaptioner, PromptSettings, PromptTokens
 
 SIZES = [(32, 32), (45, 70), (90, 33), (20, 20)]
 IMAGES = [picture(seed, *size) for seed, size in enumerate(SIZES)]
@@ -40,7 +40,7 @@ def test_messages_are_those_that_verls_dataset_makes_of_a_row() -> None:
 
 def test_prompts_are_those_of_training(pipe: UAEPipeline) -> None:
     """Token ids of the builder that verl's agent loops use, per picture; padding is on the left and masked."""
-    tokens = PromptTokens(pipe.processor, pipe.encoder.config.model_type, PromptSettings())
+    tokens = PromptTokens(pipe.processor, pipe.captioner.config.model_type, PromptSettings())
     prompts = [caption_messages(image, "<image>describe", "red") for image in IMAGES]
     inputs = prompt_inputs(pipe.processor, prompts)
     lengths = set()
@@ -51,9 +51,9 @@ def test_prompts_are_those_of_training(pipe: UAEPipeline) -> None:
     assert len(lengths) > 1
 
 
-def test_greedy_captions_are_those_of_the_caption_engine(pipe: UAEPipeline, encoder_folder: Path) -> None:
+def test_greedy_captions_are_those_of_the_caption_engine(pipe: UAEPipeline, captioner_folder: Path) -> None:
     """The engine has its own prefill, cache and decoding loop."""
-    engine = EncoderCaptions(str(encoder_folder), CaptionSettings(seed=0, prompt_length=64, response_length=10))
+    engine = FrozenCaptioner(str(captioner_folder), CaptionSettings(seed=0, prompt_length=64, response_length=10))
     asked = [caption_messages(image, "<image>describe", "") for image in IMAGES]
     expected = [caption.text for caption in engine.write(asked, [{}] * len(asked))]
     assert pipe.caption(IMAGES, max_new_tokens=10) == expected
@@ -64,12 +64,12 @@ def test_greedy_captions_are_those_of_the_caption_engine(pipe: UAEPipeline, enco
 def test_the_checkpoints_sampling_defaults_do_not_count(pipe: UAEPipeline) -> None:
     """Qwen2.5-VL ships a repetition penalty; training knows none."""
     before = pipe.caption(IMAGES, max_new_tokens=10)
-    pipe.encoder.generation_config.repetition_penalty = 1e6
-    pipe.encoder.generation_config.no_repeat_ngram_size = 1
-    pipe.encoder.generation_config.num_return_sequences = 3
-    pipe.encoder.generation_config.stop_strings = ["a"]
+    pipe.captioner.generation_config.repetition_penalty = 1e6
+    pipe.captioner.generation_config.no_repeat_ngram_size = 1
+    pipe.captioner.generation_config.num_return_sequences = 3
+    pipe.captioner.generation_config.stop_strings = ["a"]
     assert pipe.caption(IMAGES, max_new_tokens=10) == before
-    assert pipe.encoder.generation_config.num_return_sequences == 3
+    assert pipe.captioner.generation_config.num_return_sequences == 3
 
 
 def test_a_processor_without_pictures_is_named(pipe: UAEPipeline) -> None:

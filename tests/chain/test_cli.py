@@ -112,10 +112,10 @@ def test_captions_only(model_folder: Path, pipe: UAEPipeline, tmp_path: Path, ca
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_decoder_folder_with_an_encoder(
-    tiny_models: Path, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_a_decoder_folder_with_a_captioner(
+    tiny_models: Path, captioner_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert run(tiny_models / "decoder", "--encoder", encoder_folder, "--prompt", "red", "--out", tmp_path) == 0
+    assert run(tiny_models / "decoder", "--captioner", captioner_folder, "--prompt", "red", "--out", tmp_path) == 0
     assert (tmp_path / "0000.png").is_file()
 
 
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_caption_is_named(
 ) -> None:
     picture(0).save(tmp_path / "a.png")
     assert run(tiny_models / "decoder", "--image", tmp_path / "a.png", "--caption-only") == 2
-    assert "has no encoder/ with its processor" in capsys.readouterr().err
+    assert "has no captioner/ with its processor" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_caption_is_named(
     [
         (["--prompt", "red"], "--out"),
         (["--prompt", "red", "--caption-only"], "--caption-only: takes --image or --rows"),
-        (["--prompt", "red", "--out", "o", "--encoder", "/no/such"], "/no/such"),
+        (["--prompt", "red", "--out", "o", "--captioner", "/no/such"], "/no/such"),
         (["--prompt", "red", "--out", "o", "--size", "33"], "--size: height"),
         (["--prompt", "red", "--out", "o", "--condition-length", "3"], "condition_length: 3 leaves no room"),
         (["--prompt", "red", "--out", "o", "--caption-prompt", "<|image_pad|>"], "--caption-prompt: holds the special"),
@@ -169,11 +169,11 @@ def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture)
 
 
 def test_a_captioner_of_another_width_is_named(
-    tiny_models: Path, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    tiny_models: Path, captioner_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = shutil.copytree(tiny_models / "decoder", tmp_path / "decoder")
     Projector(64, 8, 96, 16).save_pretrained(folder / "conditioner")
-    assert run(folder, "--encoder", encoder_folder, "--prompt", "red", "--out", tmp_path) == 2
+    assert run(folder, "--captioner", captioner_folder, "--prompt", "red", "--out", tmp_path) == 2
     why = "takes states of width 64, the language model has width 96"
     assert capsys.readouterr().err.splitlines()[-1] == f"verl-uae: {folder}/conditioner: {why}"
 
@@ -222,12 +222,12 @@ def test_a_prompt_of_foreign_bytes_is_read_or_named(
 # ---------------------------------------------------------------- folders that are not to be trusted
 
 
-@pytest.mark.parametrize("part", ["encoder", "language_model", "transformer", "vae", "conditioner"])
+@pytest.mark.parametrize("part", ["captioner", "language_model", "transformer", "vae", "conditioner"])
 def test_a_part_that_lacks_a_tensor_is_one_line_that_names_it(
     model_folder: Path, tmp_path: Path, part: str, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copytree(model_folder, tmp_path / "m")
-    shutil.copytree(model_folder / "encoder", tmp_path / "m" / "language_model")
+    shutil.copytree(model_folder / "captioner", tmp_path / "m" / "language_model")
     (file,) = (tmp_path / "m" / part).glob("*.safetensors")
     state = load_file(file)
     name = sorted(name for name, tensor in state.items() if tensor.ndim >= 2)[len(state) // 4]
@@ -287,10 +287,10 @@ def test_a_folder_is_compared_with_its_manifest_before_it_is_used(
 
 
 def model_code(folder: Path) -> str:
-    path = folder / "encoder" / "config.json"
+    path = folder / "captioner" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoConfig": "evil.Evil"}}))
-    (folder / "encoder" / "evil.py").write_text(EVIL)
-    return "encoder/config.json"
+    (folder / "captioner" / "evil.py").write_text(EVIL)
+    return "captioner/config.json"
 
 
 def custom_pipeline(folder: Path) -> str:

@@ -16,20 +16,20 @@ LENGTH = 20
 
 
 @pytest.fixture(scope="module")
-def encoder_dir(tiny_models: Path) -> str:
-    return str(tiny_models / "encoder")
+def captioner_dir(tiny_models: Path) -> str:
+    return str(tiny_models / "captioner")
 
 
 @pytest.fixture(scope="module")
-def conditioner(encoder_dir: str) -> Conditioner:
-    return Conditioner.from_pretrained(encoder_dir, length=LENGTH)
+def conditioner(captioner_dir: str) -> Conditioner:
+    return Conditioner.from_pretrained(captioner_dir, length=LENGTH)
 
 
 @pytest.fixture(scope="module")
-def model(encoder_dir: str) -> Any:
+def model(captioner_dir: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText.from_pretrained(encoder_dir).eval()
+    return AutoModelForImageTextToText.from_pretrained(captioner_dir).eval()
 
 
 def test_states_are_a_hand_call_of_the_whole_model(conditioner: Conditioner, model: Any) -> None:

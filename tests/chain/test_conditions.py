@@ -28,7 +28,7 @@ UNREADABLE = "a \ud800 circle"
 
 @pytest.fixture(scope="module")
 def conditioner(tiny_models: Path) -> Conditioner:
-    return Conditioner.from_pretrained(str(tiny_models / "encoder"), length=20)
+    return Conditioner.from_pretrained(str(tiny_models / "captioner"), length=20)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_states_are_the_conditioners(conditioner: Conditioner) -> None:
 
 
 def test_host_memory_holds_the_conditioners_dtype(tiny_models: Path) -> None:
-    half = Conditioner.from_pretrained(str(tiny_models / "encoder"), length=20, dtype=torch.bfloat16)
+    half = Conditioner.from_pretrained(str(tiny_models / "captioner"), length=20, dtype=torch.bfloat16)
     (states,) = ConditionCache(half, 9).get(["red"]).states
     assert states.dtype == torch.bfloat16 and states.shape == (20, half.width)
     assert states.untyped_storage().nbytes() == states.numel() * 2, "the batch it came from is not kept alive"

@@ -82,7 +82,7 @@ def decoder(tiny_models: Path) -> Decoder:
 
 @pytest.fixture(scope="module")
 def conditioner(tiny_models: Path) -> Conditioner:
-    return Conditioner.from_pretrained(str(tiny_models / "encoder"), length=20)
+    return Conditioner.from_pretrained(str(tiny_models / "captioner"), length=20)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward import RewardScorer
 from verl_uae.seeding import normal
-from verl_uae.stages.common.captions import CaptionSettings, EncoderCaptions
+from verl_uae.stages.common.captions import CaptionSettings, FrozenCaptioner
 from verl_uae.stages.g4u.decoder_worker import build_redrawer
 
 CAPTIONS = ["a red circle", "a large blue square", ""]
@@ -61,11 +61,11 @@ def sources(count: int) -> list[torch.Generator]:
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_draws_the_pictures_of_training_time_evaluation(
-    pipe: UAEPipeline, tiny_models: Path, encoder_folder: Path, guidance: float
+    pipe: UAEPipeline, tiny_models: Path, captioner_folder: Path, guidance: float
 ) -> None:
     """Conditioner and decoder loaded as a decoder worker loads them; same caption, same noise, same noise levels."""
     decoder = Decoder.from_pretrained(str(tiny_models / "decoder"))
-    conditions = ConditionCache(Conditioner.from_pretrained(str(encoder_folder), length=20), 8)
+    conditions = ConditionCache(Conditioner.from_pretrained(str(captioner_folder), length=20), 8)
     settings = PainterSettings(32, 32, (30, 4, 4), NEGATIVE_PROMPT, 8, 8, 8)
     painter = Painter(conditions, decoder.vae, RewardScorer([("pixel", 1.0, {})]), settings, "cpu")
     keys = [("k", index) for index in range(2 * len(CAPTIONS))]
@@ -86,7 +86,7 @@ def test_draws_the_pictures_of_training_time_evaluation(
 
 
 def test_an_exported_run_captions_and_draws_as_it_validated(
-    compose: Any, tiny_models: Path, encoder_folder: Path, tmp_path: Path
+    compose: Any, tiny_models: Path, captioner_folder: Path, tmp_path: Path
 ) -> None:
     """The folder against what the trainer builds of the run's configuration: caption engine, and chain of the decoders.
 
@@ -94,13 +94,13 @@ def test_an_exported_run_captions_and_draws_as_it_validated(
     tests/e2e/test_formats.py.
     """
     config = compose(
-        *("hardware=cpu", "preset=scenes", f"uae_home={tiny_models}", f"uae.conditioner.path={encoder_folder}"),
+        *("hardware=cpu", "preset=scenes", f"uae_home={tiny_models}", f"uae.conditioner.path={captioner_folder}"),
         *("actor_rollout_ref.rollout.val_kwargs.temperature=0", "data.max_response_length=9"),
         *("uae.decoder.num_steps=3", "uae.decoder.guidance=2.5", "uae.decoder.negative_prompt=a red square"),
         *("uae.decoder.shift=1.5", "uae.decoder.height=16", "uae.conditioner.length=18"),
     )
     step = tmp_path / "global_step_1"
-    shutil.copytree(encoder_folder, step / "actor" / "huggingface")
+    shutil.copytree(captioner_folder, step / "actor" / "huggingface")
     prompt = CaptionPrompt("<image>describe", "red", rows=1, total=1)
     write_run_config(step, config_text(config))
     write_run_settings(step, settings_of_run(RunConfig(config).get, prompt))
@@ -110,7 +110,7 @@ def test_an_exported_run_captions_and_draws_as_it_validated(
 
     pictures = [picture(seed, *size) for seed, size in enumerate([(32, 32), (45, 70), (90, 33), (20, 20)])]
     settings = CaptionSettings(seed=0, prompt_length=64, response_length=config.data.max_response_length)
-    engine = EncoderCaptions(str(encoder_folder), settings)
+    engine = FrozenCaptioner(str(captioner_folder), settings)
     asked = [caption_messages(image, prompt.user, prompt.system) for image in pictures]
     captions = [caption.text for caption in engine.write(asked, [{}] * len(asked))]
     assert pipe.caption(pictures) == captions and len(set(captions)) > 1
@@ -247,17 +247,17 @@ def offload_sequentially(pipe: UAEPipeline) -> None:
     """As enable_sequential_cpu_offload, whose device would be "cpu:0": accelerate's hooks cannot move there."""
     for model in (model for model in pipe.components.values() if isinstance(model, torch.nn.Module)):
         accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=len(model._parameters) > 0)
-    assert pipe.transformer.device.type == "meta" and pipe.encoder.device.type == "meta"
+    assert pipe.transformer.device.type == "meta" and pipe.captioner.device.type == "meta"
 
 
 @pytest.mark.filterwarnings("ignore:You are calling .generate")
 @pytest.mark.parametrize("mode", ["model", "sequential"])
 @pytest.mark.parametrize("own_language_model", [False, True])
 def test_offloading_changes_no_picture_and_no_caption(
-    make_pipe: Callable, encoder_folder: Path, mode: str, own_language_model: bool
+    make_pipe: Callable, captioner_folder: Path, mode: str, own_language_model: bool
 ) -> None:
     """Hooks and moves are real; host and device are both the CPU here. Sequential offload leaves weights on "meta"."""
-    extra = {"language_model": load_model(encoder_folder, torch.float32)} if own_language_model else {}
+    extra = {"language_model": load_model(captioner_folder, torch.float32)} if own_language_model else {}
     plain, offloaded = make_pipe(**extra), make_pipe(**extra)
     expected = plain.reconstruct([picture(0)], max_new_tokens=8, generator=sources(1), **DRAWING)
     if mode == "model":
@@ -270,11 +270,11 @@ def test_offloading_changes_no_picture_and_no_caption(
     assert hasattr(offloaded.transformer, "_hf_hook")
 
 
-def test_offload_brings_the_encoder_in_before_its_language_model_is_called(pipe: UAEPipeline) -> None:
+def test_offload_brings_the_captioner_in_before_its_language_model_is_called(pipe: UAEPipeline) -> None:
     """The condition calls the inner stack, which has no hook of its own under model offload."""
     pipe.enable_model_cpu_offload(device="cpu")
     asked: list[int] = []
-    hook = pipe.encoder._hf_hook
+    hook = pipe.captioner._hf_hook
     before = hook.pre_forward
     hook.pre_forward = lambda module, *args, **kwargs: (asked.append(1), before(module, *args, **kwargs))[1]
     pipe.encode_prompt(["red"])
@@ -285,7 +285,7 @@ def test_to_keeps_the_vae_in_fp32(pipe: UAEPipeline) -> None:
     weights = {name: tensor.clone() for name, tensor in pipe.vae.state_dict().items()}
     assert pipe.to(torch.bfloat16) is pipe
     pipe.to("cpu", torch.float16).to(device="cpu", dtype=torch.bfloat16)
-    assert {pipe.transformer.dtype, pipe.conditioner.dtype, pipe.encoder.dtype} == {torch.bfloat16}
+    assert {pipe.transformer.dtype, pipe.conditioner.dtype, pipe.captioner.dtype} == {torch.bfloat16}
     assert all(torch.equal(weights[name], tensor) for name, tensor in pipe.vae.state_dict().items())
     assert pipe.components["vae"] is pipe.vae and pipe.config.vae == ("diffusers", "AutoencoderKL")
     images = pipe("red", latents=noise(1), **DRAWING).images
@@ -363,7 +363,7 @@ def test_impossible_arguments_are_named(pipe: UAEPipeline, arguments: dict[str, 
 
 def test_what_the_folder_lacks_is_said(make_pipe: Callable, tiny_models: Path) -> None:
     bare = make_pipe(tiny_models / "decoder")
-    with pytest.raises(ValueError, match="takes an encoder or a language_model"):
+    with pytest.raises(ValueError, match="takes a captioner or a language_model"):
         bare("red")
     with pytest.raises(ValueError, match="only the decoder part"):
         bare.caption(picture(0))
@@ -391,6 +391,6 @@ def test_what_is_no_number_is_no_caption_and_no_picture(make_pipe: Callable[...,
         pipe.generate("a red circle", num_inference_steps=1, guidance_scale=1.0)
     assert pipe.caption(picture(0), max_new_tokens=2)
     with torch.no_grad():
-        pipe.encoder.lm_head.weight.fill_(float("nan"))
+        pipe.captioner.lm_head.weight.fill_(float("nan"))
     with pytest.raises(CheckpointError, match=r"its logits are NaN in torch\.float32"):
         pipe.caption(picture(0), max_new_tokens=2)

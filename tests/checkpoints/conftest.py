@@ -75,7 +75,7 @@ def sd3(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_folder(sd3: Path, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder imported from the SD3 folder and the tiny captioner."""
     out = tmp_path_factory.mktemp("imported") / "model"
-    import_sd3(Sd3Import(str(sd3), str(tiny_models / "encoder"), hidden_dim=24, condition_length=20), out)
+    import_sd3(Sd3Import(str(sd3), str(tiny_models / "captioner"), hidden_dim=24, condition_length=20), out)
     return out
 
 

@@ -62,7 +62,7 @@ def stir(module: nn.Module, what: str) -> None:
 def build_release(models: Path, sd3: Path, folder: Path) -> Release:
     """Write ``SD3``, ``llm``, ``llm_lora``, ``dit``, ``dit_lora`` and ``llm_processor``."""
     shutil.copytree(sd3, folder / "SD3")
-    language = Qwen2_5_VLForConditionalGeneration.from_pretrained(models / "encoder", dtype=torch.float32).eval()
+    language = Qwen2_5_VLForConditionalGeneration.from_pretrained(models / "captioner", dtype=torch.float32).eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         before = nn.Sequential(nn.Linear(96, 24), nn.GELU(), nn.Linear(24, 96))
@@ -83,7 +83,7 @@ def build_release(models: Path, sd3: Path, folder: Path) -> Release:
         transformer = get_peft_model(transformer, LoraConfig(r=3, lora_alpha=7, target_modules=targets))
         stir(transformer, "transformer")
         transformer.save_pretrained(str(folder / "dit_lora"))
-    AutoProcessor.from_pretrained(models / "encoder").save_pretrained(folder / "llm_processor")
+    AutoProcessor.from_pretrained(models / "captioner").save_pretrained(folder / "llm_processor")
     return Release(folder, language.eval(), projector, transformer.eval())
 
 

@@ -93,11 +93,11 @@ def test_a_captioner_is_copied_with_its_processor_and_licence_and_nothing_else(
     tiny_models: Path, tmp_path: Path
 ) -> None:
     source, copy = tmp_path / "source", tmp_path / "copy"
-    shutil.copytree(tiny_models / "encoder", source)
+    shutil.copytree(tiny_models / "captioner", source)
     for name in ("optimizer.pt", "README.md", "LICENSE", "modeling.py", "manifest.json"):
         (source / name).write_text("text")
     copy_transformers(source, copy)
-    before = {path.name for path in (tiny_models / "encoder").iterdir()}
+    before = {path.name for path in (tiny_models / "captioner").iterdir()}
     assert {path.name for path in copy.iterdir()} == before | {"LICENSE"}
     assert check_transformers(copy) == 96
     copy_transformers(source, tmp_path / "with code", code=True)
@@ -105,12 +105,12 @@ def test_a_captioner_is_copied_with_its_processor_and_licence_and_nothing_else(
 
 
 def test_a_captioner_must_have_all_its_tensors(tiny_models: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_models / "encoder", tmp_path / "encoder")
-    state = load_file(tmp_path / "encoder" / "model.safetensors")
+    shutil.copytree(tiny_models / "captioner", tmp_path / "captioner")
+    state = load_file(tmp_path / "captioner" / "model.safetensors")
     state["model.layers.0.mlp.up_proj.wieght"] = state.pop("model.layers.0.mlp.up_proj.weight")
-    save_file(state, tmp_path / "encoder" / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, tmp_path / "captioner" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks model.*up_proj\.weight, has the unknown model.*up_proj\.wieght$"):
-        check_transformers(tmp_path / "encoder")
+        check_transformers(tmp_path / "captioner")
     with pytest.raises(CheckpointError, match="does not load"):
         check_transformers(tmp_path)
 
@@ -138,12 +138,12 @@ def test_a_model_folder_loads_in_stock_classes(model_folder: Path) -> None:
     SD3Transformer2DModel.from_pretrained(model_folder, subfolder="transformer", use_safetensors=True)
     AutoencoderKL.from_pretrained(model_folder, subfolder="vae", use_safetensors=True)
     FlowMatchEulerDiscreteScheduler.from_pretrained(model_folder, subfolder="scheduler")
-    AutoModelForImageTextToText.from_pretrained(model_folder / "encoder")
-    AutoProcessor.from_pretrained(model_folder / "encoder")
+    AutoModelForImageTextToText.from_pretrained(model_folder / "captioner")
+    AutoProcessor.from_pretrained(model_folder / "captioner")
     decoder = Decoder.from_pretrained(str(model_folder))
     index = json.loads((model_folder / "model_index.json").read_text())
     conditioner = Conditioner.from_pretrained(
-        str(model_folder / "encoder"), length=index["condition_length"], role=index["condition_role"]
+        str(model_folder / "captioner"), length=index["condition_length"], role=index["condition_role"]
     )
     states = conditioner.encode(["a red circle"]).states_BLE
     noise = torch.zeros(1, *decoder.latent_shape(32, 32))
@@ -195,9 +195,9 @@ def test_the_condition_is_of_the_language_model_where_there_is_one(
         decoder=lambda out: write_decoder(
             out, model_folder / "transformer", model_folder / "conditioner", model_folder
         ),
-        encoder=lambda out: copy_transformers(tiny_models / "encoder", out),
-        language_model=lambda out: copy_transformers(tiny_models / "encoder", out),
+        captioner=lambda out: copy_transformers(tiny_models / "captioner", out),
+        language_model=lambda out: copy_transformers(tiny_models / "captioner", out),
     )
     manifest = publish_model(parts, tmp_path / "model")
     names = {name.split("/")[0] for name in manifest["files"]}
-    assert names >= {"encoder", "language_model", "conditioner", "README.md", "model_index.json"}
+    assert names >= {"captioner", "language_model", "conditioner", "README.md", "model_index.json"}

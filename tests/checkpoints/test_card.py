@@ -15,7 +15,7 @@ from verl_uae.versions import versions
 CARD = Card(
     title="A model",
     origin="Trained somehow.",
-    base_models={"encoder": "Qwen/Qwen2.5-VL-3B-Instruct"},
+    base_models={"captioner": "Qwen/Qwen2.5-VL-3B-Instruct"},
     data={"train.parquet": "ab" * 32},
     constants={"uae.seed": 3, "uae.decoder.path": "/home/me/models/x", "uae.files": ["~/a.py", "b/c"]},
     rewards=[
@@ -43,7 +43,7 @@ def test_the_card_says_everything_it_was_given() -> None:
         "tags": ["verl-uae"],
     }
     assert "\n# A model\n" in text and "Trained somehow." in text and LICENCE_NOTE in text
-    assert rows(text, "Base models") == [["encoder", "Qwen/Qwen2.5-VL-3B-Instruct"]]
+    assert rows(text, "Base models") == [["captioner", "Qwen/Qwen2.5-VL-3B-Instruct"]]
     assert rows(text, "Training data") == [["train.parquet", "ab" * 32]]
     assert rows(text, "Constants") == [
         ["uae.seed", "3"],

@@ -21,7 +21,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> 
 
 def test_import_and_verify(sd3: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "model"
-    words = ["import", "sd3", "--sd3", str(sd3), "--encoder", str(tiny_models / "encoder"), "--out", str(out)]
+    words = ["import", "sd3", "--sd3", str(sd3), "--captioner", str(tiny_models / "captioner"), "--out", str(out)]
     words += ["--hidden-dim", "24", "--seed", "5"]
     assert main(words) == 0
     said = capsys.readouterr().out
@@ -38,8 +38,8 @@ def test_import_and_verify(sd3: Path, tiny_models: Path, tmp_path: Path, capsys:
 def test_code_is_refused_without_a_pinned_revision(
     sd3: Path, tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    words = ["import", "sd3", "--sd3", str(sd3), "--encoder", "owner/model", "--out", str(tmp_path / "model")]
-    assert main([*words, "--trust-remote-code", "--encoder-revision", "main"]) == 2
+    words = ["import", "sd3", "--sd3", str(sd3), "--captioner", "owner/model", "--out", str(tmp_path / "model")]
+    assert main([*words, "--trust-remote-code", "--captioner-revision", "main"]) == 2
     assert "40 hexadecimal digits, got main" in capsys.readouterr().err
 
 
@@ -50,7 +50,7 @@ def test_code_is_refused_without_a_pinned_revision(
         (["export", "NOWHERE", "--out", "OUT"], "nowhere: there is no such folder"),
         (["export", "NOWHERE", "--out", "OUT", "--lora", "peft"], "nowhere: there is no such folder"),
         (["verify", "NOWHERE"], "nowhere: there is no such folder"),
-        (["export", "HERE", "--out", "OUT", "--encoder", "x/y/z"], "--encoder: x/y/z: there is no such folder"),
+        (["export", "HERE", "--out", "OUT", "--captioner", "x/y/z"], "--captioner: x/y/z: there is no such folder"),
         (["export", "HERE", "--out", "OUT", "--language-model", "word"], "--language-model: word: is no folder"),
     ],
 )

@@ -158,9 +158,9 @@ def test_a_base_is_its_weight_files(tiny_models: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "moved")
     (tmp_path / "moved" / "README.md").write_text("moved")
     base.check(Base.of(str(tmp_path / "moved"), PARTS), tmp_path)
-    encoder = Base.of(str(tiny_models / "encoder"), (".",))
-    with pytest.raises(CheckpointError, match=rf"{BASE_FILE}: trained from {source} .*not what .*encoder holds now"):
-        base.check(encoder, tmp_path)
+    captioner = Base.of(str(tiny_models / "captioner"), (".",))
+    with pytest.raises(CheckpointError, match=rf"{BASE_FILE}: trained from {source} .*not what .*captioner holds now"):
+        base.check(captioner, tmp_path)
 
 
 def test_a_base_is_written_beside_the_shards_and_read_back(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from verl_uae.errors import CheckpointError, ConfigError, UAEError
 def run(tiny_models: Path, tmp_path: Path) -> Path:
     """Folder of a run on the tiny models, with its configuration and without checkpoints."""
     config = {
-        "actor_rollout_ref": {"model": {"path": str(tiny_models / "encoder")}},
+        "actor_rollout_ref": {"model": {"path": str(tiny_models / "captioner")}},
         "uae": {
             "stage": "u4g",
             "decoder": {"path": str(tiny_models / "decoder")},
@@ -52,7 +52,7 @@ def step(run: Path, shards: Path, tiny_models: Path) -> Callable[..., Path]:
                 shutil.copytree(shards / f"{kind}_ema", folder / "decoder")
         if captioner:
             trained = folder / "actor" / "huggingface"
-            shutil.copytree(tiny_models / "encoder", trained)
+            shutil.copytree(tiny_models / "captioner", trained)
             state = load_file(trained / "model.safetensors")
             state["lm_head.weight"] += 1.0
             save_file(state, trained / "model.safetensors", metadata={"format": "pt"})
@@ -98,7 +98,7 @@ def test_a_folder_of_stage_u4g_holds_the_frozen_captioner(step: Callable[..., Pa
     checkpoint = step("full")
     out = checkpoint.parent / "out"
     manifest = export_checkpoint(checkpoint, out, ExportSettings())
-    assert same(tensors_of(out / "encoder"), tensors_of(tiny_models / "encoder"))
+    assert same(tensors_of(out / "captioner"), tensors_of(tiny_models / "captioner"))
     assert not (out / "language_model").exists()
     index = json.loads((out / "model_index.json").read_text())
     assert (index["condition_length"], index["condition_role"]) == (20, "generate")
@@ -115,7 +115,7 @@ def test_a_trained_captioner_comes_with_the_language_model_from_before(
     checkpoint = step(None, captioner=True)
     out = checkpoint.parent / "out"
     export_checkpoint(checkpoint, out, ExportSettings())
-    trained, before = tensors_of(out / "encoder"), tensors_of(tiny_models / "encoder")
+    trained, before = tensors_of(out / "captioner"), tensors_of(tiny_models / "captioner")
     assert torch.equal(trained["lm_head.weight"], before["lm_head.weight"] + 1.0)
     assert same(tensors_of(out / "language_model"), before)
     assert same(tensors(out), tensors(tiny_models / "decoder"))
@@ -125,14 +125,14 @@ def test_a_captioner_of_the_cold_start_is_the_language_model_too(
     step: Callable[..., Path], tiny_models: Path, tmp_path: Path
 ) -> None:
     folder = step("full")
-    shutil.copytree(tiny_models / "encoder", folder / "encoder")
-    state = load_file(folder / "encoder" / "model.safetensors")
+    shutil.copytree(tiny_models / "captioner", folder / "captioner")
+    state = load_file(folder / "captioner" / "model.safetensors")
     state["lm_head.weight"] += 1.0
-    save_file(state, folder / "encoder" / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, folder / "captioner" / "model.safetensors", metadata={"format": "pt"})
     mark_complete(folder, 2)
     export_checkpoint(folder, tmp_path / "model", ExportSettings())
     assert torch.equal(
-        load_file(tmp_path / "model" / "encoder" / "model.safetensors")["lm_head.weight"], state["lm_head.weight"]
+        load_file(tmp_path / "model" / "captioner" / "model.safetensors")["lm_head.weight"], state["lm_head.weight"]
     )
     assert not (tmp_path / "model" / "language_model").exists()
 
@@ -144,7 +144,7 @@ def test_what_the_configuration_says_can_be_said_instead(step: Callable[..., Pat
     given = ExportSettings(
         weights="live",
         decoder=str(tiny_models / "decoder"),
-        language_model=str(tiny_models / "encoder"),
+        language_model=str(tiny_models / "captioner"),
         condition_length=24,
     )
     needed = {"condition_length": "--condition-length", "language_model": "--language-model"}
@@ -160,7 +160,7 @@ def test_the_decoder_alone_needs_no_captioner(step: Callable[..., Path]) -> None
     checkpoint = step("full")
     shutil.rmtree(checkpoint.parents[1] / "hydra")
     out = checkpoint.parent / "out"
-    with pytest.raises(ConfigError, match="--encoder: needed, or --decoder-only"):
+    with pytest.raises(ConfigError, match="--captioner: needed, or --decoder-only"):
         export_checkpoint(checkpoint, out, ExportSettings(condition_length=20))
     export_checkpoint(checkpoint, out, ExportSettings(condition_length=20, decoder_only=True))
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"transformer", "vae", "scheduler", "conditioner"}
@@ -186,7 +186,7 @@ def test_a_captioner_in_shards_is_put_together_on_demand(step: Callable[..., Pat
     with pytest.raises(CheckpointError, match=r"huggingface: has no weights; --merge-captioner puts them together"):
         export_checkpoint(checkpoint, out, ExportSettings())
     export_checkpoint(checkpoint, out, ExportSettings(merge_captioner=True))
-    assert same(tensors_of(out / "encoder"), state)
+    assert same(tensors_of(out / "captioner"), state)
 
 
 def test_a_captioner_with_adapters_that_is_not_the_product_publishes_nothing(step: Callable[..., Path]) -> None:

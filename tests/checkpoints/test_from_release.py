@@ -69,7 +69,7 @@ def test_pictures_are_those_of_the_release(release: Release, imported: Path) -> 
     wanted = (vae.decode(latent).sample * 0.5 + 0.5).clamp(0.0, 1.0)
 
     decoder = Decoder.from_pretrained(str(imported))
-    conditioner = Conditioner.from_pretrained(str(imported / "encoder"), length=20)
+    conditioner = Conditioner.from_pretrained(str(imported / "captioner"), length=20)
     drawn = decoder.sample(conditioner.encode(CAPTIONS).states_BLE, noise, sigmas)
     torch.testing.assert_close(drawn, wanted, atol=1e-4, rtol=0)
     assert (drawn[0] - drawn[1]).abs().max() > 0.01, "pictures do not depend on the caption"
@@ -79,9 +79,9 @@ def test_pictures_are_those_of_the_release(release: Release, imported: Path) -> 
 def test_captions_are_those_of_the_release(release: Release, imported: Path, tiny_models: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(imported / "encoder")
-    model = AutoModelForImageTextToText.from_pretrained(imported / "encoder", dtype=torch.float32).eval()
-    base = AutoModelForImageTextToText.from_pretrained(tiny_models / "encoder", dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(imported / "captioner")
+    model = AutoModelForImageTextToText.from_pretrained(imported / "captioner", dtype=torch.float32).eval()
+    base = AutoModelForImageTextToText.from_pretrained(tiny_models / "captioner", dtype=torch.float32).eval()
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     loss, by_hand, before = (
         Captioner(each, processor.tokenizer).loss(image, CAPTIONS) for each in (model, release.language, base)
@@ -98,10 +98,10 @@ def test_the_folder_is_complete(imported: Path) -> None:
     verify_folder(imported)
     assert json.loads((imported / "model_index.json").read_text())["condition_length"] == 20
     assert not (imported / "language_model").exists()
-    generation = json.loads((imported / "encoder" / "generation_config.json").read_text())
+    generation = json.loads((imported / "captioner" / "generation_config.json").read_text())
     assert generation == {"temperature": 0.7, "do_sample": True}
     assert {"tokenizer.json", "chat_template.jinja", "processor_config.json"} <= {
-        path.name for path in (imported / "encoder").iterdir()
+        path.name for path in (imported / "captioner").iterdir()
     }
     assert "| lora_alpha | 64 |" in (imported / "README.md").read_text()
 

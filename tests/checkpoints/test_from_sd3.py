@@ -23,11 +23,11 @@ from verl_uae.errors import CheckpointError, ConfigError
 
 @pytest.fixture
 def settings(sd3: Path, tiny_models: Path) -> Sd3Import:
-    return Sd3Import(str(sd3), str(tiny_models / "encoder"), hidden_dim=24, condition_length=20)
+    return Sd3Import(str(sd3), str(tiny_models / "captioner"), hidden_dim=24, condition_length=20)
 
 
 def test_everything_but_the_projector_is_the_sources(model_folder: Path, sd3: Path, tiny_models: Path) -> None:
-    sources = {"transformer": sd3 / "transformer", "vae": sd3 / "vae", "encoder": tiny_models / "encoder"}
+    sources = {"transformer": sd3 / "transformer", "vae": sd3 / "vae", "captioner": tiny_models / "captioner"}
     for name, source in sources.items():
         found, wanted = tensors_of(model_folder / name), tensors_of(source)
         assert found.keys() == wanted.keys()
@@ -74,7 +74,7 @@ def test_first_values_are_those_of_a_linear_layer() -> None:
 
 def test_the_card_names_the_sources_and_the_choices(model_folder: Path, settings: Sd3Import) -> None:
     text = (model_folder / "README.md").read_text()
-    sources = [Path(settings.sd3), Path(settings.encoder)]
+    sources = [Path(settings.sd3), Path(settings.captioner)]
     assert all(f"| {source.name} |" in text and str(source.parent) not in text for source in sources)
     assert "| projector.hidden_dim | 24 |" in text and "fresh random weights" in text
 
@@ -96,20 +96,20 @@ def test_pickled_weights_are_refused(settings: Sd3Import, tmp_path: Path) -> Non
         import_sd3(replace(settings, sd3=str(tmp_path / "sd3")), tmp_path / "out")
 
 
-def test_an_encoder_of_another_kind_is_refused(settings: Sd3Import, sd3: Path, tmp_path: Path) -> None:
+def test_a_captioner_of_another_kind_is_refused(settings: Sd3Import, sd3: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
-        import_sd3(replace(settings, encoder=str(sd3 / "text_encoder")), tmp_path / "out")
+        import_sd3(replace(settings, captioner=str(sd3 / "text_encoder")), tmp_path / "out")
     with pytest.raises(CheckpointError, match="no vision-language model"):
         language_width(sd3)
     assert not (tmp_path / "out").exists()
 
 
-def test_code_of_the_encoder_is_refused(settings: Sd3Import, tmp_path: Path) -> None:
-    shutil.copytree(settings.encoder, tmp_path / "encoder")
-    config = tmp_path / "encoder" / "config.json"
+def test_code_of_the_captioner_is_refused(settings: Sd3Import, tmp_path: Path) -> None:
+    shutil.copytree(settings.captioner, tmp_path / "captioner")
+    config = tmp_path / "captioner" / "config.json"
     config.write_text(config.read_text().replace("{", '{"auto_map": {"AutoModel": "m.Model"},', 1))
     with pytest.raises(CheckpointError, match="needs Python code of its own"):
-        import_sd3(replace(settings, encoder=str(tmp_path / "encoder")), tmp_path / "out")
+        import_sd3(replace(settings, captioner=str(tmp_path / "captioner")), tmp_path / "out")
 
 
 def test_an_import_is_not_written_over_another(settings: Sd3Import, model_folder: Path) -> None:

@@ -47,7 +47,7 @@ RUN = {
         "stage": "g4u",
         "conditioner": {"length": 20, "role": "generate"},
         "decoder": {"num_steps": 6, "guidance": 1.0, "negative_prompt": "ugly", "height": 32, "width": 48},
-        "u4g": {"captions": {"source": "encoder", "do_sample": True, "temperature": 0.3}},
+        "u4g": {"captions": {"source": "captioner", "do_sample": True, "temperature": 0.3}},
     },
 }
 

@@ -91,11 +91,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-@pytest.mark.parametrize("part", ["encoder", *COMPONENTS])
+@pytest.mark.parametrize("part", ["captioner", *COMPONENTS])
 def test_every_tensor_must_be_there_once_and_fit(tiny_models: Path, tmp_path: Path, part: str, case: str) -> None:
     """In every part of a model, before a weight is read."""
-    source = tiny_models / part if part == "encoder" else tiny_models / "decoder" / part
-    kind = captioner_class() if part == "encoder" else COMPONENTS[part]
+    source = tiny_models / part if part == "captioner" else tiny_models / "decoder" / part
+    kind = captioner_class() if part == "captioner" else COMPONENTS[part]
     folder = tmp_path / part
     shutil.copytree(source, folder)
     check_weights(kind, folder)
@@ -108,9 +108,9 @@ def test_every_tensor_must_be_there_once_and_fit(tiny_models: Path, tmp_path: Pa
 
 def test_what_is_loaded_is_what_is_stored(tiny_models: Path) -> None:
     before = torch.random.get_rng_state()
-    model = load_model(captioner_class(), tiny_models / "encoder")
+    model = load_model(captioner_class(), tiny_models / "captioner")
     assert torch.equal(torch.random.get_rng_state(), before) and not model.training
-    stored = load_file(tiny_models / "encoder" / "model.safetensors")
+    stored = load_file(tiny_models / "captioner" / "model.safetensors")
     # transformers keeps the names of earlier releases on disk.
     named = {name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
              for name, tensor in model.state_dict().items()}  # fmt: skip
@@ -120,9 +120,9 @@ def test_what_is_loaded_is_what_is_stored(tiny_models: Path) -> None:
 
 
 def test_names_of_today_and_of_earlier_releases_pass(tiny_models: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_models / "encoder", tmp_path / "e")
+    shutil.copytree(tiny_models / "captioner", tmp_path / "e")
     (file,) = (tmp_path / "e").glob("*.safetensors")
-    today = load_model(captioner_class(), tiny_models / "encoder").state_dict()
+    today = load_model(captioner_class(), tiny_models / "captioner").state_dict()
     assert not today.keys() <= load_file(file).keys()
     save_file(today, file, {"format": "pt"})
     again = load_model(captioner_class(), tmp_path / "e").state_dict()
@@ -132,7 +132,7 @@ def test_names_of_today_and_of_earlier_releases_pass(tiny_models: Path, tmp_path
 @pytest.mark.parametrize("dropped", ["neither", "lm_head.weight", "model.embed_tokens.weight"])
 def test_of_a_head_and_embeddings_that_are_tied_one_is_enough(tiny_models: Path, tmp_path: Path, dropped: str) -> None:
     folder = tmp_path / "tied"
-    shutil.copytree(tiny_models / "encoder", folder)
+    shutil.copytree(tiny_models / "captioner", folder)
     config = json.loads((folder / "config.json").read_text())
     for section in (config, config.get("text_config", {})):
         section["tie_word_embeddings"] = True
@@ -144,12 +144,12 @@ def test_of_a_head_and_embeddings_that_are_tied_one_is_enough(tiny_models: Path,
 
     rewrite(folder, tie)
     model = load_model(captioner_class(), folder)
-    stored = load_file(tiny_models / "encoder" / "model.safetensors")["model.embed_tokens.weight"]
+    stored = load_file(tiny_models / "captioner" / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(model.lm_head.weight, stored) and torch.equal(model.get_input_embeddings().weight, stored)
 
 
 def test_an_untied_head_must_be_stored(tiny_models: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_models / "encoder", tmp_path / "e")
+    shutil.copytree(tiny_models / "captioner", tmp_path / "e")
     rewrite(tmp_path / "e", lambda state, _: gone(state, "lm_head.weight"))
     for check in (check_captioner, lambda folder: Conditioner.from_pretrained(str(folder), length=20)):
         with pytest.raises(CheckpointError, match=r"it lacks lm_head\.weight$"):
@@ -157,13 +157,13 @@ def test_an_untied_head_must_be_stored(tiny_models: Path, tmp_path: Path) -> Non
 
 
 def test_a_part_may_leave_out_what_it_does_not_know(tiny_models: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_models / "encoder", tmp_path / "e")
+    shutil.copytree(tiny_models / "captioner", tmp_path / "e")
     rewrite(tmp_path / "e", too_many)
     model = load_model(captioner_class(), tmp_path / "e", may_ignore=lambda name: name.endswith("visual_extra"))
     assert model.can_generate()
 
 
-@pytest.mark.parametrize("part", ["encoder", "decoder/transformer", "decoder/vae"])
+@pytest.mark.parametrize("part", ["captioner", "decoder/transformer", "decoder/vae"])
 def test_a_configuration_of_absurd_size_is_refused_at_once(tiny_models: Path, tmp_path: Path, part: str) -> None:
     folder = tmp_path / "m"
     shutil.copytree(tiny_models / part, folder)
@@ -174,12 +174,12 @@ def test_a_configuration_of_absurd_size_is_refused_at_once(tiny_models: Path, tm
     (folder / "config.json").write_text(json.dumps(config))
     started = time.monotonic()
     with pytest.raises(CheckpointError, match=rf"{key} is 10000000, but the files hold \d+ tensors"):
-        load_model(captioner_class() if part == "encoder" else COMPONENTS[Path(part).name], folder)
+        load_model(captioner_class() if part == "captioner" else COMPONENTS[Path(part).name], folder)
     assert time.monotonic() - started < 20
 
 
 def test_absurd_widths_are_refused_without_memory_for_them(tiny_models: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_models / "encoder", tmp_path / "e")
+    shutil.copytree(tiny_models / "captioner", tmp_path / "e")
     config = json.loads((tmp_path / "e" / "config.json").read_text())
     config["text_config"]["vocab_size"] = 10**12
     (tmp_path / "e" / "config.json").write_text(json.dumps(config))
@@ -205,7 +205,7 @@ def test_code_of_a_folder_is_refused_and_never_asked_about(
     """Answering "y" to every question runs nothing: no question is asked."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
     folder = tmp_path / "e"
-    shutil.copytree(tiny_models / "encoder", folder)
+    shutil.copytree(tiny_models / "captioner", folder)
     (folder / "evil.py").write_text(EVIL)
     file, entry = CODE[case]
     path = folder / file
@@ -220,7 +220,7 @@ def test_code_of_a_folder_is_refused_and_never_asked_about(
 
 def test_pickles_are_not_read(tiny_models: Path, tmp_path: Path) -> None:
     """Beside the weights they are left alone, in their place they are named."""
-    shutil.copytree(tiny_models / "encoder", tmp_path / "e")
+    shutil.copytree(tiny_models / "captioner", tmp_path / "e")
     (tmp_path / "e" / "pytorch_model.bin").write_bytes(b"no pickle")
     assert load_model(captioner_class(), tmp_path / "e").can_generate()
     (tmp_path / "e" / "model.safetensors").unlink()
@@ -229,7 +229,7 @@ def test_pickles_are_not_read(tiny_models: Path, tmp_path: Path) -> None:
 
 
 def test_adapters_in_place_of_a_model_are_named(tiny_models: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_models / "encoder", tmp_path / "e")
+    shutil.copytree(tiny_models / "captioner", tmp_path / "e")
     (tmp_path / "e" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
     with pytest.raises(CheckpointError, match=r"adapter_config\.json: the folder holds adapters.*verl-uae export"):
         load_model(captioner_class(), tmp_path / "e")
@@ -240,19 +240,19 @@ def test_a_manifest_is_checked_unless_that_is_switched_off(
 ) -> None:
     """A flipped bit in a weight is seen, whoever loads it and whether the manifest is the folder's or the model's."""
     shutil.copytree(tiny_models / "decoder", tmp_path / "m")
-    shutil.copytree(tiny_models / "encoder", tmp_path / "m" / "encoder")
+    shutil.copytree(tiny_models / "captioner", tmp_path / "m" / "captioner")
     write_manifest(tmp_path / "m")
     Decoder.from_pretrained(str(tmp_path / "m"))
-    for part in ("encoder", "vae"):
+    for part in ("captioner", "vae"):
         (file,) = (tmp_path / "m" / part).glob("*.safetensors")
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
         file.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"vae/.*altered: its SHA-256"):
         Decoder.from_pretrained(str(tmp_path / "m"))
-    with pytest.raises(CheckpointError, match=r"encoder/.*altered: its SHA-256"):
-        load_model(captioner_class(), tmp_path / "m" / "encoder")
-    assert load_model(captioner_class(), tmp_path / "m" / "encoder", verify=False)
+    with pytest.raises(CheckpointError, match=r"captioner/.*altered: its SHA-256"):
+        load_model(captioner_class(), tmp_path / "m" / "captioner")
+    assert load_model(captioner_class(), tmp_path / "m" / "captioner", verify=False)
     monkeypatch.setenv(VERIFY, "0")
     Decoder.from_pretrained(str(tmp_path / "m"))
 
@@ -266,12 +266,12 @@ def test_what_is_missing_is_named(tiny_models: Path, tmp_path: Path) -> None:
             load(tmp_path / "empty")
     with pytest.raises(CheckpointError, match=r"has no .*safetensors"):
         check_captioner(tmp_path / "empty")
-    shutil.copytree(tiny_models / "encoder", tmp_path / "p")
+    shutil.copytree(tiny_models / "captioner", tmp_path / "p")
     (tmp_path / "p" / "config.json").unlink()
     os.mkfifo(tmp_path / "p" / "config.json")
     with pytest.raises(CheckpointError, match=r"config\.json: is no file"):
         check_captioner(tmp_path / "p")
-    shutil.copytree(tiny_models / "encoder", tmp_path / "e")
+    shutil.copytree(tiny_models / "captioner", tmp_path / "e")
     (tmp_path / "e" / "config.json").write_text('{"model_type": "nobody"}')
     with pytest.raises(CheckpointError) as caught:
         load_model(captioner_class(), tmp_path / "e")
@@ -288,7 +288,7 @@ ALLOWED = {
     "stages/common/standalone.py": "state of the data loader",
     "data/cli.py": "a processor without code, in a layer below this one",
     "engines/decoder.py": "weight copies of a checkpoint",
-    "stages/cold_start/encoder.py": "generation settings, which hold no weights and name no code",
+    "stages/cold_start/captioner.py": "generation settings, which hold no weights and name no code",
 }
 #: Our own classes, which come here themselves.
 OWN = ("Decoder", "Conditioner", "DecoderModule", "UAEPipeline", "super()")
@@ -326,13 +326,13 @@ def configured(folder: Path, name: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
-@pytest.mark.parametrize("part", ["encoder", "decoder/transformer", "decoder/vae"])
+@pytest.mark.parametrize("part", ["captioner", "decoder/transformer", "decoder/vae"])
 def test_weights_without_their_scale_are_refused(
     tiny_models: Path, tmp_path: Path, part: str, dtype: torch.dtype
 ) -> None:
     """The libraries would cast the numbers of a quantised weight to what they look like."""
     folder = copied(tiny_models, tmp_path, part)
-    kind = captioner_class() if part == "encoder" else COMPONENTS[Path(part).name]
+    kind = captioner_class() if part == "captioner" else COMPONENTS[Path(part).name]
     for allowed in (torch.float64, torch.bfloat16):
         name = rewrite(folder, lambda state, name, to=allowed: state.update({name: state[name].to(to)}))
         check_weights(kind, folder)
@@ -396,7 +396,7 @@ def test_latents_with_a_shift_that_is_no_number_are_refused(tiny_models: Path, t
 
 
 def test_a_setting_that_is_no_number_is_refused(tiny_models: Path, tmp_path: Path) -> None:
-    folder = copied(tiny_models, tmp_path, "encoder")
+    folder = copied(tiny_models, tmp_path, "captioner")
     configured(folder, "config.json", rms_norm_eps=float("nan"))
     with pytest.raises(CheckpointError, match=r"config\.json: rms_norm_eps is NaN"):
         check_captioner(folder)
@@ -407,7 +407,7 @@ def test_a_setting_that_is_no_number_is_refused(tiny_models: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "manifest.json", "x/y"])
 def test_a_pipe_in_a_model_folder_is_not_waited_for(tiny_models: Path, tmp_path: Path, name: str) -> None:
-    folder = copied(tiny_models, tmp_path, "encoder")
+    folder = copied(tiny_models, tmp_path, "captioner")
     (folder / name).unlink(missing_ok=True)
     (folder / name).parent.mkdir(exist_ok=True)
     os.mkfifo(folder / name)
@@ -418,7 +418,7 @@ def test_a_pipe_in_a_model_folder_is_not_waited_for(tiny_models: Path, tmp_path:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_what_a_clone_without_lfs_left_is_named(tiny_models: Path, tmp_path: Path, name: str) -> None:
-    folder = copied(tiny_models, tmp_path, "encoder")
+    folder = copied(tiny_models, tmp_path, "captioner")
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
     for read in (check_captioner, load_config, load_processor, lambda path: load_model(captioner_class(), path)):
         with pytest.raises(CheckpointError, match=f"{re.escape(name)}: is a pointer of Git LFS .*git lfs pull"):
@@ -427,7 +427,7 @@ def test_what_a_clone_without_lfs_left_is_named(tiny_models: Path, tmp_path: Pat
 
 def test_a_second_set_of_weights_is_refused_for_who_loads_elsewhere(tiny_models: Path, tmp_path: Path) -> None:
     """transformers takes the single file, vLLM every file, or those of the index."""
-    folder = copied(tiny_models, tmp_path, "encoder")
+    folder = copied(tiny_models, tmp_path, "captioner")
     check_captioner(folder)
     for name in ("old.safetensors", "model.safetensors.index.json"):
         shutil.copy(folder / "model.safetensors", folder / name)
@@ -438,7 +438,7 @@ def test_a_second_set_of_weights_is_refused_for_who_loads_elsewhere(tiny_models:
 
 @pytest.mark.parametrize("template", [None, "{% for x in %}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}"])
 def test_a_chat_template_that_cannot_be_used_is_named(tiny_models: Path, template: str | None) -> None:
-    processor = load_processor(tiny_models / "encoder")
+    processor = load_processor(tiny_models / "captioner")
     check_template(processor, "here")
     processor.chat_template = processor.tokenizer.chat_template = template
     with pytest.raises(CheckpointError, match=r"^here: its chat template cannot be used: "):

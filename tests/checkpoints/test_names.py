@@ -39,7 +39,7 @@ AGAIN = {
 }
 
 #: Those that are also plain words: of a part of a model, a section or a role.
-WORDS = {"actor", "encoder", "decoder", "huggingface", "transformer", "vae", "scheduler", "conditioner"} | {
+WORDS = {"actor", "captioner", "decoder", "huggingface", "transformer", "vae", "scheduler", "conditioner"} | {
     "language_model",
     names.CARD,
 }

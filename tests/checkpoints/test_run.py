@@ -16,7 +16,7 @@ from verl_uae.errors import CheckpointError, ConfigError
 
 TEXT = """
 actor_rollout_ref:
-  model: {path: the/encoder}
+  model: {path: the/captioner}
   actor: {optim: {lr: 1.0e-6}}
 uae:
   seed: 3
@@ -50,8 +50,8 @@ def test_the_configuration_is_found_near_the_checkpoints(checkpoint: Path, tmp_p
     assert RunConfig.of(checkpoint).get("uae.seed") is None
     configured(tmp_path / place / "config.yaml", tmp_path)
     run = RunConfig.of(checkpoint)
-    assert (run.get("uae.seed"), run.get("uae.conditioner.path"), run.get("uae.nothing")) == (3, "the/encoder", None)
-    assert run.get("uae.conditioner") == {"path": "the/encoder", "length": 20}
+    assert (run.get("uae.seed"), run.get("uae.conditioner.path"), run.get("uae.nothing")) == (3, "the/captioner", None)
+    assert run.get("uae.conditioner") == {"path": "the/captioner", "length": 20}
 
 
 def test_the_step_folder_is_asked_before_hydras_folders(checkpoint: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_value_that_cannot_be_resolved_is_named(checkpoint: Path, tmp_path: Pa
 
 def test_the_card_says_constants_rewards_and_the_digest_of_the_data(checkpoint: Path, tmp_path: Path) -> None:
     run = RunConfig.of(checkpoint, str(configured(tmp_path / "config.yaml", tmp_path)))
-    text = run.card("title", "origin", {"encoder": "the/encoder"}, {"reward": 0.5}).render()
+    text = run.card("title", "origin", {"captioner": "the/captioner"}, {"reward": 0.5}).render()
     assert rows(text, "Reward terms") == [["0: pixel", "weight=0.5"]]
     assert rows(text, "Training data") == [
         ["train.parquet", hashlib.sha256(b"rows").hexdigest()],

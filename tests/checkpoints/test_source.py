@@ -35,7 +35,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "hub"
     repository = cache / "models--owner--model"
     snapshot = repository / "snapshots" / COMMIT
-    (snapshot / "encoder").mkdir(parents=True)
+    (snapshot / "captioner").mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(CODE))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
@@ -69,9 +69,9 @@ def test_what_is_neither_folder_nor_on_the_hub_is_named(source: str, why: str, h
     assert str(caught.value).startswith(source)
 
 
-@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "encoder/tokenizer_config.json"])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "captioner/tokenizer_config.json"])
 def test_code_of_a_folder_is_refused_with_the_file_that_names_it(tmp_path: Path, name: str) -> None:
-    (tmp_path / "encoder").mkdir()
+    (tmp_path / "captioner").mkdir()
     (tmp_path / name).write_text(json.dumps(CODE))
     assert brought_code(tmp_path) == [name]
     with pytest.raises(CheckpointError, match="needs Python code of its own") as caught:

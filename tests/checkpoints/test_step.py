@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from verl_uae.checkpoints.export import ExportSettings, export_checkpoint
 from verl_uae.checkpoints.names import MARKER
-from verl_uae.checkpoints.step import check_step, is_complete, mark_complete, read_marker
+from verl_uae.checkpoints.step import check_resumed, check_step, is_complete, mark_complete, read_marker
 from verl_uae.errors import CheckpointError
 from verl_uae.files import PARTIAL
 
@@ -157,3 +158,22 @@ def test_shards_that_the_marker_does_not_name_are_of_another_run(step: Path) -> 
     (step / "actor" / "model_world_size_2_rank_0.pt").write_bytes(b"of another run")
     with pytest.raises(CheckpointError, match=r"model_world_size_2_rank_0\.pt: .* does not name it"):
         check_step(step)
+
+
+def test_a_step_of_an_older_version_is_resumed_once_its_folders_are_renamed(tmp_path: Path) -> None:
+    folder, marker = tmp_path / "global_step_2", tmp_path / "global_step_2" / MARKER
+    for name in ("encoder", "encoder_policy"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "weights").write_text(name)
+    mark_complete(folder, 2)
+    for old, new in (("encoder", "captioner"), ("encoder_policy", "captioner_policy")):
+        words = rf"{old}: is of an older version of verl_uae: .* {new}/ now; rename it, .*begin with {old}/ in {MARKER}"
+        for read in (
+            lambda: check_resumed(folder, digests=True),
+            lambda: export_checkpoint(folder, tmp_path / "out", ExportSettings()),
+        ):
+            with pytest.raises(CheckpointError, match=words):
+                read()
+        (folder / old).rename(folder / new)
+        marker.write_text(marker.read_text().replace(f'"{old}/', f'"{new}/'))
+    check_resumed(folder, digests=True)

@@ -44,7 +44,7 @@ OUTPUTS = (
 def home(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home folder with the tiny models and their data, a checkpoint folder and a tar shard."""
     folder = tmp_path_factory.mktemp("home")
-    for name in ("encoder", "decoder", "data"):
+    for name in ("captioner", "decoder", "data"):
         shutil.copytree(tiny_models / name, folder / name)
     (folder / "run" / "global_step_3").mkdir(parents=True)
     (folder / "a-0.tar").write_bytes(b"")
@@ -66,7 +66,7 @@ def written(base: DictConfig, key: str, value: str) -> Any:
 
 @pytest.mark.parametrize("key", MODELS)
 def test_a_model_may_be_written_in_every_way(base: DictConfig, home: Path, key: str) -> None:
-    name = "decoder" if "decoder" in key else "encoder"
+    name = "decoder" if "decoder" in key else "captioner"
     for text in (f"'~/{name}'", f"'~/{name}/'", f"file://{home}/{name}/", f"{home}/{name}/"):
         assert written(base, key, text) == str(home / name)
     for text, left in ((name, name), (f"{name}/", name), (f"./{name}", f"./{name}")):
@@ -177,8 +177,8 @@ def lacking(home: Path, folder: Path, part: str) -> tuple[Path, str]:
 
 
 PARTS = [
-    ("actor_rollout_ref.model.path", "encoder"),
-    ("uae.conditioner.path", "encoder"),
+    ("actor_rollout_ref.model.path", "captioner"),
+    ("uae.conditioner.path", "captioner"),
     *(("uae.decoder.path", f"decoder/{part}") for part in ("transformer", "vae", "conditioner")),
 ]
 
@@ -228,7 +228,7 @@ def test_a_condition_that_the_chat_template_does_not_allow_is_refused(
     base: DictConfig, home: Path, tmp_path: Path, override: str, problem: str
 ) -> None:
     if "role" in override:
-        shutil.copytree(home / "encoder", tmp_path / "e")
+        shutil.copytree(home / "captioner", tmp_path / "e")
         (tmp_path / "e" / "chat_template.jinja").write_text("{{ messages[0].role }}")
         base = changed(base, f"uae.conditioner.path={tmp_path / 'e'}")
     with pytest.raises(ConfigError, match=problem):
@@ -246,7 +246,7 @@ def test_a_vae_of_other_latents_is_refused(base: DictConfig, home: Path, tmp_pat
 def test_a_flipped_bit_in_a_captioner_with_a_manifest_is_refused(
     base: DictConfig, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(home / "encoder", tmp_path / "e")
+    shutil.copytree(home / "captioner", tmp_path / "e")
     write_manifest(tmp_path / "e")
     config = changed(base, f"actor_rollout_ref.model.path={tmp_path / 'e'}")
     validate_models(config)
@@ -262,7 +262,7 @@ def test_a_flipped_bit_in_a_captioner_with_a_manifest_is_refused(
 def test_code_of_a_captioner_is_refused_unless_verl_is_told_to_run_it(
     base: DictConfig, home: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(home / "encoder", tmp_path / "e")
+    shutil.copytree(home / "captioner", tmp_path / "e")
     content = json.loads((tmp_path / "e" / "config.json").read_text())
     (tmp_path / "e" / "config.json").write_text(json.dumps({**content, "auto_map": {"AutoConfig": "evil.Evil"}}))
     (tmp_path / "e" / "evil.py").write_text("1 / 0")
@@ -276,7 +276,7 @@ def test_code_of_a_captioner_is_refused_unless_verl_is_told_to_run_it(
 def test_every_stage_leaves_before_ray_with_one_line(
     compose: Callable[..., Any], home: Path, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture
 ) -> None:
-    folder, name = lacking(home, tmp_path / "m", "encoder")
+    folder, name = lacking(home, tmp_path / "m", "captioner")
     preset = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}.get(stage, "scenes")
     places = (f"uae_home={home}", f"trainer.default_local_dir={tmp_path / 'run'}")
     model = f"actor_rollout_ref.model.path={folder}"

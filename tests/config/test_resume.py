@@ -42,7 +42,7 @@ SHARDS = [
     ("actor", "model_world_size_{}_rank_0.pt"),
     ("decoder_policy", "optim_world_size_{}_rank_1.pt"),
     ("decoder_policy", "shadows_world_size_{}_rank_0.pt"),
-    ("encoder_policy", "extra_state_world_size_{}_rank_3.pt"),
+    ("captioner_policy", "extra_state_world_size_{}_rank_3.pt"),
 ]
 
 

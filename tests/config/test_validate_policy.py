@@ -191,7 +191,7 @@ def test_half_a_switch_of_the_captioner_to_megatron_is_refused(compose, tiny_ove
 def test_the_unified_stage_takes_no_captions_from_a_column(compose, tiny_overrides: list[str]) -> None:
     column = "uae.u4g.captions.source=column"
     validate(compose(*tiny_overrides, column, name="uae_u4g"))
-    with pytest.raises(ConfigError, match="the trained captioner's"):
+    with pytest.raises(ConfigError, match="the trained captioner writes them"):
         validate(compose(*tiny_overrides, column, name="uae_unified"))
 
 

@@ -62,8 +62,8 @@ def test_a_second_place_for_checkpoints_is_refused_where_the_decoder_is_trained(
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_missing_captioner_is_named_before_anything_starts(bases: dict[str, Any], name: str) -> None:
-    with pytest.raises(ConfigError, match=r"^actor_rollout_ref\.model\.path: /no/encoder: there is no such folder"):
-        validate(changed(bases[name], "actor_rollout_ref.model.path=/no/encoder"))
+    with pytest.raises(ConfigError, match=r"^actor_rollout_ref\.model\.path: /no/captioner: there is no such folder"):
+        validate(changed(bases[name], "actor_rollout_ref.model.path=/no/captioner"))
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -38,19 +38,19 @@ COLD_START = [
     (f"{COLD}.gradient_steps=0", f"{COLD}.gradient_steps", "[1, 6] or be null, got 0"),
     (f"{COLD}.gradient_steps=7", f"{COLD}.gradient_steps", "got 7"),
     (
-        f"{COLD}.train_decoder=false uae.train.train_projector=false {COLD}.encoder.train=false",
-        f"{COLD}.encoder.train",
-        "nothing is trained",
+        f"{COLD}.train_decoder=false uae.train.train_projector=false {COLD}.captioner.train=false",
+        f"{COLD}.captioner.train",
+        "nothing trains",
     ),
     (f"{COLD}.semantic_weight=0", f"{COLD}.semantic_weight", "the decoder would learn nothing"),
-    (f"{COLD}.encoder.fsdp_config.strategy=megatron", f"{COLD}.encoder.fsdp_config.strategy", "one of fsdp, fsdp2"),
+    (f"{COLD}.captioner.fsdp_config.strategy=megatron", f"{COLD}.captioner.fsdp_config.strategy", "one of fsdp, fsdp2"),
     (
-        f"{COLD}.encoder.fsdp_config.ulysses_sequence_parallel_size=2",
-        f"{COLD}.encoder.fsdp_config.ulysses_sequence_parallel_size",
+        f"{COLD}.captioner.fsdp_config.ulysses_sequence_parallel_size=2",
+        f"{COLD}.captioner.fsdp_config.ulysses_sequence_parallel_size",
         "use 1",
     ),
     ("uae.conditioner.path=/other", "uae.conditioner.path", "must be actor_rollout_ref.model.path"),
-    ("uae.pretrain.cache_dir=/tmp/cache", "uae.pretrain.cache_dir", "of a trained encoder change"),
+    ("uae.pretrain.cache_dir=/tmp/cache", "uae.pretrain.cache_dir", "of a trained captioner change"),
 ]
 NAMES = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}
 

@@ -73,7 +73,7 @@ def test_an_exported_run_of_u4g_loads_in_stock_classes(tmp_path: Path, overrides
     assert same(transformer.state_dict(), saved) and not same(saved, tensors_of(started / "transformer"))
     vae = AutoencoderKL.from_pretrained(folders["ema"], subfolder="vae", use_safetensors=True)
     assert same(vae.state_dict(), tensors_of(started / "vae"))
-    assert same(tensors_of(folders["ema"] / "encoder"), tensors_of(world / "encoder"))
+    assert same(tensors_of(folders["ema"] / "captioner"), tensors_of(world / "captioner"))
     assert json.loads((folders["ema"] / "model_index.json").read_text())["condition_length"] == 20
     assert "| uae.stage | u4g |" in (folders["ema"] / "README.md").read_text()
     adapter = ["export", str(checkpoint), "--out", str(tmp_path / "adapter"), "--lora", "peft"]
@@ -100,10 +100,10 @@ def test_an_exported_run_of_both_stages_holds_both_language_models(tmp_path: Pat
         """As it is stored: verl writes bfloat16 into the configuration of every captioner, whatever its weights are."""
         return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
 
-    trained_state, wanted = loaded(out / "encoder"), loaded(checkpoint / "actor" / "huggingface")
+    trained_state, wanted = loaded(out / "captioner"), loaded(checkpoint / "actor" / "huggingface")
     assert same(trained_state, wanted)
-    assert same(tensors_of(out / "language_model"), tensors_of(world / "encoder"))
-    assert not same(tensors_of(out / "encoder"), tensors_of(world / "encoder"))
+    assert same(tensors_of(out / "language_model"), tensors_of(world / "captioner"))
+    assert not same(tensors_of(out / "captioner"), tensors_of(world / "captioner"))
     # The same captioner from its shards, without the folder that verl wrote.
     shutil.copytree(checkpoint, tmp_path / "shards" / "global_step_2")
     (tmp_path / "shards" / "global_step_2" / "actor" / "huggingface" / "model.safetensors").unlink()
@@ -112,7 +112,7 @@ def test_an_exported_run_of_both_stages_holds_both_language_models(tmp_path: Pat
     words = ["export", str(tmp_path / "shards" / "global_step_2"), "--run-config", str(config)]
     assert main([*words, "--out", str(tmp_path / "refused")]) == 2 and not (tmp_path / "refused").exists()
     assert main([*words, "--merge-captioner", "--out", str(tmp_path / "merged")]) == 0
-    assert same(loaded(tmp_path / "merged" / "encoder"), wanted)
+    assert same(loaded(tmp_path / "merged" / "captioner"), wanted)
 
 
 @pytest.mark.slow
@@ -163,12 +163,12 @@ def test_an_exported_captioner_with_adapters_is_their_product_with_the_base(tmp_
     shutil.copytree(checkpoint, shards)
     (shards / "actor" / "huggingface" / "model.safetensors").unlink()
     mark_complete(shards, 2)
-    base = load_model(AutoModelForImageTextToText, world / "encoder").state_dict()
+    base = load_model(AutoModelForImageTextToText, world / "captioner").state_dict()
     for number, words in enumerate(([str(checkpoint)], [str(shards), "--merge-captioner"])):
         out = tmp_path / f"model{number}"
         assert main(["export", *words, "--out", str(out)]) == 0
         verify_folder(out)
-        found = load_model(AutoModelForImageTextToText, out / "encoder").state_dict()
+        found = load_model(AutoModelForImageTextToText, out / "captioner").state_dict()
         for name, tensor in base.items():
             layer = f"base_model.model.{name.removesuffix('.weight')}"
             wanted = tensor.double()
@@ -177,8 +177,8 @@ def test_an_exported_captioner_with_adapters_is_their_product_with_the_base(tmp_
                 wanted = wanted + 16 / 8 * b_OR @ a_RI
             torch.testing.assert_close(found[name].double(), wanted, atol=1e-7, rtol=1e-6)
         assert not same(found, base)
-        assert same(tensors_of(out / "language_model"), tensors_of(world / "encoder"))
+        assert same(tensors_of(out / "language_model"), tensors_of(world / "captioner"))
     # What verl wrote is no model as it is.
     rows = ["--rows", str(world / "data" / "val.parquet"), "--first", "1", "--caption-only"]
-    assert main(["sample", str(out), "--encoder", str(checkpoint / "actor" / "huggingface"), *rows]) == 2
+    assert main(["sample", str(out), "--captioner", str(checkpoint / "actor" / "huggingface"), *rows]) == 2
     assert main(["sample", str(out), *rows]) == 0

@@ -88,16 +88,16 @@ def test_two_steps_of_cold_start(tmp_path: Path, states: str) -> None:
     assert ("states that have seen the image" in result.stdout) == (states == "in_context")
     logged = metrics(out)
     for record in logged.values():
-        assert record["train/grad_norm"] > 0 and record["train/encoder_grad_norm"] > 0
+        assert record["train/grad_norm"] > 0 and record["train/captioner_grad_norm"] > 0
         assert -1 <= record["train/cosine/mean"] <= 1
     assert "val-core/reward/mean" in logged[2]
     saved = out / "checkpoints" / "global_step_2"
     assert moved(world / "decoder", saved / "decoder") == {"transformer", "projector"}
-    Conditioner.from_pretrained(str(saved / "encoder"), length=CONDITION_LENGTH)
+    Conditioner.from_pretrained(str(saved / "captioner"), length=CONDITION_LENGTH)
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-    encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(saved / "encoder")
-    tower = Qwen2_5_VLForConditionalGeneration.from_pretrained(world / "encoder").model.visual.state_dict()
-    assert all(torch.equal(tensor, tower[name]) for name, tensor in encoder.model.visual.state_dict().items())
-    captioner = Captioner(encoder.eval(), AutoTokenizer.from_pretrained(saved / "encoder"))
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(saved / "captioner")
+    tower = Qwen2_5_VLForConditionalGeneration.from_pretrained(world / "captioner").model.visual.state_dict()
+    assert all(torch.equal(tensor, tower[name]) for name, tensor in model.model.visual.state_dict().items())
+    captioner = Captioner(model.eval(), AutoTokenizer.from_pretrained(saved / "captioner"))
     assert len(captioner.sample(render_float(held_out_scenes(2, 0)))) == 2

@@ -38,7 +38,7 @@ COMPARED = (
     "train/sigma/mean",
     "train/cosine/mean",
     "train/caption_negative_log_prob/mean",
-    "train/encoder_grad_norm",
+    "train/captioner_grad_norm",
     "pairs/invalid_frac",
     "actor/loss",
     "actor/pg_loss",

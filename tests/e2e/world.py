@@ -24,16 +24,16 @@ from tests import forks
 from verl_uae.checkpoints.inference import write_index
 from verl_uae.scenes.codec import build_codec
 from verl_uae.scenes.dataset import write_dataset
-from verl_uae.scenes.tiny_models import INFERENCE, build_decoder, build_encoder
+from verl_uae.scenes.tiny_models import INFERENCE, build_captioner, build_decoder
 from verl_uae.scenes.tokenizer import build_processor
 
 
 def build_world(root: Path, *, train: int = 32, val: int = 8) -> Path:
-    """Write encoder/, decoder/ and data/ under ``root``."""
+    """Write captioner/, decoder/ and data/ under ``root``."""
     processor = build_processor()
-    encoder = build_encoder(0, processor.tokenizer)
-    encoder.save_pretrained(root / "encoder")
-    processor.save_pretrained(root / "encoder")
+    captioner = build_captioner(0, processor.tokenizer)
+    captioner.save_pretrained(root / "captioner")
+    processor.save_pretrained(root / "captioner")
     decoder = build_decoder(0, build_codec(0, fit_scenes=200))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def build_world(root: Path, *, train: int = 32, val: int = 8) -> Path:
 def build_model(world: Path) -> Path:
     """A model folder of the two models of a world, with the settings of inference of the built-in scenes."""
     model = Path(shutil.copytree(world / "decoder", world / "model"))
-    shutil.copytree(world / "encoder", model / "encoder")
+    shutil.copytree(world / "captioner", model / "captioner")
     write_index(model, asdict(INFERENCE))
     return model
 

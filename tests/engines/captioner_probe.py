@@ -50,7 +50,7 @@ def worker(
     config = TrainingWorkerConfig(
         model_type=MODEL_TYPE,
         model_config=HFModelConfig(
-            path=f"{models}/encoder",
+            path=f"{models}/captioner",
             use_remove_padding=False,
             enable_gradient_checkpointing=False,
             override_config={"attn_implementation": "sdpa"},
@@ -210,7 +210,7 @@ def tower_halves(models: str) -> dict[str, Tensor]:
     from verl_uae.checkpoints.export import _auto_class
     from verl_uae.checkpoints.load import load_model
 
-    model = load_model(_auto_class(), f"{models}/encoder")
+    model = load_model(_auto_class(), f"{models}/captioner")
     name, layer = next((n, m) for n, m in model.named_modules() if ".visual." in n and isinstance(m, torch.nn.Linear))
     prefix = f"base_model.model.{name}"
     shapes = {f"{prefix}.lora_A.weight": (4, layer.in_features), f"{prefix}.lora_B.weight": (layer.out_features, 4)}

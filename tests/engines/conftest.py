@@ -15,7 +15,7 @@ from tests.launch import launch, run
 def facts(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the probe found in a process with VERL_PLATFORM=cpu."""
     out = tmp_path_factory.mktemp("probe") / "facts.json"
-    result = run("-m", "tests.engines.probe", str(tiny_models / "encoder"), str(out), timeout=300)
+    result = run("-m", "tests.engines.probe", str(tiny_models / "captioner"), str(out), timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(out.read_text())
 

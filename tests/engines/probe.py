@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Builds verl's engines on one CPU rank and writes what happened as JSON: python -m tests.engines.probe ENCODER OUT.
+"""Builds verl's engines on one CPU rank and writes what happened as JSON: python -m tests.engines.probe CAPTIONER OUT.
 
 In a process of its own: VERL_PLATFORM is read once per process, and so is the process group.
 """
@@ -26,11 +26,11 @@ from verl_uae.scenes.tokenizer import pixel_values, prompt_ids
 from verl_uae.seeding import normal
 
 
-def parts(encoder: str, *, forward_only: bool) -> dict[str, Any]:
+def parts(captioner: str, *, forward_only: bool) -> dict[str, Any]:
     """Arguments of an engine."""
     return {
         "model_config": HFModelConfig(
-            path=encoder,
+            path=captioner,
             use_remove_padding=False,
             enable_gradient_checkpointing=False,
             override_config={"attn_implementation": "sdpa"},
@@ -58,9 +58,9 @@ def attempt(call: Any) -> str:
     return ""
 
 
-def freeze_facts(encoder: str) -> dict[str, Any]:
+def freeze_facts(captioner: str) -> dict[str, Any]:
     """Gradients and one optimizer step with a frozen vision tower."""
-    engine = CaptionerEngine(**parts(encoder, forward_only=False))
+    engine = CaptionerEngine(**parts(captioner, forward_only=False))
     engine.freeze_vision_tower = True
     engine.initialize()
     named = dict(engine.module.named_parameters())
@@ -81,7 +81,7 @@ def freeze_facts(encoder: str) -> dict[str, Any]:
     }
 
 
-def main(encoder: str, out: str) -> None:
+def main(captioner: str, out: str) -> None:
     """Collect the facts."""
     facts: dict[str, Any] = {"device": get_device_name(), "device_module": type(get_torch_device()).__name__}
     facts["duplicate backend"] = attempt(initialize_global_process_group_ray)
@@ -91,16 +91,16 @@ def main(encoder: str, out: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
     facts["engine class"] = EngineRegistry.get_engine_cls(MODEL_TYPE, "fsdp2").__name__
     facts["stock engine on cpu"] = attempt(lambda: EngineRegistry.get_engine_cls("language_model", "fsdp2"))
-    stock = FSDPEngineWithLMHead(**parts(encoder, forward_only=True))
+    stock = FSDPEngineWithLMHead(**parts(captioner, forward_only=True))
     stock.model_config.model_type = "language_model"
     facts["stock forward only"] = attempt(stock.initialize)
-    stock = FSDPEngineWithLMHead(**parts(encoder, forward_only=True))
+    stock = FSDPEngineWithLMHead(**parts(captioner, forward_only=True))
     stock.model_config.model_type = MODEL_TYPE
     facts["stock model type"] = attempt(stock.initialize)
-    ours = CaptionerEngine(**parts(encoder, forward_only=True))
+    ours = CaptionerEngine(**parts(captioner, forward_only=True))
     facts["our forward only"] = attempt(ours.initialize)
     facts["still forward only"] = ours.engine_config.forward_only
-    facts["freeze"] = freeze_facts(encoder)
+    facts["freeze"] = freeze_facts(captioner)
     Path(out).write_text(json.dumps(facts))
 
 

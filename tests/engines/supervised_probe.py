@@ -4,7 +4,8 @@
 
 Started by tests.launch.
 
-In processes of their own, as tests.engines.policy_probe. What is expected is in test_supervised.py and test_encoder.py.
+In processes of their own, as tests.engines.policy_probe. What is expected is in test_supervised.py and
+test_cold_start.py.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ from verl_uae.scenes.grammar import caption
 from verl_uae.scenes.render import render_float, render_image
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH
 from verl_uae.seeding import normal
-from verl_uae.stages.cold_start.encoder import CaptionBatcher, EncoderEngine, EncoderModelConfig, EncoderModule
+from verl_uae.stages.cold_start.captioner import (
+    CaptionBatcher,
+    CaptionerModelConfig,
+    CaptionerModule,
+    SupervisedCaptionerEngine,
+)
 from verl_uae.stages.cold_start.loss import ReconstructionLoss, ReconstructionSettings
 from verl_uae.stages.common.captions import PromptSettings, PromptTokens
 from verl_uae.stages.pretrain.worker import FlowMatching
@@ -69,8 +75,9 @@ def decoder_engine(models: str, lr: float = 1e-3, **model: Any) -> SupervisedEng
     return engine
 
 
-def encoder_engine(models: str, lr: float = 1e-3, **model: Any) -> EncoderEngine:
-    engine = EncoderEngine(model_config=EncoderModelConfig(path=f"{models}/encoder", **model), **engine_parts(lr))
+def captioner_engine(models: str, lr: float = 1e-3, **model: Any) -> SupervisedCaptionerEngine:
+    config = CaptionerModelConfig(path=f"{models}/captioner", **model)
+    engine = SupervisedCaptionerEngine(model_config=config, **engine_parts(lr))
     engine.initialize()
     return engine
 
@@ -119,12 +126,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor 
 
 @functools.cache
 def frozen_parts(models: str) -> tuple[Decoder, Conditioner, EfficientNetLite0, CaptionBatcher]:
-    processor = AutoProcessor.from_pretrained(f"{models}/encoder")
-    config = AutoConfig.from_pretrained(f"{models}/encoder")
+    processor = AutoProcessor.from_pretrained(f"{models}/captioner")
+    config = AutoConfig.from_pretrained(f"{models}/captioner")
     tokens = PromptTokens(processor, config.model_type, PromptSettings())
     return (
         Decoder.from_pretrained(f"{models}/decoder").requires_grad_(False),
-        Conditioner.from_pretrained(f"{models}/encoder", length=CONDITION_LENGTH),
+        Conditioner.from_pretrained(f"{models}/captioner", length=CONDITION_LENGTH),
         EfficientNetLite0(image_size=64),
         CaptionBatcher(tokens, processor, config, 24, "cpu"),
     )
@@ -157,7 +164,7 @@ class World:
             [render_image(SCENES[n]) for n in numbers], [CAPTIONS[n] for n in numbers], [prompt] * len(rows)
         )
 
-    def loss(self, encoder: Any, **changes: Any) -> ReconstructionLoss:
+    def loss(self, captioner: Any, **changes: Any) -> ReconstructionLoss:
         settings = {
             "sigmas": SIGMAS,
             "guidance": 1.0,
@@ -169,27 +176,28 @@ class World:
         }
         chosen = ReconstructionSettings(**{**settings, **changes})
         negative = normal((1, CONDITION_LENGTH, self.conditioner.width), "negative states")
-        return ReconstructionLoss(chosen, self.decoder.vae, self.features, encoder, self.captions_of, lambda: negative)
+        vae = self.decoder.vae
+        return ReconstructionLoss(chosen, vae, self.features, captioner, self.captions_of, lambda: negative)
 
 
 def cold_start_update(models: str, micro: int, **changes: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-    """Gradients of decoder and encoder, and the output, of one update on the four scenes."""
+    """Gradients of decoder and captioner, and the output, of one update on the four scenes."""
     world = World(models, share(4), micro)
-    decoder, encoder = decoder_engine(models), encoder_engine(models)
-    with decoder.train_mode(), encoder.train_mode():
-        encoder.optimizer_zero_grad()
-        output = decoder.train_batch(world.data, world.loss(encoder.module, **changes))
+    decoder, captioner = decoder_engine(models), captioner_engine(models)
+    with decoder.train_mode(), captioner.train_mode():
+        captioner.optimizer_zero_grad()
+        output = decoder.train_batch(world.data, world.loss(captioner.module, **changes))
         # verl clears gradients when the mode ends.
-        return gradients(decoder), gradients(encoder), output
+        return gradients(decoder), gradients(captioner), output
 
 
 def unrolled(models: str, guidance: float, in_context: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
     """The same loss by autograd through everything at once, with ordinary modules."""
     world = World(models, [0, 1, 2, 3], 4)
     policy = DecoderModule.from_pretrained(f"{models}/decoder")
-    model = AutoModelForImageTextToText.from_pretrained(f"{models}/encoder", dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(f"{models}/captioner", dtype=torch.float32)
     model.model.visual.requires_grad_(False)
-    encoder, micro = EncoderModule(model), world.data
+    captioner, micro = CaptionerModule(model), world.data
     captions = world.captions_of([0, 1, 2, 3])
     output = model(input_ids=captions.ids_BT, attention_mask=captions.mask_BT.long(), **captions.pictures)
     log_prob_BTV = output.logits.log_softmax(-1)
@@ -204,7 +212,7 @@ def unrolled(models: str, guidance: float, in_context: bool) -> tuple[dict[str, 
         rows = [hidden_BTE[row][captions.answer_BT[row]] for row in range(4)]
         states_BLE = torch.stack([torch.cat([s, s.new_zeros(CONDITION_LENGTH - len(s), s.shape[1])]) for s in rows])
     else:
-        states_BLE = encoder(micro["ids_BL"], micro["mask_BL"])
+        states_BLE = captioner(micro["ids_BL"], micro["mask_BL"])
     negative = normal((1, CONDITION_LENGTH, world.conditioner.width), "negative states")
     field = lambda x, sigma: policy(x, sigma, states_BLE, negative, guidance)  # noqa: E731
     drawn = differentiable_decode(world.decoder.vae, euler(field, micro["noise_BCHW"], SIGMAS))
@@ -215,31 +223,31 @@ def unrolled(models: str, guidance: float, in_context: bool) -> tuple[dict[str, 
     def found(module: Any) -> dict[str, Tensor]:
         return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
-    return found(policy), found(encoder), loss.item()
+    return found(policy), found(captioner), loss.item()
 
 
 def gradient_facts(models: str) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, guidance, in_context in (("text only", 1.0, False), ("guided", 3.0, False), ("in context", 1.0, True)):
-        decoder, encoder, output = cold_start_update(models, 2, guidance=guidance, in_context=in_context)
-        wanted_decoder, wanted_encoder, loss = unrolled(models, guidance, in_context)
+        decoder, captioner, output = cold_start_update(models, 2, guidance=guidance, in_context=in_context)
+        wanted_decoder, wanted_captioner, loss = unrolled(models, guidance, in_context)
         found_decoder = {key: value for key, value in decoder.items() if key in wanted_decoder}
-        found_encoder = {key: value for key, value in encoder.items() if key in wanted_encoder}
+        found_captioner = {key: value for key, value in captioner.items() if key in wanted_captioner}
         facts[name] = {
             "loss": [sum(output["loss"]), loss],
             "decoder": largest(found_decoder, wanted_decoder),
             "decoder size": max(g.abs().max().item() for g in wanted_decoder.values()),
-            "encoder": largest(found_encoder, wanted_encoder),
-            "encoder size": max(g.abs().max().item() for g in wanted_encoder.values()),
-            "vision": [key for key in encoder if "visual" in key],
+            "captioner": largest(found_captioner, wanted_captioner),
+            "captioner size": max(g.abs().max().item() for g in wanted_captioner.values()),
+            "vision": [key for key in captioner if "visual" in key],
         }
     return facts
 
 
 def cold_start_facts(models: str, micro: int) -> dict[str, Any]:
-    decoder, encoder, output = cold_start_update(models, micro)
+    decoder, captioner, output = cold_start_update(models, micro)
     values = [output["metrics"][f"{name}/mean"][0] for name in ("cosine", "caption_negative_log_prob", "loss")]
-    norms = [sum(g.square().sum().item() for g in found.values()) ** 0.5 for found in (decoder, encoder)]
+    norms = [sum(g.square().sum().item() for g in found.values()) ** 0.5 for found in (decoder, captioner)]
     return {"values": values, "norms": norms}
 
 
@@ -251,42 +259,42 @@ def switch_facts(models: str) -> dict[str, Any]:
         ("nothing", {"train_transformer": False, "train_projector": False}),
     ):
         world = World(models, [0, 1, 2, 3], 4)
-        decoder, encoder = decoder_engine(models, **model), encoder_engine(models)
-        before = parameters(encoder)
-        with decoder.train_mode(), encoder.train_mode():
-            encoder.optimizer_zero_grad()
-            decoder.train_batch(world.data, world.loss(encoder.module, caption_weight=0.0))
-            encoder.optimizer_step()
+        decoder, captioner = decoder_engine(models, **model), captioner_engine(models)
+        before = parameters(captioner)
+        with decoder.train_mode(), captioner.train_mode():
+            captioner.optimizer_zero_grad()
+            decoder.train_batch(world.data, world.loss(captioner.module, caption_weight=0.0))
+            captioner.optimizer_step()
             facts[name] = sorted({key.split(".")[0] for key in gradients(decoder)})
-        facts[f"{name}, encoder moved"] = largest(before, parameters(encoder))
-    lora = encoder_engine(models, lora_rank=2, lora_alpha=4, lora_target_modules=["q_proj", "down_proj"])
+        facts[f"{name}, captioner moved"] = largest(before, parameters(captioner))
+    lora = captioner_engine(models, lora_rank=2, lora_alpha=4, lora_target_modules=["q_proj", "down_proj"])
     facts["lora"] = sorted({key.rsplit(".", 3)[-3] for key in parameters(lora)})
     facts["lora towers"] = sorted({key.split(".")[2] for key in parameters(lora)})
-    wrong = failure(lambda: encoder_engine(models, lora_rank=2, lora_target_modules=["qkv"]))
+    wrong = failure(lambda: captioner_engine(models, lora_rank=2, lora_target_modules=["qkv"]))
     facts["wrong target"] = wrong
     return facts
 
 
 def export_facts(models: str, folder: Path) -> dict[str, Any]:
-    """An encoder with adapters, trained once and written out, against its own states."""
-    encoder = encoder_engine(models, lora_rank=2, lora_alpha=4, lora_target_modules=["q_proj", "down_proj"])
+    """A captioner with adapters, trained once and written out, against its own states."""
+    captioner = captioner_engine(models, lora_rank=2, lora_alpha=4, lora_target_modules=["q_proj", "down_proj"])
     world = World(models, share(4), 2)
     decoder = decoder_engine(models)
-    with decoder.train_mode(), encoder.train_mode():
-        encoder.optimizer_zero_grad()
-        decoder.train_batch(world.data, world.loss(encoder.module))
-        encoder.optimizer_step()
+    with decoder.train_mode(), captioner.train_mode():
+        captioner.optimizer_zero_grad()
+        decoder.train_batch(world.data, world.loss(captioner.module))
+        captioner.optimizer_step()
     data = World(models, [0, 1, 2, 3], 4).data
-    with encoder.eval_mode(), torch.no_grad():
-        live = encoder.module(data["ids_BL"], data["mask_BL"])
-    encoder.export(folder / "encoder")
+    with captioner.eval_mode(), torch.no_grad():
+        live = captioner.module(data["ids_BL"], data["mask_BL"])
+    captioner.export(folder / "captioner")
     torch.distributed.barrier()
-    saved = Conditioner.from_pretrained(str(folder / "encoder"), length=CONDITION_LENGTH)
-    base = Conditioner.from_pretrained(f"{models}/encoder", length=CONDITION_LENGTH)
+    saved = Conditioner.from_pretrained(str(folder / "captioner"), length=CONDITION_LENGTH)
+    base = Conditioner.from_pretrained(f"{models}/captioner", length=CONDITION_LENGTH)
     with torch.no_grad():
         found, before = (c.states(data["ids_BL"], data["mask_BL"]) for c in (saved, base))
-    again = failure(lambda: encoder.export(folder / "encoder"))
-    stack = language_stack(AutoModelForImageTextToText.from_pretrained(str(folder / "encoder")))
+    again = failure(lambda: captioner.export(folder / "captioner"))
+    stack = language_stack(AutoModelForImageTextToText.from_pretrained(str(folder / "captioner")))
     return {
         "difference": (found - live).abs().max().item(),
         "moved": (before - live).abs().max().item(),

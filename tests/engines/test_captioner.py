@@ -96,7 +96,7 @@ def test_a_rank_or_micro_batch_without_tokens_leaves_the_mean_over_all_tokens(
 def test_freezing_counts_parameters_and_refuses_a_model_without_tower(tiny_models: Path) -> None:
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(tiny_models / "encoder")
+    model = AutoModelForImageTextToText.from_pretrained(tiny_models / "captioner")
     expected = sum(parameter.numel() for parameter in model.model.visual.parameters())
     assert freeze_vision_tower(model) == expected > 0
     assert {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad} == {"visual"}
@@ -132,7 +132,7 @@ def test_what_is_exported_is_what_the_caption_server_was_sent(
     write_trained_captioner(tmp_path / "actor", tmp_path / "out", base=None, alpha=None)
     served = {plain(name): tensor for name, tensor in load_file(root / "served.safetensors").items()}
     found, base = ({plain(name): tensor for name, tensor in tensors_of(folder).items()}
-                   for folder in (tmp_path / "out", tiny_models / "encoder"))  # fmt: skip
+                   for folder in (tmp_path / "out", tiny_models / "captioner"))  # fmt: skip
     assert found.keys() == served.keys() == base.keys()
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     for name, tensor in found.items():

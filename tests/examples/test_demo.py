@@ -43,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def demo_pipe(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> UAEPipeline:
     root = tmp_path_factory.mktemp("demo") / "model"
     shutil.copytree(tiny_models / "decoder", root)
-    shutil.copytree(tiny_models / "encoder", root / "encoder")
+    shutil.copytree(tiny_models / "captioner", root / "captioner")
     settings = {"caption_prompt": "<image>describe", "caption_system": "", "max_new_tokens": 8}
     drawing = {"num_inference_steps": 3, "guidance_scale": 2.0}
     pipe = UAEPipeline.from_pretrained(root, condition_length=20, **settings, **drawing)

@@ -15,13 +15,13 @@ from benchmarks.sizes import Size
 from tests.real_size import models
 from tests.real_size.accelerator import Accelerator
 
-#: Every width of encoder and decoder; what comes after the projector does not see the encoder.
+#: Every width of captioner and decoder; what comes after the projector does not see the captioner.
 LARGE, MEDIUM = ("sd35_large", 2048), ("sd35_medium", 3584)
 
 
 @pytest.fixture(params=[LARGE, MEDIUM], ids=lambda pair: f"{pair[0]}-{pair[1]}")
 def size(request: pytest.FixtureRequest) -> Size:
-    """A decoder with its encoder."""
+    """A decoder with its captioner."""
     return models.size_of(*request.param)
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Decoders and encoders of real width and few layers, on ``meta``.
+"""Decoders and captioners of real width and few layers, on ``meta``.
 
 Shape legend: N samples of a rank.
 """
@@ -44,7 +44,7 @@ DECODERS = sorted(_DUAL)
 
 
 def size_of(decoder: str, hidden: int) -> Size:
-    """A decoder behind an encoder of this width, three blocks of it."""
+    """A decoder behind a captioner of this width, three blocks of it."""
     return dataclasses.replace(
         SIZES[decoder], layers=BLOCKS, dual=_DUAL[decoder], text_tokens=TEXT_TOKENS, language=LANGUAGES[hidden]
     )

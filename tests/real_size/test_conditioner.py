@@ -11,7 +11,7 @@ from tests.real_size.accelerator import Accelerator
 
 @pytest.mark.parametrize("hidden", sorted(models.LANGUAGES))
 @pytest.mark.parametrize("decoder", models.DECODERS)
-def test_a_caption_reaches_the_decoder_from_encoders_of_both_widths(
+def test_a_caption_reaches_the_decoder_from_captioners_of_both_widths(
     decoder: str, hidden: int, accelerator: Accelerator
 ) -> None:
     size = models.size_of(decoder, hidden)

@@ -47,8 +47,8 @@ def test_pairs_are_encoded_and_all_weights_trained_on_the_device(
     assert accelerator.frozen_bytes_to_host == 0
 
 
-class Encoder(torch.nn.Module):
-    """The part of the encoder's module that gives states."""
+class Captioner(torch.nn.Module):
+    """The part of the captioner's module that gives states."""
 
     def __init__(self, language_model: torch.nn.Module) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def no_captions(rows: Any) -> CaptionInputs:
     raise AssertionError("the caption term has no weight")
 
 
-def test_the_gradient_of_the_picture_reaches_encoder_and_decoder_on_the_device(
+def test_the_gradient_of_the_picture_reaches_captioner_and_decoder_on_the_device(
     size: Size, clip: str, accelerator: Accelerator, one_rank: Any
 ) -> None:
     conditioner, codec = models.conditioner(size), models.vae()
@@ -70,14 +70,14 @@ def test_the_gradient_of_the_picture_reaches_encoder_and_decoder_on_the_device(
     module = models.policy_module(size)
     module.transformer.enable_gradient_checkpointing()
     engine = models.engine(models.PairEngine, module)
-    encoder = Encoder(conditioner.language_model.requires_grad_(True).train())
+    captioner = Captioner(conditioner.language_model.requires_grad_(True).train())
     features: Any = get_reward("clip", "uae.cold_start.backbone")(model=clip)
     features.to(torch.device("meta"))
     loss = ReconstructionLoss(
         ReconstructionSettings(sigma_schedule(2, 3.0), 5.0, None, 1.0, 0.0, False, 2),
         codec,
         features,
-        encoder,
+        captioner,
         no_captions,
         lambda: torch.zeros(1, models.TEXT_TOKENS, size.language.hidden, dtype=torch.bfloat16, device="meta"),
     )
@@ -96,6 +96,6 @@ def test_the_gradient_of_the_picture_reaches_encoder_and_decoder_on_the_device(
     with accelerator:
         output = engine.forward_backward_batch(data, loss)
     assert trained(module) and len(output["loss"]) == 1
-    assert encoder.language_model.layers[0].self_attn.q_proj.weight.grad is not None  # type: ignore[index, union-attr]
+    assert captioner.language_model.layers[0].self_attn.q_proj.weight.grad is not None  # type: ignore[index, union-attr]
     updating = {place: count for place, count in accelerator.syncs.items() if place.startswith("engines/")}
     assert sum(updating.values()) <= 2, accelerator.syncs

@@ -16,10 +16,9 @@ from verl.utils import tensordict_utils as tu
 from benchmarks.sizes import Size
 from tests.real_size import models
 from verl_uae.chain.conditioner import ConditionCache
-from verl_uae.chain.decoder import latent_shape
-from verl_uae.chain.draw import Painter, PainterSettings
+from verl_uae.chain.draw import Painter
 from verl_uae.engines.decoder_module import DecoderModule
-from verl_uae.stages.common.build import evaluation_plan
+from verl_uae.stages.common.build import evaluation_plan, painter_settings
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.g4u.decoder_worker import DecoderWorker, Redrawer
 from verl_uae.stages.pretrain.worker import FlowMatching, PretrainWorker, build_pair_encoder, density
@@ -30,16 +29,7 @@ def painter(
     config: Any, conditioner: Any, codec: Any, transformer: Any, clip: str, *, micro_batch_size: int
 ) -> Painter:
     """As :func:`~verl_uae.stages.common.build.build_painter` builds it."""
-    decoder = config.uae.decoder
-    settings = PainterSettings(
-        height=decoder.height,
-        width=decoder.width,
-        latent_shape=latent_shape(codec.config, transformer, decoder.height, decoder.width),
-        negative_prompt=decoder.negative_prompt,
-        micro_batch_size=micro_batch_size,
-        score_batch_size=decoder.batch_size,
-        vae_batch_size=decoder.vae_batch_size,
-    )
+    settings = painter_settings(config, codec.config, transformer, micro_batch_size)
     conditions = ConditionCache(conditioner, config.uae.conditioner.cache_size)
     return Painter(conditions, codec, models.scorer(clip), settings, "meta")
 

@@ -17,8 +17,8 @@ MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "te
 
 @pytest.fixture(scope="module")
 def models(tiny_models):
-    encoder = AutoModelForImageTextToText.from_pretrained(tiny_models / "encoder").eval()
-    return Captioner(encoder, AutoProcessor.from_pretrained(tiny_models / "encoder").tokenizer)
+    captioner = AutoModelForImageTextToText.from_pretrained(tiny_models / "captioner").eval()
+    return Captioner(captioner, AutoProcessor.from_pretrained(tiny_models / "captioner").tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def scenes():
 @torch.no_grad()
 def test_loss_is_that_of_the_plain_transformers_path(models, scenes, tiny_models):
     """Reference: processor, PIL pictures, padding, the model's own positions and its own loss, one row at a time."""
-    processor = AutoProcessor.from_pretrained(tiny_models / "encoder")
+    processor = AutoProcessor.from_pretrained(tiny_models / "captioner")
     prompt = processor.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
     total, count = 0.0, 0
     for scene in scenes:
@@ -39,7 +39,7 @@ def test_loss_is_that_of_the_plain_transformers_path(models, scenes, tiny_models
         labels = batch["input_ids"].clone()
         labels[:, :12] = -100
         tokens = labels.shape[1] - 12
-        total += float(models.encoder(**batch, labels=labels).loss) * tokens
+        total += float(models.model(**batch, labels=labels).loss) * tokens
         count += tokens
     loss = models.loss(render_float(scenes), [caption(scene) for scene in scenes])
     assert float(loss) == pytest.approx(total / count, abs=1e-4)
@@ -47,10 +47,10 @@ def test_loss_is_that_of_the_plain_transformers_path(models, scenes, tiny_models
 
 @torch.no_grad()
 def test_greedy_sampling_is_that_of_generate(models, scenes, tiny_models):
-    processor = AutoProcessor.from_pretrained(tiny_models / "encoder")
+    processor = AutoProcessor.from_pretrained(tiny_models / "captioner")
     prompt = processor.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
     batch = processor(text=[prompt] * 6, images=[[render_image(s)] for s in scenes], return_tensors="pt")
-    ids = models.encoder.generate(**batch, do_sample=False, max_new_tokens=MAX_CAPTION_TOKENS)[:, 12:]
+    ids = models.model.generate(**batch, do_sample=False, max_new_tokens=MAX_CAPTION_TOKENS)[:, 12:]
     expected = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
     assert models.sample(render_float(scenes)) == expected
 

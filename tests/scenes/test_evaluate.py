@@ -13,9 +13,9 @@ from verl_uae.scenes.render import Scene, render_float
 @pytest.fixture(scope="module")
 def result(tiny_models):
     return e.evaluate(
-        tiny_models / "encoder",
+        tiny_models / "captioner",
         tiny_models / "decoder",
-        tiny_models / "encoder",
+        tiny_models / "captioner",
         n=12,
         seed=3,
         num_steps=2,
@@ -33,7 +33,7 @@ def test_an_untrained_pair_scores_nothing_but_is_evaluated_in_full(result):
 
 
 def test_the_same_seed_gives_the_same_evaluation(tiny_models, result):
-    folders = [tiny_models / name for name in ("encoder", "decoder", "encoder")]
+    folders = [tiny_models / name for name in ("captioner", "decoder", "captioner")]
     again = e.evaluate(*folders, n=12, seed=3, num_steps=2, scene_eval_items=2)
     assert again.captions == result.captions and torch.equal(again.drawings, result.drawings)
     assert {k: v for k, v in result.metrics.items() if k != "reward"} == again.metrics

@@ -13,7 +13,7 @@ from verl_uae.scenes import joint_training as c
 from verl_uae.scenes.codec import build_codec
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.render import render_float
-from verl_uae.scenes.tiny_models import CONDITION_LENGTH, build_decoder, build_encoder
+from verl_uae.scenes.tiny_models import CONDITION_LENGTH, build_captioner, build_decoder
 
 SHORT = c.JointConfig(
     seed=1, codec_steps=2, steps=2, decoder_batch=4, captioner_batch=2, warmup_steps=1, object_counts=(1,)
@@ -39,7 +39,7 @@ def test_two_runs_of_a_seed_write_the_same_folders_and_report_every_step(tmp_pat
     ]
     assert set(seen[-1][3]) == {"flow", "caption"}
     metrics = evaluate(
-        tmp_path / "a/encoder", tmp_path / "a/decoder", tmp_path / "a/encoder", n=4, num_steps=1, scene_eval_items=1
+        tmp_path / "a/captioner", tmp_path / "a/decoder", tmp_path / "a/captioner", n=4, num_steps=1, scene_eval_items=1
     ).metrics
     assert 0 <= metrics["drawn"] <= 1
 
@@ -55,54 +55,54 @@ def test_pool_holds_training_scenes_with_their_own_latents():
 
 @pytest.fixture
 def models(tokenizer):
-    return build_encoder(0, tokenizer), build_decoder(0, build_codec(0, fit_scenes=100))
+    return build_captioner(0, tokenizer), build_decoder(0, build_codec(0, fit_scenes=100))
 
 
 def test_flow_loss_of_a_zero_velocity_is_the_variance_of_its_target(models, tokenizer):
     """At the start the output is zero, so the loss is E(noise - x0)^2 = 1 + E x0^2."""
-    encoder, decoder = models
+    captioner, decoder = models
     config = dataclasses.replace(SHORT, decoder_batch=128)
     scenes, image, latent = c.ScenePool(decoder, config).draw(128)
-    flow, caption = c.JointLoss(encoder, decoder, tokenizer, config)(scenes, image, latent)
+    flow, caption = c.JointLoss(captioner, decoder, tokenizer, config)(scenes, image, latent)
     assert flow.item() == pytest.approx(1 + float(latent.square().mean()), rel=0.03)
     assert caption.item() > 2
 
 
 def test_flow_gradient_reaches_the_language_model_but_not_the_codec(models, tokenizer):
-    encoder, decoder = models
+    captioner, decoder = models
     torch.nn.init.normal_(decoder.transformer.proj_out.weight, std=0.02, generator=torch.Generator().manual_seed(0))
     scenes, image, latent = c.ScenePool(decoder, SHORT).draw(4)
-    flow, _ = c.JointLoss(encoder, decoder, tokenizer, SHORT)(scenes, image, latent)
+    flow, _ = c.JointLoss(captioner, decoder, tokenizer, SHORT)(scenes, image, latent)
     flow.backward()
-    assert float(encoder.model.language_model.embed_tokens.weight.grad.abs().sum()) > 0
-    assert encoder.model.visual.patch_embed.proj.weight.grad is None
+    assert float(captioner.model.language_model.embed_tokens.weight.grad.abs().sum()) > 0
+    assert captioner.model.visual.patch_embed.proj.weight.grad is None
     assert all(p.grad is None for p in decoder.vae.parameters())
 
 
 def test_conditions_at_training_are_those_at_rl(models, tokenizer, tiny_models):
-    encoder, decoder = models
-    loss = c.JointLoss(encoder, decoder, tokenizer, SHORT)
+    captioner, decoder = models
+    loss = c.JointLoss(captioner, decoder, tokenizer, SHORT)
     text = "a topleft small red circle"
     ids, mask, _ = loss._conditioner.tokenize([text])
     trained = loss._conditioner.states(ids, mask)
-    condition = Conditioner.from_pretrained(str(tiny_models / "encoder"), length=CONDITION_LENGTH).encode([text])
-    same = Conditioner(language_stack(encoder), tokenizer, length=CONDITION_LENGTH).encode([text])
+    condition = Conditioner.from_pretrained(str(tiny_models / "captioner"), length=CONDITION_LENGTH).encode([text])
+    same = Conditioner(language_stack(captioner), tokenizer, length=CONDITION_LENGTH).encode([text])
     torch.testing.assert_close(trained, same.states_BLE)
     assert torch.equal(condition.mask_BL, mask) and trained.shape == condition.states_BLE.shape
 
 
 def test_divergence_is_reported_with_step_and_seed(models, tokenizer):
-    encoder, decoder = models
+    captioner, decoder = models
     with torch.no_grad():
-        encoder.lm_head.weight.fill_(float("nan"))
+        captioner.lm_head.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="step 0 with seed 1"):
-        c.train_joint(encoder, decoder, tokenizer, SHORT)
+        c.train_joint(captioner, decoder, tokenizer, SHORT)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_joint_training_reaches_its_bars_and_leaves_room(tmp_path):
     c.train_tiny_models(tmp_path)
-    metrics = evaluate(tmp_path / "encoder", tmp_path / "decoder", tmp_path / "encoder").metrics
+    metrics = evaluate(tmp_path / "captioner", tmp_path / "decoder", tmp_path / "captioner").metrics
     assert metrics["grammatical"] >= 0.95 and metrics["true"] >= 0.85
     assert 0.1 <= metrics["full_detail"] <= 0.35

@@ -29,11 +29,11 @@ from verl_uae.scenes.tiny_models import INFERENCE
 def trained(compose: Any, tiny_models: Path, tmp_path: Path) -> Path:
     """Folder of a quickstart whose run has been trained: models, data, and the last step folder."""
     root = tmp_path / "quickstart"
-    for name in ("encoder", "decoder"):
+    for name in ("captioner", "decoder"):
         shutil.copytree(tiny_models / name, root / name)
     write_dataset(root / "data", train=4, val=2, seed=0)
     step = root / "runs" / "g4u" / "global_step_2"
-    shutil.copytree(root / "encoder", step / "actor" / "huggingface")
+    shutil.copytree(root / "captioner", step / "actor" / "huggingface")
     config = compose("hardware=cpu", "preset=scenes", f"uae_home={root}")
     validate(config)
     write_run_config(step, config_text(config))

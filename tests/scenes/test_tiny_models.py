@@ -14,7 +14,7 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.scenes import tiny_models as m
 from verl_uae.scenes.codec import LATENT_CHANNELS, build_codec
 from verl_uae.scenes.grammar import caption
-from verl_uae.scenes.joint_training import save_encoder
+from verl_uae.scenes.joint_training import save_captioner
 from verl_uae.scenes.render import Scene, SceneObject
 from verl_uae.scenes.tokenizer import unsayable_ids
 
@@ -24,15 +24,15 @@ def _count(module) -> int:
 
 
 def test_sizes_are_the_documented_ones(tokenizer):
-    encoder, decoder = m.build_encoder(0, tokenizer), m.build_decoder(0, build_codec(0, fit_scenes=100))
-    assert 440_000 < _count(encoder) < 460_000
+    captioner, decoder = m.build_captioner(0, tokenizer), m.build_decoder(0, build_codec(0, fit_scenes=100))
+    assert 440_000 < _count(captioner) < 460_000
     assert 620_000 < _count(decoder.transformer) < 635_000
-    assert encoder.config.text_config.vocab_size == len(tokenizer) == encoder.lm_head.weight.shape[0]
+    assert captioner.config.text_config.vocab_size == len(tokenizer) == captioner.lm_head.weight.shape[0]
 
 
 def test_builders_depend_on_the_seed_and_leave_the_global_generator_alone(tokenizer):
     state = torch.get_rng_state()
-    first, second, other = (m.build_encoder(seed, tokenizer).state_dict() for seed in (1, 1, 2))
+    first, second, other = (m.build_captioner(seed, tokenizer).state_dict() for seed in (1, 1, 2))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(v, second[k]) for k, v in first.items())
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
@@ -40,18 +40,18 @@ def test_builders_depend_on_the_seed_and_leave_the_global_generator_alone(tokeni
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory, processor) -> Path:
-    """Folders encoder/ and decoder/ of the models as they are built."""
+    """Folders captioner/ and decoder/ of the models as they are built."""
     out = tmp_path_factory.mktemp("untrained")
-    save_encoder(m.build_encoder(0, processor.tokenizer), processor, out / "encoder")
+    save_captioner(m.build_captioner(0, processor.tokenizer), processor, out / "captioner")
     m.build_decoder(0, build_codec(0, fit_scenes=200)).save_pretrained(str(out / "decoder"))
     return out
 
 
-def test_encoder_folder_reloads_with_its_sampling_rules(untrained, tokenizer):
-    encoder = AutoModelForImageTextToText.from_pretrained(untrained / "encoder")
-    assert type(encoder).__name__ == "Qwen2_5_VLForConditionalGeneration"
-    assert encoder.generation_config.suppress_tokens == unsayable_ids(tokenizer)
-    assert encoder.generation_config.eos_token_id == tokenizer.eos_token_id
+def test_captioner_folder_reloads_with_its_sampling_rules(untrained, tokenizer):
+    captioner = AutoModelForImageTextToText.from_pretrained(untrained / "captioner")
+    assert type(captioner).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert captioner.generation_config.suppress_tokens == unsayable_ids(tokenizer)
+    assert captioner.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
 def test_decoder_folder_loads_in_stock_diffusers_with_equal_weights(untrained):
@@ -82,7 +82,7 @@ def test_blocks_start_open_and_the_output_at_zero(untrained):
 
 def test_the_longest_caption_of_two_objects_fits_the_condition(untrained):
     scene = Scene("white", (None, SceneObject("circle", "red", "small"), SceneObject("square", "blue", "large"), None))
-    conditioner = Conditioner.from_pretrained(str(untrained / "encoder"), length=m.CONDITION_LENGTH)
+    conditioner = Conditioner.from_pretrained(str(untrained / "captioner"), length=m.CONDITION_LENGTH)
     condition = conditioner.encode([caption(scene)])
     assert not condition.truncated_B.any()
     assert int(condition.mask_BL.sum()) == m.CONDITION_LENGTH - 1

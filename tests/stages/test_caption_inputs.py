@@ -10,7 +10,7 @@ from PIL import Image
 
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import make_prompt
-from verl_uae.stages.cold_start.encoder import CaptionBatcher, messages_with
+from verl_uae.stages.cold_start.captioner import CaptionBatcher, messages_with
 from verl_uae.stages.common.captions import PromptSettings, PromptTokens
 
 IMAGES = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
@@ -22,7 +22,7 @@ def batcher(tiny_models: Path) -> CaptionBatcher:
     ensure_torchvision()
     from transformers import AutoConfig, AutoProcessor
 
-    path = str(tiny_models / "encoder")
+    path = str(tiny_models / "captioner")
     processor, config = AutoProcessor.from_pretrained(path), AutoConfig.from_pretrained(path)
     tokens = PromptTokens(processor, config.model_type, PromptSettings())
     return CaptionBatcher(tokens, processor, config, 8, "cpu")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from verl_uae.seeding import derive_seed
 from verl_uae.stages.common.captions import (
     CaptionCache,
     CaptionSettings,
-    EncoderCaptions,
+    FrozenCaptioner,
     Messages,
     PromptSettings,
     column_caption,
@@ -53,24 +52,13 @@ PROMPTS.append(prompt(picture(9, 80, 80), max_pixels=48 * 48))
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny encoder, with an image processor whose token count follows the size of the picture, as Qwen's does."""
-    path = tmp_path_factory.mktemp("captions") / "encoder"
-    shutil.copytree(tiny_models / "encoder", path)
-    processor = AutoProcessor.from_pretrained(path)
-    processor.image_processor.size = {"shortest_edge": 16 * 16, "longest_edge": 96 * 96}
-    processor.save_pretrained(path)
-    return str(path)
+def captions(captioner_folder: Path) -> FrozenCaptioner:
+    return FrozenCaptioner(str(captioner_folder), CaptionSettings(**SETTINGS))
 
 
 @pytest.fixture(scope="module")
-def captions(folder: str) -> EncoderCaptions:
-    return EncoderCaptions(folder, CaptionSettings(**SETTINGS))
-
-
-@pytest.fixture(scope="module")
-def sampled(folder: str) -> EncoderCaptions:
-    return EncoderCaptions(folder, CaptionSettings(**SETTINGS, do_sample=True, temperature=1.5))
+def sampled(captioner_folder: Path) -> FrozenCaptioner:
+    return FrozenCaptioner(str(captioner_folder), CaptionSettings(**SETTINGS, do_sample=True, temperature=1.5))
 
 
 class InProcess:
@@ -88,11 +76,11 @@ class InProcess:
         return TokenOutput(token_ids=result.token_ids, log_probs=result.log_probs)
 
 
-async def through_the_agent_loop(captions: EncoderCaptions, folder: str, server: InProcess) -> list[Caption]:
+async def through_the_agent_loop(captions: FrozenCaptioner, captioner_folder: Path, server: InProcess) -> list[Caption]:
     rollout = {"prompt_length": 64, "response_length": 8, "calculate_log_probs": True, "full_determinism": False}
     uae = {"seed": 7, "rollout": {"timeout_s": 60.0, "seeded": True}}
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "uae": uae})
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(captioner_folder)
     loop = CaptionAgentLoop(
         DictConfigWrap(config),
         server,
@@ -108,14 +96,16 @@ async def through_the_agent_loop(captions: EncoderCaptions, folder: str, server:
     return [output.extra_fields[CAPTION_FIELD].content for output in outputs]
 
 
-def written(captions: EncoderCaptions, prompts: Sequence[Messages]) -> list[Caption]:
+def written(captions: FrozenCaptioner, prompts: Sequence[Messages]) -> list[Caption]:
     """Captions of prompts whose rows say nothing of their pictures."""
     return captions.write(prompts, [{}] * len(prompts))
 
 
-def test_prompts_and_greedy_captions_are_those_of_the_agent_loop(captions: EncoderCaptions, folder: str) -> None:
+def test_prompts_and_greedy_captions_are_those_of_the_agent_loop(
+    captions: FrozenCaptioner, captioner_folder: Path
+) -> None:
     server = InProcess(captions.engine)
-    expected = asyncio.run(through_the_agent_loop(captions, folder, server))
+    expected = asyncio.run(through_the_agent_loop(captions, captioner_folder, server))
     built = [captions.prompt_tokens(messages) for messages in PROMPTS]
     assert [(ids, [image.tobytes() for image in images]) for ids, images in built] == server.asked
     image_token = captions.engine.config.image_token_id
@@ -124,23 +114,23 @@ def test_prompts_and_greedy_captions_are_those_of_the_agent_loop(captions: Encod
     assert len({state.text for state in expected}) > 1 and all(state.ok for state in expected)
 
 
-def test_template_and_processor_arguments_reach_the_prompt(folder: str) -> None:
+def test_template_and_processor_arguments_reach_the_prompt(captioner_folder: Path) -> None:
     template = "{{ shout | default('') }}{% for m in messages %}<|image_pad|>describe{% endfor %}"
     settings = PromptSettings(template, {"shout": "red"}, {"max_pixels": 16 * 16, "min_pixels": 16 * 16})
-    captions = EncoderCaptions(folder, CaptionSettings(**SETTINGS, prompt=settings))
+    captions = FrozenCaptioner(str(captioner_folder), CaptionSettings(**SETTINGS, prompt=settings))
     ids, _ = captions.prompt_tokens(prompt(picture(0, 80, 80)))
     words = captions.engine.tokenizer.convert_ids_to_tokens(ids)
     assert words == ["red", "<|image_pad|>", "describe"]
     assert written(captions, [prompt(picture(0, 80, 80))])[0].ok
 
 
-def test_a_caption_does_not_depend_on_the_others(sampled: EncoderCaptions) -> None:
+def test_a_caption_does_not_depend_on_the_others(sampled: FrozenCaptioner) -> None:
     together = written(sampled, PROMPTS)
     assert written(sampled, PROMPTS[::-1]) == together[::-1]
     assert [written(sampled, [messages])[0] for messages in PROMPTS] == together
 
 
-def test_a_sampled_caption_is_named_by_run_seed_and_picture(sampled: EncoderCaptions, folder: str) -> None:
+def test_a_sampled_caption_is_named_by_run_seed_and_picture(sampled: FrozenCaptioner, captioner_folder: Path) -> None:
     ids, images = sampled.prompt_tokens(PROMPTS[0])
     digest = image_digest(picture(0))
     seed = derive_seed(7, "u4g caption", digest)
@@ -149,11 +139,12 @@ def test_a_sampled_caption_is_named_by_run_seed_and_picture(sampled: EncoderCapt
     expected = sampled.engine.tokenizer.decode(result.token_ids, skip_special_tokens=True).strip()
     assert state.text == expected and state.digest == digest and state.tokens == len(result.token_ids)
     assert sampled.write([PROMPTS[0]], [{"sha256": digest}]) == [state]
-    other = EncoderCaptions(folder, CaptionSettings(**{**SETTINGS, "seed": 8}, do_sample=True, temperature=1.5))
+    settings = CaptionSettings(**{**SETTINGS, "seed": 8}, do_sample=True, temperature=1.5)
+    other = FrozenCaptioner(str(captioner_folder), settings)
     assert written(other, [PROMPTS[0]])[0].text != state.text
 
 
-def test_a_caption_without_end_is_cut(captions: EncoderCaptions) -> None:
+def test_a_caption_without_end_is_cut(captions: FrozenCaptioner) -> None:
     eos = captions.engine.tokenizer.eos_token_id
     (word,) = captions.engine.tokenizer("red")["input_ids"]
 
@@ -163,7 +154,7 @@ def test_a_caption_without_end_is_cut(captions: EncoderCaptions) -> None:
     assert [cut([word] * 8), cut([word] * 7), cut([*[word] * 7, eos])] == [True, False, False]
 
 
-def test_a_bad_prompt_costs_one_caption(captions: EncoderCaptions) -> None:
+def test_a_bad_prompt_costs_one_caption(captions: FrozenCaptioner) -> None:
     buffer = io.BytesIO()
     picture(3).save(buffer, "PNG")
     truncated = Image.open(io.BytesIO(buffer.getvalue()[:-60]))
@@ -184,9 +175,11 @@ def test_a_bad_prompt_costs_one_caption(captions: EncoderCaptions) -> None:
     assert written(captions, []) == []
 
 
-def test_a_shared_conditioner_is_the_loaded_one_without_its_memory(captions: EncoderCaptions, folder: str) -> None:
+def test_a_shared_conditioner_is_the_loaded_one_without_its_memory(
+    captions: FrozenCaptioner, captioner_folder: Path
+) -> None:
     shared = captions.shared_conditioner(length=20, role="generate")
-    loaded = Conditioner.from_pretrained(folder, length=20, role="generate")
+    loaded = Conditioner.from_pretrained(str(captioner_folder), length=20, role="generate")
     texts = ["a red circle", "", "red " * 40]
     one, other = shared.encode(texts), loaded.encode(texts)
     assert torch.equal(one.states_BLE, other.states_BLE) and torch.equal(one.truncated_B, other.truncated_B)

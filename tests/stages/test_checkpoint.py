@@ -206,7 +206,7 @@ def test_verl_is_told_to_keep_every_step_while_it_saves(keys: dict) -> None:
 
 def test_a_step_that_is_saved_again_makes_way_for_its_folders(tmp_path: Path) -> None:
     folder = write_step(tmp_path, 4)
-    for name in ("decoder", "encoder", "decoder.part-17", "decoder_policy"):
+    for name in ("decoder", "captioner", "decoder.part-17", "decoder_policy"):
         (folder / name).mkdir()
         (folder / name / "weights").write_text("old")
     mark_complete(folder, 4)

@@ -9,7 +9,7 @@ from verl_uae.errors import ConfigError
 from verl_uae.reward.terms.vision import EfficientNetLite0
 from verl_uae.stages.cold_start.worker import (
     build_caption_batcher,
-    build_encoder_engine,
+    build_captioner_engine,
     build_features,
     decoder_worker_config,
     reconstruction_settings,
@@ -23,8 +23,8 @@ def config(compose, tiny_models):
     )
 
 
-def test_a_frozen_text_only_encoder_needs_no_engine(config) -> None:
-    assert build_encoder_engine(config("uae.cold_start.encoder.train=false"), 10) is None
+def test_a_frozen_text_only_captioner_needs_no_engine(config) -> None:
+    assert build_captioner_engine(config("uae.cold_start.captioner.train=false"), 10) is None
 
 
 def test_switches_reach_the_decoder(config) -> None:
@@ -39,7 +39,7 @@ def test_settings_of_the_loss(config) -> None:
     settings = reconstruction_settings(config("uae.cold_start.gradient_steps=2"), 3.0)
     assert len(settings.sigmas) == 7 and settings.gradient_steps == 2 and settings.caption_weight == 1.0
     assert float(settings.sigmas[1]) == pytest.approx(3 * (5 / 6) / (1 + 2 * 5 / 6))
-    assert reconstruction_settings(config("uae.cold_start.encoder.train=false"), 3.0).caption_weight == 0.0
+    assert reconstruction_settings(config("uae.cold_start.captioner.train=false"), 3.0).caption_weight == 0.0
     assert reconstruction_settings(config("uae.cold_start.states=in_context"), 3.0).in_context
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The worker as a whole is run by tests/e2e/test_pretrain.py, its loss by tests/engines/test_encoder.py."""
+"""The worker as a whole is run by tests/e2e/test_pretrain.py, its loss by tests/engines/test_cold_start.py."""
 
 from __future__ import annotations
 

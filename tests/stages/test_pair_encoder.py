@@ -32,7 +32,7 @@ def pair(number: int, **changes: object) -> Pair:
 def models(tiny_models: Path) -> tuple[Decoder, Conditioner]:
     return (
         Decoder.from_pretrained(str(tiny_models / "decoder")),
-        Conditioner.from_pretrained(str(tiny_models / "encoder"), length=20),
+        Conditioner.from_pretrained(str(tiny_models / "captioner"), length=20),
     )
 
 

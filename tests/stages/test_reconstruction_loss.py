@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The loss and its gradient are compared with autograd through everything at once by tests/engines/test_encoder.py."""
+"""The loss and its gradient are compared with autograd through everything by tests/engines/test_cold_start.py."""
 
 from __future__ import annotations
 

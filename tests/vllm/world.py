@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny world with an encoder that vLLM's CPU attention can run, and the training command on it."""
+"""The tiny world with a captioner that vLLM's CPU attention can run, and the training command on it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from tests.e2e.world import build_world, metrics, train
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.projector import Projector
-from verl_uae.scenes.tiny_models import encoder_config
+from verl_uae.scenes.tiny_models import captioner_config
 from verl_uae.seeding import derive_seed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-#: vLLM's CPU attention knows head widths 32, 64, 80, ... and not the tiny encoder's 24.
+#: vLLM's CPU attention knows head widths 32, 64, 80, ... and not the tiny captioner's 24.
 HEAD_DIM, HEADS = 32, 4
 HIDDEN_SIZE = HEAD_DIM * HEADS
 
@@ -27,10 +27,10 @@ STEPS = 3
 
 
 def build_vllm_world(root: Path) -> Path:
-    """The world of the end-to-end tests, its encoder widened from 96 to 128 and the projector to match."""
+    """The world of the end-to-end tests, its captioner widened from 96 to 128 and the projector to match."""
     build_world(root)
-    encoder = build_wide_encoder(root / "encoder")
-    encoder.save_pretrained(root / "encoder")
+    captioner = build_wide_captioner(root / "captioner")
+    captioner.save_pretrained(root / "captioner")
     decoder = Decoder.from_pretrained(str(root / "decoder"))
     old = decoder.projector.config
     with torch.random.fork_rng(devices=[]):
@@ -40,17 +40,17 @@ def build_vllm_world(root: Path) -> Path:
     return root
 
 
-def build_wide_encoder(narrow: Path) -> Any:
-    """A random encoder of width 128 with the generation config of the one at ``narrow``."""
+def build_wide_captioner(narrow: Path) -> Any:
+    """A random captioner of width 128 with the generation config of the one at ``narrow``."""
     from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
-    config = encoder_config()
+    config = captioner_config()
     config.text_config.hidden_size = HIDDEN_SIZE
     config.text_config.num_attention_heads = HEADS
     config.text_config.rope_parameters = {**config.text_config.rope_parameters, "mrope_section": [4, 6, 6]}
     config.vision_config.out_hidden_size = HIDDEN_SIZE
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(0, "vllm-encoder"))
+        torch.manual_seed(derive_seed(0, "vllm-captioner"))
         model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config = GenerationConfig.from_pretrained(narrow)
     return model.eval()

@@ -159,11 +159,11 @@ def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None, backbone
     from verl_uae.bench.draw import DrawSettings, draw_folder
 
     pipe = load_pipeline(args)
-    if captions is None and (pipe.encoder is None or pipe.processor is None):
-        raise ConfigError("--model", "has no captioner: pass --encoder or --captions")
+    if captions is None and (pipe.captioner is None or pipe.processor is None):
+        raise ConfigError("--model", "has no captioner: pass --captioner or --captions")
     # The hub is asked when everything else is known to be possible, and before anything is drawn.
     check_available(backbones)
-    settings = DrawSettings(model=args.model, encoder=args.encoder, seed=args.seed)
+    settings = DrawSettings(model=args.model, captioner=args.captioner, seed=args.seed)
     drawn = draw_folder(pipe, args.images, args.out, settings, captions, lambda n, m: _progress("drawing", n, m))
     print(f"{len(drawn.captions)} reconstructions, {drawn.kept} of them from before", file=sys.stderr)
     return drawn

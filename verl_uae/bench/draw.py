@@ -43,7 +43,7 @@ class DrawSettings:
 
     model: str
     """Folder or hub id, for the record."""
-    encoder: str | None = None
+    captioner: str | None = None
     """Folder of the captioner, where it is not the model's own."""
     seed: int = 0
 
@@ -157,7 +157,7 @@ def describe_settings(pipe: UAEPipeline, settings: DrawSettings, *, given: bool)
         "width": width,
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "model_fingerprint": fingerprint(settings.model),
-        "encoder_fingerprint": None if settings.encoder is None else fingerprint(settings.encoder),
+        "captioner_fingerprint": None if settings.captioner is None else fingerprint(settings.captioner),
     }
 
 
@@ -180,7 +180,7 @@ def fingerprint(model: str) -> str | None:
 def settings_digest(described: Mapping[str, Any]) -> str:
     """Digest of what `describe_settings` returned: equal for settings that draw the same."""
     # The name of a folder says nothing about what is in it; the fingerprint does.
-    named = {key: value for key, value in described.items() if key not in ("model", "encoder")}
+    named = {key: value for key, value in described.items() if key not in ("model", "captioner")}
     if described["model_fingerprint"] is None:
         named["model"] = described["model"]
     return sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()

@@ -44,7 +44,7 @@ def scene_eval(pipe: UAEPipeline, *, seed: int = 0, count: int = ITEMS, batch_si
         raise CheckpointError(pipe.name_or_path, f"cannot draw the scenes: {error}") from error
     asked = items(seed, count)
     texts = {"draw": [item.prompt for item in asked]}
-    if pipe.encoder is not None:
+    if pipe.captioner is not None:
         images = [render_image(item.scene) for item in asked]
         texts["loop"] = pipe.caption(images, generator=generator(seed, "scene-eval-captions"))
     noise = normal((len(asked), *shape), seed, "scenes-eval-noise")

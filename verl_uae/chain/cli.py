@@ -68,7 +68,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -
     """
     parser.add_argument(model, help="model folder or hub id")
     parser.set_defaults(model_key=model)
-    parser.add_argument("--encoder", metavar="DIR", help="captioner, where the model folder has none")
+    parser.add_argument("--captioner", metavar="DIR", help="folder of the captioner, where the model folder has none")
     for name, (flag, kind, text) in _FLAGS.items():
         metavar = "TEXT" if kind is str else "N"
         parser.add_argument(flag, dest=name, type=kind, metavar=metavar, help=f"{text} (default: the model's)")
@@ -84,14 +84,14 @@ def check_model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Refuse what :func:`add_model_arguments` names and is not there, or cannot be, before torch takes its seconds.
 
     Returns:
-        The settings that were given as options. ``args.model`` and ``args.encoder`` are resolved in place.
+        The settings that were given as options. ``args.model`` and ``args.captioner`` are resolved in place.
 
     Raises:
         CheckpointError, ConfigError: naming the option.
     """
     args.model = model_source(args.model, args.model_key)
-    if args.encoder is not None:
-        args.encoder = existing_folder(args.encoder, "--encoder")
+    if args.captioner is not None:
+        args.captioner = existing_folder(args.captioner, "--captioner")
     return _given_settings(args)
 
 
@@ -99,7 +99,7 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
     """The pipeline that :func:`add_model_arguments` describes, on its device, its progress bar off.
 
     Raises:
-        CheckpointError: the model or the encoder does not load.
+        CheckpointError: the model or the captioner does not load.
         ConfigError: the device does not exist.
     """
     given = check_model_arguments(args)
@@ -114,12 +114,12 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
         raise ConfigError("--offload", "needs an accelerator as --device; on the host there is nowhere to offload from")
     name = ("float32" if on_host else "bfloat16") if args.dtype == "auto" else args.dtype
     dtype = getattr(torch, name)
-    if args.encoder is not None:
+    if args.captioner is not None:
         verify = False if args.no_verify else None
-        encoder = load_model(args.encoder, dtype, verify=verify)
-        given |= {"encoder": encoder, "processor": load_processor_of(args.encoder)}
-    if args.encoder is not None and given["encoder"] is None:
-        raise ConfigError("--encoder", f"{args.encoder} is not a transformers folder")
+        captioner = load_model(args.captioner, dtype, verify=verify)
+        given |= {"captioner": captioner, "processor": load_processor_of(args.captioner)}
+    if args.captioner is not None and given["captioner"] is None:
+        raise ConfigError("--captioner", f"{args.captioner} is not a transformers folder")
     if args.no_verify:
         given["verify"] = False
     pipe = UAEPipeline.from_pretrained(args.model, torch_dtype=dtype, **given)
@@ -175,8 +175,8 @@ def _sample(args: argparse.Namespace) -> int:
     check_model_arguments(args)
     pictures = _pictures(args)
     pipe = load_pipeline(args)
-    if not args.prompt and (pipe.encoder is None or pipe.processor is None):
-        reason = "has no encoder/ with its processor, so it captions no picture; give --encoder"
+    if not args.prompt and (pipe.captioner is None or pipe.processor is None):
+        reason = "has no captioner/ with its processor, so it captions no picture; give --captioner"
         raise CheckpointError(args.model, reason)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)

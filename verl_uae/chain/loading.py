@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from verl_uae.checkpoints import load
-from verl_uae.checkpoints.names import CONFIG, ENCODER, GENERATION_CONFIG, LANGUAGE_MODEL, PROCESSOR_FILES, VAE
+from verl_uae.checkpoints.names import CAPTIONER, CONFIG, GENERATION_CONFIG, LANGUAGE_MODEL, PROCESSOR_FILES, VAE
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
 from verl_uae.paths import expand, is_hub_id, model_source
@@ -101,12 +101,12 @@ def _check_tokens(model: Any, folder: Path) -> None:
 
 
 def load_processor(root: Path) -> Any:
-    """The processor from the first of encoder/ and language_model/ of a model folder that has one, or None.
+    """The processor from the first of captioner/ and language_model/ of a model folder that has one, or None.
 
     Raises:
         CheckpointError: it does not load.
     """
-    found = (load_processor_of(root / name) for name in (ENCODER, LANGUAGE_MODEL))
+    found = (load_processor_of(root / name) for name in (CAPTIONER, LANGUAGE_MODEL))
     return next((processor for processor in found if processor is not None), None)
 
 

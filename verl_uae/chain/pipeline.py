@@ -42,8 +42,8 @@ from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_index
 from verl_uae.checkpoints.load import load_model, load_scheduler, wants_digests
 from verl_uae.checkpoints.manifest import verify_folder
-from verl_uae.checkpoints.names import ENCODER, LANGUAGE_MODEL, MANIFEST
-from verl_uae.checkpoints.source import refuse_code, refuse_special
+from verl_uae.checkpoints.names import CAPTIONER, LANGUAGE_MODEL, MANIFEST
+from verl_uae.checkpoints.source import refuse_code, refuse_renamed, refuse_special
 from verl_uae.data.images import ImageSource, decode_image
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.flow.schedule import sigma_schedule
@@ -85,9 +85,9 @@ class UAEPipeline(DiffusionPipeline):
         vae: latent codec.
         scheduler: only its ``shift`` is used; see :func:`~verl_uae.flow.schedule.sigma_schedule`.
         conditioner: projector with the constant pooled vector.
-        encoder: captioner, Qwen2.5-VL; None where nothing is captioned and there is a ``language_model``.
-        processor: of the encoder.
-        language_model: model whose text-only states are the condition; None is the encoder's own language model.
+        captioner: Qwen2.5-VL; None where nothing is captioned and there is a ``language_model``.
+        processor: of the captioner.
+        language_model: model whose text-only states are the condition; None is the captioner's own language model.
         condition_length: L, text positions of the condition, chat template included; as in training.
         condition_role: chat role of the caption in the condition.
         caption_prompt: user turn that asks for a caption, ``<image>`` where the picture goes.
@@ -104,8 +104,8 @@ class UAEPipeline(DiffusionPipeline):
         ConfigError: naming the setting that is impossible.
     """
 
-    model_cpu_offload_seq = "encoder->language_model->conditioner->transformer->vae"
-    _optional_components = [ENCODER, "processor", LANGUAGE_MODEL]  # noqa: RUF012 - as in diffusers
+    model_cpu_offload_seq = "captioner->language_model->conditioner->transformer->vae"
+    _optional_components = [CAPTIONER, "processor", LANGUAGE_MODEL]  # noqa: RUF012 - as in diffusers
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - as in diffusers
 
     def __init__(
@@ -114,7 +114,7 @@ class UAEPipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         scheduler: FlowMatchEulerDiscreteScheduler,
         conditioner: Projector,
-        encoder: PreTrainedModel | None = None,
+        captioner: PreTrainedModel | None = None,
         processor: Any = None,
         language_model: PreTrainedModel | None = None,
         condition_length: int = _DEFAULTS.condition_length,
@@ -135,7 +135,7 @@ class UAEPipeline(DiffusionPipeline):
             vae=vae,
             scheduler=scheduler,
             conditioner=conditioner,
-            encoder=encoder,
+            captioner=captioner,
             processor=processor,
             language_model=language_model,
         )
@@ -163,7 +163,7 @@ class UAEPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: folder or hub id.
-            kwargs: as of ``DiffusionPipeline.from_pretrained``: ``torch_dtype``, components (``encoder=...``,
+            kwargs: as of ``DiffusionPipeline.from_pretrained``: ``torch_dtype``, components (``captioner=...``,
                 ``processor=...``) and settings (``condition_length=...``) in place of the folder's. Besides these
                 ``verify``: whether the files are compared with the folder's manifest, if it has one; by default they
                 are, unless ``VERL_UAE_VERIFY=0``. Code that a folder brings is refused, whatever is asked for.
@@ -174,6 +174,7 @@ class UAEPipeline(DiffusionPipeline):
             ConfigError: naming the setting that is impossible.
         """
         root = local_folder(pretrained_model_name_or_path, kwargs)
+        refuse_renamed(root)
         check_decoder_folder(root)
         known = {**read_index(root), **{name: kwargs[name] for name in ENTRIES if name in kwargs}}
         missing = [name for name in ENTRIES if name not in known]
@@ -194,7 +195,7 @@ class UAEPipeline(DiffusionPipeline):
         for name, kind in COMPONENTS.items():
             if name not in kwargs:
                 kwargs[name] = load_model(kind, root, subfolder=name, dtype=dtype_of(name, dtype), **options)
-        for name in (ENCODER, LANGUAGE_MODEL):
+        for name in (CAPTIONER, LANGUAGE_MODEL):
             if name not in kwargs:
                 kwargs[name] = load_captioner(root / name, dtype_of(name, dtype), **options)
         if "scheduler" not in kwargs:
@@ -202,7 +203,7 @@ class UAEPipeline(DiffusionPipeline):
         if "processor" not in kwargs:
             kwargs["processor"] = load_processor(root)
         kwargs |= {"use_safetensors": True, "trust_remote_code": False}
-        owner = kwargs[ENCODER] if kwargs[LANGUAGE_MODEL] is None else kwargs[LANGUAGE_MODEL]
+        owner = kwargs[CAPTIONER] if kwargs[LANGUAGE_MODEL] is None else kwargs[LANGUAGE_MODEL]
         width = None if owner is None else owner.config.get_text_config().hidden_size
         if all(kwargs[name] is not None for name in COMPONENTS):
             check_fit(root, {name: kwargs[name].config for name in COMPONENTS}, width)
@@ -221,7 +222,7 @@ class UAEPipeline(DiffusionPipeline):
             raise ValueError("only safetensors are written")
         processor = self.processor
         if processor is not None:
-            name = ENCODER if self.encoder is not None or self.language_model is None else LANGUAGE_MODEL
+            name = CAPTIONER if self.captioner is not None or self.language_model is None else LANGUAGE_MODEL
             processor.save_pretrained(Path(save_directory) / name)
         # diffusers would give it a folder of its own; the transformers folder must be complete by itself.
         self.register_modules(processor=None)
@@ -278,9 +279,9 @@ class UAEPipeline(DiffusionPipeline):
         Raises:
             ValueError: there is no language model or no tokenizer.
         """
-        owner = self.encoder if self.language_model is None else self.language_model
+        owner = self.captioner if self.language_model is None else self.language_model
         if owner is None or self.processor is None:
-            raise ValueError("drawing a text takes an encoder or a language_model, and a processor")
+            raise ValueError("drawing a text takes a captioner or a language_model, and a processor")
         _onload(owner)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         length, role = self.config.condition_length, self.config.condition_role
@@ -316,12 +317,12 @@ class UAEPipeline(DiffusionPipeline):
         Raises:
             DecodeError: a picture cannot be decoded.
             CheckpointError: the captioner's logits are no numbers, or its processor takes no pictures.
-            ValueError: there is no encoder or no processor, or a setting is impossible.
+            ValueError: there is no captioner or no processor, or a setting is impossible.
         """
-        if self.encoder is None or self.processor is None:
-            raise ValueError("captions take an encoder and a processor; this folder has only the decoder part")
+        if self.captioner is None or self.processor is None:
+            raise ValueError("captions take a captioner and a processor; this folder has only the decoder part")
         if not hasattr(self.processor, "image_processor"):
-            where = self.encoder.name_or_path or type(self.encoder).__name__
+            where = self.captioner.name_or_path or type(self.captioner).__name__
             raise CheckpointError(where, f"its processor, {type(self.processor).__name__}, takes no pictures")
         settings = self._with(
             caption_prompt=prompt, caption_system=system, max_new_tokens=max_new_tokens, temperature=temperature
@@ -333,9 +334,9 @@ class UAEPipeline(DiffusionPipeline):
         captions: list[str] = []
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
-            _onload(self.encoder)
+            _onload(self.captioner)
             captions += write_captions(
-                self.encoder,
+                self.captioner,
                 self.processor,
                 prompts[rows],
                 max_new_tokens=settings.max_new_tokens,

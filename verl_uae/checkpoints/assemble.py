@@ -18,10 +18,10 @@ from verl_uae.checkpoints.inference import InferenceSettings, write_index
 from verl_uae.checkpoints.load import load_model, load_scheduler, load_tokenizer
 from verl_uae.checkpoints.manifest import Card, verify_folder, write_manifest
 from verl_uae.checkpoints.names import (
+    CAPTIONER,
     CARD,
     CONDITIONER,
     CONFIG,
-    ENCODER,
     LANGUAGE_MODEL,
     MANIFEST,
     MODEL_INDEX,
@@ -49,7 +49,7 @@ class ModelParts:
     decoder: Writer
     """Writes transformer/, vae/, scheduler/ and conditioner/."""
     card: Card
-    encoder: Writer | None = None
+    captioner: Writer | None = None
     """Writes the captioner; None leaves it out."""
     language_model: Writer | None = None
     """Writes the model whose text-only states are the condition, where it is not the captioner."""
@@ -58,7 +58,7 @@ class ModelParts:
     shift: float | None = None
     """Timestep shift of the sampler; None leaves that of the scheduler."""
     code: bool = False
-    """The encoder may bring Python code, which is not run here."""
+    """The captioner may bring Python code, which is not run here."""
 
 
 def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
         if parts.shift is not None:
             set_shift(folder, parts.shift)
         write_index(folder, parts.entries)
-        for name, writer in ((ENCODER, parts.encoder), (LANGUAGE_MODEL, parts.language_model)):
+        for name, writer in ((CAPTIONER, parts.captioner), (LANGUAGE_MODEL, parts.language_model)):
             if writer is not None:
                 writer(folder / name)
         for path in folder.glob(f"*/*{CONFIG}"):
@@ -145,11 +145,11 @@ def copy_transformers_files(source: Path, target: Path, *, weights: bool = True,
 
 def check_model(folder: Path, *, code: bool = False) -> None:
     """Check that every part of a model folder loads in its stock class, nothing missing and nothing too many, and that
-    they fit; with ``code`` the encoder may bring Python code, which is not run. Raises `CheckpointError`: naming the
+    they fit; with ``code`` the captioner may bring Python code, which is not run. Raises `CheckpointError`: naming the
     part."""
     check_components(folder)
     configs = component_configs(folder)
-    for name in (LANGUAGE_MODEL, ENCODER):
+    for name in (LANGUAGE_MODEL, CAPTIONER):
         if (folder / name).is_dir():
             width = check_transformers(folder / name, code=code)
             if name == LANGUAGE_MODEL or not (folder / LANGUAGE_MODEL).is_dir():

@@ -31,11 +31,11 @@ def _add_sd3(sources: Any) -> None:
     sd3 = sources.add_parser("sd3", help="SD3 or SD3.5 and Qwen2.5-VL, with a fresh projector")
     sd3.add_argument("--sd3", required=True, metavar="MODEL", help="diffusers folder or hub id")
     sd3.add_argument("--sd3-revision", metavar="REV", help="commit, tag or branch on the hub")
-    sd3.add_argument("--encoder", required=True, metavar="MODEL", help="Qwen2.5-VL folder or hub id")
-    sd3.add_argument("--encoder-revision", metavar="REV", help="commit, tag or branch on the hub")
+    sd3.add_argument("--captioner", required=True, metavar="MODEL", help="Qwen2.5-VL folder or hub id")
+    sd3.add_argument("--captioner-revision", metavar="REV", help="commit, tag or branch on the hub")
     sd3.add_argument("--hidden-dim", type=int, default=8192, help="width inside the projector (default 8192)")
     sd3.add_argument("--seed", type=int, default=0, help="seed of the projector (default 0)")
-    trusted = "accept Python code of the encoder's repository; needs --encoder-revision with a full commit"
+    trusted = "accept Python code of the captioner's repository; needs --captioner-revision with a full commit"
     sd3.add_argument("--trust-remote-code", action="store_true", dest="remote_code", help=trusted)
     _add_last(sd3, _LENGTH)
     sd3.set_defaults(run=_import_sd3)
@@ -58,7 +58,7 @@ def _add_export(subparsers: Any) -> None:
     own = "configuration of the run, in place of its own"
     export.add_argument("--run-config", type=argument_path, metavar="FILE", help=own)
     export.add_argument("--decoder", metavar="MODEL", help="decoder folder the run started from")
-    export.add_argument("--encoder", metavar="MODEL", help="captioner, where the run did not train it")
+    export.add_argument("--captioner", metavar="MODEL", help="captioner, where the run did not train it")
     export.add_argument("--language-model", metavar="MODEL", help="model whose states are the condition")
     export.add_argument("--decoder-only", action="store_true", help="leave captioner and language model out")
     export.add_argument("--merge-captioner", action="store_true", help="put the captioner together from its shards")
@@ -84,7 +84,7 @@ def _settings(kind: Any, args: argparse.Namespace) -> Any:
 
 
 def _import_sd3(args: argparse.Namespace) -> int:
-    args.sd3, args.encoder = model_source(args.sd3, "--sd3"), model_source(args.encoder, "--encoder")
+    args.sd3, args.captioner = model_source(args.sd3, "--sd3"), model_source(args.captioner, "--captioner")
     from verl_uae.checkpoints.imports import Sd3Import, import_sd3
 
     return _say(args.out, import_sd3(_settings(Sd3Import, args), args.out))
@@ -99,7 +99,7 @@ def _import_release(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     existing_folder(args.checkpoint)
-    for name in ("decoder", "encoder", "language_model"):
+    for name in ("decoder", "captioner", "language_model"):
         if (value := getattr(args, name)) is not None:
             setattr(args, name, model_source(value, f"--{name.replace('_', '-')}"))
     from verl_uae.checkpoints.export import ExportSettings, export_adapters, export_checkpoint

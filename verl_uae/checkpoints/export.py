@@ -47,8 +47,8 @@ from verl_uae.checkpoints.lora import (
 )
 from verl_uae.checkpoints.names import (
     ACTOR,
+    CAPTIONER,
     CONDITIONER,
-    ENCODER_FOLDER,
     EXPORT_FOLDER,
     GENERATION_CONFIG,
     HUGGINGFACE,
@@ -58,7 +58,7 @@ from verl_uae.checkpoints.names import (
 )
 from verl_uae.checkpoints.record import RunConfig
 from verl_uae.checkpoints.shards import read_shards
-from verl_uae.checkpoints.source import local_folder
+from verl_uae.checkpoints.source import local_folder, refuse_renamed
 from verl_uae.checkpoints.step import check_step
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.frame import column_of, file_kind
@@ -82,7 +82,7 @@ class ExportSettings:
     """ema or live weights of the policy; None: the averaged ones if the run kept any."""
     decoder: str | None = None
     """Decoder folder that the run started from."""
-    encoder: str | None = None
+    captioner: str | None = None
     """Captioner of a run that did not train it."""
     language_model: str | None = None
     """Model whose text-only states are the condition."""
@@ -108,16 +108,17 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportS
     its manifest. Raises `CheckpointError`: the checkpoint is not complete or was altered, or something of it does not
     fit; `ConfigError`: something is neither given nor in the run's configuration."""
     folder = Path(checkpoint)
+    refuse_renamed(folder)
     step = check_step(folder).step
     run = RunConfig.of(folder, settings.run_config)
     entries = _entries(folder, settings, run)
     decoder, decoder_origin = _decoder(folder, settings, run)
-    encoder, language_model, origins = _language(folder, settings, run)
+    captioner, language_model, origins = _language(folder, settings, run)
     origins = {"transformer, vae, scheduler, conditioner": decoder_origin, **origins}
     stage = run.get("uae.stage") or "unknown"
     parts = ModelParts(
         decoder=decoder,
-        encoder=encoder,
+        captioner=captioner,
         language_model=language_model,
         entries=entries,
         shift=run.get("uae.decoder.shift"),
@@ -209,15 +210,15 @@ def _language(
     """What writes the captioner and the condition's model, and where they started from."""
     if settings.decoder_only:
         return None, None, {}
-    start = settings.encoder or run.get("actor_rollout_ref.model.path")
-    if (folder / ENCODER_FOLDER).is_dir() and settings.encoder is None:
+    start = settings.captioner or run.get("actor_rollout_ref.model.path")
+    if (folder / CAPTIONER).is_dir() and settings.captioner is None:
         # Captioner and language model of the condition were trained as one.
         other = None if settings.language_model is None else _copy(settings.language_model)
-        return _copy(str(folder / ENCODER_FOLDER)), other, {"encoder": str(start or "unknown")}
+        return _copy(str(folder / CAPTIONER)), other, {"captioner": str(start or "unknown")}
     condition = settings.language_model or run.get("uae.conditioner.path")
     trained = (folder / ACTOR).is_dir()
     if not trained and start is None:
-        raise ConfigError("--encoder", "needed, or --decoder-only: the checkpoint holds no captioner")
+        raise ConfigError("--captioner", "needed, or --decoder-only: the checkpoint holds no captioner")
     if trained and condition is None:
         reason = "needed: the condition comes from the captioner as it was before training"
         raise ConfigError("--language-model", reason)
@@ -226,11 +227,11 @@ def _language(
         reason = "has no weights; --merge-captioner puts them together from the shards"
         raise CheckpointError(actor / HUGGINGFACE, reason)
     product = functools.partial(write_trained_captioner, actor, base=start, alpha=settings.lora_alpha)
-    encoder = product if trained else _copy(str(start))
-    origins = {"encoder": str(start or "unknown")}
+    captioner = product if trained else _copy(str(start))
+    origins = {"captioner": str(start or "unknown")}
     if not trained and condition in (None, start):
-        return encoder, None, origins
-    return encoder, _copy(str(condition)), {**origins, "language_model": str(condition)}
+        return captioner, None, origins
+    return captioner, _copy(str(condition)), {**origins, "language_model": str(condition)}
 
 
 def _copy(source: str) -> Writer:
@@ -295,7 +296,7 @@ def _write_product(
     adapters = Adapters(layers, adapter_alpha(actor, layers, alpha))
     if not weights:
         if base is None:
-            raise CheckpointError(actor, "holds adapters alone, and nothing says which model they adapt (--encoder)")
+            raise CheckpointError(actor, "holds adapters alone, and nothing says which model they adapt (--captioner)")
         dtype = next(iter(layers.values()))[0].dtype
         weights = load_model(_auto_class(), base, dtype=dtype).state_dict()
     merged = merge(weights, layers, adapters.scaling, actor)

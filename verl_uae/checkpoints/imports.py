@@ -74,17 +74,17 @@ class Sd3Import:
 
     sd3: str
     """SD3 folder or hub id."""
-    encoder: str
+    captioner: str
     """Qwen2.5-VL folder or hub id."""
     hidden_dim: int = 8192
     """Width between the two layers of the projector, at least 1 (released model: 8192)."""
     seed: int = 0
     """Seed of the projector's first values."""
     sd3_revision: str | None = None
-    encoder_revision: str | None = None
+    captioner_revision: str | None = None
     remote_code: bool = False
-    """Accept that the encoder's repository brings Python code, and copy it; needs its revision as a full commit. It is
-    never run here: the model must load in a class of transformers itself."""
+    """Accept that the captioner's repository brings Python code, and copy it; needs its revision as a full commit. It
+    is never run here: the model must load in a class of transformers itself."""
     condition_length: int = 640
     condition_role: str = "generate"
 
@@ -94,29 +94,29 @@ def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
     It must not exist; returns its manifest. Raises `CheckpointError`: a source is not what it should be, or ``out``
     exists; `ConfigError`: a setting is impossible."""
     sd3 = local_folder(settings.sd3, revision=settings.sd3_revision, parts=SD3_PARTS)
-    encoder = local_folder(settings.encoder, revision=settings.encoder_revision, remote_code=settings.remote_code)
+    captioner = local_folder(settings.captioner, revision=settings.captioner_revision, remote_code=settings.remote_code)
     if not (sd3 / TRANSFORMER).is_dir():
         raise CheckpointError(sd3, f"not an SD3 folder: it has no {TRANSFORMER}/")
     transformer = SD3Transformer2DModel.load_config(sd3 / TRANSFORMER)
     projector = fresh_projector(
-        language_width(encoder),
+        language_width(captioner),
         int(transformer["joint_attention_dim"]),
         hidden_dim=settings.hidden_dim,
         pooled=empty_prompt_pooled(sd3),
         seed=settings.seed,
     )
-    revisions = (settings.sd3_revision, settings.encoder_revision)
-    at_sd3, at_encoder = (f" at {revision}" if revision else "" for revision in revisions)
+    revisions = (settings.sd3_revision, settings.captioner_revision)
+    at_sd3, at_captioner = (f" at {revision}" if revision else "" for revision in revisions)
     parts = ModelParts(
         decoder=lambda folder: write_decoder(folder, sd3 / TRANSFORMER, projector, sd3),
-        encoder=functools.partial(copy_transformers, encoder, code=settings.remote_code),
+        captioner=functools.partial(copy_transformers, captioner, code=settings.remote_code),
         card=Card(
             title="UAE model before training",
             origin="Imported; the projector has fresh random weights, so pictures do not depend on the caption in any "
             "useful way before it is trained.",
             base_models={
                 "sd3 (transformer, vae, scheduler, pooled vector)": settings.sd3 + at_sd3,
-                "encoder (captioner, condition)": settings.encoder + at_encoder,
+                "captioner (its language model is the condition's)": settings.captioner + at_captioner,
             },
             constants={
                 **{f"projector.{name}": getattr(settings, name) for name in ("hidden_dim", "seed")},
@@ -159,9 +159,9 @@ def empty_prompt_pooled(sd3: Path) -> Tensor:
         tokenizer: Any = load_tokenizer(sd3 / folders[0], CLIPTokenizer)
         # The pipeline pads for both encoders to the length of the first tokenizer.
         length = length or int(tokenizer.model_max_length)
-        encoder: Any = load_model(CLIPTextModelWithProjection, sd3 / folders[1])
+        captioner: Any = load_model(CLIPTextModelWithProjection, sd3 / folders[1])
         ids = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-        parts.append(encoder(ids).text_embeds[0])
+        parts.append(captioner(ids).text_embeds[0])
     return torch.cat(parts)
 
 
@@ -226,7 +226,7 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
     transformer = _transformer(folders["dit"], folders["dit_lora"])
     projector = _projector(trained, empty_prompt_pooled(folders["sd3"]), folders["llm"])
 
-    def write_encoder(folder: Path) -> None:
+    def write_captioner(folder: Path) -> None:
         model.save_pretrained(folder, safe_serialization=True)
         copy_transformers_files(folders["processor"], folder, weights=False)
         generation = folders["llm"] / GENERATION_CONFIG
@@ -237,13 +237,13 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
     at = f" at {settings.revision}" if settings.revision else ""
     parts = ModelParts(
         decoder=lambda folder: write_decoder(folder, transformer, projector, folders["sd3"]),
-        encoder=write_encoder,
+        captioner=write_captioner,
         card=Card(
             title="UAE, official weights of September 2025",
             origin="Imported from the official release (arXiv 2509.09666), adapters of both models multiplied out.",
             base_models={
                 "all": settings.release + at,
-                "encoder": "Qwen2.5-VL-3B-Instruct, by way of the release",
+                "captioner": "Qwen2.5-VL-3B-Instruct, by way of the release",
                 "transformer, vae, scheduler": "Stable Diffusion 3.5 Large, by way of the release",
             },
             constants={name: value for name, value in asdict(settings).items() if name not in ("release", "revision")},

@@ -116,7 +116,7 @@ def _temperature(get: Callable[[str], Any]) -> float | None:
         # verl reads no do_sample there.
         return get("actor_rollout_ref.rollout.val_kwargs.temperature")
     captions = get("uae.u4g.captions") or {}
-    sampled = stage == "u4g" and captions.get("source") == "encoder" and captions.get("do_sample")
+    sampled = stage == "u4g" and captions.get("source") == "captioner" and captions.get("do_sample")
     return float(captions["temperature"]) if sampled else 0.0
 
 

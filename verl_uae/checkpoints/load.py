@@ -196,13 +196,13 @@ def load_tokenizer(source: str | Path, kind: Any = None, *, code: bool = False, 
     return _read(kind, "AutoTokenizer", "tokenizer", source, options, code=code)
 
 
-def language_width(encoder: Path) -> int:
+def language_width(captioner: Path) -> int:
     """E, hidden size of the language model of a vision-language model's folder. Raises `CheckpointError`: it has no
     readable configuration."""
     try:
-        return int(load_config(encoder, code=True).get_text_config().hidden_size)
+        return int(load_config(captioner, code=True).get_text_config().hidden_size)
     except (CheckpointError, AttributeError) as error:
-        raise CheckpointError(encoder, f"no vision-language model: {error}") from error
+        raise CheckpointError(captioner, f"no vision-language model: {error}") from error
 
 
 def load_scheduler(source: str | Path, **changes: Any) -> Any:

@@ -30,7 +30,7 @@ LORA_META = "lora_train_meta.json"
 #: State of the trained decoder, and its weights as a decoder folder; of a captioner trained in the cold start, and its
 #: weights as a transformers folder; beside the state of a model the one that the run started from.
 POLICY_FOLDER, EXPORT_FOLDER = "decoder_policy", "decoder"
-ENCODER_STATE, ENCODER_FOLDER = "encoder_policy", "encoder"
+CAPTIONER_STATE, CAPTIONER = "captioner_policy", "captioner"
 BASE_FILE = "base.json"
 
 #: Running statistics of the rewards.
@@ -41,14 +41,17 @@ SIGNALS_FILE = "reward_signals.json"
 MODEL_INDEX, MANIFEST, CARD = "model_index.json", "manifest.json", "README.md"
 TRANSFORMER, VAE, SCHEDULER, CONDITIONER = "transformer", "vae", "scheduler", "conditioner"
 
-#: The captioner, and the model whose text-only states are the condition where it is not the captioner.
-ENCODER, LANGUAGE_MODEL = "encoder", "language_model"
+#: Beside ``CAPTIONER``: the model whose text-only states are the condition, where it is not the captioner.
+LANGUAGE_MODEL = "language_model"
 
 #: Of the libraries: configurations of a component, of a scheduler and of generation; of these at least one is beside a
 #: processor or tokenizer; an adapter's configuration and weights.
 CONFIG, SCHEDULER_CONFIG, GENERATION_CONFIG = "config.json", "scheduler_config.json", "generation_config.json"
 PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+#: Former name of a folder in a step or model folder -> its name.
+RENAMED_FOLDERS = {"encoder": CAPTIONER, "encoder_policy": CAPTIONER_STATE}
 
 #: As verl writes the number.
 _STEP = re.compile(rf"{STEP_PREFIX}(0|[1-9][0-9]{{0,17}})", re.ASCII)

@@ -360,6 +360,6 @@ def _loaded(path: Path) -> DictConfig:
         raise CheckpointError(path, "holds no settings")
     for old, new in RENAMED.items():
         if OmegaConf.select(config, old, throw_on_resolution_failure=False) is not None:
-            reason = f"is of an older version of verl_uae: {old} is called {new} now; rename it there"
-            raise CheckpointError(path, reason)
+            remedy = "rename it in a copy, and give that with --run-config"
+            raise CheckpointError(path, f"is of an older version of verl_uae: {old} is called {new} now; {remedy}")
     return config

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from verl_uae.checkpoints.names import CONFIG, GENERATION_CONFIG, MODEL_INDEX, PROCESSOR_FILES
+from verl_uae.checkpoints.names import (
+    CONFIG,
+    GENERATION_CONFIG,
+    MANIFEST,
+    MARKER,
+    MODEL_INDEX,
+    PROCESSOR_FILES,
+    RENAMED_FOLDERS,
+)
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.files import LFS_POINTER, is_lfs_pointer, open_regular
 from verl_uae.paths import hub_errors, is_hub_id, model_source, reason_of
@@ -170,6 +178,19 @@ def refuse_special(folder: Path) -> None:
             raise CheckpointError(path, "is no file: a pipe, a socket, a device, or a link that leads nowhere")
         if path.is_file() and path.stat().st_size <= _LARGEST_POINTER and is_lfs_pointer(path.read_bytes()):
             raise CheckpointError(path, LFS_POINTER)
+
+
+def refuse_renamed(folder: Path) -> None:
+    """Refuse a step or model folder whose parts have names of an older version. Raises `CheckpointError`: naming the
+    part, its name now, and what else speaks of it."""
+    for old, new in RENAMED_FOLDERS.items():
+        if (folder / old).is_dir():
+            reason = f"is of an older version of verl_uae: the folder is called {new}/ now; rename it"
+            if (folder / MARKER).is_file():
+                reason += f", and the names that begin with {old}/ in {MARKER}"
+            elif (folder / MANIFEST).is_file():
+                reason += f", and remove {MANIFEST}, whose names and digest are those of before"
+            raise CheckpointError(folder / old, reason)
 
 
 def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:

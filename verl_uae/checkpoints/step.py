@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from verl_uae.checkpoints.manifest import digests as digests_of
-from verl_uae.checkpoints.names import ENCODER_FOLDER, EXPORT_FOLDER, MARKER, TRACKER, step_name, step_of
+from verl_uae.checkpoints.names import CAPTIONER, EXPORT_FOLDER, MARKER, TRACKER, step_name, step_of
+from verl_uae.checkpoints.source import refuse_renamed
 from verl_uae.errors import CheckpointError
 from verl_uae.files import PARTIAL, to_disk, write_json, write_text
 from verl_uae.text import parse_json
@@ -138,7 +139,7 @@ def clear_exports(folder: Path) -> None:
     """Remove the folders for use elsewhere from a step folder that is written again; they appear by rename, onto
     nothing. A run that was killed while saving leaves them, or an earlier run in the same place."""
     unmark(folder)
-    for name in (EXPORT_FOLDER, ENCODER_FOLDER):
+    for name in (EXPORT_FOLDER, CAPTIONER):
         for old in (*folder.glob(name), *folder.glob(f"{name}.part-*")):
             shutil.rmtree(old)
 
@@ -166,6 +167,7 @@ def prune_steps(root: Path, step: int, trainer: Any) -> None:
 def check_resumed(folder: Path, *, digests: bool) -> None:
     """Before a run goes on from a step folder: say that it has no marker, refuse one that is not what its marker says;
     see `check_step`."""
+    refuse_renamed(folder)
     if not os.path.lexists(folder / MARKER):
         logger.warning("%s is not marked complete: it may lack a part, or come from a run that was killed", folder)
         return

@@ -182,7 +182,7 @@ _NUMBERS = {
     f"{_ACTOR}.kl_loss_coef": (0, True),
     f"{_ACTOR}.optim.lr": (0, True),
     "uae.train.optim.lr": (0, True),
-    "uae.cold_start.encoder.optim.lr": (0, True),
+    "uae.cold_start.captioner.optim.lr": (0, True),
 }
 
 #: Sections with verl's FSDP settings, and names of precisions in them (verl/utils/torch_dtypes.py).
@@ -190,7 +190,7 @@ _ENGINES = (
     f"{_ACTOR}.fsdp_config",
     "actor_rollout_ref.ref.fsdp_config",
     "uae.train.fsdp_config",
-    "uae.cold_start.encoder.fsdp_config",
+    "uae.cold_start.captioner.fsdp_config",
 )
 _PRECISIONS = ("fp32", "float32", "bf16", "bfloat16", "fp16", "float16")
 _PRECISION_KEYS = (

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Likelihood and sampling of captions of scene pictures with the tiny encoder.
+"""Likelihood and sampling of captions of scene pictures with the tiny captioner.
 
 Every prompt is the same "<image>describe" with one 32x32 picture, so token ids and rotary positions are computed once
 and batches need neither padding nor PIL. The model's own forward pass does the rest.
@@ -30,18 +30,18 @@ class Captioner:
     """A `Qwen2_5_VLForConditionalGeneration` asked to describe 32x32 pictures.
 
     Args:
-        encoder: the model; its weights are not copied.
+        model: the captioner; its weights are not copied.
         tokenizer: its tokenizer.
     """
 
-    def __init__(self, encoder: Any, tokenizer: Any) -> None:
-        self.encoder, self.tokenizer = encoder, tokenizer
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
         self._prompt_1P = torch.tensor([prompt_ids(tokenizer)])
         _, grid = pixel_values(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
-        self._positions_31P, _ = encoder.model.get_rope_index(
+        self._positions_31P, _ = model.model.get_rope_index(
             self._prompt_1P,
             image_grid_thw=grid,
-            mm_token_type_ids=(self._prompt_1P == encoder.config.image_token_id).int(),
+            mm_token_type_ids=(self._prompt_1P == model.config.image_token_id).int(),
         )
         self._unsayable = torch.tensor(unsayable_ids(tokenizer))
 
@@ -95,7 +95,7 @@ class Captioner:
             done_B = done_B | (next_B == self.tokenizer.eos_token_id)
             if bool(done_B.all()) or step == max_tokens - 1:
                 break
-            output = self.encoder(
+            output = self.model(
                 input_ids=next_B[:, None],
                 position_ids=self._positions(length + step, 1).expand(3, b, 1),
                 past_key_values=output.past_key_values,
@@ -108,7 +108,7 @@ class Captioner:
     ) -> Any:
         b = len(image_B3HW)
         pixels, grid = pixel_values(image_B3HW)
-        return self.encoder(
+        return self.model(
             input_ids=torch.cat([self._prompt_1P.expand(b, -1), ids_BT], dim=1),
             position_ids=positions.expand(3, b, -1),
             pixel_values=pixels,

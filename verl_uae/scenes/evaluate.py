@@ -65,21 +65,21 @@ def held_out_scenes(n: int, seed: int, object_counts: Sequence[int] = OBJECT_COU
 
 
 def load_loop(
-    encoder_folder: str | Path, decoder_folder: str | Path, conditioner_folder: str | Path
+    captioner_folder: str | Path, decoder_folder: str | Path, conditioner_folder: str | Path
 ) -> tuple[Captioner, Decoder, Conditioner]:
     """What captions a picture, what draws the caption, and what reads it for that; see `evaluate` for the folders."""
     ensure_torchvision()
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    encoder = load_model(Qwen2_5_VLForConditionalGeneration, encoder_folder)
-    captioner = Captioner(encoder, load_tokenizer(encoder_folder))
+    model = load_model(Qwen2_5_VLForConditionalGeneration, captioner_folder)
+    captioner = Captioner(model, load_tokenizer(captioner_folder))
     conditioner = Conditioner.from_pretrained(str(conditioner_folder), length=CONDITION_LENGTH)
     return captioner, Decoder.from_pretrained(str(decoder_folder)), conditioner
 
 
 @torch.no_grad()
 def evaluate(
-    encoder_folder: str | Path,
+    captioner_folder: str | Path,
     decoder_folder: str | Path,
     conditioner_folder: str | Path,
     *,
@@ -93,7 +93,7 @@ def evaluate(
     """Caption and redraw `n` held-out scenes with checkpoints on disk.
 
     Args:
-        encoder_folder: transformers folder of the captioner.
+        captioner_folder: transformers folder of the captioner.
         decoder_folder: diffusers folder.
         conditioner_folder: transformers folder whose language model reads the captions; that of the joint training,
             also after RL has changed the captioner.
@@ -104,7 +104,7 @@ def evaluate(
         greedy: decode captions greedily instead of sampling.
         scene_eval_items: per category of SceneEval.
     """
-    captioner, decoder, conditioner = load_loop(encoder_folder, decoder_folder, conditioner_folder)
+    captioner, decoder, conditioner = load_loop(captioner_folder, decoder_folder, conditioner_folder)
     scenes = held_out_scenes(n, seed)
     image = render_float(scenes)
     captions = captioner.sample(image, None if greedy else generator(seed, "scenes-eval-captions"))

@@ -3,10 +3,10 @@
 """Joint training of the tiny models of the built-in world: what RL starts from, in minutes on one core.
 
 It stands in for pre-training and cold start, the stages of UAE. Two parts. The codec is trained alone
-(`verl_uae.scenes.codec`). Then the encoder learns to caption pictures and, in the same steps, the decoder learns to
+(`verl_uae.scenes.codec`). Then the captioner learns to caption pictures and, in the same steps, the decoder learns to
 draw captions by flow matching, whose gradient flows through the projector into the language model: a tiny language
 model that has only learnt to caption gives text states from which nothing but the background can be drawn. The captions
-imitated by the encoder are mostly under-descriptive (`CAPTIONER_MIX`) while the decoder is shown detail
+imitated by the captioner are mostly under-descriptive (`CAPTIONER_MIX`) while the decoder is shown detail
 (`DECODER_MIX`); that gap is what RL closes.
 
 Conditions go through `verl_uae.chain.conditioner` with the role, template and fixed length that RL uses.
@@ -34,7 +34,7 @@ from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, CaptionMix
 from verl_uae.scenes.render import OBJECT_COUNTS, Scene, all_scenes, render_batch
-from verl_uae.scenes.tiny_models import CONDITION_LENGTH, INFERENCE, build_decoder, build_encoder
+from verl_uae.scenes.tiny_models import CONDITION_LENGTH, INFERENCE, build_captioner, build_decoder
 from verl_uae.scenes.tokenizer import build_processor
 from verl_uae.seeding import derive_seed, generator
 
@@ -58,7 +58,7 @@ class JointConfig:
     decoder_batch: int = 64
     captioner_batch: int = 32
     decoder_lr: float = 4e-3
-    encoder_lr: float = 2e-3
+    captioner_lr: float = 2e-3
     warmup_steps: int = 50
     final_lr: float = 0.05
     """Learning rate at the end as a share of the highest."""
@@ -73,8 +73,8 @@ class JointConfig:
 def train_tiny_models(out: str | Path, config: JointConfig | None = None, on_progress: Progress | None = None) -> None:
     """Build, train and save the tiny models.
 
-    Writes `out`/encoder (transformers folder with its processor) and `out`/decoder (diffusers folder). One process; the
-    result depends on the seed and, in the last digits, on the platform and the number of threads.
+    Writes `out`/captioner (transformers folder with its processor) and `out`/decoder (diffusers folder). One process;
+    the result depends on the seed and, in the last digits, on the platform and the number of threads.
 
     Args:
         out: folder, made if missing.
@@ -85,31 +85,31 @@ def train_tiny_models(out: str | Path, config: JointConfig | None = None, on_pro
     processor = build_processor()
     vae = build_codec(config.seed)
     train_codec(vae, config.seed, steps=config.codec_steps, on_step=_codec_progress(config, on_progress))
-    encoder = build_encoder(config.seed, processor.tokenizer)
+    captioner = build_captioner(config.seed, processor.tokenizer)
     decoder = build_decoder(config.seed, vae)
-    train_joint(encoder, decoder, processor.tokenizer, config, on_progress)
-    save_encoder(encoder, processor, Path(out) / "encoder")
+    train_joint(captioner, decoder, processor.tokenizer, config, on_progress)
+    save_captioner(captioner, processor, Path(out) / "captioner")
     decoder.save_pretrained(str(Path(out) / "decoder"), asdict(INFERENCE))
 
 
-def save_encoder(encoder: Any, processor: Any, folder: Path) -> None:
+def save_captioner(captioner: Any, processor: Any, folder: Path) -> None:
     """Write a transformers folder that `AutoProcessor` and the model class load."""
-    encoder.save_pretrained(folder, safe_serialization=True)
+    captioner.save_pretrained(folder, safe_serialization=True)
     processor.save_pretrained(folder)
 
 
 def train_joint(
-    encoder: Any, decoder: Decoder, tokenizer: Any, config: JointConfig, on_progress: Progress | None = None
+    captioner: Any, decoder: Decoder, tokenizer: Any, config: JointConfig, on_progress: Progress | None = None
 ) -> None:
-    """Train encoder and decoder in place; the decoder ends with its averaged weights.
+    """Train captioner and decoder in place; the decoder ends with its averaged weights.
 
     Raises:
         ValueError: if a step's loss is not finite.
     """
     pool = ScenePool(decoder, config)
-    loss_of = JointLoss(encoder, decoder, tokenizer, config)
-    learner = Learner(encoder, decoder, config)
-    encoder.train()
+    loss_of = JointLoss(captioner, decoder, tokenizer, config)
+    learner = Learner(captioner, decoder, config)
+    captioner.train()
     decoder.train()
     for step in range(config.steps):
         scenes, image, latent = pool.draw(config.decoder_batch)
@@ -121,7 +121,7 @@ def train_joint(
         if on_progress is not None:
             on_progress("joint", step + 1, config.steps, {"flow": flow.item(), "caption": caption.item()})
     learner.adopt_average()
-    encoder.eval()
+    captioner.eval()
     decoder.eval()
 
 
@@ -154,16 +154,16 @@ class JointLoss:
     """The two losses of one batch of scenes.
 
     Args:
-        encoder: `Qwen2_5_VLForConditionalGeneration`.
+        captioner: `Qwen2_5_VLForConditionalGeneration`.
         decoder: decoder with its projector.
-        tokenizer: tokenizer of the encoder.
+        tokenizer: tokenizer of the captioner.
         config: caption distributions, noise levels and seed.
     """
 
-    def __init__(self, encoder: Any, decoder: Decoder, tokenizer: Any, config: JointConfig) -> None:
-        self._encoder, self._decoder, self._tokenizer, self._config = encoder, decoder, tokenizer, config
-        self._conditioner = Conditioner(language_stack(encoder), tokenizer, length=CONDITION_LENGTH)
-        self._captioner = Captioner(encoder, tokenizer)
+    def __init__(self, captioner: Any, decoder: Decoder, tokenizer: Any, config: JointConfig) -> None:
+        self._decoder, self._config = decoder, config
+        self._conditioner = Conditioner(language_stack(captioner), tokenizer, length=CONDITION_LENGTH)
+        self._captioner = Captioner(captioner, tokenizer)
         self._rng = random.Random(derive_seed(config.seed, "scenes-joint-captions"))
         self._noise = generator(config.seed, "scenes-joint-noise")
 
@@ -200,14 +200,14 @@ def flow_loss(
 class Learner:
     """AdamW with two learning rates, warm-up, linear decay in the second half, and an average of the decoder."""
 
-    def __init__(self, encoder: Any, decoder: Decoder, config: JointConfig) -> None:
+    def __init__(self, captioner: Any, decoder: Decoder, config: JointConfig) -> None:
         self._config = config
         self._decoder = [*decoder.transformer.parameters(), *decoder.projector.parameters()]
-        self._encoder = list(encoder.parameters())
+        self._captioner = list(captioner.parameters())
         self._average = [copy.deepcopy(p.detach()) for p in self._decoder]
         groups = [
             {"params": self._decoder, "lr": config.decoder_lr},
-            {"params": self._encoder, "lr": config.encoder_lr},
+            {"params": self._captioner, "lr": config.captioner_lr},
         ]
         self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._share)
@@ -220,7 +220,7 @@ class Learner:
         """One clipped gradient step and one step of the average."""
         self._optimizer.zero_grad()
         loss.backward()
-        for parameters in (self._decoder, self._encoder):
+        for parameters in (self._decoder, self._captioner):
             nn.utils.clip_grad_norm_(parameters, 1.0)
         self._optimizer.step()
         self._schedule.step()

@@ -143,13 +143,13 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
     torch.set_num_threads(min(2, torch.get_num_threads()))
     prepare(root, seed, timings, say)
     torch.set_num_threads(1)
-    before = measure(root, root / "encoder", seed)
+    before = measure(root, root / "captioner", seed)
     run = root / "runs" / "g4u"
     code = train(root, run, seed=seed, steps=steps, overrides=overrides, timings=timings, say=say)
     if code != 0:
         say(f"the training command failed with exit code {code}; its output is in {run / 'train.log'}")
         return code
-    after = measure(root, trained_encoder(run, steps), seed)
+    after = measure(root, trained_captioner(run, steps), seed)
     summary = {
         "seed": seed,
         "steps": steps,
@@ -219,7 +219,7 @@ def prepare(root: Path, seed: int, timings: Timings, say: Say, config: JointConf
     write_dataset(root / "data", train=2000, val=64, seed=seed)
 
 
-def measure(root: Path, encoder: Path, seed: int) -> Evaluation:
+def measure(root: Path, captioner: Path, seed: int) -> Evaluation:
     """Caption and redraw 128 held-out scenes with the given captioner; decoder and condition stay the same."""
     scorer = RewardScorer(list(REWARD_TERMS))
 
@@ -227,7 +227,7 @@ def measure(root: Path, encoder: Path, seed: int) -> Evaluation:
         records = scorer.score(RewardBatch(source_B3HW=source_B3HW, reconstruction_B3HW=drawn_B3HW))
         return torch.tensor([float("nan") if record.value is None else record.value for record in records])
 
-    return evaluate(encoder, root / "decoder", root / "encoder", n=128, seed=seed, reward=reward)
+    return evaluate(captioner, root / "decoder", root / "captioner", n=128, seed=seed, reward=reward)
 
 
 def command(
@@ -298,7 +298,7 @@ def run_training(words: Sequence[str], run: Path, watch: Callable[[Path], None] 
     return process.returncode
 
 
-def trained_encoder(run: Path, step: int) -> Path:
+def trained_captioner(run: Path, step: int) -> Path:
     """The transformers folder that verl saved at a step.
 
     Raises:

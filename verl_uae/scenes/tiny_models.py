@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Builders of the tiny encoder and decoder: ordinary transformers and diffusers classes, half a million numbers each.
+"""Builders of the tiny captioner and decoder: ordinary transformers and diffusers classes, half a million numbers each.
 
 Both are built from a seed alone and saved as ordinary folders. The initial values are not the libraries' defaults where
 those do not learn within minutes; every departure says why.
@@ -47,8 +47,8 @@ _INITIALIZER_RANGE = 0.08
 _POOLED_DIM = 16
 
 
-def encoder_config() -> Any:
-    """`Qwen2_5_VLConfig` of the tiny encoder: 451 thousand parameters, half of them vision."""
+def captioner_config() -> Any:
+    """`Qwen2_5_VLConfig` of the tiny captioner: 451 thousand parameters, half of them vision."""
     ensure_torchvision()
     from transformers import Qwen2_5_VLConfig
 
@@ -94,14 +94,15 @@ def encoder_config() -> Any:
     )
 
 
-def build_encoder(seed: int, tokenizer: Any) -> Any:
+def build_captioner(seed: int, tokenizer: Any) -> Any:
     """A `Qwen2_5_VLForConditionalGeneration` in fp32, the same for the same seed on one platform."""
     ensure_torchvision()
     from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
     with torch.random.fork_rng(devices=[]):
+        # The name gives the weights of every figure in docs/results.md.
         torch.manual_seed(derive_seed(seed, "scenes-encoder"))
-        model = Qwen2_5_VLForConditionalGeneration(encoder_config())
+        model = Qwen2_5_VLForConditionalGeneration(captioner_config())
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Word-level tokenizer and Qwen2.5-VL processor of the tiny encoder.
+"""Word-level tokenizer and Qwen2.5-VL processor of the tiny captioner.
 
 The tokenizer knows the words of the caption grammar, the chat roles and Qwen's special tokens, and nothing else, so its
 length is the model's vocabulary and every sampled id is a word. A picture prompt is twelve tokens.

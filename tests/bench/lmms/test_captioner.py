@@ -10,26 +10,30 @@ from pathlib import Path
 import pytest
 
 from tests.source import ROOT
-from verl_uae.bench.lmms import MODEL, captioner_folder, manifest
+from verl_uae.bench import lmms
+from verl_uae.bench.lmms import MODEL, manifest
 from verl_uae.errors import CheckpointError
 
 
-def test_a_model_folder_has_its_captioner_in_encoder(model_folder: Path, encoder_folder: Path) -> None:
-    assert captioner_folder(model_folder) == model_folder / "encoder"
-    assert captioner_folder(encoder_folder) == encoder_folder
-    assert captioner_folder(Path("Qwen/Qwen2.5-VL-3B-Instruct")) == Path("Qwen/Qwen2.5-VL-3B-Instruct")
+def test_the_captioner_is_part_of_a_model_folder_or_one_by_itself(model_folder: Path, captioner_folder: Path) -> None:
+    assert lmms.captioner_folder(model_folder) == model_folder / "captioner"
+    assert lmms.captioner_folder(captioner_folder) == captioner_folder
+    assert lmms.captioner_folder(Path("Qwen/Qwen2.5-VL-3B-Instruct")) == Path("Qwen/Qwen2.5-VL-3B-Instruct")
 
 
 def test_what_is_no_captioner_is_named(tiny_models: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no captioner: .*decoder/encoder/config\.json does not exist"):
-        captioner_folder(tiny_models / "decoder")
+    with pytest.raises(CheckpointError, match=r"has no captioner: .*decoder/captioner/config\.json does not exist"):
+        lmms.captioner_folder(tiny_models / "decoder")
+    (tmp_path / "old" / "encoder").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="is called captioner/ now"):
+        lmms.captioner_folder(tmp_path / "old")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
     with pytest.raises(CheckpointError, match="is a qwen2_vl, not a qwen2_5_vl"):
-        captioner_folder(tmp_path)
+        lmms.captioner_folder(tmp_path)
     for text in ("{", "[]"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match="cannot be read"):
-            captioner_folder(tmp_path)
+            lmms.captioner_folder(tmp_path)
 
 
 GROUP = '[project.entry-points."lmms_eval.models"]'

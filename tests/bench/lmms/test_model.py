@@ -104,7 +104,7 @@ def evaluate(root: Path, model: Path, tasks: str, *words: str, variables: dict[s
 @pytest.fixture
 def said(pipe: UAEPipeline) -> dict[int, str]:
     """What the captioner itself says to three pictures, in the precision lmms-eval loads it in."""
-    pipe.encoder.to(torch.bfloat16)
+    pipe.captioner.to(torch.bfloat16)
     pipe.processor.image_processor.size = {"shortest_edge": 256, "longest_edge": SIDE * SIDE}
     captions: dict[int, str] = {}
     for n in range(20):

@@ -70,7 +70,7 @@ def _draw(args: argparse.Namespace) -> int:
         pipe,
         prompts,
         args.out,
-        DrawSettings(model=args.model, encoder=args.encoder, seed=args.seed),
+        DrawSettings(model=args.model, captioner=args.captioner, seed=args.seed),
         resolution=args.resolution,
         with_grid=args.grid,
         shard=(int(index), int(count)),

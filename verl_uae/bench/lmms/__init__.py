@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from verl_uae.bench.results import NOTHING, markdown_table, number, read_json, with_notes
-from verl_uae.checkpoints.names import CONFIG, ENCODER, MODEL_INDEX
+from verl_uae.checkpoints.names import CAPTIONER, CONFIG, MODEL_INDEX
+from verl_uae.checkpoints.source import refuse_renamed
 from verl_uae.errors import CheckpointError, ConfigError, DataError
 
 MODEL = "uae"
@@ -52,7 +53,8 @@ def captioner_folder(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    folder = path / ENCODER if (path / MODEL_INDEX).is_file() else path
+    refuse_renamed(path)
+    folder = path / CAPTIONER if (path / MODEL_INDEX).is_file() else path
     if not (folder / CONFIG).is_file():
         raise CheckpointError(path, f"has no captioner: {folder / CONFIG} does not exist")
     try:

@@ -21,7 +21,7 @@ from verl_uae.bench.lmms import MODEL, captioner_folder
 class UAECaptioner(Qwen2_5_VL):  # type: ignore[misc]
     """``--model uae --model_args pretrained=FOLDER``, and arguments of lmms-eval's ``qwen2_5_vl``.
 
-    ``pretrained`` is a UAE folder, its ``encoder/``, any other transformers folder of a Qwen2.5-VL, or a hub id: the
+    ``pretrained`` is a UAE folder, its ``captioner/``, any other transformers folder of a Qwen2.5-VL, or a hub id: the
     model before RL and after it run through the same code. CheckpointError: the folder has no captioner.
     """
 

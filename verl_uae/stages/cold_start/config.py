@@ -16,8 +16,8 @@ from verl_uae.stages.common.config import STRATEGIES
 
 
 @dataclass
-class EncoderLoraConfig:
-    """``uae.cold_start.encoder.lora``: low-rank adapters of the language model."""
+class CaptionerLoraConfig:
+    """``uae.cold_start.captioner.lora``: low-rank adapters of the language model."""
 
     rank: int = key(32, at_least=0)
     """Rank; 0 trains all weights of the language model. Code: 32."""
@@ -32,13 +32,13 @@ class EncoderLoraConfig:
 
 
 @dataclass
-class EncoderTrainingConfig:
-    """``uae.cold_start.encoder``: the language model of the captioner; its vision tower is frozen."""
+class CaptionerTrainingConfig:
+    """``uae.cold_start.captioner``: the language model of the captioner; its vision tower is frozen."""
 
     train: bool = True
-    """Train the language model. Paper: encoder and decoder."""
+    """Train the language model. Paper: captioner and decoder."""
 
-    lora: EncoderLoraConfig = field(default_factory=EncoderLoraConfig)
+    lora: CaptionerLoraConfig = field(default_factory=CaptionerLoraConfig)
 
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass."""
@@ -59,7 +59,7 @@ class ColdStartConfig:
     states of the caption's tokens after the image, as in the released code; they carry pixels past the text."""
 
     train_decoder: bool = True
-    """Train the MM-DiT as ``uae.train.lora`` says. Paper: encoder and decoder."""
+    """Train the MM-DiT as ``uae.train.lora`` says. Paper: captioner and decoder."""
 
     num_steps: int = key(10, at_least=1, at_most=MOST_STEPS)
     """Euler steps of the sampler, at least 1. Code: 10."""
@@ -82,9 +82,9 @@ class ColdStartConfig:
 
     caption_weight: float = key(1.0, at_least=0)
     """Weight of the cross-entropy of the caption given the image, mean over its tokens, at least 0: what teaches the
-    encoder to write such captions, since the semantic term sees only the states of given ones. Our choice."""
+    captioner to write such captions, since the semantic term sees only the states of given ones. Our choice."""
 
-    encoder: EncoderTrainingConfig = field(default_factory=EncoderTrainingConfig)
+    captioner: CaptionerTrainingConfig = field(default_factory=CaptionerTrainingConfig)
 
 
 def validate(config: DictConfig) -> None:
@@ -100,19 +100,19 @@ def validate(config: DictConfig) -> None:
             "uae.cold_start.gradient_steps", f"must lie in [1, {cold_start.num_steps}] or be null, got {steps}"
         )
     decoder = cold_start.train_decoder or config.uae.train.train_projector
-    if not decoder and not cold_start.encoder.train:
-        raise ConfigError("uae.cold_start.encoder.train", "nothing is trained: neither encoder, projector nor MM-DiT")
+    if not decoder and not cold_start.captioner.train:
+        raise ConfigError("uae.cold_start.captioner.train", "nothing trains: neither captioner, projector nor MM-DiT")
     if cold_start.semantic_weight == 0 and (decoder or cold_start.caption_weight == 0):
         raise ConfigError("uae.cold_start.semantic_weight", "is 0: the decoder would learn nothing")
-    if cold_start.encoder.train and config.uae.conditioner.path != config.actor_rollout_ref.model.path:
+    if cold_start.captioner.train and config.uae.conditioner.path != config.actor_rollout_ref.model.path:
         raise ConfigError(
-            "uae.conditioner.path", "must be actor_rollout_ref.model.path: the trained encoder conditions"
+            "uae.conditioner.path", "must be actor_rollout_ref.model.path: the trained captioner conditions"
         )
-    engine = cold_start.encoder.fsdp_config
-    check_choices(config, {"uae.cold_start.encoder.fsdp_config.strategy": STRATEGIES})
+    engine = cold_start.captioner.fsdp_config
+    check_choices(config, {"uae.cold_start.captioner.fsdp_config.strategy": STRATEGIES})
     if engine.ulysses_sequence_parallel_size != 1:
         raise ConfigError(
-            "uae.cold_start.encoder.fsdp_config.ulysses_sequence_parallel_size",
+            "uae.cold_start.captioner.fsdp_config.ulysses_sequence_parallel_size",
             "every rank has pairs of its own; use 1",
         )
     # Imported here: the schema is needed in places that must not pay for torch.
@@ -121,4 +121,4 @@ def validate(config: DictConfig) -> None:
     params: Any = OmegaConf.to_container(cold_start.backbone_params, resolve=True)
     get_reward(cold_start.backbone).check_params(params, "uae.cold_start.backbone_params")
     if config.uae.pretrain.cache_dir is not None:
-        raise ConfigError("uae.pretrain.cache_dir", "conditions of a trained encoder change; use null in this stage")
+        raise ConfigError("uae.pretrain.cache_dir", "conditions of a trained captioner change; use null in this stage")

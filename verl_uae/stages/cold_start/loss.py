@@ -33,7 +33,7 @@ from verl_uae.reward.terms.features import FeatureTerm, feature_similarity
 @dataclass(frozen=True, slots=True)
 class CaptionInputs:
     """Prompt with picture and caption of a micro-batch, for the cold start's
-    :class:`~verl_uae.stages.cold_start.encoder.EncoderModule`."""
+    :class:`~verl_uae.stages.cold_start.captioner.CaptionerModule`."""
 
     ids_BT: Tensor
     mask_BT: Tensor
@@ -66,7 +66,7 @@ class ReconstructionLoss:
         settings: see there.
         vae: frozen.
         features: frozen feature term.
-        encoder: module of the encoder's engine; None conditions on the states of the micro-batch.
+        captioner: module of the captioner's engine; None conditions on the states of the micro-batch.
         captions_of: rows of a micro-batch to their caption inputs.
         negative: condition of the unconditional branch, (1, L, E), without gradient; asked for if guidance != 1.
     """
@@ -76,14 +76,14 @@ class ReconstructionLoss:
         settings: ReconstructionSettings,
         vae: Any,
         features: FeatureTerm,
-        encoder: nn.Module | None,
+        captioner: nn.Module | None,
         captions_of: Callable[[Sequence[int]], CaptionInputs],
         negative: Callable[[], Tensor],
     ) -> None:
         self.settings = settings
         self.vae = vae
         self.features = features
-        self.encoder = encoder
+        self.captioner = captioner
         self.captions_of = captions_of
         self.negative = negative
 
@@ -120,18 +120,18 @@ class ReconstructionLoss:
 
     def _condition(self, micro: TensorDict) -> tuple[Tensor, Tensor | None]:
         """States (B, L, E), and the caption term where it has a weight or gives the states."""
-        if self.encoder is None:
+        if self.captioner is None:
             return micro["states_BLE"], None
         negative_log_prob_B = hidden_BTE = captions = None
         if self.settings.caption_weight > 0 or self.settings.in_context:
             captions = self.captions_of(micro["row_B"].tolist())
-            negative_log_prob_B, hidden_BTE = self.encoder(
+            negative_log_prob_B, hidden_BTE = self.captioner(
                 captions.ids_BT, captions.mask_BT, captions.answer_BT, **captions.pictures
             )
         if self.settings.in_context:
             assert captions is not None and hidden_BTE is not None
             return answer_states(hidden_BTE, captions.answer_BT, micro["ids_BL"].shape[1]), negative_log_prob_B
-        return self.encoder(micro["ids_BL"], micro["mask_BL"]), negative_log_prob_B
+        return self.captioner(micro["ids_BL"], micro["mask_BL"]), negative_log_prob_B
 
     def _field(self, engine: DecoderEngine, states_BLE: Tensor) -> Velocity:
         guidance = self.settings.guidance

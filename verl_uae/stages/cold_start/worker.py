@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The worker of the cold start: encoder and decoder with one optimiser each, trained through the sampler.
+"""The worker of the cold start: captioner and decoder with one optimiser each, trained through the sampler.
 
 Shape legend: B pairs of this rank, L text positions, E language-model width, C H W latents, 3 H W pictures.
 """
@@ -42,11 +42,19 @@ from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.terms.features import FeatureTerm
 from verl_uae.seeding import normal
-from verl_uae.stages.cold_start.encoder import ENCODER_TYPE, CaptionBatcher, EncoderEngine, EncoderModelConfig
+from verl_uae.stages.cold_start.captioner import (
+    SUPERVISED_CAPTIONER,
+    CaptionBatcher,
+    CaptionerModelConfig,
+    SupervisedCaptionerEngine,
+)
 from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings
 from verl_uae.stages.common.build import EMA, build_training_painter, decoder_shift, training_worker_config
 from verl_uae.stages.common.captions import PromptSettings, PromptTokens
 from verl_uae.stages.common.worker import DecoderTrainingWorker
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
 def decoder_worker_config(config: DictConfig, total_steps: int) -> TrainingWorkerConfig:
@@ -56,28 +64,29 @@ def decoder_worker_config(config: DictConfig, total_steps: int) -> TrainingWorke
     return training_worker_config(config, total_steps, SUPERVISED_TYPE, shadows=shadows, train_transformer=trained)
 
 
-def build_encoder_engine(config: DictConfig, total_steps: int) -> EncoderEngine | None:
-    """The encoder's engine, not initialised; None where frozen text-only states are all that is asked of it."""
+def build_captioner_engine(config: DictConfig, total_steps: int) -> SupervisedCaptionerEngine | None:
+    """The captioner's engine, not initialised; None where frozen text-only states are all that is asked of it."""
     cold_start = config.uae.cold_start
-    encoder = cold_start.encoder
-    if not encoder.train and cold_start.states == "text_only":
+    captioner = cold_start.captioner
+    if not captioner.train and cold_start.states == "text_only":
         return None
-    model = EncoderModelConfig(
+    optim = OmegaConf.merge(captioner.optim, {"total_training_steps": total_steps})
+    model = CaptionerModelConfig(
         path=config.actor_rollout_ref.model.path,
-        lora_rank=encoder.lora.rank if encoder.train else 0,
-        lora_alpha=encoder.lora.alpha,
-        lora_target_modules=list(encoder.lora.target_modules),
+        lora_rank=captioner.lora.rank if captioner.train else 0,
+        lora_alpha=captioner.lora.alpha,
+        lora_target_modules=list(captioner.lora.target_modules),
         lora_seed=config.uae.seed,
-        enable_gradient_checkpointing=encoder.gradient_checkpointing,
+        enable_gradient_checkpointing=captioner.gradient_checkpointing,
     )
-    engine_config = omega_conf_to_dataclass(encoder.fsdp_config)
+    engine_config = omega_conf_to_dataclass(captioner.fsdp_config)
     contents = [name for name in config.uae.train.save_contents if name != "diffusers"]
     return EngineRegistry.new(
-        model_type=ENCODER_TYPE,
+        model_type=SUPERVISED_CAPTIONER,
         backend=engine_config.strategy,
         model_config=model,
-        engine_config=dataclasses.replace(engine_config, forward_only=not encoder.train),
-        optimizer_config=omega_conf_to_dataclass(OmegaConf.merge(encoder.optim, {"total_training_steps": total_steps})),
+        engine_config=dataclasses.replace(engine_config, forward_only=not captioner.train),
+        optimizer_config=omega_conf_to_dataclass(optim),
         checkpoint_config=CheckpointConfig(save_contents=contents, load_contents=contents),
     )
 
@@ -116,14 +125,10 @@ def reconstruction_settings(config: DictConfig, shift: float) -> ReconstructionS
         guidance=cold_start.guidance,
         gradient_steps=cold_start.gradient_steps,
         semantic_weight=cold_start.semantic_weight,
-        caption_weight=cold_start.caption_weight if cold_start.encoder.train else 0.0,
+        caption_weight=cold_start.caption_weight if cold_start.captioner.train else 0.0,
         in_context=cold_start.states == "in_context",
         vae_batch_size=config.uae.decoder.vae_batch_size,
     )
-
-
-logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
 class ColdStartWorker(DecoderTrainingWorker):
@@ -138,21 +143,21 @@ class ColdStartWorker(DecoderTrainingWorker):
 
     def __init__(self, config: DictConfig, total_steps: int) -> None:
         super().__init__(config, decoder_worker_config(config, total_steps))
-        self.encoder = build_encoder_engine(config, total_steps)
+        self.captioner = build_captioner_engine(config, total_steps)
         self._images: list[Image.Image] = []
         self._pairs: list[Pair] = []
 
     @property
-    def _encoder_trains(self) -> bool:
-        return bool(self.run.uae.cold_start.encoder.train)
+    def _captioner_trains(self) -> bool:
+        return bool(self.run.uae.cold_start.captioner.train)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> float:
         """Load all models; returns the timestep shift."""
         self.reset()
         device = get_device_name()
-        if self.encoder is not None:
-            self.encoder.initialize()
+        if self.captioner is not None:
+            self.captioner.initialize()
         self.shift = decoder_shift(self.run)
         self.painter = build_training_painter(self.run, None, self.engine.module.transformer.config, device)
         self.painter.vae.enable_gradient_checkpointing()
@@ -170,7 +175,7 @@ class ColdStartWorker(DecoderTrainingWorker):
                 settings,
                 self.painter.vae,
                 self.features,
-                None if self.encoder is None else self.encoder.module,
+                None if self.captioner is None else self.captioner.module,
                 self._caption_inputs,
                 self._negative,
             )
@@ -181,7 +186,7 @@ class ColdStartWorker(DecoderTrainingWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def learn(self, pairs: Sequence[Pair], size: HeightWidth, step: int) -> tuple[dict[str, Any], list[str]]:
-        """One update of encoder and decoder on a batch of pictures of one size.
+        """One update of captioner and decoder on a batch of pictures of one size.
 
         Noise is named by step and place in the batch, so it does not depend on the ranks.
 
@@ -202,22 +207,22 @@ class ColdStartWorker(DecoderTrainingWorker):
         return metrics, [problem for problem in problems if problem]
 
     def _update(self, data: TensorDict) -> dict[str, Any]:
-        if self.encoder is None or not self._encoder_trains:
+        if self.captioner is None or not self._captioner_trains:
             return dict(tu.get(self.train_batch(data), "metrics"))
-        with self.encoder.train_mode():
-            self.encoder.optimizer_zero_grad()
+        with self.captioner.train_mode():
+            self.captioner.optimizer_zero_grad()
             metrics = dict(tu.get(self.train_batch(data), "metrics"))
             if tu.get_non_tensor_data(data, "total_weight", 0.0) > 0:
-                metrics["encoder_grad_norm"] = self.encoder.optimizer_step()
-            metrics["encoder_lr"] = self.encoder.lr_scheduler_step()
+                metrics["captioner_grad_norm"] = self.captioner.optimizer_step()
+            metrics["captioner_lr"] = self.captioner.lr_scheduler_step()
         return metrics
 
     @torch.no_grad()
     def prepare_evaluation(self) -> None:
         """Give the conditioner the trained language model: pictures are drawn of text alone, as in RL and in use."""
-        if self.encoder is None or not self._encoder_trains:
+        if self.captioner is None or not self._captioner_trains:
             return
-        module = self.encoder.module
+        module = self.captioner.module
         reshard(module)
         gathered = {plain_name(name): full_tensor(tensor).cpu() for name, tensor in module.state_dict().items()}
         merged = merged_state(gathered, lora_scalings(module))
@@ -227,22 +232,22 @@ class ColdStartWorker(DecoderTrainingWorker):
         self.painter.conditions.forget()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def save_encoder(self, folder: str, step: int) -> None:
-        """verl's sharded checkpoint of a trained encoder; nothing where it is frozen."""
-        if self.encoder is not None and self._encoder_trains:
-            self.encoder.save_checkpoint(folder, None, step, None)
+    def save_captioner(self, folder: str, step: int) -> None:
+        """verl's sharded checkpoint of a trained captioner; nothing where it is frozen."""
+        if self.captioner is not None and self._captioner_trains:
+            self.captioner.save_checkpoint(folder, None, step, None)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def load_encoder(self, folder: str) -> None:
-        """Inverse of :meth:`save_encoder`."""
-        if self.encoder is not None and self._encoder_trains:
-            self.encoder.load_checkpoint(folder, None, False)
+    def load_captioner(self, folder: str) -> None:
+        """Inverse of :meth:`save_captioner`."""
+        if self.captioner is not None and self._captioner_trains:
+            self.captioner.load_checkpoint(folder, None, False)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def export_encoder(self, folder: str) -> None:
-        """Write the trained encoder as a transformers folder; nothing where it is frozen."""
-        if self.encoder is not None and self._encoder_trains:
-            self.encoder.export(folder)
+    def export_captioner(self, folder: str) -> None:
+        """Write the trained captioner as a transformers folder; nothing where it is frozen."""
+        if self.captioner is not None and self._captioner_trains:
+            self.captioner.export(folder)
 
     def _mini_batch(self, numbers: Sequence[int], size: HeightWidth, step: int) -> tuple[TensorDict, list[str]]:
         self._images, problems = self._decoded()
@@ -259,7 +264,7 @@ class ColdStartWorker(DecoderTrainingWorker):
             "row_B": torch.arange(len(numbers)),
             "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),
         }
-        if self.encoder is None:
+        if self.captioner is None:
             fields["states_BLE"] = torch.stack(self.painter.conditions.get(captions).states)
         data = TensorDict(fields, batch_size=len(numbers))
         tu.assign_non_tensor(
@@ -293,7 +298,7 @@ class ColdStartWorker(DecoderTrainingWorker):
         """Condition of the unconditional branch with the current language model, (1, L, E)."""
         conditions = self.painter.conditions
         prompt = self.run.uae.decoder.negative_prompt
-        if self.encoder is None:
+        if self.captioner is None:
             return conditions.get([prompt]).states[0][None].to(get_device_name())
         ids_1L, mask_1L, _ = (tensor.to(get_device_name()) for tensor in conditions.conditioner.tokenize([prompt]))
-        return self.encoder.module(ids_1L, mask_1L)
+        return self.captioner.module(ids_1L, mask_1L)

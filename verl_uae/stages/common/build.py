@@ -23,7 +23,7 @@ from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.scorer import build_scorer
 from verl_uae.settings import DTYPES as DTYPE_NAMES
-from verl_uae.stages.common.captions import EncoderCaptions
+from verl_uae.stages.common.captions import FrozenCaptioner
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -102,6 +102,27 @@ def load_conditioner(config: DictConfig, device: str | torch.device) -> Conditio
     )
 
 
+def painter_settings(config: DictConfig, vae: Any, transformer: Any, micro_batch_size: int) -> PainterSettings:
+    """What ``uae.decoder`` says of drawing.
+
+    Args:
+        config: the whole composed configuration.
+        vae: config of the decoder's VAE.
+        transformer: config of the decoder's transformer.
+        micro_batch_size: pictures denoised together.
+    """
+    decoder = config.uae.decoder
+    return PainterSettings(
+        height=decoder.height,
+        width=decoder.width,
+        latent_shape=latent_shape(vae, transformer, decoder.height, decoder.width),
+        negative_prompt=decoder.negative_prompt,
+        micro_batch_size=micro_batch_size,
+        score_batch_size=decoder.batch_size,
+        vae_batch_size=decoder.vae_batch_size,
+    )
+
+
 def build_painter(
     config: DictConfig,
     conditions: ConditionCache,
@@ -123,21 +144,12 @@ def build_painter(
         micro_batch_size: pictures denoised together.
         loaded_on: where reward models are put before they are moved; default: ``device``.
     """
-    decoder = config.uae.decoder
-    settings = PainterSettings(
-        height=decoder.height,
-        width=decoder.width,
-        latent_shape=latent_shape(vae.config, transformer, decoder.height, decoder.width),
-        negative_prompt=decoder.negative_prompt,
-        micro_batch_size=micro_batch_size,
-        score_batch_size=decoder.batch_size,
-        vae_batch_size=decoder.vae_batch_size,
-    )
+    settings = painter_settings(config, vae.config, transformer, micro_batch_size)
     return Painter(conditions, vae.requires_grad_(False), build_scorer(config, loaded_on or device), settings, device)
 
 
 def build_training_painter(
-    config: DictConfig, captions: EncoderCaptions | None, transformer: Any, device: str
+    config: DictConfig, captions: FrozenCaptioner | None, transformer: Any, device: str
 ) -> Painter:
     """:func:`build_painter` of a rank that trains the decoder.
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Captions of a frozen captioner: written in the policy workers, once per image."""
+"""Captions of a frozen captioner: written by the ranks that train the decoder, once per picture."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class CaptionSettings:
     prompt: PromptSettings = field(default_factory=PromptSettings)
 
 
-class EncoderCaptions:
+class FrozenCaptioner:
     """The captioner in this process.
 
     Args:

@@ -72,8 +72,8 @@ class AdvantageConfig:
 class CaptionSourceConfig:
     """``uae.u4g.captions``: where the captions of stage u4g come from. One per image, kept for the whole run."""
 
-    source: str = key("encoder", choices=("encoder", "column"))
-    """encoder: written by the frozen captioner. column: read from ``extra_info.caption`` of the dataset row."""
+    source: str = key("captioner", choices=("captioner", "column"))
+    """captioner: written by the frozen captioner. column: read from ``extra_info.caption`` of the dataset row."""
 
     do_sample: bool = False
     """false: greedy. true: sampled at ``temperature``."""

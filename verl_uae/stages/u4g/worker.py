@@ -37,8 +37,12 @@ from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.step import has_groupwise
 from verl_uae.seeding import generator, normal
 from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, decoder_shift, training_worker_config
-from verl_uae.stages.common.captions import CaptionSettings, EncoderCaptions, Messages, PromptSettings
+from verl_uae.stages.common.captions import CaptionSettings, FrozenCaptioner, Messages, PromptSettings
 from verl_uae.stages.common.worker import DecoderTrainingWorker
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
 
 #: Weight copy of the engine: the policy that sampled.
 OLD = "old"
@@ -86,10 +90,10 @@ def sampling_plan(config: DictConfig, shift: float, iteration: int) -> SamplingP
     )
 
 
-def build_captions(config: DictConfig, device: str) -> EncoderCaptions | None:
+def build_captions(config: DictConfig, device: str) -> FrozenCaptioner | None:
     """The frozen captioner of stage u4g; None where captions come from elsewhere."""
     captions = config.uae.u4g.captions
-    if config.uae.stage != "u4g" or captions.source != "encoder":
+    if config.uae.stage != "u4g" or captions.source != "captioner":
         return None
     settings = CaptionSettings(
         seed=config.uae.seed,
@@ -105,7 +109,7 @@ def build_captions(config: DictConfig, device: str) -> EncoderCaptions | None:
         ),
     )
     path = config.actor_rollout_ref.model.path
-    return EncoderCaptions(path, settings, dtype=DTYPES[captions.dtype], device=device)
+    return FrozenCaptioner(path, settings, dtype=DTYPES[captions.dtype], device=device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +156,6 @@ class Layout:
             for member in range(update * width, (update + 1) * width)
         ]
         return numbers[rank * self.per_update : (rank + 1) * self.per_update]
-
-
-logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
 class DecoderPolicyWorker(DecoderTrainingWorker):

@@ -35,7 +35,7 @@ def validate(config: DictConfig) -> None:
     captions = config.uae.u4g.captions
     if captions.source == "column":
         raise ConfigError(
-            "uae.u4g.captions.source", "column: in the unified stage captions are the trained captioner's; use encoder"
+            "uae.u4g.captions.source", "column: in the unified stage the trained captioner writes them; use captioner"
         )
     served = config.actor_rollout_ref.rollout.temperature
     if captions.do_sample and captions.temperature != served:

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Facts of tests/engines/supervised_probe.py: encoder and decoder trained through the sampler."""
+"""Facts of tests/engines/supervised_probe.py: captioner and decoder trained through the sampler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Facts = dict[str, Any]
 def test_gradients_are_those_of_autograd_through_the_unrolled_chain(supervised: Facts, case: str) -> None:
     facts = supervised["one"]["gradient"][case]
     assert facts["loss"][0] == pytest.approx(facts["loss"][1], abs=1e-5)
-    for part in ("decoder", "encoder"):
+    for part in ("decoder", "captioner"):
         assert facts[f"{part} size"] > 1e-3
         # The VAE normalises areas of one colour, which on some processors makes 1e-3 of what differs in the last bits
         # between one batch and its parts; a term that is missing is of the size of the gradient.
@@ -34,16 +34,16 @@ def test_ranks_and_micro_batches_do_not_change_an_update(supervised: Facts, run:
 def test_every_part_can_be_switched_off(supervised: Facts) -> None:
     facts = supervised["one"]["switch"]
     assert facts["projector"] == ["projector"] and facts["nothing"] == []
-    assert facts["projector, encoder moved"] > 1e-4 and facts["nothing, encoder moved"] > 1e-4
+    assert facts["projector, captioner moved"] > 1e-4 and facts["nothing, captioner moved"] > 1e-4
 
 
 def test_adapters_sit_in_the_language_model_alone(supervised: Facts) -> None:
     facts = supervised["one"]["switch"]
     assert facts["lora"] == ["lora_A", "lora_B"] and facts["lora towers"] == ["language_model"]
-    assert facts["wrong target"].startswith("ConfigError: uae.cold_start.encoder.lora.target_modules")
+    assert facts["wrong target"].startswith("ConfigError: uae.cold_start.captioner.lora.target_modules")
 
 
-def test_an_exported_encoder_has_the_states_of_the_trained_one(supervised: Facts) -> None:
+def test_an_exported_captioner_has_the_states_of_the_trained_one(supervised: Facts) -> None:
     facts = supervised["two"]["export"]
     assert facts["difference"] < 1e-5 < 1e-4 < facts["moved"]
     assert facts["plain"] and "exists already" in facts["again"]

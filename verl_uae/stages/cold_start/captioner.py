@@ -37,19 +37,19 @@ from verl_uae.stages.common.captions import Messages, PromptTokens
 from verl_uae.text import encodable
 
 #: Value of ``model_type`` that selects this engine.
-ENCODER_TYPE = "uae_encoder"
+SUPERVISED_CAPTIONER = "uae_captioner_supervised"
 
 _PREFIX = "model."
 
 
 @dataclass
-class EncoderModelConfig(TrainedModelConfig):
+class CaptionerModelConfig(TrainedModelConfig):
     """Model section of the engine; adapters are those of the language model."""
 
-    model_type: str = ENCODER_TYPE
+    model_type: str = SUPERVISED_CAPTIONER
 
 
-class EncoderModule(nn.Module):
+class CaptionerModule(nn.Module):
     """A vision-language model behind one forward, for FSDP.
 
     Args:
@@ -64,7 +64,7 @@ class EncoderModule(nn.Module):
         self._no_split_modules = list(model._no_split_modules)
 
     def can_generate(self) -> bool:
-        """Asked by verl's checkpoint manager; generation settings are saved by :meth:`EncoderEngine.export`."""
+        """Asked by verl's checkpoint manager; generation settings are saved when the engine exports."""
         return False
 
     def forward(
@@ -96,14 +96,14 @@ class EncoderModule(nn.Module):
         return total_B / answer_BT.sum(1).clamp_min(1), hidden_BTE
 
 
-@EngineRegistry.register(model_type=ENCODER_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
-class EncoderEngine(TrainedWeightsEngine):
+@EngineRegistry.register(model_type=SUPERVISED_CAPTIONER, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
+class SupervisedCaptionerEngine(TrainedWeightsEngine):
     """Sharding, optimiser, offload, clipping and checkpoints are verl's; whoever computes a loss calls the module."""
 
     engine_config: Any
     model_config: Any
 
-    def _build_module(self) -> EncoderModule:
+    def _build_module(self) -> CaptionerModule:
         ensure_torchvision()
         from transformers import AutoModelForImageTextToText
 
@@ -122,9 +122,9 @@ class EncoderEngine(TrainedWeightsEngine):
             model.requires_grad_(False)
         # UAE, Fig. 9: training the vision tower makes reconstructions collapse.
         freeze_vision_tower(model)
-        return EncoderModule(model)
+        return CaptionerModule(model)
 
-    def _build_lora_module(self, module: EncoderModule) -> EncoderModule:
+    def _build_lora_module(self, module: CaptionerModule) -> CaptionerModule:
         config = self.model_config
         add_lora(
             module,
@@ -133,7 +133,7 @@ class EncoderEngine(TrainedWeightsEngine):
             target_modules=config.lora_target_modules,
             seed=config.lora_seed,
             part="model.model.language_model",
-            key="uae.cold_start.encoder.lora",
+            key="uae.cold_start.captioner.lora",
         )
         return module
 
@@ -158,10 +158,10 @@ class EncoderEngine(TrainedWeightsEngine):
             CheckpointError: on every rank, if rank 0 could not write.
         """
         state = self.full_state_dict()
-        publish_on_first_rank(lambda folder: write_encoder(state, self.model_config.path, folder), out)
+        publish_on_first_rank(lambda folder: write_captioner(state, self.model_config.path, folder), out)
 
 
-def write_encoder(state: dict[str, Tensor], source: str, folder: Path) -> None:
+def write_captioner(state: dict[str, Tensor], source: str, folder: Path) -> None:
     """Write a transformers folder.
 
     Args:

@@ -37,7 +37,7 @@ def test_import_verl_loads_us_and_nothing_heavy_with_us() -> None:
     )
     modules, state, hydra = run(code).stdout.splitlines()
     assert modules == "['verl_uae', 'verl_uae.compat', 'verl_uae.config', 'verl_uae.plugin', 'verl_uae.versions']"
-    assert state == "{} ['hydra hook', 'platform', 'trainer hook']" and hydra == "False"
+    assert state == "{} ['hydra hook', 'platform', 'platform hook', 'trainer hook']" and hydra == "False"
 
 
 BROKEN_TRAINER = """
@@ -127,3 +127,12 @@ def test_a_program_may_import_ours_before_anything_of_verl(first: str) -> None:
         "print(plugin.FAILURES, get_trainer_cls('uae_unified') is UnifiedTrainer)"
     )
     assert result.stdout.splitlines()[-1] == "{} True", result.stderr[-2000:]
+
+
+def test_the_platform_is_asked_for_when_verl_is_imported_and_not_before() -> None:
+    code = (
+        "import os; os.environ.pop('VERL_PLATFORM'); import verl_uae.plugin\n"
+        "os.environ['VERL_PLATFORM'] = 'cpu'; import verl\n"
+        "from verl.plugin.platform import get_platform; print(get_platform().device_name)"
+    )
+    assert run(code).stdout.splitlines()[-1] == "cpu"

@@ -65,6 +65,11 @@ def _refuse_unknown_keys(words: list[str]) -> None:
 
 
 def _register_platform() -> None:
+    # Asked for when verl is imported, which may be later than this module is.
+    on_import("verl.plugin.platform", lambda: _attempt("platform", _import_platform))
+
+
+def _import_platform() -> None:
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         import verl_uae.plugin.cpu_platform  # noqa: F401
 
@@ -132,7 +137,7 @@ def load() -> None:
         SystemExit: in a train command of ours, if a registration failed.
     """
     _attempt("hydra hook", _register_search_path)
-    _attempt("platform", _register_platform)
+    _attempt("platform hook", _register_platform)
     _attempt("trainer hook", _register_trainers)
     _stop_train_command()
 

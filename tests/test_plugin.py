@@ -131,7 +131,7 @@ def test_a_program_may_import_ours_before_anything_of_verl(first: str) -> None:
 
 def test_the_platform_is_asked_for_when_verl_is_imported_and_not_before() -> None:
     code = (
-        "import os; os.environ.pop('VERL_PLATFORM'); import verl_uae.plugin\n"
+        "import os; os.environ.pop('VERL_PLATFORM', None); import verl_uae.plugin\n"
         "os.environ['VERL_PLATFORM'] = 'cpu'; import verl\n"
         "from verl.plugin.platform import get_platform; print(get_platform().device_name)"
     )

@@ -32,6 +32,7 @@ LAYERS = {
     "flow": 1,
     "data": 1,
     "reward": 2,
+    "families": 2,
     "chain": 2,
     "checkpoints": 2,
     "config": 3,
@@ -51,7 +52,7 @@ LAYERS = {
 
 #: Files of lower folders that may import verl at their top, with the reason.
 VERL_ALLOWED = {"data/dataset.py": "verl's dataset class with our checks"}
-VERL_FREE = ("flow", "chain", "checkpoints", "reward", "data", "scenes", "bench", "config")
+VERL_FREE = ("flow", "families", "chain", "checkpoints", "reward", "data", "scenes", "bench", "config")
 #: Stages that are made of others.
 STAGES_OF = {"unified": ("g4u", "u4g")}
 
@@ -121,6 +122,16 @@ def test_lower_layers_know_neither_verl_nor_ray() -> None:
         if part(path) in VERL_FREE and relative(path) not in VERL_ALLOWED
         for name in imports(path)
         if top(name) in ("verl", "ray", "transfer_queue")
+    ]
+
+
+def test_families_are_below_the_chain() -> None:
+    assert not [
+        f"{relative(path)} imports {name}"
+        for path in modules()
+        if part(path) == "families"
+        for name in imports(path)
+        if name.startswith(("verl_uae.chain", "verl_uae.reward", "verl_uae.data"))
     ]
 
 

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.chain.conftest import picture
 from verl_uae import UAEPipeline
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.inference import InferenceSettings, write_index
 from verl_uae.checkpoints.manifest import write_manifest
 from verl_uae.cli import main
 from verl_uae.data.images import decode_image, image_digest
+from verl_uae.families.sd3 import Projector
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.tiny_models import INFERENCE
 from verl_uae.seeding import generator

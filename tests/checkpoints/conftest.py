@@ -12,11 +12,11 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from tests.launch import launch
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.assemble import ModelParts, publish_model, save_component
 from verl_uae.checkpoints.imports import Sd3Import, import_sd3
 from verl_uae.checkpoints.manifest import Card
 from verl_uae.compat import ensure_torchvision
+from verl_uae.families.sd3 import Projector
 
 CARD = Card("A model", "Made by a test.", {"all": "nothing"})
 

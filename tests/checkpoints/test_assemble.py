@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoints.conftest import smallest_parts
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.assemble import (
     check_model,
     check_transformers,
@@ -29,6 +28,7 @@ from verl_uae.checkpoints.assemble import (
 from verl_uae.checkpoints.inference import write_index
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.errors import CheckpointError
+from verl_uae.families.sd3 import Projector
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from verl_uae.chain.projector import Projector
 from verl_uae.cli import main
+from verl_uae.families.sd3 import Projector
 
 COMMANDS = ["import", "import sd3", "import release", "export", "verify"]
 

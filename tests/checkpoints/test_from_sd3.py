@@ -13,12 +13,12 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from verl_uae.chain.decoder import Decoder
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.assemble import tensors_of
 from verl_uae.checkpoints.imports import Sd3Import, empty_prompt_pooled, fresh_projector, import_sd3
 from verl_uae.checkpoints.load import language_width
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families.sd3 import Projector
 
 
 @pytest.fixture

@@ -353,13 +353,11 @@ def test_a_schedule_without_a_positive_shift_is_refused(tiny_models: Path, tmp_p
     ("name", "value"),
     [
         ("num_train_timesteps", 500),
-        ("use_dynamic_shifting", True),
         ("use_karras_sigmas", True),
         ("use_exponential_sigmas", True),
         ("use_beta_sigmas", True),
         ("invert_sigmas", True),
         ("stochastic_sampling", True),
-        ("shift_terminal", 0.1),
         ("_class_name", "DDPMScheduler"),
     ],
 )

@@ -83,7 +83,7 @@ def test_classes_of_other_libraries_are_code(tmp_path: Path) -> None:
     index: dict[str, object] = {
         "_class_name": "UAEPipeline",
         "vae": ["diffusers", "AutoencoderKL"],
-        "conditioner": ["verl_uae.chain.projector", "Projector"],
+        "conditioner": ["verl_uae.families.sd3", "Projector"],
         "safety_checker": [None, None],
     }
     (tmp_path / "model_index.json").write_text(json.dumps(index))

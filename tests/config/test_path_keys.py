@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.config.test_validate import changed
 from tests.positions import computed_positions
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.manifest import write_manifest
 from verl_uae.config.path_keys import (
     is_shard,
@@ -28,6 +27,7 @@ from verl_uae.config.path_keys import (
 )
 from verl_uae.config.validate import ValidateCallback
 from verl_uae.errors import ConfigError
+from verl_uae.families.sd3 import Projector
 
 MODELS = ("actor_rollout_ref.model.path", "uae.decoder.path", "uae.conditioner.path")
 OUTPUTS = (

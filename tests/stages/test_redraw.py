@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.samples import UNREADABLE, sample
 from verl_uae.chain.decoder import decode_latent
-from verl_uae.chain.projector import Projector
 from verl_uae.chain.records import Draw
 from verl_uae.data.images import encode_jpeg
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families.sd3 import Projector
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.record import Status

@@ -13,7 +13,7 @@ import torch
 
 from tests.e2e.world import build_world, metrics, train
 from verl_uae.chain.decoder import Decoder
-from verl_uae.chain.projector import Projector
+from verl_uae.families.sd3 import Projector
 from verl_uae.scenes.tiny_models import captioner_config
 from verl_uae.seeding import derive_seed
 

@@ -18,11 +18,11 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor, nn
 
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.inference import write_index
 from verl_uae.checkpoints.load import check_files, check_weights, load_model, load_scheduler
 from verl_uae.checkpoints.names import CONDITIONER, SCHEDULER, TRANSFORMER, VAE
 from verl_uae.errors import CheckpointError
+from verl_uae.families.sd3 import Projector
 from verl_uae.flow.ode import StepHook, Velocity, euler, guided
 
 #: Folders of a decoder's components and their classes.

@@ -38,7 +38,6 @@ from verl_uae.chain.loading import (
     sigma_table,
 )
 from verl_uae.chain.loading import load_model as load_captioner
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_index
 from verl_uae.checkpoints.load import load_model, load_scheduler, wants_digests
 from verl_uae.checkpoints.manifest import verify_folder
@@ -46,6 +45,7 @@ from verl_uae.checkpoints.names import CAPTIONER, LANGUAGE_MODEL, MANIFEST
 from verl_uae.checkpoints.source import refuse_code, refuse_renamed, refuse_special
 from verl_uae.data.images import ImageSource, decode_image
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families.sd3 import Projector
 from verl_uae.flow.schedule import sigma_schedule
 
 logger = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.lora import Adapters, adapter_alpha, merge, split_adapters
 from verl_uae.checkpoints.manifest import digests
 from verl_uae.checkpoints.names import BASE_FILE, CONDITIONER, HUGGINGFACE, POLICY_FOLDER, TRANSFORMER
 from verl_uae.checkpoints.shards import LIVE, read_shards, weight_copies
 from verl_uae.checkpoints.source import local_folder, read_tensors, weight_files
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families.sd3 import Projector
 from verl_uae.files import write_json
 
 #: Parts of the policy and their components in a decoder folder.

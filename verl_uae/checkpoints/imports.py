@@ -40,7 +40,6 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.assemble import (
     ModelParts,
     copy_transformers,
@@ -57,6 +56,7 @@ from verl_uae.checkpoints.names import ADAPTER_WEIGHTS, GENERATION_CONFIG, SCHED
 from verl_uae.checkpoints.source import check_safetensors, local_folder, pickles, read_files, same_tensors
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families.sd3 import Projector
 from verl_uae.seeding import derive_seed
 
 _CONDITION = ("condition_length", "condition_role")
@@ -193,7 +193,7 @@ class LanguageState:
 
     model: dict[str, Tensor]
     projector: dict[str, Tensor]
-    """Under the names of :class:`~verl_uae.chain.projector.Projector`, without the pooled vector; may be empty."""
+    """Under the names of :class:`~verl_uae.families.sd3.Projector`, without the pooled vector; may be empty."""
     adapters: dict[str, tuple[Tensor, Tensor]]
     """Layer -> A (R, I) and B (O, R)."""
 

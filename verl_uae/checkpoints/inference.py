@@ -78,7 +78,7 @@ _PARTS = {
     TRANSFORMER: ["diffusers", "SD3Transformer2DModel"],
     VAE: ["diffusers", "AutoencoderKL"],
     SCHEDULER: ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    CONDITIONER: ["verl_uae.chain.projector", "Projector"],
+    CONDITIONER: ["verl_uae.families.sd3", "Projector"],
 }
 
 

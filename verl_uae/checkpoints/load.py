@@ -51,16 +51,15 @@ _REPEATED = re.compile(r"(?!max_)\w*(?:layers|blocks|depth|experts)(?:_per_\w+)?
 #: Types that weights are stored in without a method of quantisation, which would have to be named.
 _PRECISIONS = frozenset({"F64", "F32", "F16", "BF16"})
 
-#: Settings of a scheduler beside its shift that change the schedule, and the value that is drawn and trained with.
+#: Settings of a scheduler beside those of its shift that change the schedule, and the value that is drawn and trained
+#: with.
 _USUAL_SCHEDULE = {
     "num_train_timesteps": 1000,
-    "use_dynamic_shifting": False,
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
     "invert_sigmas": False,
     "stochastic_sampling": False,
-    "shift_terminal": None,
 }
 
 #: Statistics of latents in place of which `scaling_factor` and `shift_factor` are used.
@@ -206,7 +205,7 @@ def language_width(captioner: Path) -> int:
 
 
 def load_scheduler(source: str | Path, **changes: Any) -> Any:
-    """The flow-matching scheduler of a diffusers folder, of which the ``shift`` is used; ``changes`` replace settings.
+    """The flow-matching scheduler of a diffusers folder, of which the shift is used; ``changes`` replace settings.
     Raises `CheckpointError`: there is none, it cannot be read, or it asks for another schedule than a shifted one."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 

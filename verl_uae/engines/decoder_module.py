@@ -16,9 +16,9 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from verl_uae.chain.decoder import Decoder, velocity, with_negative
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.names import CONDITIONER, CONFIG, TRANSFORMER
 from verl_uae.engines.trained import TrainedModelConfig
+from verl_uae.families.sd3 import Projector
 from verl_uae.flow.ode import guided
 from verl_uae.stages.common.config import DEFAULT_TARGETS
 

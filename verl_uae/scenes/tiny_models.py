@@ -16,10 +16,10 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import nn
 
 from verl_uae.chain.decoder import Decoder
-from verl_uae.chain.projector import Projector
 from verl_uae.checkpoints.inference import InferenceSettings
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import IMAGE_MARK
+from verl_uae.families.sd3 import Projector
 from verl_uae.scenes.codec import LATENT_CHANNELS, LATENT_SIZE
 from verl_uae.scenes.render import IMAGE_SIZE
 from verl_uae.scenes.tokenizer import MERGE_SIZE, PATCH_SIZE, PROMPT, TEMPORAL_PATCH_SIZE, VOCABULARY, unsayable_ids

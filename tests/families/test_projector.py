@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from verl_uae.chain.projector import Projector
+from verl_uae.families.sd3 import Projector
 from verl_uae.seeding import normal
 
 

@@ -1,0 +1,99 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Families of decoders: everything that differs from one kind of image model to the next, one file each.
+
+A family is found by the class of transformer that a decoder folder names. Another package publishes its own under the
+entry point group ``verl_uae.families``, the name of the entry point being that class; see :mod:`verl_uae.registry`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from verl_uae.checkpoints.names import CONFIG, MODEL_INDEX, SCHEDULER, TRANSFORMER
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.registry import Registry
+
+if TYPE_CHECKING:
+    from verl_uae.families.family import DecoderFamily
+
+ENTRY_POINT_GROUP = "verl_uae.families"
+
+#: Class of transformer -> "module:class". A family of ours is registered by its line here and by nothing else.
+BUILT_IN: Mapping[str, str] = {
+    "SD3Transformer2DModel": "verl_uae.families.sd3:SD3",
+}
+
+
+def family_class(name: str, key: str = "transformer") -> type[DecoderFamily]:
+    """The family of a class of transformer, imported if need be; ``key`` is where the name came from, for errors.
+
+    Raises:
+        ConfigError: there is none (lists the known and the closest), or it does not import.
+    """
+    return FAMILIES.get(name, key)
+
+
+def family_of(
+    source: str | Path, *, length: int | None = None, role: str | None = None, shift: float | None = None
+) -> DecoderFamily:
+    """The family of a decoder, from its configurations alone.
+
+    Args:
+        source: decoder folder or hub id.
+        length, role, shift: see :class:`~verl_uae.families.family.DecoderFamily`.
+
+    Raises:
+        CheckpointError: a component is missing, its family is not known, or its kind is one that cannot be trained.
+    """
+    # Imported here: who asks for a class by name needs no torch.
+    from verl_uae.checkpoints.source import local_folder, read_object
+
+    # Of the hub the configurations alone are fetched.
+    root = local_folder(source, parts=(SCHEDULER,))
+    config = root / TRANSFORMER / CONFIG
+    if not config.is_file():
+        raise CheckpointError(root, _incomplete(TRANSFORMER))
+    try:
+        kind = family_class(str(read_object(config).get("_class_name")))
+    except ConfigError as error:
+        raise CheckpointError(config, error.message) from error
+    for name in kind.components:
+        if not (root / name).is_dir():
+            raise CheckpointError(root, _incomplete(name))
+    index = read_object(root / MODEL_INDEX) if (root / MODEL_INDEX).is_file() else {}
+    configs = {name: _completed(component, root / name) for name, component in kind.components.items()}
+    try:
+        return kind(configs, kind.read_scheduler(root), index, length=length, role=role, shift=shift)
+    except ValueError as error:
+        raise CheckpointError(root / TRANSFORMER, str(error)) from error
+
+
+def _incomplete(part: str) -> str:
+    return f"is no model and no decoder folder: it has no {part}/; verl-uae import and export write such"
+
+
+def _completed(kind: Any, folder: Path) -> SimpleNamespace:
+    """A component's configuration as its class completes it, without building one."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
+    try:
+        return SimpleNamespace(**{**defaults, **kind.load_config(folder)})
+    except OSError as error:
+        raise CheckpointError(folder, f"has no configuration: {error}") from error
+
+
+def _checked(item: Any, name: str) -> type[DecoderFamily]:
+    from verl_uae.families.family import DecoderFamily
+
+    if not (isinstance(item, type) and issubclass(item, DecoderFamily)):
+        raise TypeError(f"the family of {name} must be a subclass of DecoderFamily")
+    return item
+
+
+FAMILIES: Registry[type[DecoderFamily]] = Registry(
+    "class of transformer", "transformer", ENTRY_POINT_GROUP, _checked, BUILT_IN
+)

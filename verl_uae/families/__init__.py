@@ -26,6 +26,7 @@ ENTRY_POINT_GROUP = "verl_uae.families"
 #: Class of transformer -> "module:class". A family of ours is registered by its line here and by nothing else.
 BUILT_IN: Mapping[str, str] = {
     "SD3Transformer2DModel": "verl_uae.families.sd3:SD3",
+    "Flux3Transformer2DModel": "verl_uae.families.flux3:Flux3",
 }
 
 

@@ -27,6 +27,7 @@ ENTRY_POINT_GROUP = "verl_uae.families"
 BUILT_IN: Mapping[str, str] = {
     "SD3Transformer2DModel": "verl_uae.families.sd3:SD3",
     "Flux3Transformer2DModel": "verl_uae.families.flux3:Flux3",
+    "Flux2Transformer2DModel": "verl_uae.families.flux2_klein:Flux2Klein",
 }
 
 

@@ -28,6 +28,7 @@ BUILT_IN: Mapping[str, str] = {
     "SD3Transformer2DModel": "verl_uae.families.sd3:SD3",
     "Flux3Transformer2DModel": "verl_uae.families.flux3:Flux3",
     "Flux2Transformer2DModel": "verl_uae.families.flux2_klein:Flux2Klein",
+    "QwenImageTransformer2DModel": "verl_uae.families.qwen_image:QwenImage",
 }
 
 

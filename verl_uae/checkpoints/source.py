@@ -115,8 +115,10 @@ def _asks_for_code(config: Any) -> bool:
 
 def _names_code(index: dict[str, Any]) -> bool:
     """Whether a diffusers index names a class of no known library, for the pipeline or one of its components."""
-    parts = [value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
-    libraries = [str(library).split(".")[0] for library, *_ in filter(None, parts) if library is not None]
+    lists = [value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
+    # A component is a library and a class; other lists are settings of the pipeline, such as layers to read.
+    parts = [value for value in lists if any(isinstance(item, str) for item in value)]
+    libraries = [str(library).split(".")[0] for library, *_ in parts if library is not None]
     return isinstance(index.get("_class_name"), list) or not set(libraries) <= set(_LIBRARIES)
 
 

@@ -29,6 +29,7 @@ BUILT_IN: Mapping[str, str] = {
     "Flux3Transformer2DModel": "verl_uae.families.flux3:Flux3",
     "Flux2Transformer2DModel": "verl_uae.families.flux2_klein:Flux2Klein",
     "QwenImageTransformer2DModel": "verl_uae.families.qwen_image:QwenImage",
+    "Krea2Transformer2DModel": "verl_uae.families.krea2:Krea2",
 }
 
 

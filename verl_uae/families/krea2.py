@@ -1,0 +1,86 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Krea 2: states of twelve layers of Qwen3-VL-4B, which the transformer fuses; template and codec of Qwen-Image.
+
+Shape legend: B samples, L text positions, K tapped layers, E width of the language model, C H W latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKLQwenImage, Krea2Transformer2DModel
+from diffusers.loaders import Krea2LoraLoaderMixin
+from torch import Tensor
+
+from verl_uae.checkpoints.names import TRANSFORMER, VAE
+from verl_uae.families.codecs import FrameCodec, grid_ids, pack, unpack
+from verl_uae.families.family import Condition, DecoderFamily
+from verl_uae.families.qwen_image import AFTER, BEFORE
+from verl_uae.families.text import Tokens, count_tokens, template_tokens
+
+
+class Krea2(FrameCodec, DecoderFamily):
+    """The transformer has a text mask, and texts have no positions in it."""
+
+    name = "krea2"
+    components: ClassVar[Mapping[str, Any]] = {TRANSFORMER: Krea2Transformer2DModel, VAE: AutoencoderKLQwenImage}
+    lora_loader = Krea2LoraLoaderMixin
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "to_gate")
+    steps = 28
+    # 4.5 where the pipeline says v_c + scale (v_c - v_u).
+    guidance = 5.5
+    longest = 512
+    licence = "Krea 2 Community License"
+
+    @property
+    def state_width(self) -> int:
+        """E."""
+        return int(self.transformer_config.text_hidden_dim)
+
+    @property
+    def latent_channels(self) -> int:
+        """C, of 2x2 patches as tokens."""
+        return int(self.transformer_config.in_channels) // 4
+
+    def input_layer(self, transformer: Any) -> Any:
+        """The projection of image tokens."""
+        return transformer.img_in
+
+    def taps(self, num_layers: int) -> tuple[int, ...]:
+        """Those that the folder names, or 2, 5 ... 35."""
+        return tuple(self.index.get("text_encoder_select_layers") or range(2, 36, 3))
+
+    def tokenize(self, tokenizer: Any, captions: Sequence[str], negative: bool = False) -> Tokens:
+        """The template's end stands behind the pads, where positions count real tokens alone."""
+        drop, behind = count_tokens(tokenizer, BEFORE), count_tokens(tokenizer, AFTER)
+        return template_tokens(
+            *(tokenizer, BEFORE, [caption.strip() for caption in captions], AFTER),
+            room=self.length + drop,
+            drop=drop,
+            behind_pads=behind,
+        )
+
+    def fuse(self, states_LKE: Tensor) -> Tensor:
+        """All of them, as they are."""
+        return states_LKE
+
+    def mu(self, steps: int, tokens: int) -> float:
+        """Constant where the folder says that the model is distilled."""
+        return 1.15 if self.index.get("is_distilled") else super().mu(steps, tokens)
+
+    def forward(self, parts: Any, x_BCHW: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
+        """See :meth:`DecoderFamily.forward`."""
+        height, width = x_BCHW.shape[-2:]
+        image = grid_ids(1, height // 2, width // 2, device=x_BCHW.device)
+        output = parts.transformer(
+            hidden_states=pack(x_BCHW),
+            encoder_hidden_states=condition.states,
+            encoder_attention_mask=condition.mask_BL,
+            timestep=sigma_B,
+            position_ids=torch.cat([image.new_zeros(condition.states.shape[1], 3), image]),
+            return_dict=False,
+        )[0]
+        return unpack(output, height, width)

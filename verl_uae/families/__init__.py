@@ -30,6 +30,7 @@ BUILT_IN: Mapping[str, str] = {
     "Flux2Transformer2DModel": "verl_uae.families.flux2_klein:Flux2Klein",
     "QwenImageTransformer2DModel": "verl_uae.families.qwen_image:QwenImage",
     "Krea2Transformer2DModel": "verl_uae.families.krea2:Krea2",
+    "QwenImage21Transformer2DModel": "verl_uae.families.qwen_image21:QwenImage21",
 }
 
 

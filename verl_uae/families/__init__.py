@@ -31,6 +31,7 @@ BUILT_IN: Mapping[str, str] = {
     "QwenImageTransformer2DModel": "verl_uae.families.qwen_image:QwenImage",
     "Krea2Transformer2DModel": "verl_uae.families.krea2:Krea2",
     "QwenImage21Transformer2DModel": "verl_uae.families.qwen_image21:QwenImage21",
+    "ZImageTransformer2DModel": "verl_uae.families.z_image:ZImage",
 }
 
 

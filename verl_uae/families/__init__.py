@@ -32,6 +32,7 @@ BUILT_IN: Mapping[str, str] = {
     "Krea2Transformer2DModel": "verl_uae.families.krea2:Krea2",
     "QwenImage21Transformer2DModel": "verl_uae.families.qwen_image21:QwenImage21",
     "ZImageTransformer2DModel": "verl_uae.families.z_image:ZImage",
+    "SanaTransformer2DModel": "verl_uae.families.sana:Sana",
 }
 
 

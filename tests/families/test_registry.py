@@ -5,14 +5,11 @@
 from __future__ import annotations
 
 import inspect
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from diffusers import FlowMatchEulerDiscreteScheduler
 
+from tests.families.published import published
 from verl_uae.families import BUILT_IN, FAMILIES, family_class
-from verl_uae.families.family import DecoderFamily
 
 
 @pytest.mark.parametrize("kind", sorted(BUILT_IN))
@@ -28,38 +25,20 @@ def test_names_are_those_of_one_family() -> None:
     assert len({family_class(kind).name for kind in FAMILIES.names()}) == len(FAMILIES.names())
 
 
-def published(kind: str, **transformer: Any) -> DecoderFamily:
-    """A family with the classes' own defaults, which are the published sizes."""
-    found = family_class(kind)
-    configs = {
-        name: SimpleNamespace(
-            **{key: value.default for key, value in inspect.signature(part.__init__).parameters.items()}
-        )
-        for name, part in found.components.items()
-    }
-    vars(configs["transformer"]).update(transformer)
-    return found(configs, FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config)
-
-
-KLEIN_4B = {"joint_attention_dim": 7680, "guidance_embeds": False}
-
-
 @pytest.mark.parametrize(
-    ("kind", "sizes", "width", "latent", "tokens"),
+    ("kind", "width", "latent", "tokens"),
     [
-        ("Flux3Transformer2DModel", {}, 2560, (128, 32, 64), 2048),
-        ("Flux2Transformer2DModel", KLEIN_4B, 2560, (128, 32, 64), 2048),
-        ("QwenImageTransformer2DModel", {}, 3584, (16, 64, 128), 2048),
-        ("Krea2Transformer2DModel", {}, 2560, (16, 64, 128), 2048),
-        ("QwenImage21Transformer2DModel", {}, 4096, (64, 32, 64), 2048),
-        ("ZImageTransformer2DModel", {}, 2560, (16, 64, 128), 2048),
-        ("SanaTransformer2DModel", {}, 2304, (32, 16, 32), 512),
+        ("Flux3Transformer2DModel", 2560, (128, 32, 64), 2048),
+        ("Flux2Transformer2DModel", 2560, (128, 32, 64), 2048),
+        ("QwenImageTransformer2DModel", 3584, (16, 64, 128), 2048),
+        ("Krea2Transformer2DModel", 2560, (16, 64, 128), 2048),
+        ("QwenImage21Transformer2DModel", 4096, (64, 32, 64), 2048),
+        ("ZImageTransformer2DModel", 2560, (16, 64, 128), 2048),
+        ("SanaTransformer2DModel", 2304, (32, 16, 32), 512),
     ],
 )
-def test_published_sizes(
-    kind: str, sizes: dict[str, Any], width: int, latent: tuple[int, int, int], tokens: int
-) -> None:
+def test_published_sizes(kind: str, width: int, latent: tuple[int, int, int], tokens: int) -> None:
     """Width of the published language model, latents and image tokens of a picture of 512 x 1024."""
-    family = published(kind, **sizes)
+    family, _ = published(kind)
     assert family.state_width == width
     assert family.latent_shape(512, 1024) == latent and family.image_tokens(512, 1024) == tokens

@@ -1,0 +1,55 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every family of decoders at its published width: pictures drawn with guidance from captions of unequal lengths, and
+an update."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.families.published import SIZES, on_meta, published
+from tests.real_size.accelerator import Accelerator
+from tests.real_size.models import BLOCKS
+from verl_uae.families.family import Condition
+from verl_uae.flow.ode import euler
+
+SIDE = 512
+LENGTHS = (160, 80)
+
+#: What the host waits for, in two steps and an update.
+WAITS = {
+    # Its transformer looks for pads, once a call.
+    "ZImageTransformer2DModel": {"families/z_image.py:forward": 3},
+}
+
+#: Its transformer asks for the number of tokens of a mask, which ``meta`` does not know.
+LEFT_OUT = {"QwenImage21Transformer2DModel"}
+
+
+@pytest.mark.parametrize("kind", sorted(SIZES.keys() - LEFT_OUT))
+def test_pictures_are_drawn_and_weights_updated_on_the_device(kind: str, accelerator: Accelerator) -> None:
+    family, arguments = published(kind, BLOCKS)
+    parts = on_meta(family, arguments)
+    taps = len(family.taps(36))
+    width = (taps, family.state_width) if kind.startswith("Krea2") else (taps * (family.state_width or 0),)
+    with accelerator:
+        states = torch.zeros(len(LENGTHS), max(LENGTHS), *width, dtype=torch.bfloat16, device="meta")
+        condition = Condition(states, LENGTHS)
+        field = family.field(parts, condition, condition[[1]], 3.0)
+        x = torch.zeros(len(LENGTHS), *family.latent_shape(SIDE, SIDE), device="meta")
+        with torch.no_grad():
+            picture = family.decode_latent(parts.vae, euler(field, x, family.sigmas(2, SIDE, SIDE)))
+        field(x, torch.full((len(LENGTHS),), 0.5, device="meta")).square().mean().backward()
+    assert picture.shape == (len(LENGTHS), 3, SIDE, SIDE) and picture.dtype == torch.float32
+    assert accelerator.syncs == Counter(WAITS.get(kind, {}))
+    assert family.encode_image(parts.vae, picture).shape == x.shape
+    blocks = [
+        each for each in parts.transformer.modules() if type(each).__name__ in family.wrap_blocks(parts.transformer)
+    ]
+    within = {id(weight) for block in blocks for weight in block.parameters()}
+    # What lies outside of blocks is held whole by every rank while it computes.
+    outside = sum(weight.numel() for weight in parts.transformer.parameters() if id(weight) not in within)
+    assert outside < 0.35e9

@@ -9,6 +9,7 @@ import inspect
 import pytest
 
 from tests.families.published import published
+from tests.source import ROOT
 from verl_uae.families import BUILT_IN, FAMILIES, family_class
 
 
@@ -19,6 +20,14 @@ def test_a_family_is_found_by_its_transformer_and_lies_in_a_file_of_its_name(kin
     assert BUILT_IN[kind] == f"verl_uae.families.{found.name}:{found.__name__}"
     assert found.licence and found.lora_loader is not None and found.steps > 0 and found.guidance >= 1.0
     assert inspect.getdoc(found), "says how it treats unequal lengths"
+
+
+def test_the_page_lists_every_family_with_its_licence() -> None:
+    page = (ROOT / "docs/families.md").read_text(encoding="utf-8")
+    for kind in BUILT_IN:
+        found = family_class(kind)
+        assert found.licence in page, found.name
+        assert page.count(f"| `{found.name}` |") == 3, found.name
 
 
 def test_names_are_those_of_one_family() -> None:

@@ -50,11 +50,13 @@ class Tiny:
     vae: Any
 
     def save(self, folder: Path) -> None:
-        """Write ``decoder/``, a folder as published, and ``captioner/``, the language model with its processor."""
+        """Write ``decoder/``, a folder as published, and ``captioner/``, the language model with its processor, or
+        ``language_model/`` where it does not see."""
         self.pipe.save_pretrained(str(folder / "decoder"))
-        self.language_model.save_pretrained(folder / "captioner")
         sees = hasattr(self.language_model.config, "vision_config")
-        (build_processor(self.tokenizer) if sees else self.tokenizer).save_pretrained(folder / "captioner")
+        place = folder / ("captioner" if sees else "language_model")
+        self.language_model.save_pretrained(place)
+        (build_processor(self.tokenizer) if sees else self.tokenizer).save_pretrained(place)
 
 
 def build(name: str) -> Tiny:

@@ -33,7 +33,7 @@ class Krea2(FrameCodec, DecoderFamily):
     # 4.5 where the pipeline says v_c + scale (v_c - v_u).
     guidance = 5.5
     longest = 512
-    licence = "Krea 2 Community License"
+    licence = "Krea 2 Community License (below 1 million US dollars of revenue)"
 
     @property
     def state_width(self) -> int:

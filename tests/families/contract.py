@@ -163,6 +163,10 @@ class Contract:
         end = tiny.tokenizer.convert_tokens_to_ids("<|im_end|>")
         assert (hostile == end).sum() == (plain == end).sum()
 
+    def test_no_captions_are_no_rows(self, family: DecoderFamily, tiny: Tiny) -> None:
+        tokens = family.tokenize(tiny.tokenizer, [])
+        assert len(tokens) == len(tokens.truncated_B) == 0 and tokens.keep_BT.shape == tokens.ids_BT.shape
+
     def test_blanks_around_a_caption_are_no_part_of_it(self, family: DecoderFamily, tiny: Tiny) -> None:
         """Behind the template's line break another one would be a token of both."""
         plain, spaced = (family.tokenize(tiny.tokenizer, [caption]).ids_BT for caption in ("a fox", "\n a fox\n"))

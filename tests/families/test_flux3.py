@@ -37,7 +37,7 @@ class TestFlux3(Contract):
         found = states(family, tiny, tokens)
         assert change(family, tiny, tokens, found * tokens.attend_BT[..., None, None]) > 5e-3
         assert change(family, tiny, replace(tokens, keep_BT=tokens.attend_BT)) > 5e-3
-        assert change(family, tiny, replace(tokens, keep_BT=torch.ones_like(tokens.keep_BT))) > 5e-3
+        assert change(family, tiny, replace(tokens, keep_BT=torch.ones_like(tokens.keep_BT))) > 1e-3
 
     def test_every_pad_has_the_position_one(self, family: DecoderFamily, tiny: Tiny) -> None:
         tokens = family.tokenize(tiny.tokenizer, CAPTIONS)

@@ -53,11 +53,9 @@ class Flux2Klein(PatchedCodec, DecoderFamily):
     def tokenize(self, tokenizer: Any, captions: Sequence[str], negative: bool = False) -> Tokens:
         """An empty thought stands in front of the answer: the template's where thinking is off."""
         before, after = around_caption(tokenizer, enable_thinking=False)
+        texts = [caption.strip() for caption in captions]
         return template_tokens(
-            *(tokenizer, before, [caption.strip() for caption in captions], after),
-            room=self.length,
-            pad_to=lambda _: self.longest,
-            keep_pads=True,
+            tokenizer, before, texts, after, room=self.length, pad_to=lambda _: self.longest, keep_pads=True
         )
 
     def mu(self, steps: int, tokens: int) -> float:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from diffusers import AutoencoderKLFlux2, Flux3Transformer2DModel
 from diffusers.loaders import Flux3LoraLoaderMixin
 from torch import Tensor
@@ -70,19 +72,14 @@ class Flux3(PatchedCodec, DecoderFamily):
         return (4, 8, 12, 16, 20, 24, 28, 32)
 
     def tokenize(self, tokenizer: Any, captions: Sequence[str], negative: bool = False) -> Tokens:
-        """Each caption padded to its own window, and behind it to the longest."""
+        """Each caption keeps the pads of its own window."""
         before, after = around_caption(tokenizer)
-        rows = [
-            template_tokens(
-                *(tokenizer, before, [caption.strip()], after),
-                room=self.length,
-                pad_to=self._window,
-                keep_pads=True,
-                pad_position=1,
-            )
-            for caption in captions
-        ]
-        return Tokens.stack(rows)
+        texts = [caption.strip() for caption in captions]
+        tokens = template_tokens(
+            tokenizer, before, texts, after, room=self.length, pad_to=self._window, keep_pads=True, pad_position=1
+        )
+        window_B = torch.tensor([self._window(int(length)) for length in tokens.attend_BT.sum(1)])
+        return replace(tokens, keep_BT=torch.arange(tokens.ids_BT.shape[1]) < window_B[:, None])
 
     def _window(self, length: int) -> int:
         return min(math.ceil(length / _WINDOW) * _WINDOW, self.longest)

@@ -56,12 +56,8 @@ class Krea2(FrameCodec, DecoderFamily):
     def tokenize(self, tokenizer: Any, captions: Sequence[str], negative: bool = False) -> Tokens:
         """The template's end stands behind the pads, where positions count real tokens alone."""
         drop, behind = count_tokens(tokenizer, BEFORE), count_tokens(tokenizer, AFTER)
-        return template_tokens(
-            *(tokenizer, BEFORE, [caption.strip() for caption in captions], AFTER),
-            room=self.length + drop,
-            drop=drop,
-            behind_pads=behind,
-        )
+        texts = [caption.strip() for caption in captions]
+        return template_tokens(tokenizer, BEFORE, texts, AFTER, room=self.length + drop, drop=drop, behind_pads=behind)
 
     def fuse(self, states_LKE: Tensor) -> Tensor:
         """All of them, as they are."""

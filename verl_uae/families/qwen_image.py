@@ -66,8 +66,8 @@ class QwenImage(FrameCodec, DecoderFamily):
     def tokenize(self, tokenizer: Any, captions: Sequence[str], negative: bool = False) -> Tokens:
         """The prefix is counted with the tokenizer: 34 tokens hold for Qwen's vocabulary alone."""
         drop = count_tokens(tokenizer, BEFORE)
-        rows = [caption.strip() for caption in captions]
-        return template_tokens(tokenizer, BEFORE, rows, AFTER, room=self.length + drop, drop=drop)
+        texts = [caption.strip() for caption in captions]
+        return template_tokens(tokenizer, BEFORE, texts, AFTER, room=self.length + drop, drop=drop)
 
     def forward(self, parts: Any, x_BCHW: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
         """See :meth:`DecoderFamily.forward`."""

@@ -64,8 +64,8 @@ class QwenImage21(FrameCodec, DecoderFamily):
     def tokenize(self, tokenizer: Any, captions: Sequence[str], negative: bool = False) -> Tokens:
         """An empty caption is a blank."""
         drop = count_tokens(tokenizer, _SYSTEM)
-        rows = [caption.strip() or " " for caption in captions]
-        return template_tokens(tokenizer, _SYSTEM + _USER, rows, AFTER, room=self.length + drop, drop=drop)
+        texts = [caption.strip() or " " for caption in captions]
+        return template_tokens(tokenizer, _SYSTEM + _USER, texts, AFTER, room=self.length + drop, drop=drop)
 
     def forward(self, parts: Any, x_BCHW: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
         """See :meth:`DecoderFamily.forward`."""

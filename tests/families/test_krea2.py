@@ -45,7 +45,9 @@ class TestKrea2(Contract):
         assert change(family, tiny, replace(tokens, position_BT=counted)) > 1e-4
 
     def test_the_layers_are_those_that_the_folder_names(self, folder: Path, tmp_path: Path) -> None:
-        assert family_of(folder).taps(36) == (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
+        bare = edited(folder, "model_index.json", tmp_path / "bare", text_encoder_select_layers=None)
+        for each in (folder, bare):
+            assert family_of(each).taps(36) == (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
         other = edited(folder, "model_index.json", tmp_path / "other", text_encoder_select_layers=[1, 4])
         assert family_of(other).taps(36) == (1, 4)
 

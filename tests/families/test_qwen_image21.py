@@ -55,9 +55,9 @@ class TestQwenImage21(Contract):
         assert gap(apart[1:], alone) < 1e-5 and gap(together[1:], alone) > 1e-3
 
     def test_pictures_are_laid_over_white(self, family: DecoderFamily) -> None:
-        """Transparent black is white, opaque black is black, half of each is grey."""
-        opacity = torch.tensor([-1.0, 1.0, 0.0]).view(3, 1, 1, 1)
-        decoded = torch.cat([-torch.ones(3, 3, 1, 1), opacity], 1).unsqueeze(2)
+        """Transparent black is white, opaque black is black, half of each is grey, whatever is beyond."""
+        opacity = torch.tensor([-1.5, 1.5, 0.0]).view(3, 1, 1, 1)
+        decoded = torch.cat([-1.5 * torch.ones(3, 3, 1, 1), opacity], 1).unsqueeze(2)
         config = SimpleNamespace(latents_mean=[0.0] * 64, latents_std=[1.0] * 64)
         vae = SimpleNamespace(config=config, dtype=torch.float32, decode=lambda *_, **__: (decoded,))
         found = family.decode_latent(vae, torch.zeros(3, 64, 1, 1))

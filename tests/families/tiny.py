@@ -387,6 +387,7 @@ def _sana() -> Tiny:
         num_cross_attention_heads=2,
         cross_attention_head_dim=16,
         cross_attention_dim=32,
+        timestep_scale=0.7,
     )
     # As published; a test replaces it by Euler, since the solver is no part of the model.
     scheduler = diffusers.DPMSolverMultistepScheduler(

@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.baseline import Script
 from benchmarks.ours import Ours, gradients_of
 from benchmarks.work import Samples
+from verl_uae.families.family import Condition
 from verl_uae.flow.trajectory import score_step
 
 #: Largest differences that count as the same result, by dtype that is computed in: latents (in standard deviations of
@@ -49,9 +50,9 @@ class Gate:
 def check_agreement(ours: Ours, script: Script) -> Agreement:
     """Sample with the same noise on both sides, then the gradient of the first update on the same samples."""
     work, repetition = ours.work, -1
-    states = ours.encode(repetition)
-    mine = ours.sample(states, repetition)
-    embeds_NLE = torch.stack(states).to(work.device)
+    conditions = ours.encode(repetition)
+    mine = ours.sample(conditions, repetition)
+    embeds_NLE = Condition.stack(conditions).states.to(work.device)
     theirs = script.sample(embeds_NLE, lambda start, step: work.noise(repetition, start, step))
     rows = slice(0, work.samples // work.updates)
     same = mine.to(work.device)
@@ -91,7 +92,7 @@ def log_prob_gate(ours: Ours, samples: Samples) -> list[Gate]:
             scored = []
             for start in range(0, work.samples, work.micro):
                 part = samples.rows(slice(start, start + work.micro))
-                field = ours.engine.field(part.states_NLE.to(work.device))
+                field = ours.engine.field(part.condition.to(work.device))
                 x, x_next = (each[:, k].to(work.device) for each in (part.x_NKCHW, part.x_next_NKCHW))
                 scored.append(score_step(field, x, x_next, work.plan, index).log_prob_B.detach().cpu())
             difference_N = (torch.cat(scored) - samples.log_prob_NK[:, k]).abs()

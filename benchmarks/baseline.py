@@ -30,6 +30,7 @@ from benchmarks.ours import autocast
 from benchmarks.work import CLIP, LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, Samples, Work
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.engines.decoder_module import DecoderModule
+from verl_uae.families.family import Condition
 
 #: (first sample of the micro-batch, step or -1) -> noise, shape (B, C, H, W).
 Noise = Callable[[int, int], Tensor]
@@ -74,7 +75,7 @@ class Script:
         """Conditions of all samples, a batch at a time, shape (N, L, E)."""
         size = self.work.micro
         parts = [self.conditioner.encode(captions[start : start + size]) for start in range(0, len(captions), size)]
-        return torch.cat([part.states_BLE for part in parts])
+        return Condition.stack(parts).states
 
     @torch.no_grad()
     def sample(self, embeds_NLE: Tensor, draw: Noise) -> Samples:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from benchmarks.sizes import Size, save_decoder
 from benchmarks.work import CLIP, LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, Samples, Work
-from verl_uae.chain.conditioner import ConditionCache, Conditioner, stack_states
+from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.engines.decoder_module import DecoderModule, Uncast
 from verl_uae.engines.lora import add_lora
+from verl_uae.families.family import Condition
 from verl_uae.flow.objective import TransitionInputs, bind_objective
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
@@ -40,7 +41,7 @@ class Engine(Protocol):
 
     name: str
 
-    def field(self, states_BLE: Tensor) -> Velocity: ...
+    def field(self, condition: Condition) -> Velocity: ...
 
     def eval_mode(self) -> Any: ...
 
@@ -65,7 +66,7 @@ def verl_available() -> bool:
 def make_trainable(module: DecoderModule, size: Size) -> DecoderModule:
     """Adapters or all weights, and the projector where the size says so; in place."""
     if size.lora_rank:
-        add_lora(module, rank=size.lora_rank, alpha=LORA_ALPHA)
+        add_lora(module, rank=size.lora_rank, alpha=LORA_ALPHA, target_modules=module.family.lora_targets)
     else:
         module.transformer.requires_grad_(True)
     module.projector.requires_grad_(size.train_projector)
@@ -113,12 +114,12 @@ class PlainEngine:
         self.objective = bind_objective("flow_grpo", {"clip_low": CLIP, "clip_high": CLIP})
         self.device = self.trained[0].device
 
-    def field(self, states_BLE: Tensor) -> Velocity:
+    def field(self, condition: Condition) -> Velocity:
         """The velocity with its condition filled in."""
 
         def velocity(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
             with autocast(self.device.type, self.dtype):
-                return self.module(x_BCHW, Uncast(sigma_B), states_BLE)
+                return self.module(x_BCHW, Uncast(sigma_B), condition)
 
         return velocity
 
@@ -157,7 +158,7 @@ class PlainEngine:
     def _loss(self, part: Samples, advantage_B: Tensor, plan: SamplingPlan, k: int) -> Tensor:
         """Sum over the samples of a micro-batch at one step."""
         x_BCHW, x_next_BCHW, index = part.x_NKCHW[:, k], part.x_next_NKCHW[:, k], plan.window[k]
-        taken = score_step(self.field(part.states_NLE), x_BCHW, x_next_BCHW, plan, index)
+        taken = score_step(self.field(part.condition), x_BCHW, x_next_BCHW, plan, index)
         inputs = TransitionInputs(
             log_prob_B=taken.log_prob_B,
             old_log_prob_B=part.log_prob_NK[:, k],
@@ -242,8 +243,10 @@ class VerlEngine:
         from tensordict import TensorDict
         from verl.utils import tensordict_utils as tu
 
+        from verl_uae.engines.decoder_batch import stored
+
         fields = {
-            "states_BLE": samples.states_NLE,
+            **stored(samples.condition),
             "weight_B": torch.ones(len(advantage_B)),
             "advantage_B": advantage_B,
             "x_BKCHW": samples.x_NKCHW,
@@ -292,9 +295,9 @@ class Ours:
     def run(self, repetition: int) -> dict[str, float]:
         """One batch; seconds by part."""
         clock = self.work.clock()
-        states = self.encode(repetition)
+        conditions = self.encode(repetition)
         clock.lap("condition")
-        samples = self.sample(states, repetition)
+        samples = self.sample(conditions, repetition)
         clock.lap("sampling")
         self.update(samples, self.work.advantages(repetition))
         clock.lap("update")
@@ -302,13 +305,13 @@ class Ours:
 
     def encode(self, repetition: int) -> list[Tensor]:
         """N conditions, (L, E) each, in host memory; every caption is encoded once, and is new."""
-        return ConditionCache(self.conditioner, 1024).get(self.work.captions(repetition)).states
+        return ConditionCache(self.conditioner, 1024).get(self.work.captions(repetition)).conditions
 
-    def sample(self, states: list[Tensor], repetition: int, micro: int = 0) -> Samples:
+    def sample(self, conditions: list[Condition], repetition: int, micro: int = 0) -> Samples:
         """N trajectories in host memory.
 
         Args:
-            states: conditions of all samples.
+            conditions: of all samples.
             repetition: part of every noise's name.
             micro: samples per forward pass, a divisor of the work's; 0 is the work's.
         """
@@ -317,14 +320,14 @@ class Ours:
         with self.engine.eval_mode(), torch.no_grad():
             for start in range(0, work.samples, work.micro):
                 for at in range(0, work.micro, size):
-                    field = self.engine.field(stack_states(states[start + at :][:size], work.device))
+                    field = self.engine.field(Condition.stack(conditions[start + at :][:size]).to(work.device))
 
                     def step_noise(step: int, start: int = start, at: int = at) -> Tensor:
                         return work.noise(repetition, start, step)[at : at + size]
 
                     parts.append(_to_host(sample_trajectory(field, step_noise(-1), work.plan, step_noise)))
         fields = (torch.cat([getattr(part, name) for part in parts]) for name in Trajectory.__dataclass_fields__)
-        return Samples(torch.stack(states), *fields)
+        return Samples(Condition.stack(conditions).states, *fields)
 
     def update(self, samples: Samples, advantage_N: Tensor) -> None:
         """All optimiser updates of a batch; old log-probabilities are the sampler's."""

@@ -17,8 +17,10 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
-from verl_uae.chain.projector import Projector
+from verl_uae.checkpoints.names import CONDITIONER, TRANSFORMER, VAE
 from verl_uae.engines.decoder_module import DecoderModule
+from verl_uae.families import family_of_modules
+from verl_uae.families.sd3 import SD3, Projector
 from verl_uae.scenes.tokenizer import build_tokenizer
 
 #: Pixels per latent, a side.
@@ -110,7 +112,8 @@ def build_policy(size: Size, seed: int, *, device: str = "cpu", dtype: torch.dty
     if size.checkpointing:
         transformer.enable_gradient_checkpointing()
     # The table of positions is made in fp32, whatever the default.
-    return DecoderModule(transformer, projector).to(device, dtype).requires_grad_(False).eval()
+    modules = {TRANSFORMER: transformer, CONDITIONER: projector}
+    return DecoderModule(family_of_modules(modules, {}), modules).to(device, dtype).requires_grad_(False).eval()
 
 
 def build_vae(device: str = "cpu", seed: int = 0) -> AutoencoderKL:
@@ -141,7 +144,7 @@ def save_decoder(module: DecoderModule, size: Size, folder: str) -> None:
         latent_channels=size.latent_channels,
         norm_num_groups=4,
     )
-    Decoder(module.transformer, vae, module.projector).save_pretrained(folder)
+    Decoder.of({TRANSFORMER: module.transformer, VAE: vae, CONDITIONER: module.projector}, {}).save_pretrained(folder)
 
 
 def build_conditioner(size: Size, seed: int, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Conditioner:
@@ -159,7 +162,8 @@ def build_conditioner(size: Size, seed: int, *, device: str = "cpu", dtype: torc
     )
     with _seeded(seed + 1, device, dtype):
         model = Qwen2Model(config)
-    conditioner = Conditioner(model, build_tokenizer(), length=size.text_tokens)
+    family = SD3({}, {}, length=size.text_tokens)
+    conditioner = Conditioner(model, build_tokenizer(), family)
     return conditioner.to(device, dtype).eval().requires_grad_(False)
 
 

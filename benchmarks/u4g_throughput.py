@@ -140,9 +140,9 @@ def build_sides(work: Work, engine: str, dtype: torch.dtype, *, reshard: bool = 
 
 def measure_gates(ours: Ours) -> dict[str, list[Gate]]:
     """Rollout against trainer: in the same micro-batches, and with a rollout in micro-batches of half the size."""
-    states, repetition = ours.encode(-1), -1
+    conditions, repetition = ours.encode(-1), -1
     sizes = {"same": ours.work.micro, "halved": max(1, ours.work.micro // 2)}
-    return {name: log_prob_gate(ours, ours.sample(states, repetition, micro)) for name, micro in sizes.items()}
+    return {name: log_prob_gate(ours, ours.sample(conditions, repetition, micro)) for name, micro in sizes.items()}
 
 
 def compare_parts(ours: list[dict[str, float]], baseline: list[dict[str, float]]) -> dict[str, Part]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.sizes import VAE_FACTOR, Size
+from verl_uae.families.family import Condition
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.scenes.grammar import caption
@@ -100,6 +101,11 @@ class Samples:
     x_next_NKCHW: Tensor
     mean_NKCHW: Tensor
     log_prob_NK: Tensor
+
+    @property
+    def condition(self) -> Condition:
+        """The states as what pictures are conditioned on."""
+        return Condition.whole(self.states_NLE)
 
     def rows(self, rows: slice) -> Samples:
         """These samples."""

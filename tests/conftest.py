@@ -127,14 +127,13 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processor = build_processor()
     build_captioner(0, processor.tokenizer).save_pretrained(root / "captioner")
     processor.save_pretrained(root / "captioner")
-    decoder = build_decoder(0, build_codec(0, fit_scenes=50))
+    decoder = build_decoder(0, build_codec(0, fit_scenes=50), shift=3.0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         weight = decoder.transformer.proj_out.weight
         weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
         pooled = decoder.projector.pooled
         pooled.copy_(torch.randn(pooled.shape, generator=generator))
-    decoder.shift = 3.0
     decoder.save_pretrained(str(root / "decoder"))
     (root / "data").mkdir()
     for name in ("train", "val"):

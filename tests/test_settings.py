@@ -255,7 +255,7 @@ def test_choices_are_those_of_the_code() -> None:
 
 def test_sections_are_not_shared_between_two_configs() -> None:
     one, other = UAEConfig(), UAEConfig()
-    one.train.lora.target_modules.append("mine")
+    one.train.save_contents.append("mine")
     one.u4g.objective.params["clip"] = 1
     one.cold_start.captioner.lora.target_modules.append("mine")
     assert other == UAEConfig() != one

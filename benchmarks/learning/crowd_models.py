@@ -27,6 +27,7 @@ from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.load import load_model
 from verl_uae.compat import ensure_torchvision
+from verl_uae.families.sd3 import SD3
 from verl_uae.files import publish_folder
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.joint_training import JointConfig, Learner, flow_loss
@@ -84,7 +85,7 @@ def build_language_model(seed: int) -> Any:
 
 def build_conditioner(language_model: Any, length: int) -> Conditioner:
     """The conditioner of a language model; longer captions are cut."""
-    return Conditioner(language_model, build_tokenizer(VOCABULARY), length=length)
+    return Conditioner(language_model, build_tokenizer(VOCABULARY), SD3({}, {}, length=length))
 
 
 def build_crowd_codec(seed: int, *, steps: int) -> AutoencoderKL:
@@ -153,9 +154,8 @@ def train(
     decoder.train()
     for step in range(phase.steps):
         crowds = [sample_crowd(rng, rng.randint(1, objects)) for _ in range(phase.decoder_batch)]
-        ids_BL, mask_BL, _ = conditioner.tokenize([caption(crowd, rng) for crowd in crowds])
-        states_BLE = conditioner.states(ids_BL, mask_BL)
-        loss = flow_loss(decoder, decoder.encode_image(render(crowds)), states_BLE, noise, config.high_noise)
+        condition = conditioner.condition(conditioner.tokenize([caption(crowd, rng) for crowd in crowds]))
+        loss = flow_loss(decoder, decoder.encode_image(render(crowds)), condition, noise, config.high_noise)
         if not bool(torch.isfinite(loss)):
             raise ValueError(f"phase {name} diverged at step {step} with seed {config.seed}: loss {loss.item()}")
         learner.update(loss, step)

@@ -190,8 +190,9 @@ def measure(root: Path, decoder: Path, seed: int) -> dict[str, float]:
 
 def drawings(root: Path, decoder: Path, captions: Sequence[str], seed: int) -> torch.Tensor:
     """Captions as a decoder on disk draws them behind the captioner of a root, (B, 3, H, W) in [0, 1]."""
-    conditioner = Conditioner.from_pretrained(str(root / "captioner"), length=CONDITION_LENGTH)
-    return draw(Decoder.from_pretrained(str(decoder)), conditioner, captions, seed=seed)
+    loaded = Decoder.from_pretrained(str(decoder), length=CONDITION_LENGTH)
+    conditioner = Conditioner.from_pretrained(str(root / "captioner"), loaded.family)
+    return draw(loaded, conditioner, captions, seed=seed)
 
 
 def picture(runs: Sequence[Run], count: int = 8) -> Image.Image:

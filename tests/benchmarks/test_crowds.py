@@ -153,8 +153,9 @@ def test_a_word_is_a_token_and_the_condition_holds_the_longest_caption():
     conditioner = m.build_conditioner(m.build_language_model(0), m.condition_length(16))
     rng = random.Random(0)
     text = w.caption(w.sample_crowd(rng, 16), rng)
-    ids, mask, truncated = conditioner.tokenize([text])
-    assert bool(mask.all()) and not bool(truncated) and ids.shape == (1, 165)
+    tokens = conditioner.tokenize([text])
+    ids = tokens.ids_BT
+    assert bool(tokens.attend_BT.all()) and not bool(tokens.truncated_B) and ids.shape == (1, 165)
     assert conditioner.tokenizer.convert_ids_to_tokens(ids[0, 2:-3]) == text.split(" ")
     assert m.VOCABULARY.index(w.WORDS[0]) == ids[0, 2]
 
@@ -163,11 +164,12 @@ def test_a_short_condition_cuts_where_cut_does():
     language_model = m.build_language_model(0)
     rng = random.Random(1)
     text = w.caption(w.sample_crowd(rng, 12), rng)
-    behind_cut = m.build_conditioner(language_model, m.TEMPLATE_TOKENS + 77).encode([text])
+    short = m.build_conditioner(language_model, m.TEMPLATE_TOKENS + 77)
+    behind_cut = short.encode([text])
     shortened = m.build_conditioner(language_model, m.condition_length(16)).encode([w.cut(text, 77)])
-    assert bool(behind_cut.truncated_B)
-    torch.testing.assert_close(behind_cut.states_BLE, shortened.states_BLE[:, :82], atol=1e-5, rtol=1e-5)
-    assert not bool(shortened.states_BLE[:, 82:].any())
+    assert bool(short.tokenize([text]).truncated_B)
+    torch.testing.assert_close(behind_cut.states, shortened.states[:, :82], atol=1e-5, rtol=1e-5)
+    assert not bool(shortened.states[:, 82:].any())
 
 
 def test_latents_tell_all_cell_pictures_apart_and_have_no_more_directions(vae):

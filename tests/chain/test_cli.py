@@ -22,6 +22,7 @@ from verl_uae.checkpoints.inference import InferenceSettings, write_index
 from verl_uae.checkpoints.manifest import write_manifest
 from verl_uae.cli import main
 from verl_uae.data.images import decode_image, image_digest
+from verl_uae.families import family_of
 from verl_uae.families.sd3 import Projector
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.tiny_models import INFERENCE
@@ -89,7 +90,7 @@ def test_what_the_folder_says_holds_where_no_option_is_given(
 ) -> None:
     folder = shutil.copytree(model_folder, tmp_path / "model")
     known = {**asdict(INFERENCE), "num_inference_steps": 3, "height": 16, "temperature": 0.0}
-    write_index(folder, known)
+    write_index(folder, family_of(folder), known)
     picture(0).save(tmp_path / "a.png")
     words = ["sample", str(folder), "--image", str(tmp_path / "a.png"), "--device", "cpu", "--out", str(tmp_path)]
     assert main(words) == 0
@@ -182,7 +183,7 @@ def test_a_folder_whose_own_size_cannot_be_drawn_is_named(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = shutil.copytree(model_folder, tmp_path / "model")
-    write_index(folder, {**asdict(INFERENCE), "height": 30})
+    write_index(folder, family_of(folder), {**asdict(INFERENCE), "height": 30})
     assert run(folder, "--prompt", "red", "--out", tmp_path) == 2
     why = "height and width must be multiples of 8, got 30x32, which is its own size; give --size"
     assert capsys.readouterr().err.splitlines()[-1] == f"verl-uae: {folder}: {why}"

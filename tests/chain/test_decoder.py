@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 
 from verl_uae.chain.decoder import Decoder
 from verl_uae.errors import CheckpointError
+from verl_uae.families.family import Condition
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.scenes.render import render_float, sample_scene
 from verl_uae.seeding import normal
@@ -29,15 +30,15 @@ def decoder(folder: Path) -> Decoder:
     return Decoder.from_pretrained(str(folder))
 
 
-def states(batch: int, decoder: Decoder, length: int = 6) -> torch.Tensor:
-    return normal((batch, length, decoder.projector.config.in_dim), "states")
+def states(batch: int, decoder: Decoder, length: int = 6, name: str = "states") -> Condition:
+    return Condition.whole(normal((batch, length, decoder.projector.config.in_dim), name))
 
 
 def test_velocity_is_the_stock_transformer_called_by_hand(decoder: Decoder, folder: Path) -> None:
     stock = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer").eval()
     x, sigma, condition = normal((3, 30, 4, 4), "x"), torch.tensor([1.0, 0.5, 0.0]), states(3, decoder)
     first, _, second = decoder.projector.layers
-    text = second(torch.nn.functional.gelu(first(condition)))
+    text = second(torch.nn.functional.gelu(first(condition.states)))
     with torch.no_grad():
         expected = stock(
             hidden_states=x,
@@ -55,19 +56,20 @@ def test_velocity_depends_on_everything(decoder: Decoder) -> None:
     base = decoder.velocity(x, sigma, condition)
     assert not torch.equal(base, decoder.velocity(x + 1, sigma, condition))
     assert not torch.equal(base, decoder.velocity(x, sigma + 0.1, condition))
-    assert not torch.equal(base, decoder.velocity(x, sigma, condition + 1))
+    assert not torch.equal(base, decoder.velocity(x, sigma, Condition.whole(condition.states + 1)))
 
 
 def test_velocity_is_differentiable_in_the_condition(decoder: Decoder) -> None:
-    condition = states(1, decoder).requires_grad_(True)
+    condition = states(1, decoder)
+    leaf = condition.states.requires_grad_(True)
     decoder.velocity(normal((1, 30, 4, 4), "x"), torch.tensor([0.5]), condition).sum().backward()
-    assert condition.grad is not None and condition.grad.abs().max() > 0
+    assert leaf.grad is not None and leaf.grad.abs().max() > 0
 
 
 def test_round_trip(decoder: Decoder, tmp_path: Path) -> None:
     decoder.save_pretrained(str(tmp_path / "again"))
     again = Decoder.from_pretrained(str(tmp_path / "again"))
-    assert again.shift == decoder.shift == 3.0
+    assert again.family.scheduler == decoder.family.scheduler and again.family.shift(4, 32, 32) == 3.0
     ours, theirs = decoder.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -115,11 +117,11 @@ def test_guidance(decoder: Decoder) -> None:
     plain = decoder.sample(condition, noise, sigmas)
     with pytest.raises(ValueError, match=r"guidance 5.0 needs a negative condition"):
         decoder.sample(condition, noise, sigmas, guidance=5.0)
-    negative = normal((1, *condition.shape[1:]), "negative")
+    negative = states(1, decoder, name="negative")
     assert not torch.allclose(
-        decoder.sample(condition, noise, sigmas, guidance=5.0, negative_BLE=negative), plain, atol=1e-3
+        decoder.sample(condition, noise, sigmas, guidance=5.0, negative=negative), plain, atol=1e-3
     )
-    same = decoder.sample(condition[:1], noise[:1], sigmas, guidance=5.0, negative_BLE=condition[:1])
+    same = decoder.sample(condition[:1], noise[:1], sigmas, guidance=5.0, negative=condition[:1])
     assert torch.allclose(same, plain[:1], atol=1e-5)
 
 

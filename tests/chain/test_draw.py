@@ -16,11 +16,12 @@ from torch import Tensor
 from tests.samples import UNREADABLE, damaged_picture, sample
 from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.chain.decoder import Decoder
-from verl_uae.chain.decoder import decode_latent as painter_decode
 from verl_uae.chain.draw import Drawn, Painter, PainterSettings
 from verl_uae.chain.records import Draw, Sample
 from verl_uae.data.images import encode_jpeg, encode_png, to_tensor
 from verl_uae.errors import ConfigError, RewardError
+from verl_uae.families.family import Condition, DecoderFamily
+from verl_uae.families.sd3 import SD3
 from verl_uae.flow.kernels import step
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
@@ -82,7 +83,7 @@ def decoder(tiny_models: Path) -> Decoder:
 
 @pytest.fixture(scope="module")
 def conditioner(tiny_models: Path) -> Conditioner:
-    return Conditioner.from_pretrained(str(tiny_models / "captioner"), length=20)
+    return Conditioner.from_pretrained(str(tiny_models / "captioner"), SD3({}, {}, length=20))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +99,8 @@ class Policy:
         self.calls: list[int] = []
         self.poison: Tensor | None = None
 
-    def __call__(self, states_BLE: Tensor, negative_1LE: Tensor | None, guidance: float) -> Velocity:
-        inner = self.decoder.field(states_BLE, negative_1LE, guidance)
+    def __call__(self, condition: Condition, negative: Condition | None, guidance: float) -> Velocity:
+        inner = self.decoder.field(condition, negative, guidance)
 
         def velocity(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
             self.calls.append(len(x_BCHW))
@@ -135,12 +136,12 @@ def make_painter(decoder: Decoder, conditioner: Conditioner, scorer: RewardScore
     return make
 
 
-def zero_field(states_BLE: Tensor, negative_1LE: Tensor | None, guidance: float) -> Velocity:
+def zero_field(condition: Condition, negative: Condition | None, guidance: float) -> Velocity:
     return lambda x_BCHW, sigma_B: torch.zeros_like(x_BCHW)
 
 
 def tensors(drawn: Drawn) -> Iterator[Tensor]:
-    yield torch.stack(drawn.states)
+    yield Condition.stack(drawn.conditions).states
     for name in drawn.trajectory.__dataclass_fields__:
         yield getattr(drawn.trajectory, name)
 
@@ -166,8 +167,7 @@ def test_a_picture_is_condition_noise_euler_steps_and_decoding_called_by_hand(
 ) -> None:
     one = sample("a red circle")
     (outcome,) = make_painter().draw(decoder.field, ODE, [Draw(one, ("k", 0), want_reconstruction=True)]).outcomes
-    states_1LE = conditioner.encode(["a red circle"]).states_BLE
-    by_hand = decoder.sample(states_1LE, normal(LATENT, "k", 0)[None], sigma_schedule(3, 3.0))
+    by_hand = decoder.sample(conditioner.encode(["a red circle"]), normal(LATENT, "k", 0)[None], sigma_schedule(3, 3.0))
     expected = pixel_similarity(to_tensor([one.image], 32), by_hand).item()
     assert outcome.record.terms["pixel"] == pytest.approx(expected, rel=1e-5)
     assert set(outcome.record.terms) == {"pixel", "test_draw_fault", "ssim"} and outcome.truncated is False
@@ -214,7 +214,7 @@ def test_trajectories_replay_to_the_same_log_probabilities(make_painter, policy:
     trajectory = drawn.trajectory
     for start in range(0, 8, 4):
         rows = slice(start, start + 4)
-        field = policy(torch.stack(drawn.states[rows]), None, 1.0)
+        field = policy(Condition.stack(drawn.conditions[rows]), None, 1.0)
         for k, index in enumerate(PLAN.window):
             taken = score_step(field, trajectory.x_BKCHW[rows, k], trajectory.x_next_BKCHW[rows, k], PLAN, index)
             assert torch.equal(taken.log_prob_B, trajectory.log_prob_BK[rows, k])
@@ -322,15 +322,16 @@ def test_whatever_is_raised_costs_its_samples(
             raise kind("odd")
 
     if where == "conditioner":
-        odd = lambda texts: fail(CAPTIONS[1] in texts) or tokenize(texts)  # noqa: E731
+        odd = lambda texts, **kind: fail(CAPTIONS[1] in texts) or tokenize(texts, **kind)  # noqa: E731
         monkeypatch.setattr(conditioner, "tokenize", odd)
     elif where == "scorer":
         odd = lambda batch: fail(CAPTIONS[1] in batch.captions) or score(batch)  # noqa: E731
         monkeypatch.setattr(scorer, "score", odd)
     else:
         near = lambda x: bool((x - latent_CHW).abs().flatten(1).amax(1).lt(1e-3).any())  # noqa: E731
-        odd = lambda vae, x: fail(near(x)) or painter_decode(vae, x)  # noqa: E731
-        monkeypatch.setattr("verl_uae.chain.draw.decode_latent", odd)
+        decode = DecoderFamily.decode_latent
+        odd = lambda family, vae, x: fail(near(x)) or decode(family, vae, x)  # noqa: E731
+        monkeypatch.setattr(DecoderFamily, "decode_latent", odd)
     drawn = make_painter().draw(decoder.field, ODE, draws)
     assert [outcome.record.ok for outcome in drawn.outcomes] == [True, False, True, True]
     label = {"conditioner": "condition", "vae": "decoder", "scorer": "reward"}[where]
@@ -451,9 +452,11 @@ def test_memory_that_runs_out_costs_no_sample_and_the_size_that_fits_stays(
 
         return check
 
+    decode = DecoderFamily.decode_latent
     monkeypatch.setattr(
-        "verl_uae.chain.draw.decode_latent",
-        lambda vae, latent: limited("vae", 1, lambda x: painter_decode(vae, x))(latent),
+        DecoderFamily,
+        "decode_latent",
+        lambda family, vae, latent: limited("vae", 1, lambda x: decode(family, vae, x))(latent),
     )
     for _ in range(2):
         drawn = painter.draw(limited("velocity", 2, policy), ODE, draws_of(make_samples()))

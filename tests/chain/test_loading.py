@@ -101,7 +101,7 @@ def test_folders_from_before_and_settings_of_the_folder(
     (tmp_path / "new" / "model_index.json").write_text(json.dumps(index))
     new = UAEPipeline.from_pretrained(tmp_path / "new")
     assert (new.config.condition_length, new.config.condition_role) == (20, "user")
-    assert new.encode_prompt(["red"]).states_BLE.shape[1] == 20
+    assert new.encode_prompt(["red"])[0].states.shape[1] == 20
     (tmp_path / "new" / "model_index.json").write_text(json.dumps({**index, "guidance": 1.0}))
     with pytest.raises(
         CheckpointError, match=r"model_index\.json: guidance: unknown setting, did you mean guidance_scale"

@@ -37,6 +37,7 @@ from verl_uae.checkpoints.record import RunConfig, config_text, write_run_config
 from verl_uae.checkpoints.step import mark_complete
 from verl_uae.data.schema import CaptionPrompt
 from verl_uae.errors import CheckpointError, DecodeError
+from verl_uae.families.sd3 import SD3
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward import RewardScorer
@@ -65,12 +66,12 @@ def test_draws_the_pictures_of_training_time_evaluation(
 ) -> None:
     """Conditioner and decoder loaded as a decoder worker loads them; same caption, same noise, same noise levels."""
     decoder = Decoder.from_pretrained(str(tiny_models / "decoder"))
-    conditions = ConditionCache(Conditioner.from_pretrained(str(captioner_folder), length=20), 8)
+    conditions = ConditionCache(Conditioner.from_pretrained(str(captioner_folder), SD3({}, {}, length=20)), 8)
     settings = PainterSettings(32, 32, (30, 4, 4), NEGATIVE_PROMPT, 8, 8, 8)
     painter = Painter(conditions, decoder.vae, RewardScorer([("pixel", 1.0, {})]), settings, "cpu")
     keys = [("k", index) for index in range(2 * len(CAPTIONS))]
     samples = [Sample(picture(0), Caption(text, "d")) for text in CAPTIONS for _ in range(2)]
-    plan = SamplingPlan.ode(sigma_schedule(4, decoder.shift), guidance)
+    plan = SamplingPlan.ode(sigma_schedule(4, 3.0), guidance)
     drawn = painter.draw(decoder.field, plan, list(map(Draw, samples, keys)))
     expected, cut = decoder.decode_latent(drawn.trajectory.final_BCHW), [one.truncated for one in drawn.outcomes[::2]]
     latents = torch.stack([normal((30, 4, 4), *key) for key in keys])
@@ -132,7 +133,7 @@ def test_is_the_loop_of_stock_diffusers_at_the_same_noise_levels(pipe: UAEPipeli
     assert shift == 3.0, "a shift of 1 would hide a shift applied twice or not at all"
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
-    states, negative = (pipe.encode_prompt([text]).states_BLE for text in (CAPTIONS[0], NEGATIVE_PROMPT))
+    states, negative = (pipe.encode_prompt([text])[0].states for text in (CAPTIONS[0], NEGATIVE_PROMPT))
     x = noise(1)
     with torch.no_grad():
         for timestep in scheduler.timesteps:

@@ -28,13 +28,13 @@ from verl_uae.checkpoints.assemble import (
 from verl_uae.checkpoints.inference import write_index
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.errors import CheckpointError
-from verl_uae.families.sd3 import Projector
+from verl_uae.families.sd3 import SD3, Projector
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def test_the_index_is_that_of_a_decoder_folder_and_says_the_condition(tiny_models: Path, tmp_path: Path) -> None:
-    write_index(tmp_path, {"condition_length": 20, "condition_role": "generate"})
+    write_index(tmp_path, SD3({}, {}), {"condition_length": 20, "condition_role": "generate"})
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert (index.pop("condition_length"), index.pop("condition_role")) == (20, "generate")
     assert index == json.loads((tiny_models / "decoder" / "model_index.json").read_text())
@@ -43,11 +43,13 @@ def test_the_index_is_that_of_a_decoder_folder_and_says_the_condition(tiny_model
 def test_a_decoder_is_written_of_modules_or_copied(tiny_models: Path, tmp_path: Path) -> None:
     source = tiny_models / "decoder"
     decoder = Decoder.from_pretrained(str(source))
-    write_decoder(tmp_path / "copied", source / "transformer", source / "conditioner", source)
-    write_decoder(tmp_path / "written", decoder.transformer, decoder.projector, source)
+    names = ("transformer", "conditioner")
+    write_decoder(tmp_path / "copied", {name: source / name for name in names}, source)
+    modules = decoder.modules_by_folder()
+    write_decoder(tmp_path / "written", {name: modules[name] for name in names}, source)
     for name in ("copied", "written"):
         again = Decoder.from_pretrained(str(tmp_path / name))
-        assert again.shift == 3.0
+        assert again.family.shift(4, 32, 32) == 3.0
         assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in decoder.state_dict().items())
 
 
@@ -99,7 +101,7 @@ def test_a_captioner_is_copied_with_its_processor_and_licence_and_nothing_else(
     copy_transformers(source, copy)
     before = {path.name for path in (tiny_models / "captioner").iterdir()}
     assert {path.name for path in copy.iterdir()} == before | {"LICENSE"}
-    assert check_transformers(copy) == 96
+    assert check_transformers(copy) == (96, 2)
     copy_transformers(source, tmp_path / "with code", code=True)
     assert (tmp_path / "with code" / "modeling.py").is_file()
 
@@ -120,7 +122,7 @@ def test_no_configuration_says_where_it_was_loaded_from(model_folder: Path, tiny
     decoder = Decoder.from_pretrained(str(source))
 
     def write(out: Path) -> None:
-        write_decoder(out, decoder.transformer, decoder.projector, source)
+        write_decoder(out, {"transformer": decoder.transformer, "conditioner": decoder.projector}, source)
         assert str(source) in (out / "transformer" / "config.json").read_text()
 
     publish_model(replace(smallest_parts(), decoder=write), tmp_path / "model")
@@ -142,10 +144,9 @@ def test_a_model_folder_loads_in_stock_classes(model_folder: Path) -> None:
     AutoProcessor.from_pretrained(model_folder / "captioner")
     decoder = Decoder.from_pretrained(str(model_folder))
     index = json.loads((model_folder / "model_index.json").read_text())
-    conditioner = Conditioner.from_pretrained(
-        str(model_folder / "captioner"), length=index["condition_length"], role=index["condition_role"]
-    )
-    states = conditioner.encode(["a red circle"]).states_BLE
+    family = SD3({}, {}, length=index["condition_length"], role=index["condition_role"])
+    conditioner = Conditioner.from_pretrained(str(model_folder / "encoder"), family)
+    states = conditioner.encode(["a red circle"])
     noise = torch.zeros(1, *decoder.latent_shape(32, 32))
     assert decoder.sample(states, noise, torch.tensor([1.0, 0.5, 0.0])).shape == (1, 3, 32, 32)
 
@@ -193,7 +194,7 @@ def test_the_condition_is_of_the_language_model_where_there_is_one(
     parts = replace(
         smallest_parts(),
         decoder=lambda out: write_decoder(
-            out, model_folder / "transformer", model_folder / "conditioner", model_folder
+            out, {name: model_folder / name for name in ("transformer", "conditioner")}, model_folder
         ),
         captioner=lambda out: copy_transformers(tiny_models / "captioner", out),
         language_model=lambda out: copy_transformers(tiny_models / "captioner", out),

@@ -13,7 +13,6 @@ import torch
 from tests.checkpoints.test_shards import change
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.decoder import (
-    COMPONENTS,
     Base,
     adapter_alpha,
     base_tensors,
@@ -23,17 +22,18 @@ from verl_uae.checkpoints.decoder import (
 )
 from verl_uae.checkpoints.names import BASE_FILE, POLICY_FOLDER
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families.sd3 import SD3
 
 META = "lora_train_meta.json"
 
 
-def same_as(exported: Path, modules: tuple[torch.nn.Module, torch.nn.Module]) -> bool:
-    decoder = Decoder.from_pretrained(str(exported))
-    pairs = zip((decoder.transformer, decoder.projector), modules, strict=True)
+def same_as(exported: Path, modules: dict[str, torch.nn.Module]) -> bool:
+    wanted = Decoder.from_pretrained(str(exported)).modules_by_folder()
+    assert modules.keys() == wanted.keys() - {"vae"}
     return all(
-        torch.equal(tensor, found.state_dict()[name])
-        for wanted, found in pairs
-        for name, tensor in wanted.state_dict().items()
+        torch.equal(tensor, modules[part].state_dict()[name])
+        for part in modules
+        for name, tensor in wanted[part].state_dict().items()
     )
 
 
@@ -43,7 +43,7 @@ def test_modules_are_those_that_the_engine_exports(shards: Path, kind: str, weig
     modules = decoder_modules(shards / kind, weights, None, None)
     assert same_as(shards / f"{kind}_{weights}", modules)
     assert not same_as(shards / f"{kind}_{'ema' if weights == 'live' else 'live'}", modules)
-    assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
+    assert not any(parameter.requires_grad for module in modules.values() for parameter in module.parameters())
 
 
 def test_averaged_weights_are_chosen_where_there_are_any(shards: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_shards_that_do_not_fit_the_configuration_are_refused(checkpoint: Path) 
     with pytest.raises(CheckpointError, match="the transformer does not fit its configuration"):
         decoder_modules(checkpoint, "live", None, None)
     config.unlink()
-    with pytest.raises(CheckpointError, match="has no configuration"):
+    with pytest.raises(CheckpointError, match="missing: it names the class of the transformer"):
         decoder_modules(checkpoint, "live", None, None)
 
 
@@ -146,7 +146,7 @@ def test_tensors_of_no_part_are_refused(checkpoint: Path) -> None:
         decoder_modules(checkpoint, "live", None, None)
 
 
-PARTS = tuple(COMPONENTS.values())
+PARTS = tuple(SD3.trained.values())
 
 
 def test_a_base_is_its_weight_files(tiny_models: Path, tmp_path: Path) -> None:

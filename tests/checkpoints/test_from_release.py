@@ -26,6 +26,7 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.imports import ReleaseImport, import_release, sort_llm, sort_llm_lora
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.errors import CheckpointError
+from verl_uae.families.sd3 import SD3
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.seeding import normal
@@ -50,8 +51,8 @@ def test_pictures_are_those_of_the_release(release: Release, imported: Path) -> 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(release.folder / "llm_processor")
-    by_hand = Conditioner(release.language.model.language_model, tokenizer, length=20)
-    states_BLE = release.projector(by_hand.encode(CAPTIONS).states_BLE)
+    by_hand = Conditioner(release.language.model.language_model, tokenizer, SD3({}, {}, length=20))
+    states_BLE = release.projector(by_hand.encode(CAPTIONS).states)
     pooled = by_diffusers(release.folder / "SD3", "")
     noise = normal((2, *Decoder.from_pretrained(str(imported)).latent_shape(32, 32)), "noise")
     sigmas = sigma_schedule(4, 3.0)
@@ -69,8 +70,8 @@ def test_pictures_are_those_of_the_release(release: Release, imported: Path) -> 
     wanted = (vae.decode(latent).sample * 0.5 + 0.5).clamp(0.0, 1.0)
 
     decoder = Decoder.from_pretrained(str(imported))
-    conditioner = Conditioner.from_pretrained(str(imported / "captioner"), length=20)
-    drawn = decoder.sample(conditioner.encode(CAPTIONS).states_BLE, noise, sigmas)
+    conditioner = Conditioner.from_pretrained(str(imported / "captioner"), SD3({}, {}, length=20))
+    drawn = decoder.sample(conditioner.encode(CAPTIONS), noise, sigmas)
     torch.testing.assert_close(drawn, wanted, atol=1e-4, rtol=0)
     assert (drawn[0] - drawn[1]).abs().max() > 0.01, "pictures do not depend on the caption"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.assemble import tensors_of
 from verl_uae.checkpoints.imports import Sd3Import, empty_prompt_pooled, fresh_projector, import_sd3
-from verl_uae.checkpoints.load import language_width
+from verl_uae.checkpoints.load import language_sizes
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.families.sd3 import Projector
@@ -32,7 +32,7 @@ def test_everything_but_the_projector_is_the_sources(model_folder: Path, sd3: Pa
         found, wanted = tensors_of(model_folder / name), tensors_of(source)
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
-    assert Decoder.from_pretrained(str(model_folder)).shift == 3.0
+    assert Decoder.from_pretrained(str(model_folder)).family.shift(4, 32, 32) == 3.0
     assert not (model_folder / "text_encoder").exists() and not (model_folder / "language_model").exists()
 
 
@@ -100,7 +100,7 @@ def test_a_captioner_of_another_kind_is_refused(settings: Sd3Import, sd3: Path, 
     with pytest.raises(CheckpointError):
         import_sd3(replace(settings, captioner=str(sd3 / "text_encoder")), tmp_path / "out")
     with pytest.raises(CheckpointError, match="no vision-language model"):
-        language_width(sd3)
+        language_sizes(sd3)
     assert not (tmp_path / "out").exists()
 
 

@@ -24,6 +24,7 @@ from verl_uae.checkpoints.inference import (
 from verl_uae.checkpoints.names import MODEL_INDEX, RUN_INFERENCE
 from verl_uae.data.schema import CaptionPrompt
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families.sd3 import SD3
 
 ALL = dataclasses.asdict(
     InferenceSettings(
@@ -40,6 +41,7 @@ ALL = dataclasses.asdict(
         width=48,
     )
 )
+FAMILY = SD3({}, {})
 RUN = {
     "data": {"max_response_length": 24},
     "actor_rollout_ref": {"rollout": {"val_kwargs": {"do_sample": True, "temperature": 0.7}}},
@@ -65,7 +67,12 @@ def test_no_entry_is_left_at_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "read"), [(write_index, read_index), (write_run_settings, read_run_settings)], ids=["model", "step"]
+    ("write", "read"),
+    [
+        (lambda folder, entries: write_index(folder, FAMILY, entries), read_index),
+        (write_run_settings, read_run_settings),
+    ],
+    ids=["model", "step"],
 )
 def test_what_is_written_is_read(tmp_path: Path, write: Callable, read: Callable) -> None:
     write(tmp_path, ALL)
@@ -113,7 +120,7 @@ def test_a_folder_without_the_file_says_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_and_unknown_entries_are_refused_by_name(tmp_path: Path, file: str, name: str, value: Any) -> None:
-    write_index(tmp_path, ALL)
+    write_index(tmp_path, FAMILY, ALL)
     write_run_settings(tmp_path, ALL)
     content = json.loads((tmp_path / file).read_text())
     (tmp_path / file).write_text(json.dumps({**content, name: value}))
@@ -122,7 +129,7 @@ def test_damaged_and_unknown_entries_are_refused_by_name(tmp_path: Path, file: s
         read_run_settings(tmp_path)
     assert caught.value.path == tmp_path / file
     with pytest.raises(ConfigError, match=f"^{name}: "):
-        write_index(tmp_path, {**ALL, name: value})
+        write_index(tmp_path, FAMILY, {**ALL, name: value})
     if name in ENTRIES:
         with pytest.raises(ConfigError, match=f"^{name}: "):
             InferenceSettings(**{**ALL, name: value})

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tests.source import PACKAGE, ROOT, modules, relative, tree
 from verl_uae.chain.conditioner import Conditioner
-from verl_uae.chain.decoder import COMPONENTS, Decoder
+from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.load import (
     VERIFY,
     check_captioner,
@@ -40,6 +40,8 @@ from verl_uae.checkpoints.load import (
 from verl_uae.checkpoints.manifest import write_manifest
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
+from verl_uae.families import check_components
+from verl_uae.families.sd3 import SD3
 
 Change = Callable[[dict[str, Tensor], str], None]
 
@@ -91,11 +93,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-@pytest.mark.parametrize("part", ["captioner", *COMPONENTS])
+@pytest.mark.parametrize("part", ["captioner", *SD3.components])
 def test_every_tensor_must_be_there_once_and_fit(tiny_models: Path, tmp_path: Path, part: str, case: str) -> None:
     """In every part of a model, before a weight is read."""
     source = tiny_models / part if part == "captioner" else tiny_models / "decoder" / part
-    kind = captioner_class() if part == "captioner" else COMPONENTS[part]
+    kind = captioner_class() if part == "captioner" else SD3.components[part]
     folder = tmp_path / part
     shutil.copytree(source, folder)
     check_weights(kind, folder)
@@ -115,7 +117,9 @@ def test_what_is_loaded_is_what_is_stored(tiny_models: Path) -> None:
     named = {name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
              for name, tensor in model.state_dict().items()}  # fmt: skip
     assert named.keys() == stored.keys() and all(torch.equal(named[name], stored[name]) for name in stored)
-    half = load_model(COMPONENTS["transformer"], tiny_models / "decoder", subfolder="transformer", dtype=torch.bfloat16)
+    half = load_model(
+        SD3.components["transformer"], tiny_models / "decoder", subfolder="transformer", dtype=torch.bfloat16
+    )
     assert half.dtype == torch.bfloat16
 
 
@@ -151,7 +155,7 @@ def test_of_a_head_and_embeddings_that_are_tied_one_is_enough(tiny_models: Path,
 def test_an_untied_head_must_be_stored(tiny_models: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_models / "captioner", tmp_path / "e")
     rewrite(tmp_path / "e", lambda state, _: gone(state, "lm_head.weight"))
-    for check in (check_captioner, lambda folder: Conditioner.from_pretrained(str(folder), length=20)):
+    for check in (check_captioner, lambda folder: Conditioner.from_pretrained(str(folder), SD3({}, {}))):
         with pytest.raises(CheckpointError, match=r"it lacks lm_head\.weight$"):
             check(tmp_path / "e")
 
@@ -174,7 +178,7 @@ def test_a_configuration_of_absurd_size_is_refused_at_once(tiny_models: Path, tm
     (folder / "config.json").write_text(json.dumps(config))
     started = time.monotonic()
     with pytest.raises(CheckpointError, match=rf"{key} is 10000000, but the files hold \d+ tensors"):
-        load_model(captioner_class() if part == "captioner" else COMPONENTS[Path(part).name], folder)
+        load_model(captioner_class() if part == "captioner" else SD3.components[Path(part).name], folder)
     assert time.monotonic() - started < 20
 
 
@@ -212,7 +216,7 @@ def test_code_of_a_folder_is_refused_and_never_asked_about(
     content = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps({**content, **entry}))
     loaders = (check_captioner, load_config, load_processor, load_tokenizer)
-    for load in (*loaders, lambda place: Conditioner.from_pretrained(str(place), length=20)):
+    for load in (*loaders, lambda place: Conditioner.from_pretrained(str(place), SD3({}, {}))):
         with pytest.raises(CheckpointError, match=rf"{file}: needs Python code of its own .*refused"):
             load(folder)
     assert not (folder / "ran").exists() and "evil" not in sys.modules
@@ -332,7 +336,7 @@ def test_weights_without_their_scale_are_refused(
 ) -> None:
     """The libraries would cast the numbers of a quantised weight to what they look like."""
     folder = copied(tiny_models, tmp_path, part)
-    kind = captioner_class() if part == "captioner" else COMPONENTS[Path(part).name]
+    kind = captioner_class() if part == "captioner" else SD3.components[Path(part).name]
     for allowed in (torch.float64, torch.bfloat16):
         name = rewrite(folder, lambda state, name, to=allowed: state.update({name: state[name].to(to)}))
         check_weights(kind, folder)
@@ -371,10 +375,10 @@ def test_a_schedule_that_is_not_drawn_is_refused(tiny_models: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["latents_mean", "latents_std"])
 def test_latents_of_other_statistics_are_refused(tiny_models: Path, tmp_path: Path, name: str) -> None:
-    folder = copied(tiny_models, tmp_path, "decoder/vae")
-    configured(folder, "config.json", **{name: [1.0] * 30})
+    folder = copied(tiny_models, tmp_path, "decoder")
+    configured(folder / "vae", "config.json", **{name: [1.0] * 30})
     with pytest.raises(CheckpointError, match=f"{name} is set; latents are scaled by scaling_factor and shift_factor"):
-        load_model(COMPONENTS["vae"], folder)
+        check_components(folder)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), 0, -1, None, "x", True])
@@ -382,7 +386,7 @@ def test_latents_without_a_positive_scale_are_refused(tiny_models: Path, tmp_pat
     folder = copied(tiny_models, tmp_path, "decoder/vae")
     configured(folder, "config.json", scaling_factor=scale)
     with pytest.raises(CheckpointError, match="scaling_factor"):
-        load_model(COMPONENTS["vae"], folder)
+        load_model(SD3.components["vae"], folder)
 
 
 @pytest.mark.parametrize("shift", [float("nan"), float("inf"), "0.1", True, [0.1]])
@@ -390,7 +394,7 @@ def test_latents_with_a_shift_that_is_no_number_are_refused(tiny_models: Path, t
     folder = copied(tiny_models, tmp_path, "decoder/vae")
     configured(folder, "config.json", shift_factor=shift)
     with pytest.raises(CheckpointError, match="shift_factor"):
-        load_model(COMPONENTS["vae"], folder)
+        load_model(SD3.components["vae"], folder)
 
 
 def test_a_setting_that_is_no_number_is_refused(tiny_models: Path, tmp_path: Path) -> None:

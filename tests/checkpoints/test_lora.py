@@ -7,6 +7,7 @@ Shape legend: R rank, I O widths of a linear layer.
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from verl_uae.checkpoints.lora import Adapters, has_adapters, merge, save_diffus
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import add_lora, lora_layers
 from verl_uae.errors import CheckpointError
+from verl_uae.families.sd3 import SD3
 from verl_uae.seeding import normal
 
 HERE = Path("shards")
@@ -31,7 +33,7 @@ HERE = Path("shards")
 def policy(tiny_models: Path) -> DecoderModule:
     """The tiny policy with adapters that do something, of scale 2.5."""
     module = DecoderModule.from_pretrained(str(tiny_models / "decoder"))
-    add_lora(module, rank=4, alpha=10)
+    add_lora(module, rank=4, alpha=10, target_modules=SD3.lora_targets)
     with torch.no_grad():
         for name, layer in lora_layers(module).items():
             weight = layer.lora_B["default"].weight
@@ -55,7 +57,7 @@ def velocity(transformer: object, policy: DecoderModule) -> Tensor:
     return transformer(  # type: ignore[operator]
         hidden_states=X,
         timestep=1000.0 * SIGMA,
-        encoder_hidden_states=projector(STATES),
+        encoder_hidden_states=projector(STATES.states),
         pooled_projections=projector.pooled.expand(len(X), -1),
         return_dict=False,
     )[0]
@@ -114,7 +116,7 @@ def test_peft_loads_the_adapter_on_the_stock_transformer(
 def test_diffusers_loads_the_adapter_into_the_transformer(
     policy: DecoderModule, adapters: Adapters, tiny_models: Path, tmp_path: Path
 ) -> None:
-    save_diffusers(adapters, tmp_path / "adapter")
+    save_diffusers(adapters, tmp_path / "adapter", SD3.lora_loader)
     assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["pytorch_lora_weights.safetensors"]
     transformer = stock(tiny_models)
     transformer.load_lora_adapter(tmp_path / "adapter", prefix="transformer", use_safetensors=True)
@@ -129,7 +131,7 @@ def test_diffusers_loads_the_adapter_into_the_transformer(
 def test_the_pipeline_loads_the_adapter_with_and_without_metadata(
     policy: DecoderModule, adapters: Adapters, sd3: Path, tiny_models: Path, tmp_path: Path
 ) -> None:
-    save_diffusers(adapters, tmp_path / "adapter")
+    save_diffusers(adapters, tmp_path / "adapter", SD3.lora_loader)
     merged = merged_velocity(policy, tiny_models)
     state = load_file(tmp_path / "adapter" / "pytorch_lora_weights.safetensors")
     for source in (tmp_path / "adapter", state):
@@ -163,7 +165,7 @@ def test_an_adapter_must_fit_its_layer() -> None:
         merge({"q.weight": torch.zeros(3, 4)}, layers, 1.0, HERE)
 
 
-@pytest.mark.parametrize("save", [save_peft, save_diffusers])
+@pytest.mark.parametrize("save", [save_peft, functools.partial(save_diffusers, loader=SD3.lora_loader)])
 def test_nothing_is_not_written(save: object, tmp_path: Path, adapters: Adapters) -> None:
     with pytest.raises(CheckpointError, match="no adapters to write"):
         save(Adapters({}, 1.0), tmp_path / "adapter")  # type: ignore[operator]

@@ -37,6 +37,7 @@ from tests.engines.policy_world import (
 from verl_uae.checkpoints.names import BASE_FILE
 from verl_uae.checkpoints.shards import load_tensors, model_file
 from verl_uae.engines.decoder import DecoderEngine
+from verl_uae.engines.decoder_batch import INPUTS, OLD, read_condition, stored
 from verl_uae.engines.export import export_folder, full_state_dict, trained_state
 from verl_uae.engines.replica import SamplingReplica
 from verl_uae.flow.divergence import transition_kl
@@ -172,7 +173,7 @@ def mask_facts(decoder: str) -> dict[str, Any]:
 
 def sampled_rows(data: Any, rows: list[int]) -> Any:
     """These rows of a mini-batch with its settings."""
-    names = ("states_BLE", "weight_B", "advantage_B", "x_BKCHW", "x_next_BKCHW", "old_log_prob_BK", "old_mean_BKCHW")
+    names = (*INPUTS["transition"], *OLD["transition"])
     return minibatch({name: data[name][rows] for name in names}, micro=2, total=float(len(rows)))
 
 
@@ -206,9 +207,9 @@ def penalty_facts(engine: DecoderEngine, data: Any) -> dict[str, float]:
         expected, c = [], [PLAN.coefficients(index) for index in PLAN.window]
         for k, index in enumerate(PLAN.window):
             x, sigma = data["x_BKCHW"][:, k], torch.full((len(data),), PLAN.sigmas[index])
-            mean = transition_mean(c[k], x, engine.field(data["states_BLE"])(x, sigma))
+            mean = transition_mean(c[k], x, engine.field(read_condition(data))(x, sigma))
             with engine.reference():
-                reference = transition_mean(c[k], x, engine.field(data["states_BLE"])(x, sigma))
+                reference = transition_mean(c[k], x, engine.field(read_condition(data))(x, sigma))
             expected.append(transition_kl(mean, reference, c[k].std))
     difference = losses([penalised])[0] - losses([plain])[0]
     return {
@@ -319,7 +320,7 @@ def forward_facts(decoder: str) -> dict[str, Any]:
     engine = build_engine(decoder, shadows=["old"], **LORA)
     rows = share(4)
     fields = {
-        "states_BLE": states(rows),
+        **stored(states(rows)),
         "weight_B": torch.ones(len(rows)),
         "advantage_B": torch.tensor([1.0, -1.0] * (len(rows) // 2)),
         "x0_BCHW": torch.cat([normal((1, *LATENT), "x0", row) for row in rows]),

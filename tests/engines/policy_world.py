@@ -16,7 +16,9 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
 from verl_uae.engines.decoder import DecoderEngine
+from verl_uae.engines.decoder_batch import stored
 from verl_uae.engines.decoder_module import DecoderModelConfig
+from verl_uae.families.family import Condition
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.trajectory import sample_trajectory
@@ -45,9 +47,9 @@ def build_engine(
     return engine
 
 
-def states(rows: range | list[int]) -> torch.Tensor:
-    """Conditions of the samples with these numbers, (B, L, E)."""
-    return torch.cat([normal((1, CONDITION_LENGTH, HIDDEN_SIZE), "states", row) for row in rows])
+def states(rows: range | list[int]) -> Condition:
+    """Conditions of the samples with these numbers."""
+    return Condition.whole(torch.cat([normal((1, CONDITION_LENGTH, HIDDEN_SIZE), "states", row) for row in rows]))
 
 
 def sampled(
@@ -58,7 +60,7 @@ def sampled(
     with engine.eval_mode(), torch.no_grad():
         for start in range(0, len(rows), micro):
             some = rows[start : start + micro]
-            field = engine.field(states(some), negative()[None], plan.guidance)
+            field = engine.field(states(some), negative(), plan.guidance)
             noise = torch.cat([normal((1, *LATENT), "noise", row) for row in some])
             parts.append(
                 sample_trajectory(
@@ -73,7 +75,7 @@ def sampled(
         for name in ("x_BKCHW", "x_next_BKCHW", "mean_BKCHW", "log_prob_BK")
     }
     fields = {
-        "states_BLE": states(rows),
+        **stored(states(rows)),
         "weight_B": torch.ones(len(rows)),
         "advantage_B": torch.cat([normal((1,), "advantage", row) for row in rows]),
         "x_BKCHW": joined["x_BKCHW"],
@@ -84,9 +86,9 @@ def sampled(
     return minibatch(fields, micro=micro, total=total, plan=plan)
 
 
-def negative() -> torch.Tensor:
-    """Condition of the unconditional branch, (L, E)."""
-    return normal((CONDITION_LENGTH, HIDDEN_SIZE), "negative")
+def negative() -> Condition:
+    """Condition of the unconditional branch."""
+    return Condition.whole(normal((1, CONDITION_LENGTH, HIDDEN_SIZE), "negative"))
 
 
 def minibatch(
@@ -100,7 +102,7 @@ def minibatch(
         plan_digest=plan.digest,
         micro_batch_size_per_gpu=micro,
         total_weight=total,
-        negative_LE=negative(),
+        negative=negative(),
         **extra,
     )
     return data

@@ -24,12 +24,16 @@ from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
 from tests.engines.policy_probe import failure, largest, losses, share, train
 from tests.engines.policy_world import LATENT, gradients, parameters, states
-from verl_uae.chain.conditioner import Conditioner, language_stack
-from verl_uae.chain.decoder import Decoder, differentiable_decode
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import make_prompt
+from verl_uae.engines.decoder_batch import stored
 from verl_uae.engines.decoder_module import DecoderModelConfig, DecoderModule
 from verl_uae.engines.supervised import SUPERVISED_TYPE, SupervisedEngine
+from verl_uae.families.family import Condition
+from verl_uae.families.sd3 import SD3
+from verl_uae.families.text import Tokens, language_stack
 from verl_uae.flow.matching import NoiseDensity
 from verl_uae.flow.ode import euler
 from verl_uae.flow.schedule import sigma_schedule
@@ -46,7 +50,7 @@ from verl_uae.stages.cold_start.captioner import (
     CaptionerModule,
     SupervisedCaptionerEngine,
 )
-from verl_uae.stages.cold_start.loss import ReconstructionLoss, ReconstructionSettings
+from verl_uae.stages.cold_start.loss import ReconstructionLoss, ReconstructionSettings, read_text
 from verl_uae.stages.common.captions import PromptSettings, PromptTokens
 from verl_uae.stages.pretrain.worker import FlowMatching
 
@@ -55,6 +59,7 @@ MIXED = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 SIGMAS = sigma_schedule(3, 3.0)
 SCENES = held_out_scenes(4, 1)
 CAPTIONS = [caption(scene) for scene in SCENES]
+FAMILY = SD3({}, {}, length=CONDITION_LENGTH)
 
 
 def engine_parts(lr: float) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def flow_data(rows: list[int], micro: int, bad: tuple[int, ...] = ()) -> TensorD
         "x0_BCHW": torch.where(weight[:, None, None, None] > 0, x0, torch.nan),
         "noise_BCHW": torch.cat([normal((1, *LATENT), "flow noise", row) for row in rows]),
         "sigma_B": torch.cat([torch.sigmoid(normal((1,), "level", row)) for row in rows]),
-        "states_BLE": states(rows),
+        **stored(states(rows)),
         "weight_B": weight,
     }
     data = TensorDict(fields, batch_size=len(rows))
@@ -131,7 +136,7 @@ def frozen_parts(models: str) -> tuple[Decoder, Conditioner, EfficientNetLite0, 
     tokens = PromptTokens(processor, config.model_type, PromptSettings())
     return (
         Decoder.from_pretrained(f"{models}/decoder").requires_grad_(False),
-        Conditioner.from_pretrained(f"{models}/captioner", length=CONDITION_LENGTH),
+        Conditioner.from_pretrained(f"{models}/captioner", FAMILY),
         EfficientNetLite0(image_size=64),
         CaptionBatcher(tokens, processor, config, 24, "cpu"),
     )
@@ -143,12 +148,10 @@ class World:
     def __init__(self, models: str, rows: list[int], micro: int) -> None:
         self.decoder, self.conditioner, self.features, self.batcher = frozen_parts(models)
         self.rows = rows
-        ids_BL, mask_BL, _ = self.conditioner.tokenize([CAPTIONS[row] for row in rows])
         noise = torch.cat([normal((1, *LATENT), "cold noise", row) for row in rows])
         source = render_float([SCENES[row] for row in rows])
         fields = {
-            "ids_BL": ids_BL,
-            "mask_BL": mask_BL,
+            **self.conditioner.tokenize([CAPTIONS[row] for row in rows]).stored(),
             "noise_BCHW": noise,
             "source_B3HW": source,
             "row_B": torch.arange(len(rows)),
@@ -175,9 +178,14 @@ class World:
             "vae_batch_size": 1,
         }
         chosen = ReconstructionSettings(**{**settings, **changes})
-        negative = normal((1, CONDITION_LENGTH, self.conditioner.width), "negative states")
-        vae = self.decoder.vae
-        return ReconstructionLoss(chosen, vae, self.features, captioner, self.captions_of, lambda: negative)
+        negative = negative_states(self.conditioner)
+        parts = (FAMILY, self.decoder.vae, self.features, captioner, self.captions_of)
+        return ReconstructionLoss(chosen, *parts, lambda: negative)
+
+
+def negative_states(conditioner: Conditioner) -> Condition:
+    """Condition of the unconditional branch."""
+    return Condition.whole(normal((1, CONDITION_LENGTH, conditioner.width), "negative states"))
 
 
 def cold_start_update(models: str, micro: int, **changes: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
@@ -212,10 +220,13 @@ def unrolled(models: str, guidance: float, in_context: bool) -> tuple[dict[str, 
         rows = [hidden_BTE[row][captions.answer_BT[row]] for row in range(4)]
         states_BLE = torch.stack([torch.cat([s, s.new_zeros(CONDITION_LENGTH - len(s), s.shape[1])]) for s in rows])
     else:
-        states_BLE = captioner(micro["ids_BL"], micro["mask_BL"])
-    negative = normal((1, CONDITION_LENGTH, world.conditioner.width), "negative states")
-    field = lambda x, sigma: policy(x, sigma, states_BLE, negative, guidance)  # noqa: E731
-    drawn = differentiable_decode(world.decoder.vae, euler(field, micro["noise_BCHW"], SIGMAS))
+        mask_BL = micro["attend_BT"]
+        states_BLE = model.model.language_model(
+            input_ids=micro["ids_BT"], attention_mask=mask_BL.long(), use_cache=False
+        ).last_hidden_state * mask_BL.unsqueeze(-1)
+    condition, negative = Condition.whole(states_BLE), negative_states(world.conditioner)
+    field = lambda x, sigma: policy(x, sigma, condition, negative, guidance)  # noqa: E731
+    drawn = FAMILY.decode_with_gradient(world.decoder.vae, euler(field, micro["noise_BCHW"], SIGMAS))
     cosine_B = feature_similarity(world.features.embed(micro["source_B3HW"]), world.features.embed(drawn))
     loss = ((1 - cosine_B) + 0.5 * torch.stack(nll)).mean()
     loss.backward()
@@ -286,13 +297,13 @@ def export_facts(models: str, folder: Path) -> dict[str, Any]:
         captioner.optimizer_step()
     data = World(models, [0, 1, 2, 3], 4).data
     with captioner.eval_mode(), torch.no_grad():
-        live = captioner.module(data["ids_BL"], data["mask_BL"])
+        live = read_text(captioner.module, FAMILY, Tokens.read(data)).states
     captioner.export(folder / "captioner")
     torch.distributed.barrier()
-    saved = Conditioner.from_pretrained(str(folder / "captioner"), length=CONDITION_LENGTH)
-    base = Conditioner.from_pretrained(f"{models}/captioner", length=CONDITION_LENGTH)
+    saved = Conditioner.from_pretrained(str(folder / "captioner"), FAMILY)
+    base = Conditioner.from_pretrained(f"{models}/captioner", FAMILY)
     with torch.no_grad():
-        found, before = (c.states(data["ids_BL"], data["mask_BL"]) for c in (saved, base))
+        found, before = (c.condition(Tokens.read(data)).states for c in (saved, base))
     again = failure(lambda: captioner.export(folder / "captioner"))
     stack = language_stack(AutoModelForImageTextToText.from_pretrained(str(folder / "captioner")))
     return {

@@ -11,7 +11,8 @@ import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
-from verl_uae.engines.decoder_batch import read_batch
+from verl_uae.engines.decoder_batch import read_batch, stored
+from verl_uae.families.family import Condition
 from verl_uae.flow.kernels import step
 from verl_uae.flow.objective import ForwardInputs, TransitionInputs
 from verl_uae.flow.plan import SamplingPlan
@@ -25,7 +26,7 @@ ROWS = 5
 
 def transitions() -> dict[str, torch.Tensor]:
     return {
-        "states_BLE": normal((ROWS, 3, 6), "states"),
+        **stored(Condition(normal((ROWS, 3, 6), "states"), (3, 1, 2, 2, 1))),
         "weight_B": torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0]),
         "advantage_B": normal((ROWS,), "advantage"),
         "x_BKCHW": normal((ROWS, 2, *LATENT), "x"),
@@ -37,7 +38,7 @@ def transitions() -> dict[str, torch.Tensor]:
 
 def forwards() -> dict[str, torch.Tensor]:
     return {
-        **{name: transitions()[name] for name in ("states_BLE", "weight_B", "advantage_B")},
+        **{name: transitions()[name] for name in ("states_BLE", "length_B", "weight_B", "advantage_B")},
         "x0_BCHW": normal((ROWS, *LATENT), "x0"),
         "noise_BTCHW": normal((ROWS, 3, *LATENT), "noise"),
         "sigma_BT": normal((ROWS, 3), "sigma").sigmoid(),
@@ -58,6 +59,9 @@ def test_is_cut_into_consecutive_samples_the_last_cut_being_short() -> None:
     assert [len(cut.fields["weight_B"]) for cut in cuts] == [2, 2, 1] and batch.places == 2
     advantages = torch.cat([cut.fields["advantage_B"] for cut in cuts])
     assert torch.equal(advantages[[0, 1, 3, 4]], transitions()["advantage_B"][[0, 1, 3, 4]])
+    # As long as the longest of a cut, as they were when they were sampled.
+    assert [cut.condition.lengths for cut in cuts] == [(3, 1), (2, 2), (1,)]
+    assert [cut.condition.states.shape[1] for cut in cuts] == [3, 2, 1]
 
 
 def test_transition_inputs_are_those_of_the_windows_step() -> None:
@@ -81,7 +85,7 @@ def test_transition_inputs_are_those_of_the_windows_step() -> None:
 
 @pytest.mark.parametrize("fields", [transitions(), forwards()], ids=["transition", "forward"])
 def test_invalid_samples_become_their_own_old_policy(fields: dict[str, torch.Tensor]) -> None:
-    for name in set(fields) - {"weight_B"}:
+    for name in set(fields) - {"weight_B", "length_B"}:
         fields[name][2] = float("nan")
     (cut,) = read_batch(packed(fields, micro_batch_size_per_gpu=8)).micro_batches("cpu")
     velocity = normal((ROWS, *LATENT), "velocity").requires_grad_()

@@ -11,14 +11,15 @@ import torch
 from verl_uae.chain.decoder import Decoder
 from verl_uae.engines.decoder_module import DecoderModule, Uncast
 from verl_uae.errors import CheckpointError
+from verl_uae.families.family import Condition
 from verl_uae.scenes.codec import LATENT_CHANNELS, LATENT_SIZE
 from verl_uae.scenes.tiny_models import CONDITION_LENGTH, HIDDEN_SIZE
 from verl_uae.seeding import normal
 
 X = normal((3, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE), "x")
 SIGMA = torch.tensor([0.9, 0.35, 0.01])
-STATES = normal((3, CONDITION_LENGTH, HIDDEN_SIZE), "states")
-NEGATIVE = normal((1, CONDITION_LENGTH, HIDDEN_SIZE), "negative")
+STATES = Condition.whole(normal((3, CONDITION_LENGTH, HIDDEN_SIZE), "states"))
+NEGATIVE = Condition.whole(normal((1, CONDITION_LENGTH, HIDDEN_SIZE), "negative"))
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_guidance_in_one_batch_is_two_calls_also_in_its_gradient(module: Decoder
     weight = module.projector.layers[0].weight
     batched = module(X, SIGMA, STATES, NEGATIVE, 3.0)
     (expected_gradient,) = torch.autograd.grad(batched.square().sum(), weight)
-    conditional, negative = module(X, SIGMA, STATES), module(X, SIGMA, NEGATIVE.expand(3, -1, -1))
+    conditional, negative = module(X, SIGMA, STATES), module(X, SIGMA, NEGATIVE.expand(3))
     separate = negative + 3.0 * (conditional - negative)
     (gradient,) = torch.autograd.grad(separate.square().sum(), weight)
     torch.testing.assert_close(batched, separate, atol=1e-5, rtol=1e-5)

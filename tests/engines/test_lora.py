@@ -12,7 +12,10 @@ from verl_uae.checkpoints.shards import plain_name
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import adapter_disabled, add_lora, lora_layers, lora_scalings, merged_state
 from verl_uae.errors import ConfigError
+from verl_uae.families.sd3 import SD3
 from verl_uae.seeding import normal
+
+TARGETS = SD3.lora_targets
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def perturb(module: DecoderModule) -> None:
 def test_new_adapters_change_nothing_and_alone_are_trained(module: DecoderModule) -> None:
     before = velocity(module)
     # Two blocks with eight projections; the last block has no output projection of the text stream.
-    assert add_lora(module, rank=4, alpha=8) == 15
+    assert add_lora(module, rank=4, alpha=8, target_modules=TARGETS) == 15
     assert torch.equal(velocity(module), before)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     assert len(trained) == 30 and all(".lora_" in name and p.dtype == torch.float32 for name, p in trained.items())
@@ -43,12 +46,12 @@ def test_new_adapters_change_nothing_and_alone_are_trained(module: DecoderModule
 
 def test_a_is_gaussian_with_std_one_over_rank_and_named(module: DecoderModule, tiny_models: Path) -> None:
     state = torch.get_rng_state()
-    add_lora(module, rank=8, alpha=8, seed=3)
+    add_lora(module, rank=8, alpha=8, seed=3, target_modules=TARGETS)
     assert torch.equal(torch.get_rng_state(), state), "the global generator was used"
     numbers = torch.cat([layer.lora_A["default"].weight.flatten() for layer in lora_layers(module).values()])
     assert numbers.std().item() == pytest.approx(1 / 8, rel=0.03) and abs(numbers.mean().item()) < 0.01
     again = DecoderModule.from_pretrained(str(tiny_models / "decoder"))
-    add_lora(again, rank=8, alpha=8, seed=3)
+    add_lora(again, rank=8, alpha=8, seed=3, target_modules=TARGETS)
     assert all(torch.equal(p, again.get_parameter(name)) for name, p in module.named_parameters())
     firsts = [layer.lora_A["default"].weight for layer in lora_layers(module).values()]
     assert not torch.equal(firsts[0], firsts[1])
@@ -56,7 +59,7 @@ def test_a_is_gaussian_with_std_one_over_rank_and_named(module: DecoderModule, t
 
 def test_merged_weights_are_the_adapted_module(module: DecoderModule, tiny_models: Path) -> None:
     base = velocity(module)
-    add_lora(module, rank=4, alpha=12)
+    add_lora(module, rank=4, alpha=12, target_modules=TARGETS)
     perturb(module)
     adapted = velocity(module)
     assert (adapted - base).abs().max() > 0.05
@@ -70,7 +73,7 @@ def test_merged_weights_are_the_adapted_module(module: DecoderModule, tiny_model
 
 def test_switched_off_adapters_give_the_base_back_and_keep_requires_grad(module: DecoderModule) -> None:
     base = velocity(module)
-    add_lora(module, rank=4, alpha=8)
+    add_lora(module, rank=4, alpha=8, target_modules=TARGETS)
     perturb(module)
     adapted = velocity(module)
     with pytest.raises(ZeroDivisionError), adapter_disabled(module):
@@ -81,7 +84,7 @@ def test_switched_off_adapters_give_the_base_back_and_keep_requires_grad(module:
 
 
 def test_backward_after_the_adapters_were_off_still_reaches_them(module: DecoderModule) -> None:
-    add_lora(module, rank=4, alpha=8)
+    add_lora(module, rank=4, alpha=8, target_modules=TARGETS)
     output = module(X, SIGMA, STATES)
     with adapter_disabled(module), torch.no_grad():
         module(X, SIGMA, STATES)
@@ -100,7 +103,7 @@ def test_targets_that_match_nothing_are_refused_with_their_key(module: DecoderMo
 @pytest.mark.parametrize("settings", [{"rank": 0, "alpha": 8}, {"rank": 4, "alpha": 0}], ids=str)
 def test_rank_and_alpha_must_be_positive(module: DecoderModule, settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"uae\.train\.lora\.(rank|alpha): must be at least 1, got 0"):
-        add_lora(module, **settings)
+        add_lora(module, **{"target_modules": TARGETS, **settings})
 
 
 def test_names_are_freed_of_wrappers() -> None:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from verl_uae.flow.ode import euler, guided
+from verl_uae.flow.ode import euler
 from verl_uae.flow.schedule import sigma_schedule
 
 SPREAD = 0.4
@@ -59,22 +59,6 @@ def test_the_state_stays_fp32_and_sigma_is_per_sample() -> None:
     # 1 - 1e-4 is not a bf16 number: a state rounded to bf16 would still be 1.
     assert 0 < 1 - found.max().item() < 2e-4
     assert [sigma[0].item() for sigma in seen] == [1.0, 0.75, 0.5, 0.25]
-
-
-def test_guidance_identities() -> None:
-    x, sigma = noise(), torch.full((3,), 0.5)
-
-    def both(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        assert len(x) == len(s) == 6
-        return torch.cat([2 * x[:3] + 1, x[3:] - 3])
-
-    assert torch.equal(guided(both, 0.0)(x, sigma), x - 3)
-    for scale in (2.0, 5.0):
-        expected = (1 - scale) * (x - 3) + scale * (2 * x + 1)
-        assert torch.allclose(guided(both, scale)(x, sigma), expected, atol=1e-5)
-    assert torch.allclose(guided(lambda x, s: 2 * x + 1, 7.5)(x, sigma), 2 * x + 1, atol=1e-6)
-    alone = guided(lambda x, s: x * len(x), 1.0)(x, sigma)
-    assert torch.equal(alone, 3 * x), "a scale of 1 is one branch, of B rows"
 
 
 def test_a_step_hook_sees_every_step_changes_the_state_and_ends_the_integration() -> None:

@@ -26,6 +26,8 @@ from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import add_lora
 from verl_uae.engines.shadow import WeightShadow
 from verl_uae.engines.supervised import SupervisedEngine
+from verl_uae.families import family_of_modules
+from verl_uae.families.family import DecoderFamily
 from verl_uae.reward.scorer import RewardScorer
 
 BLOCKS = 3
@@ -54,7 +56,7 @@ def policy_module(size: Size, *, dtype: torch.dtype = torch.bfloat16, lora: bool
     """What is trained: adapters of rank 32, or all of it."""
     module = build_policy(dataclasses.replace(size, checkpointing=False), 0, device="meta", dtype=dtype)
     if lora:
-        add_lora(module, rank=size.lora_rank, alpha=64)
+        add_lora(module, rank=size.lora_rank, alpha=64, target_modules=module.family.lora_targets)
         return module
     return module.requires_grad_(True)
 
@@ -95,10 +97,17 @@ def scorer(clip: str, *, source_cache_bytes: int = 1 << 20) -> RewardScorer:
     return built
 
 
+def family(module: DecoderModule, codec: AutoencoderKL) -> DecoderFamily:
+    """What kind of decoder they are."""
+    modules = {"transformer": module.transformer, "vae": codec, "conditioner": module.projector}
+    return family_of_modules(modules, {"shift": 3.0}, length=TEXT_TOKENS)
+
+
 def decoder(size: Size) -> Decoder:
     """The frozen decoder of G4U."""
-    module = policy_module(size)
-    return Decoder(module.transformer, vae(), module.projector, shift=3.0).eval().requires_grad_(False)
+    module, codec = policy_module(size), vae()
+    modules = {"transformer": module.transformer, "vae": codec, "conditioner": module.projector}
+    return Decoder(family(module, codec), modules).eval().requires_grad_(False)
 
 
 def photograph() -> Image.Image:

@@ -18,8 +18,8 @@ def test_a_caption_reaches_the_decoder_from_captioners_of_both_widths(
     conditioner, module = models.conditioner(size), models.policy_module(size)
     with accelerator, torch.no_grad():
         condition = conditioner.encode(["a red circle"] * 8)
-        projected_BLF = module.projector(condition.states_BLE)
-    assert condition.states_BLE.shape == (8, models.TEXT_TOKENS, hidden)
+        projected_BLF = module.projector(condition.states)
+    assert condition.states.shape == (8, models.TEXT_TOKENS, hidden)
     assert projected_BLF.shape == (8, models.TEXT_TOKENS, 4096) and projected_BLF.device.type == "meta"
     # transformers asks whether the mask masks anything.
-    assert accelerator.syncs == {"chain/conditioner.py:text_states": 1}
+    assert accelerator.syncs == {"families/text.py:tap_states": 1}

@@ -21,10 +21,9 @@ CAPTIONS = 4
 
 #: What the host waits for in one micro-batch of four captions, and why.
 BUDGET = {
-    # The conditions of captions and of the negative prompt: see test_conditioner. They are kept in host memory, and so
-    # is whether captions were cut.
-    "chain/conditioner.py:text_states": 2,
-    "chain/conditioner.py:encode": 4,
+    # The conditions of captions and of the negative prompt: see test_conditioner. They are kept in host memory.
+    "families/text.py:tap_states": 2,
+    "families/family.py:to": 2,
     # The five tensors of a trajectory, four of them empty.
     "chain/draw.py:_to_host": 5,
     # Smallest and largest pixel of sources and reconstructions.

@@ -52,6 +52,9 @@ def test_a_replica_never_holds_more_than_what_it_is(
     size = dataclasses.replace(SIZES["sd35_large"], text_tokens=models.TEXT_TOKENS)
     module = models.policy_module(size, dtype=torch.float32)
     module.config.save_pretrained(str(tmp_path))
+    codec = models.vae()
+    codec.save_config(tmp_path / "vae")
+    models.family(module, codec).save_scheduler(tmp_path)
     engine: Any = SimpleNamespace(
         module=module,
         model_config=SimpleNamespace(path=str(tmp_path), lora_rank=0),

@@ -14,9 +14,10 @@ from verl.utils import tensordict_utils as tu
 from benchmarks.sizes import Size
 from tests.real_size import models, workers
 from tests.real_size.accelerator import Accelerator
-from verl_uae.chain.conditioner import text_states
 from verl_uae.data.pairs import Pair
 from verl_uae.engines.decoder_module import DecoderModule
+from verl_uae.families.family import Condition
+from verl_uae.families.text import Tokens, tap_states
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.registry import get_reward
 from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings
@@ -53,9 +54,10 @@ class Captioner(torch.nn.Module):
     def __init__(self, language_model: torch.nn.Module) -> None:
         super().__init__()
         self.language_model = language_model
+        self.config: Any = language_model.config
 
-    def forward(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-        return text_states(self.language_model, ids_BL, mask_BL)
+    def forward(self, tokens: Tokens, *, taps: tuple[int, ...]) -> torch.Tensor:
+        return tap_states(self.language_model, tokens, taps, "meta")
 
 
 def no_captions(rows: Any) -> CaptionInputs:
@@ -73,18 +75,18 @@ def test_the_gradient_of_the_picture_reaches_captioner_and_decoder_on_the_device
     captioner = Captioner(conditioner.language_model.requires_grad_(True).train())
     features: Any = get_reward("clip", "uae.cold_start.backbone")(model=clip)
     features.to(torch.device("meta"))
+    shape = (1, models.TEXT_TOKENS, size.language.hidden)
     loss = ReconstructionLoss(
         ReconstructionSettings(sigma_schedule(2, 3.0), 5.0, None, 1.0, 0.0, False, 2),
+        models.family(module, codec),
         codec,
         features,
         captioner,
         no_captions,
-        lambda: torch.zeros(1, models.TEXT_TOKENS, size.language.hidden, dtype=torch.bfloat16, device="meta"),
+        lambda: Condition.whole(torch.zeros(shape, dtype=torch.bfloat16, device="meta")),
     )
-    ids_BL, mask_BL, _ = conditioner.tokenize(["a red circle"] * 2)
     fields = {
-        "ids_BL": ids_BL,
-        "mask_BL": mask_BL,
+        **conditioner.tokenize(["a red circle"] * 2).stored(),
         "noise_BCHW": torch.zeros(2, 16, 64, 64),
         "source_B3HW": torch.zeros(2, 3, 512, 512),
         "row_B": torch.arange(2),

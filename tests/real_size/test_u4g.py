@@ -15,6 +15,7 @@ from tests.real_size.accelerator import Accelerator
 from tests.real_size.conftest import LARGE, MEDIUM
 from verl_uae.chain.records import Caption, Sample
 from verl_uae.engines.update_metrics import Figures
+from verl_uae.families.sd3 import SD3
 from verl_uae.stages.common.build import EMA
 from verl_uae.stages.u4g.worker import OLD, Layout, sampling_plan
 
@@ -36,7 +37,7 @@ FORWARD = ["decoder/objective=nft", "uae.u4g.samples_per_caption=4", "uae.u4g.ob
 
 def explored(worker: workers.PolicyWorker, config: Any) -> list[Any]:
     sample = Sample(models.photograph(), Caption("a red circle", "digest"))
-    plan = sampling_plan(config, 3.0, 0)
+    plan = sampling_plan(config, SD3({}, {}, shift=3.0), 0)
     outcomes, _ = worker.explore([sample], LAYOUT, plan.to_dict(), 1)
     return [(str(outcome.record.status), outcome.record.reason) for outcome in outcomes]
 

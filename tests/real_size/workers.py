@@ -18,6 +18,7 @@ from tests.real_size import models
 from verl_uae.chain.conditioner import ConditionCache
 from verl_uae.chain.draw import Painter
 from verl_uae.engines.decoder_module import DecoderModule
+from verl_uae.families.family import DecoderFamily
 from verl_uae.stages.common.build import evaluation_plan, painter_settings
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.g4u.decoder_worker import DecoderWorker, Redrawer
@@ -26,10 +27,11 @@ from verl_uae.stages.u4g.worker import DecoderPolicyWorker, objective
 
 
 def painter(
-    config: Any, conditioner: Any, codec: Any, transformer: Any, clip: str, *, micro_batch_size: int
+    config: Any, conditioner: Any, codec: Any, family: DecoderFamily, clip: str, *, micro_batch_size: int
 ) -> Painter:
     """As :func:`~verl_uae.stages.common.build.build_painter` builds it."""
-    settings = painter_settings(config, codec.config, transformer, micro_batch_size)
+    settings = painter_settings(config, family, micro_batch_size)
+    conditioner.family = family
     conditions = ConditionCache(conditioner, config.uae.conditioner.cache_size)
     return Painter(conditions, codec, models.scorer(clip), settings, "meta")
 
@@ -37,8 +39,9 @@ def painter(
 def training_painter(config: Any, size: Size, clip: str, module: DecoderModule) -> Painter:
     """That of a rank that trains the decoder."""
     micro_batch_size = config.uae.train.micro_batch_size
-    codec, transformer = models.vae(), module.transformer.config
-    return painter(config, models.conditioner(size), codec, transformer, clip, micro_batch_size=micro_batch_size)
+    codec = models.vae()
+    family = models.family(module, codec)
+    return painter(config, models.conditioner(size), codec, family, clip, micro_batch_size=micro_batch_size)
 
 
 class _OneRank(DecoderTrainingWorker):
@@ -71,7 +74,8 @@ def policy_worker(config: Any, size: Size, clip: str, module: DecoderModule, **e
     _place(worker, config, models.engine(models.PolicyEngine, module, **engine))
     worker.painter = training_painter(config, size, clip, module)
     worker.objective = worker.loss_fn = objective(config)
-    worker.captions, worker.replica, worker._rollout, worker.shift = None, None, None, 3.0
+    worker.captions, worker.replica, worker._rollout = None, None, None
+    worker.family = worker.painter.family
     return worker
 
 
@@ -84,10 +88,10 @@ def pair_worker(config: Any, size: Size, clip: str, module: DecoderModule, **eng
     """A worker as ``init_model`` leaves it."""
     worker = object.__new__(PairWorker)
     _place(worker, config, models.engine(models.PairEngine, module, **engine))
-    worker.shift = 3.0
-    worker.density = density(config, worker.shift)
-    worker.loss_fn = FlowMatching(worker.density)
     worker.painter = training_painter(config, size, clip, module)
+    worker.family = worker.painter.family
+    worker.density = density(config, worker.family)
+    worker.loss_fn = FlowMatching(worker.density)
     worker.encoder = build_pair_encoder(config, worker.painter)
     return worker
 
@@ -97,8 +101,6 @@ def decoder_worker(config: Any, size: Size, clip: str) -> Any:
     worker = object.__new__(DecoderWorker)
     worker.config, worker._rank = config, 0
     decoder, batch_size = models.decoder(size), config.uae.decoder.batch_size
-    drawing = painter(
-        config, models.conditioner(size), decoder.vae, decoder.transformer.config, clip, micro_batch_size=batch_size
-    )
-    worker.redrawer = Redrawer(decoder, drawing, evaluation_plan(config, decoder.shift), 1)
+    drawing = painter(config, models.conditioner(size), decoder.vae, decoder.family, clip, micro_batch_size=batch_size)
+    worker.redrawer = Redrawer(decoder, drawing, evaluation_plan(config, decoder.family), 1)
     return worker

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from verl_uae.chain.conditioner import Conditioner, language_stack
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.families.sd3 import SD3
+from verl_uae.families.text import language_stack
 from verl_uae.scenes import joint_training as c
 from verl_uae.scenes.codec import build_codec
 from verl_uae.scenes.evaluate import evaluate
@@ -83,12 +85,12 @@ def test_conditions_at_training_are_those_at_rl(models, tokenizer, tiny_models):
     captioner, decoder = models
     loss = c.JointLoss(captioner, decoder, tokenizer, SHORT)
     text = "a topleft small red circle"
-    ids, mask, _ = loss._conditioner.tokenize([text])
-    trained = loss._conditioner.states(ids, mask)
-    condition = Conditioner.from_pretrained(str(tiny_models / "captioner"), length=CONDITION_LENGTH).encode([text])
-    same = Conditioner(language_stack(captioner), tokenizer, length=CONDITION_LENGTH).encode([text])
-    torch.testing.assert_close(trained, same.states_BLE)
-    assert torch.equal(condition.mask_BL, mask) and trained.shape == condition.states_BLE.shape
+    trained = loss._conditioner.condition(loss._conditioner.tokenize([text]))
+    family = SD3({}, {}, length=CONDITION_LENGTH)
+    loaded = Conditioner.from_pretrained(str(tiny_models / "captioner"), family).encode([text])
+    same = Conditioner(language_stack(captioner), tokenizer, family).encode([text])
+    torch.testing.assert_close(trained.states, same.states)
+    assert trained.lengths == loaded.lengths and trained.states.shape == loaded.states.shape
 
 
 def test_divergence_is_reported_with_step_and_seed(models, tokenizer):

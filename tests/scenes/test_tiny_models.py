@@ -11,6 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
+from verl_uae.families.family import Condition
+from verl_uae.families.sd3 import SD3
 from verl_uae.scenes import tiny_models as m
 from verl_uae.scenes.codec import LATENT_CHANNELS, build_codec
 from verl_uae.scenes.grammar import caption
@@ -76,13 +78,14 @@ def test_blocks_start_open_and_the_output_at_zero(untrained):
     gates = decoder.transformer.transformer_blocks[0].norm1.linear.bias.view(6, -1)
     assert gates.mean(1).tolist() == [0, 0, 1, 0, 0, 1]
     x = torch.randn(2, LATENT_CHANNELS, 4, 4, generator=torch.Generator().manual_seed(0))
-    velocity = decoder.velocity(x, torch.tensor([0.3, 0.9]), torch.ones(2, m.CONDITION_LENGTH, m.HIDDEN_SIZE))
+    condition = Condition.whole(torch.ones(2, m.CONDITION_LENGTH, m.HIDDEN_SIZE))
+    velocity = decoder.velocity(x, torch.tensor([0.3, 0.9]), condition)
     assert velocity.shape == x.shape and not velocity.any()
 
 
 def test_the_longest_caption_of_two_objects_fits_the_condition(untrained):
     scene = Scene("white", (None, SceneObject("circle", "red", "small"), SceneObject("square", "blue", "large"), None))
-    conditioner = Conditioner.from_pretrained(str(untrained / "captioner"), length=m.CONDITION_LENGTH)
-    condition = conditioner.encode([caption(scene)])
-    assert not condition.truncated_B.any()
-    assert int(condition.mask_BL.sum()) == m.CONDITION_LENGTH - 1
+    family = SD3({}, {}, length=m.CONDITION_LENGTH)
+    tokens = Conditioner.from_pretrained(str(untrained / "captioner"), family).tokenize([caption(scene)])
+    assert not tokens.truncated_B.any()
+    assert int(tokens.attend_BT.sum()) == m.CONDITION_LENGTH - 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from verl_uae.errors import ConfigError
+from verl_uae.families.sd3 import SD3
 from verl_uae.reward.terms.vision import EfficientNetLite0
 from verl_uae.stages.cold_start.worker import (
     build_caption_batcher,
@@ -14,6 +15,8 @@ from verl_uae.stages.cold_start.worker import (
     decoder_worker_config,
     reconstruction_settings,
 )
+
+FAMILY = SD3({}, {}, shift=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +39,11 @@ def test_switches_reach_the_decoder(config) -> None:
 
 
 def test_settings_of_the_loss(config) -> None:
-    settings = reconstruction_settings(config("uae.cold_start.gradient_steps=2"), 3.0)
+    settings = reconstruction_settings(config("uae.cold_start.gradient_steps=2"), FAMILY)
     assert len(settings.sigmas) == 7 and settings.gradient_steps == 2 and settings.caption_weight == 1.0
     assert float(settings.sigmas[1]) == pytest.approx(3 * (5 / 6) / (1 + 2 * 5 / 6))
-    assert reconstruction_settings(config("uae.cold_start.captioner.train=false"), 3.0).caption_weight == 0.0
-    assert reconstruction_settings(config("uae.cold_start.states=in_context"), 3.0).in_context
+    assert reconstruction_settings(config("uae.cold_start.captioner.train=false"), FAMILY).caption_weight == 0.0
+    assert reconstruction_settings(config("uae.cold_start.states=in_context"), FAMILY).in_context
 
 
 def test_features_are_the_named_term_and_differentiable(config) -> None:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from verl_uae.chain.conditioner import ConditionCache, Conditioner
-from verl_uae.chain.decoder import Decoder, encode_image
+from verl_uae.chain.decoder import Decoder
 from verl_uae.data.cache import TensorCache
 from verl_uae.data.pairs import Pair
+from verl_uae.families.sd3 import SD3
 from verl_uae.scenes.dataset import png_bytes
 from verl_uae.scenes.evaluate import held_out_scenes
 from verl_uae.scenes.render import render_float
@@ -32,7 +33,7 @@ def pair(number: int, **changes: object) -> Pair:
 def models(tiny_models: Path) -> tuple[Decoder, Conditioner]:
     return (
         Decoder.from_pretrained(str(tiny_models / "decoder")),
-        Conditioner.from_pretrained(str(tiny_models / "captioner"), length=20),
+        Conditioner.from_pretrained(str(tiny_models / "captioner"), SD3({}, {}, length=20)),
     )
 
 
@@ -50,7 +51,7 @@ def make(models: tuple[Decoder, Conditioner], folder: Path | None = None) -> Pai
 def test_latents_are_the_posterior_means_of_the_pictures(models: tuple[Decoder, Conditioner]) -> None:
     found, problems = make(models).latents([pair(0), pair(1), pair(2)], SIZE)
     assert problems == ["", "", ""]
-    expected = encode_image(models[0].vae, render_float(SCENES))
+    expected = models[0].encode_image(render_float(SCENES))
     # The VAE normalises groups of pixels that are all alike, which makes large differences of last bits.
     stacked = torch.stack([latent for latent in found if latent is not None])
     torch.testing.assert_close(stacked, expected, atol=1e-3, rtol=0)
@@ -69,7 +70,8 @@ def test_what_is_on_disk_is_used_and_equals_what_was_made(models: tuple[Decoder,
     captions = ["a circle", "a large red circle", "a circle", "red " * 60]
     made = first.latents(pairs, SIZE)[0], first.states(captions)
     read = second.latents(pairs, SIZE)[0], second.states(captions)
-    for a, b in zip(made[0] + made[1][0], read[0] + read[1][0], strict=True):
+    states = [[condition.states for condition in found[1][0]] for found in (made, read)]
+    for a, b in zip(made[0] + states[0], read[0] + states[1], strict=True):
         assert a is not None and b is not None and torch.equal(a, b) and a.dtype == b.dtype
     assert made[1][1] == read[1][1] == [False, False, False, True]
     assert second.counters() == {"latent_cache_hit_frac": 1.0, "condition_cache_hit_frac": 1.0}
@@ -90,7 +92,7 @@ def test_a_caption_that_cannot_be_encoded_costs_itself_and_is_not_kept(
     states, _, problems = encoder.states(["a circle", UNREADABLE])
     empty = encoder.states([""])[0][0]
     assert problems[0] == "" and problems[1].startswith("condition: ")
-    assert torch.equal(states[1], empty) and not torch.equal(states[0], empty)
+    assert torch.equal(states[1].states, empty.states) and not torch.equal(states[0].states, empty.states)
     if cached:
         assert encoder.condition_cache is not None and encoder.condition_cache.get(UNREADABLE) is None
 

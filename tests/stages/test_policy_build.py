@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from verl_uae.stages.common.build import decoder_shift
+from verl_uae.stages.common.build import decoder_family
 from verl_uae.stages.u4g.worker import sampling_plan, worker_config
 
 
@@ -16,11 +16,13 @@ def test_forward_objectives_keep_the_old_policy_and_others_do_not(compose, tiny_
 
 def test_plans_repeat_and_windows_differ_between_batches(compose, tiny_overrides) -> None:
     config = compose(*tiny_overrides, name="uae_u4g")
-    plans = [sampling_plan(config, 3.0, iteration) for iteration in range(20)]
-    assert [plan.digest for plan in plans] == [sampling_plan(config, 3.0, i).digest for i in range(20)]
+    family = decoder_family(config)
+    plans = [sampling_plan(config, family, iteration) for iteration in range(20)]
+    assert [plan.digest for plan in plans] == [sampling_plan(config, family, i).digest for i in range(20)]
     assert len({plan.window for plan in plans}) > 1
 
 
 def test_the_shift_is_the_schedulers_unless_set(compose, tiny_overrides) -> None:
-    assert decoder_shift(compose(*tiny_overrides, name="uae_u4g")) == 3.0
-    assert decoder_shift(compose(*tiny_overrides, "uae.decoder.shift=2.0", name="uae_u4g")) == 2.0
+    for overrides, shift in (([], 3.0), (["uae.decoder.shift=2.0"], 2.0)):
+        family = decoder_family(compose(*tiny_overrides, *overrides, name="uae_u4g"))
+        assert family.shift(4, 32, 32) == shift and (family.length, family.role) == (20, "generate")

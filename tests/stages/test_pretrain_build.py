@@ -7,6 +7,7 @@ import pytest
 from verl_uae.config.validate import validate
 from verl_uae.data.buckets import Buckets
 from verl_uae.engines.supervised import SUPERVISED_TYPE
+from verl_uae.families.sd3 import SD3
 from verl_uae.stages.pretrain.worker import density, supervised_worker_config
 
 
@@ -25,8 +26,9 @@ def test_the_engine_is_the_supervised_one_with_averaged_weights_if_asked(config)
 
 
 def test_trained_levels_are_shifted_as_the_sampler_unless_set(config) -> None:
-    assert density(config(), 3.0).shift == 3.0 and density(config("uae.pretrain.shift=1.5"), 3.0).shift == 1.5
-    assert density(config("uae.pretrain.density.name=mode"), 1.0).name == "mode"
+    family = SD3({}, {}, shift=3.0)
+    assert density(config(), family).shift == 3.0 and density(config("uae.pretrain.shift=1.5"), family).shift == 1.5
+    assert density(config("uae.pretrain.density.name=mode"), family).name == "mode"
 
 
 def test_buckets_lie_around_the_pictures_size(config) -> None:

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from tests.samples import UNREADABLE, sample
-from verl_uae.chain.decoder import decode_latent
 from verl_uae.chain.records import Draw
 from verl_uae.data.images import encode_jpeg
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families.family import DecoderFamily
 from verl_uae.families.sd3 import Projector
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
@@ -46,7 +46,7 @@ def test_what_the_configuration_says(make, compose, tiny_overrides: list[str]) -
     assert painter.scorer.labels == ["pixel", "ssim"]
     assert painter.scorer.guard.timeout_s == compose(*tiny_overrides).uae.reward.timeout_s
     conditioner = painter.conditions.conditioner
-    assert (conditioner.length, conditioner.role) == (20, "generate")
+    assert (conditioner.family.length, conditioner.family.role) == (20, "generate")
     assert painter.vae is redrawer.decoder.vae
     assert not any(parameter.requires_grad for parameter in redrawer.decoder.parameters())
 
@@ -62,7 +62,7 @@ def test_dtypes(make) -> None:
 def test_a_conditioner_of_another_width_is_refused(make, tiny_models: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_models / "decoder", tmp_path / "decoder")
     Projector(64, 16, 96, 16).save_pretrained(tmp_path / "decoder" / "conditioner")
-    with pytest.raises(ConfigError, match=r"uae.conditioner.path: .* width 96, .* wants 64"):
+    with pytest.raises(ConfigError, match=r"uae.conditioner.path: .* states of width 64, .* width 96"):
         make(f"uae.decoder.path={tmp_path}/decoder")
 
 
@@ -98,13 +98,15 @@ def test_where_the_first_picture_is_lost_the_next_is_shown(make, monkeypatch: py
     whole = redrawer.run(draws("red", want_reconstruction=True))[0]
     calls: list[int] = []
 
-    def decode(vae: object, latent_BCHW: torch.Tensor) -> torch.Tensor:
+    decode_latent = DecoderFamily.decode_latent
+
+    def decode(family: DecoderFamily, vae: object, latent_BCHW: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 1:
             raise RuntimeError("bad kernel")
-        return decode_latent(vae, latent_BCHW)
+        return decode_latent(family, vae, latent_BCHW)
 
-    monkeypatch.setattr("verl_uae.chain.draw.decode_latent", decode)
+    monkeypatch.setattr(DecoderFamily, "decode_latent", decode)
     found = redrawer.run(draws("red", want_reconstruction=True))[0]
     assert found.record.ok and found.reconstruction not in (None, whole.reconstruction)
 

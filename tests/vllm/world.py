@@ -36,7 +36,8 @@ def build_vllm_world(root: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(0, "vllm-projector"))
         projector = Projector(HIDDEN_SIZE, old.hidden_dim, old.out_dim, old.pooled_dim)
-    Decoder(decoder.transformer, decoder.vae, projector).save_pretrained(str(root / "decoder"))
+    modules = {**decoder.modules_by_folder(), "conditioner": projector}
+    Decoder(decoder.family, modules).save_pretrained(str(root / "decoder"))
     return root
 
 

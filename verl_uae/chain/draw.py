@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From captions to pictures and rewards, on one rank, without Ray: the one way in which every stage draws.
 
-Shape legend: N pictures of this rank, B of a micro-batch, K steps of the window, L text positions, E language-model
-width, C H W latents, 3 H W pictures.
+Shape legend: N pictures of this rank, B of a micro-batch, K steps of the window, C H W latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from verl_uae.chain.conditioner import ConditionCache, stack_states
-from verl_uae.chain.decoder import decode_latent
+from verl_uae.chain.conditioner import ConditionCache
 from verl_uae.chain.records import Draw, Outcome
 from verl_uae.data.images import encode_jpeg, encode_png, rgb, to_tensor
 from verl_uae.devices import FittingBatch, one_by_one
-from verl_uae.errors import ConfigError, DecodeError, RewardError
+from verl_uae.errors import DecodeError, RewardError
+from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import Trajectory, sample_trajectory
@@ -30,8 +29,8 @@ from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.seeding import normal
 
-#: (states (B, L, E), negative states (1, L, E) or None, guidance) -> velocity.
-FieldOf = Callable[[Tensor, Tensor | None, float], Velocity]
+#: (condition of B pictures, of the unconditional branch or None, guidance) -> velocity.
+FieldOf = Callable[[Condition, Condition | None, float], Velocity]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +54,8 @@ class Drawn:
     """What drawing gave, in the order asked for."""
 
     outcomes: list[Outcome]
-    states: list[Tensor]
-    """Conditions (L, E), in host memory, dtype of the conditioner."""
+    conditions: list[Condition]
+    """One row each, in host memory, dtype of the conditioner."""
     trajectory: Trajectory
     """N samples, in host memory, fp32."""
     seconds: dict[str, float]
@@ -70,7 +69,7 @@ class Painter:
 
     Args:
         conditions: of captions.
-        vae: diffusers AutoencoderKL.
+        vae: of the decoder.
         scorer: of pictures.
         settings: see there.
         device: where all of them compute.
@@ -85,6 +84,7 @@ class Painter:
         device: str | torch.device,
     ) -> None:
         self.conditions = conditions
+        self.family: DecoderFamily = conditions.conditioner.family
         self.vae = vae
         self.scorer = scorer
         self.settings = settings
@@ -116,12 +116,12 @@ class Painter:
             Exception: of a velocity call, if ``collective``.
         """
         clock = _Clock()
-        states, cut, failures = self.conditions.get(
+        conditions, cut, failures = self.conditions.get(
             [draw.sample.caption.text if draw.sample.caption.ok else "" for draw in draws]
         )
-        negative_1LE = self._negative(plan.guidance)
+        negative = self._negative(plan.guidance)
         clock.lap("condition")
-        trajectory, undrawn = self._sample(field_of, plan, states, negative_1LE, draws, collective)
+        trajectory, undrawn = self._sample(field_of, plan, conditions, negative, draws, collective)
         clock.lap("sample")
         lost = {number: record for number, draw in enumerate(draws) if (record := _lost(draw, failures[number]))}
 
@@ -136,14 +136,14 @@ class Painter:
             return list(map(_outcome, draws[rows], records, cut[rows], shown))
 
         outcomes = [outcome for part in self._score_batch.map(len(draws), finish) for outcome in part]
-        return Drawn(outcomes, states, trajectory, clock.seconds)
+        return Drawn(outcomes, conditions, trajectory, clock.seconds)
 
     def _sample(
         self,
         field_of: FieldOf,
         plan: SamplingPlan,
-        states: Sequence[Tensor],
-        negative_1LE: Tensor | None,
+        conditions: Sequence[Condition],
+        negative: Condition | None,
         draws: Sequence[Draw],
         collective: bool,
     ) -> tuple[Trajectory, dict[int, RewardRecord]]:
@@ -153,7 +153,8 @@ class Painter:
         @torch.no_grad()
         def sample(rows: slice) -> Trajectory:
             some = draws[rows]
-            field = field_of(stack_states(states[rows], self.device), negative_1LE, plan.guidance)
+            condition = Condition.stack(conditions[rows]).to(self.device, non_blocking=True)
+            field = field_of(condition, negative, plan.guidance)
             return _to_host(sample_trajectory(field, self._noise(some), plan, lambda step: self._noise(some, step)))
 
         def lose(row: int, error: Exception) -> Trajectory:
@@ -167,13 +168,10 @@ class Painter:
             parts = [_join(found) for found in self._batch.map(len(draws), lambda rows: one_by_one(rows, sample, lose))]
         return _join(parts), undrawn
 
-    def _negative(self, guidance: float) -> Tensor | None:
+    def _negative(self, guidance: float) -> Condition | None:
         if guidance == 1.0:
             return None
-        found = self.conditions.get([self.settings.negative_prompt])
-        if found.failures[0]:
-            raise ConfigError("uae.decoder.negative_prompt", found.failures[0])
-        return stack_states(found.states, self.device)
+        return self.conditions.negative(self.settings.negative_prompt).to(self.device, non_blocking=True)
 
     def _noise(self, draws: Sequence[Draw], step: int | None = None) -> Tensor:
         """Standard normal noise to begin with, or that of a stochastic step."""
@@ -196,7 +194,8 @@ class Painter:
         def decode(rows: slice) -> Tensor:
             latent_BCHW = final_BCHW[rows].to(self.device, non_blocking=True)
             count = rows.stop - rows.start
-            return torch.cat(self._vae_batch.map(count, lambda some: decode_latent(self.vae, latent_BCHW[some])))
+            decode_some = lambda some: self.family.decode_latent(self.vae, latent_BCHW[some])  # noqa: E731
+            return torch.cat(self._vae_batch.map(count, decode_some))
 
         def lose(row: int, error: Exception) -> Tensor:
             blank.setdefault(row, _failure("decoder", error))

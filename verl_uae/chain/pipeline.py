@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chain as a diffusers pipeline: caption a picture, draw a text, or both in turn.
 
-Shape legend: B prompts, K pictures per prompt, N = B * K pictures, S denoising steps, L text positions, E width of the
-language model, C H W latents, 3 H W pictures.
+Shape legend: B prompts, K pictures per prompt, N = B * K pictures, S denoising steps, C H W latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -25,8 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from verl_uae.chain.captioner import caption_messages, write_captions
-from verl_uae.chain.conditioner import Condition, Conditioner, language_stack
-from verl_uae.chain.decoder import COMPONENTS, Decoder, check_decoder_folder, check_fit
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.loading import (
     check_callback,
     check_drawing,
@@ -39,14 +38,23 @@ from verl_uae.chain.loading import (
 )
 from verl_uae.chain.loading import load_model as load_captioner
 from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_index
-from verl_uae.checkpoints.load import load_model, load_scheduler, wants_digests
+from verl_uae.checkpoints.load import language_sizes, load_model, load_scheduler, wants_digests
 from verl_uae.checkpoints.manifest import verify_folder
-from verl_uae.checkpoints.names import CAPTIONER, LANGUAGE_MODEL, MANIFEST
+from verl_uae.checkpoints.names import (
+    CAPTIONER,
+    CONDITIONER,
+    FAMILY_OPTIONS,
+    LANGUAGE_MODEL,
+    MANIFEST,
+    TRANSFORMER,
+    VAE,
+)
 from verl_uae.checkpoints.source import refuse_code, refuse_renamed, refuse_special
 from verl_uae.data.images import ImageSource, decode_image
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.families.sd3 import Projector
-from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.families import check_decoder_folder, family_of_modules
+from verl_uae.families.family import Condition, DecoderFamily
+from verl_uae.families.text import language_stack
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +91,12 @@ class UAEPipeline(DiffusionPipeline):
     Args:
         transformer: velocity model.
         vae: latent codec.
-        scheduler: only its ``shift`` is used; see :func:`~verl_uae.flow.schedule.sigma_schedule`.
-        conditioner: projector with the constant pooled vector.
+        scheduler: only its shift is used; see :meth:`~verl_uae.families.family.DecoderFamily.sigmas`.
+        conditioner: projector in front of the transformer, for families that need one.
         captioner: Qwen2.5-VL; None where nothing is captioned and there is a ``language_model``.
         processor: of the captioner.
         language_model: model whose text-only states are the condition; None is the captioner's own language model.
-        condition_length: L, text positions of the condition, chat template included; as in training.
+        condition_length: text positions of the condition, chat template included; as in training.
         condition_role: chat role of the caption in the condition.
         caption_prompt: user turn that asks for a caption, ``<image>`` where the picture goes.
         caption_system: system turn before it; "" leaves it out.
@@ -99,21 +107,22 @@ class UAEPipeline(DiffusionPipeline):
         negative_prompt: likewise.
         height: likewise; None is the size that the transformer was made for.
         width: likewise.
+        family_options: what the family of the decoder reads besides.
 
     Raises:
         ConfigError: naming the setting that is impossible.
     """
 
     model_cpu_offload_seq = "captioner->language_model->conditioner->transformer->vae"
-    _optional_components = [CAPTIONER, "processor", LANGUAGE_MODEL]  # noqa: RUF012 - as in diffusers
+    _optional_components = [CONDITIONER, CAPTIONER, "processor", LANGUAGE_MODEL]  # noqa: RUF012 - as in diffusers
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - as in diffusers
 
     def __init__(
         self,
-        transformer: SD3Transformer2DModel,
-        vae: AutoencoderKL,
+        transformer: ModelMixin,
+        vae: ModelMixin,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        conditioner: Projector,
+        conditioner: ModelMixin | None = None,
         captioner: PreTrainedModel | None = None,
         processor: Any = None,
         language_model: PreTrainedModel | None = None,
@@ -128,6 +137,7 @@ class UAEPipeline(DiffusionPipeline):
         negative_prompt: str = _DEFAULTS.negative_prompt,
         height: int | None = _DEFAULTS.height,
         width: int | None = _DEFAULTS.width,
+        family_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -152,7 +162,7 @@ class UAEPipeline(DiffusionPipeline):
             height=height,
             width=width,
         )
-        self.register_to_config(**asdict(settings))
+        self.register_to_config(**asdict(settings), family_options=family_options)
         self._interrupt = False
         self._guidance_scale = 1.0
         self._num_timesteps = 0
@@ -175,7 +185,7 @@ class UAEPipeline(DiffusionPipeline):
         """
         root = local_folder(pretrained_model_name_or_path, kwargs)
         refuse_renamed(root)
-        check_decoder_folder(root)
+        components = check_decoder_folder(root).components
         known = {**read_index(root), **{name: kwargs[name] for name in ENTRIES if name in kwargs}}
         missing = [name for name in ENTRIES if name not in known]
         if missing:
@@ -192,7 +202,7 @@ class UAEPipeline(DiffusionPipeline):
             verify_folder(root)
         # The manifest of the folder speaks for all of its parts.
         options: dict[str, Any] = {"verify": False}
-        for name, kind in COMPONENTS.items():
+        for name, kind in components.items():
             if name not in kwargs:
                 kwargs[name] = load_model(kind, root, subfolder=name, dtype=dtype_of(name, dtype), **options)
         for name in (CAPTIONER, LANGUAGE_MODEL):
@@ -204,9 +214,9 @@ class UAEPipeline(DiffusionPipeline):
             kwargs["processor"] = load_processor(root)
         kwargs |= {"use_safetensors": True, "trust_remote_code": False}
         owner = kwargs[CAPTIONER] if kwargs[LANGUAGE_MODEL] is None else kwargs[LANGUAGE_MODEL]
-        width = None if owner is None else owner.config.get_text_config().hidden_size
-        if all(kwargs[name] is not None for name in COMPONENTS):
-            check_fit(root, {name: kwargs[name].config for name in COMPONENTS}, width)
+        if all(kwargs[name] is not None for name in components):
+            family = family_of_modules({name: kwargs[name] for name in components}, kwargs["scheduler"].config)
+            family.check(root, *(() if owner is None else language_sizes(owner.config)))
         try:
             return super().from_pretrained(str(root), **kwargs)
         except OSError as error:
@@ -246,8 +256,19 @@ class UAEPipeline(DiffusionPipeline):
     @property
     def decoder(self) -> Decoder:
         """The components as training has them; they are shared, not copied."""
-        shift = float(self.scheduler.config.shift)
-        return Decoder(self.transformer, self.vae, self.conditioner, shift=shift).eval()
+        family = self.family
+        return Decoder(family, {name: getattr(self, name) for name in family.components}).eval()
+
+    @property
+    def family(self) -> DecoderFamily:
+        """What kind of decoder the components are."""
+        return family_of_modules(
+            {TRANSFORMER: self.transformer, VAE: self.vae, CONDITIONER: self.conditioner},
+            self.scheduler.config,
+            {FAMILY_OPTIONS: self.config.family_options},
+            length=self.config.condition_length,
+            role=self.config.condition_role,
+        )
 
     @property
     def inference(self) -> InferenceSettings:
@@ -257,7 +278,7 @@ class UAEPipeline(DiffusionPipeline):
     @property
     def picture_size(self) -> tuple[int, int]:
         """(H, W) of a drawing where nothing else is asked for, pixels."""
-        side = int(self.transformer.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1))
+        side = self.family.default_side
         return self.config.height or side, self.config.width or side
 
     @property
@@ -273,8 +294,12 @@ class UAEPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         return self._num_timesteps
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
-        """The condition of texts: text-only states of the language model, before the projector.
+    def encode_prompt(self, prompts: Sequence[str], *, negative: bool = False) -> tuple[Condition, list[bool]]:
+        """The condition of texts, text-only states of the language model, and which of them were cut.
+
+        Args:
+            prompts: B texts.
+            negative: they are of the unconditional branch.
 
         Raises:
             ValueError: there is no language model or no tokenizer.
@@ -284,10 +309,10 @@ class UAEPipeline(DiffusionPipeline):
             raise ValueError("drawing a text takes a captioner or a language_model, and a processor")
         _onload(owner)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        length, role = self.config.condition_length, self.config.condition_role
-        return Conditioner(language_stack(owner), tokenizer, length=length, role=role).encode(
-            prompts, self._execution_device
-        )
+        conditioner = Conditioner(language_stack(owner), tokenizer, self.family)
+        tokens = conditioner.tokenize(prompts, negative=negative)
+        with torch.no_grad():
+            return conditioner.condition(tokens, self._execution_device), tokens.truncated_B.tolist()
 
     @torch.no_grad()
     def caption(
@@ -400,22 +425,24 @@ class UAEPipeline(DiffusionPipeline):
             width=width,
         )
         decoder, guidance = self.decoder, settings.guidance_scale
-        table = sigma_schedule(settings.num_inference_steps, decoder.shift) if sigmas is None else sigma_table(sigmas)
         check_drawing(prompts, num_images_per_prompt, output_type)
         check_callback(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         own_height, own_width = self.picture_size
-        shape = decoder.latent_shape(settings.height or own_height, settings.width or own_width)
+        size = settings.height or own_height, settings.width or own_width
+        steps = settings.num_inference_steps
+        table = decoder.family.sigmas(steps, *size) if sigmas is None else sigma_table(sigmas)
+        shape = decoder.latent_shape(*size)
         noise_NCHW = self._noise((len(prompts) * num_images_per_prompt, *shape), generator, latents)
-        condition = self.encode_prompt(prompts)
-        negative_1LE = None if guidance == 1.0 else self.encode_prompt([settings.negative_prompt]).states_BLE
+        condition, truncated = self.encode_prompt(prompts)
+        negative = None if guidance == 1.0 else self.encode_prompt([settings.negative_prompt], negative=True)[0]
         self._interrupt, self._guidance_scale, self._num_timesteps = False, guidance, len(table) - 1
         with self.progress_bar(total=len(table) - 1) as bar:
             x_NCHW = decoder.denoise(
-                condition.states_BLE.repeat_interleave(num_images_per_prompt, 0),
+                condition[[row for row in range(len(prompts)) for _ in range(num_images_per_prompt)]],
                 noise_NCHW,
                 table,
                 guidance=guidance,
-                negative_BLE=negative_1LE,
+                negative=negative,
                 on_step=self._step_hook(bar, table, callback_on_step_end, callback_on_step_end_tensor_inputs),
             )
         self._check_finite(x_NCHW, "draws", self.transformer.dtype)
@@ -425,7 +452,7 @@ class UAEPipeline(DiffusionPipeline):
             self._check_finite(image_N3HW, "decodes to", self.vae.dtype)
             images = _converted(image_N3HW, output_type)
         self.maybe_free_model_hooks()
-        output = UAEPipelineOutput(images=images, captions=prompts, truncated=condition.truncated_B.tolist())
+        output = UAEPipelineOutput(images=images, captions=prompts, truncated=truncated)
         return output if return_dict else output.to_tuple()
 
     __call__ = generate

@@ -13,26 +13,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from verl_uae.chain.decoder import check_components, check_fit, component_configs
 from verl_uae.checkpoints.inference import InferenceSettings, write_index
-from verl_uae.checkpoints.load import load_model, load_scheduler, load_tokenizer
+from verl_uae.checkpoints.load import language_sizes, load_model, load_tokenizer
 from verl_uae.checkpoints.manifest import Card, verify_folder, write_manifest
 from verl_uae.checkpoints.names import (
     CAPTIONER,
     CARD,
-    CONDITIONER,
     CONFIG,
     LANGUAGE_MODEL,
     MANIFEST,
     MODEL_INDEX,
     SCHEDULER,
     SCHEDULER_CONFIG,
-    TRANSFORMER,
-    VAE,
 )
 from verl_uae.checkpoints.source import read_tensors, same_tensors, weight_files
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError
+from verl_uae.families import check_components, family_in, family_of
 from verl_uae.files import publish_folder
 
 Writer = Callable[[Path], None]
@@ -47,7 +44,7 @@ class ModelParts:
     """What a model folder is put together from."""
 
     decoder: Writer
-    """Writes transformer/, vae/, scheduler/ and conditioner/."""
+    """Writes the components of the decoder and scheduler/."""
     card: Card
     captioner: Writer | None = None
     """Writes the captioner; None leaves it out."""
@@ -69,7 +66,7 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
         parts.decoder(folder)
         if parts.shift is not None:
             set_shift(folder, parts.shift)
-        write_index(folder, parts.entries)
+        write_index(folder, family_of(folder), parts.entries)
         for name, writer in ((CAPTIONER, parts.captioner), (LANGUAGE_MODEL, parts.language_model)):
             if writer is not None:
                 writer(folder / name)
@@ -89,18 +86,24 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
 
 def set_shift(folder: Path, shift: float) -> None:
     """Give the scheduler of a decoder folder the timestep shift that the decoder was used with."""
-    load_scheduler(folder, shift=shift).save_pretrained(folder / SCHEDULER)
+    family_of(folder, shift=shift).save_scheduler(folder)
 
 
-def write_decoder(folder: Path, transformer: nn.Module | Path, projector: nn.Module | Path, source: Path) -> None:
-    """Write the decoder's part of a model folder: transformer and projector, modules or components to be copied, with
-    ``vae/`` and ``scheduler/`` of a source."""
-    for name, part in ((TRANSFORMER, transformer), (CONDITIONER, projector)):
+def write_decoder(folder: Path, parts: Mapping[str, nn.Module | Path], source: Path) -> None:
+    """Write the decoder's part of a model folder.
+
+    Args:
+        folder: where to.
+        parts: components by name, modules or folders to be copied.
+        source: decoder folder that the others and ``scheduler/`` are copied from.
+    """
+    for name, part in parts.items():
         if isinstance(part, Path):
             copy_component(part, folder / name)
         else:
             save_component(part, folder / name)
-    for name in (VAE, SCHEDULER):
+    missing = [name for name in family_in(folder).components if name not in parts]
+    for name in (*missing, *([SCHEDULER] if (source / SCHEDULER).is_dir() else [])):
         copy_component(source / name, folder / name)
 
 
@@ -147,24 +150,23 @@ def check_model(folder: Path, *, code: bool = False) -> None:
     """Check that every part of a model folder loads in its stock class, nothing missing and nothing too many, and that
     they fit; with ``code`` the captioner may bring Python code, which is not run. Raises `CheckpointError`: naming the
     part."""
-    check_components(folder)
-    configs = component_configs(folder)
+    family = check_components(folder)
     for name in (LANGUAGE_MODEL, CAPTIONER):
         if (folder / name).is_dir():
-            width = check_transformers(folder / name, code=code)
+            sizes = check_transformers(folder / name, code=code)
             if name == LANGUAGE_MODEL or not (folder / LANGUAGE_MODEL).is_dir():
-                check_fit(folder, configs, width)
+                family.check(folder, *sizes)
 
 
-def check_transformers(folder: Path, *, code: bool = False) -> int:
-    """Load a vision-language model with its tokenizer as a user would; returns the width of its language model. Raises
-    `CheckpointError`: tensors are missing, unknown or of another shape, or it does not load at all."""
+def check_transformers(folder: Path, *, code: bool = False) -> tuple[int, int]:
+    """Load a vision-language model with its tokenizer as a user would; returns width and layers of its language model.
+    Raises `CheckpointError`: tensors are missing, unknown or of another shape, or it does not load at all."""
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText
 
     load_tokenizer(folder, code=code)
     model = load_model(AutoModelForImageTextToText, folder, dtype="auto", code=code)
-    return int(model.config.get_text_config().hidden_size)
+    return language_sizes(model.config)
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:

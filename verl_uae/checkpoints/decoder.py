@@ -13,25 +13,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from verl_uae.checkpoints.lora import Adapters, adapter_alpha, merge, split_adapters
 from verl_uae.checkpoints.manifest import digests
-from verl_uae.checkpoints.names import BASE_FILE, CONDITIONER, HUGGINGFACE, POLICY_FOLDER, TRANSFORMER
+from verl_uae.checkpoints.names import BASE_FILE, HUGGINGFACE, POLICY_FOLDER, SCHEDULER
 from verl_uae.checkpoints.shards import LIVE, read_shards, weight_copies
 from verl_uae.checkpoints.source import local_folder, read_tensors, weight_files
 from verl_uae.errors import CheckpointError, ConfigError
-from verl_uae.families.sd3 import Projector
+from verl_uae.families import family_in
 from verl_uae.files import write_json
-
-#: Parts of the policy and their components in a decoder folder.
-COMPONENTS = {"transformer": TRANSFORMER, "projector": CONDITIONER}
 
 EMA = "ema"
 T = TypeVar("T")
-
-_KINDS: dict[str, Any] = {"transformer": SD3Transformer2DModel, "projector": Projector}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +80,21 @@ class Base:
 def base_tensors(path: str, names: set[str] | None = None) -> dict[str, Tensor]:
     """Weights of a decoder folder or hub id as they are stored, named as in the policy (``transformer.``,
     ``projector.``), by some names or all. Raises `CheckpointError`: there is no such decoder, or one is missing."""
-    root = local_folder(path, parts=tuple(COMPONENTS.values()))
+    parts = trained_parts(path)
+    root = local_folder(path, parts=tuple(parts.values()))
     found: dict[str, Tensor] = {}
-    for part, component in COMPONENTS.items():
+    for part, component in parts.items():
         wanted = None if names is None else _of(part, dict.fromkeys(names))
         found |= {f"{part}.{name}": tensor for name, tensor in read_tensors(root / component, wanted)}
     if missing := sorted((names or set()) - set(found)):
         raise CheckpointError(root, f"{len(missing)} weights are missing: {missing[:4]}")
     return found
+
+
+def trained_parts(path: str | Path) -> Mapping[str, str]:
+    """Part of the policy -> its folder, of a decoder folder or hub id. Raises `CheckpointError`: it is none."""
+    # Of the hub the configurations alone are fetched.
+    return family_in(local_folder(path, parts=(SCHEDULER,))).trained
 
 
 def chosen_weights(checkpoint: Path, wanted: str | None) -> str:
@@ -103,10 +104,8 @@ def chosen_weights(checkpoint: Path, wanted: str | None) -> str:
     return EMA if EMA in weight_copies(checkpoint / POLICY_FOLDER) else LIVE
 
 
-def decoder_modules(
-    checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None
-) -> tuple[SD3Transformer2DModel, Projector]:
-    """Transformer and projector of a policy, adapters multiplied out.
+def decoder_modules(checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None) -> dict[str, Any]:
+    """What a policy trains of a decoder, by the folder of the component, adapters multiplied out.
 
     Args:
         checkpoint: step folder with ``decoder_policy/``.
@@ -120,7 +119,8 @@ def decoder_modules(
     """
     folder = checkpoint / POLICY_FOLDER
     state, layers = split_adapters(read_shards(folder, weights), folder)
-    modules = {part: _empty(part, folder) for part in COMPONENTS}
+    parts = family_in(folder / HUGGINGFACE).trained
+    modules = {part: _empty(component, folder) for part, component in parts.items()}
     if any(f"{part}.{name}" not in state for part, module in modules.items() for name in module.state_dict()):
         state = {**_base_state(base, folder), **state}
     if layers:
@@ -132,9 +132,9 @@ def decoder_modules(
         except RuntimeError as error:
             raise CheckpointError(folder, f"the {part} does not fit its configuration: {error}") from error
         module.requires_grad_(False)
-    if unknown := sorted(name for name in state if name.partition(".")[0] not in COMPONENTS):
+    if unknown := sorted(name for name in state if name.partition(".")[0] not in parts):
         raise CheckpointError(folder, f"{len(unknown)} tensors belong to no part of the decoder: {unknown[:4]}")
-    return modules["transformer"], modules["projector"]
+    return {component: modules[part] for part, component in parts.items()}
 
 
 def decoder_adapters(checkpoint: Path, weights: str, base: str | Path | None, alpha: float | None) -> Adapters:
@@ -165,13 +165,14 @@ def _base_state(base: str | Path | None, folder: Path) -> dict[str, Tensor]:
             "--decoder", f"needed: {folder} holds adapters alone, or other trained weights without the frozen ones"
         )
     if recorded is not None:
-        recorded.check(Base.of(path, tuple(COMPONENTS.values())), folder)
+        recorded.check(Base.of(path, tuple(trained_parts(path).values())), folder)
     return base_tensors(path)
 
 
-def _empty(part: str, folder: Path) -> Any:
-    """A part of the policy without weights, of the configuration in the checkpoint."""
-    kind, path = _KINDS[part], folder / HUGGINGFACE / COMPONENTS[part]
+def _empty(component: str, folder: Path) -> Any:
+    """A component of the policy without weights, of the configuration in the checkpoint."""
+    path = folder / HUGGINGFACE / component
+    kind = family_in(folder / HUGGINGFACE).components[component]
     try:
         config = kind.load_config(path)
     except OSError as error:

@@ -33,7 +33,7 @@ from verl_uae.checkpoints.assemble import (
     tensors_of,
     write_decoder,
 )
-from verl_uae.checkpoints.decoder import Base, chosen_weights, decoder_adapters, decoder_modules
+from verl_uae.checkpoints.decoder import Base, chosen_weights, decoder_adapters, decoder_modules, trained_parts
 from verl_uae.checkpoints.inference import ENTRIES, InferenceSettings, read_run_settings, settings_of_run
 from verl_uae.checkpoints.load import fill_model, load_model, load_processor
 from verl_uae.checkpoints.lora import (
@@ -48,13 +48,11 @@ from verl_uae.checkpoints.lora import (
 from verl_uae.checkpoints.names import (
     ACTOR,
     CAPTIONER,
-    CONDITIONER,
     EXPORT_FOLDER,
     GENERATION_CONFIG,
     HUGGINGFACE,
     LORA_META,
     POLICY_FOLDER,
-    TRANSFORMER,
 )
 from verl_uae.checkpoints.record import RunConfig
 from verl_uae.checkpoints.shards import read_shards
@@ -64,6 +62,7 @@ from verl_uae.compat import ensure_torchvision
 from verl_uae.data.frame import column_of, file_kind
 from verl_uae.data.schema import PROMPT_COLUMN, most_frequent_prompt
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families import family_in
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +111,9 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportS
     step = check_step(folder).step
     run = RunConfig.of(folder, settings.run_config)
     entries = _entries(folder, settings, run)
-    decoder, decoder_origin = _decoder(folder, settings, run)
+    decoder, components, decoder_origin = _decoder(folder, settings, run)
     captioner, language_model, origins = _language(folder, settings, run)
-    origins = {"transformer, vae, scheduler, conditioner": decoder_origin, **origins}
+    origins = {components: decoder_origin, **origins}
     stage = run.get("uae.stage") or "unknown"
     parts = ModelParts(
         decoder=decoder,
@@ -170,7 +169,7 @@ def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSet
     if layout == "peft":
         save_peft(adapters, out, base_model=str(source) if source else None)
     else:
-        save_diffusers(adapters, out)
+        save_diffusers(adapters, out, family_in(folder / POLICY_FOLDER / HUGGINGFACE).lora_loader)
 
 
 def read_evaluation(path: str | None) -> dict[str, float]:
@@ -186,22 +185,26 @@ def read_evaluation(path: str | None) -> dict[str, float]:
     return figures
 
 
-def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Writer, str]:
-    """What writes the decoder, and where it started from."""
+def _decoder(folder: Path, settings: ExportSettings, run: RunConfig) -> tuple[Writer, str, str]:
+    """What writes the decoder, the names of its components, and where it started from."""
     recorded = Base.read(folder / POLICY_FOLDER)
     origin = settings.decoder or (recorded.path if recorded else None) or run.get("uae.decoder.path")
     saved = folder / EXPORT_FOLDER
     if not saved.is_dir() and origin is None:
         raise ConfigError("--decoder", "needed: VAE and scheduler come from the decoder folder the run started from")
     source = saved if saved.is_dir() else local_folder(str(origin))
-    transformer, projector = source / TRANSFORMER, source / CONDITIONER
+    parts: dict[str, Any] = {name: source / name for name in trained_parts(source).values()}
     if (folder / POLICY_FOLDER).is_dir() and not (saved.is_dir() and settings.weights is None):
         weights = chosen_weights(folder, settings.weights)
-        transformer, projector = decoder_modules(folder, weights, origin, settings.lora_alpha)
+        parts = decoder_modules(folder, weights, origin, settings.lora_alpha)
     elif settings.weights is not None:
         reason = f"missing: there are no {settings.weights} weights of a decoder"
         raise CheckpointError(folder / POLICY_FOLDER, reason)
-    return lambda out: write_decoder(out, transformer, projector, source), str(origin or "unknown")
+    return (
+        lambda out: write_decoder(out, parts, source),
+        ", ".join(family_in(source).index_entries()),
+        str(origin or "unknown"),
+    )
 
 
 def _language(

@@ -49,10 +49,10 @@ from verl_uae.checkpoints.assemble import (
     write_decoder,
 )
 from verl_uae.checkpoints.inference import InferenceSettings
-from verl_uae.checkpoints.load import language_width, load_config, load_model, load_tokenizer
+from verl_uae.checkpoints.load import language_sizes, load_config, load_model, load_tokenizer
 from verl_uae.checkpoints.lora import merge, split_adapters
 from verl_uae.checkpoints.manifest import Card
-from verl_uae.checkpoints.names import ADAPTER_WEIGHTS, GENERATION_CONFIG, SCHEDULER, TRANSFORMER, VAE
+from verl_uae.checkpoints.names import ADAPTER_WEIGHTS, CONDITIONER, GENERATION_CONFIG, SCHEDULER, TRANSFORMER, VAE
 from verl_uae.checkpoints.source import check_safetensors, local_folder, pickles, read_files, same_tensors
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
@@ -99,7 +99,7 @@ def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
         raise CheckpointError(sd3, f"not an SD3 folder: it has no {TRANSFORMER}/")
     transformer = SD3Transformer2DModel.load_config(sd3 / TRANSFORMER)
     projector = fresh_projector(
-        language_width(captioner),
+        language_sizes(captioner)[0],
         int(transformer["joint_attention_dim"]),
         hidden_dim=settings.hidden_dim,
         pooled=empty_prompt_pooled(sd3),
@@ -108,7 +108,7 @@ def import_sd3(settings: Sd3Import, out: str | Path) -> dict[str, Any]:
     revisions = (settings.sd3_revision, settings.captioner_revision)
     at_sd3, at_captioner = (f" at {revision}" if revision else "" for revision in revisions)
     parts = ModelParts(
-        decoder=lambda folder: write_decoder(folder, sd3 / TRANSFORMER, projector, sd3),
+        decoder=lambda folder: write_decoder(folder, {TRANSFORMER: sd3 / TRANSFORMER, CONDITIONER: projector}, sd3),
         captioner=functools.partial(copy_transformers, captioner, code=settings.remote_code),
         card=Card(
             title="UAE model before training",
@@ -236,7 +236,9 @@ def import_release(settings: ReleaseImport, out: str | Path) -> dict[str, Any]:
 
     at = f" at {settings.revision}" if settings.revision else ""
     parts = ModelParts(
-        decoder=lambda folder: write_decoder(folder, transformer, projector, folders["sd3"]),
+        decoder=lambda folder: write_decoder(
+            folder, {TRANSFORMER: transformer, CONDITIONER: projector}, folders["sd3"]
+        ),
         captioner=write_captioner,
         card=Card(
             title="UAE, official weights of September 2025",

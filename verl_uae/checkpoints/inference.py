@@ -14,10 +14,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verl_uae.chain.config import MOST_STEPS, NEGATIVE_PROMPT
-from verl_uae.checkpoints.names import CONDITIONER, MODEL_INDEX, RUN_INFERENCE, SCHEDULER, TRANSFORMER, VAE
+from verl_uae.checkpoints.names import FAMILY_OPTIONS, MODEL_INDEX, RUN_INFERENCE
 from verl_uae.checkpoints.source import read_object
 from verl_uae.data.schema import IMAGE_MARK, MEDIA_TOKENS, SYSTEM_PROMPT, USER_PROMPT, CaptionPrompt
 from verl_uae.errors import CheckpointError, ConfigError
@@ -25,6 +25,9 @@ from verl_uae.files import write_json
 from verl_uae.settings import CAPTIONING
 from verl_uae.text import is_number, text_problem
 from verl_uae.versions import version
+
+if TYPE_CHECKING:
+    from verl_uae.families.family import DecoderFamily
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,15 +76,6 @@ _ASKED = ("caption_prompt", "caption_system")
 _QUOTED = 40
 """Most characters of a number in an error."""
 
-#: Parts of a decoder folder: library and class.
-_PARTS = {
-    TRANSFORMER: ["diffusers", "SD3Transformer2DModel"],
-    VAE: ["diffusers", "AutoencoderKL"],
-    SCHEDULER: ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    CONDITIONER: ["verl_uae.families.sd3", "Projector"],
-}
-
-
 _KEYS = {
     "condition_length": "uae.conditioner.length",
     "condition_role": "uae.conditioner.role",
@@ -120,10 +114,12 @@ def _temperature(get: Callable[[str], Any]) -> float | None:
     return float(captions["temperature"]) if sampled else 0.0
 
 
-def write_index(folder: Path, entries: Mapping[str, Any]) -> None:
+def write_index(folder: Path, family: DecoderFamily, entries: Mapping[str, Any]) -> None:
     """Write ``model_index.json`` of a decoder folder: its parts, and what is known of the settings. Raises
     `ConfigError`: an entry is unknown or impossible."""
-    index = {"_class_name": "UAEPipeline", "_diffusers_version": version("diffusers"), **_PARTS, **checked(entries)}
+    names = {"_class_name": "UAEPipeline", "_diffusers_version": version("diffusers")}
+    options = {FAMILY_OPTIONS: family.options} if any(value is not None for value in family.options.values()) else {}
+    index = {**names, **family.index_entries(), **options, **checked(entries)}
     (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -134,7 +130,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     # A component is library and class, both None where it is absent.
-    content = {name: value for name, value in read_object(path).items() if not name.startswith("_")}
+    content = {name: value for name, value in read_object(path).items() if not name.startswith(("_", FAMILY_OPTIONS))}
     entries = {name: value for name, value in content.items() if not (isinstance(value, list) and len(value) == 2)}
     return _checked_file(entries, path)
 

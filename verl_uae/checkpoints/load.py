@@ -62,9 +62,6 @@ _USUAL_SCHEDULE = {
     "stochastic_sampling": False,
 }
 
-#: Statistics of latents in place of which `scaling_factor` and `shift_factor` are used.
-_STATISTICS = ("latents_mean", "latents_std")
-
 #: What a model that is not there, or not what it should be, makes the libraries raise, besides errors of their own.
 _DAMAGED = (
     *(OSError, ValueError, RuntimeError, ImportError, TypeError, LookupError, AttributeError, ArithmeticError),
@@ -195,13 +192,14 @@ def load_tokenizer(source: str | Path, kind: Any = None, *, code: bool = False, 
     return _read(kind, "AutoTokenizer", "tokenizer", source, options, code=code)
 
 
-def language_width(captioner: Path) -> int:
-    """E, hidden size of the language model of a vision-language model's folder. Raises `CheckpointError`: it has no
-    readable configuration."""
+def language_sizes(source: Path | Any) -> tuple[int, int]:
+    """Width and number of layers of the language model of a folder, or of a configuration. Raises `CheckpointError`:
+    the folder has no readable configuration."""
     try:
-        return int(load_config(captioner, code=True).get_text_config().hidden_size)
+        text = (load_config(source, code=True) if isinstance(source, Path) else source).get_text_config()
+        return int(text.hidden_size), int(text.num_hidden_layers)
     except (CheckpointError, AttributeError) as error:
-        raise CheckpointError(captioner, f"no vision-language model: {error}") from error
+        raise CheckpointError(source, f"no vision-language model: {error}") from error
 
 
 def load_scheduler(source: str | Path, **changes: Any) -> Any:
@@ -330,9 +328,6 @@ def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) 
     shift = model.config.get("shift_factor")
     if shift is not None and not is_number(shift):
         raise ValueError(f"shift_factor must be a number or null, got {shift!r}")
-    for name in _STATISTICS:
-        if model.config.get(name) is not None:
-            raise ValueError(f"{name} is set; latents are scaled by scaling_factor and shift_factor alone")
     # Old names, as diffusers itself renames them.
     model._fix_state_dict_keys_on_load(tensors)
     wanted = model.state_dict()

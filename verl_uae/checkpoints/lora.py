@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -143,13 +144,11 @@ def save_peft(adapters: Adapters, out: str | Path, *, base_model: str | None = N
     publish_folder(build, out)
 
 
-def save_diffusers(adapters: Adapters, out: str | Path) -> None:
+def save_diffusers(adapters: Adapters, out: str | Path, loader: Any) -> None:
     """Write ``pytorch_lora_weights.safetensors``, which ``load_lora_adapter`` of the transformer and
-    ``load_lora_weights`` of the SD3 pipelines load. Raises as `save_peft`. The scale is multiplied into B, so the file
-    says alpha = R: readers that know no metadata assume that."""
-    # Of the processes that read adapters few write them for diffusers, which takes seconds to import.
-    from diffusers.loaders import SD3LoraLoaderMixin
-
+    ``load_lora_weights`` of stock pipelines load; ``loader`` is their mixin, as a family names it. Raises as
+    `save_peft`. The scale is multiplied into B, so the file says alpha = R: readers that know no metadata assume
+    that."""
     layers = {name: (a_RI, adapters.scaling * b_OR.float()) for name, (a_RI, b_OR) in adapters.layers.items()}
     scaled = Adapters(layers, alpha=adapters.rank) if layers else adapters
     metadata = scaled.config(out).to_dict()
@@ -157,7 +156,7 @@ def save_diffusers(adapters: Adapters, out: str | Path) -> None:
     kept = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias")
 
     def build(folder: Path) -> None:
-        SD3LoraLoaderMixin.save_lora_weights(
+        loader.save_lora_weights(
             folder,
             transformer_lora_layers=_named(layers),
             transformer_lora_adapter_metadata={name: metadata[name] for name in kept},

@@ -41,6 +41,9 @@ SIGNALS_FILE = "reward_signals.json"
 MODEL_INDEX, MANIFEST, CARD = "model_index.json", "manifest.json", "README.md"
 TRANSFORMER, VAE, SCHEDULER, CONDITIONER = "transformer", "vae", "scheduler", "conditioner"
 
+#: Entry of the index for what the family of the decoder reads, which stock pipelines keep at the top of theirs.
+FAMILY_OPTIONS = "family_options"
+
 #: Beside ``CAPTIONER``: the model whose text-only states are the condition, where it is not the captioner.
 LANGUAGE_MODEL = "language_model"
 

@@ -101,8 +101,8 @@ def validate_models(config: DictConfig) -> None:
             the conditioner's chat template does not allow.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
-    from verl_uae.chain.decoder import check_decoder, check_fit, component_configs
-    from verl_uae.checkpoints.load import check_captioner, language_width
+    from verl_uae.checkpoints.load import check_captioner, language_sizes
+    from verl_uae.families import check_decoder, family_of
 
     # verl and vLLM run the captioner's code, where this is set; the language model of the condition is ours to load.
     code = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
@@ -126,19 +126,32 @@ def validate_models(config: DictConfig) -> None:
     decoder, conditioner = config.uae.decoder.path, config.uae.conditioner.path
     if any(is_hub_id(path) or is_url(path) for path in (decoder, conditioner)):
         return
+    settings = config.uae.conditioner
+    family = family_of(decoder, length=settings.length, role=settings.role)
     try:
-        check_fit(decoder, component_configs(decoder), language_width(Path(conditioner)))
+        family.check(decoder, *language_sizes(Path(conditioner)))
     except CheckpointError as error:
         raise ConfigError(_CONDITIONER, f"{conditioner} does not fit: {error}") from error
-    _check_condition(conditioner, length=config.uae.conditioner.length, role=config.uae.conditioner.role)
+    _check_stage(config, family)
+    _check_condition(conditioner, family)
 
 
-def _check_condition(path: str, *, length: int, role: str) -> None:
-    from verl_uae.chain.conditioner import around_caption
+def _check_stage(config: DictConfig, family: Any) -> None:
+    """What a decoder without a projector of ours has no use for."""
+    if family.needs_projector:
+        return
+    where = f"{config.uae.decoder.path} ({family.name}) reads the language model without a projector"
+    if config.uae.stage == "pretrain":
+        raise ConfigError(_DECODER, f"{where}, so there is nothing to pre-train: go on with uae_g4u or uae_u4g")
+    if config.uae.stage != "g4u" and config.uae.train.train_projector:
+        raise ConfigError("uae.train.train_projector", f"{where}: set it to false")
+
+
+def _check_condition(path: str, family: Any) -> None:
     from verl_uae.checkpoints.load import load_tokenizer
 
     try:
-        around_caption(load_tokenizer(path, code=True), length=length, role=role)
+        family.tokenize(load_tokenizer(path, code=True), [""])
     except CheckpointError as error:
         raise ConfigError(_CONDITIONER, str(error)) from error
     except ConfigError as error:
@@ -152,18 +165,17 @@ def validate_sizes(config: DictConfig) -> None:
         ConfigError: naming the key and what the decoder takes.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
-    from verl_uae.chain.decoder import component_configs, latent_shape
-    from verl_uae.checkpoints.names import TRANSFORMER, VAE
     from verl_uae.data.buckets import Buckets
+    from verl_uae.families import family_of
 
     decoder = config.uae.decoder
     if is_hub_id(decoder.path) or is_url(decoder.path):
         return
-    configs = component_configs(decoder.path)
+    family = family_of(decoder.path)
 
     def problem(height: int, width: int) -> str | None:
         try:
-            latent_shape(configs[VAE], configs[TRANSFORMER], height, width)
+            family.latent_shape(height, width)
         except ValueError as error:
             return f"{error}, for {_DECODER}={decoder.path}"
         return None
@@ -231,10 +243,10 @@ def _check_model(value: str, key: str) -> None:
         return
     if key == _DECODER:
         # Imported here: diffusers is not needed to read the rest of a configuration.
-        from verl_uae.chain.decoder import check_decoder_folder
+        from verl_uae.families import check_decoder_folder
 
         try:
-            check_decoder_folder(source)
+            check_decoder_folder(Path(source))
         except CheckpointError as error:
             raise ConfigError(key, str(error)) from error
     elif key in (_CAPTIONER, _CONDITIONER) and not Path(source, CONFIG).is_file():

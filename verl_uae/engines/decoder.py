@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training engine of the decoder as a policy: verl's FSDP engine around projector and MM-DiT.
+"""Training engine of the decoder as a policy: verl's FSDP engine around the transformer and what stands in front of it.
 
 Shape legend: B samples, K trained places of a sample, T drawn noise levels, L text positions, E language-model width,
 C H W latent channels, height and width.
@@ -23,7 +23,6 @@ from verl.utils.device import get_device_id, get_device_name
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 
-from verl_uae.checkpoints.decoder import COMPONENTS
 from verl_uae.checkpoints.shards import plain_name, shadow_file
 from verl_uae.engines.decoder_batch import OLD, DecoderBatch, MicroBatch, read_batch
 from verl_uae.engines.decoder_module import MODEL_TYPE, DecoderModule, Uncast
@@ -33,6 +32,7 @@ from verl_uae.engines.together import together
 from verl_uae.engines.trained import TrainedWeightsEngine
 from verl_uae.engines.update_metrics import LEFT_OUT, Figures
 from verl_uae.errors import CheckpointError, ConfigError, TrainingError
+from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.divergence import transition_kl
 from verl_uae.flow.objective import ForwardInputs, ObjectiveOutput, TransitionInputs
 from verl_uae.flow.ode import Velocity
@@ -48,7 +48,17 @@ class DecoderEngine(TrainedWeightsEngine):
     """Sharding, optimiser, offload, clipping and checkpoints are verl's; the module and the loss loop are not."""
 
     engine_config: Any
-    base_parts = tuple(COMPONENTS.values())
+
+    @property
+    def family(self) -> DecoderFamily:
+        """Of the decoder."""
+        module: Any = self.module
+        return module.family
+
+    @property
+    def base_parts(self) -> tuple[str, ...]:
+        """Subfolders of the base that hold its weights."""
+        return tuple(self.family.trained.values())
 
     def initialize(self) -> None:
         """Build module, optimiser and the weight copies the model config asks for."""
@@ -92,15 +102,16 @@ class DecoderEngine(TrainedWeightsEngine):
                 # The others are sent the weights when the module is sharded.
                 empty=self.device_mesh.get_coordinate()[-1] != 0,
             )
-        module.transformer.requires_grad_(self.model_config.train_transformer)
-        module.projector.requires_grad_(self.model_config.train_projector)
+        config = self.model_config
+        module.train_parts(transformer=config.train_transformer, projector=config.train_projector)
         return module
 
     def _build_lora_module(self, module: DecoderModule) -> DecoderModule:
         config = self.model_config
-        targets, seed = config.lora_target_modules, config.lora_seed
+        targets, seed = config.lora_target_modules or module.family.lora_targets, config.lora_seed
         add_lora(module, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=targets, seed=seed)
-        module.projector.requires_grad_(config.train_projector)
+        for part in set(module.family.trained) - {"transformer"}:
+            getattr(module, part).requires_grad_(config.train_projector)
         return module
 
     def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
@@ -126,12 +137,22 @@ class DecoderEngine(TrainedWeightsEngine):
         with super()._gradient_sync_context(is_last_micro_batch=is_last_micro_batch):
             yield
 
-    def field(self, states_BLE: Tensor, negative_BLE: Tensor | None = None, guidance: float = 1.0) -> Velocity:
+    def field(self, condition: Condition, negative: Condition | None = None, guidance: float = 1.0) -> Velocity:
         """The velocity with its condition filled in, for sampling within ``eval_mode()``.
 
-        All ranks must ask for velocities equally often: each call gathers the sharded weights.
+        All ranks must ask for fields and velocities equally often: each call gathers the sharded weights.
         """
-        return lambda x_BCHW, sigma_B: self.module(x_BCHW, Uncast(sigma_B), states_BLE, negative_BLE, guidance)
+        calls = self._calls(condition, None if guidance == 1.0 else negative)
+        return lambda x_BCHW, sigma_B: self.module(x_BCHW, Uncast(sigma_B), condition, negative, guidance, calls)
+
+    def _calls(self, *conditions: Condition | None) -> int:
+        """Calls of the transformer in a velocity: the most that any rank needs, since all gather weights in each."""
+        own = self.family.calls(*conditions)
+        if self.family.mixes_lengths or torch.distributed.get_world_size() == 1:
+            return own
+        most = torch.tensor(own, device=get_device_id())
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -177,12 +198,13 @@ class DecoderEngine(TrainedWeightsEngine):
         gradient does not depend on how they are spread over ranks and micro-batches.
 
         Args:
-            data: B samples. Always states_BLE, weight_B (1 valid, 0 not), advantage_B. For objectives on transitions
-                x_BKCHW, x_next_BKCHW, old_log_prob_BK, old_mean_BKCHW, place k being step ``plan.window[k]``. For
-                forward objectives x0_BCHW, noise_BTCHW, sigma_BT, old_velocity_BTCHW. All fp32 but the states.
+            data: B samples. Always a condition by :func:`~verl_uae.engines.decoder_batch.stored`, weight_B (1 valid,
+                0 not), advantage_B. For objectives on transitions x_BKCHW, x_next_BKCHW, old_log_prob_BK,
+                old_mean_BKCHW, place k being step ``plan.window[k]``. For forward objectives x0_BCHW, noise_BTCHW,
+                sigma_BT, old_velocity_BTCHW. All fp32 but the condition.
                 Non-tensor: plan (dict), plan_digest, micro_batch_size_per_gpu, total_weight (sum of the weights of all
-                ranks), and optionally reference_kl (form, coef) and negative_LE (condition of the unconditional
-                branch).
+                ranks), and optionally reference_kl (form, coef) and negative (condition of the unconditional
+                branch, one row).
             loss_function: of :func:`verl_uae.flow.objective.bind_objective`.
             forward_only: no gradient.
 
@@ -281,9 +303,10 @@ class DecoderEngine(TrainedWeightsEngine):
         return (weight_B * loss_B).sum() * (self.get_data_parallel_size() / (batch.total_weight * batch.places))
 
     def _velocity(self, micro: MicroBatch, k: int) -> Tensor:
-        negative = micro.batch.negative_LE
-        negative_BLE = None if negative is None else negative[None].to(get_device_id(), non_blocking=True)
-        field = self.field(micro.fields["states_BLE"], negative_BLE, micro.batch.plan.guidance)
+        negative = micro.batch.negative
+        if negative is not None:
+            negative = negative.to(get_device_id(), non_blocking=True)
+        field = self.field(micro.condition, negative, micro.batch.plan.guidance)
         return field(*micro.position(k))
 
     @torch.no_grad()

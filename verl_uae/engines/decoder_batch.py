@@ -17,6 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
+from verl_uae.families.family import Condition
 from verl_uae.flow.config import FORWARD_FORMS, PENALTY_FORMS
 from verl_uae.flow.divergence import reference_penalty
 from verl_uae.flow.kernels import step, transition_mean
@@ -27,13 +28,35 @@ from verl_uae.flow.plan import SamplingPlan
 
 #: Tensors of a mini-batch by kind of objective; those of OLD come from the policy that sampled.
 INPUTS: Mapping[str, tuple[str, ...]] = {
-    "transition": ("states_BLE", "weight_B", "advantage_B", "x_BKCHW", "x_next_BKCHW"),
-    "forward": ("states_BLE", "weight_B", "advantage_B", "x0_BCHW", "noise_BTCHW", "sigma_BT"),
+    "transition": ("states_BLE", "length_B", "weight_B", "advantage_B", "x_BKCHW", "x_next_BKCHW"),
+    "forward": ("states_BLE", "length_B", "weight_B", "advantage_B", "x0_BCHW", "noise_BTCHW", "sigma_BT"),
 }
 OLD: Mapping[str, tuple[str, ...]] = {
     "transition": ("old_log_prob_BK", "old_mean_BKCHW"),
     "forward": ("old_velocity_BTCHW",),
 }
+
+
+def stored(condition: Condition) -> dict[str, Tensor]:
+    """A condition as tensors of a mini-batch: states_BLE, (B, L, ...), and length_B, whole numbers."""
+    return {"states_BLE": condition.states, "length_B": torch.tensor(condition.lengths)}
+
+
+def on_device(micro: TensorDict, device: Any) -> TensorDict:
+    """A micro-batch on a device; the lengths of its condition stay on the host, where they are read."""
+    host = micro.exclude("length_B")
+    moved = host.to(device)
+    if "length_B" in micro.keys():
+        tu.assign_non_tensor(moved, lengths=tuple(micro["length_B"].tolist()))
+    return moved
+
+
+def read_condition(micro: TensorDict) -> Condition:
+    """Inverse of :func:`stored` for a part of the rows, moved by :func:`on_device` or not: as long as the longest of
+    these."""
+    lengths = tu.get_non_tensor_data(micro, "lengths", None)
+    lengths = micro["length_B"].tolist() if lengths is None else lengths
+    return Condition(micro["states_BLE"], tuple(lengths)).trimmed()
 
 
 @dataclass(frozen=True)
@@ -48,7 +71,8 @@ class DecoderBatch:
     """Sum of the weights of all ranks."""
     kl_form: str
     kl_coef: float
-    negative_LE: Tensor | None
+    negative: Condition | None
+    """Of the unconditional branch, one row."""
 
     @property
     def rows(self) -> int:
@@ -64,8 +88,13 @@ class DecoderBatch:
         """Consecutive samples, ``micro_batch_size`` at a time, on the device; sent without waiting for what it does."""
         for start in range(0, self.rows, self.micro_batch_size):
             rows = slice(start, start + self.micro_batch_size)
-            fields = {name: tensor[rows].to(device, non_blocking=True) for name, tensor in self.fields.items()}
-            yield MicroBatch(self, fields)
+            fields = {name: tensor[rows] for name, tensor in self.fields.items()}
+            # Lengths are read on the host.
+            moved = {
+                name: tensor if name == "length_B" else tensor.to(device, non_blocking=True)
+                for name, tensor in fields.items()
+            }
+            yield MicroBatch(self, moved)
 
 
 class MicroBatch:
@@ -80,7 +109,10 @@ class MicroBatch:
     def __init__(self, batch: DecoderBatch, fields: dict[str, Tensor]) -> None:
         self.batch = batch
         self.valid_B = fields["weight_B"] > 0
-        self.fields = {name: blank(tensor, self.valid_B) for name, tensor in fields.items()}
+        length_B = fields["length_B"]
+        floats = {name: tensor for name, tensor in fields.items() if name != "length_B"}
+        self.fields = {name: blank(tensor, self.valid_B) for name, tensor in floats.items()}
+        self.condition = Condition(self.fields["states_BLE"], tuple(length_B.tolist())).trimmed()
 
     def position(self, k: int) -> tuple[Tensor, Tensor]:
         """(x_BCHW, sigma_B) where the velocity of place k is asked for, fp32."""
@@ -178,7 +210,7 @@ def read_batch(data: TensorDict, *, with_old: bool = True) -> DecoderBatch:
     plan.check(_required(data, "plan_digest"))
     fields = {name: data[name] for name in names}
     for name, tensor in fields.items():
-        if tensor.dtype != torch.float32 and name != "states_BLE":
+        if tensor.dtype != torch.float32 and name not in ("states_BLE", "length_B"):
             raise TypeError(f"{name} must be torch.float32, got {tensor.dtype}")
     penalty = tu.get_non_tensor_data(data, "reference_kl", None) or {}
     batch = DecoderBatch(
@@ -189,7 +221,7 @@ def read_batch(data: TensorDict, *, with_old: bool = True) -> DecoderBatch:
         total_weight=float(_required(data, "total_weight")) if with_old else 0.0,
         kl_form=str(penalty.get("form", "exact")),
         kl_coef=float(penalty.get("coef", 0.0)),
-        negative_LE=tu.get_non_tensor_data(data, "negative_LE", None),
+        negative=tu.get_non_tensor_data(data, "negative", None),
     )
     _check(batch)
     return batch

@@ -1,26 +1,25 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder's trainable half: projector and MM-DiT as one module with one forward, for FSDP.
+"""The decoder's trainable half, transformer and what stands in front of it, as one module with one forward, for FSDP.
 
-Shape legend: B samples, L text positions, E language-model width, C H W latents.
+Shape legend: B samples, C H W latents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-from verl_uae.chain.decoder import Decoder, velocity, with_negative
-from verl_uae.checkpoints.names import CONDITIONER, CONFIG, TRANSFORMER
+from verl_uae.checkpoints.load import load_model
+from verl_uae.checkpoints.names import CONFIG
 from verl_uae.engines.trained import TrainedModelConfig
-from verl_uae.families.sd3 import Projector
-from verl_uae.flow.ode import guided
-from verl_uae.stages.common.config import DEFAULT_TARGETS
+from verl_uae.families import family_of
+from verl_uae.families.family import Condition, DecoderFamily
 
 #: Value of a training worker's ``model_type`` that selects the decoder's engine.
 MODEL_TYPE = "uae_decoder"
@@ -31,8 +30,8 @@ class DecoderModelConfig(TrainedModelConfig):
     """Model section of the decoder's engine."""
 
     model_type: str = MODEL_TYPE
-    lora_target_modules: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
-    """Endings of module names of the transformer that get an adapter."""
+    lora_target_modules: list[str] | None = None  # type: ignore[assignment]
+    """Endings of module names of the transformer that get an adapter; None are those of the family."""
     train_transformer: bool = True
     """Train the transformer: its adapters, or all of it at rank 0."""
     train_projector: bool = False
@@ -58,11 +57,11 @@ class Uncast:
 class SavedConfig:
     """The module's ``config`` as verl's checkpoint manager knows it: something that can be written to a folder."""
 
-    def __init__(self, transformer: SD3Transformer2DModel, projector: Projector) -> None:
-        self._texts = {TRANSFORMER: transformer.to_json_string(), CONDITIONER: projector.to_json_string()}
+    def __init__(self, modules: Mapping[str, Any]) -> None:
+        self._texts = {name: module.to_json_string() for name, module in modules.items()}
 
     def save_pretrained(self, folder: str) -> None:
-        """Write ``config.json`` of transformer and projector into their subfolders."""
+        """Write ``config.json`` of every part into its subfolder."""
         for name, text in self._texts.items():
             part = Path(folder) / name
             part.mkdir(parents=True, exist_ok=True)
@@ -73,26 +72,29 @@ class DecoderModule(nn.Module):
     """The velocity model, as one unit for FSDP.
 
     Args:
-        transformer: MM-DiT, v = eps - x_0.
-        projector: condition states -> text stream of the transformer.
+        family: of the decoder.
+        modules: every component that its :attr:`~verl_uae.families.family.DecoderFamily.trained` names, by its folder.
     """
 
-    def __init__(self, transformer: SD3Transformer2DModel, projector: Projector) -> None:
+    transformer: Any
+
+    def __init__(self, family: DecoderFamily, modules: Mapping[str, Any]) -> None:
         super().__init__()
-        self.transformer = transformer
-        self.projector = projector
-        self.config = SavedConfig(transformer, projector)
+        self.family = family
+        for part, name in family.trained.items():
+            setattr(self, part, modules[name])
+        self.config = SavedConfig(modules)
         # The units FSDP shards and gathers one by one.
-        self._no_split_modules = list(transformer._no_split_modules)
+        self._no_split_modules = family.wrap_blocks(self.transformer)
 
     @classmethod
     def from_pretrained(
         cls, path: str, *, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False, empty: bool = False
     ) -> DecoderModule:
-        """Load from a decoder folder as :meth:`verl_uae.chain.decoder.Decoder.from_pretrained` does, without VAE.
+        """Load from a decoder folder what trains of it.
 
         Args:
-            path: the folder.
+            path: the folder or hub id.
             dtype: of the weights.
             gradient_checkpointing: recompute the activations of every block in the backward pass.
             empty: build it on the device ``meta`` from the configurations alone, for ranks that are sent the weights.
@@ -100,39 +102,54 @@ class DecoderModule(nn.Module):
         Raises:
             CheckpointError: the folder is not a decoder's.
         """
+        family = family_of(path)
+        family.check(path)
+        kinds = {name: family.components[name] for name in family.trained.values()}
         if empty:
             with torch.device("meta"):
-                transformer = _from_config(SD3Transformer2DModel, path, TRANSFORMER).to(dtype)
-                projector = _from_config(Projector, path, CONDITIONER).to(dtype)
+                modules = {name: _from_config(kind, path, name).to(dtype) for name, kind in kinds.items()}
         else:
-            decoder = Decoder.from_pretrained(path, dtype=dtype)
-            transformer, projector = decoder.transformer, decoder.projector
+            modules = {name: load_model(kind, path, subfolder=name, dtype=dtype) for name, kind in kinds.items()}
+        module = cls(family, modules)
         if gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
-        return cls(transformer, projector)
+            module.transformer.enable_gradient_checkpointing()
+        return module
 
     def can_generate(self) -> bool:
         """Asked by verl's checkpoint manager; this is no language model."""
         return False
 
+    def train_parts(self, *, transformer: bool, projector: bool) -> None:
+        """Say which weights are trained; never those that no velocity passes through.
+
+        Args:
+            transformer: all weights of the transformer.
+            projector: all weights of what stands in front of it.
+        """
+        for part in self.family.trained:
+            getattr(self, part).requires_grad_(transformer if part == "transformer" else projector)
+        for name, weight in self.transformer.named_parameters():
+            if name.startswith(self.family.frozen):
+                weight.requires_grad_(False)
+
     def forward(
         self,
         x_BCHW: Tensor,
         sigma_B: Tensor | Uncast,
-        states_BLE: Tensor,
-        negative_BLE: Tensor | None = None,
+        condition: Condition,
+        negative: Condition | None = None,
         guidance: float = 1.0,
+        calls: int = 1,
     ) -> Tensor:
-        """Velocity at noise level sigma, with classifier-free guidance v_u + guidance (v_c - v_u) if asked for.
-
-        Both branches run as one batch of 2B rows, and the gradient goes through both.
+        """Velocity at noise level sigma, see :meth:`~verl_uae.families.family.DecoderFamily.field`.
 
         Args:
             x_BCHW: latents.
             sigma_B: noise levels in (0, 1], fp32; in :class:`Uncast` where FSDP computes in another dtype.
-            states_BLE: condition.
-            negative_BLE: condition of the unconditional branch, shape (1 or B, L, E); needed if guidance != 1.
+            condition: of B pictures.
+            negative: condition of the unconditional branch, 1 or B rows; needed if guidance != 1.
             guidance: scale; 1 is off.
+            calls: least number of calls of the transformer.
 
         Returns:
             Shape of ``x_BCHW``, fp32.
@@ -144,14 +161,7 @@ class DecoderModule(nn.Module):
         sigma_B = sigma_B.tensor if isinstance(sigma_B, Uncast) else sigma_B
         if sigma_B.dtype != torch.float32:
             raise TypeError(f"sigma must be torch.float32, got {sigma_B.dtype} (wrap it in Uncast)")
-        both = with_negative(states_BLE, negative_BLE, guidance)
-
-        def field(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-            # The projector's weights are gathered by now, in the dtype that is computed in.
-            text_BLF = self.projector(both.to(self.transformer.pos_embed.proj.weight.dtype))
-            return velocity(self.transformer, self.projector.pooled, x_BCHW, sigma_B, text_BLF)
-
-        return guided(field, guidance)(x_BCHW, sigma_B)
+        return self.family.field(self, condition, negative, guidance, calls)(x_BCHW, sigma_B)
 
 
 def _from_config(kind: Any, path: str, subfolder: str) -> Any:

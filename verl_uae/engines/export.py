@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 from torch.distributed.tensor import DTensor
 from verl.utils.device import get_device_id
@@ -20,11 +19,9 @@ from verl.utils.fsdp_utils import load_fsdp_model_to_gpu, offload_fsdp_model_to_
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
 from verl_uae.chain.decoder import Decoder
-from verl_uae.checkpoints.assemble import set_shift
-from verl_uae.checkpoints.decoder import COMPONENTS, base_tensors
-from verl_uae.checkpoints.load import load_model, load_scheduler
+from verl_uae.checkpoints.decoder import base_tensors
+from verl_uae.checkpoints.load import load_model
 from verl_uae.checkpoints.lora import merged_weight, split_adapters
-from verl_uae.checkpoints.names import SCHEDULER, VAE
 from verl_uae.checkpoints.shards import plain_name
 from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.decoder_module import DecoderModule
@@ -32,6 +29,7 @@ from verl_uae.engines.lora import lora_scalings, merged_state
 from verl_uae.engines.shadow import reshard
 from verl_uae.engines.together import together
 from verl_uae.errors import CheckpointError
+from verl_uae.families import family_of
 from verl_uae.files import publish_folder
 
 
@@ -103,7 +101,9 @@ def trained_state(engine: DecoderEngine, weights: str, dtype: torch.dtype) -> Tr
     return TrainedState({name: tensor.to(dtype) for name, tensor in plain.items()}, adapters)
 
 
-def load_trained_state(module: nn.Module, state: TrainedState, base: str, *, source: str = "weights") -> int:
+def load_trained_state(
+    module: Decoder | DecoderModule, state: TrainedState, base: str, *, source: str = "weights"
+) -> int:
     """Take over what training has changed, in place and in the receiver's dtype.
 
     Adapters are multiplied out into the base's weights as they are stored, not into the receiver's: those are rounded,
@@ -126,7 +126,7 @@ def load_trained_state(module: nn.Module, state: TrainedState, base: str, *, sou
     shapes |= {
         f"{name}.weight": torch.Size((b_OR.shape[0], a_RI.shape[1])) for name, (a_RI, b_OR, _) in state.adapters.items()
     }
-    odd = sorted(name for name in shapes if name not in own or name.split(".")[0] not in COMPONENTS)
+    odd = sorted(name for name in shapes if name not in own or name.split(".")[0] not in module.family.trained)
     if odd or not shapes:
         raise CheckpointError(source, f"{len(odd)} tensors have no place in {type(module).__name__}: {odd[:4]}")
     odd = sorted(name for name, shape in shapes.items() if own[name].shape != shape)
@@ -141,7 +141,7 @@ def load_trained_state(module: nn.Module, state: TrainedState, base: str, *, sou
     return len(shapes)
 
 
-def load_full_state(module: nn.Module, state: dict[str, Tensor], *, source: str = "weights") -> int:
+def load_full_state(module: Decoder | DecoderModule, state: dict[str, Tensor], *, source: str = "weights") -> int:
     """Copy full weights into an unsharded receiver, in place and in its dtype.
 
     Args:
@@ -157,7 +157,7 @@ def load_full_state(module: nn.Module, state: dict[str, Tensor], *, source: str 
             Nothing is copied then.
     """
     own = module.state_dict()
-    wanted = {name for name in own if name.split(".")[0] in COMPONENTS}
+    wanted = {name for name in own if name.split(".")[0] in module.family.trained}
     if not state or set(state) != wanted:
         unplaced, missing = sorted(set(state) - wanted), sorted(wanted - set(state))
         message = f"{len(unplaced)} tensors have no place in {type(module).__name__} and {len(missing)} are missing"
@@ -218,13 +218,14 @@ def _write(
 ) -> None:
     module = DecoderModule.from_pretrained(source, empty=True).to_empty(device="cpu")
     load_full_state(module, state)
-    vae, scheduler = load_model(AutoencoderKL, source, subfolder=VAE), load_scheduler(source)
-    decoder = Decoder(module.transformer, vae, module.projector, shift=float(scheduler.config.shift))
-    decoder.save_pretrained(str(folder), entries)
-    # Decoder.save_pretrained keeps the shift alone; the source may say more.
-    scheduler.save_pretrained(folder / SCHEDULER)
-    if shift is not None:
-        set_shift(folder, shift)
+    family = family_of(source, shift=shift)
+    modules = {name: getattr(module, part) for part, name in family.trained.items()}
+    modules |= {
+        name: load_model(kind, source, subfolder=name)
+        for name, kind in family.components.items()
+        if name not in modules
+    }
+    Decoder(family, modules).save_pretrained(str(folder), entries)
 
 
 def _chosen(engine: DecoderEngine, weights: str) -> AbstractContextManager[Any]:

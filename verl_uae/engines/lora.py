@@ -7,6 +7,7 @@ Shape legend: R rank, I O widths of a linear layer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,6 @@ from verl_uae.checkpoints.lora import merge, split_adapters
 from verl_uae.checkpoints.shards import plain_name
 from verl_uae.errors import ConfigError
 from verl_uae.seeding import normal
-from verl_uae.stages.common.config import DEFAULT_TARGETS
 
 _ADAPTER = "default"
 
@@ -30,7 +30,7 @@ def add_lora(
     *,
     rank: int,
     alpha: int,
-    target_modules: Sequence[str] = DEFAULT_TARGETS,
+    target_modules: Sequence[str] | str,
     seed: int = 0,
     part: str = "transformer",
     key: str = "uae.train.lora",
@@ -44,7 +44,7 @@ def add_lora(
         module: not sharded yet.
         rank: R, at least 1.
         alpha: scale, at least 1.
-        target_modules: endings of the names of the layers.
+        target_modules: endings of the names of the layers, or one pattern of whole names.
         seed: part of the name of the draws.
         part: name of the submodule that gets adapters.
         key: section of the configuration, for errors.
@@ -60,15 +60,17 @@ def add_lora(
             raise ConfigError(f"{key}.{name}", f"must be at least 1, got {value}")
     adapted = module.get_submodule(part)
     linear = [name for name, layer in adapted.named_modules() if isinstance(layer, nn.Linear)]
-    for target in target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
+    wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    for target in wanted:
+        if not any(_matches(name, target, target_modules) for name in linear):
             examples = ", ".join(name.split(".", 2)[-1] for name in linear if ".attn." in name) or ", ".join(linear[:9])
             raise ConfigError(
                 f"{key}.target_modules", f"{target!r} matches no linear layer of {part}; it has {examples}"
             )
-    if not target_modules:
+    if not wanted:
         raise ConfigError(f"{key}.target_modules", "names no layer; lora.rank 0 trains all weights")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules), init_lora_weights="gaussian")
+    targets = target_modules if isinstance(target_modules, str) else wanted
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, adapted, _ADAPTER)
@@ -78,6 +80,13 @@ def add_lora(
     # verl's checkpoint manager recognises adapters by this name.
     setattr(module, "peft_config", {_ADAPTER: config})  # noqa: B010
     return len(layers)
+
+
+def _matches(name: str, target: str, given: Sequence[str] | str) -> bool:
+    """Whether peft adapts a layer for a target: an ending, or a pattern where that is all that was given."""
+    if isinstance(given, str):
+        return re.fullmatch(target, name) is not None
+    return name == target or name.endswith(f".{target}")
 
 
 def lora_layers(module: nn.Module) -> dict[str, Any]:

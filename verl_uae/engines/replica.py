@@ -4,8 +4,6 @@
 
 A sharded module gathers every block at every velocity call; a copy needs the memory of the whole model and is filled
 once per rollout. It holds what FSDP would gather: parameters in the compute dtype, buffers as they are.
-
-Shape legend: B samples, L text positions, E language-model width.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 from verl.utils.device import get_device_id
 from verl.utils.torch_dtypes import PrecisionType
@@ -24,6 +21,7 @@ from verl_uae.engines.export import full_tensor
 from verl_uae.engines.lora import add_lora
 from verl_uae.engines.shadow import reshard
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families.family import Condition
 from verl_uae.flow.ode import Velocity
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ class SamplingReplica:
         self._dtype = PrecisionType.to_dtype(mixed.get("param_dtype", "bf16"))
         module = DecoderModule.from_pretrained(config.path, empty=True)
         if config.lora_rank > 0:
-            targets = config.lora_target_modules
+            targets = config.lora_target_modules or module.family.lora_targets
             add_lora(module, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=targets)
         for parameter in module.parameters():
             # Still without memory: on the device it would be held twice, at four bytes a number.
@@ -80,9 +78,9 @@ class SamplingReplica:
         self._held = False
         self.module.to_empty(device="meta")
 
-    def field(self, states_BLE: Tensor, negative_BLE: Tensor | None = None, guidance: float = 1.0) -> Velocity:
+    def field(self, condition: Condition, negative: Condition | None = None, guidance: float = 1.0) -> Velocity:
         """The velocity with its condition filled in; ranks need not ask for velocities equally often."""
-        return lambda x_BCHW, sigma_B: self.module(x_BCHW, Uncast(sigma_B), states_BLE, negative_BLE, guidance)
+        return lambda x_BCHW, sigma_B: self.module(x_BCHW, Uncast(sigma_B), condition, negative, guidance)
 
     @torch.no_grad()
     def _fill(self, *, trained_only: bool) -> int:

@@ -20,7 +20,7 @@ from verl.utils.device import get_device_id
 from verl.workers.engine.base import EngineRegistry
 
 from verl_uae.engines.decoder import DecoderEngine
-from verl_uae.engines.decoder_batch import blank
+from verl_uae.engines.decoder_batch import blank, on_device
 from verl_uae.engines.update_metrics import Figures
 
 #: Value of a training worker's ``model_type`` that selects this engine.
@@ -84,10 +84,10 @@ class SupervisedEngine(DecoderEngine):
         for number, micro in enumerate(micro_batches if total > 0 else ()):
             last = number == len(micro_batches) - 1
             sync = nullcontext() if forward_only else self._gradient_sync_context(is_last_micro_batch=last)
-            on_device = blanked(micro.to(get_device_id()))
+            moved = blanked(on_device(micro, get_device_id()))
             with torch.set_grad_enabled(not forward_only), sync:
-                output = loss_function(self, on_device)
-                weight_B = on_device["weight_B"]
+                output = loss_function(self, moved)
+                weight_B = moved["weight_B"]
                 # FSDP averages gradients over the ranks; this makes it a sum.
                 scale_B = weight_B * (self.get_data_parallel_size() / total)
                 loss = (output.loss_B * scale_B).sum()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,9 +75,6 @@ class TrainedWeightsEngine(FSDPEngine):
 
     model_config: Any
 
-    #: Subfolders of the base that hold its weights.
-    base_parts: ClassVar[tuple[str, ...]] = (".",)
-
     def initialize(self) -> None:
         """Build module and optimiser."""
         super().initialize()
@@ -85,6 +82,11 @@ class TrainedWeightsEngine(FSDPEngine):
         self._saves, self._loads = manager.should_save_model, manager.should_load_model
         for name in ("checkpoint_save_contents", "checkpoint_load_contents"):
             setattr(manager, name, [part for part in getattr(manager, name) if part != _MODEL])
+
+    @property
+    def base_parts(self) -> tuple[str, ...]:
+        """Subfolders of the base that hold its weights."""
+        return (".",)
 
     @functools.cached_property
     def base(self) -> Base | None:

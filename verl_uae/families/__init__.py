@@ -45,14 +45,12 @@ def family_class(name: str, key: str = "transformer") -> type[DecoderFamily]:
     return FAMILIES.get(name, key)
 
 
-def family_of(
-    source: str | Path, *, length: int | None = None, role: str | None = None, shift: float | None = None
-) -> DecoderFamily:
+def family_of(source: str | Path, **options: Any) -> DecoderFamily:
     """The family of a decoder, from its configurations alone.
 
     Args:
         source: decoder folder or hub id.
-        length, role, shift: see :class:`~verl_uae.families.family.DecoderFamily`.
+        options: ``length``, ``role`` and ``shift`` of :class:`~verl_uae.families.family.DecoderFamily`.
 
     Raises:
         CheckpointError: a component is missing, its family is not known, or its kind is one that cannot be trained.
@@ -62,22 +60,96 @@ def family_of(
 
     # Of the hub the configurations alone are fetched.
     root = local_folder(source, parts=(SCHEDULER,))
-    config = root / TRANSFORMER / CONFIG
-    if not config.is_file():
-        raise CheckpointError(root, _incomplete(TRANSFORMER))
-    try:
-        kind = family_class(str(read_object(config).get("_class_name")))
-    except ConfigError as error:
-        raise CheckpointError(config, error.message) from error
-    for name in kind.components:
-        if not (root / name).is_dir():
-            raise CheckpointError(root, _incomplete(name))
+    kind = check_decoder_folder(root)
     index = read_object(root / MODEL_INDEX) if (root / MODEL_INDEX).is_file() else {}
     configs = {name: _completed(component, root / name) for name, component in kind.components.items()}
     try:
-        return kind(configs, kind.read_scheduler(root), index, length=length, role=role, shift=shift)
+        return kind(configs, kind.read_scheduler(root), index, **options)
     except ValueError as error:
         raise CheckpointError(root / TRANSFORMER, str(error)) from error
+
+
+def family_of_modules(
+    modules: Mapping[str, Any], scheduler: Any, index: Mapping[str, Any] | None = None, **options: Any
+) -> DecoderFamily:
+    """The family of components at hand.
+
+    Args:
+        modules: components by their folders' names, as far as what is asked of the family needs them.
+        scheduler: settings of its scheduler, those that are not given by diffusers' defaults.
+        index, options: as of :class:`~verl_uae.families.family.DecoderFamily`.
+
+    Raises:
+        ConfigError: there is no such family.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    # Where it has been compiled, that is wrapped around it.
+    transformer = getattr(modules[TRANSFORMER], "_orig_mod", modules[TRANSFORMER])
+    kind = family_class(type(transformer).__name__)
+    configs = {name: modules[name].config for name in kind.components if name in modules}
+    settings = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler)).config
+    return kind(configs, settings, index, **options)
+
+
+def family_in(root: Path) -> type[DecoderFamily]:
+    """The class of the family of a local folder, by ``transformer/`` in it.
+
+    Raises:
+        CheckpointError: there is none, or its class of transformer is not known.
+    """
+    from verl_uae.checkpoints.source import read_object
+
+    if not (root / TRANSFORMER).is_dir():
+        raise CheckpointError(root, _incomplete(TRANSFORMER))
+    config = root / TRANSFORMER / CONFIG
+    if not config.is_file():
+        raise CheckpointError(config, "missing: it names the class of the transformer")
+    try:
+        return family_class(str(read_object(config).get("_class_name")))
+    except ConfigError as error:
+        raise CheckpointError(config, error.message) from error
+
+
+def check_decoder_folder(root: Path) -> type[DecoderFamily]:
+    """:func:`family_in` a local decoder folder, which has a folder of each of its components.
+
+    Raises:
+        CheckpointError: naming the component that is missing, or the class of transformer that is not known.
+    """
+    kind = family_in(root)
+    for name in kind.components:
+        if not (root / name).is_dir():
+            raise CheckpointError(root, _incomplete(name))
+    return kind
+
+
+def check_components(folder: str | Path) -> DecoderFamily:
+    """Names and shapes of every component of a local decoder folder, and whether they fit; no weight is read.
+
+    Raises:
+        CheckpointError: naming the component or its tensor.
+    """
+    from verl_uae.checkpoints.load import check_weights
+
+    for name, kind in check_decoder_folder(Path(folder)).components.items():
+        check_weights(kind, Path(folder, name))
+    family = family_of(folder)
+    family.check(folder)
+    return family
+
+
+def check_decoder(folder: str | Path) -> None:
+    """:func:`check_decoder_folder`, files of every component, and :func:`check_components`.
+
+    Raises:
+        CheckpointError: naming the component, its file or its tensor.
+    """
+    from verl_uae.checkpoints.load import check_files
+
+    for name in check_decoder_folder(Path(folder)).components:
+        check_files(Path(folder, name))
+    check_components(folder)
 
 
 def _incomplete(part: str) -> str:

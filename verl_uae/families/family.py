@@ -23,12 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from verl_uae.checkpoints.load import load_scheduler
-from verl_uae.checkpoints.names import SCHEDULER, TRANSFORMER, VAE
+from verl_uae.checkpoints.names import FAMILY_OPTIONS, SCHEDULER, TRANSFORMER, VAE
 from verl_uae.errors import CheckpointError
 from verl_uae.families.text import Tokens, tap_states
 from verl_uae.flow.config import Table
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.schedule import sigma_schedule
+
+#: Statistics of latents in place of which ``scaling_factor`` and ``shift_factor`` are used.
+_STATISTICS = ("latents_mean", "latents_std")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,11 @@ class Condition:
         return Condition(self.states.expand(count, *self.states.shape[1:]), self.lengths * count)
 
     @staticmethod
+    def whole(states: Tensor) -> Condition:
+        """Rows of which every position exists."""
+        return Condition(states, (states.shape[1],) * len(states))
+
+    @staticmethod
     def stack(parts: Sequence[Condition]) -> Condition:
         """One batch; shorter rows are filled up with positions that do not exist."""
         longest = max(part.states.shape[1] for part in parts)
@@ -115,13 +123,16 @@ class DecoderFamily:
     guidance: ClassVar[float] = 4.0
     """Scale that the model is published with, in this convention: v_u + scale (v_c - v_u); 1 is off."""
     mixes_lengths: ClassVar[bool] = True
-    """Whether a row with positions that do not exist is, by a mask, the row alone. Otherwise rows run by length."""
+    """Whether a row with positions that do not exist is, by a mask, the row alone, or all rows have one length. If
+    not, rows run by length."""
     needs_projector: ClassVar[bool] = False
     """Whether it reads no language model before a projector of ours has been pre-trained."""
     longest: ClassVar[int] = 512
     """Most text positions."""
     default_role: ClassVar[str] = "user"
     """Chat role of the caption."""
+    index_options: ClassVar[tuple[str, ...]] = ()
+    """Entries of ``model_index.json`` that the family reads, as its stock pipeline has them."""
     licence: ClassVar[str]
     default_scheduler: ClassVar[Mapping[str, Any]] = {}
     """Settings of the scheduler that a folder without one was trained with."""
@@ -145,7 +156,9 @@ class DecoderFamily:
     ) -> None:
         self.configs = configs
         self.scheduler = dict(scheduler)
-        self.index = dict(index or {})
+        # At the top as stock pipelines write them, together as we do.
+        known = {**(index or {}), **((index or {}).get(FAMILY_OPTIONS) or {})}
+        self.options = {name: known.get(name) for name in self.index_options}
         self.length = self.longest if length is None else min(length, self.longest)
         self.role = role or self.default_role
         self.given_shift = shift
@@ -164,6 +177,23 @@ class DecoderFamily:
 
             return FlowMatchEulerDiscreteScheduler(**cls.default_scheduler).config
         return load_scheduler(root).config
+
+    def save_scheduler(self, root: Path) -> None:
+        """Write ``scheduler/`` of a decoder folder, with the given shift in place of the rule."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        settings = dict(self.scheduler)
+        if self.given_shift is not None:
+            settings |= {"shift": self.given_shift, "use_dynamic_shifting": False, "shift_terminal": None}
+        FlowMatchEulerDiscreteScheduler.from_config(settings).save_pretrained(root / SCHEDULER)
+
+    @classmethod
+    def index_entries(cls) -> dict[str, Any]:
+        """What ``model_index.json`` of a decoder folder says of the family: library and class of every component as
+        diffusers writes them."""
+        parts = {name: [_library(kind), kind.__name__] for name, kind in cls.components.items()}
+        entries: dict[str, Any] = {TRANSFORMER: parts.pop(TRANSFORMER), VAE: parts.pop(VAE)}
+        return entries | {SCHEDULER: ["diffusers", "FlowMatchEulerDiscreteScheduler"], **parts}
 
     @property
     def transformer_config(self) -> Any:
@@ -191,6 +221,11 @@ class DecoderFamily:
         Raises:
             CheckpointError: naming both sizes.
         """
+        if type(self).encode is DecoderFamily.encode:
+            for name in _STATISTICS:
+                if getattr(self.vae_config, name, None) is not None:
+                    text = f"{name} is set; latents are scaled by scaling_factor and shift_factor alone"
+                    raise CheckpointError(f"{where}/{VAE}", text)
         if width is not None and self.state_width not in (None, width):
             text = f"takes states of width {self.state_width}, the language model has width {width}"
             raise CheckpointError(f"{where}/{TRANSFORMER}", text)
@@ -437,3 +472,9 @@ class DecoderFamily:
     @staticmethod
     def _shift_factor(vae: Any) -> float:
         return vae.config.shift_factor or 0.0
+
+
+def _library(kind: Any) -> str:
+    """What ``model_index.json`` names the place of a class: a library of the known ones, else its module."""
+    library = kind.__module__.partition(".")[0]
+    return library if library in ("diffusers", "transformers") else kind.__module__

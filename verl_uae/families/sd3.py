@@ -79,7 +79,6 @@ class SD3(DecoderFamily):
     lora_loader = SD3LoraLoaderMixin
     steps = 40
     guidance = 4.5
-    mixes_lengths = False
     needs_projector = True
     longest = 640
     default_role = "generate"
@@ -97,6 +96,7 @@ class SD3(DecoderFamily):
 
     def check(self, where: str | Path, width: int | None = None, layers: int | None = None) -> None:
         """See :meth:`DecoderFamily.check`."""
+        super().check(where)
         transformer = self.transformer_config
         for (name, ours), theirs in _FITS.items():
             own, wanted = getattr(self.configs[name], ours), getattr(transformer, theirs)
@@ -132,7 +132,7 @@ class SD3(DecoderFamily):
         """Zero at pads, all of which exist."""
         keep_BT1 = tokens.keep_BT.to(states_BTKE.device, non_blocking=True).unsqueeze(-1)
         states_BLE = states_BTKE[:, :, 0] * keep_BT1.to(states_BTKE.dtype)
-        return Condition(states_BLE, (states_BLE.shape[1],) * len(tokens))
+        return Condition.whole(states_BLE)
 
     def embed(self, parts: Any, condition: Condition) -> Condition:
         """The text stream of the transformer, (B, L, F)."""

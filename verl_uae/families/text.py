@@ -8,7 +8,7 @@ K tapped layers, E width of the language model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,7 +26,7 @@ NORMED = -1
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Captions as one family wants a language model to read them, on the host."""
+    """Captions as one family wants a language model to read them, on the host unless they are moved."""
 
     ids_BT: Tensor
     attend_BT: Tensor
@@ -41,23 +41,40 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids_BT)
 
-    def __getitem__(self, rows: slice | list[int]) -> Tokens:
-        """Some of the captions."""
-        found: Any = (getattr(self, field.name) for field in fields(self))
-        return Tokens(*(None if tensor is None else tensor[rows] for tensor in found))
+    def to(self, device: Any) -> Tokens:
+        """On another device."""
+        return Tokens.read({name: tensor.to(device, non_blocking=True) for name, tensor in self.stored().items()})
+
+    def stored(self) -> dict[str, Tensor]:
+        """As tensors of a mini-batch, by the names of the fields; those that are None left out."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @staticmethod
-    def stack(parts: Sequence[Tokens]) -> Tokens:
-        """One batch; shorter rows are filled up behind their end with what is neither attended nor kept."""
-        length = max(part.ids_BT.shape[1] for part in parts)
+    def read(tensors: Mapping[str, Tensor]) -> Tokens:
+        """Inverse of :meth:`stored`."""
+        names = [field.name for field in fields(Tokens) if field.name in tensors.keys()]
+        return Tokens(**{name: tensors[name] for name in names})
 
-        def joined(name: str) -> Tensor | None:
+    def __getitem__(self, rows: slice | list[int]) -> Tokens:
+        """Some of the captions."""
+        return Tokens.read({name: tensor[rows] for name, tensor in self.stored().items()})
+
+    @staticmethod
+    def stack(parts: Sequence[Tokens], length: int | None = None) -> Tokens:
+        """One batch of that many positions, by default those of the longest; rows are filled up behind their end with
+        what is neither attended nor kept."""
+        length = length or max(part.ids_BT.shape[1] for part in parts)
+
+        def joined(name: str) -> Any:
             found = [getattr(part, name) for part in parts]
-            if name == "truncated_B" or found[0] is None:
-                return None if found[0] is None else torch.cat(found)
-            return torch.cat([F.pad(tensor, (0, length - tensor.shape[1])) for tensor in found])
+            if found[0] is None:
+                return None
+            if found[0].ndim == 2:
+                found = [F.pad(tensor, (0, length - tensor.shape[1])) for tensor in found]
+            return torch.cat(found)
 
-        return Tokens(*(joined(field.name) for field in fields(Tokens)))  # type: ignore[arg-type]
+        return Tokens(*(joined(field.name) for field in fields(Tokens)))
 
 
 def around_caption(tokenizer: Any, role: str = "user", **options: Any) -> tuple[str, str]:

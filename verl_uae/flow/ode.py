@@ -53,25 +53,6 @@ def euler(velocity: Velocity, noise_BCHW: Tensor, sigmas: Tensor, on_step: StepH
     return x_BCHW
 
 
-def guided(both: Velocity, scale: float) -> Velocity:
-    """Classifier-free guidance, v = v_u + scale * (v_c - v_u) (Ho & Salimans 2022, eq. 6 in velocity form).
-
-    Both branches are one call of 2B rows, and a gradient goes through both.
-
-    Args:
-        both: velocities of 2B latents, the first B with their condition, the others without; of B where ``scale`` is 1.
-        scale: 1 is off.
-    """
-    if scale == 1.0:
-        return both
-
-    def velocity(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-        conditional, unconditional = both(x_BCHW.repeat(2, 1, 1, 1), sigma_B.repeat(2)).chunk(2)
-        return unconditional + scale * (conditional - unconditional)
-
-    return velocity
-
-
 @torch.no_grad()
 def euler_path(velocity: Velocity, noise_BCHW: Tensor, sigmas: Tensor) -> list[Tensor]:
     """All S + 1 states of :func:`~verl_uae.flow.ode.euler`, fp32; the last is the sample."""

@@ -22,7 +22,6 @@ from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.load import load_model, load_tokenizer
 from verl_uae.compat import ensure_torchvision
-from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.checker import attribute_accuracy, drawn_accuracy
 from verl_uae.scenes.grammar import ATTRIBUTES, caption_facts
@@ -73,8 +72,8 @@ def load_loop(
 
     model = load_model(Qwen2_5_VLForConditionalGeneration, captioner_folder)
     captioner = Captioner(model, load_tokenizer(captioner_folder))
-    conditioner = Conditioner.from_pretrained(str(conditioner_folder), length=CONDITION_LENGTH)
-    return captioner, Decoder.from_pretrained(str(decoder_folder)), conditioner
+    decoder = Decoder.from_pretrained(str(decoder_folder), length=CONDITION_LENGTH)
+    return captioner, decoder, Conditioner.from_pretrained(str(conditioner_folder), decoder.family)
 
 
 @torch.no_grad()
@@ -133,8 +132,8 @@ def draw(
 ) -> torch.Tensor:
     """Draw captions with noise of a seed and a name; pictures (B, 3, H, W) in [0, 1]."""
     noise = normal((len(captions), *decoder.latent_shape(IMAGE_SIZE, IMAGE_SIZE)), seed, name)
-    states = conditioner.encode(list(captions)).states_BLE
-    return decoder.sample(states, noise, sigma_schedule(num_steps, decoder.shift))
+    sigmas = decoder.family.sigmas(num_steps, IMAGE_SIZE, IMAGE_SIZE)
+    return decoder.sample(conditioner.encode(list(captions)), noise, sigmas)
 
 
 def caption_metrics(scenes: Sequence[Scene], captions: Sequence[str]) -> dict[str, float]:

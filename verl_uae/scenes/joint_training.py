@@ -27,14 +27,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from verl_uae.chain.conditioner import Conditioner, language_stack
+from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
+from verl_uae.families.family import Condition
+from verl_uae.families.text import language_stack
 from verl_uae.flow.matching import forward_noise
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, CaptionMix
 from verl_uae.scenes.render import OBJECT_COUNTS, Scene, all_scenes, render_batch
-from verl_uae.scenes.tiny_models import CONDITION_LENGTH, INFERENCE, build_captioner, build_decoder
+from verl_uae.scenes.tiny_models import INFERENCE, build_captioner, build_decoder
 from verl_uae.scenes.tokenizer import build_processor
 from verl_uae.seeding import derive_seed, generator
 
@@ -162,7 +164,7 @@ class JointLoss:
 
     def __init__(self, captioner: Any, decoder: Decoder, tokenizer: Any, config: JointConfig) -> None:
         self._decoder, self._config = decoder, config
-        self._conditioner = Conditioner(language_stack(captioner), tokenizer, length=CONDITION_LENGTH)
+        self._conditioner = Conditioner(language_stack(captioner), tokenizer, decoder.family)
         self._captioner = Captioner(captioner, tokenizer)
         self._rng = random.Random(derive_seed(config.seed, "scenes-joint-captions"))
         self._noise = generator(config.seed, "scenes-joint-noise")
@@ -177,15 +179,14 @@ class JointLoss:
         return self._flow(shown, latent_BCHW), self._captioner.loss(image_B3HW[:few], imitated)
 
     def _flow(self, captions: list[str], x0_BCHW: torch.Tensor) -> torch.Tensor:
-        ids_BL, mask_BL, _ = self._conditioner.tokenize(captions)
-        states_BLE = self._conditioner.states(ids_BL, mask_BL)
-        return flow_loss(self._decoder, x0_BCHW, states_BLE, self._noise, self._config.high_noise)
+        condition = self._conditioner.condition(self._conditioner.tokenize(captions))
+        return flow_loss(self._decoder, x0_BCHW, condition, self._noise, self._config.high_noise)
 
 
 def flow_loss(
     decoder: Decoder,
     x0_BCHW: torch.Tensor,
-    states_BLE: torch.Tensor,
+    condition: Condition,
     noise: torch.Generator,
     high_noise: float,
 ) -> torch.Tensor:
@@ -193,7 +194,7 @@ def flow_loss(
     noise_BCHW = torch.randn(x0_BCHW.shape, generator=noise)
     sigma_B = torch.rand(len(x0_BCHW), generator=noise)
     sigma_B[::2] = high_noise + (1 - high_noise) * sigma_B[::2]
-    velocity = decoder.velocity(forward_noise(x0_BCHW, noise_BCHW, sigma_B), sigma_B, states_BLE)
+    velocity = decoder.velocity(forward_noise(x0_BCHW, noise_BCHW, sigma_B), sigma_B, condition)
     return F.mse_loss(velocity, noise_BCHW - x0_BCHW)
 
 
@@ -202,7 +203,8 @@ class Learner:
 
     def __init__(self, captioner: Any, decoder: Decoder, config: JointConfig) -> None:
         self._config = config
-        self._decoder = [*decoder.transformer.parameters(), *decoder.projector.parameters()]
+        parts: list[nn.Module] = [getattr(decoder, part) for part in decoder.family.trained]
+        self._decoder = [parameter for part in parts for parameter in part.parameters()]
         self._captioner = list(captioner.parameters())
         self._average = [copy.deepcopy(p.detach()) for p in self._decoder]
         groups = [

@@ -17,6 +17,7 @@ from torch import nn
 
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.inference import InferenceSettings
+from verl_uae.checkpoints.names import CONDITIONER, TRANSFORMER, VAE
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import IMAGE_MARK
 from verl_uae.families.sd3 import Projector
@@ -114,8 +115,9 @@ def build_captioner(seed: int, tokenizer: Any) -> Any:
     return model.eval()
 
 
-def build_decoder(seed: int, vae: AutoencoderKL) -> Decoder:
-    """A `Decoder` around a codec: SD3 transformer of 628 thousand parameters and a projector, in fp32."""
+def build_decoder(seed: int, vae: AutoencoderKL, shift: float = 1.0) -> Decoder:
+    """A `Decoder` around a codec, for a timestep shift: SD3 transformer of 628 thousand parameters and a projector, in
+    fp32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "scenes-decoder"))
         transformer = SD3Transformer2DModel(
@@ -135,7 +137,9 @@ def build_decoder(seed: int, vae: AutoencoderKL) -> Decoder:
         _open_gates(transformer)
         projector = Projector(HIDDEN_SIZE, 2 * HIDDEN_SIZE, HIDDEN_SIZE, _POOLED_DIM)
     _separate_positions(transformer)
-    return Decoder(transformer, vae, projector).eval()
+    return Decoder.of(
+        {TRANSFORMER: transformer, VAE: vae, CONDITIONER: projector}, {"shift": shift}, length=CONDITION_LENGTH
+    )
 
 
 @torch.no_grad()

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training engine of the captioner's language model in the cold start: states with gradient, and caption likelihood.
 
-Shape legend: B captions, L condition positions, T tokens of prompt and caption, M trained tokens, E language-model
-width, V vocabulary.
+Shape legend: B captions, T tokens of prompt and caption, M trained tokens, E language-model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from verl.utils.device import get_device_name
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 
-from verl_uae.chain.conditioner import language_stack, text_states
 from verl_uae.checkpoints.load import load_config, load_model, load_processor
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import IMAGE_MARK, make_prompt
@@ -32,6 +30,7 @@ from verl_uae.engines.lora import add_lora
 from verl_uae.engines.together import together
 from verl_uae.engines.trained import TrainedModelConfig, TrainedWeightsEngine
 from verl_uae.errors import CheckpointError
+from verl_uae.families.text import Tokens, language_stack, tap_states
 from verl_uae.stages.cold_start.loss import CaptionInputs
 from verl_uae.stages.common.captions import Messages, PromptTokens
 from verl_uae.text import encodable
@@ -68,24 +67,31 @@ class CaptionerModule(nn.Module):
         return False
 
     def forward(
-        self, ids: Tensor, mask: Tensor, answer_BT: Tensor | None = None, **pictures: Tensor
+        self,
+        ids: Tensor | Tokens,
+        mask_BT: Tensor | None = None,
+        answer_BT: Tensor | None = None,
+        taps: Sequence[int] = (),
+        **pictures: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """States of a text alone, or what the model makes of a caption after its picture.
 
         Args:
-            ids: (B, L) of the condition's template, or (B, T) of prompt and caption.
-            mask: True at real tokens, same shape.
-            answer_BT: True at tokens of the caption, end of turn included; None for the text alone.
+            ids: captions as a decoder's family wants them read, or (B, T) of prompt and caption.
+            mask_BT: True at real tokens of prompt and caption.
+            answer_BT: True at tokens of the caption, end of turn included.
+            taps: layers whose states are wanted of the text alone.
             pictures: what the model takes of pictures.
 
         Returns:
-            Without ``answer_BT`` states (B, L, E), zero at pads. With it the mean over caption tokens of their negative
-            log-probability, (B,), fp32, and the states at all positions, (B, T, E).
+            Of the text alone :func:`~verl_uae.families.text.tap_states`. Else the mean over caption tokens of their
+            negative log-probability, (B,), fp32, and the states at all positions, (B, T, E).
         """
-        if answer_BT is None:
-            return text_states(language_stack(self.model), ids, mask)
+        if isinstance(ids, Tokens):
+            return tap_states(language_stack(self.model), ids, taps, ids.ids_BT.device)
+        assert mask_BT is not None and answer_BT is not None
         hidden_BTE = self.model.model(
-            input_ids=ids, attention_mask=mask.long(), use_cache=False, **pictures
+            input_ids=ids, attention_mask=mask_BT.long(), use_cache=False, **pictures
         ).last_hidden_state
         # The state before a token predicts it.
         predicts_BT = F.pad(answer_BT[:, 1:], (0, 1))

@@ -23,9 +23,11 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from verl_uae.chain.decoder import differentiable_decode
 from verl_uae.engines.decoder import DecoderEngine
+from verl_uae.engines.decoder_batch import read_condition
 from verl_uae.engines.supervised import SupervisedOutput
+from verl_uae.families.family import Condition, DecoderFamily
+from verl_uae.families.text import Tokens
 from verl_uae.flow.ode import Velocity, euler_adjoint, euler_path
 from verl_uae.reward.terms.features import FeatureTerm, feature_similarity
 
@@ -59,28 +61,31 @@ class ReconstructionSettings:
 class ReconstructionLoss:
     """Loss and gradient of a micro-batch.
 
-    It reads ids_BL, mask_BL, noise_BCHW, source_B3HW, row_B (numbers for ``captions_of``) and, where the language model
-    has no engine, states_BLE.
+    It reads noise_BCHW, source_B3HW, row_B (numbers for ``captions_of``) and the tokens of the captions or, where the
+    language model has no engine, their condition.
 
     Args:
         settings: see there.
+        family: of the decoder.
         vae: frozen.
         features: frozen feature term.
-        captioner: module of the captioner's engine; None conditions on the states of the micro-batch.
+        captioner: module of the captioner's engine; None conditions on the condition of the micro-batch.
         captions_of: rows of a micro-batch to their caption inputs.
-        negative: condition of the unconditional branch, (1, L, E), without gradient; asked for if guidance != 1.
+        negative: condition of the unconditional branch, one row, without gradient; asked for if guidance != 1.
     """
 
     def __init__(
         self,
         settings: ReconstructionSettings,
+        family: DecoderFamily,
         vae: Any,
         features: FeatureTerm,
         captioner: nn.Module | None,
         captions_of: Callable[[Sequence[int]], CaptionInputs],
-        negative: Callable[[], Tensor],
+        negative: Callable[[], Condition],
     ) -> None:
         self.settings = settings
+        self.family = family
         self.vae = vae
         self.features = features
         self.captioner = captioner
@@ -90,9 +95,9 @@ class ReconstructionLoss:
     def __call__(self, engine: DecoderEngine, micro: TensorDict) -> SupervisedOutput:
         """See the module; the backward pass walks the sampler back step by step."""
         settings = self.settings
-        states_BLE, negative_log_prob_B = self._condition(micro)
-        leaf_BLE = states_BLE.detach().requires_grad_()
-        field = self._field(engine, leaf_BLE)
+        condition, negative_log_prob_B = self._condition(micro)
+        leaf = condition.states.detach().requires_grad_()
+        field = self._field(engine, Condition(leaf, condition.lengths))
         path = euler_path(field, micro["noise_BCHW"], settings.sigmas)
         latent_BCHW = path[-1].requires_grad_()
         cosine_B = self._cosine(latent_BCHW, micro["source_B3HW"])
@@ -108,9 +113,9 @@ class ReconstructionLoss:
             (gradient_BCHW,) = torch.autograd.grad(weighted, latent_BCHW)
             euler_adjoint(field, path, settings.sigmas, gradient_BCHW, steps=settings.gradient_steps)
             roots: list[tuple[Tensor, Tensor]] = []
-            if states_BLE.requires_grad:
-                assert leaf_BLE.grad is not None
-                roots.append((states_BLE, leaf_BLE.grad))
+            if condition.states.requires_grad:
+                assert leaf.grad is not None
+                roots.append((condition.states, leaf.grad))
             if negative_log_prob_B is not None and negative_log_prob_B.requires_grad:
                 roots.append((negative_log_prob_B, settings.caption_weight * scale_B))
             if roots:
@@ -118,10 +123,10 @@ class ReconstructionLoss:
 
         return SupervisedOutput(loss_B, metrics, backward)
 
-    def _condition(self, micro: TensorDict) -> tuple[Tensor, Tensor | None]:
-        """States (B, L, E), and the caption term where it has a weight or gives the states."""
+    def _condition(self, micro: TensorDict) -> tuple[Condition, Tensor | None]:
+        """The condition, and the caption term where it has a weight or gives the states."""
         if self.captioner is None:
-            return micro["states_BLE"], None
+            return read_condition(micro), None
         negative_log_prob_B = hidden_BTE = captions = None
         if self.settings.caption_weight > 0 or self.settings.in_context:
             captions = self.captions_of(micro["row_B"].tolist())
@@ -130,12 +135,13 @@ class ReconstructionLoss:
             )
         if self.settings.in_context:
             assert captions is not None and hidden_BTE is not None
-            return answer_states(hidden_BTE, captions.answer_BT, micro["ids_BL"].shape[1]), negative_log_prob_B
-        return self.captioner(micro["ids_BL"], micro["mask_BL"]), negative_log_prob_B
+            states_BLE = answer_states(hidden_BTE, captions.answer_BT, self.family.length)
+            return Condition.whole(states_BLE), negative_log_prob_B
+        return read_text(self.captioner, self.family, Tokens.read(micro)), negative_log_prob_B
 
-    def _field(self, engine: DecoderEngine, states_BLE: Tensor) -> Velocity:
+    def _field(self, engine: DecoderEngine, condition: Condition) -> Velocity:
         guidance = self.settings.guidance
-        return engine.field(states_BLE, None if guidance == 1.0 else self.negative(), guidance)
+        return engine.field(condition, None if guidance == 1.0 else self.negative(), guidance)
 
     def _cosine(self, latent_BCHW: Tensor, source_B3HW: Tensor) -> Tensor:
         size = self.settings.vae_batch_size
@@ -146,10 +152,16 @@ class ReconstructionLoss:
         return torch.cat([checkpoint(self._cosine_of, *part, use_reentrant=False) for part in parts])
 
     def _cosine_of(self, latent_BCHW: Tensor, source_B3HW: Tensor) -> Tensor:
-        drawn_B3HW = differentiable_decode(self.vae, latent_BCHW)
+        drawn_B3HW = self.family.decode_with_gradient(self.vae, latent_BCHW)
         with torch.no_grad():
             wanted = self.features.embed(source_B3HW)
         return feature_similarity(wanted, self.features.embed(drawn_B3HW))
+
+
+def read_text(captioner: nn.Module, family: DecoderFamily, tokens: Tokens) -> Condition:
+    """Condition of captions by the module of the captioner's engine."""
+    taps = family.taps(int(captioner.config.get_text_config().num_hidden_layers))  # type: ignore[union-attr, operator]
+    return family.condition(captioner(tokens, taps=taps), tokens)
 
 
 def answer_states(hidden_BTE: Tensor, answer_BT: Tensor, length: int) -> Tensor:

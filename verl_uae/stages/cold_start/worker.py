@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker of the cold start: captioner and decoder with one optimiser each, trained through the sampler.
 
-Shape legend: B pairs of this rank, L text positions, E language-model width, C H W latents, 3 H W pictures.
+Shape legend: B pairs of this rank, C H W latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tensordict import TensorDict
-from torch import Tensor
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
@@ -26,19 +25,19 @@ from verl.utils.device import get_device_name
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine.base import EngineRegistry
 
-from verl_uae.chain.conditioner import language_stack
-from verl_uae.chain.decoder import latent_shape
 from verl_uae.checkpoints.load import load_config, load_processor
 from verl_uae.checkpoints.shards import plain_name
 from verl_uae.data.buckets import HeightWidth, fit
 from verl_uae.data.pairs import Pair
 from verl_uae.data.rows import CheckSettings
+from verl_uae.engines.decoder_batch import stored
 from verl_uae.engines.export import full_tensor
 from verl_uae.engines.lora import lora_scalings, merged_state
 from verl_uae.engines.shadow import reshard
 from verl_uae.engines.supervised import SUPERVISED_TYPE
 from verl_uae.errors import ConfigError, DataError
-from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.families.family import Condition, DecoderFamily
+from verl_uae.families.text import language_stack
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.terms.features import FeatureTerm
 from verl_uae.seeding import normal
@@ -48,8 +47,8 @@ from verl_uae.stages.cold_start.captioner import (
     CaptionerModelConfig,
     SupervisedCaptionerEngine,
 )
-from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings
-from verl_uae.stages.common.build import EMA, build_training_painter, decoder_shift, training_worker_config
+from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings, read_text
+from verl_uae.stages.common.build import EMA, build_training_painter, decoder_family, training_worker_config
 from verl_uae.stages.common.captions import PromptSettings, PromptTokens
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 
@@ -117,17 +116,17 @@ def build_caption_batcher(config: DictConfig, device: str) -> CaptionBatcher:
     return CaptionBatcher(tokens, processor, model, config.data.max_response_length, device)
 
 
-def reconstruction_settings(config: DictConfig, shift: float) -> ReconstructionSettings:
+def reconstruction_settings(config: DictConfig, family: DecoderFamily) -> ReconstructionSettings:
     """``uae.cold_start`` as the loss takes it."""
-    cold_start = config.uae.cold_start
+    cold_start, decoder = config.uae.cold_start, config.uae.decoder
     return ReconstructionSettings(
-        sigmas=sigma_schedule(cold_start.num_steps, shift),
+        sigmas=family.sigmas(cold_start.num_steps, decoder.height, decoder.width),
         guidance=cold_start.guidance,
         gradient_steps=cold_start.gradient_steps,
         semantic_weight=cold_start.semantic_weight,
         caption_weight=cold_start.caption_weight if cold_start.captioner.train else 0.0,
         in_context=cold_start.states == "in_context",
-        vae_batch_size=config.uae.decoder.vae_batch_size,
+        vae_batch_size=decoder.vae_batch_size,
     )
 
 
@@ -152,19 +151,19 @@ class ColdStartWorker(DecoderTrainingWorker):
         return bool(self.run.uae.cold_start.captioner.train)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def init_model(self) -> float:
-        """Load all models; returns the timestep shift."""
+    def init_model(self) -> None:
+        """Load all models."""
         self.reset()
         device = get_device_name()
         if self.captioner is not None:
             self.captioner.initialize()
-        self.shift = decoder_shift(self.run)
-        self.painter = build_training_painter(self.run, None, self.engine.module.transformer.config, device)
+        self.family = decoder_family(self.run)
+        self.painter = build_training_painter(self.run, None, self.family, device)
         self.painter.vae.enable_gradient_checkpointing()
         self.features = build_features(self.run, device)
         self.batcher = build_caption_batcher(self.run, device)
         self.limits = CheckSettings.from_config(self.run.data).image_limits
-        settings = reconstruction_settings(self.run, self.shift)
+        settings = reconstruction_settings(self.run, self.family)
         if settings.in_context:
             logger.warning(
                 "uae.cold_start.states=in_context: the decoder is trained on states that have seen the image, and is "
@@ -173,6 +172,7 @@ class ColdStartWorker(DecoderTrainingWorker):
         self.set_loss_fn(
             ReconstructionLoss(
                 settings,
+                self.family,
                 self.painter.vae,
                 self.features,
                 None if self.captioner is None else self.captioner.module,
@@ -182,7 +182,6 @@ class ColdStartWorker(DecoderTrainingWorker):
         )
         if self._offload:
             self._move_frozen("cpu")
-        return self.shift
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def learn(self, pairs: Sequence[Pair], size: HeightWidth, step: int) -> tuple[dict[str, Any], list[str]]:
@@ -253,19 +252,17 @@ class ColdStartWorker(DecoderTrainingWorker):
         self._images, problems = self._decoded()
         conditioner = self.painter.conditions.conditioner
         captions = [pair.caption for pair in self._pairs]
-        ids_BL, mask_BL, _ = conditioner.tokenize(captions)
-        shape = latent_shape(self.painter.vae.config, self.engine.module.transformer.config, *size)
+        shape = self.family.latent_shape(*size)
         noise = [normal(shape, self.run.uae.seed, "cold start noise", step, number) for number in numbers]
         fields = {
-            "ids_BL": ids_BL,
-            "mask_BL": mask_BL,
+            **conditioner.tokenize(captions).stored(),
             "noise_BCHW": torch.stack(noise),
             "source_B3HW": torch.stack([fit(image, size) for image in self._images]),
             "row_B": torch.arange(len(numbers)),
             "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),
         }
         if self.captioner is None:
-            fields["states_BLE"] = torch.stack(self.painter.conditions.get(captions).states)
+            fields |= stored(Condition.stack(self.painter.conditions.get(captions).conditions))
         data = TensorDict(fields, batch_size=len(numbers))
         tu.assign_non_tensor(
             data,
@@ -294,11 +291,11 @@ class ColdStartWorker(DecoderTrainingWorker):
         )
 
     @torch.no_grad()
-    def _negative(self) -> Tensor:
-        """Condition of the unconditional branch with the current language model, (1, L, E)."""
+    def _negative(self) -> Condition:
+        """Condition of the unconditional branch with the current language model, one row."""
         conditions = self.painter.conditions
         prompt = self.run.uae.decoder.negative_prompt
         if self.captioner is None:
-            return conditions.get([prompt]).states[0][None].to(get_device_name())
-        ids_1L, mask_1L, _ = (tensor.to(get_device_name()) for tensor in conditions.conditioner.tokenize([prompt]))
-        return self.captioner.module(ids_1L, mask_1L)
+            return conditions.negative(prompt).to(get_device_name())
+        tokens = conditions.conditioner.tokenize([prompt], negative=True)
+        return read_text(self.captioner.module, self.family, tokens.to(get_device_name()))

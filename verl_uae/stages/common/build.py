@@ -7,20 +7,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.config import CheckpointConfig
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import TrainingWorkerConfig
 
 from verl_uae.chain.conditioner import ConditionCache, Conditioner
-from verl_uae.chain.decoder import latent_shape
 from verl_uae.chain.draw import Painter, PainterSettings
-from verl_uae.checkpoints.load import load_model, load_scheduler
+from verl_uae.checkpoints.load import load_model
 from verl_uae.checkpoints.names import VAE
 from verl_uae.engines.decoder_module import DecoderModelConfig
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families import family_of
+from verl_uae.families.family import DecoderFamily
 from verl_uae.flow.plan import SamplingPlan
-from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.scorer import build_scorer
 from verl_uae.settings import DTYPES as DTYPE_NAMES
 from verl_uae.stages.common.captions import FrozenCaptioner
@@ -56,7 +56,7 @@ def training_worker_config(
         model_type=model_type,
         lora_rank=train.lora.rank if train_transformer else 0,
         lora_alpha=train.lora.alpha,
-        lora_target_modules=list(train.lora.target_modules),
+        lora_target_modules=None if train.lora.target_modules is None else list(train.lora.target_modules),
         lora_seed=config.uae.seed,
         train_transformer=train_transformer,
         train_projector=train.train_projector,
@@ -75,47 +75,52 @@ def training_worker_config(
     )
 
 
-def decoder_shift(config: DictConfig) -> float:
-    """Timestep shift: of the configuration, else of the decoder's scheduler."""
-    if config.uae.decoder.shift is not None:
-        return float(config.uae.decoder.shift)
-    return float(load_scheduler(config.uae.decoder.path).config.shift)
+def decoder_family(config: DictConfig) -> DecoderFamily:
+    """What kind of decoder ``uae.decoder`` is, with the condition and the timestep shift of the configuration."""
+    uae = config.uae
+    shift = None if uae.decoder.shift is None else float(uae.decoder.shift)
+    return family_of(uae.decoder.path, length=uae.conditioner.length, role=uae.conditioner.role, shift=shift)
 
 
-def evaluation_plan(config: DictConfig, shift: float) -> SamplingPlan:
+def evaluation_plan(config: DictConfig, family: DecoderFamily) -> SamplingPlan:
     """How reconstructions are drawn for rewards of the captioner and in validation: the ODE sampler of ``uae.decoder``.
 
     Args:
         config: the whole composed configuration.
-        shift: timestep shift, see :func:`decoder_shift`.
+        family: of :func:`decoder_family`.
     """
     decoder = config.uae.decoder
-    return SamplingPlan.ode(sigma_schedule(decoder.num_steps, shift), decoder.guidance)
+    return SamplingPlan.ode(family.sigmas(decoder.num_steps, decoder.height, decoder.width), decoder.guidance)
 
 
-def load_conditioner(config: DictConfig, device: str | torch.device) -> Conditioner:
-    """The conditioner of ``uae.conditioner``."""
+def load_conditioner(config: DictConfig, family: DecoderFamily, device: str | torch.device) -> Conditioner:
+    """The conditioner of ``uae.conditioner`` for a decoder of that family.
+
+    Raises:
+        ConfigError: the decoder takes states of another language model.
+    """
     settings = config.uae.conditioner
-    dtype = DTYPES[settings.dtype]
-    return Conditioner.from_pretrained(
-        settings.path, length=settings.length, role=settings.role, dtype=dtype, device=device
-    )
+    conditioner = Conditioner.from_pretrained(settings.path, family, dtype=DTYPES[settings.dtype], device=device)
+    try:
+        family.check(config.uae.decoder.path, conditioner.width, conditioner.layers)
+    except CheckpointError as error:
+        raise ConfigError("uae.conditioner.path", f"{settings.path} does not fit: {error}") from error
+    return conditioner
 
 
-def painter_settings(config: DictConfig, vae: Any, transformer: Any, micro_batch_size: int) -> PainterSettings:
+def painter_settings(config: DictConfig, family: DecoderFamily, micro_batch_size: int) -> PainterSettings:
     """What ``uae.decoder`` says of drawing.
 
     Args:
         config: the whole composed configuration.
-        vae: config of the decoder's VAE.
-        transformer: config of the decoder's transformer.
+        family: of the decoder.
         micro_batch_size: pictures denoised together.
     """
     decoder = config.uae.decoder
     return PainterSettings(
         height=decoder.height,
         width=decoder.width,
-        latent_shape=latent_shape(vae, transformer, decoder.height, decoder.width),
+        latent_shape=family.latent_shape(decoder.height, decoder.width),
         negative_prompt=decoder.negative_prompt,
         micro_batch_size=micro_batch_size,
         score_batch_size=decoder.batch_size,
@@ -126,8 +131,7 @@ def painter_settings(config: DictConfig, vae: Any, transformer: Any, micro_batch
 def build_painter(
     config: DictConfig,
     conditions: ConditionCache,
-    vae: AutoencoderKL,
-    transformer: Any,
+    vae: Any,
     device: str | torch.device,
     *,
     micro_batch_size: int,
@@ -139,33 +143,32 @@ def build_painter(
         config: the whole composed configuration.
         conditions: of captions.
         vae: of the decoder.
-        transformer: config of the decoder's transformer.
         device: where pictures are drawn.
         micro_batch_size: pictures denoised together.
         loaded_on: where reward models are put before they are moved; default: ``device``.
     """
-    settings = painter_settings(config, vae.config, transformer, micro_batch_size)
+    settings = painter_settings(config, conditions.conditioner.family, micro_batch_size)
     return Painter(conditions, vae.requires_grad_(False), build_scorer(config, loaded_on or device), settings, device)
 
 
 def build_training_painter(
-    config: DictConfig, captions: FrozenCaptioner | None, transformer: Any, device: str
+    config: DictConfig, captions: FrozenCaptioner | None, family: DecoderFamily, device: str
 ) -> Painter:
     """:func:`build_painter` of a rank that trains the decoder.
 
     Args:
         config: the whole composed configuration.
         captions: a captioner whose language model may serve as conditioner too.
-        transformer: config of the trained transformer.
+        family: of the trained decoder.
         device: where pictures are drawn.
     """
     uae = config.uae
     same = captions is not None and uae.conditioner.path == config.actor_rollout_ref.model.path
     if captions is not None and same and uae.conditioner.dtype == uae.u4g.captions.dtype:
-        conditioner = captions.shared_conditioner(length=uae.conditioner.length, role=uae.conditioner.role)
+        conditioner = captions.shared_conditioner(family)
     else:
-        conditioner = load_conditioner(config, device)
+        conditioner = load_conditioner(config, family, device)
     conditions = ConditionCache(conditioner, uae.conditioner.cache_size)
-    vae = load_model(AutoencoderKL, uae.decoder.path, subfolder=VAE).to(device)
+    vae = load_model(family.components[VAE], uae.decoder.path, subfolder=VAE).to(device)
     micro_batch_size = uae.train.micro_batch_size
-    return build_painter(config, conditions, vae, transformer, device, micro_batch_size=micro_batch_size)
+    return build_painter(config, conditions, vae, device, micro_batch_size=micro_batch_size)

@@ -16,11 +16,13 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 
 from verl_uae.caption_server.engine import CaptionEngine
 from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, CaptionResult
-from verl_uae.chain.conditioner import Conditioner, language_stack
+from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.records import Caption
 from verl_uae.checkpoints.load import load_processor
 from verl_uae.data.images import source_digest
 from verl_uae.errors import DataError
+from verl_uae.families.family import DecoderFamily
+from verl_uae.families.text import language_stack
 from verl_uae.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -133,9 +135,9 @@ class FrozenCaptioner:
         """Move the weights."""
         self.engine.to(device)
 
-    def shared_conditioner(self, *, length: int, role: str) -> Conditioner:
+    def shared_conditioner(self, family: DecoderFamily) -> Conditioner:
         """A conditioner on the captioner's own language model, so that its weights are in memory once."""
-        conditioner = Conditioner(language_stack(self.engine.model), self.engine.tokenizer, length=length, role=role)
+        conditioner = Conditioner(language_stack(self.engine.model), self.engine.tokenizer, family)
         return conditioner.eval().requires_grad_(False)
 
     def write(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:

@@ -15,18 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from verl_uae.errors import ConfigError
 from verl_uae.settings import check_choices, key
 
-#: Attention projections of both streams (Flow-GRPO, arXiv 2505.05470, code).
-DEFAULT_TARGETS = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-)
-
 STRATEGIES = ("fsdp", "fsdp2")
 _CONTENTS = ("model", "optimizer", "extra", "diffusers")
 
@@ -41,8 +29,9 @@ class LoraConfig:
     alpha: int = key(64, at_least=1)
     """Scale of the adapters, at least 1. Flow-GRPO: 64."""
 
-    target_modules: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
-    """Endings of module names that get an adapter. Flow-GRPO: the attention projections of both streams."""
+    target_modules: list[str] | None = None
+    """Endings of module names that get an adapter; null: those of the decoder's family, in most the attention
+    projections (docs/families.md)."""
 
 
 @dataclass

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,9 @@ from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, Ra
 
 from verl_uae.chain.records import Outcome, Sample
 from verl_uae.errors import DecoderError, describe
+from verl_uae.families.family import DecoderFamily
 from verl_uae.flow.plan import SamplingPlan
+from verl_uae.stages.common.build import decoder_family
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 
 #: Seconds that other ranks get to show that they died, after one has raised.
@@ -42,7 +45,11 @@ class DecoderTrainingGroup:
             device_name=config.trainer.device,
         )
         self._loading: list[Any] = [worker.init_model.remote() for worker in self.group.workers]
-        self.shift = 1.0
+
+    @functools.cached_property
+    def family(self) -> DecoderFamily:
+        """What kind of decoder the ranks train."""
+        return decoder_family(self.config)
 
     @property
     def ranks(self) -> int:
@@ -62,7 +69,7 @@ class DecoderTrainingGroup:
         """
         for rank, call in enumerate(self._loading):
             try:
-                self.shift = float(ray.get(call))
+                ray.get(call)
             except ray.exceptions.RayError as error:
                 raise DecoderError(rank, f"could not load its models: {describe(error)}") from error
         self._loading = []

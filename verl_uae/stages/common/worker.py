@@ -30,6 +30,7 @@ from verl_uae.chain.records import Draw, Outcome, Sample
 from verl_uae.engines.export import export_folder, trained_state
 from verl_uae.engines.shadow import warmed_up
 from verl_uae.engines.update_metrics import CountsLeftOut, is_left_out
+from verl_uae.families.family import DecoderFamily
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.stages.common.build import DTYPES, EMA, evaluation_plan
 
@@ -43,7 +44,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
     """
 
     painter: Painter
-    shift: float
+    family: DecoderFamily
 
     def __init__(self, config: DictConfig, worker_config: TrainingWorkerConfig) -> None:
         # verl's training worker leaves collectives torch's timeout of ten minutes, and asks for the backend
@@ -72,7 +73,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
             if plan is not None:
                 drawn = self.painter.draw(self._field(), SamplingPlan.from_dict(plan), draws, collective=True)
             else:
-                chosen = evaluation_plan(self.run, self.shift)
+                chosen = evaluation_plan(self.run, self.family)
                 with self._weights(self._averaged):
                     drawn = self.painter.draw(self.engine.field, chosen, draws, collective=True)
         return drawn.outcomes[: len(numbers)]

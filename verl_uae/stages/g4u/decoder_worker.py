@@ -37,11 +37,11 @@ from verl_uae.chain.records import (
     is_probe,
 )
 from verl_uae.engines.export import TrainedState, load_trained_state
-from verl_uae.errors import ConfigError, DecoderError
+from verl_uae.errors import DecoderError
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.reward.deadline import write_notes
 from verl_uae.reward.record import mean_record
-from verl_uae.stages.common.build import DTYPES, build_painter, decoder_shift, evaluation_plan, load_conditioner
+from verl_uae.stages.common.build import DTYPES, build_painter, decoder_family, evaluation_plan, load_conditioner
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -126,26 +126,19 @@ def build_redrawer(config: DictConfig, device: str | torch.device, draws_on: str
     """
     uae = config.uae
     decoder = Decoder.from_pretrained(uae.decoder.path, dtype=DTYPES[uae.decoder.dtype], device=device)
-    conditioner = load_conditioner(config, device)
-    wanted = decoder.projector.config.in_dim
-    if wanted != conditioner.width:
-        raise ConfigError(
-            "uae.conditioner.path",
-            f"its language model has width {conditioner.width}, the decoder's projector wants {wanted}",
-        )
+    family = decoder_family(config)
+    conditioner = load_conditioner(config, family, device)
     batch_size = uae.decoder.batch_size
     conditions = ConditionCache(conditioner, MICRO_BATCHES * batch_size)
     painter = build_painter(
         config,
         conditions,
         decoder.requires_grad_(False).vae,
-        decoder.transformer.config,
         draws_on,
         micro_batch_size=batch_size,
         loaded_on=device,
     )
-    plan = evaluation_plan(config, decoder_shift(config))
-    return Redrawer(decoder, painter, plan, uae.decoder.seeds_per_caption)
+    return Redrawer(decoder, painter, evaluation_plan(config, family), uae.decoder.seeds_per_caption)
 
 
 #: Seconds between two progress lines of a decode phase.
@@ -156,7 +149,7 @@ INPUT_FIELDS = [*SAMPLE_FIELDS, "extra_fields"]
 
 
 class DecoderWorker(Worker):
-    """Holds language model, projector, DiT, VAE and reward models; every rank has its own full copy.
+    """Holds language model, decoder and reward models; every rank has its own full copy.
 
     Args:
         config: the whole composed configuration.

@@ -4,8 +4,7 @@
 
 Latents and conditions of pairs come from disk where they are kept.
 
-Shape legend: B pairs of this rank, S noise levels, L text positions, E language-model width, C H W latents, 3 H W
-pictures.
+Shape legend: B pairs of this rank, S noise levels, C H W latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from verl.utils.device import get_device_id, get_device_name
 from verl.workers.config import TrainingWorkerConfig
 
 from verl_uae.chain.conditioner import ConditionCache
-from verl_uae.chain.decoder import encode_image
 from verl_uae.chain.draw import Painter
 from verl_uae.checkpoints.names import VAE
 from verl_uae.checkpoints.source import local_folder
@@ -34,11 +32,13 @@ from verl_uae.data.pairs import Pair
 from verl_uae.data.rows import CheckSettings
 from verl_uae.devices import FittingBatch
 from verl_uae.engines.decoder import DecoderEngine
+from verl_uae.engines.decoder_batch import on_device, read_condition, stored
 from verl_uae.engines.supervised import SUPERVISED_TYPE, SupervisedOutput
 from verl_uae.errors import DataError
+from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.matching import NoiseDensity, flow_matching_loss, forward_noise
 from verl_uae.seeding import generator, normal
-from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, decoder_shift, training_worker_config
+from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, decoder_family, training_worker_config
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 
 
@@ -46,7 +46,7 @@ class PairEncoder:
     """VAE and conditioner in front of the trained decoder; both frozen.
 
     Args:
-        vae: diffusers AutoencoderKL.
+        vae: of the decoder.
         conditions: of captions, kept in memory.
         latent_cache: latents on disk, None for none.
         condition_cache: conditions on disk, None for none.
@@ -66,6 +66,7 @@ class PairEncoder:
     ) -> None:
         self.vae = vae
         self.conditions = conditions
+        self.family = conditions.conditioner.family
         self.latent_cache = latent_cache
         self.condition_cache = condition_cache
         self.limits = limits
@@ -91,7 +92,7 @@ class PairEncoder:
 
         def encode(rows: slice) -> Tensor:
             image_B3HW = torch.stack([pictures[key] for key in waiting[rows]])
-            return encode_image(self.vae, image_B3HW.to(self.vae.device)).cpu()
+            return self.family.encode_image(self.vae, image_B3HW.to(self.vae.device)).cpu()
 
         latents = [latent_CHW for part in self._batch.map(len(waiting), encode) for latent_CHW in part]
         made = dict(zip(waiting, latents, strict=True))
@@ -101,20 +102,23 @@ class PairEncoder:
         found = [made.get(pair.content_key) if kept is None else kept for pair, kept in zip(pairs, found, strict=True)]
         return found, problems
 
-    def states(self, captions: Sequence[str]) -> tuple[list[Tensor], list[bool], list[str]]:
-        """Conditions (L, E) of captions in host memory, whether each was cut, and why one cannot be encoded."""
+    def states(self, captions: Sequence[str]) -> tuple[list[Condition], list[bool], list[str]]:
+        """Conditions of captions in host memory, whether each was cut, and why one cannot be encoded."""
         if self.condition_cache is None:
             return self.conditions.get(captions)
         kept = {caption: self.condition_cache.get(caption) for caption in dict.fromkeys(captions)}
         missing = [caption for caption, tensors in kept.items() if tensors is None]
         made = dict(zip(missing, zip(*self.conditions.get(missing), strict=True), strict=True)) if missing else {}
-        for caption, (states_LE, cut, problem) in made.items():
+        for caption, (condition, cut, problem) in made.items():
             if not problem:
-                self.condition_cache.put(caption, {"states": states_LE, "cut": torch.tensor(cut)})
+                self.condition_cache.put(caption, {"states": condition.states[0], "cut": torch.tensor(cut)})
         rows = []
         for caption in captions:
             tensors = kept[caption]
-            rows.append(made[caption] if tensors is None else (tensors["states"], bool(tensors["cut"]), ""))
+            if tensors is None:
+                rows.append(made[caption])
+            else:
+                rows.append((Condition.whole(tensors["states"][None]), bool(tensors["cut"]), ""))
         return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
     def counters(self) -> dict[str, float]:
@@ -140,16 +144,17 @@ def supervised_worker_config(config: DictConfig, total_steps: int) -> TrainingWo
     return training_worker_config(config, total_steps, SUPERVISED_TYPE, shadows=shadows)
 
 
-def density(config: DictConfig, shift: float) -> NoiseDensity:
+def density(config: DictConfig, family: DecoderFamily) -> NoiseDensity:
     """The trained noise levels.
 
     Args:
         config: the whole composed configuration.
-        shift: where ``uae.pretrain.shift`` is null.
+        family: of the decoder, for its timestep shift where ``uae.pretrain.shift`` is null.
     """
     settings: Any = OmegaConf.to_container(config.uae.pretrain.density, resolve=True)
-    own = config.uae.pretrain.shift
-    return NoiseDensity(shift=shift if own is None else float(own), **settings)
+    own, decoder = config.uae.pretrain.shift, config.uae.decoder
+    shift = family.shift(decoder.num_steps, decoder.height, decoder.width) if own is None else float(own)
+    return NoiseDensity(shift=shift, **settings)
 
 
 def build_pair_encoder(config: DictConfig, painter: Painter) -> PairEncoder:
@@ -183,7 +188,7 @@ def build_pair_encoder(config: DictConfig, painter: Painter) -> PairEncoder:
 
 
 class FlowMatching:
-    """The loss of a micro-batch; reads x0_BCHW, noise_BCHW, sigma_B and states_BLE."""
+    """The loss of a micro-batch; reads x0_BCHW, noise_BCHW, sigma_B and the condition."""
 
     def __init__(self, density: NoiseDensity) -> None:
         self.density = density
@@ -191,7 +196,7 @@ class FlowMatching:
     def __call__(self, engine: DecoderEngine, micro: TensorDict) -> SupervisedOutput:
         """See :func:`~verl_uae.flow.matching.flow_matching_loss`."""
         x_BCHW = forward_noise(micro["x0_BCHW"], micro["noise_BCHW"], micro["sigma_B"])
-        velocity_BCHW = engine.field(micro["states_BLE"])(x_BCHW, micro["sigma_B"])
+        velocity_BCHW = engine.field(read_condition(micro))(x_BCHW, micro["sigma_B"])
         weight_B = self.density.weight(micro["sigma_B"])
         loss_B = flow_matching_loss(velocity_BCHW, micro["x0_BCHW"], micro["noise_BCHW"], weight_B)
         rms_B = velocity_BCHW.detach().float().square().flatten(1).mean(1).sqrt()
@@ -199,7 +204,7 @@ class FlowMatching:
 
 
 class PretrainWorker(DecoderTrainingWorker):
-    """Trains projector and MM-DiT on pairs; VAE and language model are frozen.
+    """Trains projector and transformer on pairs; VAE and language model are frozen.
 
     Args:
         config: the whole composed configuration.
@@ -210,18 +215,17 @@ class PretrainWorker(DecoderTrainingWorker):
         super().__init__(config, supervised_worker_config(config, total_steps))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def init_model(self) -> float:
-        """Load all models; returns the timestep shift."""
+    def init_model(self) -> None:
+        """Load all models."""
         self.reset()
         device = get_device_name()
-        self.shift = decoder_shift(self.run)
-        self.density = density(self.run, self.shift)
+        self.family = decoder_family(self.run)
+        self.density = density(self.run, self.family)
         self.set_loss_fn(FlowMatching(self.density))
-        self.painter = build_training_painter(self.run, None, self.engine.module.transformer.config, device)
+        self.painter = build_training_painter(self.run, None, self.family, device)
         self.encoder = build_pair_encoder(self.run, self.painter)
         if self._offload:
             self._move_frozen("cpu")
-        return self.shift
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def learn(self, pairs: Sequence[Pair], size: HeightWidth, step: int) -> tuple[dict[str, Any], list[str]]:
@@ -275,7 +279,7 @@ class PretrainWorker(DecoderTrainingWorker):
         data = TensorDict(fields, batch_size=len(padded))
         with self.engine.eval_mode(), self._weights(self._averaged), torch.no_grad():
             parts = data.split(self.run.uae.train.micro_batch_size)
-            losses_BS = torch.cat([self._losses(part.to(get_device_id())) for part in parts]).cpu()
+            losses_BS = torch.cat([self._losses(on_device(part, get_device_id())) for part in parts]).cpu()
         usable = fields["weight_B"][: len(numbers)] > 0
         return [row.tolist() if good else None for row, good in zip(losses_BS, usable, strict=False)]
 
@@ -300,12 +304,10 @@ class PretrainWorker(DecoderTrainingWorker):
         latents, problems = self.encoder.latents(pairs, size)
         states, cut, unreadable = self.encoder.states(captions)
         problems = [first or second for first, second in zip(problems, unreadable, strict=True)]
-        factor = 2 ** (len(self.painter.vae.config.block_out_channels) - 1)
-        channels = self.engine.module.transformer.config.in_channels
-        blank = torch.zeros(channels, size[0] // factor, size[1] // factor)
+        blank = torch.zeros(self.family.latent_shape(*size))
         fields = {
             "x0_BCHW": torch.stack([blank if latent is None else latent for latent in latents]),
-            "states_BLE": torch.stack(states),
+            **stored(Condition.stack(states)),
             "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),
         }
         return fields, problems, sum(cut) / max(1, len(cut))

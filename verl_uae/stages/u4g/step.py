@@ -49,7 +49,7 @@ class PolicyGroup(DecoderTrainingGroup):
 
     def plan(self, iteration: int) -> SamplingPlan:
         """The sampling plan of a policy batch, counted from 0."""
-        return sampling_plan(self.config, self.shift, iteration)
+        return sampling_plan(self.config, self.family, iteration)
 
     def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:
         """Captions of all prompts with the ``extra_info`` of their rows, in order."""

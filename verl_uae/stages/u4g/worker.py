@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decoder policy's worker: captions, samples, rewards and updates on one GPU, trajectories never leave it.
 
-Shape legend: N samples of this rank, B of an update, K steps of the window, T drawn noise levels, L text positions,
-E language-model width, C H W latents.
+Shape legend: N samples of this rank, B of an update, K steps of the window, T drawn noise levels, C H W latents.
 """
 
 from __future__ import annotations
@@ -25,18 +24,19 @@ from verl.workers.config import TrainingWorkerConfig
 
 from verl_uae.chain.draw import Drawn, FieldOf
 from verl_uae.chain.records import Caption, Outcome, Sample
+from verl_uae.engines.decoder_batch import stored
 from verl_uae.engines.decoder_module import MODEL_TYPE
 from verl_uae.engines.replica import SamplingReplica
 from verl_uae.engines.update_metrics import is_left_out
+from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.config import WindowConfig
 from verl_uae.flow.objective import bind_objective
 from verl_uae.flow.objective.nft import draw_sigmas
 from verl_uae.flow.objective.registry import BoundObjective
 from verl_uae.flow.plan import SamplingPlan, make_plan
-from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.reward.step import has_groupwise
 from verl_uae.seeding import generator, normal
-from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, decoder_shift, training_worker_config
+from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, decoder_family, training_worker_config
 from verl_uae.stages.common.captions import CaptionSettings, FrozenCaptioner, Messages, PromptSettings
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 
@@ -69,17 +69,17 @@ def worker_config(config: DictConfig, total_steps: int) -> TrainingWorkerConfig:
     return training_worker_config(config, total_steps, MODEL_TYPE, shadows=shadows, keep_reference=reference)
 
 
-def sampling_plan(config: DictConfig, shift: float, iteration: int) -> SamplingPlan:
+def sampling_plan(config: DictConfig, family: DecoderFamily, iteration: int) -> SamplingPlan:
     """The plan of a batch.
 
     Args:
         config: the whole composed configuration.
-        shift: timestep shift.
+        family: of the decoder, see :func:`~verl_uae.stages.common.build.decoder_family`.
         iteration: number of the policy batch, from 0.
     """
     u4g = config.uae.u4g
     return make_plan(
-        sigma_schedule(u4g.num_steps, shift, u4g.table),
+        family.sigmas(u4g.num_steps, config.uae.decoder.height, config.uae.decoder.width, u4g.table),
         u4g.kernel,
         u4g.noise_level,
         WindowConfig(**u4g.window),
@@ -180,19 +180,17 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         return self.objective.objective.kind == "forward"
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def init_model(self) -> float:
-        """Load all models; returns the timestep shift."""
+    def init_model(self) -> None:
+        """Load all models."""
         self.reset()
         self.set_loss_fn(self.objective)
         device = get_device_name()
         self.captions = build_captions(self.run, device)
-        transformer = self.engine.module.transformer.config
-        self.painter = build_training_painter(self.run, self.captions, transformer, device)
+        self.family = decoder_family(self.run)
+        self.painter = build_training_painter(self.run, self.captions, self.family, device)
         self.replica = SamplingReplica(self.engine) if self.run.uae.u4g.sampler == "replica" else None
-        self.shift = decoder_shift(self.run)
         if self._offload:
             self._move_frozen("cpu")
-        return self.shift
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:
@@ -284,7 +282,7 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         step: int,
     ) -> TensorDict:
         trajectory = drawn.trajectory
-        fields: dict[str, Tensor] = {"states_BLE": torch.stack(drawn.states[rows])}
+        fields: dict[str, Tensor] = stored(Condition.stack(drawn.conditions[rows]))
         if self._forward:
             fields["x0_BCHW"] = trajectory.final_BCHW[rows]
             names = [(samples[n // layout.members].caption.digest, n % layout.members) for n in numbers]
@@ -302,8 +300,7 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
             reference_kl={"form": kl.form, "coef": float(kl.coef)},
         )
         if plan.guidance != 1.0:
-            negative = self.painter.conditions.get([self.run.uae.decoder.negative_prompt])[0][0]
-            tu.assign_non_tensor(data, negative_LE=negative)
+            tu.assign_non_tensor(data, negative=self.painter.conditions.negative(self.run.uae.decoder.negative_prompt))
         return data
 
     def _forward_draws(self, names: Sequence[tuple[str, int]], plan: SamplingPlan, step: int) -> dict[str, Tensor]:

@@ -8,8 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
-from verl_uae.chain.decoder import decode_latent, encode_image, latent_shape
+from verl_uae.families.sd3 import SD3
 from verl_uae.seeding import normal
+
+FAMILY = SD3({}, {})
+encode_image, decode_latent = FAMILY.encode_image, FAMILY.decode_latent
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +73,15 @@ def test_results_are_fp32_and_without_gradient(tiny_models: Path, picture) -> No
 def test_latent_shape_follows_codec_and_patch(tiny_models: Path, vae, picture) -> None:
     config = SD3Transformer2DModel.load_config(tiny_models / "decoder", subfolder="transformer")
     transformer = SD3Transformer2DModel.from_config(config).config
-    assert latent_shape(vae.config, transformer, 32, 32) == tuple(encode_image(vae, picture).shape[1:])
+    latent_shape = SD3({"transformer": transformer, "vae": vae.config}, {}).latent_shape
+    assert latent_shape(32, 32) == tuple(encode_image(vae, picture).shape[1:])
     multiple = 8 * transformer.patch_size
-    assert latent_shape(vae.config, transformer, 32, multiple) == (30, 4, multiple // 8)
+    assert latent_shape(32, multiple) == (30, 4, multiple // 8)
     # The decoder knows that many positions to a side.
     largest = transformer.pos_embed_max_size * multiple
-    assert latent_shape(vae.config, transformer, largest, largest) == (30, largest // 8, largest // 8)
+    assert latent_shape(largest, largest) == (30, largest // 8, largest // 8)
     with pytest.raises(ValueError, match=f"may be {largest} at most, got 32x{largest + multiple}"):
-        latent_shape(vae.config, transformer, 32, largest + multiple)
+        latent_shape(32, largest + multiple)
     for height, width in ((32 + multiple // 2, 32), (32, 32 + 1)):
         with pytest.raises(ValueError, match=f"multiples of {multiple}, got {height}x{width}"):
-            latent_shape(vae.config, transformer, height, width)
+            latent_shape(height, width)

@@ -33,6 +33,7 @@ class Krea2(FrameCodec, DecoderFamily):
     # 4.5 where the pipeline says v_c + scale (v_c - v_u).
     guidance = 5.5
     longest = 512
+    index_options = ("text_encoder_select_layers", "is_distilled")
     licence = "Krea 2 Community License (below 1 million US dollars of revenue)"
 
     @property
@@ -51,7 +52,7 @@ class Krea2(FrameCodec, DecoderFamily):
 
     def taps(self, num_layers: int) -> tuple[int, ...]:
         """Those that the folder names, or 2, 5 ... 35."""
-        return tuple(self.index.get("text_encoder_select_layers") or range(2, 36, 3))
+        return tuple(self.options["text_encoder_select_layers"] or range(2, 36, 3))
 
     def tokenize(self, tokenizer: Any, captions: Sequence[str], negative: bool = False) -> Tokens:
         """The template's end stands behind the pads, where positions count real tokens alone."""
@@ -65,7 +66,7 @@ class Krea2(FrameCodec, DecoderFamily):
 
     def mu(self, steps: int, tokens: int) -> float:
         """Constant where the folder says that the model is distilled."""
-        return 1.15 if self.index.get("is_distilled") else super().mu(steps, tokens)
+        return 1.15 if self.options["is_distilled"] else super().mu(steps, tokens)
 
     def forward(self, parts: Any, x_BCHW: Tensor, sigma_B: Tensor, condition: Condition) -> Tensor:
         """See :meth:`DecoderFamily.forward`."""

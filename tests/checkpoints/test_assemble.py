@@ -145,7 +145,7 @@ def test_a_model_folder_loads_in_stock_classes(model_folder: Path) -> None:
     decoder = Decoder.from_pretrained(str(model_folder))
     index = json.loads((model_folder / "model_index.json").read_text())
     family = SD3({}, {}, length=index["condition_length"], role=index["condition_role"])
-    conditioner = Conditioner.from_pretrained(str(model_folder / "encoder"), family)
+    conditioner = Conditioner.from_pretrained(str(model_folder / "captioner"), family)
     states = conditioner.encode(["a red circle"])
     noise = torch.zeros(1, *decoder.latent_shape(32, 32))
     assert decoder.sample(states, noise, torch.tensor([1.0, 0.5, 0.0])).shape == (1, 3, 32, 32)

@@ -49,8 +49,8 @@ def parts(folder: Path) -> Any:
 def language(tiny_models: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(tiny_models / "encoder").eval()
-    return language_stack(model), load_tokenizer(tiny_models / "encoder")
+    model = AutoModelForImageTextToText.from_pretrained(tiny_models / "captioner").eval()
+    return language_stack(model), load_tokenizer(tiny_models / "captioner")
 
 
 def by_hand(parts: Any, x: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:

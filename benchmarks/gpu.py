@@ -35,8 +35,8 @@ from benchmarks.measure import matmul_rate, provenance
 from benchmarks.ours import Ours, VerlEngine
 from benchmarks.sizes import SIZES, VAE_FACTOR, build_conditioner, build_policy, build_vae, transformer_config
 from benchmarks.work import Work, make_plan
-from verl_uae.chain.decoder import decode_latent, encode_image
 from verl_uae.devices import is_out_of_memory
+from verl_uae.families.sd3 import SD3
 from verl_uae.seeding import normal
 
 #: Length of a condition in the recipes.
@@ -150,13 +150,13 @@ def parity(bench: Bench) -> dict[str, Any]:
         with torch.no_grad():
             condition = conditioner.encode(["a red circle", "two blue squares"], device=device)
             latent_BCHW = noise_BCHW.to(device)
-            velocity = module(latent_BCHW, torch.tensor([0.3, 0.9], device=device), condition.states_BLE)
-            picture = decode_latent(vae, latent_BCHW)
+            velocity = module(latent_BCHW, torch.tensor([0.3, 0.9], device=device), condition)
+            picture = module.family.decode_latent(vae, latent_BCHW)
             found = {
-                "condition": condition.states_BLE,
+                "condition": condition.states,
                 "velocity": velocity,
                 "decode": picture,
-                "encode": encode_image(vae, picture),
+                "encode": module.family.encode_image(vae, picture),
             }
         for name, value in found.items():
             parts.setdefault(name, []).append(value.float().cpu())
@@ -220,6 +220,7 @@ def vae(dtype: torch.dtype, batch: int, pixels: int, bench: Bench) -> dict[str, 
     codec = build_vae(bench.device, bench.seed)
     side = pixels // VAE_FACTOR
     latent_BCHW = normal((batch, 16, side, side), bench.seed, "vae").to(bench.device)
+    decode_latent = SD3({}, {}).decode_latent
     wanted = decode_latent(codec, latent_BCHW[:1])
     codec = codec.to(dtype)
     if bench.device == "cuda":

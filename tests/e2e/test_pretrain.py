@@ -12,6 +12,7 @@ import torch
 from tests.e2e.world import build_world, metrics, train
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
+from verl_uae.families.sd3 import SD3
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.evaluate import held_out_scenes
 from verl_uae.scenes.render import render_float
@@ -93,7 +94,7 @@ def test_two_steps_of_cold_start(tmp_path: Path, states: str) -> None:
     assert "val-core/reward/mean" in logged[2]
     saved = out / "checkpoints" / "global_step_2"
     assert moved(world / "decoder", saved / "decoder") == {"transformer", "projector"}
-    Conditioner.from_pretrained(str(saved / "captioner"), length=CONDITION_LENGTH)
+    Conditioner.from_pretrained(str(saved / "captioner"), SD3({}, {}, length=CONDITION_LENGTH))
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(saved / "captioner")

@@ -22,6 +22,7 @@ import torch
 
 from tests import forks
 from verl_uae.checkpoints.inference import write_index
+from verl_uae.families import family_of
 from verl_uae.scenes.codec import build_codec
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.tiny_models import INFERENCE, build_captioner, build_decoder
@@ -48,7 +49,7 @@ def build_model(world: Path) -> Path:
     """A model folder of the two models of a world, with the settings of inference of the built-in scenes."""
     model = Path(shutil.copytree(world / "decoder", world / "model"))
     shutil.copytree(world / "captioner", model / "captioner")
-    write_index(model, asdict(INFERENCE))
+    write_index(model, family_of(model), asdict(INFERENCE))
     return model
 
 

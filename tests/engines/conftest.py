@@ -24,7 +24,7 @@ def facts(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def policy(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What tests.engines.policy_probe found on one rank, under "one", and on the first of two, under "two"; "folder" is
     where the two ranks wrote."""
-    return _on_one_and_two_ranks(
+    return on_one_and_two_ranks(
         "tests.engines.policy_probe", tiny_models / "decoder", tmp_path_factory.mktemp("policy")
     )
 
@@ -32,16 +32,17 @@ def policy(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.fixture(scope="session")
 def supervised(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """As ``policy``, of tests.engines.supervised_probe."""
-    return _on_one_and_two_ranks("tests.engines.supervised_probe", tiny_models, tmp_path_factory.mktemp("supervised"))
+    return on_one_and_two_ranks("tests.engines.supervised_probe", tiny_models, tmp_path_factory.mktemp("supervised"))
 
 
 @pytest.fixture(scope="session")
 def captioner(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """As ``policy``, of tests.engines.captioner_probe."""
-    return _on_one_and_two_ranks("tests.engines.captioner_probe", tiny_models, tmp_path_factory.mktemp("captioner"))
+    return on_one_and_two_ranks("tests.engines.captioner_probe", tiny_models, tmp_path_factory.mktemp("captioner"))
 
 
-def _on_one_and_two_ranks(probe: str, models: Path, root: Path) -> dict[str, Any]:
+def on_one_and_two_ranks(probe: str, models: Path, root: Path) -> dict[str, Any]:
+    """What a probe found in a group of one rank, and the first of two, by the name of the group."""
     launch(probe, models, root, one=1, two=2)
     facts = {name: json.loads((root / f"{name}_0.json").read_text()) for name in ("one", "two")}
     return {**facts, "folder": root / "two"}

@@ -15,8 +15,7 @@ import torch
 from cachetools import LRUCache
 from torch import nn
 
-from verl_uae.checkpoints.load import load_config, load_model, load_tokenizer
-from verl_uae.compat import ensure_torchvision
+from verl_uae.checkpoints.load import language_class, load_model, load_tokenizer
 from verl_uae.devices import FittingBatch, is_out_of_memory, one_by_one
 from verl_uae.errors import ConfigError
 from verl_uae.families.family import Condition, DecoderFamily
@@ -106,22 +105,6 @@ class Conditioner(nn.Module):
         """Encode captions; any text is accepted, an empty caption is the bare template. Arguments as of
         :meth:`tokenize` and :meth:`condition`."""
         return self.condition(self.tokenize(captions, negative=negative), device)
-
-
-def language_class(path: str) -> Any:
-    """The auto class of transformers that loads a model whose states can be a condition.
-
-    Raises:
-        CheckpointError: there is no configuration, or it cannot be read.
-    """
-    ensure_torchvision()
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    config = load_config(path)
-    if type(config) in AutoModelForImageTextToText._model_mapping:
-        return AutoModelForImageTextToText
-    heads = [name for name in config.architectures or () if name.endswith("ForCausalLM")]
-    return AutoModelForCausalLM if heads else AutoModel
 
 
 #: Captions encoded together, fewer where memory does not hold them. Always as many, filled up where there are fewer:

@@ -241,6 +241,25 @@ def check_captioner(folder: Path, *, verify: bool | None = None, code: bool = Fa
                 raise CheckpointError(path, f"is a second set of weights beside {used.pop()}: keep one of them here")
 
 
+def language_class(source: str | Path) -> Any:
+    """The auto class of transformers that loads a model whose text-only states can be a condition: with vision tower and
+    head where it has them. Raises `CheckpointError`: there is no configuration, or it cannot be read."""
+    ensure_torchvision()
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = load_config(source)
+    heads = tuple(config.architectures or ())
+    if type(config) in AutoModelForImageTextToText._model_mapping and not any(name.endswith("Model") for name in heads):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM if any(name.endswith("ForCausalLM") for name in heads) else AutoModel
+
+
+def check_language_model(folder: Path) -> None:
+    """`check_files` and `check_weights` of a folder that conditions come from."""
+    check_files(folder)
+    check_weights(language_class(folder), folder)
+
+
 def check_template(processor: Any, where: str | Path) -> None:
     """Render the chat template of a processor once. Raises `CheckpointError`: there is none, or it cannot be."""
     turns = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]

@@ -101,14 +101,14 @@ def validate_models(config: DictConfig) -> None:
             the conditioner's chat template does not allow.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
-    from verl_uae.checkpoints.load import check_captioner, language_sizes
+    from verl_uae.checkpoints.load import check_captioner, check_language_model, language_sizes
     from verl_uae.families import check_decoder, family_of
 
     # verl and vLLM run the captioner's code, where this is set; the language model of the condition is ours to load.
     code = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
     checks: tuple[tuple[str, Callable[[Path], None]], ...] = (
         (_CAPTIONER, functools.partial(check_captioner, code=code)),
-        (_CONDITIONER, check_captioner),
+        (_CONDITIONER, check_language_model),
         (_DECODER, check_decoder),
     )
     seen: set[Path] = set()

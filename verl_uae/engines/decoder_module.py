@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from verl_uae.checkpoints.load import load_model
@@ -106,8 +107,12 @@ class DecoderModule(nn.Module):
         family.check(path)
         kinds = {name: family.components[name] for name in family.trained.values()}
         if empty:
-            with torch.device("meta"):
-                modules = {name: _from_config(kind, path, name).to(dtype) for name, kind in kinds.items()}
+            # Not torch.device("meta"): what a module computes once, such as rotary frequencies, is no weight that would
+            # be sent.
+            with init_empty_weights(include_buffers=False):
+                modules = {name: _from_config(kind, path, name) for name, kind in kinds.items()}
+            if dtype != torch.float32:
+                modules = {name: module.to(dtype) for name, module in modules.items()}
         else:
             modules = {name: load_model(kind, path, subfolder=name, dtype=dtype) for name, kind in kinds.items()}
         module = cls(family, modules)

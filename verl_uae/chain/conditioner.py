@@ -82,6 +82,12 @@ class Conditioner(nn.Module):
         stack: Any = self.language_model
         return len(stack.layers)
 
+    @property
+    def kind(self) -> str:
+        """``model_type`` of the language model."""
+        config: Any = self.language_model.config
+        return str(config.model_type)
+
     def tokenize(self, captions: Sequence[str], *, negative: bool = False) -> Tokens:
         """Template, cut and pad captions, on the CPU; ``negative`` are those of the unconditional branch."""
         return self.family.tokenize(self.tokenizer, captions, negative)

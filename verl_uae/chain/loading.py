@@ -67,12 +67,29 @@ def dtype_of(name: str, dtype: Mapping[str, torch.dtype]) -> torch.dtype:
     return dtype.get(name, dtype.get("default", torch.float32))
 
 
-def load_model(folder: str | Path, dtype: torch.dtype, **options: Any) -> Any:
+def load_language_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
+    """The model of a transformers folder whose states are conditions, or None where there is none; arguments and error
+    as of :func:`load_model`."""
+    kind = load.language_class(folder) if (folder / CONFIG).is_file() else None
+    return load_model(folder, dtype, kind, **options)
+
+
+def load_tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a transformers folder, or None where it has none.
+
+    Raises:
+        CheckpointError: it does not load.
+    """
+    return load.load_tokenizer(folder) if any((folder / file).is_file() for file in PROCESSOR_FILES) else None
+
+
+def load_model(folder: str | Path, dtype: torch.dtype, kind: Any = None, **options: Any) -> Any:
     """The vision-language model of a transformers folder, or None where there is none.
 
     Args:
         folder: local folder.
         dtype: of the weights.
+        kind: class of transformers in place of that of vision-language models.
         options: more arguments of :func:`~verl_uae.checkpoints.load.load_model`.
 
     Raises:
@@ -83,8 +100,9 @@ def load_model(folder: str | Path, dtype: torch.dtype, **options: Any) -> Any:
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText
 
-    model = load.load_model(AutoModelForImageTextToText, folder, dtype=dtype, **options)
-    _check_tokens(model, expand(folder))
+    model = load.load_model(kind or AutoModelForImageTextToText, folder, dtype=dtype, **options)
+    if kind is None:
+        _check_tokens(model, expand(folder))
     return model
 
 

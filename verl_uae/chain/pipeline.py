@@ -32,7 +32,9 @@ from verl_uae.chain.loading import (
     dtype_of,
     generator_list,
     keep_vae_fp32,
+    load_language_model,
     load_processor,
+    load_tokenizer_of,
     local_folder,
     sigma_table,
 )
@@ -96,6 +98,7 @@ class UAEPipeline(DiffusionPipeline):
         captioner: Qwen2.5-VL; None where nothing is captioned and there is a ``language_model``.
         processor: of the captioner.
         language_model: model whose text-only states are the condition; None is the captioner's own language model.
+        tokenizer: of the ``language_model``; None is the processor's.
         condition_length: text positions of the condition, chat template included; as in training.
         condition_role: chat role of the caption in the condition.
         caption_prompt: user turn that asks for a caption, ``<image>`` where the picture goes.
@@ -114,7 +117,7 @@ class UAEPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "captioner->language_model->conditioner->transformer->vae"
-    _optional_components = [CONDITIONER, CAPTIONER, "processor", LANGUAGE_MODEL]  # noqa: RUF012 - as in diffusers
+    _optional_components = [CONDITIONER, CAPTIONER, "processor", LANGUAGE_MODEL, "tokenizer"]  # noqa: RUF012 - as in diffusers
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - as in diffusers
 
     def __init__(
@@ -126,6 +129,7 @@ class UAEPipeline(DiffusionPipeline):
         captioner: PreTrainedModel | None = None,
         processor: Any = None,
         language_model: PreTrainedModel | None = None,
+        tokenizer: Any = None,
         condition_length: int = _DEFAULTS.condition_length,
         condition_role: str = _DEFAULTS.condition_role,
         caption_prompt: str = _DEFAULTS.caption_prompt,
@@ -148,6 +152,7 @@ class UAEPipeline(DiffusionPipeline):
             captioner=captioner,
             processor=processor,
             language_model=language_model,
+            tokenizer=tokenizer,
         )
         settings = InferenceSettings(
             condition_length=condition_length,
@@ -205,13 +210,15 @@ class UAEPipeline(DiffusionPipeline):
         for name, kind in components.items():
             if name not in kwargs:
                 kwargs[name] = load_model(kind, root, subfolder=name, dtype=dtype_of(name, dtype), **options)
-        for name in (CAPTIONER, LANGUAGE_MODEL):
+        for name, load in ((CAPTIONER, load_captioner), (LANGUAGE_MODEL, load_language_model)):
             if name not in kwargs:
-                kwargs[name] = load_captioner(root / name, dtype_of(name, dtype), **options)
+                kwargs[name] = load(root / name, dtype_of(name, dtype), **options)
         if "scheduler" not in kwargs:
             kwargs["scheduler"] = load_scheduler(root)
         if "processor" not in kwargs:
             kwargs["processor"] = load_processor(root)
+        if "tokenizer" not in kwargs:
+            kwargs["tokenizer"] = load_tokenizer_of(root / LANGUAGE_MODEL)
         kwargs |= {"use_safetensors": True, "trust_remote_code": False}
         owner = kwargs[CAPTIONER] if kwargs[LANGUAGE_MODEL] is None else kwargs[LANGUAGE_MODEL]
         if all(kwargs[name] is not None for name in components):
@@ -230,16 +237,18 @@ class UAEPipeline(DiffusionPipeline):
         """
         if not kwargs.pop("safe_serialization", True):
             raise ValueError("only safetensors are written")
-        processor = self.processor
+        processor, tokenizer = self.processor, self.tokenizer
+        if tokenizer is not None and self.language_model is not None:
+            tokenizer.save_pretrained(Path(save_directory) / LANGUAGE_MODEL)
         if processor is not None:
             name = CAPTIONER if self.captioner is not None or self.language_model is None else LANGUAGE_MODEL
             processor.save_pretrained(Path(save_directory) / name)
         # diffusers would give it a folder of its own; the transformers folder must be complete by itself.
-        self.register_modules(processor=None)
+        self.register_modules(processor=None, tokenizer=None)
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:
-            self.register_modules(processor=processor)
+            self.register_modules(processor=processor, tokenizer=tokenizer)
 
     def to(self, *args: Any, **kwargs: Any) -> UAEPipeline:
         """Move and convert as ``DiffusionPipeline.to`` does, the VAE in fp32 at any rate."""
@@ -305,10 +314,11 @@ class UAEPipeline(DiffusionPipeline):
             ValueError: there is no language model or no tokenizer.
         """
         owner = self.captioner if self.language_model is None else self.language_model
-        if owner is None or self.processor is None:
+        reader = self.processor if self.language_model is None or self.tokenizer is None else self.tokenizer
+        if owner is None or reader is None:
             raise ValueError("drawing a text takes a captioner or a language_model, and a processor")
         _onload(owner)
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        tokenizer = getattr(reader, "tokenizer", reader)
         conditioner = Conditioner(language_stack(owner), tokenizer, self.family)
         tokens = conditioner.tokenize(prompts, negative=negative)
         with torch.no_grad():

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from verl_uae.checkpoints.inference import InferenceSettings, write_index
-from verl_uae.checkpoints.load import language_sizes, load_model, load_tokenizer
+from verl_uae.checkpoints.load import language_class, language_sizes, load_model, load_tokenizer
 from verl_uae.checkpoints.manifest import Card, verify_folder, write_manifest
 from verl_uae.checkpoints.names import (
     CAPTIONER,
@@ -23,7 +23,6 @@ from verl_uae.checkpoints.names import (
     LANGUAGE_MODEL,
     MANIFEST,
     MODEL_INDEX,
-    SCHEDULER,
     SCHEDULER_CONFIG,
 )
 from verl_uae.checkpoints.source import read_tensors, same_tensors, weight_files
@@ -95,16 +94,19 @@ def write_decoder(folder: Path, parts: Mapping[str, nn.Module | Path], source: P
     Args:
         folder: where to.
         parts: components by name, modules or folders to be copied.
-        source: decoder folder that the others and ``scheduler/`` are copied from.
+        source: decoder folder that the others and the settings of the scheduler are taken from.
     """
     for name, part in parts.items():
         if isinstance(part, Path):
             copy_component(part, folder / name)
         else:
             save_component(part, folder / name)
-    missing = [name for name in family_in(folder).components if name not in parts]
-    for name in (*missing, *([SCHEDULER] if (source / SCHEDULER).is_dir() else [])):
+    for name in (name for name in family_in(folder).components if name not in parts):
         copy_component(source / name, folder / name)
+    # Also where a published folder has another solver, or none.
+    family = family_of(folder, settings=source)
+    family.save_scheduler(folder)
+    write_index(folder, family, {})
 
 
 def save_component(module: Any, folder: Path) -> None:
@@ -153,19 +155,21 @@ def check_model(folder: Path, *, code: bool = False) -> None:
     family = check_components(folder)
     for name in (LANGUAGE_MODEL, CAPTIONER):
         if (folder / name).is_dir():
-            sizes = check_transformers(folder / name, code=code)
+            kind = language_class(folder / name) if name == LANGUAGE_MODEL else None
+            sizes = check_transformers(folder / name, kind, code=code)
             if name == LANGUAGE_MODEL or not (folder / LANGUAGE_MODEL).is_dir():
                 family.check(folder, *sizes)
 
 
-def check_transformers(folder: Path, *, code: bool = False) -> tuple[int, int]:
-    """Load a vision-language model with its tokenizer as a user would; returns width and layers of its language model.
-    Raises `CheckpointError`: tensors are missing, unknown or of another shape, or it does not load at all."""
+def check_transformers(folder: Path, kind: Any = None, *, code: bool = False) -> tuple[int, int, str]:
+    """Load a model with its tokenizer as a user would, by default a vision-language model; returns what
+    :func:`~verl_uae.checkpoints.load.language_sizes` says of it. Raises `CheckpointError`: tensors are missing, unknown or of another shape, or it does not load
+    at all."""
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText
 
     load_tokenizer(folder, code=code)
-    model = load_model(AutoModelForImageTextToText, folder, dtype="auto", code=code)
+    model = load_model(kind or AutoModelForImageTextToText, folder, dtype="auto", code=code)
     return language_sizes(model.config)
 
 

@@ -21,6 +21,7 @@ def add_parser(subparsers: Any) -> None:
     sources = importer.add_subparsers(dest="layout", required=True)
     _add_sd3(sources)
     _add_release(sources)
+    _add_decoder(sources)
     _add_export(subparsers)
     verifier = subparsers.add_parser("verify", help="check every file of a model folder against its manifest")
     verifier.add_argument("folder", type=argument_path)
@@ -47,6 +48,20 @@ def _add_release(sources: Any) -> None:
     release.add_argument("--revision", metavar="REV", help="commit, tag or branch on the hub")
     _add_last(release, _LENGTH)
     release.set_defaults(run=_import_release)
+
+
+def _add_decoder(sources: Any) -> None:
+    decoder = sources.add_parser("decoder", help="a decoder of any family that needs no projector, and a captioner")
+    decoder.add_argument("--decoder", required=True, metavar="MODEL", help="diffusers folder as published, or hub id")
+    decoder.add_argument("--decoder-revision", metavar="REV", help="commit, tag or branch on the hub")
+    shared = "vision-language model, folder or hub id; makes the conditions too where the decoder reads such a model"
+    decoder.add_argument("--captioner", required=True, metavar="MODEL", help=shared)
+    decoder.add_argument("--captioner-revision", metavar="REV", help="commit, tag or branch on the hub")
+    trusted = "accept Python code of the captioner's repository; needs --captioner-revision with a full commit"
+    decoder.add_argument("--trust-remote-code", action="store_true", dest="remote_code", help=trusted)
+    place = "where the folder goes; must not exist"
+    decoder.add_argument("--out", type=argument_path, required=True, metavar="DIR", help=place)
+    decoder.set_defaults(run=_import_decoder)
 
 
 def _add_export(subparsers: Any) -> None:
@@ -95,6 +110,14 @@ def _import_release(args: argparse.Namespace) -> int:
     from verl_uae.checkpoints.imports import ReleaseImport, import_release
 
     return _say(args.out, import_release(_settings(ReleaseImport, args), args.out))
+
+
+def _import_decoder(args: argparse.Namespace) -> int:
+    args.decoder = model_source(args.decoder, "--decoder")
+    args.captioner = model_source(args.captioner, "--captioner")
+    from verl_uae.checkpoints.imports import DecoderImport, import_decoder
+
+    return _say(args.out, import_decoder(_settings(DecoderImport, args), args.out))
 
 
 def _export(args: argparse.Namespace) -> int:

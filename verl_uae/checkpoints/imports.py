@@ -1,6 +1,7 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Imports: SD3 with Qwen2.5-VL and a projector that has not learned yet, and the official UAE release.
+"""Imports: SD3 with Qwen2.5-VL and a projector that has not learned yet, the official UAE release, and decoders that
+read a language model as it is.
 
 The release (September 2025) is a language model and a MM-DiT, each with adapters, made one here. It loads ``llm_lora``
 leniently; here every tensor has a place or is an error. As in the release, one language model writes captions and makes
@@ -56,6 +57,7 @@ from verl_uae.checkpoints.names import ADAPTER_WEIGHTS, CONDITIONER, GENERATION_
 from verl_uae.checkpoints.source import check_safetensors, local_folder, pickles, read_files, same_tensors
 from verl_uae.compat import ensure_torchvision
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.families import family_in, family_of
 from verl_uae.families.sd3 import Projector
 from verl_uae.seeding import derive_seed
 
@@ -163,6 +165,83 @@ def empty_prompt_pooled(sd3: Path) -> Tensor:
         ids = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
         parts.append(captioner(ids).text_embeds[0])
     return torch.cat(parts)
+
+
+# ------------------------------------------------------------ a decoder that reads a language model as it is
+
+
+#: Where published folders have the language model of their conditions, and its tokenizer or processor.
+_TEXT_ENCODER, _READERS = "text_encoder", ("tokenizer", "processor")
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderImport:
+    """What to import."""
+
+    decoder: str
+    """Folder as diffusers publishes it, or hub id."""
+    captioner: str
+    """Vision-language model, folder or hub id. Its language model makes the conditions where it has the sizes that the
+    decoder wants, else the text encoder of the decoder's folder does."""
+    decoder_revision: str | None = None
+    captioner_revision: str | None = None
+    remote_code: bool = False
+    """See `Sd3Import`."""
+
+
+def import_decoder(settings: DecoderImport, out: str | Path) -> dict[str, Any]:
+    """Write a model folder of a published decoder and a captioner, nothing of which is changed. It must not exist;
+    returns its manifest. Raises `CheckpointError`: a source is not what it should be, or ``out`` exists; `ConfigError`:
+    the decoder needs a projector."""
+    parts = (TRANSFORMER, VAE, SCHEDULER, _TEXT_ENCODER, *_READERS)
+    decoder = local_folder(settings.decoder, revision=settings.decoder_revision, parts=parts)
+    captioner = local_folder(settings.captioner, revision=settings.captioner_revision, remote_code=settings.remote_code)
+    if family_in(decoder).needs_projector:
+        reason = f"{settings.decoder} reads no language model without a projector: use verl-uae import sd3"
+        raise ConfigError("--decoder", reason)
+    family = family_of(decoder)
+    shared = True
+    try:
+        family.check(decoder, *language_sizes(captioner))
+    except CheckpointError:
+        shared = False
+        if not (decoder / _TEXT_ENCODER).is_dir():
+            raise
+    revisions = (settings.decoder_revision, settings.captioner_revision)
+    at_decoder, at_captioner = (f" at {revision}" if revision else "" for revision in revisions)
+    entries = InferenceSettings(
+        condition_length=family.length,
+        condition_role=family.role,
+        num_inference_steps=family.steps,
+        guidance_scale=family.guidance,
+        negative_prompt="",
+    )
+    model = ModelParts(
+        decoder=lambda folder: write_decoder(folder, {TRANSFORMER: decoder / TRANSFORMER}, decoder),
+        captioner=functools.partial(copy_transformers, captioner, code=settings.remote_code),
+        language_model=None if shared else lambda folder: _copy_text_encoder(decoder, folder),
+        card=Card(
+            title=f"{family.name} with a captioner, before training",
+            origin=f"Imported as published. Licence of the decoder: {family.licence}.",
+            base_models={
+                "decoder": settings.decoder + at_decoder,
+                f"captioner{' (its language model is the condition)' if shared else ''}": settings.captioner
+                + at_captioner,
+            },
+            constants={},
+        ),
+        entries=asdict(entries),
+        code=settings.remote_code,
+    )
+    return publish_model(model, out)
+
+
+def _copy_text_encoder(decoder: Path, folder: Path) -> None:
+    """The language model of a published decoder, with its tokenizer beside it."""
+    copy_transformers(decoder / _TEXT_ENCODER, folder)
+    for name in _READERS:
+        if (decoder / name).is_dir():
+            copy_transformers_files(decoder / name, folder, weights=False)
 
 
 def _entries(settings: Sd3Import | ReleaseImport) -> dict[str, Any]:

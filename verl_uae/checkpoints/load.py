@@ -192,12 +192,13 @@ def load_tokenizer(source: str | Path, kind: Any = None, *, code: bool = False, 
     return _read(kind, "AutoTokenizer", "tokenizer", source, options, code=code)
 
 
-def language_sizes(source: Path | Any) -> tuple[int, int]:
-    """Width and number of layers of the language model of a folder, or of a configuration. Raises `CheckpointError`:
-    the folder has no readable configuration."""
+def language_sizes(source: Path | Any) -> tuple[int, int, str]:
+    """Width, number of layers and ``model_type`` of the language model of a folder, or of a configuration. Raises
+    `CheckpointError`: the folder has no readable configuration."""
     try:
-        text = (load_config(source, code=True) if isinstance(source, Path) else source).get_text_config()
-        return int(text.hidden_size), int(text.num_hidden_layers)
+        config = load_config(source, code=True) if isinstance(source, Path) else source
+        text = config.get_text_config()
+        return int(text.hidden_size), int(text.num_hidden_layers), str(config.model_type)
     except (CheckpointError, AttributeError) as error:
         raise CheckpointError(source, f"no vision-language model: {error}") from error
 
@@ -242,8 +243,8 @@ def check_captioner(folder: Path, *, verify: bool | None = None, code: bool = Fa
 
 
 def language_class(source: str | Path) -> Any:
-    """The auto class of transformers that loads a model whose text-only states can be a condition: with vision tower and
-    head where it has them. Raises `CheckpointError`: there is no configuration, or it cannot be read."""
+    """The auto class of transformers that loads a model whose text-only states can be a condition: with vision tower
+    and head where it has them. Raises `CheckpointError`: there is no configuration, or it cannot be read."""
     ensure_torchvision()
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 

@@ -45,11 +45,12 @@ def family_class(name: str, key: str = "transformer") -> type[DecoderFamily]:
     return FAMILIES.get(name, key)
 
 
-def family_of(source: str | Path, **options: Any) -> DecoderFamily:
+def family_of(source: str | Path, *, settings: Path | None = None, **options: Any) -> DecoderFamily:
     """The family of a decoder, from its configurations alone.
 
     Args:
         source: decoder folder or hub id.
+        settings: local folder with scheduler and index; None is the same one.
         options: ``length``, ``role`` and ``shift`` of :class:`~verl_uae.families.family.DecoderFamily`.
 
     Raises:
@@ -61,10 +62,11 @@ def family_of(source: str | Path, **options: Any) -> DecoderFamily:
     # Of the hub the configurations alone are fetched.
     root = local_folder(source, parts=(SCHEDULER,))
     kind = check_decoder_folder(root)
-    index = read_object(root / MODEL_INDEX) if (root / MODEL_INDEX).is_file() else {}
+    settings = root if settings is None else settings
+    index = read_object(settings / MODEL_INDEX) if (settings / MODEL_INDEX).is_file() else {}
     configs = {name: _completed(component, root / name) for name, component in kind.components.items()}
     try:
-        return kind(configs, kind.read_scheduler(root), index, **options)
+        return kind(configs, kind.read_scheduler(settings), index, **options)
     except ValueError as error:
         raise CheckpointError(root / TRANSFORMER, str(error)) from error
 

@@ -127,6 +127,8 @@ class DecoderFamily:
     not, rows run by length."""
     needs_projector: ClassVar[bool] = False
     """Whether it reads no language model before a projector of ours has been pre-trained."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """``model_type`` of the language models whose states it was trained on; empty: of any."""
     longest: ClassVar[int] = 512
     """Most text positions."""
     default_role: ClassVar[str] = "user"
@@ -210,22 +212,28 @@ class DecoderFamily:
         """*family*: E, width of the language model that the components take; None where they do not say."""
         return None
 
-    def check(self, where: str | Path, width: int | None = None, layers: int | None = None) -> None:
+    def check(
+        self, where: str | Path, width: int | None = None, layers: int | None = None, kind: str | None = None
+    ) -> None:
         """Refuse components that were not made for each other, before one meets what another computes.
 
         Args:
             where: their folder or hub id, for the error.
             width: E, of the language model that the condition comes from, if it is known.
             layers: its number of layers, if it is known.
+            kind: its ``model_type`` or that of the whole model, if it is known.
 
         Raises:
-            CheckpointError: naming both sizes.
+            CheckpointError: naming both sizes, or kinds.
         """
         if type(self).encode is DecoderFamily.encode:
             for name in _STATISTICS:
                 if getattr(self.vae_config, name, None) is not None:
                     text = f"{name} is set; latents are scaled by scaling_factor and shift_factor alone"
                     raise CheckpointError(f"{where}/{VAE}", text)
+        if kind is not None and self.reads and kind.removesuffix("_text") not in self.reads:
+            text = f"takes states of {' or '.join(self.reads)}, the language model is a {kind}"
+            raise CheckpointError(f"{where}/{TRANSFORMER}", text)
         if width is not None and self.state_width not in (None, width):
             text = f"takes states of width {self.state_width}, the language model has width {width}"
             raise CheckpointError(f"{where}/{TRANSFORMER}", text)

@@ -30,6 +30,7 @@ class Flux2Klein(PatchedCodec, DecoderFamily):
     lora_targets = r".*\.(to_q|to_k|to_v|to_out\.0|to_qkv_mlp_proj)|single_transformer_blocks\..*\.to_out"
     mixes_lengths = False
     longest = 512
+    reads = ("qwen3",)
     licence = "Apache-2.0 (4B); FLUX Non-Commercial License (9B)"
 
     def __init__(self, *args: Any, **options: Any) -> None:

@@ -46,6 +46,7 @@ class Flux3(PatchedCodec, DecoderFamily):
     )
     mixes_lengths = False
     longest = 8192
+    reads = ("qwen3_vl",)
     licence = "FLUX Kommunity License (non-commercial, or below 5 million US dollars of revenue)"
     # A modular repository names none: the published pipeline makes it with this shift.
     default_scheduler: ClassVar[Mapping[str, Any]] = {"shift": 6.93}

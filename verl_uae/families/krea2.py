@@ -34,6 +34,7 @@ class Krea2(FrameCodec, DecoderFamily):
     guidance = 5.5
     longest = 512
     index_options = ("text_encoder_select_layers", "is_distilled")
+    reads = ("qwen3_vl",)
     licence = "Krea 2 Community License (below 1 million US dollars of revenue)"
 
     @property

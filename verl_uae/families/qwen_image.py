@@ -38,6 +38,7 @@ class QwenImage(FrameCodec, DecoderFamily):
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
     longest = 1024
+    reads = ("qwen2_5_vl",)
     licence = "Apache-2.0"
 
     def __init__(self, *args: Any, **options: Any) -> None:

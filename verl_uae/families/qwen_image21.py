@@ -41,6 +41,7 @@ class QwenImage21(FrameCodec, DecoderFamily):
     mixes_lengths = False
     # Of ours: the published pipeline has no limit.
     longest = 4096
+    reads = ("qwen3_vl",)
     licence = "Qwen Research License (non-commercial)"
     latent_factor = 16
 

@@ -54,6 +54,7 @@ class Sana(DecoderFamily):
     steps = 20
     guidance = 4.5
     longest = 300
+    reads = ("gemma2",)
     licence = "NVIDIA License (NSCL v2-custom, non-commercial); Gemma Terms of Use for its language model"
     latent_factor = 32
     patch = 1

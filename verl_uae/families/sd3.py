@@ -94,7 +94,9 @@ class SD3(DecoderFamily):
         """E of the projector."""
         return int(self.configs[CONDITIONER].in_dim)
 
-    def check(self, where: str | Path, width: int | None = None, layers: int | None = None) -> None:
+    def check(
+        self, where: str | Path, width: int | None = None, layers: int | None = None, kind: str | None = None
+    ) -> None:
         """See :meth:`DecoderFamily.check`."""
         super().check(where)
         transformer = self.transformer_config

@@ -29,6 +29,7 @@ class ZImage(DecoderFamily):
     # 5 where the pipeline says v_c + scale (v_c - v_u).
     guidance = 6.0
     longest = 512
+    reads = ("qwen3",)
     licence = "Apache-2.0"
 
     @property

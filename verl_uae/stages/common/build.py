@@ -102,7 +102,7 @@ def load_conditioner(config: DictConfig, family: DecoderFamily, device: str | to
     settings = config.uae.conditioner
     conditioner = Conditioner.from_pretrained(settings.path, family, dtype=DTYPES[settings.dtype], device=device)
     try:
-        family.check(config.uae.decoder.path, conditioner.width, conditioner.layers)
+        family.check(config.uae.decoder.path, conditioner.width, conditioner.layers, conditioner.kind)
     except CheckpointError as error:
         raise ConfigError("uae.conditioner.path", f"{settings.path} does not fit: {error}") from error
     return conditioner

@@ -163,8 +163,8 @@ def check_model(folder: Path, *, code: bool = False) -> None:
 
 def check_transformers(folder: Path, kind: Any = None, *, code: bool = False) -> tuple[int, int, str]:
     """Load a model with its tokenizer as a user would, by default a vision-language model; returns what
-    :func:`~verl_uae.checkpoints.load.language_sizes` says of it. Raises `CheckpointError`: tensors are missing, unknown or of another shape, or it does not load
-    at all."""
+    :func:`~verl_uae.checkpoints.load.language_sizes` says of it. Raises `CheckpointError`: tensors are missing, unknown
+    or of another shape, or it does not load at all."""
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText
 

@@ -143,6 +143,9 @@ def _check_stage(config: DictConfig, family: Any) -> None:
     where = f"{config.uae.decoder.path} ({family.name}) reads the language model without a projector"
     if config.uae.stage == "pretrain":
         raise ConfigError(_DECODER, f"{where}, so there is nothing to pre-train: go on with uae_g4u or uae_u4g")
+    if config.uae.stage == "cold_start" and config.uae.cold_start.states == "in_context":
+        reason = f"{where}, from other layers than in_context has: set it to text_only"
+        raise ConfigError("uae.cold_start.states", reason)
     if config.uae.stage != "g4u" and config.uae.train.train_projector:
         raise ConfigError("uae.train.train_projector", f"{where}: set it to false")
 

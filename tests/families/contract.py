@@ -26,7 +26,11 @@ from torch import Tensor, nn
 
 from tests.families.stock import moment
 from tests.families.tiny import Tiny, build
-from verl_uae.families import family_of
+from verl_uae.chain.conditioner import Conditioner
+from verl_uae.chain.decoder import Decoder
+from verl_uae.checkpoints.load import check_language_model
+from verl_uae.engines.decoder_module import DecoderModule
+from verl_uae.families import check_decoder, family_of
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.families.text import Tokens, language_stack, tap_states
 from verl_uae.flow.kernels import coefficients, step
@@ -318,14 +322,45 @@ class Contract:
     # ------------------------------------------------------------ weights
 
     @torch.no_grad()
-    def test_a_folder_gives_the_same_bits_again(
-        self, family: DecoderFamily, tiny: Tiny, folder: Path, encode: Callable[..., Condition], parts: Any
+    def test_a_folder_is_read_and_written_with_the_same_bits(
+        self, tiny: Tiny, folder: Path, encode: Callable[..., Condition], parts: Any, tmp_path: Path
     ) -> None:
+        check_decoder(folder)
+        read = Decoder.from_pretrained(str(folder))
+        read.save_pretrained(str(tmp_path / "written"))
+        check_decoder(tmp_path / "written")
+        written = Decoder.from_pretrained(str(tmp_path / "written"))
+        x, sigma_B, condition = self.noise(read.family, 2), torch.tensor([0.9, 0.3]), encode(*CAPTIONS)
+        expected = read.family.field(parts, condition)(x, sigma_B)
+        for decoder in (read, written):
+            assert torch.equal(decoder.velocity(x, sigma_B, condition), expected)
+            assert torch.equal(decoder.decode_latent(x), read.family.decode_latent(tiny.vae, x))
+            assert torch.equal(decoder.family.sigmas(STEPS, **SIZE), read.family.sigmas(STEPS, **SIZE))
+
+    def test_the_language_model_is_read_from_its_own_folder(
+        self, family: DecoderFamily, folder: Path, encode: Callable[..., Condition]
+    ) -> None:
+        """With the tokenizer beside it; without vision tower and head."""
+        place = next(each for each in folder.parent.iterdir() if each.name in ("captioner", "language_model"))
+        check_language_model(place)
+        found = Conditioner.from_pretrained(str(place), family).encode(CAPTIONS)
+        assert torch.equal(found.states, encode(*CAPTIONS).states)
+
+    @torch.no_grad()
+    def test_a_rank_that_is_sent_the_weights_computes_with_them(
+        self, family: DecoderFamily, folder: Path, encode: Callable[..., Condition], parts: Any
+    ) -> None:
+        """Tables that a transformer keeps beside weights and buffers are not sent."""
+        module = DecoderModule.from_pretrained(str(folder), empty=True)
+        assert all(weight.is_meta for weight in module.parameters())
+        module.to_empty(device="cpu")
+        own = {**dict(module.transformer.named_parameters()), **dict(module.transformer.named_buffers())}
+        sent = {**dict(parts.transformer.named_parameters()), **dict(parts.transformer.named_buffers())}
+        assert own.keys() == sent.keys()
+        for name, tensor in sent.items():
+            own[name].copy_(tensor)
         x, sigma_B, condition = self.noise(family, 2), torch.tensor([0.9, 0.3]), encode(*CAPTIONS)
-        again = SimpleNamespace(transformer=load(family, folder))
-        assert torch.equal(*(family.field(each, condition)(x, sigma_B) for each in (parts, again)))
-        vae = load(family, folder, "vae")
-        assert torch.equal(*(family.decode_latent(each, x) for each in (tiny.vae, vae)))
+        assert torch.equal(module(x, sigma_B, condition), family.field(parts, condition)(x, sigma_B))
 
     def test_every_kind_of_block_is_there_and_compiles_to_one_graph(
         self, family: DecoderFamily, folder: Path, encode: Callable[..., Condition]

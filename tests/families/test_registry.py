@@ -27,7 +27,8 @@ def test_the_page_lists_every_family_with_its_licence() -> None:
     for kind in BUILT_IN:
         found = family_class(kind)
         assert found.licence in page, found.name
-        assert page.count(f"| `{found.name}` |") == 3, found.name
+        # Licence, captions, transformer; presets may have the same names.
+        assert page.count(f"\n| `{found.name}` |") >= 3, found.name
 
 
 def test_names_are_those_of_one_family() -> None:

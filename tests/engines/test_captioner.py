@@ -17,8 +17,7 @@ from torch import nn
 from verl_uae.checkpoints.assemble import tensors_of
 from verl_uae.checkpoints.export import write_trained_captioner
 from verl_uae.checkpoints.names import HUGGINGFACE
-from verl_uae.engines.captioner import check_adapters, check_frozen, check_layers, freeze_vision_tower, without_towers
-from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.engines.captioner import freeze_vision_tower
 
 
 def test_is_registered_for_the_cpu(facts: dict[str, Any]) -> None:
@@ -155,93 +154,3 @@ def test_adapters_to_go_on_with_must_be_whole_and_outside_the_tower(captioner: d
     assert found["whole"] == ""
     assert re.search(r"adapter_model\.safetensors: .*lacks 1 tensors such as base_model.*lora_A", found["cut"])
     assert re.search(r"lora_adapter_path: would train 2 parameters of the vision tower, .*lora_A", found["tower"])
-
-
-def test_peft_leaves_out_what_it_was_told_and_the_tower() -> None:
-    """By its own matching, for each of the forms that it takes."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    def adapted(excluded: Any) -> set[str]:
-        names = ("visual.q", "visual.deep.k", "language.q", "language.k")
-        module = nn.Module()
-        for name in names:
-            parent = module
-            *path, last = name.split(".")
-            for part in path:
-                parent = parent._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
-            parent.add_module(last, nn.Linear(2, 2))
-        config = LoraConfig(r=1, target_modules=r".*\.[qk]", exclude_modules=without_towers(excluded))
-        inject_adapter_in_model(config, module)
-        return {name.partition(".lora_A")[0] for name, _ in module.named_parameters() if ".lora_A." in name}
-
-    assert adapted(None) == {"language.q", "language.k"}
-    assert adapted("(?i)LANGUAGE.*K") == {"language.q"}, "flags at the start of an expression"
-    assert adapted("language.*k") == adapted(["k"]) == adapted(["language.k"]) == {"language.q"}
-
-
-def test_a_tower_that_would_train_is_refused() -> None:
-    module = nn.ModuleDict({"visual": nn.Linear(2, 2), "language": nn.Linear(2, 2)})
-    with pytest.raises(ConfigError, match=r"lora_adapter_path: would train 2 parameters .* such as weight"):
-        check_frozen(module)
-    freeze_vision_tower(module)
-    check_frozen(module)
-
-
-@pytest.mark.parametrize("scale", [{"use_rslora": True}, {"alpha_pattern": {"k": 3}}, {"rank_pattern": {"k": 1}}, {}])
-def test_a_scale_that_a_checkpoint_cannot_say_is_refused(tmp_path: Path, scale: dict[str, Any]) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    model = nn.ModuleDict({"q": nn.Linear(3, 3), "k": nn.Linear(3, 3)})
-    adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q", "k"], **scale))
-    adapted.save_pretrained(str(tmp_path))
-    check_layers(adapted, "key")
-    if not scale:
-        check_adapters(adapted, tmp_path, 2)
-        with pytest.raises(ConfigError, match=r"lora_rank: is 8, the adapters in .* have 2: set it to that"):
-            check_adapters(adapted, tmp_path, 8)
-        return
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json: scales .* than by a whole lora_alpha / r"):
-        check_adapters(adapted, tmp_path, 2)
-
-
-class Speaker(nn.Module):
-    """An embedding, a convolution and linear layers, the last of which may be the embedding's too."""
-
-    def __init__(self, tied: bool = False) -> None:
-        super().__init__()
-        self.words, self.q, self.patches = nn.Embedding(5, 4), nn.Linear(4, 4), nn.Conv1d(4, 4, 1)
-        self.head = nn.Linear(4, 5, bias=False)
-        if tied:
-            self.head.weight = self.words.weight
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        ({"target_modules": ["q", "words"]}, "words.lora_embedding_A"),
-        ({"target_modules": ["patches"]}, "patches.lora_A"),
-        ({"target_modules": ["q"], "use_dora": True}, "q.lora_magnitude_vector"),
-        ({"target_modules": ["q"], "modules_to_save": ["head"]}, "head.modules_to_save"),
-        ({"target_modules": ["q"], "bias": "all"}, "q.base_layer.bias"),
-        ({"target_modules": ["q"], "lora_bias": True}, "q.lora_B.default.bias"),
-        ({"target_modules": ["q"], "target_parameters": ["head.weight"]}, "head.lora_A"),
-    ],
-)
-def test_what_a_checkpoint_of_adapters_would_lose_is_refused_before_it_trains(
-    settings: dict[str, Any], name: str
-) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    adapted = get_peft_model(Speaker(), LoraConfig(r=2, lora_alpha=4, **settings))
-    with pytest.raises(ConfigError, match=rf"target_modules: would train \d parameters such as .*{re.escape(name)}"):
-        check_layers(adapted, "actor_rollout_ref.model.target_modules")
-
-
-def test_an_adapter_of_a_weight_with_two_users_is_refused() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    for tied, targets in ((False, ["q", "head"]), (True, ["q"])):
-        check_layers(get_peft_model(Speaker(tied), LoraConfig(r=2, target_modules=targets)), "key")
-    adapted = get_peft_model(Speaker(tied=True), LoraConfig(r=2, target_modules=["q", "head"]))
-    with pytest.raises(ConfigError, match=r"key: adapts .*head, whose weight another layer uses too"):
-        check_layers(adapted, "key")

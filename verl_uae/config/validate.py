@@ -59,6 +59,7 @@ class ValidateCallback(Callback):
             check_free(Path(config.trainer.default_local_dir))
             validate_models(config)
             validate_sizes(config)
+            g4u.validate_placement(config)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible setting: {error}\n")
@@ -142,6 +143,13 @@ def _validate_stage(config: DictConfig) -> None:
         )
     if stage in CAPTIONING:
         return
+    model = config.actor_rollout_ref.model
+    if model.lora_rank > 0 or model.get("lora_adapter_path") is not None:
+        raise ConfigError(
+            f"actor_rollout_ref.model.{'lora_rank' if model.lora_rank > 0 else 'lora_adapter_path'}",
+            f"stage {stage} puts no adapters on the captioner; give it the model with its adapters multiplied in "
+            "(verl-uae export), whose path is actor_rollout_ref.model.path",
+        )
     for key, only in _DECODER_WORKERS.items():
         value = OmegaConf.select(config, key)
         if value != only:

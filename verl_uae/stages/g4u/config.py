@@ -5,11 +5,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_uae.errors import ConfigError
-from verl_uae.settings import check_whole, key
+from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.settings import CAPTIONING, check_whole, key
+
+_MODEL = "actor_rollout_ref.model"
+
+#: Largest rank of vLLM's ``max_lora_rank``.
+MOST_SERVED_RANK = 512
 
 
 @dataclass
@@ -71,25 +77,100 @@ def _validate_grpo(config: DictConfig) -> None:
 
 def _validate_captioner(config: DictConfig) -> None:
     """What of the captioner is trained, and how it reaches the caption server."""
-    hybrid, key = config.actor_rollout_ref, "actor_rollout_ref.model"
+    hybrid = config.actor_rollout_ref
     if hybrid.actor.strategy == "megatron" and hybrid.actor.freeze_vision_tower:
         raise ConfigError(
             "actor_rollout_ref.actor.freeze_vision_tower",
             "is true, and verl's Megatron engine does not obey it: the tower would train, with which reconstructions "
             "collapse (paper, Fig. 9); use FSDP2 (uae_g4u without megatron), or set it to false to train the tower",
         )
-    if hybrid.actor.strategy == "megatron":
-        return
     # verl's checkpoint cuts a fraction of alpha off, and an export would scale by what is left.
-    check_whole(config, {f"{key}.lora_rank": 0, f"{key}.lora_alpha": 1})
+    check_whole(config, {f"{_MODEL}.lora_rank": 0, f"{_MODEL}.lora_alpha": 1})
+    if hybrid.actor.strategy == "megatron":
+        if hybrid.model.lora_rank > 0:
+            raise ConfigError(
+                f"{_MODEL}.lora_rank",
+                "is not read by verl's Megatron engine, which would train all weights and take them for their own "
+                f"reference; its adapters are {_MODEL}.lora.rank",
+            )
+        return
     if hybrid.model.get("target_parameters"):
-        raise ConfigError(f"{key}.target_parameters", f"no export knows these adapters; use {key}.target_modules")
+        raise ConfigError(f"{_MODEL}.target_parameters", f"no export knows these adapters; use {_MODEL}.target_modules")
     if hybrid.model.lora.get("rank", 0) > 0:
-        raise ConfigError(f"{key}.lora.rank", f"is of Megatron's adapters; with FSDP it is {key}.lora_rank")
-    if hybrid.model.get("lora_adapter_path") is not None and hybrid.model.lora_rank <= 0:
-        raise ConfigError(f"{key}.lora_adapter_path", f"is not read without {key}.lora_rank of these adapters")
-    if hybrid.rollout.name == "hf" and hybrid.model.lora_rank > 0 and not hybrid.model.lora.merge:
-        raise ConfigError(f"{key}.lora.merge", "rollout.name=hf takes merged weights only; set it to true")
+        raise ConfigError(f"{_MODEL}.lora.rank", f"is of Megatron's adapters; with FSDP it is {_MODEL}.lora_rank")
+    if hybrid.model.lora_rank > 0:
+        _validate_adapters(config)
+    elif hybrid.model.get("lora_adapter_path") is not None:
+        raise ConfigError(f"{_MODEL}.lora_adapter_path", f"is not read without {_MODEL}.lora_rank of these adapters")
+    elif hybrid.actor.checkpoint.get("save_lora_only"):
+        raise ConfigError(
+            "actor_rollout_ref.actor.checkpoint.save_lora_only",
+            "is true, but no adapters are trained; set it to false, or choose captioner/training=lora",
+        )
+
+
+def _validate_adapters(config: DictConfig) -> None:
+    hybrid, path = config.actor_rollout_ref, config.actor_rollout_ref.model.get("lora_adapter_path")
+    if path is not None and not Path(path).is_dir():
+        raise ConfigError(
+            f"{_MODEL}.lora_adapter_path", f"{path}: is no folder of this machine; fetch the adapters first"
+        )
+    precision = hybrid.actor.fsdp_config.get("model_dtype")
+    if hybrid.actor.strategy != "fsdp2" and precision not in (None, "fp32", "float32"):
+        raise ConfigError(
+            "actor_rollout_ref.actor.fsdp_config.model_dtype",
+            f"{precision}: with strategy={hybrid.actor.strategy} the adapters have it too, and most of a small learning "
+            "rate is rounded away; use actor.strategy=fsdp2, which holds them in fp32, or model_dtype=fp32",
+        )
+    if hybrid.model.lora.merge:
+        return
+    if hybrid.rollout.name == "hf":
+        raise ConfigError(f"{_MODEL}.lora.merge", "rollout.name=hf takes merged weights only; set it to true")
+    if not hybrid.actor.freeze_vision_tower:
+        raise ConfigError(
+            f"{_MODEL}.lora.merge",
+            "is false, and vLLM leaves out adapters of a vision tower silently: captions would come from another model "
+            "than the one that trains; set it to true, or actor.freeze_vision_tower to true",
+        )
+    if hybrid.model.lora_rank > MOST_SERVED_RANK:
+        raise ConfigError(
+            f"{_MODEL}.lora_rank",
+            f"{hybrid.model.lora_rank}: vLLM serves adapters of rank {MOST_SERVED_RANK} at most; set {_MODEL}.lora.merge "
+            "to true, which sends them multiplied in",
+        )
+
+
+def validate_placement(config: DictConfig) -> None:
+    """Place the adapters of a run on its captioner without weights, where both are on this machine.
+
+    Raises:
+        ConfigError: naming the key of adapters that have no place, or that no checkpoint or export could hold.
+    """
+    hybrid = config.actor_rollout_ref
+    if config.uae.stage not in CAPTIONING or hybrid.actor.strategy == "megatron" or hybrid.model.lora_rank < 1:
+        return
+    folder = Path(hybrid.model.path)
+    # What needs the code of its folder is built by verl alone.
+    if hybrid.model.get("trust_remote_code") or not folder.is_dir():
+        return
+    # Imported here: torch and peft are not needed to read a configuration.
+    from verl_uae.checkpoints.captioner_adapters import Placement, check_placement
+
+    stored = hybrid.model.get("lora_adapter_path")
+    plain = OmegaConf.to_container(hybrid.model, resolve=True)
+    assert isinstance(plain, dict)
+    placement = Placement(
+        lora_rank=hybrid.model.lora_rank,
+        lora_alpha=hybrid.model.lora_alpha,
+        target_modules=plain["target_modules"],
+        exclude_modules=plain["exclude_modules"],
+        lora_adapter_path=None if stored is None else Path(stored),
+        frozen_tower=hybrid.actor.freeze_vision_tower,
+    )
+    try:
+        check_placement(folder, placement)
+    except CheckpointError as error:
+        raise ConfigError(f"{_MODEL}.lora_adapter_path", str(error)) from error
 
 
 def _validate_micro_batches(config: DictConfig) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from verl_uae.checkpoints import export
 from verl_uae.checkpoints.assemble import check_transformers, tensors_of
-from verl_uae.checkpoints.export import write_trained_captioner
+from verl_uae.checkpoints.export import ExportSettings, export_adapters, write_trained_captioner
 from verl_uae.checkpoints.load import load_model
-from verl_uae.checkpoints.names import HUGGINGFACE, LORA_META
+from verl_uae.checkpoints.names import HUGGINGFACE, LORA_META, POLICY_FOLDER
+from verl_uae.checkpoints.step import mark_complete
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.seeding import normal
 
@@ -153,3 +154,86 @@ def test_steps_that_do_not_fit_are_refused(tiny_models: Path, tmp_path: Path, tr
             write_trained_captioner(folder, tmp_path / case / "out", base=None, alpha=None)
     # Where the step does not say the scale, it can be given.
     write_trained_captioner(tmp_path / "no scale" / "actor", tmp_path / "out", base=None, alpha=ALPHA)
+
+
+# ---------------------------------------------------------------- adapters alone
+
+
+def step(root: Path, captioner: Path, shards: dict[str, Tensor], meta: dict[str, Any] | None) -> Path:
+    """A complete step whose captioner is `actor`."""
+    folder = actor(root / "global_step_2", captioner, shards, meta).parent
+    mark_complete(folder, 2)
+    return folder
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    return export._logits(model, Path(model.config._name_or_path))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16 weights"])
+def test_stock_peft_computes_what_the_trained_captioner_does(
+    tiny_models: Path, tmp_path: Path, trained: dict[str, Tensor], precision: str
+) -> None:
+    """Against the adapted layers computed by hand, and the export that multiplies them in."""
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    captioner = tiny_models / "captioner"
+    if precision != "fp32":
+        # As FSDP2 holds them: weights in bf16, adapters in fp32.
+        trained = {name: load if ".lora_" in name else load.bfloat16() for name, load in trained.items()}
+    folder = step(tmp_path, captioner, trained, META)
+    export_adapters(folder, tmp_path / "adapter", ExportSettings(captioner=str(captioner)), "peft")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["task_type"]) == (RANK, ALPHA, "CAUSAL_LM")
+    assert config["base_model_name_or_path"] == str(captioner) and sorted(config["target_modules"]) == sorted(LAYERS)
+
+    def stock() -> Any:
+        return AutoModelForImageTextToText.from_pretrained(captioner, dtype=torch.float32).eval()
+
+    reference, before = stock(), logits(stock())
+    for layer in LAYERS:
+        a_RI, b_OR = (trained[f"base_model.model.{layer}.lora_{half}.default.weight"] for half in "AB")
+        reference.get_submodule(layer).register_forward_hook(
+            lambda _, inputs, out, a_RI=a_RI, b_OR=b_OR: out + ALPHA / RANK * inputs[0] @ a_RI.T @ b_OR.T
+        )
+    wanted = logits(reference)
+    adapted = PeftModel.from_pretrained(stock(), str(tmp_path / "adapter"))
+    adapted.config._name_or_path = str(captioner)
+    found = logits(adapted)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert (found - before).abs().max() > 0.1
+    if precision == "fp32":
+        write_trained_captioner(folder / "actor", tmp_path / "out", base=None, alpha=None)
+        merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+        torch.testing.assert_close(logits(merged), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_whose_adapters_are_written_is_said_or_found(
+    tiny_models: Path, tmp_path: Path, base: dict[str, Tensor], trained: dict[str, Tensor]
+) -> None:
+    captioner = tiny_models / "captioner"
+    folder = step(tmp_path, captioner, trained, META)
+
+    def refused(
+        kind: type[Exception], message: str, folder: Path = folder, layout: str = "peft", **settings: Any
+    ) -> None:
+        with pytest.raises(kind, match=message):
+            export_adapters(folder, tmp_path / "out", ExportSettings(**settings), layout)
+        assert not (tmp_path / "out").exists()
+
+    refused(ConfigError, r"--lora: diffusers is a layout of decoders", layout="diffusers")
+    refused(CheckpointError, rf"has no {POLICY_FOLDER}: its run trained no adapters of the decoder", part="decoder")
+    refused(ConfigError, r"--lora-alpha: 5 was given, the checkpoint says 6", lora_alpha=5)
+    full = step(tmp_path / "full", captioner, base, None)
+    refused(CheckpointError, rf"has no actor/{LORA_META} and no {POLICY_FOLDER}: .* captioner or the decoder", full)
+    lost = step(tmp_path / "lost", captioner, base, META)
+    refused(CheckpointError, r"says that adapters were trained, but the step holds none", lost)
+    (folder / POLICY_FOLDER).mkdir()
+    refused(ConfigError, r"--part: needed: captioner and decoder were trained")
+    export_adapters(folder, tmp_path / "out", ExportSettings(part="captioner"), "peft")

@@ -121,7 +121,7 @@ def test_verls_megatron_engine_would_train_all_weights(compose) -> None:
 def test_a_stage_that_freezes_the_captioner_would_caption_without_its_adapters(
     compose, name: str, setting: str
 ) -> None:
-    with pytest.raises(ConfigError, match="puts no adapters on the captioner; .*verl-uae export") as caught:
+    with pytest.raises(ConfigError, match=r"puts no adapters on the captioner; .*verl-uae export") as caught:
         validate(compose(*GPU, f"{MODEL}.{setting}", name=name))
     assert caught.value.key == f"{MODEL}.{setting.partition('=')[0]}"
 
@@ -133,10 +133,10 @@ def test_adapters_are_placed_before_ray_starts(
     for config in (compose(*tiny_overrides), compose(*tiny_overrides, LORA)):
         validate_placement(config)
     config = compose(*tiny_overrides, LORA, f"{MODEL}.target_modules=[qkv]")
-    with pytest.raises(ConfigError, match="target_modules: peft cannot place these adapters"):
+    with pytest.raises(ConfigError, match=r"target_modules: peft cannot place these adapters"):
         validate_placement(config)
     for name in ("resolve_paths", "check_free"):
         monkeypatch.setattr(validation, name, lambda _: None)
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match=r"2"):
         ValidateCallback().on_run_start(config)
     assert "impossible setting: actor_rollout_ref.model.target_modules: peft cannot" in capsys.readouterr().err

@@ -43,9 +43,15 @@ LENGTHS = [3, 5, 2, 4, 6, 1, 3, 2]
 
 
 def worker(
-    models: str, contents: list[str] | None = None, *, freeze_vision_tower: bool = False, **lora: Any
+    models: str,
+    contents: list[str] | None = None,
+    *,
+    freeze_vision_tower: bool = False,
+    precision: str = "fp32",
+    **lora: Any,
 ) -> CaptionerTrainingWorker:
-    """A training worker with momentum and weight decay, which move weights at a gradient of zero."""
+    """A training worker with momentum and weight decay, which move weights at a gradient of zero; its weights and what
+    it computes in have a precision."""
     contents = contents or ["model", "optimizer", "extra"]
     config = TrainingWorkerConfig(
         model_type=MODEL_TYPE,
@@ -62,8 +68,9 @@ def worker(
             use_remove_padding=False,
             use_dynamic_bsz=False,
             micro_batch_size_per_gpu=2,
-            dtype="float32",
-            mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+            model_dtype=precision,
+            dtype="float32" if precision == "fp32" else "bfloat16",
+            mixed_precision={"param_dtype": precision, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
         ),
         optimizer_config=FSDPOptimizerConfig(lr=1e-2, weight_decay=0.1, total_training_steps=4, clip_grad=1e9),
         checkpoint_config=CheckpointConfig(save_contents=contents, load_contents=contents),
@@ -163,22 +170,38 @@ def facts(models: str) -> dict[str, Any]:
 LORA: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 12, "lora": {"merge": True}}
 
 
-def lora_facts(models: str, folder: Path) -> dict[str, Any]:
-    """A step with adapters on all linear layers, saved in both ways, and what a caption server is sent of it."""
-    made = worker(models, ["model", "hf_model"], freeze_vision_tower=True, **LORA)
+def lora_facts(models: str, folder: Path, precision: str) -> dict[str, Any]:
+    """A step with adapters on all linear layers, saved in both ways, what a caption server is sent of it, and whether a
+    worker that goes on from it does what this one does."""
+    contents = ["model", "optimizer", "extra", "hf_model"]
+    made = worker(models, contents, freeze_vision_tower=True, precision=precision, **LORA)
     before = {name: whole(parameter) for name, parameter in made.engine.module.named_parameters()}
-    made.train_mini_batch(batch(made, [True] * ROWS, mini_batch=ROWS))
-    after = dict(made.engine.module.named_parameters())
+    everything = batch(made, [True] * ROWS, mini_batch=ROWS)
+    made.train_mini_batch(everything.clone())
+    after = {name: whole(parameter) for name, parameter in made.engine.module.named_parameters()}
+    trainable = [name for name, parameter in made.engine.module.named_parameters() if parameter.requires_grad]
     made.save_checkpoint(str(folder / "actor"))
     sent, _ = made.engine.get_per_tensor_param()
     served = {name: tensor.contiguous() for name, tensor in sent}
     if torch.distributed.get_rank() == 0:
         save_file(served, folder / "served.safetensors")
+    unmoved = {name: whole(parameter) for name, parameter in made.engine.module.named_parameters()}
     found: dict[str, Any] = {
-        "moved": [name for name, tensor in before.items() if not torch.equal(tensor, whole(after[name]))],
-        "trainable": [name for name, parameter in after.items() if parameter.requires_grad],
+        "moved": [name for name, tensor in before.items() if not torch.equal(tensor, after[name])],
+        "trainable": trainable,
+        "precisions": {
+            part: sorted({str(tensor.dtype) for name, tensor in after.items() if (name in trainable) is trains})
+            for part, trains in (("trained", True), ("frozen", False))
+        },
+        "sending leaves the weights": all(torch.equal(tensor, unmoved[name]) for name, tensor in after.items()),
     }
-    if torch.distributed.get_world_size() == 1:
+    resumed = worker(models, contents, freeze_vision_tower=True, precision=precision, **LORA)
+    resumed.load_checkpoint(str(folder / "actor"))
+    for each in (made, resumed):
+        each.train_mini_batch(everything.clone())
+    pairs = list(zip(state(made), state(resumed), strict=True))
+    found["resumed"] = len(pairs) > len(trainable) and all(torch.equal(a, b) for a, b in pairs)
+    if torch.distributed.get_world_size() == 1 and precision == "fp32":
         found |= adapter_facts(models, folder, after)
     return found
 
@@ -229,7 +252,11 @@ def main(models: str, out: str, number: str, size: str, port: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=int(number), world_size=int(size))
     folder = Path(out).with_suffix("")
-    folder.mkdir(exist_ok=True)
-    found = {**facts(models), "lora": lora_facts(models, folder)}
+    (folder / "bf16").mkdir(parents=True, exist_ok=True)
+    found = {
+        **facts(models),
+        "lora": lora_facts(models, folder, "fp32"),
+        "lora beside bf16": lora_facts(models, folder / "bf16", "bf16"),
+    }
     folder.with_name(f"{folder.name}_{number}.json").write_text(json.dumps(found))
     torch.distributed.barrier()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_uae.checkpoints.names import STEP_PREFIX
+from verl_uae.errors import ConfigError
 from verl_uae.paths import argument_path, existing_folder, model_source
 
 _LENGTH = 640
@@ -69,6 +70,8 @@ def _add_export(subparsers: Any) -> None:
     export.add_argument("checkpoint", type=argument_path, help=f"{STEP_PREFIX}<N> folder")
     export.add_argument("--weights", choices=["ema", "live"], help="default: ema, where the run averaged")
     export.add_argument("--lora", choices=["peft", "diffusers"], help="write the adapter alone, in this layout")
+    whose = "whose adapter, where a run trained both"
+    export.add_argument("--part", choices=["captioner", "decoder"], help=whose)
     export.add_argument("--lora-alpha", type=float, help="scale of the adapter, where the checkpoint does not say")
     own = "configuration of the run, in place of its own"
     export.add_argument("--run-config", type=argument_path, metavar="FILE", help=own)
@@ -129,6 +132,8 @@ def _export(args: argparse.Namespace) -> int:
 
     settings = _settings(ExportSettings, args)
     if args.lora is None:
+        if args.part is not None:
+            raise ConfigError("--part", "says whose adapter --lora writes; a model folder has both parts")
         return _say(args.out, export_checkpoint(args.checkpoint, args.out, settings))
     export_adapters(args.checkpoint, args.out, settings, args.lora)
     print(f"{args.out}: adapter in the layout of {args.lora}")

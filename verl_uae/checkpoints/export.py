@@ -89,6 +89,8 @@ class ExportSettings:
     """Leave captioner and language model out."""
     merge_captioner: bool = False
     """Put the captioner together from its shards where no transformers folder was saved."""
+    part: str | None = None
+    """captioner or decoder, whose adapters are written alone; None: the one that was trained."""
     lora_alpha: float | None = None
     run_config: str | None = None
     """Composed configuration of the run, where the checkpoint has none or another is meant."""
@@ -151,25 +153,43 @@ def _entries(folder: Path, settings: ExportSettings, run: RunConfig) -> dict[str
 
 
 def export_adapters(checkpoint: str | Path, out: str | Path, settings: ExportSettings, layout: str) -> None:
-    """Write the adapters of a run that trained nothing else to ``out``, which must not exist, in the layout ``peft`` or
-    ``diffusers``. Of the settings ``weights``, ``decoder``, ``lora_alpha`` and ``run_config`` count. Raises
-    `CheckpointError`: there are no adapters, or something else was trained too; `ConfigError`: the layout is
-    unknown."""
+    """Write the adapters of a part of a run to ``out``, which must not exist, in the layout ``peft`` or ``diffusers``;
+    of the decoder only if it trained nothing else. Of the settings ``part``, ``weights``, ``decoder``, ``captioner``,
+    ``lora_alpha`` and ``run_config`` count. Raises `CheckpointError`: there are no adapters, or something else was
+    trained too; `ConfigError`: the layout is not one of the part, or both parts were trained and none is named."""
     if layout not in ("peft", "diffusers"):
         raise ConfigError("--lora", f"unknown layout {layout!r}; there are peft and diffusers")
     folder = Path(checkpoint)
     check_step(folder)
-    if not (folder / POLICY_FOLDER).is_dir():
-        message = f"has no {POLICY_FOLDER}/: its run did not train the decoder, whose adapters --lora writes"
-        raise CheckpointError(folder, message)
     run = RunConfig.of(folder, settings.run_config)
+    if _adapted_part(folder, settings.part) == "captioner":
+        if layout != "peft":
+            raise ConfigError("--lora", f"{layout} is a layout of decoders; the adapter of a captioner is peft")
+        _, adapters = _separated(_stored(folder / ACTOR), folder / ACTOR, settings.lora_alpha)
+        source = settings.captioner or run.get("actor_rollout_ref.model.path")
+        # As in the adapters that verl trains.
+        save_peft(adapters, out, base_model=source, task="CAUSAL_LM")
+        return
     source = settings.decoder or run.get("uae.decoder.path")
     weights = chosen_weights(folder, settings.weights)
     adapters = decoder_adapters(folder, weights, source, settings.lora_alpha)
     if layout == "peft":
-        save_peft(adapters, out, base_model=str(source) if source else None)
+        save_peft(adapters, out, base_model=source)
     else:
         save_diffusers(adapters, out, family_in(folder / POLICY_FOLDER / HUGGINGFACE).lora_loader)
+
+
+def _adapted_part(folder: Path, wanted: str | None) -> str:
+    """The part whose adapters are to be written: what was trained, or of two the one that is wanted."""
+    places = {"captioner": Path(ACTOR, LORA_META), "decoder": Path(POLICY_FOLDER)}
+    found = [part for part, place in places.items() if (folder / place).exists()]
+    if wanted is None and len(found) > 1:
+        raise ConfigError("--part", f"needed: {' and '.join(found)} were trained")
+    if wanted in found or (wanted is None and found):
+        return wanted or found[0]
+    parts = [wanted] if wanted else list(places)
+    lacking = " and no ".join(str(places[part]) for part in parts)
+    raise CheckpointError(folder, f"has no {lacking}: its run trained no adapters of the {' or the '.join(parts)}")
 
 
 def read_evaluation(path: str | None) -> dict[str, float]:
@@ -262,19 +282,32 @@ def write_trained_captioner(actor: Path, out: Path, *, base: str | Path | None, 
     something else than the step does; `ConfigError`: alpha is needed.
     """
     source = actor / HUGGINGFACE
-    adapted = (actor / LORA_META).is_file()
-    stored = tensors_of(source) if holds_weights(actor) else read_shards(actor)
-    if adapted and not has_adapters(stored):
-        # A folder beside which somebody else's tool put the adapters is the model as it was before.
-        stored = read_shards(actor)
+    stored = _stored(actor)
     if has_adapters(stored):
-        _write_product(stored, actor, out, base=base, alpha=None if adapted else alpha)
-    elif adapted:
-        raise CheckpointError(actor / LORA_META, "says that adapters were trained, but the step holds none")
+        # What is given may be the alpha of the decoder's.
+        given = None if (actor / LORA_META).is_file() else alpha
+        _write_product(stored, actor, out, base=base, alpha=given)
     elif holds_weights(actor):
         copy_transformers(source, out)
     else:
         _save(fill_model(_auto_class(), source, stored), source, out)
+
+
+def _stored(actor: Path) -> dict[str, Tensor]:
+    """Tensors of a step's captioner, by peft's names where it has adapters."""
+    found = tensors_of(actor / HUGGINGFACE) if holds_weights(actor) else read_shards(actor)
+    if (actor / LORA_META).is_file() and not has_adapters(found):
+        # A folder beside which somebody else's tool put the adapters is the model as it was before.
+        found = read_shards(actor)
+        if not has_adapters(found):
+            raise CheckpointError(actor / LORA_META, "says that adapters were trained, but the step holds none")
+    return found
+
+
+def _separated(stored: Mapping[str, Tensor], actor: Path, alpha: float | None) -> tuple[dict[str, Tensor], Adapters]:
+    """Weights and adapters by transformers' names; no weights where a step holds adapters alone."""
+    weights, layers = split_adapters({name.removeprefix(_PEFT): tensor for name, tensor in stored.items()}, actor)
+    return weights, Adapters(layers, adapter_alpha(actor, layers, alpha))
 
 
 def check_same(wanted: Tensor, found: Tensor, where: Path) -> None:
@@ -295,14 +328,13 @@ def _write_product(
     stored: Mapping[str, Tensor], actor: Path, out: Path, *, base: str | Path | None, alpha: float | None
 ) -> None:
     source = actor / HUGGINGFACE
-    weights, layers = split_adapters({name.removeprefix(_PEFT): tensor for name, tensor in stored.items()}, actor)
-    adapters = Adapters(layers, adapter_alpha(actor, layers, alpha))
+    weights, adapters = _separated(stored, actor, alpha)
     if not weights:
         if base is None:
             raise CheckpointError(actor, "holds adapters alone, and nothing says which model they adapt (--captioner)")
-        dtype = next(iter(layers.values()))[0].dtype
+        dtype = next(iter(adapters.layers.values()))[0].dtype
         weights = load_model(_auto_class(), base, dtype=dtype).state_dict()
-    merged = merge(weights, layers, adapters.scaling, actor)
+    merged = merge(weights, adapters.layers, adapters.scaling, actor)
     wanted = _logits(_adapted(weights, adapters, source), source)
     _save(fill_model(_auto_class(), source, merged), source, out)
     check_same(wanted, _logits(load_model(_auto_class(), out, dtype="auto"), source), actor)

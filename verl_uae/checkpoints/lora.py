@@ -129,12 +129,12 @@ def adapter_alpha(folder: Path, layers: dict[str, tuple[Tensor, Tensor]], given:
     return alpha
 
 
-def save_peft(adapters: Adapters, out: str | Path, *, base_model: str | None = None) -> None:
+def save_peft(adapters: Adapters, out: str | Path, *, base_model: str | None = None, task: str | None = None) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which ``PeftModel.from_pretrained`` loads on the
-    stock transformer; ``base_model`` is what the configuration names as the base, loading does not need it. Raises
-    `CheckpointError`: there are no adapters, or ``out`` exists."""
+    stock model; ``base_model`` is what the configuration names as the base, loading does not need it, and ``task`` is
+    peft's type of it. Raises `CheckpointError`: there are no adapters, or ``out`` exists."""
     config = adapters.config(out)
-    config.base_model_name_or_path = base_model
+    config.base_model_name_or_path, config.task_type = base_model, task
     tensors = {f"base_model.model.{name}": tensor for name, tensor in _named(adapters.layers).items()}
 
     def build(folder: Path) -> None:

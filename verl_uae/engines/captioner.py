@@ -7,13 +7,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import nn
+from torch import Tensor, nn
 from verl.utils.device import get_device_id, get_device_name
 from verl.utils.fs import copy_to_local
 from verl.workers.engine.base import EngineRegistry
@@ -41,6 +41,7 @@ class CaptionerEngine(FSDPEngineWithLMHead):
       (the paper's Fig. 9: training the ViT makes reconstructions collapse), by adapters too: none are placed there.
     * A tensor that the files lack would start at random, of the model and of the adapters at ``lora_adapter_path``.
     * Adapters get the precision of the weights; with FSDP2 they are held in fp32 whatever ``model_dtype`` is.
+    * Weights with adapters multiplied in are copies, see :meth:`get_per_tensor_param`.
     * A forward-only engine is offloaded to pinned host memory, which a machine without accelerator does not have.
     * An update in which no token trains is left out; see :meth:`train_batch`.
     """
@@ -84,6 +85,22 @@ class CaptionerEngine(FSDPEngineWithLMHead):
         if self.engine_config.strategy == "fsdp2":
             hold_in_fp32(module)
         return module
+
+    def get_per_tensor_param(self, **kwargs: Any) -> tuple[Iterator[tuple[str, Tensor]], dict[str, Any] | None]:  # type: ignore[override]
+        """verl's weights for the caption server by transformers' names, each a tensor of its own where adapters are
+        multiplied in: of one rank, and in the precision that is sent, verl gives the weight itself and takes the
+        adapters out of it again, so that a sender that reads it later sends the weight without them.
+
+        Args:
+            kwargs: verl's.
+
+        Returns:
+            Names and tensors, to be read once on every rank, and peft's configuration where adapters are sent alone.
+        """
+        tensors, adapters = super().get_per_tensor_param(**kwargs)
+        if self._is_lora and self.model_config.lora.get("merge", False):
+            tensors = ((name, tensor.clone()) for name, tensor in tensors)
+        return tensors, adapters
 
     def train_batch(self, data: TensorDict, loss_function: Callable[..., Any]) -> dict[str, Any]:
         """verl's update; none if no token of the mini-batch trains on any rank.

@@ -25,9 +25,9 @@ import torch
 from PIL import Image
 
 import verl_uae
-from verl_uae.checkpoints.export import ExportSettings, export_checkpoint
+from verl_uae.checkpoints.export import ExportSettings, export_checkpoint, write_trained_captioner
 from verl_uae.checkpoints.manifest import verify_folder
-from verl_uae.checkpoints.names import ACTOR, CONFIG, HUGGINGFACE, step_name
+from verl_uae.checkpoints.names import ACTOR, CAPTIONER, CONFIG, HUGGINGFACE, LORA_META, step_name
 from verl_uae.checkpoints.summary import shown
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.pages import data_uri, render_page
@@ -299,15 +299,22 @@ def run_training(words: Sequence[str], run: Path, watch: Callable[[Path], None] 
 
 
 def trained_captioner(run: Path, step: int) -> Path:
-    """The transformers folder that verl saved at a step.
+    """The captioner of a step as a transformers folder: the one that verl saved, or of adapters, with which no library
+    loads that, their product with the weights, written beside the step.
 
     Raises:
         CheckpointError: if it is not there.
     """
-    folder = run / step_name(step) / ACTOR / HUGGINGFACE
+    actor = run / step_name(step) / ACTOR
+    folder = actor / HUGGINGFACE
     if not (folder / CONFIG).is_file() or not list(folder.glob("*.safetensors")):
         raise CheckpointError(folder, "the training command saved no transformers folder")
-    return folder
+    if not (actor / LORA_META).is_file():
+        return folder
+    product = run / f"{CAPTIONER}_{step}"
+    shutil.rmtree(product, ignore_errors=True)
+    write_trained_captioner(actor, product, base=None, alpha=None)
+    return product
 
 
 def _progress(say: Say) -> Callable[..., None]:

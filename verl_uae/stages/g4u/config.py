@@ -119,8 +119,8 @@ def _validate_adapters(config: DictConfig) -> None:
     if hybrid.actor.strategy != "fsdp2" and precision not in (None, "fp32", "float32"):
         raise ConfigError(
             "actor_rollout_ref.actor.fsdp_config.model_dtype",
-            f"{precision}: with strategy={hybrid.actor.strategy} the adapters have it too, and most of a small learning "
-            "rate is rounded away; use actor.strategy=fsdp2, which holds them in fp32, or model_dtype=fp32",
+            f"{precision}: with strategy={hybrid.actor.strategy} the adapters have it too, and small updates are "
+            "rounded away; use actor.strategy=fsdp2, which holds them in fp32, or model_dtype=fp32",
         )
     if hybrid.model.lora.merge:
         return
@@ -135,8 +135,8 @@ def _validate_adapters(config: DictConfig) -> None:
     if hybrid.model.lora_rank > MOST_SERVED_RANK:
         raise ConfigError(
             f"{_MODEL}.lora_rank",
-            f"{hybrid.model.lora_rank}: vLLM serves adapters of rank {MOST_SERVED_RANK} at most; set {_MODEL}.lora.merge "
-            "to true, which sends them multiplied in",
+            f"{hybrid.model.lora_rank}: vLLM serves adapters of rank {MOST_SERVED_RANK} at most; set "
+            f"{_MODEL}.lora.merge to true, which sends them multiplied in",
         )
 
 

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from verl_uae.errors import ConfigError
-from verl_uae.estimate import DECODERS, GIB, GPUS, estimate, render, setting
+from verl_uae.estimate import ADAPTERS_PER_RANK, DECODERS, GIB, GPUS, TRAININGS, estimate, render, setting
 
 
 def test_decoding_memory_by_hand() -> None:
@@ -48,10 +50,90 @@ def test_a_small_gpu_gives_the_caption_server_a_larger_share(gpu: str, share: fl
     assert ("does NOT fit beside" in render(result)) is not resident
 
 
+def test_adapters_by_hand() -> None:
+    """On one GPU: bf16 weights, and 16 bytes for each number of an adapter of rank 32; nothing of it on the GPU while
+    captions are written and drawn, where that would be too much."""
+    numbers = 32 * 36 * (2 * (2048 + 2048) + 2 * (2048 + 256) + 3 * (2048 + 11008))
+    actor = (2 * (3.09 + 0.67) * 1e9 + 16 * numbers) / GIB
+    frozen = (2 * (2.47 + 0.05 + 3.09) + 4 * (0.084 + 0.30)) * 1e9 / GIB
+    large = estimate("A100-80GB", gpus=1, decoder="sd35_medium", training="lora")
+    assert large.memory_gib["decode"] == pytest.approx(frozen + 6.0 + actor) and not large.offload
+    small = estimate("RTX4090-24GB", gpus=1, decoder="sd35_medium", training="lora")
+    assert small.memory_gib["decode"] == pytest.approx(frozen + 6.0) and small.offload and small.fits
+    assert small.memory_gib["caption"] == small.server_share * 24 == 12.0
+    assert (
+        small.memory_gib["update"] == large.memory_gib["update"] == pytest.approx(actor + 0.2 * 2 * 3.76e9 / GIB + 6.0)
+    )
+    assert "param_offload=true" in render(small) and "param_offload" not in render(large)
+    # Offloading pays with time.
+    assert small.seconds["overhead"] == pytest.approx(4.0 + 8 * actor / 10.0) and large.seconds["overhead"] == 4.0
+    # All weights do not fit there at all.
+    assert not estimate("RTX4090-24GB", gpus=1, decoder="sd35_medium").fits
+
+
+def test_the_adapters_are_those_that_peft_places() -> None:
+    """On a model of the published sizes without weights."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    from verl_uae.checkpoints.captioner_adapters import without_towers
+
+    text = {"hidden_size": 2048, "num_hidden_layers": 36, "intermediate_size": 11008, "vocab_size": 151936}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config={**text, **heads}))
+    config = LoraConfig(r=4, target_modules="all-linear", exclude_modules=without_towers(None))
+    adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
+    found = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert found == pytest.approx(4 * ADAPTERS_PER_RANK * 1e9)
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_a_batch_is_the_same_on_fewer_gpus_and_grows_with_more(training: str) -> None:
+    one, eight, sixteen = (estimate("H100-80GB", gpus=gpus, training=training) for gpus in (1, 8, 16))
+    assert one.seconds["decode"] == pytest.approx(8 * eight.seconds["decode"])
+    assert sixteen.seconds == pytest.approx(eight.seconds)
+
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "uae" / "g4u" / "config"
+
+
+@pytest.mark.parametrize(
+    ("size", "gpus"), [("24gb", ("L4-24GB", "RTX4090-24GB")), ("80gb", ("A100-80GB", "H100-80GB", "H200-141GB"))]
+)
+def test_the_recipes_for_one_gpu_are_what_is_calculated(size: str, gpus: tuple[str, ...]) -> None:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from tests.composing import MODULE
+    from verl_uae.config.validate import validate
+
+    overrides = [f"data.{split}_files={__file__}" for split in ("train", "val")]
+    overrides += ["uae.decoder.path=org/decoder", f"hydra.searchpath=[pkg://{MODULE}]"]
+    with initialize_config_dir(str(RECIPES), version_base=None):
+        config = hydra_compose(f"g4u_qwen2_5_vl_3b_sd35_medium_lora_{size}", overrides=overrides)
+    validate(config)
+    hybrid, precision = config.actor_rollout_ref, config.actor_rollout_ref.actor.fsdp_config
+    for gpu in gpus:
+        found = estimate(gpu, gpus=config.trainer.n_gpus_per_node, decoder="sd35_medium", training="lora")
+        assert found.fits and found.server_share == hybrid.rollout.gpu_memory_utilization
+        assert found.offload is precision.param_offload is precision.optimizer_offload
+        assert found.fits_resident is not config.uae.decoder.offload
+    run = setting("sd35_medium", "lora")
+    assert (run.rank, run.captions, run.images) == (
+        hybrid.model.lora_rank,
+        hybrid.rollout.n,
+        config.data.train_batch_size,
+    )
+    assert {"bf16": 2}[precision.model_dtype] == run.width
+
+
 @pytest.mark.parametrize("gpu", sorted(GPUS))
 @pytest.mark.parametrize("decoder", sorted(DECODERS))
-def test_every_combination_is_finite(gpu: str, decoder: str) -> None:
-    result = estimate(gpu, decoder=decoder)
+@pytest.mark.parametrize("training", TRAININGS)
+def test_every_combination_is_finite(gpu: str, decoder: str, training: str) -> None:
+    result = estimate(gpu, decoder=decoder, training=training)
     assert all(0 < value < 1e4 for value in (*result.memory_gib.values(), *result.seconds.values(), result.hours))
 
 
@@ -60,6 +142,7 @@ def test_every_combination_is_finite(gpu: str, decoder: str) -> None:
     [
         ({"gpu": "x"}, "--gpu"),
         ({"gpu": "H100-80GB", "decoder": "x"}, "--decoder"),
+        ({"gpu": "H100-80GB", "training": "x"}, "--training"),
         ({"gpu": "H100-80GB", "gpus": 0}, "--gpus"),
         ({"gpu": "H100-80GB", "gpus": 10**400}, "--gpus"),
         ({"gpu": "H100-80GB", "steps": 0}, "--steps"),
@@ -73,10 +156,14 @@ def test_unknown_values(kwargs: dict, key: str) -> None:
 
 
 @pytest.mark.parametrize("decoder", sorted(DECODERS))
-def test_the_setting_is_what_a_run_composes(compose, decoder: str) -> None:
-    config, run = compose("data.train_files=x", "data.val_files=y", f"uae/decoder={decoder}"), setting(decoder)
-    uae, rollout = config.uae, config.actor_rollout_ref.rollout
+@pytest.mark.parametrize("training", TRAININGS)
+def test_the_setting_is_what_a_run_composes(compose, decoder: str, training: str) -> None:
+    files = ["data.train_files=x", "data.val_files=y"]
+    config = compose(*files, f"uae/decoder={decoder}", f"captioner/training={training}")
+    uae, rollout, run = config.uae, config.actor_rollout_ref.rollout, setting(decoder, training)
     assert run.denoising_passes == uae.decoder.num_steps * (1 + (uae.decoder.guidance > 1)) == 20
     assert run.tokens == uae.conditioner.length + (uae.decoder.height // 16) * (uae.decoder.width // 16) == 640 + 1024
     assert run.server_share == rollout.gpu_memory_utilization
-    assert run.captions_per_gpu * config.trainer.n_gpus_per_node == config.data.train_batch_size * rollout.n
+    assert (run.images, run.captions) == (config.data.train_batch_size, rollout.n)
+    assert run.rank == config.actor_rollout_ref.model.lora_rank
+    assert run.width == {"fp32": 4, "bf16": 2}[config.actor_rollout_ref.actor.fsdp_config.model_dtype]

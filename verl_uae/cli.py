@@ -42,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add_argument("--gpus", type=int, default=8, help="number of GPUs (default 8)")
     estimate.add_argument("--steps", type=int, default=1000, help="training steps (default 1000)")
     estimate.add_argument("--decoder", default="sd35_large", choices=["sd35_large", "sd35_medium"])
+    trained = "what of the captioner trains, as captioner/training (default full)"
+    estimate.add_argument("--training", default="full", choices=["full", "lora", "cyclecap"], help=trained)
     estimate.add_argument("--list", action="store_true", help="list GPU types")
     estimate.set_defaults(run=_estimate)
 
@@ -102,7 +104,7 @@ def _estimate(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(sorted(GPUS)))
         return 0
-    print(render(estimate(args.gpu, gpus=args.gpus, steps=args.steps, decoder=args.decoder)))
+    print(render(estimate(args.gpu, gpus=args.gpus, steps=args.steps, decoder=args.decoder, training=args.training)))
     return 0
 
 

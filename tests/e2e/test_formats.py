@@ -18,6 +18,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from tests.e2e.world import build_world, environment, train
 from verl_uae import UAEPipeline
@@ -37,8 +38,8 @@ FULL = ["uae.train.lora.rank=0", "uae.train.train_projector=true"]
 GREEDY = [f"actor_rollout_ref.rollout.val_kwargs.{entry}" for entry in ("do_sample=false", "temperature=0")]
 PANEL_ROW = re.compile(r'<td class="caption">(.*?)</td>\s*<td><img [^>]*base64,(.*?)">')
 ADAPTERS = [
+    "captioner/training=lora",
     *("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.lora_alpha=16"),
-    "actor_rollout_ref.model.lora.merge=true",
 ]
 TURNS = ["uae.unified.g4u_steps=1", "uae.unified.u4g_steps=1", "uae.train.lora.rank=0"]
 
@@ -178,6 +179,11 @@ def test_an_exported_captioner_with_adapters_is_their_product_with_the_base(tmp_
             torch.testing.assert_close(found[name].double(), wanted, atol=1e-7, rtol=1e-6)
         assert not same(found, base)
         assert same(tensors_of(out / "language_model"), tensors_of(world / "captioner"))
+    # The adapters alone, which a run can go on with.
+    adapter = ["export", str(checkpoint), "--lora", "peft", "--out", str(tmp_path / "adapter")]
+    assert main(adapter) == 0
+    halves = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {f"{name.removesuffix('.weight')}.default.weight" for name in halves} == {k for k in state if ".lora_" in k}
     # What verl wrote is no model as it is.
     rows = ["--rows", str(world / "data" / "val.parquet"), "--first", "1", "--caption-only"]
     assert main(["sample", str(out), "--captioner", str(checkpoint / "actor" / "huggingface"), *rows]) == 2

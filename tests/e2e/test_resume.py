@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -56,11 +57,11 @@ def _hex(record: dict) -> dict[str, str]:
     return {name: float(record[name]).hex() for name in COMPARED if name in record}
 
 
-def _run_and_kill(world: Path, out: Path, after_step: int, delay: float, config: str) -> None:
+def _run_and_kill(world: Path, out: Path, after_step: int, delay: float, config: str, overrides: Sequence[str]) -> None:
     """Start the command, wait until ``after_step`` was logged, then kill every process of it."""
     with open(out / "log_killed.txt", "w") as log:
         process = subprocess.Popen(
-            train_command(world, out, OVERRIDES, config),
+            train_command(world, out, overrides, config),
             env=environment(out),
             cwd=out,
             stdout=log,
@@ -85,11 +86,22 @@ def _run_and_kill(world: Path, out: Path, after_step: int, delay: float, config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["uae_pretrain", "uae_cold_start", "uae_g4u", "uae_u4g", "uae_unified"])
-def test_kill_and_resume_repeats_the_metrics_bit_for_bit(tmp_path: Path, config: str) -> None:
-    world = build_world(tmp_path / "world")
+@pytest.mark.parametrize(
+    ("config", "choices"),
+    [
+        ("uae_pretrain", []),
+        ("uae_cold_start", []),
+        ("uae_g4u", []),
+        ("uae_g4u", ["captioner/training=lora"]),
+        ("uae_u4g", []),
+        ("uae_unified", []),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_kill_and_resume_repeats_the_metrics_bit_for_bit(tmp_path: Path, config: str, choices: list[str]) -> None:
+    world, overrides = build_world(tmp_path / "world"), [*choices, *OVERRIDES]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    result = train(world, whole, OVERRIDES, config=config)
+    result = train(world, whole, overrides, config=config)
     assert result.returncode == 0, result.stdout[-3000:]
     expected = metrics(whole)
     assert sorted(expected) == list(range(1, STEPS + 1))
@@ -100,9 +112,9 @@ def test_kill_and_resume_repeats_the_metrics_bit_for_bit(tmp_path: Path, config:
     rng = random.Random(seed)
     broken.mkdir()
     after, delay = rng.randint(1, STEPS - 2), rng.uniform(0.0, 3.0 if config == "uae_g4u" else 0.4)
-    _run_and_kill(world, broken, after, delay, config)
+    _run_and_kill(world, broken, after, delay, config, overrides)
     before = metrics(broken)
-    result = train(world, broken, OVERRIDES, config=config)
+    result = train(world, broken, overrides, config=config)
     assert result.returncode == 0, result.stdout[-3000:]
     after_resume = metrics(broken)
     context = f"seed {seed}, killed {delay:.2f} s after step {after}, resumed at {min(after_resume)}"

@@ -38,6 +38,7 @@ GROUPS = (
     ("uae_g4u", ""),
     ("uae_u4g", ""),
     ("uae_unified", ""),
+    ("captioner/training", ""),
     ("decoder/objective", ""),
     ("uae/decoder", "uae.decoder"),
     ("uae/reward", "uae.reward"),

@@ -166,7 +166,7 @@ def test_an_export_of_bf16_weights_is_what_the_caption_server_was_sent(
 def test_what_is_exported_is_what_the_caption_server_was_sent(
     captioner: dict[str, Any], tiny_models: Path, tmp_path: Path, ranks: str, saved: str
 ) -> None:
-    """verl's own merge, which sends bf16, against the export of the step; the base is far from both."""
+    """What peft multiplies in against the export of the step, which does it by itself; the base is far from both."""
     root = captioner["folder"].with_name(ranks)
     shutil.copytree(root / "actor", tmp_path / "actor")
     if saved == "shards":
@@ -178,7 +178,7 @@ def test_what_is_exported_is_what_the_caption_server_was_sent(
     assert found.keys() == served.keys() == base.keys()
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, served[name].float(), rtol=2**-8, atol=1e-6)
+        torch.testing.assert_close(tensor, served[name], rtol=1e-5, atol=1e-7)
         adapted = name.endswith("_proj.weight") and ".visual." not in f".{name}"
         assert torch.equal(tensor, base[name]) is not adapted, name
     moved = max(float((found[name] - base[name]).abs().max()) for name in found)

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from verl.utils.device import get_device_id, get_device_name
 from verl.utils.fs import copy_to_local
+from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name, offload_fsdp_model_to_cpu
+from verl.utils.model import convert_weight_keys
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -41,7 +44,7 @@ class CaptionerEngine(FSDPEngineWithLMHead):
       (the paper's Fig. 9: training the ViT makes reconstructions collapse), by adapters too: none are placed there.
     * A tensor that the files lack would start at random, of the model and of the adapters at ``lora_adapter_path``.
     * Adapters get the precision of the weights; with FSDP2 they are held in fp32 whatever ``model_dtype`` is.
-    * Weights with adapters multiplied in are copies, see :meth:`get_per_tensor_param`.
+    * Weights with adapters multiplied in are rounded and may be no copies; see `_merged_lora_per_tensor_param`.
     * A forward-only engine is offloaded to pinned host memory, which a machine without accelerator does not have.
     * An update in which no token trains is left out; see :meth:`train_batch`.
     """
@@ -86,21 +89,23 @@ class CaptionerEngine(FSDPEngineWithLMHead):
             hold_in_fp32(module)
         return module
 
-    def get_per_tensor_param(self, **kwargs: Any) -> tuple[Iterator[tuple[str, Tensor]], dict[str, Any] | None]:  # type: ignore[override]
-        """verl's weights for the caption server by transformers' names, each a tensor of its own where adapters are
-        multiplied in: of one rank, and in the precision that is sent, verl gives the weight itself and takes the
-        adapters out of it again, so that a sender that reads it later sends the weight without them.
+    def _merged_lora_per_tensor_param(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights with adapters multiplied in for the caption server: copies, by transformers' names.
 
-        Args:
-            kwargs: verl's.
-
-        Returns:
-            Names and tensors, to be read once on every rank, and peft's configuration where adapters are sent alone.
+        verl rounds them to bf16, whatever the server computes in. And of one rank a bf16 weight is no copy but the
+        weight itself, out of which the adapters are taken again behind the last name: a sender that collects would
+        send it without them.
         """
-        tensors, adapters = super().get_per_tensor_param(**kwargs)
-        if self._is_lora and self.model_config.lora.get("merge", False):
-            tensors = ((name, tensor.clone()) for name, tensor in tensors)
-        return tensors, adapters
+        try:
+            with merged_lora_context(self.module, backup_adapters=True):
+                state = normalize_peft_param_name(self.module.state_dict())
+                module = getattr(self.module, "_fsdp_wrapped_module", self.module)
+                for name, weight in convert_weight_keys(state, module).items():
+                    moved = weight.to(get_device_id(), non_blocking=True)
+                    yield name, (moved.full_tensor() if isinstance(moved, DTensor) else moved).clone()
+        finally:
+            if self._is_offload_param:
+                offload_fsdp_model_to_cpu(self.module)
 
     def train_batch(self, data: TensorDict, loss_function: Callable[..., Any]) -> dict[str, Any]:
         """verl's update; none if no token of the mini-batch trains on any rank.

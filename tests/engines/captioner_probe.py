@@ -201,9 +201,26 @@ def lora_facts(models: str, folder: Path, precision: str) -> dict[str, Any]:
         each.train_mini_batch(everything.clone())
     pairs = list(zip(state(made), state(resumed), strict=True))
     found["resumed"] = len(pairs) > len(trainable) and all(torch.equal(a, b) for a, b in pairs)
+    if precision == "bf16":
+        found |= sent_alone(models)
     if torch.distributed.get_world_size() == 1 and precision == "fp32":
         found |= adapter_facts(models, folder, after)
     return found
+
+
+def sent_alone(models: str) -> dict[str, Any]:
+    """What verl sends to vLLM after an update where adapters are not multiplied in."""
+    made = worker(models, freeze_vision_tower=True, precision="bf16", **{**LORA, "lora": {"merge": False}})
+    made.train_mini_batch(batch(made, [True] * ROWS, mini_batch=ROWS))
+    sent, config = made.engine.get_per_tensor_param(base_sync_done=True)
+    found = {name: whole(tensor).cpu() for name, tensor in sent}
+    held = {
+        name.replace(".default.", "."): whole(parameter)
+        for name, parameter in made.engine.module.named_parameters()
+        if parameter.requires_grad
+    }
+    same = found.keys() == held.keys() and all(torch.equal(found[name].float(), held[name]) for name in held)
+    return {"sent alone": same, "sent with": [config["r"], config["lora_alpha"]]}
 
 
 def adapter_facts(models: str, folder: Path, trained: dict[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,12 @@ def test_adapters_are_held_in_fp32_beside_weights_of_any_precision(captioner: di
     assert found["lora beside bf16"] == {"trained": ["torch.float32"], "frozen": ["torch.bfloat16"]}
 
 
+@RANKS
+def test_adapters_that_are_not_multiplied_in_are_sent_as_they_are_held(captioner: dict[str, Any], ranks: str) -> None:
+    facts = captioner[ranks]["lora beside bf16"]
+    assert facts["sent alone"] is True and facts["sent with"] == [4, 12]
+
+
 def test_verl_still_gives_adapters_the_precision_of_the_weights() -> None:
     """Once this fails, `hold_in_fp32` may be verl's own business."""
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead

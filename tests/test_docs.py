@@ -378,6 +378,23 @@ def _run_script(script: str, stage: str, folder: Path, variables: dict[str, str]
     return code, [line.split("\0") for line in lines if line]
 
 
+@pytest.mark.parametrize("size", ["24gb", "80gb"])
+def test_the_script_starts_the_yaml_that_is_named(size: str, compose: Any, home: Path, tmp_path: Path) -> None:
+    from verl_uae.config.validate import validate
+
+    names = ("TRAIN_FILE", "VAL_FILE", "DECODER_PATH")
+    files = {name: word.partition("=")[2] for name, word in zip(names, _required(home), strict=True)}
+    name = f"g4u_qwen2_5_vl_3b_sd35_medium_lora_{size}"
+    code, commands = _run_script("run.sh", "g4u", tmp_path / "run", {**files, "CONFIG": name})
+    assert code == 0
+    words = commands[-1]
+    config = compose(name, [word for word in words if "=" in word], Path(words[words.index("--config-dir") + 1]))
+    validate(config)
+    assert config.trainer.n_gpus_per_node == 1 and config.actor_rollout_ref.model.lora_rank == 32
+    assert config.trainer.experiment_name == name == words[words.index("--config-name") + 1]
+    assert _run_script("run.sh", "g4u", tmp_path / "none", {**files, "CONFIG": "no_such"}) == (2, [])
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("script", "nodes"), [("run.sh", 1), ("run_multinode.sh", 2)])
 def test_scripts_give_commands_that_compose_and_validate(

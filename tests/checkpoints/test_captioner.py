@@ -21,6 +21,7 @@ from verl_uae.checkpoints.load import load_model
 from verl_uae.checkpoints.names import HUGGINGFACE, LORA_META, POLICY_FOLDER
 from verl_uae.checkpoints.step import mark_complete
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.scenes.quickstart import trained_captioner
 from verl_uae.seeding import normal
 
 RANK, ALPHA = 2, 6
@@ -212,6 +213,19 @@ def test_stock_peft_computes_what_the_trained_captioner_does(
         write_trained_captioner(folder / "actor", tmp_path / "out", base=None, alpha=None)
         merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
         torch.testing.assert_close(logits(merged), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_quickstart_measures_the_product(tiny_models: Path, tmp_path: Path, trained: dict[str, Tensor]) -> None:
+    """Of a folder that verl wrote with peft's names, which transformers would start at random."""
+    folder = step(tmp_path, tiny_models / "captioner", trained, META)
+    with pytest.raises(CheckpointError, match="saved no transformers folder"):
+        trained_captioner(tmp_path, 2)
+    save_file(trained, folder / "actor" / HUGGINGFACE / "model.safetensors", {"format": "pt"})
+    for _ in range(2):
+        found = tensors_of(trained_captioner(tmp_path, 2))
+    write_trained_captioner(folder / "actor", tmp_path / "out", base=None, alpha=None)
+    wanted = tensors_of(tmp_path / "out")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_whose_adapters_are_written_is_said_or_found(

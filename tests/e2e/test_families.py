@@ -33,6 +33,9 @@ def overrides(folder: Path) -> list[str]:
         "uae.decoder.guidance=2.0",
         "uae.u4g.guidance=2.0",
         "trainer.save_freq=2",
+        # Captions hardly move the pictures of random weights.
+        "uae.reward.min_std=0",
+        "uae.u4g.advantage.min_std=0",
         *LORA,
     ]
 
@@ -48,7 +51,8 @@ def test_both_stages_train_and_what_they_save_is_exported_and_drawn_with(name: s
         assert result.returncode == 0, result.stdout[-3000:]
         last = metrics(out)[2]
         assert last["reward/invalid_frac"] == 0.0 and last["reward/score/std"] > 0
-    assert last["train/grad_norm"] > 0 and last["ratio/max"] == pytest.approx(1.0, abs=0.5)
+        assert last["actor/grad_norm" if stage == "g4u" else "train/grad_norm"] > 0
+    assert last["train/ratio/max"] == pytest.approx(1.0, abs=0.5)
     step = tmp_path / "u4g" / "checkpoints" / "global_step_2"
     assert main(["export", str(step), "--out", str(tmp_path / "model")]) == 0
     pipe = UAEPipeline.from_pretrained(tmp_path / "model")

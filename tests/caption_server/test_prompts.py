@@ -71,7 +71,7 @@ def test_chunks_group_by_shape_and_fill_up(builder, make_request) -> None:
     requests = [make_request(n, image=n) for n in range(3)] + [make_request(9, image=None)]
     requests += [make_request(n, image=n, size=(64, 16)) for n in range(2)]
     prompts = [builder.build(request) for request in requests]
-    chunks = list(prefill_chunks(prompts, 2, True, builder.image_token_id))
+    chunks = list(prefill_chunks(prompts, 2, True))
     assert [chunk.members for chunk in chunks] == [(0, 1), (2,), (3,), (4, 5)]
     for chunk in chunks:
         assert chunk.input_ids_UL.shape == (2, 16)
@@ -81,5 +81,5 @@ def test_chunks_group_by_shape_and_fill_up(builder, make_request) -> None:
             assert chunk.valid_UL[row, -len(ids) :].all()
     lone = chunks[1]
     assert torch.equal(lone.input_ids_UL[0], lone.input_ids_UL[1])
-    assert lone.pixel_values.shape[0] == 2 * prompts[2].pixel_values.shape[0]
-    assert [len(c.input_ids_UL) for c in prefill_chunks(prompts, 2, False, builder.image_token_id)] == [2, 1, 1, 2]
+    assert lone.pictures["pixel_values"].shape[0] == 2 * prompts[2].pictures["pixel_values"].shape[0]
+    assert [len(c.input_ids_UL) for c in prefill_chunks(prompts, 2, False)] == [2, 1, 1, 2]

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Caption generation on a transformers Qwen2.5-VL, with captions that do not depend on their batch.
+"""Caption generation by transformers, with captions that do not depend on their batch.
 
 A caption must be the same, bit for bit, whichever requests share its batch: requests arrive in random order,
 and a resumed run has to repeat the metrics of the interrupted one. Floating-point kernels choose their order of
@@ -14,7 +14,7 @@ attention rounds differently in the rows of different threads.
 Rows have their own seeds, temperatures and filters.
 
 Shapes: R decode rows, U prefill rows, L padded prompt length, P longest prompt, T longest response,
-S = P + T cache slots, V vocabulary, H key-value heads, D head size.
+S = P + T cache slots, V vocabulary, H key-value heads, D head size, A axes of positions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from verl_uae.caption_server.prompts import PrefillChunk, Prompt, PromptBuilder, PromptKey, prefill_chunks
 from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, CaptionResult
-from verl_uae.checkpoints.load import load_model, load_processor
+from verl_uae.captioners import as_model_takes, family_of, positions
+from verl_uae.checkpoints.load import load_config, load_model, load_processor
 from verl_uae.compat import ensure_torchvision
 
 
@@ -142,38 +143,77 @@ ROW_MULTIPLE = 8
 
 
 class SlotCache:
-    """Keys and values of a decode batch: per layer (R, H, S, D), all rows writing to the same slot.
+    """What the layers of a decode batch remember, all rows writing to the same slot.
 
-    Implements the one method that transformers' attention calls. transformers' own StaticCache has the same
-    layout but offers no way to fill rows from separate prefills.
+    Of attention these are keys and values, (R, H, S, D) each; of linear attention two states without slots, (R, ...)
+    each. Implements what transformers' layers call. transformers' own StaticCache has the same layout but offers no way
+    to fill rows from separate prefills.
+
+    Args:
+        num_rows, num_slots, prompt_end: R, S, P; prompts end at slot P.
     """
 
-    def __init__(self, num_layers: int) -> None:
-        self.keys: list[Tensor | None] = [None] * num_layers
-        self.values: list[Tensor | None] = [None] * num_layers
-        self.slot = 0
+    def __init__(self, num_rows: int, num_slots: int, prompt_end: int) -> None:
+        self.num_rows, self.num_slots, self.prompt_end = num_rows, num_slots, prompt_end
+        self.slot = prompt_end
+        self.layers: list[_Remembered] = []
 
-    def fill(
-        self, layer: int, key_RHLD: Tensor, value_RHLD: Tensor, rows: Sequence[int], shape: tuple[int, int, int]
-    ) -> None:
-        """Write the prefilled keys and values of some rows; ``shape`` is (R, S, P), prompts end at slot P."""
-        num_rows, num_slots, prompt_end = shape
-        start = prompt_end - key_RHLD.shape[2]
-        for store, new in ((self.keys, key_RHLD), (self.values, value_RHLD)):
-            buffer = store[layer]
-            if buffer is None:
-                buffer = store[layer] = new.new_zeros(num_rows, new.shape[1], num_slots, new.shape[3])
-            buffer[list(rows), :, start:prompt_end] = new
+    def fill(self, layers: Sequence[Any], source: Sequence[int], rows: Sequence[int]) -> None:
+        """Take over what prefilled prompts left.
+
+        Args:
+            layers: of transformers' cache of the prefill.
+            source: row of the prefill for each of ``rows``.
+            rows: of the decode batch.
+        """
+        self.layers = self.layers or [_Remembered() for _ in layers]
+        for mine, layer in zip(self.layers, layers, strict=True):
+            if hasattr(layer, "conv_states"):
+                mine.conv_states = self._rows(mine.conv_states, layer.conv_states, source, rows)
+                mine.recurrent_states = self._rows(mine.recurrent_states, layer.recurrent_states, source, rows)
+            else:
+                mine.keys = self._slots(mine.keys, layer.keys, source, rows)
+                mine.values = self._slots(mine.values, layer.values, source, rows)
+
+    def _rows(self, buffer: Tensor | None, new: Tensor, source: Sequence[int], rows: Sequence[int]) -> Tensor:
+        buffer = new.new_zeros(self.num_rows, *new.shape[1:]) if buffer is None else buffer
+        buffer[list(rows)] = new[list(source)]
+        return buffer
+
+    def _slots(self, buffer: Tensor | None, new: Tensor, source: Sequence[int], rows: Sequence[int]) -> Tensor:
+        if buffer is None:
+            buffer = new.new_zeros(self.num_rows, new.shape[1], self.num_slots, new.shape[3])
+        buffer[list(rows), :, self.prompt_end - new.shape[2] : self.prompt_end] = new[list(source)]
+        return buffer
 
     def update(
         self, key_RH1D: Tensor, value_RH1D: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
         """Write one slot, return everything."""
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys, values = self.layers[layer_idx].keys, self.layers[layer_idx].values
         assert keys is not None and values is not None
         keys[:, :, self.slot] = key_RH1D[:, :, 0]
         values[:, :, self.slot] = value_RH1D[:, :, 0]
         return keys, values
+
+    def has_previous_state(self, layer_idx: int | None = None) -> bool:
+        """True: only tokens after a prompt come here. A layer of linear attention shifts its ``conv_states`` itself."""
+        return True
+
+    def update_recurrent_state(self, state: Tensor, layer_idx: int, **_: object) -> Tensor:
+        """Replace the state of a layer of linear attention."""
+        self.layers[layer_idx].recurrent_states = state
+        return state
+
+
+@dataclass
+class _Remembered:
+    """Of one layer, under transformers' names."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    conv_states: Tensor | None = None
+    recurrent_states: Tensor | None = None
 
 
 @dataclass
@@ -183,11 +223,12 @@ class _DecodeState:
     cache: SlotCache
     logits_RV: Tensor
     position_R: Tensor
+    num_axes: int
     mask_R11S: Tensor
 
 
 class CaptionEngine:
-    """Loads a Qwen2.5-VL folder and generates captions.
+    """Loads a captioner's folder and generates captions.
 
     Args:
         model_path: transformers folder (model and processor).
@@ -201,7 +242,7 @@ class CaptionEngine:
         fixed_shapes: fill batches with dummy rows. Without, results depend on the batch in the last bits.
 
     Raises:
-        CheckpointError: the folder is not a whole model.
+        CheckpointError: the folder is not a whole model, or of no family of :mod:`verl_uae.captioners`.
         NotImplementedError: the model uses sliding-window attention.
     """
 
@@ -218,12 +259,13 @@ class CaptionEngine:
         fixed_shapes: bool = True,
     ) -> None:
         ensure_torchvision()
-        from transformers import Qwen2_5_VLForConditionalGeneration
+        from transformers import AutoModelForImageTextToText
 
         from verl_uae.chain.captioner import banned_tokens, eos_token_ids
 
+        family_of(load_config(model_path).model_type, model_path)
         self.model: Any = load_model(
-            Qwen2_5_VLForConditionalGeneration, model_path, dtype=dtype, attn_implementation=attn_implementation
+            AutoModelForImageTextToText, model_path, dtype=dtype, attn_implementation=attn_implementation
         )
         self.model.requires_grad_(False).to(device)
         processor = load_processor(model_path)
@@ -300,66 +342,59 @@ class CaptionEngine:
         for row, prompt in enumerate(prompts):
             rows_of.setdefault(id(prompt), []).append(row)
         num_slots = self.prompt_length + self.response_length
-        cache = SlotCache(self.config.get_text_config().num_hidden_layers)
+        cache = SlotCache(num_rows, num_slots, self.prompt_length)
         logits_RV = torch.zeros(num_rows, len(self.banned_V), dtype=self.model.dtype, device=self.device)
         position_R = torch.zeros(num_rows, dtype=torch.long, device=self.device)
         # Dummy rows see the whole prompt area (zeros): attention over nothing at all is undefined.
         seen_RS = torch.zeros(num_rows, num_slots, dtype=torch.bool, device=self.device)
         seen_RS[:, : self.prompt_length] = True
-        chunks = prefill_chunks(distinct, self.prefill_batch_size, self.fixed_shapes, self.prompts.image_token_id)
-        for chunk in chunks:
-            logits_UV, next_position_U, layers = self._prefill_chunk(chunk)
+        num_axes = 1
+        for chunk in prefill_chunks(distinct, self.prefill_batch_size, self.fixed_shapes):
+            logits_UV, position_AUL, layers = self._prefill_chunk(chunk)
+            num_axes = len(position_AUL)
+            # Padding has position 0, so the largest position belongs to the prompt.
+            next_position_U = position_AUL.amax(dim=(0, 2)) + 1
             source, rows = [], []
             for u, member in enumerate(chunk.members):
                 for row in rows_of[id(distinct[member])]:
                     source.append(u)
                     rows.append(row)
-            for layer, (key_UHLD, value_UHLD) in enumerate(layers):
-                cache.fill(layer, key_UHLD[source], value_UHLD[source], rows, (num_rows, num_slots, self.prompt_length))
+            cache.fill(layers, source, rows)
             logits_RV[rows] = logits_UV[source]
             position_R[rows] = next_position_U[source]
             length = chunk.valid_UL.shape[1]
             seen_RS[rows, : self.prompt_length - length] = False
             seen_RS[rows, self.prompt_length - length : self.prompt_length] = chunk.valid_UL.to(self.device)[source]
-        return _DecodeState(cache, logits_RV, position_R, _additive(seen_RS[:, None, None], self.model.dtype))
+        mask_R11S = _additive(seen_RS[:, None, None], self.model.dtype)
+        return _DecodeState(cache, logits_RV, position_R, num_axes, mask_R11S)
 
-    def _prefill_chunk(self, chunk: PrefillChunk) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+    def _prefill_chunk(self, chunk: PrefillChunk) -> tuple[Tensor, Tensor, Sequence[Any]]:
         """Run a chunk.
 
         Returns:
-            logits after the prompt (U, V), position of the first new token (U,), and per layer the keys and values
-            (U, H, L, D) each.
+            logits after the prompt (U, V), positions (A, U, L), and the layers of transformers' cache.
         """
         from transformers import DynamicCache
 
-        position_3UL, _ = self.model.model.get_rope_index(
-            chunk.input_ids_UL,
-            mm_token_type_ids=chunk.token_type_UL,
-            image_grid_thw=chunk.grid_thw,
-            attention_mask=chunk.valid_UL.long(),
-        )
+        position_AUL = positions(self.model, chunk.input_ids_UL, chunk.valid_UL, chunk.pictures).to(self.device)
         valid_UL = chunk.valid_UL.to(self.device)
         length = valid_UL.shape[1]
         causal_LL = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-        vision = {}
-        if chunk.pixel_values is not None and chunk.grid_thw is not None:
-            vision = {
-                "pixel_values": chunk.pixel_values.to(self.device, self.model.dtype),
-                "image_grid_thw": chunk.grid_thw.to(self.device),
-            }
+        vision = {
+            name: value.to(self.device, self.model.dtype) if value.is_floating_point() else value.to(self.device)
+            for name, value in chunk.pictures.items()
+        }
         output = self.model(
             input_ids=chunk.input_ids_UL.to(self.device),
-            position_ids=position_3UL.to(self.device),
-            attention_mask={"full_attention": _additive(causal_LL & valid_UL[:, None, None], self.model.dtype)},
+            position_ids=as_model_takes(position_AUL),
+            # Four-dimensional, so that no model makes another of it.
+            attention_mask=_additive(causal_LL & valid_UL[:, None, None], self.model.dtype),
             past_key_values=DynamicCache(config=self.config.get_text_config()),
             use_cache=True,
             logits_to_keep=1,
             **vision,
         )
-        layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
-        # Padding has position 0, so the largest position belongs to the prompt.
-        next_position_U = position_3UL.amax(dim=(0, 2)).to(self.device) + 1
-        return output.logits[:, -1], next_position_U, layers
+        return output.logits[:, -1], position_AUL, output.past_key_values.layers
 
     def _decode(
         self,
@@ -398,11 +433,11 @@ class CaptionEngine:
         """Feed the tokens sampled at step ``offset``; returns the next logits (R, V)."""
         state.cache.slot = self.prompt_length + offset
         state.mask_R11S[..., state.cache.slot] = 0
-        position_3R1 = (state.position_R + offset).view(1, -1, 1).expand(3, -1, -1)
+        position_AR1 = (state.position_R + offset).view(1, -1, 1).expand(state.num_axes, -1, -1)
         output = self.model(
             input_ids=token_R.to(self.device)[:, None],
-            position_ids=position_3R1,
-            attention_mask={"full_attention": state.mask_R11S},
+            position_ids=as_model_takes(position_AR1),
+            attention_mask=state.mask_R11S,
             past_key_values=state.cache,
             use_cache=True,
             logits_to_keep=1,

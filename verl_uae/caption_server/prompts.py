@@ -6,7 +6,7 @@ Captions of one image arrive as separate requests with equal prompts. Equal prom
 Prompts are grouped by shape, and a group's shape follows from each member alone: no prompt is padded because
 of another prompt.
 
-Shapes: U prompts of a chunk, L padded prompt length, N merged patches, F patch features.
+Shapes: U prompts of a chunk, L padded prompt length.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError
+from verl_uae.captioners import Pictures, family_of, read_pictures
 
-if TYPE_CHECKING:
-    from transformers import Qwen2_5_VLConfig
-
-#: Prompts are padded to a multiple of this, so that prompts of similar lengths share a prefill.
+#: Prompts are padded to a multiple of this, so that prompts of similar lengths share a prefill; not where layers carry
+#: a state from position to position, which would run over the pads.
 LENGTH_MULTIPLE = 16
 
 PromptKey = tuple[tuple[int, ...], str]
@@ -34,18 +33,16 @@ ShapeKey = tuple[int, tuple[tuple[int, ...], ...]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A distinct prompt: token ids, and the patches of its images if it has any.
+    """A distinct prompt.
 
     Attributes:
         token_ids: prompt tokens, image placeholders expanded.
-        pixel_values: (patches, F) fp32, or None.
-        grid_thw: (images, 3) int64 patch grid of each image, or None.
+        pictures: what the model takes of its images; empty where it has none.
         shape: prompts of equal shape may share a prefill.
     """
 
     token_ids: tuple[int, ...]
-    pixel_values: Tensor | None
-    grid_thw: Tensor | None
+    pictures: dict[str, Tensor]
     shape: ShapeKey
 
 
@@ -53,16 +50,17 @@ class PromptBuilder:
     """Checks requests and turns them into prompts.
 
     Args:
-        config: the model's configuration (image token, vocabulary, merge size).
+        config: the model's configuration.
         image_processor: transformers image processor of the checkpoint; must be the one the trainer uses.
         prompt_length: longest prompt accepted, in tokens.
     """
 
-    def __init__(self, config: Qwen2_5_VLConfig, image_processor: Any, prompt_length: int) -> None:
+    def __init__(self, config: Any, image_processor: Any, prompt_length: int) -> None:
+        self.config = config
         self.image_token_id: int = config.image_token_id
         self.vocab_size: int = config.get_text_config().vocab_size
-        vision: Any = config.vision_config
-        self.merged_patch: int = vision.spatial_merge_size**2
+        recurrent = family_of(config.model_type, config.name_or_path).recurrent
+        self.length_multiple = 1 if recurrent else LENGTH_MULTIPLE
         self.image_processor = image_processor
         self.prompt_length = prompt_length
 
@@ -93,28 +91,21 @@ class PromptBuilder:
                 match the images.
         """
         token_ids = tuple(int(token) for token in request.prompt_ids)
-        pixel_values = grid_thw = None
-        if request.images:
-            pixel_values, grid_thw = self._process(request)
+        pictures = self._process(request) if request.images else Pictures({}, 0, ())
         placeholders = token_ids.count(self.image_token_id)
-        expected = int(grid_thw.prod(-1).sum()) // self.merged_patch if grid_thw is not None else 0
-        if placeholders != expected:
+        if placeholders != pictures.tokens:
             raise request.error(
-                f"the prompt has {placeholders} image tokens, its {len(request.images)} images need {expected}"
+                f"the prompt has {placeholders} image tokens, its {len(request.images)} images need {pictures.tokens}"
             )
-        padded = -(-len(token_ids) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-        grids = tuple(tuple(row) for row in grid_thw.tolist()) if grid_thw is not None else ()
-        return Prompt(token_ids, pixel_values, grid_thw, (min(padded, self.prompt_length), grids))
+        padded = -(-len(token_ids) // self.length_multiple) * self.length_multiple
+        return Prompt(token_ids, pictures.inputs, (min(padded, self.prompt_length), pictures.shape))
 
-    def _process(self, request: CaptionRequest) -> tuple[Tensor, Tensor]:
+    def _process(self, request: CaptionRequest) -> Pictures:
         try:
-            features = self.image_processor(
-                images=list(request.images), return_tensors="pt", **dict(request.processor_kwargs)
-            )
+            return read_pictures(self.image_processor, self.config, request.images, request.processor_kwargs)
         # A fault boundary: whatever a codec or a processor raises on one picture concerns one request.
         except Exception as error:
             raise request.error(f"the image processor failed: {type(error).__name__}: {error}") from error
-        return features["pixel_values"], features["image_grid_thw"]
 
 
 @dataclass(frozen=True)
@@ -125,22 +116,16 @@ class PrefillChunk:
         members: index of the prompt of each leading row; rows beyond repeat the first one and are discarded.
         input_ids_UL: int64.
         valid_UL: bool, False at padding.
-        token_type_UL: int64, 1 at image tokens.
-        pixel_values: (U * patches, F) fp32 or None.
-        grid_thw: (U * images, 3) int64 or None.
+        pictures: what the model takes of their images, one after the other; may be empty.
     """
 
     members: tuple[int, ...]
     input_ids_UL: Tensor
     valid_UL: Tensor
-    token_type_UL: Tensor
-    pixel_values: Tensor | None
-    grid_thw: Tensor | None
+    pictures: dict[str, Tensor]
 
 
-def prefill_chunks(
-    prompts: Sequence[Prompt], chunk_size: int, fill: bool, image_token_id: int
-) -> Iterator[PrefillChunk]:
+def prefill_chunks(prompts: Sequence[Prompt], chunk_size: int, fill: bool) -> Iterator[PrefillChunk]:
     """Group prompts by shape and cut the groups into chunks of at most ``chunk_size`` rows.
 
     Args:
@@ -154,23 +139,15 @@ def prefill_chunks(
             members = indices[start : start + chunk_size]
             dummies = [members[0]] * (chunk_size - len(members) if fill else 0)
             rows = [prompts[index] for index in members + dummies]
-            yield _collate(tuple(members), rows, length, image_token_id)
+            yield _collate(tuple(members), rows, length)
 
 
-def _collate(members: tuple[int, ...], rows: Sequence[Prompt], length: int, image_token_id: int) -> PrefillChunk:
+def _collate(members: tuple[int, ...], rows: Sequence[Prompt], length: int) -> PrefillChunk:
     input_ids_UL = torch.tensor([(0,) * (length - len(row.token_ids)) + row.token_ids for row in rows])
     start_U1 = torch.tensor([[length - len(row.token_ids)] for row in rows])
     valid_UL = torch.arange(length) >= start_U1
-    pixels = [row.pixel_values for row in rows if row.pixel_values is not None]
-    grids = [row.grid_thw for row in rows if row.grid_thw is not None]
-    return PrefillChunk(
-        members=members,
-        input_ids_UL=input_ids_UL,
-        valid_UL=valid_UL,
-        token_type_UL=((input_ids_UL == image_token_id) & valid_UL).long(),
-        pixel_values=torch.cat(pixels) if pixels else None,
-        grid_thw=torch.cat(grids) if grids else None,
-    )
+    pictures = {name: torch.cat([row.pictures[name] for row in rows]) for name in rows[0].pictures}
+    return PrefillChunk(members, input_ids_UL, valid_UL, pictures)
 
 
 def _digest(request: CaptionRequest) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from verl_uae.captioners import prompt_pictures
 from verl_uae.data.schema import IMAGE_MARK, make_prompt
 from verl_uae.errors import CheckpointError
 
@@ -44,13 +45,10 @@ def caption_messages(image: Image.Image, user: str, system: str | None) -> Messa
 
 
 def prompt_inputs(processor: Any, prompts: Sequence[Messages]) -> Mapping[str, Tensor]:
-    """Model inputs of a batch of prompts, left-padded: pictures resized by qwen_vl_utils first, as in training."""
-    from qwen_vl_utils import process_vision_info
-
+    """Model inputs of a batch of prompts, left-padded, with pictures resized as in training."""
     images: list[Image.Image] = []
     for messages in prompts:
-        found, _ = process_vision_info(messages, image_patch_size=processor.image_processor.patch_size)
-        images.extend(found or ())
+        images.extend(prompt_pictures(processor, messages)[0])
     texts = [processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) for turns in prompts]
     return processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
 
@@ -66,8 +64,8 @@ def banned_tokens(model: Any, tokenizer: Any) -> Tensor:
     """(V,) bool: tokens that a caption may not contain.
 
     These are special tokens other than eos, the vision tokens (a sampled image placeholder has no image behind it, and
-    get_rope_index fails on the response), rows of the output layer beyond the tokenizer, and the ``suppress_tokens`` of
-    the checkpoint's generation config.
+    no positions can be found for the response), rows of the output layer beyond the tokenizer, and the
+    ``suppress_tokens`` of the checkpoint's generation config.
     """
     vocab_size = model.config.get_text_config().vocab_size
     banned_V = torch.zeros(vocab_size, dtype=torch.bool)
@@ -136,7 +134,7 @@ def write_captions(
     config are not applied, as in training.
 
     Args:
-        model: Qwen2_5_VLForConditionalGeneration.
+        model: vision-language model with head, see :mod:`verl_uae.captioners`.
         processor: its processor.
         prompts: one for each caption, see :func:`caption_messages`; a batch is padded on the left.
         max_new_tokens: longest caption, end of turn included.

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from verl_uae.captioners import TOWERS, vision_towers
 from verl_uae.checkpoints.load import load_config
 from verl_uae.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from verl_uae.checkpoints.source import check_safetensors
@@ -27,8 +28,6 @@ from verl_uae.errors import CheckpointError, ConfigError
 
 #: Section of the configuration.
 MODEL = "actor_rollout_ref.model"
-
-_TOWERS = ("visual", "vision_tower")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def check_placement(captioner: Path, placement: Placement) -> None:
     with torch.device("meta"):
         module = AutoModelForImageTextToText.from_config(load_config(captioner), trust_remote_code=False)
     if placement.frozen_tower:
-        for tower in towers(module):
+        for tower in vision_towers(module):
             tower.requires_grad_(False)
     with placing(placement.key), torch.random.fork_rng(devices=[]):
         if placement.lora_adapter_path is None:
@@ -103,11 +102,6 @@ def placing(key: str) -> Iterator[None]:
         raise ConfigError(key, f"peft cannot place these adapters: {' '.join(str(error).split())}") from error
 
 
-def towers(module: nn.Module) -> list[nn.Module]:
-    """Vision towers of a captioner, the outermost first."""
-    return [tower for name, tower in module.named_modules() if name.rsplit(".", 1)[-1] in _TOWERS]
-
-
 def without_towers(excluded: str | Sequence[str] | None) -> str:
     """peft's ``exclude_modules`` that leaves out the vision tower besides what it is given.
 
@@ -120,7 +114,7 @@ def without_towers(excluded: str | Sequence[str] | None) -> str:
         excluded = re.sub(r"^\(\?([aiLmsux]+)\)(.*)$", r"(?\1:\2)", excluded, flags=re.DOTALL)
     elif excluded is not None:
         excluded = rf"(?:.*\.)?(?:{'|'.join(map(re.escape, excluded))})"
-    tower = rf"(?:.*\.)?(?:{'|'.join(_TOWERS)})(?:\..*)?"
+    tower = rf"(?:.*\.)?(?:{'|'.join(TOWERS)})(?:\..*)?"
     return f"(?:{excluded})|{tower}" if excluded else tower
 
 
@@ -134,7 +128,8 @@ def check_frozen(module: nn.Module, source: str = f"{MODEL}.lora_adapter_path") 
     Raises:
         ConfigError: naming a parameter of the tower that takes a gradient, such as that of an adapter.
     """
-    moving = [name for tower in towers(module) for name, part in tower.named_parameters() if part.requires_grad]
+    parts = [named for tower in vision_towers(module) for named in tower.named_parameters()]
+    moving = [name for name, part in parts if part.requires_grad]
     if moving:
         raise ConfigError(
             source,

@@ -20,6 +20,7 @@ from PIL import Image
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
+from verl_uae.captioners import prompt_size
 from verl_uae.data.frame import FILE, ROW
 from verl_uae.data.images import image_digest, source_image
 from verl_uae.data.rows import (
@@ -134,14 +135,15 @@ class UAEDataset(RLHFDataset):
 class _PromptLength:
     """Length in tokens of a row's prompt, exactly as the rollout will build it.
 
-    It depends on the text and on the sizes after Qwen's resizing only, so one blank picture is processed per distinct
-    combination. A data set with one prompt and pictures below a megapixel needs at most about 1,300 of them.
+    It depends on the text and on the sizes in which pictures reach the processor only, so one blank picture is
+    processed per distinct combination. A data set with one prompt and pictures below a megapixel needs at most about
+    1,300 of them by Qwen's resizing.
     """
 
     def __init__(self, dataset: UAEDataset) -> None:
         self.dataset = dataset
         self.processor: Any = dataset.processor
-        self.patch_size = getattr(getattr(self.processor, "image_processor", None), "patch_size", 14)
+        self.image_processor: Any = getattr(self.processor, "image_processor", None)
         self.lengths: dict[tuple[str, tuple[Size, ...]], int] = {}
 
     def __call__(self, row: dict[str, Any], sizes: Sequence[Size]) -> int | str:
@@ -150,7 +152,10 @@ class _PromptLength:
             return 0
         prompt, cells = row[self.dataset.prompt_key], row[self.dataset.image_key]
         try:
-            resized = tuple(self._resized(size, resize_options(cell)) for size, cell in zip(sizes, cells, strict=True))
+            resized = tuple(
+                prompt_size(self.image_processor, size, resize_options(cell))
+                for size, cell in zip(sizes, cells, strict=True)
+            )
             key = (json.dumps(prompt), resized)
             if key not in self.lengths:
                 self.lengths[key] = self._measure(prompt, resized)
@@ -158,16 +163,6 @@ class _PromptLength:
         except Exception as error:
             # Fault boundary: templates and resizing are the model's, and what they raise means one bad row.
             return f"column {self.dataset.prompt_key}: the processor refuses it: {type(error).__name__}: {error}"
-
-    def _resized(self, size: Size, options: dict[str, int]) -> Size:
-        """(W, H) after ``qwen_vl_utils.fetch_image``."""
-        from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE, smart_resize
-
-        factor = int(self.patch_size * SPATIAL_MERGE_SIZE)
-        width, height = options.get("resized_width", size[0]), options.get("resized_height", size[1])
-        limits = {} if "resized_width" in options else options
-        height, width = smart_resize(height, width, factor=factor, **limits)
-        return (width, height)
 
     def _measure(self, prompt: list[dict[str, str]], sizes: Sequence[Size]) -> int:
         dataset = self.dataset

@@ -22,7 +22,8 @@ from verl.utils.model import convert_weight_keys
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from verl_uae.checkpoints.captioner_adapters import Placement, placing, towers, without_towers
+from verl_uae.captioners import vision_towers
+from verl_uae.checkpoints.captioner_adapters import Placement, placing, without_towers
 from verl_uae.checkpoints.load import check_captioner
 from verl_uae.checkpoints.source import local_folder
 from verl_uae.engines.together import together
@@ -146,16 +147,16 @@ def freeze_vision_tower(module: nn.Module) -> int:
         Number of parameters frozen.
 
     Raises:
-        ValueError: if the model has no submodule named ``visual`` or ``vision_tower``.
+        ValueError: if the model has no submodule of a name in :data:`~verl_uae.captioners.TOWERS`.
     """
-    found = towers(module)
-    if not found:
+    towers = vision_towers(module)
+    if not towers:
         raise ValueError(
             f"actor_rollout_ref.actor.freeze_vision_tower is true but {type(module).__name__} has no vision tower"
         )
-    for tower in found:
+    for tower in towers:
         tower.requires_grad_(False)
-    return sum(parameter.numel() for parameter in found[0].parameters())
+    return sum(parameter.numel() for tower in towers for parameter in tower.parameters())
 
 
 def hold_in_fp32(module: nn.Module) -> None:

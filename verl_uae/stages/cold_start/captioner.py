@@ -21,6 +21,7 @@ from verl.utils.device import get_device_name
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 
+from verl_uae.captioners import read_pictures, typed_inputs
 from verl_uae.checkpoints.load import load_config, load_model, load_processor
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import IMAGE_MARK, make_prompt
@@ -52,7 +53,7 @@ class CaptionerModule(nn.Module):
     """A vision-language model behind one forward, for FSDP.
 
     Args:
-        model: Qwen2.5-VL type model with head.
+        model: vision-language model with head.
     """
 
     def __init__(self, model: Any) -> None:
@@ -205,7 +206,7 @@ class CaptionBatcher:
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self.processor = processor
-        self.image_token_id = int(config.image_token_id)
+        self.config = config
         self.response_length = response_length
         self.device = torch.device(device)
 
@@ -225,14 +226,9 @@ class CaptionBatcher:
         pad = nn.utils.rnn.pad_sequence
         ids_BT = pad(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)
         mask_BT = pad([torch.ones(len(row), dtype=torch.bool) for row in ids], batch_first=True)
-        features = self.processor.image_processor(
-            images=shown, return_tensors="pt", **self.prompt_tokens.processor_kwargs
-        )
-        inputs: dict[str, Tensor] = {
-            "pixel_values": features["pixel_values"],
-            "image_grid_thw": features["image_grid_thw"],
-            "mm_token_type_ids": (ids_BT == self.image_token_id).long(),
-        }
+        options = self.prompt_tokens.processor_kwargs
+        pictures = read_pictures(self.processor.image_processor, self.config, shown, options)
+        inputs = typed_inputs(self.config, ids_BT, mask_BT, pictures.inputs)
         on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         answer_BT = pad(answers, batch_first=True).to(self.device)
         return CaptionInputs(ids_BT.to(self.device), mask_BT.to(self.device), answer_BT, on_device)

@@ -16,6 +16,7 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 
 from verl_uae.caption_server.engine import CaptionEngine
 from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, CaptionResult
+from verl_uae.captioners import prompt_pictures
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.records import Caption
 from verl_uae.checkpoints.load import load_processor
@@ -56,7 +57,7 @@ class PromptTokens:
     def __init__(self, processor: Any, model_type: str, settings: PromptSettings) -> None:
         template = settings.chat_template or processor.chat_template or processor.tokenizer.chat_template
         processor.chat_template = template
-        self.patch_size = processor.image_processor.patch_size
+        self.processor = processor
         self.processor_kwargs = dict(settings.processor_kwargs)
         self.builder = create_continuous_token_builder(
             processor.tokenizer,
@@ -72,13 +73,11 @@ class PromptTokens:
         Raises:
             DataError: the prompt has a video.
         """
-        from qwen_vl_utils import process_vision_info
-
-        turns = [dict(message) for message in messages]
-        images, videos = process_vision_info(turns, image_patch_size=self.patch_size, return_video_metadata=True)
-        if videos:
+        images, video = prompt_pictures(self.processor, messages)
+        if video:
             raise DataError("prompt", None, "has a video; the captioner takes pictures only")
-        return list(self.builder.build_initial_tokens(turns, images=images)), list(images or ())
+        turns = [dict(message) for message in messages]
+        return list(self.builder.build_initial_tokens(turns, images=images)), images
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ class FrozenCaptioner:
     """The captioner in this process.
 
     Args:
-        path: transformers folder or hub id of a Qwen2.5-VL.
+        path: transformers folder or hub id of a captioner.
         settings: how captions are written.
         dtype: of the weights.
         device: of the model.

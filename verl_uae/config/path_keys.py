@@ -97,8 +97,8 @@ def validate_models(config: DictConfig) -> None:
     (:mod:`verl_uae.checkpoints.load`). A model of the hub is checked where it is fetched.
 
     Raises:
-        ConfigError: naming the key, the folder and the tensor or file that is wrong, or the key of a condition that
-            the conditioner's chat template does not allow.
+        ConfigError: naming the key, the folder and the tensor or file that is wrong, or why no captions can be had of
+            that model in this stage, or the key of a condition that the conditioner's chat template does not allow.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
     from verl_uae.checkpoints.load import check_captioner, check_language_model, language_sizes
@@ -106,8 +106,11 @@ def validate_models(config: DictConfig) -> None:
 
     # verl and vLLM run the captioner's code, where this is set; the language model of the condition is ours to load.
     code = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
+    stage, source = config.uae.stage, OmegaConf.select(config, "uae.u4g.captions.source")
+    rollouts = stage in ("g4u", "unified")
+    writes = rollouts or stage == "cold_start" or (stage == "u4g" and source == "captioner")
     checks: tuple[tuple[str, Callable[[Path], None]], ...] = (
-        (_CAPTIONER, functools.partial(check_captioner, code=code)),
+        (_CAPTIONER, functools.partial(check_captioner, code=code, writes=writes, rollouts=rollouts)),
         (_CONDITIONER, check_language_model),
         (_DECODER, check_decoder),
     )

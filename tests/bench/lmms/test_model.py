@@ -129,7 +129,7 @@ def test_lmms_eval_runs_the_captioner_and_the_guard_reads_what_it_writes(
     variables = environment(tmp_path)
     content = evaluate(tmp_path, model_folder, "local", variables=variables)
     results = content["results"]
-    assert content["config"]["model_backend"] == "verl_uae.bench.lmms.model.UAECaptioner (chat)"
+    assert content["config"]["model_backend"] == "lmms_eval.models.chat.qwen2_5_vl.Qwen2_5_VL (chat)"
     assert results["local_uae_ocrbench"]["accuracy,none"] == pytest.approx(2 / 3)
     assert results["local_uae_ocrbench"]["recognition,none"] == 0.5
     assert results["local_uae_ocrbench"]["document_vqa,none"] == 1.0

@@ -16,6 +16,7 @@ LAYERS = {
     "errors": 0,
     "text": 0,
     "compat": 0,
+    "captioners": 0,
     "seeding": 0,
     "settings": 0,
     "paths": 0,

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from PIL import Image
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from verl_uae.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
 
 Size = tuple[int, int]
 

@@ -16,10 +16,12 @@ from tests.captioners import tiny
 from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError
 from verl_uae.captioners import FAMILIES, as_model_takes, family_of, positions, prompt_size, vision_towers
 from verl_uae.chain.captioner import caption_messages, prompt_inputs, write_captions
-from verl_uae.chain.conditioner import Conditioner, language_stack
+from verl_uae.chain.conditioner import Conditioner
 from verl_uae.checkpoints.load import load_processor
 from verl_uae.engines.captioner import freeze_vision_tower
 from verl_uae.errors import CheckpointError
+from verl_uae.families.sd3 import SD3
+from verl_uae.families.text import language_stack
 from verl_uae.stages.cold_start.captioner import CaptionBatcher, CaptionerModule, messages_with
 from verl_uae.stages.common.captions import CaptionSettings, FrozenCaptioner
 
@@ -189,15 +191,15 @@ def test_the_cold_start_measures_the_models_own_likelihood(frozen: FrozenCaption
 
 
 def test_conditions_are_the_language_models_states(model: Any, processor: Any) -> None:
-    conditioner = Conditioner(language_stack(model), processor.tokenizer, length=20)
-    condition = conditioner.encode(CAPTIONS)
-    ids_BL, mask_BL, _ = conditioner.tokenize(CAPTIONS)
+    conditioner = Conditioner(language_stack(model), processor.tokenizer, SD3({}, {}, length=20))
+    condition, tokens = conditioner.encode(CAPTIONS), conditioner.tokenize(CAPTIONS)
     if hasattr(model.model, "rope_deltas"):
         model.model.rope_deltas = None
     for row in range(len(CAPTIONS)):
+        real = tokens.attend_BT[row]
         with torch.no_grad():
-            whole = model.model(input_ids=ids_BL[row : row + 1][:, mask_BL[row]], use_cache=False).last_hidden_state[0]
-        torch.testing.assert_close(condition.states_BLE[row][mask_BL[row]], whole, atol=1e-5, rtol=0)
+            whole = model.model(input_ids=tokens.ids_BT[row : row + 1][:, real], use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(condition.states[row][real], whole, atol=1e-5, rtol=0)
 
 
 def test_nothing_between_pixels_and_language_model_trains(name: str) -> None:

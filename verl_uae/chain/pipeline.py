@@ -95,7 +95,7 @@ class UAEPipeline(DiffusionPipeline):
         vae: latent codec.
         scheduler: only its shift is used; see :meth:`~verl_uae.families.family.DecoderFamily.sigmas`.
         conditioner: projector in front of the transformer, for families that need one.
-        captioner: Qwen2.5-VL; None where nothing is captioned and there is a ``language_model``.
+        captioner: vision-language model; None where nothing is captioned and there is a ``language_model``.
         processor: of the captioner.
         language_model: model whose text-only states are the condition; None is the captioner's own language model.
         tokenizer: of the ``language_model``; None is the processor's.

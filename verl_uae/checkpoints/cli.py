@@ -30,10 +30,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_sd3(sources: Any) -> None:
-    sd3 = sources.add_parser("sd3", help="SD3 or SD3.5 and Qwen2.5-VL, with a fresh projector")
+    sd3 = sources.add_parser("sd3", help="SD3 or SD3.5 and a vision-language model, with a fresh projector")
     sd3.add_argument("--sd3", required=True, metavar="MODEL", help="diffusers folder or hub id")
     sd3.add_argument("--sd3-revision", metavar="REV", help="commit, tag or branch on the hub")
-    sd3.add_argument("--captioner", required=True, metavar="MODEL", help="Qwen2.5-VL folder or hub id")
+    sd3.add_argument("--captioner", required=True, metavar="MODEL", help="vision-language model: folder or hub id")
     sd3.add_argument("--captioner-revision", metavar="REV", help="commit, tag or branch on the hub")
     sd3.add_argument("--hidden-dim", type=int, default=8192, help="width inside the projector (default 8192)")
     sd3.add_argument("--seed", type=int, default=0, help="seed of the projector (default 0)")

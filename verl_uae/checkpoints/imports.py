@@ -7,7 +7,7 @@ The release (September 2025) is a language model and a MM-DiT, each with adapter
 leniently; here every tensor has a place or is an error. As in the release, one language model writes captions and makes
 conditions.
 
-It was written with transformers 4.50, where ``Qwen2_5_VLForConditionalGeneration`` is ``visual`` (tower), ``model``
+It was written with transformers 4.50, where the class of Qwen2.5-VL is ``visual`` (tower), ``model``
 (language model) and ``lm_head``, with ``projector`` added by the release's subclass. peft was wrapped around ``model``
 alone. Since 4.52 the class in memory is ``model.visual``, ``model.language_model`` and ``lm_head``, but 5.x still reads
 and writes the older names on disk, so a captioner's folder has them today too, and only these remain:
@@ -77,7 +77,7 @@ class Sd3Import:
     sd3: str
     """SD3 folder or hub id."""
     captioner: str
-    """Qwen2.5-VL folder or hub id."""
+    """Folder or hub id of a vision-language model."""
     hidden_dim: int = 8192
     """Width between the two layers of the projector, at least 1 (released model: 8192)."""
     seed: int = 0
@@ -339,12 +339,12 @@ def _language_model(
 ) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
     """The captioner with adapters multiplied out, its weights by the names of a captioner's folder, the projector's."""
     ensure_torchvision()
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     where = folders["llm_lora"]
     config = load_config(folders["llm"])
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     # Names of a captioner's folder -> names in the module.
     names = {
         name.replace("model.language_model.", "model.", 1).replace("model.visual.", "visual.", 1): name

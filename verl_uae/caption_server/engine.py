@@ -279,7 +279,7 @@ class CaptionEngine:
         self.max_batch_size = max_batch_size
         self.prefill_batch_size = prefill_batch_size
         self.fixed_shapes = fixed_shapes
-        self.eos_token_ids = eos_token_ids(self.model, self.tokenizer)
+        self.eos_token_ids = eos_token_ids(self.model.generation_config, self.tokenizer)
         self.banned_V = banned_tokens(self.model, self.tokenizer)
 
     @property

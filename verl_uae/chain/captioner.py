@@ -53,9 +53,9 @@ def prompt_inputs(processor: Any, prompts: Sequence[Messages]) -> Mapping[str, T
     return processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
 
 
-def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def eos_token_ids(generation: GenerationConfig, tokenizer: Any) -> frozenset[int]:
     """End-of-sequence tokens of the tokenizer and of the generation config, as vLLM takes them."""
-    configured = model.generation_config.eos_token_id
+    configured = generation.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)
 
@@ -76,7 +76,7 @@ def banned_tokens(model: Any, tokenizer: Any) -> Tensor:
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         special.add(getattr(model.config, name, None))
     banned_V[[token for token in special if token is not None and token < vocab_size]] = True
-    banned_V[sorted(eos_token_ids(model, tokenizer))] = False
+    banned_V[sorted(eos_token_ids(model.generation_config, tokenizer))] = False
     return banned_V
 
 
@@ -151,7 +151,7 @@ def write_captions(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=sorted(eos_token_ids(model, tokenizer)),
+        eos_token_id=sorted(eos_token_ids(model.generation_config, tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
     )
     with _no_defaults(model):

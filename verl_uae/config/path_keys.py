@@ -106,9 +106,10 @@ def validate_models(config: DictConfig) -> None:
 
     # verl and vLLM run the captioner's code, where this is set; the language model of the condition is ours to load.
     code = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
-    stage, source = config.uae.stage, OmegaConf.select(config, "uae.u4g.captions.source")
-    rollouts = stage in ("g4u", "unified")
-    writes = rollouts or stage == "cold_start" or (stage == "u4g" and source == "captioner")
+    stage, captions = config.uae.stage, config.uae.u4g.captions
+    frozen = stage == "u4g" and captions.source == "captioner"
+    rollouts = stage in ("g4u", "unified") or (frozen and captions.writer == "server")
+    writes = rollouts or frozen or stage == "cold_start"
     checks: tuple[tuple[str, Callable[[Path], None]], ...] = (
         (_CAPTIONER, functools.partial(check_captioner, code=code, writes=writes, rollouts=rollouts)),
         (_CONDITIONER, check_language_model),

@@ -1,11 +1,11 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Captions of a frozen captioner: written by the ranks that train the decoder, once per picture."""
+"""Captions of a frozen captioner, once per picture, and the captioner in the process that asks for them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_uae.caption_server.engine import CaptionEngine
-from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, CaptionResult
+from verl_uae.caption_server.types import CaptionRequest, CaptionResult
 from verl_uae.captioners import prompt_pictures
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.records import Caption
@@ -99,6 +99,77 @@ class CaptionSettings:
     prompt: PromptSettings = field(default_factory=PromptSettings)
 
 
+class CaptionWriter:
+    """From prompts to captions, wherever they are generated.
+
+    Args:
+        processor: of the captioner.
+        model_type: of its configuration.
+        eos_token_ids: tokens that end a caption.
+        settings: how captions are written.
+    """
+
+    def __init__(
+        self, processor: Any, model_type: str, eos_token_ids: Collection[int], settings: CaptionSettings
+    ) -> None:
+        self.prompt_tokens = PromptTokens(processor, model_type, settings.prompt)
+        self.tokenizer = processor.tokenizer
+        self.eos_token_ids = eos_token_ids
+        self.settings = settings
+
+    def write(
+        self,
+        prompts: Sequence[Messages],
+        infos: Sequence[Mapping[str, Any]],
+        generate: Callable[[Sequence[CaptionRequest]], Sequence[CaptionResult | Exception]],
+    ) -> list[Caption]:
+        """One caption per prompt; one that cannot be written has a status and a reason instead.
+
+        Args:
+            prompts: messages.
+            infos: ``extra_info`` of their rows.
+            generate: answers requests in order, one that cannot be served by its error.
+        """
+        captions: list[Caption | None] = [None] * len(prompts)
+        requests: list[CaptionRequest] = []
+        asked: list[tuple[int, str]] = []
+        for position, (messages, info) in enumerate(zip(prompts, infos, strict=True)):
+            digest = ""
+            try:
+                digest = source_digest(messages, info)
+                requests.append(self._request(messages, digest))
+                asked.append((position, digest))
+            except Exception as error:
+                # Fault boundary of one caption: whatever its prompt raises costs that caption.
+                captions[position] = failed_caption(digest, f"caption: {type(error).__name__}: {error}")
+        for (position, digest), result in zip(asked, generate(requests), strict=True):
+            captions[position] = self._caption(result, digest)
+        return [caption for caption in captions if caption is not None]
+
+    def _request(self, messages: Messages, digest: str) -> CaptionRequest:
+        ids, images = self.prompt_tokens(messages)
+        settings = self.settings
+        return CaptionRequest(
+            prompt_ids=ids,
+            seed=derive_seed(settings.seed, "u4g caption", digest),
+            images=images,
+            temperature=settings.temperature if settings.do_sample else 0.0,
+            processor_kwargs=self.prompt_tokens.processor_kwargs,
+            request_id=digest[:12],
+        )
+
+    def _caption(self, result: CaptionResult | Exception, digest: str) -> Caption:
+        if isinstance(result, Exception):
+            return failed_caption(digest, f"caption: {result}")
+        ids = result.token_ids
+        return Caption(
+            self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            digest,
+            cut=len(ids) >= self.settings.response_length and ids[-1] not in self.eos_token_ids,
+            tokens=len(ids),
+        )
+
+
 class FrozenCaptioner:
     """The captioner in this process.
 
@@ -127,8 +198,10 @@ class FrozenCaptioner:
             max_batch_size=settings.batch_size,
             prefill_batch_size=min(8, settings.batch_size),
         )
-        processor = load_processor(path)
-        self.prompt_tokens = PromptTokens(processor, self.engine.config.model_type, settings.prompt)
+        self.writer = CaptionWriter(
+            load_processor(path), self.engine.config.model_type, self.engine.eos_token_ids, settings
+        )
+        self.prompt_tokens = self.writer.prompt_tokens
 
     def to(self, device: str | torch.device) -> None:
         """Move the weights."""
@@ -151,45 +224,7 @@ class FrozenCaptioner:
         Raises:
             FloatingPointError: the model's logits are not finite, which is no picture's fault.
         """
-        captions: list[Caption | None] = [None] * len(prompts)
-        requests: list[CaptionRequest] = []
-        asked: list[tuple[int, str]] = []
-        for position, (messages, info) in enumerate(zip(prompts, infos, strict=True)):
-            digest = ""
-            try:
-                digest = source_digest(messages, info)
-                requests.append(self._request(messages, digest))
-                asked.append((position, digest))
-            except Exception as error:
-                # Fault boundary of one caption: whatever its prompt raises costs that caption.
-                captions[position] = failed_caption(digest, f"caption: {type(error).__name__}: {error}")
-        for (position, digest), result in zip(asked, self.engine.generate(requests), strict=True):
-            captions[position] = self._caption(result, digest)
-        return [caption for caption in captions if caption is not None]
-
-    def _request(self, messages: Messages, digest: str) -> CaptionRequest:
-        ids, images = self.prompt_tokens(messages)
-        settings = self.settings
-        return CaptionRequest(
-            prompt_ids=ids,
-            seed=derive_seed(settings.seed, "u4g caption", digest),
-            images=images,
-            temperature=settings.temperature if settings.do_sample else 0.0,
-            processor_kwargs=self.prompt_tokens.processor_kwargs,
-            request_id=digest[:12],
-        )
-
-    def _caption(self, result: CaptionResult | CaptionRequestError, digest: str) -> Caption:
-        if isinstance(result, CaptionRequestError):
-            return failed_caption(digest, f"caption: {result}")
-        ids = result.token_ids
-        tokenizer = self.engine.tokenizer
-        return Caption(
-            tokenizer.decode(ids, skip_special_tokens=True).strip(),
-            digest,
-            cut=len(ids) >= self.settings.response_length and ids[-1] not in self.engine.eos_token_ids,
-            tokens=len(ids),
-        )
+        return self.writer.write(prompts, infos, self.engine.generate)
 
 
 def failed_caption(digest: str, reason: str) -> Caption:

@@ -75,6 +75,11 @@ class CaptionSourceConfig:
     source: str = key("captioner", choices=("captioner", "column"))
     """captioner: written by the frozen captioner. column: read from ``extra_info.caption`` of the dataset row."""
 
+    writer: str = key("ranks", choices=("ranks", "server"), stages=("u4g",))
+    """What generates captions of source=captioner. ranks: transformers, in the ranks that train the decoder. server:
+    servers of ``actor_rollout_ref.rollout.name`` (vllm, hf) in their places, asleep between; these take that section's
+    dtype, memory and parallel sizes."""
+
     do_sample: bool = False
     """false: greedy. true: sampled at ``temperature``."""
 
@@ -157,6 +162,8 @@ def validate(config: DictConfig) -> None:
     _validate_objective(config)
     _validate_window(config)
     _validate_batches(config)
+    if config.uae.stage == "u4g" and u4g.captions.source == "captioner" and u4g.captions.writer == "server":
+        _validate_servers(config)
     if u4g.guidance != drawn and (u4g.guidance == 1 or drawn == 1):
         raise ConfigError(
             "uae.decoder.guidance",
@@ -181,6 +188,23 @@ def _validate_objective(config: DictConfig) -> None:
     if forward and u4g.reference_kl.coef > 0 and u4g.reference_kl.form not in FORWARD_FORMS:
         raise ConfigError(
             "uae.u4g.reference_kl.form", f"a forward-process objective takes {' or '.join(FORWARD_FORMS)}"
+        )
+
+
+def _validate_servers(config: DictConfig) -> None:
+    """Every rank belongs to one caption server."""
+    rollout, ranks = config.actor_rollout_ref.rollout, config.trainer.n_gpus_per_node * config.trainer.nnodes
+    size = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+    if ranks % size:
+        raise ConfigError(
+            "actor_rollout_ref.rollout.tensor_model_parallel_size",
+            f"a caption server takes {size} ranks, which must divide the {ranks} ranks that train the decoder "
+            "(uae.u4g.captions.writer=server)",
+        )
+    if rollout.name == "vllm" and not rollout.free_cache_engine:
+        raise ConfigError(
+            "actor_rollout_ref.rollout.free_cache_engine",
+            "must be true with uae.u4g.captions.writer=server: the servers would keep the decoder's memory",
         )
 
 

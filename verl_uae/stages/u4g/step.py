@@ -30,6 +30,7 @@ from verl_uae.stages.common.group import DecoderTrainingGroup, interleave
 from verl_uae.stages.common.outcomes import outcome_metrics, usable_members
 from verl_uae.stages.common.signals import RewardSignals
 from verl_uae.stages.common.supervised import SupervisedTrainer
+from verl_uae.stages.u4g.servers import CaptionServers
 from verl_uae.stages.u4g.worker import DecoderPolicyWorker, Layout, sampling_plan
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
     global_steps: int
     _dump_generations: Callable[..., None]
     """verl's."""
+    servers: CaptionServers | None = None
+    """What writes captions in place of the policy's ranks."""
     _generations: list[dict[str, Any]]
     """Rows of the last batch, see :func:`~verl_uae.stages.u4g.step.generation_rows`."""
 
@@ -99,7 +102,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         kept = {name: self.captions.get(name) for name in names}
         missing = [position for position, name in enumerate(names) if kept[name] is None]
         if missing:
-            written = self.learner.write_captions(
+            written = (self.servers or self.learner).write_captions(
                 [prompts[position] for position in missing], [infos[position] for position in missing]
             )
             for position, caption in zip(missing, written, strict=True):

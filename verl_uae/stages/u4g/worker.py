@@ -93,9 +93,16 @@ def sampling_plan(config: DictConfig, family: DecoderFamily, iteration: int) -> 
 def build_captions(config: DictConfig, device: str) -> FrozenCaptioner | None:
     """The frozen captioner of stage u4g; None where captions come from elsewhere."""
     captions = config.uae.u4g.captions
-    if config.uae.stage != "u4g" or captions.source != "captioner":
+    if config.uae.stage != "u4g" or captions.source != "captioner" or captions.writer != "ranks":
         return None
-    settings = CaptionSettings(
+    path = config.actor_rollout_ref.model.path
+    return FrozenCaptioner(path, caption_settings(config), dtype=DTYPES[captions.dtype], device=device)
+
+
+def caption_settings(config: DictConfig) -> CaptionSettings:
+    """How captions of stage u4g are written."""
+    captions = config.uae.u4g.captions
+    return CaptionSettings(
         seed=config.uae.seed,
         prompt_length=config.data.max_prompt_length,
         response_length=config.data.max_response_length,
@@ -108,8 +115,6 @@ def build_captions(config: DictConfig, device: str) -> FrozenCaptioner | None:
             dict(config.data.get("mm_processor_kwargs") or {}),
         ),
     )
-    path = config.actor_rollout_ref.model.path
-    return FrozenCaptioner(path, settings, dtype=DTYPES[captions.dtype], device=device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,18 @@ def test_half_a_switch_of_the_captioner_to_megatron_is_refused(compose, tiny_ove
             validate(config)
 
 
+def test_caption_servers_take_whole_ranks_and_give_their_memory_back(compose, tiny_overrides: list[str]) -> None:
+    rollout = "actor_rollout_ref.rollout"
+    overrides = [*tiny_overrides, "uae.u4g.captions.writer=server", f"{rollout}.tensor_model_parallel_size=2"]
+    with pytest.raises(ConfigError, match=r"tensor_model_parallel_size: a caption server takes 2 ranks, .* 1 ranks"):
+        validate(compose(*overrides, name="uae_u4g"))
+    validate(compose(*overrides, "uae.u4g.captions.source=column", name="uae_u4g"))
+    overrides[-1] = f"{rollout}.tensor_model_parallel_size=1"
+    validate(compose(*overrides, name="uae_u4g"))
+    with pytest.raises(ConfigError, match=r"rollout\.free_cache_engine: must be true"):
+        validate(compose(*overrides, f"{rollout}.name=vllm", f"{rollout}.free_cache_engine=false", name="uae_u4g"))
+
+
 def test_the_unified_stage_takes_no_captions_from_a_column(compose, tiny_overrides: list[str]) -> None:
     column = "uae.u4g.captions.source=column"
     validate(compose(*tiny_overrides, column, name="uae_u4g"))

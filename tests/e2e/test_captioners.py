@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,25 @@ def test_two_steps_of_u4g_with_captions_of_the_ranks(tmp_path: Path, name: str) 
     for record in metrics(out).values():
         assert record["train/first/ratio/max"] == 1.0 and record["train/grad_norm"] > 0
         assert record["caption/tokens/mean"] > 0 and record["reward/invalid_frac"] == 0
+
+
+@pytest.mark.slow
+def test_servers_write_the_captions_of_the_ranks(tmp_path: Path) -> None:
+    """Two servers on two ranks, put to sleep after every batch, against the ranks' own captioner."""
+    world, written = world_of("qwen3_vl", tmp_path / "world"), {}
+    servers = [
+        "actor_rollout_ref.rollout.free_cache_engine=true",
+        "actor_rollout_ref.rollout.dtype=float32",
+    ]
+    for writer, overrides in {"ranks": ["uae.u4g.captions.dtype=float32"], "server": servers}.items():
+        out = tmp_path / writer
+        settings = [f"uae.u4g.captions.writer={writer}", f"trainer.rollout_data_dir={out}/rollouts"]
+        ranks = ["trainer.n_gpus_per_node=2", "uae.train.micro_batch_size=4", "uae.u4g.captions.do_sample=true"]
+        result = train(world, out, [*settings, *ranks, *overrides], config="uae_u4g")
+        assert result.returncode == 0, result.stdout[-4000:]
+        lines = [(out / "rollouts" / f"{step}.jsonl").read_text().splitlines() for step in (1, 2)]
+        written[writer] = [json.loads(line)["output"] for step in lines for line in step]
+    assert written["server"] == written["ranks"] and len(set(written["server"])) == 8
 
 
 @pytest.mark.slow

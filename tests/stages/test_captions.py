@@ -150,7 +150,7 @@ def test_a_caption_without_end_is_cut(captions: FrozenCaptioner) -> None:
     (word,) = captions.engine.tokenizer("red")["input_ids"]
 
     def cut(ids: list[int]) -> bool:
-        return captions._caption(CaptionResult(ids, [0.0] * len(ids)), "d").cut
+        return captions.writer._caption(CaptionResult(ids, [0.0] * len(ids)), "d").cut
 
     assert [cut([word] * 8), cut([word] * 7), cut([*[word] * 7, eos])] == [True, False, False]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
             self.servers = CaptionServers(self.config, pool, caption_settings(self.config))
         self.start_policy(pool, self.total_training_steps)
         self.learner.wait_until_loaded()
+
+    def watched(self) -> Iterator[tuple[str, Any]]:
+        """The policy's ranks, and caption servers where there are any."""
+        yield from super().watched()
+        if self.servers is not None:
+            yield from self.servers.named()
 
     def save_decoder(self, folder: Path) -> None:
         """The policy, and what the run knows of its rewards."""

@@ -43,7 +43,7 @@ def test_two_steps_of_g4u_and_the_exported_captioner(tmp_path: Path, name: str) 
     after = pipe.captioner.state_dict()
     moved = {key.split(".")[1] for key in before if not torch.equal(before[key], after[key])}
     assert moved == {"language_model", "weight"}, "the vision tower is frozen, the head is not"
-    pictures = [render_image(scene) for scene in held_out_scenes(3)]
+    pictures = [render_image(scene) for scene in held_out_scenes(3, 0)]
     captions = pipe.caption(pictures, prompt="<image>describe", system="", temperature=0.0)
     alone = [pipe.caption(image, prompt="<image>describe", system="", temperature=0.0)[0] for image in pictures]
     assert captions == alone and any(captions)

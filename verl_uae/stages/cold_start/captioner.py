@@ -227,8 +227,8 @@ class CaptionBatcher:
         ids_BT = pad(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)
         mask_BT = pad([torch.ones(len(row), dtype=torch.bool) for row in ids], batch_first=True)
         options = self.prompt_tokens.processor_kwargs
-        pictures = read_pictures(self.processor.image_processor, self.config, shown, options)
-        inputs = typed_inputs(self.config, ids_BT, mask_BT, pictures.inputs)
+        found = read_pictures(self.processor.image_processor, self.config, shown, options)
+        inputs = typed_inputs(self.config, ids_BT, mask_BT, found.inputs)
         on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         answer_BT = pad(answers, batch_first=True).to(self.device)
         return CaptionInputs(ids_BT.to(self.device), mask_BT.to(self.device), answer_BT, on_device)

@@ -34,7 +34,9 @@ _LOGGED = {"inputs": "input", "outputs": "output", "scores": "score"}
 
 @register_trainer("uae_u4g")
 class U4GTrainer(PolicyMixin, StandaloneTrainer):
-    """verl's training loop with the decoder as the policy; no captioner is trained or served."""
+    """verl's training loop with the decoder as the policy; no captioner is trained."""
+
+    processor: Any
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()

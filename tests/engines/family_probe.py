@@ -24,6 +24,7 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.decoder_batch import stored
 from verl_uae.engines.export import export_folder
+from verl_uae.engines.replica import SamplingReplica
 from verl_uae.families import family_of
 from verl_uae.families.family import Condition
 from verl_uae.flow.plan import SamplingPlan
@@ -77,7 +78,8 @@ def sampled(engine: DecoderEngine, folder: Path, rows: list[int]) -> TensorDict:
 
 
 def family_facts(folder: Path, out: Path, kind: str) -> dict[str, Any]:
-    """Ratio, loss and gradient of the first update, and how far a decoder of the exported folder is from the engine."""
+    """Ratio, loss and gradient of the first update, and how far a decoder of the exported folder and a
+    replica are from the engine."""
     engine = build_engine(str(folder / "decoder"), **KINDS[kind])
     with torch.no_grad():
         for name, weight in engine.module.named_parameters():
@@ -97,6 +99,7 @@ def family_facts(folder: Path, out: Path, kind: str) -> dict[str, Any]:
     with engine.eval_mode(), torch.no_grad():
         mine = engine.field(*asked)(x_BCHW, torch.tensor([0.9, 0.3]))
         theirs = Decoder.from_pretrained(str(target)).field(*asked)(x_BCHW, torch.tensor([0.9, 0.3]))
+        copied = SamplingReplica(engine).field(*asked)(x_BCHW, torch.tensor([0.9, 0.3]))
     return {
         "ratio": [output["metrics"][f"ratio/{name}"][0] for name in ("min", "max")],
         "loss": losses([output])[0],
@@ -104,6 +107,7 @@ def family_facts(folder: Path, out: Path, kind: str) -> dict[str, Any]:
         "calls": engine.family.calls(*all_conditions, negative),
         "frozen and trained": sorted(name for name in trained if frozen and name.startswith(frozen)),
         "export": (mine - theirs).abs().max().item(),
+        "replica": (mine - copied).abs().max().item(),
         "velocity": mine.std().item(),
     }
 

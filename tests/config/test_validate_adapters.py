@@ -60,6 +60,11 @@ def test_the_choice_sets_what_its_sources_say(compose, choice: str, expected: di
     assert len(config.uae.reward.terms) == 1
 
 
+def test_the_adapters_start_from_the_seed_of_the_run(compose) -> None:
+    config = compose(*GPU, LORA, "uae.seed=7")
+    assert config.actor_rollout_ref.actor.fsdp_config.seed == 7
+
+
 def test_the_hardware_and_the_scenes_come_after_the_choice(compose, tiny_overrides: list[str]) -> None:
     config = compose(*tiny_overrides, LORA)
     validate(config)

@@ -196,6 +196,12 @@ def lora_facts(models: str, folder: Path, precision: str) -> dict[str, Any]:
         "sending leaves the weights": all(torch.equal(tensor, unmoved[name]) for name, tensor in after.items()),
     }
     resumed = worker(models, contents, freeze_vision_tower=True, precision=precision, **LORA)
+    again = {name: whole(parameter) for name, parameter in resumed.engine.module.named_parameters()}
+    found["starts alike"] = all(torch.equal(tensor, again[name]) for name, tensor in before.items())
+    found["start"] = {
+        name: [float(before[name].abs().max() * before[name].shape[1] ** 0.5), float(before[name].double().sum())]
+        for name in trainable
+    }
     resumed.load_checkpoint(str(folder / "actor"))
     for each in (made, resumed):
         each.train_mini_batch(everything.clone())

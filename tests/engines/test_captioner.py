@@ -133,6 +133,17 @@ def test_a_run_with_adapters_resumes_bit_for_bit(captioner: dict[str, Any], rank
     assert captioner[ranks][case]["sending leaves the weights"] is True
 
 
+@PRECISIONS
+def test_adapters_start_from_their_names_on_any_number_of_ranks(captioner: dict[str, Any], case: str) -> None:
+    """A is uniform in +-1 / sqrt(I), as peft draws it, and B is 0."""
+    one, two = (captioner[ranks][case] for ranks in ("one", "two"))
+    assert one["starts alike"] is two["starts alike"] is True and one["start"] == two["start"]
+    firsts = {name: (most, total) for name, (most, total) in one["start"].items() if ".lora_A." in name}
+    assert all(0.9 < most <= 1.0 for most, _ in firsts.values())
+    assert len({total for _, total in firsts.values()}) == len(firsts) > 7
+    assert all(most == 0 for name, (most, _) in one["start"].items() if ".lora_B." in name)
+
+
 @RANKS
 def test_adapters_are_held_in_fp32_beside_weights_of_any_precision(captioner: dict[str, Any], ranks: str) -> None:
     found = {case: captioner[ranks][case]["precisions"] for case in ("lora", "lora beside bf16")}

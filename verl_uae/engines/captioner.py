@@ -1,6 +1,9 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training engine of the captioner: verl's FSDP engine with a frozen vision tower, also on the CPU."""
+"""Training engine of the captioner: verl's FSDP engine with a frozen vision tower, also on the CPU.
+
+Shape legend: R rank, I width of the input of a linear layer.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,12 @@ from verl_uae.captioners import vision_towers
 from verl_uae.checkpoints.captioner_adapters import Placement, placing, without_towers
 from verl_uae.checkpoints.load import check_captioner
 from verl_uae.checkpoints.source import local_folder
+from verl_uae.engines.lora import lora_layers
 from verl_uae.engines.together import together
 from verl_uae.engines.update_metrics import LEFT_OUT
 from verl_uae.errors import CheckpointError
 from verl_uae.paths import is_hub_id
+from verl_uae.seeding import generator
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +49,8 @@ class CaptionerEngine(FSDPEngineWithLMHead):
     * ``actor.freeze_vision_tower`` is a documented field of verl that its FSDP engine ignores; here it is obeyed
       (the paper's Fig. 9: training the ViT makes reconstructions collapse), by adapters too: none are placed there.
     * A tensor that the files lack would start at random, of the model and of the adapters at ``lora_adapter_path``.
-    * Adapters get the precision of the weights; with FSDP2 they are held in fp32 whatever ``model_dtype`` is.
+    * Adapters get the precision of the weights; with FSDP2 they are held in fp32 whatever ``model_dtype`` is. They are
+      drawn from a generator that nothing seeds; here by their names and ``fsdp_config.seed``.
     * Weights with adapters multiplied in are rounded and may be no copies; see `_merged_lora_per_tensor_param`.
     * A forward-only engine is offloaded to pinned host memory, which a machine without accelerator does not have.
     * An update in which no token trains is left out; see :meth:`train_batch`.
@@ -88,6 +94,8 @@ class CaptionerEngine(FSDPEngineWithLMHead):
         placement.check(module)
         if self.engine_config.strategy == "fsdp2":
             hold_in_fp32(module)
+        if stored is None:
+            draw_adapters(module, self.engine_config.seed)
         return module
 
     def _merged_lora_per_tensor_param(self) -> Iterator[tuple[str, Tensor]]:
@@ -165,6 +173,18 @@ def hold_in_fp32(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+@torch.no_grad()
+def draw_adapters(module: nn.Module, seed: int) -> None:
+    """Draw A of every adapter anew by its name, in place: peft draws from the global generator, which nothing seeds, and
+    no run could be repeated. The distribution is peft's, uniform in +-1 / sqrt(I), and B stays 0."""
+    for name, layer in lora_layers(module).items():
+        a_RI = layer.lora_A["default"].weight
+        if not a_RI.is_meta:
+            bound = a_RI.shape[1] ** -0.5
+            named = generator("captioner lora", seed, name)
+            a_RI.copy_(torch.empty(a_RI.shape).uniform_(-bound, bound, generator=named))
 
 
 def check_source(source: str, *, code: bool) -> None:

@@ -177,8 +177,8 @@ def hold_in_fp32(module: nn.Module) -> None:
 
 @torch.no_grad()
 def draw_adapters(module: nn.Module, seed: int) -> None:
-    """Draw A of every adapter anew by its name, in place: peft draws from the global generator, which nothing seeds, and
-    no run could be repeated. The distribution is peft's, uniform in +-1 / sqrt(I), and B stays 0."""
+    """Draw A of every adapter anew by its name, in place: peft draws from the global generator, which nothing seeds,
+    so that no run repeats another. The distribution is peft's, uniform in +-1 / sqrt(I), and B stays 0."""
     for name, layer in lora_layers(module).items():
         a_RI = layer.lora_A["default"].weight
         if not a_RI.is_meta:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from verl_uae.caption_server.engine import CaptionEngine
 from verl_uae.caption_server.types import CaptionRequest
@@ -81,10 +81,15 @@ def test_captions_are_those_of_the_captioner_in_this_process(frozen: FrozenCapti
 
 
 def test_a_caption_that_fails_costs_itself(frozen: FrozenCaptioner, captioner_folder: Path) -> None:
-    servers, infos = servers_of(frozen, captioner_folder, {3: ValueError("too long")}), [{}] * len(PROMPTS)
+    servers, infos = (
+        servers_of(
+            frozen, captioner_folder, {3: RayTaskError("generate", "", ValueError("too long")).as_instanceof_cause()}
+        ),
+        [{}] * len(PROMPTS),
+    )
     written, expected = servers.write_captions(PROMPTS, infos), frozen.write(PROMPTS, infos)
     assert [caption.ok for caption in written] == [True, True, True, False, True]
-    assert "too long" in written[3].reason and written[:3] == expected[:3]
+    assert written[3].reason == "caption: too long" and written[:3] == expected[:3]
 
 
 def test_a_server_that_died_ends_the_run_and_the_others_sleep(frozen: FrozenCaptioner, captioner_folder: Path) -> None:

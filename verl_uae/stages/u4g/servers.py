@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from omegaconf import DictConfig
-from ray.exceptions import RayActorError
+from ray.exceptions import RayTaskError
 from transformers import GenerationConfig
 from verl.single_controller.ray import RayResourcePool
 from verl.single_controller.ray.base import split_resource_pool
@@ -88,11 +88,9 @@ class CaptionServers:
                 image_data=list(request.images),
                 mm_processor_kwargs=dict(request.processor_kwargs),
             )
-        except RayActorError:
-            raise
-        except Exception as error:
-            # Fault boundary of one caption, as in the agent loop of G4U.
-            return error
+        except RayTaskError as error:
+            # Raised in the server: it costs this caption, as in the agent loop of G4U. A server that died is no such.
+            return error.cause if isinstance(error.cause, Exception) else error
         ids = [int(token) for token in output.token_ids]
         return CaptionResult(ids, [], "completed") if ids else ValueError(f"no token: {output.stop_reason}")
 

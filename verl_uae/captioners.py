@@ -79,7 +79,8 @@ def family_of(model_type: object, where: Any) -> Family:
 
 
 def vision_towers(module: nn.Module) -> list[nn.Module]:
-    """Everything between pixels and language model, also of a model wrapped for adapters or sharding."""
+    """Everything between pixels and language model, also of a model wrapped for adapters or sharding; the outermost
+    first."""
     return [tower for name, tower in module.named_modules() if name.rsplit(".", 1)[-1] in TOWERS]
 
 

@@ -149,7 +149,7 @@ class CaptionerEngine(FSDPEngineWithLMHead):
 
 
 def freeze_vision_tower(module: nn.Module) -> int:
-    """Stop gradients into the vision tower.
+    """Stop gradients into the vision tower, and into what maps its patches to tokens.
 
     Returns:
         Number of parameters frozen.

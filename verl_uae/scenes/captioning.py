@@ -27,7 +27,7 @@ _IGNORED = -100
 
 
 class Captioner:
-    """A `Qwen2_5_VLForConditionalGeneration` asked to describe 32x32 pictures.
+    """A tiny captioner, Qwen2.5-VL or Qwen3-VL, asked to describe 32x32 pictures.
 
     Args:
         model: the captioner; its weights are not copied.

@@ -68,9 +68,9 @@ def load_loop(
 ) -> tuple[Captioner, Decoder, Conditioner]:
     """What captions a picture, what draws the caption, and what reads it for that; see `evaluate` for the folders."""
     ensure_torchvision()
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model = load_model(Qwen2_5_VLForConditionalGeneration, captioner_folder)
+    model = load_model(AutoModelForImageTextToText, captioner_folder)
     captioner = Captioner(model, load_tokenizer(captioner_folder))
     decoder = Decoder.from_pretrained(str(decoder_folder), length=CONDITION_LENGTH)
     return captioner, decoder, Conditioner.from_pretrained(str(conditioner_folder), decoder.family)

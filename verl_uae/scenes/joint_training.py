@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,16 +32,23 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.families.family import Condition
 from verl_uae.families.text import language_stack
 from verl_uae.flow.matching import forward_noise
+from verl_uae.scenes import tiny_flux3, tiny_models, tokenizer
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, CaptionMix
 from verl_uae.scenes.render import OBJECT_COUNTS, Scene, all_scenes, render_batch
-from verl_uae.scenes.tiny_models import INFERENCE, build_captioner, build_decoder
-from verl_uae.scenes.tokenizer import build_processor
+from verl_uae.scenes.tiny_models import INFERENCE
 from verl_uae.seeding import derive_seed, generator
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called as (part, steps done, steps in all, losses) after every step; part is "codec" or "joint"."""
+
+
+#: Family of the decoder -> its module of builders, and the builder of the captioner's processor.
+BUILDERS = {
+    "sd3": (tiny_models, tokenizer.build_processor),
+    "flux3": (tiny_flux3, tiny_flux3.build_processor),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ class JointConfig:
     """
 
     seed: int = 0
+    family: Literal["sd3", "flux3"] = "sd3"
+    """``sd3``: Qwen2.5-VL and SD3 with a projector. ``flux3``: Qwen3-VL, whose states FLUX 3 reads."""
     codec_steps: int = 400
     steps: int = 1000
     decoder_batch: int = 64
@@ -84,11 +93,12 @@ def train_tiny_models(out: str | Path, config: JointConfig | None = None, on_pro
         on_progress: see `Progress`.
     """
     config = config or JointConfig()
+    builders, build_processor = BUILDERS[config.family]
     processor = build_processor()
     vae = build_codec(config.seed)
     train_codec(vae, config.seed, steps=config.codec_steps, on_step=_codec_progress(config, on_progress))
-    captioner = build_captioner(config.seed, processor.tokenizer)
-    decoder = build_decoder(config.seed, vae)
+    captioner = builders.build_captioner(config.seed, processor.tokenizer)
+    decoder = builders.build_decoder(config.seed, vae)
     train_joint(captioner, decoder, processor.tokenizer, config, on_progress)
     save_captioner(captioner, processor, Path(out) / "captioner")
     decoder.save_pretrained(str(Path(out) / "decoder"), asdict(INFERENCE))
@@ -156,8 +166,8 @@ class JointLoss:
     """The two losses of one batch of scenes.
 
     Args:
-        captioner: `Qwen2_5_VLForConditionalGeneration`.
-        decoder: decoder with its projector.
+        captioner: of the same builders as the decoder.
+        decoder: with its projector, if it has one.
         tokenizer: tokenizer of the captioner.
         config: caption distributions, noise levels and seed.
     """

@@ -77,10 +77,8 @@ def sampled(engine: DecoderEngine, folder: Path, rows: list[int]) -> TensorDict:
     return data
 
 
-def family_facts(folder: Path, out: Path, kind: str) -> dict[str, Any]:
-    """Ratio, loss and gradient of the first update, and how far a decoder of the exported folder and a
-    replica are from the engine."""
-    engine = build_engine(str(folder / "decoder"), **KINDS[kind])
+def first_update(engine: DecoderEngine, folder: Path) -> dict[str, Any]:
+    """Ratio, loss and length of the gradient, of several backward passes."""
     with torch.no_grad():
         for name, weight in engine.module.named_parameters():
             if "lora_B" in name:
@@ -89,6 +87,23 @@ def family_facts(folder: Path, out: Path, kind: str) -> dict[str, Any]:
     with engine.train_mode():
         output = engine.forward_backward_batch(data, WIDE)
         found = gradients(engine)
+    return {
+        "ratio": [output["metrics"][f"ratio/{name}"][0] for name in ("min", "max")],
+        "loss": losses([output])[0],
+        "gradient": sum(g.double().square().sum().item() for g in found.values()) ** 0.5,
+    }
+
+
+def bf16_facts(folder: Path) -> dict[str, Any]:
+    """The first update in the precision of a GPU, whose gradients are summed in another."""
+    return first_update(build_engine(str(folder / "decoder"), precision="bf16", **KINDS["lora"]), folder)
+
+
+def family_facts(folder: Path, out: Path, kind: str) -> dict[str, Any]:
+    """Ratio, loss and gradient of the first update, and how far a decoder of the exported folder and a
+    replica are from the engine."""
+    engine = build_engine(str(folder / "decoder"), **KINDS[kind])
+    first = first_update(engine, folder)
     trained = {name for name, weight in engine.module.named_parameters() if weight.requires_grad}
     frozen = tuple(f"transformer.{name}" for name in engine.family.frozen)
     target = out / kind
@@ -101,9 +116,7 @@ def family_facts(folder: Path, out: Path, kind: str) -> dict[str, Any]:
         theirs = Decoder.from_pretrained(str(target)).field(*asked)(x_BCHW, torch.tensor([0.9, 0.3]))
         copied = SamplingReplica(engine).field(*asked)(x_BCHW, torch.tensor([0.9, 0.3]))
     return {
-        "ratio": [output["metrics"][f"ratio/{name}"][0] for name in ("min", "max")],
-        "loss": losses([output])[0],
-        "gradient": sum(g.double().square().sum().item() for g in found.values()) ** 0.5,
+        **first,
         "calls": engine.family.calls(*all_conditions, negative),
         "frozen and trained": sorted(name for name in trained if frozen and name.startswith(frozen)),
         "export": (mine - theirs).abs().max().item(),
@@ -119,6 +132,7 @@ def main(models: str, out: str, number: str, size: str, port: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=address, rank=int(number), world_size=int(size))
     facts = {
         folder.name: {kind: family_facts(folder, Path(f"{out}_{folder.name}"), kind) for kind in KINDS}
+        | {"bf16": bf16_facts(folder)}
         for folder in sorted(Path(models).iterdir())
     }
     Path(out).with_name(f"{Path(out).stem}_{number}.json").write_text(json.dumps(facts))

@@ -42,6 +42,14 @@ def test_two_ranks_of_unequal_captions_find_what_one_finds(facts: Any) -> None:
     assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_in_bf16_are_summed_over_backward_passes(found: dict[str, Any], name: str) -> None:
+    """FLUX 3 has blocks that no velocity passes through: FSDP2 looked for their gradients."""
+    for ranks in ("one", "two"):
+        half, whole = found[ranks][name]["bf16"], found[ranks][name]["lora"]
+        assert half["ratio"] == [1.0, 1.0] and half["gradient"] == pytest.approx(whole["gradient"], rel=0.1)
+
+
 def test_what_no_velocity_passes_through_is_not_trained(facts: Any) -> None:
     assert facts[0]["frozen and trained"] == []
 

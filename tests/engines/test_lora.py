@@ -100,6 +100,14 @@ def test_targets_that_match_nothing_are_refused_with_their_key(module: DecoderMo
     assert not lora_layers(module), "the module was changed before the error"
 
 
+def test_frozen_layers_get_none_whatever_is_asked_for(module: DecoderModule) -> None:
+    first = ("transformer_blocks.0.",)
+    with pytest.raises(ConfigError, match=r"'transformer_blocks\.0\.attn\.to_q' matches no linear layer"):
+        add_lora(module, rank=4, alpha=8, target_modules=["transformer_blocks.0.attn.to_q"], frozen=first)
+    assert add_lora(module, rank=4, alpha=8, target_modules=["attn.to_q"], frozen=first) == 1
+    assert list(lora_layers(module)) == ["transformer.transformer_blocks.1.attn.to_q"]
+
+
 @pytest.mark.parametrize("settings", [{"rank": 0, "alpha": 8}, {"rank": 4, "alpha": 0}], ids=str)
 def test_rank_and_alpha_must_be_positive(module: DecoderModule, settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"uae\.train\.lora\.(rank|alpha): must be at least 1, got 0"):

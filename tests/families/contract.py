@@ -277,6 +277,12 @@ class Contract:
         assert found[0].keys() == found[1].keys()
         assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
+    def test_the_layer_that_shows_the_dtype_is_gathered_with_the_root(self, family: DecoderFamily, tiny: Tiny) -> None:
+        blocks = family.wrap_blocks(tiny.transformer)
+        alone = [layer for layer in tiny.transformer.modules() if type(layer).__name__ in blocks]
+        shown = family.input_layer(tiny.transformer)
+        assert alone and all(layer is not shown for block in alone for layer in block.modules())
+
     def test_what_is_frozen_is_what_no_velocity_passes_through(
         self, family: DecoderFamily, tiny: Tiny, encode: Callable[..., Condition], parts: Any
     ) -> None:

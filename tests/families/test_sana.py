@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.families.contract import CAPTIONS, Contract, change, edited
 from tests.families.tiny import Tiny, build
-from verl_uae.errors import CheckpointError
+from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.families import family_of
 from verl_uae.families.family import DecoderFamily
 
@@ -90,3 +90,12 @@ class TestSana(Contract):
         assert family_of(edited(folder, file, tmp_path / "other", flow_shift=2.0)).shift(20, 1024, 1024) == 2.0
         with pytest.raises(CheckpointError, match="use_flow_sigmas is off: no scheduler of flow matching"):
             family_of(edited(folder, file, tmp_path / "noise", use_flow_sigmas=False))
+        for shift in (0, None, "3"):
+            with pytest.raises(CheckpointError, match="flow_shift must be a positive number"):
+                family_of(edited(folder, file, tmp_path / f"shift {shift}", flow_shift=shift))
+
+    def test_a_length_that_holds_no_caption_is_refused(self, folder: Path, tiny: Tiny) -> None:
+        with pytest.raises(ConfigError, match="condition_length: 2 leaves no room for a caption"):
+            family_of(folder, length=2).tokenize(tiny.tokenizer, [""])
+        one = family_of(folder, length=3).tokenize(tiny.tokenizer, ["ab"])
+        assert tiny.tokenizer.decode(one.ids_BT[one.keep_BT][1:]) == " a"

@@ -109,7 +109,8 @@ class DecoderEngine(TrainedWeightsEngine):
     def _build_lora_module(self, module: DecoderModule) -> DecoderModule:
         config = self.model_config
         targets, seed = config.lora_target_modules or module.family.lora_targets, config.lora_seed
-        add_lora(module, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=targets, seed=seed)
+        sizes = {"rank": config.lora_rank, "alpha": config.lora_alpha}
+        add_lora(module, **sizes, target_modules=targets, seed=seed, frozen=module.family.frozen)
         for part in set(module.family.trained) - {"transformer"}:
             getattr(module, part).requires_grad_(config.train_projector)
         return module
@@ -135,7 +136,16 @@ class DecoderEngine(TrainedWeightsEngine):
         if isinstance(self.module, FSDPModule) and not self.engine_config.reshard_after_forward:
             self.module.set_reshard_after_backward(is_last_micro_batch)
         with super()._gradient_sync_context(is_last_micro_batch=is_last_micro_batch):
+            if isinstance(self.module, FSDPModule):
+                for block in self._frozen_blocks():
+                    block.set_requires_gradient_sync(True, recurse=False)
             yield
+
+    def _frozen_blocks(self) -> list[Any]:
+        """What has no gradient to wait with. FSDP2 would look for one also in blocks that the velocity passes by, whose
+        weights are never gathered, and fail where gradients are summed in another precision."""
+        blocks: list[Any] = [block for block in self.module.modules() if isinstance(block, FSDPModule)]
+        return [block for block in blocks if not any(weight.requires_grad for weight in block.parameters())]
 
     def field(self, condition: Condition, negative: Condition | None = None, guidance: float = 1.0) -> Velocity:
         """The velocity with its condition filled in, for sampling within ``eval_mode()``.

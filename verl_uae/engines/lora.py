@@ -32,6 +32,7 @@ def add_lora(
     alpha: int,
     target_modules: Sequence[str] | str,
     seed: int = 0,
+    frozen: tuple[str, ...] = (),
     part: str = "transformer",
     key: str = "uae.train.lora",
 ) -> int:
@@ -46,6 +47,7 @@ def add_lora(
         alpha: scale, at least 1.
         target_modules: endings of the names of the layers, or one pattern of whole names.
         seed: part of the name of the draws.
+        frozen: beginnings of the names of layers that get none.
         part: name of the submodule that gets adapters.
         key: section of the configuration, for errors.
 
@@ -60,6 +62,7 @@ def add_lora(
             raise ConfigError(f"{key}.{name}", f"must be at least 1, got {value}")
     adapted = module.get_submodule(part)
     linear = [name for name, layer in adapted.named_modules() if isinstance(layer, nn.Linear)]
+    linear = [name for name in linear if not name.startswith(frozen)]
     wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     for target in wanted:
         if not any(_matches(name, target, target_modules) for name in linear):
@@ -70,7 +73,10 @@ def add_lora(
     if not wanted:
         raise ConfigError(f"{key}.target_modules", "names no layer; lora.rank 0 trains all weights")
     targets = target_modules if isinstance(target_modules, str) else wanted
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
+    left_out = "|".join(f"{re.escape(start)}.*" for start in frozen) or None
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=targets, exclude_modules=left_out, init_lora_weights="gaussian"
+    )
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, adapted, _ADAPTER)

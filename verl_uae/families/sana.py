@@ -18,9 +18,10 @@ from torch import Tensor
 
 from verl_uae.checkpoints.names import SCHEDULER, SCHEDULER_CONFIG, TRANSFORMER, VAE
 from verl_uae.checkpoints.source import read_object
-from verl_uae.errors import CheckpointError
+from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.families.text import NORMED, Tokens
+from verl_uae.text import is_number
 
 #: Read before every caption but the negative one, and left out of the condition.
 INSTRUCTION = "\n".join(
@@ -67,7 +68,10 @@ class Sana(DecoderFamily):
             return super().read_scheduler(root)
         if not settings.get("use_flow_sigmas"):
             raise CheckpointError(root / SCHEDULER, "use_flow_sigmas is off: no scheduler of flow matching")
-        return FlowMatchEulerDiscreteScheduler(shift=settings["flow_shift"]).config
+        shift = settings["flow_shift"]
+        if not (is_number(shift) and shift > 0):
+            raise CheckpointError(root / SCHEDULER, f"flow_shift must be a positive number, got {shift!r}")
+        return FlowMatchEulerDiscreteScheduler(shift=shift).config
 
     @property
     def state_width(self) -> int:
@@ -78,6 +82,10 @@ class Sana(DecoderFamily):
         """The projection of patches."""
         return transformer.patch_embed.proj
 
+    def wrap_blocks(self, transformer: Any) -> list[str]:
+        """Without the projection of patches, which as a unit of its own would not show the dtype of computation."""
+        return [name for name in super().wrap_blocks(transformer) if name != type(transformer.patch_embed).__name__]
+
     def taps(self, num_layers: int) -> tuple[int, ...]:
         """The last state, normed."""
         return (NORMED,)
@@ -85,6 +93,9 @@ class Sana(DecoderFamily):
     def tokenize(self, tokenizer: Any, captions: Sequence[str], negative: bool = False) -> Tokens:
         """The first token and the last ones of instruction and caption, which are one text: tokens may reach over the
         border."""
+        # The first token and the last of the instruction are kept.
+        if self.length < 3:
+            raise ConfigError("condition_length", f"{self.length} leaves no room for a caption")
         instruction = "" if negative else INSTRUCTION
         rows = [
             tokenizer(instruction + caption.lower().strip(), split_special_tokens=True)["input_ids"]

@@ -293,6 +293,8 @@ ALLOWED = {
     "data/cli.py": "a processor without code, in a layer below this one",
     "engines/decoder.py": "weight copies of a checkpoint",
     "stages/cold_start/captioner.py": "generation settings, which hold no weights and name no code",
+    "stages/u4g/servers.py": "generation settings, which hold no weights and name no code",
+    "checkpoints/captioner_adapters.py": "peft's settings, which hold no weights",
 }
 #: Our own classes, which come here themselves.
 OWN = ("Decoder", "Conditioner", "DecoderModule", "UAEPipeline", "super()")
@@ -370,6 +372,27 @@ def test_a_schedule_that_is_not_drawn_is_refused(tiny_models: Path, tmp_path: Pa
     folder = copied(tiny_models, tmp_path, "decoder")
     configured(folder / "scheduler", "scheduler_config.json", **{name: value})
     with pytest.raises(CheckpointError, match=rf"does not load as a scheduler: .*{str(value).strip('_')}"):
+        load_scheduler(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_shift", None),
+        ("base_image_seq_len", "256"),
+        ("max_image_seq_len", 256),
+        ("time_shift_type", "square"),
+        ("shift_terminal", 1.0),
+        ("shift_terminal", -1),
+        ("shift_terminal", "0.02"),
+    ],
+)
+def test_a_shift_by_size_that_cannot_be_computed_is_refused(
+    tiny_models: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    folder = copied(tiny_models, tmp_path, "decoder")
+    configured(folder / "scheduler", "scheduler_config.json", **{"use_dynamic_shifting": True, name: value})
+    with pytest.raises(CheckpointError, match=rf"does not load as a scheduler: .*{name}"):
         load_scheduler(folder)
 
 

@@ -49,6 +49,56 @@ def test_what_a_projector_is_needed_for_is_refused(
         validate_models(compose(*overrides(world, tiny_overrides, *more), name=name))
 
 
+def test_a_stage_is_refused_before_the_hub_is_asked_for_the_language_model(
+    world: Path, compose, tiny_overrides: list[str]
+) -> None:
+    more = ["uae.conditioner.path=owner/model", "uae.train.train_projector=true"]
+    with pytest.raises(ConfigError, match=r"uae\.train\.train_projector: .* set it to false"):
+        validate_models(compose(*overrides(world, tiny_overrides, *more), name="uae_u4g"))
+
+
+def test_a_language_model_without_tokenizer_is_refused(
+    world: Path, compose, tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    """As published folders have it: transformers makes a tokenizer that reads every caption as nothing."""
+    bare = tmp_path / "text_encoder"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).symlink_to(world / "captioner" / name)
+    more = f"uae.conditioner.path={bare}"
+    with pytest.raises(ConfigError, match=r"uae\.conditioner\.path: .*text_encoder: has no tokenizer"):
+        validate_models(compose(*overrides(world, tiny_overrides, more), name="uae_u4g"))
+
+
+@pytest.mark.parametrize("name", ["uae_g4u", "uae_u4g"])
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        (("tokenizer.json", "tokenizer_config.json"), "has no tokenizer"),
+        (("processor_config.json",), "its processor does not load"),
+        (("chat_template.jinja",), "its chat template cannot be used"),
+    ],
+)
+def test_a_captioner_that_cannot_read_its_prompts_is_refused(
+    tiny_models: Path,
+    compose,
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    name: str,
+    missing: tuple[str, ...],
+    reason: str,
+) -> None:
+    """verl's agent loops would go on without pictures."""
+    folder = tmp_path / "captioner"
+    folder.mkdir()
+    for file in (tiny_models / "captioner").iterdir():
+        if file.name not in missing:
+            (folder / file.name).symlink_to(file)
+    more = [f"actor_rollout_ref.model.path={folder}", f"uae.conditioner.path={tiny_models}/captioner"]
+    with pytest.raises(ConfigError, match=rf"actor_rollout_ref\.model\.path: .*{reason}"):
+        validate_models(compose(*tiny_overrides, *more, name=name))
+
+
 def test_states_of_another_language_model_are_refused(world: Path, compose, tiny_overrides: list[str]) -> None:
     """Of the same width."""
     reason = r"uae\.conditioner\.path: .* takes states of qwen3_vl, the language model is a qwen2_5_vl"

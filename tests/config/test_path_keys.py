@@ -239,7 +239,7 @@ def test_a_vae_of_other_latents_is_refused(base: DictConfig, home: Path, tmp_pat
     shutil.copytree(home / "decoder", tmp_path / "d")
     other = {**AutoencoderKL.load_config(home / "decoder" / "vae"), "latent_channels": 4}
     AutoencoderKL.from_config(other).save_pretrained(tmp_path / "d" / "vae")
-    with pytest.raises(ConfigError, match="vae: latent_channels 4 is not the transformer's in_channels 30"):
+    with pytest.raises(ConfigError, match="vae: gives latents of 4 channels, the transformer takes 30"):
         validate_models(changed(base, f"uae.decoder.path={tmp_path / 'd'}"))
 
 

@@ -117,3 +117,7 @@ def test_noise_levels_are_those_of_the_scheduler(kind: str, terminal: float | No
     assert made.mu(9, tokens) == pytest.approx(mu) and made.image_tokens(512, 768) == tokens
     stock.set_timesteps(sigmas=torch.linspace(1, 1 / 9, 9).tolist(), mu=mu)
     torch.testing.assert_close(made.sigmas(9, 512, 768), stock.sigmas, atol=1e-6, rtol=0)
+
+
+def test_one_step_goes_from_noise_to_the_picture() -> None:
+    assert family(shift_terminal=0.02).sigmas(1, 512, 512).tolist() == [1.0, 0.0]

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.families.contract import CAPTIONS, Contract, change, edited
 from tests.families.tiny import Tiny
+from verl_uae.errors import CheckpointError
 from verl_uae.families import family_of
 from verl_uae.families.family import DecoderFamily
 
@@ -50,6 +52,22 @@ class TestKrea2(Contract):
             assert family_of(each).taps(36) == (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
         other = edited(folder, "model_index.json", tmp_path / "other", text_encoder_select_layers=[1, 4])
         assert family_of(other).taps(36) == (1, 4)
+
+    @pytest.mark.parametrize("layers", ["abc", [1.5] * 12, [-5] * 12, [], 3])
+    def test_what_names_no_layers_is_refused(self, folder: Path, tmp_path: Path, layers: Any) -> None:
+        odd = edited(folder, "model_index.json", tmp_path / "odd", text_encoder_select_layers=layers)
+        with pytest.raises(CheckpointError, match="text_encoder_select_layers must be a list of layers"):
+            family_of(odd)
+
+    def test_as_many_layers_as_the_transformer_takes(self, folder: Path, tmp_path: Path) -> None:
+        odd = edited(folder, "model_index.json", tmp_path / "odd", text_encoder_select_layers=[1, 4])
+        with pytest.raises(CheckpointError, match="names 2 layers, the transformer takes states of 12"):
+            family_of(odd).check(odd)
+
+    def test_settings_of_the_family_are_an_object(self, folder: Path, tmp_path: Path) -> None:
+        odd = edited(folder, "model_index.json", tmp_path / "odd", family_options=[1])
+        with pytest.raises(CheckpointError, match=r"family_options of model_index\.json must be an object"):
+            family_of(odd)
 
     def test_a_distilled_model_has_one_shift(self, folder: Path, tmp_path: Path) -> None:
         sizes = ((512, 512), (1024, 1024))

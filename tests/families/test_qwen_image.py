@@ -64,3 +64,17 @@ class TestQwenImage(Contract):
         distilled = edited(folder, "transformer/config.json", tmp_path / "distilled", guidance_embeds=True)
         with pytest.raises(CheckpointError, match=r"guidance_embeds: a distilled Qwen-Image .* take Qwen-Image"):
             family_of(distilled)
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"latents_mean": [0.0]}, "latents_mean has 1 numbers, latents have 16 channels"),
+            ({"z_dim": 4}, "gives latents of 4 channels, the transformer takes 16"),
+        ],
+    )
+    def test_a_codec_of_other_latents_is_refused(
+        self, folder: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+    ) -> None:
+        odd = edited(folder, "vae/config.json", tmp_path / "odd", **changes)
+        with pytest.raises(CheckpointError, match=f"vae: {reason}"):
+            family_of(odd).check(odd)

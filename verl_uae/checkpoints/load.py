@@ -185,12 +185,27 @@ def load_config(source: str | Path, kind: Any = None, *, code: bool = False, **o
 
 def load_processor(source: str | Path, kind: Any = None, **options: Any) -> Any:
     """Processor of a transformers folder; see `load_config`."""
-    return _read(kind, "AutoProcessor", "processor", source, options)
+    found = _read(kind, "AutoProcessor", "processor", source, options)
+    _check_vocabulary(getattr(found, "tokenizer", found), source)
+    return found
 
 
 def load_tokenizer(source: str | Path, kind: Any = None, *, code: bool = False, **options: Any) -> Any:
     """Tokenizer of a transformers folder; see `load_config`."""
-    return _read(kind, "AutoTokenizer", "tokenizer", source, options, code=code)
+    found = _read(kind, "AutoTokenizer", "tokenizer", source, options, code=code)
+    _check_vocabulary(found, source)
+    return found
+
+
+def _check_vocabulary(tokenizer: Any, where: str | Path) -> None:
+    """Where its files are missing transformers makes a tokenizer of special tokens alone, that reads every text as
+    nothing."""
+    if hasattr(tokenizer, "get_vocab") and not tokenizer.get_vocab().keys() - {
+        *tokenizer.all_special_tokens,
+        *tokenizer.get_added_vocab(),
+    }:
+        reason = "has no tokenizer: its vocabulary is empty; put the files of its tokenizer beside config.json"
+        raise CheckpointError(where, reason)
 
 
 def language_sizes(source: Path | Any) -> tuple[int, int, str]:
@@ -220,7 +235,24 @@ def load_scheduler(source: str | Path, **changes: Any) -> Any:
                 raise ValueError(f"{name} is {value!r}, of which only {usual!r} is supported")
         if not (is_number(scheduler.config.shift) and scheduler.config.shift > 0):
             raise ValueError(f"shift must be a positive number, got {scheduler.config.shift!r}")
+        _check_schedule(scheduler.config)
         return scheduler
+
+
+def _check_schedule(settings: Mapping[str, Any]) -> None:
+    """What a shift by the size of the picture needs, and the last level."""
+    if settings["use_dynamic_shifting"]:
+        names = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+        for name in names:
+            if not is_number(settings[name]):
+                raise ValueError(f"{name} must be a number, got {settings[name]!r}")
+        if settings["max_image_seq_len"] <= settings["base_image_seq_len"]:
+            raise ValueError("max_image_seq_len must be above base_image_seq_len")
+        if settings["time_shift_type"] not in ("exponential", "linear"):
+            raise ValueError(f"time_shift_type must be exponential or linear, got {settings['time_shift_type']!r}")
+    last = settings["shift_terminal"]
+    if last is not None and not (is_number(last) and 0 <= last < 1):
+        raise ValueError(f"shift_terminal must be null or a number in [0, 1), got {last!r}")
 
 
 def check_captioner(

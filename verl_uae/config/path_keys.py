@@ -127,17 +127,42 @@ def validate_models(config: DictConfig) -> None:
                     check(folder)
             except CheckpointError as error:
                 raise ConfigError(key, str(error)) from error
+    if writes and not code:
+        _check_processor(config, rollouts)
     decoder, conditioner = config.uae.decoder.path, config.uae.conditioner.path
-    if any(is_hub_id(path) or is_url(path) for path in (decoder, conditioner)):
+    if is_hub_id(decoder) or is_url(decoder):
         return
     settings = config.uae.conditioner
     family = family_of(decoder, length=settings.length, role=settings.role)
+    _check_stage(config, family)
+    if is_hub_id(conditioner) or is_url(conditioner):
+        return
     try:
         family.check(decoder, *language_sizes(Path(conditioner)))
     except CheckpointError as error:
         raise ConfigError(_CONDITIONER, f"{conditioner} does not fit: {error}") from error
-    _check_stage(config, family)
     _check_condition(conditioner, family)
+
+
+def _check_processor(config: DictConfig, rollouts: bool) -> None:
+    """What turns pictures and prompts into inputs of the captioner; verl's agent loops go on without pictures where it
+    does not load."""
+    from verl_uae.checkpoints.load import check_template, load_processor
+
+    model = config.actor_rollout_ref.model
+    # As verl has it; other stages read the model's folder.
+    path = (rollouts and model.get("tokenizer_path")) or model.path
+    if is_hub_id(path) or is_url(path):
+        return
+    try:
+        processor = load_processor(path)
+        if getattr(processor, "image_processor", None) is None:
+            raise CheckpointError(path, "has no image processor: put its preprocessor_config.json beside config.json")
+        if model.get("custom_chat_template") is None:
+            check_template(processor, path)
+    except CheckpointError as error:
+        key = _CAPTIONER if path == model.path else "actor_rollout_ref.model.tokenizer_path"
+        raise ConfigError(key, str(error)) from error
 
 
 def _check_stage(config: DictConfig, family: Any) -> None:

@@ -42,8 +42,14 @@ def grid_ids(*sizes: int, device: torch.device) -> Tensor:
 class PatchedCodec:
     """Of FLUX.2: 2x2 patches of the codec's latents are channels, scaled by the statistics of a batch norm."""
 
+    vae_config: Any
     latent_factor = 16
     patch = 1
+
+    @property
+    def vae_channels(self) -> int:
+        """Of 2x2 patches."""
+        return int(self.vae_config.latent_channels) * 4
 
     def encode(self, vae: Any, image_B3HW: Tensor) -> Tensor:
         """Pictures in [-1, 1] to latents, mode of the posterior."""
@@ -63,6 +69,13 @@ class PatchedCodec:
 
 class FrameCodec:
     """Of Qwen's: a codec of videos, here of one frame, with a mean and a standard deviation per channel."""
+
+    vae_config: Any
+
+    @property
+    def vae_channels(self) -> int:
+        """Of the one frame."""
+        return int(self.vae_config.z_dim)
 
     def encode(self, vae: Any, image_B3HW: Tensor) -> Tensor:
         """Pictures in [-1, 1] to latents, mode of the posterior."""

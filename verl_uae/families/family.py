@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from verl_uae.checkpoints.load import load_scheduler
-from verl_uae.checkpoints.names import FAMILY_OPTIONS, SCHEDULER, TRANSFORMER, VAE
+from verl_uae.checkpoints.names import FAMILY_OPTIONS, MODEL_INDEX, SCHEDULER, TRANSFORMER, VAE
 from verl_uae.errors import CheckpointError
 from verl_uae.families.text import Tokens, tap_states
 from verl_uae.flow.config import Table
@@ -159,7 +159,10 @@ class DecoderFamily:
         self.configs = configs
         self.scheduler = dict(scheduler)
         # At the top as stock pipelines write them, together as we do.
-        known = {**(index or {}), **((index or {}).get(FAMILY_OPTIONS) or {})}
+        ours = (index or {}).get(FAMILY_OPTIONS) or {}
+        if not isinstance(ours, Mapping):
+            raise ValueError(f"{FAMILY_OPTIONS} of {MODEL_INDEX} must be an object, got {ours!r}")
+        known = {**(index or {}), **ours}
         self.options = {name: known.get(name) for name in self.index_options}
         self.length = self.longest if length is None else min(length, self.longest)
         self.role = role or self.default_role
@@ -231,6 +234,14 @@ class DecoderFamily:
                 if getattr(self.vae_config, name, None) is not None:
                     text = f"{name} is set; latents are scaled by scaling_factor and shift_factor alone"
                     raise CheckpointError(f"{where}/{VAE}", text)
+        if self.vae_channels != self.latent_channels:
+            text = f"gives latents of {self.vae_channels} channels, the transformer takes {self.latent_channels}"
+            raise CheckpointError(f"{where}/{VAE}", text)
+        for name in _STATISTICS:
+            numbers = getattr(self.vae_config, name, None)
+            if numbers is not None and len(numbers) != self.latent_channels:
+                text = f"{name} has {len(numbers)} numbers, latents have {self.latent_channels} channels"
+                raise CheckpointError(f"{where}/{VAE}", text)
         if kind is not None and self.reads and kind.removesuffix("_text") not in self.reads:
             text = f"takes states of {' or '.join(self.reads)}, the language model is a {kind}"
             raise CheckpointError(f"{where}/{TRANSFORMER}", text)
@@ -418,7 +429,8 @@ class DecoderFamily:
         """
         sigma = sigma_schedule(steps, self.shift(steps, height, width), table)
         last = self.scheduler.get("shift_terminal")
-        if not last or self.given_shift is not None:
+        # A single step has no level but the first.
+        if not last or self.given_shift is not None or steps == 1:
             return sigma
         # Stretched so that the last level before 0 is that one.
         gap = 1.0 - sigma[:-1].double()
@@ -448,6 +460,11 @@ class DecoderFamily:
     def latent_channels(self) -> int:
         """C."""
         return int(self.transformer_config.in_channels)
+
+    @property
+    def vae_channels(self) -> int:
+        """Channels of the latents that :meth:`encode` gives, by the configuration of the VAE."""
+        return int(self.vae_config.latent_channels)
 
     @property
     def largest(self) -> int | None:

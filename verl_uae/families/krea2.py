@@ -8,6 +8,7 @@ Shape legend: B samples, L text positions, K tapped layers, E width of the langu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,8 @@ from diffusers import AutoencoderKLQwenImage, Krea2Transformer2DModel
 from diffusers.loaders import Krea2LoraLoaderMixin
 from torch import Tensor
 
-from verl_uae.checkpoints.names import TRANSFORMER, VAE
+from verl_uae.checkpoints.names import MODEL_INDEX, TRANSFORMER, VAE
+from verl_uae.errors import CheckpointError
 from verl_uae.families.codecs import FrameCodec, grid_ids, pack, unpack
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.families.qwen_image import AFTER, BEFORE
@@ -36,6 +38,24 @@ class Krea2(FrameCodec, DecoderFamily):
     index_options = ("text_encoder_select_layers", "is_distilled")
     reads = ("qwen3_vl",)
     licence = "Krea 2 Community License (below 1 million US dollars of revenue)"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        layers = self.options["text_encoder_select_layers"]
+        if layers is not None and not (
+            isinstance(layers, list | tuple) and layers and all(type(layer) is int and layer >= 0 for layer in layers)
+        ):
+            raise ValueError(f"text_encoder_select_layers must be a list of layers from 0, got {layers!r}")
+
+    def check(
+        self, where: str | Path, width: int | None = None, layers: int | None = None, kind: str | None = None
+    ) -> None:
+        """See :meth:`DecoderFamily.check`."""
+        super().check(where, width, layers, kind)
+        read, wanted = len(self.taps(0)), int(self.transformer_config.num_text_layers)
+        if read != wanted:
+            text = f"text_encoder_select_layers names {read} layers, the transformer takes states of {wanted}"
+            raise CheckpointError(f"{where}/{MODEL_INDEX}", text)
 
     @property
     def state_width(self) -> int:

@@ -54,7 +54,6 @@ class Projector(ModelMixin, ConfigMixin):
 
 #: Component, its size -> that of the transformer which is the same number.
 _FITS = {
-    (VAE, "latent_channels"): "in_channels",
     (CONDITIONER, "out_dim"): "joint_attention_dim",
     (CONDITIONER, "pooled_dim"): "pooled_projection_dim",
 }

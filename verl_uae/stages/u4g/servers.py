@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,6 +27,8 @@ from verl_uae.caption_server.types import CaptionRequest, CaptionResult
 from verl_uae.chain.captioner import eos_token_ids
 from verl_uae.chain.records import Caption
 from verl_uae.checkpoints.load import load_config, load_processor
+from verl_uae.checkpoints.names import GENERATION_CONFIG
+from verl_uae.errors import CheckpointError
 from verl_uae.stages.common.captions import CaptionSettings, CaptionWriter, Messages
 
 logger = logging.getLogger(__name__)
@@ -105,7 +108,9 @@ class CaptionServers:
 def _generation(path: str) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(path)
-    except OSError:
+    except OSError as error:
+        if (damaged := Path(path, GENERATION_CONFIG)).exists():
+            raise CheckpointError(damaged, f"cannot be read: {error}") from error
         # A model without such a file has transformers' defaults.
         return GenerationConfig()
 

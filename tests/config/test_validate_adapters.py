@@ -85,6 +85,7 @@ REFUSED = [
         f"{MODEL}.lora_rank",
         f"rank {MOST_SERVED_RANK} at most",
     ),
+    ([f"{MODEL}.lora_rank=0"], f"{ACTOR}.fsdp_config.model_dtype", "all weights are trained in it, and small updates"),
     (
         ["captioner/training=full", f"+{ACTOR}.checkpoint.save_lora_only=true"],
         f"{ACTOR}.checkpoint.save_lora_only",
@@ -108,6 +109,7 @@ def test_impossible_adapters_are_named(compose, overrides: list[str], key: str, 
         [f"{ACTOR}.freeze_vision_tower=false"],
         [f"{ACTOR}.strategy=fsdp", f"{ACTOR}.fsdp_config.model_dtype=fp32"],
         [f"+{ACTOR}.checkpoint.save_lora_only=true"],
+        [f"{MODEL}.lora_rank=0", f"{ACTOR}.optim.optimizer_impl=torchao.optim"],
     ],
 )
 def test_possible_adapters_pass(compose, overrides: list[str]) -> None:

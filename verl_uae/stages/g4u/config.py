@@ -107,6 +107,19 @@ def _validate_captioner(config: DictConfig) -> None:
             "actor_rollout_ref.actor.checkpoint.save_lora_only",
             "is true, but no adapters are trained; set it to false, or choose captioner/training=lora",
         )
+    else:
+        _validate_all_weights(hybrid.actor)
+
+
+def _validate_all_weights(actor: DictConfig) -> None:
+    precision = actor.fsdp_config.get("model_dtype")
+    # Others may round at random, which loses nothing on average.
+    if precision not in (None, "fp32", "float32") and actor.optim.get("optimizer_impl") == "torch.optim":
+        raise ConfigError(
+            "actor_rollout_ref.actor.fsdp_config.model_dtype",
+            f"{precision}: all weights are trained in it, and small updates are rounded away; use fp32, or train "
+            f"adapters ({_MODEL}.lora_rank above 0, as captioner/training=lora has it)",
+        )
 
 
 def _validate_adapters(config: DictConfig) -> None:

@@ -58,7 +58,7 @@ def test_what_is_done_is_not_done_again_and_the_budget_holds(
     chosen = {name: (lambda bench, name=name: ran.append(name) or {"answer": 1.0}) for name in ("one", "two")}
     monkeypatch.setattr(gpu, "cells", lambda sizes, smoke: chosen)
     out = tmp_path / "sub" / "gpu.jsonl"
-    arguments = ["--device", "cpu", "--sizes", "tiny", "--out", str(out)]
+    arguments = ["--device", "cpu", "--sizes", "tiny", "--threads", str(torch.get_num_threads()), "--out", str(out)]
     gpu.main([*arguments, "--budget", "-1"])
     assert ran == [] and "budget" in capsys.readouterr().out
     gpu.main([*arguments, "--cells", "two"])

@@ -204,7 +204,7 @@ def _check_vocabulary(tokenizer: Any, where: str | Path) -> None:
         *tokenizer.all_special_tokens,
         *tokenizer.get_added_vocab(),
     }:
-        reason = "has no tokenizer: its vocabulary is empty; put the files of its tokenizer beside config.json"
+        reason = f"has no tokenizer: its vocabulary is empty; put the files of its tokenizer beside {CONFIG}"
         raise CheckpointError(where, reason)
 
 

@@ -157,7 +157,7 @@ def _check_processor(config: DictConfig, rollouts: bool) -> None:
     try:
         processor = load_processor(path)
         if getattr(processor, "image_processor", None) is None:
-            raise CheckpointError(path, "has no image processor: put its preprocessor_config.json beside config.json")
+            raise CheckpointError(path, f"has no image processor: put its configuration beside {CONFIG}")
         if model.get("custom_chat_template") is None:
             check_template(processor, path)
     except CheckpointError as error:

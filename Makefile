@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test pytest test-slow test-install test-vllm learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
+.PHONY: help setup quickstart test pytest test-slow test-install test-vllm learn-flux3 learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-slow    the slow tests (kill and resume, hostile data through the whole trainer)"
 	@echo "make test-install whether what README tells people to install resolves, on Python 3.10 to 3.12 (network)"
 	@echo "make test-vllm    captions from the real vLLM on a CPU (own environment, 4 GB)"
+	@echo "make learn-flux3  both stages on FLUX 3 and Qwen3-VL, over three seeds; writes outputs/learn-flux3"
 	@echo "make learn-g4u    Generation for Understanding over three seeds; writes outputs/learn-g4u"
 	@echo "make learn-u4g    Understanding for Generation, every preset over three seeds; writes outputs/learn-u4g"
 	@echo "make learn-unified  both in turns against either alone, over three seeds; writes outputs/learn-unified"
@@ -64,7 +65,7 @@ test-install:
 test-vllm:
 	bash tests/vllm/run.sh
 
-learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified: setup
+learn-flux3 learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified: setup
 	$(BIN)/python -m benchmarks.learning $(@:learn-%=%) --seeds 0 1 2 --jobs $(JOBS) --out outputs/$@
 
 clean:

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.learning {g4u,long,rewards,stages,u4g,unified} --seeds 0 1 2 --out OUT``.
+"""``python -m benchmarks.learning {flux3,g4u,long,rewards,stages,u4g,unified} --seeds 0 1 2 --out OUT``.
 
 Writes ``NAME.json`` (every figure, with seeds) and pictures into OUT and says whether the bars are met; the exit code
 is 1 if one is missed. With ``--results FILE`` nothing is trained: table, bars and plot are those of a written file.
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.learning.experiment import Experiment, lines
+from benchmarks.learning.flux3 import Flux3
 from benchmarks.learning.g4u import G4U
 from benchmarks.learning.long import Long
 from benchmarks.learning.rewards import Rewards
@@ -24,7 +25,9 @@ from benchmarks.learning.unified import Unified
 from verl_uae.cli import answered
 from verl_uae.paths import argument_path
 
-EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in (G4U(), Long(), Rewards(), Stages(), U4G(), Unified())}
+EXPERIMENTS: dict[str, Experiment] = {
+    one.name: one for one in (Flux3(), G4U(), Long(), Rewards(), Stages(), U4G(), Unified())
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

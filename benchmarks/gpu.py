@@ -15,7 +15,6 @@ Shape legend: B pictures, C H W latents, L text positions.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import time
@@ -35,6 +34,7 @@ from benchmarks.measure import matmul_rate, provenance
 from benchmarks.ours import Ours, VerlEngine
 from benchmarks.sizes import SIZES, VAE_FACTOR, build_conditioner, build_policy, build_vae, transformer_config
 from benchmarks.work import Work, make_plan
+from verl_uae.chain.conditioner import Conditioner
 from verl_uae.devices import is_out_of_memory
 from verl_uae.families.sd3 import SD3
 from verl_uae.seeding import normal
@@ -82,7 +82,9 @@ class Bench:
         _, engine, conditioner = self._side
         own = {key: changes.pop(key) for key in ("pixels", "text_tokens") if key in changes}
         size = dataclasses.replace(size, **own)
-        conditioner.length = size.text_tokens
+        conditioner = Conditioner(
+            conditioner.language_model, conditioner.tokenizer, SD3({}, {}, length=size.text_tokens)
+        )
         defaults = {"prompts": 2, "group": 8, "micro": 8, "updates": 1}
         plan = make_plan(STEPS, WINDOW)
         return Ours(
@@ -377,8 +379,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _set_checkpointing(transformer: Any, on: bool) -> None:
-    with contextlib.suppress(ValueError):
-        transformer.enable_gradient_checkpointing() if on else transformer.disable_gradient_checkpointing()
+    transformer.enable_gradient_checkpointing() if on else transformer.disable_gradient_checkpointing()
 
 
 def _flat(line: dict[str, Any], before: str = "") -> Iterator[str]:

@@ -38,6 +38,15 @@ def test_the_documented_smoke_runs_every_kind_of_cell(tmp_path: Path) -> None:
     assert sum(lines["trace/tiny"]["shares"].values()) <= 1.0
 
 
+@pytest.mark.parametrize("length", [24, 40])
+def test_the_text_has_the_length_that_is_counted(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The engine has no part in it.
+    monkeypatch.setattr(gpu, "VerlEngine", lambda *_, **__: None)
+    ours = _bench().ours("tiny", text_tokens=length)
+    assert ours.work.size.text_tokens == length
+    assert {condition.states.shape[1] for condition in ours.encode(0)} == {length}
+
+
 def test_a_cell_that_fails_costs_itself() -> None:
     def broken(bench: gpu.Bench) -> dict[str, Any]:
         raise RuntimeError("no such kernel")

@@ -19,6 +19,7 @@ from verl_uae.scenes import tiny_flux3, tiny_models
 from verl_uae.scenes.codec import build_codec
 from verl_uae.scenes.joint_training import JointConfig, train_joint, train_tiny_models
 from verl_uae.scenes.render import render_batch, sample_scene
+from verl_uae.scenes.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_both_learn_from_one_step_and_the_folders_load(tmp_path: Path) -> None:
 
 
 def test_the_gradient_of_the_flow_reaches_the_layers_that_are_read(codec: object) -> None:
-    tokenizer = tiny_flux3.build_processor().tokenizer
+    tokenizer = build_tokenizer()
     captioner, decoder = tiny_flux3.build_captioner(0, tokenizer), tiny_flux3.build_decoder(0, codec)
     before = {name: value.clone() for name, value in language_stack(captioner).named_parameters()}
     config = JointConfig(family="flux3", steps=2, decoder_batch=2, captioner_batch=1, object_counts=(1,))

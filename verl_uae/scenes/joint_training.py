@@ -32,23 +32,21 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.families.family import Condition
 from verl_uae.families.text import language_stack
 from verl_uae.flow.matching import forward_noise
-from verl_uae.scenes import tiny_flux3, tiny_models, tokenizer
+from verl_uae.scenes import tiny_flux3, tiny_models
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, CaptionMix
 from verl_uae.scenes.render import OBJECT_COUNTS, Scene, all_scenes, render_batch
 from verl_uae.scenes.tiny_models import INFERENCE
+from verl_uae.scenes.tokenizer import build_processor
 from verl_uae.seeding import derive_seed, generator
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called as (part, steps done, steps in all, losses) after every step; part is "codec" or "joint"."""
 
 
-#: Family of the decoder -> its module of builders, and the builder of the captioner's processor.
-BUILDERS = {
-    "sd3": (tiny_models, tokenizer.build_processor),
-    "flux3": (tiny_flux3, tiny_flux3.build_processor),
-}
+#: Family of the decoder -> its module of builders, and the family of its captioner.
+BUILDERS: dict[str, tuple[Any, Any]] = {"sd3": (tiny_models, "qwen2_5_vl"), "flux3": (tiny_flux3, "qwen3_vl")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +91,8 @@ def train_tiny_models(out: str | Path, config: JointConfig | None = None, on_pro
         on_progress: see `Progress`.
     """
     config = config or JointConfig()
-    builders, build_processor = BUILDERS[config.family]
-    processor = build_processor()
+    builders, captioner_family = BUILDERS[config.family]
+    processor = build_processor(captioner_family)
     vae = build_codec(config.seed)
     train_codec(vae, config.seed, steps=config.codec_steps, on_step=_codec_progress(config, on_progress))
     captioner = builders.build_captioner(config.seed, processor.tokenizer)

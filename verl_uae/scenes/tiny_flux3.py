@@ -18,16 +18,13 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.names import TRANSFORMER, VAE
 from verl_uae.compat import ensure_torchvision
 from verl_uae.scenes.codec import LATENT_CHANNELS
-from verl_uae.scenes.render import IMAGE_SIZE
 from verl_uae.scenes.tokenizer import (
-    CHAT_TEMPLATE,
     GRID,
     MERGE_SIZE,
     PATCH_SIZE,
     TEMPORAL_PATCH_SIZE,
     VOCABULARY,
-    build_tokenizer,
-    unsayable_ids,
+    generation_config,
 )
 from verl_uae.seeding import derive_seed
 
@@ -39,7 +36,7 @@ _LAYERS, _WIDTH = 32, 96
 def build_captioner(seed: int, tokenizer: Any) -> Any:
     """A `Qwen3VLForConditionalGeneration` in fp32, the same for the same seed on one platform."""
     ensure_torchvision()
-    from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     token = {word: i for i, word in enumerate(VOCABULARY)}
     config = Qwen3VLConfig(
@@ -91,36 +88,8 @@ def build_captioner(seed: int, tokenizer: Any) -> Any:
         for layer in model.model.language_model.layers:
             for branch in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 branch.weight.mul_(1 / math.sqrt(2 * _LAYERS))
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=unsayable_ids(tokenizer),
-    )
+    model.generation_config = generation_config(tokenizer)
     return model.eval()
-
-
-def build_processor() -> Any:
-    """The `Qwen3VLProcessor` of the captioner, ready for `save_pretrained`."""
-    ensure_torchvision()
-    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
-
-    layout: dict[str, Any] = {
-        "patch_size": PATCH_SIZE,
-        "merge_size": MERGE_SIZE,
-        "temporal_patch_size": TEMPORAL_PATCH_SIZE,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    pixels = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
-    return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=dict(pixels), **layout),
-        tokenizer=build_tokenizer(),
-        video_processor=Qwen3VLVideoProcessor(size=dict(pixels), **layout),
-        chat_template=CHAT_TEMPLATE,
-    )
 
 
 def build_vae(codec: AutoencoderKL) -> AutoencoderKLFlux2:

@@ -23,7 +23,7 @@ from verl_uae.data.schema import IMAGE_MARK
 from verl_uae.families.sd3 import Projector
 from verl_uae.scenes.codec import LATENT_CHANNELS, LATENT_SIZE
 from verl_uae.scenes.render import IMAGE_SIZE
-from verl_uae.scenes.tokenizer import MERGE_SIZE, PATCH_SIZE, PROMPT, TEMPORAL_PATCH_SIZE, VOCABULARY, unsayable_ids
+from verl_uae.scenes.tokenizer import MERGE_SIZE, PATCH_SIZE, PROMPT, TEMPORAL_PATCH_SIZE, VOCABULARY, generation_config
 from verl_uae.seeding import derive_seed, normal
 
 HIDDEN_SIZE = 96
@@ -98,20 +98,13 @@ def captioner_config() -> Any:
 def build_captioner(seed: int, tokenizer: Any) -> Any:
     """A `Qwen2_5_VLForConditionalGeneration` in fp32, the same for the same seed on one platform."""
     ensure_torchvision()
-    from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
     with torch.random.fork_rng(devices=[]):
         # The name gives the weights of every figure in docs/results.md.
         torch.manual_seed(derive_seed(seed, "scenes-encoder"))
         model = Qwen2_5_VLForConditionalGeneration(captioner_config())
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=unsayable_ids(tokenizer),
-    )
+    model.generation_config = generation_config(tokenizer)
     return model.eval()
 
 

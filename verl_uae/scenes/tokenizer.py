@@ -9,7 +9,7 @@ length is the model's vocabulary and every sampled id is a word. A picture promp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -87,11 +87,17 @@ def build_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> Any:
     )
 
 
-def build_processor() -> Any:
-    """The `Qwen2_5_VLProcessor` with its image and video processors, ready for `save_pretrained`."""
+def build_processor(family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl") -> Any:
+    """The processor of a captioner with its image and video processors, ready for `save_pretrained`."""
     ensure_torchvision()
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    kinds: dict[str, tuple[Any, Any]] = {
+        "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor),
+        "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor),
+    }
+    processor, video_processor = kinds[family]
 
     layout: dict[str, Any] = {
         "patch_size": PATCH_SIZE,
@@ -101,10 +107,10 @@ def build_processor() -> Any:
         "image_std": [0.5] * 3,
     }
     pixels = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
-    return Qwen2_5_VLProcessor(
+    return processor(
         image_processor=Qwen2VLImageProcessor(size=dict(pixels), **layout),
         tokenizer=build_tokenizer(),
-        video_processor=Qwen2VLVideoProcessor(size=dict(pixels), **layout),
+        video_processor=video_processor(size=dict(pixels), **layout),
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -141,3 +147,17 @@ def unsayable_ids(tokenizer: Any) -> list[int]:
     """
     sayable = {tokenizer.convert_tokens_to_ids(word) for word in WORDS} | {tokenizer.eos_token_id}
     return [i for i in range(len(tokenizer)) if i not in sayable]
+
+
+def generation_config(tokenizer: Any) -> Any:
+    """How captions are sampled: from the model's own distribution over what can be said."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=unsayable_ids(tokenizer),
+    )

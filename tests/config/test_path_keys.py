@@ -24,6 +24,7 @@ from verl_uae.config.path_keys import (
     validate_models,
     validate_paths,
     validate_sizes,
+    validate_targets,
 )
 from verl_uae.config.validate import ValidateCallback
 from verl_uae.errors import ConfigError
@@ -333,3 +334,25 @@ def test_a_decoder_that_computes_its_positions_draws_every_size(base: DictConfig
     validate_sizes(changed(base, key, "uae.decoder.height=40", "uae.decoder.width=320"))
     with pytest.raises(ConfigError, match="multiples of 8, got 36x32"):
         validate_sizes(changed(base, key, "uae.decoder.height=36"))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "layer"),
+    [
+        ("uae_u4g", "uae.train.lora", "attn.to_q"),
+        ("uae_pretrain", "uae.train.lora", "attn.to_q"),
+        ("uae_unified", "uae.train.lora", "attn.to_q"),
+        ("uae_cold_start", "uae.train.lora", "attn.to_q"),
+        ("uae_cold_start", "uae.cold_start.captioner.lora", "self_attn.q_proj"),
+    ],
+)
+def test_adapters_of_a_layer_that_the_model_lacks_are_refused(
+    compose: Callable[..., Any], tiny_overrides: list[str], name: str, key: str, layer: str
+) -> None:
+    validate_targets(compose(*tiny_overrides, f"{key}.rank=4", f"{key}.target_modules=[{layer}]", name=name))
+    reason = rf"^{re.escape(key)}\.target_modules: 'nothing' matches no linear layer of .*; it has .*{re.escape(layer)}"
+    with pytest.raises(ConfigError, match=reason):
+        validate_targets(
+            compose(*tiny_overrides, f"{key}.rank=4", f"{key}.target_modules=[{layer},nothing]", name=name)
+        )
+    validate_targets(compose(*tiny_overrides, f"{key}.rank=0", f"{key}.target_modules=[nothing]", name=name))

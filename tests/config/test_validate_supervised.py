@@ -33,6 +33,11 @@ PRETRAIN = [
     ("uae.train.save_contents=[weights]", "uae.train.save_contents", "'weights' is none of model"),
     ("uae.train.fsdp_config.strategy=megatron", "uae.train.fsdp_config.strategy", "no MM-DiT on Megatron"),
     ("actor_rollout_ref.actor.strategy=megatron", "model_engine", "trains nothing else"),
+    (
+        "uae.train.fsdp_config.model_dtype=bf16",
+        "uae.train.fsdp_config.model_dtype",
+        "the decoder is held in fp32",
+    ),
 ]
 COLD_START = [
     (f"{COLD}.gradient_steps=0", f"{COLD}.gradient_steps", "[1, 6] or be null, got 0"),
@@ -48,6 +53,11 @@ COLD_START = [
         f"{COLD}.captioner.fsdp_config.ulysses_sequence_parallel_size=2",
         f"{COLD}.captioner.fsdp_config.ulysses_sequence_parallel_size",
         "use 1",
+    ),
+    (
+        f"{COLD}.captioner.fsdp_config.model_dtype=bf16 {COLD}.captioner.lora.rank=0",
+        f"{COLD}.captioner.fsdp_config.model_dtype",
+        "small updates are rounded away",
     ),
     ("uae.conditioner.path=/other", "uae.conditioner.path", "must be actor_rollout_ref.model.path"),
     ("uae.pretrain.cache_dir=/tmp/cache", "uae.pretrain.cache_dir", "of a trained captioner change"),

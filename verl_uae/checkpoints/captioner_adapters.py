@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from verl_uae.captioners import TOWERS, vision_towers
-from verl_uae.checkpoints.load import load_config
+from verl_uae.checkpoints.load import empty_model
 from verl_uae.checkpoints.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from verl_uae.checkpoints.source import check_safetensors
 from verl_uae.compat import ensure_torchvision
@@ -72,8 +72,7 @@ def check_placement(captioner: Path, placement: Placement) -> None:
     from peft import LoraConfig, PeftConfig, get_peft_model
     from transformers import AutoModelForImageTextToText
 
-    with torch.device("meta"):
-        module = AutoModelForImageTextToText.from_config(load_config(captioner), trust_remote_code=False)
+    module = empty_model(AutoModelForImageTextToText, captioner)
     if placement.frozen_tower:
         for tower in vision_towers(module):
             tower.requires_grad_(False)

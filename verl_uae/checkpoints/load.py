@@ -174,6 +174,15 @@ def fill_model(kind: Any, source: str | Path, tensors: Mapping[str, Tensor]) -> 
     return model.eval()
 
 
+def empty_model(kind: Any, folder: str | Path) -> Any:
+    """A model of a folder's configuration on the device ``meta``, without weights; ``kind`` is a class of diffusers, or
+    an auto class of transformers. Raises `CheckpointError`: the configuration builds none."""
+    with _errors(folder, f"does not build as {kind.__name__}"), _quiet(), torch.device("meta"):
+        if _of_transformers(kind):
+            return kind.from_config(load_config(folder), trust_remote_code=False)
+        return kind.from_config(kind.load_config(folder))
+
+
 def load_config(source: str | Path, kind: Any = None, *, code: bool = False, **options: Any) -> Any:
     """Configuration of a transformers model; ``kind`` is its class, any by default, ``code`` as of `load_model`.
 
@@ -387,8 +396,7 @@ def _load_on_meta(kind: Any, config: Any, tensors: dict[str, Tensor]) -> dict[st
 
 
 def _fit_diffusers(kind: Any, folder: Path, tensors: dict[str, Tensor], _: Any) -> tuple[Any, dict[str, Any]]:
-    with torch.device("meta"):
-        model = kind.from_config(kind.load_config(folder))
+    model = empty_model(kind, folder)
     scale = model.config.get("scaling_factor", 1.0)
     if not (is_number(scale) and scale > 0):
         raise ValueError(f"scaling_factor must be a positive number, got {scale!r}")

@@ -8,7 +8,8 @@ Shape legend: R rank, I O widths of a linear layer.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from verl_uae.checkpoints.names import ADAPTER_WEIGHTS, LORA_META
 from verl_uae.errors import CheckpointError, ConfigError
@@ -49,6 +50,45 @@ class Adapters:
             raise CheckpointError(where, "there are no adapters to write")
         alpha = int(self.alpha) if float(self.alpha).is_integer() else self.alpha
         return LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=sorted(self.layers))  # type: ignore[arg-type]
+
+
+def check_targets(
+    module: nn.Module,
+    target_modules: Sequence[str] | str,
+    frozen: tuple[str, ...] = (),
+    *,
+    part: str,
+    key: str,
+) -> None:
+    """Check that adapters have a place in a module, which may be on ``meta``.
+
+    Args:
+        module: what gets adapters.
+        target_modules: endings of the names of the layers, or one pattern of whole names.
+        frozen: beginnings of the names of layers that get none.
+        part: what the error calls the module.
+        key: section of the configuration, for errors.
+
+    Raises:
+        ConfigError: there is no target, or one matches no linear layer.
+    """
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    linear = [name for name in linear if not name.startswith(frozen)]
+    wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    if not wanted:
+        raise ConfigError(f"{key}.target_modules", f"names no layer; {key}.rank=0 trains all weights")
+    for target in wanted:
+        if not any(_matches(name, target, target_modules) for name in linear):
+            endings = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", name) for name in linear)
+            reason = f"{target!r} matches no linear layer of {part}; it has {', '.join(endings)}"
+            raise ConfigError(f"{key}.target_modules", reason)
+
+
+def _matches(name: str, target: str, given: Sequence[str] | str) -> bool:
+    """Whether peft adapts a layer for a target: an ending, or a pattern where that is all that was given."""
+    if isinstance(given, str):
+        return re.fullmatch(target, name) is not None
+    return name == target or name.endswith(f".{target}")
 
 
 def has_adapters(state: Mapping[str, Tensor]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from verl_uae.checkpoints.names import CONFIG
+from verl_uae.checkpoints.names import CONFIG, TRANSFORMER
 from verl_uae.errors import CheckpointError, ConfigError, DataError
 from verl_uae.paths import existing_file, existing_folder, expand, is_hub_id, is_url, model_source, output_folder
 from verl_uae.settings import SUPERVISED
@@ -142,6 +142,37 @@ def validate_models(config: DictConfig) -> None:
     except CheckpointError as error:
         raise ConfigError(_CONDITIONER, f"{conditioner} does not fit: {error}") from error
     _check_condition(conditioner, family)
+
+
+def validate_targets(config: DictConfig) -> None:
+    """Check that every name in ``target_modules`` of adapters is that of a layer, where the model is on this machine.
+    Those of the captioner in GRPO are placed by :func:`verl_uae.stages.g4u.config.validate_placement`.
+
+    Raises:
+        ConfigError: naming the key, what has no layer, and what there is.
+    """
+    # Imported here: torch, diffusers and transformers are not needed to read the rest of a configuration.
+    from verl_uae.checkpoints.load import empty_model
+    from verl_uae.checkpoints.lora import check_targets
+    from verl_uae.compat import ensure_torchvision
+    from verl_uae.families import family_of
+    from verl_uae.families.text import language_stack
+
+    stage, train, captioner = config.uae.stage, config.uae.train, config.uae.cold_start.captioner
+    decoder, model = config.uae.decoder.path, config.actor_rollout_ref.model.path
+    given = train.lora.target_modules
+    # The layers of a family are its own.
+    if stage != "g4u" and train.lora.rank > 0 and given is not None and Path(decoder).is_dir():
+        family = family_of(decoder)
+        transformer = empty_model(family.components[TRANSFORMER], Path(decoder, TRANSFORMER))
+        check_targets(transformer, list(given), family.frozen, part=TRANSFORMER, key="uae.train.lora")
+    if stage == "cold_start" and captioner.train and captioner.lora.rank > 0 and Path(model).is_dir():
+        ensure_torchvision()
+        from transformers import AutoModelForImageTextToText
+
+        stack = language_stack(empty_model(AutoModelForImageTextToText, model))
+        named = list(captioner.lora.target_modules)
+        check_targets(stack, named, part="the language model", key="uae.cold_start.captioner.lora")
 
 
 def _check_processor(config: DictConfig, rollouts: bool) -> None:

@@ -25,7 +25,7 @@ import verl_uae.stages.pretrain.config as pretrain
 import verl_uae.stages.u4g.config as u4g
 import verl_uae.stages.unified.config as unified
 from verl_uae.config import STAGES
-from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths, validate_sizes
+from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths, validate_sizes, validate_targets
 from verl_uae.config.run_folder import check_free, validate_resume
 from verl_uae.config.schema import UAEConfig
 from verl_uae.errors import ConfigError, UAEError
@@ -59,6 +59,7 @@ class ValidateCallback(Callback):
             check_free(Path(config.trainer.default_local_dir))
             validate_models(config)
             validate_sizes(config)
+            validate_targets(config)
             g4u.validate_placement(config)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.

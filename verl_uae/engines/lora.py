@@ -17,7 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from verl_uae.checkpoints.lora import merge, split_adapters
+from verl_uae.checkpoints.lora import check_targets, merge, split_adapters
 from verl_uae.checkpoints.shards import plain_name
 from verl_uae.errors import ConfigError
 from verl_uae.seeding import normal
@@ -61,18 +61,8 @@ def add_lora(
         if value < 1:
             raise ConfigError(f"{key}.{name}", f"must be at least 1, got {value}")
     adapted = module.get_submodule(part)
-    linear = [name for name, layer in adapted.named_modules() if isinstance(layer, nn.Linear)]
-    linear = [name for name in linear if not name.startswith(frozen)]
-    wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    for target in wanted:
-        if not any(_matches(name, target, target_modules) for name in linear):
-            examples = ", ".join(name.split(".", 2)[-1] for name in linear if ".attn." in name) or ", ".join(linear[:9])
-            raise ConfigError(
-                f"{key}.target_modules", f"{target!r} matches no linear layer of {part}; it has {examples}"
-            )
-    if not wanted:
-        raise ConfigError(f"{key}.target_modules", "names no layer; lora.rank 0 trains all weights")
-    targets = target_modules if isinstance(target_modules, str) else wanted
+    check_targets(adapted, target_modules, frozen, part=part, key=key)
+    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
     left_out = "|".join(f"{re.escape(start)}.*" for start in frozen) or None
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=targets, exclude_modules=left_out, init_lora_weights="gaussian"
@@ -86,13 +76,6 @@ def add_lora(
     # verl's checkpoint manager recognises adapters by this name.
     setattr(module, "peft_config", {_ADAPTER: config})  # noqa: B010
     return len(layers)
-
-
-def _matches(name: str, target: str, given: Sequence[str] | str) -> bool:
-    """Whether peft adapts a layer for a target: an ending, or a pattern where that is all that was given."""
-    if isinstance(given, str):
-        return re.fullmatch(target, name) is not None
-    return name == target or name.endswith(f".{target}")
 
 
 def lora_layers(module: nn.Module) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_uae.chain.config import MOST_STEPS
 from verl_uae.errors import ConfigError
 from verl_uae.settings import check_choices, key
-from verl_uae.stages.common.config import STRATEGIES
+from verl_uae.stages.common.config import FULL_PRECISION, STRATEGIES
 
 
 @dataclass
@@ -114,6 +114,13 @@ def validate(config: DictConfig) -> None:
         raise ConfigError(
             "uae.cold_start.captioner.fsdp_config.ulysses_sequence_parallel_size",
             "every rank has pairs of its own; use 1",
+        )
+    captioner = cold_start.captioner
+    if captioner.train and captioner.lora.rank == 0 and engine.get("model_dtype") not in FULL_PRECISION:
+        raise ConfigError(
+            "uae.cold_start.captioner.fsdp_config.model_dtype",
+            f"{engine.model_dtype}: all weights are trained in it, and small updates are rounded away; use fp32, or "
+            "train adapters (uae.cold_start.captioner.lora.rank above 0), which are held in fp32",
         )
     # Imported here: the schema is needed in places that must not pay for torch.
     from verl_uae.reward.registry import get_reward

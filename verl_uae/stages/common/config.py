@@ -16,6 +16,8 @@ from verl_uae.errors import ConfigError
 from verl_uae.settings import check_choices, key
 
 STRATEGIES = ("fsdp", "fsdp2")
+#: ``model_dtype`` in which small updates are not rounded away.
+FULL_PRECISION = (None, "fp32", "float32")
 _CONTENTS = ("model", "optimizer", "extra", "diffusers")
 
 
@@ -130,5 +132,10 @@ def _validate_backend(config: DictConfig) -> None:
         )
     if config.uae.stage != "unified" and config.actor_rollout_ref.actor.strategy == "megatron":
         raise ConfigError("model_engine", "megatron has no MM-DiT in verl, and this stage trains nothing else; use dp")
+    if (precision := config.uae.train.fsdp_config.get("model_dtype")) not in FULL_PRECISION:
+        raise ConfigError(
+            "uae.train.fsdp_config.model_dtype",
+            f"{precision}: the decoder is held in fp32; what is computed in is mixed_precision.param_dtype",
+        )
     if config.uae.train.fsdp_config.get("ulysses_sequence_parallel_size", 1) != 1:
         raise ConfigError("uae.train.fsdp_config.ulysses_sequence_parallel_size", "an MM-DiT has no such split; use 1")

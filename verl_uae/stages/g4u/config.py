@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.settings import CAPTIONING, check_whole, key
+from verl_uae.stages.common.config import FULL_PRECISION
 
 _MODEL = "actor_rollout_ref.model"
 
@@ -114,7 +115,7 @@ def _validate_captioner(config: DictConfig) -> None:
 def _validate_all_weights(actor: DictConfig) -> None:
     precision = actor.fsdp_config.get("model_dtype")
     # Others may round at random, which loses nothing on average.
-    if precision not in (None, "fp32", "float32") and actor.optim.get("optimizer_impl") == "torch.optim":
+    if precision not in FULL_PRECISION and actor.optim.get("optimizer_impl") == "torch.optim":
         raise ConfigError(
             "actor_rollout_ref.actor.fsdp_config.model_dtype",
             f"{precision}: all weights are trained in it, and small updates are rounded away; use fp32, or train "
@@ -129,7 +130,7 @@ def _validate_adapters(config: DictConfig) -> None:
             f"{_MODEL}.lora_adapter_path", f"{path}: is no folder of this machine; fetch the adapters first"
         )
     precision = hybrid.actor.fsdp_config.get("model_dtype")
-    if hybrid.actor.strategy != "fsdp2" and precision not in (None, "fp32", "float32"):
+    if hybrid.actor.strategy != "fsdp2" and precision not in FULL_PRECISION:
         raise ConfigError(
             "actor_rollout_ref.actor.fsdp_config.model_dtype",
             f"{precision}: with strategy={hybrid.actor.strategy} the adapters have it too, and small updates are "

@@ -165,6 +165,15 @@ def test_nothing_is_left_of_a_build_that_failed(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_of_a_build_that_failed_is_named_by_its_place(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        raise CheckpointError(folder / "vae", f"{folder}/vae/config.json does not fit")
+
+    with pytest.raises(CheckpointError) as caught:
+        publish_folder(build, tmp_path / "model")
+    assert str(caught.value) == f"{tmp_path}/model/vae: {tmp_path}/model/vae/config.json does not fit"
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="cannot be written"):

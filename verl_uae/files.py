@@ -98,7 +98,8 @@ def publish_folder(build: Callable[[Path], None], out: str | Path) -> None:
         out: must not exist.
 
     Raises:
-        CheckpointError: ``out`` exists, or the file system refused something.
+        CheckpointError: ``out`` exists, or the file system refused something, or ``build`` did: files that it wrote are
+            named by the place that they would have had.
     """
     target = Path(out).absolute()
     partial = target.with_name(f"{target.name}.part-{os.getpid()}")
@@ -115,6 +116,9 @@ def publish_folder(build: Callable[[Path], None], out: str | Path) -> None:
         to_disk(target.parent)
     except OSError as error:
         raise CheckpointError(target, f"cannot be written: {error}") from error
+    except CheckpointError as error:
+        where, why = (text.replace(str(partial), str(target)) for text in (str(error.path), error.message))
+        raise CheckpointError(where, why) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -61,3 +61,9 @@ class TestFlux3(Contract):
         kinds = {name: value.dtype for name, value in transformer.named_parameters()}
         assert {torch.float32, torch.bfloat16} == set(kinds.values())
         assert all("norm" in name for name, dtype in kinds.items() if dtype == torch.float32)
+
+    @pytest.mark.parametrize("value", [None, "1e-4", 0, -1.0])
+    def test_the_batch_norm_of_the_codec_divides_by_no_zero(self, folder: Path, tmp_path: Path, value: Any) -> None:
+        odd = edited(folder, "vae/config.json", tmp_path / "odd", batch_norm_eps=value)
+        with pytest.raises(CheckpointError, match="vae: batch_norm_eps must be a number above 0"):
+            family_of(odd).check(odd)

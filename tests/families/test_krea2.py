@@ -75,6 +75,12 @@ class TestKrea2(Contract):
         distilled = family_of(edited(folder, "model_index.json", tmp_path / "distilled", is_distilled=True))
         assert {distilled.shift(8, *size) for size in sizes} == {math.exp(1.15)}
 
+    @pytest.mark.parametrize("value", ["false", 1, []])
+    def test_whether_it_is_distilled_is_true_or_false(self, folder: Path, tmp_path: Path, value: Any) -> None:
+        odd = edited(folder, "model_index.json", tmp_path / "odd", is_distilled=value)
+        with pytest.raises(CheckpointError, match="is_distilled must be true or false"):
+            family_of(odd)
+
     def test_the_scale_of_guidance_is_in_our_convention(self, family: DecoderFamily) -> None:
         """4.5 in the pipeline's, see :meth:`stock_picture`."""
         assert family.guidance == 4.5 + 1.0

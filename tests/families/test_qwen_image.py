@@ -78,3 +78,21 @@ class TestQwenImage(Contract):
         odd = edited(folder, "vae/config.json", tmp_path / "odd", **changes)
         with pytest.raises(CheckpointError, match=f"vae: {reason}"):
             family_of(odd).check(odd)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "reason"),
+        [
+            ("latents_mean", None, "must be a list of numbers, got None"),
+            ("latents_std", "1.0", "must be a list of numbers"),
+            ("latents_std", [1.0, "x"] * 8, "must be a list of numbers"),
+            ("latents_mean", [float("nan")] * 16, "must be a list of numbers"),
+            ("latents_std", [1.0] * 15 + [0.0], "must be above 0 in every channel, got 0.0"),
+            ("latents_std", [1.0] * 15, "has 15 numbers, latents have 16 channels"),
+        ],
+    )
+    def test_statistics_of_latents_are_numbers_of_every_channel(
+        self, folder: Path, tmp_path: Path, name: str, value: Any, reason: str
+    ) -> None:
+        odd = edited(folder, "vae/config.json", tmp_path / "odd", **{name: value})
+        with pytest.raises(CheckpointError, match=f"vae: {name} {reason}"):
+            family_of(odd).check(odd)

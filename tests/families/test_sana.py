@@ -99,3 +99,9 @@ class TestSana(Contract):
             family_of(folder, length=2).tokenize(tiny.tokenizer, [""])
         one = family_of(folder, length=3).tokenize(tiny.tokenizer, ["ab"])
         assert tiny.tokenizer.decode(one.ids_BT[one.keep_BT][1:]) == " a"
+
+    @pytest.mark.parametrize("scale", [None, "0.001", 0, True])
+    def test_the_scale_of_the_time_is_a_number_above_0(self, folder: Path, tmp_path: Path, scale: Any) -> None:
+        odd = edited(folder, "transformer/config.json", tmp_path / "odd", timestep_scale=scale)
+        with pytest.raises(CheckpointError, match="transformer: timestep_scale must be a number above 0"):
+            family_of(odd).check(odd)

@@ -74,3 +74,24 @@ def test_the_gradient_of_the_flow_reaches_the_layers_that_are_read(codec: object
     train_joint(captioner, decoder, tokenizer, config)
     moved = {name for name, value in language_stack(captioner).named_parameters() if not value.equal(before[name])}
     assert {f"layers.{layer}.self_attn.q_proj.weight" for layer in (0, 15, 31)} <= moved
+
+
+def test_one_pad_stands_for_all(codec: object) -> None:
+    tokenizer = build_tokenizer()
+    stack = language_stack(tiny_flux3.build_captioner(0, tokenizer))
+    conditioner = Conditioner(stack, tokenizer, tiny_flux3.build_decoder(0, codec).family)
+    for captions in (["a small red circle", ""], [" ".join(["red"] * 200), "a"]):
+        found = []
+        for condition in (
+            tiny_flux3.condition(conditioner, captions),
+            conditioner.condition(conditioner.tokenize(captions)),
+        ):
+            weight = torch.linspace(-1, 1, condition.states.numel()).view_as(condition.states)
+            (gradient,) = torch.autograd.grad(
+                (condition.states * weight).sum(), [stack.layers[0].self_attn.q_proj.weight]
+            )
+            found.append((condition, gradient))
+        (ours, ours_gradient), (plain, plain_gradient) = found
+        assert ours.lengths == plain.lengths
+        torch.testing.assert_close(ours.states, plain.states, atol=1e-5, rtol=1e-5)
+        assert (ours_gradient - plain_gradient).abs().max() < 1e-4 * plain_gradient.abs().max()

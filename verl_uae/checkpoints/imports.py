@@ -199,7 +199,8 @@ def import_decoder(settings: DecoderImport, out: str | Path) -> dict[str, Any]:
     if family_in(decoder).needs_projector:
         reason = f"{settings.decoder} reads no language model without a projector: use verl-uae import sd3"
         raise ConfigError("--decoder", reason)
-    family = family_of(decoder)
+    # What the published pipeline takes may be thousands of tokens: a captioner that does not end would fill them.
+    family = family_of(decoder, length=InferenceSettings().condition_length)
     shared = True
     try:
         family.check(decoder, *language_sizes(captioner))

@@ -7,11 +7,14 @@ Shape legend: B samples, C H W latents, N tokens, D numbers of a token, 3 H W pi
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from verl_uae.checkpoints.names import VAE
 
 
 def flat(x_BCHW: Tensor) -> Tensor:
@@ -43,6 +46,7 @@ class PatchedCodec:
     """Of FLUX.2: 2x2 patches of the codec's latents are channels, scaled by the statistics of a batch norm."""
 
     vae_config: Any
+    positive: ClassVar[Mapping[str, tuple[str, ...]]] = {VAE: ("batch_norm_eps",)}
     latent_factor = 16
     patch = 1
 
@@ -71,6 +75,7 @@ class FrameCodec:
     """Of Qwen's: a codec of videos, here of one frame, with a mean and a standard deviation per channel."""
 
     vae_config: Any
+    has_statistics = True
 
     @property
     def vae_channels(self) -> int:

@@ -29,9 +29,10 @@ from verl_uae.families.text import Tokens, tap_states
 from verl_uae.flow.config import Table
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.text import is_number
 
 #: Statistics of latents in place of which ``scaling_factor`` and ``shift_factor`` are used.
-_STATISTICS = ("latents_mean", "latents_std")
+_, _STD = _STATISTICS = ("latents_mean", "latents_std")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,11 @@ class DecoderFamily:
     default_scheduler: ClassVar[Mapping[str, Any]] = {}
     """Settings of the scheduler that a folder without one was trained with."""
 
+    has_statistics: ClassVar[bool] = False
+    """Whether the configuration of the VAE gives a mean and a standard deviation per channel."""
+    positive: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Component -> settings of its configuration that must be numbers above 0."""
+
     latent_factor: ClassVar[int] = 8
     """Pixels to a side of a latent."""
     patch: ClassVar[int] = 2
@@ -237,11 +243,12 @@ class DecoderFamily:
         if self.vae_channels != self.latent_channels:
             text = f"gives latents of {self.vae_channels} channels, the transformer takes {self.latent_channels}"
             raise CheckpointError(f"{where}/{VAE}", text)
-        for name in _STATISTICS:
-            numbers = getattr(self.vae_config, name, None)
-            if numbers is not None and len(numbers) != self.latent_channels:
-                text = f"{name} has {len(numbers)} numbers, latents have {self.latent_channels} channels"
-                raise CheckpointError(f"{where}/{VAE}", text)
+        for part, names in self.positive.items():
+            for name in names:
+                value = getattr(self.configs[part], name, None)
+                if not (is_number(value) and value > 0):
+                    raise CheckpointError(f"{where}/{part}", f"{name} must be a number above 0, got {value!r}")
+        self._check_statistics(f"{where}/{VAE}")
         if kind is not None and self.reads and kind.removesuffix("_text") not in self.reads:
             text = f"takes states of {' or '.join(self.reads)}, the language model is a {kind}"
             raise CheckpointError(f"{where}/{TRANSFORMER}", text)
@@ -251,6 +258,19 @@ class DecoderFamily:
         if layers is not None and max(self.taps(layers)) > layers:
             text = f"takes the state of layer {max(self.taps(layers))}, the language model has {layers} layers"
             raise CheckpointError(f"{where}/{TRANSFORMER}", text)
+
+    def _check_statistics(self, where: str) -> None:
+        for name in _STATISTICS:
+            numbers = getattr(self.vae_config, name, None)
+            if numbers is None and not self.has_statistics:
+                continue
+            if not (isinstance(numbers, list | tuple) and all(is_number(number) for number in numbers)):
+                raise CheckpointError(where, f"{name} must be a list of numbers, got {numbers!r}")
+            if len(numbers) != self.latent_channels:
+                text = f"{name} has {len(numbers)} numbers, latents have {self.latent_channels} channels"
+                raise CheckpointError(where, text)
+            if name == _STD and min(numbers) <= 0:
+                raise CheckpointError(where, f"{name} must be above 0 in every channel, got {min(numbers)!r}")
 
     def input_layer(self, transformer: Any) -> Any:
         """*family*: the layer by which latents enter, which shows the dtype that is computed in. The transformer does

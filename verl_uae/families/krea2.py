@@ -46,6 +46,8 @@ class Krea2(FrameCodec, DecoderFamily):
             isinstance(layers, list | tuple) and layers and all(type(layer) is int and layer >= 0 for layer in layers)
         ):
             raise ValueError(f"text_encoder_select_layers must be a list of layers from 0, got {layers!r}")
+        if not isinstance(self.options["is_distilled"], bool | None):
+            raise ValueError(f"is_distilled must be true or false, got {self.options['is_distilled']!r}")
 
     def check(
         self, where: str | Path, width: int | None = None, layers: int | None = None, kind: str | None = None

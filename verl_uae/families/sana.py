@@ -57,6 +57,7 @@ class Sana(DecoderFamily):
     longest = 300
     reads = ("gemma2",)
     licence = "NVIDIA License (NSCL v2-custom, non-commercial); Gemma Terms of Use for its language model"
+    positive: ClassVar[Mapping[str, tuple[str, ...]]] = {TRANSFORMER: ("timestep_scale",)}
     latent_factor = 32
     patch = 1
 

@@ -173,6 +173,7 @@ class JointLoss:
     def __init__(self, captioner: Any, decoder: Decoder, tokenizer: Any, config: JointConfig) -> None:
         self._decoder, self._config = decoder, config
         self._conditioner = Conditioner(language_stack(captioner), tokenizer, decoder.family)
+        self._builders, _ = BUILDERS[config.family]
         self._captioner = Captioner(captioner, tokenizer)
         self._rng = random.Random(derive_seed(config.seed, "scenes-joint-captions"))
         self._noise = generator(config.seed, "scenes-joint-noise")
@@ -187,7 +188,7 @@ class JointLoss:
         return self._flow(shown, latent_BCHW), self._captioner.loss(image_B3HW[:few], imitated)
 
     def _flow(self, captions: list[str], x0_BCHW: torch.Tensor) -> torch.Tensor:
-        condition = self._conditioner.condition(self._conditioner.tokenize(captions))
+        condition = self._builders.condition(self._conditioner, captions)
         return flow_loss(self._decoder, x0_BCHW, condition, self._noise, self._config.high_noise)
 
 

@@ -9,17 +9,20 @@ those do not learn within minutes; every departure says why.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import nn
 
+from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.inference import InferenceSettings
 from verl_uae.checkpoints.names import CONDITIONER, TRANSFORMER, VAE
 from verl_uae.compat import ensure_torchvision
 from verl_uae.data.schema import IMAGE_MARK
+from verl_uae.families.family import Condition
 from verl_uae.families.sd3 import Projector
 from verl_uae.scenes.codec import LATENT_CHANNELS, LATENT_SIZE
 from verl_uae.scenes.render import IMAGE_SIZE
@@ -133,6 +136,11 @@ def build_decoder(seed: int, vae: AutoencoderKL, shift: float = 1.0) -> Decoder:
     return Decoder.of(
         {TRANSFORMER: transformer, VAE: vae, CONDITIONER: projector}, {"shift": shift}, length=CONDITION_LENGTH
     )
+
+
+def condition(conditioner: Conditioner, captions: Sequence[str]) -> Condition:
+    """Condition of captions, differentiable."""
+    return conditioner.condition(conditioner.tokenize(captions))
 
 
 @torch.no_grad()

@@ -158,7 +158,7 @@ def _open(transformer: Any) -> None:
 
 
 def condition(conditioner: Conditioner, captions: Sequence[str]) -> Condition:
-    """Condition of captions, differentiable, with a third of the work of ``Conditioner.condition``: all pads of a caption
+    """Condition of captions, differentiable, in a third of the time of ``Conditioner.condition``: all pads of a caption
     are one token at one position behind the same text, so the state of the first is that of all."""
     tokens, stack = conditioner.tokenize(captions), conditioner.language_model
     end_B = tokens.attend_BT.sum(1)

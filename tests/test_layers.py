@@ -28,6 +28,7 @@ LAYERS = {
     "waiting": 0,
     "web": 0,
     "runstate": 0,
+    "visits": 0,
     "verl_surface": 0,
     "versions": 0,
     "flow": 1,

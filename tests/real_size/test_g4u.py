@@ -78,5 +78,6 @@ def test_an_offloaded_rank_holds_nothing_between_two_batches(
         before = accelerator.live_bytes
         worker.decode_and_score(captions())
         gc.collect()
-    assert moved >= weights and accelerator.frozen_bytes_to_host == moved
+    # Built on the device, they go to the host once.
+    assert moved >= weights and accelerator.frozen_bytes_to_host == 0
     assert accelerator.live_bytes - before < 1e7

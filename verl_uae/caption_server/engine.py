@@ -31,6 +31,7 @@ from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError, C
 from verl_uae.captioners import as_model_takes, family_of, positions
 from verl_uae.checkpoints.load import load_config, load_model, load_processor
 from verl_uae.compat import ensure_torchvision
+from verl_uae.visits import visit
 
 
 class BatchSampler:
@@ -288,7 +289,7 @@ class CaptionEngine:
 
     def to(self, device: str | torch.device) -> None:
         """Move the weights."""
-        self.model.to(device)
+        visit(self.model, device)
 
     def generate(
         self, requests: Sequence[CaptionRequest], should_stop: Callable[[], bool] = lambda: False

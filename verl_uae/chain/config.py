@@ -74,8 +74,8 @@ class DecoderConfig:
     """Streamed only: longest time a caption waits for its micro-batch to fill, milliseconds."""
 
     offload: bool = False
-    """Move frozen models (decoder, language model, VAE, reward models) to host memory while they are not used. By
-    default on where captioner and caption server share the GPU (g4u, unified), and off where nothing else needs the
+    """Keep frozen models (decoder, language model, VAE, reward models) in host memory, pinned, while they are not used:
+    they are copied to the device before they are, and dropped there after. By default on where captioner and caption server share the GPU (g4u, unified), and off where nothing else needs the
     memory (u4g, pretrain, cold_start). No effect on decoders in a pool of their own."""
 
     timeout_s: float = key(1800.0, above=0, stages=CAPTIONING)

@@ -28,6 +28,7 @@ from verl_uae.flow.trajectory import Trajectory, sample_trajectory
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.seeding import normal
+from verl_uae.visits import visit
 
 #: (condition of B pictures, of the unconditional branch or None, guidance) -> velocity.
 FieldOf = Callable[[Condition, Condition | None, float], Velocity]
@@ -95,8 +96,9 @@ class Painter:
 
     def to(self, device: str | torch.device) -> None:
         """Move the models, which are back on ``device`` of the constructor whenever they draw."""
-        for move in (self.conditions.conditioner.to, self.vae.to, self.scorer.to):
-            move(device)
+        visit(self.conditions.conditioner, device)
+        visit(self.vae, device)
+        self.scorer.to(device)
 
     def draw(self, field_of: FieldOf, plan: SamplingPlan, draws: Sequence[Draw], *, collective: bool = False) -> Drawn:
         """Draw under a plan and score.

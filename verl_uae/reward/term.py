@@ -22,6 +22,7 @@ from verl_uae.paths import existing_file, model_source
 from verl_uae.reward.deadline import Guard
 from verl_uae.reward.encodings import Encodings
 from verl_uae.reward.record import RewardBatch
+from verl_uae.visits import visit
 
 #: Needs that are pictures.
 PICTURES = ("source", "reconstruction")
@@ -115,7 +116,7 @@ class RewardTerm(ABC):
         """Move the models to another device; by default every module and tensor among the attributes."""
         for name, value in list(vars(self).items()):
             if isinstance(value, nn.Module):
-                value.to(device)
+                visit(value, device)
             elif isinstance(value, Tensor):
                 setattr(self, name, value.to(device))
 

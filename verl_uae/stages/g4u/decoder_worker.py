@@ -42,6 +42,7 @@ from verl_uae.flow.plan import SamplingPlan
 from verl_uae.reward.deadline import write_notes
 from verl_uae.reward.record import mean_record
 from verl_uae.stages.common.build import DTYPES, build_painter, decoder_family, evaluation_plan, load_conditioner
+from verl_uae.visits import visit
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -75,7 +76,7 @@ class Redrawer:
 
     def to(self, device: str | torch.device) -> None:
         """Move all models; they draw on the device of the painter."""
-        self.decoder.to(device)
+        visit(self.decoder, device)
         self.painter.to(device)
 
     def run(self, draws: Sequence[Draw], on_progress: Callable[[int, int], None] | None = None) -> list[Outcome]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Carrying weights from the trainer to the caption model, in buckets, with every tensor accounted for."""
+"""Carrying weights from the trainer to a model that follows it, in buckets, with every tensor accounted for."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ class WeightReceiver:
 
     Args:
         model: the model to fill; tensors are converted to its dtypes and devices.
+        what: the model's name in errors.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, what: str = "caption model") -> None:
         self.model = model
+        self.what = what
         self._targets: dict[str, Tensor] = {}
         self._received: set[str] = set()
 
@@ -47,12 +49,12 @@ class WeightReceiver:
         for name, tensor in named_tensors:
             target = self._targets.get(name)
             if target is None:
-                raise WeightTransferError(f"the caption model has no tensor {name!r}; it has {_some(self._targets)}")
+                raise WeightTransferError(f"the {self.what} has no tensor {name!r}; it has {_some(self._targets)}")
             if name in self._received:
                 raise WeightTransferError(f"tensor {name!r} was sent twice")
             if target.shape != tensor.shape:
                 raise WeightTransferError(
-                    f"tensor {name!r} has shape {tuple(tensor.shape)}, the caption model wants {tuple(target.shape)}"
+                    f"tensor {name!r} has shape {tuple(tensor.shape)}, the {self.what} wants {tuple(target.shape)}"
                 )
             target.copy_(tensor)
             self._received.add(name)
@@ -67,7 +69,7 @@ class WeightReceiver:
         filled = {self._targets[name].data_ptr() for name in self._received}
         missing = [name for name, target in self._targets.items() if target.data_ptr() not in filled]
         if missing:
-            raise WeightTransferError(f"{len(missing)} tensors of the caption model were not sent: {_some(missing)}")
+            raise WeightTransferError(f"{len(missing)} tensors of the {self.what} were not sent: {_some(missing)}")
         return len(self._received)
 
 

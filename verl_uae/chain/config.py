@@ -91,7 +91,7 @@ class ConditionerConfig:
     """``uae.conditioner``: the language model that turns a caption into the decoder's condition."""
 
     path: str = "${actor_rollout_ref.model.path}"
-    """transformers folder or hub id; by default the captioner as it was before RL."""
+    """transformers folder or hub id; by default the captioner's, as it was before RL unless weights is synced."""
 
     length: int = key(640, at_least=1)
     """Fixed number of text positions, chat template included; longer captions are cut at a token boundary."""
@@ -102,8 +102,9 @@ class ConditionerConfig:
     dtype: str = key("bfloat16", choices=DTYPES)
     """dtype of the language model: float32, float16 or bfloat16."""
 
-    weights: str = key("frozen", choices=("frozen",))
-    """frozen: the reward stays the same function through the run."""
+    weights: str = key("frozen", choices=("frozen", "synced"), stages=CAPTIONING)
+    """frozen: the reward stays the same function through the run. synced: the captioner's language model of the last
+    step, which makes the condition in use too; the reward moves with it (conditioner/state_drift)."""
 
     cache_size: int = key(1024, at_least=1, stages=DECODING)
     """Conditions that a rank which trains the decoder keeps in host memory, at least 1."""
@@ -120,3 +121,28 @@ def validate(config: DictConfig) -> None:
         raise ConfigError("uae.decoder.path", "is not set: a diffusers folder or hub id with a projector")
     if decoder.schedule == "streamed" and decoder.pool != "own":
         raise ConfigError("uae.decoder.pool", "the streamed schedule runs beside the caption server and needs own")
+    if config.uae.conditioner.weights == "synced":
+        _validate_synced(config)
+
+
+def _validate_synced(config: DictConfig) -> None:
+    """The conditioner can follow a captioner that trains in RL and whose language model it is."""
+    stage, hybrid = config.uae.stage, config.actor_rollout_ref
+    if stage not in CAPTIONING:
+        why = "conditions on the captioner that it trains by itself" if stage == "cold_start" else "trains no captioner"
+        raise ConfigError("uae.conditioner.weights", f"synced: stage {stage} {why}; set it to frozen")
+    path = config.uae.conditioner.path
+    if path != hybrid.model.path:
+        raise ConfigError(
+            "uae.conditioner.weights",
+            f"synced, but the conditioner is {path} and the captioner {hybrid.model.path}: only the captioner's own "
+            "language model can follow it; set uae.conditioner.path to actor_rollout_ref.model.path, or weights to "
+            "frozen",
+        )
+    lora = hybrid.model.lora
+    if hybrid.actor.strategy == "megatron" and lora.get("rank", 0) > 0 and not lora.merge:
+        raise ConfigError(
+            "actor_rollout_ref.model.lora.merge",
+            "is false, and with uae.conditioner.weights=synced the conditioner takes merged weights of Megatron's "
+            "adapters alone; set it to true",
+        )

@@ -240,6 +240,7 @@ def _language(
         return _copy(str(folder / CAPTIONER)), other, {"captioner": str(start or "unknown")}
     condition = settings.language_model or run.get("uae.conditioner.path")
     trained = (folder / ACTOR).is_dir()
+    follows = trained and settings.language_model is None and run.get("uae.conditioner.weights") == "synced"
     if not trained and start is None:
         raise ConfigError("--captioner", "needed, or --decoder-only: the checkpoint holds no captioner")
     if trained and condition is None:
@@ -252,7 +253,7 @@ def _language(
     product = functools.partial(write_trained_captioner, actor, base=start, alpha=settings.lora_alpha)
     captioner = product if trained else _copy(str(start))
     origins = {"captioner": str(start or "unknown")}
-    if not trained and condition in (None, start):
+    if follows or (not trained and condition in (None, start)):
         return captioner, None, origins
     return captioner, _copy(str(condition)), {**origins, "language_model": str(condition)}
 

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from verl.utils.device import get_device_id, get_device_name
 from verl.utils.fs import copy_to_local
-from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name, offload_fsdp_model_to_cpu
+from verl.utils.fsdp_utils import (
+    load_fsdp_model_to_gpu,
+    merged_lora_context,
+    normalize_peft_param_name,
+    offload_fsdp_model_to_cpu,
+)
 from verl.utils.model import convert_weight_keys
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
@@ -97,6 +102,18 @@ class CaptionerEngine(FSDPEngineWithLMHead):
         if stored is None:
             draw_adapters(module, self.engine_config.seed)
         return module
+
+    def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full weights by transformers' names, adapters multiplied in whatever the caption server is sent.
+
+        Every rank has to walk to the end; ranks with adapters are offloaded again behind it where that is set.
+        """
+        if not hasattr(getattr(self.module, "_fsdp_wrapped_module", self.module), "peft_config"):
+            weights: Iterator[tuple[str, Tensor]] = iter(self.get_per_tensor_param()[0])
+            return weights
+        if not self._uses_fsdp2_cpu_offload_policy:
+            load_fsdp_model_to_gpu(self.module)
+        return self._merged_lora_per_tensor_param()
 
     def _merged_lora_per_tensor_param(self) -> Iterator[tuple[str, Tensor]]:
         """Weights with adapters multiplied in for the caption server: copies, by transformers' names.

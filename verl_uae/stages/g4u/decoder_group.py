@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -100,6 +100,10 @@ class DecoderGroup:
         config: the whole composed configuration.
         pool: verl resource pool the ranks live in.
     """
+
+    send_captioner: Callable[[str, Any], bool] | None = None
+    """Where the conditioner follows the captioner: gives a rank, by name and actor, the captioner's language model, and
+    says whether it lived to take it."""
 
     def __init__(self, config: DictConfig, pool: RayResourcePool) -> None:
         self.config = config.uae.decoder
@@ -189,7 +193,7 @@ class DecoderGroup:
         }
         faults = self._wait(calls)
         for rank in faults:
-            self._revive(rank)
+            self.revive(rank)
         return faults
 
     def revive_returned(self) -> None:
@@ -202,7 +206,7 @@ class DecoderGroup:
         faults = self._wait(calls)
         for call, rank in calls.items():
             if rank in faults or ray.get(call):
-                self._revive(rank, "ensure_model")
+                self.revive(rank, "ensure_model")
 
     def load_decoder_state(self, state: Any) -> None:
         """Draw with the decoder policy's weights from now on.
@@ -218,7 +222,7 @@ class DecoderGroup:
         calls: list[Any] = [worker.load_decoder_state.remote(state) for worker in self.workers]
         dead = [rank for rank, call in enumerate(calls) if not self._has_taken(rank, call)]
         for rank in dead:
-            self._revive(rank)
+            self.revive(rank)
 
     def _has_taken(self, rank: int, call: Any) -> bool:
         """Whether a rank took the decoder policy's weights; False if it is dead."""
@@ -285,8 +289,12 @@ class DecoderGroup:
         else:
             process.kill()
 
-    def _revive(self, rank: int, load: str = "init_model") -> None:
-        """Load the models again in a rank that Ray has started again (or that is alive after an exception)."""
+    def revive(self, rank: int, load: str = "init_model") -> None:
+        """Load the models again in a rank that Ray has started again (or that is alive after an exception).
+
+        Raises:
+            DecoderError: when it does not come back, or has died more often than ``uae.decoder.max_restarts``.
+        """
         self.restarts += 1
         self._deaths[rank] += 1
         deadline = time.monotonic() + self.config.timeout_s
@@ -296,6 +304,8 @@ class DecoderGroup:
                 ray.get(getattr(self.workers[rank], load).remote(), timeout=max(1.0, left))
                 if self._decoder_state is not None:
                     ray.get(self.workers[rank].load_decoder_state.remote(self._decoder_state))
+                if self.send_captioner and not self.send_captioner(f"decoder rank {rank}", self.workers[rank]):
+                    raise DecoderError(rank, "died again while it took the captioner's language model")
                 # This return is met and counted.
                 ray.get(self.workers[rank].take_returned.remote())
                 self._processes[rank] = processes_of([self.workers[rank]])[0]

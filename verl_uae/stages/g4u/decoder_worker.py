@@ -42,6 +42,7 @@ from verl_uae.flow.plan import SamplingPlan
 from verl_uae.reward.deadline import write_notes
 from verl_uae.reward.record import mean_record
 from verl_uae.stages.common.build import DTYPES, build_painter, decoder_family, evaluation_plan, load_conditioner
+from verl_uae.stages.common.conditioner_sync import SyncedConditioner, TakesCaptioner
 from verl_uae.visits import visit
 
 logger = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ PROGRESS_S = 15.0
 INPUT_FIELDS = [*SAMPLE_FIELDS, "extra_fields"]
 
 
-class DecoderWorker(Worker):
+class DecoderWorker(TakesCaptioner, Worker):
     """Holds language model, decoder and reward models; every rank has its own full copy.
 
     Args:
@@ -169,6 +170,8 @@ class DecoderWorker(Worker):
         write_notes()
         device = get_device_name()
         self.redrawer = build_redrawer(self.config, "cpu" if self._offload else device, device)
+        if self._follows:
+            self.synced = SyncedConditioner(self.redrawer.painter.conditions, device, measures=self.rank == 0)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="decoder"))
     def decode_and_score(self, data: TensorDict) -> TensorDict:
@@ -204,7 +207,7 @@ class DecoderWorker(Worker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def ready(self) -> bool:
         """Whether this rank can draw, after loading its models if that is all that is missing."""
-        if self._lacks_weights:
+        if self._lacking:
             return False
         self.ensure_model()
         return True
@@ -238,14 +241,21 @@ class DecoderWorker(Worker):
         return bool(self.config.uae.decoder.offload) and self.config.uae.decoder.pool == "colocated"
 
     @property
-    def _lacks_weights(self) -> bool:
-        """Whether this rank was started again by Ray in the unified stage: until the controller sends the decoder
-        policy's weights it would draw with the decoder of the beginning."""
-        return self.redrawer is None and self._returned and self.config.uae.stage == "unified"
+    def _follows(self) -> bool:
+        return bool(self.config.uae.conditioner.weights == "synced")
+
+    @property
+    def _lacking(self) -> str:
+        """Whose weights this rank has not got yet, without which it would draw as at the beginning: where Ray has
+        started it again, until the controller sends them."""
+        if self.redrawer is None and self._returned and self.config.uae.stage == "unified":
+            return "decoder policy"
+        new = self._returned if self.redrawer is None else self.synced is None or not self.synced.complete
+        return "captioner" if self._follows and new else ""
 
     def _on_device(self) -> Redrawer:
-        if self._lacks_weights:
-            raise DecoderError(self.rank, "was started again and has not got the decoder policy's weights yet")
+        if self._lacking:
+            raise DecoderError(self.rank, f"was started again and has not got the {self._lacking}'s weights yet")
         if self.redrawer is None:
             # A rank that Ray has started again after a death.
             self.init_model()

@@ -23,6 +23,7 @@ from verl_uae.chain.records import CAPTION_FIELD, OUTCOME_FIELD, SAMPLE_FIELDS, 
 from verl_uae.checkpoints.record import verl_keeps_all
 from verl_uae.checkpoints.step import unmark
 from verl_uae.errors import describe
+from verl_uae.stages.common.conditioner_sync import ConditionerSync
 from verl_uae.stages.common.group import DecoderTrainingGroup
 from verl_uae.stages.common.outcomes import outcome_metrics, usable_members, validation_info
 from verl_uae.stages.common.panel import PanelRow
@@ -97,7 +98,7 @@ class SupervisedCaptions:
 
 
 @register_trainer("uae_g4u")
-class G4UTrainer(RewardSignals, SupervisedTrainer, DecoderMixin, PPOTrainerSync):
+class G4UTrainer(RewardSignals, SupervisedTrainer, ConditionerSync, DecoderMixin, PPOTrainerSync):
     """verl's synchronous GRPO trainer with the chain as its reward."""
 
     # Set by verl.

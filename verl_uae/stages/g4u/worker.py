@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_name
+from verl.utils.device import get_device_name, get_torch_device
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker, TrainingWorkerConfig
 
 import verl_uae.engines.captioner  # noqa: F401  registers the engine in the worker process
 from verl_uae.engines.captioner import CaptionerEngine
 from verl_uae.engines.update_metrics import LEFT_OUT, CountsLeftOut
+from verl_uae.stages.common.conditioner_sync import send_language_model
 
 
 class CaptionerTrainingWorker(CountsLeftOut, TrainingWorker):
@@ -56,6 +58,26 @@ class CaptionerWorker(ActorRolloutRefWorker):
         # not ask when a process group is there already.
         if get_device_name() == "cpu" and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo", rank=self.rank, world_size=self.world_size)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    async def send_language_model(self, receivers: tuple[Any, ...], names: tuple[str, ...], dtype: str) -> None:
+        """Send the language model as it is now; see
+        :func:`~verl_uae.stages.common.conditioner_sync.send_language_model`.
+
+        Args:
+            receivers: workers whose conditioner has begun to take it.
+            names: of the language model's tensors.
+            dtype: of the conditioner.
+        """
+        engine = self.actor.engine
+        # Megatron's are verl's, which are whole where its adapters are merged.
+        weights = engine.merged_weights() if isinstance(engine, CaptionerEngine) else engine.get_per_tensor_param()[0]
+        bucket_bytes = self.config.rollout.checkpoint_engine.update_weights_bucket_megabytes << 20
+        mine = receivers if self.rank == 0 else ()
+        await send_language_model(weights, mine, names, bucket_bytes, getattr(torch, dtype))
+        if engine.is_param_offload_enabled:
+            engine.to("cpu", model=True, optimizer=False, grad=False)
+        get_torch_device().empty_cache()
 
 
 def restore_ragged_position_ids(data: TensorDict) -> None:

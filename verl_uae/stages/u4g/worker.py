@@ -38,6 +38,7 @@ from verl_uae.reward.step import has_groupwise
 from verl_uae.seeding import generator, normal
 from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, decoder_family, training_worker_config
 from verl_uae.stages.common.captions import CaptionSettings, FrozenCaptioner, Messages, PromptSettings
+from verl_uae.stages.common.conditioner_sync import SyncedConditioner, TakesCaptioner
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ class Layout:
         return numbers[rank * self.per_update : (rank + 1) * self.per_update]
 
 
-class DecoderPolicyWorker(DecoderTrainingWorker):
+class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
     """Trains the decoder as a policy, and samples from it.
 
     Sampling and training use the same module, weights and micro-batches: the first update of a batch has a ratio of
@@ -193,6 +194,8 @@ class DecoderPolicyWorker(DecoderTrainingWorker):
         self.captions = build_captions(self.run, device)
         self.family = decoder_family(self.run)
         self.painter = build_training_painter(self.run, self.captions, self.family, device)
+        if self.run.uae.conditioner.weights == "synced":
+            self.synced = SyncedConditioner(self.painter.conditions, device, measures=False)
         self.replica = SamplingReplica(self.engine) if self.run.uae.u4g.sampler == "replica" else None
         if self._offload:
             self._move_frozen("cpu")

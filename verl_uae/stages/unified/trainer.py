@@ -101,6 +101,14 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         yield from super().trained_ranks()
         yield from self.learner.group.workers
 
+    def other_conditioned(self) -> Iterator[tuple[str, Any]]:
+        """The decoder's policy, which is trained on the conditions that it will be used with."""
+        yield from self.learner.named_ranks()
+
+    def captioner_steps(self, step: int) -> int:
+        """Those of G4U."""
+        return self.alternation.done("g4u", step)
+
     def _send_decoder(self) -> None:
         """Give the decoder workers the policy's averaged weights."""
         self.decoders.load_decoder_state(self.learner.state_ref())
@@ -120,7 +128,7 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         samples = samples_of(columns, [extra[CAPTION_FIELD].content for extra in columns["extra_fields"]])
         done = self.alternation.done("u4g", self.global_steps - 1)
         found, seconds = self.improve_policy(columns["raw_prompt"], samples, done)
-        metrics.update(found)
+        metrics.update({**found, **self.conditioner_metrics})
         timing_raw.update(seconds)
         last = self.alternation.stage(self.global_steps + 1) == "g4u"
         # Validation shows the newest decoder too.

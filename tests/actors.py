@@ -104,3 +104,43 @@ class Sleeper:
 
     def pid(self) -> int:
         return os.getpid()
+
+
+class ConditionedRank:
+    """A worker whose conditioner takes tensors of these names, and notes them."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names, self.fault, self.refuses = names, "", False
+        self.taken: list[Any] = []
+
+    def begin_conditioner(self) -> list[str]:
+        self.taken = []
+        return self.names
+
+    def load_conditioner(self, bucket: Any) -> None:
+        self.meet_fault("load_conditioner")
+        if self.refuses:
+            raise ValueError("tensors of another model")
+        self.taken.append(bucket)
+
+    def finish_conditioner(self) -> dict[str, float]:
+        self.meet_fault("finish_conditioner")
+        if self.fault == "raise":
+            raise ValueError("half a model")
+        return {"conditioner/state_drift": 1.0}
+
+    def buckets(self) -> list[Any]:
+        return self.taken
+
+    def refuse(self) -> None:
+        self.refuses = True
+
+    def die_in(self, method: str) -> None:
+        self.fault = method
+
+    def meet_fault(self, method: str) -> None:
+        if self.fault == method:
+            os._exit(1)
+
+    def die(self) -> None:
+        os._exit(1)

@@ -121,6 +121,25 @@ def test_a_trained_captioner_comes_with_the_language_model_from_before(
     assert same(tensors(out), tensors(tiny_models / "decoder"))
 
 
+def test_a_captioner_that_the_conditioner_followed_is_the_language_model_too(
+    step: Callable[..., Path], run: Path, tiny_models: Path
+) -> None:
+    checkpoint = step(None, captioner=True)
+    path = run / "hydra" / ".hydra" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["uae"]["conditioner"]["weights"] = "synced"
+    path.write_text(yaml.safe_dump(config))
+    out = checkpoint.parent / "out"
+    export_checkpoint(checkpoint, out, ExportSettings())
+    before = tensors_of(tiny_models / "captioner")
+    assert torch.equal(tensors_of(out / "captioner")["lm_head.weight"], before["lm_head.weight"] + 1.0)
+    assert not (out / "language_model").exists()
+    # Somebody may want to compare.
+    other = ExportSettings(language_model=str(tiny_models / "captioner"))
+    export_checkpoint(checkpoint, out.with_name("other"), other)
+    assert same(tensors_of(out.with_name("other") / "language_model"), before)
+
+
 def test_a_captioner_of_the_cold_start_is_the_language_model_too(
     step: Callable[..., Path], tiny_models: Path, tmp_path: Path
 ) -> None:

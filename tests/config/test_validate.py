@@ -60,7 +60,7 @@ IMPOSSIBLE = [
         "actor_rollout_ref.actor.freeze_vision_tower",
         "Megatron engine does not obey it",
     ),
-    ("uae.conditioner.weights=synced", "uae.conditioner.weights", "one of frozen"),
+    ("uae.conditioner.weights=moving", "uae.conditioner.weights", "one of frozen, synced"),
     ("uae.decoder.schedule=later", "uae.decoder.schedule", "one of phased, streamed"),
     ("uae.decoder.schedule=streamed", "uae.decoder.pool", "needs own"),
     ("uae.decoder.pool=shared", "uae.decoder.pool", "one of colocated, own"),

@@ -123,6 +123,17 @@ def test_verls_megatron_engine_would_train_all_weights(compose) -> None:
         validate(compose(*GPU, *megatron, LORA, name="uae_g4u_megatron"))
 
 
+def test_a_conditioner_that_follows_takes_megatrons_adapters_merged(compose) -> None:
+    megatron = [f"{ACTOR}.freeze_vision_tower=false", f"{MODEL}.lora.rank=8", f"{MODEL}.lora.merge=false"]
+    validate(compose(*GPU, *megatron, name="uae_g4u_megatron"))
+    megatron.append("uae.conditioner.weights=synced")
+    with pytest.raises(
+        ConfigError, match=r"^actor_rollout_ref\.model\.lora\.merge: is false, and with uae\.conditioner"
+    ):
+        validate(compose(*GPU, *megatron, name="uae_g4u_megatron"))
+    validate(compose(*GPU, *megatron, f"{MODEL}.lora.merge=true", name="uae_g4u_megatron"))
+
+
 @pytest.mark.parametrize("name", ["uae_u4g", "uae_pretrain", "uae_cold_start"])
 @pytest.mark.parametrize("setting", ["lora_rank=8", f"lora_adapter_path={Path(__file__).parent}"])
 def test_a_stage_that_freezes_the_captioner_would_caption_without_its_adapters(

@@ -96,6 +96,37 @@ def test_settings_of_decoder_workers_are_refused_where_there_are_none(
         validate(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("uae_g4u", ""),
+        ("uae_unified", ""),
+        ("uae_u4g", "stage u4g trains no captioner; set it to frozen"),
+        ("uae_pretrain", "stage pretrain trains no captioner; set it to frozen"),
+        ("uae_cold_start", "stage cold_start conditions on the captioner that it trains by itself; set it to frozen"),
+    ],
+)
+def test_the_conditioner_can_follow_a_captioner_that_learns_from_rewards(
+    bases: dict[str, Any], name: str, reason: str
+) -> None:
+    config = changed(bases[name], "uae.conditioner.weights=synced")
+    if not reason:
+        validate(config)
+        return
+    with pytest.raises(ConfigError, match=f"^uae.conditioner.weights: synced: {reason}$"):
+        validate(config)
+
+
+@pytest.mark.parametrize("name", ["uae_g4u", "uae_unified"])
+def test_another_language_model_cannot_follow_the_captioner(
+    bases: dict[str, Any], name: str, tiny_models: Path
+) -> None:
+    other = changed(bases[name], "uae.conditioner.path=owner/model")
+    validate(other)
+    with pytest.raises(ConfigError, match=r"set uae\.conditioner\.path to actor_rollout_ref\.model\.path, or weights"):
+        validate(changed(other, "uae.conditioner.weights=synced"))
+
+
 def test_ranks_that_split_a_sequence_share_their_samples(bases: dict[str, Any]) -> None:
     """64 captions on 4 GPUs: 16 each; with two GPUs to a sequence 32."""
     micro = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32"]

@@ -157,7 +157,9 @@ def facts(models: str) -> dict[str, Any]:
     half = [row < ROWS // 2 for row in range(ROWS)]
     # The rows of the first of two mini-batches: each rank walks its own.
     first = half if torch.distributed.get_world_size() == 1 else [row % 4 < 2 for row in range(ROWS)]
+    merged, sent = dict(made.engine.merged_weights()), dict(made.engine.get_per_tensor_param()[0])
     found = {
+        "plain weights": merged.keys() == sent.keys() and all(_alike(merged, sent, name) for name in sent),
         "first": step(made, [True] * ROWS),
         # On two ranks the second has no token, on one two of four micro-batches have none.
         "half": step(made, half),
@@ -208,14 +210,15 @@ def lora_facts(models: str, folder: Path, precision: str) -> dict[str, Any]:
     pairs = list(zip(state(made), state(resumed), strict=True))
     found["resumed"] = len(pairs) > len(trainable) and all(torch.equal(a, b) for a, b in pairs)
     if precision == "bf16":
-        found |= sent_alone(models)
+        found |= sent_alone(models, served)
     if torch.distributed.get_world_size() == 1 and precision == "fp32":
         found |= adapter_facts(models, folder, after)
     return found
 
 
-def sent_alone(models: str) -> dict[str, Any]:
-    """What verl sends to vLLM after an update where adapters are not multiplied in."""
+def sent_alone(models: str, served: dict[str, Tensor]) -> dict[str, Any]:
+    """What verl sends to vLLM after an update where adapters are not multiplied in, and whether a conditioner is sent
+    what is ``served`` after the same update where they are."""
     made = worker(models, freeze_vision_tower=True, precision="bf16", **{**LORA, "lora": {"merge": False}})
     made.train_mini_batch(batch(made, [True] * ROWS, mini_batch=ROWS))
     sent, config = made.engine.get_per_tensor_param(base_sync_done=True)
@@ -226,7 +229,19 @@ def sent_alone(models: str) -> dict[str, Any]:
         if parameter.requires_grad
     }
     same = found.keys() == held.keys() and all(torch.equal(found[name].float(), held[name]) for name in held)
-    return {"sent alone": same, "sent with": [config["r"], config["lora_alpha"]]}
+    before = {name: whole(parameter) for name, parameter in made.engine.module.named_parameters()}
+    merged = dict(made.engine.merged_weights())
+    after = {name: whole(parameter) for name, parameter in made.engine.module.named_parameters()}
+    return {
+        "sent alone": same,
+        "sent with": [config["r"], config["lora_alpha"]],
+        "merged": sorted(name for name in merged.keys() | served.keys() if not _alike(merged, served, name)),
+        "merging leaves the weights": all(torch.equal(tensor, after[name]) for name, tensor in before.items()),
+    }
+
+
+def _alike(left: dict[str, Tensor], right: dict[str, Tensor], name: str) -> bool:
+    return name in left and name in right and torch.equal(left[name], right[name])
 
 
 def adapter_facts(models: str, folder: Path, trained: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,11 @@ def test_an_update_in_which_no_token_trains_is_left_out_and_counted(captioner: d
     assert not {"loss", "grad_norm", "kl_loss", "actor/pg_loss", "actor/entropy_loss"} & set(left_out)
     assert left_out["lr"] == facts["first"]["metrics"]["lr"], "the schedule is over steps and goes on"
     numbers = [
-        value for fact in facts.values() if "metrics" in fact for values in fact["metrics"].values() for value in values
+        value
+        for fact in facts.values()
+        if isinstance(fact, dict) and "metrics" in fact
+        for values in fact["metrics"].values()
+        for value in values
     ]
     assert all(map(math.isfinite, numbers))
 
@@ -155,6 +159,15 @@ def test_adapters_are_held_in_fp32_beside_weights_of_any_precision(captioner: di
 def test_adapters_that_are_not_multiplied_in_are_sent_as_they_are_held(captioner: dict[str, Any], ranks: str) -> None:
     facts = captioner[ranks]["lora beside bf16"]
     assert facts["sent alone"] is True and facts["sent with"] == [4, 12]
+
+
+@RANKS
+def test_conditioners_are_sent_merged_weights_whatever_caption_servers_are_sent(
+    captioner: dict[str, Any], ranks: str
+) -> None:
+    assert captioner[ranks]["plain weights"] is True
+    facts = captioner[ranks]["lora beside bf16"]
+    assert facts["merged"] == [] and facts["merging leaves the weights"] is True
 
 
 def test_verl_still_gives_adapters_the_precision_of_the_weights() -> None:

@@ -15,6 +15,10 @@ from tests.e2e.world import build_world, metrics, train
 from verl_uae import UAEPipeline
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.checkpoints.export import ExportSettings, export_checkpoint
+from verl_uae.scenes import tiny_flux3
+from verl_uae.scenes.codec import build_codec
+from verl_uae.scenes.joint_training import save_captioner
+from verl_uae.scenes.tokenizer import build_processor
 
 SYNCED = "uae.conditioner.weights=synced"
 #: So large that one update moves the states; every step is saved.
@@ -109,3 +113,28 @@ def test_both_models_learn_on_the_newest_conditions(tmp_path: Path) -> None:
     again = replay(world, tmp_path / "again", out / "checkpoints" / "global_step_1", turns, "uae_unified")
     assert of(again, policy) == of(synced[2], policy)
     assert synced[2]["train/first/ratio/max"] == 1.0
+
+
+def flux3_world(root: Path) -> Path:
+    """The tests' world with the pair whose captioner is the published text encoder: Qwen3-VL and FLUX 3."""
+    world = build_world(root)
+    shutil.rmtree(world / "captioner")
+    shutil.rmtree(world / "decoder")
+    processor = build_processor("qwen3_vl")
+    save_captioner(tiny_flux3.build_captioner(0, processor.tokenizer), processor, world / "captioner")
+    decoder = tiny_flux3.build_decoder(0, build_codec(0, fit_scenes=200))
+    weight, generator = decoder.transformer.proj_out.weight, torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    decoder.save_pretrained(str(world / "decoder"))
+    return world
+
+
+@pytest.mark.slow
+def test_states_of_several_layers_follow_too(tmp_path: Path) -> None:
+    world, out = flux3_world(tmp_path / "world"), tmp_path / "run"
+    choice = [*MOVING, "uae.conditioner.length=640", "uae.reward.min_std=0"]
+    synced = run(world, out, [*choice, SYNCED])
+    assert synced[2]["conditioner/state_drift"] > 0.001
+    again = replay(world, tmp_path / "again", out / "checkpoints" / "global_step_1", choice)
+    assert of(again) == of(synced[2])

@@ -50,6 +50,8 @@ COMPARED = (
     "reward/score/std",
     "critic/advantages/max",
     "response_length/mean",
+    "conditioner/state_drift",
+    "conditioner/syncs",
 )
 
 
@@ -93,8 +95,10 @@ def _run_and_kill(world: Path, out: Path, after_step: int, delay: float, config:
         ("uae_cold_start", []),
         ("uae_g4u", []),
         ("uae_g4u", ["captioner/training=lora"]),
+        ("uae_g4u", ["uae.conditioner.weights=synced"]),
         ("uae_u4g", []),
         ("uae_unified", []),
+        ("uae_unified", ["uae.conditioner.weights=synced"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )

@@ -133,7 +133,7 @@ def flux3_world(root: Path) -> Path:
 @pytest.mark.slow
 def test_states_of_several_layers_follow_too(tmp_path: Path) -> None:
     world, out = flux3_world(tmp_path / "world"), tmp_path / "run"
-    choice = [*MOVING, "uae.conditioner.length=640", "uae.reward.min_std=0"]
+    choice = [*MOVING, "uae.reward.min_std=0"]
     synced = run(world, out, [*choice, SYNCED])
     assert synced[2]["conditioner/state_drift"] > 0.001
     again = replay(world, tmp_path / "again", out / "checkpoints" / "global_step_1", choice)

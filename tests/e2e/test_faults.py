@@ -149,15 +149,18 @@ def _deadly_run(world: Path, out: Path, deaths: int, overrides: list[str]):
 
 
 @pytest.mark.slow
-def test_a_dead_decoder_rank_costs_its_samples_and_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["frozen", "synced"])
+def test_a_dead_decoder_rank_costs_its_samples_and_comes_back(tmp_path: Path, weights: str) -> None:
+    """A synced one draws nothing before it has the captioner again."""
     world = build_world(tmp_path / "world")
     out = tmp_path / "revived"
-    result = _deadly_run(world, out, deaths=1, overrides=[])
+    result = _deadly_run(world, out, deaths=1, overrides=[f"uae.conditioner.weights={weights}"])
     assert result.returncode == 0, result.stdout[-4000:]
     record = metrics(out)
     assert record[1]["reward/status/error"] == pytest.approx(0.5)
     assert record[1]["decoder/restarts"] == 1
     assert record[2]["reward/invalid_frac"] == record[3]["reward/invalid_frac"] == 0.0
+    assert record[3].get("conditioner/syncs") == (2.0 if weights == "synced" else None)
 
 
 @pytest.mark.slow

@@ -97,6 +97,29 @@ def test_a_rank_that_died_idle_draws_with_the_weights_that_were_sent(ray_cluster
     assert group.restarts == 1 and group._processes[1] == processes_of([workers[1]])[0]
 
 
+def test_a_rank_that_comes_back_gets_the_captioner_before_it_draws(ray_cluster: None) -> None:
+    workers = [ray.remote(num_cpus=0.1, max_restarts=2)(DecoderRank).remote() for _ in range(2)]
+    group = group_of(workers)
+    group.config.max_restarts = 2
+    sent: list[Any] = []
+
+    def send(name: str, actor: Any) -> bool:
+        sent.append((name, actor, ray.get(actor.state.remote()), ray.get(actor.drawn_with.remote())))
+        return len(sent) == 1
+
+    group.send_captioner = send
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(workers[1].die.remote())
+    assert wait_for_state(workers[1]) == (False, "")
+    assert group._attempt([SimpleNamespace(keys=["a"])] * 2) == {}  # type: ignore[list-item]
+    # Behind its models and the decoder policy's weights.
+    assert sent == [("decoder rank 1", workers[1], (True, "newest"), [])]
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(workers[1].die.remote())
+    with pytest.raises(DecoderError, match="decoder rank 1: died again while it took the captioner's language model"):
+        group.revive_returned()
+
+
 def test_a_rank_that_takes_too_long_costs_its_share_alone(ray_cluster: None) -> None:
     workers = [ray.remote(num_cpus=0.1, max_restarts=1)(DecoderRank).remote() for _ in range(2)]
     group = group_of(workers)

@@ -25,6 +25,7 @@ from verl_uae.checkpoints.load import load_model
 from verl_uae.errors import DecoderError, WorkerError
 from verl_uae.families.sd3 import SD3
 from verl_uae.families.text import language_stack
+from verl_uae.stages.common import conditioner_sync
 from verl_uae.stages.common.conditioner_sync import (
     PROBES,
     ConditionerSync,
@@ -128,7 +129,7 @@ def test_an_offloaded_conditioner_is_measured_where_it_computes_and_goes_back(
     synced = SyncedConditioner(ConditionCache(conditioner, 16), "meta", measures=True)
     moves: list[str] = []
     states = conditioner.encode(CAPTIONS)
-    monkeypatch.setattr(conditioner, "to", lambda device: moves.append(str(device)))
+    monkeypatch.setattr(conditioner_sync, "visit", lambda module, device: moves.append(str(device)))
     monkeypatch.setattr(conditioner, "encode", lambda captions, device: moves.append(f"encode on {device}") or states)
     take(synced, tiny_models / "captioner")
     assert moves == ["meta", "encode on meta", "cpu"] * 2

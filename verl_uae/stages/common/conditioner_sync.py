@@ -31,6 +31,7 @@ from verl.workers.rollout.utils import ensure_async_iterator
 from verl_uae.caption_server.weights import NamedTensors, WeightReceiver, send_in_buckets
 from verl_uae.chain.conditioner import ConditionCache
 from verl_uae.errors import WorkerError, describe
+from verl_uae.visits import visit
 from verl_uae.waiting import saying
 
 logger = logging.getLogger(__name__)
@@ -119,10 +120,10 @@ class SyncedConditioner:
         """States (B, L, E) of :data:`PROBES` in fp32, on the host."""
         conditioner = self._conditions.conditioner
         home = next(conditioner.parameters()).device
-        conditioner.to(self._device)
+        visit(conditioner, self._device)
         states = conditioner.encode(PROBES, self._device).states.to("cpu", torch.float32)
         if home.type != self._device.type:
-            conditioner.to(home)
+            visit(conditioner, home)
             # Caption servers take what is free of the device next.
             get_torch_device().empty_cache()
         return states

@@ -23,7 +23,7 @@ from verl_uae.families.text import Tokens, language_stack, tap_states
 
 
 class Conditioner(nn.Module):
-    """Re-encodes a caption text-only with a frozen language model.
+    """Re-encodes a caption text-only with a language model.
 
     The states come from the caption alone: the image is not in the context, so the text is a true bottleneck
     and training sees what deployment sees.

@@ -75,8 +75,9 @@ class DecoderConfig:
 
     offload: bool = False
     """Keep frozen models (decoder, language model, VAE, reward models) in host memory, pinned, while they are not used:
-    they are copied to the device before they are, and dropped there after. By default on where captioner and caption server share the GPU (g4u, unified), and off where nothing else needs the
-    memory (u4g, pretrain, cold_start). No effect on decoders in a pool of their own."""
+    they are copied to the device before they are, and dropped there after. By default on where captioner and caption
+    server share the GPU (g4u, unified), and off where nothing else needs the memory (u4g, pretrain, cold_start). No
+    effect on decoders in a pool of their own."""
 
     timeout_s: float = key(1800.0, above=0, stages=CAPTIONING)
     """Longest time one decode phase, or a micro-batch of the streamed schedule, may take on a rank before the rank is

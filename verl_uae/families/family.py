@@ -245,7 +245,7 @@ class DecoderFamily:
             raise CheckpointError(f"{where}/{VAE}", text)
         for part, names in self.positive.items():
             for name in names:
-                value = getattr(self.configs[part], name, None)
+                value: Any = getattr(self.configs[part], name, None)
                 if not (is_number(value) and value > 0):
                     raise CheckpointError(f"{where}/{part}", f"{name} must be a number above 0, got {value!r}")
         self._check_statistics(f"{where}/{VAE}")

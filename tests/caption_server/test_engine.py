@@ -129,7 +129,9 @@ def test_only_words_and_eos_are_sampled(engine, make_request) -> None:
 def test_special_tokens_are_banned_without_a_suppress_list(make_engine) -> None:
     engine = make_engine()
     engine.model.generation_config.suppress_tokens = None
-    banned = set(banned_tokens(engine.model, engine.tokenizer).nonzero().flatten().tolist())
+    banned = set(
+        banned_tokens(engine.config, engine.model.generation_config, engine.tokenizer).nonzero().flatten().tolist()
+    )
     tokenizer = engine.tokenizer
     assert banned == set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}
     assert tokenizer.convert_tokens_to_ids("<|image_pad|>") in banned

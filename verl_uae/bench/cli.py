@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
 from verl_uae.bench.results import CAPTIONS, RESULT, check_least, named_files, without_overall
-from verl_uae.chain.cli import add_model_arguments, check_model_arguments, load_pipeline
+from verl_uae.chain.cli import (
+    add_engine_argument,
+    add_model_arguments,
+    check_model_arguments,
+    load_for_captions,
+    load_pipeline,
+)
 from verl_uae.devices import checked_device
 from verl_uae.errors import ConfigError
 from verl_uae.paths import argument_path, existing_file, existing_folder
@@ -86,6 +92,7 @@ def _add_unified(commands: Any) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="backbones; fewer than four are an incomplete result")
     parser.add_argument("--batch-size", type=int, default=16, help="pairs per backbone call (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of noise, sampled captions and bootstrap (default 0)")
+    add_engine_argument(parser, "auto")
     parser.set_defaults(run=_unified)
 
 
@@ -158,13 +165,16 @@ def _draw(args: argparse.Namespace, captions: Mapping[str, str] | None, backbone
     from verl_uae.bench.backbones import check_available
     from verl_uae.bench.draw import DrawSettings, draw_folder
 
-    pipe = load_pipeline(args)
+    pipe, captions_first = load_for_captions(args) if captions is None else (load_pipeline(args), None)
     if captions is None and (pipe.captioner is None or pipe.processor is None):
         raise ConfigError("--model", "has no captioner: pass --captioner or --captions")
     # The hub is asked when everything else is known to be possible, and before anything is drawn.
     check_available(backbones)
-    settings = DrawSettings(model=args.model, captioner=args.captioner, seed=args.seed)
-    drawn = draw_folder(pipe, args.images, args.out, settings, captions, lambda n, m: _progress("drawing", n, m))
+    engine = "transformers" if captions_first is None else "vllm"
+    settings = DrawSettings(model=args.model, captioner=args.captioner, seed=args.seed, captioner_engine=engine)
+    drawn = draw_folder(
+        pipe, args.images, args.out, settings, captions, lambda n, m: _progress("drawing", n, m), captions_first
+    )
     print(f"{len(drawn.captions)} reconstructions, {drawn.kept} of them from before", file=sys.stderr)
     return drawn
 

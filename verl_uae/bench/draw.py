@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class DrawSettings:
     captioner: str | None = None
     """Folder of the captioner, where it is not the model's own."""
     seed: int = 0
+    captioner_engine: str = "transformers"
+    """What writes the captions, where they are not given."""
 
 
 @dataclass(slots=True)
@@ -69,6 +72,7 @@ def draw_folder(
     settings: DrawSettings,
     captions: Mapping[str, str] | None = None,
     on_picture: Callable[[int, int], None] = lambda done, count: None,
+    captions_first: Callable[..., Mapping[str, str]] | None = None,
 ) -> Drawn:
     """Reconstruct every picture of a folder.
 
@@ -80,6 +84,8 @@ def draw_folder(
         out: folder to write to, outside of ``images``.
         captions: draw these instead of asking the captioner: by path below ``images``, or by file name.
         on_picture: told (done, all) after each picture.
+        captions_first: writes the captions of all pictures that have to be drawn before the first is drawn, see
+            :class:`~verl_uae.chain.cli.CaptionsFirst`; None: the pipeline writes each as it is drawn.
 
     Raises:
         ConfigError: ``out`` lies in ``images``, or ``images`` has no pictures.
@@ -101,6 +107,10 @@ def draw_folder(
     wanted = [{"file": key, "picture": name} for name, key in keys.items()]
     painter = Painter(done.pictures, out / CAPTIONS, described, wanted)
     texts = None if captions is None else captions_by_key(captions, list(sources))
+    written: Mapping[str, str] | None = None
+    if captions_first is not None and texts is None:
+        new = (sources[key] for key in keys.values() if not painter.has(key, sources[key]))
+        written = captions_first((partial(decode_image, source) for source in new), settings.seed, CAPTION)
 
     def reconstruct(key: str, name: str) -> tuple[dict[str, Any], bool]:
         if keys[name] != key:
@@ -116,7 +126,7 @@ def draw_folder(
         digest = image_digest(image)
 
         def draw() -> tuple[bytes, dict[str, Any]]:
-            caption = wanted.get("caption")
+            caption = wanted.get("caption") if written is None else written[digest]
             if caption is None:
                 caption = pipe.caption(image, generator=generator(settings.seed, CAPTION, digest))[0]
             drawn, truncated = draw_one(pipe, caption, generator(settings.seed, NOISE, digest))
@@ -222,6 +232,14 @@ class Painter:
         for asked in (asked for file, asked in by_file.items() if file not in self.records):
             (pictures / _picture(asked)).unlink(missing_ok=True)
         self._write()
+
+    def has(self, file: str, source: Path) -> bool:
+        """Whether there is a picture from before of this very source."""
+        record = self.records.get(file)
+        try:
+            return record is not None and record.get("sha256") == image_digest(decode_image(source))
+        except DataError:
+            return False
 
     def paint(
         self, wanted: Mapping[str, Any], draw: Callable[[], tuple[bytes, Mapping[str, Any]]]

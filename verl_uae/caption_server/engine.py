@@ -281,7 +281,7 @@ class CaptionEngine:
         self.prefill_batch_size = prefill_batch_size
         self.fixed_shapes = fixed_shapes
         self.eos_token_ids = eos_token_ids(self.model.generation_config, self.tokenizer)
-        self.banned_V = banned_tokens(self.model, self.tokenizer)
+        self.banned_V = banned_tokens(self.config, self.model.generation_config, self.tokenizer)
 
     @property
     def device(self) -> torch.device:

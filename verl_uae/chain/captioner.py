@@ -60,23 +60,28 @@ def eos_token_ids(generation: GenerationConfig, tokenizer: Any) -> frozenset[int
     return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)
 
 
-def banned_tokens(model: Any, tokenizer: Any) -> Tensor:
+def banned_tokens(config: Any, generation: GenerationConfig, tokenizer: Any) -> Tensor:
     """(V,) bool: tokens that a caption may not contain.
 
     These are special tokens other than eos, the vision tokens (a sampled image placeholder has no image behind it, and
     no positions can be found for the response), rows of the output layer beyond the tokenizer, and the
     ``suppress_tokens`` of the checkpoint's generation config.
+
+    Args:
+        config: of the captioner.
+        generation: its generation config.
+        tokenizer: its tokenizer.
     """
-    vocab_size = model.config.get_text_config().vocab_size
+    vocab_size = config.get_text_config().vocab_size
     banned_V = torch.zeros(vocab_size, dtype=torch.bool)
     banned_V[min(len(tokenizer), vocab_size) :] = True
     special = set(tokenizer.all_special_ids)
     special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    special |= set(model.generation_config.suppress_tokens or ())
+    special |= set(generation.suppress_tokens or ())
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-        special.add(getattr(model.config, name, None))
+        special.add(getattr(config, name, None))
     banned_V[[token for token in special if token is not None and token < vocab_size]] = True
-    banned_V[sorted(eos_token_ids(model.generation_config, tokenizer))] = False
+    banned_V[sorted(eos_token_ids(generation, tokenizer))] = False
     return banned_V
 
 
@@ -147,7 +152,8 @@ def write_captions(
     """
     tokenizer = processor.tokenizer
     inputs = prompt_inputs(processor, prompts)
-    choice = TokenChoice(banned_tokens(model, tokenizer), temperature, generators)
+    banned_V = banned_tokens(model.config, model.generation_config, tokenizer)
+    choice = TokenChoice(banned_V, temperature, generators)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,

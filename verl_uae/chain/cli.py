@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from verl_uae.chain.pipeline import UAEPipeline
 
 RECORDS = "samples.jsonl"
+
+#: Name of the random numbers of a caption; the seed and the digest of the picture complete it.
+CAPTION = "sample caption"
 
 #: Settings of the model that an option takes the place of -> option, type, what it is.
 _FLAGS: dict[str, tuple[str, type, str]] = {
@@ -56,6 +59,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--caption-only", action="store_true", help="not with --prompt: write captions, draw nothing")
     parser.add_argument("--out", type=argument_path, metavar="DIR", help=f"where the PNG files and {RECORDS} go")
     parser.add_argument("--seed", type=int, default=0, help="of the initial noise and of sampled captions (default 0)")
+    # For the few pictures of this command the start of an engine takes longer than the captions.
+    add_engine_argument(parser, "transformers")
     parser.set_defaults(run=_sample)
 
 
@@ -80,6 +85,16 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str = "model") -
     )
 
 
+def add_engine_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """The option that says what writes captions, for commands that write all of them before they draw."""
+    parser.add_argument(
+        "--captioner-engine",
+        choices=("auto", "transformers", "vllm"),
+        default=default,
+        help=f"what writes the captions; auto: vllm on a GPU where it is installed (default {default})",
+    )
+
+
 def check_model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Refuse what :func:`add_model_arguments` names and is not there, or cannot be, before torch takes its seconds.
 
@@ -100,8 +115,71 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
 
     Raises:
         CheckpointError: the model or the captioner does not load.
-        ConfigError: the device does not exist.
+        ConfigError: the device does not exist, or has no room.
     """
+    pipe = _load(args)
+    _place(pipe, args)
+    return pipe
+
+
+def load_for_captions(args: argparse.Namespace) -> tuple[UAEPipeline, CaptionsFirst | None]:
+    """The pipeline, and what writes captions before it is on its device; None where it writes them itself.
+
+    Args:
+        args: of :func:`add_model_arguments` and :func:`add_engine_argument`.
+
+    Raises:
+        CheckpointError: the model or the captioner does not load.
+        ConfigError: the device does not exist or has no room, or vLLM was asked for and cannot be had there.
+    """
+    from verl_uae.chain.vllm_captioner import runs_vllm
+
+    if not runs_vllm(args.captioner_engine, checked_device(args.device)):
+        return load_pipeline(args), None
+    pipe = _load(args)
+    if pipe.captioner is None or pipe.processor is None:
+        _place(pipe, args)
+        return pipe, None
+    return pipe, CaptionsFirst(pipe, args)
+
+
+class CaptionsFirst:
+    """Captions by vLLM, which has the device to itself until they are written.
+
+    Args:
+        pipe: on the host.
+        args: see :func:`load_for_captions`.
+    """
+
+    def __init__(self, pipe: UAEPipeline, args: argparse.Namespace) -> None:
+        self.pipe, self.args = pipe, args
+
+    def __call__(self, pictures: Iterable[Callable[[], Image]], *name: int | str) -> dict[str, str]:
+        """Captions by the digest of their picture, of all that can be read; then the pipeline is on its device.
+
+        Args:
+            pictures: each decodes one, when it is needed.
+            name: of the random numbers of the captions, which the digest completes.
+
+        Raises:
+            CheckpointError: see :meth:`~verl_uae.chain.vllm_captioner.VLLMCaptioner.write`.
+            ConfigError: the device has no room for the pipeline.
+        """
+        from verl_uae.chain.vllm_captioner import VLLMCaptioner
+
+        pipe, device = self.pipe, checked_device(self.args.device)
+        folder, dtype = pipe.captioner.name_or_path, pipe.captioner.dtype
+        if pipe.language_model is not None:
+            # It is not the condition's, so nobody reads it any more.
+            pipe.register_modules(captioner=None)
+        with VLLMCaptioner(folder, pipe.inference, dtype=dtype, device=device) as captioner:
+            captions = captioner.write_all(pictures, *name)
+        _place(pipe, self.args)
+        return captions
+
+
+def _load(args: argparse.Namespace) -> UAEPipeline:
+    """The pipeline on the host."""
     given = check_model_arguments(args)
     import torch
 
@@ -130,15 +208,24 @@ def load_pipeline(args: argparse.Namespace) -> UAEPipeline:
         if args.size is None:
             raise CheckpointError(args.model, f"{error}, which is its own size; give --size") from error
         raise ConfigError("--size", str(error)) from error
+    return pipe
+
+
+def _place(pipe: UAEPipeline, args: argparse.Namespace) -> None:
+    """Bring the pipeline to its device."""
+    import torch
+
+    device = checked_device(args.device)
     try:
         if args.offload == "none":
-            return pipe.to(device)
-        offload = pipe.enable_model_cpu_offload if args.offload == "model" else pipe.enable_sequential_cpu_offload
-        offload(device=device)
+            pipe.to(device)
+        elif args.offload == "model":
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            pipe.enable_sequential_cpu_offload(device=device)
     except torch.OutOfMemoryError as error:
         remedy = "give --offload, a smaller --dtype, or another device"
         raise ConfigError("--device", f"{device} has no room for the model; {remedy}") from error
-    return pipe
 
 
 def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -174,15 +261,18 @@ def _sample(args: argparse.Namespace) -> int:
     args.prompt = [argument_text("--prompt", text) for text in args.prompt or ()]
     check_model_arguments(args)
     pictures = _pictures(args)
-    pipe = load_pipeline(args)
+    pipe, captions_first = (load_pipeline(args), None) if args.prompt else load_for_captions(args)
     if not args.prompt and (pipe.captioner is None or pipe.processor is None):
         reason = "has no captioner/ with its processor, so it captions no picture; give --captioner"
         raise CheckpointError(args.model, reason)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / RECORDS).unlink(missing_ok=True)
+    written = None
+    if captions_first is not None:
+        written = captions_first((decode for _, _, decode in pictures), args.seed, CAPTION)
     failed = 0
-    for record in _records(pipe, args, pictures):
+    for record in _records(pipe, args, pictures, written):
         failed += "error" in record
         line = json.dumps(record, ensure_ascii=False)
         print(line, flush=True)
@@ -212,7 +302,10 @@ def _pictures(args: argparse.Namespace) -> list[tuple[str, str, Callable[[], Ima
 
 
 def _records(
-    pipe: UAEPipeline, args: argparse.Namespace, pictures: Sequence[tuple[str, str, Callable[[], Image]]]
+    pipe: UAEPipeline,
+    args: argparse.Namespace,
+    pictures: Sequence[tuple[str, str, Callable[[], Image]]],
+    written: Mapping[str, str] | None,
 ) -> Iterator[dict[str, Any]]:
     """One record per picture or text; a picture that cannot be read costs only its own."""
     from verl_uae.data.images import image_digest
@@ -226,9 +319,13 @@ def _records(
             yield {"image": name, "error": error.message}
             continue
         digest = image_digest(image)
-        started = time.perf_counter()
-        caption = _caption(pipe, args, image, digest)
-        record = {"image": name, "caption": caption, "caption_seconds": _since(started)}
+        record: dict[str, Any] = {"image": name}
+        if written is None:
+            started = time.perf_counter()
+            caption = _caption(pipe, args, image, digest)
+            record |= {"caption": caption, "caption_seconds": _since(started)}
+        else:
+            caption = record["caption"] = written[digest]
         record["temperature"] = pipe.inference.temperature
         if args.rows is not None and args.out is not None:
             record["source"] = f"{index:04d}_{stem}_source.png"
@@ -243,7 +340,7 @@ def _records(
 def _caption(pipe: UAEPipeline, args: argparse.Namespace, image: Image, digest: str) -> str:
     from verl_uae.seeding import generator
 
-    return pipe.caption(image, generator=generator(args.seed, "sample caption", digest))[0]
+    return pipe.caption(image, generator=generator(args.seed, CAPTION, digest))[0]
 
 
 def _drawn(

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from verl_uae.captioners import family_of
 from verl_uae.checkpoints.manifest import verify_part
-from verl_uae.checkpoints.names import ADAPTER_CONFIG, CONFIG, SCHEDULER
+from verl_uae.checkpoints.names import ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG, SCHEDULER
 from verl_uae.checkpoints.source import (
     STEMS,
     brought_code,
@@ -190,6 +190,22 @@ def load_config(source: str | Path, kind: Any = None, *, code: bool = False, **o
         CheckpointError: there is none, it cannot be read, or it needs code of the folder.
     """
     return _read(kind, "AutoConfig", "configuration", source, options, code=code)
+
+
+def load_generation(source: str | Path) -> Any:
+    """Generation config of a transformers model; one without such a file has transformers' defaults.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(source)
+    except OSError as error:
+        if (damaged := Path(source, GENERATION_CONFIG)).exists():
+            raise CheckpointError(damaged, f"cannot be read: {error}") from error
+        return GenerationConfig()
 
 
 def load_processor(source: str | Path, kind: Any = None, **options: Any) -> Any:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
 from omegaconf import DictConfig
 from ray.exceptions import RayTaskError
-from transformers import GenerationConfig
 from verl.single_controller.ray import RayResourcePool
 from verl.single_controller.ray.base import split_resource_pool
 from verl.utils.config import omega_conf_to_dataclass
@@ -26,9 +25,8 @@ from verl.workers.rollout.replica import get_rollout_replica_class
 from verl_uae.caption_server.types import CaptionRequest, CaptionResult
 from verl_uae.chain.captioner import eos_token_ids
 from verl_uae.chain.records import Caption
-from verl_uae.checkpoints.load import load_config, load_processor
-from verl_uae.checkpoints.names import GENERATION_CONFIG
-from verl_uae.errors import CheckpointError
+from verl_uae.chain.vllm_captioner import token_limits
+from verl_uae.checkpoints.load import load_config, load_generation, load_processor
 from verl_uae.stages.common.captions import CaptionSettings, CaptionWriter, Messages
 
 logger = logging.getLogger(__name__)
@@ -45,9 +43,14 @@ class CaptionServers:
 
     def __init__(self, config: DictConfig, pool: RayResourcePool, settings: CaptionSettings) -> None:
         rollout, model = config.actor_rollout_ref.rollout, config.actor_rollout_ref.model
-        processor = load_processor(model.path)
-        ends = eos_token_ids(_generation(model.path), processor.tokenizer)
-        self.writer = CaptionWriter(processor, load_config(model.path).model_type, ends, settings)
+        processor, captioner = load_processor(model.path), load_config(model.path)
+        generation = load_generation(model.path)
+        self.writer = CaptionWriter(
+            processor, captioner.model_type, eos_token_ids(generation, processor.tokenizer), settings
+        )
+        # The servers of rollout.name=hf find these by themselves, and take no such settings.
+        self.sampling = {} if rollout.name == "hf" else token_limits(captioner, generation, processor.tokenizer)
+        self.dtype = rollout.dtype
         pools = split_resource_pool(pool, split_size=ranks_of_server(rollout))
         kind = get_rollout_replica_class(rollout.name)
         self.replicas = [
@@ -68,6 +71,7 @@ class CaptionServers:
 
         Raises:
             RayActorError: a server died.
+            FloatingPointError: the model's logits are not finite, which is no picture's fault.
         """
         return self.writer.write(prompts, infos, self._generate)
 
@@ -83,6 +87,7 @@ class CaptionServers:
     async def _ask(self, number: int, request: CaptionRequest) -> CaptionResult | Exception:
         server: Any = self.replicas[number % len(self.replicas)].server_handle
         settings = {"temperature": request.temperature, "seed": request.seed, "top_p": 1.0, "top_k": -1}
+        settings |= {"logprobs": True, **self.sampling}
         try:
             output = await server.generate.remote(
                 request_id=f"{request.request_id}-{number}",
@@ -94,8 +99,12 @@ class CaptionServers:
         except RayTaskError as error:
             # Raised in the server: it costs this caption, as in the agent loop of G4U. A server that died is no such.
             return error.cause if isinstance(error.cause, Exception) else error
-        ids = [int(token) for token in output.token_ids]
-        return CaptionResult(ids, [], "completed") if ids else ValueError(f"no token: {output.stop_reason}")
+        ids, log_probs = [int(token) for token in output.token_ids], list(output.log_probs or ())
+        if not ids:
+            return ValueError(f"no token: {output.stop_reason}")
+        if not all(map(math.isfinite, log_probs)):
+            raise FloatingPointError(f"the captioner's logits are not finite in {self.dtype}")
+        return CaptionResult(ids, log_probs, "completed")
 
     def _sleep(self) -> None:
         _together([replica.sleep() for replica in self.replicas])
@@ -103,16 +112,6 @@ class CaptionServers:
     def named(self) -> list[tuple[str, ray.actor.ActorHandle]]:
         """Names and handles of the servers."""
         return [(f"caption server {number}", replica.server_handle) for number, replica in enumerate(self.replicas)]
-
-
-def _generation(path: str) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_pretrained(path)
-    except OSError as error:
-        if (damaged := Path(path, GENERATION_CONFIG)).exists():
-            raise CheckpointError(damaged, f"cannot be read: {error}") from error
-        # A model without such a file has transformers' defaults.
-        return GenerationConfig()
 
 
 def ranks_of_server(rollout: DictConfig) -> int:

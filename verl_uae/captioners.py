@@ -50,13 +50,7 @@ FAMILIES = {
         Family("Qwen2.5-VL", "qwen2_5_vl", "qwen2_5_vl"),
         Family("Qwen3-VL", "qwen3_vl", "qwen3_vl"),
         Family("Qwen3.5", "qwen3_5", "qwen3_5", recurrent=True),
-        Family(
-            "InternVL",
-            "internvl",
-            "internvl_hf",
-            not_in_rollouts="verl 0.9.1 (verl.utils.tokenizer.hf_processor) knows no InternVLProcessor, so its agent "
-            "loops would see prompts without pictures",
-        ),
+        Family("InternVL", "internvl", "internvl_hf"),
     )
 }
 

@@ -23,7 +23,7 @@ from verl_uae.config.path_keys import validate_models
 from verl_uae.data.dataset import UAEDataset
 from verl_uae.data.schema import make_prompt, make_row, write_parquet
 from verl_uae.engines.captioner import check_source
-from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.errors import ConfigError
 from verl_uae.stages.common.captions import PromptSettings, PromptTokens
 
 SIZES = [(32, 32), (100, 30), (30, 100), (64, 64)]
@@ -44,16 +44,9 @@ def config_of(compose: Callable[..., Any], models: Path, stage: str, captioner: 
 def test_every_family_passes_where_it_is_served(
     compose: Callable[..., Any], tiny_models: Path, folder: Path, stage: str
 ) -> None:
-    config = config_of(compose, tiny_models, stage, folder)
-    if folder.name != "internvl" or stage not in ("g4u", "unified"):
-        validate_models(config)
-        return
-    reason = rf"actor_rollout_ref\.model\.path: {folder}: InternVL cannot caption here: .*knows no InternVLProcessor"
-    with pytest.raises(ConfigError, match=f"{reason}.*uae_u4g$"):
-        validate_models(config)
+    validate_models(config_of(compose, tiny_models, stage, folder))
     # A model of the hub is looked at where the engine fetches it.
-    with pytest.raises(CheckpointError, match="InternVL cannot caption here"):
-        check_source(str(folder), code=False)
+    check_source(str(folder), code=False)
 
 
 def test_a_model_of_no_family_writes_no_captions(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,7 @@ class Replica:
 
     def __init__(self, engine: CaptionEngine, fails: dict[int, Exception]) -> None:
         self.engine, self.fails, self.log = engine, fails, list[str]()
+        self.asked, self.log_probs = list[dict[str, Any]](), list[float]()
         self.server_handle = SimpleNamespace(generate=SimpleNamespace(remote=self.generate))
 
     async def wake_up(self) -> None:
@@ -53,7 +55,10 @@ class Replica:
         seed, temperature = sampling_params["seed"], sampling_params["temperature"]
         request = CaptionRequest(prompt_ids, seed, image_data, temperature=temperature)
         (result,) = self.engine.generate([request])
-        return SimpleNamespace(token_ids=result.token_ids, stop_reason=result.stop_reason)
+        self.asked.append(sampling_params)
+        return SimpleNamespace(
+            token_ids=result.token_ids, log_probs=self.log_probs or result.log_probs, stop_reason=result.stop_reason
+        )
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,7 @@ def servers_of(frozen: FrozenCaptioner, folder: Path, fails: dict[int, Exception
     servers = object.__new__(CaptionServers)
     engine = frozen.engine
     servers.writer = CaptionWriter(load_processor(folder), "qwen2_5_vl", engine.eos_token_ids, SETTINGS)
+    servers.sampling, servers.dtype = {"logit_bias": {7: -math.inf}}, "float32"
     servers.replicas = [Replica(engine, fails or {}) for _ in range(2)]
     return servers
 
@@ -76,6 +82,8 @@ def test_captions_are_those_of_the_captioner_in_this_process(frozen: FrozenCapti
         ["wake", "0", "2", "4", "sleep"],
         ["wake", "1", "3", "sleep"],
     ]
+    for request in (request for replica in servers.replicas for request in replica.asked):
+        assert request["logit_bias"] == {7: -math.inf} and request["logprobs"] is True
     assert servers.write_captions([], []) == []
     assert all(replica.log.count("wake") == 1 for replica in servers.replicas)
 
@@ -95,5 +103,13 @@ def test_a_caption_that_fails_costs_itself(frozen: FrozenCaptioner, captioner_fo
 def test_a_server_that_died_ends_the_run_and_the_others_sleep(frozen: FrozenCaptioner, captioner_folder: Path) -> None:
     servers = servers_of(frozen, captioner_folder, {1: RayActorError()})
     with pytest.raises(RayActorError):
+        servers.write_captions(PROMPTS, [{}] * len(PROMPTS))
+    assert all(replica.log[-1] == "sleep" for replica in servers.replicas)
+
+
+def test_logits_that_are_no_numbers_end_the_run(frozen: FrozenCaptioner, captioner_folder: Path) -> None:
+    servers = servers_of(frozen, captioner_folder)
+    servers.replicas[0].log_probs = [-0.5, math.nan]
+    with pytest.raises(FloatingPointError, match="not finite in float32"):
         servers.write_captions(PROMPTS, [{}] * len(PROMPTS))
     assert all(replica.log[-1] == "sleep" for replica in servers.replicas)

@@ -41,5 +41,7 @@ def test_cpu_vllm_differs_from_cpu_in_the_rollout_alone() -> None:
     environment = config.ray_kwargs.ray_init.runtime_env.env_vars
     assert environment.VERL_PLATFORM == "cpu" and environment.VLLM_CPU_KVCACHE_SPACE == "1"
     assert config.actor_rollout_ref.actor == base.actor_rollout_ref.actor
+    assert (base.uae.u4g.captions.writer, config.uae.u4g.captions.writer) == ("ranks", "server")
+    base.uae.u4g.captions.writer = "server"
     assert config.uae == base.uae
     assert config.trainer == base.trainer

@@ -63,7 +63,6 @@ def correlations(world: Path, out: Path, overrides: Sequence[str] = (), *, steps
     Returns:
         By step, Pearson correlation of the probabilities that vLLM and the trainer give to the sampled tokens.
     """
-    search_path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     result = train(
         world,
         out,
@@ -75,10 +74,15 @@ def correlations(world: Path, out: Path, overrides: Sequence[str] = (), *, steps
             *overrides,
         ],
         # Ray workers and vLLM's processes find the control extension by its import name.
-        extra_env={"PYTHONPATH": search_path, "VLLM_NO_USAGE_STATS": "1"},
+        extra_env={"PYTHONPATH": search_path(), "VLLM_NO_USAGE_STATS": "1"},
         timeout=900,
     )
     assert result.returncode == 0, result.stdout[-6000:]
     records = metrics(out)
     assert sorted(records) == list(range(1, steps + 1)), result.stdout[-6000:]
     return {step: float(record["training/rollout_actor_probs_pearson_corr"]) for step, record in records.items()}
+
+
+def search_path() -> str:
+    """``PYTHONPATH`` by which the processes of a training command find this checkout's tests."""
+    return os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))

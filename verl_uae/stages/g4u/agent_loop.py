@@ -13,6 +13,7 @@ from cachetools import FIFOCache
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from verl_uae.captioners import in_tiles, prompt_pictures
 from verl_uae.chain.records import (
     CAPTION_FIELD,
     OUTCOME_FIELD,
@@ -102,6 +103,13 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             caption = output.extra_fields[CAPTION_FIELD].content
             output.extra_fields[OUTCOME_FIELD] = Envelope(await self._stream(caption, kwargs))
         return output
+
+    async def process_multi_modal_info(self, messages: list[dict]) -> dict[str, Any]:
+        """verl's, which resizes pictures by the patch size of Qwen, unless the processor cuts tiles of its own."""
+        if self.processor is None or not in_tiles(self.processor.image_processor):
+            return await super().process_multi_modal_info(messages)
+        images, _ = prompt_pictures(self.processor, messages)
+        return {"images": images}
 
     async def ct_build_initial_tokens(
         self, messages: list[dict], *args: Any, mm_inputs_out: dict[str, Any] | None = None, **kwargs: Any

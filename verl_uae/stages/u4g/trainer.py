@@ -16,7 +16,6 @@ from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
 from verl_uae.chain.records import samples_of
-from verl_uae.checkpoints.load import load_processor
 from verl_uae.stages.common.outcomes import validation_info
 from verl_uae.stages.common.panel import PanelRow
 from verl_uae.stages.common.standalone import StandaloneTrainer
@@ -35,17 +34,6 @@ _LOGGED = {"inputs": "input", "outputs": "output", "scores": "score"}
 @register_trainer("uae_u4g")
 class U4GTrainer(PolicyMixin, StandaloneTrainer):
     """verl's training loop with the decoder as the policy; no captioner is trained."""
-
-    processor: Any
-
-    def _init_tokenizer(self) -> None:
-        super()._init_tokenizer()
-        if self.processor is None:
-            # verl has none for a model that its agent loops do not serve, and here there are no agent loops.
-            model = self.config.actor_rollout_ref.model
-            self.processor = load_processor(model.path)
-            template = model.get("custom_chat_template") or getattr(self.processor, "chat_template", None)
-            self.processor.chat_template = template or self.tokenizer.chat_template
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()

@@ -40,8 +40,6 @@ class Family:
     """Name of lmms-eval's own chat model of these."""
     recurrent: bool = False
     """Some layers pass a state from position to position, through pads too: their prompts must not be padded."""
-    not_in_rollouts: str = ""
-    """Why verl's agent loops cannot serve it, if they cannot."""
 
 
 FAMILIES = {
@@ -105,6 +103,22 @@ def prompt_pictures(processor: Any, messages: Sequence[Mapping[str, Any]]) -> tu
         [dict(turn) for turn in messages], image_patch_size=patch_size, return_video_metadata=True
     )
     return list(images or ()), bool(videos)
+
+
+def as_vllm_takes(processor: Any, prompt_ids: Sequence[int]) -> list[int]:
+    """Prompt ids with pictures as the chat template has them, which vLLM expands itself, from expanded ones.
+
+    verl's server does so for Qwen; of InternVL's tiles vLLM would make the tokens a second time, silently.
+    """
+    if not in_tiles(processor.image_processor):
+        return list(prompt_ids)
+    image, before, after = processor.image_token_id, processor.start_image_token_id, processor.end_image_token_id
+    found: list[int] = []
+    for last, token, following in zip([None, *prompt_ids], prompt_ids, [*prompt_ids[1:], None], strict=False):
+        marks = (token == before and following == image) or (token == after and last == image)
+        if not marks and not (token == last == image):
+            found.append(token)
+    return found
 
 
 def prompt_size(image_processor: Any, size: Size, options: Mapping[str, int]) -> Size:
@@ -209,6 +223,7 @@ __all__ = [
     "Family",
     "Pictures",
     "as_model_takes",
+    "as_vllm_takes",
     "family_of",
     "in_tiles",
     "positions",

@@ -76,7 +76,7 @@ class Need:
     remedy: str
 
 
-_VLLM = Need("vllm", "captions", _GPU_STACK)
+_VLLM = Need("vllm", "captions", f"{_GPU_STACK}; uae_u4g does without: uae.u4g.captions.writer=ranks")
 _FLASH_ATTN = Need("flash_attn", "attention without padding", f"pip install flash-attn==2.8.3 {_NO_ISOLATION}")
 
 #: Kinds of hardware: values of the config group ``hardware``, and verl's Megatron backend.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from verl.utils.tokenizer import hf_processor
 
 from tests.captioners import tiny
 from verl_uae.caption_server.types import CaptionRequest, CaptionRequestError
-from verl_uae.captioners import FAMILIES, as_model_takes, family_of, positions, prompt_size, vision_towers
+from verl_uae.captioners import (
+    FAMILIES,
+    as_model_takes,
+    as_vllm_takes,
+    family_of,
+    positions,
+    prompt_pictures,
+    prompt_size,
+    vision_towers,
+)
 from verl_uae.chain.captioner import caption_messages, prompt_inputs, write_captions
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.checkpoints.load import load_processor
 from verl_uae.engines.captioner import freeze_vision_tower
+from verl_uae.engines.model_config import CaptionerConfig
 from verl_uae.errors import CheckpointError
 from verl_uae.families.sd3 import SD3
 from verl_uae.families.text import language_stack
@@ -223,3 +235,41 @@ def test_a_model_of_no_family_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"folder.*'llava', which is no captioner here.*Qwen3-VL \(qwen3_vl\)"):
         family_of("llava", "folder")
     assert {family_of(name, "folder").model_type for name in tiny.NAMES} == set(FAMILIES)
+
+
+def test_vllm_is_given_the_prompt_as_the_template_has_it(name: str, processor: Any) -> None:
+    """It makes the tokens of pictures itself; verl's server does the same for Qwen."""
+    turns = caption_messages(picture(5), "<image>describe", None)
+    expanded = prompt_inputs(processor, [turns])["input_ids"][0].tolist()
+    text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    plain = processor.tokenizer(text)["input_ids"]
+    assert expanded != plain
+    assert as_vllm_takes(processor, expanded) == (plain if name == "internvl" else expanded)
+
+
+def test_verls_model_section_has_a_processor_for_pictures(name: str, folder: Path, processor: Any) -> None:
+    """Of InternVL too, for which verl builds none, and for a text that the image tokens are taken out of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert (hf_processor(str(folder)) is None) is (name == "internvl"), "else model_config.py is not needed"
+        found = CaptionerConfig(path=str(folder), override_config={"attn_implementation": "sdpa"}).processor
+    turns = [caption_messages(picture(seed), "<image>describe", None) for seed in (3, 5)]
+    expected = prompt_inputs(processor, turns)
+    made = prompt_inputs(found, turns)
+    assert made.keys() == expected.keys() and all(torch.equal(made[key], expected[key]) for key in expected)
+    images = [image for prompt in turns for image in prompt_pictures(processor, prompt)[0]]
+    without = found(text=["describe"], images=images, return_tensors="pt")
+    assert torch.equal(without["pixel_values"], expected["pixel_values"])
+    assert without["input_ids"].tolist() == [processor.tokenizer("describe")["input_ids"]]
+
+
+def test_the_section_saves_a_processor_that_transformers_loads(name: str, folder: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = CaptionerConfig(
+            path=str(folder), override_config={"attn_implementation": "sdpa"}, custom_chat_template="{{ 1 }}"
+        )
+    config.processor.save_pretrained(tmp_path)
+    loaded = load_processor(tmp_path)
+    assert type(loaded).__module__.startswith("transformers.") and loaded.chat_template == "{{ 1 }}"
+    assert loaded.tokenizer.get_vocab() == config.tokenizer.get_vocab()

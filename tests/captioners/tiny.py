@@ -52,12 +52,17 @@ _LAYOUT: dict[str, Any] = {
 }
 
 
-def build(name: str) -> tuple[Any, Any]:
-    """A new model, with the same weights at every call and in every process, and its processor, by ``model_type``."""
+def build(name: str, head_dim: int = HIDDEN_SIZE // 4) -> tuple[Any, Any]:
+    """A new model, with the same weights at every call and in every process, and its processor, by ``model_type``.
+
+    Args:
+        name: one of `NAMES`.
+        head_dim: width of a head; Qwen2.5-VL has the default only.
+    """
     processor = _PROCESSORS[name]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _MODELS[name](processor.tokenizer)
+        model = _MODELS[name](processor.tokenizer, head_dim)
         _stir(model)
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=processor.tokenizer.eos_token_id,
@@ -67,9 +72,9 @@ def build(name: str) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def save(name: str, folder: Path) -> Path:
+def save(name: str, folder: Path, head_dim: int = HIDDEN_SIZE // 4) -> Path:
     """A new model and processor as a folder."""
-    for part in build(name):
+    for part in build(name, head_dim):
         part.save_pretrained(folder)
     return folder
 
@@ -81,7 +86,7 @@ def _stir(model: nn.Module) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
+def _text(tokenizer: Any, head_dim: int, **more: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": HIDDEN_SIZE,
@@ -89,7 +94,7 @@ def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": HIDDEN_SIZE // 4,
+        "head_dim": head_dim,
         "max_position_embeddings": 256,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
@@ -119,27 +124,29 @@ def _pictures(tokenizer: Any, **vision: Any) -> dict[str, Any]:
     return {"vision_config": tower, "tie_word_embeddings": False, **ids}
 
 
-def _rope(**more: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 4, 4], **more}}
+def _rope(head_dim: int, **more: Any) -> dict[str, Any]:
+    pairs, third = head_dim // 2, head_dim // 6
+    sections = [pairs - 2 * third, third, third]
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, **more}}
 
 
-def _qwen2_5_vl(tokenizer: Any) -> Any:
+def _qwen2_5_vl(tokenizer: Any, head_dim: int) -> Any:
     config = transformers.Qwen2_5_VLConfig(
-        text_config=_text(tokenizer, max_window_layers=2, **_rope()),
+        text_config=_text(tokenizer, head_dim, max_window_layers=2, **_rope(head_dim)),
         **_pictures(tokenizer, window_size=IMAGE_SIZE, fullatt_block_indexes=[2]),
     )
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
-def _qwen3_vl(tokenizer: Any) -> Any:
+def _qwen3_vl(tokenizer: Any, head_dim: int) -> Any:
     config = transformers.Qwen3VLConfig(
-        text_config=_text(tokenizer, **_rope(mrope_interleaved=True)),
+        text_config=_text(tokenizer, head_dim, **_rope(head_dim, mrope_interleaved=True)),
         **_pictures(tokenizer, deepstack_visual_indexes=[0, 1], num_position_embeddings=64),
     )
     return transformers.Qwen3VLForConditionalGeneration(config)
 
 
-def _qwen3_5(tokenizer: Any) -> Any:
+def _qwen3_5(tokenizer: Any, head_dim: int) -> Any:
     layers = {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
     heads = {
         "linear_key_head_dim": 16,
@@ -147,9 +154,10 @@ def _qwen3_5(tokenizer: Any) -> Any:
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
     }
-    rope = _rope(mrope_interleaved=True, partial_rotary_factor=1.0)
+    rope = _rope(head_dim, mrope_interleaved=True, partial_rotary_factor=1.0)
     config = transformers.Qwen3_5Config(
-        text_config=_text(tokenizer, **layers, **heads, **rope), **_pictures(tokenizer, num_position_embeddings=64)
+        text_config=_text(tokenizer, head_dim, **layers, **heads, **rope),
+        **_pictures(tokenizer, num_position_embeddings=64),
     )
     model = transformers.Qwen3_5ForConditionalGeneration(config)
     for name, parameter in model.named_parameters():
@@ -159,8 +167,8 @@ def _qwen3_5(tokenizer: Any) -> Any:
     return model
 
 
-def _internvl(tokenizer: Any) -> Any:
-    text = _text(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+def _internvl(tokenizer: Any, head_dim: int) -> Any:
+    text = _text(tokenizer, head_dim, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     vision = {
         "hidden_size": 64,
         "num_hidden_layers": 2,
@@ -214,7 +222,7 @@ def _of_internvl() -> Any:
     )
 
 
-_MODELS: dict[str, Callable[[Any], Any]] = {
+_MODELS: dict[str, Callable[[Any, int], Any]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
     "qwen3_5": _qwen3_5,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+import verl_uae.stages.u4g.config as u4g
 from tests.composing import copied
 from tests.config.test_validate import changed
 from verl_uae.config import yaml_files
@@ -198,6 +199,21 @@ def test_caption_servers_take_whole_ranks_and_give_their_memory_back(compose, ti
     validate(compose(*overrides, name="uae_u4g"))
     with pytest.raises(ConfigError, match=r"rollout\.free_cache_engine: must be true"):
         validate(compose(*overrides, f"{rollout}.name=vllm", f"{rollout}.free_cache_engine=false", name="uae_u4g"))
+
+
+def test_caption_servers_of_vllm_need_vllm(compose, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = [word for word in tiny_overrides if not word.startswith("hardware=")]
+    config = compose(*hardware, "hardware=gpu", name="uae_u4g")
+    assert config.uae.u4g.captions.writer == "server"
+    monkeypatch.setattr(u4g, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"captions\.writer: server needs vLLM .*pip install.*or use ranks"):
+        u4g.validate_engine(config)
+    others = ("uae.u4g.captions.writer=ranks", "uae.u4g.captions.source=column", "actor_rollout_ref.rollout.name=hf")
+    for other in others:
+        u4g.validate_engine(compose(*hardware, "hardware=gpu", other, name="uae_u4g"))
+    u4g.validate_engine(compose(*hardware, "hardware=gpu", name="uae_unified"))
+    monkeypatch.setattr(u4g, "find_spec", lambda name: object())
+    u4g.validate_engine(config)
 
 
 def test_the_unified_stage_takes_no_captions_from_a_column(compose, tiny_overrides: list[str]) -> None:

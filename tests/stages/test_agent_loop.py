@@ -11,11 +11,12 @@ from PIL import Image
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from tests.captioners import tiny
 from verl_uae.chain.records import CAPTION_FIELD, OUTCOME_FIELD, Caption
 from verl_uae.data.images import image_digest
 from verl_uae.scenes.tokenizer import build_processor, build_tokenizer
 from verl_uae.seeding import derive_seed
-from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, CaptionAgentLoop, PromptCache
+from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, CaptionAgentLoop, PromptCache, _VLLMClient
 
 IMAGE = Image.new("RGB", (32, 32), "red")
 CONTENT = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "describe"}]
@@ -177,3 +178,23 @@ def test_no_streaming_without_decoders(loop: CaptionAgentLoop) -> None:
     assert loop._dispatcher is None
     loop.rollout_config = OmegaConf.create({"custom": {STREAM_DISPATCHER: "x"}})
     assert loop._dispatcher == "x"
+
+
+def test_pictures_of_tiles_are_not_resized_and_vllm_expands_the_prompt_itself(loop: CaptionAgentLoop) -> None:
+    loop.processor = tiny.build("internvl")[1]
+    image = Image.new("RGB", (45, 33), "blue")
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "describe"}]
+    found = asyncio.run(loop.process_multi_modal_info([{"role": "user", "content": content}]))
+    assert found == {"images": [image]}
+    asked: list[dict[str, Any]] = []
+
+    class Client:
+        async def generate(self, **request: Any) -> str:
+            asked.append(request)
+            return "answer"
+
+    processor = loop.processor
+    start, token, end = processor.start_image_token_id, processor.image_token_id, processor.end_image_token_id
+    client = _VLLMClient(Client(), processor)
+    assert asyncio.run(client.generate(prompt_ids=[5, start, token, token, end, 6], request_id="r")) == "answer"
+    assert asked == [{"prompt_ids": [5, token, 6], "request_id": "r"}]

@@ -70,6 +70,7 @@ def servers_of(frozen: FrozenCaptioner, folder: Path, fails: dict[int, Exception
     servers = object.__new__(CaptionServers)
     engine = frozen.engine
     servers.writer = CaptionWriter(load_processor(folder), "qwen2_5_vl", engine.eos_token_ids, SETTINGS)
+    servers.prompt_ids = list
     servers.sampling, servers.dtype = {"logit_bias": {7: -math.inf}}, "float32"
     servers.replicas = [Replica(engine, fails or {}) for _ in range(2)]
     return servers

@@ -280,9 +280,7 @@ def _check_schedule(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"shift_terminal must be null or a number in [0, 1), got {last!r}")
 
 
-def check_captioner(
-    folder: Path, *, verify: bool | None = None, code: bool = False, writes: bool = False, rollouts: bool = False
-) -> None:
+def check_captioner(folder: Path, *, verify: bool | None = None, code: bool = False, writes: bool = False) -> None:
     """`check_files` and `check_weights` of a vision-language model's folder, for who loads it elsewhere.
 
     Args:
@@ -290,18 +288,14 @@ def check_captioner(
         verify: as of `load_model`.
         code: whoever loads it runs the Python code that it brings; what tensors that wants is not known here.
         writes: it writes captions, so it must be of a family of :mod:`verl_uae.captioners`.
-        rollouts: verl's agent loops ask it for them, which do not serve every family.
 
     Raises `CheckpointError`: naming the file or the tensor, or what the model is.
     """
     check_files(folder, verify=verify, code=code)
     if code and brought_code(folder):
         return
-    if writes or rollouts:
-        family = family_of(load_config(folder).model_type, folder)
-        if rollouts and family.not_in_rollouts:
-            remedy = "train it by uae_cold_start, or its decoder by uae_u4g"
-            raise CheckpointError(folder, f"{family.name} cannot caption here: {family.not_in_rollouts}; {remedy}")
+    if writes:
+        family_of(load_config(folder).model_type, folder)
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText
 

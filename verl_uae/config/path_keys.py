@@ -111,7 +111,7 @@ def validate_models(config: DictConfig) -> None:
     rollouts = stage in ("g4u", "unified") or (frozen and captions.writer == "server")
     writes = rollouts or frozen or stage == "cold_start"
     checks: tuple[tuple[str, Callable[[Path], None]], ...] = (
-        (_CAPTIONER, functools.partial(check_captioner, code=code, writes=writes, rollouts=rollouts)),
+        (_CAPTIONER, functools.partial(check_captioner, code=code, writes=writes)),
         (_CONDITIONER, check_language_model),
         (_DECODER, check_decoder),
     )

@@ -57,6 +57,7 @@ class ValidateCallback(Callback):
             resolve_paths(config)
             validate(config)
             check_free(Path(config.trainer.default_local_dir))
+            u4g.validate_engine(config)
             validate_models(config)
             validate_sizes(config)
             validate_targets(config)

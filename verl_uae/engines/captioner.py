@@ -218,4 +218,4 @@ def check_source(source: str, *, code: bool) -> None:
     """
     if code and is_hub_id(source):
         return
-    check_captioner(Path(source) if code else local_folder(source), verify=False, code=code, rollouts=True)
+    check_captioner(Path(source) if code else local_folder(source), verify=False, code=code, writes=True)

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from cachetools import FIFOCache
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from verl_uae.captioners import in_tiles, prompt_pictures
+from verl_uae.captioners import as_vllm_takes, in_tiles, prompt_pictures
 from verl_uae.chain.records import (
     CAPTION_FIELD,
     OUTCOME_FIELD,
@@ -64,6 +64,22 @@ class PromptCache:
             raise
 
 
+class _VLLMClient:
+    """verl's client of the servers, with prompts as vLLM takes them.
+
+    Args:
+        client: verl's.
+        processor: of the captioner.
+    """
+
+    def __init__(self, client: Any, processor: Any) -> None:
+        self.client, self.processor = client, processor
+
+    async def generate(self, *, prompt_ids: Sequence[int], **request: Any) -> Any:
+        """verl's, whose answer does not repeat the prompt."""
+        return await self.client.generate(prompt_ids=as_vllm_takes(self.processor, prompt_ids), **request)
+
+
 @register("uae_caption")
 class CaptionAgentLoop(SingleTurnAgentLoop):
     """Captions an image with verl's single-turn loop.
@@ -73,7 +89,13 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
     instead of a hole in the group; in the streamed schedule the caption goes straight to a decoder.
     """
 
+    server_manager: Any
     _prompts = PromptCache(max_prompts=256)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.processor is not None and self.rollout_config.name != "hf":
+            self.server_manager = _VLLMClient(self.server_manager, self.processor)
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         digest = ""

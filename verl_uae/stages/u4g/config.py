@@ -9,6 +9,7 @@ Sources: "Flow-GRPO" is arXiv 2505.05470, "Fast" the later setting of its author
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -78,7 +79,7 @@ class CaptionSourceConfig:
     writer: str = key("ranks", choices=("ranks", "server"), stages=("u4g",))
     """What generates captions of source=captioner. ranks: transformers, in the ranks that train the decoder. server:
     servers of ``actor_rollout_ref.rollout.name`` (vllm, hf) in their places, asleep between; these take that section's
-    dtype, memory and parallel sizes."""
+    dtype, memory and parallel sizes. Where rollouts are vLLM's (``hardware=gpu``, ``cpu_vllm``): server."""
 
     do_sample: bool = False
     """false: greedy. true: sampled at ``temperature``."""
@@ -162,13 +163,33 @@ def validate(config: DictConfig) -> None:
     _validate_objective(config)
     _validate_window(config)
     _validate_batches(config)
-    if config.uae.stage == "u4g" and u4g.captions.source == "captioner" and u4g.captions.writer == "server":
+    if by_servers(config):
         _validate_servers(config)
     if u4g.guidance != drawn and (u4g.guidance == 1 or drawn == 1):
         raise ConfigError(
             "uae.decoder.guidance",
             f"{drawn} with uae.u4g.guidance={u4g.guidance}: a decoder trained without "
             "guidance must be drawn without, and the other way round",
+        )
+
+
+def by_servers(config: DictConfig) -> bool:
+    """Whether servers write the captions of stage u4g."""
+    captions = config.uae.u4g.captions
+    return bool(config.uae.stage == "u4g" and captions.source == "captioner" and captions.writer == "server")
+
+
+def validate_engine(config: DictConfig) -> None:
+    """Check that what writes the captions is installed on this machine.
+
+    Raises:
+        ConfigError: naming what to install, or to choose instead.
+    """
+    if by_servers(config) and config.actor_rollout_ref.rollout.name == "vllm" and find_spec("vllm") is None:
+        raise ConfigError(
+            "uae.u4g.captions.writer",
+            "server needs vLLM (actor_rollout_ref.rollout.name=vllm), which is not installed here: install it (in a "
+            'checkout: pip install ".[gpu]"), or use ranks',
         )
 
 

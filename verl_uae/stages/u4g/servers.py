@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.rollout.replica import get_rollout_replica_class
 
 from verl_uae.caption_server.types import CaptionRequest, CaptionResult
+from verl_uae.captioners import as_vllm_takes
 from verl_uae.chain.captioner import eos_token_ids
 from verl_uae.chain.records import Caption
 from verl_uae.chain.vllm_captioner import token_limits
@@ -48,8 +50,12 @@ class CaptionServers:
         self.writer = CaptionWriter(
             processor, captioner.model_type, eos_token_ids(generation, processor.tokenizer), settings
         )
-        # The servers of rollout.name=hf find these by themselves, and take no such settings.
-        self.sampling = {} if rollout.name == "hf" else token_limits(captioner, generation, processor.tokenizer)
+        # The servers of rollout.name=hf need neither.
+        self.prompt_ids: Callable[[Sequence[int]], list[int]] = list
+        self.sampling: dict[str, Any] = {}
+        if rollout.name != "hf":
+            self.prompt_ids = partial(as_vllm_takes, processor)
+            self.sampling = token_limits(captioner, generation, processor.tokenizer)
         self.dtype = rollout.dtype
         pools = split_resource_pool(pool, split_size=ranks_of_server(rollout))
         kind = get_rollout_replica_class(rollout.name)
@@ -91,7 +97,7 @@ class CaptionServers:
         try:
             output = await server.generate.remote(
                 request_id=f"{request.request_id}-{number}",
-                prompt_ids=list(request.prompt_ids),
+                prompt_ids=self.prompt_ids(request.prompt_ids),
                 sampling_params=settings,
                 image_data=list(request.images),
                 mm_processor_kwargs=dict(request.processor_kwargs),

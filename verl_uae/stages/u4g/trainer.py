@@ -20,6 +20,7 @@ from verl_uae.stages.common.outcomes import validation_info
 from verl_uae.stages.common.panel import PanelRow
 from verl_uae.stages.common.standalone import StandaloneTrainer
 from verl_uae.stages.common.supervised import cover_steps
+from verl_uae.stages.u4g.config import by_servers
 from verl_uae.stages.u4g.servers import CaptionServers
 from verl_uae.stages.u4g.step import PolicyMixin, dump_arguments, generation_rows
 from verl_uae.stages.u4g.worker import caption_settings
@@ -41,8 +42,7 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
 
     def start_workers(self, pool: RayResourcePool) -> None:
         """The policy's workers, after the caption servers: these measure how much memory is free."""
-        captions = self.config.uae.u4g.captions
-        if captions.source == "captioner" and captions.writer == "server":
+        if by_servers(self.config):
             self.servers = CaptionServers(self.config, pool, caption_settings(self.config))
         self.start_policy(pool, self.total_training_steps)
         self.learner.wait_until_loaded()

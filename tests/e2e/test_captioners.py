@@ -27,7 +27,9 @@ def world_of(name: str, root: Path) -> Path:
     return world
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", pytest.param("qwen3_5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["qwen3_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3_5", "internvl"))]
+)
 def test_two_steps_of_g4u_and_the_exported_captioner(tmp_path: Path, name: str) -> None:
     world, out = world_of(name, tmp_path / "world"), tmp_path / "out"
     result = train(world, out, ["trainer.save_freq=2"])

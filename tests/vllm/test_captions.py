@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from tests.e2e.world import metrics, train
-from tests.vllm.world import build_vllm_world, search_path
+from tests.vllm.world import build_tiled_world, build_vllm_world, search_path
 from verl_uae.chain.captioner import caption_messages, write_captions
 from verl_uae.chain.loading import load_model
 from verl_uae.chain.vllm_captioner import VLLMCaptioner, runs_vllm
@@ -46,9 +47,10 @@ def outputs(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def test_servers_write_the_captions_of_the_ranks_and_sleep_between(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("build", [build_vllm_world, build_tiled_world])
+def test_servers_write_the_captions_of_the_ranks_and_sleep_between(build: Callable[..., Path], tmp_path: Path) -> None:
     """Two steps and their validations: servers are woken for each, and the decoder trains while they sleep."""
-    written = {}
+    world, written = build(tmp_path / "world"), {}
     for writer in ("server", "ranks"):
         out = tmp_path / writer
         overrides = [f"trainer.rollout_data_dir={out}/rollouts", f"trainer.validation_data_dir={out}/val"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.vllm.world import STEPS, build_vllm_world, correlations
+from tests.vllm.world import STEPS, build_tiled_world, build_vllm_world, correlations
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
@@ -33,6 +33,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_vllm_samples_from_the_trained_weights_and_sees_the_images(world: Path, tmp_path: Path) -> None:
     by_step = correlations(world, tmp_path)
     assert all(by_step[step] > AGREE for step in range(1, STEPS + 1)), by_step
+
+
+def test_internvl_samples_from_the_trained_weights_and_sees_the_images(tmp_path: Path) -> None:
+    """Its prompts reach vLLM as its chat template has them, its weights by names of its own."""
+    world = build_tiled_world(tmp_path / "world")
+    by_step = correlations(world, tmp_path / "out", steps=2)
+    assert all(by_step[step] > AGREE for step in (1, 2)), by_step
 
 
 def test_control_discarded_weights_are_noticed(world: Path, tmp_path: Path) -> None:

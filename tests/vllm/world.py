@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.captioners import tiny
 from tests.e2e.world import build_world, metrics, train
 from verl_uae.chain.decoder import Decoder
 from verl_uae.families.sd3 import Projector
@@ -38,6 +40,14 @@ def build_vllm_world(root: Path) -> Path:
         projector = Projector(HIDDEN_SIZE, old.hidden_dim, old.out_dim, old.pooled_dim)
     modules = {**decoder.modules_by_folder(), "conditioner": projector}
     Decoder(decoder.family, modules).save_pretrained(str(root / "decoder"))
+    return root
+
+
+def build_tiled_world(root: Path) -> Path:
+    """The world of the end-to-end tests with InternVL, whose heads alone are wider."""
+    build_world(root)
+    shutil.rmtree(root / "captioner")
+    tiny.save("internvl", root / "captioner", HEAD_DIM)
     return root
 
 

@@ -78,7 +78,13 @@ class InProcess:
 
 
 async def through_the_agent_loop(captions: FrozenCaptioner, captioner_folder: Path, server: InProcess) -> list[Caption]:
-    rollout = {"prompt_length": 64, "response_length": 8, "calculate_log_probs": True, "full_determinism": False}
+    rollout = {
+        "name": "hf",
+        "prompt_length": 64,
+        "response_length": 8,
+        "calculate_log_probs": True,
+        "full_determinism": False,
+    }
     uae = {"seed": 7, "rollout": {"timeout_s": 60.0, "seeded": True}}
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "uae": uae})
     processor = AutoProcessor.from_pretrained(captioner_folder)

@@ -9,7 +9,6 @@ from typing import Any
 
 from verl.workers.config import HFModelConfig
 
-from verl_uae.captioners import in_tiles
 from verl_uae.checkpoints.load import load_processor
 from verl_uae.compat import ensure_torchvision
 
@@ -32,10 +31,9 @@ class CaptionerConfig(HFModelConfig):
         if self.processor is not None or not self.load_tokenizer:
             return
         processor = load_processor(self.local_tokenizer_path)
-        if not in_tiles(getattr(processor, "image_processor", None)):
-            return
-        template = self.custom_chat_template or processor.chat_template or self.tokenizer.chat_template
-        self.processor = InternVLProcessor.of(processor, template)
+        if isinstance(processor, transformers.InternVLProcessor):
+            template = self.custom_chat_template or processor.chat_template or self.tokenizer.chat_template
+            self.processor = InternVLProcessor.of(processor, template)
 
 
 class InternVLProcessor(transformers.InternVLProcessor):

@@ -79,7 +79,7 @@ class CaptionSourceConfig:
     writer: str = key("ranks", choices=("ranks", "server"), stages=("u4g",))
     """What generates captions of source=captioner. ranks: transformers, in the ranks that train the decoder. server:
     servers of ``actor_rollout_ref.rollout.name`` (vllm, hf) in their places, asleep between; these take that section's
-    dtype, memory and parallel sizes. Where rollouts are vLLM's (``hardware=gpu``, ``cpu_vllm``): server."""
+    dtype, memory and parallel sizes."""
 
     do_sample: bool = False
     """false: greedy. true: sampled at ``temperature``."""

@@ -39,6 +39,9 @@ CHUNK = 128
 MEMORY_SHARE = 0.9
 """Of the GPU memory that is free when the engine starts."""
 
+CPU_CACHE = "4"
+"""GiB of the cache on a CPU, unless ``VLLM_CPU_KVCACHE_SPACE`` says another; vLLM would ask for 92 % of the memory."""
+
 #: Set before vLLM is imported, unless the user has: standard output is for results, and nothing is sent anywhere.
 _SILENCE = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -226,6 +229,8 @@ def _environment(device: torch.device) -> Iterator[None]:
     """Environment of the engine's processes: they see the one device, and start afresh, since CUDA does not survive a
     fork."""
     chosen = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    if device.type == "cpu":
+        chosen["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE)
     if device.type == "cuda" and device.index:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         chosen["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device.index] if visible else str(device.index)

@@ -2,8 +2,8 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Captions from the real vLLM on a CPU, in an environment of its own: 4.3 GB, 5 minutes to install, and three
-# trainings, about 10 minutes on two cores.
+# Captions from the real vLLM on a CPU, in an environment of its own: 4.3 GB, 5 minutes to install, eight trainings and
+# two engines, about 15 minutes on two cores.
 # Arguments are passed on to pytest. PYTHON chooses the interpreter, VLLM_VENV the folder of the environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -29,7 +29,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _UNSAID_VIEWS = ("aten::_unsafe_view",)
 
 #: Most numbers of a tensor whose values are known on ``meta``.
-_MOST_VALUES = 1 << 22
+_MOST_VALUES = 1 << 26
 
 
 def _convolution_backward(
@@ -56,7 +56,7 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self.device_type = device
         self.flops: Counter[str] = Counter()
-        """Operations by the name of the dtype that is computed in; a multiply-add is two. As torch counts, causal
+        """Operations by the name of the dtype that is computed in, ``tf32`` among them; a multiply-add is two. As torch counts, causal
         attention is counted in full, and everything but products, convolutions and attention is not."""
         self.live_bytes = 0
         """Held on the device now; what was there before is not counted."""
@@ -77,29 +77,32 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        given = _tensors((args, kwargs))
         if self.device_type != "meta":
             found = func(*args, **kwargs)
         else:
-            answered, found = self._valued(func, args, kwargs)
+            answered, found = self._valued(func, args, kwargs, given)
             if not answered:
                 found = self._computed(func, args, kwargs)
-        self._count(func, args, kwargs, found)
+        if given:
+            self._count(func, args, kwargs, found, given[0].dtype)
         # What comes from outside was there before.
-        self._hold(tree_leaves((args, kwargs)), counted=False)
-        self._hold(tree_leaves(found))
+        self._hold(given, counted=False)
+        self._hold(_tensors(found))
         return found
 
     # ------------------------------------------------------------ operations
 
-    def _count(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
+    def _count(self, func: Any, args: Any, kwargs: Any, found: Any, dtype: torch.dtype) -> None:
         formula = _FORMULAS.get(func._overloadpacket)
         if formula is None:
             return
         key = (func, _signature(args), _signature(tuple(kwargs.items())), "flops")
         if key not in self._known:
             self._known[key] = formula(*args, **kwargs, out_val=found)
-        dtype = next(leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-        self.flops[str(dtype).removeprefix("torch.")] += self._known[key]
+        # torch lets convolutions of fp32, and them alone, be computed in TF32.
+        in_tf32 = dtype == torch.float32 and "conv" in func._schema.name
+        self.flops["tf32" if in_tf32 else str(dtype).removeprefix("torch.")] += self._known[key]
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What an operation gives.
@@ -114,8 +117,10 @@ class Meter(TorchDispatchMode):
             made = [torch.empty_strided(*layout, dtype=dtype, device="meta") for *layout, dtype in known]
             return made[0] if len(made) == 1 else tuple(made)
         found = func(*args, **kwargs)
-        tensors = tree_leaves(found)
-        if all(isinstance(tensor, Tensor) and tensor.device.type == "meta" for tensor in tensors):
+        tensors = _tensors(found)
+        # Some of several may be none.
+        whole = len(tensors) == len(func._schema.returns)
+        if whole and all(tensor.device.type == "meta" for tensor in tensors):
             self._known[key] = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
         return found
 
@@ -128,17 +133,16 @@ class Meter(TorchDispatchMode):
         found: Tensor | None = self._values.get(tensor)
         return found
 
-    def _valued(self, func: Any, args: Any, kwargs: Any) -> tuple[bool, Any]:
+    def _valued(self, func: Any, args: Any, kwargs: Any, leaves: Sequence[Tensor]) -> tuple[bool, Any]:
         """Whether an operation on values that are known answers itself, and what it gives."""
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         name = func._schema.name
-        if name == "aten::index" and any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in args[1]):
-            places = [self._places(index) for index in args[1]]
-            return True, func(args[0], [place for some in places for place in some])
         device = kwargs.get("device")
         goes_up = device is not None and torch.device(device).type == "meta"
         if not (goes_up or any(leaf.device.type == "meta" for leaf in leaves)):
             return False, None
+        if name == "aten::index" and any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in args[1]):
+            places = [self._places(index) for index in args[1]]
+            return True, func(args[0], [place for some in places for place in some])
         if name == "aten::_local_scalar_dense":
             value = self.value(args[0])
             return True, (torch.zeros((), dtype=args[0].dtype) if value is None else value).item()
@@ -178,9 +182,9 @@ class Meter(TorchDispatchMode):
 
     # ------------------------------------------------------------ memory
 
-    def _hold(self, leaves: Iterable[Any], *, counted: bool = True) -> None:
+    def _hold(self, leaves: Iterable[Tensor], *, counted: bool = True) -> None:
         for leaf in leaves:
-            if not isinstance(leaf, Tensor) or leaf.device.type != self.device_type:
+            if leaf.device.type != self.device_type:
                 continue
             storage = leaf.untyped_storage()
             if storage._cdata in self._storages:
@@ -205,7 +209,8 @@ class _Replaced:
         self._before: list[tuple[Any, str, Any]] = []
 
     def __enter__(self) -> None:
-        attention, tolist, value = F.scaled_dot_product_attention, Tensor.tolist, self._meter.value
+        attention, tensor_of, tolist = F.scaled_dot_product_attention, torch.tensor, Tensor.tolist
+        value = self._meter.value
 
         def fused(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             chosen: Any = fused_attention if query.device.type == "meta" else attention
@@ -218,7 +223,14 @@ class _Replaced:
             known = value(tensor)
             return tolist(torch.zeros(tensor.shape, dtype=tensor.dtype) if known is None else known)
 
-        for owner, name, new in ((F, "scaled_dot_product_attention", fused), (Tensor, "tolist", listed)):
+        def numbers(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
+            """Made on the host first, where they have values."""
+            if device is None or torch.device(device).type != "meta":
+                return tensor_of(data, device=device, **kwargs)
+            return tensor_of(data, device="cpu", **kwargs).to("meta")
+
+        news = ((F, "scaled_dot_product_attention", fused), (torch, "tensor", numbers), (Tensor, "tolist", listed))
+        for owner, name, new in news:
             self._before.append((owner, name, getattr(owner, name)))
             setattr(owner, name, new)
 
@@ -256,8 +268,7 @@ def _whole(dtype: torch.dtype | None, args: Any) -> bool:
     """Whether what an operation makes of nothing are integers or masks."""
     if dtype is not None:
         return not (dtype.is_floating_point or dtype.is_complex)
-    numbers = [leaf for leaf in tree_leaves(args) if isinstance(leaf, bool | int | float)]
-    return bool(numbers) and not any(isinstance(number, float) for number in numbers)
+    return bool(args) and all(isinstance(number, bool | int) for number in args if number is not None)
 
 
 @functools.cache
@@ -266,6 +277,15 @@ def _makes_new_tensors(func: Any) -> bool:
     values = (*func._schema.arguments, *func._schema.returns)
     new = all(value.alias_info is None for value in values) and func._schema.name not in _UNSAID_VIEWS
     return new and {str(value.type) for value in func._schema.returns} == {"Tensor"}
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All of nested arguments or results; torch's own walk takes several times as long."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [leaf for part in value for leaf in _tensors(part)]
+    return [leaf for part in value.values() for leaf in _tensors(part)] if isinstance(value, dict) else []
 
 
 def _signature(value: Any) -> Any:

@@ -204,6 +204,57 @@ LANGUAGE_MODELS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+#: Hub id of a network of rewards -> class of configuration and its arguments.
+VISION_MODELS: Mapping[str, Mapping[str, Any]] = {
+    "openai/clip-vit-large-patch14": {
+        "class": "CLIPVisionConfig",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "projection_dim": 768,
+    },
+    "facebook/dinov2-large": {
+        "class": "Dinov2Config",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 518,
+        "patch_size": 14,
+    },
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": {
+        "class": "DINOv3ViTConfig",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 16,
+        "num_register_tokens": 4,
+    },
+    "google/siglip2-so400m-patch14-384": {
+        "class": "SiglipVisionConfig",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    },
+}
+
+
+def vision_config(hub_id: str) -> Any:
+    """Configuration of a published network of rewards; None where it is not known here."""
+    import transformers
+
+    if hub_id not in VISION_MODELS:
+        return None
+    arguments = dict(VISION_MODELS[hub_id])
+    return getattr(transformers, arguments.pop("class"))(**arguments)
+
+
 def language_config(hub_id: str, key: str, layers: int | None = None) -> Any:
     """Configuration of a published language model, with its vision tower where it has one.
 

@@ -1,0 +1,139 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""A training command's configuration, composed and checked as the command does it, before its files are there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from verl_uae.config import STAGES
+from verl_uae.errors import ConfigError
+from verl_uae.families.published import DECODERS
+
+#: Choice of ``uae/decoder`` where a folder is named that no preset is for.
+_FOLDER = "the folder of uae.decoder.path"
+_CAPTIONER, _CONDITIONER, _DECODER = "actor_rollout_ref.model.path", "uae.conditioner.path", "uae.decoder.path"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is trained with."""
+
+    name: str
+    """Of the configuration: ``uae_g4u`` and so on, or a file's of a recipe."""
+    config: DictConfig
+    decoder: str
+    """Choice of ``uae/decoder``."""
+    folders: bool
+    """Whether the decoder's folder is named."""
+
+
+def command(
+    name: str, overrides: Sequence[str] = (), *, gpus: int | None = None, nodes: int | None = None
+) -> Command:
+    """Compose.
+
+    What is not there yet has a stand-in: data, and the decoder's folder, in whose place its preset's published
+    architecture is taken. A decoder that was made for another language model than the captioner is conditioned on its own.
+
+    Args:
+        name: ``uae_g4u`` or another configuration of a stage, or a yaml file that builds on one.
+        overrides: of Hydra, as behind the training command.
+        gpus: of a node; None is what the configuration says.
+        nodes: None is what the configuration says.
+
+    Raises:
+        ConfigError: there is no such configuration, it does not compose, or what it says is impossible.
+    """
+    config = _composed(name, overrides)
+    decoder = str(config.hydra.runtime.choices.get("uae/decoder", ""))
+    with open_dict(config):
+        config.pop("hydra")
+        for key, value in (("trainer.n_gpus_per_node", gpus), ("trainer.nnodes", nodes)):
+            if value is not None:
+                OmegaConf.update(config, key, value)
+        folders = not OmegaConf.is_missing(config.uae.decoder, "path") and Path(config.uae.decoder.path).is_dir()
+        given = {word.partition("=")[0].lstrip("+") for word in overrides}
+        if not folders and decoder in DECODERS and not {_CONDITIONER, _CAPTIONER} & given:
+            published = DECODERS[decoder].language_model
+            if published != config.actor_rollout_ref.model.path:
+                OmegaConf.update(config, _CONDITIONER, published)
+        stand_ins = {_DECODER: "stand/in", "data.train_files": __file__, "data.val_files": __file__}
+        if folders:
+            stand_ins.pop(_DECODER)
+        for key, value in stand_ins.items():
+            OmegaConf.update(config, key, value)
+    _check(config)
+    return Command(name, config, decoder, folders)
+
+
+def changed(before: Command, changes: dict[str, Any]) -> Command:
+    """The same with other values of keys, checked again.
+
+    Raises:
+        ConfigError: what it says now is impossible.
+    """
+    config = before.config.copy()
+    with open_dict(config):
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value)
+    _check(config)
+    return Command(before.name, config, before.decoder, before.folders)
+
+
+def _check(config: DictConfig) -> None:
+    from verl_uae.config.path_keys import resolve_paths
+    from verl_uae.config.validate import validate
+
+    resolve_paths(config)
+    validate(config)
+
+
+def _composed(name: str, overrides: Sequence[str]) -> Any:
+    from hydra import compose, initialize_config_dir, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    # Tells Hydra where our files are.
+    import verl_uae.plugin  # noqa: F401
+
+    words = list(overrides)
+    file = Path(name)
+    with contextlib.ExitStack() as stack:
+        if file.suffix == ".yaml":
+            if not file.is_file():
+                raise ConfigError(name, "there is no such file")
+            stack.enter_context(initialize_config_dir(str(file.resolve().parent), version_base=None))
+            words.append("hydra.searchpath=[pkg://verl.trainer.config]")
+            name = file.stem
+        else:
+            stack.enter_context(initialize_config_module("verl.trainer.config", version_base=None))
+        stack.callback(GlobalHydra.instance().clear)
+        try:
+            with _any_platform():
+                found = compose(name, overrides=words, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(name, f"does not compose: {error}") from error
+    if not str(OmegaConf.select(found, "uae.stage")) in STAGES:
+        raise ConfigError(name, f"is no configuration of a stage; there are {', '.join(f'uae_{s}' for s in STAGES)}")
+    return found
+
+
+@contextlib.contextmanager
+def _any_platform() -> Iterator[None]:
+    """verl asks for one while it composes; what is composed is the same on all."""
+    before = os.environ.get("VERL_PLATFORM")
+    os.environ.setdefault("VERL_PLATFORM", "cpu")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("VERL_PLATFORM", None)

@@ -1,0 +1,621 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The phases of one step of every stage on one GPU: operations, bytes held by owner, bytes that travel.
+
+What a phase does is counted by executing its pieces (:mod:`verl_uae.estimate.work`) as often as the configuration says.
+Nothing here depends on how fast a GPU is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from verl_uae.estimate.models import dtype_of, trained_parameters
+from verl_uae.estimate.work import Cost, Shards, Work, cache_bytes, nbytes
+from verl_uae.flow.objective.registry import OBJECTIVES
+
+#: Bytes of Adam's two moments, and of an fp32 gradient, of a number that trains.
+ADAM, GRADIENT = 8, 4
+#: GiB of a process on a GPU beside its tensors: CUDA context, libraries' workspaces, NCCL's buffers.
+ASSUMED_PROCESS_GIB = 1.0
+#: GiB that a caption server leaves on the GPU while it sleeps: context and CUDA graphs.
+ASSUMED_ASLEEP_GIB = 2.0
+#: GiB that a caption server needs beside weights and cache: activations of its profile run, graphs.
+ASSUMED_SERVER_ROOM_GIB = 3.0
+#: Seconds of a step in which a caption server wakes, sleeps and takes weights in, and of any step for its bookkeeping.
+ASSUMED_SERVER_S, ASSUMED_STEP_S = 3.0, 0.5
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Of a step, on the GPU that does most."""
+
+    name: str
+    executed: Cost = field(default_factory=Cost)
+    """Operations with what is computed again."""
+    useful: float = 0.0
+    """Operations without."""
+    memory: Mapping[str, float] = field(default_factory=dict)
+    """Bytes at the peak by owner."""
+    server_share: float = 0.0
+    """Share of the GPU's memory that an awake caption server takes besides."""
+    read: float = 0.0
+    """Bytes of the GPU's memory that are read one after the other: what token-by-token generation waits for."""
+    gathered: float = 0.0
+    """Bytes received from the other ranks of its shards."""
+    across: float = 0.0
+    """Of these, bytes over the network of the node's GPUs, per GPU."""
+    pinned: float = 0.0
+    """Bytes between GPU and pinned memory of the host, both ways together."""
+    pageable: float = 0.0
+    """Bytes between GPU and memory of the host that is not pinned."""
+    fixed_s: float = 0.0
+    """Seconds that are assumed."""
+    share: float = 1.0
+    """Of steps that have it: 0 where it is done once in a run."""
+
+
+class Layout:
+    """Which ranks there are, and what the configuration says of a step."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.per_node, self.nodes = int(config.trainer.n_gpus_per_node), int(config.trainer.nnodes)
+        self.ranks = self.per_node * self.nodes
+
+    def shards(self, engine: Any) -> int:
+        """Ranks that share one copy of a model."""
+        size = int(engine.get("fsdp_size", -1))
+        return self.ranks if size < 1 else min(size, self.ranks)
+
+    def across(self, received: float, shards: int) -> float:
+        """Of bytes that each rank of a group receives, those over the network, per GPU: a node needs what lies on the
+        others once, and all of its GPUs fetch a part of it."""
+        nodes = math.ceil(shards / self.per_node)
+        return 0.0 if nodes == 1 else received / self.per_node
+
+
+class Phases:
+    """Phases of the stage that a configuration chooses.
+
+    Args:
+        work: pieces of the steps, executed when they are asked for.
+    """
+
+    def __init__(self, work: Work, config: DictConfig | None = None) -> None:
+        self.work = work
+        self.models = work.models
+        self.config = config or work.config
+        self.layout = Layout(self.config)
+        self.uae = self.config.uae
+
+    def of_stage(self) -> list[Phase]:
+        """In the order of a step."""
+        stage = self.uae.stage
+        if stage == "g4u":
+            return self.g4u()
+        if stage == "u4g":
+            return self.u4g()
+        if stage == "pretrain":
+            return self.pretrain()
+        if stage == "cold_start":
+            return self.cold_start()
+        cycle = self.uae.unified.g4u_steps + self.uae.unified.u4g_steps
+        found = []
+        for phases, share in (
+            (self.g4u(), self.uae.unified.g4u_steps / cycle),
+            (self.u4g(), self.uae.unified.u4g_steps / cycle),
+        ):
+            found += [_with(phase, share=share * phase.share) for phase in phases]
+        return found
+
+    # ------------------------------------------------------------ what is held
+
+    def _frozen(self) -> dict[str, float]:
+        """Bytes of the frozen models that draw and score, each rank its own copy, besides the velocity model."""
+        networks, _ = self.models.networks
+        return {
+            "language model": nbytes(self.models.conditioner),
+            "VAE": nbytes(self.models.vae),
+            "rewards": nbytes(*(network.module for network in networks)),
+        }
+
+    def _captioner_of_ranks(self) -> float:
+        """Bytes that a captioner adds which ranks that train the decoder write captions with."""
+        uae, captions = self.uae, self.uae.u4g.captions
+        if uae.stage != "u4g" or captions.source != "captioner" or captions.writer != "ranks":
+            return 0.0
+        whole = nbytes(self.models.frozen_captioner)
+        same = uae.conditioner.path == self.config.actor_rollout_ref.model.path
+        return whole - (nbytes(self.models.conditioner) if same and uae.conditioner.dtype == captions.dtype else 0.0)
+
+    def policy_shards(self) -> Shards:
+        """The decoder that trains."""
+        module = self.models.policy
+        return Shards.of(module, module._no_split_modules, self.layout.shards(self.uae.train.fsdp_config))
+
+    def actor_shards(self) -> Shards:
+        """The captioner that trains."""
+        engine = self.config.actor_rollout_ref.actor.fsdp_config
+        if self.uae.stage == "cold_start":
+            engine = self.uae.cold_start.captioner.fsdp_config
+        model = self.models.actor
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return Shards.of(model, list(inner._no_split_modules), self.layout.shards(engine))
+
+    def _shadows(self, shards: Shards) -> float:
+        """Bytes of weight copies of the policy."""
+        u4g, train = self.uae.u4g, self.uae.train
+        copies = float(train.ema.decay > 0)
+        if self.uae.stage in ("u4g", "unified"):
+            copies += self._forward_process()
+            adapters_are_all = train.lora.rank > 0 and not train.train_projector
+            copies += u4g.reference_kl.coef > 0 and not adapters_are_all
+        return 4 * copies * shards.own_trained
+
+    def _forward_process(self) -> bool:
+        return OBJECTIVES.get(self.uae.u4g.objective.name, "uae.u4g.objective.name").kind == "forward"
+
+    def _policy(self, shards: Shards, *, backward: bool, state: bool) -> dict[str, float]:
+        """Bytes of the decoder that trains while it computes, or while it waits with neither weights nor state."""
+        engine = self.uae.train.fsdp_config
+        width = _width(engine.mixed_precision.param_dtype)
+        held = {
+            "weights": 4 * shards.own + shards.buffers,
+            "gathered": shards.gathered(width, reshard=engine.reshard_after_forward, backward=backward),
+            "optimiser": ADAM * shards.own_trained if state or not engine.optimizer_offload else 0.0,
+            "averages": self._shadows(shards),
+        }
+        return held | ({"gradients": GRADIENT * shards.own_trained} if backward else {})
+
+    def _policy_waiting(self, shards: Shards) -> dict[str, float]:
+        engine = self.uae.train.fsdp_config
+        return {
+            "weights": 0.0 if engine.param_offload else 4 * shards.own + shards.buffers,
+            "optimiser": 0.0 if engine.optimizer_offload else ADAM * shards.own_trained,
+            "averages": self._shadows(shards),
+        }
+
+    def _moves(self, engine: Any, shards: Shards, width: float, *, state: bool) -> float:
+        """Bytes to and from the host around a phase of an engine that is offloaded."""
+        up = width * shards.own if engine.param_offload else 0.0
+        up += ADAM * shards.own_trained if state and engine.optimizer_offload else 0.0
+        return 2 * up
+
+    @staticmethod
+    def _processes(count: float) -> dict[str, float]:
+        return {"processes": ASSUMED_PROCESS_GIB * GIB * count}
+
+    # ------------------------------------------------------------ drawing
+
+    def _drawing(self, captions: float, pictures: float, velocity: Cost, beside: Mapping[str, float]) -> list[Phase]:
+        """Conditions, velocities, pictures and scores of a rank.
+
+        Args:
+            captions: different ones.
+            pictures: drawn.
+            velocity: of all calls.
+            beside: bytes that are held in all of it.
+        """
+        decoder = self.uae.decoder
+        together = min(decoder.batch_size, max(1, round(captions)))
+        condition = self.work.condition(together).times(captions / together)
+        vae = min(decoder.vae_batch_size, max(1, round(pictures)))
+        decoded = self.work.decode(vae).times(pictures / vae)
+        networks, _ = self.models.networks
+        scored = Cost()
+        for network in networks:
+            batch = min(decoder.batch_size, max(1, round(pictures)))
+            # The source picture once for all pictures of it.
+            scored = scored + self.work.features(network, batch).times((pictures + captions) / batch)
+        parts = {"condition": condition, "denoising": velocity, "VAE": decoded, "score": scored}
+        return [
+            Phase(name, cost, cost.total, {**beside, "activations": cost.peak})
+            for name, cost in parts.items()
+            if cost.total
+        ]
+
+    # ------------------------------------------------------------ G4U
+
+    def g4u(self) -> list[Phase]:
+        """Captions, their pictures and scores, log-probabilities, update, and the way of the weights to the server."""
+        config, layout, uae = self.config, self.layout, self.uae
+        actor = config.actor_rollout_ref.actor
+        captions = config.data.train_batch_size * config.actor_rollout_ref.rollout.n / layout.ranks
+        shards, width = self.actor_shards(), self._actor_width()
+        offloaded = bool(actor.fsdp_config.param_offload)
+        waiting = {
+            "captioner": 0.0 if offloaded else self._actor_weights(shards, width),
+            "captioner's optimiser": (
+                0.0 if actor.fsdp_config.optimizer_offload else ADAM * shards.own_trained
+            ),
+        }
+        own_pool = uae.decoder.pool == "own"
+        decoder = {} if own_pool else {"decoder": nbytes(self.models.frozen_decoder), **self._frozen()}
+        stays = {} if uae.decoder.offload else decoder
+        policy = self._policy_waiting(self.policy_shards()) if uae.stage == "unified" else {}
+        asleep = {"caption server": ASSUMED_ASLEEP_GIB * GIB} if self._served_by_vllm() else {}
+        processes = self._processes(2 + (not own_pool) + bool(policy))
+        drawing = self._redrawing(captions, {**policy, **waiting, **asleep, **processes}, decoder, own_pool)
+        learning = self._captioner_learning(captions, shards, width, {**policy, **stays, **asleep, **processes})
+        written = self._served(captions, {**policy, **waiting, **stays, **processes})
+        return [written, *drawing, *learning, self._sync(shards, width)]
+
+    def _served_by_vllm(self) -> bool:
+        return bool(self.config.actor_rollout_ref.rollout.name == "vllm")
+
+    def _served(self, captions: float, beside: Mapping[str, float]) -> Phase:
+        """Captions by a server on every ``tensor_model_parallel_size`` GPUs."""
+        rollout = self.config.actor_rollout_ref.rollout
+        size = int(rollout.tensor_model_parallel_size)
+        count = captions * size
+        weights = nbytes(self.models.frozen_captioner)
+        prompt, _ = self.work.prompt()
+        prefill = self.work.prefill(1).times(count / size)
+        tokens = self.work.token().times(count * self.work.caption_tokens / size)
+        cost = prefill + tokens
+        # The longest caption of a batch is taken to be as long as one may be.
+        steps = int(self.config.data.max_response_length)
+        cache = count * cache_bytes(self.models.captioner_config) * (prompt + self.work.caption_tokens / 2) / size
+        read = steps * (weights / size + cache)
+        needed = {**beside, "caption server": 0.0}
+        share = float(rollout.gpu_memory_utilization)
+        if not self._served_by_vllm():
+            needed["caption server"], share = weights + 2 * cache, 0.0
+        return Phase("captions", cost, cost.total, needed, share, read=read)
+
+    def server_room(self) -> float:
+        """Bytes that a caption server cannot do without: weights, room to work, one batch's cache."""
+        rollout = self.config.actor_rollout_ref.rollout
+        size = int(rollout.tensor_model_parallel_size)
+        captions = self.config.data.train_batch_size * rollout.n / self.layout.ranks
+        longest = self.work.prompt()[0] + int(self.config.data.max_response_length)
+        cache = captions * size * longest * cache_bytes(self.models.captioner_config)
+        return (nbytes(self.models.frozen_captioner) + cache) / size + ASSUMED_SERVER_ROOM_GIB * GIB
+
+    def _redrawing(
+        self, captions: float, beside: Mapping[str, float], decoder: Mapping[str, float], own_pool: bool
+    ) -> list[Phase]:
+        uae = self.uae
+        pictures = captions * uae.decoder.seeds_per_caption
+        if own_pool:
+            ranks = uae.decoder.n_gpus_per_node * uae.decoder.nnodes
+            captions, pictures = (count * self.layout.ranks / ranks for count in (captions, pictures))
+            beside = self._processes(1)
+            decoder = {"decoder": nbytes(self.models.frozen_decoder), **self._frozen()}
+        together = min(uae.decoder.batch_size, max(1, round(pictures)))
+        call = self.work.velocity(together, uae.decoder.guidance, policy=False)
+        phases = self._drawing(
+            captions,
+            pictures,
+            call.times(uae.decoder.num_steps * pictures / together),
+            {**beside, **decoder},
+        )
+        if uae.decoder.offload and not own_pool:
+            # Up before the first of them and down after the last.
+            phases[0] = _with(phases[0], pageable=sum(decoder.values()))
+            phases[-1] = _with(phases[-1], pageable=phases[-1].pageable + sum(decoder.values()))
+        return phases
+
+    def _actor_width(self) -> int:
+        """Bytes of a weight of the captioner that does not train."""
+        return _width(self.config.actor_rollout_ref.actor.fsdp_config.get("model_dtype") or "fp32")
+
+    def _actor_weights(self, shards: Shards, width: int) -> float:
+        """Adapters are fp32 whatever the rest is."""
+        return width * (shards.own - shards.own_trained) + 4 * shards.own_trained + shards.buffers
+
+    def _captioner_learning(
+        self, captions: float, shards: Shards, width: int, beside: Mapping[str, float]
+    ) -> list[Phase]:
+        hybrid, layout = self.config.actor_rollout_ref, self.layout
+        actor, engine = hybrid.actor, hybrid.actor.fsdp_config
+        again = bool(hybrid.model.enable_gradient_checkpointing)
+        held = {
+            "captioner": self._actor_weights(shards, width),
+            "captioner's optimiser": 0.0 if engine.optimizer_offload else ADAM * shards.own_trained,
+        }
+        computed = next(self.models.actor.parameters()).element_size()
+        reshard = bool(engine.reshard_after_forward)
+        gathered = {"gathered": shards.gathered(computed, reshard=reshard, backward=False)}
+
+        def log_probs(name: str, micro: int, entropy: bool, weights: Mapping[str, float], pinned: float) -> Phase:
+            micro = min(micro, max(1, round(captions)))
+            calls = captions / micro
+            cost = self.work.captioner(micro, gradient=False, entropy=entropy)
+            total = cost.times(calls)
+            received = calls * shards.received(computed)
+            return Phase(
+                name,
+                total,
+                total.total,
+                {**beside, **weights, **gathered, "activations": cost.peak},
+                gathered=received,
+                across=layout.across(received, shards.ranks),
+                pinned=pinned * calls,
+                pageable=self._moves(engine, shards, width, state=False),
+            )
+
+        micro = hybrid.rollout.log_prob_micro_batch_size_per_gpu or captions
+        phases = [log_probs("old log-probabilities", int(micro), True, held, 0.0)]
+        if actor.use_kl_loss or self.config.algorithm.get("use_kl_in_reward"):
+            if shards.trained < 0.5 * shards.all:
+                # The same weights without their adapters.
+                phases.append(log_probs("reference", int(micro), False, held, 0.0))
+            else:
+                micro = hybrid.ref.log_prob_micro_batch_size_per_gpu or micro
+                # verl keeps those of the reference in pinned memory, from where FSDP takes them in every call.
+                way = _width(hybrid.ref.fsdp_config.get("model_dtype") or "fp32") * shards.own
+                phases.append(log_probs("reference", int(micro), False, held, way))
+        micro = min(int(actor.ppo_micro_batch_size_per_gpu or captions), max(1, round(captions)))
+        plain = self.work.captioner(micro, gradient=True)
+        cost = self.work.captioner(micro, gradient=True, checkpointing=True) if again else plain
+        calls = captions / micro * int(actor.ppo_epochs)
+        received = calls * (shards.received(computed) * (2 if reshard else 1) + shards.reduced())
+        phases.append(
+            Phase(
+                "captioner's update",
+                cost.times(calls),
+                plain.total * calls,
+                {
+                    **beside,
+                    "captioner": self._actor_weights(shards, width),
+                    "captioner's optimiser": ADAM * shards.own_trained,
+                    "gradients": GRADIENT * shards.own_trained,
+                    "gathered": shards.gathered(computed, reshard=reshard, backward=True),
+                    "activations": cost.peak,
+                },
+                gathered=received,
+                across=layout.across(received, shards.ranks) + self._replicas(engine, shards),
+                pageable=self._moves(engine, shards, width, state=True),
+            )
+        )
+        return phases
+
+    def _replicas(self, engine: Any, shards: Shards) -> float:
+        """Bytes over the network of a gradient that is summed over copies of the shards."""
+        copies = self.layout.ranks / self.layout.shards(engine)
+        return 2 * (copies - 1) / copies * GRADIENT * shards.own_trained
+
+    def _sync(self, shards: Shards, width: int) -> Phase:
+        """All weights are gathered, in bf16, for the server of the GPU."""
+        received = shards.received(2)
+        engine = self.config.actor_rollout_ref.actor.fsdp_config
+        fixed = ASSUMED_STEP_S + (ASSUMED_SERVER_S if self._served_by_vllm() else 0.0)
+        return Phase(
+            "weights to the server",
+            gathered=received,
+            across=self.layout.across(received, shards.ranks),
+            pageable=self._moves(engine, shards, width, state=False),
+            fixed_s=fixed,
+        )
+
+    # ------------------------------------------------------------ U4G
+
+    def u4g(self) -> list[Phase]:
+        """Captions once, conditions, trajectories, pictures and scores, then the update."""
+        uae, layout = self.uae, self.layout
+        u4g, train = uae.u4g, uae.train
+        rows = self.config.data.train_batch_size / layout.ranks
+        samples, micro = rows * u4g.samples_per_caption, int(train.micro_batch_size)
+        shards, width = self.policy_shards(), _width(train.fsdp_config.mixed_precision.param_dtype)
+        frozen = {**self._frozen(), "captioner": self._captioner_of_ranks()}
+        beside = {**self._beside_policy(), **self._processes(1)}
+        sampling = self.work.velocity(micro, u4g.guidance, policy=True)
+        calls = u4g.num_steps * samples / micro
+        held = {**frozen, **beside, **self._policy(shards, backward=False, state=False)}
+        phases = self._drawing(rows, samples, sampling.times(calls), held)
+        at = next(number for number, phase in enumerate(phases) if phase.name == "denoising")
+        reshard = bool(train.fsdp_config.reshard_after_forward)
+        phases[at] = self._collective(phases[at], shards, calls if reshard else 1, width)
+        phases[at] = _with(phases[at], pageable=self._moves(train.fsdp_config, shards, 4, state=False))
+        learning = self._policy_learning(samples, shards, {**beside, **({} if uae.decoder.offload else frozen)})
+        if self._captioner_of_ranks():
+            phases.insert(0, self._written_by_ranks(rows, held))
+        if uae.decoder.offload:
+            phases[0] = _with(phases[0], pageable=sum(frozen.values()))
+            last = phases[-1]
+            phases[-1] = _with(last, pageable=last.pageable + sum(frozen.values()))
+        return [*phases, *learning]
+
+    def _beside_policy(self) -> dict[str, float]:
+        """Bytes of the captioner that trains beside, in the unified stage."""
+        if self.uae.stage != "unified":
+            return {}
+        engine = self.config.actor_rollout_ref.actor.fsdp_config
+        shards = self.actor_shards()
+        weights = 0.0 if engine.param_offload else self._actor_weights(shards, self._actor_width())
+        state = 0.0 if engine.optimizer_offload else ADAM * shards.own_trained
+        decoder = 0.0 if self.uae.decoder.offload else nbytes(self.models.frozen_decoder)
+        found = {"captioner that trains": weights, "captioner's optimiser": state, "decoder of G4U": decoder}
+        asleep = ASSUMED_ASLEEP_GIB * GIB if self._served_by_vllm() else 0.0
+        return {**found, "caption server": asleep + 2 * ASSUMED_PROCESS_GIB * GIB}
+
+    def _collective(self, phase: Phase, shards: Shards, calls: float, width: int) -> Phase:
+        received = calls * shards.received(width)
+        return _with(phase, gathered=received, across=self.layout.across(received, shards.ranks))
+
+    def _written_by_ranks(self, rows: float, held: Mapping[str, float]) -> Phase:
+        """By transformers, in the first epoch: one token after the other of a batch, in eager mode."""
+        batch = min(int(self.uae.u4g.captions.batch_size), max(1, round(rows)))
+        cost = self.work.prefill(1).times(rows) + self.work.token().times(rows * self.work.caption_tokens)
+        cache = batch * cache_bytes(self.models.captioner_config) * (self.work.prompt()[0] + self.work.caption_tokens)
+        steps = math.ceil(rows / batch) * int(self.config.data.max_response_length)
+        read = steps * (nbytes(self.models.frozen_captioner) + cache)
+        memory = {**held, "activations": cost.peak + 2 * cache}
+        return Phase("captions, first epoch", cost, cost.total, memory, read=read, share=0.0)
+
+    def _policy_learning(self, samples: float, shards: Shards, beside: Mapping[str, float]) -> list[Phase]:
+        uae, engine = self.uae, self.uae.train.fsdp_config
+        u4g, micro, width = uae.u4g, int(uae.train.micro_batch_size), _width(engine.mixed_precision.param_dtype)
+        places = u4g.objective.num_sigmas if self._forward_process() else self._window()
+        calls = samples / micro * places
+        found = []
+        forward = self.work.velocity(micro, u4g.guidance, policy=True).times(calls)
+        reshard = bool(engine.reshard_after_forward)
+        held = {**beside, **self._policy(shards, backward=False, state=False), "activations": forward.peak}
+        for name, wanted in (
+            ("old velocities", self._forward_process() or u4g.sampler == "replica"),
+            ("reference", u4g.reference_kl.coef > 0),
+        ):
+            if wanted:
+                phase = Phase(name, forward, forward.total, held)
+                found.append(self._collective(phase, shards, calls if reshard else 1, width))
+        return [*found, self._decoder_update(calls, micro, shards, beside, u4g.guidance)]
+
+    def _window(self) -> int:
+        """Steps of a trajectory that are trained."""
+        window, steps = self.uae.u4g.window, int(self.uae.u4g.num_steps)
+        return steps - 1 if window.mode == "all" else min(int(window.size), steps)
+
+    def _decoder_update(
+        self, calls: float, micro: int, shards: Shards, beside: Mapping[str, float], guidance: float
+    ) -> Phase:
+        engine, layout = self.uae.train.fsdp_config, self.layout
+        width, reshard = _width(engine.mixed_precision.param_dtype), bool(engine.reshard_after_forward)
+        plain = self.work.learning(micro, guidance, checkpointing=False)
+        again = bool(self.uae.train.gradient_checkpointing)
+        cost = self.work.learning(micro, guidance, checkpointing=True) if again else plain
+        received = calls * (shards.received(width) * (2 if reshard else 0) + shards.reduced())
+        received += 0.0 if reshard else shards.received(width)
+        return Phase(
+            "update",
+            cost.times(calls),
+            plain.total * calls,
+            {**beside, **self._policy(shards, backward=True, state=True), "activations": cost.peak},
+            gathered=received,
+            across=layout.across(received, shards.ranks) + self._replicas(engine, shards),
+            pageable=self._moves(engine, shards, 4, state=True),
+            fixed_s=ASSUMED_STEP_S,
+        )
+
+    # ------------------------------------------------------------ supervised stages
+
+    def pretrain(self) -> list[Phase]:
+        """Pictures and captions encoded, then one update by flow matching."""
+        uae, decoder = self.uae, self.uae.decoder
+        pairs, micro = self.config.data.train_batch_size / self.layout.ranks, int(uae.train.micro_batch_size)
+        shards = self.policy_shards()
+        frozen, processes = self._frozen(), self._processes(1)
+        held = {**frozen, **processes, **self._policy_waiting(shards)}
+        vae = min(int(decoder.vae_batch_size), max(1, round(pairs)))
+        pictures = self.work.encode(vae).times(pairs / vae)
+        together = min(int(decoder.batch_size), max(1, round(pairs)))
+        captions = self.work.condition(together).times(pairs / together)
+        phases = [
+            Phase("VAE", pictures, pictures.total, {**held, "activations": pictures.peak}),
+            Phase("condition", captions, captions.total, {**held, "activations": captions.peak}),
+        ]
+        beside = {**processes, **({} if decoder.offload else frozen)}
+        update = self._decoder_update(pairs / micro, micro, shards, beside, 1.0)
+        if decoder.offload:
+            phases[0] = _with(phases[0], pageable=2 * sum(frozen.values()))
+        return [*phases, update]
+
+    def cold_start(self) -> list[Phase]:
+        """The path of the sampler, the loss of its picture, the way back step by step, and the captioner's part."""
+        uae, settings = self.uae, self.uae.cold_start
+        pairs, micro = self.config.data.train_batch_size / self.layout.ranks, int(uae.train.micro_batch_size)
+        batches, back = pairs / micro, int(settings.gradient_steps or settings.num_steps)
+        policy, actor = self.policy_shards(), self.actor_shards()
+        trains = bool(trained_parameters(self.models.actor))
+        held = self._cold_start_held(policy, actor, trains)
+        width = _width(uae.train.fsdp_config.mixed_precision.param_dtype)
+        path = self.work.velocity(micro, settings.guidance, policy=True)
+        plain = self.work.learning(micro, settings.guidance, checkpointing=False)
+        again = bool(uae.train.gradient_checkpointing)
+        step = self.work.learning(micro, settings.guidance, checkpointing=True) if again else plain
+        loss = self._picture_loss(micro)
+        recompute = bool(settings.captioner.gradient_checkpointing)
+        captioner = Cost()
+        useful = 0.0
+        if trains:
+            parts = [self.work.conditioning(micro, checkpointing=recompute)]
+            useful = self.work.conditioning(micro, checkpointing=False).total
+            if settings.caption_weight > 0 or settings.states == "in_context":
+                parts.append(self.work.captioner(micro, gradient=True, checkpointing=recompute))
+                useful += self.work.captioner(micro, gradient=True).total
+            # Both are kept until the way back through the sampler is over.
+            captioner = Cost(sum(parts, Cost()).flops, sum(part.peak for part in parts))
+        else:
+            captioner = self.work.condition(micro)
+            useful = captioner.total
+        beside = {**held, "captioner's activations": captioner.peak if trains else 0.0}
+        calls = {"path": settings.num_steps * batches, "way back": back * batches}
+        phases = [
+            Phase("captioner", captioner.times(batches), useful * batches, {**held, "activations": captioner.peak}),
+            Phase("path", path.times(calls["path"]), path.total * calls["path"], {**beside, "activations": path.peak}),
+            Phase("picture", loss.times(batches), loss.total * batches, {**beside, "activations": loss.peak}),
+            Phase(
+                "way back",
+                step.times(calls["way back"]),
+                # The forward pass of the path is done again: it is kept nowhere.
+                (plain.total - path.total) * calls["way back"],
+                {**beside, "activations": step.peak},
+                fixed_s=ASSUMED_STEP_S,
+            ),
+        ]
+        received = {
+            "captioner": (2 * actor.received(2) + actor.reduced()) * batches if trains else 0.0,
+            "path": policy.received(width) * calls["path"],
+            "way back": (2 * policy.received(width) + policy.reduced()) * calls["way back"],
+        }
+        return [
+            _with(
+                phase,
+                gathered=received.get(phase.name, 0.0),
+                across=self.layout.across(received.get(phase.name, 0.0), policy.ranks),
+            )
+            for phase in phases
+        ]
+
+    def _cold_start_held(self, policy: Shards, actor: Shards, trains: bool) -> dict[str, float]:
+        features = self.models.features
+        held = {
+            **self._processes(1),
+            "VAE": nbytes(self.models.vae),
+            "rewards": self._frozen()["rewards"] + (nbytes(features.module) if features else 0.0),
+            **self._policy(policy, backward=True, state=True),
+        }
+        if not trains:
+            return {**held, "language model": nbytes(self.models.conditioner)}
+        engine = self.uae.cold_start.captioner.fsdp_config
+        width = _width(engine.mixed_precision.param_dtype)
+        return {
+            **held,
+            "captioner": 4 * actor.own + actor.buffers,
+            "captioner's optimiser": ADAM * actor.own_trained,
+            "captioner's gradients": GRADIENT * actor.own_trained,
+            "captioner, gathered": actor.gathered(width, reshard=bool(engine.reshard_after_forward), backward=True),
+        }
+
+    def _picture_loss(self, micro: int) -> Cost:
+        """VAE and feature network with gradient; computed again where they go in parts."""
+        batch = min(int(self.uae.decoder.vae_batch_size), micro)
+        parts = micro / batch
+        network = self.models.features
+        with_gradient, forward = self.work.decode(batch, gradient=True), self.work.decode(batch)
+        cost = with_gradient + (forward if parts > 1 else Cost())
+        peak = with_gradient.peak
+        if network is not None:
+            seen = self.work.features(network, batch, gradient=True)
+            cost = cost + seen + self.work.features(network, batch)
+            peak += seen.peak
+        return Cost(cost.times(parts).flops, peak)
+
+
+def _with(phase: Phase, **changes: Any) -> Phase:
+    return dataclasses.replace(phase, **changes)
+
+
+def _width(name: Any) -> int:
+    """Bytes of a number of that dtype."""
+    return torch.empty((), dtype=dtype_of(name)).element_size()

@@ -1,0 +1,177 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What GPUs do in a second: data sheets, assumptions by name, and what was measured on a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_uae.errors import ConfigError
+
+GIB = 1024**3
+
+#: Share of the peak that large products reach in eager mode. Nobody publishes one for these models and RL; 0.4 lies
+#: between the 13.9 and 29.3 % of whole training steps in the Mage-Flow report and the 58 % that UniRL's forward passes
+#: of SD3.5-Medium reach on an H20 (their issue 144, by our count of operations).
+ASSUMED_MFU = 0.4
+#: The same of a rate that was measured with one large product: such a product reaches about 0.7 of the data sheet.
+ASSUMED_SHARE_OF_PRODUCT = 0.57
+#: Share of the memory bandwidth that token-by-token generation reaches.
+ASSUMED_BANDWIDTH_SHARE = 0.5
+#: Share of a link that collectives and copies reach: NCCL's bus bandwidth on eight H100 is about 300 of 450 GB/s.
+ASSUMED_LINK_SHARE = 0.67
+#: GB/s of a copy between device and memory of the host that is not pinned, which is how modules travel.
+ASSUMED_PAGEABLE_GBS = 4.0
+#: Share of a GPU that phases may fill, for what the allocator cannot use.
+ASSUMED_USABLE = 0.92
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """A GPU type. Numbers are those of data sheets: dense peaks, one direction of a link."""
+
+    memory_gib: float
+    bf16_tflops: float
+    tf32_tflops: float
+    fp32_tflops: float
+    bandwidth_gbs: float
+    """Of the GPU's memory."""
+    nvlink_gbs: float
+    """To the other GPUs of its node: NVLink where there is any, else PCIe."""
+    pcie_gbs: float
+    """To pinned memory of the host."""
+    network_gbs: float
+    """Of its share of the node's network: a 400 Gb/s adapter for each GPU of a training node, else one of 100 Gb/s
+    for all eight."""
+    usd_per_hour: float
+    """A typical on-demand price; an assumption, prices differ by provider and month."""
+    pageable_gbs: float = ASSUMED_PAGEABLE_GBS
+    mfu: float = ASSUMED_MFU
+    """Share of the peaks that is reached."""
+    bandwidth_share: float = ASSUMED_BANDWIDTH_SHARE
+    link_share: float = ASSUMED_LINK_SHARE
+    measured: str = ""
+    """Where from, if these were measured."""
+
+    def flops_per_second(self, dtype: str) -> float:
+        """Of work in that dtype, as :attr:`~verl_uae.estimate.meter.Meter.flops` names them."""
+        peak = {"float32": self.fp32_tflops, "tf32": self.tf32_tflops}.get(dtype, self.bf16_tflops)
+        return self.mfu * peak * 1e12
+
+
+GPUS: Mapping[str, Rates] = {
+    "A100-40GB": Rates(40, 312, 156, 19.5, 1555, 300, 25, 50, 1.3),
+    "A100-80GB": Rates(80, 312, 156, 19.5, 2039, 300, 25, 50, 1.8),
+    "H100-80GB": Rates(80, 989, 495, 67, 3350, 450, 55, 50, 2.9),
+    "H200-141GB": Rates(141, 989, 495, 67, 4800, 450, 55, 50, 3.5),
+    "B200-180GB": Rates(180, 2250, 1100, 75, 7700, 900, 55, 50, 5.5),
+    "L4-24GB": Rates(24, 121, 60, 30, 300, 25, 25, 1.6, 0.7),
+    "L40S-48GB": Rates(48, 362, 183, 91.6, 864, 25, 25, 1.6, 1.2),
+    # Tensor cores of GeForce sum bf16 in fp32 at half of the rate that is advertised.
+    "RTX3090-24GB": Rates(24, 71, 35.6, 35.6, 936, 25, 25, 1.6, 0.25),
+    "RTX4090-24GB": Rates(24, 165, 82.6, 82.6, 1008, 25, 25, 1.6, 0.5),
+    "RTX5090-32GB": Rates(32, 210, 105, 105, 1792, 50, 50, 1.6, 0.7),
+}
+
+#: Fields that a calibration holds.
+CALIBRATED = ("bf16_tflops", "tf32_tflops", "fp32_tflops", "bandwidth_gbs", "pcie_gbs", "pageable_gbs")
+
+
+def rates_of(gpu: str, calibration: Path | None = None) -> Rates:
+    """Rates of a GPU type, with what was measured in place of the data sheet.
+
+    Args:
+        gpu: a key of :data:`GPUS`.
+        calibration: file of :func:`calibrate`.
+
+    Raises:
+        ConfigError: the type is not known, or the file is none of ours.
+    """
+    if gpu not in GPUS:
+        raise ConfigError("--gpu", f"unknown type {gpu!r}; known: {', '.join(sorted(GPUS))}")
+    if calibration is None:
+        return GPUS[gpu]
+    try:
+        found = json.loads(calibration.read_text(encoding="utf-8"))
+        measured = {name: float(found["rates"][name]) for name in CALIBRATED}
+        device = str(found["device"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = f"{calibration} is no calibration ({type(error).__name__}: {error}); write one with --calibrate"
+        raise ConfigError("--calibration", reason) from error
+    if not all(0 < value < 1e9 for value in measured.values()):
+        raise ConfigError("--calibration", f"{calibration}: rates must be positive numbers, got {measured}")
+    return dataclasses.replace(
+        GPUS[gpu], **measured, mfu=ASSUMED_SHARE_OF_PRODUCT, bandwidth_share=0.7, measured=f"{device}, {calibration}"
+    )
+
+
+def calibrate(path: Path, *, seconds: float = 0.5) -> dict[str, Any]:
+    """Measure products, memory and copies on the machine at hand and write them to a file.
+
+    Args:
+        path: of the file, JSON.
+        seconds: that each measurement takes at least.
+
+    Returns:
+        What was written: device, and rates by the names of :class:`Rates`.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    side, count = (8192, 2**30) if device == "cuda" else (1024, 2**26)
+
+    def product(dtype: torch.dtype) -> float:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        return 2 * side**3 / _seconds(lambda: torch.mm(a, b), device, seconds) / 1e12
+
+    def copy(source: Any, target: Any) -> float:
+        return count / _seconds(lambda: target.copy_(source), device, seconds) / 1e9
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    fp32 = product(torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    tf32 = product(torch.float32) if device == "cuda" else fp32
+    torch.backends.cuda.matmul.allow_tf32 = before
+    on_device = [torch.empty(count, dtype=torch.uint8, device=device) for _ in range(2)]
+    host = torch.zeros(count, dtype=torch.uint8)
+    pinned = host.pin_memory() if device == "cuda" else host
+    rates = {
+        "bf16_tflops": product(torch.bfloat16),
+        "tf32_tflops": tf32,
+        "fp32_tflops": fp32,
+        # Read and written.
+        "bandwidth_gbs": 2 * copy(on_device[0], on_device[1]),
+        "pcie_gbs": copy(pinned, on_device[0]),
+        # Into memory that is new each time, as modules travel.
+        "pageable_gbs": count / _seconds(lambda: on_device[0].to("cpu", copy=True), device, seconds) / 1e9,
+    }
+    found = {"device": name, "torch": torch.__version__, "rates": rates}
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def _seconds(call: Callable[[], object], device: str, least: float) -> float:
+    """The fastest call."""
+    import torch
+
+    def once() -> float:
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    once()
+    end, best = time.perf_counter() + least, float("inf")
+    while True:
+        best = min(best, once())
+        if time.perf_counter() > end:
+            return best

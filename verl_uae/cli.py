@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,15 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--steps", type=int, default=30, help="G4U steps (default 30)")
     quickstart.set_defaults(run=_quickstart)
 
-    estimate = commands.add_parser("estimate", help="memory per GPU and cost of a G4U run, from a small calculator")
-    estimate.add_argument("--gpu", default="H100-80GB", help="GPU type, see --list")
-    estimate.add_argument("--gpus", type=int, default=8, help="number of GPUs (default 8)")
-    estimate.add_argument("--steps", type=int, default=1000, help="training steps (default 1000)")
-    estimate.add_argument("--decoder", default="sd35_large", choices=["sd35_large", "sd35_medium"])
-    trained = "what of the captioner trains, as captioner/training (default full)"
-    estimate.add_argument("--training", default="full", choices=["full", "lora", "cyclecap"], help=trained)
-    estimate.add_argument("--list", action="store_true", help="list GPU types")
-    estimate.set_defaults(run=_estimate)
+    _add_estimate(commands)
 
     from verl_uae.bench.cli import add_parser as add_bench
     from verl_uae.chain.cli import add_parser as add_sample
@@ -56,6 +49,27 @@ def build_parser() -> argparse.ArgumentParser:
         add(commands)
     _add_reward_server(commands)
     return parser
+
+
+def _add_estimate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "estimate", help="operations, memory, time and cost of a training command, executed without weights"
+    )
+    what = "config name or yaml file (default uae_g4u), then Hydra overrides, as of the training command"
+    parser.add_argument("words", nargs="*", metavar="NAME KEY=VALUE", help=what)
+    parser.add_argument("--gpu", default="H100-80GB", help="GPU type, see --list (default %(default)s)")
+    parser.add_argument("--gpus", type=int, help="GPUs of a node (default: what the configuration says)")
+    parser.add_argument("--nodes", type=int, help="nodes (default: what the configuration says)")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps, for time and cost (default 1000)")
+    parser.add_argument("--caption-tokens", type=int, default=320, help="tokens of a caption (default %(default)s)")
+    parser.add_argument(
+        "--calibrate", type=argument_path, metavar="FILE", help="measure the rates of this machine, write them, and end"
+    )
+    parser.add_argument(
+        "--calibration", type=argument_path, metavar="FILE", help="rates of --calibrate in place of the data sheet's"
+    )
+    parser.add_argument("--list", action="store_true", help="list GPU types")
+    parser.set_defaults(run=_estimate)
 
 
 def _add_reward_server(commands: Any) -> None:
@@ -99,12 +113,40 @@ def _quickstart(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
-    from verl_uae.estimate import GPUS, estimate, render
+    from verl_uae.estimate.rates import GPUS
 
     if args.list:
         print("\n".join(sorted(GPUS)))
         return 0
-    print(render(estimate(args.gpu, gpus=args.gpus, steps=args.steps, decoder=args.decoder, training=args.training)))
+    if args.calibrate is not None:
+        from verl_uae.estimate.rates import calibrate
+
+        found = calibrate(args.calibrate)
+        rates = ", ".join(f"{name} {value:.4g}" for name, value in found["rates"].items())
+        print(f"{found['device']}: {rates}; written to {args.calibrate}")
+        return 0
+    with warnings.catch_warnings():
+        # verl tells of engines and accelerators that this machine lacks, libraries of what a model without weights
+        # cannot do.
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        from verl_uae.estimate.estimator import ask
+        from verl_uae.estimate.report import render
+
+        # Options may stand between them.
+        words = [*args.words, *args.overrides]
+        name = words.pop(0) if words and "=" not in words[0] else "uae_g4u"
+        found, remedies = ask(
+            name,
+            words,
+            gpu=args.gpu,
+            gpus=args.gpus,
+            nodes=args.nodes,
+            steps=args.steps,
+            caption_tokens=args.caption_tokens,
+            calibration=args.calibration,
+        )
+    print(render(found, remedies, steps=args.steps))
     return 0
 
 
@@ -115,11 +157,12 @@ def _reward_server(args: argparse.Namespace) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; ``quickstart`` takes Hydra overrides (``key=value``) anywhere among its options."""
+    """Parse a command line; ``quickstart`` takes Hydra overrides (``key=value``) anywhere among its options, and so does
+    ``estimate``."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-    if rest and (args.command != "quickstart" or overrides != rest):
+    if rest and (args.command not in ("quickstart", "estimate") or overrides != rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = overrides
     return args

@@ -1,0 +1,240 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Estimates of a training command and of its variants, and what makes it fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_uae.errors import ConfigError
+from verl_uae.estimate.composing import Command, changed, command
+from verl_uae.estimate.models import Models
+from verl_uae.estimate.phases import Phase, Phases
+from verl_uae.estimate.rates import ASSUMED_USABLE, GIB, GPUS, Rates, rates_of
+from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Work
+
+#: More is a slip of the hand.
+MOST_GPUS, MOST_TRAINING_STEPS = 10**6, 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a command needs on GPUs of a type."""
+
+    command: Command
+    gpu: str
+    rates: Rates
+    phases: list[Phase]
+    server_share: float
+    """Smallest ``gpu_memory_utilization`` that holds the caption server, in steps of 0.05; 0 where there is none."""
+    unknown: list[str]
+    """Reward terms whose network is not counted."""
+
+    def memory_gib(self, phase: Phase) -> dict[str, float]:
+        """Peak of a phase by owner."""
+        found = {owner: size / GIB for owner, size in phase.memory.items() if size}
+        if phase.server_share:
+            found["caption server"] = phase.server_share * self.rates.memory_gib
+        return found
+
+    @property
+    def peak_gib(self) -> float:
+        """Of the phase that needs most."""
+        return max(sum(self.memory_gib(phase).values()) for phase in self.phases)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase has its memory, and the caption server what it cannot do without."""
+        share = max(phase.server_share for phase in self.phases)
+        served = share == 0 or share >= self.server_share - 1e-9
+        return served and self.peak_gib <= ASSUMED_USABLE * self.rates.memory_gib
+
+    def seconds(self, phase: Phase) -> float:
+        """Of a phase. Weights that are gathered arrive beside the work of the block before; copies to and from the host
+        do not overlap with anything."""
+        rates = self.rates
+        computing = sum(count / rates.flops_per_second(dtype) for dtype, count in phase.executed.flops.items())
+        links = (phase.gathered - phase.across) / rates.nvlink_gbs + phase.across / rates.network_gbs
+        return (
+            max(computing, links / rates.link_share / 1e9, phase.read / rates.bandwidth_share / rates.bandwidth_gbs / 1e9)
+            + phase.pinned / rates.link_share / rates.pcie_gbs / 1e9
+            + phase.pageable / rates.pageable_gbs / 1e9
+            + phase.fixed_s
+        )
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step; in the unified stage of the mean one."""
+        return sum(self.seconds(phase) * phase.share for phase in self.phases)
+
+    @property
+    def gpus(self) -> int:
+        """All of them, those of an own pool of decoders included."""
+        config = self.command.config
+        own = config.uae.stage in ("g4u", "unified") and config.uae.decoder.pool == "own"
+        pool = config.uae.decoder.n_gpus_per_node * config.uae.decoder.nnodes if own else 0
+        return int(config.trainer.n_gpus_per_node * config.trainer.nnodes + pool)
+
+    @property
+    def mfu(self) -> float:
+        """Share of the GPUs' peak in bf16 that a step's operations are, those done again left out."""
+        useful = sum(phase.useful * phase.share for phase in self.phases)
+        return useful / self.step_seconds / (GPUS[self.gpu].bf16_tflops * 1e12)
+
+    def hours(self, steps: int) -> float:
+        """Of so many steps, with what is done once."""
+        once = sum(self.seconds(phase) for phase in self.phases if phase.share == 0)
+        return (steps * self.step_seconds + once) / 3600
+
+    def usd(self, steps: int) -> float:
+        """Of so many steps."""
+        return self.hours(steps) * self.gpus * self.rates.usd_per_hour
+
+
+class Estimator:
+    """Estimates of one command and its variants, whose pieces are executed once.
+
+    Args:
+        asked: of :func:`~verl_uae.estimate.composing.command`.
+        caption_tokens: of a caption.
+    """
+
+    def __init__(self, asked: Command, caption_tokens: int = ASSUMED_CAPTION_TOKENS) -> None:
+        self.asked = asked
+        self.caption_tokens = caption_tokens
+        self._works: dict[Any, Work] = {}
+
+    def estimate(self, gpu: str, calibration: Path | None = None, changes: dict[str, Any] | None = None) -> Estimate:
+        """On GPUs of a type, with other values of some keys.
+
+        Raises:
+            ConfigError: the type or a model is not known, or a value is impossible.
+        """
+        rates = rates_of(gpu, calibration)
+        asked = changed(self.asked, changes) if changes else self.asked
+        phases = Phases(self._work(asked), asked.config)
+        found = phases.of_stage()
+        share = 0.0
+        if any(phase.server_share for phase in found):
+            share = math.ceil(20 * phases.server_room() / GIB / rates.memory_gib) / 20
+        return Estimate(asked, gpu, rates, found, share, phases.models.networks[1])
+
+    def _work(self, asked: Command) -> Work:
+        """Models, and with them what their pieces cost, depend on few keys."""
+        uae, hybrid = asked.config.uae, asked.config.actor_rollout_ref
+        key = (uae.train.lora.rank, hybrid.model.lora_rank, uae.decoder.height, uae.decoder.width)
+        if key not in self._works:
+            models = Models(asked.config, asked.decoder, folders=asked.folders)
+            self._works[key] = Work(models, self.caption_tokens)
+        return self._works[key]
+
+    def remedies(self, gpu: str, calibration: Path | None = None) -> list[tuple[dict[str, Any], Estimate]]:
+        """What makes the command fit: every knob that is enough alone, else as few as are enough together; nothing
+        where it fits, or where nothing helps."""
+        now = self.estimate(gpu, calibration)
+        if now.fits:
+            return []
+
+        def tried(knobs: Sequence[dict[str, Any]]) -> Estimate | None:
+            changes = {key: value for knob in knobs for key, value in knob.items()}
+            try:
+                found = self.estimate(gpu, calibration, changes)
+            except ConfigError:
+                # Such as more GPUs than a batch has images.
+                return None
+            return found if found.fits else None
+
+        knobs = list(_knobs(self.asked, now))
+        alone = [(knob, found) for knob in knobs if (found := tried([knob]))]
+        if alone:
+            return alone
+        for count in range(2, len(knobs) + 1):
+            if not tried(knobs[:count]):
+                continue
+            needed = knobs[:count]
+            for knob in knobs[: count - 1]:
+                others = [other for other in needed if other is not knob]
+                needed = others if tried(others) else needed
+            found = tried(needed)
+            assert found is not None
+            return [({key: value for knob in needed for key, value in knob.items()}, found)]
+        return []
+
+
+def _knobs(asked: Command, now: Estimate) -> Iterator[dict[str, Any]]:
+    """Settings that need less memory, the cheapest first."""
+    config, uae = asked.config, asked.config.uae
+    captions, draws = uae.stage in ("g4u", "unified"), uae.stage not in ("g4u",)
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    if captions and now.server_share > config.actor_rollout_ref.rollout.gpu_memory_utilization:
+        yield {f"{rollout}.gpu_memory_utilization": now.server_share}
+    if not uae.decoder.offload:
+        yield {"uae.decoder.offload": True}
+    if draws and not uae.train.gradient_checkpointing:
+        yield {"uae.train.gradient_checkpointing": True}
+    if captions and not config.actor_rollout_ref.model.enable_gradient_checkpointing:
+        yield {"actor_rollout_ref.model.enable_gradient_checkpointing": True}
+    if draws and not uae.train.fsdp_config.reshard_after_forward:
+        yield {"uae.train.fsdp_config.reshard_after_forward": True}
+    if uae.decoder.batch_size > 1:
+        yield {"uae.decoder.batch_size": 1, "uae.decoder.vae_batch_size": 1}
+    if captions and (config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu or 2) > 1:
+        yield {f"{actor}.ppo_micro_batch_size_per_gpu": 1, f"{rollout}.log_prob_micro_batch_size_per_gpu": 1}
+    if draws and uae.train.micro_batch_size > 1:
+        yield {"uae.train.micro_batch_size": 1}
+    for wanted, section in ((captions, f"{actor}.fsdp_config"), (draws, "uae.train.fsdp_config")):
+        if wanted:
+            yield {f"{section}.param_offload": True, f"{section}.optimizer_offload": True}
+    if captions and not config.actor_rollout_ref.model.lora_rank:
+        yield {
+            "actor_rollout_ref.model.lora_rank": 32,
+            "actor_rollout_ref.model.lora_alpha": 64,
+            f"{actor}.fsdp_config.model_dtype": "bf16",
+        }
+    if draws and not uae.train.lora.rank:
+        yield {"uae.train.lora.rank": 32}
+    per_node, nodes = config.trainer.n_gpus_per_node, config.trainer.nnodes
+    for times in (2, 4, 8, 16):
+        gpus = per_node * nodes * times
+        yield {"trainer.n_gpus_per_node": min(8, gpus), "trainer.nnodes": max(1, gpus // 8)}
+
+
+def ask(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    gpu: str = "H100-80GB",
+    gpus: int | None = None,
+    nodes: int | None = None,
+    steps: int = 1000,
+    caption_tokens: int = ASSUMED_CAPTION_TOKENS,
+    calibration: Path | None = None,
+) -> tuple[Estimate, list[tuple[dict[str, Any], Estimate]]]:
+    """What ``python -m verl.trainer.main_ppo --config-name NAME OVERRIDES`` needs, and what makes it fit.
+
+    Args:
+        name, overrides, gpus, nodes: of :func:`~verl_uae.estimate.composing.command`.
+        gpu: a key of :data:`~verl_uae.estimate.rates.GPUS`.
+        steps: of the run.
+        caption_tokens: of a caption.
+        calibration: file of rates that were measured.
+
+    Raises:
+        ConfigError: something is impossible or not known.
+    """
+    for option, count, most in (
+        ("--gpus", gpus, MOST_GPUS),
+        ("--nodes", nodes, MOST_GPUS),
+        ("--steps", steps, MOST_TRAINING_STEPS),
+        ("--caption-tokens", caption_tokens, MOST_GPUS),
+    ):
+        if count is not None and not 1 <= count <= most:
+            raise ConfigError(option, f"must lie in [1, {most}], got {str(count)[:20]}")
+    rates_of(gpu, calibration)
+    estimator = Estimator(command(name, overrides, gpus=gpus, nodes=nodes), caption_tokens)
+    return estimator.estimate(gpu, calibration), estimator.remedies(gpu, calibration)
+

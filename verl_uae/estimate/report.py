@@ -1,0 +1,109 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""An estimate as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from verl_uae.estimate.estimator import Estimate
+from verl_uae.estimate.phases import Phase
+from verl_uae.estimate.rates import ASSUMED_USABLE
+
+_COLUMNS = ("phase", "TFLOP", "with recomputation", "peak GiB", "NVLink GB", "network GB", "PCIe GB", "seconds")
+
+
+def pictures(found: Estimate) -> float:
+    """Drawn, or learnt from, in a step; in the unified stage in the mean one."""
+    config = found.command.config
+    uae, images = config.uae, config.data.train_batch_size
+    per_image = {
+        "g4u": config.actor_rollout_ref.rollout.n * uae.decoder.seeds_per_caption,
+        "u4g": uae.u4g.samples_per_caption,
+    }
+    if uae.stage == "unified":
+        g4u, u4g = uae.unified.g4u_steps, uae.unified.u4g_steps
+        return float(images * (g4u * per_image["g4u"] + u4g * per_image["u4g"]) / (g4u + u4g))
+    return float(images * per_image.get(uae.stage, 1))
+
+
+def render(found: Estimate, remedies: Sequence[tuple[dict[str, Any], Estimate]] = (), *, steps: int = 1000) -> str:
+    """The estimate as text.
+
+    Args:
+        found: the estimate.
+        remedies: of :meth:`~verl_uae.estimate.Estimator.remedies`, where it does not fit.
+        steps: of the run, for its time and price.
+    """
+    config = found.command.config
+    nodes = "" if config.trainer.nnodes == 1 else f" on {config.trainer.nnodes} nodes"
+    lines = [
+        f"{found.command.name}, {found.gpus} x {found.gpu}{nodes}: calculated from executed operations, not measured",
+        f"  decoder {_decoder(found)}, captioner {config.actor_rollout_ref.model.path}, condition from "
+        f"{config.uae.conditioner.path}",
+    ]
+    if found.rates.measured:
+        lines.append(f"  rates measured on {found.rates.measured}")
+    rows = [_COLUMNS, *(_row(found, phase) for phase in found.phases)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  " + "  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    lines += _memory(found)
+    if found.fits:
+        rate = pictures(found) / found.step_seconds / found.gpus
+        lines.append(
+            f"  step {found.step_seconds:.1f} s, {rate:.2f} pictures a second and GPU, {100 * found.mfu:.0f} % of the "
+            f"peak in bf16; {steps:,} steps {found.hours(steps):.1f} h, about {found.usd(steps):,.0f} USD"
+        )
+    for changes, other in remedies:
+        words = " ".join(f"{key}={_written(value)}" for key, value in changes.items())
+        lines.append(f"  fits with {words}: {other.peak_gib:.1f} GiB, {other.step_seconds:.1f} s per step")
+    if not found.fits and not remedies:
+        lines.append("  nothing that was tried makes it fit: take a GPU with more memory, or smaller models")
+    if found.unknown:
+        lines.append(f"  not counted: the networks of {', '.join(found.unknown)}")
+    return "\n".join(lines)
+
+
+def _decoder(found: Estimate) -> str:
+    if found.command.folders:
+        return str(found.command.config.uae.decoder.path)
+    return f"{found.command.decoder} as published"
+
+
+def _row(found: Estimate, phase: Phase) -> tuple[str, ...]:
+    memory = sum(found.memory_gib(phase).values())
+    travelled = (phase.gathered - phase.across, phase.across, phase.pinned + phase.pageable)
+    return (
+        phase.name,
+        f"{phase.useful / 1e12:,.1f}",
+        f"{phase.executed.total / 1e12:,.1f}",
+        f"{memory:.1f}" if memory else "",
+        *(f"{size / 1e9:,.1f}" if size else "" for size in travelled),
+        f"{found.seconds(phase):.2f}" + (" once" if phase.share == 0 else ""),
+    )
+
+
+def _memory(found: Estimate) -> list[str]:
+    worst = max(found.phases, key=lambda phase: sum(found.memory_gib(phase).values()))
+    owners = sorted(found.memory_gib(worst).items(), key=lambda item: -item[1])
+    held = ", ".join(f"{owner} {size:.1f}" for owner, size in owners if size >= 0.05)
+    room = ASSUMED_USABLE * found.rates.memory_gib
+    verdict = "fits" if found.fits else "does NOT fit"
+    lines = [
+        f"  {verdict}: {found.peak_gib:.1f} of {room:.1f} GiB that can be used, in phase {worst.name!r}",
+        f"    {held}",
+    ]
+    share = max(phase.server_share for phase in found.phases)
+    if share and share < found.server_share:
+        lines.append(
+            f"  the caption server needs actor_rollout_ref.rollout.gpu_memory_utilization={found.server_share:g}, "
+            f"it has {share:g}"
+        )
+    return lines
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -108,6 +108,11 @@ class Estimator:
         self.caption_tokens = caption_tokens
         self._works: dict[Any, Work] = {}
 
+    @property
+    def work(self) -> Work:
+        """Pieces of the command's own steps."""
+        return self._work(self.asked)
+
     def estimate(self, gpu: str, calibration: Path | None = None, changes: dict[str, Any] | None = None) -> Estimate:
         """On GPUs of a type, with other values of some keys.
 

@@ -147,6 +147,9 @@ class Meter(TorchDispatchMode):
             value = self.value(args[0])
             return True, (torch.zeros((), dtype=args[0].dtype) if value is None else value).item()
         if any(leaf.is_floating_point() or self.value(leaf) is None for leaf in leaves):
+            if name == "aten::_to_copy" and device is not None and not goes_up:
+                # What the host reads is not known, but how much it is.
+                return True, torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
             return False, None
         if not leaves and not _whole(kwargs.get("dtype"), args):
             return False, None

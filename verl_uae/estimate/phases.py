@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from verl_uae.chain.conditioner import BATCH as CONDITIONS
 from verl_uae.estimate.models import dtype_of, trained_parameters
 from verl_uae.estimate.work import Cost, Shards, Work, cache_bytes, nbytes
 from verl_uae.flow.objective.registry import OBJECTIVES
@@ -206,8 +207,7 @@ class Phases:
             beside: bytes that are held in all of it.
         """
         decoder = self.uae.decoder
-        together = min(decoder.batch_size, max(1, round(captions)))
-        condition = self.work.condition(together).times(captions / together)
+        condition, wanted = self._conditions(captions)
         vae = min(decoder.vae_batch_size, max(1, round(pictures)))
         decoded = self.work.decode(vae).times(pictures / vae)
         networks, _ = self.models.networks
@@ -218,10 +218,15 @@ class Phases:
             scored = scored + self.work.features(network, batch).times((pictures + captions) / batch)
         parts = {"condition": condition, "denoising": velocity, "VAE": decoded, "score": scored}
         return [
-            Phase(name, cost, cost.total, {**beside, "activations": cost.peak})
+            Phase(name, cost, wanted if name == "condition" else cost.total, {**beside, "activations": cost.peak})
             for name, cost in parts.items()
             if cost.total
         ]
+
+    def _conditions(self, captions: float) -> tuple[Cost, float]:
+        """Of different captions, in batches that are always full, and the operations of the captions alone."""
+        batch = self.work.condition()
+        return batch.times(math.ceil(captions / CONDITIONS)), batch.total * captions / CONDITIONS
 
     # ------------------------------------------------------------ G4U
 
@@ -508,11 +513,10 @@ class Phases:
         held = {**frozen, **processes, **self._policy_waiting(shards)}
         vae = min(int(decoder.vae_batch_size), max(1, round(pairs)))
         pictures = self.work.encode(vae).times(pairs / vae)
-        together = min(int(decoder.batch_size), max(1, round(pairs)))
-        captions = self.work.condition(together).times(pairs / together)
+        captions, wanted = self._conditions(pairs)
         phases = [
             Phase("VAE", pictures, pictures.total, {**held, "activations": pictures.peak}),
-            Phase("condition", captions, captions.total, {**held, "activations": captions.peak}),
+            Phase("condition", captions, wanted, {**held, "activations": captions.peak}),
         ]
         beside = {**processes, **({} if decoder.offload else frozen)}
         update = self._decoder_update(pairs / micro, micro, shards, beside, 1.0)
@@ -546,8 +550,7 @@ class Phases:
             # Both are kept until the way back through the sampler is over.
             captioner = Cost(sum(parts, Cost()).flops, sum(part.peak for part in parts))
         else:
-            captioner = self.work.condition(micro)
-            useful = captioner.total
+            captioner, useful = self._conditions(micro)
         beside = {**held, "captioner's activations": captioner.peak if trains else 0.0}
         calls = {"path": settings.num_steps * batches, "way back": back * batches}
         phases = [

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from verl_uae.captioners import positions, typed_inputs
+from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.estimate.meter import Meter
 from verl_uae.estimate.models import Models, Network, trained_parameters
@@ -103,32 +104,35 @@ class Work:
 
     # ------------------------------------------------------------ conditions
 
-    def _caption(self) -> str:
-        """As many tokens as assumed, for whatever tokenizer there is."""
+    @property
+    def caption(self) -> str:
+        """A caption of as many tokens as assumed, for whatever tokenizer there is."""
         words = self.caption_tokens
         counted = len(self.models.tokenizer(" a" * words)["input_ids"])
         return " a" * max(1, words * words // max(1, counted))
 
-    def _encoded(self, rows: int, *, negative: bool = False) -> Condition:
-        caption = str(self.config.uae.decoder.negative_prompt) if negative else self._caption()
-        with torch.no_grad():
-            return self.models.family.encode_text(
-                self.models.conditioner, self.models.tokenizer, [caption] * rows, negative, "meta"
-            )
+    def condition(self) -> Cost:
+        """Conditions of a batch of captions, as many as are always made together."""
+        conditioner = Conditioner(self.models.conditioner, self.models.tokenizer, self.models.family)
 
-    def condition(self, rows: int) -> Cost:
-        """Conditions of captions, made together."""
-        # Built here: what is built while it is measured would be measured.
-        stack = self.models.conditioner
-        found: Cost = self._once(("condition", rows), lambda: measure(lambda: self._encoded(rows), stack))
+        def make() -> Cost:
+            cache = ConditionCache(conditioner, 1)
+            return measure(lambda: cache.get([self.caption]))
+
+        found: Cost = self._once("condition", make)
         return found
 
     def _conditions(self, rows: int, guided: bool) -> tuple[Condition, Condition | None]:
         """Of as many pictures, and of the unconditional branch."""
+        prompt = str(self.config.uae.decoder.negative_prompt)
+
+        def encoded(caption: str, negative: bool) -> Condition:
+            family, stack, tokenizer = self.models.family, self.models.conditioner, self.models.tokenizer
+            with Meter(), torch.no_grad():
+                return family.encode_text(stack, tokenizer, [caption], negative, "meta")
 
         def make() -> tuple[Condition, Condition | None]:
-            with Meter():
-                one, negative = self._encoded(1), self._encoded(1, negative=True) if guided else None
+            one, negative = encoded(self.caption, False), encoded(prompt, True) if guided else None
             states = torch.empty(rows, *one.states.shape[1:], dtype=one.states.dtype, device="meta")
             return Condition(states, one.lengths * rows), negative
 
@@ -137,20 +141,25 @@ class Work:
 
     # ------------------------------------------------------------ velocities
 
-    def _velocity(self, module: DecoderModule, rows: int, guidance: float) -> Tensor:
+    def _call(self, module: DecoderModule, rows: int, guidance: float) -> Callable[[], Tensor]:
+        """One call of a decoder, whose conditions are at hand."""
         condition, negative = self._conditions(rows, guidance != 1.0)
-        x_BCHW = torch.empty(rows, *self.models.family.latent_shape(*self.size), device="meta")
-        sigma_B = torch.full((rows,), 0.5, dtype=torch.float32, device="meta")
-        velocity: Tensor = module(x_BCHW, sigma_B, condition, negative, guidance)
-        return velocity
+
+        def call() -> Tensor:
+            x_BCHW = torch.empty(rows, *self.models.family.latent_shape(*self.size), device="meta")
+            sigma_B = torch.full((rows,), 0.5, dtype=torch.float32, device="meta")
+            velocity: Tensor = module(x_BCHW, sigma_B, condition, negative, guidance)
+            return velocity
+
+        return call
 
     def velocity(self, rows: int, guidance: float, *, policy: bool) -> Cost:
         """One call without gradient, of the policy or of the frozen decoder."""
 
         def make() -> Cost:
-            module = (self.models.policy if policy else self.models.frozen_decoder).eval()
+            call = self._call((self.models.policy if policy else self.models.frozen_decoder).eval(), rows, guidance)
             with torch.no_grad():
-                return measure(lambda: self._velocity(module, rows, guidance))
+                return measure(call)
 
         found: Cost = self._once(("velocity", rows, guidance, policy), make)
         return found
@@ -162,8 +171,9 @@ class Work:
             module = self.models.policy.train()
             switch = "enable" if checkpointing else "disable"
             getattr(module.transformer, f"{switch}_gradient_checkpointing")()
+            call = self._call(module, rows, guidance)
             # Guidance gives the gradient of both branches; the loss itself is a few operations on latents.
-            return measure(lambda: self._velocity(module, rows, guidance).square().mean().backward(), module)
+            return measure(lambda: call().square().mean().backward(), module)
 
         found: Cost = self._once(("learning", rows, guidance, checkpointing), make)
         return found
@@ -310,7 +320,7 @@ class Work:
 
         def run() -> None:
             found = self.models.family.encode_text(
-                language_stack(_inner(model)), self.models.tokenizer, [self._caption()] * rows, False, "meta"
+                language_stack(_inner(model)), self.models.tokenizer, [self.caption] * rows, False, "meta"
             )
             if found.states.requires_grad:
                 found.states.square().mean().backward()

@@ -5,17 +5,26 @@ package's workers on tiny real models."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 from tests.estimate import world
 from tests.estimate.conftest import FAMILIES
-from verl_uae.chain.records import Caption, Sample
+from tests.real_size import models
+from verl_uae.chain.decoder import Decoder
+from verl_uae.chain.records import Caption, Draw, Sample
+from verl_uae.data.pairs import Pair
 from verl_uae.estimate.estimator import Estimator
+from verl_uae.stages.common.build import evaluation_plan
 from verl_uae.stages.u4g.worker import Layout, sampling_plan
 
 CLOSE = 0.1
@@ -71,3 +80,81 @@ def test_u4g(family: str, rank: int, tiny: Callable[[str], Path], cpu: Any, one_
     improved = world.counted(lambda: worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0))
     assert executed(estimator, "condition", "denoising", "VAE") == pytest.approx(explored, rel=CLOSE)
     assert executed(estimator, "update") == pytest.approx(improved, rel=CLOSE)
+
+
+G4U = ["data.train_batch_size=1", "uae.decoder.guidance=2.0", "uae.decoder.num_steps=3", "uae.decoder.batch_size=2"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_g4u_pictures(family: str, tiny: Callable[[str], Path], cpu: Any) -> None:
+    asked = world.asked("g4u", tiny(family), *G4U, *sized(family))
+    estimator = Estimator(asked)
+    painter = world.painter(asked)
+    painter.settings = dataclasses.replace(painter.settings, micro_batch_size=2)
+    decoder = Decoder.from_pretrained(asked.config.uae.decoder.path)
+    sample = Sample(photograph(64), Caption(estimator.work.caption, "digest"))
+    painter.conditions.negative(asked.config.uae.decoder.negative_prompt)
+    plan = evaluation_plan(asked.config, painter.family)
+    draws = [Draw(sample, ("noise", number)) for number in range(4)]
+    drawn = world.counted(lambda: painter.draw(decoder.field, plan, draws))
+    parts = {phase.name: phase.executed.total for phase in estimator.estimate("H100-80GB").phases}
+    # Four different captions are one batch of the conditioner, as one caption is.
+    assert parts["condition"] + parts["denoising"] + parts["VAE"] == pytest.approx(drawn, rel=CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("rank", [0, 2], ids=["full", "adapters"])
+def test_g4u_captions(kind: str, rank: int, tiny: Callable[[str], Path]) -> None:
+    """Log-probabilities and update of the captioner: of the same batch, the same model with its weights."""
+    words = ["captioner/training=lora", f"actor_rollout_ref.model.lora_rank={rank}"] if rank else []
+    asked = world.asked("g4u", tiny({"qwen2_5_vl": "qwen_image", "qwen3_vl": "flux3"}[kind]), *G4U, *words)
+    work = Estimator(asked).work
+    model: Any = AutoModelForImageTextToText.from_pretrained(asked.config.actor_rollout_ref.model.path)
+    side = 256 // 8
+    image = side * side // 4
+    ids_BT = torch.full((2, image + 77 + 32), 1)
+    ids_BT[:, 4 : 4 + image] = model.config.image_token_id
+    inputs = {"input_ids": ids_BT, "image_grid_thw": torch.tensor([[1, side, side]] * 2)}
+    inputs |= {"pixel_values": torch.zeros(2 * side * side, 3 * 2 * 8 * 8), "use_cache": False}
+    inputs["mm_token_type_ids"] = (ids_BT == model.config.image_token_id).long()
+    if rank:
+        targets = LoraConfig(r=rank, target_modules="all-linear", exclude_modules=".*visual.*")
+        model = get_peft_model(model, targets)
+    else:
+        model.requires_grad_(True)
+        model.model.visual.requires_grad_(False)
+    model.train()
+    forward = world.counted(lambda: model(**inputs))
+    both = world.counted(lambda: model(**inputs).logits.mean().backward())
+    assert work.captioner(2, gradient=False).total == pytest.approx(forward, rel=CLOSE)
+    assert work.captioner(2, gradient=True).total == pytest.approx(both, rel=CLOSE)
+
+
+def test_pretraining(tiny: Callable[[str], Path], cpu: Any, one_rank: Any) -> None:
+    words = ["data.train_batch_size=4", "uae.train.micro_batch_size=2", "uae.pretrain.buckets=false"]
+    words += ["uae.pretrain.condition_dropout=0", "uae.conditioner.length=20"]
+    asked = world.asked("pretrain", tiny("sd3"), *words, *sized("sd3"))
+    estimator = Estimator(asked)
+    worker = world.pair_worker(asked)
+    pairs = []
+    for number in range(4):
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32), (number, 200, 30)).save(buffer, "PNG")
+        pairs.append(Pair(buffer.getvalue(), estimator.work.caption, None, 32, 32, "file", number))
+    learnt = world.counted(lambda: worker.learn(pairs, (32, 32), 1))
+    assert executed(estimator, "VAE", "condition", "update") == pytest.approx(learnt, rel=CLOSE)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux3"])
+def test_cold_start(family: str, tiny: Callable[[str], Path], tmp_path: Path, cpu: Any, one_rank: Any) -> None:
+    clip = models.save_clip(tmp_path)
+    words = ["data.train_batch_size=2", "uae.train.micro_batch_size=2", "uae.cold_start.num_steps=2"]
+    words += ["uae.cold_start.guidance=2.0", f"+uae.cold_start.backbone_params.model={clip}"]
+    words += ["uae.train.train_projector=false", "uae.train.lora.rank=2", "uae.cold_start.captioner.lora.rank=2"]
+    asked = world.asked("cold_start", tiny(family), *words, *sized(family))
+    estimator = Estimator(asked)
+    work = estimator.work
+    loss, data, engine = world.cold_start(asked, work.caption, work.caption_tokens, clip)
+    trained = world.counted(lambda: engine.forward_backward_batch(data, loss))
+    estimated = executed(estimator, "captioner", "path", "picture", "way back")
+    assert estimated == pytest.approx(trained, rel=CLOSE)

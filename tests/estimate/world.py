@@ -8,16 +8,19 @@ Shape legend: C H W latents.
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from tensordict import TensorDict
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from transformers import AutoModelForImageTextToText
+from verl.utils import tensordict_utils as tu
 
 from tests.real_size import models, workers
 from verl_uae.chain.conditioner import ConditionCache, Conditioner
@@ -28,8 +31,12 @@ from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.lora import add_lora
 from verl_uae.estimate.composing import Command, command
 from verl_uae.families import family_of
+from verl_uae.reward.registry import get_reward
 from verl_uae.reward.scorer import RewardScorer
-from verl_uae.stages.common.build import painter_settings
+from verl_uae.stages.cold_start.captioner import LANGUAGE_MODEL, CaptionerModule
+from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings
+from verl_uae.stages.common.build import EMA, painter_settings
+from verl_uae.stages.pretrain.worker import FlowMatching, build_pair_encoder, density
 from verl_uae.stages.u4g.worker import objective
 
 
@@ -43,12 +50,24 @@ def _convolution_backward(
     return 2 * products * outputs * sum(args[7][:2])
 
 
+_ATEN = torch.ops.aten
+#: torch knows the operations of a GPU's attention, not of a CPU's, which are the same.
+_FORMULAS: dict[Any, Any] = {
+    _ATEN.convolution_backward: _convolution_backward,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
+for _formula in list(_FORMULAS.values())[1:]:
+    # They take tensors, not shapes.
+    _formula._get_raw = True
+
+
 def counted(call: Callable[[], object]) -> float:
-    """Operations of a call by torch's counter, attention in its parts, which it knows on a CPU."""
-    counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
-    )
-    with sdpa_kernel(SDPBackend.MATH), counter:
+    """Operations of a call by torch's counter."""
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    with counter:
         call()
     return float(counter.get_total_flops())
 
@@ -101,9 +120,6 @@ def policy_worker(asked: Command, shadows: tuple[str, ...] = ()) -> Any:
 
 def pair_worker(asked: Command) -> Any:
     """One rank of pre-training as ``init_model`` leaves it, without FSDP."""
-    from verl_uae.stages.common.build import EMA
-    from verl_uae.stages.pretrain.worker import FlowMatching, build_pair_encoder, density
-
     worker = object.__new__(workers.PairWorker)
     engine = models.engine(models.PairEngine, policy_module(asked), shadows=(EMA,))
     workers._place(worker, asked.config, engine)
@@ -117,9 +133,6 @@ def pair_worker(asked: Command) -> Any:
 
 def on_cpu(monkeypatch: Any) -> None:
     """All that ask verl for the device are told the CPU."""
-    import importlib
-    import sys
-
     for stage in ("cold_start.worker", "g4u.decoder_worker", "pretrain.worker", "u4g.worker"):
         importlib.import_module(f"verl_uae.stages.{stage}")
     for name, module in list(sys.modules.items()):
@@ -131,6 +144,60 @@ def on_cpu(monkeypatch: Any) -> None:
                 monkeypatch.setattr(module, "get_torch_device", lambda: SimpleNamespace(empty_cache=lambda: None))
 
 
-def zeros(*shape: int) -> Tensor:
-    """On the CPU."""
-    return torch.zeros(*shape)
+def cold_start(asked: Command, caption: str, tokens: int, clip: str) -> tuple[Any, TensorDict, Any]:
+    """The loss of the cold start, its mini-batch of two pairs, and the decoder's engine."""
+    settings = asked.config.uae.cold_start
+    drawn = painter(asked)
+    family = drawn.family
+    captioner = CaptionerModule(load_model(AutoModelForImageTextToText, asked.config.actor_rollout_ref.model.path))
+    captioner.requires_grad_(False)
+    lora = settings.captioner.lora
+    add_lora(
+        captioner, rank=lora.rank, alpha=lora.alpha, target_modules=list(lora.target_modules), part=LANGUAGE_MODEL
+    )
+    captioner.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    captioner.train()
+    vision = captioner.config.vision_config
+    side = round(256 / (vision.patch_size * 2)) * 2
+    image = side * side // 4
+    ids_BT = torch.full((2, image + 77 + tokens), 1)
+    ids_BT[:, 4 : 4 + image] = captioner.config.image_token_id
+    answer_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+    answer_BT[:, -tokens:] = True
+    pictures = {
+        "pixel_values": torch.zeros(2 * side * side, 3 * vision.temporal_patch_size * vision.patch_size**2),
+        "image_grid_thw": torch.tensor([[1, side, side]] * 2),
+        "mm_token_type_ids": (ids_BT == captioner.config.image_token_id).long(),
+    }
+    inputs = CaptionInputs(ids_BT, torch.ones_like(ids_BT).bool(), answer_BT, pictures)
+    uae = asked.config.uae
+    features: Any = get_reward("clip", "uae.cold_start.backbone")(model=clip)
+    negative = drawn.conditions.negative(uae.decoder.negative_prompt)
+    loss = ReconstructionLoss(
+        ReconstructionSettings(
+            family.sigmas(settings.num_steps, uae.decoder.height, uae.decoder.width),
+            settings.guidance,
+            None,
+            1.0,
+            1.0,
+            False,
+            uae.decoder.vae_batch_size,
+        ),
+        family,
+        drawn.vae.requires_grad_(False),
+        features,
+        captioner,
+        lambda rows: inputs,
+        lambda: negative,
+    )
+    fields = {
+        **drawn.conditions.conditioner.tokenize([caption] * 2).stored(),
+        "noise_BCHW": torch.zeros(2, *family.latent_shape(uae.decoder.height, uae.decoder.width)),
+        "source_B3HW": torch.zeros(2, 3, uae.decoder.height, uae.decoder.width),
+        "row_B": torch.arange(2),
+        "weight_B": torch.ones(2),
+    }
+    data = TensorDict(fields, batch_size=2)
+    tu.assign_non_tensor(data, total_weight=2.0, micro_batch_size_per_gpu=2)
+    module = policy_module(asked).train()
+    return loss, data, models.engine(models.PairEngine, module)

@@ -223,14 +223,19 @@ class _Replaced:
         def listed(tensor: Tensor) -> Any:
             if tensor.device.type != "meta":
                 return tolist(tensor)
-            known = value(tensor)
-            return tolist(torch.zeros(tensor.shape, dtype=tensor.dtype) if known is None else known)
+            found = value(tensor)
+            return tolist(torch.zeros(tensor.shape, dtype=tensor.dtype) if found is None else found)
 
         def numbers(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
             """Made on the host first, where they have values."""
             if device is None or torch.device(device).type != "meta":
                 return tensor_of(data, device=device, **kwargs)
-            return tensor_of(data, device="cpu", **kwargs).to("meta")
+            return tensor_of(known(data), device="cpu", **kwargs).to("meta")
+
+        def known(data: Any) -> Any:
+            if isinstance(data, list | tuple):
+                return [known(part) for part in data]
+            return listed(data) if isinstance(data, Tensor) else data
 
         news = ((F, "scaled_dot_product_attention", fused), (torch, "tensor", numbers), (Tensor, "tolist", listed))
         for owner, name, new in news:

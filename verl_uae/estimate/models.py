@@ -33,6 +33,7 @@ from verl_uae.families.published import build_language_model, language_config, p
 from verl_uae.families.text import language_stack
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.terms.vision import VisionSimilarity
+from verl_uae.stages.cold_start.captioner import LANGUAGE_MODEL, CaptionerModule
 
 _CAPTIONER, _CONDITIONER = "actor_rollout_ref.model.path", "uae.conditioner.path"
 
@@ -201,36 +202,42 @@ class Models:
 
     @functools.cached_property
     def actor(self) -> Any:
-        """The captioner as it trains: in the dtype that is computed in, with adapters where these are what trains."""
-        stage = self.config.uae.stage
-        model: Any = build_language_model(self.captioner_config, dtype=self._actor_dtype())
-        rank, targets, frozen_tower = self._actor_adapters()
-        if rank:
+        """The captioner as it trains in RL: in the dtype that is computed in, with adapters where these are what
+        trains."""
+        hybrid = self.config.actor_rollout_ref
+        engine, targets = hybrid.actor.fsdp_config, hybrid.model.target_modules
+        mixed = engine.get("mixed_precision") or {"param_dtype": engine.dtype}
+        dtype = dtype_of(mixed.get("param_dtype", "bf16"))
+        model: Any = build_language_model(self.captioner_config, dtype=dtype)
+        if hybrid.model.lora_rank:
             from peft import LoraConfig, get_peft_model
 
-            adapters = LoraConfig(r=rank, target_modules=targets, exclude_modules=without_towers(None))
+            named = targets if isinstance(targets, str) else list(targets)
+            excluded = without_towers(hybrid.model.get("exclude_modules"))
+            adapters = LoraConfig(r=hybrid.model.lora_rank, target_modules=named, exclude_modules=excluded)
             model = get_peft_model(model, adapters, low_cpu_mem_usage=True)
-        elif stage != "cold_start" or self.config.uae.cold_start.captioner.train:
+        else:
             model.requires_grad_(True)
-            for tower in vision_towers(model) if frozen_tower else ():
+            for tower in vision_towers(model) if hybrid.actor.get("freeze_vision_tower") else ():
                 tower.requires_grad_(False)
-        return nn.Module.to(model, self._actor_dtype())
+        return nn.Module.to(model, dtype)
 
-    def _actor_dtype(self) -> torch.dtype:
-        if self.config.uae.stage == "cold_start":
-            return dtype_of(self.config.uae.cold_start.captioner.fsdp_config.mixed_precision.param_dtype)
-        engine = self.config.actor_rollout_ref.actor.fsdp_config
-        mixed = engine.get("mixed_precision") or {"param_dtype": engine.dtype}
-        return dtype_of(mixed.get("param_dtype", "bf16"))
-
-    def _actor_adapters(self) -> tuple[int, Any, bool]:
-        """Rank, targets, and whether the vision tower is frozen."""
-        if self.config.uae.stage == "cold_start":
-            lora, train = self.config.uae.cold_start.captioner.lora, self.config.uae.cold_start.captioner.train
-            return (lora.rank if train else 0), list(lora.target_modules), True
-        model, targets = self.config.actor_rollout_ref.model, self.config.actor_rollout_ref.model.target_modules
-        named = targets if isinstance(targets, str) else list(targets)
-        return model.lora_rank, named, bool(self.config.actor_rollout_ref.actor.get("freeze_vision_tower"))
+    @functools.cached_property
+    def supervised_captioner(self) -> CaptionerModule:
+        """As it trains in the cold start."""
+        settings = self.config.uae.cold_start.captioner
+        dtype = dtype_of(settings.fsdp_config.mixed_precision.param_dtype)
+        module = CaptionerModule(build_language_model(self.captioner_config, dtype=dtype))
+        if not settings.train:
+            return module
+        if settings.lora.rank:
+            sizes = {"rank": settings.lora.rank, "alpha": settings.lora.alpha}
+            add_lora(module, **sizes, target_modules=list(settings.lora.target_modules), part=LANGUAGE_MODEL)
+            return nn.Module.to(module, dtype)
+        module.requires_grad_(True)
+        for tower in vision_towers(module):
+            tower.requires_grad_(False)
+        return module
 
     @functools.cached_property
     def tokenizer(self) -> Any:

@@ -145,10 +145,10 @@ class Phases:
 
     def actor_shards(self) -> Shards:
         """The captioner that trains."""
-        engine = self.config.actor_rollout_ref.actor.fsdp_config
         if self.uae.stage == "cold_start":
-            engine = self.uae.cold_start.captioner.fsdp_config
-        model = self.models.actor
+            engine, model = self.uae.cold_start.captioner.fsdp_config, self.models.supervised_captioner
+        else:
+            engine, model = self.config.actor_rollout_ref.actor.fsdp_config, self.models.actor
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         return Shards.of(model, list(inner._no_split_modules), self.layout.shards(engine))
 
@@ -530,7 +530,7 @@ class Phases:
         pairs, micro = self.config.data.train_batch_size / self.layout.ranks, int(uae.train.micro_batch_size)
         batches, back = pairs / micro, int(settings.gradient_steps or settings.num_steps)
         policy, actor = self.policy_shards(), self.actor_shards()
-        trains = bool(trained_parameters(self.models.actor))
+        trains = bool(trained_parameters(self.models.supervised_captioner))
         held = self._cold_start_held(policy, actor, trains)
         width = _width(uae.train.fsdp_config.mixed_precision.param_dtype)
         path = self.work.velocity(micro, settings.guidance, policy=True)
@@ -545,8 +545,8 @@ class Phases:
             parts = [self.work.conditioning(micro, checkpointing=recompute)]
             useful = self.work.conditioning(micro, checkpointing=False).total
             if settings.caption_weight > 0 or settings.states == "in_context":
-                parts.append(self.work.captioner(micro, gradient=True, checkpointing=recompute))
-                useful += self.work.captioner(micro, gradient=True).total
+                parts.append(self.work.captioning(micro, checkpointing=recompute))
+                useful += self.work.captioning(micro, checkpointing=False).total
             # Both are kept until the way back through the sampler is over.
             captioner = Cost(sum(parts, Cost()).flops, sum(part.peak for part in parts))
         else:

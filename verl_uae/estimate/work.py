@@ -24,6 +24,7 @@ from verl_uae.estimate.meter import Meter
 from verl_uae.estimate.models import Models, Network, trained_parameters
 from verl_uae.families.family import Condition
 from verl_uae.families.text import language_stack
+from verl_uae.stages.cold_start.loss import read_text
 
 #: Tokens of a caption; most recipes allow 512.
 ASSUMED_CAPTION_TOKENS = 320
@@ -316,21 +317,41 @@ class Work:
 
     def conditioning(self, rows: int, *, checkpointing: bool) -> Cost:
         """Conditions of captions by the language model that trains, and their backward pass: the cold start's."""
-        model = self.models.actor
+        module, family = self.models.supervised_captioner, self.models.family
 
         def run() -> None:
-            found = self.models.family.encode_text(
-                language_stack(_inner(model)), self.models.tokenizer, [self.caption] * rows, False, "meta"
-            )
-            if found.states.requires_grad:
-                found.states.square().mean().backward()
+            tokens = family.tokenize(self.models.tokenizer, [self.caption] * rows).to("meta")
+            found = read_text(module, family, tokens).states
+            if found.requires_grad:
+                found.square().mean().backward()
+
+        return self._supervised(("conditioning", rows, checkpointing), run, checkpointing)
+
+    def captioning(self, rows: int, *, checkpointing: bool) -> Cost:
+        """Cross-entropy of captions after their pictures, and its backward pass: the cold start's."""
+        module = self.models.supervised_captioner
+
+        def run() -> None:
+            inputs = self._inputs(module.model, rows, self.caption_tokens)
+            ids_BT = inputs.pop("input_ids")
+            inputs.pop("position_ids")
+            answer_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+            answer_BT[:, -self.caption_tokens :] = True
+            mask_BT = torch.ones(ids_BT.shape, dtype=torch.bool)
+            loss_B, _ = module(ids_BT, mask_BT.to("meta"), answer_BT.to("meta"), **inputs)
+            loss_B.mean().backward()
+
+        return self._supervised(("captioning", rows, checkpointing), run, checkpointing)
+
+    def _supervised(self, key: Any, run: Callable[[], None], checkpointing: bool) -> Cost:
+        module = self.models.supervised_captioner
 
         def make() -> Cost:
-            model.train()
-            _checkpoint(model, checkpointing)
-            return measure(run, model)
+            module.train()
+            _checkpoint(module.model, checkpointing)
+            return measure(run, module)
 
-        found: Cost = self._once(("conditioning", rows, checkpointing), make)
+        found: Cost = self._once(key, make)
         return found
 
 

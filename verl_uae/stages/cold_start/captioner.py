@@ -39,6 +39,9 @@ from verl_uae.text import encodable
 #: Value of ``model_type`` that selects this engine.
 SUPERVISED_CAPTIONER = "uae_captioner_supervised"
 
+#: What trains, by its name in the module.
+LANGUAGE_MODEL = "model.model.language_model"
+
 _PREFIX = "model."
 
 
@@ -139,7 +142,7 @@ class SupervisedCaptionerEngine(TrainedWeightsEngine):
             alpha=config.lora_alpha,
             target_modules=config.lora_target_modules,
             seed=config.lora_seed,
-            part="model.model.language_model",
+            part=LANGUAGE_MODEL,
             key="uae.cold_start.captioner.lora",
         )
         return module

@@ -20,6 +20,7 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.names import CONDITIONER, TRANSFORMER, VAE
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.families import family_of_modules
+from verl_uae.families.published import DECODERS, LANGUAGE_MODELS
 from verl_uae.families.sd3 import SD3, Projector
 from verl_uae.scenes.tokenizer import build_tokenizer
 
@@ -69,7 +70,28 @@ class Size:
     checkpointing: bool = False
 
 
-_QWEN_3B = LanguageSize(2048, 36, 16, 2, 11008, 151936)
+def _published(name: str, **own: Any) -> Size:
+    """SD3.5 with Qwen2.5-VL-3B's language model."""
+    transformer, projector = (DECODERS[name].changes[part] for part in (TRANSFORMER, CONDITIONER))
+    text = LANGUAGE_MODELS[DECODERS[name].language_model]["text_config"]
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    return Size(
+        layers=transformer["num_layers"],
+        heads=transformer["num_attention_heads"],
+        head_dim=transformer["attention_head_dim"],
+        patch=transformer["patch_size"],
+        latent_channels=transformer["in_channels"],
+        joint=transformer["joint_attention_dim"],
+        pooled=transformer["pooled_projection_dim"],
+        positions=transformer["pos_embed_max_size"],
+        projector=projector["hidden_dim"],
+        pixels=512,
+        text_tokens=333,
+        language=LanguageSize(*(text[key] for key in keys), text["vocab_size"]),
+        dual=transformer.get("dual_attention_layers", ()),
+        **own,
+    )
+
 
 SIZES = {
     # The decoder of the built-in scenes, trained as in its preset.
@@ -79,8 +101,8 @@ SIZES = {
     # Large enough that matrix products outweigh Python on one CPU thread; its language model costs about as large a
     # share of one forward pass as Qwen2.5-VL-3B's does of SD3.5-large's.
     "small": Size(4, 4, 64, 2, 16, 256, 64, 16, 512, 128, 32, LanguageSize(256, 4, 4, 2, 512)),
-    "sd35_medium": Size(24, 24, 64, 2, 16, 4096, 2048, 384, 8192, 512, 333, _QWEN_3B, dual=tuple(range(13))),
-    "sd35_large": Size(38, 38, 64, 2, 16, 4096, 2048, 192, 8192, 512, 333, _QWEN_3B, checkpointing=True),
+    "sd35_medium": _published("sd35_medium"),
+    "sd35_large": _published("sd35_large", checkpointing=True),
 }
 
 
@@ -119,19 +141,7 @@ def build_policy(size: Size, seed: int, *, device: str = "cpu", dtype: torch.dty
 def build_vae(device: str = "cpu", seed: int = 0) -> AutoencoderKL:
     """SD3.5's VAE in fp32 with random weights, frozen."""
     with _seeded(seed, device, torch.float32):
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=16,
-            norm_num_groups=32,
-            sample_size=1024,
-            scaling_factor=1.5305,
-            shift_factor=0.0609,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        vae = AutoencoderKL(**DECODERS["sd35_large"].changes[VAE])
     return vae.eval().requires_grad_(False)
 
 

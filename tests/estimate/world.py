@@ -152,9 +152,7 @@ def cold_start(asked: Command, caption: str, tokens: int, clip: str) -> tuple[An
     captioner = CaptionerModule(load_model(AutoModelForImageTextToText, asked.config.actor_rollout_ref.model.path))
     captioner.requires_grad_(False)
     lora = settings.captioner.lora
-    add_lora(
-        captioner, rank=lora.rank, alpha=lora.alpha, target_modules=list(lora.target_modules), part=LANGUAGE_MODEL
-    )
+    add_lora(captioner, rank=lora.rank, alpha=lora.alpha, target_modules=list(lora.target_modules), part=LANGUAGE_MODEL)
     captioner.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     captioner.train()
     vision = captioner.config.vision_config

@@ -8,9 +8,9 @@ import inspect
 
 import pytest
 
-from tests.families.published import published
 from tests.source import ROOT
 from verl_uae.families import BUILT_IN, FAMILIES, family_class
+from verl_uae.families.published import published
 
 
 @pytest.mark.parametrize("kind", sorted(BUILT_IN))
@@ -36,19 +36,19 @@ def test_names_are_those_of_one_family() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "width", "latent", "tokens"),
+    ("name", "width", "latent", "tokens"),
     [
-        ("Flux3Transformer2DModel", 2560, (128, 32, 64), 2048),
-        ("Flux2Transformer2DModel", 2560, (128, 32, 64), 2048),
-        ("QwenImageTransformer2DModel", 3584, (16, 64, 128), 2048),
-        ("Krea2Transformer2DModel", 2560, (16, 64, 128), 2048),
-        ("QwenImage21Transformer2DModel", 4096, (64, 32, 64), 2048),
-        ("ZImageTransformer2DModel", 2560, (16, 64, 128), 2048),
-        ("SanaTransformer2DModel", 2304, (32, 16, 32), 512),
+        ("flux3_klein_base", 2560, (128, 32, 64), 2048),
+        ("flux2_klein_4b", 2560, (128, 32, 64), 2048),
+        ("qwen_image", 3584, (16, 64, 128), 2048),
+        ("krea2_raw", 2560, (16, 64, 128), 2048),
+        ("qwen_image21", 4096, (64, 32, 64), 2048),
+        ("z_image", 2560, (16, 64, 128), 2048),
+        ("sana_1600m", 2304, (32, 16, 32), 512),
     ],
 )
-def test_published_sizes(kind: str, width: int, latent: tuple[int, int, int], tokens: int) -> None:
+def test_published_sizes(name: str, width: int, latent: tuple[int, int, int], tokens: int) -> None:
     """Width of the published language model, latents and image tokens of a picture of 512 x 1024."""
-    family, _ = published(kind)
+    family, _ = published(name)
     assert family.state_width == width
     assert family.latent_shape(512, 1024) == latent and family.image_tokens(512, 1024) == tokens

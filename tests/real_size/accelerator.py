@@ -8,9 +8,7 @@ the host waiting for a number, weights that travel, memory that is held. Numbers
 
 from __future__ import annotations
 
-import functools
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from verl_uae.estimate.meter import Meter, tensors_of
 from verl_uae.reward.scorer import RewardScorer
 
 PACKAGE = str(Path(sys.modules["verl_uae"].__file__ or "").parent) + "/"
@@ -33,8 +32,6 @@ GIB = 2**30
 _TWO_DEVICES = ("_to_copy", "copy_", "set_")
 #: Operations whose indices may lie on the host if what they index does not.
 _HOST_INDICES = ("index", "index_put", "index_put_", "_unsafe_index")
-#: Operations that may give the memory of their argument without their schema saying so.
-_UNSAID_VIEWS = ("aten::_unsafe_view",)
 #: Of these, those that write; one number under a mask is filled in without waiting.
 _WRITES = ("index_put", "index_put_")
 
@@ -43,7 +40,7 @@ class MixedDevicesError(AssertionError):
     """An operation was given tensors of the accelerator and of the host."""
 
 
-class Accelerator(TorchDispatchMode):
+class Accelerator(Meter):
     """Watches what is done with tensors on ``meta`` while it is entered.
 
     Modes hold for one thread; :meth:`in_threads_of` takes it into those of reward terms.
@@ -55,20 +52,15 @@ class Accelerator(TorchDispatchMode):
         """How often the host waited for the device, by the function of this package that asked."""
         self.frozen_bytes_to_host = 0
         """Of weights without gradient in modules that were moved."""
-        self.live_bytes = 0
-        """Held on the device now; what was there before is not counted."""
-        self.peak_bytes = 0
-        self._storages: set[int] = set()
-        self._known: dict[Any, Any] = {}
         self._host_reads = _HostReads(self)
 
     def __enter__(self) -> Accelerator:
         self._host_reads.__enter__()
-        super().__enter__()
+        TorchDispatchMode.__enter__(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        TorchDispatchMode.__exit__(self, *error)
         self._host_reads.__exit__(*error)
 
     @property
@@ -97,25 +89,7 @@ class Accelerator(TorchDispatchMode):
         found = self._read(func, name, args, kwargs)
         if found is None:
             found = self._computed(func, args, kwargs)
-        self._hold(tree_leaves(found))
-        return found
-
-    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What an operation gives.
-
-        torch works out most shapes in Python, half a millisecond each, and most calls are like an earlier one: new
-        tensors on the device are then made as they were there.
-        """
-        if not _makes_new_tensors(func):
-            return func(*args, **kwargs)
-        key = (func, _signature(args), _signature(tuple(kwargs.items())))
-        if known := self._known.get(key):
-            made = [torch.empty_strided(*layout, dtype=dtype, device="meta") for *layout, dtype in known]
-            return made[0] if len(made) == 1 else tuple(made)
-        found = func(*args, **kwargs)
-        tensors = tree_leaves(found)
-        if all(isinstance(tensor, Tensor) and tensor.device.type == "meta" for tensor in tensors):
-            self._known[key] = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
+        self._hold(tensors_of(found))
         return found
 
     def synced(self) -> None:
@@ -202,22 +176,6 @@ class Accelerator(TorchDispatchMode):
                 places += [index.new_empty(index.numel(), dtype=torch.long) for _ in range(index.dim())]
         return func(args[0], places, **kwargs)
 
-    def _hold(self, leaves: Iterable[Any]) -> None:
-        for leaf in leaves:
-            if not isinstance(leaf, Tensor) or leaf.device.type != "meta":
-                continue
-            storage = leaf.untyped_storage()
-            if storage._cdata in self._storages:
-                continue
-            self._storages.add(storage._cdata)
-            self.live_bytes += storage.nbytes()
-            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-            weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
-
-    def _release(self, storage: int, size: int) -> None:
-        self._storages.discard(storage)
-        self.live_bytes -= size
-
 
 class _HostReads(TorchFunctionMode):
     """Reads that do not reach the dispatcher."""
@@ -239,23 +197,6 @@ class _HostReads(TorchFunctionMode):
             shown = torch.zeros(args[0].shape, dtype=args[0].dtype)
             return func(shown, *args[1:], **(kwargs or {}))
         return func(*args, **(kwargs or {}))
-
-
-@functools.cache
-def _makes_new_tensors(func: Any) -> bool:
-    """Whether an operation writes to none of its arguments and gives tensors that share memory with none."""
-    values = (*func._schema.arguments, *func._schema.returns)
-    new = all(value.alias_info is None for value in values) and func._schema.name not in _UNSAID_VIEWS
-    return new and {str(value.type) for value in func._schema.returns} == {"Tensor"}
-
-
-def _signature(value: Any) -> Any:
-    """What the shapes of an operation depend on, as a key."""
-    if isinstance(value, Tensor):
-        return value.device.type, value.shape, value.stride(), value.dtype
-    if isinstance(value, list | tuple):
-        return tuple(_signature(part) for part in value)
-    return type(value), value
 
 
 def _frames() -> Iterable[FrameType]:

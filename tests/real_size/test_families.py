@@ -6,14 +6,15 @@ an update."""
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.families.published import SIZES, on_meta, published
 from tests.real_size.accelerator import Accelerator
 from tests.real_size.models import BLOCKS
 from verl_uae.families.family import Condition
+from verl_uae.families.published import DECODERS, build, published
 from verl_uae.flow.ode import euler
 
 SIDE = 512
@@ -22,19 +23,20 @@ LENGTHS = (160, 80)
 #: What the host waits for, in two steps and an update.
 WAITS = {
     # Its transformer looks for pads, once a call.
-    "ZImageTransformer2DModel": {"families/z_image.py:forward": 3},
+    "z_image": {"families/z_image.py:forward": 3},
 }
 
 #: Its transformer asks for the number of tokens of a mask, which ``meta`` does not know.
-LEFT_OUT = {"QwenImage21Transformer2DModel"}
+LEFT_OUT = {"qwen_image21"}
 
 
-@pytest.mark.parametrize("kind", sorted(SIZES.keys() - LEFT_OUT))
-def test_pictures_are_drawn_and_weights_updated_on_the_device(kind: str, accelerator: Accelerator) -> None:
-    family, arguments = published(kind, BLOCKS)
-    parts = on_meta(family, arguments)
+@pytest.mark.parametrize("name", sorted(DECODERS.keys() - LEFT_OUT))
+def test_pictures_are_drawn_and_weights_updated_on_the_device(name: str, accelerator: Accelerator) -> None:
+    family, arguments = published(name, BLOCKS)
+    modules = build(family, arguments)
+    parts = SimpleNamespace(**{part: modules[folder] for part, folder in family.trained.items()}, vae=modules["vae"])
     taps = len(family.taps(36))
-    width = (taps, family.state_width) if kind.startswith("Krea2") else (taps * (family.state_width or 0),)
+    width = (taps, family.state_width) if name == "krea2_raw" else (taps * (family.state_width or 0),)
     with accelerator:
         states = torch.zeros(len(LENGTHS), max(LENGTHS), *width, dtype=torch.bfloat16, device="meta")
         condition = Condition(states, LENGTHS)
@@ -44,7 +46,7 @@ def test_pictures_are_drawn_and_weights_updated_on_the_device(kind: str, acceler
             picture = family.decode_latent(parts.vae, euler(field, x, family.sigmas(2, SIDE, SIDE)))
         field(x, torch.full((len(LENGTHS),), 0.5, device="meta")).square().mean().backward()
     assert picture.shape == (len(LENGTHS), 3, SIDE, SIDE) and picture.dtype == torch.float32
-    assert accelerator.syncs == Counter(WAITS.get(kind, {}))
+    assert accelerator.syncs == Counter(WAITS.get(name, {}))
     assert family.encode_image(parts.vae, picture).shape == x.shape
     blocks = [
         each for each in parts.transformer.modules() if type(each).__name__ in family.wrap_blocks(parts.transformer)

@@ -35,9 +35,7 @@ class Command:
     """Whether the decoder's folder is named."""
 
 
-def command(
-    name: str, overrides: Sequence[str] = (), *, gpus: int | None = None, nodes: int | None = None
-) -> Command:
+def command(name: str, overrides: Sequence[str] = (), *, gpus: int | None = None, nodes: int | None = None) -> Command:
     """Compose.
 
     What is not there yet has a stand-in: data, and the decoder's folder, in whose place its preset's published
@@ -122,7 +120,7 @@ def _composed(name: str, overrides: Sequence[str]) -> Any:
                 found = compose(name, overrides=words, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(name, f"does not compose: {error}") from error
-    if not str(OmegaConf.select(found, "uae.stage")) in STAGES:
+    if str(OmegaConf.select(found, "uae.stage")) not in STAGES:
         raise ConfigError(name, f"is no configuration of a stage; there are {', '.join(f'uae_{s}' for s in STAGES)}")
     return found
 

@@ -57,14 +57,15 @@ class Estimate:
         """Of a phase. Weights that are gathered arrive beside the work of the block before; copies to and from the host
         do not overlap with anything."""
         rates = self.rates
+        giga = {
+            "links": (phase.gathered - phase.across) / rates.nvlink_gbs + phase.across / rates.network_gbs,
+            "memory": phase.read / rates.bandwidth_gbs,
+            "pinned": phase.pinned / rates.pcie_gbs,
+            "pageable": phase.pageable / rates.pageable_gbs,
+        }
         computing = sum(count / rates.flops_per_second(dtype) for dtype, count in phase.executed.flops.items())
-        links = (phase.gathered - phase.across) / rates.nvlink_gbs + phase.across / rates.network_gbs
-        return (
-            max(computing, links / rates.link_share / 1e9, phase.read / rates.bandwidth_share / rates.bandwidth_gbs / 1e9)
-            + phase.pinned / rates.link_share / rates.pcie_gbs / 1e9
-            + phase.pageable / rates.pageable_gbs / 1e9
-            + phase.fixed_s
-        )
+        hidden = max(computing, giga["links"] / 1e9 / rates.link_share, giga["memory"] / 1e9 / rates.bandwidth_share)
+        return hidden + (giga["pinned"] / rates.link_share + giga["pageable"]) / 1e9 + phase.fixed_s
 
     @property
     def step_seconds(self) -> float:
@@ -242,4 +243,3 @@ def ask(
     rates_of(gpu, calibration)
     estimator = Estimator(command(name, overrides, gpus=gpus, nodes=nodes), caption_tokens)
     return estimator.estimate(gpu, calibration), estimator.remedies(gpu, calibration)
-

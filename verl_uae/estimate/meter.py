@@ -56,8 +56,8 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self.device_type = device
         self.flops: Counter[str] = Counter()
-        """Operations by the name of the dtype that is computed in, ``tf32`` among them; a multiply-add is two. As torch counts, causal
-        attention is counted in full, and everything but products, convolutions and attention is not."""
+        """Operations by the name of the dtype that is computed in, ``tf32`` among them; a multiply-add is two. As torch
+        counts, causal attention is counted in full, and all but products, convolutions and attention is not."""
         self.live_bytes = 0
         """Held on the device now; what was there before is not counted."""
         self.peak_bytes = 0
@@ -77,7 +77,7 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = _tensors((args, kwargs))
+        given = tensors_of((args, kwargs))
         if self.device_type != "meta":
             found = func(*args, **kwargs)
         else:
@@ -88,7 +88,7 @@ class Meter(TorchDispatchMode):
             self._count(func, args, kwargs, found, given[0].dtype)
         # What comes from outside was there before.
         self._hold(given, counted=False)
-        self._hold(_tensors(found))
+        self._hold(tensors_of(found))
         return found
 
     # ------------------------------------------------------------ operations
@@ -110,14 +110,14 @@ class Meter(TorchDispatchMode):
         torch works out most shapes in Python, half a millisecond each, and most calls are like an earlier one: new
         tensors on the device are then made as they were there.
         """
-        if not _makes_new_tensors(func):
+        if not _makes_newtensors_of(func):
             return func(*args, **kwargs)
         key = (func, _signature(args), _signature(tuple(kwargs.items())))
         if known := self._known.get(key):
             made = [torch.empty_strided(*layout, dtype=dtype, device="meta") for *layout, dtype in known]
             return made[0] if len(made) == 1 else tuple(made)
         found = func(*args, **kwargs)
-        tensors = _tensors(found)
+        tensors = tensors_of(found)
         # Some of several may be none.
         whole = len(tensors) == len(func._schema.returns)
         if whole and all(tensor.device.type == "meta" for tensor in tensors):
@@ -280,20 +280,20 @@ def _whole(dtype: torch.dtype | None, args: Any) -> bool:
 
 
 @functools.cache
-def _makes_new_tensors(func: Any) -> bool:
+def _makes_newtensors_of(func: Any) -> bool:
     """Whether an operation writes to none of its arguments and gives tensors that share memory with none."""
     values = (*func._schema.arguments, *func._schema.returns)
     new = all(value.alias_info is None for value in values) and func._schema.name not in _UNSAID_VIEWS
     return new and {str(value.type) for value in func._schema.returns} == {"Tensor"}
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
     """All of nested arguments or results; torch's own walk takes several times as long."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, list | tuple):
-        return [leaf for part in value for leaf in _tensors(part)]
-    return [leaf for part in value.values() for leaf in _tensors(part)] if isinstance(value, dict) else []
+        return [leaf for part in value for leaf in tensors_of(part)]
+    return [leaf for part in value.values() for leaf in tensors_of(part)] if isinstance(value, dict) else []
 
 
 def _signature(value: Any) -> Any:

@@ -293,4 +293,3 @@ class Models:
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Parameters that take a gradient."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
-

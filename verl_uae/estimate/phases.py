@@ -239,9 +239,7 @@ class Phases:
         offloaded = bool(actor.fsdp_config.param_offload)
         waiting = {
             "captioner": 0.0 if offloaded else self._actor_weights(shards, width),
-            "captioner's optimiser": (
-                0.0 if actor.fsdp_config.optimizer_offload else ADAM * shards.own_trained
-            ),
+            "captioner's optimiser": (0.0 if actor.fsdp_config.optimizer_offload else ADAM * shards.own_trained),
         }
         own_pool = uae.decoder.pool == "own"
         decoder = {} if own_pool else {"decoder": nbytes(self.models.frozen_decoder), **self._frozen()}

@@ -49,6 +49,10 @@ class Cost:
         """That often, one after the other."""
         return Cost({name: count * number for name, number in self.flops.items()}, self.peak if count else 0.0)
 
+    def beside(self, held: float) -> Cost:
+        """With so many bytes that are held all the while."""
+        return Cost(self.flops, self.peak + held)
+
     @property
     def total(self) -> float:
         """Operations of every dtype."""
@@ -142,9 +146,10 @@ class Work:
 
     # ------------------------------------------------------------ velocities
 
-    def _call(self, module: DecoderModule, rows: int, guidance: float) -> Callable[[], Tensor]:
-        """One call of a decoder, whose conditions are at hand."""
+    def _call(self, module: DecoderModule, rows: int, guidance: float) -> tuple[Callable[[], Tensor], float]:
+        """One call of a decoder, and bytes of the conditions that it is given."""
         condition, negative = self._conditions(rows, guidance != 1.0)
+        given = float(sum(each.states.nbytes for each in (condition, negative) if each is not None))
 
         def call() -> Tensor:
             x_BCHW = torch.empty(rows, *self.models.family.latent_shape(*self.size), device="meta")
@@ -152,15 +157,16 @@ class Work:
             velocity: Tensor = module(x_BCHW, sigma_B, condition, negative, guidance)
             return velocity
 
-        return call
+        return call, given
 
     def velocity(self, rows: int, guidance: float, *, policy: bool) -> Cost:
         """One call without gradient, of the policy or of the frozen decoder."""
 
         def make() -> Cost:
-            call = self._call((self.models.policy if policy else self.models.frozen_decoder).eval(), rows, guidance)
+            module = (self.models.policy if policy else self.models.frozen_decoder).eval()
+            call, given = self._call(module, rows, guidance)
             with torch.no_grad():
-                return measure(call)
+                return measure(call).beside(given)
 
         found: Cost = self._once(("velocity", rows, guidance, policy), make)
         return found
@@ -172,9 +178,9 @@ class Work:
             module = self.models.policy.train()
             switch = "enable" if checkpointing else "disable"
             getattr(module.transformer, f"{switch}_gradient_checkpointing")()
-            call = self._call(module, rows, guidance)
+            call, given = self._call(module, rows, guidance)
             # Guidance gives the gradient of both branches; the loss itself is a few operations on latents.
-            return measure(lambda: call().square().mean().backward(), module)
+            return measure(lambda: call().square().mean().backward(), module).beside(given)
 
         found: Cost = self._once(("learning", rows, guidance, checkpointing), make)
         return found

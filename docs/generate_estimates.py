@@ -1,79 +1,183 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the memory and cost tables of the recipe from the calculator: `python docs/generate_estimates.py`."""
+"""Writes the tables that are estimated: `python docs/generate_estimates.py`. It takes some minutes."""
 
 from __future__ import annotations
 
+import functools
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from verl_uae.estimate import DECODERS, GPUS, Estimate, estimate
+from verl_uae.estimate.composing import command
+from verl_uae.estimate.estimator import Estimator
+from verl_uae.estimate.rates import GPUS
+from verl_uae.estimate.report import pictures
+from verl_uae.families.published import DECODERS, LANGUAGE_MODELS
 
-TARGET = Path(__file__).resolve().parents[1] / "recipes" / "uae" / "g4u" / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
 STEPS = 1000
 #: Smaller ones are for adapters.
 LEAST_GIB_OF_A_NODE = 40
+SD35 = ("sd35_large", "sd35_medium")
+#: Recipes whose steps are predicted, by stage.
+RECIPES = ("pretrain", "cold_start", "g4u", "u4g", "unified")
+
+
+def models(decoder: str) -> list[str]:
+    """Overrides: a decoder is conditioned on its own language model, which writes the captions where it sees."""
+    language = DECODERS[decoder].language_model
+    sees = "vision_config" in LANGUAGE_MODELS[language]
+    chosen = [f"uae/decoder={decoder}", f"uae.conditioner.path={language}"]
+    return [*chosen, f"actor_rollout_ref.model.path={language}"] if sees else chosen
+
+
+@functools.cache
+def estimator(name: str, *overrides: str, gpus: int = 8) -> Estimator:
+    """Of a command."""
+    return Estimator(command(name, overrides, gpus=gpus, nodes=1))
+
+
+# ------------------------------------------------------------ docs/families.md
+
+
+def family_row(decoder: str) -> str:
+    """Memory of a preset in U4G and G4U."""
+    u4g, g4u = (f"uae_{stage}" for stage in ("u4g", "g4u"))
+    cells = [_cell(estimator(name, *models(decoder)), "H100-80GB") for name in (u4g, g4u)]
+    small = ["uae.train.micro_batch_size=1", "uae.decoder.batch_size=1", "uae.decoder.vae_batch_size=1"]
+    for gpu in ("RTX4090-24GB", "H100-80GB"):
+        cells.append(_cell(estimator(u4g, *models(decoder), *small, gpus=1), gpu))
+    return f"| `{decoder}` | {' | '.join(cells)} |"
+
+
+def _cell(of: Estimator, gpu: str) -> str:
+    found = of.estimate(gpu)
+    if found.fits:
+        return f"{found.peak_gib:.0f}"
+    remedies = of.remedies(gpu)
+    if not remedies:
+        return f"{found.peak_gib:.0f}: no"
+    changes, better = min(remedies, key=lambda item: len(item[0]))
+    words = ", ".join(f"`{key.rsplit('.', 1)[-1]}={str(value).lower()}`" for key, value in changes.items())
+    return f"{found.peak_gib:.0f}: no; {better.peak_gib:.0f} with {words}"
+
+
+def families() -> str:
+    """One row per preset."""
+    head = [
+        "| preset | U4G, 8 x H100 80 GB | G4U, 8 x H100 80 GB | U4G, one RTX 4090 24 GB | U4G, one H100 80 GB |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *map(family_row, DECODERS)]) + "\n"
+
+
+# ------------------------------------------------------------ docs/performance.md
+
+
+def predicted() -> str:
+    """A step of every recipe for one node."""
+    head = [
+        "| recipe, 8 x H100 80 GB, SD3.5-Large | step, s | pictures per second and GPU | use of the peak "
+        "| peak memory, GiB |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *map(predicted_row, RECIPES)]) + "\n"
+
+
+def predicted_row(stage: str) -> str:
+    """Of a stage."""
+    (file,) = (ROOT / "recipes" / "uae" / stage / "config").glob("*_sd35_large.yaml")
+    found = Estimator(command(str(file))).estimate("H100-80GB")
+    rate = pictures(found) / found.step_seconds / found.gpus
+    return f"| `{stage}` | {found.step_seconds:.1f} | {rate:.2f} | {100 * found.mfu:.0f} % | {found.peak_gib:.1f} |"
+
+
+# ------------------------------------------------------------ recipes/uae/g4u/README.md
 
 
 def nodes() -> str:
-    """All weights of the captioner: one row per decoder, GPU type and number of GPUs."""
-    rows = [
-        _row(estimate(gpu, gpus=count, steps=STEPS, decoder=decoder))
-        for decoder in DECODERS
-        for gpu in sorted(GPUS)
-        if GPUS[gpu].memory_gib >= LEAST_GIB_OF_A_NODE
-        for count in (8, 16)
-    ]
-    return _table(rows)
+    """All weights of the captioner: one row per decoder and GPU type."""
+    gpus = [gpu for gpu in sorted(GPUS) if GPUS[gpu].memory_gib >= LEAST_GIB_OF_A_NODE]
+    return _table([_row(estimator("uae_g4u", f"uae/decoder={name}"), gpu) for name in SD35 for gpu in gpus])
 
 
 def one_gpu() -> str:
     """Adapters of the captioner on one GPU: one row per decoder and GPU type."""
-    rows = [
-        _row(estimate(gpu, gpus=1, steps=STEPS, decoder=decoder, training="lora"))
-        for decoder in DECODERS
-        for gpu in sorted(GPUS)
+    words = [
+        "captioner/training=lora",
+        "uae.decoder.batch_size=4",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
     ]
-    return _table(rows)
+    words.append("actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=2")
+    return _table(
+        [
+            _row(estimator("uae_g4u", f"uae/decoder={name}", *words, gpus=1), gpu)
+            for name in SD35
+            for gpu in sorted(GPUS)
+        ]
+    )
 
 
 def _table(rows: list[str]) -> str:
     head = [
         "| decoder | GPUs | captioning, GiB | decoding, GiB | update, GiB | fits | `gpu_memory_utilization` "
-        "| captioner stays | decoder may stay | s per step "
-        f"| hours for {STEPS:,} steps | USD |",
+        f"| captioner stays | decoder may stay | s per step | hours for {STEPS:,} steps | USD |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *rows]) + "\n"
 
 
-def _row(result: Estimate) -> str:
-    memory = " | ".join(f"{result.memory_gib[phase]:.1f}" for phase in ("caption", "decode", "update"))
-    facts = [result.decoder, f"{result.gpus} x {result.gpu}", memory, "yes" if result.fits else "no"]
+_OFFLOAD = {f"actor_rollout_ref.actor.fsdp_config.{part}_offload": True for part in ("param", "optimizer")}
+
+
+def _row(of: Estimator, gpu: str) -> str:
+    share = {"actor_rollout_ref.rollout.gpu_memory_utilization": max(0.2, of.estimate(gpu).server_share)}
+    found, stays = of.estimate(gpu, changes=share), True
+    if not found.fits:
+        found, stays = of.estimate(gpu, changes={**share, **_OFFLOAD}), False
+    groups = {"captions": 0.0, "VAE": 0.0, "captioner's update": 0.0}
+    for phase in found.phases:
+        if phase.name in groups:
+            groups[phase.name] = sum(found.memory_gib(phase).values())
+    memory = " | ".join(f"{size:.1f}" for size in groups.values())
+    facts = [found.command.decoder, f"{found.gpus} x {gpu}", memory, "yes" if found.fits else "no"]
     # What does not fit takes no time and costs nothing: it does not run.
     rest = ["–"] * 6
-    if result.fits:
+    if found.fits:
         rest = [
-            f"{result.server_share:g}",
-            "no" if result.offload else "yes",
-            "yes" if result.fits_resident else "no",
-            f"{sum(result.seconds.values()):.1f}",
-            f"{result.hours:.1f}",
-            f"{result.usd:,.0f}",
+            f"{share.popitem()[1]:g}",
+            "yes" if stays else "no",
+            "yes" if stays and _resident(of, gpu) else "no",
+            f"{found.step_seconds:.1f}",
+            f"{found.hours(STEPS):.1f}",
+            f"{found.usd(STEPS):,.0f}",
         ]
     return f"| {' | '.join([*facts, *rest])} |"
 
 
-#: Name of a table between its markers.
-TABLES = {"ESTIMATES": nodes, "ESTIMATES ONE GPU": one_gpu}
+def _resident(of: Estimator, gpu: str) -> bool:
+    share = max(0.2, of.estimate(gpu).server_share)
+    changes: dict[str, Any] = {"actor_rollout_ref.rollout.gpu_memory_utilization": share, "uae.decoder.offload": False}
+    return of.estimate(gpu, changes=changes).fits
 
 
-def update(text: str) -> str:
-    """The page with fresh tables, each between its two markers.
+#: Page -> name of a table between its markers -> what writes it.
+TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    ROOT / "docs" / "families.md": {"MEMORY": families},
+    ROOT / "docs" / "performance.md": {"PREDICTED": predicted},
+    ROOT / "recipes" / "uae" / "g4u" / "README.md": {"ESTIMATES": nodes, "ESTIMATES ONE GPU": one_gpu},
+}
+
+
+def update(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """A page with fresh tables, each between its two markers.
 
     Raises:
         ValueError: where a marker is missing.
     """
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         head, tail = text.index(begin) + len(begin), text.index(end)
         text = text[:head] + table() + text[tail:]
@@ -81,4 +185,6 @@ def update(text: str) -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(update(TARGET.read_text(encoding="utf-8")), encoding="utf-8")
+    warnings.simplefilter("ignore")
+    for page, tables in TABLES.items():
+        page.write_text(update(page.read_text(encoding="utf-8"), tables), encoding="utf-8")

@@ -94,8 +94,10 @@ def test_no_command_is_an_error(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_estimate(capsys: pytest.CaptureFixture) -> None:
-    assert main(["estimate", "--gpu", "A100-80GB", "--gpus", "4"]) == 0
-    assert "4 x A100-80GB" in capsys.readouterr().out
+    words = ["--gpu", "A100-80GB", "uae_u4g", "uae/decoder=sana_1600m", "--gpus", "4", "uae.u4g.num_steps=4"]
+    assert main(["estimate", *words]) == 0
+    text = capsys.readouterr().out
+    assert "uae_u4g, 4 x A100-80GB" in text and "decoder sana_1600m as published" in text and "USD" in text
     assert main(["estimate", "--list"]) == 0
     assert "H100-80GB" in capsys.readouterr().out.split()
 
@@ -118,7 +120,7 @@ def test_quickstart_takes_hydra_overrides(words: list[str]) -> None:
     assert (args.out, args.steps, args.overrides) == (Path("out"), 3, ["a.b=1", "+c=2"])
 
 
-@pytest.mark.parametrize("words", [["quickstart", "out", "--stesp", "3"], ["estimate", "a.b=1"]])
+@pytest.mark.parametrize("words", [["quickstart", "out", "--stesp", "3"], ["estimate", "--a.b=1"]])
 def test_what_no_command_knows_is_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         parse(words)

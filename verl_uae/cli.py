@@ -121,9 +121,9 @@ def _estimate(args: argparse.Namespace) -> int:
     if args.calibrate is not None:
         from verl_uae.estimate.rates import calibrate
 
-        found = calibrate(args.calibrate)
-        rates = ", ".join(f"{name} {value:.4g}" for name, value in found["rates"].items())
-        print(f"{found['device']}: {rates}; written to {args.calibrate}")
+        measured = calibrate(args.calibrate)
+        rates = ", ".join(f"{name} {value:.4g}" for name, value in measured["rates"].items())
+        print(f"{measured['device']}: {rates}; written to {args.calibrate}")
         return 0
     with warnings.catch_warnings():
         # verl tells of engines and accelerators that this machine lacks, libraries of what a model without weights
@@ -157,8 +157,8 @@ def _reward_server(args: argparse.Namespace) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; ``quickstart`` takes Hydra overrides (``key=value``) anywhere among its options, and so does
-    ``estimate``."""
+    """Parse a command line; ``quickstart`` and ``estimate`` take Hydra overrides (``key=value``) anywhere among their
+    options."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]

@@ -39,7 +39,8 @@ def command(name: str, overrides: Sequence[str] = (), *, gpus: int | None = None
     """Compose.
 
     What is not there yet has a stand-in: data, and the decoder's folder, in whose place its preset's published
-    architecture is taken. A decoder that was made for another language model than the captioner is conditioned on its own.
+    architecture is taken. A decoder that was made for another language model than the captioner is conditioned on its
+    own.
 
     Args:
         name: ``uae_g4u`` or another configuration of a stage, or a yaml file that builds on one.
@@ -54,9 +55,9 @@ def command(name: str, overrides: Sequence[str] = (), *, gpus: int | None = None
     decoder = str(config.hydra.runtime.choices.get("uae/decoder", ""))
     with open_dict(config):
         config.pop("hydra")
-        for key, value in (("trainer.n_gpus_per_node", gpus), ("trainer.nnodes", nodes)):
-            if value is not None:
-                OmegaConf.update(config, key, value)
+        for key, count in (("trainer.n_gpus_per_node", gpus), ("trainer.nnodes", nodes)):
+            if count is not None:
+                OmegaConf.update(config, key, count)
         folders = not OmegaConf.is_missing(config.uae.decoder, "path") and Path(config.uae.decoder.path).is_dir()
         given = {word.partition("=")[0].lstrip("+") for word in overrides}
         if not folders and decoder in DECODERS and not {_CONDITIONER, _CAPTIONER} & given:

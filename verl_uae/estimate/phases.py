@@ -145,6 +145,7 @@ class Phases:
 
     def actor_shards(self) -> Shards:
         """The captioner that trains."""
+        model: Any
         if self.uae.stage == "cold_start":
             engine, model = self.uae.cold_start.captioner.fsdp_config, self.models.supervised_captioner
         else:

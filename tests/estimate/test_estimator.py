@@ -1,0 +1,156 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Composition, seconds, what fits and what makes it fit, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verl_uae.errors import ConfigError
+from verl_uae.estimate.composing import command
+from verl_uae.estimate.estimator import Estimate, Estimator, ask
+from verl_uae.estimate.phases import Phase
+from verl_uae.estimate.rates import ASSUMED_USABLE, CALIBRATED, GPUS, calibrate, rates_of
+from verl_uae.estimate.report import render
+from verl_uae.estimate.work import Cost
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "uae"
+#: The smallest decoder, whose pieces are executed in seconds.
+SANA = ("uae/decoder=sana_1600m", "uae.decoder.num_steps=2", "uae.u4g.num_steps=4", "uae.u4g.window.size=1")
+
+
+@pytest.fixture(scope="module")
+def sana() -> Estimator:
+    return Estimator(command("uae_u4g", SANA))
+
+
+@pytest.fixture(scope="module")
+def medium() -> Estimator:
+    """The recipe of adapters on the captioner for one GPU of 24 GB."""
+    return Estimator(command(str(RECIPES / "g4u" / "config" / "g4u_qwen2_5_vl_3b_sd35_medium_lora_24gb.yaml")))
+
+
+def test_a_command_is_composed_as_it_is_trained() -> None:
+    asked = command("uae_u4g", SANA, gpus=4, nodes=2)
+    assert asked.decoder == "sana_1600m" and not asked.folders
+    assert (asked.config.trainer.n_gpus_per_node, asked.config.trainer.nnodes) == (4, 2)
+    # SANA does not read the captioner.
+    assert asked.config.uae.conditioner.path == "google/gemma-2-2b-it"
+    assert asked.config.actor_rollout_ref.model.path == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_seconds_by_hand(sana: Estimator) -> None:
+    """Work and gathered weights overlap; copies to the host and what is assumed come on top."""
+    found = dataclasses.replace(sana.estimate("H100-80GB"), phases=[])
+    flops = {"bfloat16": 0.4 * 989e12, "float32": 0.4 * 67e12}
+    cases = {
+        2.0: Phase("work", Cost(flops)),
+        3.0: Phase("links", Cost(flops), gathered=3 * 0.67 * 450e9),
+        4.0: Phase("network", gathered=4 * 0.67 * 50e9, across=4 * 0.67 * 50e9),
+        5.0: Phase("memory", read=5 * 0.5 * 3350e9),
+        6.0: Phase("pinned", pinned=6 * 0.67 * 55e9),
+        7.5: Phase("pageable", pageable=7 * 4e9, fixed_s=0.5),
+    }
+    for seconds, phase in cases.items():
+        assert found.seconds(phase) == pytest.approx(seconds), phase.name
+
+
+def test_more_gpus_hold_less_each_and_do_less_each(sana: Estimator) -> None:
+    few, many = (sana.estimate("H100-80GB", changes={"trainer.n_gpus_per_node": gpus}) for gpus in (2, 8))
+
+    def update(found: Estimate) -> Phase:
+        return next(phase for phase in found.phases if phase.name == "update")
+
+    assert update(few).executed.total == pytest.approx(4 * update(many).executed.total)
+    assert update(few).memory["weights"] > 3 * update(many).memory["weights"]
+    # All weights twice for every call, and nothing between nodes.
+    assert update(many).across == 0 and update(many).gathered > update(few).gathered / 4
+    apart = sana.estimate("H100-80GB", changes={"trainer.n_gpus_per_node": 4, "trainer.nnodes": 2})
+    assert update(apart).across == pytest.approx(update(apart).gathered / 4)
+
+
+def test_the_unified_stage_is_both_in_turns() -> None:
+    both = {phase.name: phase for phase in Estimator(command("uae_unified", SANA)).estimate("H100-80GB").phases}
+    assert {"captions", "captioner's update", "denoising", "update"} <= both.keys()
+    assert {phase.share for phase in both.values()} == {0.5}
+    assert both["update"].memory["captioner that trains"] > 0 and both["captions"].memory["weights"] > 0
+
+
+def test_what_does_not_fit_says_what_makes_it_fit(sana: Estimator) -> None:
+    tight = Estimator(
+        command("uae_u4g", [*SANA, "uae.train.micro_batch_size=72", "uae.train.gradient_checkpointing=false"])
+    )
+    found = tight.estimate("RTX4090-24GB")
+    assert not found.fits and found.peak_gib > ASSUMED_USABLE * 24
+    remedies = tight.remedies("RTX4090-24GB")
+    named = {key for changes, _ in remedies for key in changes}
+    assert {"uae.train.micro_batch_size", "uae.train.gradient_checkpointing"} <= named
+    assert all(other.fits for _, other in remedies)
+    text = render(found, remedies)
+    assert "does NOT fit" in text and "fits with uae.train.micro_batch_size=1:" in text and "USD" not in text
+    assert not sana.remedies("H100-80GB") and "USD" in render(sana.estimate("H100-80GB"))
+
+
+@pytest.mark.parametrize("gpu", ["L4-24GB", "RTX3090-24GB", "RTX4090-24GB"])
+def test_the_recipe_of_24_gb_fits_and_needs_its_settings(medium: Estimator, gpu: str) -> None:
+    config, found = medium.asked.config, medium.estimate(gpu)
+    assert found.fits and found.server_share <= config.actor_rollout_ref.rollout.gpu_memory_utilization
+    stays = {"uae.decoder.offload": False}
+    assert not medium.estimate(gpu, changes=stays).fits
+
+
+@pytest.mark.parametrize("gpu", ["A100-80GB", "H100-80GB", "H200-141GB"])
+def test_the_recipe_of_80_gb_fits(gpu: str) -> None:
+    name = "g4u_qwen2_5_vl_3b_sd35_medium_lora_80gb.yaml"
+    found = Estimator(command(str(RECIPES / "g4u" / "config" / name))).estimate(gpu)
+    assert found.fits and not found.command.config.uae.decoder.offload
+
+
+def test_a_calibration_takes_the_place_of_the_data_sheet(tmp_path: Path, sana: Estimator) -> None:
+    file = tmp_path / "rates.json"
+    calibrate(file, seconds=0.01)
+    written = json.loads(file.read_text())["rates"]
+    rates = rates_of("H100-80GB", file)
+    assert {name: getattr(rates, name) for name in CALIBRATED} == written and all(written.values())
+    slow, fast = sana.estimate("H100-80GB", file), sana.estimate("H100-80GB")
+    assert slow.step_seconds > fast.step_seconds and "rates measured on" in render(slow)
+    assert slow.peak_gib == fast.peak_gib
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "key"),
+    [
+        ([], {"gpu": "x"}, "--gpu"),
+        ([], {"gpus": 0}, "--gpus"),
+        ([], {"nodes": 10**400}, "--nodes"),
+        ([], {"steps": 0}, "--steps"),
+        ([], {"caption_tokens": 0}, "--caption-tokens"),
+        ([], {"calibration": Path(__file__)}, "--calibration"),
+        (["no.such.key=1"], {}, "uae_u4g"),
+        (["uae.train.micro_batch_size=7"], {}, "uae.train.micro_batch_size"),
+        (["uae.conditioner.path=org/model"], {}, "uae.conditioner.path"),
+        (["actor_rollout_ref.model.path=Qwen/Qwen3-4B"], {}, "actor_rollout_ref.model.path"),
+    ],
+)
+def test_what_is_refused(words: list[str], options: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ask("uae_u4g", [*SANA, *words], **options)
+    assert caught.value.key == key
+
+
+def test_names_that_are_refused(tmp_path: Path) -> None:
+    for name in ("uae_nothing", "ppo_trainer", str(tmp_path / "none.yaml")):
+        with pytest.raises(ConfigError) as caught:
+            command(name)
+        assert caught.value.key == name
+
+
+@pytest.mark.parametrize("gpu", sorted(GPUS))
+def test_every_type_gives_finite_numbers(gpu: str, sana: Estimator) -> None:
+    found = sana.estimate(gpu)
+    assert 0 < found.step_seconds < 1e6 and 0 < found.mfu < 1 and 0 < found.peak_gib < 1e3

@@ -244,7 +244,8 @@ class _Replaced:
 
     def __exit__(self, *error: Any) -> None:
         while self._before:
-            setattr(*self._before.pop())
+            owner, name, before = self._before.pop()
+            setattr(owner, name, before)
 
 
 def fused_attention(

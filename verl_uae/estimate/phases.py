@@ -14,26 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from omegaconf import DictConfig
-
 from verl_uae.chain.conditioner import BATCH as CONDITIONS
-from verl_uae.estimate.models import dtype_of, trained_parameters
-from verl_uae.estimate.work import Cost, Shards, Work, cache_bytes, nbytes
-from verl_uae.flow.objective.registry import OBJECTIVES
+from verl_uae.estimate.held import ADAM, ASSUMED_ASLEEP_GIB, GIB, GRADIENT, Held, width_of
+from verl_uae.estimate.models import trained_parameters
+from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
 
-#: Bytes of Adam's two moments, and of an fp32 gradient, of a number that trains.
-ADAM, GRADIENT = 8, 4
-#: GiB of a process on a GPU beside its tensors: CUDA context, libraries' workspaces, NCCL's buffers.
-ASSUMED_PROCESS_GIB = 1.0
-#: GiB that a caption server leaves on the GPU while it sleeps: context and CUDA graphs.
-ASSUMED_ASLEEP_GIB = 2.0
 #: GiB that a caption server needs beside weights and cache: activations of its profile run, graphs.
 ASSUMED_SERVER_ROOM_GIB = 3.0
 #: Seconds of a step in which a caption server wakes, sleeps and takes weights in, and of any step for its bookkeeping.
 ASSUMED_SERVER_S, ASSUMED_STEP_S = 3.0, 0.5
-
-GIB = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,38 +54,12 @@ class Phase:
     """Of steps that have it: 0 where it is done once in a run."""
 
 
-class Layout:
-    """Which ranks there are, and what the configuration says of a step."""
-
-    def __init__(self, config: DictConfig) -> None:
-        self.per_node, self.nodes = int(config.trainer.n_gpus_per_node), int(config.trainer.nnodes)
-        self.ranks = self.per_node * self.nodes
-
-    def shards(self, engine: Any) -> int:
-        """Ranks that share one copy of a model."""
-        size = int(engine.get("fsdp_size", -1))
-        return self.ranks if size < 1 else min(size, self.ranks)
-
-    def across(self, received: float, shards: int) -> float:
-        """Of bytes that each rank of a group receives, those over the network, per GPU: a node needs what lies on the
-        others once, and all of its GPUs fetch a part of it."""
-        nodes = math.ceil(shards / self.per_node)
-        return 0.0 if nodes == 1 else received / self.per_node
-
-
-class Phases:
+class Phases(Held):
     """Phases of the stage that a configuration chooses.
 
     Args:
         work: pieces of the steps, executed when they are asked for.
     """
-
-    def __init__(self, work: Work, config: DictConfig | None = None) -> None:
-        self.work = work
-        self.models = work.models
-        self.config = config or work.config
-        self.layout = Layout(self.config)
-        self.uae = self.config.uae
 
     def of_stage(self) -> list[Phase]:
         """In the order of a step."""
@@ -117,84 +80,6 @@ class Phases:
         ):
             found += [_with(phase, share=share * phase.share) for phase in phases]
         return found
-
-    # ------------------------------------------------------------ what is held
-
-    def _frozen(self) -> dict[str, float]:
-        """Bytes of the frozen models that draw and score, each rank its own copy, besides the velocity model."""
-        networks, _ = self.models.networks
-        return {
-            "language model": nbytes(self.models.conditioner),
-            "VAE": nbytes(self.models.vae),
-            "rewards": nbytes(*(network.module for network in networks)),
-        }
-
-    def _captioner_of_ranks(self) -> float:
-        """Bytes that a captioner adds which ranks that train the decoder write captions with."""
-        uae, captions = self.uae, self.uae.u4g.captions
-        if uae.stage != "u4g" or captions.source != "captioner" or captions.writer != "ranks":
-            return 0.0
-        whole = nbytes(self.models.frozen_captioner)
-        same = uae.conditioner.path == self.config.actor_rollout_ref.model.path
-        return whole - (nbytes(self.models.conditioner) if same and uae.conditioner.dtype == captions.dtype else 0.0)
-
-    def policy_shards(self) -> Shards:
-        """The decoder that trains."""
-        module = self.models.policy
-        return Shards.of(module, module._no_split_modules, self.layout.shards(self.uae.train.fsdp_config))
-
-    def actor_shards(self) -> Shards:
-        """The captioner that trains."""
-        model: Any
-        if self.uae.stage == "cold_start":
-            engine, model = self.uae.cold_start.captioner.fsdp_config, self.models.supervised_captioner
-        else:
-            engine, model = self.config.actor_rollout_ref.actor.fsdp_config, self.models.actor
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return Shards.of(model, list(inner._no_split_modules), self.layout.shards(engine))
-
-    def _shadows(self, shards: Shards) -> float:
-        """Bytes of weight copies of the policy."""
-        u4g, train = self.uae.u4g, self.uae.train
-        copies = float(train.ema.decay > 0)
-        if self.uae.stage in ("u4g", "unified"):
-            copies += self._forward_process()
-            adapters_are_all = train.lora.rank > 0 and not train.train_projector
-            copies += u4g.reference_kl.coef > 0 and not adapters_are_all
-        return 4 * copies * shards.own_trained
-
-    def _forward_process(self) -> bool:
-        return OBJECTIVES.get(self.uae.u4g.objective.name, "uae.u4g.objective.name").kind == "forward"
-
-    def _policy(self, shards: Shards, *, backward: bool, state: bool) -> dict[str, float]:
-        """Bytes of the decoder that trains while it computes, or while it waits with neither weights nor state."""
-        engine = self.uae.train.fsdp_config
-        width = _width(engine.mixed_precision.param_dtype)
-        held = {
-            "weights": 4 * shards.own + shards.buffers,
-            "gathered": shards.gathered(width, reshard=engine.reshard_after_forward, backward=backward),
-            "optimiser": ADAM * shards.own_trained if state or not engine.optimizer_offload else 0.0,
-            "averages": self._shadows(shards),
-        }
-        return held | ({"gradients": GRADIENT * shards.own_trained} if backward else {})
-
-    def _policy_waiting(self, shards: Shards) -> dict[str, float]:
-        engine = self.uae.train.fsdp_config
-        return {
-            "weights": 0.0 if engine.param_offload else 4 * shards.own + shards.buffers,
-            "optimiser": 0.0 if engine.optimizer_offload else ADAM * shards.own_trained,
-            "averages": self._shadows(shards),
-        }
-
-    def _moves(self, engine: Any, shards: Shards, width: float, *, state: bool) -> float:
-        """Bytes to and from the host around a phase of an engine that is offloaded."""
-        up = width * shards.own if engine.param_offload else 0.0
-        up += ADAM * shards.own_trained if state and engine.optimizer_offload else 0.0
-        return 2 * up
-
-    @staticmethod
-    def _processes(count: float) -> dict[str, float]:
-        return {"processes": ASSUMED_PROCESS_GIB * GIB * count}
 
     # ------------------------------------------------------------ drawing
 
@@ -236,25 +121,22 @@ class Phases:
         config, layout, uae = self.config, self.layout, self.uae
         actor = config.actor_rollout_ref.actor
         captions = config.data.train_batch_size * config.actor_rollout_ref.rollout.n / layout.ranks
-        shards, width = self.actor_shards(), self._actor_width()
+        shards, width = self.actor_shards(), self.actor_width()
         offloaded = bool(actor.fsdp_config.param_offload)
         waiting = {
-            "captioner": 0.0 if offloaded else self._actor_weights(shards, width),
+            "captioner": 0.0 if offloaded else self.actor_weights(shards, width),
             "captioner's optimiser": (0.0 if actor.fsdp_config.optimizer_offload else ADAM * shards.own_trained),
         }
         own_pool = uae.decoder.pool == "own"
-        decoder = {} if own_pool else {"decoder": nbytes(self.models.frozen_decoder), **self._frozen()}
+        decoder = {} if own_pool else {"decoder": nbytes(self.models.frozen_decoder), **self.frozen()}
         stays = {} if uae.decoder.offload else decoder
-        policy = self._policy_waiting(self.policy_shards()) if uae.stage == "unified" else {}
-        asleep = {"caption server": ASSUMED_ASLEEP_GIB * GIB} if self._served_by_vllm() else {}
-        processes = self._processes(2 + (not own_pool) + bool(policy))
+        policy = self.policy_waiting(self.policy_shards()) if uae.stage == "unified" else {}
+        asleep = {"caption server": ASSUMED_ASLEEP_GIB * GIB} if self.served_by_vllm() else {}
+        processes = self.processes(2 + (not own_pool) + bool(policy))
         drawing = self._redrawing(captions, {**policy, **waiting, **asleep, **processes}, decoder, own_pool)
         learning = self._captioner_learning(captions, shards, width, {**policy, **stays, **asleep, **processes})
         written = self._served(captions, {**policy, **waiting, **stays, **processes})
         return [written, *drawing, *learning, self._sync(shards, width)]
-
-    def _served_by_vllm(self) -> bool:
-        return bool(self.config.actor_rollout_ref.rollout.name == "vllm")
 
     def _served(self, captions: float, beside: Mapping[str, float]) -> Phase:
         """Captions by a server on every ``tensor_model_parallel_size`` GPUs."""
@@ -272,7 +154,7 @@ class Phases:
         read = steps * (weights / size + cache)
         needed = {**beside, "caption server": 0.0}
         share = float(rollout.gpu_memory_utilization)
-        if not self._served_by_vllm():
+        if not self.served_by_vllm():
             needed["caption server"], share = weights + 2 * cache, 0.0
         return Phase("captions", cost, cost.total, needed, share, read=read)
 
@@ -293,8 +175,8 @@ class Phases:
         if own_pool:
             ranks = uae.decoder.n_gpus_per_node * uae.decoder.nnodes
             captions, pictures = (count * self.layout.ranks / ranks for count in (captions, pictures))
-            beside = self._processes(1)
-            decoder = {"decoder": nbytes(self.models.frozen_decoder), **self._frozen()}
+            beside = self.processes(1)
+            decoder = {"decoder": nbytes(self.models.frozen_decoder), **self.frozen()}
         together = min(uae.decoder.batch_size, max(1, round(pictures)))
         call = self.work.velocity(together, uae.decoder.guidance, policy=False)
         phases = self._drawing(
@@ -309,14 +191,6 @@ class Phases:
             phases[-1] = _with(phases[-1], pageable=phases[-1].pageable + sum(decoder.values()))
         return phases
 
-    def _actor_width(self) -> int:
-        """Bytes of a weight of the captioner that does not train."""
-        return _width(self.config.actor_rollout_ref.actor.fsdp_config.get("model_dtype") or "fp32")
-
-    def _actor_weights(self, shards: Shards, width: int) -> float:
-        """Adapters are fp32 whatever the rest is."""
-        return width * (shards.own - shards.own_trained) + 4 * shards.own_trained + shards.buffers
-
     def _captioner_learning(
         self, captions: float, shards: Shards, width: int, beside: Mapping[str, float]
     ) -> list[Phase]:
@@ -324,7 +198,7 @@ class Phases:
         actor, engine = hybrid.actor, hybrid.actor.fsdp_config
         again = bool(hybrid.model.enable_gradient_checkpointing)
         held = {
-            "captioner": self._actor_weights(shards, width),
+            "captioner": self.actor_weights(shards, width),
             "captioner's optimiser": 0.0 if engine.optimizer_offload else ADAM * shards.own_trained,
         }
         computed = next(self.models.actor.parameters()).element_size()
@@ -345,7 +219,7 @@ class Phases:
                 gathered=received,
                 across=layout.across(received, shards.ranks),
                 pinned=pinned * calls,
-                pageable=self._moves(engine, shards, width, state=False),
+                pageable=self.moves(engine, shards, width, state=False),
             )
 
         micro = hybrid.rollout.log_prob_micro_batch_size_per_gpu or captions
@@ -357,7 +231,7 @@ class Phases:
             else:
                 micro = hybrid.ref.log_prob_micro_batch_size_per_gpu or micro
                 # verl keeps those of the reference in pinned memory, from where FSDP takes them in every call.
-                way = _width(hybrid.ref.fsdp_config.get("model_dtype") or "fp32") * shards.own
+                way = width_of(hybrid.ref.fsdp_config.get("model_dtype") or "fp32") * shards.own
                 phases.append(log_probs("reference", int(micro), False, held, way))
         micro = min(int(actor.ppo_micro_batch_size_per_gpu or captions), max(1, round(captions)))
         plain = self.work.captioner(micro, gradient=True)
@@ -371,7 +245,7 @@ class Phases:
                 plain.total * calls,
                 {
                     **beside,
-                    "captioner": self._actor_weights(shards, width),
+                    "captioner": self.actor_weights(shards, width),
                     "captioner's optimiser": ADAM * shards.own_trained,
                     "gradients": GRADIENT * shards.own_trained,
                     "gathered": shards.gathered(computed, reshard=reshard, backward=True),
@@ -379,7 +253,7 @@ class Phases:
                 },
                 gathered=received,
                 across=layout.across(received, shards.ranks) + self._replicas(engine, shards),
-                pageable=self._moves(engine, shards, width, state=True),
+                pageable=self.moves(engine, shards, width, state=True),
             )
         )
         return phases
@@ -393,12 +267,12 @@ class Phases:
         """All weights are gathered, in bf16, for the server of the GPU."""
         received = shards.received(2)
         engine = self.config.actor_rollout_ref.actor.fsdp_config
-        fixed = ASSUMED_STEP_S + (ASSUMED_SERVER_S if self._served_by_vllm() else 0.0)
+        fixed = ASSUMED_STEP_S + (ASSUMED_SERVER_S if self.served_by_vllm() else 0.0)
         return Phase(
             "weights to the server",
             gathered=received,
             across=self.layout.across(received, shards.ranks),
-            pageable=self._moves(engine, shards, width, state=False),
+            pageable=self.moves(engine, shards, width, state=False),
             fixed_s=fixed,
         )
 
@@ -410,38 +284,25 @@ class Phases:
         u4g, train = uae.u4g, uae.train
         rows = self.config.data.train_batch_size / layout.ranks
         samples, micro = rows * u4g.samples_per_caption, int(train.micro_batch_size)
-        shards, width = self.policy_shards(), _width(train.fsdp_config.mixed_precision.param_dtype)
-        frozen = {**self._frozen(), "captioner": self._captioner_of_ranks()}
-        beside = {**self._beside_policy(), **self._processes(1)}
+        shards, width = self.policy_shards(), width_of(train.fsdp_config.mixed_precision.param_dtype)
+        frozen = {**self.frozen(), "captioner": self.captioner_of_ranks()}
+        beside = {**self.beside_policy(), **self.processes(1)}
         sampling = self.work.velocity(micro, u4g.guidance, policy=True)
         calls = u4g.num_steps * samples / micro
-        held = {**frozen, **beside, **self._policy(shards, backward=False, state=False)}
+        held = {**frozen, **beside, **self.policy(shards, backward=False, state=False)}
         phases = self._drawing(rows, samples, sampling.times(calls), held)
         at = next(number for number, phase in enumerate(phases) if phase.name == "denoising")
         reshard = bool(train.fsdp_config.reshard_after_forward)
         phases[at] = self._collective(phases[at], shards, calls if reshard else 1, width)
-        phases[at] = _with(phases[at], pageable=self._moves(train.fsdp_config, shards, 4, state=False))
+        phases[at] = _with(phases[at], pageable=self.moves(train.fsdp_config, shards, 4, state=False))
         learning = self._policy_learning(samples, shards, {**beside, **({} if uae.decoder.offload else frozen)})
-        if self._captioner_of_ranks():
+        if self.captioner_of_ranks():
             phases.insert(0, self._written_by_ranks(rows, held))
         if uae.decoder.offload:
             phases[0] = _with(phases[0], pageable=sum(frozen.values()))
             last = phases[-1]
             phases[-1] = _with(last, pageable=last.pageable + sum(frozen.values()))
         return [*phases, *learning]
-
-    def _beside_policy(self) -> dict[str, float]:
-        """Bytes of the captioner that trains beside, in the unified stage."""
-        if self.uae.stage != "unified":
-            return {}
-        engine = self.config.actor_rollout_ref.actor.fsdp_config
-        shards = self.actor_shards()
-        weights = 0.0 if engine.param_offload else self._actor_weights(shards, self._actor_width())
-        state = 0.0 if engine.optimizer_offload else ADAM * shards.own_trained
-        decoder = 0.0 if self.uae.decoder.offload else nbytes(self.models.frozen_decoder)
-        found = {"captioner that trains": weights, "captioner's optimiser": state, "decoder of G4U": decoder}
-        asleep = ASSUMED_ASLEEP_GIB * GIB if self._served_by_vllm() else 0.0
-        return {**found, "caption server": asleep + 2 * ASSUMED_PROCESS_GIB * GIB}
 
     def _collective(self, phase: Phase, shards: Shards, calls: float, width: int) -> Phase:
         received = calls * shards.received(width)
@@ -459,15 +320,15 @@ class Phases:
 
     def _policy_learning(self, samples: float, shards: Shards, beside: Mapping[str, float]) -> list[Phase]:
         uae, engine = self.uae, self.uae.train.fsdp_config
-        u4g, micro, width = uae.u4g, int(uae.train.micro_batch_size), _width(engine.mixed_precision.param_dtype)
-        places = u4g.objective.num_sigmas if self._forward_process() else self._window()
+        u4g, micro, width = uae.u4g, int(uae.train.micro_batch_size), width_of(engine.mixed_precision.param_dtype)
+        places = u4g.objective.num_sigmas if self.forward_process() else self._window()
         calls = samples / micro * places
         found = []
         forward = self.work.velocity(micro, u4g.guidance, policy=True).times(calls)
         reshard = bool(engine.reshard_after_forward)
-        held = {**beside, **self._policy(shards, backward=False, state=False), "activations": forward.peak}
+        held = {**beside, **self.policy(shards, backward=False, state=False), "activations": forward.peak}
         for name, wanted in (
-            ("old velocities", self._forward_process() or u4g.sampler == "replica"),
+            ("old velocities", self.forward_process() or u4g.sampler == "replica"),
             ("reference", u4g.reference_kl.coef > 0),
         ):
             if wanted:
@@ -484,7 +345,7 @@ class Phases:
         self, calls: float, micro: int, shards: Shards, beside: Mapping[str, float], guidance: float
     ) -> Phase:
         engine, layout = self.uae.train.fsdp_config, self.layout
-        width, reshard = _width(engine.mixed_precision.param_dtype), bool(engine.reshard_after_forward)
+        width, reshard = width_of(engine.mixed_precision.param_dtype), bool(engine.reshard_after_forward)
         plain = self.work.learning(micro, guidance, checkpointing=False)
         again = bool(self.uae.train.gradient_checkpointing)
         cost = self.work.learning(micro, guidance, checkpointing=True) if again else plain
@@ -494,10 +355,10 @@ class Phases:
             "update",
             cost.times(calls),
             plain.total * calls,
-            {**beside, **self._policy(shards, backward=True, state=True), "activations": cost.peak},
+            {**beside, **self.policy(shards, backward=True, state=True), "activations": cost.peak},
             gathered=received,
             across=layout.across(received, shards.ranks) + self._replicas(engine, shards),
-            pageable=self._moves(engine, shards, 4, state=True),
+            pageable=self.moves(engine, shards, 4, state=True),
             fixed_s=ASSUMED_STEP_S,
         )
 
@@ -508,8 +369,8 @@ class Phases:
         uae, decoder = self.uae, self.uae.decoder
         pairs, micro = self.config.data.train_batch_size / self.layout.ranks, int(uae.train.micro_batch_size)
         shards = self.policy_shards()
-        frozen, processes = self._frozen(), self._processes(1)
-        held = {**frozen, **processes, **self._policy_waiting(shards)}
+        frozen, processes = self.frozen(), self.processes(1)
+        held = {**frozen, **processes, **self.policy_waiting(shards)}
         vae = min(int(decoder.vae_batch_size), max(1, round(pairs)))
         pictures = self.work.encode(vae).times(pairs / vae)
         captions, wanted = self._conditions(pairs)
@@ -531,7 +392,7 @@ class Phases:
         policy, actor = self.policy_shards(), self.actor_shards()
         trains = bool(trained_parameters(self.models.supervised_captioner))
         held = self._cold_start_held(policy, actor, trains)
-        width = _width(uae.train.fsdp_config.mixed_precision.param_dtype)
+        width = width_of(uae.train.fsdp_config.mixed_precision.param_dtype)
         path = self.work.velocity(micro, settings.guidance, policy=True)
         plain = self.work.learning(micro, settings.guidance, checkpointing=False)
         again = bool(uae.train.gradient_checkpointing)
@@ -582,15 +443,15 @@ class Phases:
     def _cold_start_held(self, policy: Shards, actor: Shards, trains: bool) -> dict[str, float]:
         features = self.models.features
         held = {
-            **self._processes(1),
+            **self.processes(1),
             "VAE": nbytes(self.models.vae),
-            "rewards": self._frozen()["rewards"] + (nbytes(features.module) if features else 0.0),
-            **self._policy(policy, backward=True, state=True),
+            "rewards": self.frozen()["rewards"] + (nbytes(features.module) if features else 0.0),
+            **self.policy(policy, backward=True, state=True),
         }
         if not trains:
             return {**held, "language model": nbytes(self.models.conditioner)}
         engine = self.uae.cold_start.captioner.fsdp_config
-        width = _width(engine.mixed_precision.param_dtype)
+        width = width_of(engine.mixed_precision.param_dtype)
         return {
             **held,
             "captioner": 4 * actor.own + actor.buffers,
@@ -616,8 +477,3 @@ class Phases:
 
 def _with(phase: Phase, **changes: Any) -> Phase:
     return dataclasses.replace(phase, **changes)
-
-
-def _width(name: Any) -> int:
-    """Bytes of a number of that dtype."""
-    return torch.empty((), dtype=dtype_of(name)).element_size()

@@ -123,12 +123,17 @@ def calibrate(path: Path, *, seconds: float = 0.5) -> dict[str, Any]:
     """
     import torch
 
+    from verl_uae.seeding import normal
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     side, count = (8192, 2**30) if device == "cuda" else (1024, 2**26)
 
+    numbers = normal((side, side), "calibration")
+
     def product(dtype: torch.dtype) -> float:
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        # Of what a model holds: products of zeros draw less power and may run at a higher clock.
+        a, b = (numbers.to(device, dtype) for _ in range(2))
         return 2 * side**3 / _seconds(lambda: torch.mm(a, b), device, seconds) / 1e12
 
     def copy(source: Any, target: Any) -> float:

@@ -1,0 +1,164 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a GPU holds of the models of a run, by owner, while they compute and while they wait."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from verl_uae.estimate.models import dtype_of
+from verl_uae.estimate.work import Shards, Work, nbytes
+from verl_uae.flow.objective.registry import OBJECTIVES
+
+#: Bytes of Adam's two moments, and of an fp32 gradient, of a number that trains.
+ADAM, GRADIENT = 8, 4
+#: GiB of a process on a GPU beside its tensors: CUDA context, libraries' workspaces, NCCL's buffers.
+ASSUMED_PROCESS_GIB = 1.0
+#: GiB that a caption server leaves on the GPU while it sleeps: context and CUDA graphs.
+ASSUMED_ASLEEP_GIB = 2.0
+
+GIB = 1024**3
+
+
+class Layout:
+    """Which ranks there are, and what the configuration says of a step."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.per_node, self.nodes = int(config.trainer.n_gpus_per_node), int(config.trainer.nnodes)
+        self.ranks = self.per_node * self.nodes
+
+    def shards(self, engine: Any) -> int:
+        """Ranks that share one copy of a model."""
+        size = int(engine.get("fsdp_size", -1))
+        return self.ranks if size < 1 else min(size, self.ranks)
+
+    def across(self, received: float, shards: int) -> float:
+        """Of bytes that each rank of a group receives, those over the network, per GPU: a node needs what lies on the
+        others once, and all of its GPUs fetch a part of it."""
+        nodes = math.ceil(shards / self.per_node)
+        return 0.0 if nodes == 1 else received / self.per_node
+
+
+class Held:
+    """Bytes of a stage's models on one GPU.
+
+    Args:
+        work: pieces of its steps.
+        config: the whole composed configuration; None is that of ``work``.
+    """
+
+    def __init__(self, work: Work, config: DictConfig | None = None) -> None:
+        self.work = work
+        self.models = work.models
+        self.config = config or work.config
+        self.layout = Layout(self.config)
+        self.uae = self.config.uae
+
+    def frozen(self) -> dict[str, float]:
+        """Bytes of the frozen models that draw and score, each rank its own copy, besides the velocity model."""
+        networks, _ = self.models.networks
+        return {
+            "language model": nbytes(self.models.conditioner),
+            "VAE": nbytes(self.models.vae),
+            "rewards": nbytes(*(network.module for network in networks)),
+        }
+
+    def captioner_of_ranks(self) -> float:
+        """Bytes that a captioner adds which ranks that train the decoder write captions with."""
+        uae, captions = self.uae, self.uae.u4g.captions
+        if uae.stage != "u4g" or captions.source != "captioner" or captions.writer != "ranks":
+            return 0.0
+        whole = nbytes(self.models.frozen_captioner)
+        same = uae.conditioner.path == self.config.actor_rollout_ref.model.path
+        return whole - (nbytes(self.models.conditioner) if same and uae.conditioner.dtype == captions.dtype else 0.0)
+
+    def policy_shards(self) -> Shards:
+        """The decoder that trains."""
+        module = self.models.policy
+        return Shards.of(module, module._no_split_modules, self.layout.shards(self.uae.train.fsdp_config))
+
+    def actor_shards(self) -> Shards:
+        """The captioner that trains."""
+        model: Any
+        if self.uae.stage == "cold_start":
+            engine, model = self.uae.cold_start.captioner.fsdp_config, self.models.supervised_captioner
+        else:
+            engine, model = self.config.actor_rollout_ref.actor.fsdp_config, self.models.actor
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return Shards.of(model, list(inner._no_split_modules), self.layout.shards(engine))
+
+    def shadows(self, shards: Shards) -> float:
+        """Bytes of weight copies of the policy."""
+        u4g, train = self.uae.u4g, self.uae.train
+        copies = float(train.ema.decay > 0)
+        if self.uae.stage in ("u4g", "unified"):
+            copies += self.forward_process()
+            adapters_are_all = train.lora.rank > 0 and not train.train_projector
+            copies += u4g.reference_kl.coef > 0 and not adapters_are_all
+        return 4 * copies * shards.own_trained
+
+    def forward_process(self) -> bool:
+        return OBJECTIVES.get(self.uae.u4g.objective.name, "uae.u4g.objective.name").kind == "forward"
+
+    def policy(self, shards: Shards, *, backward: bool, state: bool) -> dict[str, float]:
+        """Bytes of the decoder that trains while it computes, or while it waits with neither weights nor state."""
+        engine = self.uae.train.fsdp_config
+        width = width_of(engine.mixed_precision.param_dtype)
+        held = {
+            "weights": 4 * shards.own + shards.buffers,
+            "gathered": shards.gathered(width, reshard=engine.reshard_after_forward, backward=backward),
+            "optimiser": ADAM * shards.own_trained if state or not engine.optimizer_offload else 0.0,
+            "averages": self.shadows(shards),
+        }
+        return held | ({"gradients": GRADIENT * shards.own_trained} if backward else {})
+
+    def policy_waiting(self, shards: Shards) -> dict[str, float]:
+        engine = self.uae.train.fsdp_config
+        return {
+            "weights": 0.0 if engine.param_offload else 4 * shards.own + shards.buffers,
+            "optimiser": 0.0 if engine.optimizer_offload else ADAM * shards.own_trained,
+            "averages": self.shadows(shards),
+        }
+
+    def moves(self, engine: Any, shards: Shards, width: float, *, state: bool) -> float:
+        """Bytes to and from the host around a phase of an engine that is offloaded."""
+        up = width * shards.own if engine.param_offload else 0.0
+        up += ADAM * shards.own_trained if state and engine.optimizer_offload else 0.0
+        return 2 * up
+
+    @staticmethod
+    def processes(count: float) -> dict[str, float]:
+        return {"processes": ASSUMED_PROCESS_GIB * GIB * count}
+
+    def actor_width(self) -> int:
+        """Bytes of a weight of the captioner that does not train."""
+        return width_of(self.config.actor_rollout_ref.actor.fsdp_config.get("model_dtype") or "fp32")
+
+    def actor_weights(self, shards: Shards, width: int) -> float:
+        """Adapters are fp32 whatever the rest is."""
+        return width * (shards.own - shards.own_trained) + 4 * shards.own_trained + shards.buffers
+
+    def beside_policy(self) -> dict[str, float]:
+        """Bytes of the captioner that trains beside, in the unified stage."""
+        if self.uae.stage != "unified":
+            return {}
+        engine = self.config.actor_rollout_ref.actor.fsdp_config
+        shards = self.actor_shards()
+        weights = 0.0 if engine.param_offload else self.actor_weights(shards, self.actor_width())
+        state = 0.0 if engine.optimizer_offload else ADAM * shards.own_trained
+        decoder = 0.0 if self.uae.decoder.offload else nbytes(self.models.frozen_decoder)
+        found = {"captioner that trains": weights, "captioner's optimiser": state, "decoder of G4U": decoder}
+        asleep = ASSUMED_ASLEEP_GIB * GIB if self.served_by_vllm() else 0.0
+        return {**found, "caption server": asleep + 2 * ASSUMED_PROCESS_GIB * GIB}
+
+    def served_by_vllm(self) -> bool:
+        return bool(self.config.actor_rollout_ref.rollout.name == "vllm")
+
+
+def width_of(name: Any) -> int:
+    """Bytes of a number of that dtype."""
+    return torch.empty((), dtype=dtype_of(name)).element_size()

@@ -94,7 +94,16 @@ def test_no_command_is_an_error(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_estimate(capsys: pytest.CaptureFixture) -> None:
-    words = ["--gpu", "A100-80GB", "uae_u4g", "uae/decoder=sana_1600m", "--gpus", "4", "uae.u4g.num_steps=4", "uae.u4g.window.size=1"]
+    words = [
+        "--gpu",
+        "A100-80GB",
+        "uae_u4g",
+        "uae/decoder=sana_1600m",
+        "--gpus",
+        "4",
+        "uae.u4g.num_steps=4",
+        "uae.u4g.window.size=1",
+    ]
     assert main(["estimate", *words]) == 0
     text = capsys.readouterr().out
     assert "uae_u4g, 4 x A100-80GB" in text and "decoder sana_1600m as published" in text and "USD" in text

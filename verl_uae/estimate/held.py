@@ -102,10 +102,17 @@ class Held:
         return 4 * copies * shards.own_trained
 
     def forward_process(self) -> bool:
+        """Whether the objective is one of the forward process, which has an old policy."""
         return OBJECTIVES.get(self.uae.u4g.objective.name, "uae.u4g.objective.name").kind == "forward"
 
     def policy(self, shards: Shards, *, backward: bool, state: bool) -> dict[str, float]:
-        """Bytes of the decoder that trains while it computes, or while it waits with neither weights nor state."""
+        """Bytes of the decoder that trains while it computes.
+
+        Args:
+            shards: of it.
+            backward: with gradients.
+            state: with the optimiser's, wherever that waits.
+        """
         engine = self.uae.train.fsdp_config
         width = width_of(engine.mixed_precision.param_dtype)
         held = {
@@ -117,6 +124,7 @@ class Held:
         return held | ({"gradients": GRADIENT * shards.own_trained} if backward else {})
 
     def policy_waiting(self, shards: Shards) -> dict[str, float]:
+        """Bytes of the decoder that trains while something else computes."""
         engine = self.uae.train.fsdp_config
         return {
             "weights": 0.0 if engine.param_offload else 4 * shards.own + shards.buffers,
@@ -132,6 +140,7 @@ class Held:
 
     @staticmethod
     def processes(count: float) -> dict[str, float]:
+        """Bytes of so many processes beside their tensors."""
         return {"processes": ASSUMED_PROCESS_GIB * GIB * count}
 
     def actor_width(self) -> int:
@@ -156,6 +165,7 @@ class Held:
         return {**found, "caption server": asleep + 2 * ASSUMED_PROCESS_GIB * GIB}
 
     def served_by_vllm(self) -> bool:
+        """Whether captions come from vLLM."""
         return bool(self.config.actor_rollout_ref.rollout.name == "vllm")
 
 

@@ -174,9 +174,9 @@ class Estimator:
 def _knobs(asked: Command, now: Estimate) -> Iterator[dict[str, Any]]:
     """Settings that need less memory, the cheapest first."""
     config, uae = asked.config, asked.config.uae
-    captions, draws = uae.stage in ("g4u", "unified"), uae.stage not in ("g4u",)
+    captions, draws = uae.stage in ("g4u", "unified"), uae.stage != "g4u"
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-    if captions and now.server_share > config.actor_rollout_ref.rollout.gpu_memory_utilization:
+    if now.server_share > config.actor_rollout_ref.rollout.gpu_memory_utilization:
         yield {f"{rollout}.gpu_memory_utilization": now.server_share}
     if not uae.decoder.offload:
         yield {"uae.decoder.offload": True}

@@ -164,6 +164,11 @@ class Held:
         asleep = ASSUMED_ASLEEP_GIB * GIB if self.served_by_vllm() else 0.0
         return {**found, "caption server": asleep + 2 * ASSUMED_PROCESS_GIB * GIB}
 
+    def served_in_u4g(self) -> bool:
+        """Whether U4G's captions come from servers in the places of the ranks."""
+        captions = self.uae.u4g.captions
+        return bool(self.uae.stage == "u4g" and captions.source == "captioner" and captions.writer == "server")
+
     def served_by_vllm(self) -> bool:
         """Whether captions come from vLLM."""
         return bool(self.config.actor_rollout_ref.rollout.name == "vllm")

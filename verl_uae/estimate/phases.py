@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_uae.chain.conditioner import BATCH as CONDITIONS
-from verl_uae.estimate.held import ADAM, ASSUMED_ASLEEP_GIB, GIB, GRADIENT, Held, width_of
+from verl_uae.estimate.held import ADAM, ASSUMED_ASLEEP_GIB, ASSUMED_PROCESS_GIB, GIB, GRADIENT, Held, width_of
 from verl_uae.estimate.models import trained_parameters
 from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
 
@@ -162,7 +162,8 @@ class Phases(Held):
         """Bytes that a caption server cannot do without: weights, room to work, one batch's cache."""
         rollout = self.config.actor_rollout_ref.rollout
         size = int(rollout.tensor_model_parallel_size)
-        captions = self.config.data.train_batch_size * rollout.n / self.layout.ranks
+        members = 1 if self.uae.stage == "u4g" else rollout.n
+        captions = self.config.data.train_batch_size * members / self.layout.ranks
         longest = self.work.prompt()[0] + int(self.config.data.max_response_length)
         cache = captions * size * longest * cache_bytes(self.models.captioner_config)
         return (nbytes(self.models.frozen_captioner) + cache) / size + ASSUMED_SERVER_ROOM_GIB * GIB
@@ -287,6 +288,8 @@ class Phases(Held):
         shards, width = self.policy_shards(), width_of(train.fsdp_config.mixed_precision.param_dtype)
         frozen = {**self.frozen(), "captioner": self.captioner_of_ranks()}
         beside = {**self.beside_policy(), **self.processes(1)}
+        if self.served_in_u4g() and self.served_by_vllm():
+            beside["caption server"] = (ASSUMED_ASLEEP_GIB + ASSUMED_PROCESS_GIB) * GIB
         sampling = self.work.velocity(micro, u4g.guidance, policy=True)
         calls = u4g.num_steps * samples / micro
         held = {**frozen, **beside, **self.policy(shards, backward=False, state=False)}
@@ -298,6 +301,10 @@ class Phases(Held):
         learning = self._policy_learning(samples, shards, {**beside, **({} if uae.decoder.offload else frozen)})
         if self.captioner_of_ranks():
             phases.insert(0, self._written_by_ranks(rows, held))
+        elif self.served_in_u4g():
+            waiting = {**frozen, **self.policy_waiting(shards), **self.processes(2)}
+            served = self._served(rows, waiting)
+            phases.insert(0, _with(served, name="captions, first epoch", share=0.0))
         if uae.decoder.offload:
             phases[0] = _with(phases[0], pageable=sum(frozen.values()))
             last = phases[-1]

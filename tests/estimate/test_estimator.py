@@ -85,9 +85,8 @@ def test_the_unified_stage_is_both_in_turns() -> None:
 
 
 def test_what_does_not_fit_says_what_makes_it_fit(sana: Estimator) -> None:
-    tight = Estimator(
-        command("uae_u4g", [*SANA, "uae.train.micro_batch_size=72", "uae.train.gradient_checkpointing=false"])
-    )
+    large = ["uae.train.micro_batch_size=72", "uae.train.gradient_checkpointing=false"]
+    tight = Estimator(command("uae_u4g", [*SANA, *large, "uae.u4g.captions.source=column"]))
     found = tight.estimate("RTX4090-24GB")
     assert not found.fits and found.peak_gib > ASSUMED_USABLE * 24
     remedies = tight.remedies("RTX4090-24GB")
@@ -138,6 +137,7 @@ def test_a_calibration_takes_the_place_of_the_data_sheet(tmp_path: Path, sana: E
         (["uae.train.micro_batch_size=7"], {}, "uae.train.micro_batch_size"),
         (["uae.conditioner.path=org/model"], {}, "uae.conditioner.path"),
         (["actor_rollout_ref.model.path=Qwen/Qwen3-4B"], {}, "actor_rollout_ref.model.path"),
+        (["uae.conditioner.path=Qwen/Qwen3-4B"], {}, "uae.conditioner.path"),
     ],
 )
 def test_what_is_refused(words: list[str], options: dict[str, Any], key: str) -> None:

@@ -111,7 +111,7 @@ def test_shards_are_those_of_fsdp2(ranks: int, tiny: Callable[[str], Path]) -> N
 
 def rows(start: str) -> dict[str, list[str]]:
     """Table of the page by its first column."""
-    lines = PAGE.read_text(encoding="utf-8").split(start)[1].splitlines()
+    lines = PAGE.read_text(encoding="utf-8").split(start)[1].split("\n\n")[0].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
     return {name.strip("` "): row[1:] for row in cells for name in row[0].split(",")}
 

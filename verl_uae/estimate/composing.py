@@ -19,7 +19,7 @@ from verl_uae.families.published import DECODERS
 
 #: Choice of ``uae/decoder`` where a folder is named that no preset is for.
 _FOLDER = "the folder of uae.decoder.path"
-_CAPTIONER, _CONDITIONER, _DECODER = "actor_rollout_ref.model.path", "uae.conditioner.path", "uae.decoder.path"
+_CONDITIONER, _DECODER = "uae.conditioner.path", "uae.decoder.path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,10 @@ def command(name: str, overrides: Sequence[str] = (), *, gpus: int | None = None
                 OmegaConf.update(config, key, count)
         folders = not OmegaConf.is_missing(config.uae.decoder, "path") and Path(config.uae.decoder.path).is_dir()
         given = {word.partition("=")[0].lstrip("+") for word in overrides}
-        if not folders and decoder in DECODERS and not {_CONDITIONER, _CAPTIONER} & given:
+        # SD3 reads the captioner, whichever it is.
+        if not folders and decoder in DECODERS and "conditioner" not in DECODERS[decoder].changes:
             published = DECODERS[decoder].language_model
-            if published != config.actor_rollout_ref.model.path:
+            if _CONDITIONER not in given and published != config.actor_rollout_ref.model.path:
                 OmegaConf.update(config, _CONDITIONER, published)
         stand_ins = {_DECODER: "stand/in", "data.train_files": __file__, "data.val_files": __file__}
         if folders:

@@ -21,7 +21,7 @@ from torch import nn
 
 from verl_uae.captioners import vision_towers
 from verl_uae.checkpoints.captioner_adapters import without_towers
-from verl_uae.checkpoints.load import load_config, load_tokenizer
+from verl_uae.checkpoints.load import language_sizes, load_config, load_tokenizer
 from verl_uae.checkpoints.names import CONDITIONER, VAE
 from verl_uae.checkpoints.source import local_folder
 from verl_uae.engines.decoder_module import DecoderModule
@@ -118,10 +118,15 @@ class Models:
         )
         return family, {name: functools.partial(kind, **arguments[name]) for name, kind in family.components.items()}
 
-    @property
+    @functools.cached_property
     def family(self) -> DecoderFamily:
-        """Of the decoder."""
-        return self._architecture[0]
+        """Of the decoder, which the language model fits."""
+        family = self._architecture[0]
+        try:
+            family.check(self.decoder, *language_sizes(self.conditioner_config))
+        except CheckpointError as error:
+            raise ConfigError(_CONDITIONER, f"does not fit: {error}") from error
+        return family
 
     def _component(self, name: str, dtype: torch.dtype) -> Any:
         with torch.device("meta"):

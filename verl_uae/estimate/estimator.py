@@ -176,8 +176,10 @@ def _knobs(asked: Command, now: Estimate) -> Iterator[dict[str, Any]]:
     config, uae = asked.config, asked.config.uae
     captions, draws = uae.stage in ("g4u", "unified"), uae.stage != "g4u"
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-    if now.server_share > config.actor_rollout_ref.rollout.gpu_memory_utilization:
+    if now.server_share not in (0.0, config.actor_rollout_ref.rollout.gpu_memory_utilization):
         yield {f"{rollout}.gpu_memory_utilization": now.server_share}
+    if uae.stage == "u4g" and now.server_share:
+        yield {"uae.u4g.captions.writer": "ranks"}
     if not uae.decoder.offload:
         yield {"uae.decoder.offload": True}
     if draws and not uae.train.gradient_checkpointing:

@@ -187,9 +187,7 @@ class Phases(Held):
             {**beside, **decoder},
         )
         if uae.decoder.offload and not own_pool:
-            # Up before the first of them and down after the last.
-            phases[0] = _with(phases[0], pageable=sum(decoder.values()))
-            phases[-1] = _with(phases[-1], pageable=phases[-1].pageable + sum(decoder.values()))
+            phases[0] = self._visited(phases[0], decoder)
         return phases
 
     def _captioner_learning(
@@ -306,10 +304,14 @@ class Phases(Held):
             served = self._served(rows, waiting)
             phases.insert(0, _with(served, name="captions, first epoch", share=0.0))
         if uae.decoder.offload:
-            phases[0] = _with(phases[0], pageable=sum(frozen.values()))
-            last = phases[-1]
-            phases[-1] = _with(last, pageable=last.pageable + sum(frozen.values()))
+            phases[0] = self._visited(phases[0], frozen)
         return [*phases, *learning]
+
+    @staticmethod
+    def _visited(phase: Phase, frozen: Mapping[str, float]) -> Phase:
+        """A phase before which frozen weights come to the GPU; behind the last that needs them they are dropped there,
+        see :mod:`verl_uae.visits`."""
+        return _with(phase, pinned=phase.pinned + sum(frozen.values()))
 
     def _collective(self, phase: Phase, shards: Shards, calls: float, width: int) -> Phase:
         received = calls * shards.received(width)
@@ -388,7 +390,7 @@ class Phases(Held):
         beside = {**processes, **({} if decoder.offload else frozen)}
         update = self._decoder_update(pairs / micro, micro, shards, beside, 1.0)
         if decoder.offload:
-            phases[0] = _with(phases[0], pageable=2 * sum(frozen.values()))
+            phases[0] = self._visited(phases[0], frozen)
         return [*phases, update]
 
     def cold_start(self) -> list[Phase]:

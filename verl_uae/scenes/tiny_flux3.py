@@ -34,9 +34,7 @@ from verl_uae.seeding import derive_seed
 
 HIDDEN_SIZE = 48
 """Width of the language model."""
-_LAYERS = 32
-#: Of the transformer; a token is 120 numbers, and what is narrower lets no noise through.
-_WIDTH = 144
+_LAYERS, _WIDTH = 32, 96
 
 
 def build_captioner(seed: int, tokenizer: Any) -> Any:
@@ -132,10 +130,7 @@ def build_decoder(seed: int, codec: AutoencoderKL) -> Decoder:
             num_single_layers=2,
             attention_head_dim=24,
             num_attention_heads=_WIDTH // 24,
-            # Positions are halves apart, over which the published base turns nothing by more than half a radian: with
-            # this one the third of the five pairs turns by half a circle.
-            axes_dims_rope=(2, 10, 10, 2),
-            rope_theta=0.01,
+            axes_dims_rope=(6, 6, 6, 6),
             joint_attention_dim=8 * HIDDEN_SIZE,
         )
         _open(transformer)

@@ -98,6 +98,32 @@ def test_what_does_not_fit_says_what_makes_it_fit(sana: Estimator) -> None:
     assert not sana.remedies("H100-80GB") and "USD" in render(sana.estimate("H100-80GB"))
 
 
+PLENTY = {
+    "uae.decoder.offload": False,
+    "uae.train.gradient_checkpointing": False,
+    "uae.train.fsdp_config.param_offload": False,
+}
+
+
+def test_memory_that_is_left_makes_a_step_faster(sana: Estimator) -> None:
+    slow = Estimator(command("uae_u4g", [*SANA, *(f"{key}=true" for key in PLENTY), "uae.u4g.captions.source=column"]))
+    found, better = slow.estimate("H100-80GB"), slow.faster("H100-80GB")
+    assert better is not None
+    changes, other = better
+    assert changes.items() >= PLENTY.items()
+    assert other.fits and other.peak_gib > found.peak_gib and other.step_seconds < 0.9 * found.step_seconds
+    # Nothing is computed twice.
+    assert sum(phase.executed.total for phase in other.phases) < sum(phase.executed.total for phase in found.phases)
+    assert "faster with uae.decoder.offload=false" in render(found, [better])
+    # What it proposes is what it cannot better, and what does not fit is not made faster.
+    written = [f"{key}={str(value).lower()}" for key, value in changes.items()]
+    settled = Estimator(command("uae_u4g", [*SANA, *written, "uae.u4g.captions.source=column"]))
+    assert settled.faster("H100-80GB") is None
+    large = ["uae.train.micro_batch_size=72", "uae.train.gradient_checkpointing=false"]
+    tight = Estimator(command("uae_u4g", [*SANA, *large]))
+    assert tight.faster("RTX4090-24GB") is None
+
+
 @pytest.mark.parametrize("gpu", ["L4-24GB", "RTX3090-24GB", "RTX4090-24GB"])
 def test_the_recipe_of_24_gb_fits_and_needs_its_settings(medium: Estimator, gpu: str) -> None:
     config, found = medium.asked.config, medium.estimate(gpu)

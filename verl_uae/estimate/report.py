@@ -33,7 +33,8 @@ def render(found: Estimate, remedies: Sequence[tuple[dict[str, Any], Estimate]] 
 
     Args:
         found: the estimate.
-        remedies: of :meth:`~verl_uae.estimate.Estimator.remedies`, where it does not fit.
+        remedies: of :meth:`~verl_uae.estimate.Estimator.remedies` where it does not fit, of
+            :meth:`~verl_uae.estimate.Estimator.faster` where it does.
         steps: of the run, for its time and price.
     """
     config = found.command.config
@@ -59,7 +60,8 @@ def render(found: Estimate, remedies: Sequence[tuple[dict[str, Any], Estimate]] 
         )
     for changes, other in remedies:
         words = " ".join(f"{key}={_written(value)}" for key, value in changes.items())
-        lines.append(f"  fits with {words}: {other.peak_gib:.1f} GiB, {other.step_seconds:.1f} s per step")
+        gain = "faster" if found.fits else "fits"
+        lines.append(f"  {gain} with {words}: {other.peak_gib:.1f} GiB, {other.step_seconds:.1f} s per step")
     if not found.fits and not remedies:
         lines.append("  nothing that was tried makes it fit: take a GPU with more memory, or smaller models")
     if found.unknown:

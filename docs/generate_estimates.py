@@ -60,7 +60,7 @@ def _cell(of: Estimator, gpu: str) -> str:
     if not remedies:
         return f"{found.peak_gib:.0f}: no"
     changes, better = min(remedies, key=lambda item: len(item[0]))
-    words = ", ".join(f"`{key.rsplit('.', 1)[-1]}={str(value).lower()}`" for key, value in changes.items())
+    words = ", ".join(f"`{key.partition('.')[2]}={str(value).lower()}`" for key, value in changes.items())
     return f"{found.peak_gib:.0f}: no; {better.peak_gib:.0f} with {words}"
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import pkgutil
 import re
 import runpy
 import shlex
@@ -24,6 +25,7 @@ from tests.config.test_validate_policy import PRESETS
 from verl_uae.config import STAGES, schema
 from verl_uae.data.schema import first_pictures
 from verl_uae.errors import ConfigError
+from verl_uae.estimate.composing import command
 from verl_uae.reward.config import TermConfig
 from verl_uae.settings import RENAMED
 
@@ -36,6 +38,12 @@ PAGES = sorted(
 RECIPES = sorted((ROOT / "recipes").rglob("config/*.yaml"))
 SCRIPTS = sorted((ROOT / "recipes").rglob("*.sh"))
 REQUIREMENTS = sorted((ROOT / "recipes").rglob("REQUIRED_VERL.txt"))
+
+
+#: Of entry points, no modules.
+GROUPS = ("verl_uae.objectives", "verl_uae.rewards", "verl_uae.families")
+#: Pages with names of earlier versions, or with names that a generator writes.
+NAMES_ELSEWHERE = ("CHANGELOG.md", "verl_surface.md")
 
 
 def _name(path: Path) -> str:
@@ -60,6 +68,27 @@ def _schema_keys(section: type, prefix: str) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------- text
+
+
+def test_commands_of_the_estimate_on_the_pages_run() -> None:
+    """As far as their models are composed: what each phase costs is executed elsewhere."""
+    commands = [
+        shlex.split(line, comments=True)[2:]
+        for page in PAGES
+        for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+        if line.startswith("verl-uae estimate ") and "calibrat" not in line
+    ]
+    assert len(commands) >= 3
+    for words in commands:
+        named = [word for word in words if not word.startswith("--") and ("=" in word or "uae" in word)]
+        sizes = {key: int(words[words.index(f"--{key}") + 1]) for key in ("gpus", "nodes") if f"--{key}" in words}
+        command(named[0], named[1:], **sizes)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in NAMES_ELSEWHERE], ids=_name)
+def test_names_of_the_package_are_there(page: Path) -> None:
+    for name in re.findall(r"`(verl_uae(?:\.\w+)+)`", page.read_text(encoding="utf-8")):
+        assert name in GROUPS or pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

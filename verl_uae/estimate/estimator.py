@@ -247,7 +247,8 @@ def _knobs(asked: Command, now: Estimate) -> Iterator[dict[str, Any]]:
     per_node, nodes = config.trainer.n_gpus_per_node, config.trainer.nnodes
     for times in (2, 4, 8, 16):
         gpus = per_node * nodes * times
-        yield {"trainer.n_gpus_per_node": min(8, gpus), "trainer.nnodes": max(1, gpus // 8)}
+        more = {"trainer.n_gpus_per_node": min(8, gpus), "trainer.nnodes": max(1, gpus // 8)}
+        yield {key: count for key, count in more.items() if OmegaConf.select(config, key) != count}
 
 
 def ask(

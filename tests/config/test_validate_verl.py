@@ -53,6 +53,7 @@ def test_a_count_is_a_whole_number(base: DictConfig, key: str) -> None:
     [
         ("actor_rollout_ref.rollout.temperature", (0, -1, math.nan, "warm", None)),
         ("actor_rollout_ref.rollout.val_kwargs.temperature", (-1, math.nan, "warm", None)),
+        ("actor_rollout_ref.rollout.gpu_memory_utilization", (0, -1, 1.5, math.nan, "half", None)),
         ("actor_rollout_ref.actor.kl_loss_coef", (-1, math.nan, "x", None)),
         ("actor_rollout_ref.actor.optim.lr", (-1, math.nan, math.inf, "1e-6", None)),
         ("uae.train.optim.lr", (-1, math.nan, math.inf, "1e-6", None)),
@@ -62,6 +63,15 @@ def test_a_number_is_finite_and_in_its_range(base: DictConfig, key: str, values:
     accept(base, key, 1e-6)
     for value in values:
         assert refuse(base, key, value).startswith(f"{key}: must be ")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_group_of_shards_divides_the_ranks(base: DictConfig, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(base.trainer, "n_gpus_per_node", 8)
+    for size in (-1, 1, 4, 8, 16):
+        accept(base, f"{engine}.fsdp_size", size)
+    for size in (0, 3, 2.0, "4", True):
+        assert "divide the 8 ranks" in refuse(base, f"{engine}.fsdp_size", size)
 
 
 @pytest.mark.parametrize("key", [f"{engine}.{name}" for engine in ENGINES for name in ("model_dtype", "dtype")])

@@ -22,6 +22,7 @@ from verl_uae.estimate.work import Cost
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "uae"
 #: The smallest decoder, whose pieces are executed in seconds.
 SANA = ("uae/decoder=sana_1600m", "uae.decoder.num_steps=2", "uae.u4g.num_steps=4", "uae.u4g.window.size=1")
+_PATH = "uae.decoder.path"
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +165,48 @@ def test_a_calibration_takes_the_place_of_the_data_sheet(tmp_path: Path, sana: E
         (["uae.conditioner.path=org/model"], {}, "uae.conditioner.path"),
         (["actor_rollout_ref.model.path=Qwen/Qwen3-4B"], {}, "actor_rollout_ref.model.path"),
         (["uae.conditioner.path=Qwen/Qwen3-4B"], {}, "uae.conditioner.path"),
+        (["uae.decoder.height=100"], {}, "uae.decoder.height"),
+        (["uae.decoder.width=100"], {}, "uae.decoder.width"),
+        (["uae.train.train_projector=true"], {}, "uae.train.train_projector"),
     ],
 )
 def test_what_is_refused(words: list[str], options: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ask("uae_u4g", [*SANA, *words], **options)
     assert caught.value.key == key
+
+
+def test_a_decoder_without_a_projector_has_nothing_to_pretrain() -> None:
+    with pytest.raises(ConfigError, match=r"uae/decoder=sana_1600m .*nothing to pre-train"):
+        command("uae_pretrain", ["uae/decoder=sana_1600m"])
+
+
+def test_a_decoder_that_is_not_here_is_named(sana: Estimator) -> None:
+    elsewhere = dataclasses.replace(sana.estimate("H100-80GB"), command=command("uae_u4g", [*SANA, f"{_PATH}=org/own"]))
+    assert "decoder sana_1600m as published in place of org/own, which is not on this machine" in render(elsewhere)
+    assert "decoder sana_1600m as published, captioner" in render(sana.estimate("H100-80GB"))
+
+
+def test_a_folder_below_home_is_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "decoder").mkdir()
+    with pytest.raises(ConfigError, match="is no model and no decoder folder"):
+        command("uae_u4g", [*SANA, f"{_PATH}='~/decoder'"])
+
+
+def test_a_language_model_of_a_file_is_taken_at_its_word(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    head = "defaults:\n  - uae_u4g\n  - override uae/decoder: sana_1600m\n  - _self_\n"
+    file.write_text(f"{head}uae:\n  conditioner:\n    path: Qwen/Qwen3-4B\n")
+    assert command(str(file)).config.uae.conditioner.path == "Qwen/Qwen3-4B"
+
+
+def test_adapters_of_a_captioner_without_such_layers_are_refused() -> None:
+    named = ["lora_rank=8", "lora_alpha=16", "target_modules=[nope]"]
+    asked = command("uae_g4u", [f"actor_rollout_ref.model.{word}" for word in named])
+    with pytest.raises(ConfigError, match="cannot place") as caught:
+        Estimator(asked).estimate("H100-80GB")
+    assert caught.value.key == "actor_rollout_ref.model.target_modules"
 
 
 def test_names_that_are_refused(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def validate_models(config: DictConfig) -> None:
         return
     settings = config.uae.conditioner
     family = family_of(decoder, length=settings.length, role=settings.role)
-    _check_stage(config, family)
+    check_stage(config, family, decoder)
     if is_hub_id(conditioner) or is_url(conditioner):
         return
     try:
@@ -196,11 +196,20 @@ def _check_processor(config: DictConfig, rollouts: bool) -> None:
         raise ConfigError(key, str(error)) from error
 
 
-def _check_stage(config: DictConfig, family: Any) -> None:
-    """What a decoder without a projector of ours has no use for."""
+def check_stage(config: DictConfig, family: Any, decoder: str) -> None:
+    """Check that the run asks for nothing that a decoder without a projector of ours has no use for.
+
+    Args:
+        config: the whole composed configuration.
+        family: of the decoder.
+        decoder: what errors call it.
+
+    Raises:
+        ConfigError: naming the key.
+    """
     if family.needs_projector:
         return
-    where = f"{config.uae.decoder.path} ({family.name}) reads the language model without a projector"
+    where = f"{decoder} ({family.name}) reads the language model without a projector"
     if config.uae.stage == "pretrain":
         raise ConfigError(_DECODER, f"{where}, so there is nothing to pre-train: go on with uae_g4u or uae_u4g")
     if config.uae.stage == "cold_start" and config.uae.cold_start.states == "in_context":
@@ -228,19 +237,33 @@ def validate_sizes(config: DictConfig) -> None:
         ConfigError: naming the key and what the decoder takes.
     """
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
-    from verl_uae.data.buckets import Buckets
     from verl_uae.families import family_of
 
+    decoder = config.uae.decoder.path
+    if not (is_hub_id(decoder) or is_url(decoder)):
+        check_sizes(config, family_of(decoder), f"{_DECODER}={decoder}")
+
+
+def check_sizes(config: DictConfig, family: Any, named: str) -> None:
+    """Check that a decoder can draw the sizes of the run.
+
+    Args:
+        config: the whole composed configuration.
+        family: of the decoder.
+        named: what errors call it.
+
+    Raises:
+        ConfigError: naming the key and what the decoder takes.
+    """
+    from verl_uae.data.buckets import Buckets
+
     decoder = config.uae.decoder
-    if is_hub_id(decoder.path) or is_url(decoder.path):
-        return
-    family = family_of(decoder.path)
 
     def problem(height: int, width: int) -> str | None:
         try:
             family.latent_shape(height, width)
         except ValueError as error:
-            return f"{error}, for {_DECODER}={decoder.path}"
+            return f"{error}, for {named}"
         return None
 
     if wrong := problem(decoder.height, decoder.width):

@@ -189,6 +189,8 @@ _NUMBERS = {
     f"{_ROLLOUT}.temperature": (0, False),
     # Zero is greedy.
     f"{_ROLLOUT}.val_kwargs.temperature": (0, True),
+    # A share of the GPU; the rest is checked below.
+    f"{_ROLLOUT}.gpu_memory_utilization": (0, False),
     f"{_ACTOR}.kl_loss_coef": (0, True),
     f"{_ACTOR}.optim.lr": (0, True),
     "uae.train.optim.lr": (0, True),
@@ -225,6 +227,23 @@ def validate_verl(config: DictConfig) -> None:
     for key, value in _precisions(config):
         if value not in _PRECISIONS:
             raise ConfigError(key, f"must be one of {', '.join(_PRECISIONS)}, got {value!r}")
+    share = OmegaConf.select(config, f"{_ROLLOUT}.gpu_memory_utilization")
+    if share is not None and share > 1:
+        raise ConfigError(f"{_ROLLOUT}.gpu_memory_utilization", f"must be a share of the GPU, at most 1, got {share:g}")
+    _validate_shards(config)
+
+
+def _validate_shards(config: DictConfig) -> None:
+    """verl cuts the ranks into groups of ``fsdp_size``: one that leaves ranks over has no mesh, and 0 is divided by."""
+    ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    for section in _ENGINES:
+        size = OmegaConf.select(config, f"{section}.fsdp_size")
+        if size is None:
+            continue
+        whole = isinstance(size, int) and not isinstance(size, bool)
+        if not whole or size == 0 or (0 < size < ranks and ranks % size):
+            reason = f"must be -1, which is all ranks, or divide the {ranks} ranks, got {size!r}"
+            raise ConfigError(f"{section}.fsdp_size", reason)
 
 
 def _precisions(config: DictConfig) -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from verl_uae.config import STAGES
 from verl_uae.errors import ConfigError
 from verl_uae.families.published import DECODERS
+from verl_uae.paths import expand
 
-#: Choice of ``uae/decoder`` where a folder is named that no preset is for.
-_FOLDER = "the folder of uae.decoder.path"
 _CONDITIONER, _DECODER = "uae.conditioner.path", "uae.decoder.path"
 
 
@@ -32,7 +32,9 @@ class Command:
     decoder: str
     """Choice of ``uae/decoder``."""
     folders: bool
-    """Whether the decoder's folder is named."""
+    """Whether the decoder's folder is named, and on this machine."""
+    named: str | None
+    """``uae.decoder.path`` as it was given."""
 
 
 def command(name: str, overrides: Sequence[str] = (), *, gpus: int | None = None, nodes: int | None = None) -> Command:
@@ -58,12 +60,14 @@ def command(name: str, overrides: Sequence[str] = (), *, gpus: int | None = None
         for key, count in (("trainer.n_gpus_per_node", gpus), ("trainer.nnodes", nodes)):
             if count is not None:
                 OmegaConf.update(config, key, count)
-        folders = not OmegaConf.is_missing(config.uae.decoder, "path") and Path(config.uae.decoder.path).is_dir()
-        given = {word.partition("=")[0].lstrip("+") for word in overrides}
+        named = None if OmegaConf.is_missing(config.uae.decoder, "path") else config.uae.decoder.path
+        folders = named is not None and expand(named).is_dir()
         # SD3 reads the captioner, whichever it is.
         if not folders and decoder in DECODERS and "conditioner" not in DECODERS[decoder].changes:
             published = DECODERS[decoder].language_model
-            if _CONDITIONER not in given and published != config.actor_rollout_ref.model.path:
+            # By default the captioner's path, by reference.
+            given = not OmegaConf.is_interpolation(config.uae.conditioner, "path")
+            if not given and published != config.actor_rollout_ref.model.path:
                 OmegaConf.update(config, _CONDITIONER, published)
         stand_ins = {_DECODER: "stand/in", "data.train_files": __file__, "data.val_files": __file__}
         if folders:
@@ -71,7 +75,9 @@ def command(name: str, overrides: Sequence[str] = (), *, gpus: int | None = None
         for key, value in stand_ins.items():
             OmegaConf.update(config, key, value)
     _check(config)
-    return Command(name, config, decoder, folders)
+    if not folders:
+        _check_published(config, decoder)
+    return Command(name, config, decoder, folders, named)
 
 
 def changed(before: Command, changes: dict[str, Any]) -> Command:
@@ -85,7 +91,7 @@ def changed(before: Command, changes: dict[str, Any]) -> Command:
         for key, value in changes.items():
             OmegaConf.update(config, key, value)
     _check(config)
-    return Command(before.name, config, before.decoder, before.folders)
+    return dataclasses.replace(before, config=config)
 
 
 def _check(config: DictConfig) -> None:
@@ -94,6 +100,16 @@ def _check(config: DictConfig) -> None:
 
     resolve_paths(config)
     validate(config)
+
+
+def _check_published(config: DictConfig, decoder: str) -> None:
+    """What validation says of a decoder that is on this machine."""
+    from verl_uae.config.path_keys import check_sizes, check_stage
+    from verl_uae.families.published import published
+
+    family = published(decoder)[0]
+    check_stage(config, family, f"uae/decoder={decoder}")
+    check_sizes(config, family, f"uae/decoder={decoder}")
 
 
 def _composed(name: str, overrides: Sequence[str]) -> Any:

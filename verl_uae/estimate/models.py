@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from verl_uae.captioners import vision_towers
-from verl_uae.checkpoints.captioner_adapters import without_towers
+from verl_uae.checkpoints.captioner_adapters import placing, without_towers
 from verl_uae.checkpoints.load import language_sizes, load_config, load_tokenizer
 from verl_uae.checkpoints.names import CONDITIONER, VAE
 from verl_uae.checkpoints.source import local_folder
@@ -219,8 +219,9 @@ class Models:
 
             named = targets if isinstance(targets, str) else list(targets)
             excluded = without_towers(hybrid.model.get("exclude_modules"))
-            adapters = LoraConfig(r=hybrid.model.lora_rank, target_modules=named, exclude_modules=excluded)
-            model = get_peft_model(model, adapters, low_cpu_mem_usage=True)
+            with placing("actor_rollout_ref.model.target_modules"):
+                adapters = LoraConfig(r=hybrid.model.lora_rank, target_modules=named, exclude_modules=excluded)
+                model = get_peft_model(model, adapters, low_cpu_mem_usage=True)
         else:
             model.requires_grad_(True)
             for tower in vision_towers(model) if hybrid.actor.get("freeze_vision_tower") else ():

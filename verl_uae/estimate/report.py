@@ -70,9 +70,11 @@ def render(found: Estimate, remedies: Sequence[tuple[dict[str, Any], Estimate]] 
 
 
 def _decoder(found: Estimate) -> str:
-    if found.command.folders:
-        return str(found.command.config.uae.decoder.path)
-    return f"{found.command.decoder} as published"
+    asked = found.command
+    if asked.folders:
+        return str(asked.config.uae.decoder.path)
+    instead = "" if asked.named is None else f" in place of {asked.named}, which is not on this machine"
+    return f"{asked.decoder} as published{instead}"
 
 
 def _row(found: Estimate, phase: Phase) -> tuple[str, ...]:

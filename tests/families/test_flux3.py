@@ -67,3 +67,18 @@ class TestFlux3(Contract):
         odd = edited(folder, "vae/config.json", tmp_path / "odd", batch_norm_eps=value)
         with pytest.raises(CheckpointError, match="vae: batch_norm_eps must be a number above 0"):
             family_of(odd).check(odd)
+
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("rope_theta", (0, -1, "2000", None)),
+            ("axes_dims_rope", (None, 4, [], [4, 4, 4], [4, 4, 5, 3], [8, 8, 4, -4], ["4"] * 4, [4.0] * 4)),
+        ],
+    )
+    def test_positions_that_no_weight_tells_of_are_checked(
+        self, folder: Path, tmp_path: Path, name: str, values: tuple[Any, ...]
+    ) -> None:
+        for number, value in enumerate(values):
+            odd = edited(folder, "transformer/config.json", tmp_path / str(number), **{name: value})
+            with pytest.raises(CheckpointError, match=f"transformer: {name} must be"):
+                family_of(odd).check(odd)

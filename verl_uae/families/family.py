@@ -33,6 +33,8 @@ from verl_uae.text import is_number
 
 #: Statistics of latents in place of which ``scaling_factor`` and ``shift_factor`` are used.
 _, _STD = _STATISTICS = ("latents_mean", "latents_std")
+#: Widths of the parts of a head that turn with each coordinate.
+_AXES = ("axes_dims_rope", "axes_dims")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,7 @@ class DecoderFamily:
                 if not (is_number(value) and value > 0):
                     raise CheckpointError(f"{where}/{part}", f"{name} must be a number above 0, got {value!r}")
         self._check_statistics(f"{where}/{VAE}")
+        self._check_positions(f"{where}/{TRANSFORMER}")
         if kind is not None and self.reads and kind.removesuffix("_text") not in self.reads:
             text = f"takes states of {' or '.join(self.reads)}, the language model is a {kind}"
             raise CheckpointError(f"{where}/{TRANSFORMER}", text)
@@ -271,6 +274,22 @@ class DecoderFamily:
                 raise CheckpointError(where, text)
             if name == _STD and min(numbers) <= 0:
                 raise CheckpointError(where, f"{name} must be above 0 in every channel, got {min(numbers)!r}")
+
+    def _check_positions(self, where: str) -> None:
+        """Rotary positions have no weight whose shape would tell."""
+        config = self.transformer_config
+        theta: Any = getattr(config, "rope_theta", 1.0)
+        if not (is_number(theta) and theta > 0):
+            raise CheckpointError(where, f"rope_theta must be a number above 0, got {theta!r}")
+        head = getattr(config, "attention_head_dim", None) or config.dim // config.n_heads
+        for name in _AXES:
+            if not hasattr(config, name):
+                continue
+            axes = getattr(config, name)
+            whole = isinstance(axes, list | tuple) and all(type(each) is int and each > 0 for each in axes)
+            if not whole or any(each % 2 for each in axes) or sum(axes) != head:
+                text = f"{name} must be even numbers above 0, together the {head} of a head, got {axes!r}"
+                raise CheckpointError(where, text)
 
     def input_layer(self, transformer: Any) -> Any:
         """*family*: the layer by which latents enter, which shows the dtype that is computed in. The transformer does

@@ -34,7 +34,7 @@ from verl_uae.families import family_of
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.stages.cold_start.captioner import LANGUAGE_MODEL, CaptionerModule
-from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings
+from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings, recompute
 from verl_uae.stages.common.build import EMA, painter_settings
 from verl_uae.stages.pretrain.worker import FlowMatching, build_pair_encoder, density
 from verl_uae.stages.u4g.worker import objective
@@ -149,6 +149,7 @@ def cold_start(asked: Command, caption: str, tokens: int, clip: str) -> tuple[An
     settings = asked.config.uae.cold_start
     drawn = painter(asked)
     family = drawn.family
+    recompute(drawn.vae.requires_grad_(False))
     captioner = CaptionerModule(load_model(AutoModelForImageTextToText, asked.config.actor_rollout_ref.model.path))
     captioner.requires_grad_(False)
     lora = settings.captioner.lora
@@ -182,7 +183,7 @@ def cold_start(asked: Command, caption: str, tokens: int, clip: str) -> tuple[An
             uae.decoder.vae_batch_size,
         ),
         family,
-        drawn.vae.requires_grad_(False),
+        drawn.vae,
         features,
         captioner,
         lambda rows: inputs,

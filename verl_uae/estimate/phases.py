@@ -406,7 +406,7 @@ class Phases(Held):
         plain = self.work.learning(micro, settings.guidance, checkpointing=False)
         again = bool(uae.train.gradient_checkpointing)
         step = self.work.learning(micro, settings.guidance, checkpointing=True) if again else plain
-        loss = self._picture_loss(micro)
+        loss, needed = self._picture_loss(micro)
         recompute = bool(settings.captioner.gradient_checkpointing)
         captioner = Cost()
         useful = 0.0
@@ -425,7 +425,7 @@ class Phases(Held):
         phases = [
             Phase("captioner", captioner.times(batches), useful * batches, {**held, "activations": captioner.peak}),
             Phase("path", path.times(calls["path"]), path.total * calls["path"], {**beside, "activations": path.peak}),
-            Phase("picture", loss.times(batches), loss.total * batches, {**beside, "activations": loss.peak}),
+            Phase("picture", loss.times(batches), needed * batches, {**beside, "activations": loss.peak}),
             Phase(
                 "way back",
                 step.times(calls["way back"]),
@@ -469,19 +469,22 @@ class Phases(Held):
             "captioner, gathered": actor.gathered(width, reshard=bool(engine.reshard_after_forward), backward=True),
         }
 
-    def _picture_loss(self, micro: int) -> Cost:
-        """VAE and feature network with gradient; computed again where they go in parts."""
+    def _picture_loss(self, micro: int) -> tuple[Cost, float]:
+        """VAE and feature network with gradient, the VAE's activations and those of parts computed again; operations
+        without that."""
         batch = min(int(self.uae.decoder.vae_batch_size), micro)
         parts = micro / batch
         network = self.models.features
-        with_gradient, forward = self.work.decode(batch, gradient=True), self.work.decode(batch)
-        cost = with_gradient + (forward if parts > 1 else Cost())
-        peak = with_gradient.peak
+        drawn = self.work.decode(batch, gradient=True, recomputed=True)
+        needed = self.work.decode(batch, gradient=True).total
+        cost = drawn + (self.work.decode(batch) if parts > 1 else Cost())
+        peak = drawn.peak
         if network is not None:
-            seen = self.work.features(network, batch, gradient=True)
-            cost = cost + seen + self.work.features(network, batch)
+            seen, source = self.work.features(network, batch, gradient=True), self.work.features(network, batch)
+            cost = cost + seen + source
             peak += seen.peak
-        return Cost(cost.times(parts).flops, peak)
+            needed += seen.total + source.total
+        return Cost(cost.times(parts).flops, peak), needed * parts
 
 
 def _with(phase: Phase, **changes: Any) -> Phase:

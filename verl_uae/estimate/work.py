@@ -24,7 +24,7 @@ from verl_uae.estimate.meter import Meter
 from verl_uae.estimate.models import Models, Network, trained_parameters
 from verl_uae.families.family import Condition
 from verl_uae.families.text import language_stack
-from verl_uae.stages.cold_start.loss import read_text
+from verl_uae.stages.cold_start.loss import read_text, recompute
 
 #: Tokens of a caption; most recipes allow 512.
 ASSUMED_CAPTION_TOKENS = 320
@@ -187,26 +187,27 @@ class Work:
 
     # ------------------------------------------------------------ pictures
 
-    def decode(self, pictures: int, *, gradient: bool = False) -> Cost:
-        """Latents to pictures by the VAE, together."""
-        return self._of_vae("decode", pictures, gradient)
+    def decode(self, pictures: int, *, gradient: bool = False, recomputed: bool = False) -> Cost:
+        """Latents to pictures by the VAE, together; with gradient activations are held, or computed again."""
+        return self._of_vae("decode", pictures, gradient, recomputed)
 
     def encode(self, pictures: int) -> Cost:
         """Pictures to latents by the VAE, together."""
         return self._of_vae("encode", pictures, False)
 
-    def _of_vae(self, way: str, pictures: int, gradient: bool) -> Cost:
+    def _of_vae(self, way: str, pictures: int, gradient: bool, recomputed: bool = False) -> Cost:
         family, vae = self.models.family, self.models.vae
         shape = family.latent_shape(*self.size) if way == "decode" else (3, *self.size)
 
         def run() -> None:
             given = torch.empty(pictures, *shape, device="meta", requires_grad=gradient)
             if gradient:
+                recompute(vae, recomputed)
                 family.decode_with_gradient(vae, given).square().mean().backward()
             else:
                 (family.decode_latent if way == "decode" else family.encode_image)(vae, given)
 
-        found: Cost = self._once((way, pictures, gradient), lambda: measure(run))
+        found: Cost = self._once((way, pictures, gradient, recomputed), lambda: measure(run))
         return found
 
     def features(self, network: Network, pictures: int, *, gradient: bool = False) -> Cost:

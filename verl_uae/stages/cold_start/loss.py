@@ -58,6 +58,15 @@ class ReconstructionSettings:
     """Pictures whose activations in VAE and feature network are held at a time."""
 
 
+def recompute(vae: Any, wanted: bool = True) -> None:
+    """Have a VAE compute its activations again in the backward pass, or hold them.
+
+    Classes that cannot (those of Qwen-Image, Qwen-Image-2.1 and SANA) hold them, of ``vae_batch_size`` pictures.
+    """
+    if vae._supports_gradient_checkpointing:
+        (vae.enable_gradient_checkpointing if wanted else vae.disable_gradient_checkpointing)()
+
+
 class ReconstructionLoss:
     """Loss and gradient of a micro-batch.
 

@@ -47,7 +47,13 @@ from verl_uae.stages.cold_start.captioner import (
     CaptionerModelConfig,
     SupervisedCaptionerEngine,
 )
-from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings, read_text
+from verl_uae.stages.cold_start.loss import (
+    CaptionInputs,
+    ReconstructionLoss,
+    ReconstructionSettings,
+    read_text,
+    recompute,
+)
 from verl_uae.stages.common.build import EMA, build_training_painter, decoder_family, training_worker_config
 from verl_uae.stages.common.captions import PromptSettings, PromptTokens
 from verl_uae.stages.common.worker import DecoderTrainingWorker
@@ -159,7 +165,7 @@ class ColdStartWorker(DecoderTrainingWorker):
             self.captioner.initialize()
         self.family = decoder_family(self.run)
         self.painter = build_training_painter(self.run, None, self.family, device)
-        self.painter.vae.enable_gradient_checkpointing()
+        recompute(self.painter.vae)
         self.features = build_features(self.run, device)
         self.batcher = build_caption_batcher(self.run, device)
         self.limits = CheckSettings.from_config(self.run.data).image_limits

@@ -40,6 +40,14 @@ class MixedDevicesError(AssertionError):
     """An operation was given tensors of the accelerator and of the host."""
 
 
+class Devices(Meter):
+    """Refuses operations on two devices, and knows what masks hold: for models that ask. It counts no waits."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        Accelerator._refuse_two_devices(func._schema.name.split("::")[1], args, kwargs or {})
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 class Accelerator(Meter):
     """Watches what is done with tensors on ``meta`` while it is entered.
 

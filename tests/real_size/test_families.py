@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.real_size.accelerator import Accelerator
+from tests.real_size.accelerator import Accelerator, Devices
 from tests.real_size.models import BLOCKS
 from verl_uae.families.family import Condition
 from verl_uae.families.published import DECODERS, build, published
@@ -26,12 +26,13 @@ WAITS = {
     "z_image": {"families/z_image.py:forward": 3},
 }
 
-#: Its transformer asks for the number of tokens of a mask, which ``meta`` does not know.
-LEFT_OUT = {"qwen_image21"}
+#: Its transformer reads a mask on the host in every call, so that what it makes depends on values.
+ASKS = {"qwen_image21"}
 
 
-@pytest.mark.parametrize("name", sorted(DECODERS.keys() - LEFT_OUT))
-def test_pictures_are_drawn_and_weights_updated_on_the_device(name: str, accelerator: Accelerator) -> None:
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_pictures_are_drawn_and_weights_updated_on_the_device(name: str) -> None:
+    accelerator = Devices() if name in ASKS else Accelerator()
     family, arguments = published(name, BLOCKS)
     modules = build(family, arguments)
     parts = SimpleNamespace(**{part: modules[folder] for part, folder in family.trained.items()}, vae=modules["vae"])
@@ -46,7 +47,8 @@ def test_pictures_are_drawn_and_weights_updated_on_the_device(name: str, acceler
             picture = family.decode_latent(parts.vae, euler(field, x, family.sigmas(2, SIDE, SIDE)))
         field(x, torch.full((len(LENGTHS),), 0.5, device="meta")).square().mean().backward()
     assert picture.shape == (len(LENGTHS), 3, SIDE, SIDE) and picture.dtype == torch.float32
-    assert accelerator.syncs == Counter(WAITS.get(name, {}))
+    if isinstance(accelerator, Accelerator):
+        assert accelerator.syncs == Counter(WAITS.get(name, {}))
     assert family.encode_image(parts.vae, picture).shape == x.shape
     blocks = [
         each for each in parts.transformer.modules() if type(each).__name__ in family.wrap_blocks(parts.transformer)

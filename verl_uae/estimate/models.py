@@ -288,7 +288,7 @@ class Models:
         if config is None:
             if not Path(model).is_dir():
                 return None
-            config = network_class.config_class.from_pretrained(model)
+            config = load_config(model, network_class.config_class)
         prepared = kind.stock(config)
         side = prepared.crop[0] if prepared.crop else prepared.resize
         with torch.device("meta"):

@@ -293,7 +293,6 @@ ALLOWED = {
     "data/cli.py": "a processor without code, in a layer below this one",
     "engines/decoder.py": "weight copies of a checkpoint",
     "stages/cold_start/captioner.py": "generation settings, which hold no weights and name no code",
-    "stages/u4g/servers.py": "generation settings, which hold no weights and name no code",
     "checkpoints/captioner_adapters.py": "peft's settings, which hold no weights",
 }
 #: Our own classes, which come here themselves.

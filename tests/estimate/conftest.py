@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.estimate import world
+from tests.devices import tell
 from tests.families.tiny import BUILDERS, build, build_processor, build_qwen3_vl, build_tokenizer
 from tests.real_size.conftest import one_rank  # noqa: F401
 
-#: With a projector of ours, which stock pipelines lack: the models of the scenes.
-FAMILIES = sorted(set(BUILDERS) - {"sd3"} | {"sd3"})
+#: Of sd3, which has a projector of ours that stock pipelines lack, there are the models of the scenes.
+FAMILIES = sorted(BUILDERS)
 
 
 @pytest.fixture(scope="session")
@@ -44,4 +44,4 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Callabl
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Workers compute on the CPU."""
-    world.on_cpu(monkeypatch)
+    tell(monkeypatch, "cpu")

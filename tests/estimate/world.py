@@ -8,12 +8,9 @@ Shape legend: C H W latents.
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -129,19 +126,6 @@ def pair_worker(asked: Command) -> Any:
     worker.loss_fn = FlowMatching(worker.density)
     worker.encoder = build_pair_encoder(asked.config, worker.painter)
     return worker
-
-
-def on_cpu(monkeypatch: Any) -> None:
-    """All that ask verl for the device are told the CPU."""
-    for stage in ("cold_start.worker", "g4u.decoder_worker", "pretrain.worker", "u4g.worker"):
-        importlib.import_module(f"verl_uae.stages.{stage}")
-    for name, module in list(sys.modules.items()):
-        if name.startswith("verl_uae."):
-            for question in ("get_device_id", "get_device_name"):
-                if hasattr(module, question):
-                    monkeypatch.setattr(module, question, lambda: "cpu")
-            if hasattr(module, "get_torch_device"):
-                monkeypatch.setattr(module, "get_torch_device", lambda: SimpleNamespace(empty_cache=lambda: None))
 
 
 def cold_start(asked: Command, caption: str, tokens: int, clip: str) -> tuple[Any, TensorDict, Any]:

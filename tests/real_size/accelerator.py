@@ -40,11 +40,24 @@ class MixedDevicesError(AssertionError):
     """An operation was given tensors of the accelerator and of the host."""
 
 
+def _refuse_two_devices(name: str, args: Any, kwargs: Any) -> None:
+    if name in _TWO_DEVICES:
+        return
+    host_indices = name in _HOST_INDICES and args[0].device.type == "meta"
+    looked_at = (args[:1], args[2:], kwargs) if host_indices else (args, kwargs)
+    tensors = [leaf for leaf in tree_leaves(looked_at) if isinstance(leaf, Tensor)]
+    # A number on the host goes with anything.
+    kinds = {tensor.device.type for tensor in tensors if tensor.dim() > 0 or tensor.device.type == "meta"}
+    if len(kinds) > 1:
+        shapes = ", ".join(f"{tensor.device.type} {tuple(tensor.shape)}" for tensor in tensors)
+        raise MixedDevicesError(f"{name} in {_place()}: {shapes}")
+
+
 class Devices(Meter):
     """Refuses operations on two devices, and knows what masks hold: for models that ask. It counts no waits."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        Accelerator._refuse_two_devices(func._schema.name.split("::")[1], args, kwargs or {})
+        _refuse_two_devices(func._schema.name.split("::")[1], args, kwargs or {})
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
@@ -93,7 +106,7 @@ class Accelerator(Meter):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
-        self._refuse_two_devices(name, args, kwargs)
+        _refuse_two_devices(name, args, kwargs)
         found = self._read(func, name, args, kwargs)
         if found is None:
             found = self._computed(func, args, kwargs)
@@ -103,19 +116,6 @@ class Accelerator(Meter):
     def synced(self) -> None:
         """Note that the host waits here."""
         self.syncs[_place()] += 1
-
-    @staticmethod
-    def _refuse_two_devices(name: str, args: Any, kwargs: Any) -> None:
-        if name in _TWO_DEVICES:
-            return
-        host_indices = name in _HOST_INDICES and args[0].device.type == "meta"
-        looked_at = (args[:1], args[2:], kwargs) if host_indices else (args, kwargs)
-        tensors = [leaf for leaf in tree_leaves(looked_at) if isinstance(leaf, Tensor)]
-        # A number on the host goes with anything.
-        kinds = {tensor.device.type for tensor in tensors if tensor.dim() > 0 or tensor.device.type == "meta"}
-        if len(kinds) > 1:
-            shapes = ", ".join(f"{tensor.device.type} {tuple(tensor.shape)}" for tensor in tensors)
-            raise MixedDevicesError(f"{name} in {_place()}: {shapes}")
 
     def _read(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """What an operation that makes the host wait gives; None for all others."""

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.sizes import Size
+from tests.devices import tell
 from tests.real_size import models
 from tests.real_size.accelerator import Accelerator
 
@@ -34,26 +33,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
     """The device ``meta``, which the package takes for its accelerator; not entered yet."""
-    for stage in ("cold_start.worker", "g4u.decoder_worker", "pretrain.worker", "u4g.worker"):
-        # All that ask verl for the device.
-        importlib.import_module(f"verl_uae.stages.{stage}")
-
-    for name, module in list(sys.modules.items()):
-        if name.startswith("verl_uae."):
-            for asked in ("get_device_id", "get_device_name"):
-                if hasattr(module, asked):
-                    monkeypatch.setattr(module, asked, lambda: "meta")
-            if hasattr(module, "get_torch_device"):
-                monkeypatch.setattr(module, "get_torch_device", lambda: _Memory)
+    tell(monkeypatch, "meta")
     return Accelerator()
-
-
-class _Memory:
-    """What is asked of torch's module of a device."""
-
-    @staticmethod
-    def empty_cache() -> None:
-        """There is no cache."""
 
 
 @pytest.fixture

@@ -27,9 +27,6 @@ from verl_uae.data.images import image_digest
 from verl_uae.errors import CheckpointError, ConfigError, DecodeError
 from verl_uae.seeding import derive_seed
 
-#: What writes captions: choices of ``--captioner-engine``.
-ENGINES = ("auto", "transformers", "vllm")
-
 LONGEST_PROMPT = 20480
 """Tokens that the engine has room for: the 16384 that Qwen makes of a picture at most by default, with a prompt."""
 
@@ -70,7 +67,7 @@ def runs_vllm(engine: str, device: torch.device) -> bool:
     """Whether vLLM writes the captions.
 
     Args:
-        engine: one of :data:`ENGINES`; ``auto`` is vLLM on a CUDA device where it can be imported.
+        engine: value of ``--captioner-engine``; ``auto`` is vLLM on a CUDA device where it can be imported.
         device: that the pipeline computes on.
 
     Raises:

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from verl_uae.checkpoints.names import CONFIG, TRANSFORMER
 from verl_uae.errors import CheckpointError, ConfigError, DataError
 from verl_uae.paths import existing_file, existing_folder, expand, is_hub_id, is_url, model_source, output_folder
-from verl_uae.settings import SUPERVISED
+from verl_uae.settings import CAPTIONING, SUPERVISED
+from verl_uae.stages.u4g.config import caption_writer
 from verl_uae.waiting import saying
 
 #: Folders that other keys are derived from, so they come first.
@@ -106,10 +107,9 @@ def validate_models(config: DictConfig) -> None:
 
     # verl and vLLM run the captioner's code, where this is set; the language model of the condition is ours to load.
     code = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
-    stage, captions = config.uae.stage, config.uae.u4g.captions
-    frozen = stage == "u4g" and captions.source == "captioner"
-    rollouts = stage in ("g4u", "unified") or (frozen and captions.writer == "server")
-    writes = rollouts or frozen or stage == "cold_start"
+    stage, writer = config.uae.stage, caption_writer(config)
+    rollouts = stage in CAPTIONING or writer == "server"
+    writes = rollouts or writer is not None or stage == "cold_start"
     checks: tuple[tuple[str, Callable[[Path], None]], ...] = (
         (_CAPTIONER, functools.partial(check_captioner, code=code, writes=writes)),
         (_CONDITIONER, check_language_model),

@@ -11,8 +11,9 @@ import torch
 from omegaconf import DictConfig
 
 from verl_uae.estimate.models import dtype_of
-from verl_uae.estimate.work import Shards, Work, nbytes
+from verl_uae.estimate.work import Shards, Work, nbytes, without_adapters
 from verl_uae.flow.objective.registry import OBJECTIVES
+from verl_uae.stages.u4g.config import caption_writer
 
 #: Bytes of Adam's two moments, and of an fp32 gradient, of a number that trains.
 ADAM, GRADIENT = 8, 4
@@ -69,12 +70,12 @@ class Held:
 
     def captioner_of_ranks(self) -> float:
         """Bytes that a captioner adds which ranks that train the decoder write captions with."""
-        uae, captions = self.uae, self.uae.u4g.captions
-        if uae.stage != "u4g" or captions.source != "captioner" or captions.writer != "ranks":
+        if caption_writer(self.config) != "ranks":
             return 0.0
-        whole = nbytes(self.models.frozen_captioner)
-        same = uae.conditioner.path == self.config.actor_rollout_ref.model.path
-        return whole - (nbytes(self.models.conditioner) if same and uae.conditioner.dtype == captions.dtype else 0.0)
+        whole, conditioner = nbytes(self.models.frozen_captioner), self.uae.conditioner
+        same = conditioner.path == self.config.actor_rollout_ref.model.path
+        shared = same and conditioner.dtype == self.uae.u4g.captions.dtype
+        return whole - (nbytes(self.models.conditioner) if shared else 0.0)
 
     def policy_shards(self) -> Shards:
         """The decoder that trains."""
@@ -88,8 +89,7 @@ class Held:
             engine, model = self.uae.cold_start.captioner.fsdp_config, self.models.supervised_captioner
         else:
             engine, model = self.config.actor_rollout_ref.actor.fsdp_config, self.models.actor
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return Shards.of(model, list(inner._no_split_modules), self.layout.shards(engine))
+        return Shards.of(model, list(without_adapters(model)._no_split_modules), self.layout.shards(engine))
 
     def shadows(self, shards: Shards) -> float:
         """Bytes of weight copies of the policy."""
@@ -151,23 +151,22 @@ class Held:
         """Adapters are fp32 whatever the rest is."""
         return width * (shards.own - shards.own_trained) + 4 * shards.own_trained + shards.buffers
 
+    def actor_waiting(self, shards: Shards) -> tuple[float, float]:
+        """Bytes of the captioner that trains in RL and of its optimiser, while something else computes."""
+        engine = self.config.actor_rollout_ref.actor.fsdp_config
+        weights = 0.0 if engine.param_offload else self.actor_weights(shards, self.actor_width())
+        return weights, 0.0 if engine.optimizer_offload else ADAM * shards.own_trained
+
     def beside_policy(self) -> dict[str, float]:
         """Bytes of the captioner that trains beside, in the unified stage."""
         if self.uae.stage != "unified":
             return {}
-        engine = self.config.actor_rollout_ref.actor.fsdp_config
         shards = self.actor_shards()
-        weights = 0.0 if engine.param_offload else self.actor_weights(shards, self.actor_width())
-        state = 0.0 if engine.optimizer_offload else ADAM * shards.own_trained
+        weights, state = self.actor_waiting(shards)
         decoder = 0.0 if self.uae.decoder.offload else nbytes(self.models.frozen_decoder)
         found = {"captioner that trains": weights, "captioner's optimiser": state, "decoder of G4U": decoder}
         asleep = ASSUMED_ASLEEP_GIB * GIB if self.served_by_vllm() else 0.0
         return {**found, "caption server": asleep + 2 * ASSUMED_PROCESS_GIB * GIB}
-
-    def served_in_u4g(self) -> bool:
-        """Whether U4G's captions come from servers in the places of the ranks."""
-        captions = self.uae.u4g.captions
-        return bool(self.uae.stage == "u4g" and captions.source == "captioner" and captions.writer == "server")
 
     def served_by_vllm(self) -> bool:
         """Whether captions come from vLLM."""

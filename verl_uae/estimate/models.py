@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -108,14 +107,10 @@ class Models:
                 for name, kind in family.components.items()
             }
             return family, built
-        # Longer than the family takes is the schema's default, which was made for SD3.
-        family, arguments = published(self.decoder)
-        options["length"] = min(options["length"], family.longest)
+        family, arguments = published(self.decoder, **options)
         if CONDITIONER in arguments:
-            arguments[CONDITIONER]["in_dim"] = int(self.conditioner_config.get_text_config().hidden_size)
-        family = type(family)(
-            {name: SimpleNamespace(**values) for name, values in arguments.items()}, family.scheduler, **options
-        )
+            width = int(self.conditioner_config.get_text_config().hidden_size)
+            family.configs[CONDITIONER].in_dim = arguments[CONDITIONER]["in_dim"] = width
         return family, {name: functools.partial(kind, **arguments[name]) for name, kind in family.components.items()}
 
     @functools.cached_property

@@ -18,6 +18,7 @@ from verl_uae.chain.conditioner import BATCH as CONDITIONS
 from verl_uae.estimate.held import ADAM, ASSUMED_ASLEEP_GIB, ASSUMED_PROCESS_GIB, GIB, GRADIENT, Held, width_of
 from verl_uae.estimate.models import trained_parameters
 from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
+from verl_uae.stages.u4g.config import by_servers
 
 #: GiB that a caption server needs beside weights and cache: activations of its profile run, graphs.
 ASSUMED_SERVER_ROOM_GIB = 3.0
@@ -119,14 +120,9 @@ class Phases(Held):
     def g4u(self) -> list[Phase]:
         """Captions, their pictures and scores, log-probabilities, update, and the way of the weights to the server."""
         config, layout, uae = self.config, self.layout, self.uae
-        actor = config.actor_rollout_ref.actor
         captions = config.data.train_batch_size * config.actor_rollout_ref.rollout.n / layout.ranks
         shards, width = self.actor_shards(), self.actor_width()
-        offloaded = bool(actor.fsdp_config.param_offload)
-        waiting = {
-            "captioner": 0.0 if offloaded else self.actor_weights(shards, width),
-            "captioner's optimiser": (0.0 if actor.fsdp_config.optimizer_offload else ADAM * shards.own_trained),
-        }
+        waiting = dict(zip(("captioner", "captioner's optimiser"), self.actor_waiting(shards), strict=True))
         own_pool = uae.decoder.pool == "own"
         decoder = {} if own_pool else {"decoder": nbytes(self.models.frozen_decoder), **self.frozen()}
         stays = {} if uae.decoder.offload else decoder
@@ -286,7 +282,7 @@ class Phases(Held):
         shards, width = self.policy_shards(), width_of(train.fsdp_config.mixed_precision.param_dtype)
         frozen = {**self.frozen(), "captioner": self.captioner_of_ranks()}
         beside = {**self.beside_policy(), **self.processes(1)}
-        if self.served_in_u4g() and self.served_by_vllm():
+        if by_servers(self.config) and self.served_by_vllm():
             beside["caption server"] = (ASSUMED_ASLEEP_GIB + ASSUMED_PROCESS_GIB) * GIB
         sampling = self.work.velocity(micro, u4g.guidance, policy=True)
         calls = u4g.num_steps * samples / micro
@@ -299,7 +295,7 @@ class Phases(Held):
         learning = self._policy_learning(samples, shards, {**beside, **({} if uae.decoder.offload else frozen)})
         if self.captioner_of_ranks():
             phases.insert(0, self._written_by_ranks(rows, held))
-        elif self.served_in_u4g():
+        elif by_servers(self.config):
             waiting = {**frozen, **self.policy_waiting(shards), **self.processes(2)}
             served = self._served(rows, waiting)
             phases.insert(0, _with(served, name="captions, first epoch", share=0.0))

@@ -283,9 +283,8 @@ class Work:
 
             text = self.models.captioner_config.get_text_config()
             before = self.prompt()[0] + self.caption_tokens / 2
-            kinds = getattr(text, "layer_types", None) or ["full_attention"] * int(text.num_hidden_layers)
             heads = int(text.num_attention_heads) * head_width(text)
-            attention = 4.0 * heads * before * sum(kind != "linear_attention" for kind in kinds)
+            attention = 4.0 * heads * before * attention_layers(text)
             dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
             return measure(run) + Cost({dtype: attention})
 
@@ -304,7 +303,7 @@ class Work:
         model = self.models.actor
 
         def run() -> None:
-            inputs = self._inputs(_inner(model), rows, self.caption_tokens)
+            inputs = self._inputs(without_adapters(model), rows, self.caption_tokens)
             with torch.set_grad_enabled(gradient):
                 logits_BTV = model(**inputs, use_cache=False).logits
                 if entropy:
@@ -367,15 +366,21 @@ def head_width(text: Any) -> int:
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
-def _inner(model: Any) -> Any:
-    """Without what peft puts around it."""
+def attention_layers(text: Any) -> int:
+    """Layers of a language model that look at the tokens before; the others carry a state."""
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * int(text.num_hidden_layers)
+    return sum(kind != "linear_attention" for kind in kinds)
+
+
+def without_adapters(model: Any) -> Any:
+    """A model without what peft puts around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _checkpoint(model: Any, on: bool) -> None:
     if on:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if hasattr(_inner(model), "enable_input_require_grads") and _inner(model) is not model:
+        if hasattr(without_adapters(model), "enable_input_require_grads") and without_adapters(model) is not model:
             model.enable_input_require_grads()
     else:
         model.gradient_checkpointing_disable()
@@ -485,6 +490,4 @@ class Shards:
 def cache_bytes(config: Any) -> float:
     """Bytes of bf16 that a caption server keeps of a token."""
     text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * int(text.num_hidden_layers)
-    layers = sum(kind != "linear_attention" for kind in kinds)
-    return 4.0 * layers * int(text.num_key_value_heads) * head_width(text)
+    return 4.0 * attention_layers(text) * int(text.num_key_value_heads) * head_width(text)

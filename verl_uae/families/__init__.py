@@ -158,11 +158,16 @@ def _incomplete(part: str) -> str:
     return f"is no model and no decoder folder: it has no {part}/; verl-uae import and export write such"
 
 
+def default_config(kind: Any) -> dict[str, Any]:
+    """Settings of a class of components that no configuration changes."""
+    parameters = inspect.signature(kind.__init__).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+
+
 def _completed(kind: Any, folder: Path) -> SimpleNamespace:
     """A component's configuration as its class completes it, without building one."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
     try:
-        return SimpleNamespace(**{**defaults, **kind.load_config(folder)})
+        return SimpleNamespace(**{**default_config(kind), **kind.load_config(folder)})
     except OSError as error:
         raise CheckpointError(folder, f"has no configuration: {error}") from error
 

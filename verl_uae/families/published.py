@@ -8,7 +8,6 @@ defaults of their classes; what differs stands here.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from torch import nn
 
 from verl_uae.checkpoints.names import CONDITIONER, TRANSFORMER, VAE
 from verl_uae.errors import ConfigError
-from verl_uae.families import family_class
+from verl_uae.families import default_config, family_class
 from verl_uae.families.family import DecoderFamily
 
 
@@ -117,9 +116,7 @@ def published(name: str, blocks: int | None = None, **options: Any) -> tuple[Dec
     found = family_class(decoder.kind)
     arguments: dict[str, dict[str, Any]] = {}
     for part, kind in found.components.items():
-        defaults = {key: value.default for key, value in inspect.signature(kind.__init__).parameters.items()}
-        arguments[part] = {key: value for key, value in defaults.items() if key != "self"}
-        arguments[part].update(decoder.changes.get(part, {}))
+        arguments[part] = {**default_config(kind), **decoder.changes.get(part, {})}
     if blocks is not None:
         transformer = arguments[TRANSFORMER]
         transformer.update({key: blocks for key in _BLOCKS if key in transformer})

@@ -26,7 +26,9 @@ from verl_uae.scenes.tokenizer import (
     GRID,
     MERGE_SIZE,
     PATCH_SIZE,
+    PICTURE_TOKENS,
     TEMPORAL_PATCH_SIZE,
+    TEXT_TOKENS,
     VOCABULARY,
     generation_config,
 )
@@ -42,7 +44,6 @@ def build_captioner(seed: int, tokenizer: Any) -> Any:
     ensure_torchvision()
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    token = {word: i for i, word in enumerate(VOCABULARY)}
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(VOCABULARY),
@@ -59,9 +60,7 @@ def build_captioner(seed: int, tokenizer: Any) -> Any:
                 "mrope_section": [2, 2, 2],
                 "mrope_interleaved": True,
             },
-            "bos_token_id": None,
-            "eos_token_id": token["<|im_end|>"],
-            "pad_token_id": token["<|endoftext|>"],
+            **TEXT_TOKENS,
             "tie_word_embeddings": False,
             "initializer_range": 0.1,
         },
@@ -78,10 +77,7 @@ def build_captioner(seed: int, tokenizer: Any) -> Any:
             "out_hidden_size": HIDDEN_SIZE,
             "initializer_range": 0.08,
         },
-        image_token_id=token["<|image_pad|>"],
-        video_token_id=token["<|video_pad|>"],
-        vision_start_token_id=token["<|vision_start|>"],
-        vision_end_token_id=token["<|vision_end|>"],
+        **PICTURE_TOKENS,
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):

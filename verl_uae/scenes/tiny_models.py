@@ -26,7 +26,16 @@ from verl_uae.families.family import Condition
 from verl_uae.families.sd3 import Projector
 from verl_uae.scenes.codec import LATENT_CHANNELS, LATENT_SIZE
 from verl_uae.scenes.render import IMAGE_SIZE
-from verl_uae.scenes.tokenizer import MERGE_SIZE, PATCH_SIZE, PROMPT, TEMPORAL_PATCH_SIZE, VOCABULARY, generation_config
+from verl_uae.scenes.tokenizer import (
+    MERGE_SIZE,
+    PATCH_SIZE,
+    PICTURE_TOKENS,
+    PROMPT,
+    TEMPORAL_PATCH_SIZE,
+    TEXT_TOKENS,
+    VOCABULARY,
+    generation_config,
+)
 from verl_uae.seeding import derive_seed, normal
 
 HIDDEN_SIZE = 96
@@ -56,7 +65,6 @@ def captioner_config() -> Any:
     ensure_torchvision()
     from transformers import Qwen2_5_VLConfig
 
-    token = {word: i for i, word in enumerate(VOCABULARY)}
     text = {
         "vocab_size": len(VOCABULARY),
         "hidden_size": HIDDEN_SIZE,
@@ -67,9 +75,7 @@ def captioner_config() -> Any:
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 4, 4]},
-        "bos_token_id": None,
-        "eos_token_id": token["<|im_end|>"],
-        "pad_token_id": token["<|endoftext|>"],
+        **TEXT_TOKENS,
         "tie_word_embeddings": False,
         # transformers' 0.02 is made for widths in the thousands; at width 96 attention starts out blind.
         "initializer_range": _INITIALIZER_RANGE,
@@ -90,10 +96,7 @@ def captioner_config() -> Any:
     return Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=token["<|image_pad|>"],
-        video_token_id=token["<|video_pad|>"],
-        vision_start_token_id=token["<|vision_start|>"],
-        vision_end_token_id=token["<|vision_end|>"],
+        **PICTURE_TOKENS,
         tie_word_embeddings=False,
     )
 

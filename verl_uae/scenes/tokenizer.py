@@ -34,6 +34,20 @@ ROLES: tuple[str, ...] = ("user", "assistant", "system", "generate")
 VOCABULARY: tuple[str, ...] = (*SPECIAL_TOKENS, NEWLINE, *ROLES, PROMPT, *WORDS)
 """verl's prompt builder for Qwen models wants the newline to be exactly one token; our template has none."""
 
+_NUMBERS = {word: number for number, word in enumerate(VOCABULARY)}
+#: Of a captioner's language model, and of the captioner: settings that name tokens.
+TEXT_TOKENS: dict[str, int | None] = {
+    "bos_token_id": None,
+    "eos_token_id": _NUMBERS["<|im_end|>"],
+    "pad_token_id": _NUMBERS[PAD],
+}
+PICTURE_TOKENS: dict[str, int] = {
+    "image_token_id": _NUMBERS["<|image_pad|>"],
+    "video_token_id": _NUMBERS["<|video_pad|>"],
+    "vision_start_token_id": _NUMBERS["<|vision_start|>"],
+    "vision_end_token_id": _NUMBERS["<|vision_end|>"],
+}
+
 PATCH_SIZE = 8
 MERGE_SIZE = 2
 TEMPORAL_PATCH_SIZE = 2

@@ -173,10 +173,15 @@ def validate(config: DictConfig) -> None:
         )
 
 
+def caption_writer(config: DictConfig) -> str | None:
+    """What writes the captions of stage u4g, ``ranks`` or ``server``; None where they come from elsewhere."""
+    captions = config.uae.u4g.captions
+    return str(captions.writer) if config.uae.stage == "u4g" and captions.source == "captioner" else None
+
+
 def by_servers(config: DictConfig) -> bool:
     """Whether servers write the captions of stage u4g."""
-    captions = config.uae.u4g.captions
-    return bool(config.uae.stage == "u4g" and captions.source == "captioner" and captions.writer == "server")
+    return caption_writer(config) == "server"
 
 
 def validate_engine(config: DictConfig) -> None:

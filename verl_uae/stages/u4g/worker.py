@@ -40,6 +40,7 @@ from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, de
 from verl_uae.stages.common.captions import CaptionSettings, FrozenCaptioner, Messages, PromptSettings
 from verl_uae.stages.common.conditioner_sync import SyncedConditioner, TakesCaptioner
 from verl_uae.stages.common.worker import DecoderTrainingWorker
+from verl_uae.stages.u4g.config import caption_writer
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -93,11 +94,10 @@ def sampling_plan(config: DictConfig, family: DecoderFamily, iteration: int) -> 
 
 def build_captions(config: DictConfig, device: str) -> FrozenCaptioner | None:
     """The frozen captioner of stage u4g; None where captions come from elsewhere."""
-    captions = config.uae.u4g.captions
-    if config.uae.stage != "u4g" or captions.source != "captioner" or captions.writer != "ranks":
+    if caption_writer(config) != "ranks":
         return None
-    path = config.actor_rollout_ref.model.path
-    return FrozenCaptioner(path, caption_settings(config), dtype=DTYPES[captions.dtype], device=device)
+    path, dtype = config.actor_rollout_ref.model.path, DTYPES[config.uae.u4g.captions.dtype]
+    return FrozenCaptioner(path, caption_settings(config), dtype=dtype, device=device)
 
 
 def caption_settings(config: DictConfig) -> CaptionSettings:

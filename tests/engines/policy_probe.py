@@ -294,6 +294,29 @@ def gradient_facts(decoder: str) -> dict[str, Any]:
     return facts
 
 
+def compiled_facts(decoder: str) -> dict[str, Any]:
+    """Compiled blocks against the same ones as they are: sampling, gradient, names; and a compiled replica."""
+    plain = build_engine(decoder, enable_gradient_checkpointing=True, **LORA)
+    engine = build_engine(decoder, enable_gradient_checkpointing=True, compile_blocks=True, **LORA)
+    found: dict[str, Any] = {"names": same(parameters(engine), parameters(plain))}
+    torch._dynamo.utils.counters.clear()
+    found["velocity"] = (velocity(engine) - velocity(plain)).abs().max().item()
+    found["programs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    data = sampled(engine, share(4), micro=2, total=4.0)
+    grads = []
+    for each in (engine, plain):
+        with each.train_mode():
+            figures = each.forward_backward_batch(data, WIDE)["metrics"]
+            grads.append(gradients(each))
+        found.setdefault("ratio", [figures["ratio/min"][0], figures["ratio/max"][0]])
+    found["gradient"] = largest(*grads) / max(gradient.abs().max().item() for gradient in grads[1].values())
+    found["breaks"] = sum(torch._dynamo.utils.counters["graph_break"].values())
+    with torch.no_grad(), engine.eval_mode(), plain.eval_mode(), engine.reference(), plain.reference():
+        found["reference"] = (velocity(engine) - velocity(plain)).abs().max().item()
+    found["replica"] = apart(engine, SamplingReplica(engine))
+    return found
+
+
 def other_facts(decoder: str) -> dict[str, Any]:
     """Guidance, a forward-only engine, offloading."""
     guided = SamplingPlan.from_dict({**PLAN.to_dict(), "guidance": 3.0})
@@ -578,6 +601,7 @@ TWO_RANKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "ratio": ratio_facts,
     "shadow": shadow_facts,
     "replica": replica_facts,
+    "compiled": compiled_facts,
     "useless": useless_facts,
     "refusal": refusal_facts,
     "worker": worker_facts,

@@ -187,3 +187,11 @@ def test_verls_worker_and_trainer_keep_means_and_maxima(policy: Facts) -> None:
 
 def test_is_registered(policy: Facts) -> None:
     assert policy["one"]["engine"] == policy["two"]["engine"] == "DecoderEngine"
+
+
+def test_compiled_blocks_compute_what_the_blocks_do(policy: Facts) -> None:
+    facts = policy["two"]["compiled"]
+    assert facts["names"] and facts["programs"] >= 2 and facts["breaks"] == 0
+    assert facts["ratio"] == [1.0, 1.0]
+    assert facts["velocity"] < 1e-5 and facts["reference"] < 1e-5 and facts["replica"] < 1e-5
+    assert facts["gradient"] < 1e-4

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from verl_uae.compiling import ATTENTION, check_compiler
 from verl_uae.errors import ConfigError
 from verl_uae.settings import CAPTIONING, DECODING, DTYPES, key
 
@@ -73,6 +74,14 @@ class DecoderConfig:
     max_wait_ms: float = key(50.0, at_least=0, stages=CAPTIONING)
     """Streamed only: longest time a caption waits for its micro-batch to fill, milliseconds."""
 
+    compile: bool = False
+    """Compile the repeated blocks of the transformer, where it draws and where it trains (torch.compile). Minutes at
+    the first step, and once for every length of the condition until torch takes the length for a variable."""
+
+    attention: str | None = key(None, choices=tuple(ATTENTION))
+    """Kernel of scaled_dot_product_attention that a GPU tries first: flash, cudnn, efficient or math; null leaves
+    torch's order. What it cannot compute, such as a mask in flash, goes to the others."""
+
     offload: bool = False
     """Keep frozen models (decoder, language model, VAE, reward models) in host memory, pinned, while they are not used:
     they are copied to the device before they are, and dropped there after. By default on where captioner and caption
@@ -122,6 +131,8 @@ def validate(config: DictConfig) -> None:
         raise ConfigError("uae.decoder.path", "is not set: a diffusers folder or hub id with a projector")
     if decoder.schedule == "streamed" and decoder.pool != "own":
         raise ConfigError("uae.decoder.pool", "the streamed schedule runs beside the caption server and needs own")
+    if decoder.compile:
+        check_compiler("uae.decoder.compile")
     if config.uae.conditioner.weights == "synced":
         _validate_synced(config)
 

@@ -24,6 +24,7 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 
 from verl_uae.checkpoints.shards import plain_name, shadow_file
+from verl_uae.compiling import compile_blocks
 from verl_uae.engines.decoder_batch import OLD, DecoderBatch, MicroBatch, read_batch
 from verl_uae.engines.decoder_module import MODEL_TYPE, DecoderModule, Uncast
 from verl_uae.engines.lora import adapter_disabled, add_lora
@@ -103,6 +104,8 @@ class DecoderEngine(TrainedWeightsEngine):
                 empty=self.device_mesh.get_coordinate()[-1] != 0,
             )
         config = self.model_config
+        if config.compile_blocks:
+            compile_blocks(module.transformer, module._no_split_modules)
         module.train_parts(transformer=config.train_transformer, projector=config.train_projector)
         return module
 

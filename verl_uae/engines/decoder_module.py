@@ -33,6 +33,8 @@ class DecoderModelConfig(TrainedModelConfig):
     model_type: str = MODEL_TYPE
     lora_target_modules: list[str] | None = None  # type: ignore[assignment]
     """Endings of module names of the transformer that get an adapter; None are those of the family."""
+    compile_blocks: bool = False
+    """Compile the blocks of the transformer."""
     train_transformer: bool = True
     """Train the transformer: its adapters, or all of it at rank 0."""
     train_projector: bool = False

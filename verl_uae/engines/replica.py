@@ -16,6 +16,7 @@ from verl.utils.device import get_device_id
 from verl.utils.torch_dtypes import PrecisionType
 
 from verl_uae.checkpoints.shards import plain_name
+from verl_uae.compiling import compile_blocks
 from verl_uae.engines.decoder_module import DecoderModule, Uncast
 from verl_uae.engines.export import full_tensor
 from verl_uae.engines.lora import add_lora
@@ -52,6 +53,8 @@ class SamplingReplica:
         for parameter in module.parameters():
             # Still without memory: on the device it would be held twice, at four bytes a number.
             parameter.data = parameter.data.to(self._dtype)
+        if config.compile_blocks:
+            compile_blocks(module.transformer, module._no_split_modules)
         self.module = module.requires_grad_(False).eval()
         self._held = False
         self.refresh()

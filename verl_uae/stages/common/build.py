@@ -61,6 +61,7 @@ def training_worker_config(
         train_transformer=train_transformer,
         train_projector=train.train_projector,
         enable_gradient_checkpointing=train.gradient_checkpointing,
+        compile_blocks=config.uae.decoder.compile,
         shadows=shadows,
         keep_reference=keep_reference,
     )

@@ -27,6 +27,7 @@ import verl_uae.engines.decoder
 import verl_uae.engines.supervised  # noqa: F401  registers the engines in the worker process
 from verl_uae.chain.draw import FieldOf, Painter
 from verl_uae.chain.records import Draw, Outcome, Sample
+from verl_uae.compiling import prefer_attention
 from verl_uae.engines.export import export_folder, trained_state
 from verl_uae.engines.shadow import warmed_up
 from verl_uae.engines.update_metrics import CountsLeftOut, is_left_out
@@ -53,6 +54,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
         initialize_global_process_group_ray(config.actor_rollout_ref.nccl_timeout, backend)
         super().__init__(worker_config)
         self.run = config
+        prefer_attention(config.uae.decoder.attention)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def evaluate(self, samples: Sequence[Sample], probes: int, plan: dict[str, Any] | None = None) -> list[Outcome]:

@@ -36,6 +36,7 @@ from verl_uae.chain.records import (
     Sample,
     is_probe,
 )
+from verl_uae.compiling import compile_blocks, prefer_attention
 from verl_uae.engines.export import TrainedState, load_trained_state
 from verl_uae.errors import DecoderError
 from verl_uae.flow.plan import SamplingPlan
@@ -129,6 +130,8 @@ def build_redrawer(config: DictConfig, device: str | torch.device, draws_on: str
     uae = config.uae
     decoder = Decoder.from_pretrained(uae.decoder.path, dtype=DTYPES[uae.decoder.dtype], device=device)
     family = decoder_family(config)
+    if uae.decoder.compile:
+        compile_blocks(decoder.transformer, family.wrap_blocks(decoder.transformer))
     conditioner = load_conditioner(config, family, device)
     batch_size = uae.decoder.batch_size
     conditions = ConditionCache(conditioner, MICRO_BATCHES * batch_size)
@@ -168,6 +171,7 @@ class DecoderWorker(TakesCaptioner, Worker):
     def init_model(self) -> None:
         """Load all models; onto the host where ``uae.decoder.offload`` is set, else onto the device."""
         write_notes()
+        prefer_attention(self.config.uae.decoder.attention)
         device = get_device_name()
         self.redrawer = build_redrawer(self.config, "cpu" if self._offload else device, device)
         if self._follows:

@@ -29,6 +29,7 @@ from tests.families.tiny import Tiny, build
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.checkpoints.load import check_language_model
+from verl_uae.compiling import compile_blocks
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.families import check_decoder, family_of
 from verl_uae.families.family import Condition, DecoderFamily
@@ -276,6 +277,34 @@ class Contract:
             found.append(gradients(transformer, scored.log_prob_B.sum()))
         assert found[0].keys() == found[1].keys()
         assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("recompute", [False, True])
+    def test_compiled_blocks_compute_what_the_blocks_do(
+        self, family: DecoderFamily, folder: Path, encode: Callable[..., Condition], recompute: bool
+    ) -> None:
+        """In drawing and in training, one caption and two of unequal length; the ratio of a scored step stays 1."""
+        transformers = [load(family, folder).train() for _ in range(2)]
+        assert compile_blocks(transformers[1], family.wrap_blocks(transformers[1])) > 1
+        for captions in (CAPTIONS, CAPTIONS[:1]):
+            x, condition = self.noise(family, len(captions)), encode(*captions)
+            sigma_B = family.sigmas(STEPS, **SIZE)[1].expand(len(captions))
+            drawn, found, ratios = [], [], []
+            for transformer in transformers:
+                if recompute:
+                    transformer.enable_gradient_checkpointing()
+                field = family.field(SimpleNamespace(transformer=transformer), condition)
+                with torch.no_grad():
+                    drawn.append(field(x, sigma_B))
+                    taken = self.step(family, x, drawn[-1], noise_BCHW=normal(tuple(x.shape), "step"))
+                scored = self.step(family, x, field(x, sigma_B), x_next_BCHW=taken.x_next_BCHW)
+                ratios.append((scored.log_prob_B - taken.log_prob_B).exp())
+                found.append(gradients(transformer, scored.log_prob_B.sum()))
+            assert gap(drawn[1], drawn[0]) <= LIMIT * float(drawn[0].std())
+            assert gap(ratios[1], torch.ones(len(captions))) <= 1e-6
+            largest = max(float(grad.abs().max()) for grad in found[0].values())
+            assert found[0].keys() <= found[1].keys()
+            assert max(gap(found[1][name], found[0][name]) for name in found[0]) <= 1e-4 * largest
 
     def test_the_layer_that_shows_the_dtype_is_gathered_with_the_root(self, family: DecoderFamily, tiny: Tiny) -> None:
         blocks = family.wrap_blocks(tiny.transformer)

@@ -103,8 +103,10 @@ class ConditionerConfig:
     path: str = "${actor_rollout_ref.model.path}"
     """transformers folder or hub id; by default the captioner's, as it was before RL unless weights is synced."""
 
-    length: int = key(640, at_least=1)
-    """Fixed number of text positions, chat template included; longer captions are cut at a token boundary."""
+    length: int | None = key(640, at_least=1)
+    """Fixed number of text positions, chat template included; longer captions are cut at a token boundary. null chooses
+    it once at the start: what the decoder was trained with, else what holds 999 of 1,000 captions of the data, or
+    data.max_response_length where captions are written, in steps of 64 up to 4,096."""
 
     role: str = "generate"
     """Chat role of the caption turn. Code."""

@@ -25,6 +25,7 @@ import verl_uae.stages.pretrain.config as pretrain
 import verl_uae.stages.u4g.config as u4g
 import verl_uae.stages.unified.config as unified
 from verl_uae.config import STAGES
+from verl_uae.config.condition_length import resolve_length
 from verl_uae.config.path_keys import resolve_paths, validate_models, validate_paths, validate_sizes, validate_targets
 from verl_uae.config.run_folder import check_free, validate_resume
 from verl_uae.config.schema import UAEConfig
@@ -59,6 +60,7 @@ class ValidateCallback(Callback):
             check_free(Path(config.trainer.default_local_dir))
             u4g.validate_engine(config)
             validate_models(config)
+            resolve_length(config)
             validate_sizes(config)
             validate_targets(config)
             g4u.validate_placement(config)

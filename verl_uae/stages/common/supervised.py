@@ -22,6 +22,7 @@ from omegaconf import DictConfig, open_dict
 from verl_uae.checkpoints.record import SavedState, StepFolders, without_secrets
 from verl_uae.checkpoints.step import complete_steps, is_complete, step_folder
 from verl_uae.compat import tracked_config
+from verl_uae.config.condition_length import resolve_length
 from verl_uae.config.path_keys import resolve_paths
 from verl_uae.config.run_folder import hold
 from verl_uae.config.validate import validate
@@ -64,6 +65,7 @@ class SupervisedTrainer(StepFolders):
         # A trainer that is made from Python has not met the checks of the command.
         resolve_paths(config)
         validate(config)
+        resolve_length(config)
         hold(Path(config.trainer.default_local_dir))
         super().__init__(config)  # type: ignore[call-arg]
         self.keep_configuration()

@@ -28,7 +28,9 @@ from tests.families.stock import moment
 from tests.families.tiny import Tiny, build
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
-from verl_uae.checkpoints.load import check_language_model
+from verl_uae.chain.vae import lower_precision
+from verl_uae.checkpoints.load import check_language_model, load_model
+from verl_uae.checkpoints.names import VAE
 from verl_uae.compiling import compile_blocks
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.families import check_decoder, family_of
@@ -200,6 +202,14 @@ class Contract:
         """Pictures encoded and decoded by the codec alone."""
         decoded = vae.decode(vae.encode(2.0 * picture_B3HW - 1.0).latent_dist.mode()).sample
         return (decoded / 2.0 + 0.5).clamp(0.0, 1.0)
+
+    def test_the_codec_decodes_in_bf16(self, family: DecoderFamily, folder: Path) -> None:
+        vae = load_model(family.components[VAE], folder, subfolder=VAE).requires_grad_(False)
+        latent_BCHW = family.encode_image(vae, normal((1, 3, SIZE["height"], SIZE["width"]), "picture").sigmoid())
+        wanted = family.decode_latent(vae, latent_BCHW)
+        lower_precision(vae, family, torch.bfloat16, (SIZE["height"], SIZE["width"]), "cpu")
+        found = family.decode_latent(vae, latent_BCHW)
+        assert found.dtype == torch.float32 and 0.0 < float((found - wanted).abs().mean()) < 1 / 100
 
     # ------------------------------------------------------------ pictures
 

@@ -10,7 +10,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from verl_uae.compiling import ATTENTION, check_compiler
 from verl_uae.errors import ConfigError
-from verl_uae.settings import CAPTIONING, DECODING, DTYPES, key
+from verl_uae.settings import CAPTIONING, DECODING, DTYPES, REWARDED, key
 
 #: Most denoising steps. Models tell a thousand noise levels apart; a slip of the hand would be a run without end.
 MOST_STEPS = 10_000
@@ -48,7 +48,7 @@ class DecoderConfig:
     """K pictures per caption whose rewards are averaged, at least 1. Our choice: 1."""
 
     dtype: str = key("bfloat16", choices=DTYPES, stages=CAPTIONING)
-    """dtype of transformer and projector: float32, float16 or bfloat16. The VAE always runs in fp32."""
+    """dtype of transformer and projector: float32, float16 or bfloat16."""
 
     batch_size: int = key(16, at_least=1)
     """Pictures denoised and scored together on a rank, at least 1; with guidance each is two rows of a call. Halved
@@ -58,6 +58,10 @@ class DecoderConfig:
     """Pictures the VAE encodes or decodes at a time, at least 1; halved where memory runs out, but not in the
     cold start's loss, which has a gradient. Decoding one takes 0.75 GiB at 512 x 512 and 3 GiB at 1024 x 1024, and one
     fills a GPU. Our choice."""
+
+    vae_dtype: str = key("float32", choices=("float32", "bfloat16"), stages=REWARDED)
+    """dtype in which the VAE decodes. With bfloat16 a drawn picture is decoded both ways at the start; where they
+    differ by more than 1/255 on average the run is refused. Our choice: float32."""
 
     schedule: str = key("phased", choices=("phased", "streamed"))
     """phased: decode the whole batch after the caption server sleeps. streamed: decode while captions arrive."""

@@ -59,8 +59,8 @@ class Decoder(nn.Module):
     ) -> Decoder:
         """Load the components of a decoder folder.
 
-        The VAE stays in fp32: decoding in fp16 overflows with the SD3 VAE and bf16 shows banding that the
-        rewards see. safetensors only.
+        The VAE is in fp32: decoding in fp16 overflows with the SD3 VAE, and bf16 shows banding that rewards may see
+        (:mod:`verl_uae.chain.vae`). safetensors only.
 
         Args:
             folder: decoder folder or hub id.

@@ -32,6 +32,7 @@ from verl_uae.families.published import build_language_model, language_config, p
 from verl_uae.families.text import language_stack
 from verl_uae.reward.registry import get_reward
 from verl_uae.reward.terms.vision import VisionSimilarity
+from verl_uae.settings import REWARDED
 from verl_uae.stages.cold_start.captioner import LANGUAGE_MODEL, CaptionerModule
 
 _CAPTIONER, _CONDITIONER = "actor_rollout_ref.model.path", "uae.conditioner.path"
@@ -162,8 +163,9 @@ class Models:
 
     @functools.cached_property
     def vae(self) -> Any:
-        """Whole, in fp32."""
-        return self._component(VAE, torch.float32)
+        """Whole, in the dtype in which it decodes."""
+        uae = self.config.uae
+        return self._component(VAE, dtype_of(uae.decoder.vae_dtype if uae.stage in REWARDED else "float32"))
 
     # ------------------------------------------------------------ language models
 

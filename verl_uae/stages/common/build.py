@@ -14,6 +14,7 @@ from verl.workers.config import TrainingWorkerConfig
 
 from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.chain.draw import Painter, PainterSettings
+from verl_uae.chain.vae import lower_precision
 from verl_uae.checkpoints.load import load_model
 from verl_uae.checkpoints.names import VAE
 from verl_uae.engines.decoder_module import DecoderModelConfig
@@ -23,6 +24,7 @@ from verl_uae.families.family import DecoderFamily
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.reward.scorer import build_scorer
 from verl_uae.settings import DTYPES as DTYPE_NAMES
+from verl_uae.settings import REWARDED
 from verl_uae.stages.common.captions import FrozenCaptioner
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -148,8 +150,12 @@ def build_painter(
         micro_batch_size: pictures denoised together.
         loaded_on: where reward models are put before they are moved; default: ``device``.
     """
-    settings = painter_settings(config, conditions.conditioner.family, micro_batch_size)
-    return Painter(conditions, vae.requires_grad_(False), build_scorer(config, loaded_on or device), settings, device)
+    family = conditions.conditioner.family
+    settings = painter_settings(config, family, micro_batch_size)
+    vae.requires_grad_(False)
+    if config.uae.stage in REWARDED:
+        lower_precision(vae, family, DTYPES[config.uae.decoder.vae_dtype], (settings.height, settings.width), device)
+    return Painter(conditions, vae, build_scorer(config, loaded_on or device), settings, device)
 
 
 def build_training_painter(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: Kernels of ``torch.nn.functional.scaled_dot_product_attention``, by the name of a setting.
 ATTENTION = {

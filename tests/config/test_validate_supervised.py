@@ -34,9 +34,20 @@ PRETRAIN = [
     ("uae.train.fsdp_config.strategy=megatron", "uae.train.fsdp_config.strategy", "no MM-DiT on Megatron"),
     ("actor_rollout_ref.actor.strategy=megatron", "model_engine", "trains nothing else"),
     (
-        "uae.train.fsdp_config.model_dtype=bf16",
+        "uae.train.fsdp_config.model_dtype=bf16 uae.train.lora.rank=0",
         "uae.train.fsdp_config.model_dtype",
-        "the decoder is held in fp32",
+        "all weights of the decoder train",
+    ),
+    (
+        "uae.train.fsdp_config.model_dtype=bf16 uae.train.lora.rank=4 uae.train.train_projector=true",
+        "uae.train.fsdp_config.model_dtype",
+        "the projector trains",
+    ),
+    (
+        "uae.train.fsdp_config.model_dtype=bf16 uae.train.lora.rank=4 uae.train.train_projector=false "
+        "uae.train.fsdp_config.strategy=fsdp",
+        "uae.train.fsdp_config.model_dtype",
+        "use strategy=fsdp2",
     ),
 ]
 COLD_START = [

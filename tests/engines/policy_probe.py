@@ -268,6 +268,37 @@ def precision_facts(decoder: str) -> dict[str, Any]:
     }
 
 
+def halved_facts(decoder: str) -> dict[str, Any]:
+    """Frozen weights held in bf16 beside adapters in fp32, against all of them held in fp32: bf16 is computed in."""
+    facts: dict[str, Any] = {}
+    runs, merged = {}, {}
+    for dtype in ("fp32", "bf16"):
+        engine = build_engine(decoder, precision="bf16", fsdp={"model_dtype": dtype}, lr=1e-2, **LORA)
+        kinds = {weight.requires_grad: set() for weight in engine.module.parameters()}  # type: ignore[var-annotated]
+        for weight in engine.module.parameters():
+            kinds[weight.requires_grad].add(str(weight.dtype).removeprefix("torch."))
+        facts[dtype] = [sorted(kinds[True]), sorted(kinds[False])]
+        outputs = train(engine, sampled(engine, share(4), micro=2, total=4.0), 3)
+        facts[f"{dtype} ratio"] = [outputs[0]["metrics"]["ratio/min"][0], outputs[0]["metrics"]["ratio/max"][0]]
+        runs[dtype], merged[dtype] = losses(outputs), full_state_dict(engine, "reference")
+    merged["trained"], handed = full_state_dict(engine), trained_state(engine, "live", torch.float32)
+    facts["losses"] = max(abs(a - b) for a, b in zip(runs["fp32"], runs["bf16"], strict=True))
+    facts["moved"] = abs(runs["fp32"][0] - runs["fp32"][-1])
+    if handed is not None:
+        facts["merged"] = sorted({str(tensor.dtype) for tensor in merged["trained"].values()})
+        rounded = {name: tensor.bfloat16().float() for name, tensor in merged["fp32"].items()}
+        facts["rounded"] = same(merged["bf16"], rounded)
+        layer, (a_RI, b_OR, scaling) = next(iter(handed.adapters.items()))
+        weight = f"{layer}.weight"
+        update = merged["trained"][weight] - rounded[weight]
+        facts["update"] = (update - scaling * b_OR @ a_RI).abs().max().item() / update.abs().max().item()
+    facts["replica"] = apart(engine, SamplingReplica(engine))
+    facts["projector"] = failure(
+        lambda: build_engine(decoder, fsdp={"model_dtype": "bf16"}, train_projector=True, **LORA)
+    )
+    return facts
+
+
 def gradient_facts(decoder: str) -> dict[str, Any]:
     """Which noise levels are trained, and the same gradient with checkpointing and with guidance."""
     facts: dict[str, Any] = {}
@@ -602,6 +633,7 @@ TWO_RANKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "shadow": shadow_facts,
     "replica": replica_facts,
     "compiled": compiled_facts,
+    "halved": halved_facts,
     "useless": useless_facts,
     "refusal": refusal_facts,
     "worker": worker_facts,

@@ -195,3 +195,14 @@ def test_compiled_blocks_compute_what_the_blocks_do(policy: Facts) -> None:
     assert facts["ratio"] == [1.0, 1.0]
     assert facts["velocity"] < 1e-5 and facts["reference"] < 1e-5 and facts["replica"] < 1e-5
     assert facts["gradient"] < 1e-4
+
+
+def test_frozen_weights_are_held_in_bf16_beside_adapters_in_fp32(policy: Facts) -> None:
+    facts = policy["two"]["halved"]
+    assert facts["fp32"] == [["float32"], ["float32"]] and facts["bf16"] == [["float32"], ["bfloat16"]]
+    assert facts["bf16 ratio"] == [1.0, 1.0]
+    # What is computed in is bf16 either way; only buffers are rounded too.
+    assert facts["losses"] < 0.1 * facts["moved"]
+    assert facts["merged"] == ["torch.float32"], "an update of an adapter would be rounded away in bf16"
+    assert facts["rounded"] and facts["update"] < 1e-3 and facts["replica"] < 1e-2
+    assert "trained weights are held in fp32, got torch.bfloat16" in facts["projector"]

@@ -8,6 +8,7 @@ Shape legend: C H W latents, 3 H W pictures.
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from verl_uae.families.family import DecoderFamily
 from verl_uae.seeding import normal
 
 logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: Largest mean absolute difference of a picture on [0, 1]: a level of the eight bits that it is kept with.
 LIMIT = 1.0 / 255.0

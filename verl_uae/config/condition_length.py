@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from verl_uae.settings import SUPERVISED
 from verl_uae.waiting import saying
 
 logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: Lengths are multiples of this, as kernels of attention like them.
 MULTIPLE = 64
@@ -50,7 +52,7 @@ def resolve_length(config: DictConfig) -> None:
     with saying("uae.conditioner.length to be chosen from the data"):
         length, why = _chosen(config)
     uae.conditioner.length = length
-    logger.warning("uae.conditioner.length=%d: %s", length, why)
+    logger.info("uae.conditioner.length=%d: %s", length, why)
 
 
 def _chosen(config: DictConfig) -> tuple[int, str]:

@@ -90,7 +90,8 @@ class DecoderEngine(TrainedWeightsEngine):
             # verl has FSDP1 broadcast the weights from device memory.
             raise ConfigError("uae.train.fsdp_config.strategy", "fsdp needs an accelerator; fsdp2 runs on a CPU too")
         dtype = PrecisionType.to_dtype(self.engine_config.model_dtype or "fp32")
-        if dtype != torch.float32 and not self.engine_config.forward_only:
+        # Adapters are held in fp32 whatever stands beside them.
+        if dtype != torch.float32 and not (self.engine_config.forward_only or self._adapters_are_all):
             raise ConfigError(
                 "uae.train.fsdp_config.model_dtype",
                 f"trained weights are held in fp32, got {dtype}; mixed_precision.param_dtype is what is computed in",

@@ -41,7 +41,7 @@ def full_state_dict(engine: DecoderEngine, weights: str = "live") -> dict[str, T
         weights: ``live``, ``reference``, or the name of a weight copy such as ``ema``.
 
     Returns:
-        On rank 0 full tensors on the host in the dtype they are held in, adapters multiplied out, named as in
+        On rank 0 full tensors on the host in fp32, adapters multiplied out, named as in
         :class:`~verl_uae.engines.decoder_module.DecoderModule`; on other ranks nothing.
 
     Raises:
@@ -50,7 +50,8 @@ def full_state_dict(engine: DecoderEngine, weights: str = "live") -> dict[str, T
     bare = weights == "reference" and weights not in engine.shadows
     with _chosen(engine, weights):
         scalings = {} if bare else lora_scalings(engine.module)
-        state = _gather(engine)
+        # Frozen weights may be held in less, in which an adapter's update would be rounded away.
+        state = {name: tensor.float() for name, tensor in _gather(engine).items()}
     return merged_state(state, scalings) if state else {}
 
 

@@ -18,6 +18,7 @@ from verl_uae.estimate.models import Models
 from verl_uae.estimate.phases import Phase, Phases
 from verl_uae.estimate.rates import ASSUMED_USABLE, GIB, GPUS, Rates, rates_of
 from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Work
+from verl_uae.stages.common.config import FULL_PRECISION
 
 #: Share of a step that a setting must save to be named.
 WORTH = 0.02
@@ -225,6 +226,14 @@ def _knobs(asked: Command, now: Estimate) -> Iterator[dict[str, Any]]:
         yield {"uae.train.gradient_checkpointing": True}
     if captions and not config.actor_rollout_ref.model.enable_gradient_checkpointing:
         yield {"actor_rollout_ref.model.enable_gradient_checkpointing": True}
+    train = uae.train
+    if (
+        draws
+        and train.lora.rank
+        and not train.train_projector
+        and train.fsdp_config.get("model_dtype") in FULL_PRECISION
+    ):
+        yield {"uae.train.fsdp_config.model_dtype": "bf16"}
     if draws and not uae.train.fsdp_config.reshard_after_forward:
         yield {"uae.train.fsdp_config.reshard_after_forward": True}
     if uae.decoder.batch_size > 1:

@@ -116,7 +116,7 @@ class Held:
         engine = self.uae.train.fsdp_config
         width = width_of(engine.mixed_precision.param_dtype)
         held = {
-            "weights": 4 * shards.own + shards.buffers,
+            "weights": held_weights(shards, self.policy_width()),
             "gathered": shards.gathered(width, reshard=engine.reshard_after_forward, backward=backward),
             "optimiser": ADAM * shards.own_trained if state or not engine.optimizer_offload else 0.0,
             "averages": self.shadows(shards),
@@ -127,7 +127,7 @@ class Held:
         """Bytes of the decoder that trains while something else computes."""
         engine = self.uae.train.fsdp_config
         return {
-            "weights": 0.0 if engine.param_offload else 4 * shards.own + shards.buffers,
+            "weights": 0.0 if engine.param_offload else held_weights(shards, self.policy_width()),
             "optimiser": 0.0 if engine.optimizer_offload else ADAM * shards.own_trained,
             "averages": self.shadows(shards),
         }
@@ -147,14 +147,14 @@ class Held:
         """Bytes of a weight of the captioner that does not train."""
         return width_of(self.config.actor_rollout_ref.actor.fsdp_config.get("model_dtype") or "fp32")
 
-    def actor_weights(self, shards: Shards, width: int) -> float:
-        """Adapters are fp32 whatever the rest is."""
-        return width * (shards.own - shards.own_trained) + 4 * shards.own_trained + shards.buffers
+    def policy_width(self) -> int:
+        """Bytes of a weight of the decoder that does not train."""
+        return width_of(self.uae.train.fsdp_config.get("model_dtype") or "fp32")
 
     def actor_waiting(self, shards: Shards) -> tuple[float, float]:
         """Bytes of the captioner that trains in RL and of its optimiser, while something else computes."""
         engine = self.config.actor_rollout_ref.actor.fsdp_config
-        weights = 0.0 if engine.param_offload else self.actor_weights(shards, self.actor_width())
+        weights = 0.0 if engine.param_offload else held_weights(shards, self.actor_width())
         return weights, 0.0 if engine.optimizer_offload else ADAM * shards.own_trained
 
     def beside_policy(self) -> dict[str, float]:
@@ -176,3 +176,8 @@ class Held:
 def width_of(name: Any) -> int:
     """Bytes of a number of that dtype."""
     return torch.empty((), dtype=dtype_of(name)).element_size()
+
+
+def held_weights(shards: Shards, width: int) -> float:
+    """Bytes of a model at rest: what trains is fp32 whatever the rest is, so wide."""
+    return width * (shards.own - shards.own_trained) + 4 * shards.own_trained + shards.buffers

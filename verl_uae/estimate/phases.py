@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_uae.chain.conditioner import BATCH as CONDITIONS
-from verl_uae.estimate.held import ADAM, ASSUMED_ASLEEP_GIB, ASSUMED_PROCESS_GIB, GIB, GRADIENT, Held, width_of
+from verl_uae.estimate.held import (
+    ADAM,
+    ASSUMED_ASLEEP_GIB,
+    ASSUMED_PROCESS_GIB,
+    GIB,
+    GRADIENT,
+    Held,
+    held_weights,
+    width_of,
+)
 from verl_uae.estimate.models import trained_parameters
 from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
 from verl_uae.stages.u4g.config import by_servers
@@ -193,7 +202,7 @@ class Phases(Held):
         actor, engine = hybrid.actor, hybrid.actor.fsdp_config
         again = bool(hybrid.model.enable_gradient_checkpointing)
         held = {
-            "captioner": self.actor_weights(shards, width),
+            "captioner": held_weights(shards, width),
             "captioner's optimiser": 0.0 if engine.optimizer_offload else ADAM * shards.own_trained,
         }
         computed = next(self.models.actor.parameters()).element_size()
@@ -240,7 +249,7 @@ class Phases(Held):
                 plain.total * calls,
                 {
                     **beside,
-                    "captioner": self.actor_weights(shards, width),
+                    "captioner": held_weights(shards, width),
                     "captioner's optimiser": ADAM * shards.own_trained,
                     "gradients": GRADIENT * shards.own_trained,
                     "gathered": shards.gathered(computed, reshard=reshard, backward=True),

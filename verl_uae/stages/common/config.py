@@ -132,10 +132,22 @@ def _validate_backend(config: DictConfig) -> None:
         )
     if config.uae.stage != "unified" and config.actor_rollout_ref.actor.strategy == "megatron":
         raise ConfigError("model_engine", "megatron has no MM-DiT in verl, and this stage trains nothing else; use dp")
-    if (precision := config.uae.train.fsdp_config.get("model_dtype")) not in FULL_PRECISION:
-        raise ConfigError(
-            "uae.train.fsdp_config.model_dtype",
-            f"{precision}: the decoder is held in fp32; what is computed in is mixed_precision.param_dtype",
-        )
+    _validate_precision(config.uae.train)
     if config.uae.train.fsdp_config.get("ulysses_sequence_parallel_size", 1) != 1:
         raise ConfigError("uae.train.fsdp_config.ulysses_sequence_parallel_size", "an MM-DiT has no such split; use 1")
+
+
+def _validate_precision(train: DictConfig) -> None:
+    """Frozen weights beside adapters may be held in less than fp32, what trains may not."""
+    precision, name = train.fsdp_config.get("model_dtype"), "uae.train.fsdp_config.model_dtype"
+    if precision in FULL_PRECISION:
+        return
+    if train.lora.rank == 0 or train.train_projector:
+        what = "all weights of the decoder train" if train.lora.rank == 0 else "the projector trains"
+        raise ConfigError(
+            name,
+            f"{precision}: {what}, and small updates are rounded away; use fp32 (what is computed in is "
+            "mixed_precision.param_dtype), or train adapters alone",
+        )
+    if train.fsdp_config.strategy != "fsdp2":
+        raise ConfigError(name, f"{precision}: fsdp holds frozen weights and adapters in one dtype; use strategy=fsdp2")

@@ -93,6 +93,10 @@ class SupervisionConfig:
     ended, seconds, above 0. Then it ends without saving, as at a second signal. What sends the signal (Slurm,
     Kubernetes) must wait as long, or the newest saved step is the one before."""
 
+    host_memory: float = key(0.93, above=0, at_most=1)
+    """Share of the memory of a host, or of its container, above which the run is brought to an end at the next
+    boundary and saved, in (0, 1]; 1 is never. Ray kills processes at 0.95, and the kernel soon after. Our choice."""
+
     max_invalid_fraction: float = key(0.5, at_least=0, at_most=1)
     """The run stops with the reasons when more than this share of a batch is invalid, in [0, 1]."""
 

@@ -196,6 +196,7 @@ class PairTrainer(PairValidation, StandaloneTrainer):
     ) -> None:
         metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
         metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
+        self.note_speed(metrics, timing_raw, len(batch.keys))
         metrics["pairs/per_second"] = len(batch.keys) / timing_raw["step"]
         logger.info(
             "step %d/%d: loss %.4f, grad norm %.2g, %d pairs of %dx%d in %.1f s",

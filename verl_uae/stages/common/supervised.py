@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError, ConfigError, DecoderError, UAEError, WorkerError, describe
 from verl_uae.runstate import RunState
 from verl_uae.stages.common.panel import PanelWriter
+from verl_uae.stages.common.speed import gpus, speed_metrics
 from verl_uae.stages.common.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -92,13 +93,19 @@ class SupervisedTrainer(StepFolders):
     def quieten(self) -> None:
         """Make room for saving when a step ends in its middle."""
 
+    def note_speed(self, metrics: dict, seconds: Mapping[str, float], pictures: int) -> None:
+        """Add :func:`~verl_uae.stages.common.speed.speed_metrics` of a step, and the memory of the fullest host."""
+        metrics.update(speed_metrics(seconds, pictures, gpus(self.config)))
+        metrics.update(self.supervisor.hosts.metrics())
+
     # ------------------------------------------------------------ the loop
 
     @functools.cached_property
     def supervisor(self) -> Supervisor:
         """The one of this run."""
         state = RunState() if ray.is_initialized() else None
-        return Supervisor(self.config.uae.supervision.stall_timeout_s, "uae.supervision.stall_timeout_s", state)
+        settings, key = self.config.uae.supervision, "uae.supervision.stall_timeout_s"
+        return Supervisor(settings.stall_timeout_s, key, state, settings.host_memory)
 
     def fit(self, agent_loop_manager: Any) -> None:
         """verl's loop. Whatever ends it, the last good step is saved where its weights are still there.

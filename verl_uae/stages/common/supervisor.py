@@ -7,10 +7,11 @@ in Ray's. So one thread of the task runner looks, once a second,
 
 * whether a process that the run cannot go on without has died,
 * whether the loop has made progress lately,
-* whether the driver was asked to stop.
+* whether the driver was asked to stop,
+* whether the memory of a host is nearly full.
 
-For the first two it interrupts the main thread, wherever that waits. A request to stop is honoured by the loop itself,
-at its next boundary, where the weights belong to one step.
+For the first two it interrupts the main thread, wherever that waits. The others are honoured by the loop itself, at
+its next boundary, where the weights belong to one step.
 
 Ray asks a process to end itself, which one that is stopped (SIGSTOP, a debugger, a hung driver of a device) does not
 hear; so processes are known by their number and node, and SIGKILL reaches them, but only on its own node.
@@ -35,6 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from verl_uae.errors import StoppedError, UAEError, WorkerError, describe
 from verl_uae.reward.deadline import last_words
 from verl_uae.runstate import RunState
+from verl_uae.stages.common.hosts import HostMemory, HostWatch
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -153,9 +155,15 @@ class Supervisor:
         stall_timeout_s: longest time without progress, seconds.
         key: configuration key of it, for the error.
         state: what driver and trainer tell each other; None where nobody can ask to stop.
+        host_memory: share of a host's memory above which the run is brought to an end; 1 is never.
     """
 
-    def __init__(self, stall_timeout_s: float, key: str, state: RunState | None = None) -> None:
+    def __init__(
+        self, stall_timeout_s: float, key: str, state: RunState | None = None, host_memory: float = 1.0
+    ) -> None:
+        self.host_memory = host_memory
+        self.hosts = HostWatch()
+        self._full: HostMemory | None = None
         self.stall_timeout_s = stall_timeout_s
         self.key = key
         self.state = state
@@ -188,7 +196,9 @@ class Supervisor:
         self._doing, self._since = doing, time.monotonic()
 
     def check_stop(self) -> None:
-        """Raise :class:`StoppedError` if the driver was asked to stop."""
+        """Raise :class:`StoppedError` if the driver was asked to stop, or a host's memory is nearly full."""
+        if self._full is not None:
+            raise StoppedError(f"{self._full}; above uae.supervision.host_memory={self.host_memory:g} the run stops")
         reason = None if self.state is None else self.state.stop_reason()
         if reason is not None:
             raise StoppedError(f"stopped by {reason}")
@@ -275,6 +285,10 @@ class Supervisor:
 
     def _look(self) -> UAEError | None:
         self._ask()
+        fullest = self.hosts.look()
+        if fullest.share > self.host_memory and self._full is None:
+            logger.error("%s; the run stops at the next boundary", fullest)
+            self._full = fullest
         now = time.monotonic()
         for entry in self._watched:
             if entry.death is not None and now - entry.died_at > NOTICE_S:
@@ -298,6 +312,7 @@ class Supervisor:
             except ray.exceptions.RayError as error:
                 entry.death, entry.died_at = describe(error), time.monotonic()
             else:
+                self.hosts.start([entry.process.node])
                 entry.ping = entry.actor.__ray_call__.remote(identify)
 
     def _stopped(self) -> list[tuple[str, Process, str]]:

@@ -336,6 +336,8 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, ConditionerSync, DecoderMixin
             metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
             metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
         metrics.update(overhead_metrics(timing_raw, self._chain_seconds))
+        pictures = len(batch.keys) * self.config.uae.decoder.seeds_per_caption
+        self.note_speed(metrics, {**timing_raw, **self._chain_seconds}, pictures)
         metrics["decoder/restarts"] = float(self.decoders.restarts)
         logger.info("step %d/%d: %s", global_steps, self.total_training_steps, progress_line(metrics))
 

@@ -79,6 +79,7 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
     ) -> None:
         metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
         metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
+        self.note_speed(metrics, timing_raw, len(batch.keys) * self.config.uae.u4g.samples_per_caption)
         looked = self.captions.hits + self.captions.misses
         metrics["caption/cache_hit_frac"] = self.captions.hits / max(1, looked)
         logger.info("step %d/%d: %s", global_steps, self.total_training_steps, policy_line(metrics))

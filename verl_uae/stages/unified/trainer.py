@@ -163,6 +163,7 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
             return
         metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
         metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
+        self.note_speed(metrics, timing_raw, len(batch.keys) * self.config.uae.u4g.samples_per_caption)
         logger.info("step %d/%d (u4g): %s", global_steps, self.total_training_steps, policy_line(metrics))
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:

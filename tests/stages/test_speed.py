@@ -1,0 +1,88 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from verl_uae.errors import StoppedError
+from verl_uae.stages.common import hosts, supervisor
+from verl_uae.stages.common.hosts import HostMemory, HostWatch, read_memory
+from verl_uae.stages.common.speed import gpus, speed_metrics
+from verl_uae.stages.common.supervisor import Supervisor
+
+GIB = 2**30
+
+
+def test_pictures_per_second_and_gpu_and_the_use_of_each_model() -> None:
+    seconds = {"step": 10.0, "caption": 1.0, "update_actor": 2.0, "update_weights": 0.5, "decode": 3.0, "score": 0.5}
+    assert speed_metrics(seconds, 64, 4) == {
+        "perf/pictures_per_s_per_gpu": pytest.approx(1.6),
+        "perf/busy/captioner": pytest.approx(0.35),
+        "perf/busy/decoder": pytest.approx(0.35),
+    }
+    assert speed_metrics({"step": 4.0, "learn": 3.0}, 8, 1) == {
+        "perf/pictures_per_s_per_gpu": 2.0,
+        "perf/busy/decoder": 0.75,
+    }
+    assert speed_metrics({"caption": 1.0}, 8, 1) == {}
+
+
+@pytest.mark.parametrize(("pool", "count"), [("colocated", 8), ("own", 8 + 6)])
+def test_gpus_of_a_pool_of_its_own_count(compose: Callable[..., Any], pool: str, count: int) -> None:
+    ranks = ["trainer.n_gpus_per_node=4", "trainer.nnodes=2", "uae.decoder.n_gpus_per_node=3", "uae.decoder.nnodes=2"]
+    assert gpus(compose(*ranks, f"uae.decoder.pool={pool}")) == count
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_container_counts_by_its_own_limit(tmp_path: Path, old: bool) -> None:
+    folder = tmp_path / "memory" if old else tmp_path
+    folder.mkdir(exist_ok=True)
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
+    for name, size in zip(names, (2 * GIB, 1.5 * GIB), strict=True):
+        (folder / name).write_text(f"{int(size)}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{'total_' if old else ''}inactive_file {GIB // 2}\n")
+    found = read_memory("here", tmp_path)
+    assert (found.used, found.limit, found.share) == (GIB, 2 * GIB, 0.5)
+
+
+@pytest.mark.parametrize("limit", ["max", str(2**62)])
+def test_a_container_without_a_limit_is_the_machine(
+    tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "NEAR", 0.0)
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text("1000")
+    (tmp_path / "memory.stat").write_text("inactive_file 0")
+    found = read_memory("here", tmp_path)
+    memory = psutil.virtual_memory()
+    assert found.limit == memory.total and found.used == pytest.approx(memory.total - memory.available, rel=0.2)
+    assert len(found.largest) == 3 and found.largest[0][1] >= found.largest[1][1] > 0
+
+
+def test_a_full_host_ends_the_run_at_a_boundary_and_says_who_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = HostMemory("abcdef012345", 95 * GIB, 100 * GIB, (("ray::DecoderWorker", 60 * GIB),))
+    monkeypatch.setattr(hosts, "read_memory", lambda node: full)
+    monkeypatch.setattr(supervisor, "POLL_S", 0.01)
+    watching = Supervisor(60.0, "key", None, 0.96)
+    watching._look()
+    watching.boundary("nothing")
+    watching.host_memory = 0.93
+    watching._look()
+    with pytest.raises(StoppedError, match=r"node abcdef01 uses 95\.0 of 100\.0 GiB .* ray::DecoderWorker 60\.0 GiB"):
+        watching.boundary("the next step")
+
+
+def test_the_fullest_moment_of_a_step_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, sizes = HostWatch(), iter((10, 40, 20, 5))
+    monkeypatch.setattr(hosts, "read_memory", lambda node: HostMemory(node, next(sizes) * GIB, 100 * GIB, ()))
+    assert watch.metrics() == {}
+    for _ in range(3):
+        watch.look()
+    assert watch.metrics() == {"perf/host_memory_share": 0.4, "perf/host_memory_gib": 40.0}
+    watch.look()
+    assert watch.metrics() == {"perf/host_memory_share": 0.05, "perf/host_memory_gib": 5.0}

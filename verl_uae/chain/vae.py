@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ LIMIT = 1.0 / 255.0
 
 @torch.no_grad()
 def lower_precision(
-    vae: nn.Module, family: DecoderFamily, dtype: torch.dtype, size: tuple[int, int], device: str | torch.device
+    vae: Any, family: DecoderFamily, dtype: torch.dtype, size: tuple[int, int], device: str | torch.device
 ) -> None:
     """Give a VAE another dtype, and on a GPU the layout that convolutions of such numbers are fast in, in place.
 

@@ -21,6 +21,8 @@ STEPS = 1000
 #: Smaller ones are for adapters.
 LEAST_GIB_OF_A_NODE = 40
 SD35 = ("sd35_large", "sd35_medium")
+#: Text positions, template included.
+LENGTHS = (128, 256, 320, 384, 512, 640, 1024, 4096)
 #: Recipes whose steps are predicted, by stage.
 RECIPES = ("pretrain", "cold_start", "g4u", "u4g", "unified")
 
@@ -86,10 +88,31 @@ def predicted() -> str:
     return "\n".join([*head, *map(predicted_row, RECIPES)]) + "\n"
 
 
+def recipe(stage: str) -> str:
+    """The one for one node."""
+    (file,) = (ROOT / "recipes" / "uae" / stage / "config").glob("*_sd35_large.yaml")
+    return str(file)
+
+
+def lengths() -> str:
+    """Seconds of a step by the number of text positions, for every recipe for one node."""
+    rows = []
+    for length in LENGTHS:
+        cells = []
+        for stage in RECIPES:
+            words = [f"uae.conditioner.length={length}"]
+            # As fast as memory allows.
+            words += ["uae.train.gradient_checkpointing=false"] if stage == "u4g" else []
+            found = Estimator(command(recipe(stage), words)).estimate("H100-80GB")
+            cells.append(f"{found.step_seconds:.1f}" if found.fits else "does not fit")
+        rows.append(f"| {length:,} | {' | '.join(cells)} |")
+    head = "| text positions | " + " | ".join(f"`{stage}`, s" for stage in RECIPES) + " |"
+    return "\n".join([head, "|---" * (1 + len(RECIPES)) + "|", *rows]) + "\n"
+
+
 def predicted_row(stage: str) -> str:
     """Of a stage."""
-    (file,) = (ROOT / "recipes" / "uae" / stage / "config").glob("*_sd35_large.yaml")
-    found = Estimator(command(str(file))).estimate("H100-80GB")
+    found = Estimator(command(recipe(stage))).estimate("H100-80GB")
     rate = pictures(found) / found.step_seconds / found.gpus
     return f"| `{stage}` | {found.step_seconds:.1f} | {rate:.2f} | {100 * found.mfu:.0f} % | {found.peak_gib:.1f} |"
 
@@ -166,7 +189,7 @@ def _resident(of: Estimator, gpu: str) -> bool:
 #: Page -> name of a table between its markers -> what writes it.
 TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "docs" / "families.md": {"MEMORY": families},
-    ROOT / "docs" / "performance.md": {"PREDICTED": predicted},
+    ROOT / "docs" / "performance.md": {"PREDICTED": predicted, "LENGTHS": lengths},
     ROOT / "recipes" / "uae" / "g4u" / "README.md": {"ESTIMATES": nodes, "ESTIMATES ONE GPU": one_gpu},
 }
 

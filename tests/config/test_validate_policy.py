@@ -54,6 +54,10 @@ IMPOSSIBLE = [
     (f"{P}.window.min_sigma_next=1.5", f"{P}.window.min_sigma_next", "at most 1, got 1.5"),
     (f"{P}.window.max_gain=0.01", f"{P}.window", "no window of size 3"),
     (f"{P}.noise_level=1.5", f"{P}.window", "noise_level"),
+    (f"{P}.replay_steps=0", f"{P}.replay_steps", "at least 1, got 0"),
+    (f"{P}.replay_steps=4", f"{P}.replay_steps", "4 places at once, but uae.u4g.window.size=3: at most 3, or null"),
+    (f"{P}.window.mode=all {P}.replay_steps=11", f"{P}.replay_steps", "uae.u4g.num_steps=10"),
+    (f"NFT {P}.replay_steps=3", f"{P}.replay_steps", "uae.u4g.objective.num_sigmas=2"),
     (f"{P}.updates_per_rollout=3", f"{P}.updates_per_rollout", "3 must divide uae.u4g.samples_per_caption=8"),
     (
         f"{T}.micro_batch_size=7",
@@ -115,6 +119,10 @@ def test_every_choice_of_the_schema_that_stands_alone_is_possible(base: DictConf
     [
         f"{P}.guidance=4.5 uae.decoder.guidance=3",
         f"{P}.advantage.clamp=null",
+        f"{P}.replay_steps=null",
+        f"{P}.replay_steps=3",
+        f"{P}.window.mode=all {P}.replay_steps=7",
+        f"NFT {P}.replay_steps=2",
         f"{T}.ema.decay=0",
         f"{T}.lora.rank=0",
         f"{P}.reference_kl.coef=0.1",

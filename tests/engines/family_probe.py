@@ -87,10 +87,17 @@ def first_update(engine: DecoderEngine, folder: Path) -> dict[str, Any]:
     with engine.train_mode():
         output = engine.forward_backward_batch(data, WIDE)
         found = gradients(engine)
+        engine.optimizer_zero_grad()
+        tu.assign_non_tensor(data, replay_steps=2)
+        together = engine.forward_backward_batch(data, WIDE)
+        other = gradients(engine)
+    length = sum(g.double().square().sum().item() for g in found.values()) ** 0.5
+    apart = sum((other[name] - g).double().square().sum().item() for name, g in found.items()) ** 0.5
     return {
         "ratio": [output["metrics"][f"ratio/{name}"][0] for name in ("min", "max")],
         "loss": losses([output])[0],
-        "gradient": sum(g.double().square().sum().item() for g in found.values()) ** 0.5,
+        "gradient": length,
+        "places together": [losses([together])[0], apart / length],
     }
 
 

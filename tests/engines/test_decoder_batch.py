@@ -120,6 +120,29 @@ def test_penalties_on_predicted_data_weigh_by_the_squared_noise_level() -> None:
     torch.testing.assert_close(found["x0"][4], found["velocity"][4] * fields["sigma_BT"][4, 1] ** 2)
 
 
+@pytest.mark.parametrize(
+    ("together", "passes"), [(1, [[0], [1], [2]]), (2, [[0, 1], [2]]), (3, [[0, 1, 2]]), (9, [[0, 1, 2]])]
+)
+def test_places_go_through_the_model_so_many_at_a_time(together: int, passes: list[list[int]]) -> None:
+    batch = read_batch(packed(forwards(), replay_steps=together))
+    assert [list(places) for places in batch.passes] == passes
+
+
+def test_on_policy_every_sample_is_its_own_old_policy() -> None:
+    fields = transitions()
+    del fields["old_mean_BKCHW"]
+    (cut,) = read_batch(packed(fields, micro_batch_size_per_gpu=8, on_policy=True)).micro_batches("cpu")
+    velocity = normal((ROWS, *LATENT), "velocity").requires_grad_()
+    inputs = cut.inputs(1, velocity)
+    assert isinstance(inputs, TransitionInputs)
+    assert torch.equal(inputs.old_log_prob_B, inputs.log_prob_B) and torch.equal(inputs.old_mean_BCHW, inputs.mean_BCHW)
+    assert inputs.log_prob_B.requires_grad
+    assert not inputs.old_log_prob_B.requires_grad and not inputs.old_mean_BCHW.requires_grad
+    apart = cut.sampler_difference(1, inputs)
+    expected = (inputs.log_prob_B - fields["old_log_prob_BK"][:, 1]).abs()
+    assert torch.equal(apart[[0, 1, 3, 4]], expected[[0, 1, 3, 4]]) and not apart.requires_grad
+
+
 def test_an_empty_window_has_nothing_to_train() -> None:
     plan = SamplingPlan(PLAN.sigmas, "ode", 0.0, ())
     fields = {name: tensor[:, :0] if "BK" in name else tensor for name, tensor in transitions().items()}

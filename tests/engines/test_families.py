@@ -42,6 +42,13 @@ def test_two_ranks_of_unequal_captions_find_what_one_finds(facts: Any) -> None:
     assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-4)
 
 
+def test_both_steps_of_the_window_together_are_one_after_the_other(facts: Any) -> None:
+    """Guided, with captions of unequal length, so that families without a mask call their transformer by length."""
+    for one in facts:
+        loss, gradient = one["places together"]
+        assert loss == pytest.approx(one["loss"], rel=1e-5, abs=1e-7) and gradient < 1e-5
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_in_bf16_are_summed_over_backward_passes(found: dict[str, Any], name: str) -> None:
     """FLUX 3 has blocks that no velocity passes through: FSDP2 looked for their gradients."""

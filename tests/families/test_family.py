@@ -96,6 +96,19 @@ def test_both_branches_of_guidance_run_by_length(parts: Any) -> None:
     assert torch.equal(made.guide(v_c, v_u, 0.0), v_u)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_pictures_at_several_places_are_each_place_alone(parts: Any, guidance: float) -> None:
+    made, condition, (negative,) = family(), Condition.stack(rows(3, 5)), rows(2)
+    field = made.field(parts, condition, negative, guidance)
+    together = field(X, SIGMA)
+    assert len(parts.calls) == made.calls(condition, *([negative] if guidance > 1 else [])), "as often as at one place"
+    for place in (slice(0, 2), slice(2, 4)):
+        assert torch.equal(together[place], field(X[place], SIGMA[place]))
+    assert not torch.equal(together[:2], field(X[:2].flip(0), SIGMA[:2].flip(0)))
+    with pytest.raises(ValueError, match="latents of 3 rows for a condition of 2: must be a multiple"):
+        field(X[:3], SIGMA[:3])
+
+
 def test_kept_positions_move_to_the_front() -> None:
     keep = torch.tensor([[False, True, True, False], [False, True, False, False]])
     tokens = Tokens(keep.long(), keep, keep, torch.zeros(2, dtype=torch.bool))

@@ -9,7 +9,9 @@ C H W latent channels, height and width.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -31,7 +33,7 @@ from verl_uae.engines.lora import adapter_disabled, add_lora
 from verl_uae.engines.shadow import WeightShadow
 from verl_uae.engines.together import together
 from verl_uae.engines.trained import TrainedWeightsEngine
-from verl_uae.engines.update_metrics import LEFT_OUT, Figures
+from verl_uae.engines.update_metrics import LEFT_OUT, SAMPLER_DIFFERENCE, Figures
 from verl_uae.errors import CheckpointError, ConfigError, TrainingError
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.divergence import transition_kl
@@ -206,10 +208,11 @@ class DecoderEngine(TrainedWeightsEngine):
     def forward_backward_batch(
         self, data: TensorDict, loss_function: ObjectiveFunction, forward_only: bool = False
     ) -> dict[str, Any]:
-        """Loss and gradient of this rank's part of a mini-batch: one backward pass per micro-batch and place.
+        """Loss and gradient of this rank's part of a mini-batch: one backward pass per micro-batch and place, or per
+        ``replay_steps`` of its places.
 
         The loss is sum(weight * loss) / (total_weight * K) over the samples of all ranks and their K places, so the
-        gradient does not depend on how they are spread over ranks and micro-batches.
+        gradient does not depend on how they are spread over ranks, micro-batches and passes.
 
         Args:
             data: B samples. Always a condition by :func:`~verl_uae.engines.decoder_batch.stored`, weight_B (1 valid,
@@ -217,8 +220,10 @@ class DecoderEngine(TrainedWeightsEngine):
                 old_mean_BKCHW, place k being step ``plan.window[k]``. For forward objectives x0_BCHW, noise_BTCHW,
                 sigma_BT, old_velocity_BTCHW. All fp32 but the condition.
                 Non-tensor: plan (dict), plan_digest, micro_batch_size_per_gpu, total_weight (sum of the weights of all
-                ranks), and optionally reference_kl (form, coef) and negative (condition of the unconditional
-                branch, one row).
+                ranks), and optionally reference_kl (form, coef), negative (condition of the unconditional branch, one
+                row), replay_steps (places that go through the model together, 1 by default) and on_policy (for
+                transitions: these are the weights that sampled, so old values are those of the pass itself, and how far
+                the stored ones are from them is a figure).
             loss_function: of :func:`verl_uae.flow.objective.bind_objective`.
             forward_only: no gradient.
 
@@ -235,10 +240,10 @@ class DecoderEngine(TrainedWeightsEngine):
         figures = Figures()
         if batch.total_weight > 0:
             references = self._reference_velocities(batch)
-            last = -(-batch.rows // batch.micro_batch_size) * batch.places - 1
+            last = -(-batch.rows // batch.micro_batch_size) * len(batch.passes) - 1
             numbers = itertools.count()
             for micro in batch.micro_batches(get_device_id()):
-                for k in range(batch.places):
+                for places in batch.passes:
                     number = next(numbers)
                     sync = (
                         nullcontext()
@@ -246,17 +251,23 @@ class DecoderEngine(TrainedWeightsEngine):
                         else self._gradient_sync_context(is_last_micro_batch=number == last)
                     )
                     with torch.set_grad_enabled(not forward_only), sync:
-                        reference = references[number] if references else None
-                        loss = self._loss(micro, k, loss_function, reference, figures)
+                        reference = references[number] if references else [None] * len(places)
+                        velocities = self._velocities(micro, places)
+                        parts = [
+                            self._loss(micro, k, velocity_BCHW, loss_function, of_reference, figures)
+                            for k, velocity_BCHW, of_reference in zip(places, velocities, reference, strict=True)
+                        ]
                         if not forward_only:
+                            loss = functools.reduce(operator.add, parts)
                             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-                    figures.add_loss(loss)
+                    for part in parts:
+                        figures.add_loss(part)
         metrics, losses = figures.gather(self.get_data_parallel_group())
         return {"model_output": {}, "loss": losses, "metrics": {**metrics, "valid": [batch.total_weight]}}
 
     @torch.no_grad()
     def recompute_old(self, data: TensorDict) -> None:
-        """Set the old policy's values to those of the current weights, in the very micro-batches of training.
+        """Set the old policy's values to those of the current weights, in the very passes of training.
 
         Fills old_log_prob_BK and old_mean_BKCHW, or old_velocity_BTCHW, of a mini-batch without them; for other
         weights than the current ones call it within ``shadow(name).swapped()``.
@@ -264,7 +275,11 @@ class DecoderEngine(TrainedWeightsEngine):
         batch = read_batch(data, with_old=False)
         columns: list[list[Tensor]] = [[] for _ in OLD[batch.kind]]
         for micro in batch.micro_batches(get_device_id()):
-            places = [micro.old(k, self._velocity(micro, k)) for k in range(batch.places)]
+            places = [
+                micro.old(k, velocity_BCHW)
+                for some in batch.passes
+                for k, velocity_BCHW in zip(some, self._velocities(micro, some), strict=True)
+            ]
             for column, values in zip(columns, zip(*places, strict=True), strict=True):
                 column.append(torch.stack(values, dim=1).to(data.device or "cpu"))
         for name, column in zip(OLD[batch.kind], columns, strict=True):
@@ -300,10 +315,15 @@ class DecoderEngine(TrainedWeightsEngine):
                 raise CheckpointError(path, f"{name}: {error}") from error
 
     def _loss(
-        self, micro: MicroBatch, k: int, objective: ObjectiveFunction, reference: Tensor | None, figures: Figures
+        self,
+        micro: MicroBatch,
+        k: int,
+        velocity_BCHW: Tensor,
+        objective: ObjectiveFunction,
+        reference: Tensor | None,
+        figures: Figures,
     ) -> Tensor:
         batch, weight_B = micro.batch, micro.fields["weight_B"]
-        velocity_BCHW = self._velocity(micro, k)
         inputs = micro.inputs(k, velocity_BCHW)
         output = objective(inputs)
         loss_B, found = output.loss_B, {**_figures(inputs), **output.metrics, "loss": output.loss_B}
@@ -311,26 +331,27 @@ class DecoderEngine(TrainedWeightsEngine):
             penalty_B = micro.penalty(k, velocity_BCHW, reference.to(velocity_BCHW.device))
             loss_B = loss_B + batch.kl_coef * penalty_B
             found["reference_kl"] = penalty_B
+        if batch.on_policy:
+            found[SAMPLER_DIFFERENCE] = micro.sampler_difference(k, inputs)
         found["velocity_rms"] = velocity_BCHW.detach().square().flatten(1).mean(1).sqrt()
         figures.add(found, micro.valid_B, batch.plan.window[k] if batch.kind == "transition" else None)
         # FSDP averages gradients over the ranks; this makes it a sum.
         return (weight_B * loss_B).sum() * (self.get_data_parallel_size() / (batch.total_weight * batch.places))
 
-    def _velocity(self, micro: MicroBatch, k: int) -> Tensor:
-        negative = micro.batch.negative
-        if negative is not None:
-            negative = negative.to(get_device_id(), non_blocking=True)
-        field = self.field(micro.condition, negative, micro.batch.plan.guidance)
-        return field(*micro.position(k))
+    def _velocities(self, micro: MicroBatch, places: range) -> tuple[Tensor, ...]:
+        """Of a micro-batch at some places, by one call."""
+        field = self.field(micro.condition, micro.negative, micro.batch.plan.guidance)
+        x, sigma = zip(*map(micro.position, places), strict=True)
+        return field(torch.cat(x), torch.cat(sigma)).split(len(micro.valid_B))
 
     @torch.no_grad()
-    def _reference_velocities(self, batch: DecoderBatch) -> list[Tensor]:
-        """Of every micro-batch and place, in their order, before the first gradient: weights may have to be swapped."""
+    def _reference_velocities(self, batch: DecoderBatch) -> list[tuple[Tensor, ...]]:
+        """Of every micro-batch and pass, in their order, before the first gradient: weights may have to be swapped."""
         if batch.kl_coef == 0.0:
             return []
         with self.reference():
             micro_batches = batch.micro_batches(get_device_id())
-            return [self._velocity(micro, k) for micro in micro_batches for k in range(batch.places)]
+            return [self._velocities(micro, places) for micro in micro_batches for places in batch.passes]
 
     def _require_gradient(self, data: TensorDict) -> None:
         """Refuse a first update whose samples have a signal and move nothing: there no trust region is active yet, so
@@ -352,13 +373,17 @@ class DecoderEngine(TrainedWeightsEngine):
         """Ranks that disagree would wait for each other for ever, or train on something else than meant."""
         group = self.get_data_parallel_group()
         count = -(-batch.rows // batch.micro_batch_size)
-        mine = (count, batch.places, batch.plan.digest, batch.total_weight, float(batch.fields["weight_B"].sum()))
+        same = (count, batch.places, batch.replay_steps, batch.plan.digest, batch.total_weight)
+        mine = (same, float(batch.fields["weight_B"].sum()))
         ranks: list[Any] = [None] * torch.distributed.get_world_size(group)
         torch.distributed.all_gather_object(ranks, mine, group=group)
-        if len({rank[:4] for rank in ranks}) != 1:
-            raise ValueError(f"ranks disagree about (micro-batches, places, plan, total_weight): {ranks}")
-        if abs(sum(rank[4] for rank in ranks) - batch.total_weight) > 1e-3:
-            raise ValueError(f"total_weight is {batch.total_weight}, the weights are {[rank[4] for rank in ranks]}")
+        if len({rank[0] for rank in ranks}) != 1:
+            found = [rank[0] for rank in ranks]
+            raise ValueError(
+                f"ranks disagree about (micro-batches, places, places at once, plan, total_weight): {found}"
+            )
+        if abs(sum(rank[1] for rank in ranks) - batch.total_weight) > 1e-3:
+            raise ValueError(f"total_weight is {batch.total_weight}, the weights are {[rank[1] for rank in ranks]}")
 
 
 @torch.no_grad()

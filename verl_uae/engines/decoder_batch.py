@@ -73,6 +73,11 @@ class DecoderBatch:
     kl_coef: float
     negative: Condition | None
     """Of the unconditional branch, one row."""
+    replay_steps: int = 1
+    """Places of a micro-batch that go through the model together, at least 1."""
+    on_policy: bool = False
+    """Whether these are the weights that sampled: old values are then those of the pass itself, and what sampling
+    stored is only compared with them."""
 
     @property
     def rows(self) -> int:
@@ -84,8 +89,15 @@ class DecoderBatch:
         """K, places per sample."""
         return self.fields["x_BKCHW" if self.kind == "transition" else "sigma_BT"].shape[1]
 
+    @property
+    def passes(self) -> list[range]:
+        """The places, as many at a time as go through the model together; the last may be fewer."""
+        size = self.replay_steps
+        return [range(first, min(first + size, self.places)) for first in range(0, self.places, size)]
+
     def micro_batches(self, device: Any) -> Iterator[MicroBatch]:
         """Consecutive samples, ``micro_batch_size`` at a time, on the device; sent without waiting for what it does."""
+        negative = None if self.negative is None else self.negative.to(device, non_blocking=True)
         for start in range(0, self.rows, self.micro_batch_size):
             rows = slice(start, start + self.micro_batch_size)
             fields = {name: tensor[rows] for name, tensor in self.fields.items()}
@@ -94,7 +106,7 @@ class DecoderBatch:
                 name: tensor if name == "length_B" else tensor.to(device, non_blocking=True)
                 for name, tensor in fields.items()
             }
-            yield MicroBatch(self, moved)
+            yield MicroBatch(self, moved, negative)
 
 
 class MicroBatch:
@@ -104,10 +116,12 @@ class MicroBatch:
         batch: the mini-batch they are of.
         fields: its tensors, these samples only. Samples of weight 0 may hold anything, NaN included: zero times NaN
             is NaN, so they are blanked.
+        negative: condition of the unconditional branch where they are, one row.
     """
 
-    def __init__(self, batch: DecoderBatch, fields: dict[str, Tensor]) -> None:
+    def __init__(self, batch: DecoderBatch, fields: dict[str, Tensor], negative: Condition | None = None) -> None:
         self.batch = batch
+        self.negative = negative
         self.valid_B = fields["weight_B"] > 0
         length_B = fields["length_B"]
         floats = {name: tensor for name, tensor in fields.items() if name != "length_B"}
@@ -131,12 +145,12 @@ class MicroBatch:
         return taken.log_prob_B, taken.mean_BCHW
 
     def inputs(self, k: int, velocity_BCHW: Tensor) -> TransitionInputs | ForwardInputs:
-        """What an objective is given at place k. Blanked samples are their own old policy."""
+        """What an objective is given at place k. Blanked samples are their own old policy, on policy all are."""
         if self.batch.kind == "forward":
             x_BCHW, sigma_B = self.position(k)
             return ForwardInputs(
                 velocity_BCHW=velocity_BCHW,
-                old_velocity_BCHW=self._or_own(self._at("old_velocity_BTCHW", k), velocity_BCHW),
+                old_velocity_BCHW=self._old("old_velocity_BTCHW", k, velocity_BCHW),
                 x0_BCHW=self.fields["x0_BCHW"],
                 x_sigma_BCHW=x_BCHW,
                 sigma_B=sigma_B,
@@ -146,9 +160,9 @@ class MicroBatch:
         plan, taken, index = self.batch.plan, self._step(k, velocity_BCHW), self.batch.plan.window[k]
         return TransitionInputs(
             log_prob_B=taken.log_prob_B,
-            old_log_prob_B=self._or_own(self._at("old_log_prob_BK", k), taken.log_prob_B),
+            old_log_prob_B=self._old("old_log_prob_BK", k, taken.log_prob_B),
             mean_BCHW=taken.mean_BCHW,
-            old_mean_BCHW=self._or_own(self._at("old_mean_BKCHW", k), taken.mean_BCHW),
+            old_mean_BCHW=self._old("old_mean_BKCHW", k, taken.mean_BCHW),
             x_next_BCHW=taken.x_next_BCHW,
             std=plan.coefficients(index).std,
             step_size=plan.sigmas[index] - plan.sigmas[index + 1],
@@ -156,6 +170,11 @@ class MicroBatch:
             kernel=plan.kernel,
             advantage_B=self.fields["advantage_B"],
         )
+
+    def sampler_difference(self, k: int, inputs: TransitionInputs | ForwardInputs) -> Tensor:
+        """How far the log-probability of place k that sampling stored is from these, shape (B,), without gradient."""
+        assert isinstance(inputs, TransitionInputs)
+        return (inputs.log_prob_B.detach() - self.fields["old_log_prob_BK"][:, k]).abs()
 
     def penalty(self, k: int, velocity_BCHW: Tensor, ref_velocity_BCHW: Tensor) -> Tensor:
         """Distance to the reference at place k, shape (B,), with gradient; not weighted yet."""
@@ -182,10 +201,11 @@ class MicroBatch:
         c = plan.coefficients(plan.window[k])
         return step(c, x_BCHW, velocity_BCHW, x_next_BCHW=x_next_BCHW, reduction=plan.reduction)
 
-    def _at(self, name: str, k: int) -> Tensor:
-        return self.fields[name][:, k]
-
-    def _or_own(self, old: Tensor, own: Tensor) -> Tensor:
+    def _old(self, name: str, k: int, own: Tensor) -> Tensor:
+        """A value of the old policy at place k, which may be the one at hand."""
+        if self.batch.on_policy:
+            return own.detach()
+        old = self.fields[name][:, k]
         return torch.where(_rows(self.valid_B, old), old, own.detach())
 
 
@@ -202,7 +222,9 @@ def read_batch(data: TensorDict, *, with_old: bool = True) -> DecoderBatch:
         ValueError: something is missing, or shapes do not fit the plan.
     """
     kind: Kind = "forward" if "x0_BCHW" in data.keys() else "transition"
-    names = INPUTS[kind] + (OLD[kind] if with_old else ())
+    on_policy = with_old and bool(tu.get_non_tensor_data(data, "on_policy", False))
+    # On policy the stored log-probabilities alone are looked at.
+    names = INPUTS[kind] + (OLD[kind][: 1 if on_policy else None] if with_old else ())
     missing = [name for name in names if name not in data.keys()]
     if missing:
         raise ValueError(f"a mini-batch of kind {kind!r} lacks {', '.join(missing)}")
@@ -222,6 +244,8 @@ def read_batch(data: TensorDict, *, with_old: bool = True) -> DecoderBatch:
         kl_form=str(penalty.get("form", "exact")),
         kl_coef=float(penalty.get("coef", 0.0)),
         negative=tu.get_non_tensor_data(data, "negative", None),
+        replay_steps=int(tu.get_non_tensor_data(data, "replay_steps", 1)),
+        on_policy=on_policy,
     )
     _check(batch)
     return batch
@@ -230,6 +254,10 @@ def read_batch(data: TensorDict, *, with_old: bool = True) -> DecoderBatch:
 def _check(batch: DecoderBatch) -> None:
     if batch.micro_batch_size < 1:
         raise ValueError(f"micro_batch_size_per_gpu must be at least 1, got {batch.micro_batch_size}")
+    if batch.replay_steps < 1:
+        raise ValueError(f"replay_steps must be at least 1, got {batch.replay_steps}")
+    if batch.on_policy and batch.kind == "forward":
+        raise ValueError("on_policy: the old policy of a forward objective is a weight copy, never the current weights")
     if batch.kind == "transition" and batch.places != len(batch.plan.window):
         raise ValueError(f"{batch.places} steps per sample, but the plan's window is {batch.plan.window}")
     if batch.places < 1:

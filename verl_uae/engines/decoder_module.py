@@ -151,7 +151,7 @@ class DecoderModule(nn.Module):
         """Velocity at noise level sigma, see :meth:`~verl_uae.families.family.DecoderFamily.field`.
 
         Args:
-            x_BCHW: latents.
+            x_BCHW: latents of B pictures, or of K * B rows at K places.
             sigma_B: noise levels in (0, 1], fp32; in :class:`Uncast` where FSDP computes in another dtype.
             condition: of B pictures.
             negative: condition of the unconditional branch, 1 or B rows; needed if guidance != 1.

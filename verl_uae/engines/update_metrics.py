@@ -20,8 +20,11 @@ from torch import Tensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import reduce_metrics
 
+#: Figure: how far a log-probability that sampling stored is from that of the module that trains, with the same weights.
+SAMPLER_DIFFERENCE = "sampler_log_prob_difference"
 #: Statistics by figure; others get their mean alone.
 STATISTICS: Mapping[str, tuple[str, ...]] = {
+    SAMPLER_DIFFERENCE: ("max",),
     "ratio": ("mean", "std", "min", "max"),
     "k": ("mean", "max"),
     "log_prob_difference": ("mean", "max"),

@@ -8,7 +8,7 @@ and statistics of latents stay inside. A family holds no weights: it is made of 
 to its methods, so one that has the transformer in shards and one that has the VAE alone use the same object.
 
 Shape legend: B samples, T text positions as the language model reads them, L text positions that the decoder reads,
-K tapped layers, E width of the language model, C H W latents, 3 H W pictures.
+K tapped layers or places at once, E width of the language model, C H W latents, 3 H W pictures.
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ class Condition:
         if len(self) == count:
             return self
         return Condition(self.states.expand(count, *self.states.shape[1:]), self.lengths * count)
+
+    def tiled(self, count: int) -> Condition:
+        """All rows, and that ``count`` times, one copy behind the other."""
+        if count == 1:
+            return self
+        return Condition(self.states.repeat(count, *[1] * (self.states.ndim - 1)), self.lengths * count)
 
     @staticmethod
     def whole(states: Tensor) -> Condition:
@@ -401,6 +407,9 @@ class DecoderFamily:
         """The velocity model with its condition filled in, embedded once; with guidance both branches are one batch of
         2B rows, and a gradient goes through both.
 
+        It also takes the B pictures at several places at once: K * B rows, all pictures at one place, then all at the
+        next, which go through the transformer together.
+
         Args:
             parts: see :meth:`forward`.
             condition: of B pictures.
@@ -409,20 +418,31 @@ class DecoderFamily:
             calls: see :meth:`velocity`.
 
         Raises:
-            ValueError: guidance without a negative condition.
+            ValueError: guidance without a negative condition; from the velocity, rows that are no multiple of B.
         """
+        rows = len(condition)
         if guidance == 1.0:
             alone = self.embed(parts, condition)
-            return lambda x_BCHW, sigma_B: self.velocity(parts, x_BCHW, sigma_B, alone, calls)
+
+            def plain(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+                return self.velocity(parts, x_BCHW, sigma_B, alone.tiled(_places(x_BCHW, rows)), calls)
+
+            return plain
         if negative is None:
             raise ValueError(f"guidance {guidance} needs a negative condition")
-        other = negative.to(condition.states.dtype).expand(len(condition))
+        other = negative.to(condition.states.dtype).expand(rows)
         both = self.embed(parts, Condition.stack([condition, other]))
 
         def guided(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-            found = self.velocity(parts, x_BCHW.repeat(2, 1, 1, 1), sigma_B.repeat(2), both, calls)
-            conditional_BCHW, unconditional_BCHW = found.chunk(2)
-            return self.guide(conditional_BCHW, unconditional_BCHW, guidance)
+            places = _places(x_BCHW, rows)
+
+            def twice(part: Tensor) -> Tensor:
+                # At every place both branches beside each other, as their conditions are.
+                return torch.cat([part.unflatten(0, (places, rows))] * 2, 1).flatten(0, 1)
+
+            found = self.velocity(parts, twice(x_BCHW), twice(sigma_B), both.tiled(places), calls)
+            conditional_KBCHW, unconditional_KBCHW = found.unflatten(0, (places, 2, rows)).unbind(1)
+            return self.guide(conditional_KBCHW.flatten(0, 1), unconditional_KBCHW.flatten(0, 1), guidance)
 
         return guided
 
@@ -536,6 +556,13 @@ class DecoderFamily:
     @staticmethod
     def _shift_factor(vae: Any) -> float:
         return vae.config.shift_factor or 0.0
+
+
+def _places(x_BCHW: Tensor, rows: int) -> int:
+    """At how many places the pictures of a condition are asked for."""
+    if not rows or len(x_BCHW) % rows:
+        raise ValueError(f"latents of {len(x_BCHW)} rows for a condition of {rows}: must be a multiple")
+    return len(x_BCHW) // rows
 
 
 def _library(kind: Any) -> str:

@@ -133,10 +133,17 @@ class U4GConfig:
     updates_per_rollout: int = key(2, at_least=1)
     """Optimiser updates per batch, at least 1; each uses an equal share of the samples. Flow-GRPO: 2."""
 
+    replay_steps: int | None = key(1, at_least=1)
+    """Trained places of a sample (steps of the window, or drawn noise levels) that go through the model in one pass
+    forward and back, at least 1, at most as many as there are; null: all of them. Weights are gathered so many times
+    less often, and activations take so many times the memory; the loss is the same. A pass of another size rounds
+    otherwise than the sampler did, so above 1 old log-probabilities are the pass's own in the first update of a batch,
+    and are computed again for the later ones. Our choice: 1, the sampler's own values."""
+
     sampler: str = key("live", choices=("live", "replica"))
     """What draws while exploring. live: the trained module itself, which gathers its shards block by block at every
     velocity. replica: an unsharded copy on every rank, where memory holds the whole MM-DiT; old log-probabilities are
-    then computed again in the trained module, so that the ratio still starts at 1. Our choice."""
+    then the trained module's, as with ``replay_steps`` above 1, so that the ratio still starts at 1. Our choice."""
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
@@ -162,6 +169,7 @@ def validate(config: DictConfig) -> None:
         )
     _validate_objective(config)
     _validate_window(config)
+    _validate_replay(config)
     _validate_batches(config)
     if by_servers(config):
         _validate_servers(config)
@@ -246,6 +254,20 @@ def _validate_window(config: DictConfig) -> None:
         make_plan(sigmas, u4g.kernel, u4g.noise_level, WindowConfig(**u4g.window), iteration=0, seed=0)
     except ValueError as error:
         raise ConfigError("uae.u4g.window", str(error)) from error
+
+
+def _validate_replay(config: DictConfig) -> None:
+    """More places at once than are trained would be another number than was asked for."""
+    u4g = config.uae.u4g
+    steps = (
+        (u4g.window.size, "uae.u4g.window.size") if u4g.window.mode != "all" else (u4g.num_steps, "uae.u4g.num_steps")
+    )
+    most, key = (u4g.objective.num_sigmas, "uae.u4g.objective.num_sigmas") if u4g.kernel == "ode" else steps
+    if u4g.replay_steps is not None and u4g.replay_steps > most:
+        raise ConfigError(
+            "uae.u4g.replay_steps",
+            f"{u4g.replay_steps} places at once, but {key}={most}: at most {most}, or null for all",
+        )
 
 
 def _validate_batches(config: DictConfig) -> None:

@@ -27,7 +27,7 @@ from verl_uae.chain.records import Caption, Outcome, Sample
 from verl_uae.engines.decoder_batch import stored
 from verl_uae.engines.decoder_module import MODEL_TYPE
 from verl_uae.engines.replica import SamplingReplica
-from verl_uae.engines.update_metrics import is_left_out
+from verl_uae.engines.update_metrics import SAMPLER_DIFFERENCE, is_left_out
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.config import WindowConfig
 from verl_uae.flow.objective import bind_objective
@@ -253,12 +253,12 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
             data["weight_B"] = torch.tensor([weights[n] for n in numbers], dtype=torch.float32)
             tu.assign_non_tensor(data, total_weight=total)
             batches.append(data)
-        drift = self._recompute_old(batches)
+        apart = self._old_values(batches)
         metrics = []
         with self.engine.train_mode():
             for update, data in enumerate(batches):
                 tu.assign_non_tensor(data, update_lr_scheduler=update == layout.updates - 1, disable_auto_offload=True)
-                metrics.append(dict(tu.get(self.train_batch(data), "metrics")) | drift)
+                metrics.append(dict(tu.get(self.train_batch(data), "metrics")) | (apart if update else {}))
                 self._average(first_update + update + 1, metrics[-1])
             if self._forward and not all(map(is_left_out, metrics)):
                 self.engine.shadow(OLD).update(self.run.uae.u4g.objective.old_decay)
@@ -306,6 +306,7 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
             plan_digest=plan.digest,
             micro_batch_size_per_gpu=self.run.uae.train.micro_batch_size,
             reference_kl={"form": kl.form, "coef": float(kl.coef)},
+            replay_steps=self._replayed(plan),
         )
         if plan.guidance != 1.0:
             tu.assign_non_tensor(data, negative=self.painter.conditions.negative(self.run.uae.decoder.negative_prompt))
@@ -322,28 +323,44 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
             ),
         }
 
-    @torch.no_grad()
-    def _recompute_old(self, batches: Sequence[TensorDict]) -> dict[str, float]:
-        """What the trained module says of the samples before the first update, where sampling cannot say it.
+    def _replayed(self, plan: SamplingPlan) -> int:
+        """Places of a micro-batch that go through the model together."""
+        u4g = self.run.uae.u4g
+        places = int(u4g.objective.num_sigmas) if self._forward else len(plan.window)
+        return places if u4g.replay_steps is None else min(int(u4g.replay_steps), places)
 
-        That is the old policy's velocities for forward objectives, and the log-probabilities of what a replica drew.
+    @torch.no_grad()
+    def _old_values(self, batches: Sequence[TensorDict]) -> dict[str, float]:
+        """See to it that the batches have the old policy's values as the trained module says them.
+
+        Forward objectives need velocities of a weight copy. For those on transitions sampling has said them where it is
+        the same module in the same micro-batches; it rounds otherwise where a replica sampled, or training takes
+        several places at once. Then the pass of the first batch says them itself, since no update has moved the weights
+        before, and those of the later batches are computed now.
 
         Returns:
-            How far a replica's log-probabilities are from these: the largest difference on any rank.
+            How far what sampling said of the later batches is from these: the largest difference on any rank.
         """
-        if not self._forward and self.replica is None:
-            return {}
-        drawn = [data.get("old_log_prob_BK") for data in batches]
-        with self.engine.eval_mode(), self._weights(OLD if self._forward else None):
-            for data in batches:
-                self.engine.recompute_old(data)
         if self._forward:
+            with self.engine.eval_mode(), self._weights(OLD):
+                for data in batches:
+                    self.engine.recompute_old(data)
             return {}
-        pairs = zip(batches, drawn, strict=True)
+        if self.replica is None and int(tu.get_non_tensor_data(batches[0], "replay_steps", 1)) == 1:
+            return {}
+        tu.assign_non_tensor(batches[0], on_policy=True)
+        later = batches[1:]
+        if not later:
+            return {}
+        drawn = [data["old_log_prob_BK"] for data in later]
+        with self.engine.eval_mode(), self._weights(None):
+            for data in later:
+                self.engine.recompute_old(data)
+        pairs = zip(later, drawn, strict=True)
         apart = [(data["old_log_prob_BK"] - log_prob)[data["weight_B"] > 0].abs().flatten() for data, log_prob in pairs]
         largest = torch.cat([torch.zeros(1), *apart]).max().to(get_device_id())
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-        return {"sampler_log_prob_difference/max": float(largest)}
+        return {f"{SAMPLER_DIFFERENCE}/max": float(largest)}
 
 
 #: Tensors of a mini-batch -> fields of a trajectory.

@@ -166,7 +166,8 @@ def gathers(engine: DecoderEngine, data: Any, together: int) -> dict[str, int]:
 
 
 def collective_facts(decoder: str) -> dict[str, Any]:
-    engine = build_engine(decoder, **LORA)
+    """With gradients summed behind every pass, as verl's configuration has it."""
+    engine = build_engine(decoder, fsdp={"use_no_sync_for_gradient_accumulation": False}, **LORA)
     data = sampled(engine, share(8), micro=2, total=8.0, plan=plan())
     return {str(together): gathers(engine, data, together) for together in (1, *TOGETHER)}
 

@@ -75,6 +75,51 @@ def test_more_gpus_hold_less_each_and_do_less_each(sana: Estimator) -> None:
     assert update(apart).across == pytest.approx(update(apart).gathered / 4)
 
 
+#: Three trained steps of every picture, all weights of which are trained.
+REPLAYED = [*SANA[:2], "uae.u4g.num_steps=8", "uae.u4g.window.size=3", "uae.u4g.captions.source=column"]
+REPLAYED += ["uae.train.lora.rank=0", "uae.train.micro_batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def replayed() -> Estimator:
+    """On eight nodes of one GPU, between which weights and gradients travel."""
+    return Estimator(command("uae_u4g", [*REPLAYED, "uae.train.gradient_checkpointing=false"], gpus=1, nodes=8))
+
+
+def _named(found: Estimate, name: str) -> Phase | None:
+    return next((phase for phase in found.phases if phase.name == name), None)
+
+
+def test_places_together_are_counted(replayed: Estimator) -> None:
+    """Weights travel so many times less often, activations take so many times the memory, and of two updates the old
+    log-probabilities of the second are computed again."""
+    key = "uae.u4g.replay_steps"
+    found = {steps: replayed.estimate("H100-80GB", changes={key: steps}) for steps in (1, 2, 3, None)}
+    one, two, three, whole = (_named(each, "update") for each in found.values())
+    assert one and two and three and whole == three
+    assert one.gathered == pytest.approx(3 * three.gathered) and two.gathered == pytest.approx(2 * three.gathered)
+    # The projector's part is done once for all places.
+    assert three.executed.total == pytest.approx(one.executed.total, rel=0.02)
+    assert two.executed.total == pytest.approx(one.executed.total, rel=0.02)
+    assert three.memory["activations"] == pytest.approx(3 * one.memory["activations"], rel=0.1)
+    assert _named(found[1], "old velocities") is None
+    again = _named(found[3], "old velocities")
+    denoised = _named(found[1], "denoising")
+    assert again and denoised
+    # Three of eight steps, of half the pictures, gathered once in place of eight times.
+    assert again.executed.total == pytest.approx(denoised.executed.total * 3 / 8 / 2, rel=0.02)
+    assert again.gathered == pytest.approx(denoised.gathered / 8 / 2)
+    alone = {key: 3, "uae.u4g.updates_per_rollout": 1}
+    assert _named(replayed.estimate("H100-80GB", changes=alone), "old velocities") is None
+
+
+def test_places_together_are_named_where_weights_are_waited_for(replayed: Estimator) -> None:
+    better = replayed.faster("H100-80GB")
+    assert better is not None and "uae.u4g.replay_steps" in better[0]
+    one = Estimator(command("uae_u4g", REPLAYED, gpus=1, nodes=1)).faster("H100-80GB")
+    assert one is None or "uae.u4g.replay_steps" not in one[0], "nothing travels, and something is computed again"
+
+
 def test_the_unified_stage_is_both_in_turns() -> None:
     # Else the policy waits on the host while captions are written.
     stays = "uae.train.fsdp_config.param_offload=false"
@@ -113,6 +158,8 @@ def test_memory_that_is_left_makes_a_step_faster(sana: Estimator) -> None:
     changes, other = better
     assert changes.items() >= PLENTY.items()
     assert other.fits and other.peak_gib > found.peak_gib and other.step_seconds < 0.9 * found.step_seconds
+    # Only one step is trained, so there is nothing to take together.
+    assert "uae.u4g.replay_steps" not in changes
     # Nothing is computed twice.
     assert sum(phase.executed.total for phase in other.phases) < sum(phase.executed.total for phase in found.phases)
     assert "faster with uae.decoder.offload=false" in render(found, [better])

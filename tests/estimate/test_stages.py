@@ -82,6 +82,20 @@ def test_u4g(family: str, rank: int, tiny: Callable[[str], Path], cpu: Any, one_
     assert executed(estimator, "update") == pytest.approx(improved, rel=CLOSE)
 
 
+@pytest.mark.parametrize("family", ["sd3", "flux3"])
+def test_u4g_with_places_together(family: str, tiny: Callable[[str], Path], cpu: Any, one_rank: Any) -> None:
+    """Of two updates, old log-probabilities of the second are computed again."""
+    words = [*U4G, "uae.u4g.updates_per_rollout=2", "uae.u4g.replay_steps=null", *sized(family)]
+    asked = world.asked("u4g", tiny(family), *words, "uae.train.lora.rank=2")
+    estimator = Estimator(asked)
+    worker = world.policy_worker(asked)
+    sample = Sample(photograph(asked.config.uae.decoder.height), Caption(estimator.work.caption, "digest"))
+    plan = sampling_plan(asked.config, worker.family, 0)
+    worker.explore([sample], Layout(sources=1, members=4, updates=2, ranks=1), plan.to_dict(), 1)
+    improved = world.counted(lambda: worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0))
+    assert executed(estimator, "update", "old velocities") == pytest.approx(improved, rel=CLOSE)
+
+
 G4U = ["data.train_batch_size=1", "uae.decoder.guidance=2.0", "uae.decoder.num_steps=3", "uae.decoder.batch_size=2"]
 
 

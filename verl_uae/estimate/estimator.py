@@ -204,6 +204,8 @@ def _room(asked: Command) -> Iterator[dict[str, Any]]:
         yield {"actor_rollout_ref.model.enable_gradient_checkpointing": False}
     if draws and uae.train.fsdp_config.reshard_after_forward:
         yield {"uae.train.fsdp_config.reshard_after_forward": False}
+    if uae.stage in ("u4g", "unified") and uae.u4g.replay_steps is not None:
+        yield {"uae.u4g.replay_steps": None}
     sections = {"actor_rollout_ref.actor.fsdp_config": captions, "uae.train.fsdp_config": draws}
     for section in (name for name, wanted in sections.items() if wanted):
         moved = [name for name in ("param_offload", "optimizer_offload") if OmegaConf.select(config, section).get(name)]

@@ -64,6 +64,20 @@ class Phase:
     """Of steps that have it: 0 where it is done once in a run."""
 
 
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """How often a model is called, and what a call holds."""
+
+    calls: float
+    """For weights and gradients, which travel in each."""
+    whole: float
+    """For operations, in calls with all of ``places``: the last of a micro-batch may have fewer."""
+    places: int = 1
+    """Of every picture in a call."""
+    updates: int = 1
+    """Of the weights."""
+
+
 class Phases(Held):
     """Phases of the stage that a configuration chooses.
 
@@ -335,20 +349,24 @@ class Phases(Held):
     def _policy_learning(self, samples: float, shards: Shards, beside: Mapping[str, float]) -> list[Phase]:
         uae, engine = self.uae, self.uae.train.fsdp_config
         u4g, micro, width = uae.u4g, int(uae.train.micro_batch_size), width_of(engine.mixed_precision.param_dtype)
-        places = u4g.objective.num_sigmas if self.forward_process() else self._window()
-        calls = samples / micro * places
+        places = int(u4g.objective.num_sigmas) if self.forward_process() else self._window()
+        together = min(int(u4g.replay_steps or places), places)
+        batches, updates = samples / micro, int(u4g.updates_per_rollout)
+        passes = Passes(batches * math.ceil(places / together), batches * places / together, together, updates)
         found = []
-        forward = self.work.velocity(micro, u4g.guidance, policy=True).times(calls)
+        forward = self.work.velocity(micro, u4g.guidance, policy=True, places=together).times(passes.whole)
         reshard = bool(engine.reshard_after_forward)
         held = {**beside, **self.policy(shards, backward=False, state=False), "activations": forward.peak}
-        for name, wanted in (
-            ("old velocities", self.forward_process() or u4g.sampler == "replica"),
-            ("reference", u4g.reference_kl.coef > 0),
+        # Of transitions all but those of the first update, whose own pass says them.
+        later = (u4g.sampler == "replica" or together > 1) * (1 - 1 / updates)
+        for name, share in (
+            ("old velocities", 1.0 if self.forward_process() else later),
+            ("reference", float(u4g.reference_kl.coef > 0)),
         ):
-            if wanted:
-                phase = Phase(name, forward, forward.total, held)
-                found.append(self._collective(phase, shards, calls if reshard else 1, width))
-        return [*found, self._decoder_update(calls, micro, shards, beside, u4g.guidance)]
+            if share:
+                phase = Phase(name, forward.times(share), forward.total * share, held)
+                found.append(self._collective(phase, shards, share * passes.calls if reshard else 1, width))
+        return [*found, self._decoder_update(passes, micro, shards, beside, u4g.guidance)]
 
     def _window(self) -> int:
         """Steps of a trajectory that are trained."""
@@ -356,19 +374,20 @@ class Phases(Held):
         return steps - 1 if window.mode == "all" else min(int(window.size), steps)
 
     def _decoder_update(
-        self, calls: float, micro: int, shards: Shards, beside: Mapping[str, float], guidance: float
+        self, passes: Passes, micro: int, shards: Shards, beside: Mapping[str, float], guidance: float
     ) -> Phase:
         engine, layout = self.uae.train.fsdp_config, self.layout
         width, reshard = width_of(engine.mixed_precision.param_dtype), bool(engine.reshard_after_forward)
-        plain = self.work.learning(micro, guidance, checkpointing=False)
+        plain = self.work.learning(micro, guidance, checkpointing=False, places=passes.places)
         again = bool(self.uae.train.gradient_checkpointing)
-        cost = self.work.learning(micro, guidance, checkpointing=True) if again else plain
-        received = calls * (shards.received(width) * (2 if reshard else 0) + shards.reduced())
-        received += 0.0 if reshard else shards.received(width)
+        cost = self.work.learning(micro, guidance, checkpointing=True, places=passes.places) if again else plain
+        # Weights that stay are gathered once in an update.
+        received = shards.received(width) * (2 * passes.calls if reshard else passes.updates)
+        received += shards.reduced() * passes.calls
         return Phase(
             "update",
-            cost.times(calls),
-            plain.total * calls,
+            cost.times(passes.whole),
+            plain.total * passes.whole,
             {**beside, **self.policy(shards, backward=True, state=True), "activations": cost.peak},
             gathered=received,
             across=layout.across(received, shards.ranks) + self._replicas(engine, shards),
@@ -393,7 +412,7 @@ class Phases(Held):
             Phase("condition", captions, wanted, {**held, "activations": captions.peak}),
         ]
         beside = {**processes, **({} if decoder.offload else frozen)}
-        update = self._decoder_update(pairs / micro, micro, shards, beside, 1.0)
+        update = self._decoder_update(Passes(pairs / micro, pairs / micro), micro, shards, beside, 1.0)
         if decoder.offload:
             phases[0] = self._visited(phases[0], frozen)
         return [*phases, update]

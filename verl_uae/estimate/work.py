@@ -146,43 +146,45 @@ class Work:
 
     # ------------------------------------------------------------ velocities
 
-    def _call(self, module: DecoderModule, rows: int, guidance: float) -> tuple[Callable[[], Tensor], float]:
-        """One call of a decoder, and bytes of the conditions that it is given."""
+    def _call(
+        self, module: DecoderModule, rows: int, guidance: float, places: int = 1
+    ) -> tuple[Callable[[], Tensor], float]:
+        """One call of a decoder for pictures at so many places each, and bytes of the conditions that it is given."""
         condition, negative = self._conditions(rows, guidance != 1.0)
         given = float(sum(each.states.nbytes for each in (condition, negative) if each is not None))
 
         def call() -> Tensor:
-            x_BCHW = torch.empty(rows, *self.models.family.latent_shape(*self.size), device="meta")
-            sigma_B = torch.full((rows,), 0.5, dtype=torch.float32, device="meta")
+            x_BCHW = torch.empty(rows * places, *self.models.family.latent_shape(*self.size), device="meta")
+            sigma_B = torch.full((rows * places,), 0.5, dtype=torch.float32, device="meta")
             velocity: Tensor = module(x_BCHW, sigma_B, condition, negative, guidance)
             return velocity
 
         return call, given
 
-    def velocity(self, rows: int, guidance: float, *, policy: bool) -> Cost:
-        """One call without gradient, of the policy or of the frozen decoder."""
+    def velocity(self, rows: int, guidance: float, *, policy: bool, places: int = 1) -> Cost:
+        """One call without gradient, of the policy or of the frozen decoder, for pictures at so many places each."""
 
         def make() -> Cost:
             module = (self.models.policy if policy else self.models.frozen_decoder).eval()
-            call, given = self._call(module, rows, guidance)
+            call, given = self._call(module, rows, guidance, places)
             with torch.no_grad():
                 return measure(call).beside(given)
 
-        found: Cost = self._once(("velocity", rows, guidance, policy), make)
+        found: Cost = self._once(("velocity", rows, guidance, policy, places), make)
         return found
 
-    def learning(self, rows: int, guidance: float, *, checkpointing: bool) -> Cost:
-        """One call of the policy and its backward pass."""
+    def learning(self, rows: int, guidance: float, *, checkpointing: bool, places: int = 1) -> Cost:
+        """One call of the policy for pictures at so many places each, and its backward pass."""
 
         def make() -> Cost:
             module = self.models.policy.train()
             switch = "enable" if checkpointing else "disable"
             getattr(module.transformer, f"{switch}_gradient_checkpointing")()
-            call, given = self._call(module, rows, guidance)
+            call, given = self._call(module, rows, guidance, places)
             # Guidance gives the gradient of both branches; the loss itself is a few operations on latents.
             return measure(lambda: call().square().mean().backward(), module).beside(given)
 
-        found: Cost = self._once(("learning", rows, guidance, checkpointing), make)
+        found: Cost = self._once(("learning", rows, guidance, checkpointing, places), make)
         return found
 
     # ------------------------------------------------------------ pictures

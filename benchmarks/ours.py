@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -36,6 +36,10 @@ from verl_uae.flow.trajectory import Trajectory, sample_trajectory, score_step
 LORA_ALPHA = 64
 
 
+#: Samples of an update, and their advantages.
+Share = tuple[Samples, Tensor]
+
+
 class Engine(Protocol):
     """What the benchmark asks of either."""
 
@@ -51,8 +55,8 @@ class Engine(Protocol):
         """Leave the gradient of a mini-batch behind; returns the loss."""
         ...
 
-    def update(self, samples: Samples, advantage_B: Tensor, plan: SamplingPlan, micro: int) -> None:
-        """One optimiser update."""
+    def updates(self, shares: Sequence[Share], plan: SamplingPlan, micro: int, together: int = 1) -> None:
+        """The optimiser updates of a batch, ``together`` places of a sample going through the model in one pass."""
         ...
 
     def gradients(self) -> dict[str, Tensor]: ...
@@ -146,11 +150,15 @@ class PlainEngine:
                 total += loss.item()
         return total
 
-    def update(self, samples: Samples, advantage_B: Tensor, plan: SamplingPlan, micro: int) -> None:
-        """See :class:`Engine`."""
-        self.gradient(samples, advantage_B, plan, micro)
-        nn.utils.clip_grad_norm_(self.trained, MAX_NORM)
-        self.optimizer.step()
+    def updates(self, shares: Sequence[Share], plan: SamplingPlan, micro: int, together: int = 1) -> None:
+        """See :class:`Engine`; one place at a time alone."""
+        if together != 1:
+            raise ValueError(f"{together} places together need verl's engine")
+        with self.train_mode():
+            for samples, advantage_B in shares:
+                self.gradient(samples, advantage_B, plan, micro)
+                nn.utils.clip_grad_norm_(self.trained, MAX_NORM)
+                self.optimizer.step()
 
     def gradients(self) -> dict[str, Tensor]:
         return gradients_of(self.module)
@@ -175,7 +183,7 @@ class PlainEngine:
 
 
 class VerlEngine:
-    """:class:`~verl_uae.engines.decoder.DecoderEngine` on one rank.
+    """:class:`~verl_uae.engines.decoder.DecoderEngine` on the ranks of the process group, one where there is none.
 
     Args:
         module: frozen, without adapters; the engine loads a copy of it.
@@ -213,6 +221,8 @@ class VerlEngine:
                     strategy="fsdp2",
                     mixed_precision=mixed,
                     reshard_after_forward=reshard,
+                    # As verl's configuration has it, and not the class.
+                    use_no_sync_for_gradient_accumulation=False,
                     use_torch_compile=False,
                     use_remove_padding=False,
                 ),
@@ -232,9 +242,21 @@ class VerlEngine:
         data = self._mini_batch(samples, advantage_B, plan, micro)
         return sum(self.inner.forward_backward_batch(data, self.objective)["loss"])
 
-    def update(self, samples: Samples, advantage_B: Tensor, plan: SamplingPlan, micro: int) -> None:
-        """See :class:`Engine`."""
-        self.inner.train_batch(self._mini_batch(samples, advantage_B, plan, micro), self.objective)
+    def updates(self, shares: Sequence[Share], plan: SamplingPlan, micro: int, together: int = 1) -> None:
+        """See :class:`Engine`. Old log-probabilities as :class:`~verl_uae.stages.u4g.worker.DecoderPolicyWorker` has
+        them: the sampler's at one place at a time, else the first pass's own and later ones computed again."""
+        from verl.utils import tensordict_utils as tu
+
+        batches = [self._mini_batch(*share, plan, micro) for share in shares]
+        for number, data in enumerate(batches):
+            tu.assign_non_tensor(data, replay_steps=together, on_policy=together > 1 and number == 0)
+        if together > 1:
+            with self.inner.eval_mode():
+                for data in batches[1:]:
+                    self.inner.recompute_old(data)
+        with self.inner.train_mode():
+            for data in batches:
+                self.inner.train_batch(data, self.objective)
 
     def gradients(self) -> dict[str, Tensor]:
         return gradients_of(self.inner.module)
@@ -260,7 +282,7 @@ class VerlEngine:
             plan=plan.to_dict(),
             plan_digest=plan.digest,
             micro_batch_size_per_gpu=micro,
-            total_weight=float(len(advantage_B)),
+            total_weight=float(len(advantage_B) * torch.distributed.get_world_size()),
         )
         return data
 
@@ -291,6 +313,7 @@ class Ours:
         self.engine = engine
         self.conditioner = conditioner
         self.work = work
+        self.together = 1
 
     def run(self, repetition: int) -> dict[str, float]:
         """One batch; seconds by part."""
@@ -299,7 +322,7 @@ class Ours:
         clock.lap("condition")
         samples = self.sample(conditions, repetition)
         clock.lap("sampling")
-        self.update(samples, self.work.advantages(repetition))
+        self.update(samples, self.work.advantages(repetition), self.together)
         clock.lap("update")
         return clock.seconds
 
@@ -329,13 +352,12 @@ class Ours:
         fields = (torch.cat([getattr(part, name) for part in parts]) for name in Trajectory.__dataclass_fields__)
         return Samples(Condition.stack(conditions).states, *fields)
 
-    def update(self, samples: Samples, advantage_N: Tensor) -> None:
-        """All optimiser updates of a batch; old log-probabilities are the sampler's."""
+    def update(self, samples: Samples, advantage_N: Tensor, together: int = 1) -> None:
+        """All optimiser updates of a batch."""
         work, share = self.work, self.work.samples // self.work.updates
-        with self.engine.train_mode():
-            for start in range(0, work.samples, share):
-                rows = slice(start, start + share)
-                self.engine.update(samples.rows(rows), advantage_N[rows], work.plan, work.micro)
+        cuts = [slice(start, start + share) for start in range(0, work.samples, share)]
+        shares = [(samples.rows(rows), advantage_N[rows]) for rows in cuts]
+        self.engine.updates(shares, work.plan, work.micro, together)
 
 
 def _to_host(part: Trajectory) -> Trajectory:

@@ -4,6 +4,7 @@
 
     python -m benchmarks.u4g_throughput                                      # CPU, verl's FSDP2 engine on one rank
     python -m benchmarks.u4g_throughput --device cuda --size sd35_medium     # one GPU
+    python -m benchmarks.u4g_throughput --ranks 2 --micro 1                  # benchmarks/replay.py on two gloo ranks
 
 The same on both sides: weights, dtype, captions, picture size, noise levels, kernel, trained window, group, samples per
 forward pass, optimiser and its number of updates, objective, and (checked first, see benchmarks/agreement.py) latents,
@@ -38,6 +39,8 @@ from benchmarks.baseline import Script
 from benchmarks.flops import count_flops, policy_flops
 from benchmarks.measure import Part, Run, add_options, compare, interleave, matmul_rate, provenance, write_json
 from benchmarks.ours import Ours, build_engine, verl_available
+from benchmarks.replay import measure as measure_replay
+from benchmarks.replay import rows as replay_rows
 from benchmarks.sizes import SIZES, VAE_FACTOR, build_conditioner, build_policy, transformer_config
 from benchmarks.work import Work, make_plan
 from verl_uae.bench.results import NOTHING, markdown_table, number
@@ -51,8 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     work = make_work(options)
+    if options.ranks:
+        return replayed(work, options)
     dtype = DTYPES[options.dtype]
     ours, script = build_sides(work, options.engine, dtype, reshard=options.reshard)
+    ours.together = options.replay
     agreement = check_agreement(ours, script)
     print(_agreement_line(agreement, dtype))
     memory: dict[str, float] = {}
@@ -64,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "benchmark": "u4g_throughput",
         "provenance": provenance(work.device, work.seed),
         "engine": ours.engine.name,
+        "replay_steps": options.replay,
         "dtype": str(dtype).removeprefix("torch."),
         "reshard_after_forward": options.reshard if options.engine == "verl" else None,
         "work": describe(work, options.size, options.repetitions),
@@ -75,6 +82,28 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "gate": {name: [dataclasses.asdict(gate) for gate in found] for name, found in gates.items()},
     }
     _print(report, parts, gates)
+    write_json(options.json, report)
+    return report
+
+
+def replayed(work: Work, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure steps together against one after the other on several ranks, print, and return what ``--json`` writes."""
+    found = measure_replay(work, options.ranks, options.repetitions, options.warmup)
+    report = {
+        "benchmark": "u4g_throughput --ranks",
+        "provenance": provenance(work.device, work.seed),
+        "ranks": options.ranks,
+        "work": describe(work, options.size, options.repetitions),
+        "replay": dataclasses.asdict(found),
+    }
+    print(", ".join(f"{name} {value}" for name, value in report["work"].items() if name != "clock"))
+    header = ("steps trained", "clock", "one after the other, s", "together, s", "ratio", "of single pairs")
+    print("\n".join(markdown_table(header, replay_rows(found, work, options.ranks))))
+    share = found.gather_s * found.bytes_gathered / found.bytes_once / (found.wall.baseline_median or 1.0)
+    print(
+        f"one after the other gathers {found.bytes_gathered / 2**20:.0f} MiB a rank; all weights once take "
+        f"{found.gather_s * 1e3:.1f} ms: {share:.0%} of its time on the wall"
+    )
     write_json(options.json, report)
     return report
 
@@ -101,12 +130,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="fsdp_config.reshard_after_forward (default off, as hardware=cpu has it)",
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
+    parser.add_argument("--replay", type=int, default=1, help="trained steps of a sample in one pass (replay_steps)")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        default=0,
+        help="the update alone, on so many gloo ranks of a CPU: all trained steps in one pass against one by one",
+    )
     add_options(parser, repetitions=7)
     options = parser.parse_args(arguments)
     if options.dtype is None:
         options.dtype = "bf16" if options.device == "cuda" else "fp32"
     if options.engine is None:
         options.engine = "verl" if options.device == "cpu" and verl_available() else "plain"
+    if options.replay != 1 and options.engine != "verl":
+        parser.error("--replay needs --engine verl")
+    if options.ranks and (options.device, options.dtype) != ("cpu", "fp32"):
+        parser.error("--ranks are of a CPU, in fp32")
     return options
 
 

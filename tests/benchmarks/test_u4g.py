@@ -98,6 +98,33 @@ def test_throughput_computes_in_bf16_with_checkpointing() -> None:
     assert report["agreement"]["passed"] and report["dtype"] == "bfloat16"
 
 
+@pytest.mark.slow  # Two processes that import verl.
+def test_steps_together_are_measured_on_two_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--ranks", "2", "--size", "tiny", "--steps", "6", "--window", "3", "--prompts", "2", "--group", "4"]
+    file = tmp_path / "report.json"
+    u4g_throughput.main([*words, "--micro", "2", "--repetitions", "2", "--warmup", "0", "--json", str(file)])
+    found = json.loads(file.read_text())["replay"]
+    assert found["together"] == 3
+    # Four micro-batches of three steps, forward and back.
+    assert found["bytes_gathered"] == 2 * 4 * 3 * found["bytes_once"] and found["gather_s"] > 0
+    for clock in ("wall", "processor"):
+        assert found[clock]["ratio"] > 0 and found[clock]["ours_min"] > 0
+    assert "| 3 of 6, 8 samples, 2 updates, 2 ranks | wall |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--replay", "2"], "--replay needs --engine verl"),
+        (["--ranks", "2", "--dtype", "bf16"], "--ranks are of a CPU"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(words: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        u4g_throughput.parse([*TINY, *words])
+    assert error in capsys.readouterr().err
+
+
 def test_work_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="2 x 3 samples do not divide into 1 updates in micro-batches of 4"):
         Work(SIZES["tiny"], make_plan(4, 2), prompts=2, group=3, micro=4, updates=1, seed=0, device="cpu")

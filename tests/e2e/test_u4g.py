@@ -43,19 +43,21 @@ def test_two_steps_train_the_decoder_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_micro_batches_and_a_replica_do_not_change_the_run(tmp_path: Path) -> None:
+def test_ranks_micro_batches_a_replica_and_steps_together_do_not_change_the_run(tmp_path: Path) -> None:
     world = build_world(tmp_path / "world")
     micro = ["uae.train.micro_batch_size=4"]
     ranks = [*micro, "trainer.n_gpus_per_node=2"]
     runs = {"one": [], "micro": micro, "ranks": ranks, "replica": [*ranks, "uae.u4g.sampler=replica"]}
+    runs["together"] = [*ranks, "uae.u4g.replay_steps=null"]
     logged = {}
     for name, overrides in runs.items():
         result = train(world, tmp_path / name, overrides, config="uae_u4g")
         assert result.returncode == 0, result.stdout[-3000:]
         logged[name] = metrics(tmp_path / name)
-    assert all(record["train/sampler_log_prob_difference/max"] <= 1e-6 for record in logged["replica"].values())
-    assert all(record["train/first/ratio/max"] == 1.0 for record in logged["replica"].values())
-    for name in ("micro", "ranks", "replica"):
+    for record in (*logged["replica"].values(), *logged["together"].values()):
+        assert record["train/sampler_log_prob_difference/max"] <= 1e-6
+        assert record["train/first/ratio/min"] == record["train/first/ratio/max"] == 1.0
+    for name in ("micro", "ranks", "replica", "together"):
         for step, record in logged["one"].items():
             for key in ("train/loss", "reward/score/mean", "train/grad_norm"):
                 assert logged[name][step][key] == pytest.approx(record[key], abs=1e-6), (name, step, key)

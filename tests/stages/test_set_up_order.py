@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from verl.trainer.ppo.v1 import trainer_base
 
-from verl_uae.stages.g4u import decoder_group
+from verl_uae.stages.g4u import placement
 from verl_uae.stages.g4u.trainer import G4UTrainer
 from verl_uae.stages.u4g import step as policy
 from verl_uae.stages.unified.trainer import Alternation, UnifiedTrainer
@@ -53,9 +53,10 @@ def order(monkeypatch: pytest.MonkeyPatch) -> Order:
     }.items():
         assert hasattr(trainer_base, name), f"verl's set-up has no {name} any more"
         monkeypatch.setattr(trainer_base, name, stub)
-    monkeypatch.setattr(decoder_group, "DecoderGroup", order.group("decoders"))
+    monkeypatch.setattr(placement, "DecoderGroup", order.group("decoders"))
+    monkeypatch.setattr(placement, "check_nodes", lambda _, pools: {ranks.name: ["node"] for ranks in pools})
     monkeypatch.setattr(policy, "PolicyGroup", order.group("policy"))
-    monkeypatch.setattr(decoder_group.ExistingPools, "create_resource_pool", _create_pools)
+    monkeypatch.setattr(placement.ExistingPools, "create_resource_pool", _create_pools)
     return order
 
 

@@ -42,9 +42,10 @@ _OUTPUTS = (
     "uae.pretrain.cache_dir",
     "hydra.run.dir",
 )
+_RESUMED = "trainer.resume_from_path"
 #: Their readers check them, and say more than that a file is missing.
 _ELSEWHERE = (
-    "trainer.resume_from_path",
+    _RESUMED,
     "uae.u4g.objective.path",
     "reward.custom_reward_function.path",
     "uae.reward.files",
@@ -142,6 +143,19 @@ def validate_models(config: DictConfig) -> None:
     except CheckpointError as error:
         raise ConfigError(_CONDITIONER, f"{conditioner} does not fit: {error}") from error
     _check_condition(conditioner, family)
+
+
+def places_of_ranks(config: DictConfig) -> dict[str, str]:
+    """Local paths that ranks read, each by its place in the configuration: models, code of the user, and the step that
+    is gone on from. Data are read by the trainer, which hands them on."""
+    found = {}
+    for key in (*_MODELS, *_ELSEWHERE):
+        if key == _RESUMED and config.trainer.resume_mode != "resume_path":
+            continue
+        for place, value in _values(config, key):
+            if not is_url(value) and os.path.exists(expand(value)):
+                found[place] = os.path.abspath(expand(value))
+    return found
 
 
 def validate_targets(config: DictConfig) -> None:

@@ -10,6 +10,7 @@ waits inside of verl, and the one for the task runner itself.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -154,10 +155,13 @@ class PlacementCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check, or leave with exit code 2."""
         try:
-            if cluster_address(config) is None:
+            address = cluster_address(config)
+            if address is None:
                 check_machine(config, this_machine())
                 ray_folder(OmegaConf.select(config, RAY_FOLDER_KEY))
                 data_cache()
+            else:
+                join(config, address)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible here: {error}\n")
@@ -182,6 +186,29 @@ def cluster_address(config: DictConfig) -> str | None:
         return ray_cluster_address(address, OmegaConf.select(config, RAY_FOLDER_KEY))
     except (ConnectionError, ValueError, OSError) as error:
         raise ConfigError(key, f"{address}: {' '.join(str(error).split())}") from error
+
+
+#: What of ``ray.init`` describes a Ray that it starts, and is refused where it joins another.
+_OF_A_NEW_RAY = ("num_cpus", "num_gpus", "object_store_memory", "resources", "labels", "_node_name")
+
+
+def join(config: DictConfig, address: str) -> None:
+    """Leave out, of ``ray_kwargs.ray_init``, what the running cluster has settled.
+
+    Raises:
+        ConfigError: nobody asked for that cluster; it is only there.
+    """
+    given = [name for name in _OF_A_NEW_RAY if OmegaConf.select(config, f"{_RAY}.{name}") is not None]
+    if not given:
+        return
+    if not (OmegaConf.select(config, f"{_RAY}.address") or os.environ.get("RAY_ADDRESS")):
+        raise ConfigError(
+            f"{_RAY}.{given[0]}",
+            f"describes a Ray of this command, and one runs here at {address}: set RAY_ADDRESS={address} to use that "
+            f"one, or ++{_RAY}.address=local to start another beside it",
+        )
+    for name in given:
+        OmegaConf.update(config, f"{_RAY}.{name}", None)
 
 
 def this_machine() -> Machine:

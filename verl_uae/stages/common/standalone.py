@@ -20,6 +20,7 @@ from verl_uae.checkpoints.names import DATA_STATE, TRACKER, step_of
 from verl_uae.checkpoints.record import DecoderCheckpoints
 from verl_uae.errors import CheckpointError
 from verl_uae.files import write_text
+from verl_uae.stages.common.nodes import Ranks, check_nodes
 from verl_uae.stages.common.supervised import SupervisedTrainer
 from verl_uae.waiting import saying
 
@@ -59,8 +60,10 @@ class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
         spec = {"global_pool": [trainer.n_gpus_per_node] * trainer.nnodes}
         self.resource_pool_manager = ResourcePoolManager(resource_pool_spec=spec, mapping={})
         self.resource_pool_manager.create_resource_pool()
+        pool = self.resource_pool_manager.resource_pool_dict["global_pool"]
         with saying("the decoder's workers to be placed and loaded"):
-            self.start_workers(self.resource_pool_manager.resource_pool_dict["global_pool"])
+            check_nodes(self.config, [Ranks("learner ranks", pool, writes=True)])
+            self.start_workers(pool)
         self._load_checkpoint()
 
     def get_llm_client(self) -> None:

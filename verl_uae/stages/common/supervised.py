@@ -28,6 +28,7 @@ from verl_uae.config.run_folder import hold
 from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError, ConfigError, DecoderError, UAEError, WorkerError, describe
 from verl_uae.runstate import RunState
+from verl_uae.stages.common.nodes import node_name, this_node
 from verl_uae.stages.common.panel import PanelWriter
 from verl_uae.stages.common.speed import gpus, speed_metrics
 from verl_uae.stages.common.supervisor import Supervisor
@@ -65,7 +66,12 @@ class SupervisedTrainer(StepFolders):
     def __init__(self, config: DictConfig) -> None:
         # A trainer that is made from Python has not met the checks of the command.
         resolve_paths(config)
-        validate(config)
+        try:
+            validate(config)
+        except ConfigError as error:
+            # Met by the command before, on its own node.
+            where = f" (on {node_name(this_node())}, where the trainer runs)" if ray.is_initialized() else ""
+            raise ConfigError(error.key, f"{error.message}{where}") from error
         resolve_length(config)
         hold(Path(config.trainer.default_local_dir))
         super().__init__(config)  # type: ignore[call-arg]

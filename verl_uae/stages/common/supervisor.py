@@ -25,25 +25,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from verl_uae.errors import StoppedError, UAEError, WorkerError, describe
 from verl_uae.reward.deadline import last_words
 from verl_uae.runstate import RunState
 from verl_uae.stages.common.hosts import HostMemory, HostWatch
+from verl_uae.stages.common.nodes import run_on, this_node
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
-
-
-#: Seconds a node gets to start the small process that looks at another one.
-LOOK_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -61,16 +57,16 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL it, wherever it is; nothing happens if it is gone."""
-        _on_node(self.node, _kill, self)
+        run_on(self.node, _kill, self)
 
     def state(self) -> str:
         """``gone``, or what the operating system says: ``running``, ``sleeping``, ``stopped``, ..."""
-        return str(_on_node(self.node, _state, self))
+        return str(run_on(self.node, _state, self))
 
     def last_words(self) -> str:
         """What it was scoring when it died; empty if nothing, or if its node does not answer."""
         try:
-            return str(_on_node(self.node, _last_words, self))
+            return str(run_on(self.node, _last_words, self))
         except ray.exceptions.RayError:
             return ""
 
@@ -86,16 +82,7 @@ def processes_of(actors: Sequence[Any], timeout_s: float | None = None) -> list[
 
 def identify(_: Any = None) -> Process:
     """The process that runs this; an actor runs it through Ray's ``__ray_call__``."""
-    node = ray.get_runtime_context().get_node_id()
-    return Process(os.getpid(), node, psutil.Process().create_time())
-
-
-def _on_node(node: str, function: Callable[[Process], Any], process: Process) -> Any:
-    if node == ray.get_runtime_context().get_node_id():
-        return function(process)
-    task: Any = ray.remote(num_cpus=0, max_retries=0)(function)
-    placed = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False))
-    return ray.get(placed.remote(process), timeout=LOOK_TIMEOUT_S)
+    return Process(os.getpid(), this_node(), psutil.Process().create_time())
 
 
 def _find(process: Process) -> psutil.Process | None:

@@ -34,13 +34,13 @@ from verl_uae.stages.g4u.advantage import SETTINGS_KEY
 from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, STREAM_RECONSTRUCTIONS
 from verl_uae.stages.g4u.decoder_group import (
     DecoderGroup,
-    DecoderMixin,
     canonical_order,
     fetch,
     select,
     split_key,
     store,
 )
+from verl_uae.stages.g4u.placement import AGENT_LOOP_NODES, DecoderMixin
 from verl_uae.stages.g4u.worker import CaptionerWorker
 from verl_uae.waiting import saying
 
@@ -146,12 +146,13 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, ConditionerSync, DecoderMixin
         reward = self.config.uae.reward
         with open_dict(self.config):
             self.config.algorithm[SETTINGS_KEY] = {"min_std": reward.min_std, "std": reward.advantage_std}
+        custom = dict(self.config.actor_rollout_ref.rollout.get("custom") or {})
+        custom[AGENT_LOOP_NODES] = self.agent_loop_nodes
         if self.streamed:
-            with open_dict(self.config):
-                custom = dict(self.config.actor_rollout_ref.rollout.get("custom") or {})
-                custom[STREAM_DISPATCHER] = self.decoders.start_dispatcher()
-                custom[STREAM_RECONSTRUCTIONS] = self.group_rewards.active
-                self.config.actor_rollout_ref.rollout.custom = custom
+            custom[STREAM_DISPATCHER] = self.decoders.start_dispatcher()
+            custom[STREAM_RECONSTRUCTIONS] = self.group_rewards.active
+        with open_dict(self.config):
+            self.config.actor_rollout_ref.rollout.custom = custom
 
     def _fetch_one_gen_batch(self) -> Any:
         batch = super()._fetch_one_gen_batch()

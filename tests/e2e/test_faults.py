@@ -8,17 +8,14 @@ import json
 import math
 import signal
 import struct
-import subprocess
-import time
 import zlib
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.e2e.world import build_world, environment, metrics, train, train_command
+from tests.e2e.world import Started, build_world, metrics, train
 from verl_uae.checkpoints.step import complete_steps
 
 REWARD = """
@@ -239,57 +236,6 @@ def test_a_step_in_which_nothing_trains_moves_nothing_and_the_run_goes_on(tmp_pa
 def _actor_state(step: Path) -> dict[str, torch.Tensor]:
     shard = torch.load(step / "actor" / "model_world_size_1_rank_0.pt", weights_only=False)
     return {name: getattr(value, "_local_tensor", value) for name, value in shard.items()}
-
-
-class Started:
-    """The training command, running; faults are provoked in its processes."""
-
-    def __init__(
-        self, world: Path, out: Path, overrides: list[str], config: str = "uae_g4u", under: tuple[str, ...] = ()
-    ) -> None:
-        self.out = out
-        settings = ["trainer.total_training_steps=200", "trainer.save_freq=100", "trainer.resume_mode=auto"]
-        command = [*under, *train_command(world, out, [*settings, *overrides], config)]
-        self._log = out / "log.txt"
-        with open(self._log, "w") as log:
-            self.process = subprocess.Popen(
-                command, env=environment(out), cwd=out, stdout=log, stderr=subprocess.STDOUT
-            )
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")
-
-    @property
-    def step(self) -> int:
-        return max(metrics(self.out), default=0) if (self.out / "metrics.jsonl").is_file() else 0
-
-    def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 500
-        while self.step < step:
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log[-3000:]
-            time.sleep(0.1)
-
-    def send(self, name: str, number: int, which: int = 0) -> None:
-        """A signal to a process of Ray by the name of its actor's class."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        [*found] = [child for child in family if f"ray::{name}" in " ".join(child.cmdline())]
-        found[which].send_signal(number)
-
-    def end(self, seconds: float = 300) -> tuple[int, str]:
-        """Exit code and last line of ours; nothing of the run may stay behind."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        try:
-            code = self.process.wait(seconds)
-        finally:
-            _, alive = psutil.wait_procs(family, timeout=20)
-            for child in alive:
-                child.kill()
-        assert not alive, alive
-        assert (
-            "*** SIG" not in self.log and 'Traceback (most recent call last):\n  File "<frozen runpy>' not in self.log
-        )
-        return code, [line for line in self.log.splitlines() if line.startswith("verl_uae: ")][-1]
 
 
 @pytest.mark.slow

@@ -13,11 +13,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from tests import forks
@@ -92,6 +94,8 @@ def train_command(world: Path, out: Path, overrides: Sequence[str] = (), config:
         "trainer.logger=[console,file]",
         # Nobody looks at it, and it is processes of its own.
         "++ray_kwargs.ray_init.include_dashboard=false",
+        # The processes of a Ray that is joined do not have the environment of the command.
+        f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={out}/metrics.jsonl",
         *overrides,
     ]
 
@@ -139,3 +143,59 @@ def metrics(out: Path) -> dict[int, dict[str, Any]]:
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines if line.strip()]
     return {int(record["step"]): record["data"] for record in records}
+
+
+class Started:
+    """The training command, running; faults are provoked in its processes."""
+
+    def __init__(
+        self,
+        world: Path,
+        out: Path,
+        overrides: Sequence[str],
+        config: str = "uae_g4u",
+        under: Sequence[str] = (),
+        extra_env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.out = out
+        settings = ["trainer.total_training_steps=200", "trainer.save_freq=100", "trainer.resume_mode=auto"]
+        command = [*under, *train_command(world, out, [*settings, *overrides], config)]
+        self._log = out / "log.txt"
+        with open(self._log, "w") as log:
+            variables = environment(out, extra_env)
+            self.process = subprocess.Popen(command, env=variables, cwd=out, stdout=log, stderr=subprocess.STDOUT)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def step(self) -> int:
+        return max(metrics(self.out), default=0) if (self.out / "metrics.jsonl").is_file() else 0
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 500
+        while self.step < step:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log[-3000:]
+            time.sleep(0.1)
+
+    def send(self, name: str, number: int, which: int = 0) -> None:
+        """A signal to a process of Ray by the name of its actor's class."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        [*found] = [child for child in family if f"ray::{name}" in " ".join(child.cmdline())]
+        found[which].send_signal(number)
+
+    def end(self, seconds: float = 300) -> tuple[int, str]:
+        """Exit code and last line of ours; nothing of the run may stay behind."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        try:
+            code = self.process.wait(seconds)
+        finally:
+            _, alive = psutil.wait_procs(family, timeout=20)
+            for child in alive:
+                child.kill()
+        assert not alive, alive
+        assert (
+            "*** SIG" not in self.log and 'Traceback (most recent call last):\n  File "<frozen runpy>' not in self.log
+        )
+        return code, [line for line in self.log.splitlines() if line.startswith("verl_uae: ")][-1]

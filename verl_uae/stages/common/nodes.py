@@ -21,6 +21,7 @@ import ray
 from omegaconf import DictConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from verl.single_controller.ray import RayResourcePool
+from verl.utils.device import get_device_name
 
 from verl_uae.config.path_keys import places_of_ranks
 from verl_uae.errors import ConfigError
@@ -75,14 +76,9 @@ class Ranks:
     """Whether they write checkpoints."""
 
 
-def nodes_of(pool: RayResourcePool, device: str) -> list[str]:
-    """Node of every rank of a pool; blocks until Ray has placed it.
-
-    Args:
-        pool: verl's.
-        device: ``trainer.device``.
-    """
-    pool.get_placement_groups(device_name=device)
+def nodes_of(pool: RayResourcePool) -> list[str]:
+    """Node of every rank of a pool of verl's; blocks until Ray has placed it."""
+    pool.get_placement_groups(device_name=get_device_name())
     nodes: list[str] = []
     # As they are now: sorted, which the answer of the first call is not.
     for group in pool.pgs or []:
@@ -104,7 +100,7 @@ def check_nodes(config: DictConfig, pools: Sequence[Ranks]) -> dict[str, list[st
     Raises:
         ConfigError: naming the key, the path and the node that does not see it.
     """
-    placed = {ranks.name: nodes_of(ranks.pool, config.trainer.device) for ranks in pools}
+    placed = {ranks.name: nodes_of(ranks.pool) for ranks in pools}
     by_node: dict[str, list[str]] = defaultdict(list, {this_node(): ["trainer"]})
     for name, nodes in placed.items():
         for node in dict.fromkeys(nodes):

@@ -56,12 +56,17 @@ class Process:
         return f"process {self.pid} of node {self.node[:8]}"
 
     def kill(self) -> None:
-        """SIGKILL it, wherever it is; nothing happens if it is gone."""
-        run_on(self.node, _kill, self)
+        """SIGKILL it, wherever it is; nothing happens if it is gone, or its node does not answer."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            run_on(self.node, _kill, self)
 
     def state(self) -> str:
-        """``gone``, or what the operating system says: ``running``, ``sleeping``, ``stopped``, ..."""
-        return str(run_on(self.node, _state, self))
+        """``gone``, as where its node does not answer, or what the operating system says: ``running``, ``sleeping``,
+        ``stopped``, ..."""
+        try:
+            return str(run_on(self.node, _state, self))
+        except ray.exceptions.RayError:
+            return "gone"
 
     def last_words(self) -> str:
         """What it was scoring when it died; empty if nothing, or if its node does not answer."""

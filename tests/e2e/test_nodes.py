@@ -133,7 +133,7 @@ class Held(Started):
             time.sleep(0.1)
 
 
-#: A head with room for one pool of one rank, beside the trainer and the TransferQueue, and a node for nothing but a rank.
+#: A head with room for one rank beside the trainer and the TransferQueue, and a node with room for a rank alone.
 FULL, RANK = {"cpus": 7, "gpus": 2}, {"cpus": 3, "gpus": 1}
 
 
@@ -173,7 +173,7 @@ def test_a_lost_node_of_trained_ranks_ends_the_run_which_goes_on_elsewhere(world
         run.go_on()
         code, line = run.end()
         (step,) = complete_steps(out / "checkpoints")[-1:]
-        assert code == 1 and "learner rank" in line and f"global_step_{step}" in line and step >= 2
+        assert code == 1 and "rank 0: died in explore" in line and f"global_step_{step}" in line and step >= 2
         nodes.add(**RANK)
         again = [*overrides, "trainer.resume_mode=auto", f"trainer.total_training_steps={step + 1}"]
         record = _run(world, out, "uae_u4g", again, nodes)

@@ -17,7 +17,7 @@ from verl_uae.reward.config import RewardConfig
 from verl_uae.settings import CAPTIONING, DECODING, EXPLORING, SUPERVISED, key
 from verl_uae.stages.cold_start.config import ColdStartConfig
 from verl_uae.stages.common.config import PanelConfig, SupervisionConfig, TrainConfig
-from verl_uae.stages.g4u.config import RolloutExtrasConfig
+from verl_uae.stages.g4u.config import G4UConfig, RolloutExtrasConfig
 from verl_uae.stages.pretrain.config import PretrainConfig
 from verl_uae.stages.u4g.config import U4GConfig
 from verl_uae.stages.unified.config import UnifiedConfig
@@ -42,6 +42,7 @@ class UAEConfig:
     train: TrainConfig = key(factory=TrainConfig, stages=DECODING)
     pretrain: PretrainConfig = key(factory=PretrainConfig, stages=SUPERVISED)
     cold_start: ColdStartConfig = key(factory=ColdStartConfig, stages=("cold_start",))
+    g4u: G4UConfig = key(factory=G4UConfig, stages=CAPTIONING)
     rollout: RolloutExtrasConfig = key(factory=RolloutExtrasConfig, stages=CAPTIONING)
     u4g: U4GConfig = key(factory=U4GConfig, stages=EXPLORING)
     unified: UnifiedConfig = key(factory=UnifiedConfig, stages=("unified",))

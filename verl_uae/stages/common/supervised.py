@@ -89,6 +89,10 @@ class SupervisedTrainer(StepFolders):
         """Actors whose weights a checkpoint holds."""
         yield from ()
 
+    def place_in_data(self) -> dict:
+        """Where the step after this one goes on in the data."""
+        return self.train_dataloader.state_dict()
+
     def side_state(self) -> dict:
         """What a checkpoint holds besides weights and place in the data, as plain data of its own."""
         return {}
@@ -140,7 +144,7 @@ class SupervisedTrainer(StepFolders):
         self.supervisor.boundary(f"the update of step {self.global_steps}")
         self._good = None
         yield
-        self._good = GoodStep(self.global_steps, self.train_dataloader.state_dict(), self.side_state())
+        self._good = GoodStep(self.global_steps, self.place_in_data(), self.side_state())
         self.supervisor.progress(f"the end of step {self.global_steps}")
 
     def on_step_begin(self) -> None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""``uae.rollout``."""
+"""``uae.rollout`` and ``uae.g4u``."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ class RolloutExtrasConfig:
     """How often the trainer asks whether all captions are there, seconds, above 0. verl's own value is 2.0."""
 
 
+@dataclass
+class G4UConfig:
+    """``uae.g4u``: the order of a step of Generation for Understanding."""
+
+    ahead: int = key(0, at_least=0, at_most=1)
+    """Steps by which captions run ahead of their training, 0 or 1. 1: while the decoders draw and score a batch, the
+    captions of the next one are written, with the weights from before this step's update, so they are one step off
+    policy (algorithm.rollout_correction says how that is corrected). Needs uae.decoder.pool=own and
+    uae.decoder.schedule=phased. A step that is saved writes nothing ahead."""
+
+
 def validate(config: DictConfig) -> None:
     """Check the stages whose captioner learns from rewards, without models or data.
 
@@ -40,6 +51,7 @@ def validate(config: DictConfig) -> None:
         ConfigError: naming the first key that is impossible.
     """
     _validate_grpo(config)
+    _validate_ahead(config)
     _validate_captioner(config)
     _validate_micro_batches(config)
 
@@ -74,6 +86,37 @@ def _validate_grpo(config: DictConfig) -> None:
         )
     if OmegaConf.select(config, "algorithm.filter_groups.enable"):
         raise ConfigError("algorithm.filter_groups.enable", "needs rewards during generation; not supported here")
+
+
+def _validate_ahead(config: DictConfig) -> None:
+    uae, correction = config.uae, config.algorithm.rollout_correction
+    if not uae.g4u.ahead:
+        return
+    name = "uae.g4u.ahead"
+    if uae.decoder.pool != "own":
+        raise ConfigError(
+            name,
+            "1: captions are written while the decoders draw, and with uae.decoder.pool=colocated both need the same "
+            "GPUs; give the decoders GPUs of their own (uae.decoder.pool=own), or set it to 0",
+        )
+    if uae.decoder.schedule != "phased":
+        raise ConfigError(
+            name,
+            f"1: uae.decoder.schedule={uae.decoder.schedule} decodes a step's captions while others of it are written; "
+            "use schedule=phased, or set it to 0",
+        )
+    if uae.conditioner.weights != "frozen":
+        raise ConfigError(
+            name,
+            f"1: uae.conditioner.weights={uae.conditioner.weights} promises that captions are conditioned on by the "
+            "weights that wrote them, which would be one update further; use weights=frozen, or set it to 0",
+        )
+    if correction.rollout_is is None and correction.rollout_rs is None and not correction.bypass_mode:
+        raise ConfigError(
+            name,
+            "1: captions are one step off policy, and algorithm.rollout_correction corrects nothing; set "
+            "algorithm.rollout_correction.rollout_is=token (or sequence), or bypass_mode=true, or set it to 0",
+        )
 
 
 def _validate_captioner(config: DictConfig) -> None:

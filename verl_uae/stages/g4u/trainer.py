@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from verl_uae.stages.common.outcomes import outcome_metrics, usable_members, val
 from verl_uae.stages.common.panel import PanelRow
 from verl_uae.stages.common.signals import RewardSignals
 from verl_uae.stages.common.supervised import SupervisedTrainer, cover_steps
-from verl_uae.stages.common.supervisor import Supervisor
 from verl_uae.stages.g4u.advantage import SETTINGS_KEY
 from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, STREAM_RECONSTRUCTIONS
+from verl_uae.stages.g4u.captioning import CaptionsAhead, SupervisedCaptions
 from verl_uae.stages.g4u.decoder_group import (
     DecoderGroup,
     canonical_order,
@@ -46,9 +46,6 @@ from verl_uae.waiting import saying
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
-
-#: Seconds beyond the deadlines of captions before the wait for them ends.
-CAPTION_SLACK_S = 60.0
 
 
 class _NothingTrainsError(Exception):
@@ -65,40 +62,8 @@ class BatchRewards:
     reward_loop_worker_handles = None
 
 
-class SupervisedCaptions:
-    """verl's replay buffer, whose wait for captions has an end.
-
-    Every caption has a deadline, but in the agent-loop worker that writes it, which may be what hangs.
-
-    Args:
-        buffer: verl's.
-        settings: section ``uae``.
-        supervisor: gives the run's.
-    """
-
-    def __init__(self, buffer: Any, settings: DictConfig, supervisor: Callable[[], Supervisor]) -> None:
-        self._buffer = buffer
-        self._supervisor = supervisor
-        streamed = settings.decoder.schedule == "streamed"
-        self._key = "uae.rollout.timeout_s" + (" + uae.decoder.timeout_s" if streamed else "")
-        self._limit_s = settings.rollout.timeout_s + (settings.decoder.timeout_s if streamed else 0.0)
-        self.waiting = False
-        """Whether captions are being written, or were when the wait ended badly."""
-
-    def sample(self, *args: Any, **kwargs: Any) -> Any:
-        """See verl's."""
-        self.waiting = True
-        with self._supervisor().phase("the captions", self._limit_s + CAPTION_SLACK_S, f"{self._key} + slack"):
-            answer = self._buffer.sample(*args, **kwargs)
-        self.waiting = False
-        return answer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._buffer, name)
-
-
 @register_trainer("uae_g4u")
-class G4UTrainer(RewardSignals, SupervisedTrainer, ConditionerSync, DecoderMixin, PPOTrainerSync):
+class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSync, DecoderMixin, PPOTrainerSync):
     """verl's synchronous GRPO trainer with the chain as its reward."""
 
     # Set by verl.
@@ -212,11 +177,6 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, ConditionerSync, DecoderMixin
             # A dead server holds no memory.
             logger.warning("caption server: %s", describe(error))
 
-    def on_sample_end(self) -> None:
-        """A boundary: the captions are there, and the caption servers sleep."""
-        super().on_sample_end()
-        self.supervisor.boundary(f"the rewards of step {self.global_steps}")
-
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         with self.updating():
             return super()._update_actor(batch, metrics=metrics)
@@ -259,6 +219,8 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, ConditionerSync, DecoderMixin
             keep = self.group_rewards.active and not validating
             with phase:
                 outcomes, seconds = self.decoders.score(batch, step=self.global_steps, probes=probes, keep=keep)
+            if not validating:
+                self.await_captions_ahead()
         self.supervisor.boundary(f"what follows the rewards of step {self.global_steps}")
         self.losses.check(outcomes)
         groups = [split_key(key)[0] for key in batch.keys]
@@ -273,8 +235,9 @@ class G4UTrainer(RewardSignals, SupervisedTrainer, ConditionerSync, DecoderMixin
         self._mask(batch, outcomes, usable_members(outcomes, groups))
         metrics.update(outcome_metrics(outcomes, captions, groups, min_std=self.config.uae.reward.min_std))
         metrics.update(signals.metrics(drawn, metrics))
-        self._chain_seconds = {"caption": caption_seconds(fetch(batch, ["metrics"])["metrics"]), **seconds}
-        metrics.update(chain_timing(self._chain_seconds, len(outcomes)))
+        spent = {"caption": caption_seconds(fetch(batch, ["metrics"])["metrics"]), **seconds}
+        self._chain_seconds = self.waited_seconds(spent)
+        metrics.update(chain_timing({**spent, **self._chain_seconds}, len(outcomes)))
         return batch
 
     @staticmethod

@@ -101,6 +101,11 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         yield from super().trained_ranks()
         yield from self.learner.group.workers
 
+    def writes_ahead(self) -> bool:
+        """Only to a step of the same stage: U4G's captions are others, and come from the newest weights."""
+        stages = {self.alternation.stage(step) for step in (self.global_steps, self.global_steps + 1)}
+        return stages == {"g4u"} and super().writes_ahead()
+
     def other_conditioned(self) -> Iterator[tuple[str, Any]]:
         """The decoder's policy, which is trained on the conditions that it will be used with."""
         yield from self.learner.named_ranks()

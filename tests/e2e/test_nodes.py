@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests import forks
 from tests.cluster import Cluster, cluster
-from tests.e2e.world import Started, build_world, metrics, train
+from tests.e2e.world import Started, build_world, metrics, repeatable, train
 from verl_uae.checkpoints.step import complete_steps
 
 pytestmark = pytest.mark.slow
@@ -34,16 +34,10 @@ def two_nodes() -> Iterator[Cluster]:
         yield made
 
 
-def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What depends on neither the clock nor the machine's memory."""
-    measured = ("timing_s/", "timing_per_token_ms/", "perf/", "seconds_per_picture")
-    return {name: value for name, value in record.items() if not any(part in name for part in measured)}
-
-
 def _run(world: Path, out: Path, config: str, overrides: list[str], where: Cluster | None) -> dict[int, Any]:
     result = train(world, out, overrides, config=config, extra_env=where.environment if where else None)
     assert result.returncode == 0, result.stdout[-4000:]
-    return {step: _numbers(record) for step, record in metrics(out).items()}
+    return repeatable(out)
 
 
 def _places(out: Path) -> dict[str, str]:

@@ -145,6 +145,15 @@ def metrics(out: Path) -> dict[int, dict[str, Any]]:
     return {int(record["step"]): record["data"] for record in records}
 
 
+def repeatable(out: Path) -> dict[int, dict[str, Any]]:
+    """Of :func:`metrics`, what depends on neither the clock nor the machine's memory."""
+    measured = ("timing_s/", "timing_per_token_ms/", "perf/", "seconds_per_picture")
+    return {
+        step: {name: value for name, value in record.items() if not any(part in name for part in measured)}
+        for step, record in metrics(out).items()
+    }
+
+
 class Started:
     """The training command, running; faults are provoked in its processes."""
 

@@ -170,6 +170,27 @@ def test_impossible_settings_are_named(base: DictConfig, override: str, key: str
     assert caught.value.key == key
 
 
+OWN, TOKEN = "uae.decoder.pool=own", "algorithm.rollout_correction.rollout_is=token"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ([TOKEN], "uae.decoder.pool=own"),
+        ([TOKEN, OWN, "uae.decoder.schedule=streamed"], "use schedule=phased"),
+        ([TOKEN, OWN, "uae.conditioner.weights=synced"], "use weights=frozen"),
+        ([OWN], "algorithm.rollout_correction.rollout_is=token"),
+    ],
+)
+def test_what_cannot_run_ahead_is_refused(base: DictConfig, overrides: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        validate(changed(base, "uae.g4u.ahead=1", *overrides))
+    assert caught.value.key == "uae.g4u.ahead"
+    validate(changed(base, *overrides))
+    with pytest.raises(ConfigError, match=r"uae\.g4u\.ahead: "):
+        validate(changed(base, "uae.g4u.ahead=2", OWN, TOKEN))
+
+
 def test_a_missing_decoder_path(compose) -> None:
     with pytest.raises(ConfigError, match=r"uae.decoder.path: is not set"):
         validate(compose("data.train_files=x", "data.val_files=y"))
@@ -182,6 +203,8 @@ def test_a_missing_decoder_path(compose) -> None:
         ["uae.decoder.path=org/model"],
         [f"actor_rollout_ref.rollout.val_kwargs.{entry}" for entry in ("do_sample=false", "temperature=0")],
         ["uae.decoder.shift=null"],
+        ["uae.g4u.ahead=1", OWN, TOKEN],
+        ["uae.g4u.ahead=1", OWN, "algorithm.rollout_correction.bypass_mode=true"],
         ["actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=7"],
         ["trainer.n_gpus_per_node=4", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16"]
         + [f"actor_rollout_ref.{part}.log_prob_micro_batch_size_per_gpu=16" for part in ("ref", "rollout")],

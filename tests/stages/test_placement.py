@@ -20,7 +20,7 @@ from tests import forks
 from verl_uae.config import yaml_files
 from verl_uae.errors import ConfigError
 from verl_uae.launch import callbacks
-from verl_uae.launch.callbacks import PlacementCallback, cluster_address, this_machine, waiting_places, watch
+from verl_uae.launch.callbacks import PlacementCallback, cluster_address, join, this_machine, waiting_places, watch
 
 
 @pytest.fixture
@@ -101,6 +101,19 @@ def test_a_cluster_that_is_named_is_left_to_itself(monkeypatch: pytest.MonkeyPat
     assert address(None) == "10.0.0.2:6379" and address("auto") == "10.0.0.2:6379"
     with pytest.raises(ConfigError, match=r"^ray_kwargs\.ray_init\.address: nonsense: "):
         address("nonsense")
+
+
+def test_a_cluster_that_is_joined_has_its_own_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses to be told of them; and a cluster that nobody named is not joined by accident."""
+    init = {"address": None, "num_cpus": 32, "num_gpus": 8, "include_dashboard": False}
+    config = OmegaConf.create({"ray_kwargs": {"ray_init": init}})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=r"^ray_kwargs\.ray_init\.num_cpus: .*RAY_ADDRESS=10\.0\.0\.1:6379"):
+        join(config, "10.0.0.1:6379")
+    assert config.ray_kwargs.ray_init.num_cpus == 32
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    join(config, "10.0.0.1:6379")
+    assert config.ray_kwargs.ray_init == {**init, "num_cpus": None, "num_gpus": None}
 
 
 def test_the_gpu_command_without_a_gpu_leaves_before_ray_starts(tiny_models: Path, tmp_path: Path) -> None:

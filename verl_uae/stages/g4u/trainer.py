@@ -236,8 +236,8 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         metrics.update(outcome_metrics(outcomes, captions, groups, min_std=self.config.uae.reward.min_std))
         metrics.update(signals.metrics(drawn, metrics))
         spent = {"caption": caption_seconds(fetch(batch, ["metrics"])["metrics"]), **seconds}
-        self._chain_seconds = self.waited_seconds(spent)
-        metrics.update(chain_timing({**spent, **self._chain_seconds}, len(outcomes)))
+        self._worked_seconds, self._waited_seconds = spent, self.waited_seconds(spent)
+        metrics.update(chain_timing({**spent, **self._waited_seconds}, len(outcomes)))
         return batch
 
     @staticmethod
@@ -299,9 +299,9 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         else:
             metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
             metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
-        metrics.update(overhead_metrics(timing_raw, self._chain_seconds))
+        metrics.update(overhead_metrics(timing_raw, self._waited_seconds))
         pictures = len(batch.keys) * self.config.uae.decoder.seeds_per_caption
-        self.note_speed(metrics, {**timing_raw, **self._chain_seconds}, pictures)
+        self.note_speed(metrics, {**timing_raw, **self._worked_seconds}, pictures)
         metrics["decoder/restarts"] = float(self.decoders.restarts)
         logger.info("step %d/%d: %s", global_steps, self.total_training_steps, progress_line(metrics))
 

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.e2e.world import build_world, repeatable, train
+from tests.e2e.world import Started, build_world, repeatable, train
+from verl_uae.checkpoints.step import complete_steps
 
 pytestmark = pytest.mark.slow
 
@@ -63,3 +66,18 @@ def test_a_resumed_run_repeats_the_numbers(world: Path, ahead: dict[int, Any], t
     resumed = _run(world, out, overrides)
     assert sorted(resumed) == [4, 5]
     assert {**begun, **resumed} == ahead
+
+
+def test_a_stopped_run_goes_on_with_the_captions_that_were_on_their_way(world: Path, tmp_path: Path) -> None:
+    """They were fetched, and nothing has learnt of them: the place in the data is before them."""
+    out = tmp_path / "stopped"
+    out.mkdir()
+    run = Started(world, out, ["uae.decoder.pool=own", *AHEAD])
+    run.wait_for_step(3)
+    run.process.send_signal(signal.SIGTERM)
+    code, line = run.end()
+    (step,) = complete_steps(out / "checkpoints")
+    assert code == 128 + signal.SIGTERM and f"step {step} is saved" in line
+    state = torch.load(out / "checkpoints" / f"global_step_{step}" / "data.pt", weights_only=False)
+    # Eight batches of four are an epoch.
+    assert state["_num_yielded"] % 8 == step % 8

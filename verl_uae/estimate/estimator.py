@@ -28,6 +28,19 @@ MOST_GPUS, MOST_TRAINING_STEPS = 10**6, 10**9
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """Seconds of a phase on one GPU."""
+
+    compute: float
+    links: float
+    """Between GPUs."""
+    memory: float
+    """Of the GPU, read one byte after the other."""
+    alone: float
+    """Copies to and from the host, and what is assumed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """What a command needs on GPUs of a type."""
 
@@ -59,19 +72,25 @@ class Estimate:
         served = share == 0 or share >= self.server_share - 1e-9
         return served and self.peak_gib <= ASSUMED_USABLE * self.rates.memory_gib
 
+    def parts(self, phase: Phase) -> Parts:
+        """Seconds of a phase by what they are spent on."""
+        rates, executed = self.rates, phase.executed
+        calculating = sum(count / rates.flops_per_second(dtype) for dtype, count in executed.flops.items())
+        touching = executed.touched / rates.touched_gbs / 1e9 if rates.touched_gbs else 0.0
+        links = (phase.gathered - phase.across) / rates.nvlink_gbs + phase.across / rates.network_gbs
+        return Parts(
+            compute=calculating + touching + executed.operators * rates.operator_s,
+            links=links / 1e9 / rates.link_share + phase.hops * rates.hop_s + phase.hops_across * rates.hop_across_s,
+            memory=phase.read / rates.bandwidth_gbs / 1e9 / rates.bandwidth_share,
+            alone=(phase.pinned / rates.pcie_gbs / rates.link_share + phase.pageable / rates.pageable_gbs) / 1e9
+            + phase.fixed_s,
+        )
+
     def seconds(self, phase: Phase) -> float:
         """Of a phase. Weights that are gathered arrive beside the work of the block before; copies to and from the host
         do not overlap with anything."""
-        rates = self.rates
-        giga = {
-            "links": (phase.gathered - phase.across) / rates.nvlink_gbs + phase.across / rates.network_gbs,
-            "memory": phase.read / rates.bandwidth_gbs,
-            "pinned": phase.pinned / rates.pcie_gbs,
-            "pageable": phase.pageable / rates.pageable_gbs,
-        }
-        computing = sum(count / rates.flops_per_second(dtype) for dtype, count in phase.executed.flops.items())
-        hidden = max(computing, giga["links"] / 1e9 / rates.link_share, giga["memory"] / 1e9 / rates.bandwidth_share)
-        return hidden + (giga["pinned"] / rates.link_share + giga["pageable"]) / 1e9 + phase.fixed_s
+        parts = self.parts(phase)
+        return max(parts.compute, parts.links, parts.memory) + parts.alone
 
     @property
     def step_seconds(self) -> float:
@@ -128,12 +147,16 @@ class Estimator:
         """
         rates = rates_of(gpu, calibration)
         asked = changed(self.asked, changes) if changes else self.asked
-        phases = Phases(self._work(asked), asked.config)
+        phases = self.phases(asked)
         found = phases.of_stage()
         share = 0.0
         if any(phase.server_share for phase in found):
             share = math.ceil(20 * phases.server_room() / GIB / rates.memory_gib) / 20
         return Estimate(asked, gpu, rates, found, share, phases.models.networks[1])
+
+    def phases(self, asked: Command) -> Phases:
+        """Of the command or a variant of it."""
+        return Phases(self._work(asked), asked.config)
 
     def _work(self, asked: Command) -> Work:
         """Models, and with them what their pieces cost, depend on few keys."""

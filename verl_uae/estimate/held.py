@@ -43,6 +43,11 @@ class Layout:
         nodes = math.ceil(shards / self.per_node)
         return 0.0 if nodes == 1 else received / self.per_node
 
+    def hops(self, shards: int) -> tuple[int, int]:
+        """Steps of a ring around the ranks of a group, inside of nodes and between them."""
+        between = math.ceil(shards / self.per_node) - 1
+        return max(0, shards - 1 - between), between
+
 
 class Held:
     """Bytes of a stage's models on one GPU.

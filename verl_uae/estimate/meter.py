@@ -58,6 +58,10 @@ class Meter(TorchDispatchMode):
         self.flops: Counter[str] = Counter()
         """Operations by the name of the dtype that is computed in, ``tf32`` among them; a multiply-add is two. As torch
         counts, causal attention is counted in full, and all but products, convolutions and attention is not."""
+        self.operators = 0
+        """Calls that do something: not views."""
+        self.touched = 0
+        """Bytes of arguments and results of calls whose operations are not counted."""
         self.live_bytes = 0
         """Held on the device now; what was there before is not counted."""
         self.peak_bytes = 0
@@ -95,7 +99,14 @@ class Meter(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any, found: Any, dtype: torch.dtype) -> None:
         formula = _FORMULAS.get(func._overloadpacket)
+        made = tensors_of(found)
+        if func.is_view or not any(tensor.device.type == self.device_type for tensor in made):
+            return
+        self.operators += 1
         if formula is None:
+            # Memory that is only asked for is written by what comes next.
+            if not func._schema.name.startswith("aten::empty"):
+                self.touched += sum(tensor.nbytes for tensor in (*tensors_of((args, kwargs)), *made))
             return
         key = (func, _signature(args), _signature(tuple(kwargs.items())), "flops")
         if key not in self._known:

@@ -54,6 +54,12 @@ class Phase:
     """Bytes received from the other ranks of its shards."""
     across: float = 0.0
     """Of these, bytes over the network of the node's GPUs, per GPU."""
+    collectives: float = 0.0
+    """One after the other, each around a ring of the ranks."""
+    hops: float = 0.0
+    """Of all of their rings, inside of nodes."""
+    hops_across: float = 0.0
+    """Between nodes."""
     pinned: float = 0.0
     """Bytes between GPU and pinned memory of the host, both ways together."""
     pageable: float = 0.0
@@ -162,20 +168,20 @@ class Phases(Held):
         rollout = self.config.actor_rollout_ref.rollout
         size = int(rollout.tensor_model_parallel_size)
         count = captions * size
-        weights = nbytes(self.models.frozen_captioner)
-        prompt, _ = self.work.prompt()
-        prefill = self.work.prefill(1).times(count / size)
-        tokens = self.work.token().times(count * self.work.caption_tokens / size)
-        cost = prefill + tokens
+        cost = self.work.prefill(1).times(captions) + self.work.token().times(captions * self.work.caption_tokens)
         # The longest caption of a batch is taken to be as long as one may be.
         steps = int(self.config.data.max_response_length)
-        cache = count * cache_bytes(self.models.captioner_config) * (prompt + self.work.caption_tokens / 2) / size
+        weights, cache = nbytes(self.models.frozen_captioner), count * self.remembered() / size
         read = steps * (weights / size + cache)
         needed = {**beside, "caption server": 0.0}
         share = float(rollout.gpu_memory_utilization)
         if not self.served_by_vllm():
             needed["caption server"], share = weights + 2 * cache, 0.0
         return Phase("captions", cost, cost.total, needed, share, read=read)
+
+    def remembered(self) -> float:
+        """Bytes that a caption server reads for the next token of one caption, of a mean one at its middle."""
+        return cache_bytes(self.models.captioner_config) * (self.work.prompt()[0] + self.work.caption_tokens / 2)
 
     def server_room(self) -> float:
         """Bytes that a caption server cannot do without: weights, room to work, one batch's cache."""
@@ -187,24 +193,25 @@ class Phases(Held):
         cache = captions * size * longest * cache_bytes(self.models.captioner_config)
         return (nbytes(self.models.frozen_captioner) + cache) / size + ASSUMED_SERVER_ROOM_GIB * GIB
 
+    def drawing(self, captions: float) -> list[Phase]:
+        """Conditions, pictures and scores of so many captions on a decoder rank of G4U; nothing is said of memory."""
+        decoder = self.uae.decoder
+        pictures = captions * decoder.seeds_per_caption
+        together = min(decoder.batch_size, max(1, round(pictures)))
+        call = self.work.velocity(together, decoder.guidance, policy=False)
+        return self._drawing(captions, pictures, call.times(decoder.num_steps * pictures / together), {})
+
     def _redrawing(
         self, captions: float, beside: Mapping[str, float], decoder: Mapping[str, float], own_pool: bool
     ) -> list[Phase]:
         uae = self.uae
-        pictures = captions * uae.decoder.seeds_per_caption
         if own_pool:
-            ranks = uae.decoder.n_gpus_per_node * uae.decoder.nnodes
-            captions, pictures = (count * self.layout.ranks / ranks for count in (captions, pictures))
+            captions *= self.layout.ranks / (uae.decoder.n_gpus_per_node * uae.decoder.nnodes)
             beside = self.processes(1)
             decoder = {"decoder": nbytes(self.models.frozen_decoder), **self.frozen()}
-        together = min(uae.decoder.batch_size, max(1, round(pictures)))
-        call = self.work.velocity(together, uae.decoder.guidance, policy=False)
-        phases = self._drawing(
-            captions,
-            pictures,
-            call.times(uae.decoder.num_steps * pictures / together),
-            {**beside, **decoder},
-        )
+        phases = [
+            _with(phase, memory={**beside, **decoder, **phase.memory}) for phase in self.drawing(captions)
+        ]
         if uae.decoder.offload and not own_pool:
             phases[0] = self._visited(phases[0], decoder)
         return phases
@@ -228,14 +235,12 @@ class Phases(Held):
             calls = captions / micro
             cost = self.work.captioner(micro, gradient=False, entropy=entropy)
             total = cost.times(calls)
-            received = calls * shards.received(computed)
             return Phase(
                 name,
                 total,
                 total.total,
                 {**beside, **weights, **gathered, "activations": cost.peak},
-                gathered=received,
-                across=layout.across(received, shards.ranks),
+                **self._travels(calls * shards.received(computed), shards, calls),
                 pinned=pinned * calls,
                 pageable=self.moves(engine, shards, width, state=False),
             )
@@ -269,8 +274,7 @@ class Phases(Held):
                     "gathered": shards.gathered(computed, reshard=reshard, backward=True),
                     "activations": cost.peak,
                 },
-                gathered=received,
-                across=layout.across(received, shards.ranks) + self._replicas(engine, shards),
+                **self._travels(received, shards, calls * (3 if reshard else 2), engine),
                 pageable=self.moves(engine, shards, width, state=True),
             )
         )
@@ -283,13 +287,11 @@ class Phases(Held):
 
     def _sync(self, shards: Shards, width: int) -> Phase:
         """All weights are gathered, in bf16, for the server of the GPU."""
-        received = shards.received(2)
         engine = self.config.actor_rollout_ref.actor.fsdp_config
         fixed = ASSUMED_STEP_S + (ASSUMED_SERVER_S if self.served_by_vllm() else 0.0)
         return Phase(
             "weights to the server",
-            gathered=received,
-            across=self.layout.across(received, shards.ranks),
+            **self._travels(shards.received(2), shards, 1),
             pageable=self.moves(engine, shards, width, state=False),
             fixed_s=fixed,
         )
@@ -333,8 +335,27 @@ class Phases(Held):
         return _with(phase, pinned=phase.pinned + sum(frozen.values()))
 
     def _collective(self, phase: Phase, shards: Shards, calls: float, width: int) -> Phase:
-        received = calls * shards.received(width)
-        return _with(phase, gathered=received, across=self.layout.across(received, shards.ranks))
+        return _with(phase, **self._travels(calls * shards.received(width), shards, calls))
+
+    def _travels(self, received: float, shards: Shards, calls: float, engine: Any = None) -> dict[str, float]:
+        """What a phase says of weights and gradients between ranks.
+
+        Args:
+            received: bytes by each rank.
+            shards: of the model.
+            calls: times that all of its parts travel one after the other.
+            engine: section of what trains, whose copies sum their gradients; None where nothing is summed.
+        """
+        inside, between = self.layout.hops(shards.ranks)
+        count = calls * shards.units if shards.ranks > 1 else 0.0
+        copies = 0.0 if engine is None else self._replicas(engine, shards)
+        return {
+            "gathered": received + copies,
+            "across": self.layout.across(received, shards.ranks) + copies,
+            "collectives": count,
+            "hops": count * inside,
+            "hops_across": count * between,
+        }
 
     def _written_by_ranks(self, rows: float, held: Mapping[str, float]) -> Phase:
         """By transformers, in the first epoch: one token after the other of a batch, in eager mode."""
@@ -389,8 +410,7 @@ class Phases(Held):
             cost.times(passes.whole),
             plain.total * passes.whole,
             {**beside, **self.policy(shards, backward=True, state=True), "activations": cost.peak},
-            gathered=received,
-            across=layout.across(received, shards.ranks) + self._replicas(engine, shards),
+            **self._travels(received, shards, calls * (3 if reshard else 1), engine),
             pageable=self.moves(engine, shards, 4, state=True),
             fixed_s=ASSUMED_STEP_S,
         )
@@ -441,7 +461,7 @@ class Phases(Held):
                 parts.append(self.work.captioning(micro, checkpointing=recompute))
                 useful += self.work.captioning(micro, checkpointing=False).total
             # Both are kept until the way back through the sampler is over.
-            captioner = Cost(sum(parts, Cost()).flops, sum(part.peak for part in parts))
+            captioner = dataclasses.replace(sum(parts, Cost()), peak=sum(part.peak for part in parts))
         else:
             captioner, useful = self._conditions(micro)
         beside = {**held, "captioner's activations": captioner.peak if trains else 0.0}
@@ -464,12 +484,12 @@ class Phases(Held):
             "path": policy.received(width) * calls["path"],
             "way back": (2 * policy.received(width) + policy.reduced()) * calls["way back"],
         }
+        times = {"captioner": 3 * batches if trains else 0.0, "path": calls["path"], "way back": 3 * calls["way back"]}
+        whose = {"captioner": actor}
         return [
-            _with(
-                phase,
-                gathered=received.get(phase.name, 0.0),
-                across=self.layout.across(received.get(phase.name, 0.0), policy.ranks),
-            )
+            _with(phase, **self._travels(received[phase.name], whose.get(phase.name, policy), times[phase.name]))
+            if phase.name in received
+            else phase
             for phase in phases
         ]
 
@@ -508,7 +528,7 @@ class Phases(Held):
             cost = cost + seen + source
             peak += seen.peak
             needed += seen.total + source.total
-        return Cost(cost.times(parts).flops, peak), needed * parts
+        return dataclasses.replace(cost.times(parts), peak=peak), needed * parts
 
 
 def _with(phase: Phase, **changes: Any) -> Phase:

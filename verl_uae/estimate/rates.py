@@ -26,6 +26,9 @@ ASSUMED_SHARE_OF_PRODUCT = 0.57
 ASSUMED_BANDWIDTH_SHARE = 0.5
 #: Share of a link that collectives and copies reach: NCCL's bus bandwidth on eight H100 is about 300 of 450 GB/s.
 ASSUMED_LINK_SHARE = 0.67
+#: Seconds of a step of a ring inside a node and between nodes: NCCL's own model of rings with its protocol "Simple" over
+#: NVLink and network (hwLat in src/graph/tuning.cc, release 2.18 and later).
+ASSUMED_HOP_S, ASSUMED_HOP_ACROSS_S = 3.4e-6, 14e-6
 #: GB/s of a copy between device and memory of the host that is not pinned, which is how modules travel.
 ASSUMED_PAGEABLE_GBS = 4.0
 #: Share of a GPU that phases may fill, for what the allocator cannot use.
@@ -56,6 +59,12 @@ class Rates:
     """Share of the peaks that is reached."""
     bandwidth_share: float = ASSUMED_BANDWIDTH_SHARE
     link_share: float = ASSUMED_LINK_SHARE
+    hop_s: float = ASSUMED_HOP_S
+    hop_across_s: float = ASSUMED_HOP_ACROSS_S
+    operator_s: float = 0.0
+    """Of a call of an operator, whatever it computes. 0 on GPUs, where calls are made ahead of their kernels."""
+    touched_gbs: float = 0.0
+    """Of what operators read and write that are no products; 0 counts none of it, as the share of the peak does."""
     measured: str = ""
     """Where from, if these were measured."""
 

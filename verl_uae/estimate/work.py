@@ -7,6 +7,7 @@ Shape legend: B pictures or captions, T tokens, V vocabulary, C H W latents, 3 H
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -40,18 +41,28 @@ class Cost:
     """Operations by the dtype that is computed in."""
     peak: float = 0.0
     """Most bytes held at a time beside what was there before."""
+    operators: float = 0.0
+    """Calls of operators."""
+    touched: float = 0.0
+    """Bytes that operators read and write whose operations are not counted."""
 
     def __add__(self, other: Cost) -> Cost:
         """One after the other."""
-        return Cost(Counter(self.flops) + Counter(other.flops), max(self.peak, other.peak))
+        return Cost(
+            Counter(self.flops) + Counter(other.flops),
+            max(self.peak, other.peak),
+            self.operators + other.operators,
+            self.touched + other.touched,
+        )
 
     def times(self, count: float) -> Cost:
         """That often, one after the other."""
-        return Cost({name: count * number for name, number in self.flops.items()}, self.peak if count else 0.0)
+        flops = {name: count * number for name, number in self.flops.items()}
+        return Cost(flops, self.peak if count else 0.0, count * self.operators, count * self.touched)
 
     def beside(self, held: float) -> Cost:
         """With so many bytes that are held all the while."""
-        return Cost(self.flops, self.peak + held)
+        return dataclasses.replace(self, peak=self.peak + held)
 
     @property
     def total(self) -> float:
@@ -70,7 +81,7 @@ def measure(call: Callable[[], object], *modules: nn.Module, device: str = "meta
     meter = Meter(device)
     with _gradients_leave(*modules), meter:
         call()
-    return Cost(dict(meter.flops), meter.peak_bytes)
+    return Cost(dict(meter.flops), meter.peak_bytes, meter.operators, meter.touched)
 
 
 @contextmanager
@@ -431,6 +442,8 @@ class Shards:
     largest_trained: float
     buffers: float
     """Bytes, which every rank has whole."""
+    units: int
+    """Parts that are gathered one after the other: blocks, and what is outside of them."""
 
     @staticmethod
     def of(module: Any, blocks: list[str], ranks: int) -> Shards:
@@ -466,6 +479,7 @@ class Shards:
             largest=float(max(sizes.values(), default=0)),
             largest_trained=float(max(trained.values(), default=0)),
             buffers=float(sum(buffer.nbytes for buffer in module.buffers())),
+            units=len(sizes) + 1,
         )
 
     def gathered(self, width: int, *, reshard: bool, backward: bool) -> float:

@@ -1,0 +1,251 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""A training command on many GPUs: every schedule and every split of them, simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from verl_uae.errors import ConfigError
+from verl_uae.estimate.composing import changed
+from verl_uae.estimate.estimator import MOST_GPUS, WORTH, Estimate, Estimator
+from verl_uae.estimate.phases import Phases
+from verl_uae.estimate.rates import rates_of
+from verl_uae.estimate.report import pictures
+from verl_uae.plan.load import ASSUMED_SPREAD
+from verl_uae.plan.loads import g4u_load, ranks_load
+from verl_uae.plan.schedules import AHEAD, OWN, PHASED, STREAMED, Timeline, simulate
+
+#: The one schedule of stages whose ranks do all in step, and the unified stage's.
+TOGETHER, TURNS = "all ranks together", "turns"
+
+_POOL = "uae.decoder.pool"
+_ENGINES = ("uae.train.fsdp_config", "uae.cold_start.captioner.fsdp_config", "actor_rollout_ref.actor.fsdp_config")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is planned for.
+
+    Args:
+        gpu: a key of :data:`~verl_uae.estimate.rates.GPUS`.
+        gpus: counts to compare.
+        per_node: GPUs of a node.
+        fixed_batch: the samples of a step stay those of the command; else they grow with the GPUs, from those that it
+            has on its own.
+        calibration: file of rates that were measured.
+        spread: of the lengths of captions.
+    """
+
+    gpu: str
+    gpus: tuple[int, ...]
+    per_node: int = 8
+    fixed_batch: bool = False
+    calibration: Path | None = None
+    spread: float = ASSUMED_SPREAD
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        rates_of(self.gpu, self.calibration)
+        if not 1 <= self.per_node <= MOST_GPUS:
+            raise ConfigError("--gpus-per-node", f"must lie in [1, {MOST_GPUS}], got {str(self.per_node)[:20]}")
+        if not self.gpus:
+            raise ConfigError("--gpus", "names no count; write --gpus 8 64 512")
+        for count in self.gpus:
+            if not 1 <= count <= MOST_GPUS:
+                raise ConfigError("--gpus", f"must lie in [1, {MOST_GPUS}], got {str(count)[:20]}")
+            if count > self.per_node and count % self.per_node:
+                raise ConfigError("--gpus", f"{count} are no whole nodes of {self.per_node}; see --gpus-per-node")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A schedule on so many GPUs, with the best split of them."""
+
+    gpus: int
+    schedule: str
+    changes: Mapping[str, Any]
+    """Keys that make it, beside those of the command."""
+    estimate: Estimate
+    timeline: Timeline
+
+    @property
+    def decoders(self) -> int:
+        """GPUs of an own pool; 0 without."""
+        decoder = self.estimate.command.config.uae.decoder
+        return int(decoder.n_gpus_per_node * decoder.nnodes) if self.changes.get(_POOL) == "own" else 0
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second and GPU."""
+        return pictures(self.estimate) / self.timeline.step_s / self.gpus
+
+    def bottleneck(self) -> tuple[str, float]:
+        """What most of a step is spent on, and its share."""
+        name, seconds = max(self.timeline.spent.items(), key=lambda item: item[1])
+        return name, seconds / self.timeline.step_s
+
+
+class Planner:
+    """Plans of a command.
+
+    Args:
+        estimator: of the command.
+        asked: what for.
+    """
+
+    def __init__(self, estimator: Estimator, asked: Asked) -> None:
+        self.estimator, self.asked = estimator, asked
+        self.config = estimator.asked.config
+        trainer = self.config.trainer
+        self.base = int(trainer.n_gpus_per_node * trainer.nnodes)
+        """GPUs that the command's own batch is for."""
+        if self._own_pool():
+            self.base += int(self.config.uae.decoder.n_gpus_per_node * self.config.uae.decoder.nnodes)
+
+    def _own_pool(self) -> bool:
+        return self.config.uae.stage in ("g4u", "unified") and self.config.uae.decoder.pool == "own"
+
+    def rows(self) -> list[Row]:
+        """The best split of every schedule for every count of GPUs, those that fit first.
+
+        Raises:
+            ConfigError: a count leaves no way to run the command; the last reason.
+        """
+        found = []
+        for gpus in self.asked.gpus:
+            refused: list[ConfigError] = []
+            best: dict[str, Row] = {}
+            for schedules, changes in self._variants(gpus):
+                try:
+                    rows = list(self._rows(gpus, schedules, {**self._sizes(gpus, changes), **changes}))
+                except ConfigError as error:
+                    refused.append(error)
+                    continue
+                for row in rows:
+                    known = best.get(row.schedule)
+                    if known is None or _order(row) > _order(known, WORTH):
+                        best[row.schedule] = row
+            if not best:
+                raise refused[0]
+            found += best.values()
+        return found
+
+    def _rows(self, gpus: int, schedules: Sequence[str], changes: Mapping[str, Any]) -> Iterator[Row]:
+        estimate = self.estimator.estimate(self.asked.gpu, self.asked.calibration, dict(changes))
+        phases = self.estimator.phases(changed(self.estimator.asked, dict(changes)))
+        for schedule in schedules:
+            yield Row(gpus, schedule, changes, estimate, self._timeline(schedule, estimate, phases))
+
+    def _timeline(self, schedule: str, estimate: Estimate, phases: Phases) -> Timeline:
+        uae, images = phases.uae, int(phases.config.data.train_batch_size)
+        if schedule == TOGETHER:
+            return simulate(ranks_load(estimate, phases, phases.of_stage(), round(pictures(estimate))))
+        captions = g4u_load(estimate, phases, self.asked.spread)
+        if schedule != TURNS:
+            return simulate(captions, schedule)
+        drawn = ranks_load(estimate, phases, phases.u4g(), images * int(uae.u4g.samples_per_caption))
+        return turns((simulate(captions), uae.unified.g4u_steps), (simulate(drawn), uae.unified.u4g_steps))
+
+    # ------------------------------------------------------------ variants
+
+    def _sizes(self, gpus: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Samples of a step."""
+        if self.asked.fixed_batch:
+            return {}
+        images = int(self.config.data.train_batch_size)
+        if images * gpus % self.base:
+            raise ConfigError(
+                "data.train_batch_size",
+                f"{images} for {self.base} GPUs are no whole number for {gpus}; name another, or --fixed-batch",
+            )
+        sizes: dict[str, Any] = {"data.train_batch_size": images * gpus // self.base}
+        mini = "actor_rollout_ref.actor.ppo_mini_batch_size"
+        if self.config.uae.stage in ("g4u", "unified"):
+            # As many updates a step.
+            sizes[mini] = max(1, int(OmegaConf.select(self.config, mini)) * gpus // self.base)
+        return sizes
+
+    def _variants(self, gpus: int) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
+        """Schedules and the keys of a way to place them, that of the command's own sharding first."""
+        stage = self.config.uae.stage
+        per_node = min(gpus, self.asked.per_node)
+        nodes = gpus // per_node
+        whole = {"trainer.n_gpus_per_node": per_node, "trainer.nnodes": nodes}
+        layouts: list[tuple[Sequence[str], dict[str, Any]]] = []
+        if stage == "g4u":
+            shared = {**whole, _POOL: "colocated", "uae.decoder.schedule": "phased"}
+            layouts = [((PHASED,), shared), *self._splits(per_node, nodes)]
+        else:
+            layouts = [((TURNS if stage == "unified" else TOGETHER,), whole)]
+        for schedules, layout in layouts:
+            yield schedules, layout
+            if layout["trainer.nnodes"] > 1:
+                size = layout["trainer.n_gpus_per_node"]
+                yield schedules, {**layout, **{f"{name}.fsdp_size": size for name in self._sharded()}}
+
+    def _splits(self, per_node: int, nodes: int) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
+        """Captioner and decoder share every node, or have nodes of their own."""
+        within = [((mine, nodes), (per_node - mine, nodes)) for mine in range(1, per_node)]
+        apart = [((per_node, mine), (per_node, nodes - mine)) for mine in _steps(nodes)]
+        for (captioner, nodes_captioner), (decoder, nodes_decoder) in [*within, *apart]:
+            yield (
+                (OWN, STREAMED, AHEAD),
+                {
+                    "trainer.n_gpus_per_node": captioner,
+                    "trainer.nnodes": nodes_captioner,
+                    _POOL: "own",
+                    "uae.decoder.schedule": "phased",
+                    "uae.decoder.n_gpus_per_node": decoder,
+                    "uae.decoder.nnodes": nodes_decoder,
+                },
+            )
+
+    def _sharded(self) -> Iterator[str]:
+        """Sections of engines whose weights all ranks share."""
+        stage = self.config.uae.stage
+        used = {
+            "g4u": _ENGINES[2:],
+            "unified": (_ENGINES[0], _ENGINES[2]),
+            "cold_start": _ENGINES[:2],
+        }.get(stage, _ENGINES[:1])
+        for name in used:
+            if int(OmegaConf.select(self.config, f"{name}.fsdp_size") or -1) < 1:
+                yield name
+
+
+def _steps(nodes: int) -> list[int]:
+    """Nodes of the captioner that are tried: eighths of all."""
+    return sorted({round(nodes * part / 8) for part in range(1, 8)} - {0, nodes})
+
+
+def _order(row: Row, more: float = 0.0) -> tuple[bool, float]:
+    """Better is larger; what is found later must be better by a share."""
+    return row.estimate.fits, row.rate * (1 + more)
+
+
+def turns(*parts: tuple[Timeline, int]) -> Timeline:
+    """Of stages in turn: the mean step.
+
+    Args:
+        parts: of each stage its steps, and how many a turn has.
+    """
+    steps = sum(count for _, count in parts)
+    spent: dict[str, float] = {}
+    use: dict[str, float] = {}
+    mean = sum(timeline.step_s * count for timeline, count in parts) / steps
+    for timeline, count in parts:
+        for name, seconds in timeline.spent.items():
+            spent[name] = spent.get(name, 0.0) + seconds * count / steps
+        for name, share in timeline.use.items():
+            use[name] = use.get(name, 0.0) + share * timeline.step_s * count / steps / mean
+    return Timeline(mean, spent, use)

@@ -47,10 +47,11 @@ LAYERS = {
     "launch": 6,
     "plugin": 7,
     "estimate": 7,
+    "plan": 8,
     "doctor": 7,
-    "cli": 8,
+    "cli": 9,
     # Of what users name, on first use.
-    "__init__": 8,
+    "__init__": 9,
 }
 
 #: Files of lower folders that may import verl at their top, with the reason.

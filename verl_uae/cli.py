@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import sys
 import warnings
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     quickstart.set_defaults(run=_quickstart)
 
     _add_estimate(commands)
+    _add_plan(commands)
 
     from verl_uae.bench.cli import add_parser as add_bench
     from verl_uae.chain.cli import add_parser as add_sample
@@ -70,6 +72,27 @@ def _add_estimate(commands: Any) -> None:
     )
     parser.add_argument("--list", action="store_true", help="list GPU types")
     parser.set_defaults(run=_estimate)
+
+
+def _add_plan(commands: Any) -> None:
+    parser = commands.add_parser(
+        "plan", help="step time, use of the GPUs and the best split of them for many GPUs, simulated by schedule"
+    )
+    what = "config name or yaml file, then Hydra overrides, as of the training command"
+    parser.add_argument("words", nargs="+", metavar="NAME KEY=VALUE", help=what)
+    parser.add_argument("--gpu", default="H100-80GB", help="GPU type, see verl-uae estimate --list (default %(default)s)")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512, 4096], help="counts (default 8 64 512 4096)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="default %(default)s")
+    parser.add_argument("--fixed-batch", action="store_true", help="samples of a step stay: strong scaling")
+    parser.add_argument("--caption-tokens", type=int, default=320, help="mean of a caption (default %(default)s)")
+    parser.add_argument(
+        "--spread", type=float, help="standard deviation of the logarithm of captions' lengths (default 0.35)"
+    )
+    parser.add_argument(
+        "--calibration", type=argument_path, metavar="FILE", help="rates of verl-uae estimate --calibrate"
+    )
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.set_defaults(run=_plan)
 
 
 def _add_reward_server(commands: Any) -> None:
@@ -150,6 +173,28 @@ def _estimate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(args: argparse.Namespace) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        from verl_uae.plan.planner import Asked, plan
+        from verl_uae.plan.report import as_json, render
+
+        name, *words = [*args.words, *args.overrides]
+        asked = Asked(
+            gpu=args.gpu,
+            gpus=tuple(args.gpus),
+            per_node=args.gpus_per_node,
+            fixed_batch=args.fixed_batch,
+            calibration=args.calibration,
+            **({} if args.spread is None else {"spread": args.spread}),
+        )
+        planner = plan(name, words, asked, caption_tokens=args.caption_tokens)
+        rows = planner.rows()
+    print(json.dumps(as_json(rows, planner), indent=1) if args.json else render(rows, planner))
+    return 0
+
+
 def _reward_server(args: argparse.Namespace) -> int:
     from verl_uae.reward.remote.server import run
 
@@ -157,12 +202,12 @@ def _reward_server(args: argparse.Namespace) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; ``quickstart`` and ``estimate`` take Hydra overrides (``key=value``) anywhere among their
-    options."""
+    """Parse a command line; ``quickstart``, ``estimate`` and ``plan`` take Hydra overrides (``key=value``) anywhere
+    among their options."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-    if rest and (args.command not in ("quickstart", "estimate") or overrides != rest):
+    if rest and (args.command not in ("quickstart", "estimate", "plan") or overrides != rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = overrides
     return args

@@ -19,7 +19,9 @@ from verl_uae.plan.schedules import (
     OWN,
     PHASED,
     SCHEDULES,
+    STEPS,
     STREAMED,
+    WARM,
     simulate,
 )
 
@@ -96,8 +98,8 @@ def test_the_longest_caption_is_waited_for() -> None:
     spread = dataclasses.replace(CAPTIONING, captions=64, servers=64, lengths=Lengths(100, 400, 0.5))
     alike = dataclasses.replace(spread, lengths=Lengths(100, 400, 0.0))
     captioning = simulate(load(captioning=spread)).spent
-    longest = [max(spread.lengths.draw(64, step)) for step in range(2, 6)]
-    assert captioning[CAPTIONS] + captioning[LONGEST] == pytest.approx(sum(longest) / 4 * 0.02 + 0.05)
+    longest = [max(spread.lengths.draw(64, step)) for step in range(WARM, STEPS)]
+    assert captioning[CAPTIONS] + captioning[LONGEST] == pytest.approx(sum(longest) / len(longest) * 0.02 + 0.05)
     assert captioning[LONGEST] > 1.0 and simulate(load(captioning=alike)).spent[LONGEST] == pytest.approx(0.0)
 
 

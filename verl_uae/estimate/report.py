@@ -59,7 +59,7 @@ def render(found: Estimate, remedies: Sequence[tuple[dict[str, Any], Estimate]] 
             f"peak in bf16; {steps:,} steps {found.hours(steps):.1f} h, about {found.usd(steps):,.0f} USD"
         )
     for changes, other in remedies:
-        words = " ".join(f"{key}={_written(value)}" for key, value in changes.items())
+        words = " ".join(f"{key}={written(value)}" for key, value in changes.items())
         gain = "faster" if found.fits else "fits"
         lines.append(f"  {gain} with {words}: {other.peak_gib:.1f} GiB, {other.step_seconds:.1f} s per step")
     if not found.fits and not remedies:
@@ -109,5 +109,6 @@ def _memory(found: Estimate) -> list[str]:
     return lines
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value as on a command line."""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -12,11 +12,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from verl_uae.errors import ConfigError
-from verl_uae.estimate.composing import changed
+from verl_uae.estimate.composing import command
 from verl_uae.estimate.estimator import MOST_GPUS, WORTH, Estimate, Estimator
 from verl_uae.estimate.phases import Phases
 from verl_uae.estimate.rates import rates_of
 from verl_uae.estimate.report import pictures
+from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS
 from verl_uae.plan.load import ASSUMED_SPREAD
 from verl_uae.plan.loads import g4u_load, ranks_load
 from verl_uae.plan.schedules import AHEAD, OWN, PHASED, STREAMED, Timeline, simulate
@@ -25,6 +26,7 @@ from verl_uae.plan.schedules import AHEAD, OWN, PHASED, STREAMED, Timeline, simu
 TOGETHER, TURNS = "all ranks together", "turns"
 
 _POOL = "uae.decoder.pool"
+_AGENTS = "actor_rollout_ref.rollout.agent.num_workers"
 _ENGINES = ("uae.train.fsdp_config", "uae.cold_start.captioner.fsdp_config", "actor_rollout_ref.actor.fsdp_config")
 
 
@@ -58,6 +60,8 @@ class Asked:
         rates_of(self.gpu, self.calibration)
         if not 1 <= self.per_node <= MOST_GPUS:
             raise ConfigError("--gpus-per-node", f"must lie in [1, {MOST_GPUS}], got {str(self.per_node)[:20]}")
+        if not 0 <= self.spread <= 3:
+            raise ConfigError("--spread", f"must lie in [0, 3], got {self.spread:g}")
         if not self.gpus:
             raise ConfigError("--gpus", "names no count; write --gpus 8 64 512")
         for count in self.gpus:
@@ -127,7 +131,7 @@ class Planner:
             best: dict[str, Row] = {}
             for schedules, changes in self._variants(gpus):
                 try:
-                    rows = list(self._rows(gpus, schedules, {**self._sizes(gpus, changes), **changes}))
+                    rows = list(self._rows(gpus, schedules, {**changes, **self._sizes(gpus), **self._agents(changes)}))
                 except ConfigError as error:
                     refused.append(error)
                     continue
@@ -140,11 +144,26 @@ class Planner:
             found += best.values()
         return found
 
-    def _rows(self, gpus: int, schedules: Sequence[str], changes: Mapping[str, Any]) -> Iterator[Row]:
-        estimate = self.estimator.estimate(self.asked.gpu, self.asked.calibration, dict(changes))
-        phases = self.estimator.phases(changed(self.estimator.asked, dict(changes)))
+    def _rows(self, gpus: int, schedules: Sequence[str], placed: Mapping[str, Any]) -> Iterator[Row]:
+        """Of a way to place a step, with its weights shared as makes it shorter."""
+        changes, estimate = self._shared(placed)
+        phases = self.estimator.phases(estimate.command)
         for schedule in schedules:
             yield Row(gpus, schedule, changes, estimate, self._timeline(schedule, estimate, phases))
+
+    def _shared(self, placed: Mapping[str, Any]) -> tuple[Mapping[str, Any], Estimate]:
+        """By all ranks as the command has it, or by those of a node, where that is faster by :data:`WORTH`."""
+        estimate = self._estimate(placed)
+        if placed["trainer.nnodes"] == 1:
+            return placed, estimate
+        size = placed["trainer.n_gpus_per_node"]
+        changes = {**placed, **{f"{name}.fsdp_size": size for name in self._sharded()}}
+        node = self._estimate(changes)
+        better = node.fits >= estimate.fits and node.step_seconds < (1 - WORTH) * estimate.step_seconds
+        return (changes, node) if better or node.fits > estimate.fits else (placed, estimate)
+
+    def _estimate(self, changes: Mapping[str, Any]) -> Estimate:
+        return self.estimator.estimate(self.asked.gpu, self.asked.calibration, dict(changes))
 
     def _timeline(self, schedule: str, estimate: Estimate, phases: Phases) -> Timeline:
         uae, images = phases.uae, int(phases.config.data.train_batch_size)
@@ -158,7 +177,14 @@ class Planner:
 
     # ------------------------------------------------------------ variants
 
-    def _sizes(self, gpus: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def _agents(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Processes of agent loops: as many for a node as the command has for its own."""
+        if self.config.uae.stage not in ("g4u", "unified"):
+            return {}
+        nodes = max(1, changes["trainer.nnodes"] // int(self.config.trainer.nnodes))
+        return {_AGENTS: int(OmegaConf.select(self.config, _AGENTS)) * nodes} if nodes > 1 else {}
+
+    def _sizes(self, gpus: int) -> dict[str, Any]:
         """Samples of a step."""
         if self.asked.fixed_batch:
             return {}
@@ -176,7 +202,7 @@ class Planner:
         return sizes
 
     def _variants(self, gpus: int) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
-        """Schedules and the keys of a way to place them, that of the command's own sharding first."""
+        """Schedules, and the keys of a way to place them."""
         stage = self.config.uae.stage
         per_node = min(gpus, self.asked.per_node)
         nodes = gpus // per_node
@@ -187,11 +213,7 @@ class Planner:
             layouts = [((PHASED,), shared), *self._splits(per_node, nodes)]
         else:
             layouts = [((TURNS if stage == "unified" else TOGETHER,), whole)]
-        for schedules, layout in layouts:
-            yield schedules, layout
-            if layout["trainer.nnodes"] > 1:
-                size = layout["trainer.n_gpus_per_node"]
-                yield schedules, {**layout, **{f"{name}.fsdp_size": size for name in self._sharded()}}
+        yield from layouts
 
     def _splits(self, per_node: int, nodes: int) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
         """Captioner and decoder share every node, or have nodes of their own."""
@@ -249,3 +271,19 @@ def turns(*parts: tuple[Timeline, int]) -> Timeline:
         for name, share in timeline.use.items():
             use[name] = use.get(name, 0.0) + share * timeline.step_s * count / steps / mean
     return Timeline(mean, spent, use)
+
+
+def plan(name: str, overrides: Sequence[str], asked: Asked, *, caption_tokens: int = ASSUMED_CAPTION_TOKENS) -> Planner:
+    """Of a training command.
+
+    Args:
+        name, overrides: of :func:`~verl_uae.estimate.composing.command`.
+        asked: what for.
+        caption_tokens: of a mean caption.
+
+    Raises:
+        ConfigError: something is impossible or not known.
+    """
+    if not 1 <= caption_tokens <= MOST_GPUS:
+        raise ConfigError("--caption-tokens", f"must lie in [1, {MOST_GPUS}], got {str(caption_tokens)[:20]}")
+    return Planner(Estimator(command(name, overrides), caption_tokens), asked)

@@ -4,18 +4,18 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import functools
 import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from verl_uae.plan.events import Clock, Event, Pool, Process, beside
-from verl_uae.plan.load import Captioning, Drawing, Load
+from verl_uae.plan.load import Drawing, Load
+from verl_uae.plan.servers import written
 
 #: Steps that are simulated, and those of them that fill the pipeline and are not counted.
-STEPS, WARM = 6, 2
+STEPS, WARM = 5, 1
 
 PHASED, OWN, STREAMED, AHEAD = "phased, colocated", "phased, own pool", "streamed, own pool", "one ahead, own pool"
 #: Schedules of a step with captions and drawing.
@@ -68,7 +68,7 @@ class _Run:
         self.ends: list[float] = []
         self.spent: Counter[str] = Counter()
         self.drawn: Counter[tuple[int, int]] = Counter()
-        self.written: Callable[[int, int], None] = lambda step, number: None
+        self.queue: _Stream | None = None
 
     def timeline(self) -> Timeline:
         """Run."""
@@ -119,10 +119,10 @@ class _Run:
 
     def _streamed(self, step: int) -> Process:
         assert self.load.captioning is not None and self.load.drawing is not None
-        queue = _Stream(self.clock, self.load.drawing, self.decoders, self.load.captioning.captions, self._count)
-        self.written = queue.put
+        captions = self.load.captioning.captions
+        self.queue = _Stream(self.clock, self.load.drawing, self.decoders, captions, self._count)
         yield from self._waited(CAPTIONS, self.clock.start(self._captions(step)))
-        yield from self._waited(DRAWING, queue.all_drawn)
+        yield from self._waited(DRAWING, self.queue.all_drawn)
 
     def _alone(self, step: int) -> Process:
         """Pictures without captions to wait for, if the step draws on ranks of its own at all."""
@@ -166,28 +166,20 @@ class _Run:
         """Agent loops prepare one prompt after the other; each caption goes to the next server in turn."""
         captioning, control = self.load.captioning, self.load.control
         assert captioning is not None
-        written = self.written
-        left, end = itertools.count(captioning.captions - 1, -1), Event(self.clock)
-        kind = _Batches if captioning.rows else _Server
-        servers = [kind(self.clock, captioning, self.gpus) for _ in range(captioning.servers)]
-        ends = [self.clock.now] * captioning.servers
-
-        def done(number: int) -> None:
-            ends[number % captioning.servers] = self.clock.now
-            written(step, number)
-            if next(left) == 0:
-                end.fire()
-
         lengths = captioning.lengths.draw(captioning.captions, step)
-
-        def agent(first: int) -> Process:
-            for number in range(first, captioning.captions, control.agents):
-                yield control.agent_s
-                servers[number % captioning.servers].put(lengths[number], lambda number=number: done(number))
-
-        for first in range(min(control.agents, captioning.captions)):
-            self.clock.start(agent(first))
-        yield end
+        start, ends = self.clock.now, []
+        for server in range(min(captioning.servers, captioning.captions)):
+            numbers = range(server, captioning.captions, captioning.servers)
+            found = written(
+                captioning, [((number // control.agents + 1) * control.agent_s, lengths[number]) for number in numbers]
+            )
+            for since, until in found.worked:
+                self.gpus.worked(start + since, start + until, captioning.server_gpus)
+            if self.queue is not None:
+                for number, end in zip(numbers, found.ends, strict=True):
+                    self.clock.after(end, functools.partial(self.queue.put, step, number))
+            ends.append(max(found.ends))
+        yield max(ends)
         self.longest = max(ends) - sum(ends) / len(ends)
 
     # ------------------------------------------------------------ pictures
@@ -235,95 +227,6 @@ class _Run:
                 self.gpus.worked(start, self.clock.now, self.gpus.count)
 
         yield from beside(self.clock, arriving(), computing())
-
-
-class _Server:
-    """Continuous batching: all captions at hand advance together, by one token in the time that so many take."""
-
-    def __init__(self, clock: Clock, captioning: Captioning, pool: Pool) -> None:
-        self.clock, self.captioning, self.pool = clock, captioning, pool
-        self.tokens = 0.0
-        """That a caption would have which was here from the start."""
-        self.seen = 0.0
-        """When that was worked out."""
-        self.resumes = 0.0
-        """Prompts are read until then."""
-        self.active: list[tuple[float, int, Callable[[], None]]] = []
-        self.order = itertools.count()
-        self.version = 0
-
-    def put(self, length: int, done: Callable[[], None]) -> None:
-        """A caption of so many tokens; ``done`` is called at its end."""
-        self._advance()
-        self.resumes = max(self.resumes, self.clock.now) + self.captioning.prefill_s
-        self.pool.worked(self.resumes - self.captioning.prefill_s, self.resumes, self.captioning.server_gpus)
-        heapq.heappush(self.active, (self.tokens + length, next(self.order), done))
-        self._plan()
-
-    def _advance(self) -> None:
-        start = max(self.seen, self.resumes)
-        if self.active and self.clock.now > start:
-            self.tokens += (self.clock.now - start) / self.captioning.seconds(len(self.active))
-            self.pool.worked(start, self.clock.now, self.captioning.server_gpus)
-        self.seen = self.clock.now
-
-    def _plan(self) -> None:
-        self.version += 1
-        if self.active:
-            seconds = (self.active[0][0] - self.tokens) * self.captioning.seconds(len(self.active))
-            until = max(self.resumes, self.clock.now) + max(0.0, seconds)
-            self.clock.after(until - self.clock.now, lambda version=self.version: self._end(version))  # type: ignore[misc]
-
-    def _end(self, version: int) -> None:
-        if version != self.version:
-            return
-        self._advance()
-        # The one that was planned for, whatever rounding says, and those that end with it.
-        self.tokens = max(self.tokens, self.active[0][0])
-        while self.active and self.active[0][0] <= self.tokens:
-            heapq.heappop(self.active)[2]()
-        self._plan()
-
-
-class _Batches:
-    """A batch starts when it is full, or when nothing has come for a while; all of its rows are computed until its
-    longest caption ends, then the next."""
-
-    def __init__(self, clock: Clock, captioning: Captioning, pool: Pool) -> None:
-        self.clock, self.captioning, self.pool = clock, captioning, pool
-        self.waiting: deque[tuple[int, Callable[[], None]]] = deque()
-        self.quiet_since = 0
-        self.working = False
-
-    def put(self, length: int, done: Callable[[], None]) -> None:
-        """See :meth:`_Server.put`."""
-        self.waiting.append((length, done))
-        self._wait()
-
-    def _wait(self) -> None:
-        self.quiet_since += 1
-        since = self.quiet_since
-        if len(self.waiting) >= self.captioning.rows:
-            self._start()
-        elif self.waiting:
-            self.clock.after(self.captioning.wait_s, lambda: self._start() if since == self.quiet_since else None)
-
-    def _start(self) -> None:
-        if not self.working:
-            self.working = True
-            self.clock.start(self._run())
-
-    def _run(self) -> Process:
-        rows = self.captioning.rows
-        batch = [self.waiting.popleft() for _ in range(min(rows, len(self.waiting)))]
-        start = self.clock.now
-        yield self.captioning.prefill_s * len(batch)
-        yield max(length for length, _ in batch) * self.captioning.seconds(rows)
-        self.pool.worked(start, self.clock.now, self.captioning.server_gpus)
-        self.working = False
-        for _, done in batch:
-            done()
-        self._wait()
 
 
 class _Stream:

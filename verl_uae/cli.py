@@ -80,8 +80,12 @@ def _add_plan(commands: Any) -> None:
     )
     what = "config name or yaml file, then Hydra overrides, as of the training command"
     parser.add_argument("words", nargs="+", metavar="NAME KEY=VALUE", help=what)
-    parser.add_argument("--gpu", default="H100-80GB", help="GPU type, see verl-uae estimate --list (default %(default)s)")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512, 4096], help="counts (default 8 64 512 4096)")
+    parser.add_argument(
+        "--gpu", default="H100-80GB", help="GPU type, see verl-uae estimate --list (default %(default)s)"
+    )
+    parser.add_argument(
+        "--gpus", type=int, nargs="+", default=[8, 64, 512, 4096], help="counts (default 8 64 512 4096)"
+    )
     parser.add_argument("--gpus-per-node", type=int, default=8, help="default %(default)s")
     parser.add_argument("--fixed-batch", action="store_true", help="samples of a step stay: strong scaling")
     parser.add_argument("--caption-tokens", type=int, default=320, help="mean of a caption (default %(default)s)")
@@ -177,17 +181,19 @@ def _plan(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
+        from verl_uae.plan.load import ASSUMED_SPREAD
         from verl_uae.plan.planner import Asked, plan
         from verl_uae.plan.report import as_json, render
 
-        name, *words = [*args.words, *args.overrides]
+        words = [*args.words, *args.overrides]
+        name = words.pop(0)
         asked = Asked(
             gpu=args.gpu,
             gpus=tuple(args.gpus),
             per_node=args.gpus_per_node,
             fixed_batch=args.fixed_batch,
             calibration=args.calibration,
-            **({} if args.spread is None else {"spread": args.spread}),
+            spread=ASSUMED_SPREAD if args.spread is None else args.spread,
         )
         planner = plan(name, words, asked, caption_tokens=args.caption_tokens)
         rows = planner.rows()

@@ -17,7 +17,6 @@ from verl_uae.plan.schedules import (
     LINKS,
     LONGEST,
     OWN,
-    PHASED,
     SCHEDULES,
     STEPS,
     STREAMED,
@@ -39,7 +38,9 @@ def load(**changes: object) -> Load:
 def test_one_pool_without_variance_is_a_sum() -> None:
     found = simulate(load())
     assert found.step_s == pytest.approx(CAPTIONS_S + 2 * 1.5 + 1.0)
-    assert found.spent == pytest.approx({CAPTIONS: CAPTIONS_S, LONGEST: 0, DRAWING: 3.0, CONTROL: 0, LINKS: 0, "update": 1.0})
+    assert found.spent == pytest.approx(
+        {CAPTIONS: CAPTIONS_S, LONGEST: 0, DRAWING: 3.0, CONTROL: 0, LINKS: 0, "update": 1.0}
+    )
     # All of them work all of the time.
     assert found.use["GPUs"] == pytest.approx(1.0)
 

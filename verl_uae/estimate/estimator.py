@@ -17,7 +17,7 @@ from verl_uae.estimate.composing import Command, changed, command
 from verl_uae.estimate.models import Models
 from verl_uae.estimate.phases import Phase, Phases
 from verl_uae.estimate.rates import ASSUMED_USABLE, GIB, GPUS, Rates, rates_of
-from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Work
+from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Asking, Work
 from verl_uae.stages.common.config import FULL_PRECISION
 
 #: Share of a step that a setting must save to be named.
@@ -126,12 +126,12 @@ class Estimator:
 
     Args:
         asked: of :func:`~verl_uae.estimate.composing.command`.
-        caption_tokens: of a caption.
+        asking: of the captioner; None is what is assumed.
     """
 
-    def __init__(self, asked: Command, caption_tokens: int = ASSUMED_CAPTION_TOKENS) -> None:
+    def __init__(self, asked: Command, asking: Asking | None = None) -> None:
         self.asked = asked
-        self.caption_tokens = caption_tokens
+        self.asking = asking or Asking()
         self._works: dict[Any, Work] = {}
 
     @property
@@ -164,7 +164,7 @@ class Estimator:
         key = (uae.train.lora.rank, hybrid.model.lora_rank, uae.decoder.height, uae.decoder.width)
         if key not in self._works:
             models = Models(asked.config, asked.decoder, folders=asked.folders)
-            self._works[key] = Work(models, self.caption_tokens)
+            self._works[key] = Work(models, self.asking)
         return self._works[key]
 
     def remedies(self, gpu: str, calibration: Path | None = None) -> list[tuple[dict[str, Any], Estimate]]:
@@ -318,7 +318,7 @@ def ask(
         if count is not None and not 1 <= count <= most:
             raise ConfigError(option, f"must lie in [1, {most}], got {str(count)[:20]}")
     rates_of(gpu, calibration)
-    estimator = Estimator(command(name, overrides, gpus=gpus, nodes=nodes), caption_tokens)
+    estimator = Estimator(command(name, overrides, gpus=gpus, nodes=nodes), Asking(caption_tokens))
     found = estimator.estimate(gpu, calibration)
     if not found.fits:
         return found, estimator.remedies(gpu, calibration)

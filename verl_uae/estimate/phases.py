@@ -209,9 +209,7 @@ class Phases(Held):
             captions *= self.layout.ranks / (uae.decoder.n_gpus_per_node * uae.decoder.nnodes)
             beside = self.processes(1)
             decoder = {"decoder": nbytes(self.models.frozen_decoder), **self.frozen()}
-        phases = [
-            _with(phase, memory={**beside, **decoder, **phase.memory}) for phase in self.drawing(captions)
-        ]
+        phases = [_with(phase, memory={**beside, **decoder, **phase.memory}) for phase in self.drawing(captions)]
         if uae.decoder.offload and not own_pool:
             phases[0] = self._visited(phases[0], decoder)
         return phases
@@ -219,7 +217,7 @@ class Phases(Held):
     def _captioner_learning(
         self, captions: float, shards: Shards, width: int, beside: Mapping[str, float]
     ) -> list[Phase]:
-        hybrid, layout = self.config.actor_rollout_ref, self.layout
+        hybrid = self.config.actor_rollout_ref
         actor, engine = hybrid.actor, hybrid.actor.fsdp_config
         again = bool(hybrid.model.enable_gradient_checkpointing)
         held = {
@@ -289,12 +287,12 @@ class Phases(Held):
         """All weights are gathered, in bf16, for the server of the GPU."""
         engine = self.config.actor_rollout_ref.actor.fsdp_config
         fixed = ASSUMED_STEP_S + (ASSUMED_SERVER_S if self.served_by_vllm() else 0.0)
-        return Phase(
+        phase = Phase(
             "weights to the server",
-            **self._travels(shards.received(2), shards, 1),
             pageable=self.moves(engine, shards, width, state=False),
             fixed_s=fixed,
         )
+        return _with(phase, **self._travels(shards.received(2), shards, 1))
 
     # ------------------------------------------------------------ U4G
 
@@ -397,7 +395,7 @@ class Phases(Held):
     def _decoder_update(
         self, passes: Passes, micro: int, shards: Shards, beside: Mapping[str, float], guidance: float
     ) -> Phase:
-        engine, layout = self.uae.train.fsdp_config, self.layout
+        engine = self.uae.train.fsdp_config
         width, reshard = width_of(engine.mixed_precision.param_dtype), bool(engine.reshard_after_forward)
         plain = self.work.learning(micro, guidance, checkpointing=False, places=passes.places)
         again = bool(self.uae.train.gradient_checkpointing)

@@ -5,14 +5,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from verl_uae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Clock: TypeAlias = Callable[[], float]
 
 GIB = 1024**3
 
@@ -26,8 +32,8 @@ ASSUMED_SHARE_OF_PRODUCT = 0.57
 ASSUMED_BANDWIDTH_SHARE = 0.5
 #: Share of a link that collectives and copies reach: NCCL's bus bandwidth on eight H100 is about 300 of 450 GB/s.
 ASSUMED_LINK_SHARE = 0.67
-#: Seconds of a step of a ring inside a node and between nodes: NCCL's own model of rings with its protocol "Simple" over
-#: NVLink and network (hwLat in src/graph/tuning.cc, release 2.18 and later).
+#: Seconds of a step of a ring inside a node and between nodes: NCCL's own model of rings with its protocol "Simple"
+#: over NVLink and network (hwLat in src/graph/tuning.cc, release 2.18 and later).
 ASSUMED_HOP_S, ASSUMED_HOP_ACROSS_S = 3.4e-6, 14e-6
 #: GB/s of a copy between device and memory of the host that is not pinned, which is how modules travel.
 ASSUMED_PAGEABLE_GBS = 4.0
@@ -88,6 +94,9 @@ GPUS: Mapping[str, Rates] = {
     "RTX5090-32GB": Rates(32, 210, 105, 105, 1792, 50, 50, 1.6, 0.7),
 }
 
+#: Fields that a calibration of a CPU holds beside those of all: there operators are not called ahead of their work, and
+#: what is no product takes a share of the time that counts.
+CALIBRATED_ON_CPU = ("operator_s", "touched_gbs")
 #: Fields that a calibration holds.
 CALIBRATED = ("bf16_tflops", "tf32_tflops", "fp32_tflops", "bandwidth_gbs", "pcie_gbs", "pageable_gbs")
 
@@ -108,24 +117,30 @@ def rates_of(gpu: str, calibration: Path | None = None) -> Rates:
         return GPUS[gpu]
     try:
         found = json.loads(calibration.read_text(encoding="utf-8"))
-        measured = {name: float(found["rates"][name]) for name in CALIBRATED}
+        on_cpu = CALIBRATED_ON_CPU[0] in found["rates"]
+        names = (*CALIBRATED, *(CALIBRATED_ON_CPU if on_cpu else ()))
+        measured = {name: float(found["rates"][name]) for name in names}
         device = str(found["device"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"{calibration} is no calibration ({type(error).__name__}: {error}); write one with --calibrate"
         raise ConfigError("--calibration", reason) from error
     if not all(0 < value < 1e9 for value in measured.values()):
         raise ConfigError("--calibration", f"{calibration}: rates must be positive numbers, got {measured}")
+    # On a CPU what keeps from the rate of a product is counted beside it.
+    share = 1.0 if on_cpu else ASSUMED_SHARE_OF_PRODUCT
     return dataclasses.replace(
-        GPUS[gpu], **measured, mfu=ASSUMED_SHARE_OF_PRODUCT, bandwidth_share=0.7, measured=f"{device}, {calibration}"
+        GPUS[gpu], **measured, mfu=share, bandwidth_share=0.7, measured=f"{device}, {calibration}"
     )
 
 
-def calibrate(path: Path, *, seconds: float = 0.5) -> dict[str, Any]:
-    """Measure products, memory and copies on the machine at hand and write them to a file.
+def calibrate(path: Path, *, seconds: float = 0.5, clock: Clock = time.perf_counter) -> dict[str, Any]:
+    """Measure products, memory and copies on the machine at hand, on a CPU what an operator costs besides, and write
+    them to a file.
 
     Args:
         path: of the file, JSON.
         seconds: that each measurement takes at least.
+        clock: ``time.process_time`` on a machine that others use too.
 
     Returns:
         What was written: device, and rates by the names of :class:`Rates`.
@@ -137,16 +152,16 @@ def calibrate(path: Path, *, seconds: float = 0.5) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     side, count = (8192, 2**30) if device == "cuda" else (1024, 2**26)
-
     numbers = normal((side, side), "calibration")
+    timed = functools.partial(_seconds, device=device, least=seconds, clock=clock)
 
     def product(dtype: torch.dtype) -> float:
         # Of what a model holds: products of zeros draw less power and may run at a higher clock.
         a, b = (numbers.to(device, dtype) for _ in range(2))
-        return 2 * side**3 / _seconds(lambda: torch.mm(a, b), device, seconds) / 1e12
+        return 2 * side**3 / timed(lambda: torch.mm(a, b)) / 1e12
 
     def copy(source: Any, target: Any) -> float:
-        return count / _seconds(lambda: target.copy_(source), device, seconds) / 1e9
+        return count / timed(lambda: target.copy_(source)) / 1e9
 
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -165,23 +180,55 @@ def calibrate(path: Path, *, seconds: float = 0.5) -> dict[str, Any]:
         "bandwidth_gbs": 2 * copy(on_device[0], on_device[1]),
         "pcie_gbs": copy(pinned, on_device[0]),
         # Into memory that is new each time, as modules travel.
-        "pageable_gbs": count / _seconds(lambda: on_device[0].to("cpu", copy=True), device, seconds) / 1e9,
+        "pageable_gbs": count / timed(lambda: on_device[0].to("cpu", copy=True)) / 1e9,
     }
+    if device == "cpu":
+        rates["operator_s"] = _of_operator(timed)
+        rates["touched_gbs"] = _touched(numbers, timed)
     found = {"device": name, "torch": torch.__version__, "rates": rates}
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
 
 
-def _seconds(call: Callable[[], object], device: str, least: float) -> float:
+def _of_operator(timed: Callable[[Callable[[], object]], float]) -> float:
+    """Seconds of an operator that has next to nothing to compute, within the modules that call it."""
+    import torch
+    from torch import nn
+
+    from verl_uae.estimate.meter import Meter
+
+    width = 8
+    block = [nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)]
+    model = nn.Sequential(*(part for _ in range(25) for part in block))
+    row = torch.ones(1, width)
+    with torch.no_grad(), Meter("cpu") as meter:
+        model(row)
+    with torch.no_grad():
+        return timed(lambda: model(row)) / meter.operators
+
+
+def _touched(numbers: Tensor, timed: Callable[[Callable[[], object]], float]) -> float:
+    """GB/s of what stands between the products of a block: activation, norm, softmax, sum."""
+    from torch.nn import functional as F
+
+    def between() -> Tensor:
+        inner = F.gelu(numbers)
+        return F.layer_norm(inner, inner.shape[-1:]).softmax(-1) + inner
+
+    # Each of the first three reads one and writes one, the sum reads two.
+    return 9 * numbers.nbytes / timed(between) / 1e9
+
+
+def _seconds(call: Callable[[], object], *, device: str, least: float, clock: Clock) -> float:
     """The fastest call."""
     import torch
 
     def once() -> float:
-        start = time.perf_counter()
+        start = clock()
         call()
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
 
     once()
     end, best = time.perf_counter() + least, float("inf")

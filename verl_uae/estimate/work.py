@@ -29,8 +29,18 @@ from verl_uae.stages.cold_start.loss import read_text, recompute
 
 #: Tokens of a caption; most recipes allow 512.
 ASSUMED_CAPTION_TOKENS = 320
-#: Side of a picture as it reaches the captioner, pixels, and tokens of the prompt around it.
-ASSUMED_PICTURE_SIDE, ASSUMED_PROMPT_TOKENS = 256, 77
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What the captioner is asked with, and how long its answer is; what is not said is assumed."""
+
+    caption_tokens: int = ASSUMED_CAPTION_TOKENS
+    """Of a mean caption."""
+    picture_side: int = 256
+    """Of a picture as it reaches the captioner, pixels."""
+    prompt_tokens: int = 77
+    """Around the picture's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +113,14 @@ class Work:
 
     Args:
         models: of the run.
-        caption_tokens: of a caption.
+        asking: of the captioner.
     """
 
-    def __init__(self, models: Models, caption_tokens: int = ASSUMED_CAPTION_TOKENS) -> None:
+    def __init__(self, models: Models, asking: Asking) -> None:
         self.models = models
         self.config = models.config
-        self.caption_tokens = min(caption_tokens, int(self.config.data.max_response_length))
+        self.asking = asking
+        self.caption_tokens = min(asking.caption_tokens, int(self.config.data.max_response_length))
         self.size = (int(self.config.uae.decoder.height), int(self.config.uae.decoder.width))
         self._known: dict[Any, Any] = {}
 
@@ -241,7 +252,7 @@ class Work:
     def prompt(self) -> tuple[int, int]:
         """Tokens of a prompt, and those of its picture among them."""
         _, tokens = self._picture()
-        return tokens + ASSUMED_PROMPT_TOKENS, tokens
+        return tokens + self.asking.prompt_tokens, tokens
 
     def _picture(self) -> tuple[dict[str, Tensor], int]:
         """Inputs of one picture, on the host where they are numbers, and its tokens."""
@@ -251,7 +262,7 @@ class Work:
             size = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
             return {"pixel_values": torch.empty(1, 3, size, size, device="meta")}, int(config.image_seq_length)
         merge = int(vision.spatial_merge_size)
-        side = max(1, round(ASSUMED_PICTURE_SIDE / (vision.patch_size * merge))) * merge
+        side = max(1, round(self.asking.picture_side / (vision.patch_size * merge))) * merge
         channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
         width = int(channels * vision.temporal_patch_size * vision.patch_size**2)
         pixels = torch.empty(side * side, width, device="meta")
@@ -261,7 +272,7 @@ class Work:
         """Prompts with their pictures, and as many tokens of an answer; numbers have values on ``meta``."""
         config = self.models.captioner_config
         picture, image_tokens = self._picture()
-        ids_T = torch.full((image_tokens + ASSUMED_PROMPT_TOKENS + answer,), 1)
+        ids_T = torch.full((image_tokens + self.asking.prompt_tokens + answer,), 1)
         ids_T[4 : 4 + image_tokens] = config.image_token_id
         ids_BT = ids_T.repeat(rows, 1)
         mask_BT = torch.ones_like(ids_BT)

@@ -96,9 +96,7 @@ class Pool:
 
     def use(self, start: float, end: float) -> float:
         """Share of the pool that worked in that time."""
-        seconds = sum(
-            max(0.0, min(end, until) - max(start, since)) * devices for since, until, devices in self._worked
-        )
+        seconds = sum(max(0.0, min(end, until) - max(start, since)) * devices for since, until, devices in self._worked)
         return seconds / (self.count * (end - start)) if end > start else 0.0
 
 

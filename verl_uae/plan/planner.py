@@ -17,7 +17,7 @@ from verl_uae.estimate.estimator import MOST_GPUS, WORTH, Estimate, Estimator
 from verl_uae.estimate.phases import Phases
 from verl_uae.estimate.rates import rates_of
 from verl_uae.estimate.report import pictures
-from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS
+from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Asking
 from verl_uae.plan.load import ASSUMED_SPREAD
 from verl_uae.plan.loads import g4u_load, ranks_load
 from verl_uae.plan.schedules import AHEAD, OWN, PHASED, STREAMED, Timeline, simulate
@@ -125,7 +125,7 @@ class Planner:
         Raises:
             ConfigError: a count leaves no way to run the command; the last reason.
         """
-        found = []
+        found: list[Row] = []
         for gpus in self.asked.gpus:
             refused: list[ConfigError] = []
             best: dict[str, Row] = {}
@@ -286,4 +286,4 @@ def plan(name: str, overrides: Sequence[str], asked: Asked, *, caption_tokens: i
     """
     if not 1 <= caption_tokens <= MOST_GPUS:
         raise ConfigError("--caption-tokens", f"must lie in [1, {MOST_GPUS}], got {str(caption_tokens)[:20]}")
-    return Planner(Estimator(command(name, overrides), caption_tokens), asked)
+    return Planner(Estimator(command(name, overrides), Asking(caption_tokens)), asked)

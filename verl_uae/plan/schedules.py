@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -66,7 +66,7 @@ class _Run:
         self.decoders = Pool("decoder", load.drawing.ranks) if own and load.drawing else self.gpus
         self.links = Pool("links", 1)
         self.ends: list[float] = []
-        self.spent: Counter[str] = Counter()
+        self.spent: dict[str, float] = defaultdict(float)
         self.drawn: Counter[tuple[int, int]] = Counter()
         self.queue: _Stream | None = None
 
@@ -106,7 +106,7 @@ class _Run:
                 self.spent.clear()
 
     def _ahead(self, step: int) -> Process:
-        """The pictures of this step, and beside them the captions of the next: what ends last is what was waited for."""
+        """The pictures of this step beside the captions of the next: what ends last is what was waited for."""
         before, ends = self.clock.now, dict[str, float]()
 
         def ended(name: str, process: Process) -> Process:

@@ -38,6 +38,8 @@ class Parts:
     """Of the GPU, read one byte after the other."""
     alone: float
     """Copies to and from the host, and what is assumed."""
+    control: float
+    """Of the process that controls the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,14 @@ class Estimate:
             memory=phase.read / rates.bandwidth_gbs / 1e9 / rates.bandwidth_share,
             alone=(phase.pinned / rates.pcie_gbs / rates.link_share + phase.pageable / rates.pageable_gbs) / 1e9
             + phase.fixed_s,
+            control=phase.control_s,
         )
 
     def seconds(self, phase: Phase) -> float:
         """Of a phase. Weights that are gathered arrive beside the work of the block before; copies to and from the host
         do not overlap with anything."""
         parts = self.parts(phase)
-        return max(parts.compute, parts.links, parts.memory) + parts.alone
+        return max(parts.compute, parts.links, parts.memory) + parts.alone + parts.control
 
     @property
     def step_seconds(self) -> float:

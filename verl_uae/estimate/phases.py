@@ -66,6 +66,8 @@ class Phase:
     """Bytes between GPU and memory of the host that is not pinned."""
     fixed_s: float = 0.0
     """Seconds that are assumed."""
+    control_s: float = 0.0
+    """Likewise, of the process that controls the run."""
     share: float = 1.0
     """Of steps that have it: 0 where it is done once in a run."""
 
@@ -286,11 +288,11 @@ class Phases(Held):
     def _sync(self, shards: Shards, width: int) -> Phase:
         """All weights are gathered, in bf16, for the server of the GPU."""
         engine = self.config.actor_rollout_ref.actor.fsdp_config
-        fixed = ASSUMED_STEP_S + (ASSUMED_SERVER_S if self.served_by_vllm() else 0.0)
         phase = Phase(
             "weights to the server",
             pageable=self.moves(engine, shards, width, state=False),
-            fixed_s=fixed,
+            fixed_s=ASSUMED_SERVER_S if self.served_by_vllm() else 0.0,
+            control_s=ASSUMED_STEP_S,
         )
         return _with(phase, **self._travels(shards.received(2), shards, 1))
 
@@ -410,7 +412,7 @@ class Phases(Held):
             {**beside, **self.policy(shards, backward=True, state=True), "activations": cost.peak},
             **self._travels(received, shards, calls * (3 if reshard else 1), engine),
             pageable=self.moves(engine, shards, 4, state=True),
-            fixed_s=ASSUMED_STEP_S,
+            control_s=ASSUMED_STEP_S,
         )
 
     # ------------------------------------------------------------ supervised stages
@@ -474,7 +476,7 @@ class Phases(Held):
                 # The forward pass of the path is done again: it is kept nowhere.
                 (plain.total - path.total) * calls["way back"],
                 {**beside, "activations": step.peak},
-                fixed_s=ASSUMED_STEP_S,
+                control_s=ASSUMED_STEP_S,
             ),
         ]
         received = {

@@ -14,11 +14,16 @@ from verl_uae.estimate.phases import Phase, Phases
 from verl_uae.estimate.work import nbytes
 from verl_uae.plan.load import Captioning, Control, Drawing, Lengths, Load, Work
 
-#: Seconds of an agent-loop process for a caption, and of the controlling process for a sample of G4U, where it masks,
-#: compares and writes, and of the other stages. Measured on one core of an AMD EPYC in logs of the built-in scenes
-#: with 16 and 64 samples a step: the slopes of gen - caption, of reward - decode - score + adv, and of what a step of
-#: U4G has beside its phases.
-AGENT_S, SAMPLE_S, OTHER_SAMPLE_S = 9.6e-3, 1.5e-3, 0.3e-3
+#: Seconds of an agent-loop process for a caption: its picture is prepared, its answer written to the queue. Measured,
+#: as all of these, on one core of an AMD EPYC in logs of the built-in scenes: slope of gen - caption from 16 to 64
+#: captions.
+AGENT_S = 9.6e-3
+#: Seconds of the process that controls a run of G4U for a sample, slope of reward - decode - score + adv, and for a
+#: step.
+SAMPLE_S, STEP_S = 1.5e-3, 0.15
+#: The same of U4G, whose ranks keep their pictures, and of the supervised stages: what a step has beside its phases.
+#: Pictures of the built-in scenes are a kilobyte; larger ones take the controller longer.
+DRAW_S, PAIR_S, OTHER_STEP_S = 0.3e-3, 0.1e-3, 0.02
 
 #: Parts of a phase that are simulated at most: more change nothing but the time it takes.
 MOST_UNITS = 500
@@ -44,7 +49,7 @@ def g4u_load(found: Estimate, phases: Phases, spread: float) -> Load:
         samples=captions,
         works=_works(found, [phase for phase in known if phase.name not in _DRAWN]),
         gpus=phases.layout.ranks,
-        control=Control(int(config.actor_rollout_ref.rollout.agent.num_workers), AGENT_S, SAMPLE_S),
+        control=Control(int(config.actor_rollout_ref.rollout.agent.num_workers), AGENT_S, SAMPLE_S, STEP_S),
         captioning=_captioning(found, phases, captions, spread),
         drawing=_drawing(found, phases, captions, int(ranks), move),
     )
@@ -60,10 +65,12 @@ def ranks_load(found: Estimate, phases: Phases, known: Sequence[Phase], samples:
         samples: pictures that are drawn or learnt from.
     """
     works = _works(found, [phase for phase in known if phase.share > 0])
-    return Load(samples, works, phases.layout.ranks, Control(sample_s=OTHER_SAMPLE_S))
+    sample_s = DRAW_S if phases.uae.stage in ("u4g", "unified") else PAIR_S
+    return Load(samples, works, phases.layout.ranks, Control(sample_s=sample_s, fixed_s=OTHER_STEP_S))
 
 
 def _works(found: Estimate, phases: Sequence[Phase]) -> tuple[Work, ...]:
+    """Without what the estimate assumes of the controlling process, which is simulated."""
     works = []
     for phase in phases:
         parts = found.parts(phase)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from verl_uae.estimate.estimator import Estimator
 from verl_uae.estimate.rates import GPUS
 from verl_uae.estimate.report import pictures
 from verl_uae.families.published import DECODERS, LANGUAGE_MODELS
+from verl_uae.plan.planner import Asked, plan
+from verl_uae.plan.report import best, efficiency, lost_to, split
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 1000
@@ -117,6 +119,33 @@ def predicted_row(stage: str) -> str:
     return f"| `{stage}` | {found.step_seconds:.1f} | {rate:.2f} | {100 * found.mfu:.0f} % | {found.peak_gib:.1f} |"
 
 
+#: Counts of GPUs that recipes are planned for.
+COUNTS = (8, 64, 512, 4096)
+
+
+def planned() -> str:
+    """The fastest schedule of every recipe on many GPUs."""
+    head = [
+        "| recipe, H100 80 GB, SD3.5-Large | GPUs | fastest schedule | captioner + decoder | step, s "
+        "| pictures per second and GPU | weak scaling | lost to |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *(line for stage in RECIPES for line in planned_rows(stage))]) + "\n"
+
+
+def planned_rows(stage: str, counts: Sequence[int] = COUNTS) -> Iterator[str]:
+    """Of a stage."""
+    rows = plan(recipe(stage), [], Asked("H100-80GB", tuple(counts))).rows()
+    for gpus in counts:
+        row = best(rows, gpus)
+        name, seconds = lost_to(row, rows)
+        lost = f"{name}, +{seconds:.1f} s" if efficiency(row, rows) < 0.95 else "–"
+        yield (
+            f"| `{stage}` | {gpus:,} | {row.schedule} | {split(row)} | {row.timeline.step_s:.1f} | {row.rate:.2f} "
+            f"| {efficiency(row, rows):.2f} | {lost} |"
+        )
+
+
 # ------------------------------------------------------------ recipes/uae/g4u/README.md
 
 
@@ -189,7 +218,7 @@ def _resident(of: Estimator, gpu: str) -> bool:
 #: Page -> name of a table between its markers -> what writes it.
 TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "docs" / "families.md": {"MEMORY": families},
-    ROOT / "docs" / "performance.md": {"PREDICTED": predicted, "LENGTHS": lengths},
+    ROOT / "docs" / "performance.md": {"PREDICTED": predicted, "PLANNED": planned, "LENGTHS": lengths},
     ROOT / "recipes" / "uae" / "g4u" / "README.md": {"ESTIMATES": nodes, "ESTIMATES ONE GPU": one_gpu},
 }
 

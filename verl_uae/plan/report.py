@@ -20,6 +20,8 @@ _WORDS = {
     LINKS: "weights and gradients between GPUs",
     "weights to the server": "waking, and sending weights to, the caption servers",
 }
+#: Efficiency below which is said what it is lost to.
+POOR = 0.85
 #: Keys that a schedule needs beside those of its pools.
 _KEYS: Mapping[str, Mapping[str, Any]] = {
     OWN: {},
@@ -47,6 +49,15 @@ def efficiency(row: Row, rows: Sequence[Row]) -> float:
     """Pictures a second and GPU, by those of the fewest GPUs with the same schedule."""
     same = [other for other in rows if other.schedule == row.schedule]
     return row.rate / min(same, key=lambda other: other.gpus).rate
+
+
+def lost_to(row: Row, rows: Sequence[Row]) -> tuple[str, float]:
+    """What a step takes longer for than on the fewest GPUs with the same schedule, in words, and its seconds."""
+    same = [other for other in rows if other.schedule == row.schedule]
+    before = min(same, key=lambda other: other.gpus).timeline.spent
+    more = {name: seconds - before.get(name, 0.0) for name, seconds in row.timeline.spent.items()}
+    name = max(more, key=lambda name: more[name])
+    return _WORDS.get(name, name), more[name]
 
 
 def settings(row: Row, planner: Planner) -> dict[str, Any]:
@@ -113,9 +124,12 @@ def _sentences(rows: Sequence[Row], planner: Planner) -> Iterator[str]:
         if not row.estimate.fits:
             yield f"  {gpus:,} GPUs: nothing fits; verl-uae estimate says what makes it fit"
             continue
+        name, seconds = lost_to(row, rows)
+        poor = efficiency(row, rows) < POOR
+        lost = f"; its efficiency is lost to {name}, {seconds:.1f} s more" if poor else ""
         yield (
             f"  {gpus:,} GPUs: {row.schedule} is fastest, {row.timeline.step_s:.1f} s a step, held by "
-            f"{held_by(row)}: {how}"
+            f"{held_by(row)}{lost}: {how}"
         )
 
 
@@ -132,6 +146,7 @@ def as_json(rows: Sequence[Row], planner: Planner) -> list[dict[str, Any]]:
             "use": row.timeline.use,
             "spent_s": row.timeline.spent,
             "held_by": row.bottleneck()[0],
+            "lost_to": lost_to(row, rows)[0],
             "fits": row.estimate.fits,
             "peak_gib": row.estimate.peak_gib,
             "set": settings(row, planner),

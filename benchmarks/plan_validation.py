@@ -57,7 +57,7 @@ def build(root: Path, size: Size) -> None:
     if (root / "data").is_dir():
         return
     from diffusers import SD3Transformer2DModel
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Qwen2_5_VLForConditionalGeneration
 
     from verl_uae.chain.decoder import Decoder
     from verl_uae.checkpoints.names import CONDITIONER, TRANSFORMER, VAE
@@ -97,6 +97,9 @@ def build(root: Path, size: Size) -> None:
             qk_norm="rms_norm",
         )
         projector = Projector(width, 2 * width, width, 16)
+        tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads}
+        sees = {"num_hidden_layers": size.layers, "image_size": PIXELS, "patch_size": 8, "projection_dim": width}
+        CLIPVisionModelWithProjection(CLIPVisionConfig(**tower, **sees)).save_pretrained(root / "clip")
     processor = build_processor()
     captioner.generation_config = generation_config(processor.tokenizer)
     captioner.save_pretrained(root / "captioner")
@@ -106,7 +109,7 @@ def build(root: Path, size: Size) -> None:
     write_dataset(root / "data", train=512, val=8)
 
 
-def words(stage: str, size: Size) -> list[str]:
+def words(stage: str, root: Path, size: Size) -> list[str]:
     """Overrides of a run."""
     pairs = {"pretrain": size.pairs, "cold_start": size.cold_pairs}.get(stage, size.images)
     found = [
@@ -119,6 +122,9 @@ def words(stage: str, size: Size) -> list[str]:
         "uae.reward.terms=[{name: pixel}]",
         "++ray_kwargs.ray_init.address=local",
     ]
+    if stage == "cold_start":
+        found += ["uae.cold_start.backbone=clip", "~uae.cold_start.backbone_params.image_size"]
+        found.append(f"+uae.cold_start.backbone_params.model={root / 'clip'}")
     if stage in ("pretrain", "cold_start"):
         return [*found, f"uae.train.micro_batch_size={min(64, pairs)}"]
     captions = size.images * size.members
@@ -126,6 +132,9 @@ def words(stage: str, size: Size) -> list[str]:
         found += [f"actor_rollout_ref.rollout.n={size.members}", f"actor_rollout_ref.actor.ppo_mini_batch_size={pairs}"]
         for key in ("actor.ppo", "ref.log_prob", "rollout.log_prob"):
             found.append(f"actor_rollout_ref.{key}_micro_batch_size_per_gpu={captions}")
+    if stage == "unified":
+        # As many steps of both stages are measured.
+        found += ["uae.unified.g4u_steps=1", "uae.unified.u4g_steps=1"]
     if stage != "g4u":
         found += [f"uae.u4g.samples_per_caption={size.members}", f"uae.train.micro_batch_size={captions // 2}"]
     return found
@@ -176,13 +185,13 @@ def measure(stage: str, root: Path, run: Path, size: Size) -> dict[str, Any]:
         if lines > len(seen):
             seen.extend([processor_seconds()] * (lines - len(seen)))
 
-    how = {"config": f"uae_{stage}", "preset": preset(stage), "overrides": words(stage, size)}
+    how = {"config": f"uae_{stage}", "preset": preset(stage), "overrides": words(stage, root, size)}
     started = command(root, run, seed=0, steps=STEPS, **how)
     if code := run_training(started, run, watch):
         raise SystemExit(f"{stage}: exit code {code}, see {run / 'train.log'}")
     records = [json.loads(line)["data"] for line in (run / METRICS).read_text(encoding="utf-8").splitlines()][WARM:]
     phases = sorted({key for record in records for key in record if key.startswith("timing_s/")})
-    wall = {key: statistics.median(record.get(key, 0.0) for record in records) for key in phases}
+    wall = {key: statistics.mean(record.get(key, 0.0) for record in records) for key in phases}
     return {
         "processor_s": (seen[-1] - seen[WARM - 1]) / (len(seen) - WARM),
         "wall_s": wall["timing_s/step"],
@@ -210,7 +219,7 @@ def predict(stage: str, root: Path, size: Size, calibration: Path) -> tuple[floa
     from verl_uae.estimate.work import Asking
     from verl_uae.plan.planner import Asked, Planner
 
-    chosen = ["hardware=cpu", f"preset={preset(stage)}", f"uae_home={root}", *words(stage, size)]
+    chosen = ["hardware=cpu", f"preset={preset(stage)}", f"uae_home={root}", *words(stage, root, size)]
     asked = compose(f"uae_{stage}", [word for word in chosen if not word.startswith("++ray")])
     estimator = Estimator(asked, Asking(int(asked.config.data.max_response_length), SEEN, PROMPT))
     row = Planner(estimator, Asked("H100-80GB", (1,), calibration=calibration, spread=0.0)).rows()[0]

@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 
 from tests.config.test_validate_policy import PRESETS
+from verl_uae.cli import parse
 from verl_uae.config import STAGES, schema
 from verl_uae.data.schema import first_pictures
 from verl_uae.errors import ConfigError
@@ -73,16 +74,17 @@ def _schema_keys(section: type, prefix: str) -> Iterator[str]:
 def test_commands_of_the_estimate_on_the_pages_run() -> None:
     """As far as their models are composed: what each phase costs is executed elsewhere."""
     commands = [
-        shlex.split(line, comments=True)[2:]
+        shlex.split(line, comments=True)[1:]
         for page in PAGES
         for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
-        if line.startswith("verl-uae estimate ") and "calibrat" not in line
+        if line.startswith(("verl-uae estimate ", "verl-uae plan ")) and "calibrat" not in line
     ]
-    assert len(commands) >= 3
+    assert len(commands) >= 3 and {words[0] for words in commands} == {"estimate", "plan"}
     for words in commands:
-        named = [word for word in words if not word.startswith("--") and ("=" in word or "uae" in word)]
-        sizes = {key: int(words[words.index(f"--{key}") + 1]) for key in ("gpus", "nodes") if f"--{key}" in words}
-        command(named[0], named[1:], **sizes)
+        args = parse(words)
+        name, *overrides = [*args.words, *args.overrides]
+        sizes = {"gpus": args.gpus, "nodes": args.nodes} if args.command == "estimate" else {}
+        command(name, overrides, **sizes)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in NAMES_ELSEWHERE], ids=_name)

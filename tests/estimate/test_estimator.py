@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from verl_uae.errors import ConfigError
 from verl_uae.estimate.composing import command
 from verl_uae.estimate.estimator import Estimate, Estimator, ask
 from verl_uae.estimate.phases import Phase
-from verl_uae.estimate.rates import ASSUMED_USABLE, CALIBRATED, GPUS, calibrate, rates_of
+from verl_uae.estimate.rates import ASSUMED_USABLE, CALIBRATED, CALIBRATED_ON_CPU, GPUS, calibrate, rates_of
 from verl_uae.estimate.report import render
-from verl_uae.estimate.work import Cost
+from verl_uae.estimate.work import Cost, measure
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "uae"
 #: The smallest decoder, whose pieces are executed in seconds.
@@ -59,6 +61,26 @@ def test_seconds_by_hand(sana: Estimator) -> None:
     }
     for seconds, phase in cases.items():
         assert found.seconds(phase) == pytest.approx(seconds), phase.name
+
+
+def test_what_is_no_product_counts_on_a_cpu(sana: Estimator) -> None:
+    on_gpu = sana.estimate("H100-80GB")
+    rates = dataclasses.replace(on_gpu.rates, mfu=1.0, operator_s=5e-6, touched_gbs=20.0)
+    phase = Phase("work", Cost({"float32": 67e12}, operators=1e5, touched=40e9))
+    assert dataclasses.replace(on_gpu, rates=rates).seconds(phase) == pytest.approx(1.0 + 0.5 + 2.0)
+    assert on_gpu.seconds(phase) == pytest.approx(1.0 / 0.4)
+
+
+def test_operators_and_what_they_touch() -> None:
+    """Two products, their biases within, an activation and a sum; a view is nothing."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+        x_BC = torch.empty(4, 8)
+    with torch.no_grad():
+        cost = measure(lambda: model(x_BC).view(-1) + 1.0)
+    assert cost.operators == 4 and cost.total == 2 * 4 * 8 * 32 * 2
+    assert cost.touched == 4 * (2 * 4 * 32 + 2 * 4 * 8)
+    assert (cost + cost.times(2)).operators == 12 and cost.times(2).touched == 2 * cost.touched
 
 
 def test_more_gpus_hold_less_each_and_do_less_each(sana: Estimator) -> None:
@@ -193,7 +215,8 @@ def test_a_calibration_takes_the_place_of_the_data_sheet(tmp_path: Path, sana: E
     calibrate(file, seconds=0.01)
     written = json.loads(file.read_text())["rates"]
     rates = rates_of("H100-80GB", file)
-    assert {name: getattr(rates, name) for name in CALIBRATED} == written and all(written.values())
+    names = (*CALIBRATED, *CALIBRATED_ON_CPU)
+    assert {name: getattr(rates, name) for name in names} == written and all(written.values())
     slow, fast = sana.estimate("H100-80GB", file), sana.estimate("H100-80GB")
     assert slow.step_seconds > fast.step_seconds and "rates measured on" in render(slow)
     assert slow.peak_gib == fast.peak_gib

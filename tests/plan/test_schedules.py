@@ -23,6 +23,7 @@ from verl_uae.plan.schedules import (
     WARM,
     simulate,
 )
+from verl_uae.plan.servers import written
 
 #: 8 captions of 100 tokens on 4 servers, two each: 100 x 20 ms and two prompts of 50 ms.
 CAPTIONING = Captioning(8, 4, Lengths(100, 200, 0.0), prefill_s=0.05, token_s=0.0, step_s=0.02)
@@ -121,6 +122,27 @@ def test_continuous_batching_gives_each_caption_what_is_at_hand() -> None:
     captioning = Captioning(2, 1, Two(1, 1), prefill_s=0.0, token_s=0.0, step_s=0.01, cache_s=0.02)
     found = simulate(load(captioning=captioning, drawing=Drawing(1, 2, 0.0)))
     assert found.spent[CAPTIONS] == pytest.approx(10 * 0.05 + 20 * 0.03)
+
+
+def test_a_caption_that_comes_later_joins_those_at_hand() -> None:
+    """By hand: 10 tokens alone in a second, then a prompt of 0.5 s that all wait for, then the other 10 beside it."""
+    captioning = Captioning(2, 1, Lengths(1, 1), prefill_s=0.5, token_s=0.0, step_s=0.0, cache_s=0.1)
+    found = written(captioning, [(0.0, 20), (1.5, 40)])
+    assert found.ends == pytest.approx([1.5 + 0.5 + 10 * 0.2, 4.0 + 30 * 0.1]) and found.worked == [
+        (0.0, found.ends[1])
+    ]
+    # One that comes when the server has nothing to do starts at once.
+    apart = written(captioning, [(0.0, 20), (9.0, 40)])
+    assert apart.ends == pytest.approx([0.5 + 2.0, 9.0 + 0.5 + 4.0])
+    assert apart.worked == [(0.0, apart.ends[0]), (9.0, apart.ends[1])]
+
+
+def test_the_rank_with_most_captions_is_waited_for() -> None:
+    drawing = dataclasses.replace(DRAWING_RANKS, ranks=3, condition_s=0.25)
+    found = simulate(load(drawing=drawing), OWN)
+    # 3, 3 and 2 of eight.
+    assert found.spent[DRAWING] == pytest.approx(3 * 1.5 + 0.25)
+    assert found.use["decoder"] == pytest.approx((8 * 1.5 + 3 * 0.25) / 3 / found.step_s)
 
 
 def test_a_batch_that_is_filled_computes_all_of_its_rows() -> None:

@@ -5,10 +5,10 @@
     python -m benchmarks.plan_validation --out outputs/plan_validation
 
 Models of two sizes, wide enough that arithmetic outweighs Python, are trained for a few steps by the user's command,
-one rank and one thread a process. The rates of the machine are measured before every run and after it. A step's
-seconds are the processor time of the run's processes, which other load on the machine moves less than the wall clock:
-one phase runs at a time, so on an idle machine both are about the same. Results are written after every run, and a
-run that is there is not run again.
+one rank and one thread a process. The rates of the machine are measured before every run and after it, and the median
+of all is taken. A step's seconds are the processor time of the run's processes, which other load on the machine moves
+less than the wall clock: one phase runs at a time, so on an idle machine both are about the same. Results are written
+after every run, and a run that is there is not run again.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def processor_seconds() -> float:
         except OSError:
             continue
         parents[int(folder.name)] = int(fields[1])
-        if name.startswith(b"ray::"):
+        if name.startswith(b"ray::") and not name.startswith((b"ray::IDLE", b"ray::Dashboard")):
             spent[int(folder.name)] = int(fields[11]) + int(fields[12])
     mine, ticks = os.getpid(), os.sysconf("SC_CLK_TCK")
 
@@ -226,7 +226,7 @@ def predict(stage: str, root: Path, size: Size, calibration: Path) -> tuple[floa
     return row.timeline.step_s, row.timeline.spent
 
 
-def mean_rates(files: Sequence[Path], out: Path) -> Path:
+def median_rates(files: Sequence[Path], out: Path) -> Path:
     """Of several calibrations, the median of each."""
     known = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     medians = {name: statistics.median(each["rates"][name] for each in known) for name in known[0]["rates"]}
@@ -256,7 +256,8 @@ def validate(
                 rates(calibrations[1])
                 file.write_text(json.dumps({**measured, "load": load}, indent=1), encoding="utf-8")
             record = json.loads(file.read_text(encoding="utf-8"))
-            seconds, spent = predict(stage, root, size, mean_rates(calibrations, root / f"rates_{stage}.json"))
+            known = sorted(out.glob("*/rates_*_*.json"))
+            seconds, spent = predict(stage, root, size, median_rates(known, out / "rates.json"))
             record |= {"stage": stage, "size": name, "predicted_s": seconds, "spent": spent}
             record["error"] = seconds / record["processor_s"] - 1
             found.append(record)

@@ -7,16 +7,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from verl_uae.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Clock: TypeAlias = Callable[[], float]
 
@@ -184,7 +182,7 @@ def calibrate(path: Path, *, seconds: float = 0.5, clock: Clock = time.perf_coun
     }
     if device == "cpu":
         rates["operator_s"] = _of_operator(timed)
-        rates["touched_gbs"] = _touched(numbers, timed)
+        rates["touched_gbs"] = _touched(fp32 * 1e12, rates["operator_s"], timed)
     found = {"device": name, "torch": torch.__version__, "rates": rates}
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
@@ -207,20 +205,33 @@ def _of_operator(timed: Callable[[Callable[[], object]], float]) -> float:
         return timed(lambda: model(row)) / meter.operators
 
 
-def _touched(numbers: Tensor, timed: Callable[[Callable[[], object]], float]) -> float:
-    """GB/s of what stands between the products of a block: activation, norm, softmax, sum."""
-    from torch.nn import functional as F
+def _touched(product_flops: float, operator_s: float, timed: Callable[[Callable[[], object]], float]) -> float:
+    """GB/s of what stands between the products of blocks: what these take longer than their products and the calls of
+    their operators. Memory that is asked for anew is part of it, so it is measured among products, as it occurs."""
+    import torch
 
-    def between() -> Tensor:
-        inner = F.gelu(numbers)
-        return F.layer_norm(inner, inner.shape[-1:]).softmax(-1) + inner
+    from verl_uae.estimate.meter import Meter
+    from verl_uae.seeding import normal
 
-    # Each of the first three reads one and writes one, the sum reads two.
-    return 9 * numbers.nbytes / timed(between) / 1e9
+    width, rows, tokens = 384, 32, 84
+    layer = torch.nn.TransformerEncoderLayer(width, width // 64, 4 * width, 0.0, "gelu", batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+    given = normal((rows, tokens, width), "calibration of blocks")
+
+    def step() -> None:
+        model(given).square().mean().backward()
+        model.zero_grad()
+
+    with Meter("cpu") as meter:
+        step()
+    known = sum(meter.flops.values()) / product_flops + meter.operators * operator_s
+    # On a machine whose products are slower among others nothing may be left.
+    rest = max(timed(step) - known, 0.05 * known)
+    return meter.touched / rest / 1e9
 
 
 def _seconds(call: Callable[[], object], *, device: str, least: float, clock: Clock) -> float:
-    """The fastest call."""
+    """The median call: a step meets slow moments too."""
     import torch
 
     def once() -> float:
@@ -231,8 +242,7 @@ def _seconds(call: Callable[[], object], *, device: str, least: float, clock: Cl
         return clock() - start
 
     once()
-    end, best = time.perf_counter() + least, float("inf")
-    while True:
-        best = min(best, once())
-        if time.perf_counter() > end:
-            return best
+    end, calls = time.perf_counter() + least, list[float]()
+    while not calls or time.perf_counter() < end:
+        calls.append(once())
+    return statistics.median(calls)

@@ -213,7 +213,7 @@ def _touched(product_flops: float, operator_s: float, timed: Callable[[Callable[
     from verl_uae.estimate.meter import Meter
     from verl_uae.seeding import normal
 
-    width, rows, tokens = 384, 32, 84
+    width, rows, tokens = 128, 32, 84
     layer = torch.nn.TransformerEncoderLayer(width, width // 64, 4 * width, 0.0, "gelu", batch_first=True)
     model = torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
     given = normal((rows, tokens, width), "calibration of blocks")

@@ -6,9 +6,9 @@
 
 Models of two sizes, wide enough that arithmetic outweighs Python, are trained for a few steps by the user's command,
 one rank and one thread a process. The rates of the machine are measured before every run and after it, and the median
-of all is taken. A step's seconds are the processor time of the run's processes, which other load on the machine moves
-less than the wall clock: one phase runs at a time, so on an idle machine both are about the same. Results are written
-after every run, and a run that is there is not run again.
+of all is taken. A step's seconds are the processor time of the processes that do more than poll, which other load on
+the machine moves less than the wall clock: one phase runs at a time, so on an idle machine both are about the same.
+Results are written after every run, and a run that is there is not run again.
 """
 
 from __future__ import annotations
@@ -148,8 +148,12 @@ def preset(stage: str) -> str:
 # ------------------------------------------------------------ measured
 
 
-def processor_seconds() -> float:
-    """Of all of Ray's processes below this one so far: ranks, servers, agent loops, controller."""
+#: Share of a step's processor time below which a process only polls: queues, stores, workers without work.
+POLLING = 0.03
+
+
+def processor_seconds() -> dict[int, float]:
+    """Of each of Ray's processes below this one so far."""
     parents, spent = {}, {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -160,7 +164,7 @@ def processor_seconds() -> float:
         except OSError:
             continue
         parents[int(folder.name)] = int(fields[1])
-        if name.startswith(b"ray::") and not name.startswith((b"ray::IDLE", b"ray::Dashboard")):
+        if name.startswith(b"ray::"):
             spent[int(folder.name)] = int(fields[11]) + int(fields[12])
     mine, ticks = os.getpid(), os.sysconf("SC_CLK_TCK")
 
@@ -169,7 +173,13 @@ def processor_seconds() -> float:
             pid = parents.get(pid, 0)
         return pid == mine
 
-    return sum(count for pid, count in spent.items() if below(pid)) / ticks
+    return {pid: count / ticks for pid, count in spent.items() if below(pid)}
+
+
+def worked(before: dict[int, float], after: dict[int, float]) -> float:
+    """Seconds between two moments, of the processes that did more than poll."""
+    spent = [seconds - before.get(pid, 0.0) for pid, seconds in after.items()]
+    return sum(seconds for seconds in spent if seconds > POLLING * sum(spent))
 
 
 def measure(stage: str, root: Path, run: Path, size: Size) -> dict[str, Any]:
@@ -178,7 +188,7 @@ def measure(stage: str, root: Path, run: Path, size: Size) -> dict[str, Any]:
     Raises:
         SystemExit: the command failed, naming its log.
     """
-    seen: list[float] = []
+    seen: list[dict[int, float]] = []
 
     def watch(metrics: Path) -> None:
         lines = len(metrics.read_text(encoding="utf-8").splitlines()) if metrics.is_file() else 0
@@ -193,7 +203,7 @@ def measure(stage: str, root: Path, run: Path, size: Size) -> dict[str, Any]:
     phases = sorted({key for record in records for key in record if key.startswith("timing_s/")})
     wall = {key: statistics.mean(record.get(key, 0.0) for record in records) for key in phases}
     return {
-        "processor_s": (seen[-1] - seen[WARM - 1]) / (len(seen) - WARM),
+        "processor_s": worked(seen[WARM - 1], seen[-1]) / (len(seen) - WARM),
         "wall_s": wall["timing_s/step"],
         "phases": wall,
     }

@@ -15,9 +15,9 @@ from verl_uae.cli import main
 from verl_uae.errors import ConfigError
 from verl_uae.estimate.composing import changed, command
 from verl_uae.estimate.estimator import Estimator
-from verl_uae.estimate.phases import ASSUMED_STEP_S
+from verl_uae.estimate.phases import ASSUMED_SERVER_S, ASSUMED_STEP_S
 from verl_uae.estimate.work import Asking
-from verl_uae.plan.loads import DRAW_S, OTHER_STEP_S, SAMPLE_S, STEP_S, g4u_load
+from verl_uae.plan.loads import DRAW_S, OTHER_STEP_S, SAMPLE_S, STEP_S, WAKING, g4u_load
 from verl_uae.plan.planner import TOGETHER, TURNS, Asked, Planner, plan, turns
 from verl_uae.plan.report import as_json, best, efficiency, held_by, render, settings
 from verl_uae.plan.schedules import AHEAD, CONTROL, OWN, PHASED, STREAMED, Timeline
@@ -144,6 +144,9 @@ def test_the_unified_stage_takes_turns() -> None:
     words = [*SANA, *NODE, "data.max_response_length=64", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
     (row,) = planned(Estimator(command("uae_unified", words), Asking(64)), 8)[1]
     assert row.schedule == TURNS and {"captions", "denoising", "update"} <= row.timeline.spent.keys()
+    # Servers wake in every step, with new weights or, in one of U4G, without.
+    assert row.timeline.spent[WAKING] == pytest.approx(ASSUMED_SERVER_S / 2)
+    assert row.timeline.spent["weights to the server"] >= ASSUMED_SERVER_S / 2
 
 
 @pytest.mark.parametrize(

@@ -410,7 +410,7 @@ class Phases(Held):
             cost.times(passes.whole),
             plain.total * passes.whole,
             {**beside, **self.policy(shards, backward=True, state=True), "activations": cost.peak},
-            **self._travels(received, shards, calls * (3 if reshard else 1), engine),
+            **self._travels(received, shards, passes.calls * 3 if reshard else passes.calls + passes.updates, engine),
             pageable=self.moves(engine, shards, 4, state=True),
             control_s=ASSUMED_STEP_S,
         )

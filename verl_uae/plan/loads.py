@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 from verl_uae.caption_server.types import HFOptions
 from verl_uae.chain.conditioner import BATCH as CONDITIONS
 from verl_uae.estimate.estimator import Estimate
-from verl_uae.estimate.phases import Phase, Phases
+from verl_uae.estimate.phases import ASSUMED_SERVER_S, Phase, Phases
 from verl_uae.estimate.work import nbytes
 from verl_uae.plan.load import Captioning, Control, Drawing, Lengths, Load, Work
 
@@ -27,6 +28,9 @@ DRAW_S, PAIR_S, OTHER_STEP_S = 0.3e-3, 0.1e-3, 0.02
 
 #: Parts of a phase that are simulated at most: more change nothing but the time it takes.
 MOST_UNITS = 500
+
+#: Name of the work of a caption server that sleeps between steps and whose weights stay.
+WAKING = "waking the caption servers"
 
 _DRAWN = ("condition", "denoising", "VAE", "score")
 
@@ -49,7 +53,7 @@ def g4u_load(found: Estimate, phases: Phases, spread: float) -> Load:
         samples=captions,
         works=_works(found, [phase for phase in known if phase.name not in _DRAWN]),
         gpus=phases.layout.ranks,
-        control=Control(int(config.actor_rollout_ref.rollout.agent.num_workers), AGENT_S, SAMPLE_S, STEP_S),
+        control=Control(_agents(phases), AGENT_S, SAMPLE_S, STEP_S),
         captioning=_captioning(found, phases, captions, spread),
         drawing=_drawing(found, phases, captions, int(ranks), move),
     )
@@ -67,6 +71,26 @@ def ranks_load(found: Estimate, phases: Phases, known: Sequence[Phase], samples:
     works = _works(found, [phase for phase in known if phase.share > 0])
     sample_s = DRAW_S if phases.uae.stage in ("u4g", "unified") else PAIR_S
     return Load(samples, works, phases.layout.ranks, Control(sample_s=sample_s, fixed_s=OTHER_STEP_S))
+
+
+def u4g_turn_load(found: Estimate, phases: Phases, spread: float) -> Load:
+    """Of a step of U4G in the unified stage, whose servers are woken to write a caption of each picture anew.
+
+    Args:
+        found: the estimate.
+        phases: of the same command.
+        spread: of the lengths of captions.
+    """
+    images = int(phases.config.data.train_batch_size)
+    load = ranks_load(found, phases, phases.u4g(), images * int(phases.uae.u4g.samples_per_caption))
+    waking = (Work(WAKING, 0.0, alone_s=ASSUMED_SERVER_S),) if phases.served_by_vllm() else ()
+    captioning = _captioning(found, phases, images, spread)
+    control = dataclasses.replace(load.control, agents=_agents(phases), agent_s=AGENT_S)
+    return dataclasses.replace(load, works=(*waking, *load.works), captioning=captioning, control=control)
+
+
+def _agents(phases: Phases) -> int:
+    return int(phases.config.actor_rollout_ref.rollout.agent.num_workers)
 
 
 def _works(found: Estimate, phases: Sequence[Phase]) -> tuple[Work, ...]:

@@ -19,7 +19,7 @@ from verl_uae.estimate.rates import rates_of
 from verl_uae.estimate.report import pictures
 from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Asking
 from verl_uae.plan.load import ASSUMED_SPREAD
-from verl_uae.plan.loads import g4u_load, ranks_load
+from verl_uae.plan.loads import g4u_load, ranks_load, u4g_turn_load
 from verl_uae.plan.schedules import AHEAD, OWN, PHASED, STREAMED, Timeline, simulate
 
 #: The one schedule of stages whose ranks do all in step, and the unified stage's.
@@ -166,13 +166,13 @@ class Planner:
         return self.estimator.estimate(self.asked.gpu, self.asked.calibration, dict(changes))
 
     def _timeline(self, schedule: str, estimate: Estimate, phases: Phases) -> Timeline:
-        uae, images = phases.uae, int(phases.config.data.train_batch_size)
+        uae = phases.uae
         if schedule == TOGETHER:
             return simulate(ranks_load(estimate, phases, phases.of_stage(), round(pictures(estimate))))
         captions = g4u_load(estimate, phases, self.asked.spread)
         if schedule != TURNS:
             return simulate(captions, schedule)
-        drawn = ranks_load(estimate, phases, phases.u4g(), images * int(uae.u4g.samples_per_caption))
+        drawn = u4g_turn_load(estimate, phases, self.asked.spread)
         return turns((simulate(captions), uae.unified.g4u_steps), (simulate(drawn), uae.unified.u4g_steps))
 
     # ------------------------------------------------------------ variants

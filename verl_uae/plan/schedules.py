@@ -91,15 +91,15 @@ class _Run:
         if self.schedule == AHEAD:
             yield from self._captions(0)
         for step in range(self.steps):
-            if self.load.captioning is None:
-                yield from self._alone(step)
-            elif self.schedule == AHEAD:
+            if self.schedule == AHEAD:
                 yield from self._ahead(step)
             elif self.schedule == STREAMED:
                 yield from self._streamed(step)
             else:
-                yield from self._waited(CAPTIONS, self.clock.start(self._captions(step)))
-                yield from self._waited(DRAWING, self.clock.start(self._draw(step)))
+                if self.load.captioning is not None:
+                    yield from self._waited(CAPTIONS, self.clock.start(self._captions(step)))
+                if self.load.drawing is not None:
+                    yield from self._waited(DRAWING, self.clock.start(self._draw(step)))
             yield from self._behind()
             self.ends.append(self.clock.now)
             if step == min(WARM, self.steps - 1) - 1:
@@ -123,11 +123,6 @@ class _Run:
         self.queue = _Stream(self.clock, self.load.drawing, self.decoders, captions, self._count)
         yield from self._waited(CAPTIONS, self.clock.start(self._captions(step)))
         yield from self._waited(DRAWING, self.queue.all_drawn)
-
-    def _alone(self, step: int) -> Process:
-        """Pictures without captions to wait for, if the step draws on ranks of its own at all."""
-        if self.load.drawing is not None:
-            yield from self._waited(DRAWING, self.clock.start(self._draw(step)))
 
     def _behind(self) -> Process:
         """What follows the pictures: the controller's own work, then what the ranks do that train."""

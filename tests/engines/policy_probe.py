@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine_workers import TrainingWorker
@@ -38,6 +39,7 @@ from verl_uae.checkpoints.names import BASE_FILE
 from verl_uae.checkpoints.shards import load_tensors, model_file
 from verl_uae.engines.decoder import DecoderEngine
 from verl_uae.engines.decoder_batch import INPUTS, OLD, read_condition, stored
+from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.export import export_folder, full_state_dict, trained_state
 from verl_uae.engines.replica import SamplingReplica
 from verl_uae.flow.divergence import transition_kl
@@ -268,7 +270,7 @@ def precision_facts(decoder: str) -> dict[str, Any]:
     }
 
 
-def halved_facts(decoder: str) -> dict[str, Any]:
+def halved_facts(decoder: str, folder: Path) -> dict[str, Any]:
     """Frozen weights held in bf16 beside adapters in fp32, against all of them held in fp32: bf16 is computed in."""
     facts: dict[str, Any] = {}
     runs, merged = {}, {}
@@ -291,7 +293,13 @@ def halved_facts(decoder: str) -> dict[str, Any]:
         layer, (a_RI, b_OR, scaling) = next(iter(handed.adapters.items()))
         weight = f"{layer}.weight"
         update = merged["trained"][weight] - rounded[weight]
-        facts["update"] = (update - scaling * b_OR @ a_RI).abs().max().item() / update.abs().max().item()
+        lost = (update - scaling * b_OR @ a_RI).abs() / merged["trained"][weight].abs().clamp(min=1e-6).float()
+        facts["lost"] = lost.max().item()
+    export_folder(engine, decoder, folder / "halved", "live")
+    if rank() == 0:
+        files = (folder / "halved" / "transformer").glob("*.safetensors")
+        facts["exported"] = sorted({str(weight.dtype) for file in files for weight in load_file(file).values()})
+        facts["loads"] = len(DecoderModule.from_pretrained(str(folder / "halved")).state_dict())
     facts["replica"] = apart(engine, SamplingReplica(engine))
     facts["projector"] = failure(
         lambda: build_engine(decoder, fsdp={"model_dtype": "bf16"}, train_projector=True, **LORA)
@@ -633,7 +641,6 @@ TWO_RANKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "shadow": shadow_facts,
     "replica": replica_facts,
     "compiled": compiled_facts,
-    "halved": halved_facts,
     "useless": useless_facts,
     "refusal": refusal_facts,
     "worker": worker_facts,
@@ -653,6 +660,7 @@ def main(decoder: str, out: str, number: str, size: str, port: str) -> None:
         facts[name] = collect(decoder)
     if size == "2":
         facts["export"] = export_facts(decoder, folder)
+        facts["halved"] = halved_facts(decoder, folder)
         facts["layout"] = layout_facts(decoder, folder)
     facts["resume"] = resume_facts(decoder, folder)
     Path(out).with_name(f"{Path(out).stem}_{number}.json").write_text(json.dumps(facts))

@@ -41,7 +41,7 @@ def full_state_dict(engine: DecoderEngine, weights: str = "live") -> dict[str, T
         weights: ``live``, ``reference``, or the name of a weight copy such as ``ema``.
 
     Returns:
-        On rank 0 full tensors on the host in fp32, adapters multiplied out, named as in
+        On rank 0 full tensors on the host in the dtype they are held in, adapters multiplied out, named as in
         :class:`~verl_uae.engines.decoder_module.DecoderModule`; on other ranks nothing.
 
     Raises:
@@ -50,8 +50,7 @@ def full_state_dict(engine: DecoderEngine, weights: str = "live") -> dict[str, T
     bare = weights == "reference" and weights not in engine.shadows
     with _chosen(engine, weights):
         scalings = {} if bare else lora_scalings(engine.module)
-        # Frozen weights may be held in less, in which an adapter's update would be rounded away.
-        state = {name: tensor.float() for name, tensor in _gather(engine).items()}
+        state = _gather(engine)
     return merged_state(state, scalings) if state else {}
 
 
@@ -143,7 +142,7 @@ def load_trained_state(
 
 
 def load_full_state(module: Decoder | DecoderModule, state: dict[str, Tensor], *, source: str = "weights") -> int:
-    """Copy full weights into an unsharded receiver, in place and in its dtype.
+    """Copy full weights into an unsharded receiver, in place and in its dtype; one without memory takes the tensors.
 
     Args:
         module: a :class:`~verl_uae.chain.decoder.Decoder` or an unsharded decoder module.
@@ -166,6 +165,9 @@ def load_full_state(module: Decoder | DecoderModule, state: dict[str, Tensor], *
     odd = [name for name, tensor in state.items() if own[name].shape != tensor.shape]
     if odd:
         raise CheckpointError(source, f"{len(odd)} tensors have another shape: {odd[:4]}")
+    if any(tensor.is_meta for tensor in own.values()):
+        module.load_state_dict(state, strict=False, assign=True)
+        return len(state)
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
@@ -217,7 +219,7 @@ def publish_on_first_rank(build: Callable[[Path], None], out: str | Path) -> Non
 def _write(
     state: dict[str, Tensor], source: str, folder: Path, entries: Mapping[str, Any] | None, shift: float | None
 ) -> None:
-    module = DecoderModule.from_pretrained(source, empty=True).to_empty(device="cpu")
+    module = DecoderModule.from_pretrained(source, empty=True)
     load_full_state(module, state)
     family = family_of(source, shift=shift)
     modules = {name: getattr(module, part) for part, name in family.trained.items()}

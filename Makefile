@@ -14,12 +14,13 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test pytest test-slow test-install test-vllm learn-flux3 learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
+.PHONY: help setup quickstart test pytest test-slow test-big test-install test-vllm learn-flux3 learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
 	@echo "make test         set up, lint, type-check and run the tests"
 	@echo "make test-slow    the slow tests (kill and resume, hostile data through the whole trainer)"
+	@echo "make test-big     two steps at real size on a CPU (22 GiB of memory, a quarter of an hour)"
 	@echo "make test-install whether what README tells people to install resolves, on Python 3.10 to 3.12 (network)"
 	@echo "make test-vllm    captions from the real vLLM on a CPU (own environment, 4 GB)"
 	@echo "make learn-flux3  both stages on FLUX 3 and Qwen3-VL, over three seeds; writes outputs/learn-flux3"
@@ -58,6 +59,9 @@ pytest: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-big: setup
+	$(BIN)/python -m pytest -m big
 
 test-install:
 	bash tests/install/resolve.sh

@@ -1,7 +1,7 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Two true steps at real size through the real command, on a CPU: SD3.5-Medium with adapters, conditioned by the language
-model of Qwen2.5-VL-3B. Random weights; 22 GiB of host memory, 25 GB of disk and a quarter of an hour."""
+"""Two true steps at real size through the real command, on a CPU: SD3.5-Medium with adapters, conditioned by the
+language model of Qwen2.5-VL-3B. Random weights; 22 GiB of host memory, 25 GB of disk and a quarter of an hour."""
 
 from __future__ import annotations
 

@@ -230,6 +230,10 @@ def _room(asked: Command) -> Iterator[dict[str, Any]]:
         yield {"actor_rollout_ref.model.enable_gradient_checkpointing": False}
     if draws and uae.train.fsdp_config.reshard_after_forward:
         yield {"uae.train.fsdp_config.reshard_after_forward": False}
+    if draws:
+        # Weights are gathered once for every call, in drawing too.
+        for times in (2, 4):
+            yield {"uae.train.micro_batch_size": times * uae.train.micro_batch_size}
     if uae.stage in ("u4g", "unified") and uae.u4g.replay_steps is not None:
         yield {"uae.u4g.replay_steps": None}
     sections = {"actor_rollout_ref.actor.fsdp_config": captions, "uae.train.fsdp_config": draws}

@@ -27,7 +27,7 @@ SIZES = [
 #: In which GPUs compute too.
 BF16 = [
     *("uae.conditioner.dtype=bfloat16", "uae.decoder.dtype=bfloat16", "uae.train.fsdp_config.model_dtype=bf16"),
-    "uae.train.fsdp_config.mixed_precision.param_dtype=bf16",
+    *("uae.train.fsdp_config.mixed_precision.param_dtype=bf16", "uae.supervision.host_memory=1"),
     # On one rank nothing is gathered that would have to be freed.
     "uae.train.fsdp_config.reshard_after_forward=true",
 ]

@@ -33,7 +33,11 @@ class Made(StandaloneTrainer):
         self.config = OmegaConf.create(
             {
                 "trainer": {"default_local_dir": str(root), "resume_mode": mode, "resume_from_path": path},
-                "uae": {"stage": "pretrain", "checkpoint": {"digests": True}, "supervision": {"stall_timeout_s": 60.0}},
+                "uae": {
+                    "stage": "pretrain",
+                    "checkpoint": {"digests": True},
+                    "supervision": {"stall_timeout_s": 60.0, "host_memory": 1.0},
+                },
             }
         )
         self.keep_configuration()

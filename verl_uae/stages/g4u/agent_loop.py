@@ -1,12 +1,16 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""The agent loop ``uae_caption``: one caption per session, seeded by name, failures as data."""
+"""The agent loop ``uae_caption``: one caption per session, seeded by name, failures as data.
+
+One loop of a worker serves all its captions: what they have in common is made once per prompt.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from cachetools import FIFOCache
@@ -32,26 +36,33 @@ from verl_uae.stages.g4u.stream import stream_client
 
 logger = logging.getLogger(__name__)
 
+#: Name of the loop, ``actor_rollout_ref.rollout.agent.default_agent_loop``.
+AGENT_LOOP = "uae_caption"
+
 #: Key under ``actor_rollout_ref.rollout.custom`` with the Ray name of the streamed schedule's dispatcher.
 STREAM_DISPATCHER = "uae_stream_dispatcher"
 #: And whether reconstructions are sent back, for groupwise rewards.
 STREAM_RECONSTRUCTIONS = "uae_keep_reconstructions"
 
 
+#: Names the prompt of the caption that a task of the event loop writes.
+_prompt: ContextVar[Any] = ContextVar("uae_prompt")
+
+
 class PromptCache:
-    """Prompts of the images being captioned: concurrent requests for one wait for the first.
+    """What captions of one prompt share: concurrent requests for it wait for the first.
 
     Lives on the event loop of one agent-loop worker.
 
     Args:
-        max_prompts: how many are kept; the oldest go first.
+        max_prompts: how many entries are kept; the oldest go first.
     """
 
     def __init__(self, max_prompts: int) -> None:
         self._tasks: FIFOCache[Any, asyncio.Task[Any]] = FIFOCache(max_prompts)
 
     async def get(self, name: Any, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """The prompt of a name, made by ``make`` if it is not there; a failure is not kept."""
+        """What has the name, made by ``make`` if it is not there; a failure is not kept."""
         task = self._tasks.get(name)
         if task is None:
             task = asyncio.get_running_loop().create_task(make())
@@ -80,7 +91,7 @@ class _VLLMClient:
         return await self.client.generate(prompt_ids=as_vllm_takes(self.processor, prompt_ids), **request)
 
 
-@register("uae_caption")
+@register(AGENT_LOOP)
 class CaptionAgentLoop(SingleTurnAgentLoop):
     """Captions an image with verl's single-turn loop.
 
@@ -90,7 +101,7 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
     """
 
     server_manager: Any
-    _prompts = PromptCache(max_prompts=256)
+    _prompts = PromptCache(max_prompts=512)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -101,7 +112,7 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
         digest = ""
         try:
             digest = source_digest(kwargs["raw_prompt"], kwargs.get("extra_info") or {})
-            self._prompt_name = (digest, prompt_text(kwargs["raw_prompt"]))
+            _prompt.set((digest, prompt_text(kwargs["raw_prompt"])))
             params = self._seeded(sampling_params, digest, kwargs)
             output = await asyncio.wait_for(super().run(params, **kwargs), self.config.uae.rollout.timeout_s)
         except asyncio.TimeoutError:
@@ -127,25 +138,24 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
         return output
 
     async def process_multi_modal_info(self, messages: list[dict]) -> dict[str, Any]:
-        """verl's, which resizes pictures by the patch size of Qwen, unless the processor cuts tiles of its own."""
-        if self.processor is None or not in_tiles(self.processor.image_processor):
-            return await super().process_multi_modal_info(messages)
-        images, _ = prompt_pictures(self.processor, messages)
-        return {"images": images}
+        """verl's, which resizes pictures by the patch size of Qwen, unless the processor cuts tiles of its own; once per
+        prompt, so that its captions have the same pictures."""
+        base = super().process_multi_modal_info
+
+        async def make() -> dict[str, Any]:
+            if self.processor is None or not in_tiles(self.processor.image_processor):
+                return await base(messages)
+            images, _ = prompt_pictures(self.processor, messages)
+            return {"images": images}
+
+        return dict(await self._prompts.get(("pictures", _prompt.get()), make))
 
     async def ct_build_initial_tokens(
         self, messages: list[dict], *args: Any, mm_inputs_out: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[int]:
-        """verl's prompt building, once per image instead of once per caption of it."""
+        """verl's prompt building, once per prompt. ``mm_inputs_out`` stays empty: verl asks for it for videos."""
         build = super().ct_build_initial_tokens
-
-        async def make() -> tuple[list[int], dict[str, Any]]:
-            inputs: dict[str, Any] = {}
-            return await build(messages, *args, mm_inputs_out=inputs, **kwargs), inputs
-
-        ids, inputs = await self._prompts.get(self._prompt_name, make)
-        if mm_inputs_out is not None:
-            mm_inputs_out.update(inputs)
+        ids = await self._prompts.get(("tokens", _prompt.get()), lambda: build(messages, *args, **kwargs))
         return list(ids)
 
     @property

@@ -138,8 +138,8 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
         return output
 
     async def process_multi_modal_info(self, messages: list[dict]) -> dict[str, Any]:
-        """verl's, which resizes pictures by the patch size of Qwen, unless the processor cuts tiles of its own; once per
-        prompt, so that its captions have the same pictures."""
+        """verl's, which resizes pictures by the patch size of Qwen, unless the processor cuts tiles of its own; once
+        per prompt, so that its captions have the same pictures."""
         base = super().process_multi_modal_info
 
         async def make() -> dict[str, Any]:

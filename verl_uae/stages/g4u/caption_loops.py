@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch
 import transfer_queue as tq
 from cachetools import FIFOCache
 from tensordict import NonTensorStack, TensorDict
 from torch import Tensor
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
-from verl.trainer.ppo.v1 import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
 from verl.utils.rollout_trace import rollout_trace_attr
 
 from verl_uae.stages.g4u.agent_loop import AGENT_LOOP, CaptionAgentLoop
@@ -51,8 +50,8 @@ class _Waiting:
 class QueueWriter:
     """Writes rows to the TransferQueue in as few requests as their writers leave it time for.
 
-    What comes while a request is on its way goes with the next one: a row that comes alone is written at once, many that
-    come together are written together. Lives on one event loop.
+    What comes while a request is on its way goes with the next one: a row that comes alone is written at once, many
+    that come together are written together. Lives on one event loop.
 
     Args:
         max_rows: most rows of a request.
@@ -129,9 +128,9 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> TensorDict:
 _WorkerBase: Any = AgentLoopWorkerTQ.__ray_actor_class__
 
 
-class CaptionLoopWorker(_WorkerBase):
-    """verl's worker, with one agent loop for all captions, pictures processed once per prompt, and rows that are written
-    together. Agent loops of other names run as verl runs them."""
+class CaptionAgentLoopWorker(_WorkerBase):
+    """verl's worker, with one agent loop for all captions, pictures processed once per prompt, and rows that are
+    written together. Agent loops of other names run as verl runs them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -139,6 +138,11 @@ class CaptionLoopWorker(_WorkerBase):
         #: Inputs of the model by the pictures they are made of, and those pictures, which are named by their identity.
         self._inputs: FIFOCache[tuple[int, ...], tuple[list[Any], dict[str, Any]]] = FIFOCache(MAX_PROMPTS)
         self._loop: CaptionAgentLoop | None = None
+
+    async def settle(self) -> None:
+        """Return when no caption is being written."""
+        while self.background_tasks:
+            await asyncio.wait(self.background_tasks)
 
     async def _run_agent_loop(
         self,
@@ -213,11 +217,3 @@ class CaptionLoopWorker(_WorkerBase):
         if name not in self._inputs:
             self._inputs[name] = (list(images), super()._compute_multi_modal_inputs(output, input_ids))
         return dict(self._inputs[name][1])
-
-
-class CaptionLoops(AgentLoopManagerTQ):
-    """verl's manager of agent loops, with :class:`CaptionLoopWorker`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class: Any = ray.remote(CaptionLoopWorker)

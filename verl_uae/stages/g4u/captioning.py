@@ -33,11 +33,20 @@ class SupervisedCaptions:
         buffer: verl's.
         settings: section ``uae``.
         supervisor: gives the run's.
+        settle: returns when no caption is being written, or after the seconds that it is given. verl asks the queue
+            what is written, again and again, and each time for all of it.
     """
 
-    def __init__(self, buffer: Any, settings: DictConfig, supervisor: Callable[[], Supervisor]) -> None:
+    def __init__(
+        self,
+        buffer: Any,
+        settings: DictConfig,
+        supervisor: Callable[[], Supervisor],
+        settle: Callable[[float], None],
+    ) -> None:
         self._buffer = buffer
         self._supervisor = supervisor
+        self._settle = settle
         streamed = settings.decoder.schedule == "streamed"
         self._key = "uae.rollout.timeout_s" + (" + uae.decoder.timeout_s" if streamed else "")
         self._limit_s = settings.rollout.timeout_s + (settings.decoder.timeout_s if streamed else 0.0)
@@ -52,6 +61,7 @@ class SupervisedCaptions:
             return answer
         self.waiting = True
         with self._supervisor().phase("the captions", self._limit_s + CAPTION_SLACK_S, f"{self._key} + slack"):
+            self._settle(self._limit_s)
             answer = self._buffer.sample(*args, **kwargs)
         self.waiting = False
         return answer

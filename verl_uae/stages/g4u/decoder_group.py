@@ -29,7 +29,7 @@ from verl_uae.chain.records import OUTCOME_FIELD, Envelope, Outcome
 from verl_uae.errors import DecoderError, describe
 from verl_uae.reward.record import Status
 from verl_uae.stages.common.supervisor import Process, processes_of
-from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS, DecoderWorker
+from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS, SECONDS_FIELD, DecoderWorker
 from verl_uae.stages.g4u.stream import start_dispatcher
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,15 @@ def canonical_order(batch: KVBatchMeta, row_index: Sequence[Any]) -> KVBatchMeta
         return str(row_index[position]).zfill(20), uid, session, output
 
     return select(batch, sorted(range(len(batch.keys)), key=rank))
+
+
+def fetch_in_order(batch: KVBatchMeta, fields: Sequence[str]) -> tuple[KVBatchMeta, dict[str, list[Any]]]:
+    """A batch in :func:`canonical_order`, and columns of it, see :func:`fetch`, in one request."""
+    columns = fetch(batch, ["index", *fields])
+    places = {key: place for place, key in enumerate(batch.keys)}
+    batch = canonical_order(batch, columns["index"])
+    order = [places[key] for key in batch.keys]
+    return batch, {name: [column[place] for place in order] for name, column in columns.items()}
 
 
 def _rows(column: Any) -> list[Any]:
@@ -177,10 +186,9 @@ class DecoderGroup:
             faults = self._attempt(metas)
         for rank, (status, reason) in faults.items():
             self._write_failures(metas[rank], status, reason)
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[OUTCOME_FIELD])
-        outcomes = [getattr(value, "data", value).content for value in data[OUTCOME_FIELD]]
-        healthy = [meta for rank, meta in enumerate(metas) if rank not in faults and len(meta.keys)]
-        return outcomes, self._slowest(healthy)
+        answers = fetch(batch, [OUTCOME_FIELD, SECONDS_FIELD])
+        decode, score = torch.stack(answers[SECONDS_FIELD]).amax(0).tolist()
+        return [envelope.content for envelope in answers[OUTCOME_FIELD]], {"decode": decode, "score": score}
 
     def _attempt(self, metas: Sequence[KVBatchMeta]) -> dict[int, tuple[Status, str]]:
         """Every rank its share; ranks that failed are started again. Returns their statuses and reasons."""
@@ -269,9 +277,9 @@ class DecoderGroup:
         return faults
 
     def _write_failures(self, meta: KVBatchMeta, status: Status, reason: str) -> None:
-        outcomes = [Envelope(Outcome.failed(status, reason))] * len(meta.keys)
-        fields = TensorDict({OUTCOME_FIELD: NonTensorStack(*outcomes)}, batch_size=len(outcomes))
-        tq.kv_batch_put(keys=meta.keys, partition_id=meta.partition_id, fields=fields)
+        count = len(meta.keys)
+        outcomes = [Envelope(Outcome.failed(status, reason))] * count
+        store(meta, {OUTCOME_FIELD: outcomes, SECONDS_FIELD: [torch.zeros(2, dtype=torch.float64)] * count})
 
     def _died(self, rank: int, error: Exception) -> str:
         """What an error of a rank's call says; of a process that died, what it was doing then."""
@@ -335,14 +343,6 @@ class DecoderGroup:
             rank,
             f"could not be started again ({allowed}) after its death number {self._deaths[rank]}: {describe(error)}",
         )
-
-    def _slowest(self, metas: Sequence[KVBatchMeta]) -> dict[str, float]:
-        seconds = {"decode": 0.0, "score": 0.0}
-        for meta in metas:
-            data = tq.kv_batch_get(keys=meta.keys[:1], partition_id=meta.partition_id, select_fields=["uae_seconds"])
-            decode, score = data["uae_seconds"][0].tolist()
-            seconds = {"decode": max(seconds["decode"], decode), "score": max(seconds["score"], score)}
-        return seconds
 
 
 def split_evenly(count: int, parts: int) -> list[range]:

@@ -152,6 +152,9 @@ PROGRESS_S = 15.0
 #: Fields of the TransferQueue a decoder reads.
 INPUT_FIELDS = [*SAMPLE_FIELDS, "extra_fields"]
 
+#: Field of the TransferQueue with the seconds that the rank of a sample has decoded and scored, (2,) float64.
+SECONDS_FIELD = "uae_seconds"
+
 
 class DecoderWorker(TakesCaptioner, Worker):
     """Holds language model, decoder and reward models; every rank has its own full copy.
@@ -187,7 +190,7 @@ class DecoderWorker(TakesCaptioner, Worker):
 
         Returns:
             Envelopes of the N outcomes in the field ``uae_outcome``, phase seconds of this rank in every sample's
-            ``uae_seconds`` (N, 2): decode and score.
+            :data:`SECONDS_FIELD` (N, 2): decode and score.
         """
         started = time.perf_counter()
         redrawer = self._on_device()
@@ -199,7 +202,7 @@ class DecoderWorker(TakesCaptioner, Worker):
         logger.info("rank %d: %d samples in %.1f s", self.rank, len(outcomes), time.perf_counter() - started)
         fields = {
             OUTCOME_FIELD: NonTensorStack(*map(Envelope, outcomes)),
-            "uae_seconds": seconds.expand(len(outcomes), 2).clone(),
+            SECONDS_FIELD: seconds.expand(len(outcomes), 2).clone(),
         }
         return TensorDict(fields, batch_size=len(outcomes))
 

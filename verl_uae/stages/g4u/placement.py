@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import ray
 import transfer_queue as tq
 from omegaconf import DictConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -17,6 +18,7 @@ from verl.single_controller.ray import ResourcePoolManager
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 
 from verl_uae.stages.common.nodes import Ranks, check_nodes
+from verl_uae.stages.g4u.caption_loops import CaptionAgentLoopWorker
 from verl_uae.stages.g4u.decoder_group import DecoderGroup
 
 #: Key under ``actor_rollout_ref.rollout.custom`` with the nodes of agent loops.
@@ -77,13 +79,22 @@ class DecoderMixin:
 
 
 class CaptionAgentLoops(AgentLoopManagerTQ):
-    """verl's manager of agent loops, which spreads them over the cluster: here over the nodes of the captioner, beside
-    the caption servers, so that a node with decoders alone takes no caption with it."""
+    """verl's manager of agent loops, with workers for captions. verl spreads them over the cluster: here they are on the
+    nodes of the captioner, beside the caption servers, so that a node with decoders alone takes no caption with it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class: Any = ray.remote(CaptionAgentLoopWorker)
+
+    def settle(self, timeout_s: float) -> None:
+        """Return when no worker has a caption to write, or is dead; or after ``timeout_s`` seconds."""
+        calls = [worker.settle.remote() for worker in self.agent_loop_workers]
+        ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
 
     async def _init_agent_loop_workers(self) -> None:
         nodes = (self.rollout_config.get("custom") or {}).get(AGENT_LOOP_NODES)
         if nodes:
-            self.agent_loop_workers_class: Any = _Placed(self.agent_loop_workers_class, list(nodes))
+            self.agent_loop_workers_class = _Placed(self.agent_loop_workers_class, list(nodes))
         await super()._init_agent_loop_workers()
 
 

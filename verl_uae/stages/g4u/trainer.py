@@ -34,13 +34,13 @@ from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, STREAM_RECONSTRUCT
 from verl_uae.stages.g4u.captioning import CaptionsAhead, SupervisedCaptions
 from verl_uae.stages.g4u.decoder_group import (
     DecoderGroup,
-    canonical_order,
     fetch,
+    fetch_in_order,
     select,
     split_key,
     store,
 )
-from verl_uae.stages.g4u.placement import AGENT_LOOP_NODES, DecoderMixin
+from verl_uae.stages.g4u.placement import AGENT_LOOP_NODES, CaptionAgentLoops, DecoderMixin
 from verl_uae.stages.g4u.worker import CaptionerWorker
 from verl_uae.waiting import saying
 
@@ -88,7 +88,12 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         self.trainer_mode = "sync"
         replay_buffer = super()._build_replay_buffer()
         replay_buffer.poll_interval = self.config.uae.rollout.poll_interval_s
-        return SupervisedCaptions(replay_buffer, self.config.uae, lambda: self.supervisor)
+        return SupervisedCaptions(replay_buffer, self.config.uae, lambda: self.supervisor, self._settle_captions)
+
+    def _settle_captions(self, limit_s: float) -> None:
+        # Agent loops of a manager that the user chose are asked by way of the queue alone.
+        if isinstance(self.agent_loop_manager, CaptionAgentLoops):
+            self.agent_loop_manager.settle(limit_s)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -203,8 +208,8 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
 
     def _compute_reward_colocate(self, batch: KVBatchMeta, metrics: dict | None = None) -> KVBatchMeta:
         """Redraw and score a batch; verl calls it after sampling, in training and validation (metrics None)."""
-        batch = canonical_order(batch, fetch(batch, ["index"])["index"])
-        extras = fetch(batch, ["extra_fields"])["extra_fields"]
+        batch, columns = fetch_in_order(batch, ["extra_fields", "response_mask", "metrics"])
+        extras, masks = columns["extra_fields"], columns["response_mask"]
         captions = [extra[CAPTION_FIELD].content for extra in extras]
         validating = metrics is None
         # The decoders keep their own time: they are waited for, killed and started again.
@@ -225,17 +230,17 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         self.losses.check(outcomes)
         groups = [split_key(key)[0] for key in batch.keys]
         if metrics is None:
-            return self._finish_validation(batch, outcomes, captions)
+            return self._finish_validation(batch, outcomes, captions, extras, masks)
         if self.group_rewards.active:
             with marked_timer("score", seconds):
                 outcomes = self.group_rewards.add(outcomes, self._samples(batch, captions), groups)
             self.losses.check(outcomes)
         signals, drawn = self.signals("g4u"), outcomes
         outcomes = signals.recompose(drawn, groups)
-        self._mask(batch, outcomes, usable_members(outcomes, groups))
+        self._mask(batch, masks, outcomes, usable_members(outcomes, groups))
         metrics.update(outcome_metrics(outcomes, captions, groups, min_std=self.config.uae.reward.min_std))
         metrics.update(signals.metrics(drawn, metrics))
-        spent = {"caption": caption_seconds(fetch(batch, ["metrics"])["metrics"]), **seconds}
+        spent = {"caption": caption_seconds(columns["metrics"]), **seconds}
         self._worked_seconds, self._waited_seconds = spent, self.waited_seconds(spent)
         metrics.update(chain_timing({**spent, **self._waited_seconds}, len(outcomes)))
         return batch
@@ -244,9 +249,8 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
     def _samples(batch: KVBatchMeta, captions: list[Caption]) -> list[Sample]:
         return samples_of(fetch(batch, SAMPLE_FIELDS), captions)
 
-    def _mask(self, batch: KVBatchMeta, outcomes: list[Outcome], usable: list[bool]) -> None:
+    def _mask(self, batch: KVBatchMeta, masks: list[torch.Tensor], outcomes: list[Outcome], usable: list[bool]) -> None:
         """Write scores; samples that cannot train keep their row and lose every trained token."""
-        masks = fetch(batch, ["response_mask"])["response_mask"]
         masks = [mask if keep else torch.zeros_like(mask) for mask, keep in zip(masks, usable, strict=True)]
         scores = [last_token_score(mask, outcome.record.value) for mask, outcome in zip(masks, outcomes, strict=True)]
         store(batch, {"rm_scores": scores, "response_mask": masks, "loss_mask": masks})
@@ -255,9 +259,14 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
             if not keep:
                 tag["is_padding"] = True
 
-    def _finish_validation(self, batch: KVBatchMeta, outcomes: list[Outcome], captions: list[Caption]) -> KVBatchMeta:
-        extras = fetch(batch, ["extra_fields"])["extra_fields"]
-        masks = fetch(batch, ["response_mask"])["response_mask"]
+    def _finish_validation(
+        self,
+        batch: KVBatchMeta,
+        outcomes: list[Outcome],
+        captions: list[Caption],
+        extras: list[dict[str, Any]],
+        masks: list[torch.Tensor],
+    ) -> KVBatchMeta:
         infos = [validation_info(outcome, caption) for outcome, caption in zip(outcomes, captions, strict=True)]
         extras = [{**extra, "reward_extra_info": info} for extra, info in zip(extras, infos, strict=True)]
         scores = [last_token_score(mask, outcome.record.value) for mask, outcome in zip(masks, outcomes, strict=True)]

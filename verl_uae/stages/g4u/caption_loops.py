@@ -9,6 +9,7 @@ Shape legend: L tokens of one caption with its prompt.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,13 @@ from tensordict import NonTensorStack, TensorDict
 from torch import Tensor
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
 from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
+from verl.trainer.ppo.v1.agent_loop_tq import apply_greedy_sampling_params
 from verl.utils.rollout_trace import rollout_trace_attr
 
+from verl_uae.errors import describe
 from verl_uae.stages.g4u.agent_loop import AGENT_LOOP, CaptionAgentLoop
+
+logger = logging.getLogger(__name__)
 
 #: Rows of one request to the TransferQueue. A row has the processor's pixels: megabytes with large pictures.
 MAX_ROWS = 64
@@ -143,6 +148,30 @@ class CaptionAgentLoopWorker(_WorkerBase):
         """Return when no caption is being written."""
         while self.background_tasks:
             await asyncio.wait(self.background_tasks)
+
+    async def _run_prompt(
+        self, prompt: dict[str, Any], sampling_params: dict[str, Any], trajectory: dict[str, Any], trace: bool = False
+    ) -> None:
+        """verl's, which writes to the queue before the first caption of a prompt that it has begun. Nothing of the
+        synchronous trainers asks for that, and a queue that is asked by all prompts at once makes captions wait."""
+        rollout, validate = self.config.actor_rollout_ref.rollout, trajectory["validate"]
+        status = "failure"
+        try:
+            members = prompt.pop("__rollout_n__", rollout.val_kwargs.n if validate else rollout.n)
+            params = dict(sampling_params)
+            if not prompt.pop("__do_sample__", True) and not validate:
+                apply_greedy_sampling_params(params)
+            sessions = [
+                self._run_agent_loop(params, trajectory=trajectory, trace=trace, session_id=member, **prompt)
+                for member in range(members)
+            ]
+            answers = await asyncio.gather(*sessions, return_exceptions=True)
+            errors = [answer for answer in answers if isinstance(answer, BaseException)]
+            for error in errors:
+                logger.error("prompt %s: %s", prompt["uid"], describe(error), exc_info=error)
+            status = "failure" if errors else "finished"
+        finally:
+            await self._writer.put("val" if validate else "train", prompt["uid"], None, {"status": status})
 
     async def _run_agent_loop(
         self,

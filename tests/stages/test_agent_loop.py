@@ -16,7 +16,7 @@ from verl_uae.chain.records import CAPTION_FIELD, OUTCOME_FIELD, Caption
 from verl_uae.data.images import image_digest
 from verl_uae.scenes.tokenizer import build_processor, build_tokenizer
 from verl_uae.seeding import derive_seed
-from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, CaptionAgentLoop, PromptCache, _VLLMClient
+from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, CaptionAgentLoop, PromptCache, _prompt, _VLLMClient
 
 IMAGE = Image.new("RGB", (32, 32), "red")
 CONTENT = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "describe"}]
@@ -180,11 +180,31 @@ def test_no_streaming_without_decoders(loop: CaptionAgentLoop) -> None:
     assert loop._dispatcher == "x"
 
 
+async def pictures_of(loop: CaptionAgentLoop, content: list[dict[str, Any]], name: str = "tiles") -> dict[str, Any]:
+    """The pictures of a prompt, which ``run`` names."""
+    _prompt.set(name)
+    return await loop.process_multi_modal_info([{"role": "user", "content": content}])
+
+
+def test_captions_of_a_prompt_share_its_pictures(loop: CaptionAgentLoop) -> None:
+    """Pictures are told apart by identity where they are processed."""
+    loop.processor = tiny.build("internvl")[1]
+    contents = [[{"type": "image", "image": Image.new("RGB", (45, 33), color)}] for color in ("blue", "red")]
+
+    async def main() -> list[dict[str, Any]]:
+        blue, red = contents
+        return [await pictures_of(loop, *each) for each in ((blue, "b"), (blue, "b"), (red, "r"), (red, "b"))]
+
+    first, again, other, named = asyncio.run(main())
+    assert first["images"][0] is again["images"][0] is named["images"][0] and first is not again
+    assert other["images"][0] is contents[1][0]["image"]
+
+
 def test_pictures_of_tiles_are_not_resized_and_vllm_expands_the_prompt_itself(loop: CaptionAgentLoop) -> None:
     loop.processor = tiny.build("internvl")[1]
     image = Image.new("RGB", (45, 33), "blue")
     content = [{"type": "image", "image": image}, {"type": "text", "text": "describe"}]
-    found = asyncio.run(loop.process_multi_modal_info([{"role": "user", "content": content}]))
+    found = asyncio.run(pictures_of(loop, content))
     assert found == {"images": [image]}
     asked: list[dict[str, Any]] = []
 

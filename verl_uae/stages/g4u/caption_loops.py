@@ -139,6 +139,10 @@ class CaptionAgentLoopWorker(_WorkerBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Begin with nothing shared and nothing to write."""
         self._writer = QueueWriter()
         #: Inputs of the model by the pictures they are made of, and those pictures, which are named by their identity.
         self._inputs: FIFOCache[tuple[int, ...], tuple[list[Any], dict[str, Any]]] = FIFOCache(MAX_PROMPTS)

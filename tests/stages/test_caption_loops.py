@@ -1,0 +1,269 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""Workers of agent loops for captions against verl's own: what is written, and in how many requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from tensordict import TensorDict
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.trainer.ppo.v1 import AgentLoopWorkerTQ, agent_loop_tq
+
+from tests.captioners import tiny
+from verl_uae.chain.records import CAPTION_FIELD, Caption, Envelope
+from verl_uae.engines.model_config import CaptionerConfig
+from verl_uae.stages.g4u import caption_loops
+from verl_uae.stages.g4u.caption_loops import CaptionAgentLoopWorker, QueueWriter
+
+VerlsWorker = AgentLoopWorkerTQ.__ray_actor_class__
+
+
+class Queue:
+    """Stands for the TransferQueue: keeps the requests."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.refused: set[str] = set()
+
+    async def async_kv_batch_put(self, **request: Any) -> None:
+        self.requests.append(request)
+        await asyncio.sleep(0.01)
+        if self.refused.intersection(request["keys"]):
+            raise ArithmeticError("mine")
+
+    async def async_kv_put(self, *, key: str, tag: dict[str, Any], **request: Any) -> None:
+        await self.async_kv_batch_put(keys=[key], tags=[tag], fields=None, **request)
+
+    def rows(self) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+        """Fields and tag of every row by key."""
+        found = {}
+        for request in self.requests:
+            fields = {} if request["fields"] is None else request["fields"]
+            columns = {name: _cells(column) for name, column in fields.items()}
+            for place, (key, tag) in enumerate(zip(request["keys"], request["tags"], strict=True)):
+                found[key] = ({name: column[place] for name, column in columns.items()}, tag)
+        return found
+
+
+def _cells(column: Any) -> list[Any]:
+    if isinstance(column, torch.Tensor):
+        return list(column.unbind(0))
+    return [getattr(cell, "data", cell) for cell in column]
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
+    made = Queue()
+    monkeypatch.setattr(caption_loops, "tq", made)
+    return made
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(equal(one[name], other[name]) for name in one)
+    if isinstance(one, Envelope):
+        return bool(one.content == other.content)
+    return bool(one == other)
+
+
+# ------------------------------------------------------------ rows that are written together
+
+
+def tags(count: int, *, start: int = 0) -> list[tuple[str, str, None, dict[str, Any]]]:
+    return [("train", f"k{number}", None, {"number": number}) for number in range(start, start + count)]
+
+
+def test_what_comes_while_a_request_is_on_its_way_goes_with_the_next(queue: Queue) -> None:
+    async def main() -> None:
+        writer = QueueWriter(max_rows=4)
+        first = asyncio.ensure_future(writer.put(*tags(1)[0]))
+        await asyncio.sleep(0.005)
+        assert [request["keys"] for request in queue.requests] == [["k0"]], "alone it is written at once"
+        await asyncio.gather(first, *(writer.put(*row) for row in tags(6, start=1)))
+
+    asyncio.run(main())
+    assert [request["keys"] for request in queue.requests] == [["k0"], ["k1", "k2", "k3", "k4"], ["k5", "k6"]]
+    assert [request["tags"] for request in queue.requests][2] == [{"number": 5}, {"number": 6}]
+
+
+def test_rows_of_different_fields_and_partitions_are_not_mixed(queue: Queue) -> None:
+    a, b = {"x": torch.arange(3)}, {"x": torch.arange(2), "y": "text"}
+
+    async def main() -> None:
+        writer = QueueWriter()
+        rows = [("train", "a0", a), ("train", "b0", b), ("val", "a1", a), ("train", "a2", {"x": torch.arange(5)})]
+        await asyncio.gather(*(writer.put(partition, key, fields, {}) for partition, key, fields in rows))
+
+    asyncio.run(main())
+    places = [(request["partition_id"], request["keys"]) for request in queue.requests]
+    assert places == [("train", ["a0", "a2"]), ("train", ["b0"]), ("val", ["a1"])]
+    found = queue.rows()
+    assert torch.equal(found["a2"][0]["x"], torch.arange(5)) and torch.equal(found["a0"][0]["x"], torch.arange(3))
+    assert found["b0"][0]["y"] == "text" and isinstance(queue.requests[0]["fields"], TensorDict)
+
+
+def test_a_request_that_fails_fails_its_rows_and_no_others(queue: Queue) -> None:
+    queue.refused = {"k1"}
+
+    async def main() -> list[Any]:
+        writer = QueueWriter(max_rows=2)
+        done = await asyncio.gather(*(writer.put(*row) for row in tags(4)), return_exceptions=True)
+        cancelled = asyncio.ensure_future(writer.put(*tags(1, start=7)[0]))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await writer.put(*tags(1, start=8)[0])
+        return done
+
+    done = asyncio.run(main())
+    assert [type(answer) for answer in done] == [ArithmeticError, ArithmeticError, type(None), type(None)]
+    assert "k8" in queue.rows()
+
+
+# ------------------------------------------------------------ against verl's worker
+
+
+def worker(kind: Any, folder: Path) -> Any:
+    """A worker without Ray and servers: only what the methods under test read."""
+    made = object.__new__(kind)
+    model = CaptionerConfig(path=str(folder))
+    made.processor, made.tokenizer = model.processor, model.tokenizer
+    made.mm_processor_kwargs, made.reward_loop_worker_handles, made.distillation_enabled = {}, None, False
+    rollout = {"n": 2, "val_kwargs": {"n": 1}}
+    made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}})
+    if kind is CaptionAgentLoopWorker:
+        made.prepare()
+    return made
+
+
+def caption(made: Any, images: Sequence[Image.Image], text: str) -> AgentLoopOutput:
+    """A caption as the agent loop hands it over."""
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": "describe"}]
+    prompt = made.processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    prompt_ids = made.processor(text=[prompt], images=list(images), return_tensors="pt")["input_ids"][0].tolist()
+    ids = [*made.tokenizer(text)["input_ids"], made.tokenizer.eos_token_id]
+    return AgentLoopOutput(
+        prompt_ids=prompt_ids,
+        response_ids=ids,
+        response_mask=[1] * len(ids),
+        response_logprobs=[-0.5] * len(ids),
+        multi_modal_data={"images": list(images)},
+        mm_processor_kwargs={},
+        num_turns=2,
+        metrics={"generate_sequences": 1.5},
+        extra_fields={
+            "min_global_steps": 3,
+            "max_global_steps": 4,
+            CAPTION_FIELD: Envelope(Caption(text, "digest", tokens=len(ids))),
+        },
+    )
+
+
+@pytest.mark.parametrize("family", tiny.NAMES)
+def test_captions_of_a_prompt_are_written_as_verl_writes_them(
+    family: str, tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.save(family, tmp_path)
+    ours, verls = worker(CaptionAgentLoopWorker, folder), worker(VerlsWorker, folder)
+    images = [Image.new("RGB", (48, 32), "red"), Image.effect_noise((64, 64), 90.0).convert("RGB")]
+    written = [
+        (0, 0, images[:1], "a red circle"),
+        (0, 1, images[:1], "a"),
+        (1, 0, images[1:], "a blue square above a red circle"),
+        (0, 2, images[:1], "a blue circle"),
+    ]
+    runs = []
+    for number, member, pictures, text in written:
+        row = {"uid": f"u{number}", "session_id": member, "global_steps": 5, "raw_prompt": [{"role": "user"}]}
+        runs.append((caption(ours, pictures, text), row))
+    calls = []
+    process = type(ours.processor).__call__
+    monkeypatch.setattr(
+        type(ours.processor),
+        "__call__",
+        lambda self, *args, **kwargs: calls.append(self) or process(self, *args, **kwargs),
+    )
+
+    async def main(made: Any) -> None:
+        await asyncio.gather(*(made._agent_loop_postprocess(output, False, **row) for output, row in runs))
+
+    asyncio.run(main(ours))
+    assert len([call for call in calls if call is ours.processor]) == 2, "once per prompt"
+    reference = Queue()
+    monkeypatch.setattr(agent_loop_tq, "tq", reference)
+    asyncio.run(main(verls))
+    assert (len(queue.requests), len(reference.requests)) == (1, 4), "what was ready together went together"
+    found, expected = queue.rows(), reference.rows()
+    assert sorted(found) == sorted(expected)
+    for key, (fields, tag) in expected.items():
+        assert tag == found[key][1]
+        assert sorted(fields) == sorted(found[key][0])
+        assert [name for name in fields if not equal(fields[name], found[key][0][name])] == [], key
+
+
+@pytest.mark.parametrize(("validate", "row", "members", "greedy"), [
+    (False, {}, 2, False),
+    (True, {}, 1, False),
+    (False, {"__rollout_n__": 3, "__do_sample__": False}, 3, True),
+])  # fmt: skip
+def test_the_end_of_a_prompt_is_told_after_all_its_captions(
+    validate: bool, row: dict[str, Any], members: int, greedy: bool, tmp_path: Path, queue: Queue
+) -> None:
+    made = worker(CaptionAgentLoopWorker, tiny.save("qwen2_5_vl", tmp_path))
+    asked: list[tuple[int, dict[str, Any]]] = []
+
+    async def session(params: dict[str, Any], *, session_id: int, uid: str, **_: Any) -> None:
+        asked.append((session_id, params))
+        await made._writer.put("val" if validate else "train", f"{uid}_{session_id}_0", None, {})
+        if uid == "broken" and session_id == 0:
+            raise ArithmeticError("mine")
+
+    made._run_agent_loop = session
+
+    async def main(uid: str) -> None:
+        await made._run_prompt({"uid": uid, **row}, {"temperature": 0.7}, {"validate": validate})
+
+    asyncio.run(main("u"))
+    expected = {"top_p": 1.0, "top_k": -1, "temperature": 0} if greedy else {"temperature": 0.7}
+    assert asked == [(member, expected) for member in range(members)]
+    assert queue.requests[-1]["keys"] == ["u"] and queue.requests[-1]["tags"] == [{"status": "finished"}]
+    assert {request["partition_id"] for request in queue.requests} == {"val" if validate else "train"}
+    asyncio.run(main("broken"))
+    assert queue.requests[-1]["keys"] == ["broken"] and queue.requests[-1]["tags"] == [{"status": "failure"}]
+    assert len(queue.rows()) == 2 * (members + 1), "one that fails does not keep the others from being written"
+
+
+def test_settled_is_when_nothing_is_written(tmp_path: Path) -> None:
+    made = object.__new__(CaptionAgentLoopWorker)
+    made.background_tasks = set()
+    done: list[str] = []
+
+    async def write(name: str, seconds: float, then: Any = None) -> None:
+        await asyncio.sleep(seconds)
+        done.append(name)
+        if then is not None:
+            start(*then)
+
+    def start(*args: Any) -> None:
+        task = asyncio.get_running_loop().create_task(write(*args))
+        made.background_tasks.add(task)
+        task.add_done_callback(made.background_tasks.discard)
+
+    async def main() -> None:
+        await made.settle()
+        start("a", 0.02, ("b", 0.02))
+        await made.settle()
+
+    asyncio.run(main())
+    assert done == ["a", "b"]

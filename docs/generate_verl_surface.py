@@ -106,6 +106,14 @@ class Class:
     """Full names, of verl and of this package."""
 
 
+def plain(base: ast.expr) -> ast.expr:
+    """The class in a base: without its parameters, and of an actor of Ray the class that it was made of."""
+    wrapped = isinstance(base, ast.Subscript) or (
+        isinstance(base, ast.Attribute) and base.attr == "__ray_actor_class__"
+    )
+    return base.value if wrapped else base
+
+
 class Reader(ast.NodeVisitor):
     """Collects from one file the uses of imported names, and its classes."""
 
@@ -118,7 +126,7 @@ class Reader(ast.NodeVisitor):
         self._enter(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        bases = (self._symbol(base.value if isinstance(base, ast.Subscript) else base) for base in node.bases)
+        bases = (self._symbol(plain(base)) for base in node.bases)
         name = ".".join([*self._place(), node.name])
         self.classes[name] = Class(name, node, tuple(base for base in bases if base))
         self.names[-1][node.name] = name

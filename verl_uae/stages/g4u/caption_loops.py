@@ -129,11 +129,8 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> TensorDict:
     return TensorDict(columns, batch_size=len(rows))
 
 
-#: verl's class itself; its name there is that of the Ray actor.
-_WorkerBase: Any = AgentLoopWorkerTQ.__ray_actor_class__
-
-
-class CaptionAgentLoopWorker(_WorkerBase):
+# verl's class itself: its name there is that of the Ray actor.
+class CaptionAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):
     """verl's worker, with one agent loop for all captions, pictures processed once per prompt, and rows that are
     written together. Agent loops of other names run as verl runs them."""
 

@@ -30,7 +30,8 @@ class RolloutExtrasConfig:
     """Give every caption request its own derived seed; needed for repeatable runs."""
 
     poll_interval_s: float = key(0.1, above=0)
-    """How often the trainer asks whether all captions are there, seconds, above 0. verl's own value is 2.0."""
+    """How often the trainer asks the queue whether all captions are there, seconds, above 0. verl's own value is 2.0.
+    It does not have to ask unless ``actor_rollout_ref.rollout.agent.agent_loop_manager_class`` is another's."""
 
 
 @dataclass

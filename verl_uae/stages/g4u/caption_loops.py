@@ -93,18 +93,8 @@ class QueueWriter:
 
 
 async def _write(rows: Sequence[_Waiting]) -> None:
-    """Write rows of one kind and tell those that wait for them."""
-    failure: Exception | None = None
-    try:
-        await tq.async_kv_batch_put(
-            keys=[row.key for row in rows],
-            partition_id=rows[0].partition,
-            fields=None if rows[0].fields is None else _columns([row.fields or {} for row in rows]),
-            tags=[dict(row.tag) for row in rows],
-        )
-    # A fault boundary: the error belongs to the rows of this request, the writer must go on.
-    except Exception as error:
-        failure = error
+    """Write rows of one kind and tell those that wait for them; an error is theirs, and the writer goes on."""
+    (failure,) = await asyncio.gather(_send(rows), return_exceptions=True)
     for row in rows:
         # The futures of writers that have gone are cancelled.
         if row.written.done():
@@ -113,6 +103,15 @@ async def _write(rows: Sequence[_Waiting]) -> None:
             row.written.set_result(None)
         else:
             row.written.set_exception(failure)
+
+
+async def _send(rows: Sequence[_Waiting]) -> None:
+    await tq.async_kv_batch_put(
+        keys=[row.key for row in rows],
+        partition_id=rows[0].partition,
+        fields=None if rows[0].fields is None else _columns([row.fields or {} for row in rows]),
+        tags=[dict(row.tag) for row in rows],
+    )
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> TensorDict:

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from verl_uae.chain.records import CAPTION_FIELD, Caption, Envelope
 from verl_uae.engines.model_config import CaptionerConfig
 from verl_uae.stages.g4u import caption_loops
 from verl_uae.stages.g4u.caption_loops import CaptionAgentLoopWorker, QueueWriter
+from verl_uae.stages.g4u.captioning import CAPTION_SLACK_S, SupervisedCaptions
 
 VerlsWorker = AgentLoopWorkerTQ.__ray_actor_class__
 
@@ -267,3 +270,19 @@ def test_settled_is_when_nothing_is_written(tmp_path: Path) -> None:
 
     asyncio.run(main())
     assert done == ["a", "b"]
+
+
+def test_the_queue_is_asked_when_the_captions_are_written_and_both_waits_are_supervised() -> None:
+    done: list[Any] = []
+
+    @contextlib.contextmanager
+    def phase(doing: str, limit_s: float, key: str) -> Iterator[None]:
+        done.append((doing, limit_s))
+        yield
+        done.append("over")
+
+    buffer = SimpleNamespace(sample=lambda **asked: done.append(asked) or "batch")
+    settings = OmegaConf.create({"decoder": {"schedule": "phased"}, "rollout": {"timeout_s": 600.0}})
+    captions = SupervisedCaptions(buffer, settings, lambda: SimpleNamespace(phase=phase), done.append)  # type: ignore[arg-type]
+    assert captions.sample(partition_id="train") == "batch"
+    assert done == [("the captions", 600.0 + CAPTION_SLACK_S), 600.0, {"partition_id": "train"}, "over"]

@@ -79,8 +79,9 @@ class DecoderMixin:
 
 
 class CaptionAgentLoops(AgentLoopManagerTQ):
-    """verl's manager of agent loops, with workers for captions. verl spreads them over the cluster: here they are on the
-    nodes of the captioner, beside the caption servers, so that a node with decoders alone takes no caption with it."""
+    """verl's manager of agent loops, with workers for captions. verl spreads them over the cluster: here they are on
+    the nodes of the captioner, beside the caption servers, so that a node with decoders alone takes no caption with
+    it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from verl_uae.errors import UAEError
@@ -152,11 +153,7 @@ def _estimate(args: argparse.Namespace) -> int:
         rates = ", ".join(f"{name} {value:.4g}" for name, value in measured["rates"].items())
         print(f"{measured['device']}: {rates}; written to {args.calibrate}")
         return 0
-    with warnings.catch_warnings():
-        # verl tells of engines and accelerators that this machine lacks, libraries of what a model without weights
-        # cannot do.
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+    with _without_warnings():
         from verl_uae.estimate.estimator import ask
         from verl_uae.estimate.report import render
 
@@ -177,10 +174,22 @@ def _estimate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace) -> int:
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """verl tells of engines and accelerators that this machine lacks, libraries of what a model without weights cannot
+    do."""
+    before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    with _without_warnings():
         from verl_uae.plan.load import ASSUMED_SPREAD
         from verl_uae.plan.planner import Asked, plan
         from verl_uae.plan.report import as_json, render

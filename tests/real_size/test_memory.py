@@ -57,7 +57,7 @@ def test_a_replica_never_holds_more_than_what_it_is(
     models.family(module, codec).save_scheduler(tmp_path)
     engine: Any = SimpleNamespace(
         module=module,
-        model_config=SimpleNamespace(path=str(tmp_path), lora_rank=0),
+        model_config=SimpleNamespace(path=str(tmp_path), lora_rank=0, compile_blocks=False),
         engine_config=SimpleNamespace(mixed_precision={"param_dtype": "bf16"}),
     )
     materialise = DecoderModule.to_empty

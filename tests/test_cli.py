@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_uae import __version__
+from verl_uae import __version__, cli
 from verl_uae.cli import build_parser, main, parse
 
 
@@ -134,3 +135,12 @@ def test_what_no_command_knows_is_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         parse(words)
     assert exit_info.value.code == 2
+
+
+def test_a_command_without_warnings_leaves_logging_as_it_was() -> None:
+    """Also where it fails: other threads and tests of the process log too."""
+    before = logging.root.manager.disable
+    with pytest.raises(ZeroDivisionError), cli._without_warnings():
+        assert not logging.getLogger("verl_uae").isEnabledFor(logging.WARNING)
+        raise ZeroDivisionError
+    assert logging.root.manager.disable == before

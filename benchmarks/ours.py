@@ -78,13 +78,20 @@ def make_trainable(module: DecoderModule, size: Size) -> DecoderModule:
 
 
 def build_engine(
-    kind: str, module: DecoderModule, size: Size, device: str, dtype: torch.dtype, *, reshard: bool = True
+    kind: str,
+    module: DecoderModule,
+    size: Size,
+    device: str,
+    dtype: torch.dtype,
+    *,
+    reshard: bool = True,
+    compiled: bool = False,
 ) -> Engine:
     """The engine ``verl`` around a copy of a frozen module, or ``plain`` around the module itself.
 
     The module is trainable afterwards. verl's engine copies it before it gets its adapters, which are drawn by name.
     """
-    sharded = VerlEngine(module, size, device, dtype, reshard=reshard) if kind == "verl" else None
+    sharded = VerlEngine(module, size, device, dtype, reshard=reshard, compiled=compiled) if kind == "verl" else None
     make_trainable(module, size)
     return sharded or PlainEngine(module, dtype)
 
@@ -191,12 +198,20 @@ class VerlEngine:
         device: ``cpu`` (gloo) or ``cuda`` (nccl).
         dtype: to compute in; weights are held in fp32.
         reshard: free gathered weights after every forward pass, verl's default.
+        compiled: its blocks are compiled (``uae.decoder.compile``).
     """
 
     name = "verl"
 
     def __init__(
-        self, module: DecoderModule, size: Size, device: str, dtype: torch.dtype, *, reshard: bool = True
+        self,
+        module: DecoderModule,
+        size: Size,
+        device: str,
+        dtype: torch.dtype,
+        *,
+        reshard: bool = True,
+        compiled: bool = False,
     ) -> None:
         _start_group(device)
         from verl.trainer.config import CheckpointConfig
@@ -216,6 +231,7 @@ class VerlEngine:
                     lora_alpha=LORA_ALPHA,
                     train_projector=size.train_projector,
                     enable_gradient_checkpointing=size.checkpointing,
+                    compile_blocks=compiled,
                 ),
                 engine_config=FSDPEngineConfig(
                     strategy="fsdp2",

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if options.ranks:
         return replayed(work, options)
     dtype = DTYPES[options.dtype]
-    ours, script = build_sides(work, options.engine, dtype, reshard=options.reshard)
+    ours, script = build_sides(work, options.engine, dtype, reshard=options.reshard, compiled=options.compile)
     ours.together = options.replay
     agreement = check_agreement(ours, script)
     print(_agreement_line(agreement, dtype))
@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "provenance": provenance(work.device, work.seed),
         "engine": ours.engine.name,
         "replay_steps": options.replay,
+        "compile": options.compile,
         "dtype": str(dtype).removeprefix("torch."),
         "reshard_after_forward": options.reshard if options.engine == "verl" else None,
         "work": describe(work, options.size, options.repetitions),
@@ -131,6 +132,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
     parser.add_argument("--replay", type=int, default=1, help="trained steps of a sample in one pass (replay_steps)")
+    parser.add_argument("--compile", action="store_true", help="the package's blocks compiled (uae.decoder.compile)")
     parser.add_argument(
         "--ranks",
         type=int,
@@ -143,8 +145,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.dtype = "bf16" if options.device == "cuda" else "fp32"
     if options.engine is None:
         options.engine = "verl" if options.device == "cpu" and verl_available() else "plain"
-    if options.replay != 1 and options.engine != "verl":
-        parser.error("--replay needs --engine verl")
+    if (options.replay != 1 or options.compile) and options.engine != "verl":
+        parser.error("--replay and --compile need --engine verl")
     if options.ranks and (options.device, options.dtype) != ("cpu", "fp32"):
         parser.error("--ranks are of a CPU, in fp32")
     return options
@@ -170,11 +172,13 @@ def make_work(options: argparse.Namespace) -> Work:
     )
 
 
-def build_sides(work: Work, engine: str, dtype: torch.dtype, *, reshard: bool = True) -> tuple[Ours, Script]:
+def build_sides(
+    work: Work, engine: str, dtype: torch.dtype, *, reshard: bool = True, compiled: bool = False
+) -> tuple[Ours, Script]:
     """Both sides, of the same weights; in one process without sharding they share the module itself."""
     module = build_policy(work.size, work.seed, device=work.device, dtype=dtype)
     conditioner = build_conditioner(work.size, work.seed, device=work.device, dtype=dtype)
-    chosen = build_engine(engine, module, work.size, work.device, dtype, reshard=reshard)
+    chosen = build_engine(engine, module, work.size, work.device, dtype, reshard=reshard, compiled=compiled)
     return Ours(chosen, conditioner, work), Script(module, conditioner, work, dtype)
 
 

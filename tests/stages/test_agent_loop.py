@@ -16,7 +16,14 @@ from verl_uae.chain.records import CAPTION_FIELD, OUTCOME_FIELD, Caption
 from verl_uae.data.images import image_digest
 from verl_uae.scenes.tokenizer import build_processor, build_tokenizer
 from verl_uae.seeding import derive_seed
-from verl_uae.stages.g4u.agent_loop import STREAM_DISPATCHER, CaptionAgentLoop, PromptCache, _prompt, _VLLMClient
+from verl_uae.stages.g4u.agent_loop import (
+    STREAM_DISPATCHER,
+    CaptionAgentLoop,
+    PromptCache,
+    _Prompt,
+    _prompt,
+    _VLLMClient,
+)
 
 IMAGE = Image.new("RGB", (32, 32), "red")
 CONTENT = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "describe"}]
@@ -87,6 +94,7 @@ def test_members_and_steps_have_seeds_of_their_own(loop: CaptionAgentLoop) -> No
 
     assert len({seed(), seed(session_id=3), seed(global_steps=6), loop._seeded({}, "e", ROW)["seed"]}) == 4
     loop.config.uae.rollout.seeded = False
+    del loop._seed
     assert loop._seeded({"a": 1}, "d", ROW) == {"a": 1}
 
 
@@ -176,13 +184,14 @@ def test_a_failed_prompt_is_not_kept_and_a_cancelled_waiter_hurts_nobody() -> No
 
 def test_no_streaming_without_decoders(loop: CaptionAgentLoop) -> None:
     assert loop._dispatcher is None
+    del loop._dispatcher
     loop.rollout_config = OmegaConf.create({"custom": {STREAM_DISPATCHER: "x"}})
     assert loop._dispatcher == "x"
 
 
 async def pictures_of(loop: CaptionAgentLoop, content: list[dict[str, Any]], name: str = "tiles") -> dict[str, Any]:
     """The pictures of a prompt, which ``run`` names."""
-    _prompt.set(name)
+    _prompt.set(_Prompt(name))
     return await loop.process_multi_modal_info([{"role": "user", "content": content}])
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +16,16 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from tensordict import TensorDict
-from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.trainer.ppo.v1 import AgentLoopWorkerTQ, agent_loop_tq
+from verl.workers.rollout.replica import TokenOutput
 
 from tests.captioners import tiny
-from verl_uae.chain.records import CAPTION_FIELD, Caption, Envelope
+from verl_uae.chain.records import CAPTION_FIELD, Envelope
+from verl_uae.data.dataset import UAEDataset
 from verl_uae.engines.model_config import CaptionerConfig
 from verl_uae.stages.g4u import caption_loops
+from verl_uae.stages.g4u.agent_loop import INPUTS, CaptionAgentLoop, PromptCache
 from verl_uae.stages.g4u.caption_loops import CaptionAgentLoopWorker, QueueWriter
 from verl_uae.stages.g4u.captioning import CAPTION_SLACK_S, SupervisedCaptions
 
@@ -148,28 +151,38 @@ def worker(kind: Any, folder: Path) -> Any:
     return made
 
 
-def caption(made: Any, images: Sequence[Image.Image], text: str) -> AgentLoopOutput:
-    """A caption as the agent loop hands it over."""
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": "describe"}]
-    prompt = made.processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    prompt_ids = made.processor(text=[prompt], images=list(images), return_tensors="pt")["input_ids"][0].tolist()
-    ids = [*made.tokenizer(text)["input_ids"], made.tokenizer.eos_token_id]
-    return AgentLoopOutput(
-        prompt_ids=prompt_ids,
-        response_ids=ids,
-        response_mask=[1] * len(ids),
-        response_logprobs=[-0.5] * len(ids),
-        multi_modal_data={"images": list(images)},
-        mm_processor_kwargs={},
-        num_turns=2,
-        metrics={"generate_sequences": 1.5},
-        extra_fields={
-            "min_global_steps": 3,
-            "max_global_steps": 4,
-            CAPTION_FIELD: Envelope(Caption(text, "digest", tokens=len(ids))),
-        },
+class Server:
+    """Stands for verl's client of caption servers: answers with the captions that it is given."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    async def generate(self, *, sampling_params: dict[str, Any], **_: Any) -> TokenOutput:
+        if not sampling_params["text"]:
+            raise ArithmeticError("a caption that fails has other fields")
+        ids = [*self.tokenizer(sampling_params["text"])["input_ids"], self.tokenizer.eos_token_id]
+        steps = {"global_steps": 4, "min_global_steps": 3, "max_global_steps": 4}
+        return TokenOutput(token_ids=ids, log_probs=[-0.5] * len(ids), extra_fields=steps)
+
+
+def agent_loop(made: Any) -> CaptionAgentLoop:
+    rollout = {
+        "name": "hf",
+        "prompt_length": 256,
+        "response_length": 16,
+        "calculate_log_probs": True,
+        "full_determinism": False,
+    }
+    uae = {"seed": 7, "rollout": {"timeout_s": 60.0, "seeded": True}}
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "uae": uae})
+    return CaptionAgentLoop(
+        DictConfigWrap(config),
+        Server(made.tokenizer),  # type: ignore[arg-type]
+        made.tokenizer,
+        made.processor,
+        UAEDataset,
+        DictConfigWrap(OmegaConf.create({})),
+        hf_model_type=made.family,
     )
 
 
@@ -179,34 +192,52 @@ def test_captions_of_a_prompt_are_written_as_verl_writes_them(
 ) -> None:
     folder = tiny.save(family, tmp_path)
     ours, verls = worker(CaptionAgentLoopWorker, folder), worker(VerlsWorker, folder)
+    ours.family = family
+    monkeypatch.setattr(CaptionAgentLoop, "_prompts", PromptCache(8))
     images = [Image.new("RGB", (48, 32), "red"), Image.effect_noise((64, 64), 90.0).convert("RGB")]
     written = [
-        (0, 0, images[:1], "a red circle"),
-        (0, 1, images[:1], "a"),
-        (1, 0, images[1:], "a blue square above a red circle"),
-        (0, 2, images[:1], "a blue circle"),
+        (0, 0, "a red circle"),
+        (0, 1, "a"),
+        (1, 0, "a blue square and a red circle"),
+        (0, 2, "a blue circle"),
+        (1, 1, ""),
     ]
-    runs = []
-    for number, member, pictures, text in written:
-        row = {"uid": f"u{number}", "session_id": member, "global_steps": 5, "raw_prompt": [{"role": "user"}]}
-        runs.append((caption(ours, pictures, text), row))
-    calls = []
-    process = type(ours.processor).__call__
-    monkeypatch.setattr(
-        type(ours.processor),
-        "__call__",
-        lambda self, *args, **kwargs: calls.append(self) or process(self, *args, **kwargs),
-    )
+    process, calls = type(ours.processor).__call__, []
 
-    async def main(made: Any) -> None:
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(self)
+        return process(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(ours.processor), "__call__", counted)
+
+    async def write(made: Any, loop: CaptionAgentLoop) -> None:
+        runs = []
+        for number, member, text in written:
+            content = [{"type": "image", "image": images[number]}, {"type": "text", "text": "describe"}]
+            row = {"uid": f"u{number}", "session_id": member, "global_steps": 5}
+            row["raw_prompt"] = [{"role": "user", "content": content}]
+            output = await loop.run({"text": text}, **row)
+            assert output.extra_fields[CAPTION_FIELD].content.text == text
+            output.metrics.generate_sequences = 1.5
+            if made is verls:
+                assert output.multi_modal_data is not None
+                output.multi_modal_data.pop(INPUTS, None)
+            runs.append((output, row))
         await asyncio.gather(*(made._agent_loop_postprocess(output, False, **row) for output, row in runs))
 
-    asyncio.run(main(ours))
-    assert len([call for call in calls if call is ours.processor]) == 2, "once per prompt"
     reference = Queue()
-    monkeypatch.setattr(agent_loop_tq, "tq", reference)
-    asyncio.run(main(verls))
-    assert (len(queue.requests), len(reference.requests)) == (1, 4), "what was ready together went together"
+
+    async def main() -> None:
+        # The loop belongs to the event loop in which it is made.
+        loop = agent_loop(ours)
+        await write(ours, loop)
+        assert len(calls) == 2 + 1, "once per prompt, and for what has none"
+        monkeypatch.setattr(agent_loop_tq, "tq", reference)
+        await write(verls, loop)
+        assert len(calls) == 3 + len(written), "verl does so for every caption"
+
+    asyncio.run(main())
+    assert (len(queue.requests), len(reference.requests)) == (2, 5), "what was ready together went together"
     found, expected = queue.rows(), reference.rows()
     assert sorted(found) == sorted(expected)
     for key, (fields, tag) in expected.items():

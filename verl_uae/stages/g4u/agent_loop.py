@@ -8,9 +8,11 @@ One loop of a worker serves all its captions: what they have in common is made o
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 from cachetools import FIFOCache
@@ -45,8 +47,22 @@ STREAM_DISPATCHER = "uae_stream_dispatcher"
 STREAM_RECONSTRUCTIONS = "uae_keep_reconstructions"
 
 
-#: Names the prompt of the caption that a task of the event loop writes.
-_prompt: ContextVar[Any] = ContextVar("uae_prompt")
+#: Key of ``multi_modal_data`` of an output with what the processor made of the prompt beside its tokens.
+INPUTS = "uae_inputs"
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """The prompt of a caption that is being written."""
+
+    name: Any
+    """Equal for captions of one picture with one text."""
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """What the processor has made of it beside its tokens, once it has run."""
+
+
+#: Of the caption that a task of the event loop writes.
+_prompt: ContextVar[_Prompt] = ContextVar("uae_prompt")
 
 
 class PromptCache:
@@ -112,11 +128,12 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
         digest = ""
         try:
             digest = source_digest(kwargs["raw_prompt"], kwargs.get("extra_info") or {})
-            _prompt.set((digest, prompt_text(kwargs["raw_prompt"])))
+            prompt = _Prompt((digest, prompt_text(kwargs["raw_prompt"])))
+            _prompt.set(prompt)
             params = self._seeded(sampling_params, digest, kwargs)
-            output = await asyncio.wait_for(super().run(params, **kwargs), self.config.uae.rollout.timeout_s)
+            output = await asyncio.wait_for(super().run(params, **kwargs), self._timeout_s)
         except asyncio.TimeoutError:
-            reason = f"no caption in {self.config.uae.rollout.timeout_s} s"
+            reason = f"no caption in {self._timeout_s} s"
             output = self._failed(Caption.failed(digest, reason, Status.TIMEOUT), kwargs)
         except Exception as error:
             # Fault boundary: whatever one caption raises costs that caption, counted and named.
@@ -130,6 +147,7 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
                 output = self._failed(Caption.failed(digest, reason), kwargs)
             else:
                 output.extra_fields[CAPTION_FIELD] = Envelope(self._caption(output, digest))
+                output.multi_modal_data = {**(output.multi_modal_data or {}), INPUTS: prompt.inputs}
         # The schema of a batch must be the same for every sample.
         output.extra_fields.setdefault(OUTCOME_FIELD, None)
         if self._dispatcher:
@@ -148,32 +166,67 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             images, _ = prompt_pictures(self.processor, messages)
             return {"images": images}
 
-        return dict(await self._prompts.get(("pictures", _prompt.get()), make))
+        return dict(await self._prompts.get(("pictures", _prompt.get().name), make))
 
     async def ct_build_initial_tokens(
         self, messages: list[dict], *args: Any, mm_inputs_out: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[int]:
-        """verl's prompt building, once per prompt. ``mm_inputs_out`` stays empty: verl asks for it for videos."""
+        """verl's prompt building, once per prompt instead of once per caption of it."""
         build = super().ct_build_initial_tokens
-        ids = await self._prompts.get(("tokens", _prompt.get()), lambda: build(messages, *args, **kwargs))
+
+        async def make() -> tuple[list[int], dict[str, Any]]:
+            inputs: dict[str, Any] = {}
+            return await build(messages, *args, mm_inputs_out=inputs, **kwargs), inputs
+
+        prompt = _prompt.get()
+        ids, prompt.inputs = await self._prompts.get(("tokens", prompt.name), make)
+        if mm_inputs_out is not None:
+            mm_inputs_out.update(prompt.inputs)
         return list(ids)
 
-    @property
+    async def ct_merge_assistant_token(
+        self,
+        runtime_token_ids: list[int],
+        assistant_token_ids: list[int],
+        response_mask: list[int],
+        response_logprobs: list[float] | None = None,
+        assistant_logprobs: list[float] | None = None,
+    ) -> Any:
+        """verl's, in this thread: to hand two lists to another takes longer than to join them."""
+        builder = self.continuous_token_builder
+        merged = builder.merge_assistant_tokens(runtime_token_ids, assistant_token_ids)
+        mask, log_probs = builder.align_response_metadata(
+            merged, response_mask, response_logprobs, assistant_logprobs=assistant_logprobs
+        )
+        return merged, mask, log_probs
+
+    # What follows does not change while a worker lives, and is asked for by every caption.
+
+    @functools.cached_property
     def _vision_ids(self) -> frozenset[int]:
         """Tokens that stand for pictures and videos."""
         ids = (getattr(self.processor, f"{kind}_token_id", None) for kind in ("image", "video"))
         return frozenset(int(token) for token in ids if token is not None)
 
-    @property
+    @functools.cached_property
     def _dispatcher(self) -> str | None:
         name = (self.rollout_config.get("custom") or {}).get(STREAM_DISPATCHER)
         return None if name is None else str(name)
 
+    @functools.cached_property
+    def _timeout_s(self) -> float:
+        return float(self.config.uae.rollout.timeout_s)
+
+    @functools.cached_property
+    def _seed(self) -> int | None:
+        """Of the run; None where captions have no seeds of their own."""
+        return int(self.config.uae.seed) if self.config.uae.rollout.seeded else None
+
     def _seeded(self, sampling_params: dict[str, Any], digest: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if not self.config.uae.rollout.seeded:
+        if self._seed is None:
             return sampling_params
         step, member = int(kwargs["global_steps"]), int(kwargs["session_id"])
-        return {**sampling_params, "seed": derive_seed(self.config.uae.seed, "caption", step, digest, member)}
+        return {**sampling_params, "seed": derive_seed(self._seed, "caption", step, digest, member)}
 
     def _caption(self, output: AgentLoopOutput, digest: str) -> Caption:
         ids = output.response_ids

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import transfer_queue as tq
-from cachetools import FIFOCache
 from tensordict import NonTensorStack, TensorDict
 from torch import Tensor
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
@@ -25,15 +24,12 @@ from verl.trainer.ppo.v1.agent_loop_tq import apply_greedy_sampling_params
 from verl.utils.rollout_trace import rollout_trace_attr
 
 from verl_uae.errors import describe
-from verl_uae.stages.g4u.agent_loop import AGENT_LOOP, CaptionAgentLoop
+from verl_uae.stages.g4u.agent_loop import AGENT_LOOP, INPUTS, CaptionAgentLoop
 
 logger = logging.getLogger(__name__)
 
 #: Rows of one request to the TransferQueue. A row has the processor's pixels: megabytes with large pictures.
 MAX_ROWS = 64
-
-#: Prompts whose processed pictures a worker keeps.
-MAX_PROMPTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +136,6 @@ class CaptionAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):
     def prepare(self) -> None:
         """Begin with nothing shared and nothing to write."""
         self._writer = QueueWriter()
-        #: Inputs of the model by the pictures they are made of, and those pictures, which are named by their identity.
-        self._inputs: FIFOCache[tuple[int, ...], tuple[list[Any], dict[str, Any]]] = FIFOCache(MAX_PROMPTS)
         self._loop: CaptionAgentLoop | None = None
 
     async def settle(self) -> None:
@@ -237,12 +231,14 @@ class CaptionAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):
         return fields, tag
 
     def _compute_multi_modal_inputs(self, output: Any, input_ids: Tensor) -> dict[str, Any]:
-        """verl's, which runs the processor for every caption; what it makes of pictures does not depend on the text."""
-        images = (output.multi_modal_data or {}).get("images")
-        if not images:
-            made: dict[str, Any] = super()._compute_multi_modal_inputs(output, input_ids)
-            return made
-        name = tuple(map(id, images))
-        if name not in self._inputs:
-            self._inputs[name] = (list(images), super()._compute_multi_modal_inputs(output, input_ids))
-        return dict(self._inputs[name][1])
+        """verl's, which runs the processor again for every caption, on prompt and caption without pictures' tokens, for
+        what it makes of the pictures; it has made the same of them in the prompt."""
+        made: dict[str, Any] | None = (output.multi_modal_data or {}).get(INPUTS)
+        if made is None:
+            found: dict[str, Any] = super()._compute_multi_modal_inputs(output, input_ids)
+            return found
+        inputs = {name: value for name, value in made.items() if name != "attention_mask"}
+        if "image_grid_thw" in inputs:
+            grid = inputs["image_grid_thw"]
+            inputs["images_seqlens"] = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
+        return inputs

@@ -274,7 +274,7 @@ def test_every_metric_is_documented() -> None:
     from verl_uae.stages.g4u.trainer import chain_timing, overhead_metrics
 
     outcome = scored(0.5, a=0.5)
-    seconds = {"caption": 1.0, "decode": 1.0, "score": 1.0}
+    seconds = {"caption": 1.0, "decode": 1.0, "score": 1.0, "draw": 2.0}
     names = set(outcome_metrics([outcome] * 2, [caption()] * 2, ["g", "g"], min_std=1e-3))
     names |= set(chain_timing(seconds, 2)) | set(overhead_metrics({"step": 4.0}, seconds))
     names |= {f"val-aux/<data_source>/{name}/mean@n" for name, value in validation_info(outcome, caption()).items()

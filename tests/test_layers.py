@@ -23,6 +23,7 @@ LAYERS = {
     "registry": 0,
     "user_code": 0,
     "files": 0,
+    "beside": 0,
     "compiling": 0,
     "devices": 0,
     "pages": 0,

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,10 +120,15 @@ def policy(decoder: Decoder) -> Policy:
     return Policy(decoder)
 
 
-@pytest.fixture
-def make_painter(decoder: Decoder, conditioner: Conditioner, scorer: RewardScorer) -> Callable[..., Painter]:
+@pytest.fixture(params=[False, True], ids=["one_thread", "overlap"])
+def make_painter(
+    request: pytest.FixtureRequest, decoder: Decoder, conditioner: Conditioner, scorer: RewardScorer
+) -> Iterator[Callable[..., Painter]]:
+    """Every test runs with and without the second thread: nothing else may tell them apart, and none stays behind."""
+
     def make(**changes: Any) -> Painter:
         values = {
+            "overlap": request.param,
             "height": 32,
             "width": 32,
             "latent_shape": LATENT,
@@ -133,7 +140,8 @@ def make_painter(decoder: Decoder, conditioner: Conditioner, scorer: RewardScore
         settings = PainterSettings(**{**values, **changes})
         return Painter(ConditionCache(conditioner, 99), decoder.vae, scorer, settings, "cpu")
 
-    return make
+    yield make
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("verl_uae pictures")]
 
 
 def zero_field(condition: Condition, negative: Condition | None, guidance: float) -> Velocity:
@@ -228,7 +236,10 @@ def test_a_draw_repeats_bit_for_bit_and_members_differ(make_painter, policy: Pol
     assert same(list(tensors(one)), list(tensors(again))) and values(one) == values(again)
     assert len({outcome.record.value for outcome in one.outcomes}) == 8
     assert values(painter.draw(policy, PLAN, draws_of(make_samples(), step=2))) != values(one)
-    assert set(one.seconds) == {"condition", "sample", "decode", "score"} and all(s > 0 for s in one.seconds.values())
+    assert set(one.seconds) == {"condition", "sample", "decode", "score", "draw"}
+    assert all(s > 0 for s in one.seconds.values())
+    busy = sum(one.seconds.values()) - one.seconds["draw"]
+    assert one.seconds["draw"] >= 0.8 * busy or painter.settings.overlap
 
 
 def test_outcomes_belong_to_the_pictures_of_the_trajectories(make_painter, policy: Policy, decoder: Decoder) -> None:
@@ -476,3 +487,96 @@ def test_memory_that_holds_not_even_one_picture_is_an_error_of_each(make_painter
     drawn = make_painter().draw(full, ODE, draws_of(make_samples()))
     assert [outcome.record.status for outcome in drawn.outcomes] == [Status.ERROR] * 8
     assert all("out of memory" in (outcome.record.reason or "") for outcome in drawn.outcomes)
+
+
+def whole(drawn: Drawn) -> tuple[Any, ...]:
+    """All of it but the seconds."""
+    records = [replace(outcome, record=replace(outcome.record, seconds=0.0)) for outcome in drawn.outcomes]
+    return records, [tensor.numpy().tobytes() for tensor in tensors(drawn)]
+
+
+@pytest.mark.parametrize("make_painter", [False], indirect=True)
+@pytest.mark.parametrize("collective", [False, True])
+@pytest.mark.parametrize(("micro", "score"), [(3, 4), (4, 3), (2, 8), (8, 2)], ids=lambda size: f"{size}")
+def test_a_second_thread_changes_no_bit(make_painter, policy: Policy, micro: int, score: int, collective: bool) -> None:
+    draws = draws_of(make_samples({1: {"row": {"fault": "raise"}}, 2: {"text": UNREADABLE}}), want_picture=True)
+    draws[5] = replace(draws[5], want_reconstruction=True)
+    sizes = {"micro_batch_size": micro, "score_batch_size": score, "vae_batch_size": 2}
+    found = []
+    for overlap in (False, True):
+        policy.calls.clear()
+        drawn = make_painter(**sizes, overlap=overlap).draw(policy, PLAN, draws, collective=collective)
+        found.append((*whole(drawn), list(policy.calls)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("make_painter", [True], indirect=True)
+def test_pictures_are_scored_while_others_are_sampled(
+    make_painter, policy: Policy, scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last velocity call waits for the first score, and the decoder is called in the caller's thread alone."""
+    scored, callers, score = threading.Event(), set(), scorer.score
+
+    def score_and_tell(batch: Any) -> Any:
+        found = score(batch)
+        scored.set()
+        return found
+
+    def field_of(*condition: Any) -> Velocity:
+        velocity = policy(*condition)
+
+        def last_one_waits(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+            callers.add(threading.current_thread())
+            if len(policy.calls) == 4 * ODE.num_steps - 1:
+                assert scored.wait(60.0)
+            return velocity(x_BCHW, sigma_B)
+
+        return last_one_waits
+
+    monkeypatch.setattr(scorer, "score", score_and_tell)
+    drawn = make_painter(micro_batch_size=2, score_batch_size=2).draw(
+        field_of, ODE, draws_of(make_samples()), collective=True
+    )
+    assert all(outcome.record.ok for outcome in drawn.outcomes) and callers == {threading.current_thread()}
+    busy = sum(drawn.seconds.values()) - drawn.seconds["draw"]
+    assert 0 < drawn.seconds["score"] < drawn.seconds["draw"] and drawn.seconds["sample"] < busy
+
+
+def test_what_nobody_expects_of_pictures_reaches_the_caller_after_all_calls_of_the_decoder(
+    make_painter, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("in the encoder")
+
+    monkeypatch.setattr("verl_uae.chain.draw.encode_jpeg", broken)
+    with pytest.raises(ZeroDivisionError, match="in the encoder") as caught:
+        make_painter(micro_batch_size=2, score_batch_size=2).draw(
+            policy, ODE, draws_of(make_samples(), want_picture=True), collective=True
+        )
+    assert policy.calls == [2] * (4 * ODE.num_steps), "other ranks wait for every call"
+    assert {"broken", "_outcome", "draw"} <= {frame.name for frame in traceback.extract_tb(caught.tb)}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
+def test_what_ends_sampling_ends_the_call(
+    make_painter, policy: Policy, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a request to stop; of the pictures that are there at most a batch is waited for."""
+    decoded: list[int] = []
+    decode_latent = DecoderFamily.decode_latent
+
+    def counted(family: DecoderFamily, vae: Any, latent_BCHW: Tensor) -> Tensor:
+        decoded.append(len(latent_BCHW))
+        return decode_latent(family, vae, latent_BCHW)
+
+    def field_of(*condition: Any) -> Velocity:
+        if len(policy.calls) == 2 * ODE.num_steps:
+            raise error("stop")
+        return policy(*condition)
+
+    monkeypatch.setattr(DecoderFamily, "decode_latent", counted)
+    with pytest.raises(error, match="stop"):
+        make_painter(micro_batch_size=2, score_batch_size=4).draw(
+            field_of, ODE, draws_of(make_samples()), collective=True
+        )
+    assert sum(decoded) <= 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,19 @@ def test_many_captions_go_in_parts_that_tell_how_far_they_are(make, monkeypatch:
 def test_seconds(make) -> None:
     redrawer = make()
     redrawer.run(draws("red"))
-    assert redrawer.seconds["decode"] > 0 and redrawer.seconds["score"] > 0
+    spent = dict(redrawer.seconds)
+    assert spent["decode"] > 0 and spent["score"] > 0
+    assert spent["draw"] == pytest.approx(spent["decode"] + spent["score"], rel=0.2)
     redrawer.reset_seconds()
-    assert redrawer.seconds == {"decode": 0.0, "score": 0.0} and redrawer.run([]) == []
+    assert redrawer.seconds == dict.fromkeys(("decode", "score", "draw"), 0.0) and redrawer.run([]) == []
+
+
+def test_the_second_thread_of_the_configuration_changes_no_outcome(make) -> None:
+    captions = ["red", "a large blue square", UNREADABLE, "green", "circle"]
+    found = []
+    for switch in ("false", "true"):
+        redrawer = make(f"uae.decoder.overlap={switch}", "uae.decoder.batch_size=2", "uae.decoder.seeds_per_caption=2")
+        assert redrawer.painter.settings.overlap == (switch == "true")
+        outcomes = redrawer.run(draws(*captions, want_picture=True))
+        found.append([replace(each, record=replace(each.record, seconds=0.0)) for each in outcomes])
+    assert found[0] == found[1] and [outcome.record.ok for outcome in found[0]] == [True, True, False, True, True]

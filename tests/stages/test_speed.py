@@ -19,8 +19,9 @@ GIB = 2**30
 
 
 def test_pictures_per_second_and_gpu_and_the_use_of_each_model() -> None:
-    seconds = {"step": 10.0, "caption": 1.0, "update_actor": 2.0, "update_weights": 0.5, "decode": 3.0, "score": 0.5}
-    assert speed_metrics(seconds, 64, 4) == {
+    captioner = {"caption": 1.0, "update_actor": 2.0, "update_weights": 0.5}
+    overlapping = {"sample": 3.0, "decode": 1.0, "score": 1.0, "draw": 3.5}
+    assert speed_metrics({"step": 10.0, **captioner, **overlapping}, 64, 4) == {
         "perf/pictures_per_s_per_gpu": pytest.approx(1.6),
         "perf/busy/captioner": pytest.approx(0.35),
         "perf/busy/decoder": pytest.approx(0.35),

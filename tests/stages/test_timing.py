@@ -13,15 +13,17 @@ def test_caption_time_is_that_of_the_longest_request() -> None:
 
 
 def test_chain_timing() -> None:
-    metrics = chain_timing({"caption": 1.0, "decode": 1.5, "score": 0.5}, 64)
-    assert metrics["timing_s/decode"] == 1.5 and metrics["timing_s/score"] == 0.5 and metrics["timing_s/caption"] == 1.0
-    assert metrics["perf/reconstructions_per_s"] == pytest.approx(32.0)
-    assert "perf/reconstructions_per_s" not in chain_timing({"caption": 1.0, "decode": 0.0, "score": 0.0}, 64)
+    seconds = {"caption": 1.0, "decode": 1.5, "score": 0.5, "draw": 1.6}
+    metrics = chain_timing(seconds, 64)
+    assert {name: metrics[f"timing_s/{name}"] for name in seconds} == seconds
+    assert metrics["perf/reconstructions_per_s"] == pytest.approx(40.0), "what overlaps counts once"
+    streamed = {"caption": 1.0, "decode": 0.0, "score": 0.0, "draw": 0.0}
+    assert "perf/reconstructions_per_s" not in chain_timing(streamed, 64)
 
 
 def test_overhead_is_what_no_model_computes() -> None:
     raw = {"step": 10.0, "old_log_prob": 1.0, "ref": 1.0, "update_actor": 2.0, "gen": 99.0}
-    chain = {"caption": 1.0, "decode": 1.5, "score": 0.5}
+    chain = {"caption": 1.0, "decode": 1.5, "score": 1.5, "draw": 2.0}
     assert overhead_metrics(raw, chain)["perf/overhead_frac"] == pytest.approx(0.3)
     assert overhead_metrics({**raw, "step": 1.0}, chain)["perf/overhead_frac"] == 0.0
     assert overhead_metrics({}, chain) == {}

@@ -63,6 +63,12 @@ class DecoderConfig:
     """dtype in which the VAE decodes. With bfloat16 a drawn picture is decoded both ways at the start; where they
     differ by more than 1/255 on average the run is refused. Our choice: float32."""
 
+    overlap: bool = False
+    """true: while a rank denoises pictures, a second thread decodes, scores and encodes those denoised before, in
+    batches of batch_size; on a GPU in a stream of its own. Both need their memory at once. Pictures and rewards are the
+    same, on a CPU to the last bit. Nothing overlaps where a rank draws no more than batch_size pictures at a time. Our
+    choice: false."""
+
     schedule: str = key("phased", choices=("phased", "streamed"))
     """phased: decode the whole batch after the caption server sleeps. streamed: decode while captions arrive."""
 

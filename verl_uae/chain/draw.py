@@ -7,8 +7,10 @@ Shape legend: N pictures of this rank, B of a micro-batch, K steps of the window
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from verl_uae.beside import Beside
 from verl_uae.chain.conditioner import ConditionCache
 from verl_uae.chain.records import Draw, Outcome
 from verl_uae.data.images import encode_jpeg, encode_png, rgb, to_tensor
@@ -48,6 +51,8 @@ class PainterSettings:
     """Pictures scored together."""
     vae_batch_size: int
     """Pictures decoded by the VAE at a time."""
+    overlap: bool = False
+    """Pictures are decoded and scored while the next ones are denoised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +65,18 @@ class Drawn:
     trajectory: Trajectory
     """N samples, in host memory, fp32."""
     seconds: dict[str, float]
-    """By phase: condition, sample, decode, score."""
+    """Of work by phase: condition, sample, decode, score; and from the first to the last as ``draw``, less than their
+    sum where they overlap."""
 
 
 class Painter:
     """Draws pictures of captions and scores them.
 
     Whatever goes wrong with a caption, a picture or a reward costs the samples it belongs to.
+
+    With ``settings.overlap`` a second thread decodes, scores and encodes what has been sampled, in the same calls. The
+    decoder is called by the caller's thread alone, so collectives keep their order. Between the two wait latents in
+    host memory, where the caller gets them anyway; on the device there is never more than one batch of each thread.
 
     Args:
         conditions: of captions.
@@ -93,6 +103,7 @@ class Painter:
         self._batch = FittingBatch(settings.micro_batch_size, "pictures", "uae.decoder.batch_size")
         self._score_batch = FittingBatch(settings.score_batch_size, "pictures to be scored", "uae.decoder.batch_size")
         self._vae_batch = FittingBatch(settings.vae_batch_size, "pictures of the VAE", "uae.decoder.vae_batch_size")
+        self._beside = Beside(self.device) if settings.overlap else None
 
     def to(self, device: str | torch.device) -> None:
         """Move the models, which are back on ``device`` of the constructor whenever they draw."""
@@ -118,26 +129,45 @@ class Painter:
             Exception: of a velocity call, if ``collective``.
         """
         clock = _Clock()
-        conditions, cut, failures = self.conditions.get(
-            [draw.sample.caption.text if draw.sample.caption.ok else "" for draw in draws]
-        )
-        negative = self._negative(plan.guidance)
-        clock.lap("condition")
-        trajectory, undrawn = self._sample(field_of, plan, conditions, negative, draws, collective)
-        clock.lap("sample")
-        lost = {number: record for number, draw in enumerate(draws) if (record := _lost(draw, failures[number]))}
+        with clock.phase("draw"):
+            with clock.phase("condition"):
+                conditions, cut, failures = self.conditions.get(
+                    [draw.sample.caption.text if draw.sample.caption.ok else "" for draw in draws]
+                )
+                negative = self._negative(plan.guidance)
+            lost = {number: record for number, draw in enumerate(draws) if (record := _lost(draw, failures[number]))}
+            sampled = _Sampled(len(draws), self.settings.latent_shape)
 
-        def finish(rows: slice) -> list[Outcome]:
-            known = {number - rows.start: undrawn[number] for number in undrawn if rows.start <= number < rows.stop}
-            picture_B3HW, blank = self._decode(trajectory.final_BCHW[rows], known)
-            clock.lap("decode")
-            known = blank | {number - rows.start: lost[number] for number in lost if rows.start <= number < rows.stop}
-            records = self._records(picture_B3HW, draws[rows], known)
-            clock.lap("score")
-            shown = [None if number in blank else picture_3HW for number, picture_3HW in enumerate(picture_B3HW)]
-            return list(map(_outcome, draws[rows], records, cut[rows], shown))
+            def sample() -> Trajectory:
+                with clock.phase("sample"):
+                    return self._sample(field_of, plan, conditions, negative, draws, collective, sampled)
 
-        outcomes = [outcome for part in self._score_batch.map(len(draws), finish) for outcome in part]
+            def finish(rows: slice) -> list[Outcome]:
+                final_BCHW, undrawn = sampled.take(rows)
+                with clock.phase("decode"):
+                    picture_B3HW, blank = self._decode(final_BCHW, undrawn)
+                with clock.phase("score"):
+                    unscored = {number - rows.start: lost[number] for number in _among(lost, rows)}
+                    records = self._records(picture_B3HW, draws[rows], blank | unscored)
+                    shown = [None if number in blank else found for number, found in enumerate(picture_B3HW)]
+                    return list(map(_outcome, draws[rows], records, cut[rows], shown))
+
+            def finish_all() -> list[Outcome]:
+                return [outcome for part in self._score_batch.map(len(draws), finish) for outcome in part]
+
+            if self._beside is None:
+                trajectory = sample()
+                outcomes = finish_all()
+            else:
+                job = self._beside.start("verl_uae pictures", finish_all)
+                try:
+                    trajectory = sample()
+                    outcomes = job.result()
+                except BaseException:
+                    # Also a request to stop: no thread is left behind, at most the batch it is at is waited for.
+                    sampled.give_up()
+                    job.wait()
+                    raise
         return Drawn(outcomes, conditions, trajectory, clock.seconds)
 
     def _sample(
@@ -148,9 +178,9 @@ class Painter:
         negative: Condition | None,
         draws: Sequence[Draw],
         collective: bool,
-    ) -> tuple[Trajectory, dict[int, RewardRecord]]:
-        """Latents, and the records of those that could not be drawn, which are zero."""
-        undrawn: dict[int, RewardRecord] = {}
+        sampled: _Sampled,
+    ) -> Trajectory:
+        """Latents, zero where they could not be drawn; ``sampled`` is given each micro-batch as soon as it is there."""
 
         @torch.no_grad()
         def sample(rows: slice) -> Trajectory:
@@ -160,15 +190,20 @@ class Painter:
             return _to_host(sample_trajectory(field, self._noise(some), plan, lambda step: self._noise(some, step)))
 
         def lose(row: int, error: Exception) -> Trajectory:
-            undrawn[row] = _failure("decoder", error)
+            sampled.lose(row, _failure("decoder", error))
             return self._nothing(plan)
+
+        def micro_batch(rows: slice) -> Trajectory:
+            part = sample(rows) if collective else _join(one_by_one(rows, sample, lose))
+            sampled.add(part.final_BCHW)
+            return part
 
         if collective:
             size = self.settings.micro_batch_size
-            parts = [sample(slice(start, start + size)) for start in range(0, len(draws), size)]
+            parts = [micro_batch(slice(start, start + size)) for start in range(0, len(draws), size)]
         else:
-            parts = [_join(found) for found in self._batch.map(len(draws), lambda rows: one_by_one(rows, sample, lose))]
-        return _join(parts), undrawn
+            parts = self._batch.map(len(draws), micro_batch)
+        return _join(parts)
 
     def _negative(self, guidance: float) -> Condition | None:
         if guidance == 1.0:
@@ -267,18 +302,76 @@ def _pixels(image: Image.Image, size: tuple[int, int]) -> tuple[Tensor, RewardRe
         return torch.zeros(3, *size), RewardRecord.failed(Status.ERROR, f"source picture: {error.message}")
 
 
+def _among(numbers: Mapping[int, Any], rows: slice) -> list[int]:
+    """Those of the numbers that lie in a range. Not by walking over them: another thread may add some."""
+    return [number for number in range(rows.start, rows.stop) if number in numbers]
+
+
+class _Sampled:
+    """Latents on their way from the thread that samples to the one that decodes, which may be the same.
+
+    Args:
+        count: of latents.
+        shape: of each.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
+        self._final_NCHW = torch.empty(count, *shape)
+        self._undrawn: dict[int, RewardRecord] = {}
+        self._there = 0
+        self._given_up = False
+        self._changed = threading.Condition()
+
+    def add(self, final_BCHW: Tensor) -> None:
+        """The next ones, in host memory."""
+        with self._changed:
+            self._final_NCHW[self._there : self._there + len(final_BCHW)] = final_BCHW
+            self._there += len(final_BCHW)
+            self._changed.notify()
+
+    def lose(self, row: int, record: RewardRecord) -> None:
+        """One of the next cannot be drawn."""
+        self._undrawn[row] = record
+
+    def give_up(self) -> None:
+        """Nothing more is taken: whoever does is told by :class:`_GivenUpError`."""
+        with self._changed:
+            self._given_up = True
+            self._changed.notify()
+
+    def take(self, rows: slice) -> tuple[Tensor, dict[int, RewardRecord]]:
+        """Latents (B, C, H, W), as soon as all of them are there, and records of those that could not be drawn, by
+        their number in ``rows``.
+
+        Raises:
+            _GivenUpError: nobody wants them any more.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._given_up or self._there >= rows.stop)
+            if self._given_up:
+                raise _GivenUpError
+        undrawn = {number - rows.start: self._undrawn[number] for number in _among(self._undrawn, rows)}
+        return self._final_NCHW[rows], undrawn
+
+
+class _GivenUpError(Exception):
+    """The call that a thread worked for has ended badly."""
+
+
 class _Clock:
-    """Seconds by phase."""
+    """Seconds by phase; a phase is timed by one thread."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("condition", "sample", "decode", "score"), 0.0)
-        self._last = time.perf_counter()
+        self.seconds = dict.fromkeys(("condition", "sample", "decode", "score", "draw"), 0.0)
 
-    def lap(self, phase: str) -> None:
-        """Add the time since the last lap to a phase."""
-        now = time.perf_counter()
-        self.seconds[phase] += now - self._last
-        self._last = now
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the body to a phase."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
 
 
 def _to_host(part: Trajectory) -> Trajectory:

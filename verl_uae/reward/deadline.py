@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from verl_uae.beside import in_this_stream
 from verl_uae.errors import RewardError
 from verl_uae.reward.record import RewardRecord, Status, WrongAnswerError, describe_error
 
@@ -81,7 +82,8 @@ class Guard:
     def map(self, owner: str, calls: Sequence[Callable[[], T]], num_threads: int = 1) -> list[Call[T]]:
         """Run calls, ``num_threads`` at a time, each with a deadline of its own counted from its start.
 
-        Gradient mode, autocast and the like are per thread: a call sets its own. ``owner`` labels the error.
+        Gradient mode, autocast and the like are per thread: a call sets its own; the accelerator's stream is the
+        caller's. ``owner`` labels the error.
 
         Returns:
             One entry per call, in order, at the latest
@@ -94,7 +96,7 @@ class Guard:
         # In the order of their starts: the first is the first to be late.
         running: dict[int, tuple[threading.Thread, float]] = {}
         ended: queue.SimpleQueue[tuple[int, Call[T]]] = queue.SimpleQueue()
-        waiting = iter(enumerate(calls))
+        waiting = iter(enumerate(map(in_this_stream, calls)))
         while True:
             while len(running) < num_threads and (following := next(waiting, None)) is not None:
                 thread = threading.Thread(target=_work, args=(*following, ended), name=f"reward-{owner}", daemon=True)

@@ -128,6 +128,7 @@ def painter_settings(config: DictConfig, family: DecoderFamily, micro_batch_size
         micro_batch_size=micro_batch_size,
         score_batch_size=decoder.batch_size,
         vae_batch_size=decoder.vae_batch_size,
+        overlap=decoder.overlap,
     )
 
 

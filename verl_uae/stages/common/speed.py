@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 #: Phases of a step by the names of its timers, and the model that works in them.
 PHASES: Mapping[str, tuple[str, ...]] = {
     "captioner": ("caption", "old_log_prob", "ref", "update_actor", "update_weights"),
-    "decoder": ("condition", "sample", "decode", "score", "update_policy", "learn"),
+    # Not the phases of drawing: they may overlap.
+    "decoder": ("draw", "update_policy", "learn"),
 }
 
 

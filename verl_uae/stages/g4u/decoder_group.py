@@ -29,7 +29,7 @@ from verl_uae.chain.records import OUTCOME_FIELD, Envelope, Outcome
 from verl_uae.errors import DecoderError, describe
 from verl_uae.reward.record import Status
 from verl_uae.stages.common.supervisor import Process, processes_of
-from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS, SECONDS_FIELD, DecoderWorker
+from verl_uae.stages.g4u.decoder_worker import INPUT_FIELDS, PHASES, SECONDS_FIELD, DecoderWorker
 from verl_uae.stages.g4u.stream import start_dispatcher
 
 logger = logging.getLogger(__name__)
@@ -187,8 +187,9 @@ class DecoderGroup:
         for rank, (status, reason) in faults.items():
             self._write_failures(metas[rank], status, reason)
         answers = fetch(batch, [OUTCOME_FIELD, SECONDS_FIELD])
-        decode, score = torch.stack(answers[SECONDS_FIELD]).amax(0).tolist()
-        return [envelope.content for envelope in answers[OUTCOME_FIELD]], {"decode": decode, "score": score}
+        slowest = torch.stack(answers[SECONDS_FIELD]).amax(0).tolist()
+        outcomes = [envelope.content for envelope in answers[OUTCOME_FIELD]]
+        return outcomes, dict(zip(PHASES, slowest, strict=True))
 
     def _attempt(self, metas: Sequence[KVBatchMeta]) -> dict[int, tuple[Status, str]]:
         """Every rank its share; ranks that failed are started again. Returns their statuses and reasons."""
@@ -279,7 +280,7 @@ class DecoderGroup:
     def _write_failures(self, meta: KVBatchMeta, status: Status, reason: str) -> None:
         count = len(meta.keys)
         outcomes = [Envelope(Outcome.failed(status, reason))] * count
-        store(meta, {OUTCOME_FIELD: outcomes, SECONDS_FIELD: [torch.zeros(2, dtype=torch.float64)] * count})
+        store(meta, {OUTCOME_FIELD: outcomes, SECONDS_FIELD: [torch.zeros(len(PHASES), dtype=torch.float64)] * count})
 
     def _died(self, rank: int, error: Exception) -> str:
         """What an error of a rank's call says; of a process that died, what it was doing then."""

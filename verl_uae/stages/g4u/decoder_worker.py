@@ -50,6 +50,9 @@ logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
+#: What a rank tells of its time: work in pictures up to the VAE, work in scores, and from the first to the last.
+PHASES = ("decode", "score", "draw")
+
 #: Micro-batches of one call of the painter: conditions and latents of more need not be in memory at once.
 MICRO_BATCHES = 8
 
@@ -69,7 +72,7 @@ class Redrawer:
         self.painter = painter
         self.plan = plan
         self.seeds_per_caption = seeds_per_caption
-        self.seconds = dict.fromkeys(("decode", "score"), 0.0)
+        self.seconds = dict.fromkeys(PHASES, 0.0)
         """Spent since the last :meth:`reset_seconds`, by phase."""
 
     def reset_seconds(self) -> None:
@@ -101,7 +104,7 @@ class Redrawer:
             ]
             drawn = self.painter.draw(self.decoder.field, self.plan, wanted)
             for phase, seconds in drawn.seconds.items():
-                self.seconds["score" if phase == "score" else "decode"] += seconds
+                self.seconds[phase if phase in PHASES else "decode"] += seconds
             for first in range(0, len(wanted), repeats):
                 found = drawn.outcomes[first : first + repeats]
                 outcomes.append(replace(_shown(found), record=mean_record([outcome.record for outcome in found])))
@@ -189,8 +192,8 @@ class DecoderWorker(TakesCaptioner, Worker):
                 entries.
 
         Returns:
-            Envelopes of the N outcomes in the field ``uae_outcome``, phase seconds of this rank in every sample's
-            :data:`SECONDS_FIELD` (N, 2): decode and score.
+            Envelopes of the N outcomes in the field ``uae_outcome``, seconds of this rank in every sample's
+            :data:`SECONDS_FIELD` (N, 3), by :data:`PHASES`.
         """
         started = time.perf_counter()
         redrawer = self._on_device()
@@ -198,11 +201,11 @@ class DecoderWorker(TakesCaptioner, Worker):
         outcomes = self._outcomes(redrawer, data)
         if self._offload:
             self._move("cpu")
-        seconds = torch.tensor([redrawer.seconds["decode"], redrawer.seconds["score"]], dtype=torch.float64)
+        seconds = torch.tensor([redrawer.seconds[phase] for phase in PHASES], dtype=torch.float64)
         logger.info("rank %d: %d samples in %.1f s", self.rank, len(outcomes), time.perf_counter() - started)
         fields = {
             OUTCOME_FIELD: NonTensorStack(*map(Envelope, outcomes)),
-            SECONDS_FIELD: seconds.expand(len(outcomes), 2).clone(),
+            SECONDS_FIELD: seconds.expand(len(outcomes), -1).clone(),
         }
         return TensorDict(fields, batch_size=len(outcomes))
 

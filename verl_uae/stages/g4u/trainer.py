@@ -40,6 +40,7 @@ from verl_uae.stages.g4u.decoder_group import (
     split_key,
     store,
 )
+from verl_uae.stages.g4u.decoder_worker import PHASES
 from verl_uae.stages.g4u.placement import AGENT_LOOP_NODES, CaptionAgentLoops, DecoderMixin
 from verl_uae.stages.g4u.worker import CaptionerWorker
 from verl_uae.waiting import saying
@@ -218,7 +219,7 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
             with phase:
                 self.decoders.revive_returned()
             outcomes = [extra[OUTCOME_FIELD].content for extra in extras]
-            seconds = {"decode": 0.0, "score": 0.0}
+            seconds = dict.fromkeys(PHASES, 0.0)
         else:
             probes = self.config.uae.panel.probes if validating else 0
             keep = self.group_rewards.active and not validating
@@ -232,7 +233,7 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         if metrics is None:
             return self._finish_validation(batch, outcomes, captions, extras, masks)
         if self.group_rewards.active:
-            with marked_timer("score", seconds):
+            with marked_timer("score", seconds), marked_timer("draw", seconds):
                 outcomes = self.group_rewards.add(outcomes, self._samples(batch, captions), groups)
             self.losses.check(outcomes)
         signals, drawn = self.signals("g4u"), outcomes
@@ -339,11 +340,11 @@ def caption_seconds(request_metrics: Sequence[Mapping[str, Any]]) -> float:
 
 
 def chain_timing(seconds: Mapping[str, float], pictures: int) -> dict[str, float]:
-    """Seconds of captioning, and of the slowest rank in decoding and scoring; reconstructions per second of both."""
+    """Seconds of captioning, and of the slowest rank in decoding, in scoring, and from the first to the last of both;
+    reconstructions per second of that."""
     metrics = {f"timing_s/{phase}": value for phase, value in seconds.items()}
-    total = seconds["decode"] + seconds["score"]
-    if total > 0:
-        metrics["perf/reconstructions_per_s"] = pictures / total
+    if seconds["draw"] > 0:
+        metrics["perf/reconstructions_per_s"] = pictures / seconds["draw"]
     return metrics
 
 
@@ -352,7 +353,9 @@ def overhead_metrics(timing_raw: Mapping[str, float], chain_seconds: Mapping[str
     step = timing_raw.get("step", 0.0)
     if step <= 0:
         return {}
-    model = sum(timing_raw.get(phase, 0.0) for phase in _MODEL_PHASES) + sum(chain_seconds.values())
+    # Decoding and scoring, which may overlap, are within drawing.
+    chain = sum(seconds for phase, seconds in chain_seconds.items() if phase not in ("decode", "score"))
+    model = sum(timing_raw.get(phase, 0.0) for phase in _MODEL_PHASES) + chain
     return {"perf/overhead_frac": max(0.0, 1.0 - model / step)}
 
 

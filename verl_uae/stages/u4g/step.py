@@ -134,7 +134,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         self.losses.check(outcomes)
         groups = [str(number // layout.members) for number in range(len(outcomes))]
         if self.group_rewards.active:
-            with marked_timer("score", phases):
+            with marked_timer("score", phases), marked_timer("draw", phases):
                 members = [sample for sample in samples for _ in range(layout.members)]
                 outcomes = self.group_rewards.add(outcomes, members, groups)
             self.losses.check(outcomes)
@@ -151,7 +151,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         metrics.update(outcome_metrics(outcomes, captions, groups, min_std=u4g.advantage.min_std))
         metrics.update(signals.metrics(drawn, metrics))
         metrics["train/window_start"] = float(plan.window[0]) if plan.window else -1.0
-        metrics["train/seconds_per_picture"] = (sum(phases.values()) + seconds["update_policy"]) / len(outcomes)
+        metrics["train/seconds_per_picture"] = (phases["draw"] + seconds["update_policy"]) / len(outcomes)
         return metrics, {**phases, **seconds}
 
     def _advantages(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -21,12 +21,12 @@ from verl.utils.debug import marked_timer
 
 from verl_uae.chain.records import Caption, Outcome, Sample
 from verl_uae.config.path_keys import is_shards
-from verl_uae.data.buckets import Buckets, BucketSampler
+from verl_uae.data.buckets import Buckets, BucketSampler, HeightWidth
 from verl_uae.data.pairs import Pair, PairRows, PairShards
 from verl_uae.data.rows import CheckSettings
 from verl_uae.data.schema import make_prompt
 from verl_uae.engines.update_metrics import update_metrics
-from verl_uae.errors import ConfigError, DataError
+from verl_uae.errors import ConfigError, DataError, UAEError
 from verl_uae.reward.record import Status
 from verl_uae.stages.common.group import DecoderTrainingGroup
 from verl_uae.stages.common.outcomes import LosingSamples
@@ -93,12 +93,89 @@ class PairValidation(LosingSamples):
         return metrics
 
 
+class PairFeed(Iterator[list[Pair]]):
+    """Batches without end: a new epoch begins where one ends.
+
+    Batches may be read before it is their turn. The place in the data is behind the last one whose turn it was: what
+    was only read is read again after a resume.
+
+    Args:
+        loader: of an epoch.
+    """
+
+    def __init__(self, loader: StatefulDataLoader[list[Pair]]) -> None:
+        self.loader = loader
+        self._epoch: Iterator[list[Pair]] | None = None
+        self._ahead: deque[tuple[list[Pair] | UAEError, dict[str, Any]]] = deque()
+        self._place: dict[str, Any] | None = None
+        """Where it is not the loader's own, which is ahead."""
+
+    @property
+    def waiting(self) -> int:
+        """Batches that were read and not yet given."""
+        return len(self._ahead)
+
+    def read_ahead(self, count: int) -> list[list[Pair]]:
+        """Read until that many batches wait; returns those that are new. What cannot be read is raised when it is its
+        turn, and nothing is read behind it."""
+        found = []
+        self._place = self._place or self.loader.state_dict()
+        while len(self._ahead) < count and not (self._ahead and isinstance(self._ahead[-1][0], UAEError)):
+            try:
+                batch = self._read()
+            except UAEError as error:
+                self._ahead.append((error, self._place))
+            else:
+                self._ahead.append((batch, self.loader.state_dict()))
+                found.append(batch)
+        return found
+
+    def __next__(self) -> list[Pair]:
+        """The next batch.
+
+        Raises:
+            ConfigError: there is none in a whole epoch.
+            DataError: of the data.
+        """
+        if not self._ahead:
+            self._place = None
+            return self._read()
+        batch, place = self._ahead.popleft()
+        if isinstance(batch, UAEError):
+            raise batch
+        self._place = place
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the data."""
+        return self.loader.state_dict() if self._place is None else self._place
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place, before anything is read."""
+        self.loader.load_state_dict(state)
+
+    def _read(self) -> list[Pair]:
+        for _ in range(2):
+            if self._epoch is None:
+                self._epoch = iter(self.loader)
+            if (pairs := next(self._epoch, None)) is not None:
+                return pairs
+            self._epoch = None
+        raise ConfigError("data.train_files", "there is no whole batch of one bucket; lower data.train_batch_size")
+
+
 class PairTrainer(PairValidation, StandaloneTrainer):
     """What pre-training and cold start share: pairs from parquet rows or tar shards, one update per batch."""
 
     worker: type[DecoderTrainingWorker]
+    train_dataloader: PairFeed
     _rows: PairRows | None = None
     """The training pairs; None where they are a stream."""
+
+    @property
+    def prefetched(self) -> int:
+        """Batches that the workers get before their step."""
+        return 0
 
     def start_workers(self, pool: RayResourcePool) -> None:
         """The decoder's workers."""
@@ -110,14 +187,13 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         settings = CheckSettings.from_config(data)
         self.buckets = Buckets.from_config(self.config)
         files: Any = OmegaConf.to_object(data.train_files) if OmegaConf.is_list(data.train_files) else data.train_files
-        self.train_dataloader: StatefulDataLoader[list[Pair]]
         if is_shards(data.train_files):
             shards = PairShards(
                 files, self.buckets, data.train_batch_size, seed=data.seed, shuffle=data.shuffle, settings=settings
             )
             # A worker without a shard would have nothing to do.
             workers = min(data.dataloader_num_workers, len(shards.urls))
-            self.train_dataloader = StatefulDataLoader(shards, batch_size=None, num_workers=workers)
+            loader = StatefulDataLoader(shards, batch_size=None, num_workers=workers)
             # A stream has no end.
             self.steps_per_epoch = self.total_training_steps = count = trainer.total_training_steps
         else:
@@ -125,7 +201,7 @@ class PairTrainer(PairValidation, StandaloneTrainer):
             rows = PairRows(files, settings, max_samples=limit, shuffle=data.shuffle, seed=data.seed)
             buckets = [self.buckets.bucket_of(*size) for size in rows.sizes]
             sampler = BucketSampler(buckets, data.train_batch_size, seed=data.seed, shuffle=data.shuffle)
-            self.train_dataloader = StatefulDataLoader(
+            loader = StatefulDataLoader(
                 rows,
                 batch_size=data.train_batch_size,
                 sampler=sampler,
@@ -140,24 +216,12 @@ class PairTrainer(PairValidation, StandaloneTrainer):
             self._rows = rows
         cover_steps(self.config, self.total_training_steps, self.steps_per_epoch, count)
         self.validation_pairs = PairRows(data.val_files, settings, max_samples=data.get("val_max_samples", -1))
-        self._batches: Iterator[list[Pair]] | None = None
+        self.train_dataloader = PairFeed(loader)
 
     def training_prompts(self) -> Iterable[Any]:
         """Prompts of the rows, and that of pairs without one: all of a stream."""
         found = [None] if self._rows is None else self._rows.frame.column(self._rows.door.prompt_key)
         return (prompt or make_prompt() for prompt in found)
-
-    def next_pairs(self) -> list[Pair]:
-        """The next batch; a new epoch begins where one ends."""
-        if self._batches is None:
-            self._batches = iter(self.train_dataloader)
-        pairs = next(self._batches, None)
-        if pairs is None:
-            self._batches = iter(self.train_dataloader)
-            pairs = next(self._batches, None)
-        if pairs is None:
-            raise ConfigError("data.train_files", "there is no whole batch of one bucket; lower data.train_batch_size")
-        return pairs
 
     def held_out_pairs(self) -> list[Pair]:
         """All of the validation file, in order."""
@@ -169,14 +233,27 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         Raises:
             DataError: too many of its pairs cannot be used; the update has left them out.
         """
-        pairs = self.next_pairs()
-        size = self.buckets.bucket_of(pairs[0].width, pairs[0].height)
+        if self.prefetched:
+            self._send_ahead(1 + min(self.prefetched, self.total_training_steps - self.global_steps))
+        pairs = next(self.train_dataloader)
+        size = self._size(pairs)
         with marked_timer("learn", timing_raw), self.updating():
-            answers = self.learner.call("learn", ray.put(pairs), size, self.global_steps)
+            given = None if self.prefetched else ray.put(pairs)
+            answers = self.learner.call("learn", given, size, self.global_steps)
         self._check([problem for _, problems in answers for problem in problems], len(pairs), metrics)
         metrics.update(update_metrics([answers[0][0]]))
         metrics["pairs/height"], metrics["pairs/width"] = float(size[0]), float(size[1])
         return self.step_keys([f"{self.global_steps}_{number}_0" for number in range(len(pairs))])
+
+    def _send_ahead(self, count: int) -> None:
+        """Give the workers the batches of this step and of those behind it, so that ``count`` are with them."""
+        first = self.global_steps + self.train_dataloader.waiting
+        for step, pairs in enumerate(self.train_dataloader.read_ahead(count), first):
+            self.learner.call("prefetch", ray.put(pairs), self._size(pairs), step)
+
+    def _size(self, pairs: Sequence[Pair]) -> HeightWidth:
+        """Of the bucket that a batch is of."""
+        return self.buckets.bucket_of(pairs[0].width, pairs[0].height)
 
     def _check(self, problems: Sequence[str], count: int, metrics: dict) -> None:
         metrics["pairs/invalid_frac"] = len(problems) / count

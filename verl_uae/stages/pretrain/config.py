@@ -42,6 +42,12 @@ class PretrainConfig:
     """Folder of latents and conditions on disk, shared by all ranks; null keeps none. Files are named by what made
     them, so one folder may serve many runs."""
 
+    prefetch: int = key(0, at_least=0, stages=("pretrain",))
+    """Batches that a second thread of a rank decodes and encodes, or reads from cache_dir, while the decoder learns
+    from the one before; on a GPU in a stream of its own. Their latents and conditions wait in host memory, and VAE and
+    language model work, with their memory, beside the update. What is learnt is the same, on a CPU to the last bit,
+    after a resume too. 0: each batch when it is its turn. Our choice: 0."""
+
     shift: float | None = key(None, above=0, stages=("pretrain",))
     """Timestep shift of the trained levels, above 0; null takes uae.decoder.shift or the scheduler's."""
 
@@ -68,6 +74,12 @@ def validate(config: DictConfig) -> None:
     if is_shards(config.data.val_files):
         raise ConfigError("data.val_files", "must be parquet: validation goes through all of it in order")
     decoder, pretrain = config.uae.decoder, config.uae.pretrain
+    if pretrain.prefetch and decoder.offload:
+        raise ConfigError(
+            "uae.pretrain.prefetch",
+            f"{pretrain.prefetch} needs VAE and language model on the device while the decoder learns; set it to 0, or "
+            "uae.decoder.offload to false",
+        )
     if not pretrain.buckets:
         return
     if decoder.height != decoder.width:

@@ -21,6 +21,11 @@ class PretrainTrainer(PairTrainer):
 
     worker = PretrainWorker
 
+    @property
+    def prefetched(self) -> int:
+        """Batches that the workers get before their step."""
+        return int(self.config.uae.pretrain.prefetch)
+
     def _validate(self) -> dict[str, float]:
         pairs = self.held_out_pairs()
         metrics = self.validate_pictures(samples_of_pairs(pairs)) | self._held_out_losses(pairs)

@@ -9,8 +9,10 @@ Shape legend: B pairs of this rank, S noise levels, C H W latents, 3 H W picture
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +23,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
 from verl.workers.config import TrainingWorkerConfig
 
+from verl_uae.beside import Beside, Job
 from verl_uae.chain.conditioner import ConditionCache
 from verl_uae.chain.draw import Painter
 from verl_uae.checkpoints.names import VAE
@@ -41,9 +44,24 @@ from verl_uae.seeding import generator, normal
 from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, decoder_family, training_worker_config
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Pairs as the decoder learns from them, in host memory."""
+
+    fields: dict[str, Tensor]
+    """Latents, conditions and weights: one that cannot be used has weight 0 and an empty picture."""
+    problems: list[str]
+    """Why a pair cannot be used; empty where it can."""
+    figures: dict[str, float]
+    """Share of captions that were cut, and of look-ups that each cache on disk answered up to here, in [0, 1]."""
+
 
 class PairEncoder:
-    """VAE and conditioner in front of the trained decoder; both frozen.
+    """VAE and conditioner in front of the trained decoder; both frozen. One thread at a time encodes: who asks for
+    pairs waits for those that were begun before.
 
     Args:
         vae: of the decoder.
@@ -71,6 +89,46 @@ class PairEncoder:
         self.condition_cache = condition_cache
         self.limits = limits
         self._batch = FittingBatch(batch_size, "pictures of the VAE", "uae.decoder.vae_batch_size")
+        self._beside = Beside(vae.device)
+        self._begun: dict[int, Job[Encoded]] = {}
+
+    def encode(self, pairs: Sequence[Pair], captions: Sequence[str], size: HeightWidth) -> Encoded:
+        """Pairs of one size, each with the caption that it is learnt with."""
+        self.settle()
+        return self._encode(pairs, captions, size)
+
+    def begin(self, number: int, pairs: Sequence[Pair], captions: Sequence[str], size: HeightWidth) -> None:
+        """:meth:`encode` in a thread, for :meth:`take` to give under a number."""
+        before = list(self._begun.values())[-1:]
+
+        def work() -> Encoded:
+            for job in before:
+                job.wait()
+            return self._encode(pairs, captions, size)
+
+        self._begun[number] = self._beside.start("verl_uae pairs", work)
+
+    def take(self, number: int) -> Encoded:
+        """What was begun under a number, once; what goes wrong there is raised here."""
+        return self._begun.pop(number).result()
+
+    def settle(self) -> None:
+        """Wait until nothing is encoded, whose models are about to be used for something else."""
+        for job in self._begun.values():
+            job.wait()
+
+    def _encode(self, pairs: Sequence[Pair], captions: Sequence[str], size: HeightWidth) -> Encoded:
+        latents, problems = self.latents(pairs, size)
+        states, cut, unreadable = self.states(captions)
+        problems = [first or second for first, second in zip(problems, unreadable, strict=True)]
+        blank = torch.zeros(self.family.latent_shape(*size))
+        fields = {
+            "x0_BCHW": torch.stack([blank if latent is None else latent for latent in latents]),
+            **stored(Condition.stack(states)),
+            "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),
+        }
+        figures = {"condition_truncated_frac": sum(cut) / max(1, len(cut)), **self.counters()}
+        return Encoded(fields, problems, figures)
 
     def latents(self, pairs: Sequence[Pair], size: HeightWidth) -> tuple[list[Tensor | None], list[str]]:
         """Scaled latents (mean of the posterior) of pictures brought to one size.
@@ -228,23 +286,31 @@ class PretrainWorker(DecoderTrainingWorker):
             self._move_frozen("cpu")
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def learn(self, pairs: Sequence[Pair], size: HeightWidth, step: int) -> tuple[dict[str, Any], list[str]]:
+    def prefetch(self, pairs: Sequence[Pair], size: HeightWidth, step: int) -> None:
+        """Begin to encode the batch of an update; arguments as of :meth:`learn`."""
+        self._encode_with(functools.partial(self.encoder.begin, step), pairs, size, step)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def learn(self, pairs: Sequence[Pair] | None, size: HeightWidth, step: int) -> tuple[dict[str, Any], list[str]]:
         """One update on a batch of one bucket.
 
         Noise, level and dropout are named by step and place in the batch, so they do not depend on the ranks.
 
         Args:
-            pairs: of all ranks.
+            pairs: of all ranks; None where :meth:`prefetch` was given those of this step.
             size: (H, W) of their bucket.
             step: number of the update, from 1.
 
         Returns:
             verl's metrics, and why pairs of this rank could not be used.
         """
-        numbers = list(range(self.rank, len(pairs), self.world_size))
-        captions = [self._caption(pairs[number].caption, step, number) for number in numbers]
         with self._frozen_on_device():
-            fields, problems, cut = self._encode([pairs[number] for number in numbers], captions, size)
+            if pairs is None:
+                encoded = self.encoder.take(step)
+            else:
+                encoded = self._encode_with(self.encoder.encode, pairs, size, step)
+        fields = dict(encoded.fields)
+        numbers = [self.rank + place * self.world_size for place in range(len(encoded.problems))]
         shape = tuple(fields["x0_BCHW"].shape[1:])
         seed = self.run.uae.seed
         fields["noise_BCHW"] = torch.stack([normal(shape, seed, "pretrain noise", step, n) for n in numbers])
@@ -258,7 +324,11 @@ class PretrainWorker(DecoderTrainingWorker):
         )
         metrics = dict(tu.get(self.train_batch(data), "metrics"))
         self._average(step, metrics)
-        return metrics | self.encoder.counters() | {"condition_truncated_frac": cut}, [p for p in problems if p]
+        return metrics | encoded.figures, [problem for problem in encoded.problems if problem]
+
+    def prepare_evaluation(self) -> None:
+        """Validation draws with the encoder's models."""
+        self.encoder.settle()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def held_out_losses(self, pairs: Sequence[Pair], size: HeightWidth, first: int) -> list[list[float] | None]:
@@ -272,7 +342,7 @@ class PretrainWorker(DecoderTrainingWorker):
         numbers, padded = self.share_of(len(pairs))
         with self._frozen_on_device():
             mine = [pairs[number] for number in padded]
-            fields, _, _ = self._encode(mine, [pair.caption for pair in mine], size)
+            fields = dict(self.encoder.encode(mine, [pair.caption for pair in mine], size).fields)
         shape = tuple(fields["x0_BCHW"].shape[1:])
         noise = [normal(shape, self.run.uae.seed, "pretrain held-out noise", first + n) for n in padded]
         fields["noise_BCHW"] = torch.stack(noise)
@@ -292,22 +362,13 @@ class PretrainWorker(DecoderTrainingWorker):
             found.append(even(self.engine, micro).loss_B)
         return torch.stack(found, dim=1)
 
+    def _encode_with(self, encode: Callable[..., _T], pairs: Sequence[Pair], size: HeightWidth, step: int) -> _T:
+        """This rank's share of a batch, with the captions of the step."""
+        numbers = range(self.rank, len(pairs), self.world_size)
+        captions = [self._caption(pairs[number].caption, step, number) for number in numbers]
+        return encode([pairs[number] for number in numbers], captions, size)
+
     def _caption(self, caption: str, step: int, number: int) -> str:
         settings = self.run.uae.pretrain
         draw = torch.rand((), generator=generator(self.run.uae.seed, "pretrain dropout", step, number))
         return settings.null_caption if float(draw) < settings.condition_dropout else caption
-
-    def _encode(
-        self, pairs: Sequence[Pair], captions: Sequence[str], size: HeightWidth
-    ) -> tuple[dict[str, Tensor], list[str], float]:
-        """Latents, conditions and weights of pairs; one that cannot be used has weight 0 and an empty picture."""
-        latents, problems = self.encoder.latents(pairs, size)
-        states, cut, unreadable = self.encoder.states(captions)
-        problems = [first or second for first, second in zip(problems, unreadable, strict=True)]
-        blank = torch.zeros(self.family.latent_shape(*size))
-        fields = {
-            "x0_BCHW": torch.stack([blank if latent is None else latent for latent in latents]),
-            **stored(Condition.stack(states)),
-            "weight_B": torch.tensor([0.0 if problem else 1.0 for problem in problems]),
-        }
-        return fields, problems, sum(cut) / max(1, len(cut))

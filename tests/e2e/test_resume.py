@@ -92,6 +92,7 @@ def _run_and_kill(world: Path, out: Path, after_step: int, delay: float, config:
     ("config", "choices"),
     [
         ("uae_pretrain", []),
+        ("uae_pretrain", ["uae.pretrain.prefetch=2"]),
         ("uae_cold_start", []),
         ("uae_g4u", []),
         ("uae_g4u", ["captioner/training=lora"]),

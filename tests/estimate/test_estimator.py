@@ -142,6 +142,48 @@ def test_places_together_are_named_where_weights_are_waited_for(replayed: Estima
     assert one is None or "uae.u4g.replay_steps" not in one[0], "nothing travels, and something is computed again"
 
 
+def test_what_runs_beside_shares_what_computes_and_hides_what_waits() -> None:
+    """By hand: products of both add up, and go on while weights are waited for; a quarter has no company."""
+    rates = rates_of("H100-80GB")
+    computed = {"bfloat16": rates.flops_per_second("bfloat16")}
+    waits = 3e9 * rates.nvlink_gbs * rates.link_share
+    first = Phase("denoising", Cost(computed).times(2.0), gathered=waits, share=0.5, together="t", alone=0.25)
+    second = Phase("VAE", Cost(computed).times(1.5), share=0.5, together="t", alone=0.25)
+    other = Phase("update", Cost(computed).times(1.0), share=0.5)
+    found = Estimate(command("uae_u4g", SANA), "H100-80GB", rates, [first, second, other], 0.0, [])
+    assert [found.seconds(phase) for phase in found.phases] == pytest.approx([3.0, 1.5, 1.0])
+    assert found.step_seconds == pytest.approx(0.5 * (1.0 + 0.25 * 4.5 + 0.75 * 3.5))
+    assert render(found).count(" beside") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "switch", "phase", "names"),
+    [
+        ("uae_u4g", {"uae.decoder.overlap": True}, "denoising", {"denoising", "VAE", "score"}),
+        ("uae_pretrain", {"uae.pretrain.prefetch": 1}, "update", {"VAE", "condition", "update"}),
+    ],
+)
+def test_a_second_thread_takes_memory_and_saves_what_is_waited_for(
+    name: str, switch: dict[str, Any], phase: str, names: set[str]
+) -> None:
+    words = ["uae.train.micro_batch_size=1", "uae.decoder.batch_size=1", "uae.train.lora.rank=0"]
+    # The smallest decoder has no projector to be pre-trained.
+    words += ["uae/decoder=sd35_medium"] if name == "uae_pretrain" else SANA
+    for nodes in (1, 8):
+        asked = Estimator(command(name, words, gpus=1, nodes=nodes))
+        off, on = asked.estimate("H100-80GB"), asked.estimate("H100-80GB", changes=switch)
+        assert {each.name for each in on.phases if each.together} == names & {each.name for each in on.phases}
+        gathers = any(each.gathered for each in off.phases if each.name == phase)
+        assert gathers == (nodes > 1)
+        if not gathers:
+            assert on.step_seconds == pytest.approx(off.step_seconds), "nothing is waited for"
+        memory = {each.name: sum(each.memory.values()) for each in off.phases}
+        more = {each.name: sum(each.memory.values()) for each in on.phases}
+        assert {each for each in memory if more[each] > memory[each]} == {phase}
+        assert [each.executed for each in on.phases] == [each.executed for each in off.phases]
+    assert on.step_seconds < 0.99 * off.step_seconds, "over the network weights are waited for"
+
+
 def test_the_unified_stage_is_both_in_turns() -> None:
     # Else the policy waits on the host while captions are written.
     stays = "uae.train.fsdp_config.param_offload=false"

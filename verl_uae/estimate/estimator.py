@@ -18,6 +18,7 @@ from verl_uae.estimate.models import Models
 from verl_uae.estimate.phases import Phase, Phases
 from verl_uae.estimate.rates import ASSUMED_USABLE, GIB, GPUS, Rates, rates_of
 from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Asking, Work
+from verl_uae.settings import REWARDED
 from verl_uae.stages.common.config import FULL_PRECISION
 
 #: Share of a step that a setting must save to be named.
@@ -98,7 +99,17 @@ class Estimate:
     @property
     def step_seconds(self) -> float:
         """Of a step; in the unified stage of the mean one."""
-        return sum(self.seconds(phase) * phase.share for phase in self.phases)
+        one_by_one = sum(self.seconds(phase) * phase.share for phase in self.phases)
+        names = {phase.together for phase in self.phases if phase.together}
+        return one_by_one - sum(map(self._saved, names))
+
+    def _saved(self, together: str) -> float:
+        """Seconds of a step that phases beside each other save. Streams of a GPU share what computes: operations of all
+        add up, and what hides is the wait for links and memory."""
+        phases = [phase for phase in self.phases if phase.together == together]
+        shared = [(parts.compute, parts.links, parts.memory) for parts in map(self.parts, phases)]
+        apart, joined = sum(map(max, shared)), max(map(sum, zip(*shared, strict=True)))
+        return (1.0 - phases[0].alone) * (apart - joined) * phases[0].share
 
     @property
     def gpus(self) -> int:
@@ -236,6 +247,10 @@ def _room(asked: Command) -> Iterator[dict[str, Any]]:
             yield {"uae.train.micro_batch_size": times * uae.train.micro_batch_size}
     if uae.stage in ("u4g", "unified") and uae.u4g.replay_steps is not None:
         yield {"uae.u4g.replay_steps": None}
+    if uae.stage in REWARDED and not uae.decoder.overlap:
+        yield {"uae.decoder.overlap": True}
+    if uae.stage == "pretrain" and not uae.pretrain.prefetch:
+        yield {"uae.pretrain.prefetch": 1}
     sections = {"actor_rollout_ref.actor.fsdp_config": captions, "uae.train.fsdp_config": draws}
     for section in (name for name, wanted in sections.items() if wanted):
         moved = [name for name in ("param_offload", "optimizer_offload") if OmegaConf.select(config, section).get(name)]

@@ -27,6 +27,7 @@ from verl_uae.estimate.held import (
 )
 from verl_uae.estimate.models import trained_parameters
 from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
+from verl_uae.stages.g4u.decoder_worker import MICRO_BATCHES
 from verl_uae.stages.u4g.config import by_servers
 
 #: GiB that a caption server needs beside weights and cache: activations of its profile run, graphs.
@@ -70,6 +71,10 @@ class Phase:
     """Likewise, of the process that controls the run."""
     share: float = 1.0
     """Of steps that have it: 0 where it is done once in a run."""
+    together: str = ""
+    """Phases of one name here run beside each other, in streams of one GPU."""
+    alone: float = 1.0
+    """Share of them that does not: the first and the last part of what goes from one to the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +111,20 @@ class Phases(Held):
             return self.cold_start()
         cycle = self.uae.unified.g4u_steps + self.uae.unified.u4g_steps
         found = []
-        for phases, share in (
-            (self.g4u(), self.uae.unified.g4u_steps / cycle),
-            (self.u4g(), self.uae.unified.u4g_steps / cycle),
+        for name, phases, steps in (
+            ("g4u", self.g4u(), self.uae.unified.g4u_steps),
+            ("u4g", self.u4g(), self.uae.unified.u4g_steps),
         ):
-            found += [_with(phase, share=share * phase.share) for phase in phases]
+            for phase in phases:
+                together = phase.together and f"{name} {phase.together}"
+                found.append(_with(phase, share=steps / cycle * phase.share, together=together))
         return found
 
     # ------------------------------------------------------------ drawing
 
-    def _drawing(self, captions: float, pictures: float, velocity: Cost, beside: Mapping[str, float]) -> list[Phase]:
+    def _drawing(
+        self, captions: float, pictures: float, velocity: Cost, beside: Mapping[str, float], batches: float
+    ) -> list[Phase]:
         """Conditions, velocities, pictures and scores of a rank.
 
         Args:
@@ -123,6 +132,7 @@ class Phases(Held):
             pictures: drawn.
             velocity: of all calls.
             beside: bytes that are held in all of it.
+            batches: of scores, at most in a call.
         """
         decoder = self.uae.decoder
         condition, wanted = self._conditions(captions)
@@ -135,11 +145,19 @@ class Phases(Held):
             # The source picture once for all pictures of it.
             scored = scored + self.work.features(network, batch).times((pictures + captions) / batch)
         parts = {"condition": condition, "denoising": velocity, "VAE": decoded, "score": scored}
-        return [
-            Phase(name, cost, wanted if name == "condition" else cost.total, {**beside, "activations": cost.peak})
-            for name, cost in parts.items()
-            if cost.total
-        ]
+        scores = math.ceil(max(1, round(pictures)) / decoder.batch_size)
+        # Beside the first batch of a call nothing is decoded, and beside the last nothing is sampled.
+        alone = math.ceil(scores / batches) / scores if decoder.overlap else 1.0
+        found = []
+        for name, cost in parts.items():
+            memory = {**beside, "activations": cost.peak}
+            if alone < 1.0 and name == "denoising":
+                memory["activations of pictures and scores"] = max(decoded.peak, scored.peak)
+            phase = Phase(name, cost, wanted if name == "condition" else cost.total, memory)
+            if alone < 1.0 and name != "condition":
+                phase = _with(phase, together="drawing", alone=alone)
+            found += [phase] if cost.total else []
+        return found
 
     def _conditions(self, captions: float) -> tuple[Cost, float]:
         """Of different captions, in batches that are always full, and the operations of the captions alone."""
@@ -201,7 +219,8 @@ class Phases(Held):
         pictures = captions * decoder.seeds_per_caption
         together = min(decoder.batch_size, max(1, round(pictures)))
         call = self.work.velocity(together, decoder.guidance, policy=False)
-        return self._drawing(captions, pictures, call.times(decoder.num_steps * pictures / together), {})
+        velocity = call.times(decoder.num_steps * pictures / together)
+        return self._drawing(captions, pictures, velocity, {}, MICRO_BATCHES)
 
     def _redrawing(
         self, captions: float, beside: Mapping[str, float], decoder: Mapping[str, float], own_pool: bool
@@ -312,7 +331,7 @@ class Phases(Held):
         sampling = self.work.velocity(micro, u4g.guidance, policy=True)
         calls = u4g.num_steps * samples / micro
         held = {**frozen, **beside, **self.policy(shards, backward=False, state=False)}
-        phases = self._drawing(rows, samples, sampling.times(calls), held)
+        phases = self._drawing(rows, samples, sampling.times(calls), held, math.inf)
         at = next(number for number, phase in enumerate(phases) if phase.name == "denoising")
         reshard = bool(train.fsdp_config.reshard_after_forward)
         phases[at] = self._collective(phases[at], shards, calls if reshard else 1, width)
@@ -432,9 +451,13 @@ class Phases(Held):
             Phase("condition", captions, wanted, {**held, "activations": captions.peak}),
         ]
         beside = {**processes, **({} if decoder.offload else frozen)}
+        if uae.pretrain.prefetch:
+            beside["activations of the next pairs"] = max(pictures.peak, captions.peak)
         update = self._decoder_update(Passes(pairs / micro, pairs / micro), micro, shards, beside, 1.0)
         if decoder.offload:
             phases[0] = self._visited(phases[0], frozen)
+        if uae.pretrain.prefetch:
+            return [_with(phase, together="learning", alone=0.0) for phase in (*phases, update)]
         return [*phases, update]
 
     def cold_start(self) -> list[Phase]:

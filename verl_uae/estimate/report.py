@@ -86,7 +86,7 @@ def _row(found: Estimate, phase: Phase) -> tuple[str, ...]:
         f"{phase.executed.total / 1e12:,.1f}",
         f"{memory:.1f}" if memory else "",
         *(f"{size / 1e9:,.1f}" if size else "" for size in travelled),
-        f"{found.seconds(phase):.2f}" + (" once" if phase.share == 0 else ""),
+        f"{found.seconds(phase):.2f}" + (" once" if phase.share == 0 else " beside" if phase.together else ""),
     )
 
 

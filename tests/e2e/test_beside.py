@@ -10,6 +10,8 @@ import pytest
 
 from tests.e2e.world import build_world, metrics, train
 
+#: Of the eight pictures of a rank several batches.
+SMALL = ["uae.train.micro_batch_size=2", "uae.decoder.batch_size=2"]
 #: Metrics that tell of time, memory and load.
 MEASURED = ("timing", "perf/", "seconds", "per_second", "memory", "/mfu", "decoder/restarts")
 
@@ -27,7 +29,7 @@ def numbers(out: Path) -> dict[int, dict[str, str]]:
     ("config", "switch", "overrides"),
     [
         ("uae_g4u", "uae.decoder.overlap=true", ["uae.decoder.batch_size=4"]),
-        ("uae_u4g", "uae.decoder.overlap=true", ["uae.decoder.batch_size=4", "trainer.n_gpus_per_node=2"]),
+        ("uae_u4g", "uae.decoder.overlap=true", ["trainer.n_gpus_per_node=2", *SMALL]),
         ("uae_pretrain", "uae.pretrain.prefetch=2", ["trainer.total_training_steps=4"]),
     ],
 )

@@ -118,7 +118,7 @@ def test_outcomes_of_all_ranks_with_the_seconds_of_the_slowest(queue: Queue) -> 
     group = object.__new__(DecoderGroup)
     group.group = SimpleNamespace(workers=[0, 1, 2])
     batch = meta([f"u_{member}_0" for member in range(6)])
-    spent = {0: [1.0, 0.5, 1.5], 1: [0.25, 2.0, 2.1]}
+    spent = {0: [1.0, 0.5, 1.5], 1: [0.25, 2.0, 2.25]}
 
     def attempt(metas: list[KVBatchMeta]) -> dict[int, tuple[Status, str]]:
         for rank, seconds in spent.items():
@@ -128,6 +128,6 @@ def test_outcomes_of_all_ranks_with_the_seconds_of_the_slowest(queue: Queue) -> 
 
     group._attempt = attempt  # type: ignore[method-assign, assignment]
     outcomes, seconds = group.score(batch, step=1, probes=0)
-    assert seconds == {"decode": 1.0, "score": 2.0, "draw": 2.1} and queue.asked == 1
+    assert seconds == {"decode": 1.0, "score": 2.0, "draw": 2.25} and queue.asked == 1
     assert [outcome.record.value for outcome in outcomes] == [0.0, 0.0, 1.0, 1.0, None, None]
     assert outcomes[5].record.status is Status.TIMEOUT

@@ -356,7 +356,7 @@ class Phases(Held):
     def _collective(self, phase: Phase, shards: Shards, calls: float, width: int) -> Phase:
         return _with(phase, **self._travels(calls * shards.received(width), shards, calls))
 
-    def _travels(self, received: float, shards: Shards, calls: float, engine: Any = None) -> dict[str, float]:
+    def _travels(self, received: float, shards: Shards, calls: float, engine: Any = None) -> dict[str, Any]:
         """What a phase says of weights and gradients between ranks.
 
         Args:

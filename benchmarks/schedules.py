@@ -46,7 +46,10 @@ def overrides(root: Path) -> list[str]:
         f"data.max_response_length={TOKENS}",
         "actor_rollout_ref.rollout.ignore_eos=true",
         # Those of a rank where two share the captions.
-        *(f"actor_rollout_ref.{key}_micro_batch_size_per_gpu=32" for key in ("actor.ppo", "rollout.log_prob")),
+        *(
+            f"actor_rollout_ref.{key}_micro_batch_size_per_gpu=32"
+            for key in ("actor.ppo", "ref.log_prob", "rollout.log_prob")
+        ),
         "actor_rollout_ref.actor.use_kl_loss=false",
         # Four batches of a step's captions, however they arrive.
         "+actor_rollout_ref.rollout.engine_kwargs.hf.max_batch_size=16",

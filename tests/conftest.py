@@ -113,6 +113,7 @@ def run_state(ray_cluster: None) -> Iterator[RunState]:
     yield state
     state.request_stop("")
     state.tell("")
+    state.tell_useful("")
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,18 @@ def test_driver_and_trainer_hear_each_other_across_processes(run_state: RunState
             RunState().tell("step 3 is saved")
             return RunState().stop_reason()
 
+        def useful(self) -> str | None:
+            return RunState().useful()
+
     trainer = ray.remote(num_cpus=0.1)(Trainer).remote()
     assert ray.get(trainer.hear.remote()) is None and run_state.note() == "step 3 is saved"
     run_state.request_stop("SIGTERM")
     assert ray.get(trainer.hear.remote()) == "SIGTERM"
     run_state.request_stop("")
     assert run_state.stop_reason() is None
+    assert ray.get(trainer.useful.remote()) is None
+    run_state.tell_useful("{}")
+    assert ray.get(trainer.useful.remote()) == "{}"
     ray.kill(trainer)
 
 

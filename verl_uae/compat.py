@@ -48,10 +48,10 @@ def after_ray_init(callback: Callable[[], None]) -> None:
     from ray._private import worker
 
     def once() -> None:
-        worker._post_init_hooks.remove(once)
+        # Another list: Ray walks the one that there was, and would step over the next hook.
+        worker._post_init_hooks = [hook for hook in worker._post_init_hooks if hook is not once]
         callback()
 
-    # Ray walks the list while it calls.
     worker._post_init_hooks.append(once)
 
 

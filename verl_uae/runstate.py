@@ -45,6 +45,14 @@ class RunState:
         """Driver: what the trainer said last; None before its loop has begun."""
         return self._get("note")
 
+    def tell_useful(self, work: str) -> None:
+        """Driver: the useful operations of a step, see :class:`~verl_uae.stages.common.speed.UsefulWork`."""
+        self._put("useful", work)
+
+    def useful(self) -> str | None:
+        """Trainer: what the driver has said of them, if it has."""
+        return self._get("useful") or None
+
     def _put(self, name: str, value: str) -> None:
         self._store._internal_kv_put(f"{self._job}/{name}".encode(), value.encode(), True, namespace=_NAMESPACE)
 

@@ -19,9 +19,15 @@ SAVED = ["trainer.test_freq=2", "trainer.save_freq=2"]
 def test_two_steps_train_the_decoder_and_nothing_else(tmp_path: Path) -> None:
     world, out = build_world(tmp_path / "world"), tmp_path / "out"
     files = [f"trainer.rollout_data_dir={out}/rollouts", f"trainer.validation_data_dir={out}/validation"]
-    result = train(world, out, SAVED + files, config="uae_u4g")
+    decided = ["uae.train.gradient_checkpointing=null", "uae.supervision.peak_tflops=0.1"]
+    result = train(world, out, SAVED + files + decided, config="uae_u4g")
     assert result.returncode == 0, result.stdout[-3000:]
+    assert "uae.train.gradient_checkpointing=false: on a CPU activations are kept" in result.stdout
     logged = metrics(out)
+    # The command counts for some seconds.
+    used = {name: value for name, value in logged[2].items() if name.startswith("perf/mfu/")}
+    assert used.keys() == {"perf/mfu/draw", "perf/mfu/update_policy"} and all(0 < value < 1 for value in used.values())
+    assert not any(name.startswith("perf/device_memory_gib") for name in logged[2])
     assert sorted(logged) == [1, 2]
     for record in logged.values():
         # On policy: sampling and training use the same weights, module and micro-batches.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from verl_uae.errors import StoppedError
-from verl_uae.stages.common import hosts, supervisor
+from verl_uae.stages.common import hosts, speed, supervisor
 from verl_uae.stages.common.hosts import HostMemory, HostWatch, read_memory
-from verl_uae.stages.common.speed import gpus, speed_metrics
+from verl_uae.stages.common.speed import UsefulWork, device_memory, gpus, speed_metrics
 from verl_uae.stages.common.supervisor import Supervisor
 
 GIB = 2**30
@@ -31,6 +33,58 @@ def test_pictures_per_second_and_gpu_and_the_use_of_each_model() -> None:
         "perf/busy/decoder": 0.75,
     }
     assert speed_metrics({"caption": 1.0}, 8, 1) == {}
+
+
+def test_use_of_the_peak_by_hand() -> None:
+    """Two seconds at the peak without captions and 10 ms for a token, in what took eight seconds."""
+    turns = {"g4u": {"caption": (2.0, 0.01), "ref": (1.0, 0.0)}, "u4g": {"draw": (3.0, 0.0)}}
+    work = UsefulWork.from_text(UsefulWork(turns, 200.0).to_text())
+    assert work == UsefulWork(turns, 200.0)
+    seconds = {"caption": 8.0, "ref": 0.0, "draw": 4.0, "step": 20.0}
+    assert work.metrics("g4u", seconds, 100.0) == {"perf/mfu/caption": pytest.approx(3.0 / 8.0)}
+    for unknown in (None, 0.0):
+        assert work.metrics("g4u", seconds, unknown) == {"perf/mfu/caption": pytest.approx(4.0 / 8.0)}
+    assert work.metrics("u4g", seconds, 100.0) == {"perf/mfu/draw": 0.75}
+    assert work.metrics("pretrain", seconds, 100.0) == {}
+
+
+class Device:
+    """What torch says of an accelerator."""
+
+    def __init__(self, peak: int) -> None:
+        self.peak = peak
+
+    def max_memory_allocated(self) -> int:
+        return self.peak
+
+    def reset_peak_memory_stats(self) -> None:
+        self.peak = 1 * GIB
+
+
+def test_peak_memory_of_the_fullest_rank_since_the_step_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = {"first": Device(3 * GIB), "second": Device(7 * GIB), "dead": Device(9 * GIB)}
+
+    def called(name: str) -> Any:
+        def remote(call: Callable[[Any], float | None]) -> Any:
+            monkeypatch.setattr(speed, "get_torch_device", lambda: devices[name])
+            return ray.exceptions.RayActorError() if name == "dead" else call(None)
+
+        return SimpleNamespace(__ray_call__=SimpleNamespace(remote=remote))
+
+    def get(answer: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(speed.ray, "wait", lambda calls, num_returns, timeout: (calls, []))
+    monkeypatch.setattr(speed.ray, "get", get)
+    monkeypatch.setattr(speed, "get_device_name", lambda: "cuda")
+    workers = [called(name) for name in devices]
+    assert device_memory(workers) == {"perf/device_memory_gib/decoder": 7.0}
+    assert device_memory(workers) == {"perf/device_memory_gib/decoder": 1.0}
+    assert device_memory([]) == {} and device_memory(workers[2:]) == {}
+    monkeypatch.setattr(speed, "get_device_name", lambda: "cpu")
+    assert device_memory(workers) == {}
 
 
 @pytest.mark.parametrize(("pool", "count"), [("colocated", 8), ("own", 8 + 6)])

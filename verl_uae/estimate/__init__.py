@@ -7,4 +7,7 @@ and every phase of a step (``phases``) is executed there piece by piece (``work`
 live bytes (``meter``). FSDP2's shards, which cut every parameter along its first dimension, are counted. Seconds follow
 from ``rates``. Not counted: operations that are neither products nor convolutions nor attention, Ray, reward terms
 without a network that is known here.
+
+A training command uses its own estimate too (``run``): for what it decides at the start, and for what the log says of the
+peak.
 """

@@ -80,6 +80,16 @@ def command(name: str, overrides: Sequence[str] = (), *, gpus: int | None = None
     return Command(name, config, decoder, folders, named)
 
 
+def command_of(config: DictConfig) -> Command:
+    """The command that is being run, from its composed configuration, whose checks are done and which is not changed."""
+    decoder = str(config.hydra.runtime.choices.get("uae/decoder", ""))
+    own = config.copy()
+    with open_dict(own):
+        own.pop("hydra")
+    named = str(config.uae.decoder.path)
+    return Command(str(config.hydra.job.config_name), own, decoder, expand(named).is_dir(), named)
+
+
 def changed(before: Command, changes: dict[str, Any]) -> Command:
     """The same with other values of keys, checked again.
 

@@ -24,6 +24,9 @@ from verl_uae.stages.common.config import FULL_PRECISION
 #: Share of a step that a setting must save to be named.
 WORTH = 0.02
 
+#: Key of the choice to compute activations again.
+RECOMPUTE = "uae.train.gradient_checkpointing"
+
 #: More is a slip of the hand.
 MOST_GPUS, MOST_TRAINING_STEPS = 10**6, 10**9
 
@@ -73,7 +76,12 @@ class Estimate:
         """Whether every phase has its memory, and the caption server what it cannot do without."""
         share = max(phase.server_share for phase in self.phases)
         served = share == 0 or share >= self.server_share - 1e-9
-        return served and self.peak_gib <= ASSUMED_USABLE * self.rates.memory_gib
+        return served and self.peak_gib <= self.usable_gib
+
+    @property
+    def usable_gib(self) -> float:
+        """What phases may fill of a GPU."""
+        return ASSUMED_USABLE * self.rates.memory_gib
 
     def parts(self, phase: Phase) -> Parts:
         """Seconds of a phase by what they are spent on."""
@@ -161,6 +169,24 @@ class Estimator:
         """
         rates = rates_of(gpu, calibration)
         asked = changed(self.asked, changes) if changes else self.asked
+        if asked.config.uae.train.gradient_checkpointing is None:
+            without, recomputed = self.recomputing(gpu, rates, asked)
+            return without if without.peak_gib <= without.usable_gib else recomputed
+        return self._estimate(asked, gpu, rates)
+
+    def recomputing(self, gpu: str, rates: Rates, asked: Command | None = None) -> tuple[Estimate, Estimate]:
+        """Without and with ``uae.train.gradient_checkpointing``, which is to be chosen where it is null.
+
+        Args:
+            gpu: type.
+            rates: of the GPUs, memory among them.
+            asked: a variant of the command.
+        """
+        asked = asked or self.asked
+        without, recomputed = (self._estimate(changed(asked, {RECOMPUTE: value}), gpu, rates) for value in (False, True))
+        return without, recomputed
+
+    def _estimate(self, asked: Command, gpu: str, rates: Rates) -> Estimate:
         phases = self.phases(asked)
         found = phases.of_stage()
         share = 0.0
@@ -236,7 +262,7 @@ def _room(asked: Command) -> Iterator[dict[str, Any]]:
     if uae.decoder.offload:
         yield {"uae.decoder.offload": False}
     if draws and uae.train.gradient_checkpointing:
-        yield {"uae.train.gradient_checkpointing": False}
+        yield {RECOMPUTE: False}
     if captions and config.actor_rollout_ref.model.enable_gradient_checkpointing:
         yield {"actor_rollout_ref.model.enable_gradient_checkpointing": False}
     if draws and uae.train.fsdp_config.reshard_after_forward:
@@ -269,8 +295,9 @@ def _knobs(asked: Command, now: Estimate) -> Iterator[dict[str, Any]]:
         yield {"uae.u4g.captions.writer": "ranks"}
     if not uae.decoder.offload:
         yield {"uae.decoder.offload": True}
-    if draws and not uae.train.gradient_checkpointing:
-        yield {"uae.train.gradient_checkpointing": True}
+    # Null is true already where memory is short.
+    if draws and uae.train.gradient_checkpointing is False:
+        yield {RECOMPUTE: True}
     if captions and not config.actor_rollout_ref.model.enable_gradient_checkpointing:
         yield {"actor_rollout_ref.model.enable_gradient_checkpointing": True}
     train = uae.train

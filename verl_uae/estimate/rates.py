@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -72,10 +74,13 @@ class Rates:
     measured: str = ""
     """Where from, if these were measured."""
 
-    def flops_per_second(self, dtype: str) -> float:
+    def peak_tflops(self, dtype: str) -> float:
         """Of work in that dtype, as :attr:`~verl_uae.estimate.meter.Meter.flops` names them."""
-        peak = {"float32": self.fp32_tflops, "tf32": self.tf32_tflops}.get(dtype, self.bf16_tflops)
-        return self.mfu * peak * 1e12
+        return {"float32": self.fp32_tflops, "tf32": self.tf32_tflops}.get(dtype, self.bf16_tflops)
+
+    def flops_per_second(self, dtype: str) -> float:
+        """That are reached of the peak."""
+        return self.mfu * self.peak_tflops(dtype) * 1e12
 
 
 GPUS: Mapping[str, Rates] = {
@@ -91,6 +96,62 @@ GPUS: Mapping[str, Rates] = {
     "RTX4090-24GB": Rates(24, 165, 82.6, 82.6, 1008, 25, 25, 1.6, 0.5),
     "RTX5090-32GB": Rates(32, 210, 105, 105, 1792, 50, 50, 1.6, 0.7),
 }
+
+#: Words in the name of a device that is slower, or faster, than what the rest of its name says: parts of a GPU, other
+#: boards, other chips.
+_OTHER_BOARDS = {"MIG", "NVL", "LAPTOP", "D", "TI", "SUPER", "MAX"}
+#: An H100 with less power for its cores; of an A100 only the power differs.
+_SLOWER_WITH_PCIE = "H100"
+#: Share by which the memory that a device has differs at most from that of its type, which is in GB.
+_MEMORY_DIFFERS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU at hand."""
+
+    name: str
+    """As its driver says it."""
+    memory_gib: float
+
+    @property
+    def type(self) -> str | None:
+        """Key of :data:`GPUS`; None where the type is none of those."""
+        words = self.name.upper().replace("GEFORCE RTX ", "RTX").replace("-", " ").split()
+        if _OTHER_BOARDS & set(words) or {"PCIE", _SLOWER_WITH_PCIE} <= set(words):
+            return None
+        apart = {
+            gpu: abs(self.memory_gib / rates.memory_gib - 1.0)
+            for gpu, rates in GPUS.items()
+            if gpu.partition("-")[0] in words
+        }
+        nearest = min(apart, key=lambda gpu: apart[gpu], default=None)
+        return nearest if nearest is not None and apart[nearest] <= _MEMORY_DIFFERS else None
+
+
+#: Prints name and bytes of the first GPU, or null.
+_ASK = """
+import json, torch
+found = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+print(json.dumps(found and [found.name, found.total_memory]))
+"""
+#: Seconds in which torch is imported and answers.
+_ANSWER_S = 120.0
+
+
+def device_here() -> Device | None:
+    """The first GPU of this machine, which stands for all of a run; None where there is none.
+
+    A process of its own asks: one that has asked a GPU holds memory there until it ends, which a caption server would
+    miss.
+    """
+    try:
+        done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, timeout=_ANSWER_S, check=True)
+        found = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return None if found is None else Device(str(found[0]), found[1] / GIB)
+
 
 #: Fields that a calibration of a CPU holds beside those of all: there operators are not called ahead of their work, and
 #: what is no product takes a share of the time that counts.

@@ -63,8 +63,10 @@ class TrainConfig:
     train_projector: bool = False
     """Train the projector too, all of its weights."""
 
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, a third more compute."""
+    gradient_checkpointing: bool | None = True
+    """Recompute activations in the backward pass: less memory, a third more compute. null: the training command decides
+    before Ray starts, and its log says why: false where the estimated peak without it stays below the usable memory of
+    the GPU that it finds, and on a CPU; else true."""
 
     ema: EmaConfig = field(default_factory=EmaConfig)
 
@@ -96,6 +98,11 @@ class SupervisionConfig:
     host_memory: float = key(0.93, above=0, at_most=1)
     """Share of the memory of a host, or of its container, above which the run is brought to an end at the next
     boundary and saved, in (0, 1]; 1 is never. Ray kills processes at 0.95, and the kernel soon after. Our choice."""
+
+    peak_tflops: float | None = key(None, above=0)
+    """Peak of one device, TFLOP/s, above 0, for `perf/mfu/...`: what the useful operations of a phase are divided by,
+    whatever they are computed in. null: the data sheet's of the GPU that the training command finds, in the dtype of
+    each operation; nothing is logged where it finds none that it knows."""
 
     max_invalid_fraction: float = key(0.5, at_least=0, at_most=1)
     """The run stops with the reasons when more than this share of a batch is invalid, in [0, 1]."""

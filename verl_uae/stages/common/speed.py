@@ -4,9 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import ray
 from omegaconf import DictConfig
+from verl.utils.device import get_device_name, get_torch_device
+
+_GIB = 2**30
+#: Seconds in which workers say how much memory they have used; between two steps they have nothing else to do.
+ANSWER_S = 5.0
 
 #: Phases of a step by the names of its timers, and the model that works in them.
 PHASES: Mapping[str, tuple[str, ...]] = {
@@ -40,3 +51,66 @@ def speed_metrics(seconds: Mapping[str, float], pictures: int, devices: int) -> 
         if known:
             found[f"perf/busy/{model}"] = sum(known) / step
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class UsefulWork:
+    """What the useful operations of a step take at the peak of a device, on the rank that has most of them."""
+
+    seconds: Mapping[str, Mapping[str, tuple[float, float]]]
+    """By stage of the step and timer: without captions, and for each token of the mean caption."""
+    tokens: float
+    """Of the mean caption, where a step does not say it."""
+
+    def metrics(self, stage: str, seconds: Mapping[str, float], tokens: float | None) -> dict[str, float]:
+        """Share of the peak that is used, by timer.
+
+        Args:
+            stage: of the step.
+            seconds: by timer.
+            tokens: of the mean caption of the step; None or 0 takes the assumed.
+        """
+        length = tokens or self.tokens
+        return {
+            f"perf/mfu/{timer}": (without + length * of_token) / seconds[timer]
+            for timer, (without, of_token) in self.seconds.get(stage, {}).items()
+            if seconds.get(timer, 0.0) > 0
+        }
+
+    def to_text(self) -> str:
+        """For :class:`~verl_uae.runstate.RunState`."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> UsefulWork:
+        """Inverse of :meth:`to_text`."""
+        found = json.loads(text)
+        stages = found["seconds"].items()
+        return cls({stage: {timer: (a, b) for timer, (a, b) in of.items()} for stage, of in stages}, found["tokens"])
+
+
+def device_memory(workers: Iterable[Any]) -> dict[str, float]:
+    """The largest peak of tensors on an accelerator since the last call, GiB; nothing where there is no accelerator.
+
+    Args:
+        workers: actors that compute there. One that does not answer in :data:`ANSWER_S` is left out.
+    """
+    calls = [worker.__ray_call__.remote(_peak) for worker in workers]
+    answered, _ = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_S) if calls else ([], [])
+    peaks = []
+    for call in answered:
+        # One that is dead is missed by whoever needs it.
+        with contextlib.suppress(ray.exceptions.RayError):
+            peaks.append(ray.get(call))
+    known = [peak for peak in peaks if peak is not None]
+    return {"perf/device_memory_gib/decoder": max(known)} if known else {}
+
+
+def _peak(worker: Any) -> float | None:
+    """Of the process of a worker, which counts anew from here on."""
+    if get_device_name() == "cpu":
+        return None
+    device = get_torch_device()
+    peak = device.max_memory_allocated() / _GIB
+    device.reset_peak_memory_stats()
+    return float(peak)

@@ -86,6 +86,10 @@ class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
         """The decoder's."""
         yield from self.learner.group.workers
 
+    def decoder_ranks(self) -> Iterator[Any]:
+        """All ranks."""
+        yield from self.learner.group.workers
+
     def _start_profiling(self) -> None:
         """verl's profiler follows its own worker groups."""
 

@@ -28,9 +28,10 @@ from verl_uae.config.run_folder import hold
 from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError, ConfigError, DecoderError, UAEError, WorkerError, describe
 from verl_uae.runstate import RunState
+from verl_uae.settings import DECODING
 from verl_uae.stages.common.nodes import node_name, this_node
 from verl_uae.stages.common.panel import PanelWriter
-from verl_uae.stages.common.speed import gpus, speed_metrics
+from verl_uae.stages.common.speed import UsefulWork, device_memory, gpus, speed_metrics
 from verl_uae.stages.common.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class SupervisedTrainer(StepFolders):
     _save_checkpoint: Callable[[], None]
     _good: GoodStep | None
     """None while the weights are between two steps."""
+    _useful: UsefulWork | None = None
+    """Of the driver, which needs some seconds for it."""
 
     def __init__(self, config: DictConfig) -> None:
         # A trainer that is made from Python has not met the checks of the command.
@@ -73,6 +76,10 @@ class SupervisedTrainer(StepFolders):
             where = f" (on {node_name(this_node())}, where the trainer runs)" if ray.is_initialized() else ""
             raise ConfigError(error.key, f"{error.message}{where}") from error
         resolve_length(config)
+        if config.uae.stage in DECODING and config.uae.train.gradient_checkpointing is None:
+            raise ConfigError(
+                "uae.train.gradient_checkpointing", "null is decided by the training command alone; give true or false"
+            )
         hold(Path(config.trainer.default_local_dir))
         super().__init__(config)  # type: ignore[call-arg]
         self.keep_configuration()
@@ -103,9 +110,31 @@ class SupervisedTrainer(StepFolders):
     def quieten(self) -> None:
         """Make room for saving when a step ends in its middle."""
 
+    def decoder_ranks(self) -> Iterator[Any]:
+        """Actors in which the decoder draws or learns."""
+        yield from ()
+
+    def stage_of_step(self) -> str:
+        """Whose step this is."""
+        return str(self.config.uae.stage)
+
     def note_speed(self, metrics: dict, seconds: Mapping[str, float], pictures: int) -> None:
-        """Add :func:`~verl_uae.stages.common.speed.speed_metrics` of a step, and the memory of the fullest host."""
+        """Add what the log says of a step's speed and memory, see :mod:`~verl_uae.stages.common.speed`.
+
+        Args:
+            metrics: of the step; the length of its captions is read.
+            seconds: by timer.
+            pictures: drawn, or learnt from, in the step.
+        """
         metrics.update(speed_metrics(seconds, pictures, gpus(self.config)))
+        if self._useful is None and self.supervisor.state is not None:
+            told = self.supervisor.state.useful()
+            self._useful = None if told is None else UsefulWork.from_text(told)
+        if self._useful is not None:
+            tokens = metrics.get("caption/tokens/mean")
+            metrics.update(self._useful.metrics(self.stage_of_step(), seconds, tokens))
+        if self.config.trainer.device != "cpu":
+            metrics.update(device_memory(self.decoder_ranks()))
         metrics.update(self.supervisor.hosts.metrics())
 
     # ------------------------------------------------------------ the loop

@@ -172,6 +172,10 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         """The captioner's."""
         yield from self.actor_rollout_wg.workers
 
+    def decoder_ranks(self) -> Iterator[Any]:
+        """Those that draw."""
+        yield from self.decoders.workers
+
     def quieten(self) -> None:
         """Make the caption servers give their memory back, where the step ended while they were writing."""
         if not self.replay_buffer.waiting:

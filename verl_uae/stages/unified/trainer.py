@@ -101,6 +101,15 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         yield from super().trained_ranks()
         yield from self.learner.group.workers
 
+    def decoder_ranks(self) -> Iterator[Any]:
+        """Those that draw, and those that learn."""
+        yield from super().decoder_ranks()
+        yield from self.learner.group.workers
+
+    def stage_of_step(self) -> str:
+        """That whose turn it is."""
+        return self.alternation.stage(self.global_steps)
+
     def writes_ahead(self) -> bool:
         """Only to a step of the same stage: U4G's captions are others, and come from the newest weights."""
         stages = {self.alternation.stage(step) for step in (self.global_steps, self.global_steps + 1)}

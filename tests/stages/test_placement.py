@@ -66,6 +66,8 @@ def test_the_watch_ends_with_the_job_and_before_ray(monkeypatch: pytest.MonkeyPa
     # At the end Hydra goes from the last callback to the first.
     order = list(OmegaConf.load(yaml_files()["uae_base"]).hydra.callbacks)
     assert order.index("verl_uae_ending") < order.index("verl_uae_placement") < order.index("verl_uae_driver")
+    # What counts beside the run ends while Ray is there, which the first of these ends.
+    assert order.index("verl_uae_placement") < order.index("verl_uae_estimate")
 
 
 def test_a_watch_outlives_a_ray_that_goes_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ import pytest
 import ray
 
 from verl_uae.errors import StoppedError
-from verl_uae.stages.common import hosts, speed, supervisor
+from verl_uae.stages.common import hosts, speed, supervised, supervisor
 from verl_uae.stages.common.hosts import HostMemory, HostWatch, read_memory
 from verl_uae.stages.common.speed import UsefulWork, device_memory, gpus, speed_metrics
 from verl_uae.stages.common.supervisor import Supervisor
+from verl_uae.stages.unified.trainer import Alternation, UnifiedTrainer
 
 GIB = 2**30
 
@@ -85,6 +86,28 @@ def test_peak_memory_of_the_fullest_rank_since_the_step_before(monkeypatch: pyte
     assert device_memory([]) == {} and device_memory(workers[2:]) == {}
     monkeypatch.setattr(speed, "get_device_name", lambda: "cpu")
     assert device_memory(workers) == {}
+
+
+def test_a_step_of_the_unified_stage_is_measured_by_its_own_work(
+    monkeypatch: pytest.MonkeyPatch, compose: Callable[..., Any], tiny_overrides: list[str]
+) -> None:
+    told = iter([None, UsefulWork({"g4u": {"draw": (2.0, 0.0)}, "u4g": {"draw": (3.0, 0.01)}}, 50.0).to_text()])
+    monkeypatch.setattr(supervised, "device_memory", lambda ranks: {"ranks": list(ranks)})
+    trainer = object.__new__(UnifiedTrainer)
+    trainer.config = compose(*tiny_overrides, name="uae_unified")
+    trainer.alternation = Alternation(1, 1)
+    trainer.decoders = SimpleNamespace(workers=["draws"])
+    trainer.learner = SimpleNamespace(group=SimpleNamespace(workers=["learns"]))
+    state, hosts_of = SimpleNamespace(useful=lambda: next(told)), SimpleNamespace(metrics=dict)
+    trainer.supervisor = SimpleNamespace(state=state, hosts=hosts_of)
+    logged: list[dict[str, Any]] = []
+    for trainer.global_steps in (1, 2, 3):
+        logged.append({"caption/tokens/mean": 100.0})
+        trainer.note_speed(logged[-1], {"step": 20.0, "draw": 8.0}, 4)
+        trainer.config.trainer.device = "cuda"
+    # The first step is over before the command has counted; on a CPU nobody is asked for the memory of a device.
+    assert [step.get("perf/mfu/draw") for step in logged] == [None, 0.5, 0.25]
+    assert [step.get("ranks") for step in logged] == [None, *[["draws", "learns"]] * 2]
 
 
 @pytest.mark.parametrize(("pool", "count"), [("colocated", 8), ("own", 8 + 6)])

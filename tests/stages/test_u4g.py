@@ -37,6 +37,11 @@ def test_an_impossible_setting_stops_the_trainer_too(compose, tiny_overrides) ->
         U4GTrainer(compose(*tiny_overrides, "uae.u4g.samples_per_caption=1", name="uae_u4g"))
 
 
+def test_nobody_decides_for_a_trainer_of_python(compose, tiny_overrides) -> None:
+    with pytest.raises(ConfigError, match=r"uae\.train\.gradient_checkpointing: null is decided by the training"):
+        U4GTrainer(compose(*tiny_overrides, "uae.train.gradient_checkpointing=null", name="uae_u4g"))
+
+
 def drawn(samples: list[Sample], probes: int, plan: Any = None) -> list[Outcome]:
     """What the workers answer: grey pictures; the third of all cannot be compared by ssim."""
     jpeg = encode_jpeg(to_tensor([Image.new("RGB", (32, 32), "grey")], (32, 32))[0])

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a training command does with its own estimate: a choice before it starts, and the share of the peak in its log."""
+"""What a training command does with its own estimate: a choice before it starts, the share of the peak in its log."""
 
 from __future__ import annotations
 

@@ -8,6 +8,6 @@ live bytes (``meter``). FSDP2's shards, which cut every parameter along its firs
 from ``rates``. Not counted: operations that are neither products nor convolutions nor attention, Ray, reward terms
 without a network that is known here.
 
-A training command uses its own estimate too (``run``): for what it decides at the start, and for what the log says of the
-peak.
+A training command uses its own estimate too (``run``): for what it decides at the start, and for what the log says of
+the peak.
 """

@@ -81,7 +81,7 @@ def command(name: str, overrides: Sequence[str] = (), *, gpus: int | None = None
 
 
 def command_of(config: DictConfig) -> Command:
-    """The command that is being run, from its composed configuration, whose checks are done and which is not changed."""
+    """The command that is being run, from its composed configuration, which is valid and not changed."""
     decoder = str(config.hydra.runtime.choices.get("uae/decoder", ""))
     own = config.copy()
     with open_dict(own):

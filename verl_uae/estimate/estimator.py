@@ -183,7 +183,8 @@ class Estimator:
             asked: a variant of the command.
         """
         asked = asked or self.asked
-        without, recomputed = (self._estimate(changed(asked, {RECOMPUTE: value}), gpu, rates) for value in (False, True))
+        variants = (changed(asked, {RECOMPUTE: value}) for value in (False, True))
+        without, recomputed = (self._estimate(variant, gpu, rates) for variant in variants)
         return without, recomputed
 
     def _estimate(self, asked: Command, gpu: str, rates: Rates) -> Estimate:

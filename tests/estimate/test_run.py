@@ -18,7 +18,7 @@ from tests.estimate.test_estimator import SANA
 from tests.estimate.test_stages import U4G, photograph, sized
 from verl_uae.chain.records import Caption, Sample
 from verl_uae.estimate import rates, run
-from verl_uae.estimate.composing import Command, _composed, command_of
+from verl_uae.estimate.composing import Command, _composed, changed, command_of
 from verl_uae.estimate.estimator import RECOMPUTE, Estimator
 from verl_uae.estimate.rates import GPUS, Device
 from verl_uae.estimate.run import decide_recomputing, peak_of_run, useful_work
@@ -215,24 +215,24 @@ def test_use_of_the_peak_against_torchs_counter(u4g: Command, cpu: Any, one_rank
 
 
 def test_what_is_done_again_is_not_useful(u4g: Command) -> None:
-    from verl_uae.estimate.composing import changed
-
     plain, again = (useful_work(changed(u4g, {RECOMPUTE: value}), lambda dtype: PEAK) for value in (False, True))
-    assert plain == again
     # Twice the peak of a dtype is half the seconds of what is computed in it.
-    fast = useful_work(u4g, lambda dtype: 2 * PEAK)
-    halves = {timer: (a / 2, b / 2) for timer, (a, b) in plain.seconds["u4g"].items()}
-    assert {timer: pytest.approx(pair) for timer, pair in fast.seconds["u4g"].items()} == halves
+    fast = useful_work(u4g, lambda dtype: {"float32": 2 * PEAK}[dtype] if dtype != "tf32" else PEAK)
+    for timer, pair in plain.seconds["u4g"].items():
+        assert again.seconds["u4g"][timer] == pytest.approx(pair)
+    share = {timer: fast.seconds["u4g"][timer][0] / pair[0] for timer, pair in plain.seconds["u4g"].items()}
+    # The convolution of patches is the only one of the decoder; those of the VAE are computed in TF32 too.
+    assert share["update_policy"] == pytest.approx(0.5, rel=0.01) and 0.51 < share["draw"] < 1.0
 
 
 _SUPERVISED = {"pretrain": ["uae.pretrain.buckets=false"], "cold_start": ["uae.train.train_projector=false"]}
 
 
 def every_stage() -> Iterator[Any]:
-    learnt = {"caption", "draw", "old_log_prob", "update_actor"}
-    yield pytest.param("g4u", ["uae.train.micro_batch_size=1"], {"g4u": learnt}, id="g4u")
-    kl = ["actor_rollout_ref.actor.use_kl_loss=true"]
-    yield pytest.param("g4u", kl, {"g4u": {*learnt, "ref"}}, id="g4u with a reference")
+    learnt = {"caption", "draw", "old_log_prob", "ref", "update_actor"}
+    yield pytest.param("g4u", [], {"g4u": learnt}, id="g4u")
+    alone = ["actor_rollout_ref.actor.use_kl_loss=false"]
+    yield pytest.param("g4u", alone, {"g4u": learnt - {"ref"}}, id="g4u without a reference")
     policy = {"draw", "update_policy"}
     yield pytest.param("u4g", [*U4G, "uae.u4g.reference_kl.coef=0.1"], {"u4g": policy}, id="u4g")
     yield pytest.param("unified", ["uae.train.micro_batch_size=1"], {"g4u": learnt, "u4g": policy}, id="unified")

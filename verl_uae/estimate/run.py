@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 
 from verl_uae.compat import after_ray_init
-from verl_uae.errors import describe
+from verl_uae.errors import UAEError, describe
 from verl_uae.runstate import RunState
 from verl_uae.settings import DECODING
 from verl_uae.waiting import saying
@@ -52,6 +52,9 @@ TIMERS: Mapping[str, Mapping[str, str]] = {
     },
     "u4g": {**_DRAWN, **dict.fromkeys(("old velocities", "reference", "update"), "update_policy")},
 }
+
+#: What keeps a run from being counted: an architecture that is not known, and what a model's code may meet on ``meta``.
+UNCOUNTED = (UAEError, ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 #: Seconds that the end of a command waits for a count that is not over.
 STOP_S = 30.0
@@ -91,9 +94,10 @@ def decide_recomputing(config: DictConfig) -> None:
     train = config.uae.train
     if config.uae.stage not in DECODING or train.gradient_checkpointing is not None:
         return
-    wanted, why = _recomputing(config)
-    train.gradient_checkpointing = wanted
-    logger.info("uae.train.gradient_checkpointing=%s: %s", str(wanted).lower(), why)
+    # Whatever happens, the run has one of the two.
+    train.gradient_checkpointing = True
+    train.gradient_checkpointing, why = _recomputing(config)
+    logger.info("uae.train.gradient_checkpointing=%s: %s", str(train.gradient_checkpointing).lower(), why)
 
 
 def _recomputing(config: DictConfig) -> tuple[bool, str]:
@@ -113,8 +117,8 @@ def _recomputing(config: DictConfig) -> tuple[bool, str]:
         rates = dataclasses.replace(GPUS[gpu], memory_gib=device.memory_gib)
         with saying("uae.train.gradient_checkpointing to be decided by the estimate"):
             without, recomputed = Estimator(command_of(config)).recomputing(gpu, rates)
-    except Exception as error:
-        # Fault boundary: a run whose memory cannot be estimated is still run, in the way that needs less.
+    except UNCOUNTED as error:
+        # The run goes on in the way that needs less.
         return True, f"the memory cannot be estimated ({describe(error)})"
     return without.peak_gib > without.usable_gib, (
         f"the estimated peak is {without.peak_gib:.1f} GiB with false and {recomputed.peak_gib:.1f} GiB with true; "
@@ -146,8 +150,8 @@ def _tell(config: DictConfig, peak: Peak) -> None:
         from verl_uae.estimate.composing import command_of
 
         RunState().tell_useful(useful_work(command_of(config), peak).to_text())
-    except Exception as error:
-        # Fault boundary: whatever cannot be counted costs a figure of the log, and no run.
+    except UNCOUNTED as error:
+        # It costs a figure of the log, and no run.
         logger.warning("perf/mfu is not logged: a step's operations cannot be counted (%s)", describe(error))
 
 

@@ -103,8 +103,6 @@ def lengths() -> str:
         cells = []
         for stage in RECIPES:
             words = [f"uae.conditioner.length={length}"]
-            # As fast as memory allows.
-            words += ["uae.train.gradient_checkpointing=false"] if stage == "u4g" else []
             found = Estimator(command(recipe(stage), words)).estimate("H100-80GB")
             cells.append(f"{found.step_seconds:.1f}" if found.fits else "does not fit")
         rows.append(f"| {length:,} | {' | '.join(cells)} |")

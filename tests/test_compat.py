@@ -142,7 +142,8 @@ def test_what_follows_the_connection_to_ray_runs_once() -> None:
             # As Ray does, which the test above looks at.
             for hook in worker._post_init_hooks:
                 hook()
-        assert seen == ["first", "second"] and worker._post_init_hooks == []
+            assert seen == ["first", "second"]
+        assert worker._post_init_hooks == []
     finally:
         worker._post_init_hooks = known
 

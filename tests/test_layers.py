@@ -26,6 +26,7 @@ LAYERS = {
     "beside": 0,
     "compiling": 0,
     "devices": 0,
+    "masters": 0,
     "pages": 0,
     "waiting": 0,
     "web": 0,

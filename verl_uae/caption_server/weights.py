@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 import torch
 from torch import Tensor, nn
 
+from verl_uae.masters import unshare
+
 NamedTensors = list[tuple[str, Tensor]]
 
 #: Names listed in an error message.
@@ -35,6 +37,7 @@ class WeightReceiver:
 
     def begin(self) -> None:
         """Start an update; an unfinished one is forgotten."""
+        unshare(self.model)
         # Looked up anew for every update: moving a model to another device replaces the storage.
         self._targets = dict(self.model.state_dict())
         self._received = set()

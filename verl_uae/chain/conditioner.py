@@ -20,6 +20,7 @@ from verl_uae.devices import FittingBatch, is_out_of_memory, one_by_one
 from verl_uae.errors import ConfigError
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.families.text import Tokens, language_stack, tap_states
+from verl_uae.visits import arrive
 
 
 class Conditioner(nn.Module):
@@ -100,6 +101,7 @@ class Conditioner(nn.Module):
             device: where the inputs go; default: where the weights are, which for offloaded weights is not where they
                 compute.
         """
+        arrive(self)
         stack: Any = self.language_model
         taps = self.family.taps(len(stack.layers))
         return self.family.condition(tap_states(stack, tokens, taps, device), tokens)

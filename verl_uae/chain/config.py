@@ -98,6 +98,12 @@ class DecoderConfig:
     server share the GPU (g4u, unified), and off where nothing else needs the memory (u4g, pretrain, cold_start). No
     effect on decoders in a pool of their own."""
 
+    shared_master: bool = True
+    """true: frozen models that are kept in host memory (offload, or a run without GPU) are there once for all processes of
+    a node; the decoders of G4U and of the unified stage load them one after the other then. false: once in every
+    process. The numbers are the same. Needs Linux, and processes that see each other; elsewhere, and for weights that
+    training changes, it is as with false. Our choice: true with GPUs, false on a CPU."""
+
     timeout_s: float = key(1800.0, above=0, stages=CAPTIONING)
     """Longest time one decode phase, or a micro-batch of the streamed schedule, may take on a rank before the rank is
     killed, seconds, above 0."""

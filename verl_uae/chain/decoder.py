@@ -20,6 +20,7 @@ from verl_uae.checkpoints.names import TRANSFORMER, VAE
 from verl_uae.families import family_of, family_of_modules
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.ode import StepHook, Velocity, euler
+from verl_uae.visits import arrive
 
 
 class Decoder(nn.Module):
@@ -100,6 +101,11 @@ class Decoder(nn.Module):
         return {name: getattr(self, parts.get(name, name)) for name in self.family.components}
 
     @property
+    def velocity_parts(self) -> list[nn.Module]:
+        """What computes velocities: all but the VAE."""
+        return [part for part in self.children() if part is not self.vae]
+
+    @property
     def device(self) -> torch.device:
         return self.transformer.device
 
@@ -117,6 +123,7 @@ class Decoder(nn.Module):
 
     def field(self, condition: Condition, negative: Condition | None = None, guidance: float = 1.0) -> Velocity:
         """See :meth:`~verl_uae.families.family.DecoderFamily.field`."""
+        arrive(*self.velocity_parts)
         return self.family.field(self, condition, negative, guidance)
 
     def encode_image(self, image_B3HW: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from verl_uae.flow.trajectory import Trajectory, sample_trajectory
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.seeding import normal
-from verl_uae.visits import visit
+from verl_uae.visits import arrive, visit
 
 #: (condition of B pictures, of the unconditional branch or None, guidance) -> velocity.
 FieldOf = Callable[[Condition, Condition | None, float], Velocity]
@@ -106,7 +106,8 @@ class Painter:
         self._beside = Beside(self.device) if settings.overlap else None
 
     def to(self, device: str | torch.device) -> None:
-        """Move the models, which are back on ``device`` of the constructor whenever they draw."""
+        """Move the models, in the order in which they are needed. They are back on ``device`` of the constructor, or on
+        their way there, whenever they draw."""
         visit(self.conditions.conditioner, device)
         visit(self.vae, device)
         self.scorer.to(device)
@@ -226,6 +227,7 @@ class Painter:
         self, final_BCHW: Tensor, undrawn: Mapping[int, RewardRecord]
     ) -> tuple[Tensor, dict[int, RewardRecord]]:
         """Pictures, and the records of those that could not be drawn, which are black where decoding failed."""
+        arrive(self.vae)
         blank = dict(undrawn)
 
         def decode(rows: slice) -> Tensor:

@@ -31,6 +31,7 @@ from verl_uae.engines.together import together
 from verl_uae.errors import CheckpointError
 from verl_uae.families import family_of
 from verl_uae.files import publish_folder
+from verl_uae.masters import unshare
 
 
 def full_state_dict(engine: DecoderEngine, weights: str = "live") -> dict[str, Tensor]:
@@ -133,6 +134,8 @@ def load_trained_state(
     if odd:
         raise CheckpointError(source, f"{len(odd)} tensors have another shape: {odd[:4]}")
     stored = base_tensors(base, {f"{name}.weight" for name in state.adapters}) if state.adapters else {}
+    unshare(module, shapes)
+    own = module.state_dict()
     with torch.no_grad():
         for name, tensor in state.tensors.items():
             own[name].copy_(tensor)
@@ -168,6 +171,8 @@ def load_full_state(module: Decoder | DecoderModule, state: dict[str, Tensor], *
     if any(tensor.is_meta for tensor in own.values()):
         module.load_state_dict(state, strict=False, assign=True)
         return len(state)
+    unshare(module, state)
+    own = module.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from verl_uae.devices import FittingBatch
 from verl_uae.errors import ConfigError, RewardError
@@ -23,6 +24,7 @@ from verl_uae.reward.isolate import Slots, fill_failed, samples_per_call, score_
 from verl_uae.reward.record import LARGEST, Origin, RewardBatch, RewardRecord, Scoring, Status
 from verl_uae.reward.registry import get_reward, load_reward_file
 from verl_uae.reward.term import RewardTerm, TermContext
+from verl_uae.visits import arrive
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +205,10 @@ class RewardScorer:
         """Forward passes and cached features of the feature terms so far."""
         return self._encodings.counters
 
+    def modules(self) -> list[nn.Module]:
+        """Models of the terms; one that several share is there as often."""
+        return [module for entry in (*self._summed, *self._watched) for module in entry.term.modules()]
+
     def to(self, device: torch.device | str) -> None:
         """Move the models of all terms; batches must be on that device from now on."""
         self.device = torch.device(device)
@@ -221,6 +227,7 @@ class RewardScorer:
         Raises:
             RewardError: a term asks for captions or rows the batch lacks, or too many calls hang.
         """
+        arrive(*self.modules())
         scoring = Scoring()
         batch = replace(batch, origin=Origin(scoring, tuple(range(len(batch)))))
         settled = dict(batch.failed)

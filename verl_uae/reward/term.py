@@ -10,7 +10,7 @@ import os
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Union
 
@@ -112,12 +112,16 @@ class RewardTerm(ABC):
     def setup(self, context: TermContext) -> None:  # noqa: B027
         """Called once by the scorer, before the first batch: move models to ``context.device``."""
 
+    def modules(self) -> Iterator[nn.Module]:
+        """Those among the attributes."""
+        return (value for value in vars(self).values() if isinstance(value, nn.Module))
+
     def to(self, device: torch.device) -> None:
         """Move the models to another device; by default every module and tensor among the attributes."""
+        for module in list(self.modules()):
+            visit(module, device)
         for name, value in list(vars(self).items()):
-            if isinstance(value, nn.Module):
-                visit(value, device)
-            elif isinstance(value, Tensor):
+            if isinstance(value, Tensor):
                 setattr(self, name, value.to(device))
 
     @abstractmethod

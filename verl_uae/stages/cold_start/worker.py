@@ -186,8 +186,7 @@ class ColdStartWorker(DecoderTrainingWorker):
                 self._negative,
             )
         )
-        if self._offload:
-            self._move_frozen("cpu")
+        self._put_away()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def learn(self, pairs: Sequence[Pair], size: HeightWidth, step: int) -> tuple[dict[str, Any], list[str]]:

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.device import get_device_id, get_device_name, get_torch_device
 from verl.utils.distributed import initialize_global_process_group_ray
@@ -33,6 +33,7 @@ from verl_uae.engines.shadow import warmed_up
 from verl_uae.engines.update_metrics import CountsLeftOut, is_left_out
 from verl_uae.families.family import DecoderFamily
 from verl_uae.flow.plan import SamplingPlan
+from verl_uae.masters import turn
 from verl_uae.stages.common.build import DTYPES, EMA, evaluation_plan
 
 
@@ -129,6 +130,20 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
     def _frozen(self) -> list[Callable[[str], Any]]:
         """Movers of the frozen models."""
         return [self.painter.to]
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        """Of the frozen models, those whose weights never change."""
+        found = [self.painter.vae, *self.painter.scorer.modules()]
+        follows = self.run.uae.conditioner.weights == "synced"
+        return found if follows else [self.painter.conditions.conditioner, *found]
+
+    def _put_away(self) -> None:
+        """Once all models are loaded: the frozen ones go where they wait until they are used."""
+        waits = self._offload or get_device_name() == "cpu"
+        with turn(waits and self.run.uae.decoder.shared_master) as share:
+            if self._offload:
+                self._move_frozen("cpu")
+            share(*self._frozen_modules())
 
     @property
     def _averaged(self) -> str | None:

@@ -40,11 +40,12 @@ from verl_uae.compiling import compile_blocks, prefer_attention
 from verl_uae.engines.export import TrainedState, load_trained_state
 from verl_uae.errors import DecoderError
 from verl_uae.flow.plan import SamplingPlan
+from verl_uae.masters import turn
 from verl_uae.reward.deadline import write_notes
 from verl_uae.reward.record import mean_record
 from verl_uae.stages.common.build import DTYPES, build_painter, decoder_family, evaluation_plan, load_conditioner
 from verl_uae.stages.common.conditioner_sync import SyncedConditioner, TakesCaptioner
-from verl_uae.visits import visit
+from verl_uae.visits import ahead, visit
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -80,9 +81,12 @@ class Redrawer:
         self.seconds = dict.fromkeys(self.seconds, 0.0)
 
     def to(self, device: str | torch.device) -> None:
-        """Move all models; they draw on the device of the painter."""
-        visit(self.decoder, device)
-        self.painter.to(device)
+        """Move all models; they draw on the device of the painter. What is needed first arrives first, and is used
+        while the others travel."""
+        with ahead():
+            for module in (self.painter.conditions.conditioner, *self.decoder.velocity_parts):
+                visit(module, device)
+            self.painter.to(device)
 
     def run(self, draws: Sequence[Draw], on_progress: Callable[[int, int], None] | None = None) -> list[Outcome]:
         """Redraw and score captions.
@@ -131,21 +135,22 @@ def build_redrawer(config: DictConfig, device: str | torch.device, draws_on: str
         CheckpointError: for an incomplete decoder folder.
     """
     uae = config.uae
-    decoder = Decoder.from_pretrained(uae.decoder.path, dtype=DTYPES[uae.decoder.dtype], device=device)
-    family = decoder_family(config)
-    if uae.decoder.compile:
-        compile_blocks(decoder.transformer, family.wrap_blocks(decoder.transformer))
-    conditioner = load_conditioner(config, family, device)
-    batch_size = uae.decoder.batch_size
-    conditions = ConditionCache(conditioner, MICRO_BATCHES * batch_size)
-    painter = build_painter(
-        config,
-        conditions,
-        decoder.requires_grad_(False).vae,
-        draws_on,
-        micro_batch_size=batch_size,
-        loaded_on=device,
-    )
+    with turn(uae.decoder.shared_master and torch.device(device).type == "cpu") as share:
+        decoder = Decoder.from_pretrained(uae.decoder.path, dtype=DTYPES[uae.decoder.dtype], device=device)
+        decoder.requires_grad_(False)
+        family = decoder_family(config)
+        # In the unified stage the decoder learns, and its ranks take what it has learnt.
+        share(*(decoder.velocity_parts if uae.stage == "g4u" else ()))
+        if uae.decoder.compile:
+            compile_blocks(decoder.transformer, family.wrap_blocks(decoder.transformer))
+        conditioner = load_conditioner(config, family, device)
+        share(*((conditioner,) if uae.conditioner.weights == "frozen" else ()))
+        batch_size = uae.decoder.batch_size
+        conditions = ConditionCache(conditioner, MICRO_BATCHES * batch_size)
+        painter = build_painter(
+            config, conditions, decoder.vae, draws_on, micro_batch_size=batch_size, loaded_on=device
+        )
+        share(painter.vae, *painter.scorer.modules())
     return Redrawer(decoder, painter, evaluation_plan(config, family), uae.decoder.seeds_per_caption)
 
 

@@ -282,8 +282,7 @@ class PretrainWorker(DecoderTrainingWorker):
         self.set_loss_fn(FlowMatching(self.density))
         self.painter = build_training_painter(self.run, None, self.family, device)
         self.encoder = build_pair_encoder(self.run, self.painter)
-        if self._offload:
-            self._move_frozen("cpu")
+        self._put_away()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def prefetch(self, pairs: Sequence[Pair], size: HeightWidth, step: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
@@ -197,8 +197,7 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
         if self.run.uae.conditioner.weights == "synced":
             self.synced = SyncedConditioner(self.painter.conditions, device, measures=False)
         self.replica = SamplingReplica(self.engine) if self.run.uae.u4g.sampler == "replica" else None
-        if self._offload:
-            self._move_frozen("cpu")
+        self._put_away()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:
@@ -273,6 +272,9 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
 
     def _frozen(self) -> list[Callable[[str], Any]]:
         return super()._frozen() + ([] if self.captions is None else [self.captions.to])
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        return super()._frozen_modules() + ([] if self.captions is None else [self.captions.engine.model])
 
     def _move_frozen(self, device: str) -> None:
         if self.replica is not None and device == "cpu":

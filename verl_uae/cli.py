@@ -71,7 +71,9 @@ def _add_estimate(commands: Any) -> None:
     parser.add_argument(
         "--calibration", type=argument_path, metavar="FILE", help="rates of --calibrate in place of the data sheet's"
     )
+    parser.add_argument("--host-memory", type=float, metavar="GIB", help="of a node (default: a usual one's)")
     parser.add_argument("--list", action="store_true", help="list GPU types")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(run=_estimate)
 
 
@@ -155,12 +157,12 @@ def _estimate(args: argparse.Namespace) -> int:
         return 0
     with _without_warnings():
         from verl_uae.estimate.estimator import ask
-        from verl_uae.estimate.report import render
+        from verl_uae.estimate.report import as_json, render
 
         # Options may stand between them.
         words = [*args.words, *args.overrides]
         name = words.pop(0) if words and "=" not in words[0] else "uae_g4u"
-        found, remedies = ask(
+        answer = ask(
             name,
             words,
             gpu=args.gpu,
@@ -169,8 +171,12 @@ def _estimate(args: argparse.Namespace) -> int:
             steps=args.steps,
             caption_tokens=args.caption_tokens,
             calibration=args.calibration,
+            host_gib=args.host_memory,
         )
-    print(render(found, remedies, steps=args.steps))
+    if args.json:
+        print(json.dumps(as_json(answer), indent=1))
+    else:
+        print(render(answer.found, answer.remedies, answer.host_remedies, steps=args.steps))
     return 0
 
 

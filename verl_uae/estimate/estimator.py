@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from verl_uae.errors import ConfigError
 from verl_uae.estimate.composing import Command, changed, command
+from verl_uae.estimate.host import ASSUMED_USABLE_HOST, HOST_GIB, host_memory
 from verl_uae.estimate.models import Models
 from verl_uae.estimate.phases import Phase, Phases
 from verl_uae.estimate.rates import ASSUMED_USABLE, GIB, GPUS, Rates, rates_of
@@ -58,6 +59,10 @@ class Estimate:
     """Smallest ``gpu_memory_utilization`` that holds the caption server, in steps of 0.05; 0 where there is none."""
     unknown: list[str]
     """Reward terms whose network is not counted."""
+    host: Mapping[str, float] = field(default_factory=dict)
+    """Bytes of a node's own memory by owner, see :func:`~verl_uae.estimate.host.host_memory`."""
+    host_room_gib: float = math.inf
+    """Memory of a node."""
 
     def memory_gib(self, phase: Phase) -> dict[str, float]:
         """Peak of a phase by owner."""
@@ -82,6 +87,16 @@ class Estimate:
     def usable_gib(self) -> float:
         """What phases may fill of a GPU."""
         return ASSUMED_USABLE * self.rates.memory_gib
+
+    @property
+    def host_gib(self) -> float:
+        """Of a node."""
+        return sum(self.host.values()) / GIB
+
+    @property
+    def host_fits(self) -> bool:
+        """Whether a node has its memory too."""
+        return self.host_gib <= ASSUMED_USABLE_HOST * self.host_room_gib
 
     def parts(self, phase: Phase) -> Parts:
         """Seconds of a phase by what they are spent on."""
@@ -149,10 +164,12 @@ class Estimator:
     Args:
         asked: of :func:`~verl_uae.estimate.composing.command`.
         asking: of the captioner; None is what is assumed.
+        host_gib: memory of a node; None is that of a usual one with such GPUs.
     """
 
-    def __init__(self, asked: Command, asking: Asking | None = None) -> None:
+    def __init__(self, asked: Command, asking: Asking | None = None, host_gib: float | None = None) -> None:
         self.asked = asked
+        self.host_gib = host_gib
         self.asking = asking or Asking()
         self._works: dict[Any, Work] = {}
 
@@ -193,7 +210,17 @@ class Estimator:
         share = 0.0
         if any(phase.server_share for phase in found):
             share = math.ceil(20 * phases.server_room() / GIB / rates.memory_gib) / 20
-        return Estimate(asked, gpu, rates, found, share, phases.models.networks[1])
+        usual = HOST_GIB[gpu] * phases.layout.per_node
+        return Estimate(
+            asked,
+            gpu,
+            rates,
+            found,
+            share,
+            phases.models.networks[1],
+            host_memory(phases, found),
+            usual if self.host_gib is None else self.host_gib,
+        )
 
     def phases(self, asked: Command) -> Phases:
         """Of the command or a variant of it."""
@@ -214,11 +241,27 @@ class Estimator:
         now = self.estimate(gpu, calibration)
         if now.fits:
             return []
+        return self._enough(list(_knobs(self.asked, now)), lambda changes: self._fitting(gpu, calibration, changes))
 
+    def host_remedies(self, gpu: str, calibration: Path | None = None) -> list[tuple[dict[str, Any], Estimate]]:
+        """Likewise for the memory of a node; nothing of it makes the GPU's too small."""
+        now = self.estimate(gpu, calibration)
+        if now.host_fits:
+            return []
+
+        def fitting(changes: dict[str, Any]) -> Estimate | None:
+            found = self._fitting(gpu, calibration, changes) if now.fits else self._tried(gpu, calibration, changes)
+            return found if found is not None and found.host_fits else None
+
+        return self._enough(list(_host_knobs(self.asked)), fitting)
+
+    @staticmethod
+    def _enough(
+        knobs: Sequence[dict[str, Any]], fitting: Callable[[dict[str, Any]], Estimate | None]
+    ) -> list[tuple[dict[str, Any], Estimate]]:
         def tried(knobs: Sequence[dict[str, Any]]) -> Estimate | None:
-            return self._fitting(gpu, calibration, {key: value for knob in knobs for key, value in knob.items()})
+            return fitting({key: value for knob in knobs for key, value in knob.items()})
 
-        knobs = list(_knobs(self.asked, now))
         alone = [(knob, found) for knob in knobs if (found := tried([knob]))]
         if alone:
             return alone
@@ -248,12 +291,15 @@ class Estimator:
         return (chosen, best) if chosen else None
 
     def _fitting(self, gpu: str, calibration: Path | None, changes: dict[str, Any]) -> Estimate | None:
+        found = self._tried(gpu, calibration, changes)
+        return found if found is not None and found.fits else None
+
+    def _tried(self, gpu: str, calibration: Path | None, changes: dict[str, Any]) -> Estimate | None:
         try:
-            found = self.estimate(gpu, calibration, changes)
+            return self.estimate(gpu, calibration, changes)
         except ConfigError:
             # Such as more GPUs than a batch has images.
             return None
-        return found if found.fits else None
 
 
 def _room(asked: Command) -> Iterator[dict[str, Any]]:
@@ -335,6 +381,45 @@ def _knobs(asked: Command, now: Estimate) -> Iterator[dict[str, Any]]:
         yield {key: count for key, count in more.items() if OmegaConf.select(config, key) != count}
 
 
+def _host_knobs(asked: Command) -> Iterator[dict[str, Any]]:
+    """Settings that need less memory of a node, the cheapest first."""
+    config, uae = asked.config, asked.config.uae
+    captions, draws = uae.stage in ("g4u", "unified"), uae.stage != "g4u"
+    if uae.decoder.offload and not uae.decoder.shared_master:
+        yield {"uae.decoder.shared_master": True}
+    if draws and uae.conditioner.cache_size > 64:
+        yield {"uae.conditioner.cache_size": 64}
+    if uae.reward.source_cache_mib > 0:
+        yield {"uae.reward.source_cache_mib": 0}
+    if config.data.dataloader_num_workers:
+        yield {"data.dataloader_num_workers": 0}
+    agents = "actor_rollout_ref.rollout.agent.num_workers"
+    if (captions or uae.stage == "u4g") and OmegaConf.select(config, agents) > 1:
+        yield {agents: 1}
+    sections = {"actor_rollout_ref.actor.fsdp_config": captions, "uae.train.fsdp_config": draws}
+    for section in (name for name, wanted in sections.items() if wanted):
+        moved = [name for name in ("param_offload", "optimizer_offload") if OmegaConf.select(config, section).get(name)]
+        if moved:
+            yield {f"{section}.{name}": False for name in moved}
+    if uae.decoder.offload:
+        yield {"uae.decoder.offload": False}
+    if captions and not config.actor_rollout_ref.model.lora_rank:
+        yield {"actor_rollout_ref.model.lora_rank": 32, "actor_rollout_ref.model.lora_alpha": 64}
+    if draws and not uae.train.lora.rank:
+        yield {"uae.train.lora.rank": 32}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To a command."""
+
+    found: Estimate
+    remedies: list[tuple[dict[str, Any], Estimate]]
+    """What makes it fit or, where it does, faster."""
+    host_remedies: list[tuple[dict[str, Any], Estimate]]
+    """What makes it fit into a node's memory; none where it does."""
+
+
 def ask(
     name: str,
     overrides: Sequence[str] = (),
@@ -345,7 +430,8 @@ def ask(
     steps: int = 1000,
     caption_tokens: int = ASSUMED_CAPTION_TOKENS,
     calibration: Path | None = None,
-) -> tuple[Estimate, list[tuple[dict[str, Any], Estimate]]]:
+    host_gib: float | None = None,
+) -> Answer:
     """What ``python -m verl.trainer.main_ppo --config-name NAME OVERRIDES`` needs, and what makes it fit or, where it
     does, faster.
 
@@ -355,10 +441,13 @@ def ask(
         steps: of the run.
         caption_tokens: of a caption.
         calibration: file of rates that were measured.
+        host_gib: memory of a node; None is a usual one's.
 
     Raises:
         ConfigError: something is impossible or not known.
     """
+    if host_gib is not None and not 0 < host_gib <= MOST_GPUS:
+        raise ConfigError("--host-memory", f"must be a number of GiB above 0 and at most {MOST_GPUS}, got {host_gib:g}")
     for option, count, most in (
         ("--gpus", gpus, MOST_GPUS),
         ("--nodes", nodes, MOST_GPUS),
@@ -368,9 +457,9 @@ def ask(
         if count is not None and not 1 <= count <= most:
             raise ConfigError(option, f"must lie in [1, {most}], got {str(count)[:20]}")
     rates_of(gpu, calibration)
-    estimator = Estimator(command(name, overrides, gpus=gpus, nodes=nodes), Asking(caption_tokens))
-    found = estimator.estimate(gpu, calibration)
+    estimator = Estimator(command(name, overrides, gpus=gpus, nodes=nodes), Asking(caption_tokens), host_gib)
+    found, host_remedies = estimator.estimate(gpu, calibration), estimator.host_remedies(gpu, calibration)
     if not found.fits:
-        return found, estimator.remedies(gpu, calibration)
+        return Answer(found, estimator.remedies(gpu, calibration), host_remedies)
     better = estimator.faster(gpu, calibration)
-    return found, [] if better is None else [better]
+    return Answer(found, [] if better is None else [better], host_remedies)

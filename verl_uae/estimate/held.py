@@ -152,6 +152,15 @@ class Held:
         """Bytes of a weight of the captioner that does not train."""
         return width_of(self.config.actor_rollout_ref.actor.fsdp_config.get("model_dtype") or "fp32")
 
+    def reference_width(self) -> int:
+        """Bytes of a weight of the captioner's reference."""
+        return width_of(self.config.actor_rollout_ref.ref.fsdp_config.get("model_dtype") or "fp32")
+
+    def window(self) -> int:
+        """Steps of a trajectory that are trained."""
+        window, steps = self.uae.u4g.window, int(self.uae.u4g.num_steps)
+        return steps - 1 if window.mode == "all" else min(int(window.size), steps)
+
     def policy_width(self) -> int:
         """Bytes of a weight of the decoder that does not train."""
         return width_of(self.uae.train.fsdp_config.get("model_dtype") or "fp32")

@@ -273,7 +273,7 @@ class Phases(Held):
             else:
                 micro = hybrid.ref.log_prob_micro_batch_size_per_gpu or micro
                 # verl keeps those of the reference in pinned memory, from where FSDP takes them in every call.
-                way = width_of(hybrid.ref.fsdp_config.get("model_dtype") or "fp32") * shards.own
+                way = self.reference_width() * shards.own
                 phases.append(log_probs("reference", int(micro), False, held, way))
         micro = min(int(actor.ppo_micro_batch_size_per_gpu or captions), max(1, round(captions)))
         plain = self.work.captioner(micro, gradient=True)
@@ -389,7 +389,7 @@ class Phases(Held):
     def _policy_learning(self, samples: float, shards: Shards, beside: Mapping[str, float]) -> list[Phase]:
         uae, engine = self.uae, self.uae.train.fsdp_config
         u4g, micro, width = uae.u4g, int(uae.train.micro_batch_size), width_of(engine.mixed_precision.param_dtype)
-        places = int(u4g.objective.num_sigmas) if self.forward_process() else self._window()
+        places = int(u4g.objective.num_sigmas) if self.forward_process() else self.window()
         together = min(int(u4g.replay_steps or places), places)
         batches, updates = samples / micro, int(u4g.updates_per_rollout)
         passes = Passes(batches * math.ceil(places / together), batches * places / together, together, updates)
@@ -407,11 +407,6 @@ class Phases(Held):
                 phase = Phase(name, forward.times(share), forward.total * share, held)
                 found.append(self._collective(phase, shards, share * passes.calls if reshard else 1, width))
         return [*found, self._decoder_update(passes, micro, shards, beside, u4g.guidance)]
-
-    def _window(self) -> int:
-        """Steps of a trajectory that are trained."""
-        window, steps = self.uae.u4g.window, int(self.uae.u4g.num_steps)
-        return steps - 1 if window.mode == "all" else min(int(window.size), steps)
 
     def _decoder_update(
         self, passes: Passes, micro: int, shards: Shards, beside: Mapping[str, float], guidance: float

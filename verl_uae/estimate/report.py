@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from verl_uae.estimate.estimator import Estimate
+from verl_uae.estimate.estimator import Answer, Estimate
+from verl_uae.estimate.host import ASSUMED_USABLE_HOST
 from verl_uae.estimate.phases import Phase
-from verl_uae.estimate.rates import ASSUMED_USABLE
+from verl_uae.estimate.rates import ASSUMED_USABLE, GIB
 
 _COLUMNS = ("phase", "TFLOP", "with recomputation", "peak GiB", "NVLink GB", "network GB", "PCIe GB", "seconds")
 
@@ -28,11 +29,18 @@ def pictures(found: Estimate) -> float:
     return float(images * per_image.get(uae.stage, 1))
 
 
-def render(found: Estimate, remedies: Sequence[tuple[dict[str, Any], Estimate]] = (), *, steps: int = 1000) -> str:
+def render(
+    found: Estimate,
+    remedies: Sequence[tuple[dict[str, Any], Estimate]] = (),
+    host_remedies: Sequence[tuple[dict[str, Any], Estimate]] = (),
+    *,
+    steps: int = 1000,
+) -> str:
     """The estimate as text.
 
     Args:
         found: the estimate.
+        host_remedies: of :meth:`~verl_uae.estimate.Estimator.host_remedies`.
         remedies: of :meth:`~verl_uae.estimate.Estimator.remedies` where it does not fit, of
             :meth:`~verl_uae.estimate.Estimator.faster` where it does.
         steps: of the run, for its time and price.
@@ -59,9 +67,17 @@ def render(found: Estimate, remedies: Sequence[tuple[dict[str, Any], Estimate]] 
             f"peak in bf16; {steps:,} steps {found.hours(steps):.1f} h, about {found.usd(steps):,.0f} USD"
         )
     for changes, other in remedies:
-        words = " ".join(f"{key}={written(value)}" for key, value in changes.items())
         gain = "faster" if found.fits else "fits"
-        lines.append(f"  {gain} with {words}: {other.peak_gib:.1f} GiB, {other.step_seconds:.1f} s per step")
+        host = "" if other.host_fits or not found.host_fits else f", and {other.host_gib:.0f} GiB of the host: too many"
+        figures = f"{other.peak_gib:.1f} GiB, {other.step_seconds:.1f} s per step{host}"
+        lines.append(f"  {gain} with {_words(changes)}: {figures}")
+    for changes, other in host_remedies:
+        lines.append(
+            f"  fits the host with {_words(changes)}: {other.host_gib:.0f} GiB of it, {other.peak_gib:.1f} GiB of the "
+            f"GPU, {other.step_seconds:.1f} s per step"
+        )
+    if not found.host_fits and not host_remedies:
+        lines.append("  nothing that was tried makes it fit the host: take a node with more memory")
     if not found.fits and not remedies:
         lines.append("  nothing that was tried makes it fit: take a GPU with more memory, or smaller models")
     if found.unknown:
@@ -106,7 +122,69 @@ def _memory(found: Estimate) -> list[str]:
             f"  the caption server needs actor_rollout_ref.rollout.gpu_memory_utilization={found.server_share:g}, "
             f"it has {share:g}"
         )
-    return lines
+    return [*lines, *_host(found)]
+
+
+def _host(found: Estimate) -> list[str]:
+    room, verdict = ASSUMED_USABLE_HOST * found.host_room_gib, "fits" if found.host_fits else "does NOT fit"
+    owners = sorted(found.host.items(), key=lambda item: -item[1])
+    held = ", ".join(f"{owner} {size / GIB:.1f}" for owner, size in owners if size >= 0.05 * GIB)
+    return [
+        f"  {verdict} the host: {found.host_gib:.1f} of {room:.1f} GiB of a node that can be used",
+        f"    {held}",
+    ]
+
+
+def as_json(answer: Answer) -> dict[str, Any]:
+    """The figures of an estimate, by the names of the text's columns; memory in GiB by owner."""
+    found = answer.found
+    phases = [
+        {
+            "phase": phase.name,
+            "useful_flops": phase.useful,
+            "executed_flops": phase.executed.total,
+            "memory_gib": found.memory_gib(phase),
+            "links_gb": (phase.gathered - phase.across) / 1e9,
+            "network_gb": phase.across / 1e9,
+            "pcie_gb": (phase.pinned + phase.pageable) / 1e9,
+            "seconds": found.seconds(phase),
+            "share_of_steps": phase.share,
+            "together": phase.together,
+        }
+        for phase in found.phases
+    ]
+
+    def remedies(several: Sequence[tuple[dict[str, Any], Estimate]]) -> list[dict[str, Any]]:
+        return [
+            {"set": changes, "peak_gib": other.peak_gib, "host_gib": other.host_gib, "step_s": other.step_seconds}
+            for changes, other in several
+        ]
+
+    return {
+        "config": found.command.name,
+        "gpu": found.gpu,
+        "gpus": found.gpus,
+        "phases": phases,
+        "fits": found.fits,
+        "peak_gib": found.peak_gib,
+        "usable_gib": ASSUMED_USABLE * found.rates.memory_gib,
+        "host": {
+            "fits": found.host_fits,
+            "gib": found.host_gib,
+            "usable_gib": ASSUMED_USABLE_HOST * found.host_room_gib,
+            "by_owner_gib": {owner: size / GIB for owner, size in found.host.items()},
+        },
+        "step_s": found.step_seconds,
+        "mfu": found.mfu,
+        "pictures_per_s_and_gpu": pictures(found) / found.step_seconds / found.gpus,
+        "not_counted": found.unknown,
+        "remedies" if not found.fits else "faster": remedies(answer.remedies),
+        "host_remedies": remedies(answer.host_remedies),
+    }
+
+
+def _words(changes: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={written(value)}" for key, value in changes.items())
 
 
 def written(value: Any) -> str:

@@ -166,6 +166,14 @@ class Work:
         found: tuple[Condition, Condition | None] = self._once(("states", rows, guided), make)
         return found
 
+    def condition_bytes(self) -> float:
+        """Of one picture."""
+        return float(self._conditions(1, False)[0].states.nbytes)
+
+    def latent_bytes(self) -> float:
+        """Of one picture, fp32."""
+        return 4.0 * math.prod(self.models.family.latent_shape(*self.size))
+
     # ------------------------------------------------------------ velocities
 
     def _call(

@@ -14,6 +14,7 @@ mapping that could be written through; elsewhere the kernel gives a process that
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import functools
 import hashlib
@@ -115,6 +116,9 @@ def _share(*modules: nn.Module) -> None:
             except (OSError, ValueError, AttributeError) as error:
                 # Also where the system knows no such files.
                 _refused(f"{type(error).__name__}: {error}")
+    # What the weights lay in before: the allocator keeps it otherwise.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _move(parameters: Mapping[str, Tensor], what: str) -> None:

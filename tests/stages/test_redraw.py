@@ -6,6 +6,7 @@ import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,8 +20,10 @@ from verl_uae.families.family import DecoderFamily
 from verl_uae.families.sd3 import Projector
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
+from verl_uae.masters import is_shared
 from verl_uae.reward.record import Status
 from verl_uae.stages.g4u.decoder_worker import Redrawer, build_redrawer
+from verl_uae.visits import _ARRIVALS
 
 
 @pytest.fixture
@@ -143,3 +146,60 @@ def test_the_second_thread_of_the_configuration_changes_no_outcome(make) -> None
         outcomes = redrawer.run(draws(*captions, want_picture=True))
         found.append([replace(each, record=replace(each.record, seconds=0.0)) for each in outcomes])
     assert found[0] == found[1] and [outcome.record.ok for outcome in found[0]] == [True, True, False, True, True]
+
+
+def test_weights_that_processes_share_change_no_outcome(make) -> None:
+    found = []
+    for switch in ("false", "true", "true"):
+        redrawer = make(f"uae.decoder.shared_master={switch}")
+        parts = {
+            "decoder": redrawer.decoder,
+            "conditioner": redrawer.painter.conditions.conditioner,
+        }
+        shared = {name: [is_shared(each) for each in part.parameters()] for name, part in parts.items()}
+        assert all(set(each) == {switch == "true"} for each in shared.values()), shared
+        outcomes = redrawer.run(draws("red", "a large blue square", want_picture=True))
+        found.append([replace(each, record=replace(each.record, seconds=0.0)) for each in outcomes])
+    assert found[0] == found[1] == found[2]
+
+
+def test_weights_that_change_are_not_shared(make) -> None:
+    redrawer = make("uae.decoder.shared_master=true", "uae.conditioner.weights=synced")
+    parts = redrawer.painter.conditions.conditioner, redrawer.decoder
+    assert [{is_shared(each) for each in part.parameters()} for part in parts] == [{False}, {True}]
+
+
+def test_every_model_is_waited_for_before_it_is_used_and_not_earlier(make) -> None:
+    """Conditions are encoded while the transformer travels."""
+    redrawer, said = make("uae.decoder.batch_size=1"), list[str]()
+    conditioner, decoder = redrawer.painter.conditions.conditioner, redrawer.decoder
+    stream = SimpleNamespace(wait_event=lambda event: said.append(f"wait for {event.name}"))
+    backend = SimpleNamespace(current_stream=lambda: stream)
+    models = {
+        "language model": (conditioner, conditioner.language_model),
+        "projector": (decoder.projector, decoder.projector),
+        "transformer": (decoder.transformer, decoder.transformer),
+        "vae": (decoder.vae, decoder.vae.decoder),
+    }
+    for name, (module, used) in models.items():
+        for part in module.modules():
+            _ARRIVALS[part] = (SimpleNamespace(name=name), backend)
+        used.register_forward_pre_hook(lambda *args, name=name: said.append(name))
+    redrawer.run(draws("red"))
+    first = {word: said.index(word) for word in said}
+    for name in models:
+        assert first[f"wait for {name}"] < first[name]
+    assert first["language model"] < min(first["wait for transformer"], first["wait for projector"])
+    assert first["transformer"] < first["wait for vae"]
+    _ARRIVALS.clear()
+
+
+def test_what_is_needed_first_is_sent_first(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    redrawer, sent = make(), list[object]()
+    note = lambda module, device: sent.append(module)  # noqa: E731
+    monkeypatch.setattr("verl_uae.stages.g4u.decoder_worker.visit", note)
+    monkeypatch.setattr("verl_uae.chain.draw.visit", note)
+    redrawer.to("meta")
+    decoder, conditioner = redrawer.decoder, redrawer.painter.conditions.conditioner
+    assert sent[0] is conditioner and sent[-1] is decoder.vae
+    assert {id(part) for part in decoder.children()} <= {id(part) for part in sent}

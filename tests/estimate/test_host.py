@@ -60,12 +60,11 @@ def test_frozen_models_are_there_once_or_in_every_process(g4u: Estimator) -> Non
 
 
 def test_a_conditioner_that_follows_is_every_process_s_own(g4u: Estimator) -> None:
-    words = ["actor_rollout_ref.model.path=${uae.conditioner.path}"]
     synced = Estimator(command("uae_g4u", ["uae/decoder=sd35_medium", "uae.decoder.num_steps=1"], gpus=8))
     once = synced.estimate(GPU)
     moved = synced.estimate(GPU, changes={"uae.conditioner.weights": "synced"})
     grown = moved.host["frozen models"] - once.host["frozen models"]
-    assert grown == pytest.approx(7 * 2 * numbers(synced.work.models.conditioner), rel=1e-3), words
+    assert grown == pytest.approx(7 * 2 * numbers(synced.work.models.conditioner), rel=1e-3)
 
 
 def test_weights_and_optimiser_that_wait_and_are_saved(u4g: Estimator) -> None:

@@ -93,14 +93,14 @@ def _processes(held: Held) -> dict[str, float]:
 def _waiting(held: Held) -> float:
     """Frozen models that are copied to the GPU before they are used: once on a node, or in every process."""
     uae, per_node = held.uae, held.layout.per_node
-    if not uae.decoder.offload:
-        return 0.0
     frozen = held.frozen()
     decoder = nbytes(held.models.frozen_decoder) if uae.stage in ("g4u", "unified") else 0.0
     decoders = uae.stage in ("g4u", "unified") and uae.decoder.pool == "colocated"
     learners = uae.stage != "g4u"
     captioner = held.captioner_of_ranks() if uae.stage == "u4g" else 0.0
     processes = per_node * (decoders + learners)
+    if not (uae.decoder.offload and processes):
+        return 0.0
     own = 0.0
     once = sum(frozen.values()) + captioner
     if uae.conditioner.weights == "synced":

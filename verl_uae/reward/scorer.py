@@ -205,9 +205,9 @@ class RewardScorer:
         """Forward passes and cached features of the feature terms so far."""
         return self._encodings.counters
 
-    def modules(self) -> list[nn.Module]:
+    def networks(self) -> list[nn.Module]:
         """Models of the terms; one that several share is there as often."""
-        return [module for entry in (*self._summed, *self._watched) for module in entry.term.modules()]
+        return [module for entry in (*self._summed, *self._watched) for module in entry.term.networks()]
 
     def to(self, device: torch.device | str) -> None:
         """Move the models of all terms; batches must be on that device from now on."""
@@ -227,7 +227,7 @@ class RewardScorer:
         Raises:
             RewardError: a term asks for captions or rows the batch lacks, or too many calls hang.
         """
-        arrive(*self.modules())
+        arrive(*self.networks())
         scoring = Scoring()
         batch = replace(batch, origin=Origin(scoring, tuple(range(len(batch)))))
         settled = dict(batch.failed)

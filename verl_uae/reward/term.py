@@ -112,13 +112,13 @@ class RewardTerm(ABC):
     def setup(self, context: TermContext) -> None:  # noqa: B027
         """Called once by the scorer, before the first batch: move models to ``context.device``."""
 
-    def modules(self) -> Iterator[nn.Module]:
+    def networks(self) -> Iterator[nn.Module]:
         """Those among the attributes."""
         return (value for value in vars(self).values() if isinstance(value, nn.Module))
 
     def to(self, device: torch.device) -> None:
         """Move the models to another device; by default every module and tensor among the attributes."""
-        for module in list(self.modules()):
+        for module in list(self.networks()):
             visit(module, device)
         for name, value in list(vars(self).items()):
             if isinstance(value, Tensor):

@@ -133,7 +133,7 @@ class DecoderTrainingWorker(CountsLeftOut, TrainingWorker):
 
     def _frozen_modules(self) -> list[nn.Module]:
         """Of the frozen models, those whose weights never change."""
-        found = [self.painter.vae, *self.painter.scorer.modules()]
+        found = [self.painter.vae, *self.painter.scorer.networks()]
         follows = self.run.uae.conditioner.weights == "synced"
         return found if follows else [self.painter.conditions.conditioner, *found]
 

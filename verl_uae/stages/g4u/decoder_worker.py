@@ -150,7 +150,7 @@ def build_redrawer(config: DictConfig, device: str | torch.device, draws_on: str
         painter = build_painter(
             config, conditions, decoder.vae, draws_on, micro_batch_size=batch_size, loaded_on=device
         )
-        share(painter.vae, *painter.scorer.modules())
+        share(painter.vae, *painter.scorer.networks())
     return Redrawer(decoder, painter, evaluation_plan(config, family), uae.decoder.seeds_per_caption)
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that visit an accelerator. ``meta`` stands in for one: what is there has no numbers, so a copy back fails. Its
-streams are played by a module that writes down what is asked of them."""
+"""Weights that visit an accelerator. ``meta`` stands in for one: what is there has no numbers, so a copy back fails.
+Its streams are played by a module that writes down what is asked of them."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def ahead() -> Iterator[None]:
 
 
 def arrive(*modules: nn.Module) -> None:
-    """Let the stream that is current here wait for weights of modules that are on their way to its device. Costs next to
-    nothing where they have arrived, and nothing where none ever travelled."""
+    """Let the stream that is current here wait for weights of modules that are on their way to its device. Costs next
+    to nothing where they have arrived, and nothing where none ever travelled."""
     if not _ARRIVALS:
         return
     known = (_ARRIVALS.get(part) for module in modules for part in module.modules())

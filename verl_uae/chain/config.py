@@ -99,8 +99,8 @@ class DecoderConfig:
     effect on decoders in a pool of their own."""
 
     shared_master: bool = True
-    """true: frozen models that are kept in host memory (offload, or a run without GPU) are there once for all processes of
-    a node; the decoders of G4U and of the unified stage load them one after the other then. false: once in every
+    """true: frozen models that are kept in host memory (offload, or a run without GPU) are there once for all processes
+    of a node; the decoders of G4U and of the unified stage load them one after the other then. false: once in every
     process. The numbers are the same. Needs Linux, and processes that see each other; elsewhere, and for weights that
     training changes, it is as with false. Our choice: true with GPUs, false on a CPU."""
 

@@ -55,7 +55,7 @@ def test_frozen_models_are_there_once_or_in_every_process(g4u: Estimator) -> Non
     assert "frozen models" not in stay.host
     assert once.peak_gib == apart.peak_gib and once.step_seconds == apart.step_seconds
     # Of two nodes each has its own.
-    two = Estimator(command("uae_g4u", SANA, gpus=8, nodes=2)).estimate(GPU)
+    two = Estimator(command("uae_g4u", [*SANA, "data.train_batch_size=16"], gpus=8, nodes=2)).estimate(GPU)
     assert two.host["frozen models"] == pytest.approx(size, rel=1e-3)
 
 

@@ -30,8 +30,6 @@ def fresh() -> Iterator[None]:
     """No master of this process from before, none behind."""
 
     def clear() -> None:
-        for master in masters._open.values():
-            os.close(master.file)
         masters._open.clear()
         masters._refused.cache_clear()
 

@@ -88,15 +88,23 @@ def is_shared(tensor: Tensor) -> bool:
 
 
 class _Master:
-    """A mapping, kept as long as the process lives: others may look for it at any time."""
+    """A mapping, kept as long as the process lives: others may look for it at any time.
+
+    Args:
+        file: closed here; a mapping of Python has one of its own.
+        size: of it, bytes.
+    """
 
     def __init__(self, file: int, size: int) -> None:
         import torch
 
-        self.file, self.size = file, size
+        self.size = size
         # A page that is pinned is one that may be written to: of a private mapping each process would get its own.
         flags = mmap.MAP_SHARED if torch.accelerator.is_available() else mmap.MAP_PRIVATE
-        self.bytes = torch.frombuffer(mmap.mmap(file, size, flags=flags), dtype=torch.uint8)
+        try:
+            self.bytes = torch.frombuffer(mmap.mmap(file, size, flags=flags), dtype=torch.uint8)
+        finally:
+            os.close(file)
         self.address = self.bytes.data_ptr()
         if torch.accelerator.is_available():
             _pin(self.address, size)

@@ -31,12 +31,13 @@ HOST_GIB: Mapping[str, float] = {
 
 #: Share of a node's memory that a run may take: the watch of the hosts stops a run above uae.supervision's own share.
 ASSUMED_USABLE_HOST = 0.9
-#: GiB of a Python process with torch, verl and Ray imported, beside its tensors; and what it has more once it uses a
-#: GPU, in which CUDA's libraries and driver keep their state on the host.
-ASSUMED_LIBRARIES_GIB, ASSUMED_CUDA_GIB = 1.0, 1.5
+#: GiB of a Python process with torch, verl and Ray imported, beside its tensors: 0.33 to 0.46 in a run of the scenes on
+#: a CPU; and what it has more once it uses a GPU, of which CUDA's libraries and driver keep state on the host.
+ASSUMED_LIBRARIES_GIB, ASSUMED_CUDA_GIB = 0.5, 1.5
 #: GiB of a caption server of vLLM beside weights, and of a forked loader of data.
 ASSUMED_VLLM_GIB, ASSUMED_LOADER_GIB = 4.0, 0.5
-#: GiB of Ray's daemons, and of what lies in its object store and in the TransferQueue.
+#: GiB of Ray's daemons, of actors of Ray and of the TransferQueue (1.5 in the same run), and of what lies in both
+#: their stores.
 ASSUMED_RAY_GIB, ASSUMED_STORE_GIB = 1.5, 2.0
 
 

@@ -15,6 +15,7 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.engines.decoder_module import DecoderModule
 from verl_uae.engines.export import TrainedState, load_full_state, load_trained_state
 from verl_uae.errors import CheckpointError
+from verl_uae.masters import is_shared, turn
 
 Facts = dict[str, Any]
 
@@ -140,6 +141,29 @@ def test_what_training_changed_makes_the_whole_of_a_receiver(
     after = decoder.state_dict()
     assert all(torch.equal(after[name], tensor.to(dtype)) for name, tensor in merged.items())
     assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_receiver_whose_weights_other_processes_have_writes_to_its_own(
+    policy: Facts, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As with an accelerator: shared memory that can be written through.
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    state, merged = handed(policy, "lora")
+    source = str(tiny_models / "decoder")
+    first, second = (Decoder.from_pretrained(source).requires_grad_(False) for _ in range(2))
+    before = {name: tensor.clone() for name, tensor in second.state_dict().items()}
+    with turn() as share:
+        share(first, second)
+    load_trained_state(first, state, source)
+    after = first.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in merged.items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in second.state_dict().items())
+    with turn() as share:
+        share(first)
+    load_full_state(second, merged)
+    load_full_state(first, {name: before[name] for name in merged})
+    assert all(torch.equal(second.state_dict()[name], tensor) for name, tensor in merged.items())
+    assert all(is_shared(part) for module in (first, second) for part in module.vae.parameters())
 
 
 def test_adapters_are_what_travels(policy: Facts, tiny_models: Path) -> None:

@@ -9,7 +9,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
+from torch import nn
 
+from tests.devices import tell
+from verl_uae.masters import is_shared
 from verl_uae.stages.common import worker as training_worker
 from verl_uae.stages.common.config import EmaConfig
 from verl_uae.stages.common.worker import DecoderTrainingWorker
@@ -52,3 +55,29 @@ def test_the_average_warms_up_by_the_number_of_updates_in_the_run() -> None:
     assert averaged_by(range(1, 161)) == published
     assert averaged_by(range(1, 41)) + averaged_by(range(41, 161)) == published, "a run that was resumed after 40"
     assert averaged_by(range(1, 9), every=4, warmup=False) == [(4, 0.9), (8, 0.9)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "weights", "shared"),
+    [(True, "frozen", [True, True, True]), (True, "synced", [False, True, True]), (False, "frozen", [False] * 3)],
+)
+def test_frozen_models_that_never_change_are_shared(
+    wanted: bool, weights: str, shared: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(monkeypatch, "cpu")
+    conditioner, vae, network = (nn.Linear(8, size).requires_grad_(False) for size in (5, 6, 7))
+    before = [part.weight.clone() for part in (conditioner, vae, network)]
+    scorer = SimpleNamespace(networks=lambda: [network])
+    worker = SimpleNamespace(
+        run=SimpleNamespace(
+            uae=SimpleNamespace(
+                decoder=SimpleNamespace(shared_master=wanted), conditioner=SimpleNamespace(weights=weights)
+            )
+        ),
+        painter=SimpleNamespace(vae=vae, scorer=scorer, conditions=SimpleNamespace(conditioner=conditioner)),
+        _offload=False,
+    )
+    worker._frozen_modules = lambda: DecoderTrainingWorker._frozen_modules(worker)  # type: ignore[arg-type]
+    DecoderTrainingWorker._put_away(worker)  # type: ignore[arg-type]
+    assert [is_shared(part.weight) for part in (conditioner, vae, network)] == shared
+    assert all(torch.equal(part.weight, kept) for part, kept in zip((conditioner, vae, network), before, strict=True))

@@ -26,6 +26,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from verl_uae.waiting import saying
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -236,13 +238,10 @@ def _alone() -> Iterator[None]:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         end = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
+        with saying(f"another process of this node, which loads its models ({path})"):
+            while not _locked(file):
                 if time.monotonic() > end:
-                    raise TimeoutError(f"another process has had {path} for {PATIENCE_S:.0f} s") from None
+                    raise TimeoutError(f"another process has had {path} for {PATIENCE_S:.0f} s")
                 time.sleep(_POLL_S)
         try:
             yield
@@ -251,6 +250,14 @@ def _alone() -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
     finally:
         os.close(file)
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @functools.cache

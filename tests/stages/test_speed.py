@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import ray
 from verl_uae.errors import StoppedError
 from verl_uae.stages.common import hosts, speed, supervised, supervisor
 from verl_uae.stages.common.hosts import HostMemory, HostWatch, read_memory
-from verl_uae.stages.common.speed import UsefulWork, device_memory, gpus, speed_metrics
+from verl_uae.stages.common.speed import UsefulWork, device_memory, gpus, keep_from_collector, speed_metrics
 from verl_uae.stages.common.supervisor import Supervisor
 from verl_uae.stages.unified.trainer import Alternation, UnifiedTrainer
 
@@ -164,3 +165,19 @@ def test_the_fullest_moment_of_a_step_is_logged(monkeypatch: pytest.MonkeyPatch)
     assert watch.metrics() == {"perf/host_memory_share": 0.4, "perf/host_memory_gib": 40.0}
     watch.look()
     assert watch.metrics() == {"perf/host_memory_share": 0.05, "perf/host_memory_gib": 5.0}
+
+
+def test_the_collector_does_not_look_again_through_what_a_process_holds(ray_cluster: None) -> None:
+    @ray.remote(num_cpus=0)
+    class Process:
+        def frozen(self) -> int:
+            return gc.get_freeze_count()
+
+    process: Any = Process.remote()
+    before = gc.get_freeze_count(), ray.get(process.frozen.remote())
+    try:
+        keep_from_collector([process])
+        after = gc.get_freeze_count(), ray.get(process.frozen.remote())
+        assert all(now > earlier + 10_000 for earlier, now in zip(before, after, strict=True))
+    finally:
+        gc.unfreeze()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -114,3 +115,20 @@ def _peak(worker: Any) -> float | None:
     peak = device.max_memory_allocated() / _GIB
     device.reset_peak_memory_stats()
     return float(peak)
+
+
+def keep_from_collector(actors: Iterable[Any]) -> None:
+    """Have this process and others not look for garbage in what they hold now. Imported packages are hundreds of
+    thousands of objects: a third of a second every few steps in each process, and all ranks wait for the one.
+
+    Args:
+        actors: other processes, which are not waited for.
+    """
+    _keep(None)
+    for actor in actors:
+        actor.__ray_call__.remote(_keep)
+
+
+def _keep(_: Any) -> None:
+    gc.collect()
+    gc.freeze()

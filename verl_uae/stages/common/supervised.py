@@ -31,7 +31,7 @@ from verl_uae.runstate import RunState
 from verl_uae.settings import DECODING
 from verl_uae.stages.common.nodes import node_name, this_node
 from verl_uae.stages.common.panel import PanelWriter
-from verl_uae.stages.common.speed import UsefulWork, device_memory, gpus, speed_metrics
+from verl_uae.stages.common.speed import UsefulWork, device_memory, gpus, keep_from_collector, speed_metrics
 from verl_uae.stages.common.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -157,6 +157,7 @@ class SupervisedTrainer(StepFolders):
         self._good = GoodStep(self.global_steps, None, {})
         for name, actor in self.watched():
             self.supervisor.watch(name, actor)
+        keep_from_collector({actor for _, actor in self.watched()}.union(self.decoder_ranks()))
         self._tell("")
         try:
             with self.supervisor.guarding(), tracked_config(without_secrets):

@@ -375,7 +375,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=4, help="of torch on the CPU (default 4)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="outputs/gpu.jsonl", help="lines of JSON, added to (default %(default)s)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device here; --device cpu --sizes tiny runs the same code without one")
+    return options
 
 
 def _set_checkpointing(transformer: Any, on: bool) -> None:

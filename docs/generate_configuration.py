@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ TARGET = ROOT / "docs" / "configuration.md"
 
 #: Config files that change defaults, and the section that their keys belong to.
 GROUPS = (
+    ("uae_pretrain", ""),
+    ("uae_cold_start", ""),
     ("uae_g4u", ""),
     ("uae_u4g", ""),
     ("uae_unified", ""),
@@ -151,9 +154,10 @@ def _own(schema: type, prefix: str) -> Section:
 def _default(field: dataclasses.Field[Any]) -> str:
     """The default as a user would write it."""
     if dataclasses.is_dataclass(field.default):
-        return "see below"
+        return "its own"
     if field.default_factory is not dataclasses.MISSING:
-        return {list: "[]", dict: "{}"}.get(field.default_factory, "see below")  # type: ignore[call-overload]
+        made = field.default_factory()
+        return "its own" if dataclasses.is_dataclass(made) else json.dumps(made)
     return "required" if field.default == omegaconf.MISSING else yaml_text(field.default) or '""'
 
 
@@ -210,7 +214,7 @@ def table(rows: list[Option], changed: dict[str, dict[str, str]]) -> str:
     """A Markdown table of options."""
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for row in rows:
-        default = f"`{row.default}`" if row.default not in ("required", "see below") else row.default
+        default = f"`{row.default}`" if row.default not in ("required", "its own") else row.default
         same = (row.default, "???")
         others = {label: value for label, value in changed.get(row.key, {}).items() if value not in same}
         text = cell(row.text) + "".join(f"<br>`{label}`: `{value}`" for label, value in others.items())

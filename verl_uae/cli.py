@@ -155,6 +155,7 @@ def _estimate(args: argparse.Namespace) -> int:
         rates = ", ".join(f"{name} {value:.4g}" for name, value in measured["rates"].items())
         print(f"{measured['device']}: {rates}; written to {args.calibrate}")
         return 0
+    _say_that_it_takes_long()
     with _without_warnings():
         from verl_uae.estimate.estimator import ask
         from verl_uae.estimate.report import as_json, render
@@ -194,7 +195,13 @@ def _without_warnings() -> Iterator[None]:
             logging.disable(before)
 
 
+def _say_that_it_takes_long() -> None:
+    if sys.stderr.isatty():
+        print("every variant of the command is executed without a device: seconds to minutes", file=sys.stderr)
+
+
 def _plan(args: argparse.Namespace) -> int:
+    _say_that_it_takes_long()
     with _without_warnings():
         from verl_uae.plan.load import ASSUMED_SPREAD
         from verl_uae.plan.planner import Asked, plan

@@ -88,7 +88,7 @@ def last_lines(summary: RunSummary, folder: str, seconds: float, *, done: bool, 
         best, at = summary.best[name]
         rows.append(("validation", f"{name}: best {best:.4g} at step {at}, last {value:.4g} at step {step}"))
     if not rows:
-        rows.append(("validation", "none: trainer.test_freq and trainer.val_before_train ask for none"))
+        rows.append(("validation", "none was finished; trainer.test_freq and trainer.val_before_train say when there is one"))
     rows.append(("panel", summary.panel or "none: there was no validation with probes"))
     if summary.metrics is not None:
         rows.append(("metrics", summary.metrics))
@@ -99,7 +99,7 @@ def last_lines(summary: RunSummary, folder: str, seconds: float, *, done: bool, 
     else:
         reason = f"trainer.save_freq={save_freq} saves nothing; trainer.save_freq=N saves every N steps and at the end"
         if save_freq > 0:
-            reason = "there was no step to save" if done else f"trainer.save_freq={save_freq}, and it failed before"
+            reason = "there was no step to save" if done else f"trainer.save_freq={save_freq}, and it ended before"
         rows.append(("checkpoint", f"none: {reason}"))
     head = f"verl_uae: stage {summary.stage} {'done' if done else 'FAILED'}: {end} in {duration(seconds)}"
     return [head, *(f"  {name:<12}{text}" for name, text in rows)]

@@ -88,7 +88,7 @@ def last_lines(summary: RunSummary, folder: str, seconds: float, *, done: bool, 
         best, at = summary.best[name]
         rows.append(("validation", f"{name}: best {best:.4g} at step {at}, last {value:.4g} at step {step}"))
     if not rows:
-        rows.append(("validation", "none was finished; trainer.test_freq and trainer.val_before_train say when there is one"))
+        rows.append(("validation", "none was finished; see trainer.test_freq and trainer.val_before_train"))
     rows.append(("panel", summary.panel or "none: there was no validation with probes"))
     if summary.metrics is not None:
         rows.append(("metrics", summary.metrics))

@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.devices import tell
 from verl_uae.masters import is_shared
+from verl_uae.stages.cold_start.worker import ColdStartWorker
 from verl_uae.stages.common import worker as training_worker
 from verl_uae.stages.common.config import EmaConfig
 from verl_uae.stages.common.worker import DecoderTrainingWorker
@@ -81,3 +82,21 @@ def test_frozen_models_that_never_change_are_shared(
     DecoderTrainingWorker._put_away(worker)  # type: ignore[arg-type]
     assert [is_shared(part.weight) for part in (conditioner, vae, network)] == shared
     assert all(torch.equal(part.weight, kept) for part, kept in zip((conditioner, vae, network), before, strict=True))
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_conditioner_that_follows_the_captioner_of_the_cold_start_is_not_shared(trains: bool) -> None:
+    """Every validation writes the trained weights into it, which other processes would read."""
+    conditioner, vae, network = (nn.Linear(8, size).requires_grad_(False) for size in (5, 6, 7))
+    worker = object.__new__(ColdStartWorker)
+    captioner = SimpleNamespace(train=trains)
+    uae = SimpleNamespace(
+        conditioner=SimpleNamespace(weights="frozen"), cold_start=SimpleNamespace(captioner=captioner)
+    )
+    worker.run = SimpleNamespace(uae=uae)  # type: ignore[assignment]
+    worker.painter = SimpleNamespace(  # type: ignore[assignment]
+        vae=vae,
+        scorer=SimpleNamespace(networks=lambda: [network]),
+        conditions=SimpleNamespace(conditioner=conditioner),
+    )
+    assert worker._frozen_modules() == ([] if trains else [conditioner]) + [vae, network]

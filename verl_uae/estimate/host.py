@@ -104,7 +104,8 @@ def _waiting(held: Held) -> float:
         return 0.0
     own = 0.0
     once = sum(frozen.values()) + captioner
-    if uae.conditioner.weights == "synced":
+    trains = uae.stage == "cold_start" and uae.cold_start.captioner.train
+    if uae.conditioner.weights == "synced" or trains:
         # Every process takes the captioner's by itself.
         once -= frozen["language model"]
         own += frozen["language model"] * processes

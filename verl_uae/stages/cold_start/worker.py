@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tensordict import TensorDict
+from torch import nn
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
@@ -220,6 +221,11 @@ class ColdStartWorker(DecoderTrainingWorker):
                 metrics["captioner_grad_norm"] = self.captioner.optimizer_step()
             metrics["captioner_lr"] = self.captioner.lr_scheduler_step()
         return metrics
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        """Without the conditioner where it follows the captioner, whose weights every validation writes into it."""
+        own = self.painter.conditions.conditioner if self._captioner_trains else None
+        return [module for module in super()._frozen_modules() if module is not own]
 
     @torch.no_grad()
     def prepare_evaluation(self) -> None:

@@ -22,10 +22,15 @@ logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 _GIB = 2**30
-#: File of the limit, of the use, and name in ``memory.stat`` of the cache that is given back, of both kinds of cgroups.
+#: File of the limit, of the use, and names in ``memory.stat`` of the cache of files, of both kinds of cgroups. All
+#: of it is given back before a process is ended, the active part too, such as a model that several ranks have read.
 _CGROUPS = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
 )
 #: Processes that an error names, and the share from which they are looked up: it takes time.
 _NAMED, NEAR = 3, 0.8
@@ -76,7 +81,7 @@ def read_memory(node: str, root: Path = Path("/sys/fs/cgroup")) -> HostMemory:
             # No such group, or one without a limit, which is the word max.
             continue
         if own < limit:
-            used, limit = held - float(stat.get(cache, 0)), own
+            used, limit = held - sum(float(stat.get(name, 0)) for name in cache), own
         break
     return HostMemory(node, used, limit, _largest() if used > NEAR * limit else ())
 

@@ -112,9 +112,21 @@ def test_one_caption_in_a_thousand_does_not_decide(
     assert resolved(run("uae_pretrain", f"data.train_files={rows(tmp_path / 'b.jsonl', texts)}")) > MULTIPLE
 
 
-def test_a_caption_of_a_book_ends_at_the_longest(run: Callable[..., Any], tmp_path: Path) -> None:
-    file = rows(tmp_path / "a.jsonl", ["a circle " * 4000])
+@pytest.mark.parametrize(("count", "long", "decides"), [(999, 1, True), (1000, 1, False), (1000, 2, True)])
+def test_999_of_1000_captions_are_held(
+    run: Callable[..., Any], tmp_path: Path, count: int, long: int, decides: bool
+) -> None:
+    texts = ["a circle"] * (count - long) + ["a circle " * 300] * long
+    found = resolved(run("uae_pretrain", f"data.train_files={rows(tmp_path / 'a.jsonl', texts)}"))
+    assert (found > MULTIPLE) == decides
+
+
+def test_a_caption_of_a_book_ends_at_the_longest(
+    run: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = rows(tmp_path / "a.jsonl", ["a circle", "a circle " * 4000])
     assert resolved(run("uae_pretrain", f"data.train_files={file}")) == LONGEST
+    assert "2 captions of the data, of which 1 are cut" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["uae_g4u", "uae_u4g", "uae_unified"])
@@ -122,6 +134,13 @@ def test_it_holds_what_can_be_written(run: Callable[..., Any], tiny_models: Path
     found = resolved(run(name, "data.max_response_length=100"))
     wanted = counted(tiny_models / "captioner", "") + 100
     assert found == -(-wanted // MULTIPLE) * MULTIPLE
+
+
+def test_captions_that_the_stage_does_not_read_decide_nothing(run: Callable[..., Any], tmp_path: Path) -> None:
+    """The key is of U4G: G4U writes its captions, whatever its rows hold."""
+    file = rows(tmp_path / "a.jsonl", ["a circle"])
+    words = ["data.max_response_length=100", f"data.train_files={file}"]
+    assert resolved(run("uae_g4u", *words, "uae.u4g.captions.source=column")) == resolved(run("uae_g4u", *words))
 
 
 def test_a_decoder_that_was_trained_with_one_keeps_it_and_so_does_a_run_that_goes_on(

@@ -31,8 +31,8 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 MULTIPLE = 64
 #: The longest that is chosen.
 LONGEST = 4096
-#: Captions that are read, at most, and the share of them that has to fit; the others are cut and counted.
-CAPTIONS, COVERED = 100_000, 0.999
+#: Captions that are read, at most, and of how many one may be longer; those are cut and counted.
+CAPTIONS, ONE_OF = 100_000, 1000
 _AT_ONCE = 256
 
 
@@ -75,7 +75,7 @@ def _chosen(config: DictConfig) -> tuple[int, str]:
         # Published with a limit, and pads cost nothing or are part of what was published.
         return family.length, f"the most that {family.name} reads"
     lengths = _lengths(config, family)
-    longest = lengths[min(len(lengths) - 1, int(COVERED * len(lengths)))]
+    longest = lengths[-1 - len(lengths) // ONE_OF]
     chosen = min(LONGEST, -(-longest // MULTIPLE) * MULTIPLE)
     cut = sum(length > chosen for length in lengths)
     what = f"{len(lengths)} captions of the data, of which {cut} are cut" if len(lengths) > 1 else "the longest caption"
@@ -90,9 +90,12 @@ def _lengths(config: DictConfig, family: Any) -> list[int]:
     tokenizer = load_tokenizer(config.uae.conditioner.path, code=True)
 
     def positions(captions: Iterable[str]) -> list[int]:
-        return family.tokenize(tokenizer, list(captions)).attend_BT.sum(1).tolist()
+        tokens = family.tokenize(tokenizer, list(captions))
+        # What is longer than the longest that is chosen has been cut here already.
+        return (tokens.attend_BT.sum(1) + tokens.truncated_B).tolist()
 
-    if config.uae.stage not in SUPERVISED and config.uae.u4g.captions.source != "column":
+    written = config.uae.stage != "u4g" or config.uae.u4g.captions.source != "column"
+    if config.uae.stage not in SUPERVISED and written:
         return [positions([""])[0] + int(config.data.max_response_length)]
     captions = itertools.islice(_captions(config), CAPTIONS)
     found: list[int] = []

@@ -17,6 +17,7 @@ from verl_uae.estimate.composing import changed, command
 from verl_uae.estimate.estimator import Estimator
 from verl_uae.estimate.phases import ASSUMED_SERVER_S, ASSUMED_STEP_S
 from verl_uae.estimate.work import Asking
+from verl_uae.plan import planner as planner_module
 from verl_uae.plan.loads import DRAW_S, OTHER_STEP_S, SAMPLE_S, STEP_S, WAKING, g4u_load
 from verl_uae.plan.planner import TOGETHER, TURNS, Asked, Planner, plan, turns
 from verl_uae.plan.report import as_json, best, efficiency, held_by, render, settings
@@ -78,8 +79,40 @@ def test_splits_that_the_command_allows_are_searched(g4u: Estimator) -> None:
         assert other.timeline.step_s >= ahead.timeline.step_s
     assert settings(ahead, planner)["uae.g4u.ahead"] == 1 and settings(ahead, planner)["uae.decoder.pool"] == "own"
     # What is said is a command.
-    words = {key: value for key, value in settings(rows[0], planner).items() if key != "uae.g4u.ahead"}
-    assert changed(g4u.asked, words).config.data.train_batch_size == rows[0].gpus
+    for row in rows:
+        assert changed(g4u.asked, settings(row, planner)).config.data.train_batch_size == row.gpus
+    assert settings(ahead, planner)["algorithm.rollout_correction.rollout_is"] == "token"
+
+
+def test_a_command_that_is_ahead_is_planned_in_all_schedules(g4u: Estimator) -> None:
+    own = {"uae.decoder.pool": "own", "trainer.n_gpus_per_node": 4, "uae.decoder.n_gpus_per_node": 4}
+    correction = "algorithm.rollout_correction.rollout_is"
+    ahead = Estimator(changed(g4u.asked, {**own, "uae.g4u.ahead": 1, correction: "sequence"}), g4u.asking)
+    ahead._works = g4u._works
+    planner, rows = planned(ahead, 8)
+    assert [row.schedule for row in rows] == [PHASED, OWN, STREAMED, AHEAD]
+    for row in rows:
+        found = changed(ahead.asked, settings(row, planner)).config
+        assert found.uae.g4u.ahead == (row.schedule == AHEAD) and correction not in settings(row, planner)
+
+
+def test_a_schedule_that_the_command_cannot_have_is_left_out(g4u: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one step ahead with a conditioner that follows the captioner."""
+
+    def refused(asked: Any, keys: dict[str, Any]) -> Any:
+        if keys["uae.g4u.ahead"]:
+            raise ConfigError("uae.g4u.ahead", "no")
+        return changed(asked, keys)
+
+    monkeypatch.setattr(planner_module, "changed", refused)
+    assert [row.schedule for row in planned(g4u, 8)[1]] == [PHASED, OWN, STREAMED]
+
+
+def test_the_unified_stage_shares_its_gpus_whatever_the_command_has() -> None:
+    words = [*SANA, *NODE, "data.max_response_length=64", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
+    words += ["trainer.n_gpus_per_node=4", "uae.decoder.pool=own", "uae.decoder.n_gpus_per_node=4"]
+    planner, (row,) = planned(Estimator(command("uae_unified", words), Asking(64)), 8)
+    assert row.estimate.gpus == row.gpus == 8 and settings(row, planner)["uae.decoder.pool"] == "colocated"
 
 
 def test_a_fixed_batch_is_not_scaled(u4g: Estimator) -> None:

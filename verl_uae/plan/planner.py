@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from verl_uae.errors import ConfigError
-from verl_uae.estimate.composing import command
+from verl_uae.estimate.composing import changed, command
 from verl_uae.estimate.estimator import MOST_GPUS, WORTH, Estimate, Estimator
 from verl_uae.estimate.phases import Phases
 from verl_uae.estimate.rates import rates_of
@@ -25,7 +25,8 @@ from verl_uae.plan.schedules import AHEAD, OWN, PHASED, STREAMED, Timeline, simu
 #: The one schedule of stages whose ranks do all in step, and the unified stage's.
 TOGETHER, TURNS = "all ranks together", "turns"
 
-_POOL = "uae.decoder.pool"
+_POOL, _SCHEDULE, _AHEAD = "uae.decoder.pool", "uae.decoder.schedule", "uae.g4u.ahead"
+_CORRECTION = "algorithm.rollout_correction"
 _AGENTS = "actor_rollout_ref.rollout.agent.num_workers"
 _ENGINES = ("uae.train.fsdp_config", "uae.cold_start.captioner.fsdp_config", "actor_rollout_ref.actor.fsdp_config")
 
@@ -78,7 +79,7 @@ class Row:
     gpus: int
     schedule: str
     changes: Mapping[str, Any]
-    """Keys that make it, beside those of the command."""
+    """Keys that make it; with those of the command they are one that starts."""
     estimate: Estimate
     timeline: Timeline
 
@@ -109,6 +110,7 @@ class Planner:
 
     def __init__(self, estimator: Estimator, asked: Asked) -> None:
         self.estimator, self.asked = estimator, asked
+        self._known: dict[str, bool] = {}
         self.config = estimator.asked.config
         trainer = self.config.trainer
         self.base = int(trainer.n_gpus_per_node * trainer.nnodes)
@@ -145,11 +147,35 @@ class Planner:
         return found
 
     def _rows(self, gpus: int, schedules: Sequence[str], placed: Mapping[str, Any]) -> Iterator[Row]:
-        """Of a way to place a step, with its weights shared as makes it shorter."""
+        """Of a way to place a step, with its weights shared as makes it shorter, by the schedules that the command
+        allows."""
         changes, estimate = self._shared(placed)
         phases = self.estimator.phases(estimate.command)
         for schedule in schedules:
-            yield Row(gpus, schedule, changes, estimate, self._timeline(schedule, estimate, phases))
+            keys = {**changes, **self._keys(schedule)}
+            if self._allowed(schedule, keys):
+                yield Row(gpus, schedule, keys, estimate, self._timeline(schedule, estimate, phases))
+
+    def _keys(self, schedule: str) -> dict[str, Any]:
+        """Of a schedule, beside those of its pools."""
+        if schedule == STREAMED:
+            return {_SCHEDULE: "streamed"}
+        if schedule != AHEAD:
+            return {}
+        correction = OmegaConf.select(self.config, _CORRECTION)
+        chosen = correction.rollout_is or correction.rollout_rs or correction.bypass_mode
+        return {_AHEAD: 1} if chosen else {_AHEAD: 1, f"{_CORRECTION}.rollout_is": "token"}
+
+    def _allowed(self, schedule: str, keys: Mapping[str, Any]) -> bool:
+        """Whether a command with these keys starts; of each schedule the first is asked for all."""
+        if schedule not in self._known:
+            try:
+                changed(self.estimator.asked, dict(keys))
+                self._known[schedule] = True
+            except ConfigError:
+                # Such as a conditioner that follows the captioner, one step ahead.
+                self._known[schedule] = False
+        return self._known[schedule]
 
     def _shared(self, placed: Mapping[str, Any]) -> tuple[Mapping[str, Any], Estimate]:
         """By all ranks as the command has it, or by those of a node, where that is faster by :data:`WORTH`."""
@@ -207,13 +233,14 @@ class Planner:
         per_node = min(gpus, self.asked.per_node)
         nodes = gpus // per_node
         whole = {"trainer.n_gpus_per_node": per_node, "trainer.nnodes": nodes}
-        layouts: list[tuple[Sequence[str], dict[str, Any]]] = []
+        shared = {**whole, _POOL: "colocated", _SCHEDULE: "phased", _AHEAD: 0}
         if stage == "g4u":
-            shared = {**whole, _POOL: "colocated", "uae.decoder.schedule": "phased"}
-            layouts = [((PHASED,), shared), *self._splits(per_node, nodes)]
+            yield (PHASED,), shared
+            yield from self._splits(per_node, nodes)
+        elif stage == "unified":
+            yield (TURNS,), shared
         else:
-            layouts = [((TURNS if stage == "unified" else TOGETHER,), whole)]
-        yield from layouts
+            yield (TOGETHER,), whole
 
     def _splits(self, per_node: int, nodes: int) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
         """Captioner and decoder share every node, or have nodes of their own."""
@@ -226,7 +253,8 @@ class Planner:
                     "trainer.n_gpus_per_node": captioner,
                     "trainer.nnodes": nodes_captioner,
                     _POOL: "own",
-                    "uae.decoder.schedule": "phased",
+                    _SCHEDULE: "phased",
+                    _AHEAD: 0,
                     "uae.decoder.n_gpus_per_node": decoder,
                     "uae.decoder.nnodes": nodes_decoder,
                 },

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from verl_uae.estimate.report import written
 from verl_uae.plan.planner import Planner, Row
-from verl_uae.plan.schedules import AHEAD, CAPTIONS, CONTROL, DRAWING, LINKS, LONGEST, OWN, STREAMED
+from verl_uae.plan.schedules import CAPTIONS, CONTROL, DRAWING, LINKS, LONGEST
 
 #: What holds a step, in words.
 _WORDS = {
@@ -22,12 +22,6 @@ _WORDS = {
 }
 #: Efficiency below which is said what it is lost to.
 POOR = 0.85
-#: Keys that a schedule needs beside those of its pools.
-_KEYS: Mapping[str, Mapping[str, Any]] = {
-    OWN: {},
-    STREAMED: {"uae.decoder.schedule": "streamed"},
-    AHEAD: {"uae.g4u.ahead": 1},
-}
 _COLUMNS = (
     "GPUs",
     "schedule",
@@ -64,8 +58,7 @@ def settings(row: Row, planner: Planner) -> dict[str, Any]:
     """Keys to set beside those of the command: those that it has otherwise."""
     from omegaconf import OmegaConf
 
-    keys = {**row.changes, **_KEYS.get(row.schedule, {})}
-    return {key: value for key, value in keys.items() if OmegaConf.select(planner.config, key) != value}
+    return {key: value for key, value in row.changes.items() if OmegaConf.select(planner.config, key) != value}
 
 
 def render(rows: Sequence[Row], planner: Planner) -> str:

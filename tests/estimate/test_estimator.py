@@ -184,6 +184,30 @@ def test_a_second_thread_takes_memory_and_saves_what_is_waited_for(
     assert on.step_seconds < 0.99 * off.step_seconds, "over the network weights are waited for"
 
 
+@pytest.mark.parametrize(("name", "pictures"), [("uae_u4g", 4), ("uae_g4u", 4)])
+def test_one_batch_of_pictures_has_nothing_beside_it(name: str, pictures: int) -> None:
+    """All of a rank's pictures are there before the first of them is decoded."""
+    words = ["data.train_batch_size=16", f"uae.decoder.batch_size={pictures}", "uae.decoder.overlap=true"]
+    counts = [f"actor_rollout_ref.rollout.n={pictures}", "actor_rollout_ref.actor.ppo_mini_batch_size=16"]
+    counts += [f"uae.u4g.samples_per_caption={pictures}", "uae.train.micro_batch_size=1"]
+    found = Estimator(command(name, [*SANA, *words, *counts], gpus=1, nodes=16)).estimate("H100-80GB")
+    assert not any(phase.together for phase in found.phases)
+
+
+def test_copies_of_shards_sum_the_gradients_of_the_cold_start() -> None:
+    words = [*SANA[:2], "data.train_batch_size=16", "uae.train.micro_batch_size=1", "uae.cold_start.num_steps=2"]
+    words += ["uae/decoder=sd35_medium", "uae.cold_start.captioner.lora.rank=0", "uae.train.lora.rank=0"]
+    engines = [f"uae.{part}.fsdp_config.fsdp_size" for part in ("train", "cold_start.captioner")]
+    estimator = Estimator(command("uae_cold_start", words, gpus=8, nodes=2))
+    apart = estimator.estimate("H100-80GB", changes=dict.fromkeys(engines, 8))
+    models = estimator.work.models
+    for name, module in (("way back", models.policy), ("captioner", models.supervised_captioner)):
+        (phase,) = (each for each in apart.phases if each.name == name)
+        numbers = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        # Two copies of eight shards, fp32: each sends and receives half of its shard.
+        assert phase.across == pytest.approx(2 * 0.5 * 4 * numbers / 8, rel=0.02), name
+
+
 def test_the_unified_stage_is_both_in_turns() -> None:
     # Else the policy waits on the host while captions are written.
     stays = "uae.train.fsdp_config.param_offload=false"

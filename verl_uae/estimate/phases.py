@@ -147,7 +147,7 @@ class Phases(Held):
         parts = {"condition": condition, "denoising": velocity, "VAE": decoded, "score": scored}
         scores = math.ceil(max(1, round(pictures)) / decoder.batch_size)
         # Beside the first batch of a call nothing is decoded, and beside the last nothing is sampled.
-        alone = math.ceil(scores / batches) / scores if decoder.overlap else 1.0
+        alone = max(1, math.ceil(scores / batches)) / scores if decoder.overlap else 1.0
         found = []
         for name, cost in parts.items():
             memory = {**beside, "activations": cost.peak}
@@ -504,8 +504,18 @@ class Phases(Held):
         }
         times = {"captioner": 3 * batches if trains else 0.0, "path": calls["path"], "way back": 3 * calls["way back"]}
         whose = {"captioner": actor}
+        # What learns, whose copies sum their gradients.
+        learns = {"captioner": settings.captioner.fsdp_config if trains else None, "way back": uae.train.fsdp_config}
         return [
-            _with(phase, **self._travels(received[phase.name], whose.get(phase.name, policy), times[phase.name]))
+            _with(
+                phase,
+                **self._travels(
+                    received[phase.name],
+                    whose.get(phase.name, policy),
+                    times[phase.name],
+                    learns.get(phase.name),
+                ),
+            )
             if phase.name in received
             else phase
             for phase in phases

@@ -180,7 +180,7 @@ def rates_of(gpu: str, calibration: Path | None = None) -> Rates:
         names = (*CALIBRATED, *(CALIBRATED_ON_CPU if on_cpu else ()))
         measured = {name: float(found["rates"][name]) for name in names}
         device = str(found["device"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = f"{calibration} is no calibration ({type(error).__name__}: {error}); write one with --calibrate"
         raise ConfigError("--calibration", reason) from error
     if not all(0 < value < 1e9 for value in measured.values()):

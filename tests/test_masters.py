@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from verl_uae import masters
 from verl_uae.caption_server.weights import WeightReceiver
 from verl_uae.masters import is_shared, turn, unshare
+from verl_uae.waiting import saying
 
 MIB = 2**20
 SPAWN = multiprocessing.get_context("spawn")
@@ -274,6 +276,7 @@ def test_where_it_cannot_be_weights_stay_and_it_is_said_once(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none" if lack == "a lock" else tmp_path))
     monkeypatch.setattr(masters, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(masters, "saying", functools.partial(saying, every_s=0.1))
     if lack == "files in memory":
         monkeypatch.delattr(os, "memfd_create")
     if lack == "a turn":
@@ -285,6 +288,7 @@ def test_where_it_cannot_be_weights_stay_and_it_is_said_once(
     assert caplog.text.count("are in memory of this process alone") == 1
     if lack == "a turn":
         os.close(other)
+        assert "waiting for another process of this node" in caplog.text
 
 
 def test_an_error_in_a_turn_ends_it() -> None:

@@ -24,6 +24,8 @@ from verl_uae.masters import is_shared, turn, unshare
 from verl_uae.waiting import saying
 
 MIB = 2**20
+#: Of these tests and the processes that they start: others of this user may run them too, and would find their masters.
+RUN = int(os.environ.setdefault("UAE_TEST_MASTERS", str(os.getpid())))
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -43,7 +45,7 @@ def fresh() -> Iterator[None]:
 def model(seed: int = 0, width: int = 64, layers: int = 2) -> nn.Module:
     layer = [nn.Linear(width, width, bias=True) for _ in range(layers)]
     module = nn.Sequential(*layer, nn.BatchNorm1d(width)).requires_grad_(False)
-    drawn = torch.Generator().manual_seed(seed)
+    drawn = torch.Generator().manual_seed(1000 * RUN + seed)
     for parameter in module.parameters():
         parameter.copy_(torch.empty(parameter.shape).normal_(generator=drawn))
     return module

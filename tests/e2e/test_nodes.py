@@ -63,8 +63,8 @@ def test_captioner_and_decoders_on_a_node_each(
     (decoder,) = [address for address, ranks in places.items() if "decoder ranks 0" in ranks]
     assert captioner != decoder
     actors = Counter(two_nodes.actors()) - before
-    assert {("CaptionServer", captioner), ("AgentLoopWorkerTQ", captioner), ("DecoderWorker", decoder)} <= actors.keys()
-    assert not {("CaptionServer", decoder), ("AgentLoopWorkerTQ", decoder)} & actors.keys()
+    assert {("CaptionServer", captioner), ("CaptionAgentLoopWorker", captioner), ("DecoderWorker", decoder)} <= actors.keys()
+    assert not {("CaptionServer", decoder), ("CaptionAgentLoopWorker", decoder)} & actors.keys()
 
 
 def test_one_decoder_sharded_over_two_nodes_goes_on_from_its_checkpoint(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
-from verl_uae.flow.matching import NoiseDensity, flow_matching_loss, forward_noise
+from verl_uae.flow.matching import NoiseDensity, draw_sigmas, flow_matching_loss, forward_noise
 from verl_uae.seeding import generator, normal
 
 COUNT = 100_000
@@ -85,3 +85,20 @@ def test_half_precision_and_impossible_settings_are_refused() -> None:
     for wrong in ({"name": "beta"}, {"logit_std": 0.0}, {"shift": -1.0}, {"mode_scale": 2.0}):
         with pytest.raises(ValueError, match=next(iter(wrong)).replace("name", "density")):
             NoiseDensity(**wrong)
+
+
+def test_drawn_levels_are_distinct_interior_entries_each_as_likely() -> None:
+    table = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)
+    generator = torch.Generator().manual_seed(3)
+    draws = [draw_sigmas(table, 2, generator).tolist() for _ in range(4000)]
+    assert all(first != second for first, second in draws)
+    interior = torch.tensor(table[1:-1]).tolist()
+    for level in interior:
+        share = sum(level in drawn for drawn in draws) / len(draws)
+        assert abs(share - 0.5) < 4.0 * (0.25 / len(draws)) ** 0.5
+    assert {level for drawn in draws for level in drawn} == set(interior)
+    again = draw_sigmas(table, 2, torch.Generator().manual_seed(3))
+    assert again.tolist() == draws[0] and again.dtype == torch.float32
+    for count in (0, 5):
+        with pytest.raises(ValueError, match=f"draw {count} of the 4"):
+            draw_sigmas(table, count, generator)

@@ -5,12 +5,13 @@
 Esser et al. 2024 ("SD3", arXiv 2403.03206), sections 2 and 3.1. Noise levels are continuous: sigma of
 x_sigma = (1 - sigma) x_0 + sigma * eps, 1 being pure noise, as their t.
 
-Shape legend: B samples, N drawn levels, C H W latent channels, height and width.
+Shape legend: B samples, N or K drawn levels, C H W latent channels, height and width; D = C * H * W.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor
 from verl_uae.flow.config import DensityConfig
 from verl_uae.flow.schedule import LAST_TIME
 from verl_uae.settings import key
+
+#: Smallest divisor of an error; the published floor.
+ERROR_FLOOR = 1e-5
 
 
 @dataclass
@@ -57,6 +61,30 @@ class NoiseDensity(DensityConfig):
         return torch.ones_like(sigma_B)
 
 
+def draw_sigmas(sigmas: Sequence[float], draws: int, generator: torch.Generator) -> Tensor:
+    """Noise levels to train one sample at: distinct entries of the sampling table, each as likely as the next.
+
+    The model is trained where the sampler asks it, as in the published code. Both ends are left out: at sigma 0 there
+    is nothing to predict, and at sigma 1 the state holds nothing of the sample, so its loss can only move an average
+    (the published code keeps sigma 1 and drops the last level instead).
+
+    Args:
+        sigmas: the table, decreasing from 1 to 0.
+        draws: K, how many.
+        generator: a named one, on the CPU.
+
+    Returns:
+        Shape (K,), fp32, on the CPU.
+
+    Raises:
+        ValueError: more draws than the table has entries strictly between 0 and 1, or fewer than one.
+    """
+    interior = torch.tensor([sigma for sigma in sigmas if 0.0 < sigma < 1.0], dtype=torch.float32)
+    if not 1 <= draws <= len(interior):
+        raise ValueError(f"cannot draw {draws} of the {len(interior)} noise levels between 0 and 1 in the table")
+    return interior[torch.randperm(len(interior), generator=generator)[:draws]]
+
+
 def forward_noise(x0_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
     """x_sigma = (1 - sigma) x_0 + sigma eps, each sample at its own level.
 
@@ -90,8 +118,37 @@ def flow_matching_loss(velocity_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tenso
     Raises:
         TypeError: latents or noise in half precision.
     """
-    for tensor in (x0_BCHW, noise_BCHW):
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"latents must be torch.float32, got {tensor.dtype}")
-    error_BCHW = velocity_BCHW.to(x0_BCHW.dtype) - (noise_BCHW - x0_BCHW)
-    return weight_B * error_BCHW.square().flatten(1).mean(1)
+    return weight_B * velocity_error(velocity_BCHW, x0_BCHW, noise_BCHW).square().flatten(1).mean(1)
+
+
+def velocity_error(velocity_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+    """v - (eps - x_0), the residual of flow matching, shape (B, C, H, W), of the latents' dtype.
+
+    Args:
+        velocity_BCHW: of the model at x_sigma, any floating dtype.
+        x0_BCHW: latents, fp32 (fp64 is accepted for checks).
+        noise_BCHW: eps, likewise.
+
+    Raises:
+        TypeError: latents or noise in half precision.
+    """
+    require_wide(x0_BCHW, noise_BCHW)
+    return velocity_BCHW.to(x0_BCHW.dtype) - (noise_BCHW - x0_BCHW)
+
+
+def self_normalised(error_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """mean_D(e^2) / mean_D|e|, the divisor without gradient and at least 1e-5, and mean_D|e|; both of shape (B,)."""
+    error_BD = error_BCHW.flatten(1)
+    size_B = error_BD.detach().abs().mean(1)
+    return error_BD.square().mean(1) / size_B.clamp_min(ERROR_FLOOR), size_B
+
+
+def require_wide(*latents: Tensor) -> None:
+    """Refuse latents in half precision.
+
+    Raises:
+        TypeError: one is neither fp32 nor fp64.
+    """
+    for latent in latents:
+        if latent.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"latents must be torch.float32, got {latent.dtype}")

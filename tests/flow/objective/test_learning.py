@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from verl_uae.flow.advantage import group_advantage
-from verl_uae.flow.matching import forward_noise
+from verl_uae.flow.matching import draw_sigmas, forward_noise
 from verl_uae.flow.objective import ForwardInputs, TransitionInputs, bind_objective
-from verl_uae.flow.objective.nft import draw_sigmas
 from verl_uae.flow.ode import euler
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.trajectory import sample_trajectory, score_step

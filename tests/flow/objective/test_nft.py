@@ -11,7 +11,6 @@ from tests.flow.objective.cases import forward_inputs
 from verl_uae.errors import ConfigError
 from verl_uae.flow.matching import forward_noise
 from verl_uae.flow.objective import ForwardInputs, bind_objective
-from verl_uae.flow.objective.nft import draw_sigmas
 
 
 def _reference(inputs, velocity, beta: float, advantage_max: float, weights=None):
@@ -107,23 +106,6 @@ def test_old_velocity_gets_no_gradient_and_half_precision_is_for_velocities_only
     for name in ("x0_BCHW", "x_sigma_BCHW"):
         with pytest.raises(TypeError, match="float32"):
             bind_objective("nft")(dataclasses.replace(inputs, **{name: inputs.x0_BCHW.bfloat16()}))
-
-
-def test_drawn_levels_are_distinct_interior_entries_each_as_likely() -> None:
-    table = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)
-    generator = torch.Generator().manual_seed(3)
-    draws = [draw_sigmas(table, 2, generator).tolist() for _ in range(4000)]
-    assert all(first != second for first, second in draws)
-    interior = torch.tensor(table[1:-1]).tolist()
-    for level in interior:
-        share = sum(level in drawn for drawn in draws) / len(draws)
-        assert abs(share - 0.5) < 4.0 * (0.25 / len(draws)) ** 0.5
-    assert {level for drawn in draws for level in drawn} == set(interior)
-    again = draw_sigmas(table, 2, torch.Generator().manual_seed(3))
-    assert again.tolist() == draws[0] and again.dtype == torch.float32
-    for count in (0, 5):
-        with pytest.raises(ValueError, match=f"draw {count} of the 4"):
-            draw_sigmas(table, count, generator)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verl_uae.errors import ConfigError
 from verl_uae.flow.divergence import transition_kl
-from verl_uae.flow.objective.registry import KEY, check_number, register_objective
+from verl_uae.flow.objective.registry import check_choice, check_number, register_objective
 from verl_uae.flow.objective.types import ObjectiveOutput
 
 DIRECTIONS = ("ratio", "exact", "debiased")
@@ -28,9 +27,7 @@ def check_dppo(params: Mapping[str, Any]) -> None:
         ConfigError: with the parameter's key.
     """
     check_number(params, "threshold")
-    if params["direction"] not in DIRECTIONS:
-        message = f"must be one of {', '.join(DIRECTIONS)}, got {params['direction']!r}"
-        raise ConfigError(f"{KEY}.params.direction", message)
+    check_choice(params, "direction", DIRECTIONS)
 
 
 @register_objective("dppo", check=check_dppo)

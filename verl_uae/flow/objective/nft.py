@@ -2,47 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """DiffusionNFT: policy improvement on freshly noised results, without stored steps or log-probabilities.
 
-Shape legend: B samples, K draws, C H W latent channels, height and width.
+Shape legend: B samples, C H W latent channels, height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from verl_uae.flow.matching import require_wide, self_normalised
 from verl_uae.flow.objective.registry import check_number, register_objective
 from verl_uae.flow.objective.types import ObjectiveOutput
-
-#: Smallest divisor of an error; the published floor.
-ERROR_FLOOR = 1e-5
-
-
-def draw_sigmas(sigmas: Sequence[float], draws: int, generator: torch.Generator) -> Tensor:
-    """Noise levels to train one sample at: distinct entries of the sampling table, each as likely as the next.
-
-    The model is trained where the sampler asks it, as in the published code. Both ends are left out: at sigma 0 there
-    is nothing to predict, and at sigma 1 the state holds nothing of the sample, so its loss can only move an average
-    (the published code keeps sigma 1 and drops the last level instead).
-
-    Args:
-        sigmas: the table, decreasing from 1 to 0.
-        draws: K, how many.
-        generator: a named one, on the CPU.
-
-    Returns:
-        Shape (K,), fp32, on the CPU.
-
-    Raises:
-        ValueError: more draws than the table has entries strictly between 0 and 1, or fewer than one.
-    """
-    interior = torch.tensor([sigma for sigma in sigmas if 0.0 < sigma < 1.0], dtype=torch.float32)
-    if not 1 <= draws <= len(interior):
-        raise ValueError(f"cannot draw {draws} of the {len(interior)} noise levels between 0 and 1 in the table")
-    return interior[torch.randperm(len(interior), generator=generator)[:draws]]
-
 
 def check_nft(params: Mapping[str, Any]) -> None:
     """Refuse beta outside (0, 1] and an advantage_max that is not positive.
@@ -94,9 +66,7 @@ def nft(
     Raises:
         TypeError: latents in half precision.
     """
-    for latent in (x0_BCHW, x_sigma_BCHW):
-        if latent.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"latents must be torch.float32, got {latent.dtype}")
+    require_wide(x0_BCHW, x_sigma_BCHW)
     velocity_BCHW = velocity_BCHW.to(x_sigma_BCHW.dtype)
     old_BCHW = old_velocity_BCHW.detach().to(x_sigma_BCHW.dtype)
     preference_B = 0.5 + 0.5 * (advantage_B / advantage_max).clamp(-1.0, 1.0)
@@ -118,6 +88,4 @@ def _normalised_error(
     velocity_BCHW: Tensor, x0_BCHW: Tensor, x_sigma_BCHW: Tensor, sigma_B: Tensor
 ) -> tuple[Tensor, Tensor]:
     """mean_D(e^2) / mean_D|e| of the predicted x_0, and mean_D|e| without gradient; both (B,)."""
-    error_BD = (x_sigma_BCHW - sigma_B[:, None, None, None] * velocity_BCHW - x0_BCHW).flatten(1)
-    size_B = error_BD.detach().abs().mean(1)
-    return error_BD.square().mean(1) / size_B.clamp_min(ERROR_FLOOR), size_B
+    return self_normalised(x_sigma_BCHW - sigma_B[:, None, None, None] * velocity_BCHW - x0_BCHW)

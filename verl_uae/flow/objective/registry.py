@@ -10,6 +10,13 @@ all it gets to see; the others have a default value and are set under ``uae.u4g.
     def mine(log_prob_B, advantage_B, *, scale=1.0):
         return ObjectiveOutput(-scale * advantage_B * log_prob_B)
 
+An objective whose loss depends on its group declares a figure per sample, and is given its mean over the group:
+
+    def figure(velocity_BCHW, x0_BCHW): ...
+
+    @register_objective("mine", group=figure)
+    def mine(velocity_BCHW, x0_BCHW, advantage_B, group_mean_B): ...
+
 Another package publishes its own under the entry point group ``verl_uae.objectives``; see :mod:`verl_uae.registry`.
 """
 
@@ -39,11 +46,18 @@ BUILT_IN: Mapping[str, str] = {
     "dppo": "verl_uae.flow.objective.dppo:dppo",
     "grpo_guard": "verl_uae.flow.objective.guard:grpo_guard",
     "nft": "verl_uae.flow.objective.nft:nft",
+    "awm": "verl_uae.flow.objective.awm:awm",
+    "dgpo": "verl_uae.flow.objective.dgpo:dgpo",
+    "crd": "verl_uae.flow.objective.crd:crd",
 }
 
 Function = Callable[..., ObjectiveOutput]
 #: Raises ConfigError where a parameter is out of range.
 Check = Callable[[Mapping[str, Any]], None]
+#: One number per sample, shape (B,), from the arguments it names: inputs and parameters of its objective.
+GroupFigure = Callable[..., Tensor]
+#: Inputs that an objective does not read with these parameters; it is given None for them.
+Unneeded = Callable[[Mapping[str, Any]], Sequence[str]]
 FunctionType = TypeVar("FunctionType", bound=Function)
 
 _ATTRIBUTE = "__verl_uae_objective__"
@@ -64,6 +78,9 @@ class Objective:
     kernels: tuple[str, ...] | None = None
     """Kernels it is derived for; None: every stochastic one."""
     check: Check | None = None
+    group: GroupFigure | None = None
+    """Figure whose mean over a sample's group is its input ``group_mean_B``."""
+    unneeded: Unneeded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +89,36 @@ class BoundObjective:
 
     objective: Objective
     params: Mapping[str, Any]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Fields of the inputs that it reads with these parameters."""
+        left_out = self.objective.unneeded(self.params) if self.objective.unneeded is not None else ()
+        return tuple(name for name in self.objective.needs if name not in left_out)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a sample's loss depends on the others of its group."""
+        return self.objective.group is not None
+
+    def group_figure(self, inputs: ForwardInputs) -> Tensor:
+        """The figure to average over each group, shape (B,), without gradient.
+
+        Raises:
+            ValueError: the objective has none, or it does not have shape (B,).
+        """
+        figure = self.objective.group
+        if figure is None:
+            raise ValueError(f"objective {self.objective.name!r} has no figure of its group")
+        values = {
+            name: self.params[name] if name in self.params else getattr(inputs, name)
+            for name in inspect.signature(figure).parameters
+        }
+        value_B = figure(**values).detach()
+        if value_B.shape != inputs.advantage_B.shape:
+            wanted, got = tuple(inputs.advantage_B.shape), tuple(value_B.shape)
+            raise ValueError(f"objective {self.objective.name!r}: its group figure must have shape {wanted}, got {got}")
+        return value_B
 
     def __call__(self, inputs: TransitionInputs | ForwardInputs) -> ObjectiveOutput:
         """Loss and figures per sample.
@@ -86,8 +133,9 @@ class BoundObjective:
             raise TypeError(f"objective {objective.name!r} is of kind {objective.kind!r}, got {type(inputs).__name__}")
         if isinstance(inputs, TransitionInputs):
             _check_kernel(objective, inputs.kernel)
-        values = {name: getattr(inputs, name) for name in objective.needs}
-        missing = [name for name, value in values.items() if value is None]
+        needs = self.needs
+        values = {name: getattr(inputs, name) if name in needs else None for name in objective.needs}
+        missing = [name for name in needs if values[name] is None]
         if missing:
             raise ValueError(f"objective {objective.name!r} needs {', '.join(missing)}, which is None")
         output = objective.function(**values, **self.params)
@@ -96,7 +144,12 @@ class BoundObjective:
 
 
 def register_objective(
-    name: str, *, kernels: Sequence[str] | None = None, check: Check | None = None
+    name: str,
+    *,
+    kernels: Sequence[str] | None = None,
+    check: Check | None = None,
+    group: GroupFigure | None = None,
+    unneeded: Unneeded | None = None,
 ) -> Callable[[FunctionType], FunctionType]:
     """Decorator claiming ``name`` for a function.
 
@@ -104,17 +157,23 @@ def register_objective(
         name: the objective's name in the configuration.
         kernels: kernels it is derived for; None for all.
         check: called with the parameters before training; raises ConfigError for one out of range.
+        group: figure per sample whose mean over the group the objective takes as ``group_mean_B``; its arguments are
+            inputs of forward objectives and parameters of this one. It costs a pass of the current weights.
+        unneeded: called with the parameters; names inputs of the signature that are not read with them, so that
+            nobody computes them.
 
     Raises:
         ConfigError: the name is taken.
         TypeError: an argument is neither an input nor a parameter with a default value, or there is none that tells
-            which kind of inputs it takes.
+            which kind of inputs it takes; or of ``group_mean_B`` and ``group`` there is only one.
     """
 
     def decorate(function: FunctionType) -> FunctionType:
         where = f"objective {name!r} ({function.__module__}:{function.__qualname__})"
         kind, needs, defaults = _read_signature(function, where)
-        objective = Objective(name, kind, needs, function, defaults, None if kernels is None else tuple(kernels), check)
+        _check_group(group, needs, defaults, where)
+        only = None if kernels is None else tuple(kernels)
+        objective = Objective(name, kind, needs, function, defaults, only, check, group, unneeded)
         setattr(function, _ATTRIBUTE, objective)
         OBJECTIVES.claim(name, objective, function)
         return function
@@ -177,17 +236,35 @@ def bind_objective(
     return BoundObjective(objective, chosen)
 
 
-def check_number(params: Mapping[str, Any], name: str, *, above: float = 0.0, at_most: float = math.inf) -> None:
-    """Refuse a parameter that is not a finite number in (above, at_most].
+def check_number(
+    params: Mapping[str, Any],
+    name: str,
+    *,
+    above: float = 0.0,
+    at_most: float = math.inf,
+    at_least: float | None = None,
+) -> None:
+    """Refuse a parameter that is not a finite number in (above, at_most], or in [at_least, at_most] where that is given.
 
     Raises:
         ConfigError: with the parameter's key.
     """
     value = params[name]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and above < value <= at_most):
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not (number and (above < value if at_least is None else at_least <= value) and value <= at_most):
+        lower = f"above {above:g}" if at_least is None else f"of at least {at_least:g}"
         limit = "" if at_most == math.inf else f" and at most {at_most:g}"
-        raise ConfigError(f"{KEY}.params.{name}", f"must be a finite number above {above:g}{limit}, got {value!r}")
+        raise ConfigError(f"{KEY}.params.{name}", f"must be a finite number {lower}{limit}, got {value!r}")
+
+
+def check_choice(params: Mapping[str, Any], name: str, choices: Sequence[str]) -> None:
+    """Refuse a parameter that is none of the choices.
+
+    Raises:
+        ConfigError: with the parameter's key.
+    """
+    if params[name] not in choices:
+        raise ConfigError(f"{KEY}.params.{name}", f"must be one of {', '.join(choices)}, got {params[name]!r}")
 
 
 def _check_kernel(objective: Objective, kernel: str) -> None:
@@ -214,6 +291,19 @@ def _read_signature(function: Function, where: str) -> tuple[Kind, tuple[str, ..
     if len(fitting) != 1:
         raise TypeError(f"{where}: must take inputs of one kind, got {', '.join(needs) or 'none'}; they are {fields}")
     return fitting[0], tuple(needs), defaults
+
+
+def _check_group(
+    group: GroupFigure | None, needs: Sequence[str], defaults: Mapping[str, Any], where: str
+) -> None:
+    if (group is not None) != ("group_mean_B" in needs):
+        raise TypeError(f"{where}: takes group_mean_B exactly where it is registered with a group figure")
+    if group is None:
+        return
+    allowed = {entry.name for entry in dataclasses.fields(ForwardInputs)} - {"group_mean_B"} | set(defaults)
+    for name in inspect.signature(group).parameters:
+        if name not in allowed:
+            raise TypeError(f"{where}: {name} of its group figure is no input and no parameter.{known(name, allowed)}")
 
 
 def _check_output(name: str, output: object, advantage_B: Tensor) -> None:

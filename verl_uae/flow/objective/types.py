@@ -58,6 +58,11 @@ class ForwardInputs:
     """In (0, 1]."""
     noise_BCHW: Tensor
     advantage_B: Tensor
+    reference_velocity_BCHW: Tensor | None = None
+    """Of the policy before RL at the same place; None where nothing of the run needs it."""
+    group_mean_B: Tensor | None = None
+    """Mean of the objective's group figure over the valid samples of each sample's group, at the same place; None
+    where the objective has no such figure."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from verl_uae.engines.replica import SamplingReplica
 from verl_uae.engines.update_metrics import SAMPLER_DIFFERENCE, is_left_out
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.config import WindowConfig
+from verl_uae.flow.matching import draw_sigmas
 from verl_uae.flow.objective import bind_objective
-from verl_uae.flow.objective.nft import draw_sigmas
 from verl_uae.flow.objective.registry import BoundObjective
 from verl_uae.flow.plan import SamplingPlan, make_plan
 from verl_uae.reward.step import has_groupwise

@@ -34,7 +34,7 @@ from verl_uae.stages.cold_start.captioner import LANGUAGE_MODEL, CaptionerModule
 from verl_uae.stages.cold_start.loss import CaptionInputs, ReconstructionLoss, ReconstructionSettings, recompute
 from verl_uae.stages.common.build import EMA, painter_settings
 from verl_uae.stages.pretrain.worker import FlowMatching, build_pair_encoder, density
-from verl_uae.stages.u4g.worker import objective
+from verl_uae.stages.u4g.config import chosen_objective
 
 
 def _convolution_backward(
@@ -109,7 +109,7 @@ def policy_worker(asked: Command, shadows: tuple[str, ...] = ()) -> Any:
     engine = models.engine(models.PolicyEngine, policy_module(asked), shadows=shadows)
     workers._place(worker, asked.config, engine)
     worker.painter = painter(asked)
-    worker.objective = worker.loss_fn = objective(asked.config)
+    worker.objective = worker.loss_fn = chosen_objective(asked.config)
     worker.captions, worker.replica, worker._rollout = None, None, None
     worker.family = worker.painter.family
     return worker

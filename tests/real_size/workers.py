@@ -23,7 +23,8 @@ from verl_uae.stages.common.build import evaluation_plan, painter_settings
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.g4u.decoder_worker import DecoderWorker, Redrawer
 from verl_uae.stages.pretrain.worker import FlowMatching, PretrainWorker, build_pair_encoder, density
-from verl_uae.stages.u4g.worker import DecoderPolicyWorker, objective
+from verl_uae.stages.u4g.config import chosen_objective
+from verl_uae.stages.u4g.worker import DecoderPolicyWorker
 
 
 def painter(
@@ -73,7 +74,7 @@ def policy_worker(config: Any, size: Size, clip: str, module: DecoderModule, **e
     worker = object.__new__(PolicyWorker)
     _place(worker, config, models.engine(models.PolicyEngine, module, **engine))
     worker.painter = training_painter(config, size, clip, module)
-    worker.objective = worker.loss_fn = objective(config)
+    worker.objective = worker.loss_fn = chosen_objective(config)
     worker.captions, worker.replica, worker._rollout = None, None, None
     worker.family = worker.painter.family
     return worker

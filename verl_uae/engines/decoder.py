@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,10 @@ from verl_uae.engines.trained import TrainedWeightsEngine
 from verl_uae.engines.update_metrics import LEFT_OUT, SAMPLER_DIFFERENCE, Figures
 from verl_uae.errors import CheckpointError, ConfigError, TrainingError
 from verl_uae.families.family import Condition, DecoderFamily
-from verl_uae.flow.divergence import transition_kl
+from verl_uae.flow.advantage import group_means
+from verl_uae.flow.divergence import norm_excess, transition_kl
 from verl_uae.flow.objective import ForwardInputs, ObjectiveOutput, TransitionInputs
+from verl_uae.flow.objective.registry import BoundObjective
 from verl_uae.flow.ode import Velocity
 
 #: The shadow that holds the policy before training, where switching adapters off does not give it back.
@@ -218,10 +220,13 @@ class DecoderEngine(TrainedWeightsEngine):
             data: B samples. Always a condition by :func:`~verl_uae.engines.decoder_batch.stored`, weight_B (1 valid,
                 0 not), advantage_B. For objectives on transitions x_BKCHW, x_next_BKCHW, old_log_prob_BK,
                 old_mean_BKCHW, place k being step ``plan.window[k]``. For forward objectives x0_BCHW, noise_BTCHW,
-                sigma_BT, old_velocity_BTCHW. All fp32 but the condition.
+                sigma_BT, old_velocity_BTCHW. All fp32 but the condition. For objectives with a figure of the group
+                group_B, whole numbers that mean the same on every rank.
                 Non-tensor: plan (dict), plan_digest, micro_batch_size_per_gpu, total_weight (sum of the weights of all
-                ranks), and optionally reference_kl (form, coef), negative (condition of the unconditional branch, one
-                row), replay_steps (places that go through the model together, 1 by default) and on_policy (for
+                ranks), and optionally reference_kl (fields of
+                :class:`~verl_uae.engines.decoder_batch.ReferencePenalty`), norm_guard (weight of the hinge on the
+                velocity's length), step_weights (uniform or noise), negative (condition of the unconditional branch,
+                one row), replay_steps (places that go through the model together, 1 by default) and on_policy (for
                 transitions: these are the weights that sampled, so old values are those of the pass itself, and how far
                 the stored ones are from them is a figure).
             loss_function: of :func:`verl_uae.flow.objective.bind_objective`.
@@ -239,7 +244,8 @@ class DecoderEngine(TrainedWeightsEngine):
         self._check_ranks(batch)
         figures = Figures()
         if batch.total_weight > 0:
-            references = self._reference_velocities(batch)
+            references = self._reference_velocities(batch, loss_function)
+            batch = self._with_group_means(batch, loss_function, references)
             last = -(-batch.rows // batch.micro_batch_size) * len(batch.passes) - 1
             numbers = itertools.count()
             for micro in batch.micro_batches(get_device_id()):
@@ -324,13 +330,21 @@ class DecoderEngine(TrainedWeightsEngine):
         figures: Figures,
     ) -> Tensor:
         batch, weight_B = micro.batch, micro.fields["weight_B"]
-        inputs = micro.inputs(k, velocity_BCHW)
+        inputs = micro.inputs(k, velocity_BCHW, reference)
         output = objective(inputs)
         loss_B, found = output.loss_B, {**_figures(inputs), **output.metrics, "loss": output.loss_B}
-        if reference is not None:
-            penalty_B = micro.penalty(k, velocity_BCHW, reference.to(velocity_BCHW.device))
-            loss_B = loss_B + batch.kl_coef * penalty_B
+        if batch.step_weights:
+            loss_B = batch.step_weights[k] * loss_B
+        if batch.penalty.coef != 0.0:
+            assert reference is not None
+            penalty_B = micro.penalty(k, velocity_BCHW, reference)
+            loss_B = loss_B + batch.penalty.weight(micro.fields["advantage_B"]) * penalty_B
             found["reference_kl"] = penalty_B
+        if batch.norm_guard != 0.0:
+            assert reference is not None
+            excess_B = norm_excess(velocity_BCHW, reference)
+            loss_B = loss_B + batch.norm_guard * excess_B
+            found["norm_excess"] = excess_B
         if batch.on_policy:
             found[SAMPLER_DIFFERENCE] = micro.sampler_difference(k, inputs)
         found["velocity_rms"] = velocity_BCHW.detach().square().flatten(1).mean(1).sqrt()
@@ -338,20 +352,54 @@ class DecoderEngine(TrainedWeightsEngine):
         # FSDP averages gradients over the ranks; this makes it a sum.
         return (weight_B * loss_B).sum() * (self.get_data_parallel_size() / (batch.total_weight * batch.places))
 
-    def _velocities(self, micro: MicroBatch, places: range) -> tuple[Tensor, ...]:
-        """Of a micro-batch at some places, by one call."""
-        field = self.field(micro.condition, micro.negative, micro.batch.plan.guidance)
+    def _velocities(self, micro: MicroBatch, places: range, guidance: float | None = None) -> tuple[Tensor, ...]:
+        """Of a micro-batch at some places, by one call; with the plan's guidance unless another is given."""
+        guidance = micro.batch.plan.guidance if guidance is None else guidance
+        field = self.field(micro.condition, None if guidance == 1.0 else micro.negative, guidance)
         x, sigma = zip(*map(micro.position, places), strict=True)
         return field(torch.cat(x), torch.cat(sigma)).split(len(micro.valid_B))
 
     @torch.no_grad()
-    def _reference_velocities(self, batch: DecoderBatch) -> list[tuple[Tensor, ...]]:
+    def _reference_velocities(self, batch: DecoderBatch, objective: ObjectiveFunction) -> list[tuple[Tensor, ...]]:
         """Of every micro-batch and pass, in their order, before the first gradient: weights may have to be swapped."""
-        if batch.kl_coef == 0.0:
+        asked = isinstance(objective, BoundObjective) and "reference_velocity_BCHW" in objective.needs
+        if batch.penalty.coef == 0.0 and batch.norm_guard == 0.0 and not asked:
             return []
+        guidance = batch.penalty.guidance
         with self.reference():
             micro_batches = batch.micro_batches(get_device_id())
-            return [self._velocities(micro, places) for micro in micro_batches for places in batch.passes]
+            return [self._velocities(micro, places, guidance) for micro in micro_batches for places in batch.passes]
+
+    @torch.no_grad()
+    def _with_group_means(
+        self, batch: DecoderBatch, objective: ObjectiveFunction, references: Sequence[tuple[Tensor, ...]]
+    ) -> DecoderBatch:
+        """The batch with the means of the objective's figure over every group, where it has one: group_mean_BK.
+
+        A group is spread over micro-batches and ranks, so the figure is computed for all before the first gradient, by
+        the weights and in the passes of the update.
+        """
+        if not (isinstance(objective, BoundObjective) and objective.grouped):
+            return batch
+        if "group_B" not in batch.fields:
+            raise ValueError(f"a mini-batch of the objective {objective.objective.name!r} lacks group_B")
+        rows, numbers = [], itertools.count()
+        for micro in batch.micro_batches(get_device_id()):
+            places: list[Tensor] = []
+            for some in batch.passes:
+                number = next(numbers)
+                reference = references[number] if references else [None] * len(some)
+                for k, velocity_BCHW, of_reference in zip(some, self._velocities(micro, some), reference, strict=True):
+                    inputs: Any = micro.inputs(k, velocity_BCHW, of_reference)
+                    places.append(objective.group_figure(inputs))
+            rows.append(torch.stack(places, dim=1).cpu())
+        mine = (torch.cat(rows), batch.fields["weight_B"].cpu() > 0, batch.fields["group_B"].cpu())
+        group = self.get_data_parallel_group()
+        ranks: list[Any] = [None] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(ranks, mine, group=group)
+        means = group_means(*(torch.cat(parts) for parts in zip(*ranks, strict=True)))
+        mean_BK = torch.stack([means[number] for number in mine[2].tolist()]).float()
+        return dataclasses.replace(batch, fields={**batch.fields, "group_mean_BK": mean_BK})
 
     def _require_gradient(self, data: TensorDict) -> None:
         """Refuse a first update whose samples have a signal and move nothing: there no trust region is active yet, so

@@ -31,6 +31,8 @@ INPUTS: Mapping[str, tuple[str, ...]] = {
     "transition": ("states_BLE", "length_B", "weight_B", "advantage_B", "x_BKCHW", "x_next_BKCHW"),
     "forward": ("states_BLE", "length_B", "weight_B", "advantage_B", "x0_BCHW", "noise_BTCHW", "sigma_BT"),
 }
+#: Whole numbers, read on the host.
+COUNTS = ("length_B", "group_B")
 OLD: Mapping[str, tuple[str, ...]] = {
     "transition": ("old_log_prob_BK", "old_mean_BKCHW"),
     "forward": ("old_velocity_BTCHW",),
@@ -60,6 +62,28 @@ def read_condition(micro: TensorDict) -> Condition:
 
 
 @dataclass(frozen=True)
+class ReferencePenalty:
+    """Penalty on the distance to the policy before RL: ``uae.u4g.reference_kl``."""
+
+    form: str = "exact"
+    coef: float = 0.0
+    """Weight, at least 0; of the best samples where there is a floor."""
+    floor: float | None = None
+    """Weight of the worst samples; None: that of the best."""
+    advantage_max: float = 1.0
+    """Advantage of the best, > 0; minus that of the worst. Read with a floor."""
+    guidance: float | None = None
+    """Of the reference; None: the plan's."""
+
+    def weight(self, advantage_B: Tensor) -> Tensor | float:
+        """Weight of each sample's penalty, shape (B,), or one for all."""
+        if self.floor is None:
+            return self.coef
+        reward_B = 0.5 + 0.5 * (advantage_B / self.advantage_max).clamp(-1.0, 1.0)
+        return self.floor + (self.coef - self.floor) * reward_B
+
+
+@dataclass(frozen=True)
 class DecoderBatch:
     """What :meth:`~verl_uae.engines.decoder.DecoderEngine.forward_backward_batch` is given, checked."""
 
@@ -69,12 +93,15 @@ class DecoderBatch:
     micro_batch_size: int
     total_weight: float
     """Sum of the weights of all ranks."""
-    kl_form: str
-    kl_coef: float
+    penalty: ReferencePenalty
     negative: Condition | None
     """Of the unconditional branch, one row."""
     replay_steps: int = 1
     """Places of a micro-batch that go through the model together, at least 1."""
+    norm_guard: float = 0.0
+    """Weight of the hinge on the velocity's length, at least 0; forward objectives."""
+    step_weights: tuple[float, ...] = ()
+    """Weight of the objective at each place; none: 1."""
     on_policy: bool = False
     """Whether these are the weights that sampled: old values are then those of the pass itself, and what sampling
     stored is only compared with them."""
@@ -101,9 +128,8 @@ class DecoderBatch:
         for start in range(0, self.rows, self.micro_batch_size):
             rows = slice(start, start + self.micro_batch_size)
             fields = {name: tensor[rows] for name, tensor in self.fields.items()}
-            # Lengths are read on the host.
             moved = {
-                name: tensor if name == "length_B" else tensor.to(device, non_blocking=True)
+                name: tensor if name in COUNTS else tensor.to(device, non_blocking=True)
                 for name, tensor in fields.items()
             }
             yield MicroBatch(self, moved, negative)
@@ -124,7 +150,7 @@ class MicroBatch:
         self.negative = negative
         self.valid_B = fields["weight_B"] > 0
         length_B = fields["length_B"]
-        floats = {name: tensor for name, tensor in fields.items() if name != "length_B"}
+        floats = {name: tensor for name, tensor in fields.items() if name not in COUNTS}
         self.fields = {name: blank(tensor, self.valid_B) for name, tensor in floats.items()}
         self.condition = Condition(self.fields["states_BLE"], tuple(length_B.tolist())).trimmed()
 
@@ -144,10 +170,13 @@ class MicroBatch:
         taken = self._step(k, velocity_BCHW)
         return taken.log_prob_B, taken.mean_BCHW
 
-    def inputs(self, k: int, velocity_BCHW: Tensor) -> TransitionInputs | ForwardInputs:
+    def inputs(
+        self, k: int, velocity_BCHW: Tensor, ref_velocity_BCHW: Tensor | None = None
+    ) -> TransitionInputs | ForwardInputs:
         """What an objective is given at place k. Blanked samples are their own old policy, on policy all are."""
         if self.batch.kind == "forward":
             x_BCHW, sigma_B = self.position(k)
+            means_BK = self.fields.get("group_mean_BK")
             return ForwardInputs(
                 velocity_BCHW=velocity_BCHW,
                 old_velocity_BCHW=self._old("old_velocity_BTCHW", k, velocity_BCHW),
@@ -156,6 +185,8 @@ class MicroBatch:
                 sigma_B=sigma_B,
                 noise_BCHW=self.fields["noise_BTCHW"][:, k],
                 advantage_B=self.fields["advantage_B"],
+                reference_velocity_BCHW=ref_velocity_BCHW,
+                group_mean_B=None if means_BK is None else means_BK[:, k],
             )
         plan, taken, index = self.batch.plan, self._step(k, velocity_BCHW), self.batch.plan.window[k]
         return TransitionInputs(
@@ -181,11 +212,11 @@ class MicroBatch:
         x_BCHW, sigma_B = self.position(k)
         if self.batch.kind == "forward":
             squared_B = (velocity_BCHW - ref_velocity_BCHW).square().flatten(1).mean(1)
-            return squared_B * sigma_B.square() if self.batch.kl_form == "x0" else squared_B
+            return squared_B * sigma_B.square() if self.batch.penalty.form == "x0" else squared_B
         plan, index = self.batch.plan, self.batch.plan.window[k]
         c = plan.coefficients(index)
         return reference_penalty(
-            self.batch.kl_form,  # type: ignore[arg-type]
+            self.batch.penalty.form,  # type: ignore[arg-type]
             transition_mean(c, x_BCHW, velocity_BCHW),
             transition_mean(c, x_BCHW, ref_velocity_BCHW),
             c.std,
@@ -225,6 +256,7 @@ def read_batch(data: TensorDict, *, with_old: bool = True) -> DecoderBatch:
     on_policy = with_old and bool(tu.get_non_tensor_data(data, "on_policy", False))
     # On policy the stored log-probabilities alone are looked at.
     names = INPUTS[kind] + (OLD[kind][: 1 if on_policy else None] if with_old else ())
+    names += ("group_B",) if "group_B" in data.keys() else ()
     missing = [name for name in names if name not in data.keys()]
     if missing:
         raise ValueError(f"a mini-batch of kind {kind!r} lacks {', '.join(missing)}")
@@ -232,17 +264,19 @@ def read_batch(data: TensorDict, *, with_old: bool = True) -> DecoderBatch:
     plan.check(_required(data, "plan_digest"))
     fields = {name: data[name] for name in names}
     for name, tensor in fields.items():
-        if tensor.dtype != torch.float32 and name not in ("states_BLE", "length_B"):
+        if tensor.dtype != torch.float32 and name not in ("states_BLE", *COUNTS):
             raise TypeError(f"{name} must be torch.float32, got {tensor.dtype}")
-    penalty = tu.get_non_tensor_data(data, "reference_kl", None) or {}
+    penalty = ReferencePenalty(**(tu.get_non_tensor_data(data, "reference_kl", None) or {}))
+    weigh = tu.get_non_tensor_data(data, "step_weights", "uniform")
     batch = DecoderBatch(
         kind=kind,
         plan=plan,
         fields=fields,
         micro_batch_size=int(_required(data, "micro_batch_size_per_gpu")),
         total_weight=float(_required(data, "total_weight")) if with_old else 0.0,
-        kl_form=str(penalty.get("form", "exact")),
-        kl_coef=float(penalty.get("coef", 0.0)),
+        penalty=penalty,
+        norm_guard=float(tu.get_non_tensor_data(data, "norm_guard", 0.0)),
+        step_weights=plan.noise_weights if weigh == "noise" else (),
         negative=tu.get_non_tensor_data(data, "negative", None),
         replay_steps=int(tu.get_non_tensor_data(data, "replay_steps", 1)),
         on_policy=on_policy,
@@ -263,8 +297,8 @@ def _check(batch: DecoderBatch) -> None:
     if batch.places < 1:
         raise ValueError("there is no step to train: the plan's window is empty")
     forms = PENALTY_FORMS if batch.kind == "transition" else FORWARD_FORMS
-    if batch.kl_coef != 0.0 and batch.kl_form not in forms:
-        raise ValueError(f"uae.u4g.reference_kl.form must be one of {', '.join(forms)}, got {batch.kl_form!r}")
+    if batch.penalty.coef != 0.0 and batch.penalty.form not in forms:
+        raise ValueError(f"uae.u4g.reference_kl.form must be one of {', '.join(forms)}, got {batch.penalty.form!r}")
 
 
 def _required(data: TensorDict, name: str) -> Any:

@@ -12,8 +12,7 @@ from omegaconf import DictConfig
 
 from verl_uae.estimate.models import dtype_of
 from verl_uae.estimate.work import Shards, Work, nbytes, without_adapters
-from verl_uae.flow.objective.registry import OBJECTIVES
-from verl_uae.stages.u4g.config import caption_writer
+from verl_uae.stages.u4g.config import caption_writer, chosen_objective, needs_reference
 
 #: Bytes of Adam's two moments, and of an fp32 gradient, of a number that trains.
 ADAM, GRADIENT = 8, 4
@@ -98,17 +97,21 @@ class Held:
 
     def shadows(self, shards: Shards) -> float:
         """Bytes of weight copies of the policy."""
-        u4g, train = self.uae.u4g, self.uae.train
+        train = self.uae.train
         copies = float(train.ema.decay > 0)
         if self.uae.stage in ("u4g", "unified"):
             copies += self.forward_process()
             adapters_are_all = train.lora.rank > 0 and not train.train_projector
-            copies += u4g.reference_kl.coef > 0 and not adapters_are_all
+            copies += needs_reference(self.config) and not adapters_are_all
         return 4 * copies * shards.own_trained
 
     def forward_process(self) -> bool:
         """Whether the objective is one of the forward process, which has an old policy."""
-        return OBJECTIVES.get(self.uae.u4g.objective.name, "uae.u4g.objective.name").kind == "forward"
+        return chosen_objective(self.config).objective.kind == "forward"
+
+    def group_figures(self) -> bool:
+        """Whether the objective compares the pictures of a group, which takes a pass of the current weights."""
+        return chosen_objective(self.config).grouped
 
     def policy(self, shards: Shards, *, backward: bool, state: bool) -> dict[str, float]:
         """Bytes of the decoder that trains while it computes.

@@ -28,7 +28,7 @@ from verl_uae.estimate.held import (
 from verl_uae.estimate.models import trained_parameters
 from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
 from verl_uae.stages.g4u.decoder_worker import MICRO_BATCHES
-from verl_uae.stages.u4g.config import by_servers
+from verl_uae.stages.u4g.config import by_servers, needs_reference
 
 #: GiB that a caption server needs beside weights and cache: activations of its profile run, graphs.
 ASSUMED_SERVER_ROOM_GIB = 3.0
@@ -396,15 +396,18 @@ class Phases(Held):
         found = []
         forward = self.work.velocity(micro, u4g.guidance, policy=True, places=together).times(passes.whole)
         reshard = bool(engine.reshard_after_forward)
-        held = {**beside, **self.policy(shards, backward=False, state=False), "activations": forward.peak}
+        held = {**beside, **self.policy(shards, backward=False, state=False)}
         # Of transitions all but those of the first update, whose own pass says them.
         later = (u4g.sampler == "replica" or together > 1) * (1 - 1 / updates)
-        for name, share in (
-            ("old velocities", 1.0 if self.forward_process() else later),
-            ("reference", float(u4g.reference_kl.coef > 0)),
+        scale = u4g.guidance if u4g.reference_kl.guidance is None else u4g.reference_kl.guidance
+        guided = self.work.velocity(micro, scale, policy=True, places=together).times(passes.whole)
+        for name, share, cost in (
+            ("old velocities", 1.0 if self.forward_process() else later, forward),
+            ("reference", float(needs_reference(self.config)), guided),
+            ("figures of the groups", float(self.group_figures()), forward),
         ):
             if share:
-                phase = Phase(name, forward.times(share), forward.total * share, held)
+                phase = Phase(name, cost.times(share), cost.total * share, {**held, "activations": cost.peak})
                 found.append(self._collective(phase, shards, share * passes.calls if reshard else 1, width))
         return [*found, self._decoder_update(passes, micro, shards, beside, u4g.guidance)]
 

@@ -114,6 +114,24 @@ def group_advantage(
     )
 
 
+def group_means(value_NK: Tensor, valid_N: Tensor, group_N: Tensor) -> dict[int, Tensor]:
+    """Mean of each column over the valid members of each group.
+
+    Args:
+        value_NK: numbers of N samples, K of each, any float; those of an invalid member may be anything, NaN included.
+        valid_N: which samples count, bool, shape (N,).
+        group_N: group of each sample, whole numbers, shape (N,).
+
+    Returns:
+        Group to its K means, fp64; 0 for a group without a valid member.
+    """
+    means = {}
+    for group in group_N.unique().tolist():
+        rows = value_NK[(group_N == group) & valid_N].double()
+        means[group] = rows.mean(0) if len(rows) else value_NK.new_zeros(value_NK.shape[1], dtype=torch.float64)
+    return means
+
+
 def _global_std(reward_N: Tensor, kept: list[list[int]]) -> Tensor | None:
     """Standard deviation of all members of the kept groups, in their order in the batch."""
     positions = sorted(position for group in kept for position in group)

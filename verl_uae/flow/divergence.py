@@ -88,5 +88,25 @@ def reference_penalty(
     return squared_B * sigma**2 if form == "x0" else squared_B
 
 
+def norm_excess(velocity_BCHW: Tensor, ref_velocity_BCHW: Tensor) -> Tensor:
+    """max(0, rms(v) - rms(v_ref)), root mean squares over the latent dimensions, in units of the velocity.
+
+    The hinge of NormGuard (arXiv 2606.27771): it acts only where the velocity has become longer than the reference's.
+    Length per dimension in place of the length itself, so that a weight means the same at every size of picture, and
+    the hinge not squared are our reading of its abstract, the one text of it at hand.
+
+    Args:
+        velocity_BCHW: of the policy, shape (B, C, H, W), any floating dtype; taken to fp32.
+        ref_velocity_BCHW: of the reference; detached.
+
+    Returns:
+        Shape (B,), at least 0, differentiable in the policy alone; where it is 0 the gradient is 0.
+    """
+    root = velocity_BCHW[0].numel() ** 0.5
+    length_B = torch.linalg.vector_norm(_wide(velocity_BCHW).flatten(1), dim=1)
+    ref_length_B = torch.linalg.vector_norm(_wide(ref_velocity_BCHW.detach()).flatten(1), dim=1)
+    return torch.relu((length_B - ref_length_B) / root)
+
+
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

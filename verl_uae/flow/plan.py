@@ -182,6 +182,16 @@ class SamplingPlan:
         return coefficients(kernel, self.sigmas[index], self.sigmas[index + 1], self.noise_level, self.sigmas[1])
 
     @property
+    def noise_weights(self) -> tuple[float, ...]:
+        """Weight of each window step in proportion to its standard deviation, their mean 1.
+
+        TempFlow-GRPO (arXiv 2508.04324) weighs a step by s sqrt(D), the standard deviation of a ``flow_sde`` step; its
+        code multiplies by 2.25, which makes the mean 1 over the nine trained steps of its table.
+        """
+        stds = [self.coefficients(index).std for index in self.window]
+        return tuple(std * len(stds) / math.fsum(stds) for std in stds)
+
+    @property
     def digest(self) -> str:
         """Sixteen hex digits that identify all fields bit for bit."""
         text = json.dumps({name: _exact(value) for name, value in asdict(self).items()}, sort_keys=True)

@@ -58,10 +58,11 @@ def awm(
     see the same noise and level. r = exp(l - l_old), A' = clip(A / advantage_max, -1, 1), and the loss is
     max(-A' r, -A' clip(r, 1 - clip_low, 1 + clip_high)) + old_kl mean_D((v - v_old)^2).
 
-    The defaults are those of the authors' code (``scxue/advantage_weighted_matching``, its three tasks): ``ghuber`` with
-    power 0.25, A cut at 5 and divided by it, clip 1, which never acts near the old policy, and 1 times the distance to
-    an average of the policy. That average, which also draws the samples in the code's off-policy setting, is the old
-    policy here. The paper's own weight w = m is ``uniform``. At v = v_old, r = 1 and the gradient is -A' dl/dv.
+    The defaults are those of the authors' code (``scxue/advantage_weighted_matching``, its three tasks): ``ghuber``
+    with power 0.25, A cut at 5 and divided by it, clip 1, which never acts near the old policy, and 1 times the
+    distance to an average of the policy. That average, which also draws the samples in the code's off-policy setting,
+    is the old policy here. The paper's own weight w = m is ``uniform``. At v = v_old, r = 1 and the gradient is
+    -A' dl/dv.
 
     Args:
         velocity_BCHW: of the current policy, any floating dtype; cast to that of the latents.

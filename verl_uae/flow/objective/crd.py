@@ -73,9 +73,9 @@ def crd(
 
     The paper's code could not be read; form, scale and defaults are those of its port in Flow-Factory: squared error,
     uniform weights in the group, the implicit reward of each policy divided by its own error (its ``adaptive_logp``),
-    beta 1, advantages cut at 5. There the policy that samples, the old one and the reference are three; here the current
-    weights sample (``uae.u4g.objective.draw_from=current``), the old policy follows, and the reference is that of
-    ``uae.u4g.reference_kl``, whose ``guidance`` and ``floor`` are CRD's guided teacher and reward-adaptive weight.
+    beta 1, advantages cut at 5. There the policy that samples, the old one and the reference are three; here the
+    current weights sample (``uae.u4g.objective.draw_from=current``), the old policy follows, and the reference is that
+    of ``uae.u4g.reference_kl``, whose ``guidance`` and ``floor`` are CRD's guided teacher and reward-adaptive weight.
 
     Args:
         velocity_BCHW: of the current policy, any floating dtype; cast to that of the latents.

@@ -72,9 +72,9 @@ def dgpo(
     """w A L with w = sigmoid(beta mean_group(A (L - L_ref))) (DGPO, Luo et al. 2025, arXiv 2510.08425).
 
     L = mean_D((v - (eps - x_0))^2), and w is a constant of the group. Over a group the gradient is that of
-    -log sigmoid(-beta mean(A (L - L_ref))) / beta: the advantages sum to 0 in a group, which cancels the partition
-    function, provided that its members share noise and level (``uae.u4g.objective.share=noise``). A group that prefers
-    its good samples enough already has w near 0 and rests.
+    -log sigmoid(-beta mean(A (L - L_ref))) / beta: the advantages of a group sum to 0, which cancels the partition
+    function. Its members share noise and level (``uae.u4g.objective.share=noise``), so that their losses compare. A
+    group that prefers its good samples enough already has w near 0 and rests.
 
     As in the authors' code (``Luo-Yihong/DGPO``), and not in the paper's first version, a sample whose
     exp(L_old - L) has left its room in the advantage's direction has no gradient. Its settings without guidance are the

@@ -16,6 +16,7 @@ from verl_uae.flow.matching import require_wide, self_normalised
 from verl_uae.flow.objective.registry import check_number, register_objective
 from verl_uae.flow.objective.types import ObjectiveOutput
 
+
 def check_nft(params: Mapping[str, Any]) -> None:
     """Refuse beta outside (0, 1] and an advantage_max that is not positive.
 

@@ -244,7 +244,7 @@ def check_number(
     at_most: float = math.inf,
     at_least: float | None = None,
 ) -> None:
-    """Refuse a parameter that is not a finite number in (above, at_most], or in [at_least, at_most] where that is given.
+    """Refuse a parameter that is not a finite number in (above, at_most], or in [at_least, at_most] if that is given.
 
     Raises:
         ConfigError: with the parameter's key.
@@ -293,9 +293,7 @@ def _read_signature(function: Function, where: str) -> tuple[Kind, tuple[str, ..
     return fitting[0], tuple(needs), defaults
 
 
-def _check_group(
-    group: GroupFigure | None, needs: Sequence[str], defaults: Mapping[str, Any], where: str
-) -> None:
+def _check_group(group: GroupFigure | None, needs: Sequence[str], defaults: Mapping[str, Any], where: str) -> None:
     if (group is not None) != ("group_mean_B" in needs):
         raise TypeError(f"{where}: takes group_mean_B exactly where it is registered with a group figure")
     if group is None:

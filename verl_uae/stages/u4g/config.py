@@ -3,14 +3,15 @@
 """``uae.u4g``: the decoder as a policy (stages u4g and unified).
 
 Sources: "Flow-GRPO" is arXiv 2505.05470, "Fast" the later setting of its authors' code, "CPS" 2509.05952, "MixGRPO"
-2507.21802, "Guard" 2510.22319, "Flow-DPPO" 2606.11025, "DiffusionNFT" 2509.16117.
+2507.21802, "Guard" 2510.22319, "Flow-DPPO" 2606.11025, "DiffusionNFT" 2509.16117, "AWM" 2509.25050, "DGPO" 2510.08425,
+"CRD" 2603.14128, "NormGuard" 2606.27771, "TempFlow" 2508.04324.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,13 +22,16 @@ from verl_uae.flow.config import FORWARD_FORMS, KERNELS, PENALTY_FORMS, STDS, TA
 from verl_uae.settings import DTYPES, key
 from verl_uae.stages.common.config import validate_training
 
+if TYPE_CHECKING:
+    from verl_uae.flow.objective.registry import BoundObjective
+
 
 @dataclass
 class ObjectiveConfig:
     """``uae.u4g.objective``: the loss of the decoder policy."""
 
     name: str = "dppo"
-    """Registered objective: flow_grpo, dppo, grpo_guard, nft, or one of your own."""
+    """Registered objective: flow_grpo, dppo, grpo_guard, nft, awm, dgpo, crd, or one of your own."""
 
     path: str | None = None
     """Python file that registers the objective, for your own."""
@@ -36,11 +40,26 @@ class ObjectiveConfig:
     """Keyword arguments of the objective; the presets ``decoder/objective`` set them."""
 
     num_sigmas: int = key(2, at_least=1)
-    """Forward-process objectives (nft): noise levels drawn per picture and update, at least 1. Our choice."""
+    """Forward-process objectives (nft, awm, dgpo, crd): noise levels drawn per picture and update, at least 1. Our
+    choice; AWM: 6, DGPO: 4."""
+
+    share: str = key("none", choices=("none", "levels", "noise"))
+    """Forward-process objectives: what the members of a group share. none: every picture has noise levels and noise of
+    its own. levels: the group has one set of levels. noise: one set of levels and of noises (DGPO). Objectives that
+    compare a group's losses (dgpo, crd) need levels or noise."""
 
     old_decay: float = key(0.9, at_least=0, below=1, why="the old policy would never move")
-    """Forward-process objectives (nft): decay of the old policy towards the current one, after every rollout, in
-    [0, 1); 0 is strictly on policy. Our choice within the schedules of DiffusionNFT (0 up to 0.5 or 0.999)."""
+    """Forward-process objectives (nft, awm, dgpo, crd): decay of the old policy towards the current one, after every
+    rollout, in [0, 1); 0 is strictly on policy. Our choice within the schedules of DiffusionNFT (0 up to 0.5 or 0.999);
+    AWM and DGPO: up to 0.3."""
+
+    draw_from: str = key("old", choices=("old", "current"))
+    """Forward-process objectives: which weights draw the pictures. old: the old policy (DiffusionNFT). current: the
+    weights that train, while the old policy is what they are compared with (DGPO, CRD)."""
+
+    norm_guard: float = key(0.0, at_least=0)
+    """Forward-process objectives: weight of max(0, rms(v) - rms(v_ref)), a hinge on velocities longer than those of the
+    policy before RL, at least 0; 0 is off. NormGuard; no published weight was found."""
 
 
 @dataclass
@@ -48,11 +67,19 @@ class ReferenceKLConfig:
     """``uae.u4g.reference_kl``: penalty on the distance to the policy before RL."""
 
     coef: float = key(0.0, at_least=0)
-    """Weight of the penalty, at least 0; 0 switches it off and keeps no reference. Fast: 0 with a window."""
+    """Weight of the penalty, at least 0; 0 switches it off. Fast: 0 with a window; AWM: 0.003; CRD: 0.1."""
 
     form: str = key("exact", choices=PENALTY_FORMS)
     """exact: KL of the transitions per latent dimension. flow_grpo: without the step size, as its code has it.
     velocity: mean squared difference of velocities. x0: of the predicted pictures."""
+
+    floor: float | None = key(None, at_least=0)
+    """Weight of the penalty for a picture whose advantage is -uae.u4g.advantage.clamp, at least 0 and at most ``coef``,
+    which is that at +clamp; linear between. null: ``coef`` for all. CRD: 1e-4."""
+
+    guidance: float | None = key(None, at_least=1)
+    """Classifier-free guidance of the reference, at least 1; null: uae.u4g.guidance. CRD: 4.5, so that what is trained
+    without guidance is anchored to what is drawn with it."""
 
 
 @dataclass
@@ -145,6 +172,10 @@ class U4GConfig:
     velocity. replica: an unsharded copy on every rank, where memory holds the whole MM-DiT; old log-probabilities are
     then the trained module's, as with ``replay_steps`` above 1, so that the ratio still starts at 1. Our choice."""
 
+    step_weights: str = key("uniform", choices=("uniform", "noise"))
+    """Weight of the objective at each step of the window. uniform: 1. noise: in proportion to the step's standard
+    deviation, with mean 1 over the window (TempFlow); for objectives on transitions."""
+
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     reference_kl: ReferenceKLConfig = field(default_factory=ReferenceKLConfig)
@@ -206,13 +237,30 @@ def validate_engine(config: DictConfig) -> None:
         )
 
 
-def _validate_objective(config: DictConfig) -> None:
+def chosen_objective(config: DictConfig) -> BoundObjective:
+    """The objective of ``uae.u4g.objective`` with its parameters.
+
+    Raises:
+        ConfigError: of :func:`verl_uae.flow.objective.bind_objective`.
+    """
     # Imported here: the schema is needed in places that must not pay for torch.
     from verl_uae.flow.objective import bind_objective
 
+    settings = config.uae.u4g.objective
+    params: Any = OmegaConf.to_container(settings.params, resolve=True)
+    return bind_objective(settings.name, params, settings.path, kernel=config.uae.u4g.kernel)
+
+
+def needs_reference(config: DictConfig) -> bool:
+    """Whether an update asks the policy before RL for its velocities."""
     u4g = config.uae.u4g
-    params: Any = OmegaConf.to_container(u4g.objective.params, resolve=True)
-    bound = bind_objective(u4g.objective.name, params, u4g.objective.path, kernel=u4g.kernel)
+    asked = "reference_velocity_BCHW" in chosen_objective(config).needs
+    return bool(u4g.reference_kl.coef > 0 or u4g.objective.norm_guard > 0 or asked)
+
+
+def _validate_objective(config: DictConfig) -> None:
+    u4g = config.uae.u4g
+    bound = chosen_objective(config)
     forward = bound.objective.kind == "forward"
     if forward != (u4g.kernel == "ode"):
         why = "is trained on ODE samples; use ode" if forward else "needs stochastic steps, ode has none"
@@ -223,6 +271,42 @@ def _validate_objective(config: DictConfig) -> None:
         raise ConfigError(
             "uae.u4g.reference_kl.form", f"a forward-process objective takes {' or '.join(FORWARD_FORMS)}"
         )
+    if not forward and u4g.objective.norm_guard > 0:
+        raise ConfigError("uae.u4g.objective.norm_guard", f"{u4g.objective.name} is not on the forward process; use 0")
+    if forward and u4g.step_weights != "uniform":
+        raise ConfigError("uae.u4g.step_weights", f"{u4g.objective.name} trains no steps of a window; use uniform")
+    if bound.grouped:
+        _validate_groups(config)
+    _validate_floor(config)
+
+
+def _validate_groups(config: DictConfig) -> None:
+    """An objective that compares the losses of a group needs losses that compare, and a group."""
+    u4g = config.uae.u4g
+    if u4g.objective.share == "none":
+        raise ConfigError(
+            "uae.u4g.objective.share",
+            f"{u4g.objective.name} compares the losses of a group, which would differ by their noise levels: use levels "
+            "or noise",
+        )
+    if u4g.samples_per_caption // u4g.updates_per_rollout < 2:
+        raise ConfigError(
+            "uae.u4g.updates_per_rollout",
+            f"{u4g.updates_per_rollout} updates leave one of {u4g.samples_per_caption} samples of a group in each, and "
+            f"{u4g.objective.name} compares them",
+        )
+
+
+def _validate_floor(config: DictConfig) -> None:
+    penalty, clamp = config.uae.u4g.reference_kl, config.uae.u4g.advantage.clamp
+    if penalty.floor is None:
+        return
+    if penalty.floor > penalty.coef:
+        message = f"{penalty.floor} is above uae.u4g.reference_kl.coef={penalty.coef}"
+        raise ConfigError("uae.u4g.reference_kl.floor", message)
+    if clamp is None:
+        message = "needs uae.u4g.advantage.clamp, the advantage of the best picture, which is null"
+        raise ConfigError("uae.u4g.reference_kl.floor", message)
 
 
 def _validate_servers(config: DictConfig) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from torch import Tensor, nn
 from verl.single_controller.base.decorator import Dispatch, register
@@ -31,8 +31,6 @@ from verl_uae.engines.update_metrics import SAMPLER_DIFFERENCE, is_left_out
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.config import WindowConfig
 from verl_uae.flow.matching import draw_sigmas
-from verl_uae.flow.objective import bind_objective
-from verl_uae.flow.objective.registry import BoundObjective
 from verl_uae.flow.plan import SamplingPlan, make_plan
 from verl_uae.reward.step import has_groupwise
 from verl_uae.seeding import generator, normal
@@ -40,7 +38,7 @@ from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, de
 from verl_uae.stages.common.captions import CaptionSettings, FrozenCaptioner, Messages, PromptSettings
 from verl_uae.stages.common.conditioner_sync import SyncedConditioner, TakesCaptioner
 from verl_uae.stages.common.worker import DecoderTrainingWorker
-from verl_uae.stages.u4g.config import caption_writer
+from verl_uae.stages.u4g.config import caption_writer, chosen_objective, needs_reference
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -48,13 +46,6 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: Weight copy of the engine: the policy that sampled.
 OLD = "old"
-
-
-def objective(config: DictConfig) -> BoundObjective:
-    """The objective of ``uae.u4g.objective``."""
-    settings = config.uae.u4g.objective
-    params: Any = OmegaConf.to_container(settings.params, resolve=True)
-    return bind_objective(settings.name, params, settings.path, kernel=config.uae.u4g.kernel)
 
 
 def worker_config(config: DictConfig, total_steps: int) -> TrainingWorkerConfig:
@@ -65,9 +56,9 @@ def worker_config(config: DictConfig, total_steps: int) -> TrainingWorkerConfig:
         total_steps: policy steps of the run, for the learning-rate schedule.
     """
     shadows = [EMA] if config.uae.train.ema.decay > 0 else []
-    if objective(config).objective.kind == "forward":
+    if chosen_objective(config).objective.kind == "forward":
         shadows.append(OLD)
-    reference = config.uae.u4g.reference_kl.coef > 0
+    reference = needs_reference(config)
     return training_worker_config(config, total_steps, MODEL_TYPE, shadows=shadows, keep_reference=reference)
 
 
@@ -177,13 +168,27 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
 
     def __init__(self, config: DictConfig, total_steps: int) -> None:
         super().__init__(config, worker_config(config, total_steps))
-        self.objective = objective(config)
+        self.objective = chosen_objective(config)
         self._rollout: tuple[Layout, SamplingPlan, int, Sequence[Sample], Drawn] | None = None
 
     @property
     def _forward(self) -> bool:
         """Whether the objective is on the forward process."""
         return self.objective.objective.kind == "forward"
+
+    @property
+    def _drawing(self) -> str | None:
+        """Weight copy that draws; None for the current weights."""
+        return OLD if self._forward and self.run.uae.u4g.objective.draw_from == "old" else None
+
+    @property
+    def _reference_guidance(self) -> float:
+        u4g = self.run.uae.u4g
+        return float(u4g.guidance if u4g.reference_kl.guidance is None else u4g.reference_kl.guidance)
+
+    def _unconditional(self) -> Condition:
+        """Condition of the unconditional branch, one row."""
+        return self.painter.conditions.negative(self.run.uae.decoder.negative_prompt)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
@@ -222,7 +227,10 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
             self.named(samples[number // layout.members], step, number % layout.members, want_reconstruction=keep)
             for number in layout.of_rank(self.rank)
         ]
-        with self._frozen_on_device(), self.engine.eval_mode(), self._weights(OLD if self._forward else None):
+        with self._frozen_on_device(), self.engine.eval_mode(), self._weights(self._drawing):
+            if self._reference_guidance != 1.0:
+                # Kept from here on: the update asks for it when what encodes it may be on the host.
+                self._unconditional()
             drawn = self.painter.draw(self._field(), chosen, draws, collective=True)
         self._rollout = (layout, chosen, step, samples, drawn)
         return drawn.outcomes, drawn.seconds
@@ -297,31 +305,46 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
             fields["x0_BCHW"] = trajectory.final_BCHW[rows]
             names = [(samples[n // layout.members].caption.digest, n % layout.members) for n in numbers]
             fields |= self._forward_draws(names, plan, step)
+            if self.objective.grouped:
+                fields["group_B"] = torch.tensor([number // layout.members for number in numbers])
         else:
             for field, source in _KEPT.items():
                 fields[field] = getattr(trajectory, source)[rows]
         data = TensorDict(fields, batch_size=len(numbers))
-        kl = self.run.uae.u4g.reference_kl
+        u4g = self.run.uae.u4g
+        kl = u4g.reference_kl
         tu.assign_non_tensor(
             data,
             plan=plan.to_dict(),
             plan_digest=plan.digest,
             micro_batch_size_per_gpu=self.run.uae.train.micro_batch_size,
-            reference_kl={"form": kl.form, "coef": float(kl.coef)},
+            reference_kl={
+                "form": kl.form,
+                "coef": float(kl.coef),
+                "floor": kl.floor,
+                "advantage_max": float(u4g.advantage.clamp or 1.0),
+                "guidance": kl.guidance,
+            },
+            norm_guard=float(u4g.objective.norm_guard),
+            step_weights=u4g.step_weights,
             replay_steps=self._replayed(plan),
         )
-        if plan.guidance != 1.0:
-            tu.assign_non_tensor(data, negative=self.painter.conditions.negative(self.run.uae.decoder.negative_prompt))
+        if plan.guidance != 1.0 or self._reference_guidance != 1.0:
+            tu.assign_non_tensor(data, negative=self._unconditional())
         return data
 
     def _forward_draws(self, names: Sequence[tuple[str, int]], plan: SamplingPlan, step: int) -> dict[str, Tensor]:
-        """Fresh noise and noise levels of forward-process objectives, by name."""
-        seed, count = self.run.uae.seed, self.run.uae.u4g.objective.num_sigmas
+        """Fresh noise and noise levels of forward-process objectives, by name: of a picture, or of its group."""
+        seed, settings = self.run.uae.seed, self.run.uae.u4g.objective
+        count = settings.num_sigmas
         shape = (count, *self.painter.settings.latent_shape)
+        groups = [name[:1] for name in names]
+        of_noise = groups if settings.share == "noise" else names
+        of_levels = names if settings.share == "none" else groups
         return {
-            "noise_BTCHW": torch.stack([normal(shape, seed, "u4g forward noise", step, *name) for name in names]),
+            "noise_BTCHW": torch.stack([normal(shape, seed, "u4g forward noise", step, *name) for name in of_noise]),
             "sigma_BT": torch.stack(
-                [draw_sigmas(plan.sigmas, count, generator(seed, "u4g sigma", step, *name)) for name in names]
+                [draw_sigmas(plan.sigmas, count, generator(seed, "u4g sigma", step, *name)) for name in of_levels]
             ),
         }
 

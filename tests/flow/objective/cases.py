@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,14 @@ RUNS = [
     ("flow_grpo", {}, ("flow_sde", "cps", "dance")),
     *(("dppo", {"direction": direction}, ("flow_sde", "cps", "dance")) for direction in ("ratio", "exact", "debiased")),
     ("grpo_guard", {}, ("flow_sde",)),
+]
+#: Every way to run a forward objective.
+FORWARD_RUNS = [
+    ("nft", {}),
+    *(("awm", {"weighting": each}) for each in ("uniform", "sigma", "sigma_squared", "huber", "ghuber")),
+    ("dgpo", {"reference": "old"}),
+    ("dgpo", {"reference": "base", "beta": 100.0}),
+    ("crd", {}),
 ]
 
 
@@ -68,13 +76,25 @@ class Transitions:
 
 
 def forward_inputs(batch: int = 8, change: float = 0.3, seed: int = 0, dtype: torch.dtype = torch.float64):
-    """Noised results with the velocities of an old policy and of one that differs by ``change``."""
+    """Noised results with the velocities of an old policy, of one that differs by ``change``, and of a reference."""
     generator = torch.Generator().manual_seed(seed)
     x0, noise, old, delta = torch.randn(4, batch, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
     sigma = torch.linspace(0.2, 0.9, batch, dtype=dtype)
     velocity = (old + change * delta).requires_grad_()
     advantage = torch.linspace(-6.0, 6.0, batch, dtype=dtype)
-    return ForwardInputs(velocity, old, x0, forward_noise(x0, noise, sigma), sigma, noise, advantage)
+    reference = torch.randn(batch, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
+    mean = torch.zeros(batch, dtype=dtype)
+    return ForwardInputs(velocity, old, x0, forward_noise(x0, noise, sigma), sigma, noise, advantage, reference, mean)
+
+
+def with_group_means(objective, inputs: ForwardInputs, group: Sequence[int]) -> ForwardInputs:
+    """The inputs with the means of the objective's figure over the groups, where it has one."""
+    if not objective.grouped:
+        return inputs
+    figure = objective.group_figure(inputs).tolist()
+    members = {name: [value for value, other in zip(figure, group, strict=True) if other == name] for name in group}
+    means = [sum(members[name]) / len(members[name]) for name in group]
+    return dataclasses.replace(inputs, group_mean_B=torch.tensor(means, dtype=inputs.advantage_B.dtype))
 
 
 def rows(inputs, positions: Tensor):

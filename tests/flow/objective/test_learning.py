@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.flow.objective.cases import with_group_means
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.flow.matching import draw_sigmas, forward_noise
 from verl_uae.flow.objective import ForwardInputs, TransitionInputs, bind_objective
@@ -80,11 +81,13 @@ class Learner:
 
     def forward(self, drawn, old, advantage: Tensor) -> list[Tensor]:
         sigma = torch.cat([draw_sigmas(self.plan.sigmas, 1, self.generator) for _ in range(BATCH)])
+        if self.objective.grouped:
+            sigma = sigma[:1].expand(BATCH)
         noise = self.normal()
         x_sigma = forward_noise(drawn.final_BCHW, noise, sigma)
         velocity, old_velocity = _velocity(self.offset)(x_sigma, sigma), old(x_sigma, sigma)
         inputs = ForwardInputs(velocity, old_velocity, drawn.final_BCHW, x_sigma, sigma, noise, advantage)
-        return [self.objective(inputs).loss_B.mean()]
+        return [self.objective(with_group_means(self.objective, inputs, [0] * BATCH)).loss_B.mean()]
 
 
 CPS = SamplingPlan(SIGMAS, "cps", 0.8, (0, 1, 2))
@@ -98,6 +101,11 @@ RUNS = [
     ("grpo_guard", {"clip_low": 0.002, "clip_high": 0.002}, FLOW_SDE),
     ("nft", {}, dataclasses.replace(CPS, window=())),
     ("nft", {"beta": 0.3}, dataclasses.replace(CPS, window=())),
+    ("awm", {}, dataclasses.replace(CPS, window=())),
+    ("awm", {"weighting": "uniform"}, dataclasses.replace(CPS, window=())),
+    # The ratio's clip is for many dimensions too.
+    ("dgpo", {"beta": 100.0, "clip_low": 0.1, "clip_high": 0.1}, dataclasses.replace(CPS, window=())),
+    ("crd", {}, dataclasses.replace(CPS, window=())),
 ]
 
 

@@ -27,12 +27,25 @@ def _mine(log_prob_B, advantage_B, *, scale=1.0):
 
 
 def test_published_defaults() -> None:
-    assert OBJECTIVES.names() == ["dppo", "flow_grpo", "grpo_guard", "nft"]
+    assert OBJECTIVES.names() == ["awm", "crd", "dgpo", "dppo", "flow_grpo", "grpo_guard", "nft"]
     assert get_objective("flow_grpo").defaults == {"clip_low": 1e-4, "clip_high": 1e-4}
     assert get_objective("dppo").defaults == {"threshold": 5e-6, "direction": "ratio"}
     assert get_objective("grpo_guard").defaults == {"clip_low": 2e-6, "clip_high": 2e-6}
     assert get_objective("nft").defaults == {"beta": 1.0, "advantage_max": 5.0}
+    assert get_objective("awm").defaults == {
+        "weighting": "ghuber",
+        "power": 0.25,
+        "clip_low": 1.0,
+        "clip_high": 1.0,
+        "advantage_max": 5.0,
+        "old_kl": 1.0,
+    }
+    assert get_objective("dgpo").defaults == {"beta": 2e3, "clip_low": 1e-3, "clip_high": 1e-3, "reference": "old"}
+    assert get_objective("crd").defaults == {"beta": 1.0, "advantage_max": 5.0}
     assert {name: get_objective(name).kind for name in OBJECTIVES.names()} == {
+        "awm": "forward",
+        "crd": "forward",
+        "dgpo": "forward",
         "dppo": "transition",
         "flow_grpo": "transition",
         "grpo_guard": "transition",
@@ -56,8 +69,8 @@ def test_a_registered_function_gets_its_inputs_and_parameters() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "key", "message"),
     [
-        ("dpo", {}, "name", r"unknown objective 'dpo'. Did you mean 'dppo'\? Known: dppo, flow_grpo, grpo_guard, nft"),
-        ("zzz", {}, "name", r"unknown objective 'zzz'. Known: dppo"),
+        ("dpo", {}, "name", r"unknown objective 'dpo'. Did you mean 'dppo'\? Known: awm, crd, dgpo, dppo"),
+        ("zzz", {}, "name", r"unknown objective 'zzz'. Known: awm"),
         ("dppo", {"treshold": 1.0}, "params.treshold", r"Did you mean 'threshold'\? Known: direction, threshold"),
         ("nft", {"clip_low": 1.0}, "params.clip_low", r"unknown parameter of 'nft'. Known: advantage_max, beta"),
     ],
@@ -117,7 +130,7 @@ def _no_kind(advantage_B, *, scale=1.0):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (_without_default, "scale is no input, and a parameter has a default value. Known: advantage_B, kernel"),
+        (_without_default, "scale is no input, and a parameter has a default value. Known: advantage_B, group_mean_B"),
         (_misspelt, r"advantage is no input, .* Did you mean 'advantage_B'\?"),
         (_variadic, r"cannot be called with \*\*rest by keyword"),
         (_by_position, "cannot be called with log_prob_B by keyword"),
@@ -151,6 +164,56 @@ def test_a_package_publishes_an_objective(tmp_path: Path, monkeypatch: pytest.Mo
         get_objective("plain")
     # By path, as any module.
     assert load_objective("pkg://uae_test_objectives", "published") is get_objective("published")
+
+
+def _figure(velocity_BCHW, advantage_B, scale):
+    return scale * advantage_B * velocity_BCHW.flatten(1).mean(1)
+
+
+def _of_group(velocity_BCHW, advantage_B, group_mean_B, *, scale=2.0):
+    return ObjectiveOutput(velocity_BCHW.flatten(1).mean(1) - group_mean_B)
+
+
+def test_a_figure_of_the_group_gets_inputs_and_parameters_and_no_gradient() -> None:
+    register_objective("mine", group=_figure)(_of_group)
+    inputs, bound = forward_inputs(), bind_objective("mine", {"scale": 3.0})
+    found = bound.group_figure(inputs)
+    assert bound.grouped and not bind_objective("nft").grouped and not found.requires_grad
+    assert torch.equal(found, _figure(inputs.velocity_BCHW, inputs.advantage_B, 3.0).detach())
+    with pytest.raises(ValueError, match="'nft' has no figure of its group"):
+        bind_objective("nft").group_figure(inputs)
+    with pytest.raises(ValueError, match="'mine' needs group_mean_B, which is None"):
+        bound(dataclasses.replace(inputs, group_mean_B=None))
+
+
+@pytest.mark.parametrize(
+    ("function", "group", "message"),
+    [
+        (_of_group, None, "takes group_mean_B exactly where it is registered with a group figure"),
+        (_mine, _figure, "takes group_mean_B exactly where it is registered with a group figure"),
+        (_of_group, lambda velocity, scale: None, r"velocity of its group figure is no input .* Did you mean"),
+        (_of_group, lambda group_mean_B: None, "group_mean_B of its group figure is no input and no parameter"),
+    ],
+)
+def test_a_wrong_figure_of_the_group_is_refused_at_registration(function, group, message) -> None:
+    with pytest.raises(TypeError, match=message):
+        register_objective("mine", group=group)(function)
+    assert "mine" not in OBJECTIVES.names()
+
+
+def test_an_averaged_figure_of_the_group_is_refused() -> None:
+    register_objective("mine", group=lambda advantage_B: advantage_B.mean())(_of_group)
+    with pytest.raises(ValueError, match=r"group figure must have shape \(8,\), got \(\)"):
+        bind_objective("mine").group_figure(forward_inputs())
+
+
+def test_what_a_choice_of_parameters_does_not_read_is_not_needed() -> None:
+    old, base = (bind_objective("dgpo", {"reference": each}) for each in ("old", "base"))
+    assert set(base.needs) - set(old.needs) == {"reference_velocity_BCHW"}
+    without = dataclasses.replace(forward_inputs(), reference_velocity_BCHW=None)
+    assert old(without).loss_B.isfinite().all()
+    with pytest.raises(ValueError, match="'dgpo' needs reference_velocity_BCHW, which is None"):
+        base(without)
 
 
 def test_inputs_of_the_other_kind_are_refused() -> None:

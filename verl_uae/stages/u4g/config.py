@@ -286,8 +286,8 @@ def _validate_groups(config: DictConfig) -> None:
     if u4g.objective.share == "none":
         raise ConfigError(
             "uae.u4g.objective.share",
-            f"{u4g.objective.name} compares the losses of a group, which would differ by their noise levels: use levels "
-            "or noise",
+            f"{u4g.objective.name} compares the losses of a group, which would differ by their noise levels: use "
+            "levels or noise",
         )
     if u4g.samples_per_caption // u4g.updates_per_rollout < 2:
         raise ConfigError(

@@ -255,11 +255,12 @@ def _policy_metric_names() -> set[str]:
 
     case = Transitions()
     inputs = case(case.old_velocity)
-    figures = {"ratio", "log_prob_difference", "k", "velocity_rms", "loss", "reference_kl"}
+    figures = {"ratio", "log_prob_difference", "k", "velocity_rms", "loss", "reference_kl", "norm_excess"}
     with torch.no_grad():
         for objective in ("flow_grpo", "dppo", "grpo_guard"):
             figures |= set(bind_objective(objective)(inputs).metrics)
-        figures |= set(bind_objective("nft")(forward_inputs()).metrics)
+        for objective in ("nft", "awm", "dgpo", "crd"):
+            figures |= set(bind_objective(objective)(forward_inputs()).metrics)
     names = {f"train/{figure}/{statistic}" for figure in figures for statistic in STATISTICS.get(figure, ("mean",))}
     for module in ("u4g/step", "u4g/trainer", "unified/trainer"):
         source = (ROOT / "verl_uae" / "stages" / f"{module}.py").read_text(encoding="utf-8")

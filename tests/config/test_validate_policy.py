@@ -22,6 +22,7 @@ PRESETS = sorted({path.stem for name, path in yaml_files().items() if name.start
 P = "uae.u4g"
 T = "uae.train"
 NFT = f"{P}.kernel=ode {P}.objective.name=nft"
+GROUPED = f"{P}.kernel=ode {P}.objective.name=dgpo {P}.objective.share=noise"
 
 #: overrides, key that is named, part of the message
 IMPOSSIBLE = [
@@ -48,6 +49,24 @@ IMPOSSIBLE = [
     (f"{P}.objective.name=nft", f"{P}.kernel", "is trained on ODE samples"),
     ("NFT uae.u4g.objective.num_sigmas=10", f"{P}.objective.num_sigmas", "10 steps"),
     ("NFT uae.u4g.reference_kl={coef: 1, form: exact}", f"{P}.reference_kl.form", "takes velocity or x0"),
+    (f"{P}.objective.norm_guard=0.1", f"{P}.objective.norm_guard", "dppo is not on the forward process; use 0"),
+    (f"NFT {P}.objective.norm_guard=-1", f"{P}.objective.norm_guard", "at least 0, got -1"),
+    (f"NFT {P}.step_weights=noise", f"{P}.step_weights", "nft trains no steps of a window"),
+    (f"NFT {P}.objective.draw_from=ema", f"{P}.objective.draw_from", "one of old, current"),
+    (f"{P}.kernel=ode {P}.objective.name=crd", f"{P}.objective.share", "crd compares the losses of a group"),
+    (
+        f"{GROUPED} {P}.updates_per_rollout=8 {T}.micro_batch_size=8",
+        f"{P}.updates_per_rollout",
+        "8 updates leave one of 8 samples of a group",
+    ),
+    (f"{P}.objective.name=awm {P}.objective.share=noise", f"{P}.kernel", "is trained on ODE samples"),
+    (
+        f"{P}.reference_kl={{coef: 0.1, floor: 0.2}}",
+        f"{P}.reference_kl.floor",
+        "0.2 is above uae.u4g.reference_kl.coef=0.1",
+    ),
+    (f"{P}.reference_kl={{coef: 0.1, floor: 0.01}} {P}.advantage.clamp=null", f"{P}.reference_kl.floor", "clamp"),
+    (f"{P}.reference_kl.guidance=0.5", f"{P}.reference_kl.guidance", "at least 1, got 0.5"),
     (f"{P}.window.size=6", f"{P}.window", "no window of size 6"),
     (f"{P}.window.low=8", f"{P}.window", "no window of size 3"),
     (f"{P}.window.high=1", f"{P}.window", "no window of size 3"),
@@ -126,6 +145,8 @@ def test_every_choice_of_the_schema_that_stands_alone_is_possible(base: DictConf
         f"{T}.ema.decay=0",
         f"{T}.lora.rank=0",
         f"{P}.reference_kl.coef=0.1",
+        f"{P}.reference_kl={{coef: 0.1, floor: 0.0, guidance: 4.5}}",
+        f"{P}.kernel=ode {P}.objective.name=crd {P}.objective.share=levels {P}.objective.norm_guard=0.1",
         f"{T}.save_contents=[diffusers]",
         f"{P}.updates_per_rollout=8 {T}.micro_batch_size=8",
         "uae.decoder.shift=1",

@@ -70,10 +70,17 @@ def test_ranks_micro_batches_a_replica_and_steps_together_do_not_change_the_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["flow_grpo", "flow_grpo_fast", "mix_grpo", "grpo_guard", "nft"])
+@pytest.mark.parametrize(
+    "preset", ["flow_grpo", "flow_grpo_fast", "mix_grpo", "grpo_guard", "nft", "awm", "dgpo", "crd"]
+)
 def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     world, out = build_world(tmp_path / "world"), tmp_path / "out"
-    sizes = ["uae.u4g.num_steps=6", "uae.u4g.window.size=2", "uae.u4g.window.high=null"]
+    sizes = [
+        "uae.u4g.num_steps=6",
+        "uae.u4g.window.size=2",
+        "uae.u4g.window.high=null",
+        "uae.u4g.objective.num_sigmas=2",
+    ]
     result = train(world, out, [f"decoder/objective={preset}", *sizes], config="uae_u4g")
     assert result.returncode == 0, result.stdout[-3000:]
     for record in metrics(out).values():

@@ -31,6 +31,7 @@ from tests.engines.policy_world import (
     build_engine,
     gradients,
     minibatch,
+    negative,
     parameters,
     sampled,
     states,
@@ -412,6 +413,80 @@ def forward_facts(decoder: str) -> dict[str, Any]:
     }
 
 
+def group_facts(decoder: str) -> dict[str, Any]:
+    """Objectives whose loss is of a group, here of samples of both ranks, one of them without a reward."""
+    engine = build_engine(decoder, shadows=["old"], lr=1e-2, keep_reference=True, **LORA)
+    data = minibatch(grouped_fields(share(4)), micro=1, total=3.0)
+    with engine.eval_mode(), engine.shadow("old").swapped():
+        engine.recompute_old(data)
+    crd, dgpo = bind_objective("crd"), bind_objective("dgpo", {"beta": 50.0, "reference": "base"})
+    first = train(engine, data, 1, crd)[0]["metrics"]
+    facts: dict[str, Any] = {
+        "first": {name: first[name][0] for name in ("implicit_reward/mean", "old_distance/mean")},
+        "gradient": first["grad_norm"],
+        "lacks": failure(lambda: engine.forward_backward_batch(data.exclude("group_B"), crd)),
+    }
+    whole = grouped_fields([0, 1, 2, 3])
+    penalty = {"form": "velocity", "coef": 0.5, "floor": 0.1, "advantage_max": 2.0, "guidance": 3.0}
+    for name, objective in (("crd", crd), ("dgpo", dgpo)):
+        for together in (1, 3):
+            tu.assign_non_tensor(data, replay_steps=together, reference_kl=penalty, norm_guard=2.0)
+            with engine.eval_mode():
+                output = engine.forward_backward_batch(data, objective, forward_only=True)
+            facts[f"{name} {together}"] = losses([output])[0]
+        facts[f"{name} expected"] = float(group_loss(engine, whole, name))
+    facts["excess"] = output["metrics"]["norm_excess/mean"][0]
+    return facts
+
+
+def grouped_fields(rows: list[int]) -> dict[str, torch.Tensor]:
+    """Samples 0 and 2 are one group, 1 and 3 the other; 3 has no reward, and NaN for a picture."""
+    fields = {
+        **stored(states(rows)),
+        "weight_B": torch.tensor([float(row != 3) for row in rows]),
+        "advantage_B": torch.tensor([(1.0, 0.5, -1.5, 9.0)[row] for row in rows]),
+        "x0_BCHW": torch.cat([normal((1, *LATENT), "x0", row) for row in rows]),
+        "noise_BTCHW": torch.cat([normal((1, 3, *LATENT), "eps", row % 2) for row in rows]),
+        "sigma_BT": torch.tensor([[0.8, 0.4, 0.2]]).expand(len(rows), 3).clone(),
+        "group_B": torch.tensor([row % 2 for row in rows]),
+    }
+    fields["x0_BCHW"][[number for number, row in enumerate(rows) if row == 3]] = float("nan")
+    return fields
+
+
+@torch.no_grad()
+def group_loss(engine: DecoderEngine, fields: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """Loss of the valid samples from the formulas, every sample computed here."""
+    rows, condition = [0, 1, 2], states([0, 1, 2])
+    advantage, total = fields["advantage_B"][rows], torch.zeros(())
+    for k in range(3):
+        x0, noise, sigma = fields["x0_BCHW"][rows], fields["noise_BTCHW"][rows, k], fields["sigma_BT"][rows, k]
+        x, target = (1 - sigma[0]) * x0 + sigma[0] * noise, noise - x0
+        with engine.eval_mode():
+            v = engine.field(condition)(x, sigma)
+            with engine.shadow("old").swapped():
+                old = engine.field(condition)(x, sigma)
+            with engine.reference():
+                teacher = engine.field(condition, negative(), 3.0)(x, sigma)
+        error = {key: each - target for key, each in (("new", v), ("old", old), ("teacher", teacher))}
+        square = {key: each.square().mean((1, 2, 3)) for key, each in error.items()}
+        if name == "crd":
+            size = {key: each.abs().mean((1, 2, 3)) for key, each in error.items()}
+            gap = square["old"] / size["old"] - square["new"] / size["new"] - (0.5 + advantage / 10)
+            # Sample 1 is alone with its mean.
+            gap = gap - torch.stack([(gap[0] + gap[2]) / 2, gap[1], (gap[0] + gap[2]) / 2])
+            loss = 5.0 * gap**2
+        else:
+            term = advantage * (square["new"] - square["teacher"])
+            weight = torch.sigmoid(50.0 * torch.stack([(term[0] + term[2]) / 2, term[1], (term[0] + term[2]) / 2]))
+            loss = weight * advantage * square["new"]
+        coefficient = 0.1 + 0.4 * (0.5 + advantage / 4)
+        loss = loss + coefficient * (v - teacher).square().mean((1, 2, 3))
+        rms = [each.square().mean((1, 2, 3)).sqrt() for each in (v, teacher)]
+        total = total + (loss + 2.0 * (rms[0] - rms[1]).clamp_min(0)).sum() / 9
+    return total
+
+
 def resume_facts(decoder: str, folder: Path) -> dict[str, Any]:
     """An update, save, two; load, two."""
     facts: dict[str, Any] = {}
@@ -631,6 +706,7 @@ ONE_RANK: dict[str, Callable[[str], dict[str, Any]]] = {
     "precision": precision_facts,
     "gradient": gradient_facts,
     "forward": forward_facts,
+    "group": group_facts,
     "other": other_facts,
 }
 TWO_RANKS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -642,6 +718,7 @@ TWO_RANKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "replica": replica_facts,
     "compiled": compiled_facts,
     "useless": useless_facts,
+    "group": group_facts,
     "refusal": refusal_facts,
     "worker": worker_facts,
 }

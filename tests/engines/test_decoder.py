@@ -144,6 +144,18 @@ def test_forward_objectives_train_against_an_old_copy(policy: Facts) -> None:
 
 
 @pytest.mark.parametrize("ranks", ["one", "two"])
+def test_losses_of_a_group_are_the_formulas_however_it_is_spread(policy: Facts, ranks: str) -> None:
+    """Over ranks, micro-batches and passes, with a guided reference, its adaptive weight and the hinge."""
+    facts = policy[ranks]["group"]
+    assert facts["first"] == {"implicit_reward/mean": 0.0, "old_distance/mean": 0.0} and facts["gradient"] > 1e-3
+    for name in ("crd", "dgpo"):
+        for together in (1, 3):
+            assert facts[f"{name} {together}"] == pytest.approx(facts[f"{name} expected"], rel=1e-5), name
+    assert facts["excess"] > 1e-4
+    assert facts["lacks"] == "ValueError: a mini-batch of the objective 'crd' lacks group_B"
+
+
+@pytest.mark.parametrize("ranks", ["one", "two"])
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_resumes_bit_for_bit(policy: Facts, ranks: str, kind: str) -> None:
     facts = policy[ranks]["resume"]

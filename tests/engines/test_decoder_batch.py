@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -118,6 +119,34 @@ def test_penalties_on_predicted_data_weigh_by_the_squared_noise_level() -> None:
         found[form] = cut.penalty(1, velocity, torch.zeros_like(velocity))
     torch.testing.assert_close(found["velocity"], velocity.square().flatten(1).mean(1))
     torch.testing.assert_close(found["x0"][4], found["velocity"][4] * fields["sigma_BT"][4, 1] ** 2)
+
+
+def test_a_penalty_with_a_floor_weighs_by_the_reward() -> None:
+    """From the floor at the worst to the coefficient at the best, linear between, cut beyond."""
+    entry = {"form": "velocity", "coef": 0.5, "floor": 0.1, "advantage_max": 2.0, "guidance": None}
+    penalty = read_batch(packed(forwards(), reference_kl=entry)).penalty
+    found = penalty.weight(torch.tensor([-3.0, -2.0, 0.0, 1.0, 2.0, 9.0]))
+    torch.testing.assert_close(found, torch.tensor([0.1, 0.1, 0.3, 0.4, 0.5, 0.5]))
+    assert read_batch(packed(forwards(), reference_kl={**entry, "floor": None})).penalty.weight(found) == 0.5
+
+
+def test_means_of_groups_and_the_reference_reach_the_objective() -> None:
+    fields = {**forwards(), "group_B": torch.tensor([3, 3, 4, 4, 4])}
+    batch = read_batch(packed(fields, micro_batch_size_per_gpu=8))
+    assert torch.equal(batch.fields["group_B"], fields["group_B"])
+    means = normal((ROWS, 3), "means")
+    (cut,) = dataclasses.replace(batch, fields={**batch.fields, "group_mean_BK": means}).micro_batches("cpu")
+    velocity, reference = normal((ROWS, *LATENT), "velocity"), normal((ROWS, *LATENT), "reference")
+    inputs = cut.inputs(2, velocity, reference)
+    assert isinstance(inputs, ForwardInputs) and inputs.reference_velocity_BCHW is reference
+    assert torch.equal(inputs.group_mean_B[[0, 4]], means[[0, 4], 2]) and inputs.group_mean_B[2] == 0.0
+
+
+def test_steps_weigh_alike_unless_asked() -> None:
+    assert read_batch(packed(transitions())).step_weights == ()
+    found = read_batch(packed(transitions(), step_weights="noise")).step_weights
+    stds = [PLAN.coefficients(index).std for index in PLAN.window]
+    assert found == pytest.approx([std / (sum(stds) / 2) for std in stds])
 
 
 @pytest.mark.parametrize(

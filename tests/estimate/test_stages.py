@@ -25,6 +25,7 @@ from verl_uae.chain.records import Caption, Draw, Sample
 from verl_uae.data.pairs import Pair
 from verl_uae.estimate.estimator import Estimator
 from verl_uae.stages.common.build import evaluation_plan
+from verl_uae.stages.u4g.config import chosen_objective
 from verl_uae.stages.u4g.worker import Layout, sampling_plan
 
 CLOSE = 0.1
@@ -94,6 +95,34 @@ def test_u4g_with_places_together(family: str, tiny: Callable[[str], Path], cpu:
     worker.explore([sample], Layout(sources=1, members=4, updates=2, ranks=1), plan.to_dict(), 1)
     improved = world.counted(lambda: worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0))
     assert executed(estimator, "update", "old velocities") == pytest.approx(improved, rel=CLOSE)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["decoder/objective=nft"],
+        ["decoder/objective=awm"],
+        ["decoder/objective=dgpo"],
+        ["decoder/objective=crd"],
+        ["decoder/objective=nft", "uae.u4g.reference_kl.coef=0", "uae.u4g.objective.norm_guard=0.1"],
+    ],
+    ids=["nft", "awm", "dgpo", "crd", "nft with the hinge"],
+)
+def test_u4g_on_the_forward_process(words: list[str], tiny: Callable[[str], Path], cpu: Any, one_rank: Any) -> None:
+    """Old velocities, a reference with its own guidance, figures of the groups, and the update."""
+    more = ["uae.u4g.objective.num_sigmas=2", "uae.u4g.samples_per_caption=4", "uae.u4g.num_steps=3"]
+    given = [*U4G, "uae.u4g.guidance=1", "uae.decoder.guidance=1", *words, *more, *sized("sd3")]
+    asked = world.asked("u4g", tiny("sd3"), *given, "uae.train.lora.rank=2")
+    estimator, worker = Estimator(asked), world.policy_worker(asked, shadows=("ema", "old"))
+    sample = Sample(photograph(asked.config.uae.decoder.height), Caption(estimator.work.caption, "digest"))
+    plan = sampling_plan(asked.config, worker.family, 0)
+    worker.explore([sample], Layout(sources=1, members=4, updates=1, ranks=1), plan.to_dict(), 1)
+    improved = world.counted(lambda: worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0))
+    names = ["update", "old velocities", "reference"]
+    names += ["figures of the groups"] if chosen_objective(asked.config).grouped else []
+    phases = {phase.name for phase in estimator.estimate("H100-80GB").phases}
+    assert ("figures of the groups" in phases) == ("figures of the groups" in names)
+    assert executed(estimator, *names) == pytest.approx(improved, rel=CLOSE)
 
 
 G4U = ["data.train_batch_size=1", "uae.decoder.guidance=2.0", "uae.decoder.num_steps=3", "uae.decoder.batch_size=2"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl_uae.flow.advantage import AdvantageStats, group_advantage
+from verl_uae.flow.advantage import AdvantageStats, group_advantage, group_means
 
 
 def _rewards(groups: int, members: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,3 +229,10 @@ def test_misuse_is_refused(change: dict, message: str) -> None:
     arguments = {"reward_N": torch.zeros(2), "valid_N": torch.ones(2, dtype=torch.bool), "group_N": [0, 0], **change}
     with pytest.raises(ValueError, match=message):
         group_advantage(**arguments)
+
+
+def test_group_means_are_over_valid_members_alone_whatever_the_others_hold() -> None:
+    value = torch.tensor([[1.0, 10.0], [math.nan, math.inf], [3.0, 20.0], [5.0, 30.0], [math.nan, 0.0]])
+    valid = torch.tensor([True, False, True, True, False])
+    found = group_means(value, valid, torch.tensor([7, 7, 7, 2, 4]))
+    assert {group: mean.tolist() for group, mean in found.items()} == {7: [2.0, 15.0], 2: [5.0, 30.0], 4: [0.0, 0.0]}

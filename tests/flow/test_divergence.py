@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.flow.gaussian_toy import PUBLISHED, randn
-from verl_uae.flow.divergence import reference_penalty, transition_kl
+from verl_uae.flow.divergence import norm_excess, reference_penalty, transition_kl
 from verl_uae.flow.kernels import coefficients, gain, gaussian_log_prob, step, transition_mean
 from verl_uae.flow.schedule import sigma_schedule
 
@@ -156,6 +156,26 @@ def test_the_log_ratio_has_mean_minus_k_and_variance_2k_over_d(k: float) -> None
     log_ratio = torch.cat(log_ratios).double()
     assert log_ratio.var().item() == pytest.approx(2.0 * k / dims, rel=0.05)
     assert log_ratio.mean().item() == pytest.approx(-k, rel=0.05)
+
+
+def test_the_hinge_sees_only_what_is_longer_than_the_reference() -> None:
+    """Lengths 1.5, 1 and 0.5 times that of the reference, whose root mean square is 2; the gradient is along v."""
+    reference = randn(*SHAPE, seed=1).double()
+    reference *= 2.0 / reference.square().mean((1, 2, 3), keepdim=True).sqrt()
+    velocity = reference.flip(1) * torch.tensor([1.5, 1.0, 0.5], dtype=torch.float64)[:, None, None, None]
+    velocity = velocity.clone().requires_grad_()
+    held = reference.clone().requires_grad_()
+    found = norm_excess(velocity, held)
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), atol=1e-12, rtol=0)
+    gradient, none = torch.autograd.grad(found.sum(), [velocity, held], allow_unused=True)
+    # d rms / dv = v / (n rms), rms = 3.
+    torch.testing.assert_close(gradient[0], velocity[0].detach() / (128 * 3.0))
+    assert none is None and not gradient[2].any()
+    same = norm_excess(reference.requires_grad_(), reference.detach())
+    assert not same.any() and not torch.autograd.grad(same.sum(), reference)[0].any()
+    assert norm_excess(velocity.bfloat16(), held.bfloat16()).dtype == torch.float32
+    zero = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    assert torch.autograd.grad(norm_excess(zero, zero.detach()).sum(), zero)[0].isfinite().all()
 
 
 def test_misuse_is_refused() -> None:

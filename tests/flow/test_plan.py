@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import pickle
@@ -146,3 +147,18 @@ def test_a_table_of_another_dtype_than_fp32_is_refused(dtype: torch.dtype) -> No
 def test_no_fitting_window_is_an_error_of_the_settings() -> None:
     with pytest.raises(ValueError, match=r"window\.min_std"):
         make_plan(sigma_schedule(40, 3.0), "dance", 0.1, WindowConfig(), iteration=0, seed=0)
+
+
+def test_noise_weights_are_in_proportion_to_the_deviation_and_their_mean_is_one() -> None:
+    """Nine steps of TempFlow-GRPO's table: its code multiplies the deviation by 2.25."""
+    found = plan(kernel="flow_sde", noise_level=0.7, window=tuple(range(9)))
+    table = found.sigmas
+    stds = [0.7 * math.sqrt(s / (1 - (table[1] if s == 1 else s)) * (s - t)) for s, t in itertools.pairwise(table[:10])]
+    weights = found.noise_weights
+    assert sum(weights) / 9 == pytest.approx(1.0)
+    assert [weight / std for weight, std in zip(weights, stds, strict=True)] == pytest.approx(
+        [weights[0] / stds[0]] * 9
+    )
+    assert weights[0] / stds[0] == pytest.approx(2.25, abs=0.02)
+    assert plan().noise_weights[0] > 1.0 > plan().noise_weights[1], "early steps are noisier"
+    assert plan(window=(3,)).noise_weights == (1.0,) and plan(kernel="ode", window=()).noise_weights == ()

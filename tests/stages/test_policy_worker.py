@@ -21,6 +21,7 @@ from verl_uae.chain.records import Draw
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
 from verl_uae.flow.trajectory import Trajectory
+from verl_uae.stages.u4g.config import chosen_objective
 from verl_uae.stages.u4g.worker import _KEPT, DecoderPolicyWorker, Layout, sampling_plan
 
 
@@ -47,6 +48,36 @@ def test_pictures_are_numbered_sample_by_sample(compose: Any, tiny_overrides: li
     assert [draw.sample for draw in asked] == [samples[number // 4] for number in numbers]
     assert [draw.noise for draw in asked] == [(9, "u4g noise", 7, f"d{n // 4}", n % 4) for n in numbers]
     assert not any(draw.want_reconstruction for draw in asked), "no groupwise reward compares them"
+
+
+@pytest.mark.parametrize("preset", ["nft", "crd", "dgpo"])
+def test_a_group_shares_noise_levels_or_noise_too_or_nothing(
+    compose: Any, tiny_overrides: list[str], preset: str
+) -> None:
+    """Two updates on two ranks: whatever the rank and the update, members of a picture have what they share."""
+    config = compose(*tiny_overrides, f"decoder/objective={preset}", "uae.u4g.num_steps=10", name="uae_u4g")
+    worker = object.__new__(DecoderPolicyWorker)
+    worker.run, worker.painter = config, SimpleNamespace(settings=SimpleNamespace(latent_shape=(2, 3, 3)))
+    names = [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    plan = SamplingPlan.ode(sigma_schedule(10))
+    drawn = worker._forward_draws(names, plan, 3)
+    again = worker._forward_draws(names[1:2], plan, 3)
+    assert all(torch.equal(again[name][0], drawn[name][1]) for name in drawn)
+    shared = {name: [torch.equal(one[0], one[1]), torch.equal(one[2], one[3])] for name, one in drawn.items()}
+    assert shared["sigma_BT"] == [preset != "nft"] * 2 and shared["noise_BTCHW"] == [preset == "dgpo"] * 2
+    for values in drawn.values():
+        assert not torch.equal(values[0], values[2]), "pictures share nothing"
+        assert not torch.equal(values[0, 0], values[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("preset", "draws"), [("dppo", None), ("nft", "old"), ("awm", "old"), ("crd", None), ("dgpo", None)]
+)
+def test_which_weights_draw(compose: Any, tiny_overrides: list[str], preset: str, draws: str | None) -> None:
+    worker = object.__new__(DecoderPolicyWorker)
+    worker.run = compose(*tiny_overrides, f"decoder/objective={preset}", name="uae_u4g")
+    worker.objective = chosen_objective(worker.run)
+    assert worker._drawing == draws
 
 
 def test_trains_on_what_sampling_keeps() -> None:

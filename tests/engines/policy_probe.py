@@ -370,12 +370,27 @@ def other_facts(decoder: str) -> dict[str, Any]:
             found.append(gradients(engine))
         facts[name] = [metrics["ratio/min"][0], metrics["ratio/max"][0]]
     facts["guidance matters"] = largest(*found)
+    facts["step weights"] = step_weight_facts(decoder)
     still = build_engine(decoder, fsdp={"forward_only": True})
     facts["forward only"] = torch.equal(velocity(still), velocity(engine))
     facts["optimizer"] = str(still.optimizer)
     moved = build_engine(decoder, shadows=["ema"], fsdp={"param_offload": True, "optimizer_offload": True}, **LORA)
     facts["offloaded"] = losses(train(moved, data, 3)) == losses(train(engine, data, 3))
     return facts
+
+
+def step_weight_facts(decoder: str) -> list[float]:
+    """After an update: the loss with weights, that without, and those of the two steps alone."""
+    engine = build_engine(decoder, lr=1e-2, **LORA)
+    data = sampled(engine, share(4), micro=2, total=4.0)
+    train(engine, data, 1)
+    found = []
+    for weights in ("noise", "uniform"):
+        tu.assign_non_tensor(data, step_weights=weights)
+        with engine.eval_mode():
+            output = engine.forward_backward_batch(data, WIDE, forward_only=True)
+        found += losses([output])
+    return found + [output["metrics"][f"step{index:02d}/loss/mean"][0] for index in PLAN.window]
 
 
 def forward_facts(decoder: str) -> dict[str, Any]:

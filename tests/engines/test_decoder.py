@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.engines.policy_world import PLAN
+
 Facts = dict[str, Any]
 
 
@@ -122,6 +124,14 @@ def test_an_adapter_that_trains_nothing_is_an_error(policy: Facts) -> None:
     assert facts["silent"] == "", "a batch without advantages has no gradient, and nothing to complain about"
     assert facts["loud"].startswith("TrainingError: samples have a signal, but the gradient of all 2 trained")
     assert "transformer_blocks.1.attn.add_q_proj.lora_A" in facts["loud"]
+
+
+def test_steps_weigh_by_their_deviation_where_asked(policy: Facts) -> None:
+    weighted, plain, *steps = policy["one"]["other"]["step weights"]
+    stds = [PLAN.coefficients(index).std for index in PLAN.window]
+    expected = [std / sum(stds) * loss for std, loss in zip(stds, steps, strict=True)]
+    assert weighted == pytest.approx(sum(expected), rel=1e-6) and plain == pytest.approx(sum(steps) / 2, rel=1e-6)
+    assert abs(weighted - plain) > 1e-5
 
 
 def test_guidance_reaches_training(policy: Facts) -> None:

@@ -441,6 +441,13 @@ def group_facts(decoder: str) -> dict[str, Any]:
         "gradient": first["grad_norm"],
         "lacks": failure(lambda: engine.forward_backward_batch(data.exclude("group_B"), crd)),
     }
+    # Members that are alone in an update have an advantage and no gradient.
+    fresh = build_engine(decoder, shadows=["old"], **LORA)
+    alone = data.clone().update({"group_B": torch.tensor(share(4))})
+    tu.assign_non_tensor(alone, total_weight=3.0)
+    facts["alone"] = failure(lambda: train(fresh, alone, 1, crd))
+    useless = build_engine(decoder, shadows=["old"], lora_target_modules=["1.attn.add_q_proj"], **LORA)
+    facts["useless"] = failure(lambda: train(useless, data, 1, crd))
     whole = grouped_fields([0, 1, 2, 3])
     penalty = {"form": "velocity", "coef": 0.5, "floor": 0.1, "advantage_max": 2.0, "guidance": 3.0}
     for name, objective in (("crd", crd), ("dgpo", dgpo)):

@@ -162,6 +162,7 @@ def test_losses_of_a_group_are_the_formulas_however_it_is_spread(policy: Facts, 
         for together in (1, 3):
             assert facts[f"{name} {together}"] == pytest.approx(facts[f"{name} expected"], rel=1e-5), name
     assert facts["excess"] > 1e-4
+    assert facts["alone"] == "" and facts["useless"].startswith("TrainingError: samples have a signal")
     assert facts["lacks"] == "ValueError: a mini-batch of the objective 'crd' lacks group_B"
 
 

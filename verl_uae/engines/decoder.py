@@ -393,13 +393,17 @@ class DecoderEngine(TrainedWeightsEngine):
                     inputs: Any = micro.inputs(k, velocity_BCHW, of_reference)
                     places.append(objective.group_figure(inputs))
             rows.append(torch.stack(places, dim=1).cpu())
-        mine = (torch.cat(rows), batch.fields["weight_B"].cpu() > 0, batch.fields["group_B"].cpu())
+        own_B = batch.fields["group_B"]
+        means = group_means(*self._of_all_ranks(torch.cat(rows), batch.fields["weight_B"] > 0, own_B))
+        mean_BK = torch.stack([means[number] for number in own_B.tolist()]).float()
+        return dataclasses.replace(batch, fields={**batch.fields, "group_mean_BK": mean_BK})
+
+    def _of_all_ranks(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        """Rows of all ranks, in their order, on the host."""
         group = self.get_data_parallel_group()
         ranks: list[Any] = [None] * torch.distributed.get_world_size(group)
-        torch.distributed.all_gather_object(ranks, mine, group=group)
-        means = group_means(*(torch.cat(parts) for parts in zip(*ranks, strict=True)))
-        mean_BK = torch.stack([means[number] for number in mine[2].tolist()]).float()
-        return dataclasses.replace(batch, fields={**batch.fields, "group_mean_BK": mean_BK})
+        torch.distributed.all_gather_object(ranks, tuple(column.cpu() for column in columns), group=group)
+        return tuple(torch.cat(parts) for parts in zip(*ranks, strict=True))
 
     def _require_gradient(self, data: TensorDict) -> None:
         """Refuse a first update whose samples have a signal and move nothing: there no trust region is active yet, so
@@ -414,8 +418,16 @@ class DecoderEngine(TrainedWeightsEngine):
             )
 
     def _signal(self, data: TensorDict) -> Tensor:
-        """Above 0 if this rank's samples should move the weights."""
-        return (data["advantage_B"] * data["weight_B"]).nan_to_num().abs().max()
+        """Above 0 if this rank's samples should move the weights: an advantage, or where a loss is of a group, members
+        of different ones. A member that is alone in an update is its own mean."""
+        if "group_B" not in data.keys():
+            return (data["advantage_B"] * data["weight_B"]).nan_to_num().abs().max()
+        advantage_N, valid_N, group_N = self._of_all_ranks(
+            data["advantage_B"][:, None], data["weight_B"] > 0, data["group_B"]
+        )
+        means = group_means(advantage_N, valid_N, group_N)
+        apart = [(value - means[group]).abs().max() for value, group in zip(advantage_N, group_N.tolist(), strict=True)]
+        return (torch.stack(apart) * valid_N).nan_to_num().max().float()
 
     def _check_ranks(self, batch: DecoderBatch) -> None:
         """Ranks that disagree would wait for each other for ever, or train on something else than meant."""

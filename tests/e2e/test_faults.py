@@ -17,6 +17,7 @@ import torch
 
 from tests.e2e.world import Started, build_world, metrics, train
 from verl_uae.checkpoints.step import complete_steps
+from verl_uae.stages.g4u.caption_loops import CaptionAgentLoopWorker
 
 REWARD = """
 import math, time
@@ -277,7 +278,7 @@ def test_a_stopped_decoder_is_replaced_and_a_dead_agent_loop_ends_the_run(tmp_pa
     run.wait_for_step(run.step + 2)
     assert max(record["decoder/restarts"] for record in metrics(out).values()) == 1
     assert all(record["reward/invalid_frac"] == 0.0 for record in metrics(out).values()), "drawn once more"
-    run.send("CaptionAgentLoopWorker", signal.SIGKILL)
+    run.send(CaptionAgentLoopWorker.__name__, signal.SIGKILL)
     code, line = run.end()
     assert code == 1 and "agent-loop worker 0" in line
     assert len(complete_steps(out / "checkpoints")) == 1 and "is saved in" in line

@@ -16,6 +16,7 @@ from tests import forks
 from tests.cluster import Cluster, cluster
 from tests.e2e.world import Started, build_world, metrics, repeatable, train
 from verl_uae.checkpoints.step import complete_steps
+from verl_uae.stages.g4u.caption_loops import CaptionAgentLoopWorker
 
 pytestmark = pytest.mark.slow
 
@@ -63,8 +64,9 @@ def test_captioner_and_decoders_on_a_node_each(
     (decoder,) = [address for address, ranks in places.items() if "decoder ranks 0" in ranks]
     assert captioner != decoder
     actors = Counter(two_nodes.actors()) - before
-    assert {("CaptionServer", captioner), ("CaptionAgentLoopWorker", captioner), ("DecoderWorker", decoder)} <= actors.keys()
-    assert not {("CaptionServer", decoder), ("CaptionAgentLoopWorker", decoder)} & actors.keys()
+    loops = CaptionAgentLoopWorker.__name__
+    assert {("CaptionServer", captioner), (loops, captioner), ("DecoderWorker", decoder)} <= actors.keys()
+    assert not {("CaptionServer", decoder), (loops, decoder)} & actors.keys()
 
 
 def test_one_decoder_sharded_over_two_nodes_goes_on_from_its_checkpoint(

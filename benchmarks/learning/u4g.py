@@ -45,7 +45,7 @@ from verl_uae.scenes.tiny_models import CONDITION_LENGTH
 STARTS = {"room": 600, "finished": 1000}
 #: Presets by kind of objective.
 POLICY_GRADIENT = ("flow_grpo", "flow_grpo_fast", "mix_grpo", "grpo_guard", "dppo")
-PRESETS = (*POLICY_GRADIENT, "nft")
+PRESETS = (*POLICY_GRADIENT, "nft", "awm", "dgpo", "crd")
 #: The default of the stage: its error may not rise.
 RECOMMENDED = "dppo"
 #: Presets that are also run from the finished decoder.

@@ -302,7 +302,7 @@ def test_every_shipped_preset_is_run() -> None:
 def test_the_overrides_make_a_valid_config(compose, tiny_overrides: list[str]) -> None:
     from verl_uae.config.validate import validate
 
-    for preset in (u4g.RECOMMENDED, "nft"):
+    for preset in u4g.PRESETS:
         config = compose(*tiny_overrides, *u4g.words(preset), name="uae_u4g")
         validate(config)
         assert config.uae.u4g.guidance == config.uae.decoder.guidance == 1.0

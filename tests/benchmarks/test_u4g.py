@@ -115,7 +115,8 @@ def test_steps_together_are_measured_on_two_ranks(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--replay", "2"], "--replay needs --engine verl"),
+        (["--replay", "2"], "--replay and --compile need --engine verl"),
+        (["--engine", "plain", "--compile"], "--replay and --compile need --engine verl"),
         (["--ranks", "2", "--dtype", "bf16"], "--ranks are of a CPU"),
     ],
 )

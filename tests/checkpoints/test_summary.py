@@ -79,11 +79,16 @@ def test_the_lines_name_best_and_last_checkpoint_panel_and_commands(
             reached(saved=None, step=3),
             False,
             60,
-            ["FAILED: 3 of 60 steps", "none: trainer.save_freq=60, and it failed"],
+            ["FAILED: 3 of 60 steps", "none: trainer.save_freq=60, and it ended before"],
         ),
         (reached(saved=30, step=31), False, 30, ["FAILED: 31 of 60", "global_step_30"]),
         (reached(saved=30, step=30, ended=False), False, 30, ["FAILED: at least 30 of 60 steps"]),
-        (RunSummary("u4g", 2), True, 1, ["none: trainer.test_freq", "none: there was no validation with probes"]),
+        (
+            RunSummary("u4g", 2),
+            True,
+            1,
+            ["none was finished; see trainer.test_freq", "none: there was no validation with probes"],
+        ),
     ],
 )
 def test_what_is_not_there_is_said(summary: RunSummary, done: bool, save_freq: int, wanted: list[str]) -> None:

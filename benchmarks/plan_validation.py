@@ -22,12 +22,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.measure import provenance
 from verl_uae.scenes.quickstart import METRICS, command, run_training
+
+if TYPE_CHECKING:
+    from verl_uae.plan.planner import Row
 
 STAGES = ("pretrain", "cold_start", "g4u", "u4g", "unified")
 STEPS, WARM = 5, 1
@@ -224,16 +227,22 @@ def rates(file: Path) -> None:
 
 def predict(stage: str, root: Path, size: Size, calibration: Path) -> tuple[float, dict[str, float]]:
     """Seconds of a step on one rank, and what they are spent on."""
+    row = planned(stage, root, words(stage, root, size), calibration)[0]
+    return row.timeline.step_s, row.timeline.spent
+
+
+def planned(stage: str, root: Path, overrides: Sequence[str], calibration: Path, nodes: int = 1) -> list[Row]:
+    """The plan's rows of a run on as many nodes of one rank."""
     from verl_uae.estimate.composing import command as compose
     from verl_uae.estimate.estimator import Estimator
     from verl_uae.estimate.work import Asking
     from verl_uae.plan.planner import Asked, Planner
 
-    chosen = ["hardware=cpu", f"preset={preset(stage)}", f"uae_home={root}", *words(stage, root, size)]
+    chosen = ["hardware=cpu", f"preset={preset(stage)}", f"uae_home={root}", *overrides]
     asked = compose(f"uae_{stage}", [word for word in chosen if not word.startswith("++ray")])
     estimator = Estimator(asked, Asking(int(asked.config.data.max_response_length), SEEN, PROMPT))
-    row = Planner(estimator, Asked("H100-80GB", (1,), calibration=calibration, spread=0.0)).rows()[0]
-    return row.timeline.step_s, row.timeline.spent
+    wanted = Asked("H100-80GB", (nodes,), per_node=1, fixed_batch=True, calibration=calibration, spread=0.0)
+    return Planner(estimator, wanted).rows()
 
 
 def median_rates(files: Sequence[Path], out: Path) -> Path:

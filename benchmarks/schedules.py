@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import provenance
-from benchmarks.plan_validation import PROMPT, SEEN, SIZES, build, median_rates, rates, words
+from benchmarks.plan_validation import SIZES, build, median_rates, planned, rates, words
 from verl_uae.bench.results import markdown_table
 from verl_uae.plan.schedules import AHEAD, OWN, PHASED, STREAMED
 
@@ -77,19 +77,6 @@ def run(root: Path, out: Path, arm: str, environment: Mapping[str, str]) -> dict
     return {name.partition("/")[2]: statistics.median(step.get(name, 0.0) for step in steps) for name in names}
 
 
-def predict(root: Path, calibration: Path) -> dict[str, float]:
-    """Seconds of a step by schedule, of the plan for two nodes of one rank."""
-    from verl_uae.estimate.composing import command as compose
-    from verl_uae.estimate.estimator import Estimator
-    from verl_uae.estimate.work import Asking
-    from verl_uae.plan.planner import Asked, Planner
-
-    asked = compose("uae_g4u", ["hardware=cpu", "preset=scenes", f"uae_home={root}", *overrides(root)])
-    estimator = Estimator(asked, Asking(TOKENS, SEEN, PROMPT))
-    wanted = Asked("H100-80GB", (2,), per_node=1, fixed_batch=True, calibration=calibration, spread=0.0)
-    return {row.schedule: row.timeline.step_s for row in Planner(estimator, wanted).rows()}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     from tests.cluster import cluster
@@ -113,24 +100,25 @@ def main(argv: Sequence[str] | None = None) -> int:
                 shown = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items() if value > 0.05)
                 print(f"{arm}: {shown}; load {load:.1f}", flush=True)
             rates(calibrations[number + 1])
-    planned = predict(root, median_rates(calibrations, out / "rates.json"))
+    rows = planned("g4u", root, overrides(root), median_rates(calibrations, out / "rates.json"), nodes=2)
+    predicted = {row.schedule: row.timeline.step_s for row in rows}
     measured = {arm: [run["seconds"]["step"] for run in found if run["schedule"] == arm] for arm in ARMS}
     gains = {
         arm: [alone / each for alone, each in zip(measured[OWN], times, strict=True)] for arm, times in measured.items()
     }
-    rows = [
+    table = [
         (
             arm,
             f"{statistics.median(measured[arm]):.2f}",
-            f"{planned[arm]:.2f}",
+            f"{predicted[arm]:.2f}",
             f"{statistics.median(gains[arm]):.2f} ({min(gains[arm]):.2f} to {max(gains[arm]):.2f})",
-            f"{planned[OWN] / planned[arm]:.2f}",
+            f"{predicted[OWN] / predicted[arm]:.2f}",
         )
         for arm in sorted(ARMS, key=lambda arm: statistics.median(measured[arm]))
     ]
     header = ("schedule", "step, s", "planned, s", f"times as fast as {OWN}", "planned")
-    print("\n".join(markdown_table(header, rows)))
-    report = {**provenance("cpu"), "runs": found, "planned": planned}
+    print("\n".join(markdown_table(header, table)))
+    report = {**provenance("cpu"), "runs": found, "planned": predicted}
     (out / "schedules.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
 from verl_uae.families.family import Condition
+from verl_uae.flow.advantage import unit_reward
 from verl_uae.flow.config import FORWARD_FORMS, PENALTY_FORMS
-from verl_uae.flow.divergence import reference_penalty
+from verl_uae.flow.divergence import reference_penalty, velocity_distance
 from verl_uae.flow.kernels import step, transition_mean
 from verl_uae.flow.matching import forward_noise
 from verl_uae.flow.objective import ForwardInputs, TransitionInputs
@@ -79,8 +80,7 @@ class ReferencePenalty:
         """Weight of each sample's penalty, shape (B,), or one for all."""
         if self.floor is None:
             return self.coef
-        reward_B = 0.5 + 0.5 * (advantage_B / self.advantage_max).clamp(-1.0, 1.0)
-        return self.floor + (self.coef - self.floor) * reward_B
+        return self.floor + (self.coef - self.floor) * unit_reward(advantage_B, self.advantage_max)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class MicroBatch:
         """Distance to the reference at place k, shape (B,), with gradient; not weighted yet."""
         x_BCHW, sigma_B = self.position(k)
         if self.batch.kind == "forward":
-            squared_B = (velocity_BCHW - ref_velocity_BCHW).square().flatten(1).mean(1)
+            squared_B = velocity_distance(velocity_BCHW, ref_velocity_BCHW)
             return squared_B * sigma_B.square() if self.batch.penalty.form == "x0" else squared_B
         plan, index = self.batch.plan, self.batch.plan.window[k]
         c = plan.coefficients(index)

@@ -96,7 +96,12 @@ class Estimate:
     @property
     def host_fits(self) -> bool:
         """Whether a node has its memory too."""
-        return self.host_gib <= ASSUMED_USABLE_HOST * self.host_room_gib
+        return self.host_gib <= self.usable_host_gib
+
+    @property
+    def usable_host_gib(self) -> float:
+        """What processes may fill of a node's own memory."""
+        return ASSUMED_USABLE_HOST * self.host_room_gib
 
     def parts(self, phase: Phase) -> Parts:
         """Seconds of a phase by what they are spent on."""

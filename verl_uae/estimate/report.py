@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_uae.estimate.estimator import Answer, Estimate
-from verl_uae.estimate.host import ASSUMED_USABLE_HOST
 from verl_uae.estimate.phases import Phase
-from verl_uae.estimate.rates import ASSUMED_USABLE, GIB
+from verl_uae.estimate.rates import GIB
 
 _COLUMNS = ("phase", "TFLOP", "with recomputation", "peak GiB", "NVLink GB", "network GB", "PCIe GB", "seconds")
 
@@ -110,7 +109,7 @@ def _memory(found: Estimate) -> list[str]:
     worst = max(found.phases, key=lambda phase: sum(found.memory_gib(phase).values()))
     owners = sorted(found.memory_gib(worst).items(), key=lambda item: -item[1])
     held = ", ".join(f"{owner} {size:.1f}" for owner, size in owners if size >= 0.05)
-    room = ASSUMED_USABLE * found.rates.memory_gib
+    room = found.usable_gib
     verdict = "fits" if found.fits else "does NOT fit"
     lines = [
         f"  {verdict}: {found.peak_gib:.1f} of {room:.1f} GiB that can be used, in phase {worst.name!r}",
@@ -126,7 +125,7 @@ def _memory(found: Estimate) -> list[str]:
 
 
 def _host(found: Estimate) -> list[str]:
-    room, verdict = ASSUMED_USABLE_HOST * found.host_room_gib, "fits" if found.host_fits else "does NOT fit"
+    room, verdict = found.usable_host_gib, "fits" if found.host_fits else "does NOT fit"
     owners = sorted(found.host.items(), key=lambda item: -item[1])
     held = ", ".join(f"{owner} {size / GIB:.1f}" for owner, size in owners if size >= 0.05 * GIB)
     return [
@@ -167,11 +166,11 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "phases": phases,
         "fits": found.fits,
         "peak_gib": found.peak_gib,
-        "usable_gib": ASSUMED_USABLE * found.rates.memory_gib,
+        "usable_gib": found.usable_gib,
         "host": {
             "fits": found.host_fits,
             "gib": found.host_gib,
-            "usable_gib": ASSUMED_USABLE_HOST * found.host_room_gib,
+            "usable_gib": found.usable_host_gib,
             "by_owner_gib": {owner: size / GIB for owner, size in found.host.items()},
         },
         "step_s": found.step_seconds,

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Group-relative advantages that survive missing rewards.
 
-Shape legend: N samples, any number per group.
+Shape legend: N samples, any number per group; B of a micro-batch.
 """
 
 from __future__ import annotations
@@ -112,6 +112,12 @@ def group_advantage(
         invalid=len(valid) - sum(valid),
         clamped=clamped,
     )
+
+
+def unit_reward(advantage_B: Tensor, advantage_max: float) -> Tensor:
+    """0.5 + 0.5 clip(A / advantage_max, -1, 1), shape (B,): what forward-process objectives take for a reward in [0, 1]
+    (DiffusionNFT, arXiv 2509.16117)."""
+    return 0.5 + 0.5 * (advantage_B / advantage_max).clamp(-1.0, 1.0)
 
 
 def group_means(value_NK: Tensor, valid_N: Tensor, group_N: Tensor) -> dict[int, Tensor]:

@@ -84,8 +84,13 @@ def reference_penalty(
         return exact_B * step_size if form == "flow_grpo" else exact_B
     if velocity_BCHW.shape != ref_velocity_BCHW.shape:
         raise ValueError(f"velocities {tuple(velocity_BCHW.shape)} and {tuple(ref_velocity_BCHW.shape)}")
-    squared_B = (_wide(velocity_BCHW) - _wide(ref_velocity_BCHW.detach())).square().flatten(1).mean(1)
+    squared_B = velocity_distance(velocity_BCHW, ref_velocity_BCHW)
     return squared_B * sigma**2 if form == "x0" else squared_B
+
+
+def velocity_distance(velocity_BCHW: Tensor, ref_velocity_BCHW: Tensor) -> Tensor:
+    """mean_D((v - v_ref)^2), shape (B,), in fp32 or wider, differentiable in the policy's velocity alone."""
+    return (_wide(velocity_BCHW) - _wide(ref_velocity_BCHW.detach())).square().flatten(1).mean(1)
 
 
 def norm_excess(velocity_BCHW: Tensor, ref_velocity_BCHW: Tensor) -> Tensor:

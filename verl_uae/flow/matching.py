@@ -118,7 +118,12 @@ def flow_matching_loss(velocity_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tenso
     Raises:
         TypeError: latents or noise in half precision.
     """
-    return weight_B * velocity_error(velocity_BCHW, x0_BCHW, noise_BCHW).square().flatten(1).mean(1)
+    return weight_B * matching_error(velocity_BCHW, x0_BCHW, noise_BCHW)
+
+
+def matching_error(velocity_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+    """mean_D((v - (eps - x_0))^2), shape (B,); arguments and errors as of :func:`velocity_error`."""
+    return velocity_error(velocity_BCHW, x0_BCHW, noise_BCHW).square().flatten(1).mean(1)
 
 
 def velocity_error(velocity_BCHW: Tensor, x0_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:

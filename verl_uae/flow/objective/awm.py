@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from verl_uae.flow.matching import flow_matching_loss
+from verl_uae.flow.divergence import velocity_distance
+from verl_uae.flow.matching import matching_error
 from verl_uae.flow.objective.clip import check_clip, clipped_loss
 from verl_uae.flow.objective.registry import check_choice, check_number, register_objective
 from verl_uae.flow.objective.types import ObjectiveOutput
@@ -85,14 +85,13 @@ def awm(
     Raises:
         TypeError: latents in half precision.
     """
-    ones_B = torch.ones_like(sigma_B)
     old_BCHW = old_velocity_BCHW.detach()
-    loss_B = flow_matching_loss(velocity_BCHW, x0_BCHW, noise_BCHW, ones_B)
-    old_loss_B = flow_matching_loss(old_BCHW, x0_BCHW, noise_BCHW, ones_B)
+    loss_B = matching_error(velocity_BCHW, x0_BCHW, noise_BCHW)
+    old_loss_B = matching_error(old_BCHW, x0_BCHW, noise_BCHW)
     log_ratio_B = surrogate(old_loss_B, sigma_B, weighting, power) - surrogate(loss_B, sigma_B, weighting, power)
     share_B = (advantage_B / advantage_max).clamp(-1.0, 1.0)
     policy_B, acting = clipped_loss(log_ratio_B.exp(), share_B, clip_low, clip_high)
-    distance_B = (velocity_BCHW.to(x0_BCHW.dtype) - old_BCHW.to(x0_BCHW.dtype)).square().flatten(1).mean(1)
+    distance_B = velocity_distance(velocity_BCHW, old_BCHW)
     metrics = {
         "likelihood_ratio": acting["ratio"],
         "likelihood_clipped": acting["clipped_high"] + acting["clipped_low"],

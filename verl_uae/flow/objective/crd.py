@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from verl_uae.flow.advantage import unit_reward
+from verl_uae.flow.divergence import velocity_distance
 from verl_uae.flow.matching import self_normalised, velocity_error
 from verl_uae.flow.objective.registry import check_number, register_objective
 from verl_uae.flow.objective.types import ObjectiveOutput
@@ -50,7 +52,7 @@ def gap(
 ) -> Tensor:
     """beta times the implicit reward minus the reward in [0, 1], shape (B,)."""
     implicit_B, _ = implicit_reward(velocity_BCHW, old_velocity_BCHW, x0_BCHW, noise_BCHW)
-    return beta * implicit_B - _in_unit(advantage_B, advantage_max)
+    return beta * implicit_B - unit_reward(advantage_B, advantage_max)
 
 
 @register_objective("crd", check=check_crd, group=gap)
@@ -95,17 +97,12 @@ def crd(
         TypeError: latents in half precision.
     """
     implicit_B, size_B = implicit_reward(velocity_BCHW, old_velocity_BCHW, x0_BCHW, noise_BCHW)
-    gap_B = beta * implicit_B - _in_unit(advantage_B, advantage_max) - group_mean_B
-    moved_BCHW = velocity_BCHW.detach().to(x0_BCHW.dtype) - old_velocity_BCHW.detach().to(x0_BCHW.dtype)
+    gap_B = beta * implicit_B - unit_reward(advantage_B, advantage_max) - group_mean_B
     metrics = {
         "implicit_reward": implicit_B.detach(),
         "reward_gap": gap_B.detach(),
         "positive_error": size_B,
         "clipped_advantage": (advantage_B.abs() > advantage_max).to(gap_B.dtype),
-        "old_distance": moved_BCHW.square().flatten(1).mean(1),
+        "old_distance": velocity_distance(velocity_BCHW.detach(), old_velocity_BCHW),
     }
     return ObjectiveOutput(gap_B.square() * (advantage_max / beta), metrics)
-
-
-def _in_unit(advantage_B: Tensor, advantage_max: float) -> Tensor:
-    return 0.5 + 0.5 * (advantage_B / advantage_max).clamp(-1.0, 1.0)

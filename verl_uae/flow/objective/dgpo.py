@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verl_uae.flow.matching import flow_matching_loss
+from verl_uae.flow.matching import matching_error
 from verl_uae.flow.objective.clip import check_clip
 from verl_uae.flow.objective.registry import check_choice, check_number, register_objective
 from verl_uae.flow.objective.types import ObjectiveOutput
@@ -49,9 +49,8 @@ def preference(
     """A (L - L_ref), shape (B,); below 0 where the policy has moved as the advantage says."""
     against_BCHW = old_velocity_BCHW if reference == "old" else reference_velocity_BCHW
     assert against_BCHW is not None
-    ones_B = torch.ones_like(advantage_B)
-    loss_B = flow_matching_loss(velocity_BCHW, x0_BCHW, noise_BCHW, ones_B)
-    return advantage_B * (loss_B - flow_matching_loss(against_BCHW, x0_BCHW, noise_BCHW, ones_B))
+    loss_B = matching_error(velocity_BCHW, x0_BCHW, noise_BCHW)
+    return advantage_B * (loss_B - matching_error(against_BCHW, x0_BCHW, noise_BCHW))
 
 
 @register_objective("dgpo", check=check_dgpo, group=preference, unneeded=unneeded)
@@ -102,10 +101,9 @@ def dgpo(
     Raises:
         TypeError: latents in half precision.
     """
-    ones_B = torch.ones_like(advantage_B)
-    loss_B = flow_matching_loss(velocity_BCHW, x0_BCHW, noise_BCHW, ones_B)
+    loss_B = matching_error(velocity_BCHW, x0_BCHW, noise_BCHW)
     with torch.no_grad():
-        ratio_B = (flow_matching_loss(old_velocity_BCHW, x0_BCHW, noise_BCHW, ones_B) - loss_B).exp()
+        ratio_B = (matching_error(old_velocity_BCHW, x0_BCHW, noise_BCHW) - loss_B).exp()
         too_high_B = (advantage_B > 0) & (ratio_B > 1.0 + clip_high)
         clipped_B = too_high_B | ((advantage_B < 0) & (ratio_B < 1.0 - clip_low))
         weight_B = torch.sigmoid(beta * group_mean_B)

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from verl_uae.flow.advantage import unit_reward
+from verl_uae.flow.divergence import velocity_distance
 from verl_uae.flow.matching import require_wide, self_normalised
 from verl_uae.flow.objective.registry import check_number, register_objective
 from verl_uae.flow.objective.types import ObjectiveOutput
@@ -70,7 +72,7 @@ def nft(
     require_wide(x0_BCHW, x_sigma_BCHW)
     velocity_BCHW = velocity_BCHW.to(x_sigma_BCHW.dtype)
     old_BCHW = old_velocity_BCHW.detach().to(x_sigma_BCHW.dtype)
-    preference_B = 0.5 + 0.5 * (advantage_B / advantage_max).clamp(-1.0, 1.0)
+    preference_B = unit_reward(advantage_B, advantage_max)
     target = (x0_BCHW, x_sigma_BCHW, sigma_B)
     good_B, good_error_B = _normalised_error((1.0 - beta) * old_BCHW + beta * velocity_BCHW, *target)
     bad_B, bad_error_B = _normalised_error((1.0 + beta) * old_BCHW - beta * velocity_BCHW, *target)
@@ -80,7 +82,7 @@ def nft(
         "positive_error": good_error_B,
         "negative_error": bad_error_B,
         "clipped_advantage": (advantage_B.abs() > advantage_max).to(loss_B.dtype),
-        "old_distance": (velocity_BCHW.detach() - old_BCHW).square().flatten(1).mean(1),
+        "old_distance": velocity_distance(velocity_BCHW.detach(), old_BCHW),
     }
     return ObjectiveOutput(loss_B, metrics)
 

@@ -66,8 +66,8 @@ def test_seconds_by_hand(sana: Estimator) -> None:
 def test_what_is_no_product_counts_on_a_cpu(sana: Estimator) -> None:
     on_gpu = sana.estimate("H100-80GB")
     rates = dataclasses.replace(on_gpu.rates, mfu=1.0, operator_s=5e-6, touched_gbs=20.0)
-    phase = Phase("work", Cost({"float32": 67e12}, operators=1e5, touched=40e9))
-    assert dataclasses.replace(on_gpu, rates=rates).seconds(phase) == pytest.approx(1.0 + 0.5 + 2.0)
+    phase = Phase("work", Cost({"float32": 67e12}, operators=1e5, touched=40e9), copied=1e9)
+    assert dataclasses.replace(on_gpu, rates=rates).seconds(phase) == pytest.approx(1.0 + 0.5 + 2.0 + 0.25)
     assert on_gpu.seconds(phase) == pytest.approx(1.0 / 0.4)
 
 

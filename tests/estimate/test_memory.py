@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.estimate import world
 from tests.estimate.conftest import FAMILIES
@@ -107,6 +108,41 @@ def test_shards_are_those_of_fsdp2(ranks: int, tiny: Callable[[str], Path]) -> N
     assert counted.own == sum(count for _, count in local)
     assert counted.own_trained == sum(count for trained, count in local if trained)
     assert counted.received(2) == pytest.approx(2 * counted.all * (ranks - 1) / ranks)
+
+
+class Copies(TorchDispatchMode):
+    """Bytes that FSDP2 writes into buffers of gradients and out of them, with those of weights on one rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "chunk_cat" in str(func):
+            self.bytes += kwargs["out"].nbytes
+        elif str(func) == "aten.copy_.default":
+            self.bytes += args[0].nbytes
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ranks", (1, 2, 4))
+def test_gradients_are_copied_as_fsdp_copies_them(ranks: int) -> None:
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
+    counted = Shards.of(model, ["Linear"], ranks)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        mesh = init_device_mesh("cpu", (ranks,))
+        for block in model:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        total = model(torch.ones(5, 64)).sum()
+        with Copies() as copies:
+            total.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    # Alone it copies weights again on the way back, too.
+    weights = 4 * counted.all if ranks == 1 else 0.0
+    assert copies.bytes == counted.packed() + weights
 
 
 def rows(start: str) -> dict[str, list[str]]:

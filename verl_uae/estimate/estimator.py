@@ -107,7 +107,9 @@ class Estimate:
         """Seconds of a phase by what they are spent on."""
         rates, executed = self.rates, phase.executed
         calculating = sum(count / rates.flops_per_second(dtype) for dtype, count in executed.flops.items())
-        touching = executed.touched / rates.touched_gbs / 1e9 if rates.touched_gbs else 0.0
+        # These buffers are new memory each time, as copies that are not pinned are.
+        copying = phase.copied / rates.pageable_gbs
+        touching = (executed.touched / rates.touched_gbs + copying) / 1e9 if rates.touched_gbs else 0.0
         links = (phase.gathered - phase.across) / rates.nvlink_gbs + phase.across / rates.network_gbs
         return Parts(
             compute=calculating + touching + executed.operators * rates.operator_s,

@@ -55,6 +55,8 @@ class Phase:
     """Bytes received from the other ranks of its shards."""
     across: float = 0.0
     """Of these, bytes over the network of the node's GPUs, per GPU."""
+    copied: float = 0.0
+    """Bytes of gradients into and out of the buffers in which they are summed."""
     collectives: float = 0.0
     """One after the other, each around a ring of the ranks."""
     hops: float = 0.0
@@ -259,7 +261,7 @@ class Phases(Held):
                 total,
                 total.total,
                 {**beside, **weights, **gathered, "activations": cost.peak},
-                **self._travels(calls * shards.received(computed), shards, calls),
+                **self._travels(shards, computed, gathers=calls),
                 pinned=pinned * calls,
                 pageable=self.moves(engine, shards, width, state=False),
             )
@@ -279,7 +281,6 @@ class Phases(Held):
         plain = self.work.captioner(micro, gradient=True)
         cost = self.work.captioner(micro, gradient=True, checkpointing=True) if again else plain
         calls = captions / micro * int(actor.ppo_epochs)
-        received = calls * (shards.received(computed) * (2 if reshard else 1) + shards.reduced())
         phases.append(
             Phase(
                 "captioner's update",
@@ -293,7 +294,7 @@ class Phases(Held):
                     "gathered": shards.gathered(computed, reshard=reshard, backward=True),
                     "activations": cost.peak,
                 },
-                **self._travels(received, shards, calls * (3 if reshard else 2), engine),
+                **self._travels(shards, computed, calls * (2 if reshard else 1), calls, engine),
                 pageable=self.moves(engine, shards, width, state=True),
             )
         )
@@ -313,7 +314,7 @@ class Phases(Held):
             fixed_s=ASSUMED_SERVER_S if self.served_by_vllm() else 0.0,
             control_s=ASSUMED_STEP_S,
         )
-        return _with(phase, **self._travels(shards.received(2), shards, 1))
+        return _with(phase, **self._travels(shards, 2, gathers=1))
 
     # ------------------------------------------------------------ U4G
 
@@ -334,7 +335,7 @@ class Phases(Held):
         phases = self._drawing(rows, samples, sampling.times(calls), held, math.inf)
         at = next(number for number, phase in enumerate(phases) if phase.name == "denoising")
         reshard = bool(train.fsdp_config.reshard_after_forward)
-        phases[at] = self._collective(phases[at], shards, calls if reshard else 1, width)
+        phases[at] = _with(phases[at], **self._travels(shards, width, gathers=calls if reshard else 1))
         phases[at] = _with(phases[at], pageable=self.moves(train.fsdp_config, shards, 4, state=False))
         learning = self._policy_learning(samples, shards, {**beside, **({} if uae.decoder.offload else frozen)})
         if self.captioner_of_ranks():
@@ -353,24 +354,26 @@ class Phases(Held):
         see :mod:`verl_uae.visits`."""
         return _with(phase, pinned=phase.pinned + sum(frozen.values()))
 
-    def _collective(self, phase: Phase, shards: Shards, calls: float, width: int) -> Phase:
-        return _with(phase, **self._travels(calls * shards.received(width), shards, calls))
-
-    def _travels(self, received: float, shards: Shards, calls: float, engine: Any = None) -> dict[str, Any]:
+    def _travels(
+        self, shards: Shards, width: int, gathers: float, reduces: float = 0.0, engine: Any = None
+    ) -> dict[str, Any]:
         """What a phase says of weights and gradients between ranks.
 
         Args:
-            received: bytes by each rank.
             shards: of the model.
-            calls: times that all of its parts travel one after the other.
+            width: bytes of a weight on its way.
+            gathers: of all weights, part by part.
+            reduces: of all gradients.
             engine: section of what trains, whose copies sum their gradients; None where nothing is summed.
         """
         inside, between = self.layout.hops(shards.ranks)
-        count = calls * shards.units if shards.ranks > 1 else 0.0
+        received = gathers * shards.received(width) + reduces * shards.reduced()
+        count = (gathers + reduces) * shards.units if shards.ranks > 1 else 0.0
         copies = 0.0 if engine is None else self._replicas(engine, shards)
         return {
             "gathered": received + copies,
             "across": self.layout.across(received, shards.ranks) + copies,
+            "copied": reduces * shards.packed(),
             "collectives": count,
             "hops": count * inside,
             "hops_across": count * between,
@@ -408,7 +411,8 @@ class Phases(Held):
         ):
             if share:
                 phase = Phase(name, cost.times(share), cost.total * share, {**held, "activations": cost.peak})
-                found.append(self._collective(phase, shards, share * passes.calls if reshard else 1, width))
+                gathers = share * passes.calls if reshard else 1
+                found.append(_with(phase, **self._travels(shards, width, gathers)))
         return [*found, self._decoder_update(passes, micro, shards, beside, u4g.guidance)]
 
     def _decoder_update(
@@ -420,14 +424,13 @@ class Phases(Held):
         again = bool(self.uae.train.gradient_checkpointing)
         cost = self.work.learning(micro, guidance, checkpointing=True, places=passes.places) if again else plain
         # Weights that stay are gathered once in an update.
-        received = shards.received(width) * (2 * passes.calls if reshard else passes.updates)
-        received += shards.reduced() * passes.calls
+        gathers = 2 * passes.calls if reshard else passes.updates
         return Phase(
             "update",
             cost.times(passes.whole),
             plain.total * passes.whole,
             {**beside, **self.policy(shards, backward=True, state=True), "activations": cost.peak},
-            **self._travels(received, shards, passes.calls * 3 if reshard else passes.calls + passes.updates, engine),
+            **self._travels(shards, width, gathers, passes.calls, engine),
             pageable=self.moves(engine, shards, 4, state=True),
             control_s=ASSUMED_STEP_S,
         )
@@ -500,29 +503,15 @@ class Phases(Held):
                 control_s=ASSUMED_STEP_S,
             ),
         ]
-        received = {
-            "captioner": (2 * actor.received(2) + actor.reduced()) * batches if trains else 0.0,
-            "path": policy.received(width) * calls["path"],
-            "way back": (2 * policy.received(width) + policy.reduced()) * calls["way back"],
+        learns = batches if trains else 0.0
+        travels = {
+            "captioner": self._travels(
+                actor, 2, 2 * learns, learns, settings.captioner.fsdp_config if trains else None
+            ),
+            "path": self._travels(policy, width, calls["path"]),
+            "way back": self._travels(policy, width, 2 * calls["way back"], calls["way back"], uae.train.fsdp_config),
         }
-        times = {"captioner": 3 * batches if trains else 0.0, "path": calls["path"], "way back": 3 * calls["way back"]}
-        whose = {"captioner": actor}
-        # What learns, whose copies sum their gradients.
-        learns = {"captioner": settings.captioner.fsdp_config if trains else None, "way back": uae.train.fsdp_config}
-        return [
-            _with(
-                phase,
-                **self._travels(
-                    received[phase.name],
-                    whose.get(phase.name, policy),
-                    times[phase.name],
-                    learns.get(phase.name),
-                ),
-            )
-            if phase.name in received
-            else phase
-            for phase in phases
-        ]
+        return [_with(phase, **travels.get(phase.name, {})) for phase in phases]
 
     def _cold_start_held(self, policy: Shards, actor: Shards, trains: bool) -> dict[str, float]:
         features = self.models.features

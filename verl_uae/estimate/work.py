@@ -521,6 +521,11 @@ class Shards:
         """Bytes that a rank receives when gradients are summed once, in fp32."""
         return 4 * self.trained * (self.ranks - 1) / self.ranks
 
+    def packed(self) -> float:
+        """Bytes that a rank copies when gradients are summed once, in fp32: into the buffer in which they leave, and,
+        where it is alone, from there to where its sums arrive."""
+        return 4 * self.trained * (1 if self.ranks > 1 else 2)
+
 
 def cache_bytes(config: Any) -> float:
     """Bytes of bf16 that a caption server keeps of a token."""

@@ -180,6 +180,7 @@ OWN, TOKEN = "uae.decoder.pool=own", "algorithm.rollout_correction.rollout_is=to
         ([TOKEN, OWN, "uae.decoder.schedule=streamed"], "use schedule=phased"),
         ([TOKEN, OWN, "uae.conditioner.weights=synced"], "use weights=frozen"),
         ([OWN], "algorithm.rollout_correction.rollout_is=token"),
+        ([TOKEN, OWN, "trainer.save_freq=1"], "trainer.save_freq=1 saves every one"),
     ],
 )
 def test_what_cannot_run_ahead_is_refused(base: DictConfig, overrides: list[str], text: str) -> None:

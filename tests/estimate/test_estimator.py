@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,15 @@ def test_the_recipe_of_80_gb_fits() -> None:
     assert not estimator.asked.config.uae.decoder.offload
     for gpu in ("A100-80GB", "H100-80GB", "H200-141GB"):
         assert estimator.estimate(gpu).fits, gpu
+
+
+def test_a_calibration_that_cannot_be_written_is_refused_before_it_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "mm", lambda *_: pytest.fail("measured"))
+    for path in (tmp_path, tmp_path / "none" / "rates.json"):
+        with pytest.raises(ConfigError, match=f"--calibrate: {re.escape(str(path))} cannot be written"):
+            calibrate(path, seconds=0.01)
 
 
 def test_a_calibration_takes_the_place_of_the_data_sheet(tmp_path: Path, sana: Estimator) -> None:

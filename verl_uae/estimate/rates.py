@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -203,7 +204,12 @@ def calibrate(path: Path, *, seconds: float = 0.5, clock: Clock = time.perf_coun
 
     Returns:
         What was written: device, and rates by the names of :class:`Rates`.
+
+    Raises:
+        ConfigError: the file cannot be written, which is said before anything is measured.
     """
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError("--calibrate", f"{path} cannot be written; name a file in a folder that exists")
     import torch
 
     from verl_uae.seeding import normal

@@ -40,15 +40,19 @@ def best(rows: Sequence[Row], gpus: int) -> Row:
 
 
 def efficiency(row: Row, rows: Sequence[Row]) -> float:
-    """Pictures a second and GPU, by those of the fewest GPUs with the same schedule."""
+    """Pictures a second and GPU, by those of the :func:`fewest` GPUs."""
+    return row.rate / fewest(row, rows).rate
+
+
+def fewest(row: Row, rows: Sequence[Row]) -> Row:
+    """That of the fewest GPUs with the same schedule, of those that fit; of all, where none does."""
     same = [other for other in rows if other.schedule == row.schedule]
-    return row.rate / min(same, key=lambda other: other.gpus).rate
+    return min(same, key=lambda other: (not other.estimate.fits, other.gpus))
 
 
 def lost_to(row: Row, rows: Sequence[Row]) -> tuple[str, float]:
-    """What a step takes longer for than on the fewest GPUs with the same schedule, in words, and its seconds."""
-    same = [other for other in rows if other.schedule == row.schedule]
-    before = min(same, key=lambda other: other.gpus).timeline.spent
+    """What a step takes longer for than on the :func:`fewest` GPUs, in words, and its seconds."""
+    before = fewest(row, rows).timeline.spent
     more = {name: seconds - before.get(name, 0.0) for name, seconds in row.timeline.spent.items()}
     name = max(more, key=lambda name: more[name])
     return _WORDS.get(name, name), more[name]

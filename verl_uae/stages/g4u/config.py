@@ -118,6 +118,12 @@ def _validate_ahead(config: DictConfig) -> None:
             "1: captions are one step off policy, and algorithm.rollout_correction corrects nothing; set "
             "algorithm.rollout_correction.rollout_is=token (or sequence), or bypass_mode=true, or set it to 0",
         )
+    if config.trainer.save_freq == 1:
+        raise ConfigError(
+            name,
+            "1: a step that is saved writes nothing ahead, and trainer.save_freq=1 saves every one; use a larger "
+            "save_freq, or set it to 0",
+        )
 
 
 def _validate_captioner(config: DictConfig) -> None:

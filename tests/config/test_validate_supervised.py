@@ -53,6 +53,10 @@ PRETRAIN = [
 COLD_START = [
     (f"{COLD}.gradient_steps=0", f"{COLD}.gradient_steps", "[1, 6] or be null, got 0"),
     (f"{COLD}.gradient_steps=7", f"{COLD}.gradient_steps", "got 7"),
+    (f"{COLD}.kept_steps=-1", f"{COLD}.kept_steps", "at least 0"),
+    (f"{COLD}.kept_steps=7", f"{COLD}.kept_steps", "goes through 6 steps; use at most 6"),
+    (f"{COLD}.kept_steps=3 {COLD}.gradient_steps=2", f"{COLD}.kept_steps", "goes through 2 steps; use at most 2"),
+    (f"{COLD}.kept_steps=1 uae.train.fsdp_config.strategy=fsdp", f"{COLD}.kept_steps", "use 0, or"),
     (
         f"{COLD}.train_decoder=false uae.train.train_projector=false {COLD}.captioner.train=false",
         f"{COLD}.captioner.train",

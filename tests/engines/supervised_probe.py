@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig
 
-from tests.engines.policy_probe import failure, largest, losses, share, train
+from tests.engines.policy_probe import LORA, failure, largest, losses, share, train
 from tests.engines.policy_world import LATENT, gradients, parameters, states
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
@@ -62,20 +66,20 @@ CAPTIONS = [caption(scene) for scene in SCENES]
 FAMILY = SD3({}, {}, length=CONDITION_LENGTH)
 
 
-def engine_parts(lr: float) -> dict[str, Any]:
+def engine_parts(lr: float, mixed: dict[str, str] = MIXED) -> dict[str, Any]:
     return {
-        "engine_config": FSDPEngineConfig(mixed_precision=MIXED, **FSDP),
+        "engine_config": FSDPEngineConfig(mixed_precision=mixed, **FSDP),
         # A norm is never cut, so gradients can be compared.
         "optimizer_config": FSDPOptimizerConfig(lr=lr, weight_decay=0.0, total_training_steps=50, clip_grad=1e9),
         "checkpoint_config": CheckpointConfig(),
     }
 
 
-def decoder_engine(models: str, lr: float = 1e-3, **model: Any) -> SupervisedEngine:
+def decoder_engine(models: str, lr: float = 1e-3, mixed: dict[str, str] = MIXED, **model: Any) -> SupervisedEngine:
     config = DecoderModelConfig(
         path=f"{models}/decoder", model_type=SUPERVISED_TYPE, **{"train_projector": True, **model}
     )
-    engine = SupervisedEngine(model_config=config, **engine_parts(lr))
+    engine = SupervisedEngine(model_config=config, **engine_parts(lr, mixed))
     engine.initialize()
     return engine
 
@@ -172,6 +176,7 @@ class World:
             "sigmas": SIGMAS,
             "guidance": 1.0,
             "gradient_steps": None,
+            "kept_steps": 0,
             "semantic_weight": 1.0,
             "caption_weight": 0.5,
             "in_context": False,
@@ -180,7 +185,13 @@ class World:
         chosen = ReconstructionSettings(**{**settings, **changes})
         negative = negative_states(self.conditioner)
         parts = (FAMILY, self.decoder.vae, self.features, captioner, self.captions_of)
-        return ReconstructionLoss(chosen, *parts, lambda: negative)
+        self.negatives = 0
+
+        def counted() -> Condition:
+            self.negatives += 1
+            return negative
+
+        return ReconstructionLoss(chosen, *parts, counted)
 
 
 def negative_states(conditioner: Conditioner) -> Condition:
@@ -262,6 +273,74 @@ def cold_start_facts(models: str, micro: int) -> dict[str, Any]:
     return {"values": values, "norms": norms}
 
 
+#: What is trained and computed again, settings of the loss, pairs at a time: three steps of the sampler, pictures
+#: one at a time through the VAE.
+KEPT: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "adapters": ({**LORA, "train_projector": False}, {}, 1),
+    "adapters, guided, recomputed": ({**LORA, "enable_gradient_checkpointing": True}, {"guidance": 3.0}, 2),
+    "full, guided": ({}, {"guidance": 3.0}, 1),
+    "full, recomputed, in context": ({"enable_gradient_checkpointing": True}, {"in_context": True}, 2),
+    "full, guided, two steps back": ({}, {"guidance": 3.0, "gradient_steps": 2}, 2),
+    "full, guided, bf16": ({"mixed": {**MIXED, "param_dtype": "bf16"}}, {"guidance": 3.0}, 1),
+}
+
+
+@contextmanager
+def heard(engine: SupervisedEngine) -> Iterator[tuple[list[bool], list[int]]]:
+    """Whether each velocity had a graph, and how often each backward pass through one gathered ahead."""
+    calls: list[bool] = []
+    ahead: list[int] = []
+    hook = engine.module.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    prefetch, announce = FSDPParamGroup._prefetch_unshard, engine.announce_backward
+    blocks: list[Any] = [module for module in engine.module.modules() if isinstance(module, FSDPModule)]
+    groups = [block._get_fsdp_state()._fsdp_param_group for block in blocks]
+
+    def counted(target: Any, pass_type: str) -> None:
+        if pass_type == "backward" and target in groups:
+            ahead[-1] += 1
+        prefetch(target, pass_type)
+
+    def told(others_wait: bool) -> None:
+        ahead.append(0)
+        announce(others_wait)
+
+    FSDPParamGroup._prefetch_unshard, engine.announce_backward = staticmethod(counted), told
+    try:
+        yield calls, ahead
+    finally:
+        FSDPParamGroup._prefetch_unshard, engine.announce_backward = staticmethod(prefetch), announce
+        hook.remove()
+
+
+def kept_facts(models: str) -> dict[str, Any]:
+    """Of every way to train, with one step kept or all, against none: gradient, loss, and how often what is called."""
+    facts: dict[str, Any] = {}
+    for name, (model, changes, micro) in KEPT.items():
+        steps, back = len(SIGMAS) - 1, changes.get("gradient_steps") or len(SIGMAS) - 1
+        world = World(models, share(4), micro)
+        decoder, captioner = decoder_engine(models, **model), captioner_engine(models)
+        facts[name], none = {}, None
+        for kept in (0, 1, back):
+            decoder.optimizer_zero_grad()
+            captioner.optimizer_zero_grad()
+            with decoder.train_mode(), captioner.train_mode(), heard(decoder) as (calls, ahead):
+                loss = world.loss(captioner.module, kept_steps=kept, **changes)
+                output = decoder.forward_backward_batch(world.data, loss)
+                own = {**gradients(decoder), **{f"captioner.{key}": g for key, g in gradients(captioner).items()}}
+            none = none or own
+            batches = len(world.rows) // micro
+            facts[name][kept] = {
+                "apart": largest(own, none),
+                "size": max(g.abs().max().item() for g in own.values()),
+                "loss": output["loss"],
+                "calls": [calls.count(False), calls.count(True)],
+                "wanted calls": [batches * (steps - kept), batches * back],
+                "negatives": world.negatives / batches,
+                "ahead": ahead,
+            }
+    return facts
+
+
 def switch_facts(models: str) -> dict[str, Any]:
     """What trains with each switch."""
     facts: dict[str, Any] = {}
@@ -323,6 +402,7 @@ def main(models: str, out: str, number: str, size: str, port: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ranks = int(size)
     facts: dict[str, Any] = {
+        "kept": kept_facts(models),
         "flow": {micro: flow_facts(models, micro) for micro in ((8, 4, 1) if ranks == 1 else (4, 2))},
         "cold start": {micro: cold_start_facts(models, micro) for micro in ((4, 2, 1) if ranks == 1 else (2, 1))},
     }

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.engines.supervised_probe import KEPT
+
 Facts = dict[str, Any]
 
 
@@ -29,6 +31,20 @@ def test_ranks_and_micro_batches_do_not_change_an_update(supervised: Facts, run:
     expected, found = supervised["one"]["cold start"]["4"], supervised[ranks]["cold start"][micro]
     assert found["values"] == pytest.approx(expected["values"], abs=1e-5)
     assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+
+
+@pytest.mark.parametrize("ranks", ["one", "two"])
+@pytest.mark.parametrize("run", KEPT)
+def test_kept_steps_change_no_bit_and_are_computed_once(supervised: Facts, ranks: str, run: str) -> None:
+    facts = supervised[ranks]["kept"][run]
+    none = facts["0"]
+    assert len(facts) == 3 and none["size"] > 1e-3
+    for kept, found in facts.items():
+        assert found["apart"] == 0.0 and found["loss"] == none["loss"], kept
+        assert found["calls"] == found["wanted calls"], kept
+        assert found["negatives"] == (1.0 if "guided" in run else 0.0), kept
+        # Each backward pass gathers as much ahead as where its forward pass was just before it.
+        assert len(found["ahead"]) == len(none["ahead"]) and min(found["ahead"]) >= min(none["ahead"]) > 0, kept
 
 
 def test_every_part_can_be_switched_off(supervised: Facts) -> None:

@@ -5,6 +5,7 @@ page that says them."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.estimate import world
 from tests.estimate.conftest import FAMILIES
 from tests.estimate.test_stages import U4G, photograph, sized
+from tests.real_size import models
 from verl_uae.chain.records import Caption, Sample
+from verl_uae.config.left_open import KEEP
 from verl_uae.estimate.estimator import Estimator
 from verl_uae.estimate.meter import Meter
 from verl_uae.estimate.work import Shards, measure
@@ -53,6 +56,34 @@ def test_the_peak_of_an_update(family: str, again: bool, tiny: Callable[[str], P
     held = measure(lambda: worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0), worker.engine.module, device="cpu")
     update = next(phase for phase in estimator.estimate("H100-80GB").phases if phase.name == "update")
     assert update.memory["activations"] == pytest.approx(held.peak, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("family", "kept", "again"), [("sd3", 6, False), ("sd3", 3, True), ("flux3", 3, False), ("flux3", 6, True)]
+)
+def test_what_kept_steps_hold(
+    family: str, kept: int, again: bool, tiny: Callable[[str], Path], tmp_path: Path, cpu: Any, one_rank: Any
+) -> None:
+    """By how much the peak of the cold start's loss and its way back grows, every byte that is held."""
+    clip = models.save_clip(tmp_path)
+    words = ["data.train_batch_size=2", "uae.train.micro_batch_size=2", "uae.cold_start.num_steps=6"]
+    words += ["uae.cold_start.guidance=2.0", f"+uae.cold_start.backbone_params.model={clip}"]
+    words += ["uae.train.train_projector=false", "uae.train.lora.rank=2", "uae.cold_start.captioner.lora.rank=2"]
+    words += [f"uae.train.gradient_checkpointing={str(again).lower()}"]
+    asked = world.asked("cold_start", tiny(family), *words, *sized(family))
+    estimator = Estimator(asked)
+    loss, data, engine = world.cold_start(asked, estimator.work.caption, estimator.work.caption_tokens, clip)
+    modules = engine.module, loss.captioner
+    measured, estimated = [], []
+    for steps in (0, kept):
+        loss.settings = dataclasses.replace(loss.settings, kept_steps=steps)
+        held = measure(lambda: engine.forward_backward_batch(data, loss), *modules, device="cpu")
+        measured.append(held.peak)
+        found = estimator.estimate("H100-80GB", changes={KEEP: steps})
+        phases = {phase.name: sum(phase.memory.values()) for phase in found.phases}
+        assert max(phases, key=lambda name: phases[name]) == "picture"
+        estimated.append(phases["picture"])
+    assert estimated[1] - estimated[0] == pytest.approx(measured[1] - measured[0], rel=0.1)
 
 
 def test_what_is_held_and_let_go_by_hand() -> None:

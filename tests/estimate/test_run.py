@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,11 +18,12 @@ from tests.estimate import world
 from tests.estimate.test_estimator import SANA
 from tests.estimate.test_stages import U4G, photograph, sized
 from verl_uae.chain.records import Caption, Sample
+from verl_uae.config.left_open import KEEP, RECOMPUTE
 from verl_uae.estimate import rates, run
 from verl_uae.estimate.composing import Command, _composed, changed, command_of
-from verl_uae.estimate.estimator import RECOMPUTE, Estimator
+from verl_uae.estimate.estimator import Estimator
 from verl_uae.estimate.rates import GPUS, Device
-from verl_uae.estimate.run import decide_recomputing, peak_of_run, useful_work
+from verl_uae.estimate.run import decide, peak_of_run, useful_work
 from verl_uae.estimate.work import Asking
 from verl_uae.stages.u4g.worker import Layout, sampling_plan
 
@@ -83,7 +85,7 @@ def test_where_torch_sees_no_gpu_there_is_none() -> None:
     assert rates.device_here() is None
 
 
-# ---------------------------------------------------------------- activations that are computed again
+# ---------------------------------------------------------------- activations that are kept
 
 #: As a run has them: nothing is missing.
 _THERE = ["uae.decoder.path=org/sana", "uae.conditioner.path=google/gemma-2-2b-it"]
@@ -108,7 +110,7 @@ def peaks() -> tuple[float, float]:
 def decided(monkeypatch: pytest.MonkeyPatch, device: Device | None, *words: str) -> Any:
     monkeypatch.setattr(rates, "device_here", lambda: device)
     config = composed(*words)
-    decide_recomputing(config)
+    decide(config)
     return config.uae.train.gradient_checkpointing
 
 
@@ -127,12 +129,12 @@ def test_activations_are_kept_where_there_is_room(
 
 
 def test_what_is_said_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_recomputing", lambda config: pytest.fail("nothing is left to decide"))
+    monkeypatch.setattr(run, "_decided", lambda *_: pytest.fail("nothing is left to decide"))
     for value in (True, False):
         assert decided(monkeypatch, None, f"{RECOMPUTE}={str(value).lower()}") is value
     # G4U trains no decoder.
     config = _composed("uae_g4u", [*_THERE, f"{RECOMPUTE}=null"])
-    decide_recomputing(config)
+    decide(config)
     assert config.uae.train.gradient_checkpointing is None
 
 
@@ -167,6 +169,91 @@ def test_an_estimate_decides_as_the_run_does(peaks: tuple[float, float]) -> None
         assert found.peak_gib == pytest.approx(peak)
         assert found.command.config.uae.train.gradient_checkpointing is (gpu == "L4-24GB")
     assert all(RECOMPUTE not in changes for changes, _ in estimator.remedies("L4-24GB"))
+
+
+#: Ten steps, of which the gradient goes through four.
+_COLD = ["uae/decoder=sd35_medium", "uae.decoder.path=org/medium", *_THERE[2:]]
+_COLD += ["uae.cold_start.gradient_steps=4", "data.train_batch_size=4", "uae.train.micro_batch_size=4"]
+
+
+def cold(*words: str) -> Any:
+    return _composed("uae_cold_start", [*_COLD, *words])
+
+
+@pytest.fixture(scope="module")
+def kept_peaks() -> list[float]:
+    """GiB with 0 to 4 kept steps."""
+    estimator = Estimator(command_of(cold()))
+    return [estimator.estimate("H100-80GB", changes={KEEP: kept}).peak_gib for kept in range(5)]
+
+
+def test_as_many_steps_are_kept_as_fit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kept_peaks: list[float]
+) -> None:
+    """And what the run decides, an estimate does."""
+    caplog.set_level(logging.INFO, run.logger.name)
+    assert kept_peaks == sorted(kept_peaks) and kept_peaks[4] > 1.5 * kept_peaks[1] > 0
+    estimator = Estimator(command_of(cold(f"{KEEP}=null")))
+    sizes = {kept: peak + 0.1 for kept, peak in enumerate(kept_peaks)}
+    for wanted, size in {**sizes, 0: kept_peaks[0] - 1.0}.items():
+        device = Device("some GPU", size / rates.ASSUMED_USABLE)
+        monkeypatch.setattr(rates, "device_here", lambda device=device: device)
+        config = cold(f"{KEEP}=null")
+        decide(config)
+        assert config.uae.cold_start.kept_steps == wanted
+        more = min(4, wanted + 1)
+        peaks = f"{kept_peaks[more]:.1f} GiB with {more} and {kept_peaks[more - 1]:.1f} GiB with {more - 1}"
+        said = f"{KEEP}={wanted}: the estimated peak is {peaks}; {size:.1f} GiB of some GPU are usable"
+        assert caplog.messages[-1] == said
+        gpu = dataclasses.replace(GPUS["H100-80GB"], memory_gib=size / rates.ASSUMED_USABLE)
+        monkeypatch.setitem(GPUS, "H100-80GB", gpu)
+        assert estimator.estimate("H100-80GB").decided == {KEEP: wanted}
+    # Nothing is left that would make it fit by keeping less.
+    assert all(KEEP not in changes for changes, _ in estimator.remedies("H100-80GB"))
+
+
+def test_both_are_decided_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are kept with what the first choice leaves."""
+    estimator = Estimator(command_of(cold()))
+
+    def peak(again: bool, kept: int) -> float:
+        return estimator.estimate("H100-80GB", changes={RECOMPUTE: again, KEEP: kept}).peak_gib
+
+    for again, kept, size in ((True, 4, peak(False, 0) - 0.1), (False, 1, peak(False, 1) + 0.1)):
+        monkeypatch.setattr(rates, "device_here", lambda size=size: Device("x", size / rates.ASSUMED_USABLE))
+        config = cold(f"{KEEP}=null", f"{RECOMPUTE}=null")
+        decide(config)
+        assert (config.uae.train.gradient_checkpointing, config.uae.cold_start.kept_steps) == (again, kept)
+
+
+@pytest.mark.parametrize(
+    ("words", "device", "wanted"),
+    [
+        (["trainer.device=cpu"], None, 4),
+        ([], None, 0),
+        (["uae.train.fsdp_config.strategy=fsdp"], Device("x", 1000.0), 0),
+        (["uae.decoder.path=org/other", "uae.conditioner.path=org/lm"], None, 0),
+    ],
+)
+def test_how_many_steps_are_kept_without_an_estimate(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], device: Device | None, wanted: int
+) -> None:
+    monkeypatch.setattr(rates, "device_here", lambda: device)
+    config = cold(f"{KEEP}=null", *words)
+    decide(config)
+    assert config.uae.cold_start.kept_steps == wanted
+
+
+def test_kept_steps_that_are_too_many_or_too_few_are_named(kept_peaks: list[float]) -> None:
+    asked = Estimator(command_of(cold(f"{KEEP}=4")))
+    gpu = next(name for name, each in GPUS.items() if kept_peaks[0] < rates.ASSUMED_USABLE * each.memory_gib)
+    found = asked.estimate(gpu)
+    assert found.decided == {}
+    named = [changes for changes, _ in asked.remedies(gpu)]
+    assert found.fits or {KEEP: 0} in named
+    better = Estimator(command_of(cold(f"{KEEP}=0"))).faster("B200-180GB")
+    assert better is not None and KEEP in better[0] and better[0][KEEP] is None
+    assert better[1].decided == {KEEP: 4}
 
 
 # ---------------------------------------------------------------- useful operations

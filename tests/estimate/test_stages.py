@@ -188,16 +188,23 @@ def test_pretraining(tiny: Callable[[str], Path], cpu: Any, one_rank: Any) -> No
     assert executed(estimator, "VAE", "condition", "update") == pytest.approx(learnt, rel=CLOSE)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2])
 @pytest.mark.parametrize("family", ["sd3", "flux3"])
-def test_cold_start(family: str, tiny: Callable[[str], Path], tmp_path: Path, cpu: Any, one_rank: Any) -> None:
+def test_cold_start(
+    family: str, kept: int, tiny: Callable[[str], Path], tmp_path: Path, cpu: Any, one_rank: Any
+) -> None:
     clip = models.save_clip(tmp_path)
     words = ["data.train_batch_size=2", "uae.train.micro_batch_size=2", "uae.cold_start.num_steps=2"]
     words += ["uae.cold_start.guidance=2.0", f"+uae.cold_start.backbone_params.model={clip}"]
     words += ["uae.train.train_projector=false", "uae.train.lora.rank=2", "uae.cold_start.captioner.lora.rank=2"]
-    asked = world.asked("cold_start", tiny(family), *words, *sized(family))
+    asked = world.asked("cold_start", tiny(family), *words, *sized(family), f"uae.cold_start.kept_steps={kept}")
     estimator = Estimator(asked)
     work = estimator.work
     loss, data, engine = world.cold_start(asked, work.caption, work.caption_tokens, clip)
     trained = world.counted(lambda: engine.forward_backward_batch(data, loss))
     estimated = executed(estimator, "captioner", "path", "picture", "way back")
     assert estimated == pytest.approx(trained, rel=CLOSE)
+    # The forward passes of the others alone are done again.
+    phases = {phase.name: phase for phase in estimator.estimate("H100-80GB").phases}
+    again = phases["way back"].executed.total - phases["way back"].useful
+    assert again == pytest.approx((2 - kept) / 2 * phases["path"].executed.total, rel=1e-6)

@@ -77,7 +77,7 @@ def test_the_gradient_of_the_picture_reaches_captioner_and_decoder_on_the_device
     features.to(torch.device("meta"))
     shape = (1, models.TEXT_TOKENS, size.language.hidden)
     loss = ReconstructionLoss(
-        ReconstructionSettings(sigma_schedule(2, 3.0), 5.0, None, 1.0, 0.0, False, 2),
+        ReconstructionSettings(sigma_schedule(2, 3.0), 5.0, None, 0, 1.0, 0.0, False, 2),
         models.family(module, codec),
         codec,
         features,

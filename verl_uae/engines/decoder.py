@@ -149,6 +149,18 @@ class DecoderEngine(TrainedWeightsEngine):
                     block.set_requires_gradient_sync(True, recurse=False)
             yield
 
+    def announce_backward(self, others_wait: bool) -> None:
+        """To be called before a backward pass of one of several graphs.
+
+        FSDP2 forgets with the last backward pass in which order blocks were gathered, and then gathers each only when
+        it is needed, beside nothing.
+
+        Args:
+            others_wait: for a backward pass of their own, this one being of the graph that was made last.
+        """
+        if isinstance(self.module, FSDPModule):
+            self.module.set_is_last_backward(not others_wait)
+
     def _frozen_blocks(self) -> list[Any]:
         """What has no gradient to wait with. FSDP2 would look for one also in blocks that the velocity passes by, whose
         weights are never gathered, and fail where gradients are summed in another precision."""

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from verl_uae.config.left_open import KEEP, RECOMPUTE, left_open
 from verl_uae.errors import ConfigError
 from verl_uae.estimate.composing import Command, changed, command
 from verl_uae.estimate.host import ASSUMED_USABLE_HOST, HOST_GIB, host_memory
@@ -24,9 +27,6 @@ from verl_uae.stages.common.config import FULL_PRECISION
 
 #: Share of a step that a setting must save to be named.
 WORTH = 0.02
-
-#: Key of the choice to compute activations again.
-RECOMPUTE = "uae.train.gradient_checkpointing"
 
 #: More is a slip of the hand.
 MOST_GPUS, MOST_TRAINING_STEPS = 10**6, 10**9
@@ -48,6 +48,16 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """Of a key that is left to the estimate."""
+
+    value: Any
+    peaks_gib: Mapping[Any, float]
+    """With this value and the next to it, what takes more memory first."""
+    usable_gib: float
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """What a command needs on GPUs of a type."""
 
@@ -63,6 +73,8 @@ class Estimate:
     """Bytes of a node's own memory by owner, see :func:`~verl_uae.estimate.host.host_memory`."""
     host_room_gib: float = math.inf
     """Memory of a node."""
+    decided: Mapping[str, Any] = field(default_factory=dict)
+    """Values of keys that the command leaves to the estimate."""
 
     def memory_gib(self, phase: Phase) -> dict[str, float]:
         """Peak of a phase by owner."""
@@ -193,13 +205,11 @@ class Estimator:
         """
         rates = rates_of(gpu, calibration)
         asked = changed(self.asked, changes) if changes else self.asked
-        if asked.config.uae.train.gradient_checkpointing is None:
-            without, recomputed = self.recomputing(gpu, rates, asked)
-            return without if without.peak_gib <= without.usable_gib else recomputed
-        return self._estimate(asked, gpu, rates)
+        decided = {key: choice.value for key, choice in self.choices(gpu, rates, asked).items()}
+        return self._estimate(changed(asked, decided) if decided else asked, gpu, rates, decided)
 
-    def recomputing(self, gpu: str, rates: Rates, asked: Command | None = None) -> tuple[Estimate, Estimate]:
-        """Without and with ``uae.train.gradient_checkpointing``, which is to be chosen where it is null.
+    def choices(self, gpu: str, rates: Rates, asked: Command | None = None) -> dict[str, Choice]:
+        """What is chosen for every key of :func:`~verl_uae.config.left_open.left_open`.
 
         Args:
             gpu: type.
@@ -207,11 +217,29 @@ class Estimator:
             asked: a variant of the command.
         """
         asked = asked or self.asked
-        variants = (changed(asked, {RECOMPUTE: value}) for value in (False, True))
-        without, recomputed = (self._estimate(variant, gpu, rates) for variant in variants)
-        return without, recomputed
+        values = left_open(asked.config)
+        asked = changed(asked, {key: several[-1] for key, several in values.items()}) if values else asked
+        found = {}
+        for key, several in values.items():
+            found[key] = self._choice(asked, key, several, gpu, rates)
+            asked = changed(asked, {key: found[key].value})
+        return found
 
-    def _estimate(self, asked: Command, gpu: str, rates: Rates) -> Estimate:
+    def _choice(self, asked: Command, key: str, values: Sequence[Any], gpu: str, rates: Rates) -> Choice:
+        """The first value whose peak is usable, else the last."""
+        usable = ASSUMED_USABLE * rates.memory_gib
+
+        @functools.cache
+        def peak(place: int) -> float:
+            return self._estimate(changed(asked, {key: values[place]}), gpu, rates).peak_gib
+
+        last = len(values) - 1
+        chosen = bisect.bisect_left(range(last), True, key=lambda place: peak(place) <= usable)
+        # The next that takes more, or where there is none, less.
+        places = sorted({chosen, chosen - 1 if chosen else min(1, last)})
+        return Choice(values[chosen], {values[place]: peak(place) for place in places}, usable)
+
+    def _estimate(self, asked: Command, gpu: str, rates: Rates, decided: Mapping[str, Any] | None = None) -> Estimate:
         phases = self.phases(asked)
         found = phases.of_stage()
         share = 0.0
@@ -227,6 +255,7 @@ class Estimator:
             phases.models.networks[1],
             host_memory(phases, found),
             usual if self.host_gib is None else self.host_gib,
+            decided or {},
         )
 
     def phases(self, asked: Command) -> Phases:
@@ -327,6 +356,8 @@ def _room(asked: Command) -> Iterator[dict[str, Any]]:
             yield {"uae.train.micro_batch_size": times * uae.train.micro_batch_size}
     if uae.stage in ("u4g", "unified") and uae.u4g.replay_steps is not None:
         yield {"uae.u4g.replay_steps": None}
+    if uae.stage == "cold_start" and uae.cold_start.kept_steps is not None:
+        yield {KEEP: None}
     if uae.stage in REWARDED and not uae.decoder.overlap:
         yield {"uae.decoder.overlap": True}
     if uae.stage == "pretrain" and not uae.pretrain.prefetch:
@@ -349,9 +380,11 @@ def _knobs(asked: Command, now: Estimate) -> Iterator[dict[str, Any]]:
         yield {"uae.u4g.captions.writer": "ranks"}
     if not uae.decoder.offload:
         yield {"uae.decoder.offload": True}
-    # Null is true already where memory is short.
+    # Null is what needs least already where memory is short.
     if draws and uae.train.gradient_checkpointing is False:
         yield {RECOMPUTE: True}
+    if uae.stage == "cold_start" and uae.cold_start.kept_steps:
+        yield {KEEP: 0}
     if captions and not config.actor_rollout_ref.model.enable_gradient_checkpointing:
         yield {"actor_rollout_ref.model.enable_gradient_checkpointing": True}
     train = uae.train

@@ -27,6 +27,7 @@ from verl_uae.estimate.held import (
 )
 from verl_uae.estimate.models import trained_parameters
 from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
+from verl_uae.stages.cold_start.config import gone_back
 from verl_uae.stages.g4u.decoder_worker import MICRO_BATCHES
 from verl_uae.stages.u4g.config import by_servers, needs_reference
 
@@ -420,9 +421,9 @@ class Phases(Held):
     ) -> Phase:
         engine = self.uae.train.fsdp_config
         width, reshard = width_of(engine.mixed_precision.param_dtype), bool(engine.reshard_after_forward)
-        plain = self.work.learning(micro, guidance, checkpointing=False, places=passes.places)
+        plain = self.work.learning(micro, guidance, checkpointing=False, places=passes.places).whole
         again = bool(self.uae.train.gradient_checkpointing)
-        cost = self.work.learning(micro, guidance, checkpointing=True, places=passes.places) if again else plain
+        cost = self.work.learning(micro, guidance, checkpointing=True, places=passes.places).whole if again else plain
         # Weights that stay are gathered once in an update.
         gathers = 2 * passes.calls if reshard else passes.updates
         return Phase(
@@ -462,18 +463,19 @@ class Phases(Held):
         return [*phases, update]
 
     def cold_start(self) -> list[Phase]:
-        """The path of the sampler, the loss of its picture, the way back step by step, and the captioner's part."""
+        """The path of the sampler, the loss of its picture, the way back step by step, and the captioner's part. Steps
+        that are kept hold their activations from the path until the way back, where they are not computed again."""
         uae, settings = self.uae, self.uae.cold_start
         pairs, micro = self.config.data.train_batch_size / self.layout.ranks, int(uae.train.micro_batch_size)
-        batches, back = pairs / micro, int(settings.gradient_steps or settings.num_steps)
+        batches, back, kept = pairs / micro, gone_back(self.config), int(settings.kept_steps)
         policy, actor = self.policy_shards(), self.actor_shards()
         trains = bool(trained_parameters(self.models.supervised_captioner))
         held = self._cold_start_held(policy, actor, trains)
         width = width_of(uae.train.fsdp_config.mixed_precision.param_dtype)
         path = self.work.velocity(micro, settings.guidance, policy=True)
-        plain = self.work.learning(micro, settings.guidance, checkpointing=False)
+        plain = self.work.learning(micro, settings.guidance, checkpointing=False, through=True)
         again = bool(uae.train.gradient_checkpointing)
-        step = self.work.learning(micro, settings.guidance, checkpointing=True) if again else plain
+        step = self.work.learning(micro, settings.guidance, checkpointing=True, through=True) if again else plain
         loss, needed = self._picture_loss(micro)
         recompute = bool(settings.captioner.gradient_checkpointing)
         captioner = Cost()
@@ -489,27 +491,32 @@ class Phases(Held):
         else:
             captioner, useful = self._conditions(micro)
         beside = {**held, "captioner's activations": captioner.peak if trains else 0.0}
-        calls = {"path": settings.num_steps * batches, "way back": back * batches}
+        along, repeated = settings.num_steps * batches, (back - kept) * batches
+        drawn = path.times(along - kept * batches) + step.forward.times(kept * batches)
+        learnt = step.whole.times(repeated) + step.backward.times(kept * batches)
+        # Beside the activations of one of them, and beside the picture's.
+        others, waiting = {"kept steps": max(0, kept - 1) * step.held}, {"kept steps": kept * step.held}
         phases = [
             Phase("captioner", captioner.times(batches), useful * batches, {**held, "activations": captioner.peak}),
-            Phase("path", path.times(calls["path"]), path.total * calls["path"], {**beside, "activations": path.peak}),
-            Phase("picture", loss.times(batches), needed * batches, {**beside, "activations": loss.peak}),
+            Phase("path", drawn, drawn.total, {**beside, **others, "activations": drawn.peak}),
+            Phase("picture", loss.times(batches), needed * batches, {**beside, **waiting, "activations": loss.peak}),
             Phase(
                 "way back",
-                step.times(calls["way back"]),
-                # The forward pass of the path is done again: it is kept nowhere.
-                (plain.total - path.total) * calls["way back"],
-                {**beside, "activations": step.peak},
+                learnt,
+                # A forward pass that is done here was done along the path.
+                plain.backward.total * back * batches,
+                {**beside, **others, "activations": learnt.peak},
                 control_s=ASSUMED_STEP_S,
             ),
         ]
-        learns = batches if trains else 0.0
+        # For kept steps too a block's weights arrive beside the backward pass of the block behind it.
+        sums, learns = back * batches, (batches if trains else 0.0)
         travels = {
             "captioner": self._travels(
                 actor, 2, 2 * learns, learns, settings.captioner.fsdp_config if trains else None
             ),
-            "path": self._travels(policy, width, calls["path"]),
-            "way back": self._travels(policy, width, 2 * calls["way back"], calls["way back"], uae.train.fsdp_config),
+            "path": self._travels(policy, width, along),
+            "way back": self._travels(policy, width, repeated + sums, sums, uae.train.fsdp_config),
         }
         return [_with(phase, **travels.get(phase.name, {})) for phase in phases]
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,8 @@ def render(
     ]
     if found.rates.measured:
         lines.append(f"  rates measured on {found.rates.measured}")
+    if found.decided:
+        lines.append(f"  left to the estimate: {_words(found.decided)}")
     rows = [_COLUMNS, *(_row(found, phase) for phase in found.phases)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     for row in rows:
@@ -188,4 +191,6 @@ def _words(changes: Mapping[str, Any]) -> str:
 
 def written(value: Any) -> str:
     """A value as on a command line."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

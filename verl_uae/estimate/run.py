@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a training command does with its own estimate: before Ray starts it decides whether activations are computed
+"""What a training command does with its own estimate: before Ray starts it decides which activations are computed
 again, and beside the run it tells the trainer of a step's useful operations, for ``perf/mfu/...``.
 
 The process of the command counts, since it has nothing else to do, and since a meter replaces functions of torch while
@@ -10,19 +10,21 @@ it counts. Imports of the estimate stand where they are needed: most commands ne
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf
 
 from verl_uae.compat import after_ray_init
+from verl_uae.config.left_open import left_open
 from verl_uae.errors import UAEError, describe
 from verl_uae.runstate import RunState
-from verl_uae.settings import DECODING
 from verl_uae.waiting import saying
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class EstimateCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Decide what is left to the estimate."""
-        decide_recomputing(config)
+        decide(config)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Count beside the run, once Ray is there: by then this process has imported what it needs."""
@@ -82,32 +84,37 @@ class EstimateCallback(Callback):
             self._thread.join(STOP_S)
 
 
-# ---------------------------------------------------------------- activations that are computed again
+# ---------------------------------------------------------------- activations that are kept
 
 
-def decide_recomputing(config: DictConfig) -> None:
-    """Put true or false where ``uae.train.gradient_checkpointing`` is null and read, and say why.
+def decide(config: DictConfig) -> None:
+    """Put a value where a key of :func:`~verl_uae.config.left_open.left_open` is null, and say why.
 
     Args:
         config: the whole composed configuration, Hydra's part included, valid, with models in place.
     """
-    train = config.uae.train
-    if config.uae.stage not in DECODING or train.gradient_checkpointing is not None:
+    values = left_open(config)
+    if not values:
         return
-    # Whatever happens, the run has one of the two.
-    train.gradient_checkpointing = True
-    train.gradient_checkpointing, why = _recomputing(config)
-    logger.info("uae.train.gradient_checkpointing=%s: %s", str(train.gradient_checkpointing).lower(), why)
+    asked = config.copy()
+    # Whatever happens, the run has the values that need least memory.
+    for key, several in values.items():
+        OmegaConf.update(config, key, several[-1])
+    for key, (value, why) in _decided(asked, values).items():
+        OmegaConf.update(config, key, value)
+        logger.info("%s=%s: %s", key, json.dumps(value), why)
 
 
-def _recomputing(config: DictConfig) -> tuple[bool, str]:
+def _decided(config: DictConfig, values: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, str]]:
+    """Value and reason of every key."""
     from verl_uae.estimate.rates import GPUS, device_here
 
     if config.trainer.device == "cpu":
-        return False, "on a CPU activations are kept"
+        return {key: (several[0], "on a CPU activations are kept") for key, several in values.items()}
     device = device_here()
     if device is None:
-        return True, "the memory of the GPUs is not known, since this machine has none"
+        reason = "the memory of the GPUs is not known, since this machine has none"
+        return {key: (several[-1], reason) for key, several in values.items()}
     try:
         from verl_uae.estimate.composing import command_of
         from verl_uae.estimate.estimator import Estimator
@@ -115,15 +122,18 @@ def _recomputing(config: DictConfig) -> tuple[bool, str]:
         # The type says nothing here but its memory, which is that of the device.
         gpu = device.type or next(iter(GPUS))
         rates = dataclasses.replace(GPUS[gpu], memory_gib=device.memory_gib)
-        with saying("uae.train.gradient_checkpointing to be decided by the estimate"):
-            without, recomputed = Estimator(command_of(config)).recomputing(gpu, rates)
+        with saying(f"{' and '.join(values)} to be decided by the estimate"):
+            choices = Estimator(command_of(config)).choices(gpu, rates)
     except UNCOUNTED as error:
         # The run goes on in the way that needs less.
-        return True, f"the memory cannot be estimated ({describe(error)})"
-    return without.peak_gib > without.usable_gib, (
-        f"the estimated peak is {without.peak_gib:.1f} GiB with false and {recomputed.peak_gib:.1f} GiB with true; "
-        f"{without.usable_gib:.1f} GiB of {device.name} are usable"
-    )
+        reason = f"the memory cannot be estimated ({describe(error)})"
+        return {key: (several[-1], reason) for key, several in values.items()}
+    found = {}
+    for key, choice in choices.items():
+        peaks = " and ".join(f"{peak:.1f} GiB with {json.dumps(value)}" for value, peak in choice.peaks_gib.items())
+        why = f"the estimated peak is {peaks}; {choice.usable_gib:.1f} GiB of {device.name} are usable"
+        found[key] = (choice.value, why)
+    return found
 
 
 # ---------------------------------------------------------------- useful operations

@@ -80,6 +80,22 @@ class Cost:
         return sum(self.flops.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """A forward pass whose activations may wait, and its backward pass."""
+
+    forward: Cost
+    backward: Cost
+    """Its peak is with the activations."""
+    held: float
+    """Bytes of them, what the backward pass waits with."""
+
+    @property
+    def whole(self) -> Cost:
+        """One pass right after the other."""
+        return self.forward + self.backward
+
+
 def measure(call: Callable[[], object], *modules: nn.Module, device: str = "meta") -> Cost:
     """The cost of a call; gradients of the modules go as soon as they are whole, as where they are reduced to shards.
 
@@ -91,7 +107,14 @@ def measure(call: Callable[[], object], *modules: nn.Module, device: str = "meta
     meter = Meter(device)
     with _gradients_leave(*modules), meter:
         call()
-    return Cost(dict(meter.flops), meter.peak_bytes, meter.operators, meter.touched)
+    return _read(meter)
+
+
+def _read(meter: Meter, before: Cost | None = None) -> Cost:
+    """What a meter has counted since it read so; the peak is of all."""
+    before = before or Cost()
+    flops = dict(meter.flops - Counter(before.flops))
+    return Cost(flops, meter.peak_bytes, meter.operators - before.operators, meter.touched - before.touched)
 
 
 @contextmanager
@@ -177,14 +200,18 @@ class Work:
     # ------------------------------------------------------------ velocities
 
     def _call(
-        self, module: DecoderModule, rows: int, guidance: float, places: int = 1
+        self, module: DecoderModule, rows: int, guidance: float, places: int = 1, through: bool = False
     ) -> tuple[Callable[[], Tensor], float]:
-        """One call of a decoder for pictures at so many places each, and bytes of the conditions that it is given."""
+        """One call of a decoder for pictures at so many places each, and bytes of the conditions that it is given; with
+        a gradient through pictures and their conditions, or to the weights alone."""
         condition, negative = self._conditions(rows, guidance != 1.0)
+        if through:
+            condition = Condition(condition.states.detach().requires_grad_(), condition.lengths)
         given = float(sum(each.states.nbytes for each in (condition, negative) if each is not None))
 
         def call() -> Tensor:
             x_BCHW = torch.empty(rows * places, *self.models.family.latent_shape(*self.size), device="meta")
+            x_BCHW.requires_grad_(through)
             sigma_B = torch.full((rows * places,), 0.5, dtype=torch.float32, device="meta")
             velocity: Tensor = module(x_BCHW, sigma_B, condition, negative, guidance)
             return velocity
@@ -203,18 +230,26 @@ class Work:
         found: Cost = self._once(("velocity", rows, guidance, policy, places), make)
         return found
 
-    def learning(self, rows: int, guidance: float, *, checkpointing: bool, places: int = 1) -> Cost:
-        """One call of the policy for pictures at so many places each, and its backward pass."""
+    def learning(
+        self, rows: int, guidance: float, *, checkpointing: bool, places: int = 1, through: bool = False
+    ) -> Learning:
+        """One call of the policy for pictures at so many places each, and its backward pass, which may go on through
+        pictures and conditions."""
 
-        def make() -> Cost:
+        def make() -> Learning:
             module = self.models.policy.train()
             switch = "enable" if checkpointing else "disable"
             getattr(module.transformer, f"{switch}_gradient_checkpointing")()
-            call, given = self._call(module, rows, guidance, places)
-            # Guidance gives the gradient of both branches; the loss itself is a few operations on latents.
-            return measure(lambda: call().square().mean().backward(), module).beside(given)
+            call, given = self._call(module, rows, guidance, places, through)
+            meter = Meter()
+            with _gradients_leave(module), meter:
+                velocity_BCHW = call()
+                forward, held = _read(meter), meter.live_bytes
+                # Guidance gives the gradient of both branches; the loss itself is a few operations on latents.
+                velocity_BCHW.square().mean().backward()
+            return Learning(forward.beside(given), _read(meter, forward).beside(given), held)
 
-        found: Cost = self._once(("learning", rows, guidance, checkpointing, places), make)
+        found: Learning = self._once(("learning", rows, guidance, checkpointing, places, through), make)
         return found
 
     # ------------------------------------------------------------ pictures

@@ -4,9 +4,10 @@
 
 The gradient is that of backpropagation through the unrolled Euler sampler, exactly: with x_{i+1} = x_i + d_i v(x_i, c)
 and g_i = dL/dx_i, step i adds d_i (dv/dtheta)^T g_{i+1} to the weights and d_i (dv/dc)^T g_{i+1} to the condition, and
-g_i = g_{i+1} + d_i (dv/dx)^T g_{i+1}. Only the path x_0 .. x_S is kept; each step's activations live from its forward
-pass, which is repeated here, to its own backward pass. That is gradient checkpointing per step, in the pattern of one
-forward pass and one backward pass that sharded modules are made for.
+g_i = g_{i+1} + d_i (dv/dx)^T g_{i+1}. The path x_0 .. x_S is kept, and with it the activations of the last so many
+steps; those of the others live from a second forward pass to their own backward pass, which is gradient checkpointing
+per step. Every step is a graph of its own and has a backward pass of its own, whether it was kept or not: in one graph
+a sharded module would have to hold whole gradients of all weights until the last of the steps.
 
 Shape legend: B samples, C H W latent channels, height and width, S denoising steps.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -53,26 +55,62 @@ def euler(velocity: Velocity, noise_BCHW: Tensor, sigmas: Tensor, on_step: StepH
     return x_BCHW
 
 
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The way of a sample, and what waits for the way back."""
+
+    states: list[Tensor]
+    """x_0 .. x_S of shape (B, C, H, W), fp32, without a graph."""
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Of the last steps x, a leaf, and its velocity with the activations of the step; the way back takes them out."""
+
+
 @torch.no_grad()
-def euler_path(velocity: Velocity, noise_BCHW: Tensor, sigmas: Tensor) -> list[Tensor]:
-    """All S + 1 states of :func:`~verl_uae.flow.ode.euler`, fp32; the last is the sample."""
-    path = [noise_BCHW.to(torch.float32)]
-    for sigma, sigma_next in itertools.pairwise(sigmas.to(torch.float32).tolist()):
-        path.append(path[-1] + (sigma_next - sigma) * _at(velocity, path[-1], sigma))
+def euler_path(velocity: Velocity, noise_BCHW: Tensor, sigmas: Tensor, *, keep: int = 0) -> Path:
+    """All S + 1 states of :func:`~verl_uae.flow.ode.euler`; the last is the sample.
+
+    Args:
+        velocity: the model.
+        noise_BCHW: x at ``sigmas[0]``.
+        sigmas: noise levels, shape (S + 1,).
+        keep: of how many of the last steps activations are kept, in [0, S].
+
+    Raises:
+        ValueError: ``keep`` is out of range.
+    """
+    steps = list(itertools.pairwise(sigmas.to(torch.float32).tolist()))
+    if not 0 <= keep <= len(steps):
+        raise ValueError(f"keep must lie in [0, {len(steps)}], got {keep}")
+    path = Path([noise_BCHW.to(torch.float32)])
+    for index, (sigma, sigma_next) in enumerate(steps):
+        x_BCHW = path.states[-1]
+        if index < len(steps) - keep:
+            velocity_BCHW = _at(velocity, x_BCHW, sigma)
+        else:
+            path.kept.append(_with_graph(velocity, x_BCHW, sigma))
+            velocity_BCHW = path.kept[-1][1].detach()
+        path.states.append(x_BCHW + (sigma_next - sigma) * velocity_BCHW)
     return path
 
 
 def euler_adjoint(
-    velocity: Velocity, path: list[Tensor], sigmas: Tensor, gradient_BCHW: Tensor, *, steps: int | None = None
+    velocity: Velocity,
+    path: Path,
+    sigmas: Tensor,
+    gradient_BCHW: Tensor,
+    *,
+    steps: int | None = None,
+    on_backward: Callable[[bool], None] | None = None,
 ) -> Tensor:
     """Backpropagate through the last steps; gradients accumulate in whatever leaves the velocity reaches.
 
     Args:
         velocity: the same model; it must be deterministic.
-        path: of :func:`euler_path`.
+        path: of :func:`euler_path`; steps that it kept can be gone back through once.
         sigmas: the table it was sampled with, shape (S + 1,).
         gradient_BCHW: dL / dx_S.
-        steps: how many steps to go back, in [1, S]; None is all of them.
+        steps: how many steps to go back, from those kept, at least 1, to S; None is all of them.
+        on_backward: told before every backward pass whether kept steps wait behind it.
 
     Returns:
         dL / dx at the first step gone through, shape (B, C, H, W), fp32.
@@ -82,21 +120,32 @@ def euler_adjoint(
     """
     table = sigmas.to(torch.float32).tolist()
     count = len(table) - 1
-    if len(path) != len(table):
-        raise ValueError(f"a table of {count} steps has {len(table)} states, the path {len(path)}")
+    if len(path.states) != len(table):
+        raise ValueError(f"a table of {count} steps has {len(table)} states, the path {len(path.states)}")
     steps = count if steps is None else steps
-    if not 1 <= steps <= count:
-        raise ValueError(f"steps must lie in [1, {count}], got {steps}")
+    least = max(1, len(path.kept))
+    if not least <= steps <= count:
+        raise ValueError(f"steps must lie in [{least}, {count}], got {steps}")
     gradient_BCHW = gradient_BCHW.to(torch.float32)
     for index in reversed(range(count - steps, count)):
-        x_BCHW = path[index].detach().requires_grad_()
-        with torch.enable_grad():
-            velocity_BCHW = _at(velocity, x_BCHW, table[index])
+        if path.kept:
+            x_BCHW, velocity_BCHW = path.kept.pop()
+        else:
+            x_BCHW, velocity_BCHW = _with_graph(velocity, path.states[index], table[index])
+        if on_backward is not None:
+            on_backward(bool(path.kept))
         step = table[index + 1] - table[index]
         torch.autograd.backward(velocity_BCHW, step * gradient_BCHW)
         assert x_BCHW.grad is not None
         gradient_BCHW = gradient_BCHW + x_BCHW.grad
     return gradient_BCHW
+
+
+def _with_graph(velocity: Velocity, x_BCHW: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """x as a leaf, and its velocity."""
+    leaf_BCHW = x_BCHW.detach().requires_grad_()
+    with torch.enable_grad():
+        return leaf_BCHW, _at(velocity, leaf_BCHW, sigma)
 
 
 def _at(velocity: Velocity, x_BCHW: Tensor, sigma: float) -> Tensor:

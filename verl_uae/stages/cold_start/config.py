@@ -70,6 +70,12 @@ class ColdStartConfig:
     gradient_steps: int | None = None
     """The gradient goes through the last so many steps, at least 1; null is all of them."""
 
+    kept_steps: int | None = key(0, at_least=0)
+    """Activations of the last so many steps are kept from the path of the sampler to the way back, at least 0 and at
+    most as many as the gradient goes through; the others are computed a second time there. No number changes. FSDP2
+    only. null: the training command decides before Ray starts, and its log says why: the most with which the estimated
+    peak stays below the usable memory of the GPU that it finds, and all on a CPU. Our choice."""
+
     backbone: str = key("clip", choices=("clip", "dinov2", "dinov3", "siglip2", "efficientnet_lite0"))
     """Feature term whose cosine is the semantic similarity: clip, dinov2, dinov3, siglip2 or efficientnet_lite0.
     Code: CLIP ViT-L/14."""
@@ -87,6 +93,20 @@ class ColdStartConfig:
     captioner: CaptionerTrainingConfig = field(default_factory=CaptionerTrainingConfig)
 
 
+def gone_back(config: DictConfig) -> int:
+    """Steps that the gradient goes through."""
+    cold_start = config.uae.cold_start
+    return int(cold_start.num_steps if cold_start.gradient_steps is None else cold_start.gradient_steps)
+
+
+def most_kept(config: DictConfig) -> int:
+    """Steps whose activations can be kept.
+
+    FSDP1 readies a weight for summing its gradient in its first forward pass, and for one backward pass.
+    """
+    return 0 if config.uae.train.fsdp_config.strategy == "fsdp" else gone_back(config)
+
+
 def validate(config: DictConfig) -> None:
     """Check what can be checked without models or data.
 
@@ -98,6 +118,17 @@ def validate(config: DictConfig) -> None:
     if steps is not None and not 1 <= steps <= cold_start.num_steps:
         raise ConfigError(
             "uae.cold_start.gradient_steps", f"must lie in [1, {cold_start.num_steps}] or be null, got {steps}"
+        )
+    kept, back = cold_start.kept_steps or 0, gone_back(config)
+    if kept > back:
+        raise ConfigError(
+            "uae.cold_start.kept_steps", f"got {kept}, and the gradient goes through {back} steps; use at most {back}"
+        )
+    if kept > most_kept(config):
+        raise ConfigError(
+            "uae.cold_start.kept_steps",
+            f"got {kept}, and fsdp wants the backward pass of a step before the next forward pass; use 0, or "
+            "uae.train.fsdp_config.strategy=fsdp2",
         )
     decoder = cold_start.train_decoder or config.uae.train.train_projector
     if not decoder and not cold_start.captioner.train:

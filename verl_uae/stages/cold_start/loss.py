@@ -51,6 +51,7 @@ class ReconstructionSettings:
     sigmas: Tensor
     guidance: float
     gradient_steps: int | None
+    kept_steps: int
     semantic_weight: float
     caption_weight: float
     in_context: bool
@@ -102,13 +103,15 @@ class ReconstructionLoss:
         self.negative = negative
 
     def __call__(self, engine: DecoderEngine, micro: TensorDict) -> SupervisedOutput:
-        """See the module; the backward pass walks the sampler back step by step."""
+        """See the module; the backward pass walks the sampler back step by step. Activations of the last steps wait
+        for it where there is one."""
         settings = self.settings
         condition, negative_log_prob_B = self._condition(micro)
         leaf = condition.states.detach().requires_grad_()
         field = self._field(engine, Condition(leaf, condition.lengths))
-        path = euler_path(field, micro["noise_BCHW"], settings.sigmas)
-        latent_BCHW = path[-1].requires_grad_()
+        keep = settings.kept_steps if torch.is_grad_enabled() else 0
+        path = euler_path(field, micro["noise_BCHW"], settings.sigmas, keep=keep)
+        latent_BCHW = path.states[-1].requires_grad_()
         cosine_B = self._cosine(latent_BCHW, micro["source_B3HW"])
         distance_B = 1.0 - cosine_B
         loss_B = settings.semantic_weight * distance_B.detach()
@@ -120,7 +123,14 @@ class ReconstructionLoss:
         def backward(scale_B: Tensor) -> None:
             weighted = (settings.semantic_weight * scale_B * distance_B).sum()
             (gradient_BCHW,) = torch.autograd.grad(weighted, latent_BCHW)
-            euler_adjoint(field, path, settings.sigmas, gradient_BCHW, steps=settings.gradient_steps)
+            euler_adjoint(
+                field,
+                path,
+                settings.sigmas,
+                gradient_BCHW,
+                steps=settings.gradient_steps,
+                on_backward=engine.announce_backward,
+            )
             roots: list[tuple[Tensor, Tensor]] = []
             if condition.states.requires_grad:
                 assert leaf.grad is not None

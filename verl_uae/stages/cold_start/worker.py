@@ -130,6 +130,7 @@ def reconstruction_settings(config: DictConfig, family: DecoderFamily) -> Recons
         sigmas=family.sigmas(cold_start.num_steps, decoder.height, decoder.width),
         guidance=cold_start.guidance,
         gradient_steps=cold_start.gradient_steps,
+        kept_steps=cold_start.kept_steps,
         semantic_weight=cold_start.semantic_weight,
         caption_weight=cold_start.caption_weight if cold_start.captioner.train else 0.0,
         in_context=cold_start.states == "in_context",

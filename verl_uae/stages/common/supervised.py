@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import logging
 import os
 import shutil
@@ -23,12 +24,12 @@ from verl_uae.checkpoints.record import SavedState, StepFolders, without_secrets
 from verl_uae.checkpoints.step import complete_steps, is_complete, step_folder
 from verl_uae.compat import tracked_config
 from verl_uae.config.condition_length import resolve_length
+from verl_uae.config.left_open import left_open
 from verl_uae.config.path_keys import resolve_paths
 from verl_uae.config.run_folder import hold
 from verl_uae.config.validate import validate
 from verl_uae.errors import CheckpointError, ConfigError, DecoderError, UAEError, WorkerError, describe
 from verl_uae.runstate import RunState
-from verl_uae.settings import DECODING
 from verl_uae.stages.common.nodes import node_name, this_node
 from verl_uae.stages.common.panel import PanelWriter
 from verl_uae.stages.common.speed import UsefulWork, device_memory, gpus, keep_from_collector, speed_metrics
@@ -76,10 +77,9 @@ class SupervisedTrainer(StepFolders):
             where = f" (on {node_name(this_node())}, where the trainer runs)" if ray.is_initialized() else ""
             raise ConfigError(error.key, f"{error.message}{where}") from error
         resolve_length(config)
-        if config.uae.stage in DECODING and config.uae.train.gradient_checkpointing is None:
-            raise ConfigError(
-                "uae.train.gradient_checkpointing", "null is decided by the training command alone; give true or false"
-            )
+        for key, values in left_open(config).items():
+            words = f"give {json.dumps(values[-1])}, which needs least memory, or another value"
+            raise ConfigError(key, f"null is decided by the training command alone; {words}")
         hold(Path(config.trainer.default_local_dir))
         super().__init__(config)  # type: ignore[call-arg]
         self.keep_configuration()

@@ -64,6 +64,21 @@ def test_seconds_by_hand(sana: Estimator) -> None:
         assert found.seconds(phase) == pytest.approx(seconds), phase.name
 
 
+def test_compiled_blocks_are_faster_on_a_gpu(sana: Estimator) -> None:
+    plain, compiled = (sana.estimate("H100-80GB", changes={"uae.decoder.compile": value}) for value in (False, True))
+    seconds = {
+        name: [found.seconds(phase) for found in (plain, compiled) for phase in found.phases if phase.name == name]
+        for name in ("denoising", "update", "VAE")
+    }
+    assert seconds["denoising"][0] == pytest.approx(1.29 * seconds["denoising"][1])
+    assert seconds["update"][0] - 0.5 == pytest.approx(1.29 * (seconds["update"][1] - 0.5))
+    assert seconds["VAE"][0] == seconds["VAE"][1]
+    on_cpu = dataclasses.replace(compiled.rates, operator_s=5e-6, touched_gbs=20.0)
+    (denoising,) = (phase for phase in compiled.phases if phase.name == "denoising")
+    of_cpu = [dataclasses.replace(found, rates=on_cpu).seconds(denoising) for found in (plain, compiled)]
+    assert of_cpu[0] == of_cpu[1]
+
+
 def test_what_is_no_product_counts_on_a_cpu(sana: Estimator) -> None:
     on_gpu = sana.estimate("H100-80GB")
     rates = dataclasses.replace(on_gpu.rates, mfu=1.0, operator_s=5e-6, touched_gbs=20.0)

@@ -20,7 +20,7 @@ from verl_uae.estimate.composing import Command, changed, command
 from verl_uae.estimate.host import ASSUMED_USABLE_HOST, HOST_GIB, host_memory
 from verl_uae.estimate.models import Models
 from verl_uae.estimate.phases import Phase, Phases
-from verl_uae.estimate.rates import ASSUMED_USABLE, GIB, GPUS, Rates, rates_of
+from verl_uae.estimate.rates import ASSUMED_COMPILED, ASSUMED_USABLE, GIB, GPUS, Rates, rates_of
 from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Asking, Work
 from verl_uae.settings import REWARDED
 from verl_uae.stages.common.config import FULL_PRECISION
@@ -119,6 +119,9 @@ class Estimate:
         """Seconds of a phase by what they are spent on."""
         rates, executed = self.rates, phase.executed
         calculating = sum(count / rates.flops_per_second(dtype) for dtype, count in executed.flops.items())
+        # What a CPU's compiler saves was measured, and is little.
+        if phase.blocks and self.command.config.uae.decoder.compile and not rates.touched_gbs:
+            calculating /= ASSUMED_COMPILED
         # These buffers are new memory each time, as copies that are not pinned are.
         copying = phase.copied / rates.pageable_gbs
         touching = (executed.touched / rates.touched_gbs + copying) / 1e9 if rates.touched_gbs else 0.0
@@ -344,6 +347,8 @@ def _room(asked: Command) -> Iterator[dict[str, Any]]:
     captions, draws = uae.stage in ("g4u", "unified"), uae.stage != "g4u"
     if uae.decoder.offload:
         yield {"uae.decoder.offload": False}
+    if not uae.decoder.compile:
+        yield {"uae.decoder.compile": True}
     if draws and uae.train.gradient_checkpointing:
         yield {RECOMPUTE: False}
     if captions and config.actor_rollout_ref.model.enable_gradient_checkpointing:

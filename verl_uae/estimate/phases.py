@@ -48,6 +48,8 @@ class Phase:
     """Operations without."""
     memory: Mapping[str, float] = field(default_factory=dict)
     """Bytes at the peak by owner."""
+    blocks: bool = False
+    """Its operations are of the decoder's repeated blocks, which can be compiled."""
     server_share: float = 0.0
     """Share of the GPU's memory that an awake caption server takes besides."""
     read: float = 0.0
@@ -156,7 +158,8 @@ class Phases(Held):
             memory = {**beside, "activations": cost.peak}
             if alone < 1.0 and name == "denoising":
                 memory["activations of pictures and scores"] = max(decoded.peak, scored.peak)
-            phase = Phase(name, cost, wanted if name == "condition" else cost.total, memory)
+            useful = wanted if name == "condition" else cost.total
+            phase = Phase(name, cost, useful, memory, blocks=name == "denoising")
             if alone < 1.0 and name != "condition":
                 phase = _with(phase, together="drawing", alone=alone)
             found += [phase] if cost.total else []
@@ -411,7 +414,8 @@ class Phases(Held):
             ("figures of the groups", float(self.group_figures()), forward),
         ):
             if share:
-                phase = Phase(name, cost.times(share), cost.total * share, {**held, "activations": cost.peak})
+                memory = {**held, "activations": cost.peak}
+                phase = Phase(name, cost.times(share), cost.total * share, memory, blocks=True)
                 gathers = share * passes.calls if reshard else 1
                 found.append(_with(phase, **self._travels(shards, width, gathers)))
         return [*found, self._decoder_update(passes, micro, shards, beside, u4g.guidance)]
@@ -431,6 +435,7 @@ class Phases(Held):
             cost.times(passes.whole),
             plain.total * passes.whole,
             {**beside, **self.policy(shards, backward=True, state=True), "activations": cost.peak},
+            blocks=True,
             **self._travels(shards, width, gathers, passes.calls, engine),
             pageable=self.moves(engine, shards, 4, state=True),
             control_s=ASSUMED_STEP_S,
@@ -498,7 +503,7 @@ class Phases(Held):
         others, waiting = {"kept steps": max(0, kept - 1) * step.held}, {"kept steps": kept * step.held}
         phases = [
             Phase("captioner", captioner.times(batches), useful * batches, {**held, "activations": captioner.peak}),
-            Phase("path", drawn, drawn.total, {**beside, **others, "activations": drawn.peak}),
+            Phase("path", drawn, drawn.total, {**beside, **others, "activations": drawn.peak}, blocks=True),
             Phase("picture", loss.times(batches), needed * batches, {**beside, **waiting, "activations": loss.peak}),
             Phase(
                 "way back",
@@ -506,6 +511,7 @@ class Phases(Held):
                 # A forward pass that is done here was done along the path.
                 plain.backward.total * back * batches,
                 {**beside, **others, "activations": learnt.peak},
+                blocks=True,
                 control_s=ASSUMED_STEP_S,
             ),
         ]

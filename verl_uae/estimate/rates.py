@@ -29,6 +29,11 @@ GIB = 1024**3
 ASSUMED_MFU = 0.4
 #: The same of a rate that was measured with one large product: such a product reaches about 0.7 of the data sheet.
 ASSUMED_SHARE_OF_PRODUCT = 0.57
+#: How many times as fast the blocks of a diffusion transformer are when they are compiled: the least that is published
+#: for GPUs of the H100's kind. FLUX.1-dev: 5.58 s and 4.32 s on an H200 (SGLang's pull request 19673), 6.7 s and 4.5 s
+#: on an H100 (PyTorch's devlog "torch.compile and Diffusers"). Others: 1.51 for a training step with adapters on B200s
+#: (DiffSynth-Studio's pull request 1680), 1.16 for sampling on an A100 (xDiT's pull request 223).
+ASSUMED_COMPILED = 1.29
 #: Share of the memory bandwidth that token-by-token generation reaches.
 ASSUMED_BANDWIDTH_SHARE = 0.5
 #: Share of a link that collectives and copies reach: NCCL's bus bandwidth on eight H100 is about 300 of 450 GB/s.

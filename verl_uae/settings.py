@@ -232,8 +232,12 @@ def unread_overrides(schema: type, stage: str, overrides: Iterable[str]) -> list
         stage: of ``uae.stage``.
         overrides: as on the command line, ``key=value``.
     """
-    names = [override.partition("=")[0].lstrip("+~") for override in overrides]
-    return [name for name in names if not is_read(schema, stage, name)]
+    return [name for name in set_keys(overrides) if not is_read(schema, stage, name)]
+
+
+def set_keys(overrides: Iterable[str]) -> list[str]:
+    """Keys that a command sets, as on the command line, ``key=value``."""
+    return [override.partition("=")[0].lstrip("+~") for override in overrides]
 
 
 def is_read(schema: type, stage: str, name: str) -> bool:

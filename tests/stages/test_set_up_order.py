@@ -69,7 +69,7 @@ def trainer_of(kind: type, config: Any, order: Order) -> Any:
     trainer.config = config
     trainer.use_critic = trainer.use_teacher_policy = False
     trainer.use_reference_policy = True
-    trainer.total_training_steps, trainer.alternation = 4, Alternation(1, 1)
+    trainer.total_training_steps, trainer.schedule = 4, Alternation(1, 1)
     for name in ("_init_tokenizer", "_init_dataloader", "_init_dump_executor"):
         setattr(trainer, name, lambda: None)
     trainer._load_checkpoint = order.noted("checkpoint loaded")

@@ -96,7 +96,7 @@ def test_a_step_of_the_unified_stage_is_measured_by_its_own_work(
     monkeypatch.setattr(supervised, "device_memory", lambda ranks: {"ranks": list(ranks)})
     trainer = object.__new__(UnifiedTrainer)
     trainer.config = compose(*tiny_overrides, name="uae_unified")
-    trainer.alternation = Alternation(1, 1)
+    trainer.schedule = Alternation(1, 1)
     trainer.decoders = SimpleNamespace(workers=["draws"])
     trainer.learner = SimpleNamespace(group=SimpleNamespace(workers=["learns"]))
     state, hosts_of = SimpleNamespace(useful=lambda: next(told)), SimpleNamespace(metrics=dict)

@@ -41,7 +41,7 @@ def test_resumes_both_models_from_the_folder_it_is_told_to(
     trainer.config.trainer.update(
         {"resume_mode": "resume_path", "resume_from_path": str(folder), "default_local_dir": str(tmp_path / "mine")}
     )
-    trainer.alternation = Alternation(1, 1)
+    trainer.schedule = Alternation(1, 1)
     trainer.use_critic, trainer.trainer_mode = False, "sync"
     trainer.learner = SimpleNamespace(load=loaded.append, state_ref=lambda: "weights")
     trainer.decoders = SimpleNamespace(load_decoder_state=loaded.append)  # type: ignore[assignment]

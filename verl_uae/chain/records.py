@@ -10,13 +10,13 @@ already. Outcomes travel in a field of the TransferQueue, or, when streamed, in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
 from verl_uae.data.images import source_image
-from verl_uae.reward.record import RewardRecord, Status
+from verl_uae.reward.record import RewardRecord, Status, mean_record
 
 #: Key of a row's ``extra_fields`` with the envelope of its :class:`Caption`.
 CAPTION_FIELD = "uae"
@@ -168,6 +168,13 @@ class Outcome:
     def failed(cls, status: Status, reason: str) -> Outcome:
         """The outcome of what was not drawn."""
         return cls(RewardRecord.failed(status, reason))
+
+    @classmethod
+    def of_caption(cls, drawn: Sequence[Outcome]) -> Outcome:
+        """The outcome of a caption that was drawn several times: the mean reward of its pictures that could be scored,
+        the first failure where none could, and the first picture that could be drawn."""
+        shown = next((outcome for outcome in drawn if outcome.picture or outcome.reconstruction), drawn[0])
+        return replace(shown, record=mean_record([outcome.record for outcome in drawn]))
 
 
 def prompt_text(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:

@@ -45,7 +45,7 @@ _VALIDATORS: Mapping[str, tuple[Callable[[DictConfig], None], ...]] = {
     "cold_start": (pretrain.validate, cold_start.validate),
     "g4u": (g4u.validate,),
     "u4g": (u4g.validate,),
-    "unified": (g4u.validate, u4g.validate, unified.validate),
+    "unified": (unified.validate, g4u.validate, u4g.validate),
 }
 
 
@@ -73,8 +73,11 @@ class ValidateCallback(Callback):
             traceback.print_exc()
             sys.stderr.write(f"verl_uae: the settings could not be checked: {type(error).__name__}: {error}\n")
             raise SystemExit(2) from error
-        for key in unread_overrides(UAEConfig, config.uae.stage, config.hydra.overrides.task):
+        words = config.hydra.overrides.task
+        for key in unread_overrides(UAEConfig, config.uae.stage, words):
             sys.stderr.write(f"verl_uae: warning: {key} is set, but stage {config.uae.stage} does not read it\n")
+        for key in unified.unread_in_joint(config, words):
+            sys.stderr.write(f"verl_uae: warning: {key} is set, but uae.unified.schedule=joint does not read it\n")
 
 
 def validate(config: DictConfig) -> None:

@@ -202,7 +202,8 @@ class ConditionerSync:
     config: DictConfig
     global_steps: int
     timing_raw: dict
-    decoders: Any
+    decoders: Any = None
+    """Decoder workers; None where the ranks that train the decoder draw everything."""
     supervisor: Any
     actor_rollout_wg: Any
     conditioner_metrics: Mapping[str, float] = MappingProxyType({})
@@ -225,7 +226,8 @@ class ConditionerSync:
                 "uae.conditioner.weights=synced: the conditioner follows the captioner, so the reward moves with it; "
                 "conditioner/state_drift says how far"
             )
-            self.decoders.send_captioner = lambda name, actor: not self._send({name: actor})
+            if self.decoders is not None:
+                self.decoders.send_captioner = lambda name, actor: not self._send({name: actor})
             with saying("the captioner's language model to reach the conditioners"):
                 self._sync()
         super().on_init_end()  # type: ignore[misc]
@@ -247,11 +249,13 @@ class ConditionerSync:
         return self.config.uae.conditioner.weights == "synced"
 
     def _sync(self) -> None:
-        ranks = {f"decoder rank {rank}": actor for rank, actor in enumerate(self.decoders.workers)}
+        workers = [] if self.decoders is None else self.decoders.workers
+        ranks = {f"decoder rank {rank}": actor for rank, actor in enumerate(workers)}
         others = dict(self.other_conditioned())
-        # The decoders keep their own time: they are waited for, killed and started again.
-        with self.supervisor.phase("the decoders", math.inf, "uae.decoder.timeout_s"):
-            self.decoders.revive_returned()
+        if self.decoders is not None:
+            # They keep their own time: they are waited for, killed and started again.
+            with self.supervisor.phase("the decoders", math.inf, "uae.decoder.timeout_s"):
+                self.decoders.revive_returned()
         limit_s = self.config.uae.decoder.timeout_s
         with self.supervisor.phase("the captioner to reach the conditioners", limit_s, "uae.decoder.timeout_s"):
             lost = self._send({**ranks, **others})

@@ -119,6 +119,16 @@ class PanelConfig:
     """Folder of the local HTML files; always written."""
 
 
+def is_joint(config: DictConfig) -> bool:
+    """Whether one batch of drawings trains captioner and decoder: the unified stage's schedule ``joint``."""
+    return bool(config.uae.stage == "unified" and config.uae.unified.schedule == "joint")
+
+
+def captions_drawn(config: DictConfig) -> int:
+    """Captions of each picture that the decoder's policy draws in a step."""
+    return int(config.actor_rollout_ref.rollout.n) if is_joint(config) else 1
+
+
 def validate_training(config: DictConfig) -> None:
     """Check what every stage that trains the decoder takes from ``uae.train``, without models or data.
 

@@ -170,7 +170,11 @@ class SupervisedTrainer(StepFolders):
 
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:
-        """Around what changes weights: they belong to the step before until here, and to this step afterwards."""
+        """Around what changes weights: they belong to the step before until here, and to this step afterwards. Within
+        another it is a part of that."""
+        if self._good is None:
+            yield
+            return
         self.supervisor.boundary(f"the update of step {self.global_steps}")
         self._good = None
         yield

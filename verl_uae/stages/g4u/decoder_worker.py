@@ -42,7 +42,6 @@ from verl_uae.errors import DecoderError
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.masters import turn
 from verl_uae.reward.deadline import write_notes
-from verl_uae.reward.record import mean_record
 from verl_uae.stages.common.build import DTYPES, build_painter, decoder_family, evaluation_plan, load_conditioner
 from verl_uae.stages.common.conditioner_sync import SyncedConditioner, TakesCaptioner
 from verl_uae.visits import ahead, visit
@@ -110,16 +109,10 @@ class Redrawer:
             for phase, seconds in drawn.seconds.items():
                 self.seconds[phase if phase in PHASES else "decode"] += seconds
             for first in range(0, len(wanted), repeats):
-                found = drawn.outcomes[first : first + repeats]
-                outcomes.append(replace(_shown(found), record=mean_record([outcome.record for outcome in found])))
+                outcomes.append(Outcome.of_caption(drawn.outcomes[first : first + repeats]))
             if on_progress is not None:
                 on_progress(len(outcomes), len(draws))
         return outcomes
-
-
-def _shown(found: Sequence[Outcome]) -> Outcome:
-    """The first of a caption's pictures that could be drawn."""
-    return next((outcome for outcome in found if outcome.picture or outcome.reconstruction), found[0])
 
 
 def build_redrawer(config: DictConfig, device: str | torch.device, draws_on: str | torch.device) -> Redrawer:

@@ -14,7 +14,7 @@ import transfer_queue as tq
 from omegaconf import DictConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transfer_queue import KVBatchMeta
-from verl.single_controller.ray import ResourcePoolManager
+from verl.single_controller.ray import RayResourcePool, ResourcePoolManager
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 
 from verl_uae.stages.common.nodes import Ranks, check_nodes
@@ -57,6 +57,12 @@ class DecoderMixin:
         Returns:
             The manager to use from here on: its pools exist, and are not made a second time.
         """
+        planned, pool = self.create_pools(manager)
+        self.decoders = DecoderGroup(self.config, pool)
+        return planned
+
+    def create_pools(self, manager: ResourcePoolManager) -> tuple[ResourcePoolManager, RayResourcePool]:
+        """The pools of the run, and that of its decoders among them; see :meth:`start_decoders`."""
         decoder = self.config.uae.decoder
         spec, name = dict(manager.resource_pool_spec), "global_pool"
         if decoder.pool == "own":
@@ -69,8 +75,7 @@ class DecoderMixin:
         captioner = Ranks("captioner ranks", pools["global_pool"], writes=True)
         nodes = check_nodes(self.config, [captioner, Ranks("decoder ranks", pools[name], writes=False)])
         self.agent_loop_nodes = list(dict.fromkeys(nodes[captioner.name]))
-        self.decoders = DecoderGroup(self.config, pools[name])
-        return planned
+        return planned, pools[name]
 
     @staticmethod
     def discard(batch: KVBatchMeta) -> None:

@@ -174,7 +174,8 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
 
     def decoder_ranks(self) -> Iterator[Any]:
         """Those that draw."""
-        yield from self.decoders.workers
+        if self.decoders is not None:
+            yield from self.decoders.workers
 
     def quieten(self) -> None:
         """Make the caption servers give their memory back, where the step ended while they were writing."""
@@ -216,7 +217,44 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         batch, columns = fetch_in_order(batch, ["extra_fields", "response_mask", "metrics"])
         extras, masks = columns["extra_fields"], columns["response_mask"]
         captions = [extra[CAPTION_FIELD].content for extra in extras]
-        validating = metrics is None
+        groups = [split_key(key)[0] for key in batch.keys]
+        drawn, seconds = self.redraw(batch, extras, groups, validating=metrics is None)
+        if metrics is None:
+            return self._finish_validation(batch, drawn, captions, extras, masks)
+        signals = self.signals("g4u")
+        outcomes = signals.recompose(drawn, groups)
+        self._mask(batch, masks, outcomes, usable_members(outcomes, groups))
+        metrics.update(outcome_metrics(outcomes, captions, groups, min_std=self.config.uae.reward.min_std))
+        metrics.update(signals.metrics(drawn, metrics))
+        spent = {"caption": caption_seconds(columns["metrics"]), **seconds}
+        self._worked_seconds, self._waited_seconds = spent, self.waited_seconds(spent)
+        pictures = len(outcomes) * self.drawings_per_caption
+        metrics.update(chain_timing({**spent, **self._waited_seconds}, pictures))
+        return batch
+
+    @property
+    def drawings_per_caption(self) -> int:
+        """Pictures that a caption's reward is the mean of."""
+        return int(self.config.uae.decoder.seeds_per_caption)
+
+    def redraw(
+        self, batch: KVBatchMeta, extras: list[dict[str, Any]], groups: Sequence[str], *, validating: bool
+    ) -> tuple[list[Outcome], dict[str, float]]:
+        """Draw and score captions.
+
+        Args:
+            batch: N of them.
+            extras: their ``extra_fields``.
+            groups: of each, for terms that compare pictures; those are left out in validation.
+            validating: whether it is a batch of validation; else it is the step's.
+
+        Returns:
+            An outcome of each, and seconds by phase.
+
+        Raises:
+            RewardError: too few have a reward.
+            DecoderError: a rank cannot come back.
+        """
         # The decoders keep their own time: they are waited for, killed and started again.
         phase = self.supervisor.phase("decoding", math.inf, "uae.decoder.timeout_s")
         if self.streamed:
@@ -233,22 +271,12 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
                 self.await_captions_ahead()
         self.supervisor.boundary(f"what follows the rewards of step {self.global_steps}")
         self.losses.check(outcomes)
-        groups = [split_key(key)[0] for key in batch.keys]
-        if metrics is None:
-            return self._finish_validation(batch, outcomes, captions, extras, masks)
-        if self.group_rewards.active:
+        if self.group_rewards.active and not validating:
             with marked_timer("score", seconds), marked_timer("draw", seconds):
+                captions = [extra[CAPTION_FIELD].content for extra in extras]
                 outcomes = self.group_rewards.add(outcomes, self._samples(batch, captions), groups)
             self.losses.check(outcomes)
-        signals, drawn = self.signals("g4u"), outcomes
-        outcomes = signals.recompose(drawn, groups)
-        self._mask(batch, masks, outcomes, usable_members(outcomes, groups))
-        metrics.update(outcome_metrics(outcomes, captions, groups, min_std=self.config.uae.reward.min_std))
-        metrics.update(signals.metrics(drawn, metrics))
-        spent = {"caption": caption_seconds(columns["metrics"]), **seconds}
-        self._worked_seconds, self._waited_seconds = spent, self.waited_seconds(spent)
-        metrics.update(chain_timing({**spent, **self._waited_seconds}, len(outcomes)))
-        return batch
+        return outcomes, seconds
 
     @staticmethod
     def _samples(batch: KVBatchMeta, captions: list[Caption]) -> list[Sample]:
@@ -314,9 +342,10 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
             metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
             metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
         metrics.update(overhead_metrics(timing_raw, self._waited_seconds))
-        pictures = len(batch.keys) * self.config.uae.decoder.seeds_per_caption
+        pictures = len(batch.keys) * self.drawings_per_caption
         self.note_speed(metrics, {**timing_raw, **self._worked_seconds}, pictures)
-        metrics["decoder/restarts"] = float(self.decoders.restarts)
+        if self.decoders is not None:
+            metrics["decoder/restarts"] = float(self.decoders.restarts)
         logger.info("step %d/%d: %s", global_steps, self.total_training_steps, progress_line(metrics))
 
 
@@ -334,7 +363,9 @@ def last_token_score(response_mask: torch.Tensor, value: float | None) -> torch.
 
 
 #: Phases of verl's step that are model compute, by verl's timer names; those of the chain are measured where they run.
-_MODEL_PHASES = ("old_log_prob", "ref", "update_actor")
+_MODEL_PHASES = ("old_log_prob", "ref", "update_policy", "update_actor")
+#: Phases of the chain that are within drawing, where they may overlap.
+_WITHIN_DRAWING = ("condition", "sample", "decode", "score")
 
 
 def caption_seconds(request_metrics: Sequence[Mapping[str, Any]]) -> float:
@@ -357,8 +388,7 @@ def overhead_metrics(timing_raw: Mapping[str, float], chain_seconds: Mapping[str
     step = timing_raw.get("step", 0.0)
     if step <= 0:
         return {}
-    # Decoding and scoring, which may overlap, are within drawing.
-    chain = sum(seconds for phase, seconds in chain_seconds.items() if phase not in ("decode", "score"))
+    chain = sum(seconds for phase, seconds in chain_seconds.items() if phase not in _WITHIN_DRAWING)
     model = sum(timing_raw.get(phase, 0.0) for phase in _MODEL_PHASES) + chain
     return {"perf/overhead_frac": max(0.0, 1.0 - model / step)}
 
@@ -366,9 +396,11 @@ def overhead_metrics(timing_raw: Mapping[str, float], chain_seconds: Mapping[str
 #: Phase -> metric, in the order of a step.
 _SHOWN = {
     "caption": "timing_s/caption",
+    "sample": "timing_s/sample",
     "decode": "timing_s/decode",
     "score": "timing_s/score",
     "log-probs": "timing_s/old_log_prob",
+    "decoder's update": "timing_s/update_policy",
     "update": "timing_s/update_actor",
     "step": "timing_s/step",
 }
@@ -377,8 +409,9 @@ _SHOWN = {
 def progress_line(metrics: Mapping[str, float]) -> str:
     """One line of a step: reward, caption length, samples without reward, and the seconds of each phase."""
     phases = ", ".join(f"{phase} {metrics[name]:.1f} s" for phase, name in _SHOWN.items() if name in metrics)
+    learns = f"decoder's grad norm {metrics['train/grad_norm']:.2g}, " if "train/grad_norm" in metrics else ""
     return (
         f"reward {metrics.get('reward/score/mean', float('nan')):.3f}, "
-        f"{metrics.get('caption/words/mean', 0.0):.1f} words, "
+        f"{metrics.get('caption/words/mean', 0.0):.1f} words, {learns}"
         f"{metrics.get('reward/invalid_frac', 0.0):.0%} without reward; {phases}"
     )

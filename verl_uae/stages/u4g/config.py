@@ -20,7 +20,7 @@ from verl_uae.config import STAGES
 from verl_uae.errors import ConfigError
 from verl_uae.flow.config import FORWARD_FORMS, KERNELS, PENALTY_FORMS, STDS, TABLES, WindowConfig
 from verl_uae.settings import DTYPES, key
-from verl_uae.stages.common.config import validate_training
+from verl_uae.stages.common.config import captions_drawn, validate_training
 
 if TYPE_CHECKING:
     from verl_uae.flow.objective.registry import BoundObjective
@@ -362,11 +362,13 @@ def _validate_batches(config: DictConfig) -> None:
             "uae.u4g.updates_per_rollout",
             f"{u4g.updates_per_rollout} must divide uae.u4g.samples_per_caption={u4g.samples_per_caption}",
         )
-    samples = config.data.train_batch_size * u4g.samples_per_caption // u4g.updates_per_rollout
+    images, captions = config.data.train_batch_size, captions_drawn(config)
+    samples = images * captions * u4g.samples_per_caption // u4g.updates_per_rollout
+    of_each = f"{captions} captions x {u4g.samples_per_caption}" if captions > 1 else u4g.samples_per_caption
     if samples % (ranks * config.uae.train.micro_batch_size):
         raise ConfigError(
             "uae.train.micro_batch_size",
             f"{config.uae.train.micro_batch_size} must divide the {samples / ranks:g} samples a rank has in an update "
-            f"({config.data.train_batch_size} images x {u4g.samples_per_caption} samples / "
+            f"({images} images x {of_each} samples / "
             f"{u4g.updates_per_rollout} updates / {ranks} ranks)",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -77,6 +78,41 @@ class PolicyGroup(DecoderTrainingGroup):
         return self.call("decoder_state")[0][0]
 
 
+@dataclass(frozen=True, slots=True)
+class Explored:
+    """A batch of the policy as its ranks drew and scored it."""
+
+    samples: Sequence[Sample]
+    layout: Layout
+    plan: SamplingPlan
+    policy_step: int
+    """Number of the policy's step in the run, from 0."""
+    outcomes: list[Outcome]
+    """By picture number, without groupwise terms."""
+    seconds: dict[str, float]
+    """Of the slowest rank by phase."""
+
+    @property
+    def members(self) -> list[Sample]:
+        """What each picture was drawn from."""
+        return [sample for sample in self.samples for _ in range(self.layout.members)]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyUpdate:
+    """What an update of the policy takes beside the trajectories, which are on the ranks."""
+
+    advantages: list[float]
+    """By picture number."""
+    weights: list[float]
+    """1 for pictures that train, 0 for the others."""
+    first_update: int
+    """Updates of the policy before this batch."""
+    metrics: dict[str, float]
+    seconds: dict[str, float]
+    """Of drawing and scoring, of the slowest rank by phase."""
+
+
 class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
     """Starts the policy's workers and runs its steps."""
 
@@ -126,33 +162,57 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         Raises:
             RewardError: too few pictures have a reward.
         """
+        update = self.judge_policy(self.explore_policy(samples, policy_step), prompts)
+        found, seconds = self.update_policy(update)
+        return {**update.metrics, **found}, {**update.seconds, **seconds}
+
+    def explore_policy(self, samples: Sequence[Sample], policy_step: int) -> Explored:
+        """Draw and score; see :meth:`improve_policy`."""
         u4g = self.config.uae.u4g
-        seconds: dict[str, float] = {}
         layout = Layout(len(samples), u4g.samples_per_caption, u4g.updates_per_rollout, self.learner.ranks)
         plan = self.learner.plan(policy_step)
         outcomes, phases = self.learner.explore(samples, layout, plan, policy_step + 1)
         self.losses.check(outcomes)
-        groups = [str(number // layout.members) for number in range(len(outcomes))]
-        if self.group_rewards.active:
-            with marked_timer("score", phases), marked_timer("draw", phases):
-                members = [sample for sample in samples for _ in range(layout.members)]
-                outcomes = self.group_rewards.add(outcomes, members, groups)
-            self.losses.check(outcomes)
-        signals, drawn = self.signals("u4g"), outcomes
+        return Explored(samples, layout, plan, policy_step, outcomes, phases)
+
+    def judge_policy(self, explored: Explored, prompts: Sequence[Messages]) -> PolicyUpdate:
+        """Advantages of a batch within the drawings of each caption, and its metrics; see :meth:`improve_policy`."""
+        samples, layout, plan = explored.samples, explored.layout, explored.plan
+        groups = [str(number // layout.members) for number in range(len(explored.outcomes))]
+        signals, drawn = self.signals("u4g"), self.compare(explored, groups)
         outcomes = signals.recompose(drawn, groups)
         self._generations = generation_rows(prompts, samples, outcomes)
         usable = usable_members(outcomes, groups)
         advantage_N, metrics = self._advantages(outcomes, usable, groups)
-        weights = [float(keep) for keep in usable]
-        with marked_timer("update_policy", seconds), self.updating():
-            updates = self.learner.improve(advantage_N.tolist(), weights, policy_step * layout.updates)
-        metrics.update(update_metrics(updates))
-        captions = [sample.caption for sample in samples]
-        metrics.update(outcome_metrics(outcomes, captions, groups, min_std=u4g.advantage.min_std))
+        captions, min_std = [sample.caption for sample in samples], self.config.uae.u4g.advantage.min_std
+        metrics.update(outcome_metrics(outcomes, captions, groups, min_std=min_std))
         metrics.update(signals.metrics(drawn, metrics))
         metrics["train/window_start"] = float(plan.window[0]) if plan.window else -1.0
-        metrics["train/seconds_per_picture"] = (phases["draw"] + seconds["update_policy"]) / len(outcomes)
-        return metrics, {**phases, **seconds}
+        weights = [float(keep) for keep in usable]
+        first_update = explored.policy_step * layout.updates
+        return PolicyUpdate(advantage_N.tolist(), weights, first_update, metrics, explored.seconds)
+
+    def compare(self, explored: Explored, groups: Sequence[str]) -> list[Outcome]:
+        """Outcomes of a batch with the terms that compare the pictures of these groups, if there are any; what that
+        takes is added to the seconds of the batch.
+
+        Raises:
+            RewardError: too few pictures have a reward then.
+        """
+        if not self.group_rewards.active:
+            return explored.outcomes
+        with marked_timer("score", explored.seconds), marked_timer("draw", explored.seconds):
+            outcomes = self.group_rewards.add(explored.outcomes, explored.members, groups)
+        self.losses.check(outcomes)
+        return outcomes
+
+    def update_policy(self, update: PolicyUpdate) -> tuple[dict[str, float], dict[str, float]]:
+        """Update on the batch drawn last; metrics and seconds, see :meth:`improve_policy`."""
+        seconds: dict[str, float] = {}
+        with marked_timer("update_policy", seconds), self.updating():
+            updates = self.learner.improve(update.advantages, update.weights, update.first_update)
+        spent = update.seconds["draw"] + seconds["update_policy"]
+        return {**update_metrics(updates), "train/seconds_per_picture": spent / len(update.weights)}, seconds
 
     def _advantages(
         self, outcomes: Sequence[Outcome], usable: Sequence[bool], groups: Sequence[str]

@@ -37,6 +37,7 @@ from verl_uae.seeding import generator, normal
 from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, decoder_family, training_worker_config
 from verl_uae.stages.common.captions import CaptionSettings, FrozenCaptioner, Messages, PromptSettings
 from verl_uae.stages.common.conditioner_sync import SyncedConditioner, TakesCaptioner
+from verl_uae.stages.common.config import is_joint
 from verl_uae.stages.common.worker import DecoderTrainingWorker
 from verl_uae.stages.u4g.config import caption_writer, chosen_objective, needs_reference
 
@@ -200,7 +201,9 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
         self.family = decoder_family(self.run)
         self.painter = build_training_painter(self.run, self.captions, self.family, device)
         if self.run.uae.conditioner.weights == "synced":
-            self.synced = SyncedConditioner(self.painter.conditions, device, measures=False)
+            # Elsewhere a decoder worker measures.
+            measures = self.rank == 0 and is_joint(self.run)
+            self.synced = SyncedConditioner(self.painter.conditions, device, measures=measures)
         self.replica = SamplingReplica(self.engine) if self.run.uae.u4g.sampler == "replica" else None
         self._put_away()
 

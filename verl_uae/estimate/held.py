@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from verl_uae.estimate.models import dtype_of
 from verl_uae.estimate.work import Shards, Work, nbytes, without_adapters
+from verl_uae.stages.common.config import is_joint
 from verl_uae.stages.u4g.config import caption_writer, chosen_objective, needs_reference
 
 #: Bytes of Adam's two moments, and of an fp32 gradient, of a number that trains.
@@ -62,6 +63,11 @@ class Held:
         self.config = config or work.config
         self.layout = Layout(self.config)
         self.uae = self.config.uae
+
+    @property
+    def redraws(self) -> bool:
+        """Whether decoder workers draw for the captioner's reward."""
+        return self.uae.stage in ("g4u", "unified") and not is_joint(self.config)
 
     def frozen(self) -> dict[str, float]:
         """Bytes of the frozen models that draw and score, each rank its own copy, besides the velocity model."""
@@ -180,7 +186,8 @@ class Held:
             return {}
         shards = self.actor_shards()
         weights, state = self.actor_waiting(shards)
-        decoder = 0.0 if self.uae.decoder.offload else nbytes(self.models.frozen_decoder)
+        stays = self.redraws and not self.uae.decoder.offload
+        decoder = nbytes(self.models.frozen_decoder) if stays else 0.0
         found = {"captioner that trains": weights, "captioner's optimiser": state, "decoder of G4U": decoder}
         asleep = ASSUMED_ASLEEP_GIB * GIB if self.served_by_vllm() else 0.0
         return {**found, "caption server": asleep + 2 * ASSUMED_PROCESS_GIB * GIB}

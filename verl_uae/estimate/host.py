@@ -11,6 +11,7 @@ from verl_uae.estimate.held import ADAM, GIB, Held, held_weights
 from verl_uae.estimate.models import trained_parameters
 from verl_uae.estimate.phases import Phase
 from verl_uae.estimate.work import Shards, nbytes
+from verl_uae.stages.common.config import captions_drawn
 from verl_uae.stages.g4u.decoder_worker import MICRO_BATCHES
 from verl_uae.stages.u4g.config import by_servers
 
@@ -66,8 +67,7 @@ def host_memory(held: Held, phases: list[Phase]) -> dict[str, float]:
 
 def _ranks(held: Held) -> int:
     """Worker processes for every GPU of the trainer."""
-    stage, colocated = held.uae.stage, held.uae.decoder.pool == "colocated"
-    return 1 + (stage in ("g4u", "unified") and colocated) + (stage == "unified")
+    return 1 + (held.redraws and held.uae.decoder.pool == "colocated") + (held.uae.stage == "unified")
 
 
 def _processes(held: Held) -> dict[str, float]:
@@ -95,8 +95,8 @@ def _waiting(held: Held) -> float:
     """Frozen models that are copied to the GPU before they are used: once on a node, or in every process."""
     uae, per_node = held.uae, held.layout.per_node
     frozen = held.frozen()
-    decoder = nbytes(held.models.frozen_decoder) if uae.stage in ("g4u", "unified") else 0.0
-    decoders = uae.stage in ("g4u", "unified") and uae.decoder.pool == "colocated"
+    decoder = nbytes(held.models.frozen_decoder) if held.redraws else 0.0
+    decoders = held.redraws and uae.decoder.pool == "colocated"
     learners = uae.stage != "g4u"
     captioner = held.captioner_of_ranks() if uae.stage == "u4g" else 0.0
     processes = per_node * (decoders + learners)
@@ -172,13 +172,14 @@ def _asleep(held: Held) -> float:
 def _kept(held: Held) -> float:
     """Of one GPU's ranks: conditions, features of source pictures, latents on their way to the update."""
     uae, work = held.uae, held.work
-    decoders, learners = uae.stage in ("g4u", "unified"), uae.stage != "g4u"
+    decoders, learners = held.redraws, uae.stage != "g4u"
     conditions = decoders * MICRO_BATCHES * int(uae.decoder.batch_size)
     conditions += learners * int(uae.conditioner.cache_size)
     features = (decoders + learners) * int(uae.reward.source_cache_mib) * 2**20
     latents = 0.0
     if uae.stage in ("u4g", "unified"):
-        samples = held.config.data.train_batch_size * int(uae.u4g.samples_per_caption) / held.layout.ranks
+        captions = held.config.data.train_batch_size * captions_drawn(held.config)
+        samples = captions * int(uae.u4g.samples_per_caption) / held.layout.ranks
         # Of every trained step the latent before and behind it and the mean between, and the last one.
         latents = samples * (1 if held.forward_process() else 3 * held.window() + 1)
     return conditions * work.condition_bytes() + features + latents * work.latent_bytes()

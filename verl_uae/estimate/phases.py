@@ -28,6 +28,7 @@ from verl_uae.estimate.held import (
 from verl_uae.estimate.models import trained_parameters
 from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
 from verl_uae.stages.cold_start.config import gone_back
+from verl_uae.stages.common.config import is_joint
 from verl_uae.stages.g4u.decoder_worker import MICRO_BATCHES
 from verl_uae.stages.u4g.config import by_servers, needs_reference
 
@@ -105,15 +106,9 @@ class Phases(Held):
 
     def of_stage(self) -> list[Phase]:
         """In the order of a step."""
-        stage = self.uae.stage
-        if stage == "g4u":
-            return self.g4u()
-        if stage == "u4g":
-            return self.u4g()
-        if stage == "pretrain":
-            return self.pretrain()
-        if stage == "cold_start":
-            return self.cold_start()
+        step = "joint" if is_joint(self.config) else self.uae.stage
+        if step != "unified":
+            return list(getattr(self, step)())
         cycle = self.uae.unified.g4u_steps + self.uae.unified.u4g_steps
         found = []
         for name, phases, steps in (
@@ -324,15 +319,40 @@ class Phases(Held):
 
     def u4g(self) -> list[Phase]:
         """Captions once, conditions, trajectories, pictures and scores, then the update."""
-        uae, layout = self.uae, self.layout
-        u4g, train = uae.u4g, uae.train
-        rows = self.config.data.train_batch_size / layout.ranks
-        samples, micro = rows * u4g.samples_per_caption, int(train.micro_batch_size)
-        shards, width = self.policy_shards(), width_of(train.fsdp_config.mixed_precision.param_dtype)
+        uae = self.uae
+        rows = self.config.data.train_batch_size / self.layout.ranks
         frozen = {**self.frozen(), "captioner": self.captioner_of_ranks()}
         beside = {**self.beside_policy(), **self.processes(1)}
         if by_servers(self.config) and self.served_by_vllm():
             beside["caption server"] = (ASSUMED_ASLEEP_GIB + ASSUMED_PROCESS_GIB) * GIB
+        phases, learning, held = self._exploring(rows, frozen, beside)
+        if self.captioner_of_ranks():
+            phases.insert(0, self._written_by_ranks(rows, held))
+        elif by_servers(self.config):
+            waiting = {**frozen, **self.policy_waiting(self.policy_shards()), **self.processes(2)}
+            served = self._served(rows, waiting)
+            phases.insert(0, _with(served, name="captions, first epoch", share=0.0))
+        if uae.decoder.offload:
+            phases[0] = self._visited(phases[0], frozen)
+        return [*phases, *learning]
+
+    def _exploring(
+        self, rows: float, frozen: Mapping[str, float], beside: Mapping[str, float]
+    ) -> tuple[list[Phase], list[Phase], dict[str, float]]:
+        """The policy on a rank.
+
+        Args:
+            rows: captions.
+            frozen: bytes of models that draw and score.
+            beside: bytes of what has no part in it.
+
+        Returns:
+            Phases in which it draws, those in which it learns, and bytes that are held while it draws.
+        """
+        uae = self.uae
+        u4g, train = uae.u4g, uae.train
+        samples, micro = rows * u4g.samples_per_caption, int(train.micro_batch_size)
+        shards, width = self.policy_shards(), width_of(train.fsdp_config.mixed_precision.param_dtype)
         sampling = self.work.velocity(micro, u4g.guidance, policy=True)
         calls = u4g.num_steps * samples / micro
         held = {**frozen, **beside, **self.policy(shards, backward=False, state=False)}
@@ -342,15 +362,7 @@ class Phases(Held):
         phases[at] = _with(phases[at], **self._travels(shards, width, gathers=calls if reshard else 1))
         phases[at] = _with(phases[at], pageable=self.moves(train.fsdp_config, shards, 4, state=False))
         learning = self._policy_learning(samples, shards, {**beside, **({} if uae.decoder.offload else frozen)})
-        if self.captioner_of_ranks():
-            phases.insert(0, self._written_by_ranks(rows, held))
-        elif by_servers(self.config):
-            waiting = {**frozen, **self.policy_waiting(shards), **self.processes(2)}
-            served = self._served(rows, waiting)
-            phases.insert(0, _with(served, name="captions, first epoch", share=0.0))
-        if uae.decoder.offload:
-            phases[0] = self._visited(phases[0], frozen)
-        return [*phases, *learning]
+        return phases, learning, held
 
     @staticmethod
     def _visited(phase: Phase, frozen: Mapping[str, float]) -> Phase:
@@ -440,6 +452,22 @@ class Phases(Held):
             pageable=self.moves(engine, shards, 4, state=True),
             control_s=ASSUMED_STEP_S,
         )
+
+    def joint(self) -> list[Phase]:
+        """Captions, their pictures by the policy and scores, log-probabilities, both updates, weights to the server."""
+        config, frozen, offload = self.config, self.frozen(), self.uae.decoder.offload
+        captions = config.data.train_batch_size * config.actor_rollout_ref.rollout.n / self.layout.ranks
+        shards, width = self.actor_shards(), self.actor_width()
+        policy = {**self.policy_waiting(self.policy_shards()), **({} if offload else frozen), **self.processes(3)}
+        waiting = dict(zip(("captioner", "captioner's optimiser"), self.actor_waiting(shards), strict=True))
+        asleep = {"caption server": ASSUMED_ASLEEP_GIB * GIB} if self.served_by_vllm() else {}
+        drawing, learning, _ = self._exploring(captions, frozen, {**self.beside_policy(), **self.processes(1)})
+        if offload:
+            drawing[0] = self._visited(drawing[0], frozen)
+        learning = [_with(phase, name=f"decoder's {phase.name}") for phase in learning]
+        *known, update = self._captioner_learning(captions, shards, width, {**policy, **asleep})
+        written = self._served(captions, {**policy, **waiting})
+        return [written, *drawing, *known, *learning, update, self._sync(shards, width)]
 
     # ------------------------------------------------------------ supervised stages
 

@@ -25,6 +25,7 @@ from verl_uae.compat import after_ray_init
 from verl_uae.config.left_open import left_open
 from verl_uae.errors import UAEError, describe
 from verl_uae.runstate import RunState
+from verl_uae.stages.common.config import is_joint
 from verl_uae.waiting import saying
 
 if TYPE_CHECKING:
@@ -42,17 +43,20 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 Peak = Callable[[str], float]
 
 _DRAWN = dict.fromkeys(("condition", "denoising", "VAE", "score"), "draw")
+_LEARNT = dict.fromkeys(("old velocities", "reference", "figures of the groups", "update"), "update_policy")
+_G4U = {
+    "captions": "caption",
+    **_DRAWN,
+    "old log-probabilities": "old_log_prob",
+    "reference": "ref",
+    "captioner's update": "update_actor",
+}
 #: Timers of a step, see :data:`~verl_uae.stages.common.speed.PHASES`, by stage and phase of the estimate; the
 #: supervised stages have one for all.
 TIMERS: Mapping[str, Mapping[str, str]] = {
-    "g4u": {
-        "captions": "caption",
-        **_DRAWN,
-        "old log-probabilities": "old_log_prob",
-        "reference": "ref",
-        "captioner's update": "update_actor",
-    },
-    "u4g": {**_DRAWN, **dict.fromkeys(("old velocities", "reference", "update"), "update_policy")},
+    "g4u": _G4U,
+    "u4g": {**_DRAWN, **_LEARNT},
+    "joint": {**_G4U, **{f"decoder's {phase}": timer for phase, timer in _LEARNT.items()}},
 }
 
 #: What keeps a run from being counted: an architecture that is not known, and what a model's code may meet on ``meta``.
@@ -196,12 +200,14 @@ def useful_work(asked: Command, peak: Peak) -> UsefulWork:
 def _at_peak(estimator: Estimator, peak: Peak) -> dict[str, dict[str, float]]:
     """Seconds by stage of a step and timer. What is done once in a run has none."""
     phases = estimator.phases(estimator.asked)
-    stage = str(estimator.asked.config.uae.stage)
-    of_stage = {"g4u": phases.g4u, "u4g": phases.u4g, "pretrain": phases.pretrain, "cold_start": phases.cold_start}
+    config = estimator.asked.config
+    stages: tuple[str, ...] = (str(config.uae.stage),)
+    if stages == ("unified",):
+        stages = ("joint",) if is_joint(config) else ("g4u", "u4g")
     found: dict[str, dict[str, float]] = {}
-    for turn in ("g4u", "u4g") if stage == "unified" else (stage,):
+    for turn in stages:
         seconds: dict[str, float] = defaultdict(float)
-        for phase in of_stage[turn]():
+        for phase in getattr(phases, turn)():
             executed = phase.executed
             if not (phase.share and executed.total):
                 continue

@@ -14,6 +14,7 @@ from verl_uae.estimate.estimator import Estimate
 from verl_uae.estimate.phases import ASSUMED_SERVER_S, Phase, Phases
 from verl_uae.estimate.work import nbytes
 from verl_uae.plan.load import Captioning, Control, Drawing, Lengths, Load, Work
+from verl_uae.stages.common.config import captions_drawn
 
 #: Seconds of an agent-loop process for a caption: its picture is prepared, its answer written to the queue. Measured,
 #: as all of these, on one core of an AMD EPYC in logs of the built-in scenes: slope of gen - caption from 16 to 64
@@ -87,6 +88,22 @@ def u4g_turn_load(found: Estimate, phases: Phases, spread: float) -> Load:
     captioning = _captioning(found, phases, images, spread)
     control = dataclasses.replace(load.control, agents=_agents(phases), agent_s=AGENT_S)
     return dataclasses.replace(load, works=(*waking, *load.works), captioning=captioning, control=control)
+
+
+def joint_load(found: Estimate, phases: Phases, spread: float) -> Load:
+    """Of a step of the unified stage in which both learn.
+
+    Args:
+        found: the estimate.
+        phases: of the same command.
+        spread: of the lengths of captions.
+    """
+    config, members = phases.config, int(phases.uae.u4g.samples_per_caption)
+    captions = int(config.data.train_batch_size) * captions_drawn(config)
+    known = [phase for phase in phases.joint() if phase.name != "captions"]
+    load = ranks_load(found, phases, known, captions * members)
+    control = Control(_agents(phases), AGENT_S, DRAW_S + SAMPLE_S / members, STEP_S)
+    return dataclasses.replace(load, captioning=_captioning(found, phases, captions, spread), control=control)
 
 
 def _agents(phases: Phases) -> int:

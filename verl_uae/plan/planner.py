@@ -19,11 +19,12 @@ from verl_uae.estimate.rates import rates_of
 from verl_uae.estimate.report import pictures
 from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Asking
 from verl_uae.plan.load import ASSUMED_SPREAD
-from verl_uae.plan.loads import g4u_load, ranks_load, u4g_turn_load
+from verl_uae.plan.loads import g4u_load, joint_load, ranks_load, u4g_turn_load
 from verl_uae.plan.schedules import AHEAD, OWN, PHASED, STREAMED, Timeline, simulate
+from verl_uae.stages.common.config import is_joint
 
 #: The one schedule of stages whose ranks do all in step, and the unified stage's.
-TOGETHER, TURNS = "all ranks together", "turns"
+TOGETHER, TURNS, JOINT = "all ranks together", "turns", "joint"
 
 _POOL, _SCHEDULE, _AHEAD = "uae.decoder.pool", "uae.decoder.schedule", "uae.g4u.ahead"
 _CORRECTION = "algorithm.rollout_correction"
@@ -195,6 +196,8 @@ class Planner:
         uae = phases.uae
         if schedule == TOGETHER:
             return simulate(ranks_load(estimate, phases, phases.of_stage(), round(pictures(estimate))))
+        if schedule == JOINT:
+            return simulate(joint_load(estimate, phases, self.asked.spread))
         captions = g4u_load(estimate, phases, self.asked.spread)
         if schedule != TURNS:
             return simulate(captions, schedule)
@@ -238,7 +241,7 @@ class Planner:
             yield (PHASED,), shared
             yield from self._splits(per_node, nodes)
         elif stage == "unified":
-            yield (TURNS,), shared
+            yield (JOINT if is_joint(self.config) else TURNS,), shared
         else:
             yield (TOGETHER,), whole
 

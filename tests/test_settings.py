@@ -206,6 +206,18 @@ def test_the_command_says_so(compose, tiny_overrides, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "verl_uae: warning: uae.decoder.dtype is set, but stage u4g does not read it\n"
 
 
+@pytest.mark.parametrize("schedule", ["turns", "joint"])
+def test_the_command_says_so_of_a_schedule(compose, tiny_overrides, capsys, schedule: str) -> None:  # type: ignore[no-untyped-def]
+    config = compose(*tiny_overrides, f"uae.unified.schedule={schedule}", name="uae_unified")
+    OmegaConf.set_struct(config, False)
+    words = ["uae.unified.g4u_steps=3", "uae.u4g.captions.temperature=0.5", "uae.u4g.samples_per_caption=8"]
+    config.hydra = {"overrides": {"task": words}}
+    ValidateCallback().on_run_start(config)
+    warned = "verl_uae: warning: {} is set, but uae.unified.schedule=joint does not read it\n"
+    names = ("uae.unified.g4u_steps", "uae.u4g.captions.temperature") if schedule == "joint" else ()
+    assert capsys.readouterr().err == "".join(map(warned.format, names))
+
+
 def test_every_key_is_read_in_some_stage_and_somewhere_in_the_code() -> None:
     names = [name for name, *_ in rules(UAEConfig) if name.count(".") > 1]
     assert all(any(is_read(UAEConfig, stage, name) for stage in STAGES) for name in names)

@@ -258,6 +258,51 @@ def test_the_unified_stage_checks_the_captioner_too(compose, tiny_overrides: lis
         validate(changed(config, "actor_rollout_ref.rollout.n=1"))
 
 
+_JOINT = "uae.unified.schedule=joint"
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "reason"),
+    [
+        ("uae.decoder.pool=own", "uae.decoder.pool", "own: .*only colocated is possible"),
+        ("uae.decoder.pool=own uae.decoder.schedule=streamed", "uae.decoder.pool", "only colocated"),
+        ("uae.decoder.seeds_per_caption=2", "uae.decoder.seeds_per_caption", "drawn uae.u4g.samples_per_caption times"),
+        ("uae.g4u.ahead=1", "uae.g4u.ahead", "GPUs draw that the caption servers need"),
+    ],
+)
+def test_what_needs_decoder_workers_is_refused_jointly(
+    compose, tiny_overrides: list[str], words: str, key: str, reason: str
+) -> None:
+    config = compose(*tiny_overrides, _JOINT, name="uae_unified")
+    validate(config)
+    with pytest.raises(ConfigError, match=reason) as caught:
+        validate(changed(config, *words.split()))
+    assert caught.value.key == key
+
+
+def test_the_temperature_of_captions_for_the_decoder_alone_is_none_of_joint(compose, tiny_overrides: list[str]) -> None:
+    sampled = ["uae.u4g.captions.do_sample=true", "uae.u4g.captions.temperature=0.5"]
+    validate(compose(*tiny_overrides, _JOINT, *sampled, name="uae_unified"))
+
+
+def test_samples_of_an_update_are_those_of_all_captions_jointly(compose, tiny_overrides: list[str]) -> None:
+    """4 pictures of 4 captions, 4 times: 64 drawings in 2 updates. In turns there are 16, of one caption each."""
+    sizes = ["data.train_batch_size=4", "actor_rollout_ref.rollout.n=4", "uae.u4g.samples_per_caption=4"]
+    sizes += [
+        "uae.u4g.updates_per_rollout=2",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
+    ]
+    config = compose(*tiny_overrides, *sizes, "uae.train.micro_batch_size=32", name="uae_unified")
+    with pytest.raises(ConfigError, match=r"32 must divide the 8 samples .* \(4 images x 4 samples / 2 updates"):
+        validate(config)
+    validate(changed(config, _JOINT))
+    with pytest.raises(ConfigError, match=r"24 must divide the 32 samples .* \(4 images x 4 captions x 4 samples / 2"):
+        validate(changed(config, _JOINT, "uae.train.micro_batch_size=24"))
+
+
 def test_validation_changes_nothing(base: DictConfig) -> None:
     before = OmegaConf.to_yaml(base)
     validate(base)

@@ -48,6 +48,8 @@ COMPARED = (
     "actor/entropy",
     "reward/score/mean",
     "reward/score/std",
+    "drawing/score/mean",
+    "drawing/score/std",
     "critic/advantages/max",
     "response_length/mean",
     "conditioner/state_drift",
@@ -100,6 +102,7 @@ def _run_and_kill(world: Path, out: Path, after_step: int, delay: float, config:
         ("uae_u4g", []),
         ("uae_unified", []),
         ("uae_unified", ["uae.conditioner.weights=synced"]),
+        ("uae_unified", ["uae.unified.schedule=joint"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )

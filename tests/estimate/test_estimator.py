@@ -19,7 +19,7 @@ from verl_uae.estimate.composing import command
 from verl_uae.estimate.estimator import Estimate, Estimator, ask
 from verl_uae.estimate.phases import Phase
 from verl_uae.estimate.rates import ASSUMED_USABLE, CALIBRATED, CALIBRATED_ON_CPU, GPUS, calibrate, rates_of
-from verl_uae.estimate.report import render
+from verl_uae.estimate.report import pictures, render
 from verl_uae.estimate.work import Cost, measure
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "uae"
@@ -232,6 +232,31 @@ def test_the_unified_stage_is_both_in_turns() -> None:
     assert {"captions", "captioner's update", "denoising", "update"} <= both.keys()
     assert {phase.share for phase in both.values()} == {0.5}
     assert both["update"].memory["captioner that trains"] > 0 and both["captions"].memory["weights"] > 0
+
+
+def test_jointly_every_caption_is_drawn_by_the_policy_and_trains_both() -> None:
+    """Of 8 pictures on 8 GPUs: what U4G does with as many captions, and what G4U does but for its drawing."""
+    gpus, policy = "trainer.n_gpus_per_node=8", "uae.train.micro_batch_size=4"
+    captioner = ["actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
+    unified = [*SANA, gpus, policy, *captioner, "data.train_batch_size=8"]
+    joint = Estimator(command("uae_unified", [*unified, "uae.unified.schedule=joint"])).estimate("H100-80GB")
+    found = {phase.name: phase for phase in joint.phases}
+    assert len(found) == len(joint.phases) and {phase.share for phase in joint.phases} == {1.0}
+    alone = [*SANA, gpus, policy, "data.train_batch_size=32", "uae.u4g.captions.source=column"]
+    u4g = Estimator(command("uae_u4g", alone)).estimate("H100-80GB")
+    drawn = {phase.name: phase for phase in u4g.phases}
+    g4u = Estimator(command("uae_g4u", [*SANA, gpus, *captioner, "data.train_batch_size=8"])).estimate("H100-80GB")
+    learnt = {phase.name: phase for phase in g4u.phases}
+    for name in ("condition", "denoising", "VAE", "score"):
+        assert found[name].executed.total == pytest.approx(drawn[name].executed.total), name
+    assert found["decoder's update"].useful == pytest.approx(drawn["update"].useful)
+    for name in ("captions", "old log-probabilities", "reference", "captioner's update", "weights to the server"):
+        assert found[name].useful == pytest.approx(learnt[name].useful), name
+    assert pictures(joint) == 8 * 4 * 24
+    # No second copy of the decoder waits anywhere.
+    turns = Estimator(command("uae_unified", unified)).estimate("H100-80GB")
+    assert joint.host["frozen models"] < turns.host["frozen models"]
+    assert joint.host["processes of ranks"] == pytest.approx(turns.host["processes of ranks"] * 2 / 3)
 
 
 def test_what_does_not_fit_says_what_makes_it_fit(sana: Estimator) -> None:

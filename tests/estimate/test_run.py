@@ -335,6 +335,10 @@ def every_stage() -> Iterator[Any]:
     policy = {"draw", "update_policy"}
     yield pytest.param("u4g", [*U4G, "uae.u4g.reference_kl.coef=0.1"], {"u4g": policy}, id="u4g")
     yield pytest.param("unified", ["uae.train.micro_batch_size=1"], {"g4u": learnt, "u4g": policy}, id="unified")
+    joint = ["uae.train.micro_batch_size=1", "uae.unified.schedule=joint"]
+    yield pytest.param("unified", joint, {"joint": learnt | policy}, id="joint")
+    dgpo = [*U4G, "decoder/objective=dgpo", "uae.u4g.objective.num_sigmas=1"]
+    yield pytest.param("u4g", dgpo, {"u4g": policy}, id="u4g that compares the pictures of a group")
     for stage, words in _SUPERVISED.items():
         yield pytest.param(stage, words, {stage: {"learn"}}, id=stage)
 

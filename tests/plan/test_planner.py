@@ -19,7 +19,7 @@ from verl_uae.estimate.phases import ASSUMED_SERVER_S, ASSUMED_STEP_S
 from verl_uae.estimate.work import Asking
 from verl_uae.plan import planner as planner_module
 from verl_uae.plan.loads import DRAW_S, OTHER_STEP_S, SAMPLE_S, STEP_S, WAKING, g4u_load
-from verl_uae.plan.planner import TOGETHER, TURNS, Asked, Planner, plan, turns
+from verl_uae.plan.planner import JOINT, TOGETHER, TURNS, Asked, Planner, plan, turns
 from verl_uae.plan.report import as_json, best, efficiency, held_by, render, settings
 from verl_uae.plan.schedules import AHEAD, CONTROL, OWN, PHASED, STREAMED, Timeline
 
@@ -183,6 +183,20 @@ def test_the_unified_stage_takes_turns() -> None:
     # Servers wake in every step, with new weights or, in one of U4G, without.
     assert row.timeline.spent[WAKING] == pytest.approx(ASSUMED_SERVER_S / 2)
     assert row.timeline.spent["weights to the server"] >= ASSUMED_SERVER_S / 2
+
+
+def test_jointly_a_step_is_the_estimate_with_its_controller() -> None:
+    words = [*SANA, *NODE, "data.max_response_length=64", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
+    estimator = Estimator(command("uae_unified", [*words, "uae.unified.schedule=joint"]), Asking(64))
+    (row,) = planned(estimator, 8, spread=0.0)[1]
+    assert row.schedule == JOINT and WAKING not in row.timeline.spent
+    captions = 8 * int(estimator.asked.config.actor_rollout_ref.rollout.n)
+    drawings = captions * int(estimator.asked.config.uae.u4g.samples_per_caption)
+    assert row.timeline.spent[CONTROL] == pytest.approx(STEP_S + SAMPLE_S * captions + DRAW_S * drawings)
+    behind = row.timeline.spent.keys() - {CONTROL, "captions", "the longest caption"}
+    estimated = sum(row.estimate.parts(phase).alone for phase in row.estimate.phases if phase.name != "captions")
+    assert {"denoising", "decoder's update", "captioner's update", "weights to the server"} <= behind
+    assert sum(row.timeline.spent[name] for name in behind) >= estimated
 
 
 @pytest.mark.parametrize(

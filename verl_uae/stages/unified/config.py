@@ -47,7 +47,6 @@ _UNREAD = (
 #: Keys of decoder workers -> what is possible without them, and why nothing else is.
 _WITHOUT_WORKERS = {
     "uae.decoder.pool": ("colocated", "the ranks that train the decoder draw, on the trainer's GPUs"),
-    "uae.decoder.schedule": ("phased", "the ranks that train the decoder draw, all in step"),
     "uae.decoder.seeds_per_caption": (1, "a caption is drawn uae.u4g.samples_per_caption times"),
     "uae.g4u.ahead": (0, "captions cannot be written while GPUs draw that the caption servers need too"),
 }

@@ -38,7 +38,7 @@ class LoraConfig:
 
 @dataclass
 class EmaConfig:
-    """``uae.train.ema``: averaged weights, used for validation, export and, in turns of the unified stage, the reward."""
+    """``uae.train.ema``: averaged weights: for validation, export and, in turns of the unified stage, the reward."""
 
     decay: float = key(0.9, at_least=0, below=1, why="the average would never move")
     """Decay per update of the average, in [0, 1); 0 uses the live weights. Flow-GRPO: 0.9."""

@@ -115,6 +115,51 @@ def test_caption_mixes_have_the_documented_shares():
             assert levels[subset] / n == pytest.approx(expected, abs=0.012)
 
 
+def test_an_attribute_of_its_own_is_mentioned_whatever_the_others_are():
+    rng, n = random.Random(0), 20_000
+    mix = g.CaptionMix(bare=0.1, full=0.6, own={"size": 0.3})
+    drawn = [mix.levels(rng) for _ in range(n)]
+    shared = Counter(levels - {"size"} for levels in drawn)
+    others = [subset for subset in SUBSETS if "size" not in subset]
+    for subset in others:
+        expected = 0.3 / 8 + 0.1 * (subset == g.BARE) + 0.6 * (subset == g.FULL - {"size"})
+        assert shared[subset] / n == pytest.approx(expected, abs=0.012)
+        said = [("size" in levels) for levels in drawn if levels - {"size"} == subset]
+        assert sum(said) / len(said) == pytest.approx(0.3, abs=5 * (0.21 / len(said)) ** 0.5)
+    # Two of their own are independent of each other too.
+    both = g.CaptionMix(bare=0, full=0, partial=0.9, own={"size": 0.3, "colour": 0.5})
+    together = sum({"size", "colour"} <= both.levels(rng) for _ in range(n))
+    assert together / n == pytest.approx(0.15, abs=0.012)
+
+
+def test_a_mix_without_attributes_of_their_own_draws_what_it_always_drew():
+    """To the draw, or the tiny models of the quickstart would be others."""
+
+    def before(mix: g.CaptionMix, rng: random.Random) -> frozenset[str]:
+        u = rng.random()
+        if u < mix.bare:
+            return g.BARE
+        return g.FULL if u < mix.bare + mix.full else frozenset(a for a in g.ATTRIBUTES if rng.random() < mix.partial)
+
+    for mix in (g.CAPTIONER_MIX, g.DECODER_MIX):
+        ours, theirs = random.Random(7), random.Random(7)
+        assert [mix.levels(ours) for _ in range(1000)] == [before(mix, theirs) for _ in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"own": {"shape": 0.5}}, "shape.*known are"),
+        ({"own": {"size": 1.5}}, "probabilities"),
+        ({"bare": 0.6, "full": 0.6}, "bare \\+ full"),
+        ({"partial": -0.1}, "probabilities"),
+    ],
+)
+def test_impossible_mixes_are_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        g.CaptionMix(**{"bare": 0.1, "full": 0.1, **given})
+
+
 def test_impossible_captions_are_refused():
     with pytest.raises(ValueError, match="without objects"):
         g.caption(Scene("white", (None,) * 4))

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from verl_uae.scenes.render import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, SceneObject
 
@@ -95,14 +95,33 @@ class CaptionMix:
     """A distribution of captions of a scene, by the set of attributes they mention.
 
     With probability `bare` none, with probability `full` all, otherwise each independently with probability `partial`.
+    An attribute of `own` is left out of that: it is mentioned with its own probability, whatever the others are.
+
+    Raises:
+        ValueError: an unknown attribute, or what is no probability.
     """
 
     bare: float
     full: float
     partial: float = 0.5
+    own: Mapping[str, float] = field(default_factory=dict)
+    """Attribute -> probability."""
+
+    def __post_init__(self) -> None:
+        if not set(self.own) <= FULL:
+            raise ValueError(f"own holds {sorted(set(self.own) - FULL)}, known are {list(ATTRIBUTES)}")
+        shares = (self.bare, self.full, self.bare + self.full, self.partial, *self.own.values())
+        if not all(0.0 <= share <= 1.0 for share in shares):
+            raise ValueError(f"probabilities must be in [0, 1], and bare + full too: {self}")
 
     def levels(self, rng: random.Random) -> frozenset[str]:
         """Draw the attributes one caption mentions."""
+        shared = self._shared(rng)
+        if not self.own:
+            return shared
+        return frozenset(a for a in shared if a not in self.own) | {a for a in self.own if rng.random() < self.own[a]}
+
+    def _shared(self, rng: random.Random) -> frozenset[str]:
         u = rng.random()
         if u < self.bare:
             return BARE

@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test pytest test-slow test-big test-install test-vllm learn-flux3 learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified lint clean
+.PHONY: help setup quickstart test pytest test-slow test-big test-install test-vllm learn-all learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-rewards learn-stages learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
@@ -23,10 +23,13 @@ help:
 	@echo "make test-big     two steps at real size on a CPU (22 GiB of memory, a quarter of an hour)"
 	@echo "make test-install whether what README tells people to install resolves, on Python 3.10 to 3.12 (network)"
 	@echo "make test-vllm    captions from the real vLLM on a CPU (own environment, 4 GB)"
+	@echo "make learn-all    what each of the following takes, then what of it is not done yet"
 	@echo "make learn-flux3  both stages on FLUX 3 and Qwen3-VL, over three seeds; writes outputs/learn-flux3"
 	@echo "make learn-g4u    Generation for Understanding over three seeds; writes outputs/learn-g4u"
 	@echo "make learn-u4g    Understanding for Generation, every preset over three seeds; writes outputs/learn-u4g"
-	@echo "make learn-unified  both in turns against either alone, over three seeds; writes outputs/learn-unified"
+	@echo "make learn-unified  both in turns against either alone, 120 steps, over five seeds; writes outputs/learn-unified"
+	@echo "make learn-mutual   do both gain: either alone, both, a ceiling, over five seeds; writes outputs/learn-mutual"
+	@echo "make learn-grounding  where both gain: starts that know a word more or less; writes outputs/learn-mutual"
 	@echo "make learn-stages   pre-training, cold start, G4U, U4G and export in a row, three seeds; writes outputs/learn-stages"
 	@echo "make learn-rewards  G4U with four rewards, over three seeds; writes outputs/learn-rewards"
 	@echo "make learn-long   captions past 77 tokens against their cut, over three seeds; writes outputs/learn-long"
@@ -69,8 +72,8 @@ test-install:
 test-vllm:
 	bash tests/vllm/run.sh
 
-learn-flux3 learn-g4u learn-long learn-rewards learn-stages learn-u4g learn-unified: setup
-	$(BIN)/python -m benchmarks.learning $(@:learn-%=%) --seeds 0 1 2 --jobs $(JOBS) --out outputs/$@
+learn-all learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-rewards learn-stages learn-u4g learn-unified: setup
+	$(BIN)/python -m benchmarks.learning $(@:learn-%=%) --jobs $(JOBS)
 
 clean:
 	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache

@@ -6,11 +6,13 @@ An experiment trains, measures and judges; the runner here writes. What it measu
 result file, and bars, table and plot are made of that alone: a file of an earlier run is shown like a new one.
 
 A row of a report that compares runs holds the run's labels and seed, its held-out figures ``before`` and ``after``,
-its training ``curve`` (``step``, ``reward`` and what `runs.CURVE` names) and its ``seconds``.
+its training ``curve`` (``step``, ``reward`` and what `runs.CURVE` names), its ``seconds`` and the ``cost`` of a step
+(`costs.of_steps`).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 from abc import ABC, abstractmethod
@@ -20,14 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
+from benchmarks.learning.statistics import (
+    AXES,
+    TUNING_SEEDS,
+    Row,
+    gains,
+    half_width,
+    mean_and_spread,
+    select,
+    spent,
+)
+from benchmarks.measure import provenance
 from verl_uae.bench.results import read_json
-from verl_uae.errors import DataError
+from verl_uae.errors import ConfigError, DataError
 from verl_uae.scenes.quickstart import Say
 
 Report = dict[str, Any]
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,34 @@ class Experiment(ABC):
     """Of the command and of the result file."""
     steps: ClassVar[int] = 60
     """Training steps of a run where they are not given."""
+    seeds: ClassVar[tuple[int, ...]] = TUNING_SEEDS
+    """Where they are not given."""
+    axes: ClassVar[tuple[str, ...]] = tuple(AXES)
+    """Of the plot."""
+    folder: ClassVar[str] = ""
+    """Name of the experiment whose folder it shares by default; "": its own."""
+    assumed_minutes: ClassVar[float | None] = None
+    """Of all commands one after the other, where no result file says it."""
+    arms: tuple[str, ...] = ()
+    """What is compared, where it can be narrowed."""
+    axis = "step"
+    """Of the plot, one of `axes`."""
+
+    def chosen(self, arms: Sequence[str] | None, axis: str) -> Experiment:
+        """The same with some of its arms, all where None, and with another axis of its plot.
+
+        Raises:
+            ConfigError: it has no such arm or axis.
+        """
+        unknown = sorted(set(arms or ()) - set(self.arms))
+        if unknown:
+            known = ", ".join(self.arms) or "none"
+            raise ConfigError("--arms", f"{self.name} has no arm {', '.join(unknown)}; its arms: {known}")
+        if axis not in self.axes:
+            raise ConfigError("--axis", f"{axis}: the plot of {self.name} has {', '.join(self.axes)}")
+        other = copy.copy(self)
+        other.arms, other.axis = tuple(arms or self.arms), axis
+        return other
 
     @abstractmethod
     def measure(self, out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -> Iterator[Report]:
@@ -67,13 +105,21 @@ class Experiment(ABC):
     def plot(self, out: Path, report: Report) -> None:
         """Write the plot into a folder."""
 
-    def run(self, out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -> list[Bar]:
-        """Measure, write ``<name>.json`` and the plot, say the table; returns the bars."""
+    def run(self, out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say, command: str) -> list[Bar]:
+        """Measure, write ``<name>.json`` and the plot, say the table; returns the bars.
+
+        Args:
+            command: what was typed, for the file.
+        """
         report: Report = {}
+        made = {**provenance("cpu"), "seeds": list(seeds), "command": command}
+        made.pop("seed")
         for found in self.measure(out, seeds=seeds, steps=steps, jobs=jobs, say=say):
-            report = {"steps": steps, "torch": torch.__version__, **found}
+            report = {"steps": steps, "made": made, **found}
             self.write(out, report)
         say("\n".join(self.table(report)))
+        if len(seeds) > 1:
+            say(spread_note(len(seeds)))
         return self.bars(report)
 
     def show(self, out: Path, results: Path, say: Say) -> list[Bar]:
@@ -81,11 +127,14 @@ class Experiment(ABC):
 
         Raises:
             DataError: the file cannot be read, or is another experiment's.
+            ConfigError: it does not hold the axis of the plot.
         """
         report = read_json(results)
         try:
             table, bars = self.table(report), self.bars(report)
             self.plot(out, report)
+        except ConfigError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(results, None, f"is no result of {self.name}: {error!r}") from error
         say("\n".join(table))
@@ -94,28 +143,13 @@ class Experiment(ABC):
     def write(self, out: Path, report: Report) -> None:
         """Write the result file, with the bars near its top, and the plot."""
         bars = {bar.claim: {"met": bar.met, "figure": bar.figure} for bar in self.bars(report)}
-        top = {key: report[key] for key in ("steps", "torch")}
+        top = {key: report[key] for key in ("steps", "made")}
         content = json.dumps({**top, "bars": bars, **report}, indent=1)
         (out / f"{self.name}.json").write_text(content + "\n", encoding="utf-8")
         self.plot(out, report)
 
 
-# ---------------------------------------------------------------- figures over seeds
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (of a sample; 0 for one value)."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def select(rows: Iterable[Row], **labels: object) -> list[Row]:
-    """The rows with these labels."""
-    return [row for row in rows if all(row[name] == value for name, value in labels.items())]
-
-
-def gains(rows: Iterable[Row], key: str) -> list[float]:
-    """A figure after minus before, per row."""
-    return [row["after"][key] - row["before"][key] for row in rows]
+# ---------------------------------------------------------------- bars over seeds
 
 
 def every(claim: str, values: Sequence[float], at_least: float, noun: str = "smallest gain") -> Bar:
@@ -127,6 +161,21 @@ def beyond_seeds(claim: str, values: Sequence[float]) -> Bar:
     """Whether the mean gain is more than twice its standard deviation over seeds."""
     mean, spread = mean_and_spread(values)
     return Bar(claim, mean > 2 * spread, f"mean gain {mean:+.3f}, standard deviation over seeds {spread:.3f}")
+
+
+def leads_bar(claim: str, values: Sequence[float]) -> Bar:
+    """Whether the lead is above 0 on every seed."""
+    mean, spread = mean_and_spread(values)
+    figure = f"smallest lead {min(values):+.3f}, mean {mean:+.3f}, standard deviation over seeds {spread:.3f}"
+    return Bar(claim, min(values) > 0.0, figure)
+
+
+def spread_note(count: int) -> str:
+    """What the ± of the tables is, over so many seeds."""
+    return (
+        f"± is the standard deviation over {count} seeds; the 95 % t interval of a mean over them is "
+        f"± {half_width(count):.2f} times that."
+    )
 
 
 def lines(bars: Iterable[Bar]) -> list[str]:
@@ -197,15 +246,34 @@ def figure(
 
 
 def curves(
-    path: Path, rows: Sequence[Row], panel: str, line: str, *, x: str, size: tuple[float, float], **options: Any
+    path: Path,
+    rows: Sequence[Row],
+    panel: str,
+    line: str,
+    *,
+    x: str,
+    size: tuple[float, float],
+    axis: str = "step",
+    **options: Any,
 ) -> None:
-    """Training reward against the step, a panel for each value of one label and a line for each of another."""
+    """Training reward, a panel for each value of one label and a line for each of another.
+
+    Args:
+        path: of the picture.
+        rows: of runs.
+        panel: label of the panels.
+        line: label of the lines, or ``seed``.
+        x: what a step is called.
+        size: inches.
+        axis: against what, of `statistics.AXES`.
+        options: of `figure`.
+    """
     panels = list(dict.fromkeys(row[panel] for row in rows))
     with figure(path, len(panels), size, **options) as axes:
-        for axis, value in zip(axes, panels, strict=True):
+        for drawn, value in zip(axes, panels, strict=True):
             for row in select(rows, **{panel: value}):
-                steps, rewards = zip(*((point["step"], point["reward"]) for point in row["curve"]), strict=True)
-                axis.plot(steps, rewards, label=f"seed {row['seed']}" if line == "seed" else row[line])
-            axis.set_title(f"seed {value}" if panel == "seed" else value, fontsize=9)
-            axis.set_xlabel(x)
+                rewards = [point["reward"] for point in row["curve"]]
+                drawn.plot(spent(row, axis), rewards, label=f"seed {row['seed']}" if line == "seed" else row[line])
+            drawn.set_title(f"seed {value}" if panel == "seed" else value, fontsize=9)
+            drawn.set_xlabel(x if axis == "step" else AXES[axis])
         axes[0].set_ylabel("training reward")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learning import g4u, u4g
-from benchmarks.learning.experiment import Bar, Experiment, Report, curves, every, gain_rows, gains, select, shown
+from benchmarks.learning.experiment import Bar, Experiment, Report, curves, every, gain_rows, shown
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
+from benchmarks.learning.statistics import gains, select
 from verl_uae.bench.results import markdown_table
 from verl_uae.checkpoints.names import EXPORT_FOLDER
 from verl_uae.scenes.joint_training import JointConfig
@@ -78,8 +79,9 @@ class Flux3(Experiment):
         return lines
 
     def plot(self, out: Path, report: Report) -> None:
-        """Training reward against the step, a panel per stage and a line per seed."""
-        curves(out / "flux3_curves.png", report["runs"], "stage", "seed", x="step", size=(8, 2.8), sharex=True)
+        """Training reward, a panel per stage and a line per seed."""
+        how = {"x": "step", "axis": self.axis, "size": (8, 2.8)}
+        curves(out / "flux3_curves.png", report["runs"], "stage", "seed", **how, sharex=True)
 
     @staticmethod
     def _gained(report: Report, stage: str) -> list[float]:

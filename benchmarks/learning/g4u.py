@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.learning.experiment import Bar, Experiment, Report, Row, beyond_seeds, every, figure, gains, shown
-from benchmarks.learning.runs import CURVE, read_curve
+from benchmarks.learning.experiment import Bar, Experiment, Report, beyond_seeds, every, figure, shown
+from benchmarks.learning.runs import CURVE, RESULT, Run, kept, read_curve
+from benchmarks.learning.statistics import AXES, Row, gains, spent
 from verl_uae.bench.results import markdown_table
+from verl_uae.files import write_json
 from verl_uae.scenes.quickstart import (
     COLUMNS,
     METRICS,
@@ -63,20 +65,23 @@ class G4U(Experiment):
         return markdown_table(["128 held-out scenes", *(f"seed {row['seed']}" for row in rows)], cells)
 
     def plot(self, out: Path, report: Report) -> None:
-        """Training reward and caption length against the step, one line per seed."""
+        """Training reward and caption length, one line per seed."""
         with figure(out / "g4u_curves.png", 2, (9, 3.2), dpi=110, legend=None) as axes:
             labels = {"reward": "training reward", "words": "words per caption"}
             for axis, (key, label) in zip(axes, labels.items(), strict=True):
                 for row in report["seeds"]:
-                    steps, values = zip(*((point["step"], point[key]) for point in row["curve"]), strict=True)
-                    axis.plot(steps, values, label=f"seed {row['seed']}")
-                axis.set_xlabel("G4U step")
+                    values = [point[key] for point in row["curve"]]
+                    axis.plot(spent(row, self.axis), values, label=f"seed {row['seed']}")
+                axis.set_xlabel("G4U step" if self.axis == "step" else AXES[self.axis])
                 axis.set_ylabel(label)
 
 
 def run_seed(root: Path, seed: int, steps: int, say: Say) -> Row:
-    """Tiny models and G4U of one seed; raises SystemExit if the training command fails."""
-    timings = Timings()
+    """Tiny models and G4U of one seed, unless they are there; raises SystemExit if the training command fails."""
+    timings, result, request = Timings(), root / RESULT, {"seed": seed, "steps": steps}
+    if (row := kept(result, request)) is not None:
+        say("there already")
+        return row["row"]
     prepare(root, seed, timings, say)
     before = measure(root, root / "captioner", seed)
     run = root / "runs" / "g4u"
@@ -87,10 +92,13 @@ def run_seed(root: Path, seed: int, steps: int, say: Say) -> Row:
     write_report(root / "report.html", before, after)
     comparison_picture(before, after).save(root / "scenes.png")
     curve = read_curve(run / METRICS, {name: CURVE[name] for name in ("reward", "words", "seconds")})
-    return {
+    found = {
         "seed": seed,
         "before": before.metrics,
         "after": after.metrics,
         "curve": curve,
         "seconds": timings.seconds,
+        "cost": Run({}, "uae_g4u", root, run, seed, steps).costs(),
     }
+    write_json(result, {**request, "row": found})
+    return found

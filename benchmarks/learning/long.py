@@ -33,11 +33,12 @@ from benchmarks.learning.crowds import (
     render,
     sample_crowd,
 )
-from benchmarks.learning.experiment import Bar, Experiment, Report, every, figure, mean_and_spread
+from benchmarks.learning.experiment import Bar, Experiment, Report, every, figure
+from benchmarks.learning.statistics import bootstrap, mean_and_spread
 from verl_uae.bench.results import markdown_table
 from verl_uae.scenes.evaluate import NUM_STEPS, draw
 from verl_uae.scenes.quickstart import Say
-from verl_uae.seeding import derive_seed, generator
+from verl_uae.seeding import derive_seed
 
 COUNTS: tuple[int, ...] = (2, 4, 6, 8, 12, 16)
 """Numbers of objects; a caption has ten tokens for each, so seven objects fit before the cut."""
@@ -64,7 +65,6 @@ FIGURES = {
     "object_before": "objects right, named before the cut",
     "object_after": "objects right, named after it",
 }
-_BOOTSTRAP = 2000
 _SAY_EVERY = 50
 
 
@@ -88,6 +88,8 @@ class Long(Experiment):
     """What a condition that holds the whole caption buys."""
 
     name = "long"
+    axes = ("step",)
+    assumed_minutes = 18.0
     #: Of each of the two decoders, after the short phase they share.
     steps = 400
 
@@ -288,9 +290,8 @@ def interval(values: Sequence[float], *name: int | str) -> dict[str, float] | No
         values: one number per crowd.
         name: of the draws of the bootstrap.
     """
-    kept = np.asarray([value for value in values if value == value])
-    if not len(kept):
+    kept = [value for value in values if value == value]
+    if not kept:
         return None
-    index = torch.randint(len(kept), (_BOOTSTRAP, len(kept)), generator=generator(*name, "crowd-bootstrap")).numpy()
-    low, high = np.percentile(kept[index].mean(1), [2.5, 97.5])
-    return {"mean": float(kept.mean()), "low": float(low), "high": float(high)}
+    low, high = bootstrap([kept], *name, "crowd-bootstrap")
+    return {"mean": float(np.mean(kept)), "low": low, "high": high}

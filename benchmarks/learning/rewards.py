@@ -29,11 +29,10 @@ from benchmarks.learning.experiment import (
     beyond_seeds,
     curves,
     gain_rows,
-    gains,
-    select,
     shown,
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
+from benchmarks.learning.statistics import gains, leads
 from verl_uae.bench.results import markdown_table
 from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
@@ -99,14 +98,16 @@ class Rewards(Experiment):
 
     def bars(self, report: Report) -> list[Bar]:
         """Every reward must buy attributes; which buys most is reported, with whether seeds can tell."""
-        rows = sorted(report["runs"], key=lambda row: row["seed"])
-        gained = {name: gains(select(rows, reward=name), "drawn") for name in dict.fromkeys(r["reward"] for r in rows)}
+        gained: dict[str, dict[int, float]] = {}
+        for row in report["runs"]:
+            gained.setdefault(row["reward"], {})[row["seed"]] = gains([row], "drawn")[0]
         bars = [
-            beyond_seeds(f"{name}: exact attribute accuracy up beyond seeds", found) for name, found in gained.items()
+            beyond_seeds(f"{name}: exact attribute accuracy up beyond seeds", list(found.values()))
+            for name, found in gained.items()
         ]
-        best, second = sorted(gained, key=lambda name: -statistics.mean(gained[name]))[:2]
-        leads = [ours - theirs for ours, theirs in zip(gained[best], gained[second], strict=True)]
-        return [*bars, beyond_seeds(f"{best} buys more attributes than {second}, beyond seeds", leads)]
+        best, second = sorted(gained, key=lambda name: -statistics.mean(gained[name].values()))[:2]
+        claim = f"{best} buys more attributes than {second}, beyond seeds"
+        return [*bars, beyond_seeds(claim, leads(gained[best], gained[second]))]
 
     def table(self, report: Report) -> list[str]:
         """Means over seeds, gains with their standard deviation over seeds."""
@@ -115,9 +116,9 @@ class Rewards(Experiment):
         return markdown_table(["rewarded", *columns.values()], gain_rows(rows, "reward", list(columns)))
 
     def plot(self, out: Path, report: Report) -> None:
-        """Training reward against the step, a panel per reward and a line per seed."""
-        rows = report["runs"]
-        curves(out / "rewards_curves.png", rows, "reward", "seed", x="G4U step", size=(11, 2.6), sharex=True)
+        """Training reward, a panel per reward and a line per seed."""
+        how = {"x": "G4U step", "axis": self.axis, "size": (11, 2.6)}
+        curves(out / "rewards_curves.png", report["runs"], "reward", "seed", **how, sharex=True)
 
 
 def terms(reward: str) -> str:

@@ -6,21 +6,28 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.learning.experiment import Row
+from benchmarks.learning import costs
+from benchmarks.learning.statistics import Row
 from verl_uae.checkpoints.names import step_name
+from verl_uae.files import write_json
 from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.quickstart import METRICS, Say, Timings, command, prepare, run_training
 
 #: Nothing is validated in a run: held-out figures are measured before and after it.
 QUIET = ("trainer.test_freq=-1", "trainer.val_before_train=false")
+
+#: In the folder of a run: its command and seconds, once it has ended; what was measured of it.
+FINISHED, RESULT = "finished.json", "result.json"
 
 #: Metrics of the curves: name in the results -> name in verl's log.
 CURVE = {
@@ -54,6 +61,17 @@ class Run:
     def name(self) -> str:
         """Labels and seed."""
         return "/".join([*self.labels.values(), f"seed{self.seed}"])
+
+    @property
+    def words(self) -> list[str]:
+        """Of the training command behind its program."""
+        how = {"seed": self.seed, "steps": self.steps, "config": self.config, "preset": self.preset}
+        return command(self.root, self.folder, overrides=self.overrides, **how)[1:]
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """Of its steps, see `costs.of_steps`; the models it starts from must be there."""
+        words = self.words
+        return costs.of_steps(self.config, words[words.index(self.config) + 1 :])
 
     @property
     def checkpoint(self) -> Path:
@@ -104,6 +122,7 @@ def compare(
             "after": after(run),
             "curve": read_curve(run.folder / METRICS),
             "seconds": seconds[run.name],
+            "cost": run.costs(),
         }
         for run in runs
     ]
@@ -123,21 +142,43 @@ def execute(runs: Sequence[Run], jobs: int, say: Say) -> dict[str, float]:
     return dict(zip((run.name for run in runs), seconds, strict=True))
 
 
+def executed(runs: Sequence[Run], jobs: int, say: Say) -> Iterator[tuple[Run, float]]:
+    """Run commands as `execute` does, and yield each with its seconds once it is done, whichever is first.
+
+    Raises:
+        SystemExit: one failed, naming its log; those behind it are not begun.
+    """
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        waiting = {pool.submit(_execute, run, say): run for run in runs}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        finally:
+            for left in waiting:
+                left.cancel()
+
+
 def _execute(run: Run, say: Say) -> float:
-    how = {"seed": run.seed, "steps": run.steps, "config": run.config, "preset": run.preset}
-    words = command(run.root, run.folder, overrides=run.overrides, **how)
-    stamp = run.folder / "finished.json"
-    if stamp.is_file() and (before := json.loads(stamp.read_text(encoding="utf-8")))["command"] == words[1:]:
+    words, stamp = run.words, run.folder / FINISHED
+    if (before := kept(stamp, {"command": words})) is not None:
         say(f"{run.name}: there already")
-        return before["seconds"]
+        return float(before["seconds"])
     started = time.perf_counter()
-    code = run_training(words, run.folder)
+    code = run_training([sys.executable, *words], run.folder)
     if code != 0:
         raise SystemExit(f"{run.name}: exit code {code}, see {run.folder / 'train.log'}")
     seconds = round(time.perf_counter() - started, 1)
-    stamp.write_text(json.dumps({"command": words[1:], "seconds": seconds}) + "\n", encoding="utf-8")
+    write_json(stamp, {"command": words, "seconds": seconds})
     say(f"{run.name}: {run.steps} steps of {run.config} in {seconds:.0f} s")
     return seconds
+
+
+def kept(file: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a file of JSON holds, if it was for the same request: all of its keys are there, with their values."""
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found if all(found.get(key) == value for key, value in request.items()) else None
 
 
 def read_curve(metrics: Path, names: Mapping[str, str] = CURVE) -> list[dict[str, float]]:

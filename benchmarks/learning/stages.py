@@ -27,14 +27,12 @@ from benchmarks.learning.experiment import (
     Bar,
     Experiment,
     Report,
-    Row,
     figure,
-    mean_and_spread,
-    select,
     shown,
     spread_cells,
 )
 from benchmarks.learning.runs import QUIET, Run, execute, joint_trainings
+from benchmarks.learning.statistics import Row, mean_and_spread, select
 from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, similarity
 from verl_uae import UAEPipeline
 from verl_uae.bench.results import markdown_table
@@ -81,6 +79,7 @@ class Stages(Experiment):
     """Whether every stage does what it is for, and what the cold start is worth."""
 
     name = "stages"
+    axes = ("step",)
 
     def measure(self, out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -> Iterator[Report]:
         """Foundations, then every seed's stages; ``steps`` are those of G4U and of U4G."""

@@ -23,11 +23,10 @@ from benchmarks.learning.experiment import (
     curves,
     every,
     gain_rows,
-    gains,
-    select,
     shown,
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
+from benchmarks.learning.statistics import gains, select
 from verl_uae.bench.results import markdown_table
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
@@ -149,9 +148,9 @@ class U4G(Experiment):
         return lines
 
     def plot(self, out: Path, report: Report) -> None:
-        """Training reward against the step, a panel per preset and a line per seed."""
-        rows = select(report["runs"], start="room")
-        curves(out / "u4g_curves.png", rows, "preset", "seed", x="U4G step", size=(13, 2.6), sharey=True)
+        """Training reward, a panel per preset and a line per seed."""
+        rows, how = select(report["runs"], start="room"), {"x": "U4G step", "axis": self.axis, "size": (13, 2.6)}
+        curves(out / "u4g_curves.png", rows, "preset", "seed", **how, sharey=True)
 
 
 def words(preset: str) -> tuple[str, ...]:

@@ -17,13 +17,13 @@ from benchmarks.learning.experiment import (
     Experiment,
     Report,
     curves,
-    mean_and_spread,
-    select,
+    leads_bar,
     shown,
     spread_cells,
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
 from benchmarks.learning.stages import COLUMNS as STAGES_COLUMNS
+from benchmarks.learning.statistics import REPORTED_SEEDS, by_seed, leads, select
 from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, STARTS, similarity
 from verl_uae.bench.results import markdown_table
 from verl_uae.checkpoints.names import EXPORT_FOLDER
@@ -44,6 +44,9 @@ class Unified(Experiment):
     """Whether taking turns beats either stage alone."""
 
     name = "unified"
+    #: G4U alone is not done before 60, and then turns have no lead.
+    steps = 120
+    seeds = REPORTED_SEEDS
 
     def measure(self, out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -> Iterator[Report]:
         turn = steps // (2 * CYCLES)
@@ -67,21 +70,16 @@ class Unified(Experiment):
         yield {"runs": compare(runs, jobs, say, before=lambda run: measure(run, ""), after=measure)}
 
     def bars(self, report: Report) -> list[Bar]:
-        def after(variant: str) -> list[float]:
-            return [row["after"]["reward"] for row in select(report["runs"], variant=variant)]
+        def after(variant: str) -> dict[int, float]:
+            return by_seed(select(report["runs"], variant=variant), "reward")
 
-        bars = []
-        for alone in ("g4u", "u4g"):
-            leads = [both - one for both, one in zip(after("unified"), after(alone), strict=True)]
-            mean, spread = mean_and_spread(leads)
-            bars.append(
-                Bar(
-                    f"unified: held-out reward above {alone} alone after as many steps, every seed",
-                    min(leads) > 0.0,
-                    f"smallest lead {min(leads):+.3f}, mean {mean:+.3f}, standard deviation over seeds {spread:.3f}",
-                )
+        return [
+            leads_bar(
+                f"unified: held-out reward above {alone} alone after as many steps, every seed",
+                leads(after("unified"), after(alone)),
             )
-        return bars
+            for alone in ("g4u", "u4g")
+        ]
 
     def table(self, report: Report) -> list[str]:
         """Means over seeds with their standard deviation."""
@@ -97,10 +95,10 @@ class Unified(Experiment):
         return markdown_table(["", *columns.values(), "seconds of steps"], lines)
 
     def plot(self, out: Path, report: Report) -> None:
-        """Training reward against the step, a panel per seed and a line per variant."""
+        """Training reward, a panel per seed and a line per variant."""
         rows = report["runs"]
-        size = (3.4 * len({row["seed"] for row in rows}), 2.8)
-        curves(out / "unified_curves.png", rows, "seed", "variant", x="step", size=size, sharey=True)
+        how = {"x": "step", "axis": self.axis, "size": (3.4 * len({row["seed"] for row in rows}), 2.8)}
+        curves(out / "unified_curves.png", rows, "seed", "variant", **how, sharey=True)
 
 
 def measure(run: Run, variant: str | None = None) -> Mapping[str, float]:

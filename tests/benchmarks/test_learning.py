@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +28,11 @@ from benchmarks.learning.experiment import (
     beyond_seeds,
     every,
     lines,
-    mean_and_spread,
-    select,
+    spread_note,
 )
+from benchmarks.learning.statistics import mean_and_spread, select
 from tests.config.test_validate_policy import PRESETS
-from verl_uae.errors import DataError
+from verl_uae.errors import ConfigError, DataError
 from verl_uae.reward.terms.pixel import pixel_similarity
 from verl_uae.scenes.evaluate import Evaluation, held_out_scenes
 from verl_uae.scenes.grammar import caption
@@ -40,6 +41,9 @@ from verl_uae.scenes.scene_eval import items
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+#: The page has their method, and no figures yet.
+WITHOUT_RESULTS = {"grounding", "mutual"}
+REPORTED = [name for name in program.EXPERIMENTS if name not in WITHOUT_RESULTS]
 
 
 def results(name: str) -> Path:
@@ -81,24 +85,86 @@ def test_a_run_writes_as_it_goes_and_says_whether_its_bars_are_met(
     threads, out = torch.get_num_threads(), tmp_path / "new"
     assert program.main(["count", "--seeds", "3", str(seed), "--steps", "7", "--out", str(out)]) == code
     said = capsys.readouterr().out.splitlines()
-    assert said[:2] == ["2 seeds", "[met] first: 1"] and said[2].startswith("[MISSED]" if code else "[met]")
+    assert said[:3] == ["2 seeds", spread_note(2), "[met] first: 1"]
+    assert said[3].startswith("[MISSED]" if code else "[met]")
     written = json.loads((out / "count.json").read_text())
-    assert list(written) == ["steps", "torch", "bars", "figures"] and written["steps"] == 7
+    assert list(written) == ["steps", "made", "bars", "figures"] and written["steps"] == 7
+    made = written["made"]
+    assert made["seeds"] == [3, seed] and made["versions"]["torch"] == torch.__version__ and "commit" in made
+    assert made["command"] == f"python -m benchmarks.learning count --seeds 3 {seed} --steps 7 --jobs 1"
     assert written["bars"]["first"] == {"met": True, "figure": "1"} and written["figures"] == [3, seed]
     assert (out / "plots").read_text() == "1\n2\n"
     # The file is shown like the run.
     shown = program.main(["count", "--results", str(out / "count.json"), "--out", str(tmp_path / "again")])
     torch.set_num_threads(threads)
-    assert shown == code and capsys.readouterr().out.splitlines() == said
+    assert shown == code and capsys.readouterr().out.splitlines() == [said[0], *said[2:]]
+
+
+def test_what_an_experiment_does_not_have_is_refused_by_its_option(tmp_path: Path) -> None:
+    out = str(tmp_path / "new")
+    for words, error in (
+        (["g4u", "--arms", "turns"], "--arms: g4u has no arm turns; its arms: none"),
+        (["mutual", "--arms", "u4g", "solo"], "--arms: mutual has no arm solo; its arms: g4u, u4g, turns"),
+        (["long", "--axis", "flops"], "--axis: flops: the plot of long has step"),
+        (["mutual", "--steps", "7"], "--steps: must be even"),
+        (["all", "--seeds", "1"], "--seeds: is of one experiment"),
+    ):
+        where = [] if words[0] == "all" else ["--out", out]
+        with pytest.raises(ConfigError, match=re.escape(error)):
+            program.main([*words, *where])
+
+
+def test_a_narrowed_experiment_is_another_one() -> None:
+    whole = program.EXPERIMENTS["mutual"]
+    some = whole.chosen(["turns", "g4u"], "flops")
+    assert (some.arms, some.axis) == (("turns", "g4u"), "flops") and whole.axis == "step"
+    assert whole.chosen(None, "step").arms == whole.arms
+
+
+def test_the_plan_scales_measured_seconds_and_counts_what_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = tmp_path / "outputs" / "learn-unified" / "seed1" / "runs" / "g4u"
+    ended.mkdir(parents=True)
+    (ended / runs.FINISHED).touch()
+    # Two seeds of 60 steps took 10 minutes, so five of 120 take 50.
+    report = {"steps": 60, "runs": [{"seed": seed, "seconds": 300.0} for seed in (0, 1)]}
+    (tmp_path / "unified.json").write_text(json.dumps(report))
+    parts = {"joint training": 60.0, "start of verl": 20.0, "training command": 120.0}
+    (tmp_path / "g4u.json").write_text(json.dumps({"steps": 60, "seeds": [{"seed": 0, "seconds": parts}]}))
+    rows = [line.split(" | ") for line in program.plan(program.EXPERIMENTS.values(), tmp_path)[2:]]
+    found = {row[0].removeprefix("| "): row[1:] for row in rows}
+    assert set(found) == set(program.EXPERIMENTS)
+    assert found["unified"] == ["10 11 12 13 14", "120", "50", "measured on 2 seeds", "1 |"]
+    assert found["g4u"] == ["0 1 2", "60", "9", "measured on 1 seeds", "0 |"]
+    assert found["stages"][2:] == ["–", "–", "0 |"] and found["mutual"][2:4] == ["135", "assumed"]
+
+
+@pytest.mark.parametrize("axis", ["step", "seconds"])
+def test_a_plot_has_the_axis_that_is_asked_for(axis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("benchmarks.learning.experiment.spent", lambda row, axis: seen.append(axis) or [1] * 60)
+    program.EXPERIMENTS["unified"].chosen(None, axis).show(tmp_path, results("unified"), lambda _: None)
+    assert set(seen) == {axis}
+
+
+def test_a_file_that_does_not_say_what_steps_cost_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--axis: pictures: the result file does not say"):
+        program.EXPERIMENTS["unified"].chosen(None, "pictures").show(tmp_path, results("unified"), lambda _: None)
 
 
 def test_every_experiment_has_a_make_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (targets,) = (line.split(":")[0].split() for line in makefile.splitlines() if line.startswith("learn-"))
-    assert targets == [f"learn-{name}" for name in program.EXPERIMENTS]
+    assert targets == ["learn-all", *(f"learn-{name}" for name in program.EXPERIMENTS)]
 
 
-@pytest.mark.parametrize("name", program.EXPERIMENTS)
+def test_an_experiment_has_its_results_in_the_documentation_or_is_said_to_have_none() -> None:
+    assert {name for name in program.EXPERIMENTS if not results(name).is_file()} == WITHOUT_RESULTS
+
+
+@pytest.mark.parametrize("name", REPORTED)
 def test_the_page_of_results_shows_what_the_result_file_holds(name: str, tmp_path: Path) -> None:
     experiment, said = program.EXPERIMENTS[name], []
     bars = experiment.show(tmp_path, results(name), said.append)
@@ -112,7 +178,7 @@ def test_the_page_of_results_shows_what_the_result_file_holds(name: str, tmp_pat
 
 @pytest.mark.parametrize("name", program.EXPERIMENTS)
 def test_a_file_of_another_experiment_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    for other in {*program.EXPERIMENTS, "u4g_ssim"} - {name}:
+    for other in {*REPORTED, "u4g_ssim"} - {name}:
         with pytest.raises(DataError, match=rf"{other}\.json: is no result of {name}: "):
             program.EXPERIMENTS[name].show(tmp_path, results(other), pytest.fail)
     assert not list(tmp_path.iterdir())
@@ -131,7 +197,8 @@ def test_a_gain_counts_beyond_twice_its_spread_over_seeds() -> None:
     assert 2 * statistics.stdev(steady) < 0.11 and not 2 * statistics.stdev(shaky) < 0.11
     assert beyond_seeds("up", steady).met and not beyond_seeds("up", shaky).met
     assert beyond_seeds("up", steady).figure == "mean gain +0.110, standard deviation over seeds 0.010"
-    assert mean_and_spread([0.5]) == (0.5, 0.0) and mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert spread_note(3).endswith("the 95 % t interval of a mean over them is ± 2.48 times that.")
     assert lines([Bar("a", True, "1"), Bar("b", False, "0")]) == ["[met] a: 1", "[MISSED] b: 0"]
 
 
@@ -233,6 +300,7 @@ def test_runs_that_have_finished_are_not_run_again_and_rows_hold_what_was_measur
     """Commands that log a step in place of training ones; what is measured is how often something was."""
     logged = {"step": 1, "data": {"reward/score/mean": 0.5, "timing_s/step": 2.0}}
     write = f"import os; open(os.environ['VERL_FILE_LOGGER_PATH'], 'w').write({json.dumps(logged)!r})"
+    monkeypatch.setattr(runs.Run, "costs", lambda run: {"g4u": {"pictures": 64.0}})
     monkeypatch.setattr(runs, "command", lambda *_, seed, **__: [sys.executable, "-c", f"{write}; assert {seed} != 3"])
     made = [
         runs.Run({"variant": name}, "uae_g4u", tmp_path, tmp_path / name, seed, 1)
@@ -249,6 +317,7 @@ def test_runs_that_have_finished_are_not_run_again_and_rows_hold_what_was_measur
     assert len(measured) == 3 and [row["before"] for row in rows] == [{"reward": 1}] * 2
     assert [(row["variant"], row["seed"], row["after"]["reward"]) for row in rows] == [("one", 0, 2), ("two", 1, 3)]
     assert rows[0]["curve"] == [{"step": 1, "reward": 0.5, "seconds": 2.0}] and rows[0]["seconds"] > 0
+    assert rows[0]["cost"] == {"g4u": {"pictures": 64.0}}
     again = runs.execute(made, 1, said.append)
     assert said[-2:] == ["one/seed0: there already", "two/seed1: there already"]
     assert list(again.values()) == [row["seconds"] for row in rows]

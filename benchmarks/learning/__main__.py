@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.learning {flux3,g4u,grounding,long,mutual,rewards,stages,u4g,unified,all}``.
+"""``python -m benchmarks.learning {controls,flux3,g4u,grounding,long,mutual,rewards,stages,u4g,unified,all}``.
 
 Writes ``NAME.json`` (every figure, with seeds, commit, versions and command) and pictures into OUT and says whether the
 bars are met; the exit code is 1 if one is missed. What OUT holds of an earlier run is not run again. With ``--results
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.learning.controls import Controls
 from benchmarks.learning.experiment import Experiment, Report, lines
 from benchmarks.learning.flux3 import Flux3
 from benchmarks.learning.g4u import G4U
@@ -36,7 +37,8 @@ from verl_uae.errors import ConfigError
 from verl_uae.paths import argument_path
 
 EXPERIMENTS: dict[str, Experiment] = {
-    one.name: one for one in (Flux3(), G4U(), Grounding(), Long(), Mutual(), Rewards(), Stages(), U4G(), Unified())
+    one.name: one
+    for one in (Controls(), Flux3(), G4U(), Grounding(), Long(), Mutual(), Rewards(), Stages(), U4G(), Unified())
 }
 ALL = "all"
 #: Result files of the documentation.
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("experiment", choices=[*EXPERIMENTS, ALL])
     parser.add_argument("--seeds", type=int, nargs="+", help="tiny models and runs of each (default: the experiment's)")
     parser.add_argument("--steps", type=int, help="training steps of a run (default: the experiment's)")
-    parser.add_argument("--arms", nargs="+", help="of mutual and grounding: which are run (default all)")
+    parser.add_argument("--arms", nargs="+", help="of controls, grounding and mutual: which are run (default all)")
     parser.add_argument("--axis", choices=AXES, default="step", help="of the plot: what runs have used up")
     parser.add_argument("--jobs", type=int, default=1, help="commands at a time; one needs about a core (default 1)")
     parser.add_argument("--out", type=argument_path, help="default outputs/learn-NAME")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from benchmarks.learning.experiment import Report
 from benchmarks.learning.u4g import STEEPNESS
 from verl_uae.errors import ConfigError
 from verl_uae.reward.terms.pixel import pixel_similarity
-from verl_uae.scenes.evaluate import draw, drawing_metrics, evaluate, held_out_scenes, load_loop
-from verl_uae.scenes.grammar import ATTRIBUTES, FULL, caption
-from verl_uae.scenes.render import render_float
+from verl_uae.scenes.evaluate import draw, evaluate, held_out_scenes
+from verl_uae.scenes.grammar import ATTRIBUTES, parse
+from verl_uae.scenes.render import POSITIONS, Scene, SceneObject, render_float
 
 MUTUAL, MAP = mutual.Mutual(), grounding.Grounding()
 COST = {"pictures": 64.0, "flops": 2e10}
@@ -157,25 +158,48 @@ def test_a_pair_is_measured_as_the_other_experiments_measure_it(tiny_models: Pat
     assert sum(rewards) / few == pytest.approx(found["reward"], abs=1e-4) and len(rewards) == few
 
 
-def test_grounding_is_what_the_word_alone_changes(tiny_models: Path, few: int) -> None:
-    decoder = tiny_models / "decoder"
-    found = mutual.obedience(tiny_models, decoder, 3)
-    assert set(found) == {"full/reward"} | {
-        f"{kind}/{a}" for kind in ("full", "silent", "grounding") for a in ATTRIBUTES
-    }
-    _, painter, reader = load_loop(tiny_models / "captioner", decoder, tiny_models / "captioner")
+def obedient(painter: Any, reader: Any, captions: list[str], *, seed: int) -> torch.Tensor:
+    """In place of a decoder: draws what is said, and of what is not, always the same."""
+    scenes = []
+    for text in captions:
+        parsed = parse(text)
+        assert parsed is not None
+        cells: list[SceneObject | None] = [None] * len(POSITIONS)
+        for place, stated in enumerate(parsed.objects):
+            where = place if stated.position is None else POSITIONS.index(stated.position)
+            cells[where] = SceneObject(stated.shape, stated.colour or "red", stated.size or "small")
+        scenes.append(Scene(parsed.background or "white", tuple(cells)))
+    return render_float(scenes)
+
+
+def test_grounding_is_what_the_word_alone_changes(tiny_models: Path, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutual, "draw", obedient)
+    found = mutual.obedience(tiny_models, tiny_models / "decoder", 3)
     scenes = held_out_scenes(few, 3)
-    with torch.no_grad():
-        full, silent = (
-            draw(painter, reader, [caption(scene, levels) for scene in scenes], seed=3)
-            for levels in (FULL, FULL - {"colour"})
-        )
-    assert not torch.equal(full, silent)
-    right = [drawing_metrics(drawn, scenes)["drawn/colour"] for drawn in (full, silent)]
-    assert [found["full/colour"], found["silent/colour"]] == pytest.approx(right)
-    assert found["grounding/colour"] == pytest.approx(right[0] - right[1])
-    expected = float(pixel_similarity(full, render_float(scenes), STEEPNESS).mean())
-    assert found["full/reward"] == pytest.approx(expected)
+    objects = [[thing for _, thing in scene.objects] for scene in scenes]
+    right = {
+        "size": [statistics.mean(thing.size == "small" for thing in things) for things in objects],
+        "colour": [statistics.mean(thing.colour == "red" for thing in things) for things in objects],
+        "background": [float(scene.background == "white") for scene in scenes],
+        "position": [float(all(cell is not None for cell in scene.cells[: len(scene.objects)])) for scene in scenes],
+    }
+    expected = {"full/reward": 1.0}
+    for name in ATTRIBUTES:
+        silent = statistics.mean(right[name])
+        assert silent < 1.0
+        expected |= {f"full/{name}": 1.0, f"silent/{name}": silent, f"grounding/{name}": 1.0 - silent}
+    assert found == pytest.approx(expected)
+
+
+def test_a_decoder_is_asked_once_for_all_arms_that_do_not_train_it(
+    tiny_models: Path, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = (tiny_models / "captioner", tiny_models / "decoder")
+    first, _ = mutual.measure_pair(tiny_models, *folders, 3)
+    calls: list[int] = []
+    monkeypatch.setattr(mutual, "draw", lambda *given, seed: calls.append(seed) or draw(*given, seed=seed))
+    again, _ = mutual.measure_pair(tiny_models, *folders, 3)
+    assert again == first and calls == [3]
 
 
 def test_each_stage_is_measured_with_what_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ COLUMNS = {
     f"silent/{BLIND}": f"silent: {BLIND}",
     f"grounding/{BLIND}": f"grounding of {BLIND}",
 }
-#: Claim of the table of leads -> figure.
+#: What leads are of -> figure.
 LEADS = {
     "held-out reward": "reward",
     "reward of full captions": "full/reward",
@@ -185,7 +185,8 @@ class Mutual(Experiment):
                 seconds = f"{mean_and_spread([one['seconds'] for one in found])[0]:.0f}"
                 lines.append([f"`{arm}`", str(point["step"]), *spread_cells(found, COLUMNS), *cost, seconds])
         head = ["arm", "step", *COLUMNS.values(), "pictures", "TFLOP", "seconds of steps"]
-        return [*markdown_table(head, lines), "", *leads_table(report["leads"])]
+        found = report["leads"]
+        return [*markdown_table(head, lines), *(["", *leads_table(found)] if found else [])]
 
     def plot(self, out: Path, report: Report) -> None:
         """Held-out reward and grounding, mean over seeds with its t interval, a line per arm."""

@@ -310,6 +310,7 @@ def test_tables_and_plot_are_made_of_the_report(axis: str, tmp_path: Path) -> No
     rows = said[0].splitlines()
     assert sum(line.startswith("| `turns` | 120 | 0.862 ± 0.002 |") for line in rows) == 1
     assert "| `turns` | `g4u` | held-out reward | 120 | +0.040 | +0.040 to +0.040 | +0.040 to +0.040 | +0.040 |" in rows
+    assert len(MUTUAL.table({**report(), "leads": []})) == 2 + 3 * len(ENDS)
     (plot,) = (tmp_path / "out").iterdir()
     assert plot.name == "mutual.png" and plot.stat().st_size > 10_000
 

@@ -138,7 +138,7 @@ def test_the_plan_scales_measured_seconds_and_counts_what_has_ended(
     assert set(found) == set(program.EXPERIMENTS)
     assert found["unified"] == ["10 11 12 13 14", "120", "50", "measured on 2 seeds", "1 |"]
     assert found["g4u"] == ["0 1 2", "60", "9", "measured on 1 seeds", "0 |"]
-    assert found["stages"][2:] == ["–", "–", "0 |"] and found["mutual"][2:4] == ["135", "assumed"]
+    assert found["stages"][2:] == ["–", "–", "0 |"] and found["mutual"][2:4] == ["155", "assumed"]
 
 
 @pytest.mark.parametrize("axis", ["step", "seconds"])

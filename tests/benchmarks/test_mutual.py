@@ -235,7 +235,14 @@ def point(reward: float, *, grounded: float = 0.2, said: float = 0.3, true: floa
 
 
 #: Reward at the end, and its grounding.
-ENDS = {"g4u": (0.80, 0.2), "u4g": (0.72, 0.24), "turns": (0.84, 0.28), "once": (0.85, 0.28), "ceiling": (0.9, 0.4)}
+ENDS = {
+    "g4u": (0.80, 0.2),
+    "u4g": (0.72, 0.24),
+    "turns": (0.84, 0.28),
+    "once": (0.85, 0.28),
+    "joint": (0.83, 0.26),
+    "ceiling": (0.9, 0.4),
+}
 
 
 def made_rows(start: str = mutual.HALF_GROUNDED.name, seeds: tuple[int, ...] = (10, 11, 12)) -> list[dict[str, Any]]:

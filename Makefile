@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test pytest test-slow test-big test-install test-vllm learn-all learn-controls learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-rewards learn-stages learn-u4g learn-unified lint clean
+.PHONY: help setup quickstart test pytest test-slow test-big test-install test-vllm learn-all learn-controls learn-emoji learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-rewards learn-stages learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-vllm    captions from the real vLLM on a CPU (own environment, 4 GB)"
 	@echo "make learn-all    what each of the following takes, then what of it is not done yet"
 	@echo "make learn-controls  stages with one change each against those without, over three seeds; writes outputs/learn-controls"
+	@echo "make learn-emoji  both stages on emoji, which it downloads (npm, 136 MB), over three seeds; writes outputs/learn-emoji"
 	@echo "make learn-flux3  both stages on FLUX 3 and Qwen3-VL, over three seeds; writes outputs/learn-flux3"
 	@echo "make learn-g4u    Generation for Understanding over three seeds; writes outputs/learn-g4u"
 	@echo "make learn-u4g    Understanding for Generation, every preset over three seeds; writes outputs/learn-u4g"
@@ -73,7 +74,7 @@ test-install:
 test-vllm:
 	bash tests/vllm/run.sh
 
-learn-all learn-controls learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-rewards learn-stages learn-u4g learn-unified: setup
+learn-all learn-controls learn-emoji learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-rewards learn-stages learn-u4g learn-unified: setup
 	$(BIN)/python -m benchmarks.learning $(@:learn-%=%) --jobs $(JOBS)
 
 clean:

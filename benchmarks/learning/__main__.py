@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.learning {controls,flux3,g4u,grounding,long,mutual,rewards,stages,u4g,unified,all}``.
+"""``python -m benchmarks.learning {controls,emoji,flux3,g4u,grounding,long,mutual,rewards,stages,u4g,unified,all}``.
 
 Writes ``NAME.json`` (every figure, with seeds, commit, versions and command) and pictures into OUT and says whether the
 bars are met; the exit code is 1 if one is missed. What OUT holds of an earlier run is not run again. With ``--results
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.learning.controls import Controls
+from benchmarks.learning.emoji import SecondWorld
 from benchmarks.learning.experiment import Experiment, Report, lines
 from benchmarks.learning.flux3 import Flux3
 from benchmarks.learning.g4u import G4U
@@ -38,7 +39,19 @@ from verl_uae.paths import argument_path
 
 EXPERIMENTS: dict[str, Experiment] = {
     one.name: one
-    for one in (Controls(), Flux3(), G4U(), Grounding(), Long(), Mutual(), Rewards(), Stages(), U4G(), Unified())
+    for one in (
+        Controls(),
+        SecondWorld(),
+        Flux3(),
+        G4U(),
+        Grounding(),
+        Long(),
+        Mutual(),
+        Rewards(),
+        Stages(),
+        U4G(),
+        Unified(),
+    )
 }
 ALL = "all"
 #: Result files of the documentation.

@@ -32,10 +32,10 @@ from verl_uae.files import publish_folder
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.joint_training import JointConfig, Learner, flow_loss
 from verl_uae.scenes.tiny_models import build_decoder, captioner_config
-from verl_uae.scenes.tokenizer import NEWLINE, PROMPT, ROLES, SPECIAL_TOKENS, build_tokenizer
+from verl_uae.scenes.tokenizer import RESERVED, build_tokenizer
 from verl_uae.seeding import derive_seed, generator, normal
 
-VOCABULARY: tuple[str, ...] = (*SPECIAL_TOKENS, NEWLINE, *ROLES, PROMPT, *WORDS)
+VOCABULARY: tuple[str, ...] = (*RESERVED, *WORDS)
 TEMPLATE_TOKENS = 5
 """Tokens of the chat template around a caption."""
 CUT_TOKENS = 77
@@ -75,8 +75,7 @@ def build_language_model(seed: int) -> Any:
     ensure_torchvision()
     from transformers import Qwen2_5_VLTextModel
 
-    config = captioner_config().text_config
-    config.vocab_size = len(VOCABULARY)
+    config = captioner_config(len(VOCABULARY)).text_config
     config.max_position_embeddings = 512
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "crowd-language-model"))

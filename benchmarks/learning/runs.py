@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import sys
@@ -20,8 +21,8 @@ from benchmarks.learning import costs
 from benchmarks.learning.statistics import Row
 from verl_uae.checkpoints.names import step_name
 from verl_uae.files import write_json
-from verl_uae.scenes.joint_training import JointConfig
-from verl_uae.scenes.quickstart import METRICS, Say, Timings, command, prepare, run_training
+from verl_uae.scenes.joint_training import JointConfig, World
+from verl_uae.scenes.quickstart import METRICS, Say, Timings, command, prepare, run_training, train_once
 
 #: Nothing is validated in a run: held-out figures are measured before and after it.
 QUIET = ("trainer.test_freq=-1", "trainer.val_before_train=false")
@@ -79,19 +80,28 @@ class Run:
         return self.folder / step_name(self.steps)
 
 
-def joint_trainings(folders: Mapping[Path, JointConfig], jobs: int, say: Say) -> None:
-    """Tiny models and data of every folder, ``jobs`` at a time, unless they are there."""
+def joint_trainings(
+    folders: Mapping[Path, JointConfig], jobs: int, say: Say, world: Callable[[], World] | None = None
+) -> None:
+    """Tiny models of every folder, ``jobs`` at a time, unless they are there.
+
+    They are those of the scenes, with data beside them, or of a world that a function makes, which other processes
+    must be able to import.
+    """
     say(f"{len(folders)} joint trainings of the tiny models, {jobs} at a time")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for folder in pool.map(_joint_training, folders.items()):
+        for folder in pool.map(functools.partial(_joint_training, world), folders.items()):
             say(f"joint training: {folder}")
 
 
-def _joint_training(start: tuple[Path, JointConfig]) -> Path:
+def _joint_training(world: Callable[[], World] | None, start: tuple[Path, JointConfig]) -> Path:
     torch.set_num_threads(1)
     folder, config = start
     folder.mkdir(parents=True, exist_ok=True)
-    prepare(folder, config.seed, Timings(), lambda _: None, config)
+    if world is None:
+        prepare(folder, config.seed, Timings(), lambda _: None, config)
+    else:
+        train_once(folder, config, Timings(), lambda _: None, world())
     return folder
 
 

@@ -48,7 +48,7 @@ def test_two_runs_of_a_seed_write_the_same_folders_and_report_every_step(tmp_pat
 
 def test_pool_holds_training_scenes_with_their_own_latents():
     decoder = build_decoder(0, build_codec(0, fit_scenes=100))
-    pool = c.ScenePool(decoder, dataclasses.replace(SHORT, object_counts=(1,)))
+    pool = c.Pool(decoder, c.scene_world(SHORT), SHORT.seed)
     scenes, image, latent = pool.draw(16)
     assert {scene.split for scene in scenes} == {"train"}
     assert torch.equal(image, render_float(scenes))
@@ -64,8 +64,8 @@ def test_flow_loss_of_a_zero_velocity_is_the_variance_of_its_target(models, toke
     """At the start the output is zero, so the loss is E(noise - x0)^2 = 1 + E x0^2."""
     captioner, decoder = models
     config = dataclasses.replace(SHORT, decoder_batch=128)
-    scenes, image, latent = c.ScenePool(decoder, config).draw(128)
-    flow, caption = c.JointLoss(captioner, decoder, tokenizer, config)(scenes, image, latent)
+    scenes, image, latent = c.Pool(decoder, c.scene_world(config), config.seed).draw(128)
+    flow, caption = c.JointLoss(captioner, decoder, tokenizer, config, c.scene_world(config))(scenes, image, latent)
     assert flow.item() == pytest.approx(1 + float(latent.square().mean()), rel=0.03)
     assert caption.item() > 2
 
@@ -73,8 +73,8 @@ def test_flow_loss_of_a_zero_velocity_is_the_variance_of_its_target(models, toke
 def test_flow_gradient_reaches_the_language_model_but_not_the_codec(models, tokenizer):
     captioner, decoder = models
     torch.nn.init.normal_(decoder.transformer.proj_out.weight, std=0.02, generator=torch.Generator().manual_seed(0))
-    scenes, image, latent = c.ScenePool(decoder, SHORT).draw(4)
-    flow, _ = c.JointLoss(captioner, decoder, tokenizer, SHORT)(scenes, image, latent)
+    scenes, image, latent = c.Pool(decoder, c.scene_world(SHORT), SHORT.seed).draw(4)
+    flow, _ = c.JointLoss(captioner, decoder, tokenizer, SHORT, c.scene_world(SHORT))(scenes, image, latent)
     flow.backward()
     assert float(captioner.model.language_model.embed_tokens.weight.grad.abs().sum()) > 0
     assert captioner.model.visual.patch_embed.proj.weight.grad is None
@@ -83,7 +83,7 @@ def test_flow_gradient_reaches_the_language_model_but_not_the_codec(models, toke
 
 def test_conditions_at_training_are_those_at_rl(models, tokenizer, tiny_models):
     captioner, decoder = models
-    loss = c.JointLoss(captioner, decoder, tokenizer, SHORT)
+    loss = c.JointLoss(captioner, decoder, tokenizer, SHORT, c.scene_world(SHORT))
     text = "a topleft small red circle"
     trained = loss._conditioner.condition(loss._conditioner.tokenize([text]))
     family = SD3({}, {}, length=CONDITION_LENGTH)
@@ -98,7 +98,7 @@ def test_divergence_is_reported_with_step_and_seed(models, tokenizer):
     with torch.no_grad():
         captioner.lm_head.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="step 0 with seed 1"):
-        c.train_joint(captioner, decoder, tokenizer, SHORT)
+        c.train_joint(captioner, decoder, tokenizer, SHORT, c.scene_world(SHORT))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from verl_uae.checkpoints.load import load_config
 from verl_uae.families.text import language_stack
 from verl_uae.scenes import tiny_flux3, tiny_models
 from verl_uae.scenes.codec import build_codec
-from verl_uae.scenes.joint_training import JointConfig, train_joint, train_tiny_models
+from verl_uae.scenes.joint_training import JointConfig, scene_world, train_joint, train_tiny_models
 from verl_uae.scenes.render import render_batch, sample_scene
 from verl_uae.scenes.tokenizer import build_tokenizer
 
@@ -71,7 +71,7 @@ def test_the_gradient_of_the_flow_reaches_the_layers_that_are_read(codec: object
     captioner, decoder = tiny_flux3.build_captioner(0, tokenizer), tiny_flux3.build_decoder(0, codec)
     before = {name: value.clone() for name, value in language_stack(captioner).named_parameters()}
     config = JointConfig(family="flux3", steps=2, decoder_batch=2, captioner_batch=1, object_counts=(1,))
-    train_joint(captioner, decoder, tokenizer, config)
+    train_joint(captioner, decoder, tokenizer, config, scene_world(config))
     moved = {name for name, value in language_stack(captioner).named_parameters() if not value.equal(before[name])}
     assert {f"layers.{layer}.self_attn.q_proj.weight" for layer in (0, 15, 31)} <= moved
 

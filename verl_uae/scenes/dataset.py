@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from verl_uae.data.images import image_digest
-from verl_uae.data.schema import make_row, write_parquet
+from verl_uae.data.schema import IMAGE_MARK, Message, make_row, write_parquet
 from verl_uae.scenes.grammar import CaptionMix, caption
 from verl_uae.scenes.render import OBJECT_COUNTS, SPLITS, Scene, render_image, sample_scene
 from verl_uae.scenes.tokenizer import PROMPT
 from verl_uae.seeding import derive_seed
 
 DATA_SOURCE = "uae_scenes"
-_PROMPT = [{"role": "user", "content": f"<image>{PROMPT}"}]
+PICTURE_PROMPT: list[Message] = [{"role": "user", "content": f"{IMAGE_MARK}{PROMPT}"}]
+"""Of every row of a world whose captioner is tiny."""
 
 
 def write_dataset(
@@ -73,7 +74,7 @@ def scene_row(scene: Scene, index: int, split: str, text: str | None = None) -> 
         index=index,
         split=split,
         sha256=image_digest(image),
-        prompt=_PROMPT,
+        prompt=PICTURE_PROMPT,
         data_source=DATA_SOURCE,
         size=image.size,
         caption=text or caption(scene),

@@ -1,24 +1,25 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Joint training of the tiny models of the built-in world: what RL starts from, in minutes on one core.
+"""Joint training of the tiny models of a world, the built-in scenes by default: what RL starts from, in minutes on one
+core.
 
 It stands in for pre-training and cold start, the stages of UAE. Two parts. The codec is trained alone
 (`verl_uae.scenes.codec`). Then the captioner learns to caption pictures and, in the same steps, the decoder learns to
 draw captions by flow matching, whose gradient flows through the projector into the language model: a tiny language
 model that has only learnt to caption gives text states from which nothing but the background can be drawn. The captions
 imitated by the captioner are mostly under-descriptive (`CAPTIONER_MIX`) while the decoder is shown detail
-(`DECODER_MIX`); that gap is what RL closes.
+(`DECODER_MIX`); that gap is what RL closes. Another world brings its own pictures, words and captions (`World`).
 
 Conditions go through `verl_uae.chain.conditioner` with the role, template and fixed length that RL uses.
 
-Shapes: B scenes, L condition tokens, E language-model width, C H W latents.
+Shapes: N pictures of a world, B of a batch, L condition tokens, E language-model width, C H W latents.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,10 +36,10 @@ from verl_uae.flow.matching import forward_noise
 from verl_uae.scenes import tiny_flux3, tiny_models
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.codec import build_codec, train_codec
-from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, CaptionMix
-from verl_uae.scenes.render import OBJECT_COUNTS, Scene, all_scenes, render_batch
+from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, WORDS, CaptionMix
+from verl_uae.scenes.render import OBJECT_COUNTS, all_scenes, render_batch
 from verl_uae.scenes.tiny_models import INFERENCE
-from verl_uae.scenes.tokenizer import build_processor
+from verl_uae.scenes.tokenizer import RESERVED, build_processor
 from verl_uae.seeding import derive_seed, generator
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
@@ -75,11 +76,51 @@ class JointConfig:
     high_noise: float = 0.6
     """Half of the noise levels are uniform in [0, 1], half in [high_noise, 1], where the layout is decided."""
     object_counts: tuple[int, ...] = OBJECT_COUNTS
+    """Of the scenes, as the two mixes are."""
     captioner_mix: CaptionMix = CAPTIONER_MIX
     decoder_mix: CaptionMix = DECODER_MIX
 
 
-def train_tiny_models(out: str | Path, config: JointConfig | None = None, on_progress: Progress | None = None) -> None:
+@dataclass(frozen=True, slots=True)
+class World:
+    """The training split of what there is to see, and what is said of it.
+
+    Pictures are of 32x32 pixels, their captions of at most 14 words (`CONDITION_LENGTH`).
+    """
+
+    words: tuple[str, ...]
+    """All words of its captions, none of them of `RESERVED`."""
+    items: Sequence[Any]
+    """What captions are made of, one for each picture."""
+    images_N3HW: torch.Tensor
+    """uint8."""
+    groups: Sequence[Sequence[int]]
+    """Numbers of items; a batch draws groups that are equally likely, and from each an item."""
+    shown: Callable[[Any, random.Random], str]
+    """Draws a caption that the decoder is trained on."""
+    imitated: Callable[[Any, random.Random], str]
+    """Draws a caption that the captioner is trained on."""
+    codec_pictures: torch.Tensor | None = None
+    """What the codec is trained on, (N, 3, H, W) in [-1, 1]; None are scenes of its own."""
+
+
+def scene_world(config: JointConfig) -> World:
+    """The built-in world: every training scene, numbers of objects equally likely."""
+    scenes = [scene for scene in all_scenes(config.object_counts) if scene.split == "train"]
+    by_count: dict[int, list[int]] = {}
+    for index, scene in enumerate(scenes):
+        by_count.setdefault(len(scene.objects), []).append(index)
+    groups = [by_count[count] for count in sorted(by_count)]
+    captions = config.decoder_mix.sample, config.captioner_mix.sample
+    return World(WORDS, scenes, render_batch(scenes), groups, *captions)
+
+
+def train_tiny_models(
+    out: str | Path,
+    config: JointConfig | None = None,
+    on_progress: Progress | None = None,
+    world: World | None = None,
+) -> None:
     """Build, train and save the tiny models.
 
     Writes `out`/captioner (transformers folder with its processor) and `out`/decoder (diffusers folder). One process;
@@ -89,15 +130,18 @@ def train_tiny_models(out: str | Path, config: JointConfig | None = None, on_pro
         out: folder, made if missing.
         config: settings.
         on_progress: see `Progress`.
+        world: what they learn; default: the scenes.
     """
     config = config or JointConfig()
+    world = world or scene_world(config)
     builders, captioner_family = BUILDERS[config.family]
-    processor = build_processor(captioner_family)
-    vae = build_codec(config.seed)
-    train_codec(vae, config.seed, steps=config.codec_steps, on_step=_codec_progress(config, on_progress))
+    processor = build_processor(captioner_family, (*RESERVED, *world.words))
+    vae = build_codec(config.seed, pictures=world.codec_pictures)
+    progress = _codec_progress(config, on_progress)
+    train_codec(vae, config.seed, steps=config.codec_steps, on_step=progress, pictures=world.codec_pictures)
     captioner = builders.build_captioner(config.seed, processor.tokenizer)
     decoder = builders.build_decoder(config.seed, vae)
-    train_joint(captioner, decoder, processor.tokenizer, config, on_progress)
+    train_joint(captioner, decoder, processor.tokenizer, config, world, on_progress)
     save_captioner(captioner, processor, Path(out) / "captioner")
     decoder.save_pretrained(str(Path(out) / "decoder"), asdict(INFERENCE))
 
@@ -109,21 +153,26 @@ def save_captioner(captioner: Any, processor: Any, folder: Path) -> None:
 
 
 def train_joint(
-    captioner: Any, decoder: Decoder, tokenizer: Any, config: JointConfig, on_progress: Progress | None = None
+    captioner: Any,
+    decoder: Decoder,
+    tokenizer: Any,
+    config: JointConfig,
+    world: World,
+    on_progress: Progress | None = None,
 ) -> None:
     """Train captioner and decoder in place; the decoder ends with its averaged weights.
 
     Raises:
         ValueError: if a step's loss is not finite.
     """
-    pool = ScenePool(decoder, config)
-    loss_of = JointLoss(captioner, decoder, tokenizer, config)
+    pool = Pool(decoder, world, config.seed)
+    loss_of = JointLoss(captioner, decoder, tokenizer, config, world)
     learner = Learner(captioner, decoder, config)
     captioner.train()
     decoder.train()
     for step in range(config.steps):
-        scenes, image, latent = pool.draw(config.decoder_batch)
-        flow, caption = loss_of(scenes, image, latent)
+        items, image, latent = pool.draw(config.decoder_batch)
+        flow, caption = loss_of(items, image, latent)
         loss = flow + caption
         if not bool(torch.isfinite(loss)):
             raise ValueError(f"the joint training diverged at step {step} with seed {config.seed}: loss {loss.item()}")
@@ -135,43 +184,42 @@ def train_joint(
     decoder.eval()
 
 
-class ScenePool:
-    """Every training scene with its picture and its latent, computed once.
+class Pool:
+    """The pictures of a world with their latents, computed once.
 
     Args:
         decoder: its codec makes the latents.
-        config: number of objects and seed of the draws.
+        world: of the pictures.
+        seed: of the draws.
     """
 
-    def __init__(self, decoder: Decoder, config: JointConfig) -> None:
-        self._rng = random.Random(derive_seed(config.seed, "scenes-joint-pool"))
-        self._scenes = [scene for scene in all_scenes(config.object_counts) if scene.split == "train"]
-        self._by_count: dict[int, list[int]] = {}
-        for index, scene in enumerate(self._scenes):
-            self._by_count.setdefault(len(scene.objects), []).append(index)
-        self._images = render_batch(self._scenes)
-        chunks = self._images.split(64)
+    def __init__(self, decoder: Decoder, world: World, seed: int) -> None:
+        self._rng = random.Random(derive_seed(seed, "scenes-joint-pool"))
+        self._world = world
+        chunks = world.images_N3HW.split(64)
         self._latents = torch.cat([decoder.encode_image(chunk.float() / 255) for chunk in chunks])
 
-    def draw(self, batch: int) -> tuple[list[Scene], torch.Tensor, torch.Tensor]:
-        """Scenes, pictures (B, 3, H, W) in [0, 1] and latents (B, C, H, W); numbers of objects equally likely."""
-        counts = self._rng.choices(sorted(self._by_count), k=batch)
-        index = [self._rng.choice(self._by_count[count]) for count in counts]
-        return [self._scenes[i] for i in index], self._images[index].float() / 255, self._latents[index]
+    def draw(self, batch: int) -> tuple[list[Any], torch.Tensor, torch.Tensor]:
+        """Items, pictures (B, 3, H, W) in [0, 1] and latents (B, C, H, W)."""
+        groups = self._rng.choices(self._world.groups, k=batch)
+        index = [self._rng.choice(group) for group in groups]
+        items = [self._world.items[i] for i in index]
+        return items, self._world.images_N3HW[index].float() / 255, self._latents[index]
 
 
 class JointLoss:
-    """The two losses of one batch of scenes.
+    """The two losses of one batch.
 
     Args:
         captioner: of the same builders as the decoder.
         decoder: with its projector, if it has one.
         tokenizer: tokenizer of the captioner.
-        config: caption distributions, noise levels and seed.
+        config: noise levels, sizes of batches and seed.
+        world: distributions of captions.
     """
 
-    def __init__(self, captioner: Any, decoder: Decoder, tokenizer: Any, config: JointConfig) -> None:
-        self._decoder, self._config = decoder, config
+    def __init__(self, captioner: Any, decoder: Decoder, tokenizer: Any, config: JointConfig, world: World) -> None:
+        self._decoder, self._config, self._world = decoder, config, world
         self._conditioner = Conditioner(language_stack(captioner), tokenizer, decoder.family)
         self._builders, _ = BUILDERS[config.family]
         self._captioner = Captioner(captioner, tokenizer)
@@ -179,12 +227,12 @@ class JointLoss:
         self._noise = generator(config.seed, "scenes-joint-noise")
 
     def __call__(
-        self, scenes: list[Scene], image_B3HW: torch.Tensor, latent_BCHW: torch.Tensor
+        self, items: Sequence[Any], image_B3HW: torch.Tensor, latent_BCHW: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Flow matching loss of all scenes, cross-entropy of the captions of the first `captioner_batch` scenes."""
-        shown = [self._config.decoder_mix.sample(scene, self._rng) for scene in scenes]
+        """Flow matching loss of all items, cross-entropy of the captions of the first `captioner_batch`."""
+        shown = [self._world.shown(item, self._rng) for item in items]
         few = self._config.captioner_batch
-        imitated = [self._config.captioner_mix.sample(scene, self._rng) for scene in scenes[:few]]
+        imitated = [self._world.imitated(item, self._rng) for item in items[:few]]
         return self._flow(shown, latent_BCHW), self._captioner.loss(image_B3HW[:few], imitated)
 
     def _flow(self, captions: list[str], x0_BCHW: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import Evaluation, evaluate
-from verl_uae.scenes.joint_training import JointConfig, train_tiny_models
+from verl_uae.scenes.joint_training import JointConfig, World, train_tiny_models
 
 #: Metric -> what it is called.
 COLUMNS = {
@@ -209,14 +209,18 @@ def next_commands(out: str) -> list[str]:
 
 def prepare(root: Path, seed: int, timings: Timings, say: Say, config: JointConfig | None = None) -> None:
     """The jointly trained tiny models and the data set, unless they are there."""
-    config = config or JointConfig(seed=seed)
+    train_once(root, config or JointConfig(seed=seed), timings, say)
+    write_dataset(root / "data", train=2000, val=64, seed=seed)
+
+
+def train_once(root: Path, config: JointConfig, timings: Timings, say: Say, world: World | None = None) -> None:
+    """The jointly trained tiny models of a world (default: the scenes), unless those of equal settings are there."""
     stamp = root / "joint_training.json"
     fingerprint = json.dumps(asdict(config), sort_keys=True, default=str)
     if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == fingerprint):
         say("joint training: a captioner that describes too little, a decoder that draws what it is told")
-        timings.time("joint training", lambda: train_tiny_models(root, config, _progress(say)))
+        timings.time("joint training", lambda: train_tiny_models(root, config, _progress(say), world))
         stamp.write_text(fingerprint, encoding="utf-8")
-    write_dataset(root / "data", train=2000, val=64, seed=seed)
 
 
 def measure(root: Path, captioner: Path, seed: int) -> Evaluation:

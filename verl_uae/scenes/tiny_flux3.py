@@ -29,7 +29,6 @@ from verl_uae.scenes.tokenizer import (
     PICTURE_TOKENS,
     TEMPORAL_PATCH_SIZE,
     TEXT_TOKENS,
-    VOCABULARY,
     generation_config,
 )
 from verl_uae.seeding import derive_seed
@@ -46,7 +45,7 @@ def build_captioner(seed: int, tokenizer: Any) -> Any:
 
     config = Qwen3VLConfig(
         text_config={
-            "vocab_size": len(VOCABULARY),
+            "vocab_size": len(tokenizer),
             "hidden_size": HIDDEN_SIZE,
             "intermediate_size": 2 * HIDDEN_SIZE,
             "num_hidden_layers": _LAYERS,

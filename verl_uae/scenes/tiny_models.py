@@ -60,13 +60,13 @@ _INITIALIZER_RANGE = 0.08
 _POOLED_DIM = 16
 
 
-def captioner_config() -> Any:
-    """`Qwen2_5_VLConfig` of the tiny captioner: 451 thousand parameters, half of them vision."""
+def captioner_config(vocabulary_size: int = len(VOCABULARY)) -> Any:
+    """`Qwen2_5_VLConfig` of the tiny captioner: with the scenes' words 451 thousand parameters, half of them vision."""
     ensure_torchvision()
     from transformers import Qwen2_5_VLConfig
 
     text = {
-        "vocab_size": len(VOCABULARY),
+        "vocab_size": vocabulary_size,
         "hidden_size": HIDDEN_SIZE,
         "intermediate_size": 3 * HIDDEN_SIZE,
         "num_hidden_layers": 2,
@@ -102,14 +102,14 @@ def captioner_config() -> Any:
 
 
 def build_captioner(seed: int, tokenizer: Any) -> Any:
-    """A `Qwen2_5_VLForConditionalGeneration` in fp32, the same for the same seed on one platform."""
+    """A `Qwen2_5_VLForConditionalGeneration` in fp32, the same for the same seed and vocabulary on one platform."""
     ensure_torchvision()
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     with torch.random.fork_rng(devices=[]):
         # The name gives the weights of every figure in docs/results.md.
         torch.manual_seed(derive_seed(seed, "scenes-encoder"))
-        model = Qwen2_5_VLForConditionalGeneration(captioner_config())
+        model = Qwen2_5_VLForConditionalGeneration(captioner_config(len(tokenizer)))
     model.generation_config = generation_config(tokenizer)
     return model.eval()
 

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Word-level tokenizer and Qwen2.5-VL processor of the tiny captioner.
 
-The tokenizer knows the words of the caption grammar, the chat roles and Qwen's special tokens, and nothing else, so its
-length is the model's vocabulary and every sampled id is a word. A picture prompt is twelve tokens.
+The tokenizer knows the words of captions (the caption grammar's by default), the chat roles and Qwen's special tokens,
+and nothing else, so its length is the model's vocabulary and every sampled id is a word. A picture prompt is twelve
+tokens.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ SPECIAL_TOKENS: tuple[str, ...] = (
 """Named as Qwen names them (Qwen has no unknown token; a word-level vocabulary needs one)."""
 PROMPT = "describe"
 ROLES: tuple[str, ...] = ("user", "assistant", "system", "generate")
-VOCABULARY: tuple[str, ...] = (*SPECIAL_TOKENS, NEWLINE, *ROLES, PROMPT, *WORDS)
-"""verl's prompt builder for Qwen models wants the newline to be exactly one token; our template has none."""
+RESERVED: tuple[str, ...] = (*SPECIAL_TOKENS, NEWLINE, *ROLES, PROMPT)
+"""First in every vocabulary: what stands in the chat and is no word of a caption. verl's prompt builder for Qwen models
+wants the newline to be exactly one token; our template has none."""
+VOCABULARY: tuple[str, ...] = (*RESERVED, *WORDS)
 
 _NUMBERS = {word: number for number, word in enumerate(VOCABULARY)}
 #: Of a captioner's language model, and of the captioner: settings that name tokens.
@@ -101,7 +104,9 @@ def build_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> Any:
     )
 
 
-def build_processor(family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl") -> Any:
+def build_processor(
+    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl", vocabulary: Sequence[str] = VOCABULARY
+) -> Any:
     """The processor of a captioner with its image and video processors, ready for `save_pretrained`."""
     ensure_torchvision()
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
@@ -123,7 +128,7 @@ def build_processor(family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl") ->
     pixels = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
     return processor(
         image_processor=Qwen2VLImageProcessor(size=dict(pixels), **layout),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(vocabulary),
         video_processor=video_processor(size=dict(pixels), **layout),
         chat_template=CHAT_TEMPLATE,
     )
@@ -155,12 +160,12 @@ def prompt_ids(tokenizer: Any) -> list[int]:
 
 
 def unsayable_ids(tokenizer: Any) -> list[int]:
-    """Ids that must not be sampled in a caption: everything but the grammar's words and the end of turn.
+    """Ids that must not be sampled in a caption: everything but its words and the end of turn.
 
     A sampled image token would be taken for a picture by the model's next forward pass.
     """
-    sayable = {tokenizer.convert_tokens_to_ids(word) for word in WORDS} | {tokenizer.eos_token_id}
-    return [i for i in range(len(tokenizer)) if i not in sayable]
+    silent = {*RESERVED, *tokenizer.get_added_vocab()} - {tokenizer.eos_token}
+    return sorted(number for token, number in tokenizer.get_vocab().items() if token in silent)
 
 
 def generation_config(tokenizer: Any) -> Any:

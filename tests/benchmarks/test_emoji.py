@@ -29,8 +29,8 @@ from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.quickstart import Timings, train_once
 from verl_uae.scenes.tokenizer import RESERVED
 
-STAND_INS = {"RED BALL": (220, 40, 40), "BLUE BALL": (50, 110, 220), "BOX": (45, 45, 45)}
-"""Name -> colour of a disc of 32 pixels in a picture of 64."""
+STAND_INS = {"RED BALL": (220, 40, 40), "BLUE BALL BOX": (50, 110, 220), "BOX": (45, 45, 45)}
+"""Name -> colour of a square of 32 pixels in a picture of 64."""
 
 
 def png(colour: tuple[int, int, int]) -> bytes:
@@ -228,12 +228,12 @@ def test_rows_hold_small_pictures_on_white_with_captions_of_known_words(data: Pa
     assert [row["extra_info"]["caption"] for row in rows] == ["red object ball", "blue object ball"]
     assert all(row_problem(row) is None for row in rows)
     train = emoji_world.read_split(data, "google", "train")
-    assert [one.name for one in train.emoji] == ["RED BALL", "BLUE BALL"]
+    assert [one.name for one in train.emoji] == ["RED BALL", "BLUE BALL BOX"]
     wanted = torch.full((3, 32, 32), 255, dtype=torch.uint8)
     wanted[:, 8:24, 8:24] = torch.tensor([220, 40, 40], dtype=torch.uint8).view(3, 1, 1)
     assert torch.equal(train.images_N3HW[0], wanted)
     held_out = emoji_world.read_split(data, "twitter", "val")
-    # No training name says box, so no caption does.
+    # One training name alone says box, so no caption does.
     assert held_out.captions == ["black object"] and not held_out.abstract_N.any()
 
 
@@ -277,6 +277,10 @@ def test_the_nearest_picture_is_that_of_the_caption_or_of_the_pixels(data: Path)
     found = emoji_world.nearest_by_words(train, ["blue object", "red unheard", "ball"])
     # Every training caption says ball, so it tells none from another: the first.
     assert torch.equal(found, torch.stack([blue, red, red]))
+    three, rare = Emoji("A", "Objects", (), "object", ("ball", "round")), Emoji("B", "Objects", (), "object", ("rare",))
+    weighed = emoji_world.Split([three, three, three, rare], train.images_N3HW[[0, 0, 0, 1]])
+    # Of four words three are shared with the first, but the rare one counts more than they do.
+    assert torch.equal(emoji_world.nearest_by_words(weighed, ["object ball round rare"]), blue[None])
     assert torch.equal(emoji_world.nearest_by_pixels(train, (0.8 * blue + 0.2)[None]), blue[None])
 
 

@@ -46,6 +46,13 @@ def both(*words: str, folder: Path, **options: object) -> list[tuple[int, str, s
     ]
 
 
+def test_a_fork_computes_with_one_thread_as_a_training_command_on_a_cpu_does(tmp_path: Path) -> None:
+    script = tmp_path / "default_worker.py"
+    script.write_text("import torch\nprint(torch.get_num_threads())")
+    _, (code, said, _) = both(str(script), folder=tmp_path)
+    assert (code, said.strip()) == (0, "1")
+
+
 @pytest.mark.parametrize("kind", ["-c", "-m", "file"])
 def test_a_fork_is_what_the_interpreter_would_be(tmp_path: Path, kind: str) -> None:
     """Its words, folder, environment, files, and all that it says on its way out."""

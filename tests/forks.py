@@ -66,8 +66,8 @@ def nursery(folder: Path) -> Iterator[str]:
         listener.bind(address)
         listener.listen(128)
         command = [sys.executable, __file__, str(listener.fileno()), str(executable)]
-        # Libraries read these when they are imported, so a fork cannot have a number of its own; sums of several threads
-        # round otherwise than those of the one that `hardware=cpu` asks for.
+        # Libraries read these when they are imported, so a fork cannot have a number of its own, and sums of several
+        # threads round otherwise than those of the one that `hardware=cpu` asks for.
         alone = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], env=alone) as server:
             yield str(executable)

@@ -49,8 +49,6 @@ class Phase:
     """Operations without."""
     memory: Mapping[str, float] = field(default_factory=dict)
     """Bytes at the peak by owner."""
-    blocks: bool = False
-    """Its operations are of the decoder's repeated blocks, which can be compiled."""
     server_share: float = 0.0
     """Share of the GPU's memory that an awake caption server takes besides."""
     read: float = 0.0
@@ -81,6 +79,8 @@ class Phase:
     """Phases of one name here run beside each other, in streams of one GPU."""
     alone: float = 1.0
     """Share of them that does not: the first and the last part of what goes from one to the other."""
+    blocks: bool = False
+    """Its operations are of the decoder's repeated blocks, which can be compiled."""
 
 
 @dataclass(frozen=True, slots=True)

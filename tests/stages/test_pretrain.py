@@ -19,6 +19,7 @@ from verl_uae.data.rows import choose_rows
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.stages.common.pairs import PairFeed, PairTrainer
+from verl_uae.stages.common.supervised import GoodStep
 from verl_uae.stages.pretrain.trainer import PretrainTrainer
 
 
@@ -125,6 +126,7 @@ def stepping(compose, folder: Path, overrides: list[str], monkeypatch: pytest.Mo
     trainer.learner, trainer.global_steps = Ranks(), 0
     trainer.step_keys = lambda names: names
     trainer.supervisor = SimpleNamespace(boundary=lambda name: None, progress=lambda name: None)
+    trainer._good = GoodStep(trainer.global_steps, None, {})
     return trainer
 
 

@@ -321,7 +321,9 @@ def test_a_calibration_that_cannot_be_written_is_refused_before_it_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "mm", lambda *_: pytest.fail("measured"))
-    for path in (tmp_path, tmp_path / "none" / "rates.json"):
+    file = tmp_path / "file"
+    file.touch()
+    for path in (tmp_path, tmp_path / "none" / "rates.json", file / "rates.json"):
         with pytest.raises(ConfigError, match=f"--calibrate: {re.escape(str(path))} cannot be written"):
             calibrate(path, seconds=0.01)
 

@@ -213,7 +213,7 @@ def calibrate(path: Path, *, seconds: float = 0.5, clock: Clock = time.perf_coun
     Raises:
         ConfigError: the file cannot be written, which is said before anything is measured.
     """
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ConfigError("--calibrate", f"{path} cannot be written; name a file in a folder that exists")
     import torch
 

@@ -72,9 +72,10 @@ class ColdStartConfig:
 
     kept_steps: int | None = key(0, at_least=0)
     """Activations of the last so many steps are kept from the path of the sampler to the way back, at least 0 and at
-    most as many as the gradient goes through; the others are computed a second time there. No number changes. FSDP2
-    only. null: the training command decides before Ray starts, and its log says why: the most with which the estimated
-    peak stays below the usable memory of the GPU that it finds, and all on a CPU. Our choice."""
+    most as many as the gradient goes through; the others are computed a second time there. No number changes, but
+    where blocks are compiled in its last bits: with and without a gradient they are two programs, which round
+    differently. FSDP2 only. null: the training command decides before Ray starts, and its log says why: the most with
+    which the estimated peak stays below the usable memory of the GPU that it finds, and all on a CPU. Our choice."""
 
     backbone: str = key("clip", choices=("clip", "dinov2", "dinov3", "siglip2", "efficientnet_lite0"))
     """Feature term whose cosine is the semantic similarity: clip, dinov2, dinov3, siglip2 or efficientnet_lite0.

@@ -389,7 +389,8 @@ def _knobs(asked: Command, now: Estimate) -> Iterator[dict[str, Any]]:
     if draws and uae.train.gradient_checkpointing is False:
         yield {RECOMPUTE: True}
     if uae.stage == "cold_start" and uae.cold_start.kept_steps:
-        yield {KEEP: 0}
+        # As many as fit then, and none where none do.
+        yield {KEEP: None}
     if captions and not config.actor_rollout_ref.model.enable_gradient_checkpointing:
         yield {"actor_rollout_ref.model.enable_gradient_checkpointing": True}
     train = uae.train

@@ -84,6 +84,22 @@ IMPOSSIBLE = [
         "7 must divide the 32 samples a rank has in an update (8 images x 8 samples / 2 updates / 1 ranks)",
     ),
     ("trainer.n_gpus_per_node=2", f"{T}.micro_batch_size", "32 must divide the 16 samples"),
+    (f"{P}.pool.size=7", f"{P}.pool.size", "7 candidates are fewer than the uae.u4g.samples_per_caption=8"),
+    (f"{P}.pool.size=1", f"{P}.pool.size", "at least 2, got 1"),
+    (f"{P}.pool.choose=best", f"{P}.pool.choose", "one of best_worst, diverse, random"),
+    (f"{P}.pool.size=16 {P}.pool.steps=0", f"{P}.pool.steps", "at least 1, got 0"),
+    (f"{P}.pool.size=16 {P}.pool.steps=10", f"{P}.pool.steps", "10 steps are no preview of uae.u4g.num_steps=10"),
+    (f"{P}.pool.steps=4", f"{P}.pool.steps", "nothing is chosen by the previews: set uae.u4g.pool.size above"),
+    (f"{P}.pool.size=16 {P}.pool.steps=4 {P}.share_noise=true", f"{P}.pool.steps", "all the same picture: use null"),
+    (f"{P}.pool.keep_captions=9", f"{P}.pool.keep_captions", "9 is more than data.train_batch_size=8"),
+    (f"{P}.pool.keep_captions=0", f"{P}.pool.keep_captions", "at least 1, got 0"),
+    (
+        f"{P}.pool.keep_captions=4",
+        f"{T}.micro_batch_size",
+        "32 must divide the 16 samples a rank has in an update (4 images x 8 samples / 2 updates / 1 ranks)",
+    ),
+    (f"{P}.ties=drop", f"{P}.ties", "one of keep, skip, refill"),
+    (f"{P}.ties=refill {P}.refill_batches=0", f"{P}.refill_batches", "at least 1, got 0"),
     (f"{T}.ema.decay=1", f"{T}.ema.decay", "would never move"),
     (f"{P}.objective.old_decay=1.5", f"{P}.objective.old_decay", "would never move"),
     (f"{P}.advantage.clamp=0", f"{P}.advantage.clamp", "above 0, got 0"),
@@ -138,6 +154,11 @@ def test_every_choice_of_the_schema_that_stands_alone_is_possible(base: DictConf
     [
         f"{P}.guidance=4.5 uae.decoder.guidance=3",
         f"{P}.advantage.clamp=null",
+        # Candidates need no equal shares: ranks fill them up.
+        f"{P}.pool.size=13 {P}.pool.steps=4 {P}.pool.choose=diverse",
+        f"{P}.pool.size=16 {P}.share_noise=true",
+        f"{P}.pool.keep_captions=4 {P}.pool.steps=1 {T}.micro_batch_size=16",
+        f"{P}.ties=refill {P}.refill_batches=3 {P}.pool.steps=2",
         f"{P}.replay_steps=null",
         f"{P}.replay_steps=3",
         f"{P}.window.mode=all {P}.replay_steps=7",
@@ -278,6 +299,28 @@ def test_what_needs_decoder_workers_is_refused_jointly(
     with pytest.raises(ConfigError, match=reason) as caught:
         validate(changed(config, *words.split()))
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "reason"),
+    [
+        (f"{P}.pool.size=9", f"{P}.pool.size", "9 candidates are more than .*=4 that train: .*joint.*; use null, or"),
+        (f"{P}.pool.steps=2", f"{P}.pool.steps", "2: .*rewarded by its drawings, so none are chosen; use null"),
+        (f"{P}.pool.keep_captions=2", f"{P}.pool.keep_captions", "2: .*every drawing trains .* or the schedule turns"),
+        (f"{P}.ties=refill", f"{P}.ties", "refill needs captions .* use skip$"),
+    ],
+)
+def test_nothing_is_chosen_jointly(compose, tiny_overrides: list[str], words: str, key: str, reason: str) -> None:
+    """As many candidates as train are no choice, and tied groups of drawings are skipped as in turns."""
+    config = compose(*tiny_overrides, _JOINT, f"{P}.samples_per_caption=4", name="uae_unified")
+    validate(changed(config, f"{P}.pool.size=4", f"{P}.ties=skip"))
+    with pytest.raises(ConfigError, match=reason) as caught:
+        validate(changed(config, *words.split()))
+    assert caught.value.key == key
+    if "refill" not in words:
+        validate(
+            changed(config, *words.split(), "uae.unified.schedule=turns", f"{P}.pool.size=9", f"{T}.micro_batch_size=4")
+        )
 
 
 def test_the_temperature_of_captions_for_the_decoder_alone_is_none_of_joint(compose, tiny_overrides: list[str]) -> None:

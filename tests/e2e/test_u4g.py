@@ -69,6 +69,58 @@ def test_ranks_micro_batches_a_replica_and_steps_together_do_not_change_the_run(
                 assert logged[name][step][key] == pytest.approx(record[key], abs=1e-6), (name, step, key)
 
 
+POOLS = {
+    "previews": ["uae.u4g.pool.size=8", "uae.u4g.pool.steps=2", "uae.u4g.pool.keep_captions=2", "uae.u4g.ties=skip"],
+    # No group is a signal under this floor, so every step draws as many batches as it may.
+    "refill": ["uae.u4g.ties=refill", "uae.u4g.advantage.min_std=9", "uae.u4g.reference_kl.coef=0.1"],
+    "drawn once": ["uae.u4g.pool.size=6", "uae.u4g.pool.choose=diverse", "uae.u4g.pool.keep_captions=2"],
+}
+
+
+def test_the_chosen_of_a_pool_train(tmp_path: Path) -> None:
+    world, out = build_world(tmp_path / "world"), tmp_path / "out"
+    rollouts = [f"trainer.rollout_data_dir={out}/rollouts"]
+    micro = ["uae.train.micro_batch_size=4"]
+    result = train(world, out, [*SAVED, *POOLS["previews"], *rollouts, *micro], config="uae_u4g")
+    assert result.returncode == 0, result.stdout[-3000:]
+    logged = metrics(out)
+    for record in logged.values():
+        # 4 captions of 8 previews by 2 of 10 steps; 2 captions of 4 pictures.
+        assert record["train/drawn_pictures"] == 40 and record["train/full_drawings"] == pytest.approx(8 + 32 * 2 / 10)
+        assert record["train/first/ratio/min"] == record["train/first/ratio/max"] == 1.0
+        assert record["train/grad_norm"] > 0 and record["reward/groups"] == 2
+        assert record["pool/captions_left_out"] == 2 and -1 <= record["pool/rank_agreement"] <= 1
+        assert record["pool/chosen_group_std"] > record["pool/group_std"] > 0
+        assert record["train/skipped_groups"] == 0
+    rows = [json.loads(line) for line in (out / "rollouts" / "2.jsonl").read_text().splitlines()]
+    members = [[row["member"] for row in rows[first : first + 4]] for first in (0, 4)]
+    assert all(some == sorted(set(some)) and max(some) < 8 for some in members)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POOLS)
+def test_ranks_do_not_change_what_is_chosen(tmp_path: Path, name: str) -> None:
+    world = build_world(tmp_path / "world")
+    files = lambda run: f"trainer.rollout_data_dir={tmp_path}/{run}/rollouts"  # noqa: E731
+    words = [*POOLS[name], "uae.train.micro_batch_size=2"]
+    logged, chosen = {}, {}
+    for run, ranks in (("one", []), ("two", ["trainer.n_gpus_per_node=2"])):
+        result = train(world, tmp_path / run, [*words, *ranks, files(run)], config="uae_u4g")
+        assert result.returncode == 0, result.stdout[-3000:]
+        logged[run] = metrics(tmp_path / run)
+        lines = [(tmp_path / run / "rollouts" / f"{step}.jsonl").read_text().splitlines() for step in (1, 2)]
+        chosen[run] = [[(row["digest"], row["member"]) for row in map(json.loads, step)] for step in lines]
+    assert chosen["one"] == chosen["two"]
+    for step, record in logged["one"].items():
+        if name == "refill":
+            assert record["train/updates_left_out"] == 2 and record["train/skipped_groups"] == 4
+            assert record["pool/refill_batches"] == 1 and record["train/drawn_pictures"] == 32
+        else:
+            assert record["train/grad_norm"] > 0 and record["train/first/ratio/max"] == 1.0
+        for key in ("reward/score/mean", "pool/score/mean", "train/drawn_pictures", "train/loss", "train/grad_norm"):
+            assert logged["two"][step].get(key) == pytest.approx(record.get(key), abs=1e-6), (step, key)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "preset", ["flow_grpo", "flow_grpo_fast", "mix_grpo", "grpo_guard", "nft", "awm", "dgpo", "crd"]

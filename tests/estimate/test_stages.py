@@ -23,10 +23,11 @@ from tests.real_size import models
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.records import Caption, Draw, Sample
 from verl_uae.data.pairs import Pair
+from verl_uae.estimate import report
 from verl_uae.estimate.estimator import Estimator
 from verl_uae.stages.common.build import evaluation_plan
 from verl_uae.stages.u4g.config import chosen_objective
-from verl_uae.stages.u4g.worker import Layout, sampling_plan
+from verl_uae.stages.u4g.worker import Layout, preview_plan, sampling_plan
 
 CLOSE = 0.1
 """What the issue allows."""
@@ -81,6 +82,37 @@ def test_u4g(family: str, rank: int, tiny: Callable[[str], Path], cpu: Any, one_
     improved = world.counted(lambda: worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0))
     assert executed(estimator, "condition", "denoising", "VAE") == pytest.approx(explored, rel=CLOSE)
     assert executed(estimator, "update") == pytest.approx(improved, rel=CLOSE)
+
+
+@pytest.mark.parametrize("steps", [2, None], ids=["previews", "drawn once"])
+def test_u4g_with_a_pool(steps: int | None, tiny: Callable[[str], Path], cpu: Any, one_rank: Any) -> None:
+    """Of two captions one trains: four of its eight candidates."""
+    pool = ["data.train_batch_size=2", "uae.u4g.pool.size=8", "uae.u4g.pool.keep_captions=1"]
+    words = [*U4G, *pool, f"uae.u4g.pool.steps={steps or 'null'}", *sized("sd3")]
+    asked = world.asked("u4g", tiny("sd3"), *words, "uae.train.lora.rank=2")
+    estimator, worker = Estimator(asked), world.policy_worker(asked)
+    samples = [
+        Sample(photograph(asked.config.uae.decoder.height), Caption(estimator.work.caption, digest)) for digest in "ab"
+    ]
+    plan, layout = sampling_plan(asked.config, worker.family, 0), Layout(1, 4, 1, 1, (0, 2, 5, 7))
+    worker.painter.conditions.negative(asked.config.uae.decoder.negative_prompt)
+    pictures = [(source, member) for source in range(2) for member in range(8)]
+    drawn = preview_plan(asked.config, worker.family) or plan
+    previews = world.counted(lambda: worker.draw_candidates(samples, pictures, drawn.to_dict(), 1, not steps))
+    if steps:
+        redrawn = world.counted(lambda: worker.explore(samples[1:], layout, plan.to_dict(), 1))
+        assert executed(estimator, "condition", "preview denoising", "preview VAE") == pytest.approx(
+            previews, rel=CLOSE
+        )
+        assert executed(estimator, "denoising", "VAE") == pytest.approx(redrawn, rel=CLOSE)
+    else:
+        worker.adopt(samples[1:], layout, plan.to_dict(), 1, [(1, member) for member in layout.candidates])
+        assert executed(estimator, "condition", "denoising", "VAE") == pytest.approx(previews, rel=CLOSE)
+        phases = {phase.name for phase in estimator.estimate("H100-80GB").phases}
+        assert not any(name.startswith("preview") for name in phases)
+    improved = world.counted(lambda: worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0))
+    assert executed(estimator, "update") == pytest.approx(improved, rel=CLOSE)
+    assert report.pictures(estimator.estimate("H100-80GB")) == (20 if steps else 16)
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux3"])

@@ -15,7 +15,7 @@ from tests.actors import Gathering, Rank
 from verl_uae.errors import DecoderError
 from verl_uae.stages.common import group
 from verl_uae.stages.common.group import collect, interleave
-from verl_uae.stages.u4g.step import PolicyGroup
+from verl_uae.stages.u4g.group import PolicyGroup
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

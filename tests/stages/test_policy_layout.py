@@ -30,6 +30,15 @@ def test_every_update_sees_every_group() -> None:
         assert {number // 4 for number in layout.of_update(update, 0)} == set(range(5))
 
 
+def test_a_chosen_picture_is_a_member_of_the_pool() -> None:
+    plain = Layout(sources=2, members=3, updates=1, ranks=1)
+    assert [plain.member(number) for number in plain.of_rank(0)] == [0, 1, 2, 0, 1, 2]
+    chosen = Layout(sources=2, members=3, updates=1, ranks=1, candidates=(4, 5, 9, 0, 2, 7))
+    assert [chosen.member(number) for number in chosen.of_rank(0)] == [4, 5, 9, 0, 2, 7]
+    with pytest.raises(ValueError, match="5 candidates for 2 x 3 pictures"):
+        Layout(sources=2, members=3, updates=1, ranks=1, candidates=(0, 1, 2, 3, 4))
+
+
 def test_uneven_shares_are_refused() -> None:
     with pytest.raises(ValueError, match="do not split evenly"):
         Layout(sources=3, members=4, updates=3, ranks=1)

@@ -39,7 +39,7 @@ def test_pictures_are_numbered_sample_by_sample(compose: Any, tiny_overrides: li
         def draw(self, field: Any, plan: SamplingPlan, draws: list[Draw], *, collective: bool) -> Any:
             assert collective, "the engine gathers weights in every velocity call"
             asked.extend(draws)
-            return SimpleNamespace(outcomes=[], seconds={})
+            return SimpleNamespace(outcomes=[], seconds={}, conditions=[], trajectory=None)
 
     samples = [sample(seed=number) for number in range(4)]
     layout = Layout(sources=4, members=4, updates=2, ranks=2)

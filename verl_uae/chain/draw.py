@@ -195,7 +195,7 @@ class Painter:
             return self._nothing(plan)
 
         def micro_batch(rows: slice) -> Trajectory:
-            part = sample(rows) if collective else _join(one_by_one(rows, sample, lose))
+            part = sample(rows) if collective else Trajectory.join(one_by_one(rows, sample, lose))
             sampled.add(part.final_BCHW)
             return part
 
@@ -204,7 +204,7 @@ class Painter:
             parts = [micro_batch(slice(start, start + size)) for start in range(0, len(draws), size)]
         else:
             parts = self._batch.map(len(draws), micro_batch)
-        return _join(parts)
+        return Trajectory.join(parts)
 
     def _negative(self, guidance: float) -> Condition | None:
         if guidance == 1.0:
@@ -378,7 +378,3 @@ class _Clock:
 
 def _to_host(part: Trajectory) -> Trajectory:
     return Trajectory(*(getattr(part, name).to("cpu") for name in Trajectory.__dataclass_fields__))
-
-
-def _join(parts: Sequence[Trajectory]) -> Trajectory:
-    return Trajectory(*(torch.cat([getattr(p, name) for p in parts]) for name in Trajectory.__dataclass_fields__))

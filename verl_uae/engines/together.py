@@ -34,20 +34,20 @@ def together(error: Callable[[str], Exception]) -> Iterator[None]:
         yield
     except BaseException as problem:
         # An interrupt too: its process goes on, and whoever waited for it would do so for as long as there is.
-        _tell(f"{type(problem).__name__}: {problem}")
+        of_all_ranks(f"{type(problem).__name__}: {problem}")
         raise
-    for rank, text in enumerate(_tell(None)):
+    for rank, text in enumerate(of_all_ranks(None)):
         if text is not None:
             raise error(f"rank {rank}: {text}")
 
 
-def _tell(problem: str | None) -> list[Any]:
-    """Wait for all ranks; their problems in order."""
+def of_all_ranks(value: Any) -> list[Any]:
+    """What each rank calls it with, in order, through the hosts' memory; every rank must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [problem]
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem, group=_patient_group(dist.group.WORLD))
-    return problems
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_patient_group(dist.group.WORLD))
+    return values
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from verl_uae.estimate.models import dtype_of
 from verl_uae.estimate.work import Shards, Work, nbytes, without_adapters
 from verl_uae.stages.common.config import is_joint
-from verl_uae.stages.u4g.config import caption_writer, chosen_objective, needs_reference
+from verl_uae.stages.u4g.config import caption_writer, chosen_objective, needs_reference, trained_captions
 
 #: Bytes of Adam's two moments, and of an fp32 gradient, of a number that trains.
 ADAM, GRADIENT = 8, 4
@@ -152,6 +152,36 @@ class Held:
         up += ADAM * shards.own_trained if state and engine.optimizer_offload else 0.0
         return 2 * up
 
+    def travels(
+        self, shards: Shards, width: int, gathers: float, reduces: float = 0.0, engine: Any = None
+    ) -> dict[str, Any]:
+        """What a phase says of weights and gradients between ranks.
+
+        Args:
+            shards: of the model.
+            width: bytes of a weight on its way.
+            gathers: of all weights, part by part.
+            reduces: of all gradients.
+            engine: section of what trains, whose copies sum their gradients; None where nothing is summed.
+        """
+        inside, between = self.layout.hops(shards.ranks)
+        received = gathers * shards.received(width) + reduces * shards.reduced()
+        count = (gathers + reduces) * shards.units if shards.ranks > 1 else 0.0
+        copies = 0.0 if engine is None else self._replicas(engine, shards)
+        return {
+            "gathered": received + copies,
+            "across": self.layout.across(received, shards.ranks) + copies,
+            "copied": reduces * shards.packed(),
+            "collectives": count,
+            "hops": count * inside,
+            "hops_across": count * between,
+        }
+
+    def _replicas(self, engine: Any, shards: Shards) -> float:
+        """Bytes over the network of a gradient that is summed over copies of the shards."""
+        copies = self.layout.ranks / self.layout.shards(engine)
+        return 2 * (copies - 1) / copies * GRADIENT * shards.own_trained
+
     @staticmethod
     def processes(count: float) -> dict[str, float]:
         """Bytes of so many processes beside their tensors."""
@@ -164,6 +194,10 @@ class Held:
     def reference_width(self) -> int:
         """Bytes of a weight of the captioner's reference."""
         return width_of(self.config.actor_rollout_ref.ref.fsdp_config.get("model_dtype") or "fp32")
+
+    def trained_pictures(self) -> float:
+        """Of U4G on a rank in a step."""
+        return trained_captions(self.config) * int(self.uae.u4g.samples_per_caption) / self.layout.ranks
 
     def window(self) -> int:
         """Steps of a trajectory that are trained."""

@@ -11,9 +11,8 @@ from verl_uae.estimate.held import ADAM, GIB, Held, held_weights
 from verl_uae.estimate.models import trained_parameters
 from verl_uae.estimate.phases import Phase
 from verl_uae.estimate.work import Shards, nbytes
-from verl_uae.stages.common.config import captions_drawn
 from verl_uae.stages.g4u.decoder_worker import MICRO_BATCHES
-from verl_uae.stages.u4g.config import by_servers
+from verl_uae.stages.u4g.config import by_servers, drawn_pictures
 
 #: GiB of host memory per GPU of a usual node: of the largest instances of AWS with such GPUs (p4d, p4de, p5, p5en, p6,
 #: g6, g6e: 1,152 to 2,048 GiB for eight; L4 768 GiB), and of a workstation.
@@ -178,8 +177,9 @@ def _kept(held: Held) -> float:
     features = (decoders + learners) * int(uae.reward.source_cache_mib) * 2**20
     latents = 0.0
     if uae.stage in ("u4g", "unified"):
-        captions = held.config.data.train_batch_size * captions_drawn(held.config)
-        samples = captions * int(uae.u4g.samples_per_caption) / held.layout.ranks
+        candidates, drawn = drawn_pictures(held.config)
+        # Of candidates that are drawn as they train all are kept until they are chosen, and those are copied.
+        samples = held.trained_pictures() + (0 if drawn else candidates / held.layout.ranks)
         # Of every trained step the latent before and behind it and the mean between, and the last one.
         latents = samples * (1 if held.forward_process() else 3 * held.window() + 1)
     return conditions * work.condition_bytes() + features + latents * work.latent_bytes()

@@ -30,7 +30,7 @@ from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
 from verl_uae.stages.cold_start.config import gone_back
 from verl_uae.stages.common.config import is_joint
 from verl_uae.stages.g4u.decoder_worker import MICRO_BATCHES
-from verl_uae.stages.u4g.config import by_servers, needs_reference
+from verl_uae.stages.u4g.config import by_servers, drawn_pictures, needs_reference
 
 #: GiB that a caption server needs beside weights and cache: activations of its profile run, graphs.
 ASSUMED_SERVER_ROOM_GIB = 3.0
@@ -260,7 +260,7 @@ class Phases(Held):
                 total,
                 total.total,
                 {**beside, **weights, **gathered, "activations": cost.peak},
-                **self._travels(shards, computed, gathers=calls),
+                **self.travels(shards, computed, gathers=calls),
                 pinned=pinned * calls,
                 pageable=self.moves(engine, shards, width, state=False),
             )
@@ -293,16 +293,11 @@ class Phases(Held):
                     "gathered": shards.gathered(computed, reshard=reshard, backward=True),
                     "activations": cost.peak,
                 },
-                **self._travels(shards, computed, calls * (2 if reshard else 1), calls, engine),
+                **self.travels(shards, computed, calls * (2 if reshard else 1), calls, engine),
                 pageable=self.moves(engine, shards, width, state=True),
             )
         )
         return phases
-
-    def _replicas(self, engine: Any, shards: Shards) -> float:
-        """Bytes over the network of a gradient that is summed over copies of the shards."""
-        copies = self.layout.ranks / self.layout.shards(engine)
-        return 2 * (copies - 1) / copies * GRADIENT * shards.own_trained
 
     def _sync(self, shards: Shards, width: int) -> Phase:
         """All weights are gathered, in bf16, for the server of the GPU."""
@@ -313,12 +308,12 @@ class Phases(Held):
             fixed_s=ASSUMED_SERVER_S if self.served_by_vllm() else 0.0,
             control_s=ASSUMED_STEP_S,
         )
-        return _with(phase, **self._travels(shards, 2, gathers=1))
+        return _with(phase, **self.travels(shards, 2, gathers=1))
 
     # ------------------------------------------------------------ U4G
 
     def u4g(self) -> list[Phase]:
-        """Captions once, conditions, trajectories, pictures and scores, then the update."""
+        """Captions once, conditions, trajectories, pictures and scores, those of previews first, then the update."""
         uae = self.uae
         rows = self.config.data.train_batch_size / self.layout.ranks
         frozen = {**self.frozen(), "captioner": self.captioner_of_ranks()}
@@ -349,51 +344,35 @@ class Phases(Held):
         Returns:
             Phases in which it draws, those in which it learns, and bytes that are held while it draws.
         """
-        uae = self.uae
-        u4g, train = uae.u4g, uae.train
-        samples, micro = rows * u4g.samples_per_caption, int(train.micro_batch_size)
-        shards, width = self.policy_shards(), width_of(train.fsdp_config.mixed_precision.param_dtype)
-        sampling = self.work.velocity(micro, u4g.guidance, policy=True)
-        calls = u4g.num_steps * samples / micro
+        u4g, offload, shards = self.uae.u4g, self.uae.decoder.offload, self.policy_shards()
         held = {**frozen, **beside, **self.policy(shards, backward=False, state=False)}
-        phases = self._drawing(rows, samples, sampling.times(calls), held, math.inf)
-        at = next(number for number, phase in enumerate(phases) if phase.name == "denoising")
-        reshard = bool(train.fsdp_config.reshard_after_forward)
-        phases[at] = _with(phases[at], **self._travels(shards, width, gathers=calls if reshard else 1))
-        phases[at] = _with(phases[at], pageable=self.moves(train.fsdp_config, shards, 4, state=False))
-        learning = self._policy_learning(samples, shards, {**beside, **({} if uae.decoder.offload else frozen)})
+        candidates, drawn = (count / self.layout.ranks for count in drawn_pictures(self.config))
+        phases = self._drawn_by_policy(rows, candidates or drawn, held, int(u4g.pool.steps or u4g.num_steps))
+        if candidates and drawn:
+            again = self._drawn_by_policy(0.0, drawn, held, int(u4g.num_steps))
+            if offload:
+                again[0] = self._visited(again[0], frozen)
+            phases = [phase if phase.name == "condition" else _as_preview(phase) for phase in phases] + again
+        learning = self._policy_learning(self.trained_pictures(), shards, {**beside, **({} if offload else frozen)})
         return phases, learning, held
+
+    def _drawn_by_policy(self, captions: float, pictures: float, held: Mapping[str, float], steps: int) -> list[Phase]:
+        """Pictures of a rank, and conditions and features of sources that are not known yet."""
+        engine, shards, micro = self.uae.train.fsdp_config, self.policy_shards(), int(self.uae.train.micro_batch_size)
+        calls = steps * pictures / micro
+        sampling = self.work.velocity(micro, self.uae.u4g.guidance, policy=True)
+        phases = self._drawing(captions, pictures, sampling.times(calls), held, math.inf)
+        at = next(number for number, phase in enumerate(phases) if phase.name == "denoising")
+        width, gathered = width_of(engine.mixed_precision.param_dtype), calls if engine.reshard_after_forward else 1
+        phases[at] = _with(phases[at], **self.travels(shards, width, gathers=gathered))
+        phases[at] = _with(phases[at], pageable=self.moves(engine, shards, 4, state=False))
+        return phases
 
     @staticmethod
     def _visited(phase: Phase, frozen: Mapping[str, float]) -> Phase:
         """A phase before which frozen weights come to the GPU; behind the last that needs them they are dropped there,
         see :mod:`verl_uae.visits`."""
         return _with(phase, pinned=phase.pinned + sum(frozen.values()))
-
-    def _travels(
-        self, shards: Shards, width: int, gathers: float, reduces: float = 0.0, engine: Any = None
-    ) -> dict[str, Any]:
-        """What a phase says of weights and gradients between ranks.
-
-        Args:
-            shards: of the model.
-            width: bytes of a weight on its way.
-            gathers: of all weights, part by part.
-            reduces: of all gradients.
-            engine: section of what trains, whose copies sum their gradients; None where nothing is summed.
-        """
-        inside, between = self.layout.hops(shards.ranks)
-        received = gathers * shards.received(width) + reduces * shards.reduced()
-        count = (gathers + reduces) * shards.units if shards.ranks > 1 else 0.0
-        copies = 0.0 if engine is None else self._replicas(engine, shards)
-        return {
-            "gathered": received + copies,
-            "across": self.layout.across(received, shards.ranks) + copies,
-            "copied": reduces * shards.packed(),
-            "collectives": count,
-            "hops": count * inside,
-            "hops_across": count * between,
-        }
 
     def _written_by_ranks(self, rows: float, held: Mapping[str, float]) -> Phase:
         """By transformers, in the first epoch: one token after the other of a batch, in eager mode."""
@@ -429,7 +408,7 @@ class Phases(Held):
                 memory = {**held, "activations": cost.peak}
                 phase = Phase(name, cost.times(share), cost.total * share, memory, blocks=True)
                 gathers = share * passes.calls if reshard else 1
-                found.append(_with(phase, **self._travels(shards, width, gathers)))
+                found.append(_with(phase, **self.travels(shards, width, gathers)))
         return [*found, self._decoder_update(passes, micro, shards, beside, u4g.guidance)]
 
     def _decoder_update(
@@ -448,7 +427,7 @@ class Phases(Held):
             plain.total * passes.whole,
             {**beside, **self.policy(shards, backward=True, state=True), "activations": cost.peak},
             blocks=True,
-            **self._travels(shards, width, gathers, passes.calls, engine),
+            **self.travels(shards, width, gathers, passes.calls, engine),
             pageable=self.moves(engine, shards, 4, state=True),
             control_s=ASSUMED_STEP_S,
         )
@@ -546,11 +525,9 @@ class Phases(Held):
         # For kept steps too a block's weights arrive beside the backward pass of the block behind it.
         sums, learns = back * batches, (batches if trains else 0.0)
         travels = {
-            "captioner": self._travels(
-                actor, 2, 2 * learns, learns, settings.captioner.fsdp_config if trains else None
-            ),
-            "path": self._travels(policy, width, along),
-            "way back": self._travels(policy, width, repeated + sums, sums, uae.train.fsdp_config),
+            "captioner": self.travels(actor, 2, 2 * learns, learns, settings.captioner.fsdp_config if trains else None),
+            "path": self.travels(policy, width, along),
+            "way back": self.travels(policy, width, repeated + sums, sums, uae.train.fsdp_config),
         }
         return [_with(phase, **travels.get(phase.name, {})) for phase in phases]
 
@@ -590,6 +567,11 @@ class Phases(Held):
             peak += seen.peak
             needed += seen.total + source.total
         return dataclasses.replace(cost.times(parts), peak=peak), needed * parts
+
+
+def _as_preview(phase: Phase) -> Phase:
+    """A phase of drawing by fewer steps, beside those by all of them."""
+    return _with(phase, name=f"preview {phase.name}", together=phase.together and f"preview {phase.together}")
 
 
 def _with(phase: Phase, **changes: Any) -> Phase:

@@ -12,6 +12,7 @@ from verl_uae.estimate.estimator import Answer, Estimate
 from verl_uae.estimate.phases import Phase
 from verl_uae.estimate.rates import GIB
 from verl_uae.stages.common.config import is_joint
+from verl_uae.stages.u4g.config import drawn_pictures
 
 _COLUMNS = ("phase", "TFLOP", "with recomputation", "peak GiB", "NVLink GB", "network GB", "PCIe GB", "seconds")
 
@@ -20,16 +21,16 @@ def pictures(found: Estimate) -> float:
     """Drawn, or learnt from, in a step; in the unified stage's turns in the mean one."""
     config = found.command.config
     uae, images = config.uae, config.data.train_batch_size
-    per_image = {
-        "g4u": config.actor_rollout_ref.rollout.n * uae.decoder.seeds_per_caption,
-        "u4g": uae.u4g.samples_per_caption,
+    of_stage = {
+        "g4u": images * config.actor_rollout_ref.rollout.n * uae.decoder.seeds_per_caption,
+        "u4g": sum(drawn_pictures(config)),
     }
     if is_joint(config):
-        return float(images * config.actor_rollout_ref.rollout.n * per_image["u4g"])
+        return float(of_stage["u4g"])
     if uae.stage == "unified":
         g4u, u4g = uae.unified.g4u_steps, uae.unified.u4g_steps
-        return float(images * (g4u * per_image["g4u"] + u4g * per_image["u4g"]) / (g4u + u4g))
-    return float(images * per_image.get(uae.stage, 1))
+        return float((g4u * of_stage["g4u"] + u4g * of_stage["u4g"]) / (g4u + u4g))
+    return float(of_stage.get(uae.stage, images))
 
 
 def render(

@@ -43,6 +43,7 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 Peak = Callable[[str], float]
 
 _DRAWN = dict.fromkeys(("condition", "denoising", "VAE", "score"), "draw")
+_PREVIEWED = {f"preview {phase}": timer for phase, timer in _DRAWN.items() if phase != "condition"}
 _LEARNT = dict.fromkeys(("old velocities", "reference", "figures of the groups", "update"), "update_policy")
 _G4U = {
     "captions": "caption",
@@ -55,7 +56,7 @@ _G4U = {
 #: supervised stages have one for all.
 TIMERS: Mapping[str, Mapping[str, str]] = {
     "g4u": _G4U,
-    "u4g": {**_DRAWN, **_LEARNT},
+    "u4g": {**_DRAWN, **_PREVIEWED, **_LEARNT},
     "joint": {**_G4U, **{f"decoder's {phase}": timer for phase, timer in _LEARNT.items()}},
 }
 

@@ -92,8 +92,7 @@ def group_advantage(
     for positions in kept:
         reward_G = reward_N[positions]
         group_std = reward_G.std()
-        # A tied group has std 0 up to the rounding of its mean, so it is caught with the floor off too.
-        if bool(group_std < min_std) or bool(reward_G.max() == reward_G.min()):
+        if is_tied(reward_G, min_std):
             zero_std += 1
             continue
         centred_G = reward_G - reward_G.mean()
@@ -112,6 +111,13 @@ def group_advantage(
         invalid=len(valid) - sum(valid),
         clamped=clamped,
     )
+
+
+def is_tied(reward_G: Tensor, min_std: float) -> bool:
+    """Whether the rewards of a group, shape (G,), two or more, are no signal: they spread by less than ``min_std``, or
+    are all the same. Those have a standard deviation of 0 only up to the rounding of their mean, so they are tied with
+    the floor off too."""
+    return bool(reward_G.std() < min_std) or bool(reward_G.max() == reward_G.min())
 
 
 def unit_reward(advantage_B: Tensor, advantage_max: float) -> Tensor:

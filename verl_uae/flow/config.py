@@ -29,6 +29,9 @@ TABLES: tuple[str, ...] = get_args(Table)
 Std = Literal["group", "global", "none"]
 STDS: tuple[str, ...] = get_args(Std)
 
+Choice = Literal["best_worst", "diverse", "random"]
+CHOICES: tuple[str, ...] = get_args(Choice)
+
 PenaltyForm = Literal["exact", "flow_grpo", "velocity", "x0"]
 PENALTY_FORMS: tuple[str, ...] = get_args(PenaltyForm)
 #: Those that need no transition.

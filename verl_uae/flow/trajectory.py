@@ -10,8 +10,8 @@ Shape legend: B samples, C H W latent channels, height and width, K stochastic s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -42,6 +42,15 @@ class Trajectory:
     """Means of the transitions."""
     log_prob_BK: Tensor
     """Log-probabilities of ``x_next_BKCHW``, reduced over C, H, W as the plan says."""
+
+    def rows(self, rows: slice) -> Trajectory:
+        """Some of the samples, in the same memory."""
+        return Trajectory(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @classmethod
+    def join(cls, parts: Sequence[Trajectory]) -> Trajectory:
+        """The samples of all parts, in order, in memory of their own."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 @torch.no_grad()

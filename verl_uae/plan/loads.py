@@ -15,6 +15,7 @@ from verl_uae.estimate.phases import ASSUMED_SERVER_S, Phase, Phases
 from verl_uae.estimate.work import nbytes
 from verl_uae.plan.load import Captioning, Control, Drawing, Lengths, Load, Work
 from verl_uae.stages.common.config import captions_drawn
+from verl_uae.stages.u4g.config import drawn_pictures
 
 #: Seconds of an agent-loop process for a caption: its picture is prepared, its answer written to the queue. Measured,
 #: as all of these, on one core of an AMD EPYC in logs of the built-in scenes: slope of gen - caption from 16 to 64
@@ -83,7 +84,7 @@ def u4g_turn_load(found: Estimate, phases: Phases, spread: float) -> Load:
         spread: of the lengths of captions.
     """
     images = int(phases.config.data.train_batch_size)
-    load = ranks_load(found, phases, phases.u4g(), images * int(phases.uae.u4g.samples_per_caption))
+    load = ranks_load(found, phases, phases.u4g(), sum(drawn_pictures(phases.config)))
     waking = (Work(WAKING, 0.0, alone_s=ASSUMED_SERVER_S),) if phases.served_by_vllm() else ()
     captioning = _captioning(found, phases, images, spread)
     control = dataclasses.replace(load.control, agents=_agents(phases), agent_s=AGENT_S)
@@ -101,7 +102,7 @@ def joint_load(found: Estimate, phases: Phases, spread: float) -> Load:
     config, members = phases.config, int(phases.uae.u4g.samples_per_caption)
     captions = int(config.data.train_batch_size) * captions_drawn(config)
     known = [phase for phase in phases.joint() if phase.name != "captions"]
-    load = ranks_load(found, phases, known, captions * members)
+    load = ranks_load(found, phases, known, sum(drawn_pictures(config)))
     control = Control(_agents(phases), AGENT_S, DRAW_S + SAMPLE_S / members, STEP_S)
     return dataclasses.replace(load, captioning=_captioning(found, phases, captions, spread), control=control)
 

@@ -7,6 +7,7 @@ Shape legend: N samples, H W pixels.
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import json
@@ -121,7 +122,7 @@ class StageSignals:
         self.composition = build_composition(config)
         self.tripwire = build_tripwire(config)
 
-    def recompose(self, outcomes: Sequence[Outcome], groups: Sequence[str]) -> list[Outcome]:
+    def recompose(self, outcomes: Sequence[Outcome], groups: Sequence[str], *, remember: bool = True) -> list[Outcome]:
         """The outcomes with the value that trains: the same ones where no term is normalised.
 
         Takes the batch into the running statistics first.
@@ -129,14 +130,16 @@ class StageSignals:
         Args:
             outcomes: of all samples of a step.
             groups: group of each sample.
+            remember: keep these statistics; else they are as before afterwards.
         """
         if not self.composition.active:
             return list(outcomes)
+        composition = self.composition if remember else copy.deepcopy(self.composition)
         valid = [
             (outcome.record.terms, group) for outcome, group in zip(outcomes, groups, strict=True) if outcome.record.ok
         ]
-        self.composition.learn([terms for terms, _ in valid])
-        values = iter(self.composition.values([terms for terms, _ in valid], [group for _, group in valid]))
+        composition.learn([terms for terms, _ in valid])
+        values = iter(composition.values([terms for terms, _ in valid], [group for _, group in valid]))
         return [
             replace(outcome, record=replace(outcome.record, value=next(values))) if outcome.record.ok else outcome
             for outcome in outcomes

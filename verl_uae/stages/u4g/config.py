@@ -4,7 +4,7 @@
 
 Sources: "Flow-GRPO" is arXiv 2505.05470, "Fast" the later setting of its authors' code, "CPS" 2509.05952, "MixGRPO"
 2507.21802, "Guard" 2510.22319, "Flow-DPPO" 2606.11025, "DiffusionNFT" 2509.16117, "AWM" 2509.25050, "DGPO" 2510.08425,
-"CRD" 2603.14128, "NormGuard" 2606.27771, "TempFlow" 2508.04324.
+"CRD" 2603.14128, "NormGuard" 2606.27771, "TempFlow" 2508.04324, "Sol-RL" 2604.06916, "DAPO" 2503.14476.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from verl_uae.chain.config import MOST_STEPS
 from verl_uae.config import STAGES
 from verl_uae.errors import ConfigError
-from verl_uae.flow.config import FORWARD_FORMS, KERNELS, PENALTY_FORMS, STDS, TABLES, WindowConfig
+from verl_uae.flow.config import CHOICES, FORWARD_FORMS, KERNELS, PENALTY_FORMS, STDS, TABLES, WindowConfig
 from verl_uae.settings import DTYPES, key
-from verl_uae.stages.common.config import captions_drawn, validate_training
+from verl_uae.stages.common.config import captions_drawn, is_joint, validate_training
 
 if TYPE_CHECKING:
     from verl_uae.flow.objective.registry import BoundObjective
@@ -94,6 +94,29 @@ class AdvantageConfig:
 
     clamp: float | None = key(5.0, above=0)
     """Largest absolute advantage, above 0; null does not clamp. Flow-GRPO: 5."""
+
+
+@dataclass
+class PoolConfig:
+    """``uae.u4g.pool``: candidates of which some train; each caption has as many, and as many of them are chosen; none
+    with uae.unified.schedule=joint."""
+
+    size: int | None = key(None, at_least=2)
+    """Candidates of a caption, at least uae.u4g.samples_per_caption, which are chosen of them; null: just as many.
+    Sol-RL: 96 for 24."""
+
+    steps: int | None = key(None, at_least=1)
+    """Denoising steps of a candidate's preview, at least 1 and fewer than uae.u4g.num_steps; by the ODE, and those that
+    are chosen are drawn again with the training sampler. null: candidates are drawn with the training sampler, and
+    nothing is drawn twice. Sol-RL: 6 of 10."""
+
+    choose: str = key("best_worst", choices=CHOICES)
+    """By their rewards. best_worst: the best half and the worst half (Sol-RL). diverse: as many of the best and of the
+    worst as make the largest variance (PODS). random: any, as a control."""
+
+    keep_captions: int | None = key(None, at_least=1)
+    """Captions of a batch that are trained, at least 1 and at most data.train_batch_size: those whose chosen candidates
+    have the largest standard deviation of rewards; null: all."""
 
 
 @dataclass
@@ -182,6 +205,17 @@ class U4GConfig:
 
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
 
+    pool: PoolConfig = field(default_factory=PoolConfig)
+
+    ties: str = key("keep", choices=("keep", "skip", "refill"))
+    """Groups whose rewards spread by less than ``advantage.min_std``. keep: they stay in the mean of the loss and in
+    the reference penalty. skip: they do not train (Flow-GRPO). refill: captions of the next batches take their places,
+    as with verl's algorithm.filter_groups (DAPO's dynamic sampling), and those that are left do not train; not in the
+    unified stage."""
+
+    refill_batches: int = key(1, at_least=1)
+    """ties=refill: batches that a step may draw besides its own, at least 1. Our choice; runs of DAPO: 9."""
+
     captions: CaptionSourceConfig = field(default_factory=CaptionSourceConfig)
 
 
@@ -201,6 +235,7 @@ def validate(config: DictConfig) -> None:
     _validate_objective(config)
     _validate_window(config)
     _validate_replay(config)
+    _validate_pool(config)
     _validate_batches(config)
     if by_servers(config):
         _validate_servers(config)
@@ -221,6 +256,36 @@ def caption_writer(config: DictConfig) -> str | None:
 def by_servers(config: DictConfig) -> bool:
     """Whether servers write the captions of stage u4g."""
     return caption_writer(config) == "server"
+
+
+def pool_size(config: DictConfig) -> int:
+    """Candidates of a caption."""
+    u4g = config.uae.u4g
+    return int(u4g.samples_per_caption if u4g.pool.size is None else u4g.pool.size)
+
+
+def explored_captions(config: DictConfig) -> int:
+    """Captions of a batch."""
+    return int(config.data.train_batch_size) * captions_drawn(config)
+
+
+def trained_captions(config: DictConfig) -> int:
+    """Captions of a batch that are trained."""
+    kept = config.uae.u4g.pool.keep_captions
+    return explored_captions(config) if kept is None else int(kept)
+
+
+def chooses(config: DictConfig) -> bool:
+    """Whether candidates are drawn first, and some of them train."""
+    u4g, captions = config.uae.u4g, explored_captions(config)
+    return pool_size(config) > u4g.samples_per_caption or trained_captions(config) < captions or u4g.ties == "refill"
+
+
+def drawn_pictures(config: DictConfig) -> tuple[int, int]:
+    """Pictures that a step of U4G draws: candidates, and those that are drawn to be trained. Refills come besides."""
+    candidates = explored_captions(config) * pool_size(config) if chooses(config) else 0
+    trained = trained_captions(config) * int(config.uae.u4g.samples_per_caption)
+    return candidates, 0 if candidates and config.uae.u4g.pool.steps is None else trained
 
 
 def validate_engine(config: DictConfig) -> None:
@@ -354,6 +419,68 @@ def _validate_replay(config: DictConfig) -> None:
         )
 
 
+def _validate_pool(config: DictConfig) -> None:
+    """There must be something to choose from, and something to choose by."""
+    u4g, images, name = config.uae.u4g, config.data.train_batch_size, "uae.u4g.pool"
+    if is_joint(config):
+        _refuse_pool(config)
+    if pool_size(config) < u4g.samples_per_caption:
+        raise ConfigError(
+            f"{name}.size",
+            f"{u4g.pool.size} candidates are fewer than the uae.u4g.samples_per_caption={u4g.samples_per_caption} that "
+            "train: as many at least, or null",
+        )
+    if u4g.pool.keep_captions is not None and u4g.pool.keep_captions > images:
+        raise ConfigError(
+            f"{name}.keep_captions",
+            f"{u4g.pool.keep_captions} is more than data.train_batch_size={images}: as many at most, or null for all",
+        )
+    if u4g.ties == "refill" and config.uae.stage == "unified":
+        instead = "skip" if is_joint(config) else f"skip, or {name}.keep_captions"
+        raise ConfigError(
+            "uae.u4g.ties",
+            "refill needs captions in the middle of a step, when the unified stage's caption servers sleep: use "
+            f"{instead}",
+        )
+    if u4g.pool.steps is None:
+        return
+    if u4g.pool.steps >= u4g.num_steps:
+        raise ConfigError(
+            f"{name}.steps",
+            f"{u4g.pool.steps} steps are no preview of uae.u4g.num_steps={u4g.num_steps}: fewer, or null, which draws "
+            "nothing twice",
+        )
+    if not chooses(config):
+        raise ConfigError(
+            f"{name}.steps",
+            f"nothing is chosen by the previews: set {name}.size above uae.u4g.samples_per_caption="
+            f"{u4g.samples_per_caption} or {name}.keep_captions, or use null",
+        )
+    if u4g.share_noise:
+        raise ConfigError(
+            f"{name}.steps",
+            "previews take no stochastic steps, so with uae.u4g.share_noise=true those of a caption are all the same "
+            "picture: use null, or noise of their own",
+        )
+
+
+def _refuse_pool(config: DictConfig) -> None:
+    """Jointly the drawings of a caption are its reward too, which those that are chosen by their rewards would bend."""
+    settings, every = config.uae.u4g.pool, config.uae.u4g.samples_per_caption
+    why = "with uae.unified.schedule=joint every drawing trains and every caption is rewarded by its drawings"
+    if settings.size is not None and settings.size > every:
+        raise ConfigError(
+            "uae.u4g.pool.size",
+            f"{settings.size} candidates are more than the uae.u4g.samples_per_caption={every} that train: {why}; use "
+            "null, or the schedule turns",
+        )
+    for name in ("steps", "keep_captions"):
+        if settings[name] is not None:
+            raise ConfigError(
+                f"uae.u4g.pool.{name}", f"{settings[name]}: {why}, so none are chosen; use null, or the schedule turns"
+            )
+
+
 def _validate_batches(config: DictConfig) -> None:
     """Every rank needs the same number of equal micro-batches in every update."""
     u4g, ranks = config.uae.u4g, config.trainer.n_gpus_per_node * config.trainer.nnodes
@@ -362,7 +489,8 @@ def _validate_batches(config: DictConfig) -> None:
             "uae.u4g.updates_per_rollout",
             f"{u4g.updates_per_rollout} must divide uae.u4g.samples_per_caption={u4g.samples_per_caption}",
         )
-    images, captions = config.data.train_batch_size, captions_drawn(config)
+    captions = captions_drawn(config)
+    images = trained_captions(config) // captions
     samples = images * captions * u4g.samples_per_caption // u4g.updates_per_rollout
     of_each = f"{captions} captions x {u4g.samples_per_caption}" if captions > 1 else u4g.samples_per_caption
     if samples % (ranks * config.uae.train.micro_batch_size):

@@ -7,12 +7,12 @@ Shape legend: N samples.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch
 from omegaconf import DictConfig
 from verl.single_controller.ray import RayResourcePool
@@ -24,78 +24,16 @@ from verl_uae.data.images import source_digest
 from verl_uae.engines.update_metrics import update_metrics
 from verl_uae.errors import DataError
 from verl_uae.flow.advantage import group_advantage
-from verl_uae.flow.plan import SamplingPlan
 from verl_uae.reward.record import to_tensors
 from verl_uae.stages.common.captions import CaptionCache, Messages, column_caption
-from verl_uae.stages.common.group import DecoderTrainingGroup, interleave
 from verl_uae.stages.common.outcomes import outcome_metrics, usable_members
 from verl_uae.stages.common.signals import RewardSignals
 from verl_uae.stages.common.supervised import SupervisedTrainer
+from verl_uae.stages.u4g.group import PolicyGroup
+from verl_uae.stages.u4g.pool import Explored, Explorer, More
 from verl_uae.stages.u4g.servers import CaptionServers
-from verl_uae.stages.u4g.worker import DecoderPolicyWorker, Layout, sampling_plan
 
 logger = logging.getLogger(__name__)
-
-
-class PolicyGroup(DecoderTrainingGroup):
-    """All ranks of the decoder policy.
-
-    Args:
-        config: the whole composed configuration.
-        pool: verl resource pool the ranks live in.
-        total_steps: policy steps of the run.
-    """
-
-    def __init__(self, config: DictConfig, pool: RayResourcePool, total_steps: int) -> None:
-        super().__init__(DecoderPolicyWorker, config, pool, total_steps)
-
-    def plan(self, iteration: int) -> SamplingPlan:
-        """The sampling plan of a policy batch, counted from 0."""
-        return sampling_plan(self.config, self.family, iteration)
-
-    def write_captions(self, prompts: Sequence[Messages], infos: Sequence[Mapping[str, Any]]) -> list[Caption]:
-        """Captions of all prompts with the ``extra_info`` of their rows, in order."""
-        return interleave(self.call("write_captions", ray.put(list(prompts)), ray.put(list(infos))), len(prompts))
-
-    def explore(
-        self, samples: Sequence[Sample], layout: Layout, plan: SamplingPlan, step: int
-    ) -> tuple[list[Outcome], dict[str, float]]:
-        """Draw and score a batch; outcomes by picture number, and the seconds of the slowest rank by phase."""
-        answers = self.call("explore", ray.put(list(samples)), layout, plan.to_dict(), step)
-        outcomes: dict[int, Outcome] = {}
-        seconds: dict[str, float] = {}
-        for rank, (found, spent) in enumerate(answers):
-            outcomes.update(zip(layout.of_rank(rank), found, strict=True))
-            seconds = {phase: max(seconds.get(phase, 0.0), value) for phase, value in spent.items()}
-        return [outcomes[number] for number in range(len(outcomes))], seconds
-
-    def improve(self, advantages: Sequence[float], weights: Sequence[float], first_update: int) -> list[dict]:
-        """Update the policy on the batch drawn last; verl's metrics of each update, equal on all ranks."""
-        return self.call("improve", list(advantages), list(weights), first_update)[0]
-
-    def state_ref(self) -> Any:
-        """Ray reference to the averaged weights; they do not pass through the controller."""
-        return self.call("decoder_state")[0][0]
-
-
-@dataclass(frozen=True, slots=True)
-class Explored:
-    """A batch of the policy as its ranks drew and scored it."""
-
-    samples: Sequence[Sample]
-    layout: Layout
-    plan: SamplingPlan
-    policy_step: int
-    """Number of the policy's step in the run, from 0."""
-    outcomes: list[Outcome]
-    """By picture number, without groupwise terms."""
-    seconds: dict[str, float]
-    """Of the slowest rank by phase."""
-
-    @property
-    def members(self) -> list[Sample]:
-        """What each picture was drawn from."""
-        return [sample for sample in self.samples for _ in range(self.layout.members)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +85,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         return [caption for caption in (kept[name] for name in names) if caption is not None]
 
     def improve_policy(
-        self, prompts: Sequence[Messages], samples: Sequence[Sample], policy_step: int
+        self, prompts: Sequence[Messages], samples: Sequence[Sample], policy_step: int, more: More | None = None
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Explore, score and update on one batch of pictures.
 
@@ -155,6 +93,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
             prompts: of the captioner, for the files of rollouts.
             samples: pictures with captions.
             policy_step: number of the policy's step in the run, from 0.
+            more: the next pictures of the data, where tied groups may be replaced.
 
         Returns:
             metrics, and seconds by phase.
@@ -162,47 +101,58 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         Raises:
             RewardError: too few pictures have a reward.
         """
-        update = self.judge_policy(self.explore_policy(samples, policy_step), prompts)
+        update = self.judge_policy(self.explore_policy(prompts, samples, policy_step, more))
         found, seconds = self.update_policy(update)
         return {**update.metrics, **found}, {**update.seconds, **seconds}
 
-    def explore_policy(self, samples: Sequence[Sample], policy_step: int) -> Explored:
+    def explore_policy(
+        self, prompts: Sequence[Messages], samples: Sequence[Sample], policy_step: int, more: More | None = None
+    ) -> Explored:
         """Draw and score; see :meth:`improve_policy`."""
-        u4g = self.config.uae.u4g
-        layout = Layout(len(samples), u4g.samples_per_caption, u4g.updates_per_rollout, self.learner.ranks)
-        plan = self.learner.plan(policy_step)
-        outcomes, phases = self.learner.explore(samples, layout, plan, policy_step + 1)
-        self.losses.check(outcomes)
-        return Explored(samples, layout, plan, policy_step, outcomes, phases)
+        compared = functools.partial(self.signals("u4g").recompose, remember=False)
+        explorer = Explorer(self.config, self.learner, self.losses, self.compare, compared)
+        return explorer.explore(prompts, samples, policy_step, more)
 
-    def judge_policy(self, explored: Explored, prompts: Sequence[Messages]) -> PolicyUpdate:
+    def judge_policy(self, explored: Explored) -> PolicyUpdate:
         """Advantages of a batch within the drawings of each caption, and its metrics; see :meth:`improve_policy`."""
-        samples, layout, plan = explored.samples, explored.layout, explored.plan
-        groups = [str(number // layout.members) for number in range(len(explored.outcomes))]
-        signals, drawn = self.signals("u4g"), self.compare(explored, groups)
+        samples, layout, plan, groups = explored.samples, explored.layout, explored.plan, explored.groups
+        drawn = self.compare(explored.outcomes, explored.members, groups, explored.seconds)
+        signals = self.signals("u4g")
         outcomes = signals.recompose(drawn, groups)
-        self._generations = generation_rows(prompts, samples, outcomes)
+        self._generations = generation_rows(explored.prompts, samples, outcomes, layout.candidates)
         usable = usable_members(outcomes, groups)
         advantage_N, metrics = self._advantages(outcomes, usable, groups)
+        metrics.update({**explored.metrics, **explored.agreement(drawn)})
+        weights = self._weights(usable, advantage_N, groups, metrics)
         captions, min_std = [sample.caption for sample in samples], self.config.uae.u4g.advantage.min_std
         metrics.update(outcome_metrics(outcomes, captions, groups, min_std=min_std))
         metrics.update(signals.metrics(drawn, metrics))
         metrics["train/window_start"] = float(plan.window[0]) if plan.window else -1.0
-        weights = [float(keep) for keep in usable]
         first_update = explored.policy_step * layout.updates
         return PolicyUpdate(advantage_N.tolist(), weights, first_update, metrics, explored.seconds)
 
-    def compare(self, explored: Explored, groups: Sequence[str]) -> list[Outcome]:
-        """Outcomes of a batch with the terms that compare the pictures of these groups, if there are any; what that
-        takes is added to the seconds of the batch.
+    def compare(
+        self,
+        outcomes: list[Outcome],
+        samples: Sequence[Sample],
+        groups: Sequence[str],
+        seconds: dict[str, float],
+    ) -> list[Outcome]:
+        """Outcomes with the terms that compare the pictures of a group, if there are any.
+
+        Args:
+            outcomes: without these terms.
+            samples: what each was drawn from.
+            groups: group of each.
+            seconds: by phase; what it takes is added.
 
         Raises:
             RewardError: too few pictures have a reward then.
         """
         if not self.group_rewards.active:
-            return explored.outcomes
-        with marked_timer("score", explored.seconds), marked_timer("draw", explored.seconds):
-            outcomes = self.group_rewards.add(explored.outcomes, explored.members, groups)
+            return outcomes
+        with marked_timer("score", seconds), marked_timer("draw", seconds):
+            outcomes = self.group_rewards.add(outcomes, samples, groups)
         self.losses.check(outcomes)
         return outcomes
 
@@ -213,6 +163,16 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
             updates = self.learner.improve(update.advantages, update.weights, update.first_update)
         spent = update.seconds["draw"] + seconds["update_policy"]
         return {**update_metrics(updates), "train/seconds_per_picture": spent / len(update.weights)}, seconds
+
+    def _weights(
+        self, usable: Sequence[bool], advantage_N: torch.Tensor, groups: Sequence[str], metrics: dict[str, float]
+    ) -> list[float]:
+        """1 for what trains and 0 for the rest; a group that is no signal has advantages of 0."""
+        if self.config.uae.u4g.ties == "keep":
+            return [float(keep) for keep in usable]
+        signal = {group for group, advantage in zip(groups, advantage_N.tolist(), strict=True) if advantage != 0.0}
+        metrics["train/skipped_groups"] = float(len(set(groups) - signal))
+        return [float(keep and group in signal) for keep, group in zip(usable, groups, strict=True)]
 
     def _advantages(
         self, outcomes: Sequence[Outcome], usable: Sequence[bool], groups: Sequence[str]
@@ -256,7 +216,10 @@ def picture_name(prompt: Messages, info: Mapping[str, Any]) -> str | None:
 
 
 def generation_rows(
-    prompts: Sequence[Messages], samples: Sequence[Sample], outcomes: Sequence[Outcome]
+    prompts: Sequence[Messages],
+    samples: Sequence[Sample],
+    outcomes: Sequence[Outcome],
+    candidates: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
     """Rows of a batch.
 
@@ -264,6 +227,7 @@ def generation_rows(
         prompts: of the captioner.
         samples: pictures with captions, one per prompt.
         outcomes: of equally many reconstructions of each sample, sample by sample.
+        candidates: member of each, where they were chosen.
     """
     members = len(outcomes) // max(1, len(samples))
     rows = []
@@ -277,7 +241,7 @@ def generation_rows(
                 # A missing reward is not 0.
                 "score": record.value,
                 "digest": sample.caption.digest,
-                "member": number % members,
+                "member": candidates[number] if candidates else number % members,
                 "status": str(record.status),
                 "reason": record.reason or "",
                 **{f"term_{name}": value for name, value in record.terms.items()},

@@ -15,7 +15,8 @@ from verl.single_controller.ray import RayResourcePool
 from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.debug import marked_timer
 
-from verl_uae.chain.records import samples_of
+from verl_uae.chain.records import Sample, samples_of
+from verl_uae.stages.common.captions import Messages
 from verl_uae.stages.common.outcomes import validation_info
 from verl_uae.stages.common.panel import PanelRow
 from verl_uae.stages.common.standalone import StandaloneTrainer
@@ -65,21 +66,26 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         """Captions, reconstructions, rewards, updates."""
-        columns = _columns(self._next_train_batch())
-        with marked_timer("caption", timing_raw):
-            captions = self.frozen_captions(columns["raw_prompt"], columns["extra_info"])
-        samples = samples_of(columns, captions)
-        found, seconds = self.improve_policy(columns["raw_prompt"], samples, self.global_steps - 1)
+        uids: list[str] = []
+
+        def more() -> tuple[list[Messages], list[Sample]]:
+            columns = _columns(self._next_train_batch())
+            uids.extend(map(str, columns["uid"]))
+            with marked_timer("caption", timing_raw):
+                captions = self.frozen_captions(columns["raw_prompt"], columns["extra_info"])
+            return columns["raw_prompt"], samples_of(columns, captions)
+
+        found, seconds = self.improve_policy(*more(), self.global_steps - 1, more)
         metrics.update(found)
         timing_raw.update(seconds)
-        return self.step_keys([str(uid) for uid in columns["uid"]])
+        return self.step_keys(uids)
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict, timing_raw: dict, global_steps: int, epoch: int
     ) -> None:
         metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
         metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
-        self.note_speed(metrics, timing_raw, len(batch.keys) * self.config.uae.u4g.samples_per_caption)
+        self.note_speed(metrics, timing_raw, int(metrics["train/drawn_pictures"]))
         looked = self.captions.hits + self.captions.misses
         metrics["caption/cache_hit_frac"] = self.captions.hits / max(1, looked)
         logger.info("step %d/%d: %s", global_steps, self.total_training_steps, policy_line(metrics))

@@ -8,9 +8,11 @@ Shape legend: N samples of this rank, B of an update, K steps of the window, T d
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,11 +29,13 @@ from verl_uae.chain.records import Caption, Outcome, Sample
 from verl_uae.engines.decoder_batch import stored
 from verl_uae.engines.decoder_module import MODEL_TYPE
 from verl_uae.engines.replica import SamplingReplica
+from verl_uae.engines.together import of_all_ranks
 from verl_uae.engines.update_metrics import SAMPLER_DIFFERENCE, is_left_out
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.config import WindowConfig
 from verl_uae.flow.matching import draw_sigmas
 from verl_uae.flow.plan import SamplingPlan, make_plan
+from verl_uae.flow.trajectory import Trajectory
 from verl_uae.reward.step import has_groupwise
 from verl_uae.seeding import generator, normal
 from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, decoder_family, training_worker_config
@@ -84,6 +88,14 @@ def sampling_plan(config: DictConfig, family: DecoderFamily, iteration: int) -> 
     )
 
 
+def preview_plan(config: DictConfig, family: DecoderFamily) -> SamplingPlan | None:
+    """The plan of candidates that are drawn for their rewards alone; None where they are drawn as they train."""
+    u4g, decoder = config.uae.u4g, config.uae.decoder
+    if u4g.pool.steps is None:
+        return None
+    return SamplingPlan.ode(family.sigmas(u4g.pool.steps, decoder.height, decoder.width, u4g.table), u4g.guidance)
+
+
 def build_captions(config: DictConfig, device: str) -> FrozenCaptioner | None:
     """The frozen captioner of stage u4g; None where captions come from elsewhere."""
     if caption_writer(config) != "ranks":
@@ -114,12 +126,12 @@ def caption_settings(config: DictConfig) -> CaptionSettings:
 class Layout:
     """Which rank draws and trains which picture of a batch, in which update.
 
-    Pictures are numbered sample by sample: number = sample * n + member. Update u trains the members
+    Pictures are numbered sample by sample: number = sample * n + place. Update u trains the places
     [u n / U, (u + 1) n / U) of every sample, so each update sees all groups. Within an update the ranks take equal,
     consecutive shares. A rank draws its pictures in the order in which it trains them, so micro-batches are the same.
 
     Raises:
-        ValueError: if the ranks' shares are not equal.
+        ValueError: if the ranks' shares are not equal, or not every picture has its candidate.
     """
 
     sources: int
@@ -128,6 +140,8 @@ class Layout:
     updates: int
     """U, optimiser updates."""
     ranks: int
+    candidates: tuple[int, ...] = ()
+    """Which candidate of its sample a picture is, by number, where some were chosen; none: the place is the member."""
 
     def __post_init__(self) -> None:
         if self.members % self.updates or self.sources * self.members // self.updates % self.ranks:
@@ -135,6 +149,12 @@ class Layout:
                 f"{self.sources} pictures x {self.members} samples do not split evenly into {self.updates} updates "
                 f"on {self.ranks} ranks"
             )
+        if self.candidates and len(self.candidates) != self.sources * self.members:
+            raise ValueError(f"{len(self.candidates)} candidates for {self.sources} x {self.members} pictures")
+
+    def member(self, number: int) -> int:
+        """What names the noise of a picture within its sample: the same member has the same noise, chosen or not."""
+        return self.candidates[number] if self.candidates else number % self.members
 
     @property
     def per_update(self) -> int:
@@ -156,6 +176,21 @@ class Layout:
         return numbers[rank * self.per_update : (rank + 1) * self.per_update]
 
 
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What a rank keeps of the batch drawn last."""
+
+    layout: Layout
+    plan: SamplingPlan
+    step: int
+    samples: Sequence[Sample]
+    conditions: Sequence[Condition]
+    """One row for each of the rank's pictures, in the order of ``layout.of_rank``."""
+    trajectory: Trajectory
+    regrouped: bool = False
+    """They were drawn in other micro-batches than those that they train in."""
+
+
 class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
     """Trains the decoder as a policy, and samples from it.
 
@@ -167,10 +202,13 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
         total_steps: policy steps of the run.
     """
 
+    _rollout: Rollout | None = None
+    _candidates: Mapping[tuple[int, int], tuple[Condition, Trajectory]] = MappingProxyType({})
+    """Of this rank, drawn under the plan of training: (number of the sample, member) to condition and trajectory."""
+
     def __init__(self, config: DictConfig, total_steps: int) -> None:
         super().__init__(config, worker_config(config, total_steps))
         self.objective = chosen_objective(config)
-        self._rollout: tuple[Layout, SamplingPlan, int, Sequence[Sample], Drawn] | None = None
 
     @property
     def _forward(self) -> bool:
@@ -225,18 +263,86 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
             Outcomes in the order of ``layout.of_rank(rank)``, and seconds by phase.
         """
         chosen = SamplingPlan.from_dict(plan)
-        keep = has_groupwise(self.run)
-        draws = [
-            self.named(samples[number // layout.members], step, number % layout.members, want_reconstruction=keep)
-            for number in layout.of_rank(self.rank)
-        ]
-        with self._frozen_on_device(), self.engine.eval_mode(), self._weights(self._drawing):
-            if self._reference_guidance != 1.0:
-                # Kept from here on: the update asks for it when what encodes it may be on the host.
-                self._unconditional()
-            drawn = self.painter.draw(self._field(), chosen, draws, collective=True)
-        self._rollout = (layout, chosen, step, samples, drawn)
+        pictures = [(samples[number // layout.members], layout.member(number)) for number in layout.of_rank(self.rank)]
+        drawn = self._draw(chosen, pictures, step)
+        self._rollout = Rollout(layout, chosen, step, samples, drawn.conditions, drawn.trajectory)
         return drawn.outcomes, drawn.seconds
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def draw_candidates(
+        self,
+        samples: Sequence[Sample],
+        pictures: Sequence[tuple[int, int]],
+        plan: dict[str, Any],
+        step: int,
+        keep: bool,
+    ) -> tuple[list[Outcome], dict[str, float]]:
+        """Draw and score this rank's share of the candidates.
+
+        Args:
+            samples: pictures with captions.
+            pictures: number of the sample and member of every candidate, of all ranks.
+            plan: how to draw.
+            step: training step.
+            keep: the plan is that of training, and some of them will train: see :meth:`adopt`.
+
+        Returns:
+            Outcomes of a consecutive share, which is rank after rank the order of ``pictures``, and seconds by phase.
+        """
+        size, share = int(self.run.uae.train.micro_batch_size), math.ceil(len(pictures) / self.world_size)
+        mine = list(pictures[self.rank * share : (self.rank + 1) * share])
+        # All ranks make equally many velocity calls, of whole micro-batches.
+        filled = mine + [pictures[0]] * (math.ceil(share / size) * size - len(mine))
+        wanted = [(samples[number], member) for number, member in filled]
+        drawn = self._draw(SamplingPlan.from_dict(plan), wanted, step)
+        if keep:
+            kept = {
+                name: (drawn.conditions[row], drawn.trajectory.rows(slice(row, row + 1)))
+                for row, name in enumerate(mine)
+            }
+            self._candidates = {**self._candidates, **kept}
+        return drawn.outcomes[: len(mine)], drawn.seconds
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def adopt(
+        self,
+        samples: Sequence[Sample],
+        layout: Layout,
+        plan: dict[str, Any],
+        step: int,
+        pictures: Sequence[tuple[int, int]],
+    ) -> None:
+        """Keep candidates for :meth:`improve` in place of pictures that :meth:`explore` draws, and forget the others.
+
+        Those that another rank trains go there.
+
+        Args:
+            samples: those that train.
+            layout: of the pictures that train.
+            plan: that the candidates were drawn with.
+            step: training step.
+            pictures: which candidate each picture of the layout is, by number, as :meth:`draw_candidates` was given it.
+        """
+        found, self._candidates = dict(self._candidates), {}
+        trains = {pictures[number]: rank for rank in range(layout.ranks) for number in layout.of_rank(rank)}
+        # In memory of their own: what is sent of a part of a tensor is all of it.
+        sent = {
+            name: (Condition.stack([condition]), Trajectory.join([trajectory]))
+            for name, (condition, trajectory) in found.items()
+            if trains.get(name, self.rank) != self.rank
+        }
+        for received in of_all_ranks(sent):
+            found.update(received)
+        rows = [found[pictures[number]] for number in layout.of_rank(self.rank)]
+        self._rollout = Rollout(
+            layout,
+            SamplingPlan.from_dict(plan),
+            step,
+            samples,
+            [condition for condition, _ in rows],
+            Trajectory.join([trajectory for _, trajectory in rows]),
+            regrouped=True,
+        )
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def improve(self, advantages: Sequence[float], weights: Sequence[float], first_update: int) -> list[dict]:
@@ -250,20 +356,19 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
         Returns:
             verl's metrics of each update.
         """
-        assert self._rollout is not None
-        layout, plan, step, samples, drawn = self._rollout
-        self._rollout = None
-        batches = []
+        rollout, self._rollout = self._rollout, None
+        assert rollout is not None
+        layout, batches = rollout.layout, []
         for update in range(layout.updates):
             numbers = layout.of_update(update, self.rank)
             rows = slice(update * len(numbers), (update + 1) * len(numbers))
             total = sum(weights[n] for r in range(layout.ranks) for n in layout.of_update(update, r))
-            data = self._mini_batch(drawn, rows, plan, numbers, layout, samples, step)
+            data = self._mini_batch(rollout, rows, numbers)
             data["advantage_B"] = torch.tensor([advantages[n] for n in numbers], dtype=torch.float32)
             data["weight_B"] = torch.tensor([weights[n] for n in numbers], dtype=torch.float32)
             tu.assign_non_tensor(data, total_weight=total)
             batches.append(data)
-        apart = self._old_values(batches)
+        apart = self._old_values(batches, rollout.regrouped)
         metrics = []
         with self.engine.train_mode():
             for update, data in enumerate(batches):
@@ -273,6 +378,16 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
             if self._forward and not all(map(is_left_out, metrics)):
                 self.engine.shadow(OLD).update(self.run.uae.u4g.objective.old_decay)
         return metrics
+
+    def _draw(self, plan: SamplingPlan, pictures: Sequence[tuple[Sample, int]], step: int) -> Drawn:
+        """Draw and score members of samples."""
+        keep = has_groupwise(self.run)
+        draws = [self.named(sample, step, member, want_reconstruction=keep) for sample, member in pictures]
+        with self._frozen_on_device(), self.engine.eval_mode(), self._weights(self._drawing):
+            if self._reference_guidance != 1.0:
+                # Kept from here on: the update asks for it when what encodes it may be on the host.
+                self._unconditional()
+            return self.painter.draw(self._field(), plan, draws, collective=True)
 
     def _field(self) -> FieldOf:
         """What draws with the engine's current weights."""
@@ -292,22 +407,13 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
             self.replica.release()
         super()._move_frozen(device)
 
-    def _mini_batch(
-        self,
-        drawn: Drawn,
-        rows: slice,
-        plan: SamplingPlan,
-        numbers: Sequence[int],
-        layout: Layout,
-        samples: Sequence[Sample],
-        step: int,
-    ) -> TensorDict:
-        trajectory = drawn.trajectory
-        fields: dict[str, Tensor] = stored(Condition.stack(drawn.conditions[rows]))
+    def _mini_batch(self, rollout: Rollout, rows: slice, numbers: Sequence[int]) -> TensorDict:
+        layout, plan, trajectory = rollout.layout, rollout.plan, rollout.trajectory
+        fields: dict[str, Tensor] = stored(Condition.stack(rollout.conditions[rows]))
         if self._forward:
             fields["x0_BCHW"] = trajectory.final_BCHW[rows]
-            names = [(samples[n // layout.members].caption.digest, n % layout.members) for n in numbers]
-            fields |= self._forward_draws(names, plan, step)
+            names = [(rollout.samples[n // layout.members].caption.digest, layout.member(n)) for n in numbers]
+            fields |= self._forward_draws(names, plan, rollout.step)
             if self.objective.grouped:
                 fields["group_B"] = torch.tensor([number // layout.members for number in numbers])
         else:
@@ -358,13 +464,17 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
         return places if u4g.replay_steps is None else min(int(u4g.replay_steps), places)
 
     @torch.no_grad()
-    def _old_values(self, batches: Sequence[TensorDict]) -> dict[str, float]:
+    def _old_values(self, batches: Sequence[TensorDict], regrouped: bool = False) -> dict[str, float]:
         """See to it that the batches have the old policy's values as the trained module says them.
 
         Forward objectives need velocities of a weight copy. For those on transitions sampling has said them where it is
-        the same module in the same micro-batches; it rounds otherwise where a replica sampled, or training takes
-        several places at once. Then the pass of the first batch says them itself, since no update has moved the weights
-        before, and those of the later batches are computed now.
+        the same module in the same micro-batches; it rounds otherwise where a replica sampled, candidates were chosen,
+        or training takes several places at once. Then the pass of the first batch says them itself, since no update has
+        moved the weights before, and those of the later batches are computed now.
+
+        Args:
+            batches: of the updates, in order.
+            regrouped: whether sampling had other micro-batches.
 
         Returns:
             How far what sampling said of the later batches is from these: the largest difference on any rank.
@@ -374,7 +484,7 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
                 for data in batches:
                     self.engine.recompute_old(data)
             return {}
-        if self.replica is None and int(tu.get_non_tensor_data(batches[0], "replay_steps", 1)) == 1:
+        if not regrouped and self.replica is None and int(tu.get_non_tensor_data(batches[0], "replay_steps", 1)) == 1:
             return {}
         tu.assign_non_tensor(batches[0], on_policy=True)
         later = batches[1:]

@@ -24,7 +24,8 @@ from verl_uae.stages.common.config import is_joint
 from verl_uae.stages.common.group import DecoderTrainingGroup
 from verl_uae.stages.g4u.decoder_group import DecoderGroup, canonical_order, fetch
 from verl_uae.stages.g4u.trainer import G4UTrainer
-from verl_uae.stages.u4g.step import Explored, PolicyMixin, PolicyUpdate
+from verl_uae.stages.u4g.pool import Explored
+from verl_uae.stages.u4g.step import PolicyMixin, PolicyUpdate
 from verl_uae.stages.u4g.trainer import policy_line
 
 logger = logging.getLogger(__name__)
@@ -200,10 +201,11 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
             outcomes = self._evaluate(samples)
             self.losses.check(outcomes)
             return outcomes, {}
-        explored = self.explore_policy(samples, self.schedule.done("u4g", self.global_steps - 1))
+        done = self.schedule.done("u4g", self.global_steps - 1)
+        explored = self.explore_policy(columns["raw_prompt"], samples, done)
         self.supervisor.boundary(f"what follows the rewards of step {self.global_steps}")
         outcomes = self._of_captions(explored, groups)
-        self._policy_update = self.judge_policy(explored, columns["raw_prompt"])
+        self._policy_update = self.judge_policy(explored)
         return outcomes, explored.seconds
 
     def _of_captions(self, explored: Explored, groups: Sequence[str]) -> list[Outcome]:
@@ -215,7 +217,8 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
             groups: of each caption.
         """
         members = explored.layout.members
-        drawn = self.compare(explored, [group for group in groups for _ in range(members)])
+        of_pictures = [group for group in groups for _ in range(members)]
+        drawn = self.compare(explored.outcomes, explored.members, of_pictures, explored.seconds)
         return [Outcome.of_caption(drawn[first : first + members]) for first in range(0, len(drawn), members)]
 
     def _evaluate(self, samples: Sequence[Sample]) -> list[Outcome]:
@@ -280,7 +283,7 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
             return
         metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
         metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
-        self.note_speed(metrics, timing_raw, len(batch.keys) * self.config.uae.u4g.samples_per_caption)
+        self.note_speed(metrics, timing_raw, int(metrics["train/drawn_pictures"]))
         logger.info("step %d/%d (u4g): %s", global_steps, self.total_training_steps, policy_line(metrics))
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:

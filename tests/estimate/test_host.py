@@ -98,6 +98,12 @@ def test_what_is_kept_for_later(u4g: Estimator) -> None:
     left = fewer.host[owner] - 8 * 24 * states.numel() * states.element_size()
     left -= 8 * config.uae.reward.source_cache_mib * 2**20
     assert left == pytest.approx(latents)
+    # Candidates that are drawn as they train wait for the choice; the chosen ones are copied. Previews leave nothing.
+    pool = {"uae.u4g.pool.size": 3 * config.uae.u4g.samples_per_caption}
+    whole = u4g.estimate(GPU, changes=pool)
+    assert whole.host[owner] - found.host[owner] == pytest.approx(3 * latents)
+    previews = u4g.estimate(GPU, changes={**pool, "uae.u4g.pool.steps": 1})
+    assert previews.host[owner] == found.host[owner]
 
 
 def test_what_does_not_fit_the_host_says_what_makes_it_fit() -> None:

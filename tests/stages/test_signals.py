@@ -48,6 +48,17 @@ def test_the_value_that_trains_has_normalised_terms(config) -> None:
     assert failed == first[1], "a sample without reward stays without"
 
 
+def test_a_comparison_by_the_values_that_train_leaves_the_statistics_alone(config) -> None:
+    signals, other = StageSignals(config), StageSignals(config)
+    first, second = [outcome(0.2), outcome(0.4, 0.6)], [outcome(0.9, 0.1, 0.3), outcome(0.1)]
+    for each in (signals, other):
+        each.recompose(first, ["g"] * 2)
+    before = signals.state_dict()
+    compared = signals.recompose(second, ["g"] * 2, remember=False)
+    assert signals.state_dict() == before
+    assert compared == other.recompose(second, ["g"] * 2) and other.state_dict() != before
+
+
 def test_without_normalised_terms_the_scorers_sum_stands(compose, tiny_overrides) -> None:
     config = compose(*tiny_overrides, "uae.reward.tripwire_window=0")
     signals = StageSignals(config)

@@ -182,6 +182,12 @@ def test_possible_settings_pass(base: DictConfig, overrides: str) -> None:
     validate(altered(base, overrides))
 
 
+def test_nothing_is_refilled_where_caption_servers_sleep(compose, tiny_overrides: list[str]) -> None:
+    validate(compose(*tiny_overrides, f"{P}.ties=skip", name="uae_unified"))
+    with pytest.raises(ConfigError, match=r"uae\.u4g\.ties: refill needs captions .* use skip, or uae\.u4g\.pool"):
+        validate(compose(*tiny_overrides, f"{P}.ties=refill", name="uae_unified"))
+
+
 @pytest.mark.parametrize("name", ["uae_u4g", "uae_unified"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_objective_is_valid_as_it_is(compose, tiny_overrides: list[str], name: str, preset: str) -> None:

@@ -101,7 +101,7 @@ def _run_and_kill(world: Path, out: Path, after_step: int, delay: float, config:
         ("uae_g4u", ["uae.conditioner.weights=synced"]),
         ("uae_u4g", []),
         ("uae_u4g", ["uae.u4g.pool.size=8", "uae.u4g.pool.steps=2", "uae.u4g.pool.choose=random"]),
-        ("uae_u4g", ["uae.u4g.pool.size=6", "uae.u4g.ties=refill", "uae.u4g.advantage.min_std=0.02"]),
+        ("uae_u4g", ["uae.u4g.pool.size=6", "uae.u4g.ties=refill", "uae.u4g.advantage.min_std=0.009"]),
         ("uae_unified", []),
         ("uae_unified", ["uae.conditioner.weights=synced"]),
         ("uae_unified", ["uae.unified.schedule=joint"]),

@@ -77,6 +77,7 @@ POOLS = {
 }
 
 
+@pytest.mark.slow
 def test_the_chosen_of_a_pool_train(tmp_path: Path) -> None:
     world, out = build_world(tmp_path / "world"), tmp_path / "out"
     rollouts = [f"trainer.rollout_data_dir={out}/rollouts"]

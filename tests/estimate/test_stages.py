@@ -220,8 +220,7 @@ def test_pretraining(tiny: Callable[[str], Path], cpu: Any, one_rank: Any) -> No
     assert executed(estimator, "VAE", "condition", "update") == pytest.approx(learnt, rel=CLOSE)
 
 
-@pytest.mark.parametrize("kept", [0, 1, 2])
-@pytest.mark.parametrize("family", ["sd3", "flux3"])
+@pytest.mark.parametrize(("family", "kept"), [("sd3", 0), ("sd3", 1), ("sd3", 2), ("flux3", 1)])
 def test_cold_start(
     family: str, kept: int, tiny: Callable[[str], Path], tmp_path: Path, cpu: Any, one_rank: Any
 ) -> None:

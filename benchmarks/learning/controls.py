@@ -23,11 +23,10 @@ from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
 from benchmarks.learning.statistics import REPORTED_SEEDS, by_seed, leads, mean_and_spread, select, t_interval
 from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, STARTS, STEEPNESS, similarity
 from verl_uae.bench.results import between, markdown_table
-from verl_uae.checkpoints.names import EXPORT_FOLDER
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.joint_training import JointConfig
-from verl_uae.scenes.quickstart import Say, trained_captioner
-from verl_uae.settings import CAPTIONING, EXPLORING
+from verl_uae.scenes.quickstart import Say
+from verl_uae.settings import EXPLORING
 
 START = "room"
 SYNCED = "uae.conditioner.weights=synced"
@@ -131,8 +130,6 @@ def planned(root: Path, arm: str, seed: int, steps: int) -> Run:
 
 def measure(run: Run, trained: bool) -> Mapping[str, float]:
     """Held-out figures of a run, before or after it; captions are read as in its training."""
-    stage, start = run.config.removeprefix("uae_"), run.root / "captioner"
-    captioner = trained_captioner(run.folder, run.steps) if trained and stage in CAPTIONING else start
-    decoder = run.checkpoint / EXPORT_FOLDER if trained and stage in EXPLORING else run.root / "decoder"
-    reader = captioner if SYNCED in run.overrides else start
+    captioner, decoder = run.models(run.steps if trained else 0)
+    reader = captioner if SYNCED in run.overrides else run.root / "captioner"
     return evaluate(captioner, decoder, reader, n=SCENES, seed=run.seed, reward=similarity).metrics

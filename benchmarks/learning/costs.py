@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from omegaconf import OmegaConf
-
 from verl_uae.estimate.composing import command
 from verl_uae.estimate.estimator import Estimator
 from verl_uae.estimate.phases import Phase
+from verl_uae.estimate.report import step_pictures
 from verl_uae.estimate.work import Asking
 from verl_uae.scenes.render import IMAGE_SIZE
 from verl_uae.scenes.tokenizer import IMAGE_TOKENS
+from verl_uae.stages.common.config import step_kinds
 
 #: Tokens of a caption with its end of turn, of which a full one has up to 15, and of the prompt around the picture's.
 CAPTION_TOKENS, PROMPT_TOKENS = 12, 12 - IMAGE_TOKENS
@@ -36,14 +36,10 @@ def of_steps(config: str, overrides: Sequence[str]) -> dict[str, dict[str, float
     """
     asked = command(config, overrides)
     phases = Estimator(asked, Asking(CAPTION_TOKENS, IMAGE_SIZE, PROMPT_TOKENS)).phases(asked)
-    uae, images = asked.config.uae, int(asked.config.data.train_batch_size)
-    captions, drawings = int(asked.config.actor_rollout_ref.rollout.n), int(uae.u4g.samples_per_caption)
-    if uae.stage == "unified" and OmegaConf.select(uae, "unified.schedule") == "joint":
-        return {"joint": {"pictures": float(images * captions * drawings), "flops": _useful(phases.of_stage())}}
-    drawn = {"g4u": images * captions * int(uae.decoder.seeds_per_caption), "u4g": images * drawings}
-    of_stage = {"g4u": phases.g4u, "u4g": phases.u4g}
-    stages = of_stage if uae.stage == "unified" else [str(uae.stage)]
-    return {stage: {"pictures": float(drawn[stage]), "flops": _useful(of_stage[stage]())} for stage in stages}
+    return {
+        kind: {"pictures": float(step_pictures(asked.config, kind)), "flops": _useful(phases.of_kind(kind))}
+        for kind in step_kinds(asked.config)
+    }
 
 
 def _useful(phases: Iterable[Phase]) -> float:

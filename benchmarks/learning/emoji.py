@@ -38,12 +38,11 @@ from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
 from benchmarks.learning.statistics import REPORTED_SEEDS, gains, select
 from benchmarks.learning.u4g import OVERRIDES, RECOMMENDED, REWARD, STEEPNESS
 from verl_uae.bench.results import markdown_table
-from verl_uae.checkpoints.names import EXPORT_FOLDER
 from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.scenes.evaluate import draw, load_loop
 from verl_uae.scenes.joint_training import JointConfig
-from verl_uae.scenes.quickstart import Say, strip, trained_captioner
+from verl_uae.scenes.quickstart import Say, strip
 from verl_uae.seeding import generator
 
 TRAINED_ON, OTHER = "google", "twitter"
@@ -98,8 +97,8 @@ class SecondWorld(Experiment):
             runs,
             jobs,
             say,
-            before=lambda run: figures(held_out, run, ""),
-            after=lambda run: figures(held_out, run, run.labels["arm"]),
+            before=lambda run: figures(held_out, run, 0),
+            after=lambda run: figures(held_out, run, run.steps),
         )
         for seed in seeds:
             picture(held_out, [run for run in runs if run.seed == seed]).save(out / f"emoji_seed{seed}.png")
@@ -183,13 +182,9 @@ def similarities(drawn_M3HW: torch.Tensor, source_M3HW: torch.Tensor) -> dict[st
 
 
 @torch.no_grad()
-def used(held_out: HeldOut, run: Run, arm: str) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, list[str]]]:
-    """Drawings by way and style, (M, 3, H, W) in [0, 1], and sampled captions by style; "" is before the run."""
-    captioner, decoder, conditioner = load_loop(
-        trained_captioner(run.folder, run.steps) if arm == "g4u" else run.root / "captioner",
-        run.checkpoint / EXPORT_FOLDER if arm == "u4g" else run.root / "decoder",
-        run.root / "captioner",
-    )
+def used(held_out: HeldOut, run: Run, step: int) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, list[str]]]:
+    """After so many steps: drawings by way and style, (M, 3, H, W) in [0, 1], and sampled captions by style."""
+    captioner, decoder, conditioner = load_loop(*run.models(step), run.root / "captioner")
     said = {
         style: captioner.sample(split.pictures_N3HW, generator(run.seed, "emoji-captions", style))
         for style, split in held_out.of.items()
@@ -202,9 +197,9 @@ def used(held_out: HeldOut, run: Run, arm: str) -> tuple[dict[str, dict[str, tor
     return drawn, said
 
 
-def figures(held_out: HeldOut, run: Run, arm: str) -> dict[str, float]:
+def figures(held_out: HeldOut, run: Run, step: int) -> dict[str, float]:
     """``<way>/<part>/<figure>``, and of the captions ``words`` and ``true``."""
-    drawn, said = used(held_out, run, arm)
+    drawn, said = used(held_out, run, step)
     found = {f"{way}/{key}": value for way in WAYS for key, value in held_out.means(drawn[way]).items()}
     return found | caption_figures(held_out.of["names"].emoji, said["names"])
 
@@ -233,8 +228,8 @@ def baselines(held_out: HeldOut, train: Split, root: Path) -> dict[str, dict[str
 def picture(held_out: HeldOut, runs: Sequence[Run]) -> Image.Image:
     """Rows: held-out originals, redrawn before, redrawn after G4U, drawn from whole captions before and after U4G."""
     by_arm = {run.labels["arm"]: run for run in runs}
-    before, _ = used(held_out, by_arm["g4u"], "")
-    (g4u, _), (u4g, _) = (used(held_out, by_arm[arm], arm) for arm in ARMS)
+    before, _ = used(held_out, by_arm["g4u"], 0)
+    (g4u, _), (u4g, _) = (used(held_out, by_arm[arm], by_arm[arm].steps) for arm in ARMS)
     source = held_out.of["names"].pictures_N3HW
     rows = [source, before["loop"]["names"], g4u["loop"]["names"], before["draw"]["names"], u4g["draw"]["names"]]
     chosen = torch.linspace(0, len(source) - 1, min(_SHOWN, len(source))).long()

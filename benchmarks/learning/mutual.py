@@ -37,16 +37,15 @@ from benchmarks.learning.statistics import (
 )
 from benchmarks.learning.u4g import REWARD, SCENES, similarity
 from verl_uae.bench.results import between, markdown_table
-from verl_uae.checkpoints.names import EXPORT_FOLDER, step_name
 from verl_uae.errors import ConfigError
 from verl_uae.files import write_json
 from verl_uae.scenes.evaluate import caption_metrics, draw, drawing_metrics, held_out_scenes, load_loop
 from verl_uae.scenes.grammar import ATTRIBUTES, FULL, CaptionMix, caption
 from verl_uae.scenes.joint_training import JointConfig
-from verl_uae.scenes.quickstart import METRICS, Say, trained_captioner
+from verl_uae.scenes.quickstart import METRICS, Say
 from verl_uae.scenes.render import render_float
 from verl_uae.seeding import generator
-from verl_uae.settings import CAPTIONING, EXPLORING
+from verl_uae.settings import EXPLORING
 
 #: The attribute whose word is held back.
 BLIND = "size"
@@ -299,10 +298,7 @@ def measure(run: Run, step: int) -> tuple[dict[str, float], list[float]]:
     Returns:
         ``reward``, what `caption_metrics` and `drawing_metrics` have, and what `obedience` has.
     """
-    stage, folder = run.config.removeprefix("uae_"), run.folder / step_name(step)
-    captioner = trained_captioner(run.folder, step) if step and stage in CAPTIONING else run.root / "captioner"
-    decoder = folder / EXPORT_FOLDER if step and stage in EXPLORING else run.root / "decoder"
-    return measure_pair(run.root, captioner, decoder, run.seed)
+    return measure_pair(run.root, *run.models(step), run.seed)
 
 
 @torch.no_grad()

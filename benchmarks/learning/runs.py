@@ -19,10 +19,20 @@ import torch
 
 from benchmarks.learning import costs
 from benchmarks.learning.statistics import Row
-from verl_uae.checkpoints.names import step_name
+from verl_uae.checkpoints.names import EXPORT_FOLDER, step_name
 from verl_uae.files import write_json
 from verl_uae.scenes.joint_training import JointConfig, World
-from verl_uae.scenes.quickstart import METRICS, Say, Timings, command, prepare, run_training, train_once
+from verl_uae.scenes.quickstart import (
+    METRICS,
+    Say,
+    Timings,
+    command,
+    prepare,
+    run_training,
+    train_once,
+    trained_captioner,
+)
+from verl_uae.settings import CAPTIONING, EXPLORING
 
 #: Nothing is validated in a run: held-out figures are measured before and after it.
 QUIET = ("trainer.test_freq=-1", "trainer.val_before_train=false")
@@ -73,6 +83,18 @@ class Run:
         """Of its steps, see `costs.of_steps`; the models it starts from must be there."""
         words = self.words
         return costs.of_steps(self.config, words[words.index(self.config) + 1 :])
+
+    def models(self, step: int) -> tuple[Path, Path]:
+        """Captioner and decoder after so many steps, 0 being before the first: of what the stage does not train, those
+        that the run starts from.
+
+        Raises:
+            CheckpointError: the captioner of that step is not there.
+        """
+        stage = self.config.removeprefix("uae_")
+        captioner = trained_captioner(self.folder, step) if step and stage in CAPTIONING else self.root / "captioner"
+        drawn = self.folder / step_name(step) / EXPORT_FOLDER
+        return captioner, drawn if step and stage in EXPLORING else self.root / "decoder"
 
     @property
     def checkpoint(self) -> Path:

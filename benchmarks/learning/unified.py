@@ -26,11 +26,10 @@ from benchmarks.learning.stages import COLUMNS as STAGES_COLUMNS
 from benchmarks.learning.statistics import REPORTED_SEEDS, by_seed, leads, select
 from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, STARTS, similarity
 from verl_uae.bench.results import markdown_table
-from verl_uae.checkpoints.names import EXPORT_FOLDER
 from verl_uae.scenes.evaluate import evaluate
 from verl_uae.scenes.joint_training import JointConfig
-from verl_uae.scenes.quickstart import Say, trained_captioner
-from verl_uae.settings import CAPTIONING, EXPLORING, REWARDED
+from verl_uae.scenes.quickstart import Say
+from verl_uae.settings import REWARDED
 
 START = "room"
 #: Turns of each stage in the unified run.
@@ -67,7 +66,11 @@ class Unified(Experiment):
             for seed, root in roots.items()
             for variant in REWARDED
         ]
-        yield {"runs": compare(runs, jobs, say, before=lambda run: measure(run, ""), after=measure)}
+        yield {
+            "runs": compare(
+                runs, jobs, say, before=lambda run: measure(run, 0), after=lambda run: measure(run, run.steps)
+            )
+        }
 
     def bars(self, report: Report) -> list[Bar]:
         def after(variant: str) -> dict[int, float]:
@@ -101,14 +104,7 @@ class Unified(Experiment):
         curves(out / "unified_curves.png", rows, "seed", "variant", **how, sharey=True)
 
 
-def measure(run: Run, variant: str | None = None) -> Mapping[str, float]:
-    """Caption held-out scenes with the captioner of a run, redraw them with its decoder; "" is before the run."""
-    variant = run.labels["variant"] if variant is None else variant
-    return evaluate(
-        trained_captioner(run.folder, run.steps) if variant in CAPTIONING else run.root / "captioner",
-        run.checkpoint / EXPORT_FOLDER if variant in EXPLORING else run.root / "decoder",
-        run.root / "captioner",
-        n=SCENES,
-        seed=run.seed,
-        reward=similarity,
-    ).metrics
+def measure(run: Run, step: int) -> Mapping[str, float]:
+    """Caption held-out scenes with the captioner of a run after so many steps, redraw them with its decoder."""
+    reader = run.root / "captioner"
+    return evaluate(*run.models(step), reader, n=SCENES, seed=run.seed, reward=similarity).metrics

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.learning import control_rewards, controls
+from benchmarks.learning import control_rewards, controls, runs
 from benchmarks.learning.u4g import STEEPNESS
 from verl_uae.reward.function import declaration_of
 from verl_uae.reward.terms.pixel import pixel_similarity
@@ -64,7 +64,7 @@ def test_captions_are_read_as_in_training(tmp_path: Path, monkeypatch: pytest.Mo
         metrics = MappingProxyType({"reward": 0.5})
 
     seen: list[tuple[str, ...]] = []
-    monkeypatch.setattr(controls, "trained_captioner", lambda folder, step: folder / "trained")
+    monkeypatch.setattr(runs, "trained_captioner", lambda folder, step: folder / "trained")
     monkeypatch.setattr(controls, "evaluate", lambda *folders, **_: seen.append(folders) or Found)
     for arm in ("g4u", "synced", "u4g"):
         run = controls.planned(tmp_path, arm, 0, 60)

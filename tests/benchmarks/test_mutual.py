@@ -203,7 +203,7 @@ def test_a_decoder_is_asked_once_for_all_arms_that_do_not_train_it(
 
 
 def test_each_stage_is_measured_with_what_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mutual, "trained_captioner", lambda folder, step: folder / f"captioner{step}")
+    monkeypatch.setattr(runs, "trained_captioner", lambda folder, step: folder / f"captioner{step}")
     monkeypatch.setattr(mutual, "measure_pair", lambda root, captioner, decoder, seed: (captioner.name, decoder))
     found = {arm: mutual.planned(tmp_path, arm, mutual.HALF_GROUNDED, 0, 120) for arm in ("g4u", "u4g", "turns")}
     after = {arm: mutual.measure(run, 60) for arm, run in found.items()}

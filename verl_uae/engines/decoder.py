@@ -31,7 +31,7 @@ from verl_uae.engines.decoder_batch import OLD, DecoderBatch, MicroBatch, read_b
 from verl_uae.engines.decoder_module import MODEL_TYPE, DecoderModule, Uncast
 from verl_uae.engines.lora import adapter_disabled, add_lora
 from verl_uae.engines.shadow import WeightShadow
-from verl_uae.engines.together import together
+from verl_uae.engines.together import of_all_ranks, together
 from verl_uae.engines.trained import TrainedWeightsEngine
 from verl_uae.engines.update_metrics import LEFT_OUT, SAMPLER_DIFFERENCE, Figures
 from verl_uae.errors import CheckpointError, ConfigError, TrainingError
@@ -410,11 +410,10 @@ class DecoderEngine(TrainedWeightsEngine):
         mean_BK = torch.stack([means[number] for number in own_B.tolist()]).float()
         return dataclasses.replace(batch, fields={**batch.fields, "group_mean_BK": mean_BK})
 
-    def _of_all_ranks(self, *columns: Tensor) -> tuple[Tensor, ...]:
+    @staticmethod
+    def _of_all_ranks(*columns: Tensor) -> tuple[Tensor, ...]:
         """Rows of all ranks, in their order, on the host."""
-        group = self.get_data_parallel_group()
-        ranks: list[Any] = [None] * torch.distributed.get_world_size(group)
-        torch.distributed.all_gather_object(ranks, tuple(column.cpu() for column in columns), group=group)
+        ranks = of_all_ranks(tuple(column.cpu() for column in columns))
         return tuple(torch.cat(parts) for parts in zip(*ranks, strict=True))
 
     def _require_gradient(self, data: TensorDict) -> None:

@@ -230,17 +230,20 @@ class Estimator:
 
     def _choice(self, asked: Command, key: str, values: Sequence[Any], gpu: str, rates: Rates) -> Choice:
         """The first value whose peak is usable, else the last."""
-        usable = ASSUMED_USABLE * rates.memory_gib
 
         @functools.cache
-        def peak(place: int) -> float:
-            return self._estimate(changed(asked, {key: values[place]}), gpu, rates).peak_gib
+        def found(place: int) -> Estimate:
+            return self._estimate(changed(asked, {key: values[place]}), gpu, rates)
 
         last = len(values) - 1
-        chosen = bisect.bisect_left(range(last), True, key=lambda place: peak(place) <= usable)
+        chosen = bisect.bisect_left(
+            range(last), True, key=lambda place: found(place).peak_gib <= found(place).usable_gib
+        )
         # The next that takes more, or where there is none, less.
         places = sorted({chosen, chosen - 1 if chosen else min(1, last)})
-        return Choice(values[chosen], {values[place]: peak(place) for place in places}, usable)
+        return Choice(
+            values[chosen], {values[place]: found(place).peak_gib for place in places}, found(chosen).usable_gib
+        )
 
     def _estimate(self, asked: Command, gpu: str, rates: Rates, decided: Mapping[str, Any] | None = None) -> Estimate:
         phases = self.phases(asked)

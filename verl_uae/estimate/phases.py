@@ -28,9 +28,9 @@ from verl_uae.estimate.held import (
 from verl_uae.estimate.models import trained_parameters
 from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
 from verl_uae.stages.cold_start.config import gone_back
-from verl_uae.stages.common.config import is_joint
+from verl_uae.stages.common.config import step_kinds
 from verl_uae.stages.g4u.decoder_worker import MICRO_BATCHES
-from verl_uae.stages.u4g.config import by_servers, drawn_pictures, needs_reference
+from verl_uae.stages.u4g.config import by_servers, drawn_pictures, needs_reference, reference_guidance
 
 #: GiB that a caption server needs beside weights and cache: activations of its profile run, graphs.
 ASSUMED_SERVER_ROOM_GIB = 3.0
@@ -104,20 +104,22 @@ class Phases(Held):
         work: pieces of the steps, executed when they are asked for.
     """
 
+    def of_kind(self, kind: str) -> list[Phase]:
+        """Of a step of a kind, see :func:`~verl_uae.stages.common.config.step_kinds`, in its order."""
+        return list(getattr(self, kind)())
+
     def of_stage(self) -> list[Phase]:
-        """In the order of a step."""
-        step = "joint" if is_joint(self.config) else self.uae.stage
-        if step != "unified":
-            return list(getattr(self, step)())
-        cycle = self.uae.unified.g4u_steps + self.uae.unified.u4g_steps
+        """In the order of a step; where steps of two kinds take turns, those of both."""
+        kinds = step_kinds(self.config)
+        if len(kinds) == 1:
+            return self.of_kind(*kinds)
+        steps = {kind: self.uae.unified[f"{kind}_steps"] for kind in kinds}
         found = []
-        for name, phases, steps in (
-            ("g4u", self.g4u(), self.uae.unified.g4u_steps),
-            ("u4g", self.u4g(), self.uae.unified.u4g_steps),
-        ):
-            for phase in phases:
-                together = phase.together and f"{name} {phase.together}"
-                found.append(_with(phase, share=steps / cycle * phase.share, together=together))
+        for kind in kinds:
+            for phase in self.of_kind(kind):
+                together = phase.together and f"{kind} {phase.together}"
+                share = steps[kind] / sum(steps.values()) * phase.share
+                found.append(_with(phase, share=share, together=together))
         return found
 
     # ------------------------------------------------------------ drawing
@@ -397,8 +399,9 @@ class Phases(Held):
         held = {**beside, **self.policy(shards, backward=False, state=False)}
         # Of transitions all but those of the first update, whose own pass says them.
         later = (u4g.sampler == "replica" or together > 1) * (1 - 1 / updates)
-        scale = u4g.guidance if u4g.reference_kl.guidance is None else u4g.reference_kl.guidance
-        guided = self.work.velocity(micro, scale, policy=True, places=together).times(passes.whole)
+        guided = self.work.velocity(micro, reference_guidance(self.config), policy=True, places=together).times(
+            passes.whole
+        )
         for name, share, cost in (
             ("old velocities", 1.0 if self.forward_process() else later, forward),
             ("reference", float(needs_reference(self.config)), guided),

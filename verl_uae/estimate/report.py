@@ -8,10 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omegaconf import DictConfig
+
 from verl_uae.estimate.estimator import Answer, Estimate
 from verl_uae.estimate.phases import Phase
 from verl_uae.estimate.rates import GIB
-from verl_uae.stages.common.config import is_joint
+from verl_uae.stages.common.config import step_kinds
 from verl_uae.stages.u4g.config import drawn_pictures
 
 _COLUMNS = ("phase", "TFLOP", "with recomputation", "peak GiB", "NVLink GB", "network GB", "PCIe GB", "seconds")
@@ -20,17 +22,19 @@ _COLUMNS = ("phase", "TFLOP", "with recomputation", "peak GiB", "NVLink GB", "ne
 def pictures(found: Estimate) -> float:
     """Drawn, or learnt from, in a step; in the unified stage's turns in the mean one."""
     config = found.command.config
-    uae, images = config.uae, config.data.train_batch_size
-    of_stage = {
-        "g4u": images * config.actor_rollout_ref.rollout.n * uae.decoder.seeds_per_caption,
-        "u4g": sum(drawn_pictures(config)),
-    }
-    if is_joint(config):
-        return float(of_stage["u4g"])
-    if uae.stage == "unified":
-        g4u, u4g = uae.unified.g4u_steps, uae.unified.u4g_steps
-        return float((g4u * of_stage["g4u"] + u4g * of_stage["u4g"]) / (g4u + u4g))
-    return float(of_stage.get(uae.stage, images))
+    counts = {kind: step_pictures(config, kind) for kind in step_kinds(config)}
+    if len(counts) == 1:
+        return float(*counts.values())
+    steps = {kind: config.uae.unified[f"{kind}_steps"] for kind in counts}
+    return float(sum(steps[kind] * count for kind, count in counts.items()) / sum(steps.values()))
+
+
+def step_pictures(config: DictConfig, kind: str) -> int:
+    """Drawn, or learnt from, in a step of a kind, see :func:`~verl_uae.stages.common.config.step_kinds`."""
+    images = int(config.data.train_batch_size)
+    if kind == "g4u":
+        return images * int(config.actor_rollout_ref.rollout.n) * int(config.uae.decoder.seeds_per_caption)
+    return sum(drawn_pictures(config)) if kind in ("u4g", "joint") else images
 
 
 def render(

@@ -25,7 +25,7 @@ from verl_uae.compat import after_ray_init
 from verl_uae.config.left_open import left_open
 from verl_uae.errors import UAEError, describe
 from verl_uae.runstate import RunState
-from verl_uae.stages.common.config import is_joint
+from verl_uae.stages.common.config import step_kinds
 from verl_uae.waiting import saying
 
 if TYPE_CHECKING:
@@ -201,14 +201,10 @@ def useful_work(asked: Command, peak: Peak) -> UsefulWork:
 def _at_peak(estimator: Estimator, peak: Peak) -> dict[str, dict[str, float]]:
     """Seconds by stage of a step and timer. What is done once in a run has none."""
     phases = estimator.phases(estimator.asked)
-    config = estimator.asked.config
-    stages: tuple[str, ...] = (str(config.uae.stage),)
-    if stages == ("unified",):
-        stages = ("joint",) if is_joint(config) else ("g4u", "u4g")
     found: dict[str, dict[str, float]] = {}
-    for turn in stages:
+    for turn in step_kinds(estimator.asked.config):
         seconds: dict[str, float] = defaultdict(float)
-        for phase in getattr(phases, turn)():
+        for phase in phases.of_kind(turn):
             executed = phase.executed
             if not (phase.share and executed.total):
                 continue

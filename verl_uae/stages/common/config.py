@@ -124,6 +124,13 @@ def is_joint(config: DictConfig) -> bool:
     return bool(config.uae.stage == "unified" and config.uae.unified.schedule == "joint")
 
 
+def step_kinds(config: DictConfig) -> tuple[str, ...]:
+    """Kinds of steps that a run has: its stage, in the unified stage those of its turns or ``joint``."""
+    if is_joint(config):
+        return ("joint",)
+    return ("g4u", "u4g") if config.uae.stage == "unified" else (str(config.uae.stage),)
+
+
 def captions_drawn(config: DictConfig) -> int:
     """Captions of each picture that the decoder's policy draws in a step."""
     return int(config.actor_rollout_ref.rollout.n) if is_joint(config) else 1

@@ -323,6 +323,12 @@ def needs_reference(config: DictConfig) -> bool:
     return bool(u4g.reference_kl.coef > 0 or u4g.objective.norm_guard > 0 or asked)
 
 
+def reference_guidance(config: DictConfig) -> float:
+    """Classifier-free guidance of the policy before RL, where it is asked."""
+    own = config.uae.u4g.reference_kl.guidance
+    return float(config.uae.u4g.guidance if own is None else own)
+
+
 def _validate_objective(config: DictConfig) -> None:
     u4g = config.uae.u4g
     bound = chosen_objective(config)

@@ -10,7 +10,7 @@ Shape legend: M candidates of a caption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,22 +152,20 @@ class Explorer:
             pool.spreads, pool.ties, trained_captions(self.config), widest=self.u4g.pool.keep_captions is not None
         )
         prompts, samples = [pool.prompts[source] for source in kept], [pool.samples[source] for source in kept]
-        members = tuple(member for source in kept for member in pool.chosen[source])
+        pictures = [(source, member) for source in kept for member in pool.chosen[source]]
+        members = tuple(member for _, member in pictures)
         if preview is None:
             layout = self._layout(len(samples), members)
             outcomes = [outcome for source in kept for outcome in pool.alone[source]]
-            pictures = [(source, member) for source in kept for member in pool.chosen[source]]
             self.learner.adopt(samples, layout, plan, policy_step + 1, pictures)
             explored = Explored(prompts, samples, layout, plan, policy_step, outcomes, {}, _cost(0, 0.0))
         else:
-            previews = [pool.of(source)[member] for source in kept for member in pool.chosen[source]]
+            previews = [pool.of(source)[member] for source, member in pictures]
             explored = self._drawn(prompts, samples, plan, policy_step, members, previews)
         share = 1.0 if preview is None else preview.num_steps / plan.num_steps
-        for name, value in _cost(len(pool.outcomes), share).items():
-            explored.metrics[name] += value
+        _add(explored.metrics, _cost(len(pool.outcomes), share))
         explored.metrics.update(_pool_metrics(pool, kept), **{"pool/refill_batches": float(refills)})
-        for phase, value in seconds.items():
-            explored.seconds[phase] = explored.seconds.get(phase, 0.0) + value
+        _add(explored.seconds, seconds)
         return explored
 
     def _layout(self, sources: int, members: tuple[int, ...]) -> Layout:
@@ -220,8 +218,7 @@ class Explorer:
                 starts = range(0, len(found), pool.size)
                 chosen = zip(starts, pool.chosen[first:], strict=True)
                 pool.alone += [[found[start + member] for member in members] for start, members in chosen]
-            for phase, value in spent.items():
-                seconds[phase] = seconds.get(phase, 0.0) + value
+            _add(seconds, spent)
             if pool.ties.count(False) >= wanted:
                 break
         return pool, seconds, refills
@@ -242,6 +239,12 @@ class Explorer:
             pool.chosen.append(members)
             pool.ties.append(tied)
             pool.spreads.append(float(rewards.std()) if len(rewards) > 1 else 0.0)
+
+
+def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
+    """Sums by name, in place."""
+    for name, value in more.items():
+        total[name] = total.get(name, 0.0) + value
 
 
 def _cost(pictures: int, share: float) -> dict[str, float]:

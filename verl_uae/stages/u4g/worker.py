@@ -43,7 +43,7 @@ from verl_uae.stages.common.captions import CaptionSettings, FrozenCaptioner, Me
 from verl_uae.stages.common.conditioner_sync import SyncedConditioner, TakesCaptioner
 from verl_uae.stages.common.config import is_joint
 from verl_uae.stages.common.worker import DecoderTrainingWorker
-from verl_uae.stages.u4g.config import caption_writer, chosen_objective, needs_reference
+from verl_uae.stages.u4g.config import caption_writer, chosen_objective, needs_reference, reference_guidance
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -220,11 +220,6 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
         """Weight copy that draws; None for the current weights."""
         return OLD if self._forward and self.run.uae.u4g.objective.draw_from == "old" else None
 
-    @property
-    def _reference_guidance(self) -> float:
-        u4g = self.run.uae.u4g
-        return float(u4g.guidance if u4g.reference_kl.guidance is None else u4g.reference_kl.guidance)
-
     def _unconditional(self) -> Condition:
         """Condition of the unconditional branch, one row."""
         return self.painter.conditions.negative(self.run.uae.decoder.negative_prompt)
@@ -384,7 +379,7 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
         keep = has_groupwise(self.run)
         draws = [self.named(sample, step, member, want_reconstruction=keep) for sample, member in pictures]
         with self._frozen_on_device(), self.engine.eval_mode(), self._weights(self._drawing):
-            if self._reference_guidance != 1.0:
+            if reference_guidance(self.run) != 1.0:
                 # Kept from here on: the update asks for it when what encodes it may be on the host.
                 self._unconditional()
             return self.painter.draw(self._field(), plan, draws, collective=True)
@@ -438,7 +433,7 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
             step_weights=u4g.step_weights,
             replay_steps=self._replayed(plan),
         )
-        if plan.guidance != 1.0 or self._reference_guidance != 1.0:
+        if plan.guidance != 1.0 or reference_guidance(self.run) != 1.0:
             tu.assign_non_tensor(data, negative=self._unconditional())
         return data
 

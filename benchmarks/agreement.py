@@ -16,7 +16,7 @@ from benchmarks.baseline import Script
 from benchmarks.ours import Ours, gradients_of
 from benchmarks.work import Samples
 from verl_uae.families.family import Condition
-from verl_uae.flow.trajectory import score_step
+from verl_uae.flow.trajectory import Twins, score_step
 
 #: Largest differences that count as the same result, by dtype that is computed in: latents (in standard deviations of
 #: the noise), old log-probabilities (nats per dimension), loss, and gradient (norm of the difference over the norm).
@@ -92,7 +92,8 @@ def log_prob_gate(ours: Ours, samples: Samples) -> list[Gate]:
             scored = []
             for start in range(0, work.samples, work.micro):
                 part = samples.rows(slice(start, start + work.micro))
-                field = ours.engine.field(part.condition.to(work.device))
+                twins = Twins.of(part.origin_N.tolist() if k == 0 else range(work.micro))
+                field = twins.velocity(ours.engine.field(part.condition[twins.first].to(work.device)))
                 x, x_next = (each[:, k].to(work.device) for each in (part.x_NKCHW, part.x_next_NKCHW))
                 scored.append(score_step(field, x, x_next, work.plan, index).log_prob_B.detach().cpu())
             difference_N = (torch.cat(scored) - samples.log_prob_NK[:, k]).abs()

@@ -85,7 +85,7 @@ class Script:
         for start in range(0, self.work.samples, self.work.micro):
             embeds = embeds_NLE[start : start + self.work.micro]
             latents = draw(start, -1)
-            kept: list[tuple[Tensor, ...]] = []
+            steps: list[tuple[Tensor, ...]] = []
             for index, t in enumerate(self.scheduler.timesteps):
                 timestep = t.expand(latents.shape[0])
                 velocity = self.predict(latents, timestep, embeds)
@@ -93,11 +93,12 @@ class Script:
                 before = latents
                 latents, mean, log_prob = self.step(velocity, timestep, before, noise=noise)
                 if noise is not None:
-                    kept.append((before, latents, mean, log_prob))
+                    steps.append((before, latents, mean, log_prob))
             found["final"].append(latents)
-            for name, column in zip(("x", "x_next", "mean", "log_prob"), zip(*kept, strict=True), strict=True):
+            for name, column in zip(("x", "x_next", "mean", "log_prob"), zip(*steps, strict=True), strict=True):
                 found[name].append(torch.stack(column, dim=1))
-        return Samples(embeds_NLE, *(torch.cat(found[n]) for n in ("final", "x", "x_next", "mean", "log_prob")))
+        kept = (torch.cat(found[name]) for name in ("final", "x", "x_next", "mean", "log_prob"))
+        return Samples(embeds_NLE, *kept, self.work.origin_N)
 
     @torch.no_grad()
     def log_probs(self, samples: Samples) -> Tensor:
@@ -171,8 +172,14 @@ class Script:
         return range(len(self.work.plan.window))
 
     def _draw(self, start: int, step: int) -> Tensor:
-        shape = (self.work.micro, *self.work.latent)
-        return torch.randn(shape, generator=self.generator, device=self.work.device)
+        work = self.work
+        if work.shared_prefix and step < 0:
+            if start == 0:
+                shape = (work.prompts, *work.latent)
+                initial = torch.randn(shape, generator=self.generator, device=work.device)
+                self.initial_NCHW = initial[work.origin_N.to(work.device)]
+            return self.initial_NCHW[start : start + work.micro]
+        return torch.randn((work.micro, *work.latent), generator=self.generator, device=work.device)
 
     def _log_prob(self, part: Samples, k: int) -> tuple[Tensor, Tensor]:
         """(log-probability, mean) of trained step k of a micro-batch."""

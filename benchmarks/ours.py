@@ -30,7 +30,7 @@ from verl_uae.families.family import Condition
 from verl_uae.flow.objective import TransitionInputs, bind_objective
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
-from verl_uae.flow.trajectory import Trajectory, sample_trajectory, score_step
+from verl_uae.flow.trajectory import Trajectory, Twins, sample_trajectory, score_step
 
 #: Of the adapters, for every rank.
 LORA_ALPHA = 64
@@ -292,6 +292,8 @@ class VerlEngine:
             "old_log_prob_BK": samples.log_prob_NK,
             "old_mean_BKCHW": samples.mean_NKCHW,
         }
+        if len(samples.origin_N.unique()) < len(advantage_B):
+            fields["origin_B"] = samples.origin_N
         data = TensorDict(fields, batch_size=len(advantage_B))
         tu.assign_non_tensor(
             data,
@@ -359,14 +361,19 @@ class Ours:
         with self.engine.eval_mode(), torch.no_grad():
             for start in range(0, work.samples, work.micro):
                 for at in range(0, work.micro, size):
-                    field = self.engine.field(Condition.stack(conditions[start + at :][:size]).to(work.device))
+                    condition = Condition.stack(conditions[start + at :][:size]).to(work.device)
+                    field, prefix = self.engine.field(condition), None
+                    if work.shared_prefix:
+                        twins = Twins.of(work.origin_N[start + at :][:size].tolist())
+                        prefix = twins.velocity(self.engine.field(condition[twins.first]))
 
                     def step_noise(step: int, start: int = start, at: int = at) -> Tensor:
                         return work.noise(repetition, start, step)[at : at + size]
 
-                    parts.append(_to_host(sample_trajectory(field, step_noise(-1), work.plan, step_noise)))
+                    found = sample_trajectory(field, step_noise(-1), work.plan, step_noise, prefix)
+                    parts.append(_to_host(found))
         fields = (torch.cat([getattr(part, name) for part in parts]) for name in Trajectory.__dataclass_fields__)
-        return Samples(Condition.stack(conditions).states, *fields)
+        return Samples(Condition.stack(conditions).states, *fields, work.origin_N)
 
     def update(self, samples: Samples, advantage_N: Tensor, together: int = 1) -> None:
         """All optimiser updates of a batch."""

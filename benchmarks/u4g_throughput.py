@@ -132,6 +132,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
     parser.add_argument("--replay", type=int, default=1, help="trained steps of a sample in one pass (replay_steps)")
+    parser.add_argument(
+        "--shared-prefix",
+        action="store_true",
+        help="a group starts from one noise on both sides (share_noise), and the package computes what it has in "
+        "common once (shared_prefix)",
+    )
     parser.add_argument("--compile", action="store_true", help="the package's blocks compiled (uae.decoder.compile)")
     parser.add_argument(
         "--ranks",
@@ -145,8 +151,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.dtype = "bf16" if options.device == "cuda" else "fp32"
     if options.engine is None:
         options.engine = "verl" if options.device == "cpu" and verl_available() else "plain"
-    if (options.replay != 1 or options.compile) and options.engine != "verl":
-        parser.error("--replay and --compile need --engine verl")
+    if (options.replay != 1 or options.compile or options.shared_prefix) and options.engine != "verl":
+        parser.error("--replay, --compile and --shared-prefix need --engine verl")
     if options.ranks and (options.device, options.dtype) != ("cpu", "fp32"):
         parser.error("--ranks are of a CPU, in fp32")
     return options
@@ -168,6 +174,7 @@ def make_work(options: argparse.Namespace) -> Work:
         updates=options.updates,
         seed=options.seed,
         device=options.device,
+        shared_prefix=options.shared_prefix,
         processor_time=options.clock == "processor",
     )
 
@@ -237,6 +244,7 @@ def describe(work: Work, size: str, repetitions: int) -> dict[str, Any]:
         "group": work.group,
         "micro": work.micro,
         "updates": work.updates,
+        "shared prefix": work.shared_prefix,
         "repetitions": repetitions,
         "clock": "processor" if work.processor_time else "wall",
     }

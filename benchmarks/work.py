@@ -34,7 +34,7 @@ class Work:
     """How much is done, and how it is cut.
 
     Raises:
-        ValueError: the samples are not whole micro-batches of every update.
+        ValueError: groups or samples are not whole shares of every update, or samples not whole micro-batches.
     """
 
     size: Size
@@ -47,11 +47,13 @@ class Work:
     """Optimiser updates per batch."""
     seed: int
     device: str
+    shared_prefix: bool = False
+    """A group starts from one noise, on both sides; the package computes what it has in common once."""
     processor_time: bool = False
     """Measure processor time of this process, see :class:`Clock`."""
 
     def __post_init__(self) -> None:
-        if self.samples % (self.micro * self.updates):
+        if self.group % self.updates or self.samples % (self.micro * self.updates):
             cut = f"{self.updates} updates in micro-batches of {self.micro}"
             raise ValueError(f"{self.prompts} x {self.group} samples do not divide into {cut}")
 
@@ -70,13 +72,26 @@ class Work:
         """A clock that starts now."""
         return Clock(self.device, processor=self.processor_time)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Prompt times ``group``, plus member, of the samples in their order: each update has equally many members of
+        every prompt, as :class:`verl_uae.stages.u4g.worker.Layout` has it."""
+        width = self.group // self.updates
+        return [
+            prompt * self.group + update * width + member
+            for update in range(self.updates)
+            for prompt in range(self.prompts)
+            for member in range(width)
+        ]
+
     def captions(self, repetition: int) -> list[str]:
-        """N captions, every one ``group`` times in a row; other ones in every repetition."""
+        """N captions, of every prompt as many as its group has; other ones in every repetition."""
         rng = random.Random(derive_seed(self.seed, "captions", repetition))
         found: dict[str, None] = {}
         while len(found) < self.prompts:
             found[caption(sample_scene(rng))] = None
-        return [text for text in found for _ in range(self.group)]
+        texts = list(found)
+        return [texts[number // self.group] for number in self.numbers]
 
     def advantages(self, repetition: int) -> Tensor:
         """Shape (N,), standard normal: rewards are no part of the measurement."""
@@ -84,11 +99,19 @@ class Work:
 
     def noise(self, repetition: int, start: int, step: int = -1) -> Tensor:
         """Of a micro-batch, shape (B, C, H, W), named by sample and step as the package names it; -1 is initial."""
+        numbers = self.numbers[start : start + self.micro]
+        # Of the group's first member where all start from one.
+        members = [0 if self.shared_prefix and step < 0 else number % self.group for number in numbers]
         rows = [
-            normal(self.latent, self.seed, "u4g noise", repetition, number // self.group, number % self.group, step)
-            for number in range(start, start + self.micro)
+            normal(self.latent, self.seed, "u4g noise", repetition, number // self.group, member, step)
+            for number, member in zip(numbers, members, strict=True)
         ]
         return torch.stack(rows).to(self.device)
+
+    @property
+    def origin_N(self) -> Tensor:
+        """Which samples are one latent until their first stochastic step, shape (N,), whole numbers."""
+        return torch.tensor(self.numbers) // (self.group if self.shared_prefix else 1)
 
 
 @dataclass(slots=True)
@@ -101,6 +124,8 @@ class Samples:
     x_next_NKCHW: Tensor
     mean_NKCHW: Tensor
     log_prob_NK: Tensor
+    origin_N: Tensor
+    """See :attr:`Work.origin_N`."""
 
     @property
     def condition(self) -> Condition:

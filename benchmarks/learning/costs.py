@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from verl_uae.estimate.composing import command
 from verl_uae.estimate.estimator import Estimator
-from verl_uae.estimate.phases import Phase
+from verl_uae.estimate.phase import Phase
 from verl_uae.estimate.report import step_pictures
 from verl_uae.estimate.work import Asking
 from verl_uae.scenes.render import IMAGE_SIZE

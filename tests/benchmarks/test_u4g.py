@@ -35,6 +35,26 @@ def test_both_sides_give_the_same_latents_loss_and_gradient(rank: int) -> None:
     assert found.gradient < 1e-4 and found.latents < 1e-4
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_samples_of_a_group_start_alike_on_both_sides_where_that_is_asked(groups: int) -> None:
+    size = replace(SIZES["tiny"], lora_rank=0)
+    work = Work(
+        size, make_plan(4, 2), prompts=2, group=4, micro=4, updates=groups, seed=0, device="cpu", shared_prefix=True
+    )
+    _, script = u4g_throughput.build_sides(work, "plain", torch.float32)
+    # Each update has members of both prompts.
+    assert work.origin_N.tolist() == ([0] * 4 + [1] * 4 if groups == 1 else [0, 0, 1, 1] * 2)
+    for initial in (
+        torch.cat([work.noise(0, 0), work.noise(0, 4)]),
+        torch.cat([script._draw(0, -1), script._draw(4, -1)]),
+    ):
+        for one, origin in zip(initial, work.origin_N.tolist(), strict=True):
+            assert torch.equal(one, initial[work.origin_N.tolist().index(origin)])
+        assert len(initial.unique(dim=0)) == 2
+    captions = work.captions(0)
+    assert len(set(zip(captions, work.origin_N.tolist(), strict=True))) == len(set(captions)) == 2
+
+
 def test_a_side_with_other_noise_levels_is_found() -> None:
     ours, script = sides()
     script.scheduler.sigmas[2] *= 1.01
@@ -115,8 +135,8 @@ def test_steps_together_are_measured_on_two_ranks(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--replay", "2"], "--replay and --compile need --engine verl"),
-        (["--engine", "plain", "--compile"], "--replay and --compile need --engine verl"),
+        (["--replay", "2"], "--replay, --compile and --shared-prefix need --engine verl"),
+        (["--engine", "plain", "--compile"], "--replay, --compile and --shared-prefix need --engine verl"),
         (["--ranks", "2", "--dtype", "bf16"], "--ranks are of a CPU"),
     ],
 )

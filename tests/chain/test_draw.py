@@ -216,6 +216,23 @@ def test_a_group_may_share_its_initial_noise_but_no_step_noise(make_painter) -> 
     assert (own.x_BKCHW[0, 0] - own.x_BKCHW[1, 0]).abs().mean() > 0.5
 
 
+def test_what_a_group_shares_is_drawn_once_in_a_micro_batch(make_painter, policy: Policy) -> None:
+    plan = replace(PLAN, window=(1, 3))
+    draws = draws_of(make_samples(), share=True)
+    apart = make_painter().draw(policy, plan, draws, collective=True)
+    assert policy.calls == [4] * (2 * plan.num_steps)
+    policy.calls.clear()
+    once = make_painter().draw(policy, plan, draws, collective=True, shared_prefix=True)
+    # Two members of two captions in each.
+    assert policy.calls == [2, 2, 4, 4, 4] * 2
+    for one, other in zip(tensors(once), tensors(apart), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    policy.calls.clear()
+    own = make_painter().draw(policy, plan, draws_of(make_samples()), collective=True, shared_prefix=True)
+    assert policy.calls == [4] * (2 * plan.num_steps), "noise of their own: nothing is shared"
+    assert len(own.outcomes) == 8
+
+
 def test_trajectories_replay_to_the_same_log_probabilities(make_painter, policy: Policy) -> None:
     """In the same micro-batches, with the conditions that came back."""
     drawn = make_painter().draw(policy, PLAN, draws_of(make_samples()), collective=True)

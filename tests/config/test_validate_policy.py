@@ -91,6 +91,8 @@ IMPOSSIBLE = [
     (f"{P}.pool.size=16 {P}.pool.steps=10", f"{P}.pool.steps", "10 steps are no preview of uae.u4g.num_steps=10"),
     (f"{P}.pool.steps=4", f"{P}.pool.steps", "nothing is chosen by the previews: set uae.u4g.pool.size above"),
     (f"{P}.pool.size=16 {P}.pool.steps=4 {P}.share_noise=true", f"{P}.pool.steps", "all the same picture: use null"),
+    (f"{P}.shared_prefix=true", f"{P}.shared_prefix", "noise of its own, so there is nothing to share"),
+    (f"NFT {P}.share_noise=true {P}.shared_prefix=true", f"{P}.shared_prefix", "would be one picture"),
     (f"{P}.pool.keep_captions=9", f"{P}.pool.keep_captions", "9 is more than data.train_batch_size=8"),
     (f"{P}.pool.keep_captions=0", f"{P}.pool.keep_captions", "at least 1, got 0"),
     (
@@ -156,7 +158,7 @@ def test_every_choice_of_the_schema_that_stands_alone_is_possible(base: DictConf
         f"{P}.advantage.clamp=null",
         # Candidates need no equal shares: ranks fill them up.
         f"{P}.pool.size=13 {P}.pool.steps=4 {P}.pool.choose=diverse",
-        f"{P}.pool.size=16 {P}.share_noise=true",
+        f"{P}.pool.size=16 {P}.share_noise=true {P}.shared_prefix=true",
         f"{P}.pool.keep_captions=4 {P}.pool.steps=1 {T}.micro_batch_size=16",
         f"{P}.ties=refill {P}.refill_batches=3 {P}.pool.steps=2",
         f"{P}.replay_steps=null",

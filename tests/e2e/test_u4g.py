@@ -49,12 +49,14 @@ def test_two_steps_train_the_decoder_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_micro_batches_a_replica_and_steps_together_do_not_change_the_run(tmp_path: Path) -> None:
+def test_ranks_micro_batches_a_replica_steps_together_and_a_shared_prefix_do_not_change_the_run(tmp_path: Path) -> None:
     world = build_world(tmp_path / "world")
     micro = ["uae.train.micro_batch_size=4"]
     ranks = [*micro, "trainer.n_gpus_per_node=2"]
     runs = {"one": [], "micro": micro, "ranks": ranks, "replica": [*ranks, "uae.u4g.sampler=replica"]}
     runs["together"] = [*ranks, "uae.u4g.replay_steps=null"]
+    runs["alike"] = [*micro, "uae.u4g.share_noise=true"]
+    runs["prefix"] = [*runs["alike"], "uae.u4g.shared_prefix=true", "trainer.n_gpus_per_node=2"]
     logged = {}
     for name, overrides in runs.items():
         result = train(world, tmp_path / name, overrides, config="uae_u4g")
@@ -63,8 +65,11 @@ def test_ranks_micro_batches_a_replica_and_steps_together_do_not_change_the_run(
     for record in (*logged["replica"].values(), *logged["together"].values()):
         assert record["train/sampler_log_prob_difference/max"] <= 1e-6
         assert record["train/first/ratio/min"] == record["train/first/ratio/max"] == 1.0
-    for name in ("micro", "ranks", "replica", "together"):
-        for step, record in logged["one"].items():
+    for record in logged["prefix"].values():
+        assert record["train/first/ratio/min"] == record["train/first/ratio/max"] == 1.0
+    pairs = [("one", name) for name in ("micro", "ranks", "replica", "together")] + [("alike", "prefix")]
+    for base, name in pairs:
+        for step, record in logged[base].items():
             for key in ("train/loss", "reward/score/mean", "train/grad_norm"):
                 assert logged[name][step][key] == pytest.approx(record[key], abs=1e-6), (name, step, key)
 

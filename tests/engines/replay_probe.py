@@ -172,6 +172,12 @@ def collective_facts(decoder: str) -> dict[str, Any]:
     return {str(together): gathers(engine, data, together) for together in (1, *TOGETHER)}
 
 
+def with_origins(data: Any) -> Any:
+    """As if samples had something in common."""
+    data["origin_B"], data["old_velocity_BTCHW"] = torch.zeros(len(data), dtype=torch.long), data["noise_BTCHW"]
+    return data
+
+
 def refusal_facts(decoder: str) -> dict[str, Any]:
     engine = build_engine(decoder, **LORA)
     objective = bind_objective("flow_grpo")
@@ -188,7 +194,47 @@ def refusal_facts(decoder: str) -> dict[str, Any]:
         "none": with_entries(data.clone(), replay_steps=0),
         "ranks": with_entries(data.clone(), replay_steps=1 + torch.distributed.get_rank()),
         "forward": with_entries(forward, on_policy=True),
+        "origins": failure(lambda: engine.forward_backward_batch(with_origins(forwards(1.0)), objective)),
     }
+
+
+def in_pairs(data: Any) -> Any:
+    """The same with two members of a caption side by side: one latent and condition up to the first trained step."""
+    for row in range(0, len(data), 2):
+        for name in ("states_BLE", "length_B"):
+            data[name][row + 1] = data[name][row]
+        data["x_BKCHW"][row + 1, 0] = data["x_BKCHW"][row, 0]
+    return data
+
+
+def shared_facts(decoder: str) -> dict[str, Any]:
+    """The prefix of pairs once, against once for each member; the second row of the first rank is blank, or the first
+    one, which stands for both where it can."""
+    engine = build_engine(decoder, keep_reference=True, **LORA)
+    objective = bind_objective("flow_grpo", {"clip_low": 0.5, "clip_high": 0.5})
+    facts = {}
+    for blank in (0, 1, None):
+        data = in_pairs(sampled(engine, share(8), micro=4, total=8.0, plan=plan(guidance=3.0)))
+        with engine.eval_mode():
+            engine.recompute_old(data)
+        data["old_log_prob_BK"] += 1e-3
+        if blank is not None and torch.distributed.get_rank() == 0:
+            for name in ("states_BLE", "x_BKCHW", "x_next_BKCHW"):
+                data[name][blank] = float("nan")
+            data["weight_B"][blank] = 0.0
+        total = 8.0 - (blank is not None)
+        tu.assign_non_tensor(data, total_weight=total, reference_kl={"form": "exact", "coef": 0.5})
+        apart = outcome(engine, data, objective, 1)
+        data["origin_B"] = torch.arange(len(data)) // 2
+        for together in (1, 3):
+            rows: list[int] = []
+            hook = engine.module.register_forward_pre_hook(lambda _, given, rows=rows: rows.append(len(given[0])))
+            once = outcome(engine, data, objective, together)
+            hook.remove()
+            gradient = float((once["gradient"] - apart["gradient"]).norm() / apart["gradient"].norm())
+            facts[f"{blank} {together}"] = {"apart": apart | {"gradient": 0}, "once": once | {"gradient": gradient}}
+            facts[f"{blank} {together}"]["rows"] = rows
+    return facts
 
 
 def main(decoder: str, out: str, number: str, size: str, port: str) -> None:
@@ -198,6 +244,7 @@ def main(decoder: str, out: str, number: str, size: str, port: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=address, rank=int(number), world_size=int(size))
     facts: dict[str, Any] = {name: equal_facts(decoder, model, guidance) for name, (model, guidance) in RUNS.items()}
     facts |= {precision: policy_facts(decoder, precision) for precision in ("fp32", "bf16")}
+    facts["shared"] = shared_facts(decoder)
     if size == "2":
         facts |= {"collectives": collective_facts(decoder), "refusals": refusal_facts(decoder)}
     Path(out).with_name(f"{Path(out).stem}_{number}.json").write_text(json.dumps(facts))

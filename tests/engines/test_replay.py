@@ -67,6 +67,25 @@ def test_how_far_the_samplers_values_are_is_told(replay: dict[str, Any], ranks: 
         assert not any("sampler" in name for name in replay[ranks][precision]["stored"]["figures"])
 
 
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("blank", [0, 1, None], ids=["first_blank", "second_blank", "all_valid"])
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_a_shared_prefix_has_the_loss_and_gradient_of_one_for_each(
+    replay: dict[str, Any], ranks: str, blank: int | None, together: int
+) -> None:
+    facts = replay[ranks]["shared"][f"{blank} {together}"]
+    apart, once = facts["apart"], facts["once"]
+    assert apart["loss"] != 0.0 and apart["figures"]["k/max"] == 0.0
+    assert apart["figures"]["log_prob_difference/max"] == pytest.approx(1e-3, rel=1e-2)
+    assert once["loss"] == pytest.approx(apart["loss"], rel=1e-5)
+    assert once["gradient"] < 1e-5, "norm of the difference over the norm"
+    assert once["figures"] == pytest.approx(apart["figures"], rel=1e-4, abs=1e-6)
+    # Micro-batches of four rows in two pairs: the first trained step by two rows, of the reference's pass too.
+    later = [4, 4] if together == 1 else [8]
+    count = 2 if ranks == "one" else 1
+    assert facts["rows"] == [2, *later] * count * 2
+
+
 @pytest.mark.parametrize("what", ["c10d::_allgather_base_", "c10d::_reduce_scatter_base_"])
 def test_weights_and_gradients_travel_once_for_all_places_of_a_pass(replay: dict[str, Any], what: str) -> None:
     one, two, all_three = (replay["two"]["collectives"][name][what] for name in ("1", "2", "3"))
@@ -79,6 +98,7 @@ def test_weights_and_gradients_travel_once_for_all_places_of_a_pass(replay: dict
     [
         ("none", "ValueError: replay_steps must be at least 1, got 0"),
         ("ranks", "ValueError: ranks disagree about (micro-batches, places, places at once"),
+        ("origins", "ValueError: origin_B: forward objectives draw noise of their own"),
         ("forward", "ValueError: on_policy: the old policy of a forward objective is a weight copy"),
     ],
 )

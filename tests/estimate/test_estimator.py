@@ -17,7 +17,7 @@ from torch import nn
 from verl_uae.errors import ConfigError
 from verl_uae.estimate.composing import command
 from verl_uae.estimate.estimator import Estimate, Estimator, ask
-from verl_uae.estimate.phases import Phase
+from verl_uae.estimate.phase import Phase
 from verl_uae.estimate.rates import ASSUMED_USABLE, CALIBRATED, CALIBRATED_ON_CPU, GPUS, calibrate, rates_of
 from verl_uae.estimate.report import pictures, render
 from verl_uae.estimate.work import Cost, measure
@@ -149,6 +149,25 @@ def test_places_together_are_counted(replayed: Estimator) -> None:
     assert again.gathered == pytest.approx(denoised.gathered / 8 / 2)
     alone = {key: 3, "uae.u4g.updates_per_rollout": 1}
     assert _named(replayed.estimate("H100-80GB", changes=alone), "old velocities") is None
+
+
+@pytest.mark.parametrize("replay", [1, None])
+def test_what_a_group_shares_is_counted_once(replayed: Estimator, replay: int | None) -> None:
+    """Micro-batches of four with two members of each caption: of eight steps two are by half as many rows, and of three
+    trained steps one."""
+    window = {"uae.u4g.window.mode": "fixed", "uae.u4g.window.low": 1, "uae.u4g.replay_steps": replay}
+    micro = {"uae.train.micro_batch_size": 4, "uae.u4g.samples_per_caption": 4}
+    shared = {"uae.u4g.share_noise": True, "uae.u4g.shared_prefix": True}
+    apart, once = (replayed.estimate("H100-80GB", changes={**window, **micro, **more}) for more in ({}, shared))
+    parts = {name: (_named(apart, name), _named(once, name)) for name in ("denoising", "update")}
+    for name, part in (("denoising", (8 - 2 * 0.5) / 8), ("update", (3 - 0.5) / 3)):
+        before, after = parts[name]
+        assert before and after
+        assert after.executed.total == pytest.approx(before.executed.total * part, rel=0.02), name
+    before, after = parts["update"]
+    assert before and after
+    # The first trained step is a pass of its own.
+    assert after.gathered == pytest.approx(before.gathered * (1 if replay == 1 else 2))
 
 
 def test_places_together_are_named_where_weights_are_waited_for(replayed: Estimator) -> None:

@@ -12,7 +12,7 @@ from tests.flow.gaussian_toy import PUBLISHED, randn
 from verl_uae.flow.ode import euler
 from verl_uae.flow.plan import SamplingPlan
 from verl_uae.flow.schedule import sigma_schedule
-from verl_uae.flow.trajectory import Trajectory, sample_trajectory, score_step
+from verl_uae.flow.trajectory import Trajectory, Twins, sample_trajectory, score_step
 
 TABLE = sigma_schedule(10, 3.0)
 WINDOW = (1, 2, 3)
@@ -147,3 +147,45 @@ def test_scoring_has_a_gradient_at_ratio_one() -> None:
 def test_a_deterministic_step_cannot_be_scored(index: int) -> None:
     with pytest.raises(ValueError, match=rf"step {index} is not in the window \(1, 2, 3\)"):
         score_step(Network(), start(), start(), make(), index)
+
+
+@pytest.mark.parametrize(
+    ("names", "valid", "first", "kind"),
+    [
+        ("aabab", (), (0, 2), (0, 0, 1, 0, 1)),
+        ("abc", (), (0, 1, 2), (0, 1, 2)),
+        ("aabb", (False, True, True, False), (1, 2), (0, 0, 1, 1)),
+        ("aaab", (False, False, True, False), (2, 3), (0, 0, 0, 1)),
+        ("aa", (False, False), (0,), (0, 0)),
+    ],
+)
+def test_twins_are_rows_of_one_name_and_one_that_is_valid_stands_for_them(names, valid, first, kind) -> None:
+    assert Twins.of(names, valid) == Twins(first, kind)
+
+
+def test_the_gradient_of_one_is_the_sum_over_its_twins() -> None:
+    network, twins = Network(), Twins.of("abab")
+    x_BCHW, weight_BCHW = start(2)[list(twins.kind)], randn(4, CHANNELS, SIDE, SIDE, seed=4)
+    sigma_B, gradients = torch.full((4,), 0.7), []
+    for velocity in (network, twins.velocity(network)):
+        network.zero_grad()
+        (velocity(x_BCHW, sigma_B) * weight_BCHW).sum().backward()
+        gradients.append(network.weight.grad.clone())
+    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-5) and gradients[0].abs().max() > 1
+
+
+@pytest.mark.parametrize("window", [(0, 1), WINDOW, (2, 5)])
+def test_a_prefix_is_asked_up_to_the_first_stochastic_step(window: tuple[int, ...]) -> None:
+    plan, network, asked = make(window=window), Network(), []
+
+    def once(x_BCHW: torch.Tensor, sigma_B: torch.Tensor) -> torch.Tensor:
+        asked.append((len(x_BCHW), float(sigma_B[0])))
+        return network(x_BCHW, sigma_B)
+
+    noise_BCHW = start(1).expand(3, -1, -1, -1)
+    drawn = sample_trajectory(network, noise_BCHW, plan, step_noise, Twins.of("aaa").velocity(once))
+    assert asked == [(1, plan.sigmas[index]) for index in range(window[0] + 1)]
+    whole = sample_trajectory(network, noise_BCHW, plan, step_noise)
+    for name in Trajectory.__dataclass_fields__:
+        assert torch.allclose(getattr(drawn, name), getattr(whole, name), atol=1e-5), name
+    assert (drawn.final_BCHW[0] - drawn.final_BCHW[1]).abs().max() > 0.1

@@ -36,8 +36,8 @@ def test_pictures_are_numbered_sample_by_sample(compose: Any, tiny_overrides: li
             self.engine = SimpleNamespace(eval_mode=contextlib.nullcontext, field=None)
             self.painter = SimpleNamespace(draw=self.draw)
 
-        def draw(self, field: Any, plan: SamplingPlan, draws: list[Draw], *, collective: bool) -> Any:
-            assert collective, "the engine gathers weights in every velocity call"
+        def draw(self, field: Any, plan: SamplingPlan, draws: list[Draw], **how: bool) -> Any:
+            assert how == {"collective": True, "shared_prefix": False}, "each velocity call gathers weights"
             asked.extend(draws)
             return SimpleNamespace(outcomes=[], seconds={}, conditions=[], trajectory=None)
 

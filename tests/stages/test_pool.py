@@ -328,6 +328,27 @@ def test_the_ratio_starts_at_one_on_candidates(made: Any) -> None:
     assert 0 <= updates[1]["sampler_log_prob_difference/max"] < 1e-6
 
 
+def test_a_shared_prefix_is_drawn_and_trained_once_and_the_ratio_stays_one(made: Any) -> None:
+    """In two updates of two members of two captions; then with captions that are the same picture and text."""
+    worker = made.build()
+    plan, layout = plan_of(made, worker), Layout(2, 4, 2, 1)
+    worker.run.uae.u4g.share_noise = True
+    apart, _ = worker.explore(SAMPLES, layout, plan.to_dict(), 5)
+    worker.run.uae.u4g.shared_prefix = True
+    once, _ = worker.explore(SAMPLES, layout, plan.to_dict(), 5)
+    for one, other in zip(once, apart, strict=True):
+        assert one.record.value == pytest.approx(other.record.value, abs=1e-5)
+    rows: list[int] = []
+    hook = worker.engine.module.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    first, _ = worker.improve([1.0, -1.0, 0.5, -0.5] * 2, [1.0] * 8, 0)
+    hook.remove()
+    assert rows == [1, 2] * 4, "micro-batches of two members of one caption, by two steps"
+    assert first["ratio/max"] == first["ratio/min"] == [1.0] and first["grad_norm"] > 0
+    worker.explore([SAMPLES[0], SAMPLES[0]], Layout(2, 2, 1, 1), plan.to_dict(), 6)
+    (same,) = worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 2)
+    assert same["ratio/max"] == same["ratio/min"] == [1.0]
+
+
 @pytest.mark.parametrize(
     ("kept", "sends"), [((1, 2), [[], [(1, 3), (1, 4)]]), ((0, 1), [[(1, 0), (1, 1)], []])], ids=["down", "up"]
 )

@@ -27,7 +27,7 @@ from verl_uae.errors import DecodeError, RewardError
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.ode import Velocity
 from verl_uae.flow.plan import SamplingPlan
-from verl_uae.flow.trajectory import Trajectory, sample_trajectory
+from verl_uae.flow.trajectory import Trajectory, Twins, sample_trajectory
 from verl_uae.reward.record import RewardBatch, RewardRecord, Status
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.seeding import normal
@@ -112,7 +112,15 @@ class Painter:
         visit(self.vae, device)
         self.scorer.to(device)
 
-    def draw(self, field_of: FieldOf, plan: SamplingPlan, draws: Sequence[Draw], *, collective: bool = False) -> Drawn:
+    def draw(
+        self,
+        field_of: FieldOf,
+        plan: SamplingPlan,
+        draws: Sequence[Draw],
+        *,
+        collective: bool = False,
+        shared_prefix: bool = False,
+    ) -> Drawn:
         """Draw under a plan and score.
 
         What has no caption, or one that cannot be encoded, is drawn from the empty one and has no reward. What fails in
@@ -124,6 +132,7 @@ class Painter:
             draws: what to draw.
             collective: every velocity call gathers weights of all ranks, which must make equally many: micro-batches
                 keep their size, and what fails in one ends the call. Otherwise they are treated as decoding is.
+            shared_prefix: what pictures of a micro-batch have in common, see :attr:`Draw.origin`, is drawn once.
 
         Raises:
             ConfigError: the negative prompt cannot be encoded.
@@ -141,7 +150,7 @@ class Painter:
 
             def sample() -> Trajectory:
                 with clock.phase("sample"):
-                    return self._sample(field_of, plan, conditions, negative, draws, collective, sampled)
+                    return self._sample(field_of, plan, conditions, negative, draws, collective, shared_prefix, sampled)
 
             def finish(rows: slice) -> list[Outcome]:
                 final_BCHW, undrawn = sampled.take(rows)
@@ -179,6 +188,7 @@ class Painter:
         negative: Condition | None,
         draws: Sequence[Draw],
         collective: bool,
+        shared_prefix: bool,
         sampled: _Sampled,
     ) -> Trajectory:
         """Latents, zero where they could not be drawn; ``sampled`` is given each micro-batch as soon as it is there."""
@@ -187,8 +197,12 @@ class Painter:
         def sample(rows: slice) -> Trajectory:
             some = draws[rows]
             condition = Condition.stack(conditions[rows]).to(self.device, non_blocking=True)
-            field = field_of(condition, negative, plan.guidance)
-            return _to_host(sample_trajectory(field, self._noise(some), plan, lambda step: self._noise(some, step)))
+            field, prefix = field_of(condition, negative, plan.guidance), None
+            if shared_prefix:
+                twins = Twins.of([draw.origin for draw in some])
+                prefix = twins.velocity(field_of(condition[twins.first], negative, plan.guidance))
+            found = sample_trajectory(field, self._noise(some), plan, lambda step: self._noise(some, step), prefix)
+            return _to_host(found)
 
         def lose(row: int, error: Exception) -> Trajectory:
             sampled.lose(row, _failure("decoder", error))

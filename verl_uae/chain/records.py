@@ -119,6 +119,11 @@ class Draw:
     want_reconstruction: bool = False
     """Return it as PNG bytes."""
 
+    @property
+    def origin(self) -> Name:
+        """Two pictures of one origin are the same latent until their first stochastic step."""
+        return (*self.noise, self.sample.caption.text if self.sample.caption.ok else "")
+
     @classmethod
     def for_caption(cls, sample: Sample, *, seed: int, step: int, **wanted: bool) -> Draw:
         """Drawn to reward the caption: all captions of a picture share their noise at a step, so only they differ.

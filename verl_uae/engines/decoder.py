@@ -233,7 +233,9 @@ class DecoderEngine(TrainedWeightsEngine):
                 0 not), advantage_B. For objectives on transitions x_BKCHW, x_next_BKCHW, old_log_prob_BK,
                 old_mean_BKCHW, place k being step ``plan.window[k]``. For forward objectives x0_BCHW, noise_BTCHW,
                 sigma_BT, old_velocity_BTCHW. All fp32 but the condition. For objectives with a figure of the group
-                group_B, whole numbers that mean the same on every rank.
+                group_B, whole numbers that mean the same on every rank. For transitions optionally origin_B, whole
+                numbers: rows of one number are one latent under one condition at place 0, and go through the model
+                once there.
                 Non-tensor: plan (dict), plan_digest, micro_batch_size_per_gpu, total_weight (sum of the weights of all
                 ranks), and optionally reference_kl (fields of
                 :class:`~verl_uae.engines.decoder_batch.ReferencePenalty`), norm_guard (weight of the hinge on the
@@ -367,7 +369,10 @@ class DecoderEngine(TrainedWeightsEngine):
     def _velocities(self, micro: MicroBatch, places: range, guidance: float | None = None) -> tuple[Tensor, ...]:
         """Of a micro-batch at some places, by one call; with the plan's guidance unless another is given."""
         guidance = micro.batch.plan.guidance if guidance is None else guidance
-        field = self.field(micro.condition, None if guidance == 1.0 else micro.negative, guidance)
+        twins = micro.twins if places.start == 0 else None
+        condition = micro.condition if twins is None else micro.condition[twins.first]
+        field = self.field(condition, None if guidance == 1.0 else micro.negative, guidance)
+        field = field if twins is None else twins.velocity(field)
         x, sigma = zip(*map(micro.position, places), strict=True)
         return field(torch.cat(x), torch.cat(sigma)).split(len(micro.valid_B))
 

@@ -26,6 +26,7 @@ from verl_uae.flow.matching import forward_noise
 from verl_uae.flow.objective import ForwardInputs, TransitionInputs
 from verl_uae.flow.objective.types import Kind
 from verl_uae.flow.plan import SamplingPlan
+from verl_uae.flow.trajectory import Twins
 
 #: Tensors of a mini-batch by kind of objective; those of OLD come from the policy that sampled.
 INPUTS: Mapping[str, tuple[str, ...]] = {
@@ -33,7 +34,7 @@ INPUTS: Mapping[str, tuple[str, ...]] = {
     "forward": ("states_BLE", "length_B", "weight_B", "advantage_B", "x0_BCHW", "noise_BTCHW", "sigma_BT"),
 }
 #: Whole numbers, read on the host.
-COUNTS = ("length_B", "group_B")
+COUNTS = ("length_B", "group_B", "origin_B")
 OLD: Mapping[str, tuple[str, ...]] = {
     "transition": ("old_log_prob_BK", "old_mean_BKCHW"),
     "forward": ("old_velocity_BTCHW",),
@@ -117,10 +118,17 @@ class DecoderBatch:
         return self.fields["x_BKCHW" if self.kind == "transition" else "sigma_BT"].shape[1]
 
     @property
+    def shares_prefix(self) -> bool:
+        """Whether rows of one origin go through the model once at place 0."""
+        return "origin_B" in self.fields
+
+    @property
     def passes(self) -> list[range]:
-        """The places, as many at a time as go through the model together; the last may be fewer."""
-        size = self.replay_steps
-        return [range(first, min(first + size, self.places)) for first in range(0, self.places, size)]
+        """The places, as many at a time as go through the model together; the last may be fewer, and a place that
+        fewer rows go through is alone."""
+        size, alone = self.replay_steps, int(self.shares_prefix)
+        rest = [range(first, min(first + size, self.places)) for first in range(alone, self.places, size)]
+        return [range(alone)] * alone + rest
 
     def micro_batches(self, device: Any) -> Iterator[MicroBatch]:
         """Consecutive samples, ``micro_batch_size`` at a time, on the device; sent without waiting for what it does."""
@@ -132,7 +140,10 @@ class DecoderBatch:
                 name: tensor if name in COUNTS else tensor.to(device, non_blocking=True)
                 for name, tensor in fields.items()
             }
-            yield MicroBatch(self, moved, negative)
+            twins = None
+            if self.shares_prefix:
+                twins = Twins.of(fields["origin_B"].tolist(), (fields["weight_B"] > 0).tolist())
+            yield MicroBatch(self, moved, negative, twins)
 
 
 class MicroBatch:
@@ -143,11 +154,19 @@ class MicroBatch:
         fields: its tensors, these samples only. Samples of weight 0 may hold anything, NaN included: zero times NaN
             is NaN, so they are blanked.
         negative: condition of the unconditional branch where they are, one row.
+        twins: rows that go through the model once at place 0; None: there each goes for itself too.
     """
 
-    def __init__(self, batch: DecoderBatch, fields: dict[str, Tensor], negative: Condition | None = None) -> None:
+    def __init__(
+        self,
+        batch: DecoderBatch,
+        fields: dict[str, Tensor],
+        negative: Condition | None = None,
+        twins: Twins | None = None,
+    ) -> None:
         self.batch = batch
         self.negative = negative
+        self.twins = twins
         self.valid_B = fields["weight_B"] > 0
         length_B = fields["length_B"]
         floats = {name: tensor for name, tensor in fields.items() if name not in COUNTS}
@@ -256,7 +275,7 @@ def read_batch(data: TensorDict, *, with_old: bool = True) -> DecoderBatch:
     on_policy = with_old and bool(tu.get_non_tensor_data(data, "on_policy", False))
     # On policy the stored log-probabilities alone are looked at.
     names = INPUTS[kind] + (OLD[kind][: 1 if on_policy else None] if with_old else ())
-    names += ("group_B",) if "group_B" in data.keys() else ()
+    names += tuple(name for name in ("group_B", "origin_B") if name in data.keys())
     missing = [name for name in names if name not in data.keys()]
     if missing:
         raise ValueError(f"a mini-batch of kind {kind!r} lacks {', '.join(missing)}")
@@ -292,6 +311,8 @@ def _check(batch: DecoderBatch) -> None:
         raise ValueError(f"replay_steps must be at least 1, got {batch.replay_steps}")
     if batch.on_policy and batch.kind == "forward":
         raise ValueError("on_policy: the old policy of a forward objective is a weight copy, never the current weights")
+    if batch.shares_prefix and batch.kind == "forward":
+        raise ValueError("origin_B: forward objectives draw noise of their own for every sample")
     if batch.kind == "transition" and batch.places != len(batch.plan.window):
         raise ValueError(f"{batch.places} steps per sample, but the plan's window is {batch.plan.window}")
     if batch.places < 1:

@@ -19,7 +19,8 @@ from verl_uae.errors import ConfigError
 from verl_uae.estimate.composing import Command, changed, command
 from verl_uae.estimate.host import ASSUMED_USABLE_HOST, HOST_GIB, host_memory
 from verl_uae.estimate.models import Models
-from verl_uae.estimate.phases import Phase, Phases
+from verl_uae.estimate.phase import Phase
+from verl_uae.estimate.phases import Phases
 from verl_uae.estimate.rates import ASSUMED_COMPILED, ASSUMED_USABLE, GIB, GPUS, Rates, rates_of
 from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Asking, Work
 from verl_uae.settings import REWARDED

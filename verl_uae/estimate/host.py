@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from verl_uae.estimate.held import ADAM, GIB, Held, held_weights
 from verl_uae.estimate.models import trained_parameters
-from verl_uae.estimate.phases import Phase
+from verl_uae.estimate.phase import Phase
 from verl_uae.estimate.work import Shards, nbytes
 from verl_uae.stages.g4u.decoder_worker import MICRO_BATCHES
 from verl_uae.stages.u4g.config import by_servers, drawn_pictures

@@ -11,8 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from verl_uae.chain.conditioner import BATCH as CONDITIONS
 from verl_uae.estimate.held import (
@@ -26,75 +24,27 @@ from verl_uae.estimate.held import (
     width_of,
 )
 from verl_uae.estimate.models import trained_parameters
+from verl_uae.estimate.phase import Passes, Phase, as_preview, changed
 from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
 from verl_uae.stages.cold_start.config import gone_back
 from verl_uae.stages.common.config import step_kinds
 from verl_uae.stages.g4u.decoder_worker import MICRO_BATCHES
-from verl_uae.stages.u4g.config import by_servers, drawn_pictures, needs_reference, reference_guidance
+from verl_uae.stages.u4g.config import (
+    by_servers,
+    chooses,
+    drawn_pictures,
+    needs_reference,
+    pool_size,
+    reference_guidance,
+)
+from verl_uae.stages.u4g.worker import sampling_plan
 
 #: GiB that a caption server needs beside weights and cache: activations of its profile run, graphs.
 ASSUMED_SERVER_ROOM_GIB = 3.0
 #: Seconds of a step in which a caption server wakes, sleeps and takes weights in, and of any step for its bookkeeping.
 ASSUMED_SERVER_S, ASSUMED_STEP_S = 3.0, 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """Of a step, on the GPU that does most."""
-
-    name: str
-    executed: Cost = field(default_factory=Cost)
-    """Operations with what is computed again."""
-    useful: float = 0.0
-    """Operations without."""
-    memory: Mapping[str, float] = field(default_factory=dict)
-    """Bytes at the peak by owner."""
-    server_share: float = 0.0
-    """Share of the GPU's memory that an awake caption server takes besides."""
-    read: float = 0.0
-    """Bytes of the GPU's memory that are read one after the other: what token-by-token generation waits for."""
-    gathered: float = 0.0
-    """Bytes received from the other ranks of its shards."""
-    across: float = 0.0
-    """Of these, bytes over the network of the node's GPUs, per GPU."""
-    copied: float = 0.0
-    """Bytes of gradients into and out of the buffers in which they are summed."""
-    collectives: float = 0.0
-    """One after the other, each around a ring of the ranks."""
-    hops: float = 0.0
-    """Of all of their rings, inside of nodes."""
-    hops_across: float = 0.0
-    """Between nodes."""
-    pinned: float = 0.0
-    """Bytes between GPU and pinned memory of the host, both ways together."""
-    pageable: float = 0.0
-    """Bytes between GPU and memory of the host that is not pinned."""
-    fixed_s: float = 0.0
-    """Seconds that are assumed."""
-    control_s: float = 0.0
-    """Likewise, of the process that controls the run."""
-    share: float = 1.0
-    """Of steps that have it: 0 where it is done once in a run."""
-    together: str = ""
-    """Phases of one name here run beside each other, in streams of one GPU."""
-    alone: float = 1.0
-    """Share of them that does not: the first and the last part of what goes from one to the other."""
-    blocks: bool = False
-    """Its operations are of the decoder's repeated blocks, which can be compiled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passes:
-    """How often a model is called, and what a call holds."""
-
-    calls: float
-    """For weights and gradients, which travel in each."""
-    whole: float
-    """For operations, in calls with all of ``places``: the last of a micro-batch may have fewer."""
-    places: int = 1
-    """Of every picture in a call."""
-    updates: int = 1
-    """Of the weights."""
+#: Batches of a run that a mean over its windows is taken of.
+BATCHES = 64
 
 
 class Phases(Held):
@@ -119,7 +69,7 @@ class Phases(Held):
             for phase in self.of_kind(kind):
                 together = phase.together and f"{kind} {phase.together}"
                 share = steps[kind] / sum(steps.values()) * phase.share
-                found.append(_with(phase, share=share, together=together))
+                found.append(changed(phase, share=share, together=together))
         return found
 
     # ------------------------------------------------------------ drawing
@@ -158,7 +108,7 @@ class Phases(Held):
             useful = wanted if name == "condition" else cost.total
             phase = Phase(name, cost, useful, memory, blocks=name == "denoising")
             if alone < 1.0 and name != "condition":
-                phase = _with(phase, together="drawing", alone=alone)
+                phase = changed(phase, together="drawing", alone=alone)
             found += [phase] if cost.total else []
         return found
 
@@ -233,7 +183,7 @@ class Phases(Held):
             captions *= self.layout.ranks / (uae.decoder.n_gpus_per_node * uae.decoder.nnodes)
             beside = self.processes(1)
             decoder = {"decoder": nbytes(self.models.frozen_decoder), **self.frozen()}
-        phases = [_with(phase, memory={**beside, **decoder, **phase.memory}) for phase in self.drawing(captions)]
+        phases = [changed(phase, memory={**beside, **decoder, **phase.memory}) for phase in self.drawing(captions)]
         if uae.decoder.offload and not own_pool:
             phases[0] = self._visited(phases[0], decoder)
         return phases
@@ -310,7 +260,7 @@ class Phases(Held):
             fixed_s=ASSUMED_SERVER_S if self.served_by_vllm() else 0.0,
             control_s=ASSUMED_STEP_S,
         )
-        return _with(phase, **self.travels(shards, 2, gathers=1))
+        return changed(phase, **self.travels(shards, 2, gathers=1))
 
     # ------------------------------------------------------------ U4G
 
@@ -328,7 +278,7 @@ class Phases(Held):
         elif by_servers(self.config):
             waiting = {**frozen, **self.policy_waiting(self.policy_shards()), **self.processes(2)}
             served = self._served(rows, waiting)
-            phases.insert(0, _with(served, name="captions, first epoch", share=0.0))
+            phases.insert(0, changed(served, name="captions, first epoch", share=0.0))
         if uae.decoder.offload:
             phases[0] = self._visited(phases[0], frozen)
         return [*phases, *learning]
@@ -354,27 +304,49 @@ class Phases(Held):
             again = self._drawn_by_policy(0.0, drawn, held, int(u4g.num_steps))
             if offload:
                 again[0] = self._visited(again[0], frozen)
-            phases = [phase if phase.name == "condition" else _as_preview(phase) for phase in phases] + again
+            phases = [phase if phase.name == "condition" else as_preview(phase) for phase in phases] + again
         learning = self._policy_learning(self.trained_pictures(), shards, {**beside, **({} if offload else frozen)})
         return phases, learning, held
 
     def _drawn_by_policy(self, captions: float, pictures: float, held: Mapping[str, float], steps: int) -> list[Phase]:
         """Pictures of a rank, and conditions and features of sources that are not known yet."""
         engine, shards, micro = self.uae.train.fsdp_config, self.policy_shards(), int(self.uae.train.micro_batch_size)
-        calls = steps * pictures / micro
-        sampling = self.work.velocity(micro, self.uae.u4g.guidance, policy=True)
-        phases = self._drawing(captions, pictures, sampling.times(calls), held, math.inf)
+        members = pool_size(self.config) if chooses(self.config) else self._members_of_update()
+        calls, few = steps * pictures / micro, self.kinds(members)
+        shared = self.prefix() * pictures / micro if few else 0.0
+        sampling = Passes(calls, calls - shared, few=few, few_calls=shared).of(micro, self._sampled)
+        phases = self._drawing(captions, pictures, sampling, held, math.inf)
         at = next(number for number, phase in enumerate(phases) if phase.name == "denoising")
         width, gathered = width_of(engine.mixed_precision.param_dtype), calls if engine.reshard_after_forward else 1
-        phases[at] = _with(phases[at], **self.travels(shards, width, gathers=gathered))
-        phases[at] = _with(phases[at], pageable=self.moves(engine, shards, 4, state=False))
+        phases[at] = changed(phases[at], **self.travels(shards, width, gathers=gathered))
+        phases[at] = changed(phases[at], pageable=self.moves(engine, shards, 4, state=False))
         return phases
+
+    def _sampled(self, rows: int, places: int) -> Cost:
+        """A velocity of the policy."""
+        return self.work.velocity(rows, self.uae.u4g.guidance, policy=True, places=places)
+
+    def _members_of_update(self) -> int:
+        """Of a group, one behind the other."""
+        return int(self.uae.u4g.samples_per_caption) // int(self.uae.u4g.updates_per_rollout)
+
+    def prefix(self) -> float:
+        """Steps up to the first stochastic one, this one included; mean over the first batches of a run."""
+        plans = [sampling_plan(self.config, self.models.family, iteration) for iteration in range(BATCHES)]
+        return sum(plan.window[0] + 1 for plan in plans) / len(plans)
+
+    def kinds(self, members: int) -> int:
+        """Rows of a micro-batch that the prefix is computed for where groups of so many share it; 0: they do not."""
+        micro = int(self.uae.train.micro_batch_size)
+        if not self.uae.u4g.shared_prefix:
+            return 0
+        return max((start + micro - 1) // members - start // members + 1 for start in range(0, micro * members, micro))
 
     @staticmethod
     def _visited(phase: Phase, frozen: Mapping[str, float]) -> Phase:
         """A phase before which frozen weights come to the GPU; behind the last that needs them they are dropped there,
         see :mod:`verl_uae.visits`."""
-        return _with(phase, pinned=phase.pinned + sum(frozen.values()))
+        return changed(phase, pinned=phase.pinned + sum(frozen.values()))
 
     def _written_by_ranks(self, rows: float, held: Mapping[str, float]) -> Phase:
         """By transformers, in the first epoch: one token after the other of a batch, in eager mode."""
@@ -390,18 +362,26 @@ class Phases(Held):
         uae, engine = self.uae, self.uae.train.fsdp_config
         u4g, micro, width = uae.u4g, int(uae.train.micro_batch_size), width_of(engine.mixed_precision.param_dtype)
         places = int(u4g.objective.num_sigmas) if self.forward_process() else self.window()
-        together = min(int(u4g.replay_steps or places), places)
         batches, updates = samples / micro, int(u4g.updates_per_rollout)
-        passes = Passes(batches * math.ceil(places / together), batches * places / together, together, updates)
+        few = self.kinds(self._members_of_update())
+        full = places - bool(few)
+        together = min(int(u4g.replay_steps or places), max(1, full))
+        passes = Passes(
+            batches * (math.ceil(full / together) + bool(few)),
+            batches * full / together,
+            together,
+            updates,
+            few,
+            batches * bool(few),
+        )
         found = []
-        forward = self.work.velocity(micro, u4g.guidance, policy=True, places=together).times(passes.whole)
+        forward = passes.of(micro, self._sampled)
         reshard = bool(engine.reshard_after_forward)
         held = {**beside, **self.policy(shards, backward=False, state=False)}
         # Of transitions all but those of the first update, whose own pass says them.
         later = (u4g.sampler == "replica" or together > 1) * (1 - 1 / updates)
-        guided = self.work.velocity(micro, reference_guidance(self.config), policy=True, places=together).times(
-            passes.whole
-        )
+        guidance = reference_guidance(self.config)
+        guided = passes.of(micro, lambda rows, places: self.work.velocity(rows, guidance, policy=True, places=places))
         for name, share, cost in (
             ("old velocities", 1.0 if self.forward_process() else later, forward),
             ("reference", float(needs_reference(self.config)), guided),
@@ -411,7 +391,7 @@ class Phases(Held):
                 memory = {**held, "activations": cost.peak}
                 phase = Phase(name, cost.times(share), cost.total * share, memory, blocks=True)
                 gathers = share * passes.calls if reshard else 1
-                found.append(_with(phase, **self.travels(shards, width, gathers)))
+                found.append(changed(phase, **self.travels(shards, width, gathers)))
         return [*found, self._decoder_update(passes, micro, shards, beside, u4g.guidance)]
 
     def _decoder_update(
@@ -419,15 +399,23 @@ class Phases(Held):
     ) -> Phase:
         engine = self.uae.train.fsdp_config
         width, reshard = width_of(engine.mixed_precision.param_dtype), bool(engine.reshard_after_forward)
-        plain = self.work.learning(micro, guidance, checkpointing=False, places=passes.places).whole
-        again = bool(self.uae.train.gradient_checkpointing)
-        cost = self.work.learning(micro, guidance, checkpointing=True, places=passes.places).whole if again else plain
+
+        def learnt(checkpointing: bool) -> Cost:
+            return passes.of(
+                micro,
+                lambda rows, places: (
+                    self.work.learning(rows, guidance, checkpointing=checkpointing, places=places).whole
+                ),
+            )
+
+        plain = learnt(False)
+        cost = learnt(True) if self.uae.train.gradient_checkpointing else plain
         # Weights that stay are gathered once in an update.
         gathers = 2 * passes.calls if reshard else passes.updates
         return Phase(
             "update",
-            cost.times(passes.whole),
-            plain.total * passes.whole,
+            cost,
+            plain.total,
             {**beside, **self.policy(shards, backward=True, state=True), "activations": cost.peak},
             blocks=True,
             **self.travels(shards, width, gathers, passes.calls, engine),
@@ -446,7 +434,7 @@ class Phases(Held):
         drawing, learning, _ = self._exploring(captions, frozen, {**self.beside_policy(), **self.processes(1)})
         if offload:
             drawing[0] = self._visited(drawing[0], frozen)
-        learning = [_with(phase, name=f"decoder's {phase.name}") for phase in learning]
+        learning = [changed(phase, name=f"decoder's {phase.name}") for phase in learning]
         *known, update = self._captioner_learning(captions, shards, width, {**policy, **asleep})
         written = self._served(captions, {**policy, **waiting})
         return [written, *drawing, *known, *learning, update, self._sync(shards, width)]
@@ -474,7 +462,7 @@ class Phases(Held):
         if decoder.offload:
             phases[0] = self._visited(phases[0], frozen)
         if uae.pretrain.prefetch:
-            return [_with(phase, together="learning", alone=0.0) for phase in (*phases, update)]
+            return [changed(phase, together="learning", alone=0.0) for phase in (*phases, update)]
         return [*phases, update]
 
     def cold_start(self) -> list[Phase]:
@@ -532,7 +520,7 @@ class Phases(Held):
             "path": self.travels(policy, width, along),
             "way back": self.travels(policy, width, repeated + sums, sums, uae.train.fsdp_config),
         }
-        return [_with(phase, **travels.get(phase.name, {})) for phase in phases]
+        return [changed(phase, **travels.get(phase.name, {})) for phase in phases]
 
     def _cold_start_held(self, policy: Shards, actor: Shards, trains: bool) -> dict[str, float]:
         features = self.models.features
@@ -570,12 +558,3 @@ class Phases(Held):
             peak += seen.peak
             needed += seen.total + source.total
         return dataclasses.replace(cost.times(parts), peak=peak), needed * parts
-
-
-def _as_preview(phase: Phase) -> Phase:
-    """A phase of drawing by fewer steps, beside those by all of them."""
-    return _with(phase, name=f"preview {phase.name}", together=phase.together and f"preview {phase.together}")
-
-
-def _with(phase: Phase, **changes: Any) -> Phase:
-    return dataclasses.replace(phase, **changes)

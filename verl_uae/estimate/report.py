@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from verl_uae.estimate.estimator import Answer, Estimate
-from verl_uae.estimate.phases import Phase
+from verl_uae.estimate.phase import Phase
 from verl_uae.estimate.rates import GIB
 from verl_uae.stages.common.config import step_kinds
 from verl_uae.stages.u4g.config import drawn_pictures

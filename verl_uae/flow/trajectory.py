@@ -10,7 +10,7 @@ Shape legend: B samples, C H W latent channels, height and width, K stochastic s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -53,8 +53,55 @@ class Trajectory:
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """Which rows are one latent under one condition until their first stochastic step: a prefix that a group can share,
+    as in BranchGRPO (arXiv 2509.06040)."""
+
+    first: tuple[int, ...]
+    """A row of each kind, in rising order of kinds."""
+    kind: tuple[int, ...]
+    """Of every row, a position in ``first``."""
+
+    @classmethod
+    def of(cls, names: Sequence[Hashable], valid: Sequence[bool] = ()) -> Twins:
+        """Rows with the same name are twins.
+
+        Args:
+            names: of the rows.
+            valid: whether a row's latent and condition are there; none: all are. The others stand for no row but their
+                own kind's where none is valid.
+        """
+        kinds: dict[Hashable, int] = {}
+        first: list[int] = []
+        for row, name in enumerate(names):
+            number = kinds.setdefault(name, len(first))
+            if number == len(first):
+                first.append(row)
+            elif valid and valid[row] and not valid[first[number]]:
+                first[number] = row
+        return cls(tuple(first), tuple(kinds[name] for name in names))
+
+    def velocity(self, of_first: Velocity) -> Velocity:
+        """Of all rows, given that of the rows ``first``; its gradient is the sum over the twins."""
+
+        def velocity(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+            first, kind = (
+                torch.tensor(numbers).to(x_BCHW.device, non_blocking=True) for numbers in (self.first, self.kind)
+            )
+            return of_first(x_BCHW.index_select(0, first), sigma_B.index_select(0, first)).index_select(0, kind)
+
+        return velocity
+
+
 @torch.no_grad()
-def sample_trajectory(velocity: Velocity, noise_BCHW: Tensor, plan: SamplingPlan, step_noise: StepNoise) -> Trajectory:
+def sample_trajectory(
+    velocity: Velocity,
+    noise_BCHW: Tensor,
+    plan: SamplingPlan,
+    step_noise: StepNoise,
+    prefix: Velocity | None = None,
+) -> Trajectory:
     """Draw latents: Euler steps outside the plan's window, stochastic ones inside.
 
     With an empty window this is :func:`verl_uae.flow.ode.euler`, bit for bit.
@@ -64,6 +111,8 @@ def sample_trajectory(velocity: Velocity, noise_BCHW: Tensor, plan: SamplingPlan
         noise_BCHW: latent at ``plan.sigmas[0]``, shape (B, C, H, W), fp32; the result is on its device.
         plan: how to sample.
         step_noise: called once for each step of the window, in rising order.
+        prefix: the policy up to the first step of the window, this one included, where it can be had for less: see
+            :class:`Twins`. None: ``velocity``.
 
     Raises:
         TypeError: a latent or noise is not fp32.
@@ -75,7 +124,8 @@ def sample_trajectory(velocity: Velocity, noise_BCHW: Tensor, plan: SamplingPlan
     steps: list[Step] = []
     for index, sigma in enumerate(plan.sigmas[:-1]):
         c = plan.coefficients(index)
-        v_BCHW = velocity(x_BCHW, _sigma_B(sigma, x_BCHW))
+        field = velocity if prefix is None or steps else prefix
+        v_BCHW = field(x_BCHW, _sigma_B(sigma, x_BCHW))
         if index in plan.window:
             starts.append(x_BCHW)
             noise = step_noise(index).to(x_BCHW.device)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from verl_uae.caption_server.types import HFOptions
 from verl_uae.chain.conditioner import BATCH as CONDITIONS
 from verl_uae.estimate.estimator import Estimate
-from verl_uae.estimate.phases import ASSUMED_SERVER_S, Phase, Phases
+from verl_uae.estimate.phase import Phase
+from verl_uae.estimate.phases import ASSUMED_SERVER_S, Phases
 from verl_uae.estimate.work import nbytes
 from verl_uae.plan.load import Captioning, Control, Drawing, Lengths, Load, Work
 from verl_uae.stages.common.config import captions_drawn

@@ -180,6 +180,12 @@ class U4GConfig:
     share_noise: bool = False
     """true: the group starts from one initial noise (DanceGRPO, MixGRPO). false: from n of them (Flow-GRPO)."""
 
+    shared_prefix: bool = False
+    """true: what a group has in common with ``share_noise``, its steps before the window and the velocity of the first
+    step of it, is computed once for all members of a micro-batch, drawing and training alike (BranchGRPO shares
+    prefixes so). The same but for rounding, and the ratio still starts at 1; with ``replay_steps`` above 1 the first
+    step is a pass of its own. false: once for each, as in published codes."""
+
     updates_per_rollout: int = key(2, at_least=1)
     """Optimiser updates per batch, at least 1; each uses an equal share of the samples. Flow-GRPO: 2."""
 
@@ -234,6 +240,7 @@ def validate(config: DictConfig) -> None:
         )
     _validate_objective(config)
     _validate_window(config)
+    _validate_prefix(config)
     _validate_replay(config)
     _validate_pool(config)
     _validate_batches(config)
@@ -409,6 +416,23 @@ def _validate_window(config: DictConfig) -> None:
         make_plan(sigmas, u4g.kernel, u4g.noise_level, WindowConfig(**u4g.window), iteration=0, seed=0)
     except ValueError as error:
         raise ConfigError("uae.u4g.window", str(error)) from error
+
+
+def _validate_prefix(config: DictConfig) -> None:
+    """Members of a group have something in common only where they start from one noise."""
+    u4g = config.uae.u4g
+    if u4g.shared_prefix and not u4g.share_noise:
+        raise ConfigError(
+            "uae.u4g.shared_prefix",
+            "with uae.u4g.share_noise=false every member starts from noise of its own, so there is nothing to share: "
+            "set share_noise=true, or shared_prefix=false",
+        )
+    if u4g.shared_prefix and u4g.kernel == "ode":
+        raise ConfigError(
+            "uae.u4g.shared_prefix",
+            "with uae.u4g.kernel=ode and one initial noise all members of a group would be one picture: use a kernel "
+            "with noise, or false",
+        )
 
 
 def _validate_replay(config: DictConfig) -> None:

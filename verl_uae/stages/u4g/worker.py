@@ -35,7 +35,7 @@ from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.flow.config import WindowConfig
 from verl_uae.flow.matching import draw_sigmas
 from verl_uae.flow.plan import SamplingPlan, make_plan
-from verl_uae.flow.trajectory import Trajectory
+from verl_uae.flow.trajectory import Trajectory, Twins
 from verl_uae.reward.step import has_groupwise
 from verl_uae.seeding import generator, normal
 from verl_uae.stages.common.build import DTYPES, EMA, build_training_painter, decoder_family, training_worker_config
@@ -382,7 +382,8 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
             if reference_guidance(self.run) != 1.0:
                 # Kept from here on: the update asks for it when what encodes it may be on the host.
                 self._unconditional()
-            return self.painter.draw(self._field(), plan, draws, collective=True)
+            shared = bool(self.run.uae.u4g.shared_prefix)
+            return self.painter.draw(self._field(), plan, draws, collective=True, shared_prefix=shared)
 
     def _field(self) -> FieldOf:
         """What draws with the engine's current weights."""
@@ -414,6 +415,10 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
         else:
             for field, source in _KEPT.items():
                 fields[field] = getattr(trajectory, source)[rows]
+            if self.run.uae.u4g.shared_prefix:
+                members = ((rollout.samples[n // layout.members], layout.member(n)) for n in numbers)
+                kinds = Twins.of([self.named(sample, rollout.step, member).origin for sample, member in members]).kind
+                fields["origin_B"] = torch.tensor(kinds)
         data = TensorDict(fields, batch_size=len(numbers))
         u4g = self.run.uae.u4g
         kl = u4g.reference_kl

@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test pytest test-slow test-big test-install test-vllm learn-all learn-controls learn-emoji learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-rewards learn-stages learn-u4g learn-unified lint clean
+.PHONY: help setup quickstart test pytest test-slow test-big test-install test-vllm learn-all learn-controls learn-emoji learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-objectives learn-rates learn-rewards learn-stages learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
@@ -32,6 +32,8 @@ help:
 	@echo "make learn-unified  both in turns against either alone, 120 steps, over five seeds; writes outputs/learn-unified"
 	@echo "make learn-mutual   do both gain: either alone, both, a ceiling, over five seeds; writes outputs/learn-mutual"
 	@echo "make learn-grounding  where both gain: starts that know a word more or less; writes outputs/learn-mutual"
+	@echo "make learn-rates    which learning rate each objective of the decoder is compared with; writes outputs/learn-objectives"
+	@echo "make learn-objectives  every objective of the decoder, with and without a pool, over five seeds; writes outputs/learn-objectives"
 	@echo "make learn-stages   pre-training, cold start, G4U, U4G and export in a row, three seeds; writes outputs/learn-stages"
 	@echo "make learn-rewards  G4U with four rewards, over three seeds; writes outputs/learn-rewards"
 	@echo "make learn-long   captions past 77 tokens against their cut, over three seeds; writes outputs/learn-long"
@@ -74,7 +76,7 @@ test-install:
 test-vllm:
 	bash tests/vllm/run.sh
 
-learn-all learn-controls learn-emoji learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-rewards learn-stages learn-u4g learn-unified: setup
+learn-all learn-controls learn-emoji learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-objectives learn-rates learn-rewards learn-stages learn-u4g learn-unified: setup
 	$(BIN)/python -m benchmarks.learning $(@:learn-%=%) --jobs $(JOBS)
 
 clean:

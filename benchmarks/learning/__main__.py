@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.learning {controls,emoji,flux3,g4u,grounding,long,mutual,rewards,stages,u4g,unified,all}``.
+"""``python -m benchmarks.learning EXPERIMENT``: one of `EXPERIMENTS`, or ``all``.
 
 Writes ``NAME.json`` (every figure, with seeds, commit, versions and command) and pictures into OUT and says whether the
 bars are met; the exit code is 1 if one is missed. What OUT holds of an earlier run is not run again. With ``--results
@@ -26,6 +26,7 @@ from benchmarks.learning.g4u import G4U
 from benchmarks.learning.grounding import Grounding
 from benchmarks.learning.long import Long
 from benchmarks.learning.mutual import Mutual
+from benchmarks.learning.objectives import Objectives, Rates
 from benchmarks.learning.rewards import Rewards
 from benchmarks.learning.runs import FINISHED
 from benchmarks.learning.stages import Stages
@@ -47,6 +48,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         Grounding(),
         Long(),
         Mutual(),
+        Objectives(),
+        Rates(),
         Rewards(),
         Stages(),
         U4G(),
@@ -64,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("experiment", choices=[*EXPERIMENTS, ALL])
     parser.add_argument("--seeds", type=int, nargs="+", help="tiny models and runs of each (default: the experiment's)")
     parser.add_argument("--steps", type=int, help="training steps of a run (default: the experiment's)")
-    parser.add_argument("--arms", nargs="+", help="of controls, grounding and mutual: which are run (default all)")
+    parser.add_argument(
+        "--arms", nargs="+", help="of controls, grounding, mutual, objectives and rates: which are run (default all)"
+    )
     parser.add_argument("--axis", choices=AXES, default="step", help="of the plot: what runs have used up")
     parser.add_argument("--jobs", type=int, default=1, help="commands at a time; one needs about a core (default 1)")
     parser.add_argument("--out", type=argument_path, help="default outputs/learn-NAME")

@@ -46,18 +46,23 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def t_interval(values: Sequence[float]) -> list[float] | None:
-    """[low, high] of the mean by Student's t; None for one value, which says nothing of the others."""
+def t_interval(values: Sequence[float], comparisons: int = 1) -> list[float] | None:
+    """[low, high] of the mean by Student's t; None for one value, which says nothing of the others.
+
+    Args:
+        values: of the seeds.
+        comparisons: so many intervals hold at once, by Bonferroni's correction.
+    """
     if len(values) < 2:
         return None
     mean, spread = mean_and_spread(values)
-    half = half_width(len(values)) * spread
+    half = half_width(len(values), comparisons) * spread
     return [mean - half, mean + half]
 
 
-def half_width(count: int) -> float:
+def half_width(count: int, comparisons: int = 1) -> float:
     """Half of the t interval of the mean of so many values, at least 2, as a multiple of their standard deviation."""
-    return t_quantile(LEVEL, count - 1) / math.sqrt(count)
+    return t_quantile(1 - (1 - LEVEL) / comparisons, count - 1) / math.sqrt(count)
 
 
 def t_quantile(level: float, freedom: int) -> float:

@@ -66,7 +66,8 @@ OVERRIDES = (
     "uae.train.save_contents=[model,diffusers]",
     *QUIET,
 )
-#: Runs are short: the old policy of NFT follows faster, takes as many updates as the others, and sees more levels.
+#: Runs are short: the old policy of NFT follows faster, and sees more levels. On the forward process there are as many
+#: updates as elsewhere. The reference of CRD is not guided: the joint training drops no conditions.
 OWN = {
     GAMED: ("uae.reward.terms=[{name: ssim, weight: 1.0}, {name: pixel, held_out: true}]",),
     "nft": (
@@ -75,6 +76,9 @@ OWN = {
         "uae.u4g.updates_per_rollout=2",
         "uae.u4g.objective.num_sigmas=4",
     ),
+    "awm": ("uae.u4g.updates_per_rollout=2",),
+    "dgpo": ("uae.u4g.updates_per_rollout=2",),
+    "crd": ("uae.u4g.updates_per_rollout=2", "uae.u4g.reference_kl.guidance=1.0"),
 }
 COLUMNS = {
     "reward": "reward",

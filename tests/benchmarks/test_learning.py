@@ -42,7 +42,7 @@ from verl_uae.scenes.scene_eval import items
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 #: A page has their method, and no figures yet.
-WITHOUT_RESULTS = {"controls", "emoji", "grounding", "mutual"}
+WITHOUT_RESULTS = {"controls", "emoji", "grounding", "mutual", "objectives", "rates"}
 REPORTED = [name for name in program.EXPERIMENTS if name not in WITHOUT_RESULTS]
 
 

@@ -32,6 +32,9 @@ def test_the_t_interval_is_scipys() -> None:
     assert s.t_interval(values) == pytest.approx([found.low, found.high], rel=1e-9)
     # Of three seeds it is wider than twice their standard deviation.
     assert s.half_width(3) == pytest.approx(2.484, abs=5e-4)
+    # Four at once: each misses with a quarter of the probability.
+    four = stats.ttest_1samp(values, 0.0).confidence_interval(1 - 0.05 / 4)
+    assert s.t_interval(values, 4) == pytest.approx([four.low, four.high], rel=1e-9)
     assert s.t_interval([0.1]) is None and s.mean_and_spread([0.1]) == (0.1, 0.0)
 
 

@@ -9,6 +9,9 @@ Every arm is a stage with one change, from the start with room of `u4g`, and is 
 * ``synced``: the condition is made by the captioner as it is, and not as it was. The reward moves with it.
 * ``shared_noise``: the drawings of a caption start from one noise.
 * ``deceit``: both stages in turns, paid for a good drawing only where its caption is false: a language of their own.
+* ``detailed``: a cold start that imitates full captions and not under-descriptive ones.
+* ``longer``: a cold start of three times as many updates.
+* ``in_context``: a cold start whose condition is of states that have seen the picture. What is drawn from text then?
 """
 
 from __future__ import annotations
@@ -23,12 +26,16 @@ from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
 from benchmarks.learning.statistics import REPORTED_SEEDS, by_seed, leads, mean_and_spread, select, t_interval
 from benchmarks.learning.u4g import RECOMMENDED, REWARD, SCENES, STARTS, STEEPNESS, similarity
 from verl_uae.bench.results import between, markdown_table
+from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import evaluate
+from verl_uae.scenes.grammar import CAPTIONER_MIX, CaptionMix
 from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.quickstart import Say
 from verl_uae.settings import EXPLORING
 
 START = "room"
+#: Folder of pairs with under-descriptive captions below that of the models, and how many there are.
+UNDER, PAIRS = "under", 2000
 SYNCED = "uae.conditioner.weights=synced"
 #: Tokens of a caption in ``short``, with its end: 6.5 words are the mean before training.
 SHORT_TOKENS = 8
@@ -52,6 +59,10 @@ class Arm:
     """Arm without the change; "": this is one."""
     words: tuple[str, ...] = ()
     """The change."""
+    captions: CaptionMix | None = None
+    """That a cold start imitates; None: full ones."""
+    times: int = 1
+    """As many steps as the others."""
 
 
 ARMS: dict[str, Arm] = {
@@ -63,6 +74,10 @@ ARMS: dict[str, Arm] = {
     "synced": Arm("g4u", "g4u", (SYNCED,)),
     "shared_noise": Arm("u4g", "u4g", ("uae.u4g.share_noise=true",)),
     "deceit": Arm("unified", "unified", paid("deceit")),
+    "cold_start": Arm("cold_start", captions=CAPTIONER_MIX),
+    "detailed": Arm("cold_start", "cold_start"),
+    "longer": Arm("cold_start", "cold_start", captions=CAPTIONER_MIX, times=3),
+    "in_context": Arm("cold_start", "cold_start", ("uae.cold_start.states=in_context",), CAPTIONER_MIX),
 }
 COLUMNS = {"reward": "reward", "drawn": "attributes", "words": "words", "full_detail": "full detail", "true": "true"}
 
@@ -80,12 +95,16 @@ class Controls(Experiment):
     name = "controls"
     seeds = REPORTED_SEEDS[:3]
     arms = tuple(ARMS)
-    #: 3 seeds x (4 x 174 s of G4U, 2 x 60 of U4G, 2 x 117 of both, and the joint training), at 2.9 s and 1 s a step.
-    assumed_minutes = 60.0
+    #: 3 seeds x (4 x 174 s of G4U, 2 x 60 of U4G, 2 x 117 of both, 6 x 60 of the cold start, and the joint training),
+    #: at 2.9 s and 1 s a step.
+    assumed_minutes = 78.0
 
     def measure(self, out: Path, *, seeds: Sequence[int], steps: int, jobs: int, say: Say) -> Iterator[Report]:
         roots = {seed: out / f"seed{seed}_{START}" for seed in seeds}
         joint_trainings({root: JointConfig(seed=seed, steps=STARTS[START]) for seed, root in roots.items()}, jobs, say)
+        for seed, root in roots.items():
+            # Captions that leave G4U something to learn.
+            write_dataset(root / UNDER, train=PAIRS, val=64, seed=seed, captions=CAPTIONER_MIX)
         runs = [planned(root, arm, seed, steps) for seed, root in roots.items() for arm in self.arms]
         rows = compare(runs, jobs, say, before=lambda run: measure(run, False), after=lambda run: measure(run, True))
         yield {"bases": {name: arm.base for name, arm in ARMS.items()}, "runs": rows}
@@ -112,8 +131,9 @@ class Controls(Experiment):
         return [*markdown_table(head, lines), "", *markdown_table(["effect", *head[1:]], effects)]
 
     def plot(self, out: Path, report: Report) -> None:
-        """Training reward, a panel per arm and a line per seed; that of ``length`` and ``deceit`` is another one."""
-        rows = report["runs"]
+        """Training reward, a panel per arm and a line per seed; that of ``length`` and ``deceit`` is another one, and a
+        cold start has none."""
+        rows = [row for row in report["runs"] if row["curve"]]
         how = {"x": "step", "axis": self.axis, "size": (2.2 * len({row["arm"] for row in rows}), 2.6)}
         curves(out / "controls.png", rows, "arm", "seed", **how, sharey=True)
 
@@ -124,12 +144,19 @@ def planned(root: Path, arm: str, seed: int, steps: int) -> Run:
     own = _DECODER if how.stage in EXPLORING else ()
     turn = max(1, steps // 4)
     turns = tuple(f"uae.unified.{stage}_steps={turn}" for stage in ("g4u", "u4g")) if how.stage == "unified" else ()
-    overrides = (REWARD, *own, *turns, *QUIET, *how.words)
-    return Run({"arm": arm}, f"uae_{how.stage}", root, root / "runs" / arm, seed, steps, overrides)
+    where, named, preset = root / "runs" / arm, {"arm": arm}, "scenes"
+    if how.stage == "cold_start":
+        preset = "scenes_cold_start"
+        data = root / (UNDER if how.captions else "data")
+        own = (f"data.train_files={data}/train.parquet", "uae.train.save_contents=[model,diffusers]")
+    overrides = (*(() if how.stage == "cold_start" else (REWARD,)), *own, *turns, *QUIET, *how.words)
+    return Run(named, f"uae_{how.stage}", root, where, seed, steps * how.times, overrides, preset)
 
 
 def measure(run: Run, trained: bool) -> Mapping[str, float]:
-    """Held-out figures of a run, before or after it; captions are read as in its training."""
+    """Held-out figures of a run, before or after it; captions are read, as text alone, by what reads them in its
+    training."""
     captioner, decoder = run.models(run.steps if trained else 0)
-    reader = captioner if SYNCED in run.overrides else run.root / "captioner"
+    follows = SYNCED in run.overrides or run.config == "uae_cold_start"
+    reader = captioner if follows else run.root / "captioner"
     return evaluate(captioner, decoder, reader, n=SCENES, seed=run.seed, reward=similarity).metrics

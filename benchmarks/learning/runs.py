@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.learning import costs
 from benchmarks.learning.statistics import Row
-from verl_uae.checkpoints.names import EXPORT_FOLDER, step_name
+from verl_uae.checkpoints.names import CAPTIONER, EXPORT_FOLDER, step_name
 from verl_uae.files import write_json
 from verl_uae.scenes.joint_training import JointConfig, World
 from verl_uae.scenes.quickstart import (
@@ -92,9 +92,12 @@ class Run:
             CheckpointError: the captioner of that step is not there.
         """
         stage = self.config.removeprefix("uae_")
-        captioner = trained_captioner(self.folder, step) if step and stage in CAPTIONING else self.root / "captioner"
-        drawn = self.folder / step_name(step) / EXPORT_FOLDER
-        return captioner, drawn if step and stage in EXPLORING else self.root / "decoder"
+        captioner, decoder, saved = self.root / "captioner", self.root / "decoder", self.folder / step_name(step)
+        if step and stage == "cold_start":
+            return saved / CAPTIONER, saved / EXPORT_FOLDER
+        if step and stage in CAPTIONING:
+            captioner = trained_captioner(self.folder, step)
+        return captioner, saved / EXPORT_FOLDER if step and stage in EXPLORING else decoder
 
     @property
     def checkpoint(self) -> Path:

@@ -16,25 +16,37 @@ from benchmarks.learning import control_rewards, controls, runs
 from benchmarks.learning.u4g import STEEPNESS
 from verl_uae.reward.function import declaration_of
 from verl_uae.reward.terms.pixel import pixel_similarity
+from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import held_out_scenes
-from verl_uae.scenes.grammar import BARE, caption
+from verl_uae.scenes.grammar import BARE, CAPTIONER_MIX, caption
 from verl_uae.scenes.render import render_float, render_image
 
 
 @pytest.mark.parametrize("arm", controls.ARMS)
 def test_an_arm_is_a_valid_command_and_its_base_with_one_change(
-    arm: str, compose: Callable[..., Any], tiny_models: Path
+    arm: str, compose: Callable[..., Any], tiny_models: Path, tmp_path: Path
 ) -> None:
     from verl_uae.config.validate import validate
 
+    for folder in tiny_models.iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+    write_dataset(tmp_path / controls.UNDER, train=16, val=4, seed=0, captions=CAPTIONER_MIX)
     how = controls.ARMS[arm]
-    run = controls.planned(tiny_models, arm, 0, 60)
+    run = controls.planned(tmp_path, arm, 0, 60)
     config = compose(*run.words[run.words.index(run.config) + 1 :], name=run.config)
     validate(config)
+    cold = how.stage == "cold_start"
     if how.base:
-        base = controls.planned(tiny_models, how.base, 0, 60)
+        base, under = controls.planned(tmp_path, how.base, 0, 60), f"data.train_files={tmp_path}/under/"
         assert run.config == base.config and run.folder != base.folder
-        assert run.overrides == (*base.overrides, *how.words) and how.words
+        assert run.steps == base.steps * how.times == config.trainer.total_training_steps
+        fewer = [word for word in base.overrides if not (cold and word.startswith(under))]
+        assert set(run.overrides) - set(fewer) - set(how.words) <= {f"data.train_files={tmp_path}/data/train.parquet"}
+        changes = (how.words != (), how.times > 1, cold and how.captions is None)
+        assert sum(changes) == 1, "one change"
+    if cold:
+        assert config.uae.cold_start.states == ("in_context" if arm == "in_context" else "text_only")
+        return
     terms = config.uae.reward.terms
     own = arm in ("length", "deceit")
     assert [(term.name, term.params.k, term.held_out) for term in terms] == [("pixel", STEEPNESS, own)]
@@ -66,6 +78,9 @@ def test_captions_are_read_as_in_training(tmp_path: Path, monkeypatch: pytest.Mo
     seen: list[tuple[str, ...]] = []
     monkeypatch.setattr(runs, "trained_captioner", lambda folder, step: folder / "trained")
     monkeypatch.setattr(controls, "evaluate", lambda *folders, **_: seen.append(folders) or Found)
+    run = controls.planned(tmp_path, "cold_start", 0, 60)
+    controls.measure(run, True)
+    assert seen[-1] == (run.checkpoint / "captioner", run.checkpoint / "decoder", run.checkpoint / "captioner")
     for arm in ("g4u", "synced", "u4g"):
         run = controls.planned(tmp_path, arm, 0, 60)
         assert controls.measure(run, True) == {"reward": 0.5}
@@ -91,7 +106,7 @@ def test_an_effect_is_paired_with_the_arm_without_the_change(tmp_path: Path) -> 
 
     # Of other seeds in another order: the mean of the differences, and their interval, are of pairs.
     rows = [row("g4u", 1, 0.5), row("g4u", 0, 0.3), row("synced", 0, 0.35), row("synced", 1, 0.56), row("u4g", 0, 0.2)]
-    rows.append(row("u4g", 1, 0.2))
+    rows += [row("u4g", 1, 0.2), row("cold_start", 0, 0.1) | {"curve": []}, row("cold_start", 1, 0.1) | {"curve": []}]
     bases = {name: arm.base for name, arm in controls.ARMS.items()}
     file, said = tmp_path / "controls.json", []
     file.write_text(json.dumps({"steps": 2, "made": {}, "bases": bases, "runs": rows}))

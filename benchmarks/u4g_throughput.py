@@ -155,6 +155,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--replay, --compile and --shared-prefix need --engine verl")
     if options.ranks and (options.device, options.dtype) != ("cpu", "fp32"):
         parser.error("--ranks are of a CPU, in fp32")
+    try:
+        make_work(options)
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 

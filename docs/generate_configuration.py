@@ -41,6 +41,7 @@ GROUPS = (
     ("uae_g4u", ""),
     ("uae_u4g", ""),
     ("uae_unified", ""),
+    ("learn", ""),
     ("captioner/training", ""),
     ("decoder/objective", ""),
     ("uae/decoder", "uae.decoder"),

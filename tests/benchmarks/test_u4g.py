@@ -138,6 +138,7 @@ def test_steps_together_are_measured_on_two_ranks(tmp_path: Path, capsys: pytest
         (["--replay", "2"], "--replay, --compile and --shared-prefix need --engine verl"),
         (["--engine", "plain", "--compile"], "--replay, --compile and --shared-prefix need --engine verl"),
         (["--ranks", "2", "--dtype", "bf16"], "--ranks are of a CPU"),
+        (["--group", "3"], "2 x 3 samples do not divide into 2 updates in micro-batches of"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:

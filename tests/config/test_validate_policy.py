@@ -92,7 +92,9 @@ IMPOSSIBLE = [
     (f"{P}.pool.steps=4", f"{P}.pool.steps", "nothing is chosen by the previews: set uae.u4g.pool.size above"),
     (f"{P}.pool.size=16 {P}.pool.steps=4 {P}.share_noise=true", f"{P}.pool.steps", "all the same picture: use null"),
     (f"{P}.shared_prefix=true", f"{P}.shared_prefix", "noise of its own, so there is nothing to share"),
-    (f"NFT {P}.share_noise=true {P}.shared_prefix=true", f"{P}.shared_prefix", "would be one picture"),
+    (f"NFT {P}.shared_prefix=true", f"{P}.shared_prefix", "noise of its own, so there is nothing to share: use false"),
+    (f"NFT {P}.share_noise=true", f"{P}.share_noise", "would be one picture, and of equal reward: use false"),
+    (f"NFT {P}.share_noise=true {P}.shared_prefix=true", f"{P}.share_noise", "would be one picture"),
     (f"{P}.pool.keep_captions=9", f"{P}.pool.keep_captions", "9 is more than data.train_batch_size=8"),
     (f"{P}.pool.keep_captions=0", f"{P}.pool.keep_captions", "at least 1, got 0"),
     (

@@ -170,6 +170,24 @@ def test_what_a_group_shares_is_counted_once(replayed: Estimator, replay: int | 
     assert after.gathered == pytest.approx(before.gathered * (1 if replay == 1 else 2))
 
 
+def test_old_values_are_counted_wherever_the_worker_computes_them(replayed: Estimator) -> None:
+    """Of candidates that are not drawn again, and of refilled batches, as with a replica; not of a pass of one step."""
+    pool, steps, prefix = "uae.u4g.pool.size", "uae.u4g.pool.steps", "uae.u4g.shared_prefix"
+    shared = {"uae.u4g.share_noise": True, prefix: True, "uae.u4g.replay_steps": None}
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({"uae.u4g.sampler": "replica"}, True),
+        ({pool: 48}, True),
+        ({"uae.u4g.ties": "refill"}, True),
+        ({pool: 48, "uae.u4g.updates_per_rollout": 1}, False),
+        ({pool: 48, steps: 4}, False),
+        (shared, True),
+        ({**shared, "uae.u4g.window.size": 2}, False),
+    ]
+    for changes, counted in cases:
+        found = _named(replayed.estimate("H100-80GB", changes=changes), "old velocities")
+        assert (found is not None) == counted, changes
+
+
 def test_places_together_are_named_where_weights_are_waited_for(replayed: Estimator) -> None:
     better = replayed.faster("H100-80GB")
     assert better is not None and "uae.u4g.replay_steps" in better[0]

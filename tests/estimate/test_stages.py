@@ -86,15 +86,16 @@ def test_u4g(family: str, rank: int, tiny: Callable[[str], Path], cpu: Any, one_
 
 @pytest.mark.parametrize("steps", [2, None], ids=["previews", "drawn once"])
 def test_u4g_with_a_pool(steps: int | None, tiny: Callable[[str], Path], cpu: Any, one_rank: Any) -> None:
-    """Of two captions one trains: four of its eight candidates."""
+    """Of two captions one trains: four of its eight candidates, in two updates. Where these are not drawn again, the
+    old log-probabilities of the second are computed again."""
     pool = ["data.train_batch_size=2", "uae.u4g.pool.size=8", "uae.u4g.pool.keep_captions=1"]
-    words = [*U4G, *pool, f"uae.u4g.pool.steps={steps or 'null'}", *sized("sd3")]
+    words = [*U4G, *pool, f"uae.u4g.pool.steps={steps or 'null'}", *sized("sd3"), "uae.u4g.updates_per_rollout=2"]
     asked = world.asked("u4g", tiny("sd3"), *words, "uae.train.lora.rank=2")
     estimator, worker = Estimator(asked), world.policy_worker(asked)
     samples = [
         Sample(photograph(asked.config.uae.decoder.height), Caption(estimator.work.caption, digest)) for digest in "ab"
     ]
-    plan, layout = sampling_plan(asked.config, worker.family, 0), Layout(1, 4, 1, 1, (0, 2, 5, 7))
+    plan, layout = sampling_plan(asked.config, worker.family, 0), Layout(1, 4, 2, 1, (0, 2, 5, 7))
     worker.painter.conditions.negative(asked.config.uae.decoder.negative_prompt)
     pictures = [(source, member) for source in range(2) for member in range(8)]
     drawn = preview_plan(asked.config, worker.family) or plan
@@ -110,8 +111,9 @@ def test_u4g_with_a_pool(steps: int | None, tiny: Callable[[str], Path], cpu: An
         assert executed(estimator, "condition", "denoising", "VAE") == pytest.approx(previews, rel=CLOSE)
         phases = {phase.name for phase in estimator.estimate("H100-80GB").phases}
         assert not any(name.startswith("preview") for name in phases)
+    names = ["update"] if steps else ["update", "old velocities"]
     improved = world.counted(lambda: worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0))
-    assert executed(estimator, "update") == pytest.approx(improved, rel=CLOSE)
+    assert executed(estimator, *names) == pytest.approx(improved, rel=CLOSE)
     assert report.pictures(estimator.estimate("H100-80GB")) == (20 if steps else 16)
 
 
@@ -127,6 +129,26 @@ def test_u4g_with_places_together(family: str, tiny: Callable[[str], Path], cpu:
     worker.explore([sample], Layout(sources=1, members=4, updates=2, ranks=1), plan.to_dict(), 1)
     improved = world.counted(lambda: worker.improve([1.0, -1.0, 0.5, -0.5], [1.0] * 4, 0))
     assert executed(estimator, "update", "old velocities") == pytest.approx(improved, rel=CLOSE)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux3"])
+def test_u4g_with_a_shared_prefix(family: str, tiny: Callable[[str], Path], cpu: Any, one_rank: Any) -> None:
+    """Groups of three in micro-batches of two: a middle one has members of both captions. Two steps of six are the
+    prefix, and the reference has its part of it."""
+    words = [*U4G, "data.train_batch_size=2", "uae.u4g.samples_per_caption=3", "uae.u4g.num_steps=6", *sized(family)]
+    words += ["uae.u4g.window.mode=fixed", "uae.u4g.window.low=1", "uae.u4g.share_noise=true"]
+    words += ["uae.u4g.shared_prefix=true", "uae.u4g.reference_kl.coef=0.1", "uae.train.lora.rank=2"]
+    asked = world.asked("u4g", tiny(family), *words)
+    estimator, worker = Estimator(asked), world.policy_worker(asked)
+    caption = estimator.work.caption
+    samples = [Sample(photograph(asked.config.uae.decoder.height), Caption(caption, digest)) for digest in "ab"]
+    plan, layout = sampling_plan(asked.config, worker.family, 0), Layout(2, 3, 1, 1)
+    assert plan.window == (1, 2)
+    worker.painter.conditions.negative(asked.config.uae.decoder.negative_prompt)
+    explored = world.counted(lambda: worker.explore(samples, layout, plan.to_dict(), 1))
+    assert executed(estimator, "condition", "denoising", "VAE") == pytest.approx(explored, rel=0.02)
+    improved = world.counted(lambda: worker.improve([1.0, -1.0, 0.5] * 2, [1.0] * 6, 0))
+    assert executed(estimator, "update", "reference") == pytest.approx(improved, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ SD3: Any = SimpleNamespace(sigmas=lambda steps, height, width, table: sigma_sche
 
 
 NFT = ["uae.u4g.objective.num_sigmas=3", "uae.u4g.replay_steps=null"]
+PREFIX = ["uae.u4g.share_noise=true", "uae.u4g.shared_prefix=true", "uae.u4g.replay_steps=null"]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,10 @@ NFT = ["uae.u4g.objective.num_sigmas=3", "uae.u4g.replay_steps=null"]
         ([], {}, 1, [], [False, False]),
         (["uae.u4g.replay_steps=2"], {}, 2, [1], [True, False]),
         (["uae.u4g.replay_steps=null"], {}, 3, [1], [True, False]),
+        # The first step is alone: of two none are together.
+        (PREFIX, {}, 2, [1], [True, False]),
+        ([*PREFIX, "uae.u4g.window.size=2"], {}, 1, [], [False, False]),
+        ([*PREFIX, "uae.u4g.window.size=1"], {}, 1, [], [False, False]),
         ([], {"replica": True}, 1, [1], [True, False]),
         (NFT, {"forward": True}, 3, [0, 1], [False, False]),
     ],

@@ -69,15 +69,15 @@ class Passes:
     """Of every picture in a call."""
     updates: int = 1
     """Of the weights."""
-    few: int = 0
-    """Rows of the calls besides, at one place each, that fewer rows go through."""
-    few_calls: float = 0.0
-    """Of these."""
+    few: Mapping[int, float] = field(default_factory=dict)
+    """Calls besides, at one place each, that fewer rows go through: how many by the number of rows."""
 
     def of(self, micro: int, one: Callable[[int, int], Cost]) -> Cost:
         """Of all calls, given that of one by rows and places."""
         cost = one(micro, self.places).times(self.whole)
-        return cost + one(self.few, 1).times(self.few_calls) if self.few else cost
+        for rows, calls in self.few.items():
+            cost += one(rows, 1).times(calls)
+        return cost
 
 
 def as_preview(phase: Phase) -> Phase:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 from verl_uae.chain.conditioner import BATCH as CONDITIONS
@@ -314,7 +315,8 @@ class Phases(Held):
         members = pool_size(self.config) if chooses(self.config) else self._members_of_update()
         calls, few = steps * pictures / micro, self.kinds(members)
         shared = self.prefix() * pictures / micro if few else 0.0
-        sampling = Passes(calls, calls - shared, few=few, few_calls=shared).of(micro, self._sampled)
+        few = {rows: shared * share for rows, share in few.items()}
+        sampling = Passes(calls, calls - shared, few=few).of(micro, self._sampled)
         phases = self._drawing(captions, pictures, sampling, held, math.inf)
         at = next(number for number, phase in enumerate(phases) if phase.name == "denoising")
         width, gathered = width_of(engine.mixed_precision.param_dtype), calls if engine.reshard_after_forward else 1
@@ -335,12 +337,15 @@ class Phases(Held):
         plans = [sampling_plan(self.config, self.models.family, iteration) for iteration in range(BATCHES)]
         return sum(plan.window[0] + 1 for plan in plans) / len(plans)
 
-    def kinds(self, members: int) -> int:
-        """Rows of a micro-batch that the prefix is computed for where groups of so many share it; 0: they do not."""
+    def kinds(self, members: int) -> dict[int, float]:
+        """Share of micro-batches by the number of rows that the prefix is computed for, where groups of so many share
+        it; empty: they do not."""
         micro = int(self.uae.train.micro_batch_size)
         if not self.uae.u4g.shared_prefix:
-            return 0
-        return max((start + micro - 1) // members - start // members + 1 for start in range(0, micro * members, micro))
+            return {}
+        starts = range(0, micro * members, micro)
+        found = Counter((start + micro - 1) // members - start // members + 1 for start in starts)
+        return {rows: count / members for rows, count in found.items()}
 
     @staticmethod
     def _visited(phase: Phase, frozen: Mapping[str, float]) -> Phase:
@@ -371,15 +376,15 @@ class Phases(Held):
             batches * full / together,
             together,
             updates,
-            few,
-            batches * bool(few),
+            {rows: batches * share for rows, share in few.items()},
         )
         found = []
         forward = passes.of(micro, self._sampled)
         reshard = bool(engine.reshard_after_forward)
         held = {**beside, **self.policy(shards, backward=False, state=False)}
-        # Of transitions all but those of the first update, whose own pass says them.
-        later = (u4g.sampler == "replica" or together > 1) * (1 - 1 / updates)
+        # Of transitions all but those of the first update, whose own pass says them; see the worker's `_old_values`.
+        adopted = not drawn_pictures(self.config)[1]
+        later = (u4g.sampler == "replica" or together > 1 or adopted) * (1 - 1 / updates)
         guidance = reference_guidance(self.config)
         guided = passes.of(micro, lambda rows, places: self.work.velocity(rows, guidance, policy=True, places=places))
         for name, share, cost in (

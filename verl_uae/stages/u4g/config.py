@@ -178,7 +178,8 @@ class U4GConfig:
     """n, size of a group, at least 2. Flow-GRPO: 24."""
 
     share_noise: bool = False
-    """true: the group starts from one initial noise (DanceGRPO, MixGRPO). false: from n of them (Flow-GRPO)."""
+    """true: the group starts from one initial noise (DanceGRPO, MixGRPO), and only stochastic steps tell its members
+    apart, so that kernel=ode has to have false. false: from n of them (Flow-GRPO)."""
 
     shared_prefix: bool = False
     """true: what a group has in common with ``share_noise``, its steps before the window and the velocity of the first
@@ -419,19 +420,26 @@ def _validate_window(config: DictConfig) -> None:
 
 
 def _validate_prefix(config: DictConfig) -> None:
-    """Members of a group have something in common only where they start from one noise."""
+    """Members of a group have something in common only where they start from one noise, and differ only where steps
+    have some."""
     u4g = config.uae.u4g
+    if u4g.kernel == "ode" and u4g.share_noise:
+        raise ConfigError(
+            "uae.u4g.share_noise",
+            f"with the ODE samples of the objective {u4g.objective.name} (uae.u4g.kernel=ode) and one initial noise "
+            "all members of a group would be one picture, and of equal reward: use false",
+        )
+    if u4g.kernel == "ode" and u4g.shared_prefix:
+        raise ConfigError(
+            "uae.u4g.shared_prefix",
+            f"the objective {u4g.objective.name} trains ODE samples, each of noise of its own, so there is nothing to "
+            "share: use false",
+        )
     if u4g.shared_prefix and not u4g.share_noise:
         raise ConfigError(
             "uae.u4g.shared_prefix",
             "with uae.u4g.share_noise=false every member starts from noise of its own, so there is nothing to share: "
             "set share_noise=true, or shared_prefix=false",
-        )
-    if u4g.shared_prefix and u4g.kernel == "ode":
-        raise ConfigError(
-            "uae.u4g.shared_prefix",
-            "with uae.u4g.kernel=ode and one initial noise all members of a group would be one picture: use a kernel "
-            "with noise, or false",
         )
 
 

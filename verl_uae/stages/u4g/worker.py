@@ -458,9 +458,10 @@ class DecoderPolicyWorker(TakesCaptioner, DecoderTrainingWorker):
         }
 
     def _replayed(self, plan: SamplingPlan) -> int:
-        """Places of a micro-batch that go through the model together."""
+        """Places of a micro-batch that go through the model together: at most those that are not alone."""
         u4g = self.run.uae.u4g
         places = int(u4g.objective.num_sigmas) if self._forward else len(plan.window)
+        places = max(1, places - bool(u4g.shared_prefix))
         return places if u4g.replay_steps is None else min(int(u4g.replay_steps), places)
 
     @torch.no_grad()

@@ -84,7 +84,8 @@ def predicted() -> str:
     """A step of every recipe for one node."""
     head = [
         "| recipe, 8 x H100 80 GB, SD3.5-Large | step, s | pictures per second and GPU | use of the peak "
-        "| peak memory of a GPU, GiB | host memory of the node, GiB | the same with `uae.decoder.shared_master=false` |",
+        "| peak memory of a GPU, GiB | host memory of the node, GiB "
+        "| the same with `uae.decoder.shared_master=false` |",
         "|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *map(predicted_row, RECIPES)]) + "\n"

@@ -86,10 +86,10 @@ class Twins:
         """Of all rows, given that of the rows ``first``; its gradient is the sum over the twins."""
 
         def velocity(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-            first, kind = (
-                torch.tensor(numbers).to(x_BCHW.device, non_blocking=True) for numbers in (self.first, self.kind)
-            )
-            return of_first(x_BCHW.index_select(0, first), sigma_B.index_select(0, first)).index_select(0, kind)
+            first = torch.tensor(self.first).to(x_BCHW.device, non_blocking=True)
+            rows = of_first(x_BCHW.index_select(0, first), sigma_B.index_select(0, first)).unbind()
+            # Not by an index: its gradient is summed in no fixed order on a GPU.
+            return torch.stack([rows[number] for number in self.kind])
 
         return velocity
 

@@ -130,6 +130,7 @@ def test_kill_and_resume_repeats_the_metrics_bit_for_bit(tmp_path: Path, config:
     context = f"seed {seed}, killed {delay:.2f} s after step {after}, resumed at {min(after_resume)}"
     assert 1 < min(after_resume) <= after + 3, context
     repeated = {**before, **after_resume}
-    assert sorted(repeated) == sorted(expected), context
-    for step, record in expected.items():
-        assert _hex(repeated[step]) == _hex(record), f"step {step}: {context}"
+    # verl saves a step before it logs it: the last one that is saved may have been killed between the two.
+    assert set(expected) - set(repeated) <= {min(after_resume) - 1} and set(repeated) <= set(expected), context
+    for step, record in repeated.items():
+        assert _hex(record) == _hex(expected[step]), f"step {step}: {context}"

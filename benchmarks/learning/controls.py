@@ -135,7 +135,8 @@ class Controls(Experiment):
         cold start has none."""
         rows = [row for row in report["runs"] if row["curve"]]
         how = {"x": "step", "axis": self.axis, "size": (2.2 * len({row["arm"] for row in rows}), 2.6)}
-        curves(out / "controls.png", rows, "arm", "seed", **how, sharey=True)
+        if rows:
+            curves(out / "controls.png", rows, "arm", "seed", **how, sharey=True)
 
 
 def planned(root: Path, arm: str, seed: int, steps: int) -> Run:

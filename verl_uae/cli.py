@@ -19,6 +19,9 @@ from verl_uae.paths import argument_path
 from verl_uae.text import one_line
 from verl_uae.versions import __version__
 
+#: Commands that take Hydra overrides.
+_OVERRIDABLE = ("quickstart", "train", "check", "estimate", "plan")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The argument parser with all sub-commands."""
@@ -40,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--steps", type=int, default=30, help="G4U steps (default 30)")
     quickstart.set_defaults(run=_quickstart)
 
+    from verl_uae.launch.train import add_parser as add_train
+
+    add_train(commands)
     _add_estimate(commands)
     _add_plan(commands)
 
@@ -230,12 +236,12 @@ def _reward_server(args: argparse.Namespace) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; ``quickstart``, ``estimate`` and ``plan`` take Hydra overrides (``key=value``) anywhere
-    among their options."""
+    """Parse a command line; what trains or asks about training takes Hydra overrides (``key=value``) anywhere among its
+    options."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-    if rest and (args.command not in ("quickstart", "estimate", "plan") or overrides != rest):
+    if rest and (args.command not in _OVERRIDABLE or overrides != rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = overrides
     return args

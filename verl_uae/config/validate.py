@@ -49,21 +49,33 @@ _VALIDATORS: Mapping[str, tuple[Callable[[DictConfig], None], ...]] = {
 }
 
 
+def check_all(config: DictConfig) -> None:
+    """All that a training command checks before Ray starts; paths and what is left open are resolved in place.
+
+    Args:
+        config: the whole composed configuration, Hydra's part included.
+
+    Raises:
+        UAEError: something is impossible, naming the key.
+    """
+    resolve_paths(config)
+    validate(config)
+    check_free(Path(config.trainer.default_local_dir))
+    u4g.validate_engine(config)
+    validate_models(config)
+    resolve_length(config)
+    validate_sizes(config)
+    validate_targets(config)
+    g4u.validate_placement(config)
+
+
 class ValidateCallback(Callback):
     """Hydra callback of our configs: runs in the driver before the job."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Resolve paths and validate, or leave with exit code 2; name what is set and has no effect."""
         try:
-            resolve_paths(config)
-            validate(config)
-            check_free(Path(config.trainer.default_local_dir))
-            u4g.validate_engine(config)
-            validate_models(config)
-            resolve_length(config)
-            validate_sizes(config)
-            validate_targets(config)
-            g4u.validate_placement(config)
+            check_all(config)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible setting: {error}\n")

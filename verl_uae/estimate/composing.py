@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from verl_uae.config import STAGES
 from verl_uae.errors import ConfigError
 from verl_uae.families.published import DECODERS
 from verl_uae.paths import expand
+from verl_uae.registry import known
 
 _CONDITIONER, _DECODER = "uae.conditioner.path", "uae.decoder.path"
 
@@ -53,7 +55,7 @@ def command(name: str, overrides: Sequence[str] = (), *, gpus: int | None = None
     Raises:
         ConfigError: there is no such configuration, it does not compose, or what it says is impossible.
     """
-    config = _composed(name, overrides)
+    config = composed(name, overrides)
     decoder = str(config.hydra.runtime.choices.get("uae/decoder", ""))
     with open_dict(config):
         config.pop("hydra")
@@ -122,7 +124,15 @@ def _check_published(config: DictConfig, decoder: str) -> None:
     check_sizes(config, family, f"uae/decoder={decoder}")
 
 
-def _composed(name: str, overrides: Sequence[str]) -> Any:
+def composed(name: str, overrides: Sequence[str]) -> Any:
+    """A configuration as the training command composes it, Hydra's part included.
+
+    Args:
+        name, overrides: of :func:`command`.
+
+    Raises:
+        ConfigError: there is no such configuration, or it does not compose.
+    """
     from hydra import compose, initialize_config_dir, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -147,10 +157,50 @@ def _composed(name: str, overrides: Sequence[str]) -> Any:
             with _any_platform():
                 found = compose(name, overrides=words, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
+            _refuse_unknown(name, overrides)
             raise ConfigError(name, f"does not compose: {error}") from error
     if str(OmegaConf.select(found, "uae.stage")) not in STAGES:
         raise ConfigError(name, f"is no configuration of a stage; there are {', '.join(f'uae_{s}' for s in STAGES)}")
     return found
+
+
+def _refuse_unknown(name: str, overrides: Sequence[str]) -> None:
+    """Name the override that Hydra does not know, with what it may have meant; Hydra says how to append it.
+
+    Raises:
+        ConfigError: one of them is unknown.
+    """
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    with _any_platform():
+        known_keys: Any = OmegaConf.to_container(compose(name), resolve=False, throw_on_missing=False)
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key.startswith(("+", "~")):
+            continue
+        options = loader.get_group_options(key)
+        if options and value not in options:
+            raise ConfigError(key, f"there is no {value!r}.{known(value, options)}")
+        if not options:
+            _refuse_key(key, known_keys, loader.list_groups(""))
+
+
+def _refuse_key(key: str, tree: Any, groups: Sequence[str]) -> None:
+    """Raise `ConfigError` for a key that a tree of sections does not have."""
+    path: list[str] = []
+    for part in key.split("."):
+        names = [*tree, *(() if path else groups)] if isinstance(tree, dict) else []
+        if part not in names:
+            close = difflib.get_close_matches(part, names, n=1)
+            where = (
+                f"{'.'.join(path)} has {', '.join(map(str, names))}" if names and path else "see docs/configuration.md"
+            )
+            hint = f"did you mean {'.'.join([*path, close[0]])}?" if close else where
+            raise ConfigError(key, f"there is no such key; {hint}")
+        tree = tree.get(part) if isinstance(tree, dict) else None
+        path.append(part)
 
 
 @contextlib.contextmanager

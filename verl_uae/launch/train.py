@@ -1,0 +1,264 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""``verl-uae train`` and ``verl-uae check``: a stage by a few words, as the training command that it stands for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_uae.checkpoints.names import CAPTIONER, LANGUAGE_MODEL, MODEL_INDEX
+from verl_uae.errors import ConfigError
+from verl_uae.paths import argument_path, expand
+from verl_uae.registry import known
+from verl_uae.settings import STAGES
+
+#: Files of the folder that ``verl-uae data pack`` writes.
+TRAIN, VAL = "train.parquet", "val.parquet"
+
+#: Word for models and data that are made.
+TINY = "preset=tiny"
+#: Rows that `check` looks at.
+ROWS = 16
+
+EXAMPLE = """example:
+  verl-uae data pack PICTURES --out DATA --max-pixels 65536
+  verl-uae check g4u --data DATA --model MODEL --out RUN
+  verl-uae train g4u --data DATA --model MODEL --out RUN --steps 200 uae.decoder.num_steps=20
+  verl-uae train u4g --out outputs/try --gpus 0 --steps 2 preset=tiny    # no data, no model
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A run by its few words; None is what the configuration says."""
+
+    stage: str
+    data: Path | None
+    """Folder of `TRAIN` and `VAL`, or a file in place of `TRAIN`."""
+    model: str | None
+    """Model folder or decoder folder, see docs/formats.md, or the id of one on the hub."""
+    out: Path
+    steps: int | None = None
+    gpus: int | None = None
+    """Of this machine; 0 is a CPU, and so is None where there is none."""
+    overrides: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the configuration.
+
+        Raises:
+            ConfigError: there is no such stage.
+        """
+        stage = self.stage.removeprefix("uae_")
+        if stage not in STAGES:
+            raise ConfigError("STAGE", f"there is no stage {self.stage!r}.{known(stage, STAGES)}")
+        return f"uae_{stage}"
+
+    @property
+    def words(self) -> list[str]:
+        """Hydra overrides, those that were given last.
+
+        Raises:
+            ConfigError: data or model are not there.
+        """
+        words = [*self._hardware(), *self._data(), *self._model()]
+        words += [f"trainer.default_local_dir={self.out}", f"hydra.run.dir={self.out}/hydra"]
+        if self.steps is not None:
+            words.append(f"trainer.total_training_steps={self.steps}")
+        return [*words, *self.overrides]
+
+    @property
+    def command(self) -> list[str]:
+        """The training command."""
+        return [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", self.name, *self.words]
+
+    def _hardware(self) -> list[str]:
+        if any(word.startswith("hardware=") for word in self.overrides):
+            return []
+        count = _devices() if self.gpus is None else self.gpus
+        if count < 0:
+            raise ConfigError("--gpus", f"must be at least 0, got {count}")
+        return [f"trainer.n_gpus_per_node={count}"] if count else ["hardware=cpu"]
+
+    def _data(self) -> list[str]:
+        if self.data is None:
+            return []
+        train = self.data / TRAIN if self.data.is_dir() else self.data
+        if not train.is_file():
+            what = f"has no {TRAIN}; `verl-uae data pack PICTURES --out {self.data}` writes one"
+            raise ConfigError("--data", f"{self.data} {what if self.data.is_dir() else 'is not there'}")
+        val = train.with_name(VAL)
+        return [f"data.train_files={train}", f"data.val_files={val if val.is_file() else train}"]
+
+    def _model(self) -> list[str]:
+        if self.model is None:
+            return []
+        folder, words = expand(self.model), [f"uae.decoder.path={self.model}"]
+        if not folder.is_dir():
+            return words
+        if not (folder / MODEL_INDEX).is_file():
+            raise ConfigError("--model", f"{folder} has no {MODEL_INDEX}: it is no model folder (docs/formats.md)")
+        for part, key in ((CAPTIONER, "actor_rollout_ref.model.path"), (LANGUAGE_MODEL, "uae.conditioner.path")):
+            if (folder / part).is_dir():
+                words.append(f"{key}={folder / part}")
+        return words
+
+
+def train(asked: Asked, say: Callable[[str], Any] = print) -> int:
+    """Say the training command and run it; returns its exit code."""
+    asked = with_tiny_models(asked, say)
+    say(f"$ {shlex.join(['python', *asked.command[1:]])}")
+    return subprocess.run(asked.command, check=False).returncode
+
+
+def check(asked: Asked, say: Callable[[str], Any] = print) -> int:
+    """Do what the training command does before Ray starts, and say what would follow.
+
+    Raises:
+        ConfigError: an impossible setting, as the training command would refuse it.
+    """
+    from verl_uae.config.validate import check_all
+    from verl_uae.estimate.composing import composed
+
+    asked = with_tiny_models(asked, say)
+    config = composed(asked.name, asked.words)
+    check_all(config)
+    say(f"$ {shlex.join(['python', *asked.command[1:]])}")
+    for label, value in {**described(config), **tried(config)}.items():
+        say(f"  {label:<12}{value}")
+    say("nothing was found that would keep this command from training; it was not started")
+    return 0
+
+
+def with_tiny_models(asked: Asked, say: Callable[[str], Any]) -> Asked:
+    """The same, with models and data of the built-in scenes in its folder where ``preset=tiny`` asks for them: trained
+    for seconds, to see a stage run on this machine."""
+    if TINY not in asked.overrides:
+        return asked
+    from verl_uae.scenes.joint_training import JointConfig
+    from verl_uae.scenes.quickstart import Timings, prepare
+
+    home = asked.out / "tiny"
+    home.mkdir(parents=True, exist_ok=True)
+    prepare(home, 0, Timings(), lambda _: None, JointConfig(codec_steps=50, steps=50))
+    say(f"tiny models and data of the built-in scenes: {home}")
+    own = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}.get(asked.name, "scenes")
+    rest = [word for word in asked.overrides if word != TINY]
+    return dataclasses.replace(asked, overrides=[f"preset={own}", f"uae_home={home}", *rest])
+
+
+def tried(config: Any) -> dict[str, str]:
+    """What the first rows are, and what the rewards say of their pictures, a line each; no model but theirs is loaded.
+
+    Raises:
+        DataError: too many of the rows are bad, or a file cannot be read.
+        RewardError: a reward cannot be had.
+    """
+    import torch
+
+    from verl_uae.data.images import rgb, to_tensor
+    from verl_uae.data.rows import CheckSettings, RowDoor, load_rows, sift
+    from verl_uae.reward.record import RewardBatch
+    from verl_uae.reward.scorer import build_scorer
+
+    data = config.data
+    files = [data.train_files] if isinstance(data.train_files, str) else list(data.train_files)
+    if not all(str(file).endswith(".parquet") for file in files):
+        return {"first rows": "not looked at: they are in shards"}
+    named, keys = tuple(map(str, files)), {"prompt_key": data.prompt_key, "image_key": data.image_key}
+    door = RowDoor(named, named, CheckSettings.from_config(data), **keys)
+    frame = load_rows(door, ROWS, shuffle=False, seed=None)
+    rows = [row for chunk in frame.chunks() for row in chunk]
+    good, bad = sift(door, [rows], door.inspect)
+    found = {"first rows": f"{len(good)} of {len(rows)} can be used" + (f"; {bad[0]}" if bad else "")}
+    door.judge(len(rows), bad, [], remedy="", strict=True)
+    if config.uae.stage == "pretrain":
+        return found
+    size = (int(config.uae.decoder.height), int(config.uae.decoder.width))
+    chosen = [rows[place] for place, _ in good]
+    picture_B3HW = torch.cat([to_tensor([rgb(door.decode(row, row[door.image_key][0]))], size) for row in chosen])
+    told = [{"caption": "", "row": row} for row in chosen]
+    scorer, means = build_scorer(config, "cpu"), []
+    for drawn_B3HW in (
+        picture_B3HW,
+        picture_B3HW.roll(1, 0),
+        picture_B3HW.mean((2, 3), keepdim=True) + 0 * picture_B3HW,
+    ):
+        batch = RewardBatch(
+            source_B3HW=picture_B3HW,
+            reconstruction_B3HW=drawn_B3HW,
+            captions=[one["caption"] for one in told],
+            rows=[one["row"] for one in told],
+        )
+        records = scorer.score(batch)
+        values = [record.value for record in records if record.value is not None]
+        failed = [record for record in records if record.value is None]
+        means.append(f"{sum(values) / len(values):.3f}" if values else f"none ({failed[0].reason})")
+    found["reward"] = (
+        f"{means[0]} for the pictures themselves, {means[1]} for those of other rows, {means[2]} for their mean colour"
+    )
+    return found
+
+
+def described(config: Any) -> dict[str, str]:
+    """What a run would do, a line each."""
+    uae, trainer, captions = config.uae, config.trainer, config.actor_rollout_ref
+    images = int(config.data.train_batch_size)
+    each = {
+        "g4u": f"{images} pictures x {captions.rollout.n} captions",
+        "u4g": f"{images} captions x {uae.u4g.samples_per_caption} drawings",
+    }
+    found = {
+        "stage": str(uae.stage),
+        "captioner": str(captions.model.path),
+        "decoder": str(uae.decoder.path),
+        "data": f"{config.data.train_files}; validated on {config.data.val_files}",
+        "a step": each.get(uae.stage, f"{images} pictures"),
+        "steps": str(trainer.total_training_steps or f"{trainer.total_epochs} epochs"),
+        "pictures": f"{uae.decoder.width} x {uae.decoder.height}, {uae.decoder.num_steps} denoising steps",
+        "device": str(trainer.device)
+        if trainer.device == "cpu"
+        else f"{trainer.n_gpus_per_node} x {trainer.nnodes} GPUs",
+        "out": str(trainer.default_local_dir),
+    }
+    return found
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``train`` and ``check`` to the command ``verl-uae``."""
+    for name, run, what in (
+        ("train", train, "run a stage, and print the training command that these words stand for"),
+        ("check", check, "check all that the same words of train can be checked for before it starts"),
+    ):
+        parser = commands.add_parser(
+            name, help=what, description=what, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("stage", metavar="STAGE", help=f"one of {', '.join(STAGES)}")
+        parser.add_argument("--data", type=argument_path, help=f"folder with {TRAIN} and {VAL}, or one file")
+        parser.add_argument("--model", help="model folder (or decoder folder), or id on the hub")
+        parser.add_argument("--out", type=argument_path, required=True, help="folder of checkpoints, panels and logs")
+        parser.add_argument("--steps", type=int, help="training steps (default: the stage's)")
+        parser.add_argument("--gpus", type=int, help="GPUs of this machine (default: all there are; 0: CPU)")
+        parser.set_defaults(run=_runner(run))
+
+
+def _runner(run: Callable[[Asked], int]) -> Callable[[argparse.Namespace], int]:
+    def command(args: argparse.Namespace) -> int:
+        return run(Asked(args.stage, args.data, args.model, args.out, args.steps, args.gpus, args.overrides))
+
+    return command
+
+
+def _devices() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())

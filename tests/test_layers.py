@@ -50,6 +50,7 @@ LAYERS = {
     "plugin": 7,
     "estimate": 7,
     "plan": 8,
+    "commands": 8,
     "doctor": 7,
     "cli": 9,
     # Of what users name, on first use.

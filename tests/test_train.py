@@ -13,8 +13,8 @@ import pytest
 
 from tests.e2e.world import build_model
 from verl_uae.cli import main
-from verl_uae.launch import train as few
-from verl_uae.launch.train import Asked
+from verl_uae.commands import train as few
+from verl_uae.commands.train import Asked
 from verl_uae.scenes.dataset import write_dataset
 
 

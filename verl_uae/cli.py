@@ -20,7 +20,7 @@ from verl_uae.text import one_line
 from verl_uae.versions import __version__
 
 #: Commands that take Hydra overrides.
-_OVERRIDABLE = ("quickstart", "train", "check", "estimate", "plan")
+_OVERRIDABLE = ("quickstart", "train", "check", "reward", "estimate", "plan")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,9 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--steps", type=int, default=30, help="G4U steps (default 30)")
     quickstart.set_defaults(run=_quickstart)
 
-    from verl_uae.launch.train import add_parser as add_train
+    from verl_uae.commands.reward import add_parser as add_reward
+    from verl_uae.commands.train import add_parser as add_train
 
     add_train(commands)
+    add_reward(commands)
     _add_estimate(commands)
     _add_plan(commands)
 

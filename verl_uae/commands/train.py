@@ -25,8 +25,6 @@ TRAIN, VAL = "train.parquet", "val.parquet"
 
 #: Word for models and data that are made.
 TINY = "preset=tiny"
-#: Rows that `check` looks at.
-ROWS = 16
 
 EXAMPLE = """example:
   verl-uae data pack PICTURES --out DATA --max-pixels 65536
@@ -126,6 +124,7 @@ def check(asked: Asked, say: Callable[[str], Any] = print) -> int:
     Raises:
         ConfigError: an impossible setting, as the training command would refuse it.
     """
+    from verl_uae.commands.reward import tried
     from verl_uae.config.validate import check_all
     from verl_uae.estimate.composing import composed
 
@@ -154,59 +153,6 @@ def with_tiny_models(asked: Asked, say: Callable[[str], Any]) -> Asked:
     own = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}.get(asked.name, "scenes")
     rest = [word for word in asked.overrides if word != TINY]
     return dataclasses.replace(asked, overrides=[f"preset={own}", f"uae_home={home}", *rest])
-
-
-def tried(config: Any) -> dict[str, str]:
-    """What the first rows are, and what the rewards say of their pictures, a line each; no model but theirs is loaded.
-
-    Raises:
-        DataError: too many of the rows are bad, or a file cannot be read.
-        RewardError: a reward cannot be had.
-    """
-    import torch
-
-    from verl_uae.data.images import rgb, to_tensor
-    from verl_uae.data.rows import CheckSettings, RowDoor, load_rows, sift
-    from verl_uae.reward.record import RewardBatch
-    from verl_uae.reward.scorer import build_scorer
-
-    data = config.data
-    files = [data.train_files] if isinstance(data.train_files, str) else list(data.train_files)
-    if not all(str(file).endswith(".parquet") for file in files):
-        return {"first rows": "not looked at: they are in shards"}
-    named, keys = tuple(map(str, files)), {"prompt_key": data.prompt_key, "image_key": data.image_key}
-    door = RowDoor(named, named, CheckSettings.from_config(data), **keys)
-    frame = load_rows(door, ROWS, shuffle=False, seed=None)
-    rows = [row for chunk in frame.chunks() for row in chunk]
-    good, bad = sift(door, [rows], door.inspect)
-    found = {"first rows": f"{len(good)} of {len(rows)} can be used" + (f"; {bad[0]}" if bad else "")}
-    door.judge(len(rows), bad, [], remedy="", strict=True)
-    if config.uae.stage == "pretrain":
-        return found
-    size = (int(config.uae.decoder.height), int(config.uae.decoder.width))
-    chosen = [rows[place] for place, _ in good]
-    picture_B3HW = torch.cat([to_tensor([rgb(door.decode(row, row[door.image_key][0]))], size) for row in chosen])
-    told = [{"caption": "", "row": row} for row in chosen]
-    scorer, means = build_scorer(config, "cpu"), []
-    for drawn_B3HW in (
-        picture_B3HW,
-        picture_B3HW.roll(1, 0),
-        picture_B3HW.mean((2, 3), keepdim=True) + 0 * picture_B3HW,
-    ):
-        batch = RewardBatch(
-            source_B3HW=picture_B3HW,
-            reconstruction_B3HW=drawn_B3HW,
-            captions=[one["caption"] for one in told],
-            rows=[one["row"] for one in told],
-        )
-        records = scorer.score(batch)
-        values = [record.value for record in records if record.value is not None]
-        failed = [record for record in records if record.value is None]
-        means.append(f"{sum(values) / len(values):.3f}" if values else f"none ({failed[0].reason})")
-    found["reward"] = (
-        f"{means[0]} for the pictures themselves, {means[1]} for those of other rows, {means[2]} for their mean colour"
-    )
-    return found
 
 
 def described(config: Any) -> dict[str, str]:

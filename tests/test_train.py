@@ -84,11 +84,11 @@ def test_what_can_be_checked_is_checked_and_told(world: Path, stage: str, capsys
     preset = f"preset=scenes_{stage}" if stage in ("pretrain", "cold_start") else "preset=scenes"
     assert main(["check", *words(world, stage, preset)]) == 0
     out = capsys.readouterr().out
-    assert f"--config-name uae_{stage}" in out and f"  stage       {stage}\n" in out
+    assert f"--config-name uae_{stage}" in out and f"  stage       {stage}, " in out
     assert "  first rows  16 of 16 can be used\n" in out and "was not started" in out
     if stage != "pretrain":
         (line,) = (line for line in out.splitlines() if line.startswith("  reward"))
-        assert line.startswith("  reward      1.000 for the pictures themselves, 0.") and "mean colour" in line
+        assert line.startswith("  reward      1.000 for the picture itself, 0.") and "mean colour" in line
     assert not (world / "run").exists()
 
 

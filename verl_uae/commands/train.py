@@ -16,6 +16,7 @@ from typing import Any
 
 from verl_uae.checkpoints.names import CAPTIONER, LANGUAGE_MODEL, MODEL_INDEX
 from verl_uae.errors import ConfigError
+from verl_uae.launch.banner import banner, lines
 from verl_uae.paths import argument_path, expand
 from verl_uae.registry import known
 from verl_uae.settings import STAGES
@@ -132,8 +133,8 @@ def check(asked: Asked, say: Callable[[str], Any] = print) -> int:
     config = composed(asked.name, asked.words)
     check_all(config)
     say(f"$ {shlex.join(['python', *asked.command[1:]])}")
-    for label, value in {**described(config), **tried(config)}.items():
-        say(f"  {label:<12}{value}")
+    for line in lines({**banner(config), **tried(config)}):
+        say(line)
     say("nothing was found that would keep this command from training; it was not started")
     return 0
 
@@ -153,30 +154,6 @@ def with_tiny_models(asked: Asked, say: Callable[[str], Any]) -> Asked:
     own = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}.get(asked.name, "scenes")
     rest = [word for word in asked.overrides if word != TINY]
     return dataclasses.replace(asked, overrides=[f"preset={own}", f"uae_home={home}", *rest])
-
-
-def described(config: Any) -> dict[str, str]:
-    """What a run would do, a line each."""
-    uae, trainer, captions = config.uae, config.trainer, config.actor_rollout_ref
-    images = int(config.data.train_batch_size)
-    each = {
-        "g4u": f"{images} pictures x {captions.rollout.n} captions",
-        "u4g": f"{images} captions x {uae.u4g.samples_per_caption} drawings",
-    }
-    found = {
-        "stage": str(uae.stage),
-        "captioner": str(captions.model.path),
-        "decoder": str(uae.decoder.path),
-        "data": f"{config.data.train_files}; validated on {config.data.val_files}",
-        "a step": each.get(uae.stage, f"{images} pictures"),
-        "steps": str(trainer.total_training_steps or f"{trainer.total_epochs} epochs"),
-        "pictures": f"{uae.decoder.width} x {uae.decoder.height}, {uae.decoder.num_steps} denoising steps",
-        "device": str(trainer.device)
-        if trainer.device == "cpu"
-        else f"{trainer.n_gpus_per_node} x {trainer.nnodes} GPUs",
-        "out": str(trainer.default_local_dir),
-    }
-    return found
 
 
 def add_parser(commands: Any) -> None:

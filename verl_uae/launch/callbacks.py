@@ -29,6 +29,7 @@ from verl_uae.checkpoints.names import SUMMARY
 from verl_uae.checkpoints.summary import RunSummary, duration, last_lines
 from verl_uae.compat import ray_actors, ray_cluster_address, ray_cpu_count
 from verl_uae.errors import ConfigError, UAEError
+from verl_uae.launch.banner import banner, lines
 from verl_uae.paths import RAY_FOLDER_KEY, data_cache, ray_folder
 from verl_uae.settings import CAPTIONING
 from verl_uae.waiting import EVERY_S
@@ -286,8 +287,9 @@ class EndingCallback(Callback):
         self._started = time.monotonic()
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say if nothing will be saved, and forget what an earlier run in the same folder reached."""
+        """Say what the run will do, and if nothing will be saved, and forget what an earlier run in the folder reached."""
         self._started = time.monotonic()
+        sys.stderr.write("\n".join(["verl_uae:", *lines(banner(config))]) + "\n")
         (Path(config.trainer.default_local_dir) / SUMMARY).unlink(missing_ok=True)
         if config.trainer.save_freq <= 0:
             sys.stderr.write(

@@ -74,7 +74,20 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["doctor"], ["estimate"], ["plan"], ["data"], ["data", "pack"], ["quickstart"], ["sample"]]
+    "words",
+    [
+        [],
+        ["doctor"],
+        ["estimate"],
+        ["plan"],
+        ["data"],
+        ["data", "pack"],
+        ["quickstart"],
+        ["sample"],
+        ["train"],
+        ["check"],
+        ["reward", "try"],
+    ],
 )
 def test_every_command_has_help(words: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -31,7 +31,20 @@ def world(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(world: Path, stage: str, *more: str) -> list[str]:
     data, model = str(world / "data"), str(world / "model")
-    return [stage, "--data", data, "--model", model, "--out", str(world / "run"), "--gpus", "0", "preset=scenes", *more]
+    return [
+        stage,
+        "--data",
+        data,
+        "--model",
+        model,
+        "--out",
+        str(world / "run"),
+        "--gpus",
+        "0",
+        "preset=scenes",
+        f"uae_home={world}",
+        *more,
+    ]
 
 
 def test_five_words_are_the_training_command(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -55,6 +68,7 @@ def test_five_words_are_the_training_command(world: Path, monkeypatch: pytest.Mo
         f"hydra.run.dir={world}/run/hydra",
         "trainer.total_training_steps=7",
         "preset=scenes",
+        f"uae_home={world}",
         "uae.seed=4",
     ]
     assert capsys.readouterr().out == f"$ python {' '.join(command[1:])}\n"
@@ -112,7 +126,7 @@ def test_a_wrong_word_is_one_line_with_its_remedy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asked = {"data": str(world / "data"), "model": str(world / "model"), "gpus": "0", **change}
-    line = ["check", asked.get("stage", "g4u"), "--out", "run", "preset=scenes"]
+    line = ["check", asked.get("stage", "g4u"), "--out", "run", "preset=scenes", f"uae_home={world}"]
     for name in ("data", "model", "gpus"):
         line += [f"--{name}", asked[name]]
     assert main([*line, *([asked["extra"]] if "extra" in asked else [])]) == 2

@@ -58,13 +58,17 @@ def _try(args: argparse.Namespace) -> int:
     data = args.data / "train.parquet" if args.data.is_dir() else args.data
     if args.first < 1:
         raise ConfigError("--first", f"must be at least 1, got {args.first}")
-    words = ["hardware=cpu", f"data.train_files={data}", "data.val_files=???", "uae.decoder.path=???"]
+    file, overrides = args.file, list(args.overrides)
+    if file is not None and "=" in file.name and not file.exists():
+        # The first word may be an override too.
+        file, overrides = None, [str(file), *overrides]
+    words = ["hardware=cpu", f"data.train_files={data}"]
     words += [f"uae.decoder.height={args.size}", f"uae.decoder.width={args.size}"]
-    if args.file is not None:
-        words += [f"reward.custom_reward_function.path={args.file}", "uae.reward.terms=[]"]
+    if file is not None:
+        words += [f"reward.custom_reward_function.path={file}", "uae.reward.terms=[]"]
     if args.name is not None:
         words.append(f"reward.custom_reward_function.name={args.name}")
-    config = composed("uae_g4u", [*words, *args.overrides])
+    config = composed("uae_g4u", [*words, *overrides])
     validate(config)
     rows, picture_B3HW, _ = first_rows(config, args.first)
     drawn = {**stand_ins(picture_B3HW)}
@@ -82,7 +86,7 @@ def _try(args: argparse.Namespace) -> int:
     return 0
 
 
-def first_rows(config: DictConfig, count: int) -> tuple[list[Mapping[str, Any]], Tensor, str]:
+def first_rows(config: DictConfig, count: int) -> tuple[list[dict[str, Any]], Tensor, str]:
     """Of the training file, those that can be used.
 
     Args:

@@ -174,17 +174,22 @@ def _refuse_unknown(name: str, overrides: Sequence[str]) -> None:
     from hydra.core.global_hydra import GlobalHydra
 
     loader = GlobalHydra.instance().config_loader()
-    with _any_platform():
-        known_keys: Any = OmegaConf.to_container(compose(name), resolve=False, throw_on_missing=False)
+    choices, keys = [], []
     for word in overrides:
         key, _, value = word.partition("=")
-        if key.startswith(("+", "~")):
-            continue
         options = loader.get_group_options(key)
         if options and value not in options:
             raise ConfigError(key, f"there is no {value!r}.{known(value, options)}")
-        if not options:
-            _refuse_key(key, known_keys, loader.list_groups(""))
+        if options:
+            choices.append(word)
+        elif not key.startswith(("+", "~")):
+            keys.append(key)
+    with _any_platform():
+        # A choice brings keys of its own.
+        found = compose(name, overrides=choices, return_hydra_config=True)
+    tree: Any = OmegaConf.to_container(found, resolve=False, throw_on_missing=False)
+    for key in keys:
+        _refuse_key(key, tree, loader.list_groups(""))
 
 
 def _refuse_key(key: str, tree: Any, groups: Sequence[str]) -> None:

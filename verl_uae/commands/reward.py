@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.errors import ConfigError, RewardError
@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
     one.set_defaults(run=_try)
 
 
-def _try(args: argparse.Namespace) -> int:
+def _try(args: argparse.Namespace, say: Callable[[str], Any] = print) -> int:
     import torch
 
     from verl_uae.estimate.composing import composed
@@ -76,13 +76,13 @@ def _try(args: argparse.Namespace) -> int:
     if args.model is not None:
         captions, drawn["drawing of the model"] = drawings(args.model, picture_B3HW)
     values = {name: scored(config, rows, picture_B3HW, found, captions) for name, found in drawn.items()}
-    print("\n".join(table(rows, values)))
+    say("\n".join(table(rows, values)))
     failed = [record for records in values.values() for record in records if not record.ok]
     if failed:
         raise RewardError("uae.reward", f"{len(failed)} values are missing; the first: {failed[0].reason}")
     means = [torch.tensor([record.value for record in records]).mean() for records in values.values()]
     if len(rows) > 1 and not means[0] > means[1]:
-        print("the picture itself is worth no more than that of another row: this reward cannot teach a reconstruction")
+        say("the picture itself is worth no more than that of another row: this reward cannot teach a reconstruction")
     return 0
 
 

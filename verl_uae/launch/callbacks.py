@@ -287,7 +287,7 @@ class EndingCallback(Callback):
         self._started = time.monotonic()
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say what the run will do, and if it will save nothing, and forget what an earlier run in the folder reached."""
+        """Say what the run will do, and forget what an earlier run in the same folder reached."""
         self._started = time.monotonic()
         sys.stderr.write("\n".join(["verl_uae:", *lines(banner(config))]) + "\n")
         (Path(config.trainer.default_local_dir) / SUMMARY).unlink(missing_ok=True)

@@ -19,8 +19,8 @@ from tests.estimate.test_estimator import SANA
 from tests.estimate.test_stages import U4G, photograph, sized
 from verl_uae.chain.records import Caption, Sample
 from verl_uae.config.left_open import KEEP, RECOMPUTE
-from verl_uae.estimate import rates, run
-from verl_uae.estimate.composing import Command, changed, command_of, composed
+from verl_uae.estimate import composing, rates, run
+from verl_uae.estimate.composing import Command, changed, command_of
 from verl_uae.estimate.estimator import Estimator
 from verl_uae.estimate.rates import GPUS, Device
 from verl_uae.estimate.run import decide, peak_of_run, useful_work
@@ -96,7 +96,7 @@ _LARGE = ["uae.u4g.captions.source=column", "uae.train.micro_batch_size=72"]
 
 def composed(*words: str) -> Any:
     """As Hydra gives it to a callback."""
-    return composed("uae_u4g", [*SANA, *_THERE, *_LARGE, *words])
+    return composing.composed("uae_u4g", [*SANA, *_THERE, *_LARGE, *words])
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_what_is_said_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (True, False):
         assert decided(monkeypatch, None, f"{RECOMPUTE}={str(value).lower()}") is value
     # G4U trains no decoder.
-    config = composed("uae_g4u", [*_THERE, f"{RECOMPUTE}=null"])
+    config = composing.composed("uae_g4u", [*_THERE, f"{RECOMPUTE}=null"])
     decide(config)
     assert config.uae.train.gradient_checkpointing is None
 
@@ -177,7 +177,7 @@ _COLD += ["uae.cold_start.gradient_steps=4", "data.train_batch_size=32", "uae.tr
 
 
 def cold(*words: str) -> Any:
-    return composed("uae_cold_start", [*_COLD, *words])
+    return composing.composed("uae_cold_start", [*_COLD, *words])
 
 
 _WORKS: dict[Any, Any] = {}

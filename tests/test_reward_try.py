@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.world import build_model
 from verl_uae.cli import main
 from verl_uae.scenes.dataset import write_dataset
 
@@ -63,6 +64,17 @@ def test_values_of_the_first_rows_and_their_means(data: Path, tmp_path: Path, ca
 def test_terms_of_the_package_are_tried_by_their_entries(data: Path, capsys: Any) -> None:
     assert run(data, "uae.reward.terms=[{name: pixel, weight: 2.0}]") == 0
     assert "| mean | 2.000 |" in capsys.readouterr().out
+
+
+def test_drawings_of_a_model_are_scored_too(data: Path, tiny_models: Path, tmp_path: Path, capsys: Any) -> None:
+    for name in ("captioner", "decoder"):
+        (tmp_path / name).symlink_to(tiny_models / name)
+    model = build_model(tmp_path)
+    assert run(data, "uae.reward.terms=[{name: pixel}]", "--model", str(model)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("| its mean colour | drawing of the model |")
+    own, *_, drawn = (float(cell) for cell in lines[-1].split("|")[2:-1])
+    assert own == 1.0 > drawn > 0.0
 
 
 def test_a_reward_that_a_drawing_cannot_raise_is_said(data: Path, tmp_path: Path, capsys: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.learning import objectives
 from benchmarks.learning import statistics as s
 from benchmarks.learning.u4g import PRESETS, STEEPNESS
+from verl_uae.estimate.report import step_pictures
 
 OBJECTIVES, RATES = objectives.Objectives(), objectives.Rates()
 
@@ -33,8 +34,7 @@ def test_every_arm_is_a_valid_command_that_draws_as_many_pictures(
     )
     assert config.uae.train.optim.lr == 5e-4 and config.uae.u4g.guidance == config.uae.decoder.guidance == 1.0
     assert [(term.name, term.params.k) for term in config.uae.reward.terms] == [("pixel", STEEPNESS)]
-    (cost,) = run.costs().values()
-    assert cost["pictures"] * run.steps == 64 * 60 and config.trainer.total_training_steps == run.steps
+    assert step_pictures(config, "u4g") * run.steps == 64 * 60 and config.trainer.total_training_steps == run.steps
     assert (config.uae.u4g.pool.size is not None) == (way == "pool")
     assert (config.uae.u4g.objective.norm_guard > 0) == (way == "guard")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import multiprocessing
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -198,6 +199,8 @@ def _execute(run: Run, say: Say) -> float:
     if (before := kept(stamp, {"command": words})) is not None:
         say(f"{run.name}: there already")
         return float(before["seconds"])
+    # What an interrupted run left behind would count among the steps that are kept of this one.
+    shutil.rmtree(run.folder, ignore_errors=True)
     started = time.perf_counter()
     code = run_training([sys.executable, *words], run.folder)
     if code != 0:

@@ -306,6 +306,8 @@ def test_runs_that_have_finished_are_not_run_again_and_rows_hold_what_was_measur
         runs.Run({"variant": name}, "uae_g4u", tmp_path, tmp_path / name, seed, 1)
         for seed, name in ((0, "one"), (1, "two"))
     ]
+    left = tmp_path / "one" / "global_step_9"
+    left.mkdir(parents=True)
     measured, said = [], []
 
     def measure(run: runs.Run) -> dict[str, int]:
@@ -313,6 +315,7 @@ def test_runs_that_have_finished_are_not_run_again_and_rows_hold_what_was_measur
         return {"reward": len(measured)}
 
     rows = runs.compare(made, 2, said.append, before=measure, after=measure)
+    assert not left.exists(), "of a run that was interrupted"
     # One start, since both have one root.
     assert len(measured) == 3 and [row["before"] for row in rows] == [{"reward": 1}] * 2
     assert [(row["variant"], row["seed"], row["after"]["reward"]) for row in rows] == [("one", 0, 2), ("two", 1, 3)]

@@ -386,7 +386,7 @@ def test_a_calibration_takes_the_place_of_the_data_sheet(tmp_path: Path, sana: E
         ([], {"steps": 0}, "--steps"),
         ([], {"caption_tokens": 0}, "--caption-tokens"),
         ([], {"calibration": Path(__file__)}, "--calibration"),
-        (["no.such.key=1"], {}, "uae_u4g"),
+        (["no.such.key=1"], {}, "no.such.key"),
         (["uae.train.micro_batch_size=7"], {}, "uae.train.micro_batch_size"),
         (["uae.conditioner.path=org/model"], {}, "uae.conditioner.path"),
         (["actor_rollout_ref.model.path=Qwen/Qwen3-4B"], {}, "actor_rollout_ref.model.path"),

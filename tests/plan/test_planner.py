@@ -209,7 +209,7 @@ def test_jointly_a_step_is_the_estimate_with_its_controller() -> None:
         (["--spread", "7"], "--spread"),
         (["--caption-tokens", "0"], "--caption-tokens"),
         (["--calibration", __file__], "--calibration"),
-        (["no.such.key=1"], "uae_u4g"),
+        (["no.such.key=1"], "no.such.key"),
         (["trainer.n_gpus_per_node=3", "data.train_batch_size=4", "--gpus", "8"], "data.train_batch_size"),
     ],
 )

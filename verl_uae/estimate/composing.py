@@ -157,7 +157,9 @@ def composed(name: str, overrides: Sequence[str]) -> Any:
             with _any_platform():
                 found = compose(name, overrides=words, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
-            _refuse_unknown(name, overrides)
+            # Where not even the name is known, that is what is wrong.
+            with contextlib.suppress(HydraException, OmegaConfBaseException):
+                _refuse_unknown(name, overrides)
             raise ConfigError(name, f"does not compose: {error}") from error
     if str(OmegaConf.select(found, "uae.stage")) not in STAGES:
         raise ConfigError(name, f"is no configuration of a stage; there are {', '.join(f'uae_{s}' for s in STAGES)}")

@@ -15,8 +15,10 @@ import ray
 import torch
 from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils.debug import marked_timer
+from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions, log_seqlen_unbalance
 
 import verl_uae.stages.g4u.advantage  # noqa: F401  registers uae_grpo
 from verl_uae.chain.records import CAPTION_FIELD, OUTCOME_FIELD, SAMPLE_FIELDS, Caption, Outcome, Sample, samples_of
@@ -205,7 +207,19 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
     def _balance_batch(
         self, batch: KVBatchMeta, metrics: dict, logging_prefix: str = "global_seqlen", keep_minibatch: bool = False
     ) -> KVBatchMeta:
-        batch = super()._balance_batch(batch, metrics, logging_prefix, keep_minibatch)
+        """verl's, which searches for equal shares among tensors of one number each: the same shares among numbers are
+        found in a tenth of the time."""
+        role, group = "actor", self.actor_rollout_wg
+        if role not in group._dispatch_info:
+            group._dispatch_info[role] = group._query_dispatch_info(role)
+        ranks = max(group._dispatch_info[role]) + 1
+        multiple = self._get_required_batch_multiple(ranks)
+        batch = upsample_batch_to_divisible_size(batch, multiple, self.tokenizer.eos_token_id)
+        lengths = [int(tag["seq_len"]) for tag in batch.tags]
+        work = calculate_workload(torch.tensor(lengths, dtype=torch.int64)).tolist()
+        shares = get_seqlen_balanced_partitions(work, k_partitions=ranks, equal_size=True)
+        batch.reorder([place for share in shares for place in share])
+        metrics.update(log_seqlen_unbalance(seqlen_list=lengths, partitions=shares, prefix=logging_prefix))
         if not _trains(batch):
             raise _NothingTrainsError(batch)
         return batch

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.learning.experiment import Bar, Experiment, Report, curves, every, shown, spread_cells
-from benchmarks.learning.runs import Run, compare, joint_trainings
+from benchmarks.learning.runs import Run, joint_trainings
 from benchmarks.learning.statistics import (
     REPORTED_SEEDS,
     TUNING_SEEDS,
@@ -27,9 +27,8 @@ from benchmarks.learning.statistics import (
     t_interval,
 )
 from benchmarks.learning.u4g import COLUMNS as U4G_COLUMNS
-from benchmarks.learning.u4g import PRESETS, RECOMMENDED, STARTS, measure, words
+from benchmarks.learning.u4g import PRESETS, RECOMMENDED, STARTS, compared, words
 from verl_uae.bench.results import between, markdown_table
-from verl_uae.checkpoints.names import EXPORT_FOLDER
 from verl_uae.scenes.joint_training import JointConfig
 from verl_uae.scenes.quickstart import Say
 
@@ -150,13 +149,7 @@ def planned(out: Path, arm: str, rate: str, seed: int, steps: int, suffix: str =
 def measured(runs: Sequence[Run], jobs: int, say: Say) -> list[Row]:
     """A row for each run."""
     joint_trainings({run.root: JointConfig(seed=run.seed, steps=STARTS[START]) for run in runs}, jobs, say)
-    return compare(
-        runs,
-        jobs,
-        say,
-        before=lambda run: measure(run.root, run.root / "decoder", run.seed),
-        after=lambda run: measure(run.root, run.checkpoint / EXPORT_FOLDER, run.seed),
-    )
+    return compared(runs, jobs, say)
 
 
 def _used(rows: Sequence[Row]) -> list[str]:

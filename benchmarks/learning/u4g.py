@@ -26,7 +26,7 @@ from benchmarks.learning.experiment import (
     shown,
 )
 from benchmarks.learning.runs import QUIET, Run, compare, joint_trainings
-from benchmarks.learning.statistics import gains, select
+from benchmarks.learning.statistics import Row, gains, select
 from verl_uae.bench.results import markdown_table
 from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.decoder import Decoder
@@ -106,13 +106,7 @@ class U4G(Experiment):
             for (start, seed), root in roots.items()
             for preset in (PRESETS if start == "room" else FINISHED_PRESETS)
         ]
-        rows = compare(
-            runs,
-            jobs,
-            say,
-            before=lambda run: measure(run.root, run.root / "decoder", run.seed),
-            after=lambda run: measure(run.root, run.checkpoint / EXPORT_FOLDER, run.seed),
-        )
+        rows = compared(runs, jobs, say)
         for seed in seeds:
             picture([run for run in runs if run.seed == seed]).save(out / f"u4g_scenes_seed{seed}.png")
         yield {"runs": rows}
@@ -160,6 +154,15 @@ class U4G(Experiment):
 def words(preset: str) -> tuple[str, ...]:
     """Overrides of the training command of a preset, or of the run that is gamed."""
     return (f"decoder/objective={preset.removesuffix('_ssim')}", *OVERRIDES, *OWN.get(preset, ()))
+
+
+def compared(runs: Sequence[Run], jobs: int, say: Say) -> list[Row]:
+    """Execute runs of U4G; a row for each, with what full captions give before and after it."""
+
+    def at(run: Run, step: int) -> dict[str, float]:
+        return measure(run.root, run.models(step)[1], run.seed)
+
+    return compare(runs, jobs, say, before=lambda run: at(run, 0), after=lambda run: at(run, run.steps))
 
 
 def similarity(drawn_B3HW: torch.Tensor, source_B3HW: torch.Tensor) -> torch.Tensor:

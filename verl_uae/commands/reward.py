@@ -50,12 +50,11 @@ def add_parser(commands: Any) -> None:
 
 
 def _try(args: argparse.Namespace, say: Callable[[str], Any] = print) -> int:
-    import torch
-
+    from verl_uae.data.pack import TRAIN_FILE
     from verl_uae.estimate.composing import composed
     from verl_uae.reward.config import validate
 
-    data = args.data / "train.parquet" if args.data.is_dir() else args.data
+    data = args.data / TRAIN_FILE if args.data.is_dir() else args.data
     if args.first < 1:
         raise ConfigError("--first", f"must be at least 1, got {args.first}")
     file, overrides = args.file, list(args.overrides)
@@ -71,17 +70,17 @@ def _try(args: argparse.Namespace, say: Callable[[str], Any] = print) -> int:
     config = composed("uae_g4u", [*words, *overrides])
     validate(config)
     rows, picture_B3HW, _ = first_rows(config, args.first)
-    drawn = {**stand_ins(picture_B3HW)}
+    drawn = stand_ins(picture_B3HW)
     captions = [_caption(row) for row in rows]
     if args.model is not None:
         captions, drawn["drawing of the model"] = drawings(args.model, picture_B3HW)
-    values = {name: scored(config, rows, picture_B3HW, found, captions) for name, found in drawn.items()}
+    values = scored(config, rows, picture_B3HW, drawn, captions)
     say("\n".join(table(rows, values)))
     failed = [record for records in values.values() for record in records if not record.ok]
     if failed:
         raise RewardError("uae.reward", f"{len(failed)} values are missing; the first: {failed[0].reason}")
-    means = [torch.tensor([record.value for record in records]).mean() for records in values.values()]
-    if len(rows) > 1 and not means[0] > means[1]:
+    own, other, *_ = (mean_value(records) or 0.0 for records in values.values())
+    if len(rows) > 1 and not own > other:
         say("the picture itself is worth no more than that of another row: this reward cannot teach a reconstruction")
     return 0
 
@@ -150,17 +149,25 @@ def scored(
     config: DictConfig,
     rows: Sequence[Mapping[str, Any]],
     picture_B3HW: Tensor,
-    drawn_B3HW: Tensor,
+    drawn: Mapping[str, Tensor],
     captions: Sequence[str],
-) -> list[RewardRecord]:
-    """Records of drawings, without groupwise terms, which compare captions of one picture."""
+) -> dict[str, list[RewardRecord]]:
+    """Records of every kind of drawing, without groupwise terms, which compare captions of one picture."""
     from verl_uae.chain.records import dataset_row
     from verl_uae.reward.record import RewardBatch
     from verl_uae.reward.scorer import build_scorer
 
-    told = [dataset_row(row) for row in rows]
-    batch = RewardBatch(picture_B3HW, drawn_B3HW, captions=list(captions), rows=told)
-    return build_scorer(config, "cpu").score(batch)
+    told, scorer = [dataset_row(row) for row in rows], build_scorer(config, "cpu")
+    return {
+        name: scorer.score(RewardBatch(picture_B3HW, drawn_B3HW, captions=list(captions), rows=told))
+        for name, drawn_B3HW in drawn.items()
+    }
+
+
+def mean_value(records: Sequence[RewardRecord]) -> float | None:
+    """Of the records that have one."""
+    there = [record.value for record in records if record.value is not None]
+    return sum(there) / len(there) if there else None
 
 
 def tried(config: DictConfig) -> dict[str, str]:
@@ -178,12 +185,11 @@ def tried(config: DictConfig) -> dict[str, str]:
     if config.uae.stage == "pretrain":
         return found
     captions, parts = [_caption(row) for row in rows], []
-    for name, drawn_B3HW in stand_ins(picture_B3HW).items():
-        records = scored(config, rows, picture_B3HW, drawn_B3HW, captions)
+    for name, records in scored(config, rows, picture_B3HW, stand_ins(picture_B3HW), captions).items():
         missing = [record for record in records if record.value is None]
         if missing:
             raise RewardError("uae.reward", f"of {name} there is none: {missing[0].reason}")
-        parts.append(f"{sum(record.value or 0.0 for record in records) / len(records):.3f} for {name}")
+        parts.append(f"{mean_value(records):.3f} for {name}")
     return {**found, "reward": ", ".join(parts)}
 
 
@@ -197,10 +203,7 @@ def table(rows: Sequence[Mapping[str, Any]], values: Mapping[str, Sequence[Rewar
     lines = [
         [str(number), *(cell(records[number].value) for records in values.values())] for number in range(len(rows))
     ]
-    means = []
-    for records in values.values():
-        there = [record.value for record in records if record.value is not None]
-        means.append(cell(sum(there) / len(there) if there else None))
+    means = [cell(mean_value(records)) for records in values.values()]
     return markdown_table(["row", *values], [*lines, ["mean", *means]])
 
 

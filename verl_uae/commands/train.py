@@ -19,10 +19,7 @@ from verl_uae.errors import ConfigError
 from verl_uae.launch.banner import banner, lines
 from verl_uae.paths import argument_path, expand
 from verl_uae.registry import known
-from verl_uae.settings import STAGES
-
-#: Files of the folder that ``verl-uae data pack`` writes.
-TRAIN, VAL = "train.parquet", "val.parquet"
+from verl_uae.settings import STAGES, SUPERVISED
 
 #: Word for models and data that are made.
 TINY = "preset=tiny"
@@ -41,7 +38,7 @@ class Asked:
 
     stage: str
     data: Path | None
-    """Folder of `TRAIN` and `VAL`, or a file in place of `TRAIN`."""
+    """Folder as ``verl-uae data pack`` writes it, or a file of training rows."""
     model: str | None
     """Model folder or decoder folder, see docs/formats.md, or the id of one on the hub."""
     out: Path
@@ -91,11 +88,13 @@ class Asked:
     def _data(self) -> list[str]:
         if self.data is None:
             return []
-        train = self.data / TRAIN if self.data.is_dir() else self.data
+        from verl_uae.data.pack import TRAIN_FILE, VAL_FILE
+
+        train = self.data / TRAIN_FILE if self.data.is_dir() else self.data
         if not train.is_file():
-            what = f"has no {TRAIN}; `verl-uae data pack PICTURES --out {self.data}` writes one"
+            what = f"has no {TRAIN_FILE}; `verl-uae data pack PICTURES --out {self.data}` writes one"
             raise ConfigError("--data", f"{self.data} {what if self.data.is_dir() else 'is not there'}")
-        val = train.with_name(VAL)
+        val = train.with_name(VAL_FILE)
         return [f"data.train_files={train}", f"data.val_files={val if val.is_file() else train}"]
 
     def _model(self) -> list[str]:
@@ -151,7 +150,8 @@ def with_tiny_models(asked: Asked, say: Callable[[str], Any]) -> Asked:
     home.mkdir(parents=True, exist_ok=True)
     prepare(home, 0, Timings(), lambda _: None, JointConfig(codec_steps=50, steps=50))
     say(f"tiny models and data of the built-in scenes: {home}")
-    own = {"uae_pretrain": "scenes_pretrain", "uae_cold_start": "scenes_cold_start"}.get(asked.name, "scenes")
+    stage = asked.name.removeprefix("uae_")
+    own = f"scenes_{stage}" if stage in SUPERVISED else "scenes"
     rest = [word for word in asked.overrides if word != TINY]
     return dataclasses.replace(asked, overrides=[f"preset={own}", f"uae_home={home}", *rest])
 
@@ -166,7 +166,7 @@ def add_parser(commands: Any) -> None:
             name, help=what, description=what, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         parser.add_argument("stage", metavar="STAGE", help=f"one of {', '.join(STAGES)}")
-        parser.add_argument("--data", type=argument_path, help=f"folder with {TRAIN} and {VAL}, or one file")
+        parser.add_argument("--data", type=argument_path, help="folder that `verl-uae data pack` wrote, or one file")
         parser.add_argument("--model", help="model folder (or decoder folder), or id on the hub")
         parser.add_argument("--out", type=argument_path, required=True, help="folder of checkpoints, panels and logs")
         parser.add_argument("--steps", type=int, help="training steps (default: the stage's)")

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from verl_uae.estimate.work import Cost
 
@@ -82,9 +81,6 @@ class Passes:
 
 def as_preview(phase: Phase) -> Phase:
     """A phase of drawing by fewer steps, beside those by all of them."""
-    return changed(phase, name=f"preview {phase.name}", together=phase.together and f"preview {phase.together}")
-
-
-def changed(phase: Phase, **changes: Any) -> Phase:
-    """With other values of some fields."""
-    return dataclasses.replace(phase, **changes)
+    return dataclasses.replace(
+        phase, name=f"preview {phase.name}", together=phase.together and f"preview {phase.together}"
+    )

@@ -8,10 +8,10 @@ Nothing here depends on how fast a GPU is.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from verl_uae.chain.conditioner import BATCH as CONDITIONS
 from verl_uae.estimate.held import (
@@ -25,7 +25,7 @@ from verl_uae.estimate.held import (
     width_of,
 )
 from verl_uae.estimate.models import trained_parameters
-from verl_uae.estimate.phase import Passes, Phase, as_preview, changed
+from verl_uae.estimate.phase import Passes, Phase, as_preview
 from verl_uae.estimate.work import Cost, Shards, cache_bytes, nbytes
 from verl_uae.stages.cold_start.config import gone_back
 from verl_uae.stages.common.config import step_kinds
@@ -70,7 +70,7 @@ class Phases(Held):
             for phase in self.of_kind(kind):
                 together = phase.together and f"{kind} {phase.together}"
                 share = steps[kind] / sum(steps.values()) * phase.share
-                found.append(changed(phase, share=share, together=together))
+                found.append(replace(phase, share=share, together=together))
         return found
 
     # ------------------------------------------------------------ drawing
@@ -109,7 +109,7 @@ class Phases(Held):
             useful = wanted if name == "condition" else cost.total
             phase = Phase(name, cost, useful, memory, blocks=name == "denoising")
             if alone < 1.0 and name != "condition":
-                phase = changed(phase, together="drawing", alone=alone)
+                phase = replace(phase, together="drawing", alone=alone)
             found += [phase] if cost.total else []
         return found
 
@@ -184,7 +184,7 @@ class Phases(Held):
             captions *= self.layout.ranks / (uae.decoder.n_gpus_per_node * uae.decoder.nnodes)
             beside = self.processes(1)
             decoder = {"decoder": nbytes(self.models.frozen_decoder), **self.frozen()}
-        phases = [changed(phase, memory={**beside, **decoder, **phase.memory}) for phase in self.drawing(captions)]
+        phases = [replace(phase, memory={**beside, **decoder, **phase.memory}) for phase in self.drawing(captions)]
         if uae.decoder.offload and not own_pool:
             phases[0] = self._visited(phases[0], decoder)
         return phases
@@ -261,7 +261,7 @@ class Phases(Held):
             fixed_s=ASSUMED_SERVER_S if self.served_by_vllm() else 0.0,
             control_s=ASSUMED_STEP_S,
         )
-        return changed(phase, **self.travels(shards, 2, gathers=1))
+        return replace(phase, **self.travels(shards, 2, gathers=1))
 
     # ------------------------------------------------------------ U4G
 
@@ -279,7 +279,7 @@ class Phases(Held):
         elif by_servers(self.config):
             waiting = {**frozen, **self.policy_waiting(self.policy_shards()), **self.processes(2)}
             served = self._served(rows, waiting)
-            phases.insert(0, changed(served, name="captions, first epoch", share=0.0))
+            phases.insert(0, replace(served, name="captions, first epoch", share=0.0))
         if uae.decoder.offload:
             phases[0] = self._visited(phases[0], frozen)
         return [*phases, *learning]
@@ -320,8 +320,8 @@ class Phases(Held):
         phases = self._drawing(captions, pictures, sampling, held, math.inf)
         at = next(number for number, phase in enumerate(phases) if phase.name == "denoising")
         width, gathered = width_of(engine.mixed_precision.param_dtype), calls if engine.reshard_after_forward else 1
-        phases[at] = changed(phases[at], **self.travels(shards, width, gathers=gathered))
-        phases[at] = changed(phases[at], pageable=self.moves(engine, shards, 4, state=False))
+        phases[at] = replace(phases[at], **self.travels(shards, width, gathers=gathered))
+        phases[at] = replace(phases[at], pageable=self.moves(engine, shards, 4, state=False))
         return phases
 
     def _sampled(self, rows: int, places: int) -> Cost:
@@ -351,7 +351,7 @@ class Phases(Held):
     def _visited(phase: Phase, frozen: Mapping[str, float]) -> Phase:
         """A phase before which frozen weights come to the GPU; behind the last that needs them they are dropped there,
         see :mod:`verl_uae.visits`."""
-        return changed(phase, pinned=phase.pinned + sum(frozen.values()))
+        return replace(phase, pinned=phase.pinned + sum(frozen.values()))
 
     def _written_by_ranks(self, rows: float, held: Mapping[str, float]) -> Phase:
         """By transformers, in the first epoch: one token after the other of a batch, in eager mode."""
@@ -396,7 +396,7 @@ class Phases(Held):
                 memory = {**held, "activations": cost.peak}
                 phase = Phase(name, cost.times(share), cost.total * share, memory, blocks=True)
                 gathers = share * passes.calls if reshard else 1
-                found.append(changed(phase, **self.travels(shards, width, gathers)))
+                found.append(replace(phase, **self.travels(shards, width, gathers)))
         return [*found, self._decoder_update(passes, micro, shards, beside, u4g.guidance)]
 
     def _decoder_update(
@@ -439,7 +439,7 @@ class Phases(Held):
         drawing, learning, _ = self._exploring(captions, frozen, {**self.beside_policy(), **self.processes(1)})
         if offload:
             drawing[0] = self._visited(drawing[0], frozen)
-        learning = [changed(phase, name=f"decoder's {phase.name}") for phase in learning]
+        learning = [replace(phase, name=f"decoder's {phase.name}") for phase in learning]
         *known, update = self._captioner_learning(captions, shards, width, {**policy, **asleep})
         written = self._served(captions, {**policy, **waiting})
         return [written, *drawing, *known, *learning, update, self._sync(shards, width)]
@@ -467,7 +467,7 @@ class Phases(Held):
         if decoder.offload:
             phases[0] = self._visited(phases[0], frozen)
         if uae.pretrain.prefetch:
-            return [changed(phase, together="learning", alone=0.0) for phase in (*phases, update)]
+            return [replace(phase, together="learning", alone=0.0) for phase in (*phases, update)]
         return [*phases, update]
 
     def cold_start(self) -> list[Phase]:
@@ -495,7 +495,7 @@ class Phases(Held):
                 parts.append(self.work.captioning(micro, checkpointing=recompute))
                 useful += self.work.captioning(micro, checkpointing=False).total
             # Both are kept until the way back through the sampler is over.
-            captioner = dataclasses.replace(sum(parts, Cost()), peak=sum(part.peak for part in parts))
+            captioner = replace(sum(parts, Cost()), peak=sum(part.peak for part in parts))
         else:
             captioner, useful = self._conditions(micro)
         beside = {**held, "captioner's activations": captioner.peak if trains else 0.0}
@@ -525,7 +525,7 @@ class Phases(Held):
             "path": self.travels(policy, width, along),
             "way back": self.travels(policy, width, repeated + sums, sums, uae.train.fsdp_config),
         }
-        return [changed(phase, **travels.get(phase.name, {})) for phase in phases]
+        return [replace(phase, **travels.get(phase.name, {})) for phase in phases]
 
     def _cold_start_held(self, policy: Shards, actor: Shards, trains: bool) -> dict[str, float]:
         features = self.models.features
@@ -562,4 +562,4 @@ class Phases(Held):
             cost = cost + seen + source
             peak += seen.peak
             needed += seen.total + source.total
-        return dataclasses.replace(cost.times(parts), peak=peak), needed * parts
+        return replace(cost.times(parts), peak=peak), needed * parts

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from verl_uae.settings import CAPTIONING
+from verl_uae.stages.common.config import step_kinds
 
 #: Stage -> what it is called, and what it trains.
 STAGES = {
@@ -26,7 +29,7 @@ def banner(config: DictConfig) -> dict[str, str]:
     name, trained = STAGES[uae.stage]
     cpu = trainer.device == "cpu"
     device = "CPU" if cpu else f"{trainer.n_gpus_per_node} x {trainer.nnodes} {trainer.device}"
-    if uae.decoder.pool == "own" and uae.stage in ("g4u", "unified"):
+    if uae.decoder.pool == "own" and uae.stage in CAPTIONING:
         device += f", decoders on {uae.decoder.n_gpus_per_node} x {uae.decoder.nnodes} more"
     steps = trainer.total_training_steps
     every = {
@@ -56,15 +59,8 @@ def _of_step(config: DictConfig) -> str:
     images, u4g = int(config.data.train_batch_size), config.uae.u4g
     captioning = f"{images} pictures x {config.actor_rollout_ref.rollout.n} captions"
     drawing = f"{images} captions x {u4g.samples_per_caption} drawings"
-    stage = config.uae.stage
-    if stage == "g4u":
-        return captioning
-    if stage == "u4g":
-        return drawing
-    if stage == "unified":
-        joint = OmegaConf.select(config, "uae.unified.schedule") == "joint"
-        return f"{captioning} x {u4g.samples_per_caption} drawings" if joint else f"{captioning}, or {drawing}"
-    return f"{images} pictures with captions"
+    kinds = {"g4u": captioning, "u4g": drawing, "joint": f"{captioning} x {u4g.samples_per_caption} drawings"}
+    return ", or ".join(kinds.get(kind, f"{images} pictures with captions") for kind in step_kinds(config))
 
 
 def _files(files: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,13 @@ def test_quickstart_takes_hydra_overrides(words: list[str]) -> None:
     assert (args.out, args.steps, args.overrides) == (Path("out"), 3, ["a.b=1", "+c=2"])
 
 
+def test_what_is_deleted_is_an_override_and_wrong_words_are_named_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["check", "g4u", "--out", "out", "~a.b", "c=1"]).overrides == ["~a.b", "c=1"]
+    with pytest.raises(SystemExit):
+        parse(["check", "g4u", "--out", "out", "c=1", "=3", "word"])
+    assert capsys.readouterr().err.endswith("error: unrecognized arguments: =3 word\n")
+
+
 @pytest.mark.parametrize("words", [["quickstart", "out", "--stesp", "3"], ["estimate", "--a.b=1"]])
 def test_what_no_command_knows_is_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
@@ -157,3 +165,26 @@ def test_a_command_without_warnings_leaves_logging_as_it_was() -> None:
         assert not logging.getLogger("verl_uae").isEnabledFor(logging.WARNING)
         raise ZeroDivisionError
     assert logging.root.manager.disable == before
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word() -> None:
+    code = "from verl_uae import cli; raise SystemExit(cli.answered(lambda: print('line\\n' * 100_000)))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 128 + signal.SIGPIPE
+
+
+def test_another_broken_pipe_is_no_reader_of_ours() -> None:
+    code = "from verl_uae import cli\ndef run():\n    raise BrokenPipeError('socket')\ncli.answered(run)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "BrokenPipeError: socket" in result.stderr
+
+
+def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> int:
+        raise KeyboardInterrupt
+
+    assert cli.answered(run) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "verl-uae: stopped by SIGINT\n"

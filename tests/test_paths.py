@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import subprocess
@@ -36,6 +37,7 @@ from verl_uae.paths import (
     is_hub_id,
     model_source,
     output_folder,
+    override,
     ray_folder,
     reason_of,
 )
@@ -311,3 +313,34 @@ def test_the_cache_of_data_files_is_there_or_can_be_made(monkeypatch: pytest.Mon
     monkeypatch.setattr(constants, "HF_HOME", "/proc/none")
     with pytest.raises(ConfigError, match="/proc/none/datasets/verl_uae"):
         data_cache()
+
+
+WRITTEN = [
+    "run",
+    "a b",
+    "a=b",
+    "a,b",
+    "it's",
+    'a"b',
+    "\u00fc",
+    "(a)",
+    "[a]",
+    "{a: b}",
+    "~/a",
+    "7",
+    "1e5",
+    "null",
+    "True",
+    "-inf",
+]
+WRITTEN += ["#a", "a;b", ".", "..", " a ", "", "\t", "a\nb", "owner/name", "1/2", "$HOME", "nan/"]
+# Backslashes before quotes and ends, which Hydra reads as escapes.
+WRITTEN += ["".join(letters) for size in (1, 2, 3, 4) for letters in itertools.product("\\'\"a", repeat=size)]
+
+
+def test_a_path_of_an_override_is_read_as_it_is_written() -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides([override("key", text) for text in WRITTEN])
+    assert [one.value() for one in parsed] == WRITTEN
+    assert override("key", "a/b-c_1.parquet") == "key=a/b-c_1.parquet"

@@ -109,3 +109,27 @@ def test_a_wrong_file_is_one_line(
     assert run(data, str(tmp_path / "wrong.py"), *words) == 2
     found = capsys.readouterr().err.splitlines()
     assert len(found) == 1 and error in found[0], found
+
+
+@pytest.mark.parametrize("size", ["0", "-5"])
+def test_pictures_have_a_size(data: Path, tmp_path: Path, size: str, capsys: Any) -> None:
+    (tmp_path / "good.py").write_text(GOOD)
+    assert main(["reward", "try", str(tmp_path / "good.py"), "--data", str(data), f"--size={size}"]) == 2
+    assert capsys.readouterr().err == f"verl-uae: --size: must be at least 1, got {size}\n"
+
+
+def test_a_model_without_captioner_is_one_line(data: Path, tiny_models: Path, capsys: Any) -> None:
+    assert run(data, "uae.reward.terms=[{name: pixel}]", "--model", str(tiny_models / "decoder")) == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("has no captioner, whose captions are drawn (docs/formats.md)")
+    )
+
+
+def test_a_file_of_any_name_is_tried_and_an_override_with_slashes_is_none(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my reward, v=2 (\u00fc).py"
+    file.write_text(GOOD)
+    assert run(data, str(file)) == 0
+    (tmp_path / "good.py").write_text(GOOD)
+    assert run(data, f"reward.custom_reward_function.path={tmp_path}/good.py", "uae.reward.terms=[]") == 0

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +18,9 @@ from tests.e2e.world import build_model
 from verl_uae.cli import main
 from verl_uae.commands import train as few
 from verl_uae.commands.train import Asked
+from verl_uae.errors import ConfigError
+from verl_uae.estimate.composing import composed
+from verl_uae.launch import callbacks
 from verl_uae.scenes.dataset import write_dataset
 
 
@@ -47,15 +53,15 @@ def words(world: Path, stage: str, *more: str) -> list[str]:
     ]
 
 
-def test_five_words_are_the_training_command(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_five_words_become_the_training_command(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> Any:
+    def become(program: str, command: list[str]) -> None:
+        assert program == command[0]
         asked.append(command)
-        return subprocess.CompletedProcess(command, 3)
 
-    monkeypatch.setattr(subprocess, "run", run)
-    assert main(["train", *words(world, "g4u", "--steps", "7", "uae.seed=4")]) == 3
+    monkeypatch.setattr(os, "execv", become)
+    main(["train", *words(world, "g4u", "--steps", "7", "uae.seed=4")])
     (command,) = asked
     assert command[:5] == [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "uae_g4u"]
     assert command[5:] == [
@@ -110,7 +116,7 @@ def test_what_can_be_checked_is_checked_and_told(world: Path, stage: str, capsys
     ("change", "error"),
     [
         ({"stage": "g4"}, "STAGE: there is no stage 'g4'. Did you mean 'g4u'?"),
-        ({"data": "nowhere"}, "--data: nowhere is not there"),
+        ({"data": "nowhere"}, "--data: nowhere: there is no such file in "),
         ({"data": "."}, "has no train.parquet; `verl-uae data pack PICTURES --out"),
         ({"model": "."}, "has no model_index.json: it is no model folder"),
         ({"gpus": "-1"}, "--gpus: must be at least 0, got -1"),
@@ -119,6 +125,18 @@ def test_what_can_be_checked_is_checked_and_told(world: Path, stage: str, capsys
         ({"extra": "uae.reward.terms=[{name: pixle}]"}, "Did you mean 'pixel'?"),
         ({"extra": "decoder/objective=dpo"}, "Did you mean 'dppo'?"),
         ({"extra": "presset=scenes"}, "did you mean preset?"),
+        ({"extra": "objective=dppo"}, "objective: there is no such key; did you mean decoder/objective?"),
+        ({"extra": "+decoder/objective=dpo"}, "Did you mean 'dppo'?"),
+        ({"extra": "uae.seed=abc"}, "Value 'abc' of type 'str' could not be converted to Integer"),
+        ({"extra": "uae/decoder=null"}, "Config group override must be a string or a list. Got NoneType"),
+        ({"extra": "~uae.seed"}, "UAEConfig (DictConfig) does not support deletion"),
+        ({"extra": "trainer.test_freq=null"}, "trainer.test_freq: must be a whole number, at least -1"),
+        ({"data": "/dev/null"}, "--data: /dev/null: is a pipe or a device"),
+        ({"model": ""}, "--model: is empty"),
+        ({"extra": "data.train_files=x"}, "--data: data.train_files is set too; give one of the two"),
+        ({"extra": "uae.decoder.path=x"}, "--model: uae.decoder.path is set too"),
+        ({"extra": "trainer.default_local_dir=x"}, "--out: trainer.default_local_dir is set too"),
+        ({"extra": "hardware=cpu"}, "--gpus: hardware is set too"),
     ],
 )
 def test_a_wrong_word_is_one_line_with_its_remedy(
@@ -132,6 +150,94 @@ def test_a_wrong_word_is_one_line_with_its_remedy(
     assert main([*line, *([asked["extra"]] if "extra" in asked else [])]) == 2
     found = capsys.readouterr().err.splitlines()
     assert len(found) == 1 and error in found[0]
+
+
+def test_a_step_count_is_given_once(tmp_path: Path) -> None:
+    asked = Asked("g4u", None, None, tmp_path, steps=3, overrides=["trainer.total_training_steps=5"])
+    with pytest.raises(ConfigError, match=r"--steps: trainer\.total_training_steps is set too"):
+        _ = asked.words
+
+
+@pytest.mark.parametrize("name", ["a b", "a=b", "a,b", "it's", 'a"b', "Z\u00fcrich", "a(1)", "7", "a\\", "$HOME"])
+def test_folders_of_any_name_are_read_as_they_are_written(
+    world: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / name).symlink_to(world / "data")
+    (tmp_path / f"m{name}").symlink_to(world / "model")
+    monkeypatch.chdir(tmp_path)
+    asked = Asked("g4u", Path(name), f"m{name}", Path(name), gpus=0)
+    config = composed(asked.name, asked.words)
+    assert config.data.train_files == f"{name}/train.parquet" and config.data.val_files == f"{name}/val.parquet"
+    assert config.uae.decoder.path == f"m{name}" and config.actor_rollout_ref.model.path == f"m{name}/captioner"
+    assert config.trainer.default_local_dir == name and config.hydra.run.dir == f"{name}/hydra"
+    monkeypatch.setattr(os, "execv", lambda *_: None)
+    few.train(asked)
+    assert shlex.split(capsys.readouterr().out)[1:] == ["python", *asked.command[1:]]
+
+
+def test_rows_of_json_are_looked_at_too(world: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "rows.json").write_text('{"a":\n')
+    line = ["check", "g4u", "--data", str(tmp_path / "rows.json"), "--model", str(world / "model"), "--gpus", "0"]
+    assert main([*line, "--out", str(tmp_path / "run"), "preset=scenes", f"uae_home={world}"]) == 2
+    assert "rows.json: no line is a row" in capsys.readouterr().err
+
+
+def test_another_machine_and_keys_without_effect_are_said(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(callbacks, "cluster_address", lambda config: None)
+    monkeypatch.setattr(callbacks, "this_machine", lambda: callbacks.Machine(cpus=1, accelerators=0))
+    monkeypatch.setattr(callbacks, "demand", lambda config: callbacks.Demand({}, {"everything": 2000}))
+    assert main(["check", *words(world, "g4u", "uae.u4g.samples_per_caption=4")]) == 0
+    out = capsys.readouterr().out
+    assert "  this machine  cannot run it: " in out and "the run takes 2000 CPUs" in out
+    assert "  warning: uae.u4g.samples_per_caption is set, but stage g4u does not read it\n" in out
+    assert out.endswith("nothing else was found that would keep this command from training; it was not started\n")
+
+
+@pytest.mark.parametrize("wrong", ["g4", "u4g uae.sed=3", "u4g --gpus -1", "u4g --data nowhere"])
+def test_tiny_models_are_made_for_words_that_compose(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *wrong.split(), "--out", "run", "preset=tiny"]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+#: A training command that needs a second to save what it has.
+SAVES = """
+import signal, sys, time
+def save(number, _):
+    time.sleep(1.0)
+    print("saved", flush=True)
+    sys.exit(128 + number)
+signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)
+print("trains", flush=True)
+time.sleep(60)
+"""
+TRAINS = """
+import sys
+from pathlib import Path
+from verl_uae.commands import train
+train.Asked.command = property(lambda self: [sys.executable, "-c", sys.argv[1]])
+train.train(train.Asked("g4u", None, None, Path("run"), gpus=0))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_training_command_which_saves(number: signal.Signals) -> None:
+    line = [sys.executable, "-c", TRAINS, SAVES]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("$ python -c ")
+        # The command's quoted text has lines of its own.
+        while process.stdout.readline() != "trains\n":
+            assert process.poll() is None
+        # As a terminal does it, and a scheduler.
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        assert process.stdout.read() == "saved\n"
+        assert process.wait(timeout=30) == 128 + number
 
 
 @pytest.mark.slow

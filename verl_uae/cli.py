@@ -9,6 +9,9 @@ import contextlib
 import io
 import json
 import logging
+import os
+import select
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -242,9 +245,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-    if rest and (args.command not in _OVERRIDABLE or overrides != rest):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # Hydra deletes a key or group with ~ alone.
+    overrides = [word for word in rest if word.startswith("~") or ("=" in word and not word.startswith(("-", "=")))]
+    wrong = [word for word in rest if args.command not in _OVERRIDABLE or word not in overrides]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     args.overrides = overrides
     return args
 
@@ -256,18 +261,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answered(run: Callable[[], int | None]) -> int:
-    """Exit code of a command: errors raised on purpose, and files that the system refuses, are one line and code 2."""
+    """Exit code of a command: errors raised on purpose, and files that the system refuses, are one line and code 2; an
+    interrupt and a closed pipe are 128 plus the number of their signal, as a shell says it."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A caption or a file name that the terminal cannot show must not end a command whose work is done.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return int(run() or 0)
+        code = int(run() or 0)
+        sys.stdout.flush()
+        return code
     except UAEError as error:
         return _refused(str(error))
+    except KeyboardInterrupt:
+        print("verl-uae: stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # The interpreter would try once more at its end, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.filename is None:
             raise
         return _refused(f"{error.filename}: {error.strerror}")
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has enough, as ``head`` has."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _refused(message: str) -> int:

@@ -31,6 +31,9 @@ from verl_uae.compat import ray_temp_folder
 from verl_uae.errors import CheckpointError, ConfigError, DataError, UAEError
 
 _HUB_ID = re.compile(r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+
+#: What Hydra reads unquoted, and as text: of characters that mean nothing to its grammar, and no number or constant.
+_PLAIN = re.compile(r"(?=[^/]*/|(?!(?:null|true|false|nan|inf)$)[a-z_])[\w./@%+-]+", re.ASCII | re.IGNORECASE)
 _FILE_URL = re.compile(r"file://(?:localhost)?(?=/)")
 
 #: Seconds the hub gets to answer.
@@ -72,6 +75,19 @@ def argument_path(text: str) -> Path:
     if is_url(text):
         raise argparse.ArgumentTypeError(f"{text} is no path of this machine or of a shared file system")
     return expand(text)
+
+
+def override(key: str, path: str | os.PathLike[str]) -> str:
+    """``key=path`` as a word for Hydra, quoted where its grammar would read a path as something else.
+
+    Hydra takes unquoted text of few characters, reads a comma as a sweep and ``7`` as a number.
+    """
+    text = os.fspath(path)
+    if _PLAIN.fullmatch(text):
+        return f"{key}={text}"
+    # Of backslashes its grammar reads those alone that stand before a quote or at the end.
+    quoted = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"{key}='{quoted}'"
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:

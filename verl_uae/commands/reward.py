@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_uae.errors import ConfigError, RewardError
-from verl_uae.paths import argument_path
+from verl_uae.paths import argument_path, expand, override
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -39,7 +40,7 @@ def add_parser(commands: Any) -> None:
         "try", help=what, description=what, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     one.add_argument(
-        "file", nargs="?", type=argument_path, help="file of a reward function (default: uae.reward.terms)"
+        "file", nargs="?", type=_file_or_override, help="file of a reward function (default: uae.reward.terms)"
     )
     one.add_argument("--name", help="of the function, where the file has several")
     one.add_argument("--data", type=argument_path, required=True, help="parquet or JSON file of rows, or its folder")
@@ -55,16 +56,16 @@ def _try(args: argparse.Namespace, say: Callable[[str], Any] = print) -> int:
     from verl_uae.reward.config import validate
 
     data = args.data / TRAIN_FILE if args.data.is_dir() else args.data
-    if args.first < 1:
-        raise ConfigError("--first", f"must be at least 1, got {args.first}")
+    for option, number in (("--first", args.first), ("--size", args.size)):
+        if number < 1:
+            raise ConfigError(option, f"must be at least 1, got {number}")
     file, overrides = args.file, list(args.overrides)
-    if file is not None and "=" in file.name and not file.exists():
-        # The first word may be an override too.
-        file, overrides = None, [str(file), *overrides]
-    words = ["hardware=cpu", f"data.train_files={data}"]
+    if isinstance(file, str):
+        file, overrides = None, [file, *overrides]
+    words = ["hardware=cpu", override("data.train_files", data)]
     words += [f"uae.decoder.height={args.size}", f"uae.decoder.width={args.size}"]
     if file is not None:
-        words += [f"reward.custom_reward_function.path={file}", "uae.reward.terms=[]"]
+        words += [override("reward.custom_reward_function.path", file), "uae.reward.terms=[]"]
     if args.name is not None:
         words.append(f"reward.custom_reward_function.name={args.name}")
     config = composed("uae_g4u", [*words, *overrides])
@@ -83,6 +84,11 @@ def _try(args: argparse.Namespace, say: Callable[[str], Any] = print) -> int:
     if len(rows) > 1 and not own > other:
         say("the picture itself is worth no more than that of another row: this reward cannot teach a reconstruction")
     return 0
+
+
+def _file_or_override(text: str) -> Path | str:
+    """As argparse's ``type``: the first word may be an override too, which stays a text."""
+    return text if "=" in text and not expand(text).exists() else argument_path(text)
 
 
 def first_rows(config: DictConfig, count: int) -> tuple[list[dict[str, Any]], Tensor, str]:
@@ -131,13 +137,19 @@ def stand_ins(picture_B3HW: Tensor) -> dict[str, Tensor]:
 
 
 def drawings(model: str, picture_B3HW: Tensor) -> tuple[list[str], Tensor]:
-    """Captions of pictures by a model folder, and its drawings of them in the pictures' size."""
+    """Captions of pictures by a model folder, and its drawings of them in the pictures' size.
+
+    Raises:
+        ConfigError: the folder has only the decoder part.
+    """
     import torch
 
     from verl_uae import UAEPipeline
     from verl_uae.data.images import to_pil, to_tensor
 
     pipe = UAEPipeline.from_pretrained(model)
+    if pipe.captioner is None:
+        raise ConfigError("--model", f"{model} has no captioner, whose captions are drawn (docs/formats.md)")
     pictures = [to_pil(picture_3HW) for picture_3HW in picture_B3HW]
     captions = pipe.caption(pictures)
     size = (picture_B3HW.shape[2], picture_B3HW.shape[3])
@@ -177,8 +189,9 @@ def tried(config: DictConfig) -> dict[str, str]:
         DataError: a file cannot be read, or too many of the rows are bad.
         RewardError: the reward of a picture itself is missing.
     """
-    files = config.data.train_files
-    if not all(str(file).endswith(".parquet") for file in ([files] if isinstance(files, str) else files)):
+    from verl_uae.config.path_keys import is_shards
+
+    if is_shards(config.data.train_files):
         return {"first rows": "not looked at: they are in shards"}
     rows, picture_B3HW, words = first_rows(config, ROWS)
     found = {"first rows": words}

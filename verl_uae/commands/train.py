@@ -6,23 +6,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from verl_uae.checkpoints.names import CAPTIONER, LANGUAGE_MODEL, MODEL_INDEX
 from verl_uae.errors import ConfigError
 from verl_uae.launch.banner import banner, lines
-from verl_uae.paths import argument_path, expand
+from verl_uae.paths import argument_path, existing_file, expand, override
 from verl_uae.registry import known
-from verl_uae.settings import STAGES, SUPERVISED
+from verl_uae.settings import STAGES, SUPERVISED, set_keys
 
 #: Word for models and data that are made.
 TINY = "preset=tiny"
+
+#: Option -> key that it sets.
+_SAME = {
+    "data": "data.train_files",
+    "model": "uae.decoder.path",
+    "out": "trainer.default_local_dir",
+    "steps": "trainer.total_training_steps",
+    "gpus": "hardware",
+}
 
 EXAMPLE = """example:
   verl-uae data pack PICTURES --out DATA --max-pixels 65536
@@ -64,10 +73,14 @@ class Asked:
         """Hydra overrides, those that were given last.
 
         Raises:
-            ConfigError: data or model are not there.
+            ConfigError: data or model are not there, or an override sets what an option sets.
         """
+        keys = set_keys(self.overrides)
+        for option, key in _SAME.items():
+            if getattr(self, option) is not None and key in keys:
+                raise ConfigError(f"--{option}", f"{key} is set too; give one of the two")
         words = [*self._hardware(), *self._data(), *self._model()]
-        words += [f"trainer.default_local_dir={self.out}", f"hydra.run.dir={self.out}/hydra"]
+        words += [override("trainer.default_local_dir", self.out), override("hydra.run.dir", self.out / "hydra")]
         if self.steps is not None:
             words.append(f"trainer.total_training_steps={self.steps}")
         return [*words, *self.overrides]
@@ -78,7 +91,7 @@ class Asked:
         return [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", self.name, *self.words]
 
     def _hardware(self) -> list[str]:
-        if any(word.startswith("hardware=") for word in self.overrides):
+        if "hardware" in set_keys(self.overrides):
             return []
         count = _devices() if self.gpus is None else self.gpus
         if count < 0:
@@ -91,69 +104,88 @@ class Asked:
         from verl_uae.data.pack import TRAIN_FILE, VAL_FILE
 
         train = self.data / TRAIN_FILE if self.data.is_dir() else self.data
-        if not train.is_file():
+        if self.data.is_dir() and not train.is_file():
             what = f"has no {TRAIN_FILE}; `verl-uae data pack PICTURES --out {self.data}` writes one"
-            raise ConfigError("--data", f"{self.data} {what if self.data.is_dir() else 'is not there'}")
+            raise ConfigError("--data", f"{self.data} {what}")
+        existing_file(train, "--data")
         val = train.with_name(VAL_FILE)
-        return [f"data.train_files={train}", f"data.val_files={val if val.is_file() else train}"]
+        return [override("data.train_files", train), override("data.val_files", val if val.is_file() else train)]
 
     def _model(self) -> list[str]:
         if self.model is None:
             return []
-        folder, words = expand(self.model), [f"uae.decoder.path={self.model}"]
+        if not self.model.strip():
+            raise ConfigError("--model", "is empty; give a folder or an id on the hub")
+        folder, words = expand(self.model), [override("uae.decoder.path", self.model)]
         if not folder.is_dir():
             return words
         if not (folder / MODEL_INDEX).is_file():
             raise ConfigError("--model", f"{folder} has no {MODEL_INDEX}: it is no model folder (docs/formats.md)")
         for part, key in ((CAPTIONER, "actor_rollout_ref.model.path"), (LANGUAGE_MODEL, "uae.conditioner.path")):
             if (folder / part).is_dir():
-                words.append(f"{key}={folder / part}")
+                words.append(override(key, folder / part))
         return words
 
 
-def train(asked: Asked, say: Callable[[str], Any] = print) -> int:
-    """Say the training command and run it; returns its exit code."""
+def train(asked: Asked, say: Callable[[str], Any] = print) -> NoReturn:
+    """Say the training command, and become it: signals reach it alone, which saves before it ends, and its exit code is
+    this command's."""
     asked = with_tiny_models(asked, say)
     say(f"$ {shlex.join(['python', *asked.command[1:]])}")
-    return subprocess.run(asked.command, check=False).returncode
+    sys.stdout.flush()
+    os.execv(sys.executable, asked.command)
 
 
 def check(asked: Asked, say: Callable[[str], Any] = print) -> int:
-    """Do what the training command does before Ray starts, and say what would follow.
+    """Do what the training command does before Ray starts, and say what would follow. That this machine is not the one
+    for it is said too, and is no error: the run may be for another.
 
     Raises:
         ConfigError: an impossible setting, as the training command would refuse it.
     """
     from verl_uae.commands.reward import tried
-    from verl_uae.config.validate import check_all
+    from verl_uae.config.validate import check_all, unread
     from verl_uae.estimate.composing import composed
+    from verl_uae.launch.callbacks import check_place
 
     asked = with_tiny_models(asked, say)
     config = composed(asked.name, asked.words)
     check_all(config)
     say(f"$ {shlex.join(['python', *asked.command[1:]])}")
-    for line in lines({**banner(config), **tried(config)}):
+    found, what = {**banner(config), **tried(config)}, "nothing"
+    try:
+        check_place(config)
+    except ConfigError as error:
+        found["this machine"], what = f"cannot run it: {error}", "nothing else"
+    for line in [*lines(found), *(f"  warning: {line}" for line in unread(config))]:
         say(line)
-    say("nothing was found that would keep this command from training; it was not started")
+    say(f"{what} was found that would keep this command from training; it was not started")
     return 0
 
 
 def with_tiny_models(asked: Asked, say: Callable[[str], Any]) -> Asked:
     """The same, with models and data of the built-in scenes in its folder where ``preset=tiny`` asks for them: trained
-    for seconds, to see a stage run on this machine."""
+    for seconds, to see a stage run on this machine.
+
+    Raises:
+        ConfigError: the words do not compose.
+    """
     if TINY not in asked.overrides:
         return asked
+    from verl_uae.estimate.composing import composed
     from verl_uae.scenes.joint_training import JointConfig
     from verl_uae.scenes.quickstart import Timings, prepare
 
-    home = asked.out / "tiny"
-    home.mkdir(parents=True, exist_ok=True)
-    prepare(home, 0, Timings(), lambda _: None, JointConfig(codec_steps=50, steps=50))
-    say(f"tiny models and data of the built-in scenes: {home}")
-    stage = asked.name.removeprefix("uae_")
+    home, stage = asked.out / "tiny", asked.name.removeprefix("uae_")
     own = f"scenes_{stage}" if stage in SUPERVISED else "scenes"
     rest = [word for word in asked.overrides if word != TINY]
-    return dataclasses.replace(asked, overrides=[f"preset={own}", f"uae_home={home}", *rest])
+    asked = dataclasses.replace(asked, overrides=[f"preset={own}", override("uae_home", home), *rest])
+    # A wrong word is found before anything is made.
+    composed(asked.name, asked.words)
+    say(f"tiny models and data of the built-in scenes: {home}")
+    home.mkdir(parents=True, exist_ok=True)
+    prepare(home, 0, Timings(), lambda _: None, JointConfig(codec_steps=50, steps=50))
+    return asked
 
 
 def add_parser(commands: Any) -> None:
@@ -163,7 +195,12 @@ def add_parser(commands: Any) -> None:
         ("check", check, "check all that the same words of train can be checked for before it starts"),
     ):
         parser = commands.add_parser(
-            name, help=what, description=what, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=what,
+            usage=f"verl-uae {name} STAGE --out OUT [options] [KEY=VALUE ...]",
+            description=f"{what}; KEY=VALUE is any override of Hydra, as behind that command",
+            epilog=EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument("stage", metavar="STAGE", help=f"one of {', '.join(STAGES)}")
         parser.add_argument("--data", type=argument_path, help="folder that `verl-uae data pack` wrote, or one file")

@@ -85,11 +85,20 @@ class ValidateCallback(Callback):
             traceback.print_exc()
             sys.stderr.write(f"verl_uae: the settings could not be checked: {type(error).__name__}: {error}\n")
             raise SystemExit(2) from error
-        words = config.hydra.overrides.task
-        for key in unread_overrides(UAEConfig, config.uae.stage, words):
-            sys.stderr.write(f"verl_uae: warning: {key} is set, but stage {config.uae.stage} does not read it\n")
-        for key in unified.unread_in_joint(config, words):
-            sys.stderr.write(f"verl_uae: warning: {key} is set, but uae.unified.schedule=joint does not read it\n")
+        for line in unread(config):
+            sys.stderr.write(f"verl_uae: warning: {line}\n")
+
+
+def unread(config: DictConfig) -> list[str]:
+    """What the overrides of a command set without effect, a line each.
+
+    Args:
+        config: the whole composed configuration, Hydra's part included.
+    """
+    stage, words = config.uae.stage, config.hydra.overrides.task
+    readers = {f"stage {stage}": unread_overrides(UAEConfig, stage, words)}
+    readers["uae.unified.schedule=joint"] = unified.unread_in_joint(config, words)
+    return [f"{key} is set, but {reader} does not read it" for reader, keys in readers.items() for key in keys]
 
 
 def validate(config: DictConfig) -> None:
@@ -146,7 +155,9 @@ def validate_run(config: DictConfig) -> None:
         raise ConfigError("critic.enable", "advantages are relative to the group; no stage has a critic")
     if config.reward.reward_model.enable:
         raise ConfigError("reward.reward_model.enable", "rewards come from the decoder workers; use uae.reward.terms")
-    check_whole(config, {"trainer.save_freq": -1}, " (-1 for none)")
+    check_whole(config, {"trainer.save_freq": -1, "trainer.test_freq": -1}, " (-1 for none)")
+    if config.trainer.total_training_steps is None:
+        check_whole(config, {"trainer.total_epochs": 1})
     if config.trainer.get("max_actor_ckpt_to_keep") is not None:
         # A number below 0 would count from the other end.
         check_whole(config, {"trainer.max_actor_ckpt_to_keep": 1}, " (or null for all steps)")

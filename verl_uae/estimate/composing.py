@@ -156,11 +156,14 @@ def composed(name: str, overrides: Sequence[str]) -> Any:
         try:
             with _any_platform():
                 found = compose(name, overrides=words, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        # Hydra raises ValueError for a section that is no section any more.
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             # Where not even the name is known, that is what is wrong.
             with contextlib.suppress(HydraException, OmegaConfBaseException):
                 _refuse_unknown(name, overrides)
-            raise ConfigError(name, f"does not compose: {error}") from error
+            # Hydra says which override, OmegaConf below it what is wrong with the value.
+            reason, *_ = str(error.__cause__ or "").splitlines() or [""]
+            raise ConfigError(name, f"does not compose: {error}{reason and f': {reason}'}") from error
     if str(OmegaConf.select(found, "uae.stage")) not in STAGES:
         raise ConfigError(name, f"is no configuration of a stage; there are {', '.join(f'uae_{s}' for s in STAGES)}")
     return found
@@ -174,36 +177,43 @@ def _refuse_unknown(name: str, overrides: Sequence[str]) -> None:
     """
     from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     loader = GlobalHydra.instance().config_loader()
     choices, keys = [], []
-    for word in overrides:
-        key, _, value = word.partition("=")
+    for read in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = read.key_or_group, read.value()
         options = loader.get_group_options(key)
-        if options and value not in options:
-            raise ConfigError(key, f"there is no {value!r}.{known(value, options)}")
-        if options:
-            choices.append(word)
-        elif not key.startswith(("+", "~")):
+        if options and isinstance(value, str):
+            if value not in options:
+                raise ConfigError(key, f"there is no {value!r}.{known(value, options)}")
+            choices.append(str(read.input_line))
+        elif not options and not (read.is_add() or read.is_force_add() or read.is_delete()):
             keys.append(key)
     with _any_platform():
         # A choice brings keys of its own.
         found = compose(name, overrides=choices, return_hydra_config=True)
     tree: Any = OmegaConf.to_container(found, resolve=False, throw_on_missing=False)
+    groups = [name for top in loader.list_groups("") for name in (top, *_below(loader, top))]
     for key in keys:
-        _refuse_key(key, tree, loader.list_groups(""))
+        _refuse_key(key, tree, groups)
+
+
+def _below(loader: Any, group: str) -> list[str]:
+    return [f"{group}/{name}" for name in loader.list_groups(group)]
 
 
 def _refuse_key(key: str, tree: Any, groups: Sequence[str]) -> None:
     """Raise `ConfigError` for a key that a tree of sections does not have."""
     path: list[str] = []
     for part in key.split("."):
-        names = [*tree, *(() if path else groups)] if isinstance(tree, dict) else []
+        names = list(map(str, tree)) if isinstance(tree, dict) else []
         if part not in names:
-            close = difflib.get_close_matches(part, names, n=1)
-            where = (
-                f"{'.'.join(path)} has {', '.join(map(str, names))}" if names and path else "see docs/configuration.md"
-            )
+            others = [] if path else [name for name in groups if name != part]
+            # The last name of a group is what comes to mind.
+            close = [name for name in others if name.endswith(f"/{part}")]
+            close = close or difflib.get_close_matches(part, [*names, *others], n=1)
+            where = f"{'.'.join(path)} has {', '.join(names)}" if names and path else "see docs/configuration.md"
             hint = f"did you mean {'.'.join([*path, close[0]])}?" if close else where
             raise ConfigError(key, f"there is no such key; {hint}")
         tree = tree.get(part) if isinstance(tree, dict) else None

@@ -156,13 +156,7 @@ class PlacementCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check, or leave with exit code 2."""
         try:
-            address = cluster_address(config)
-            if address is None:
-                check_machine(config, this_machine())
-                ray_folder(OmegaConf.select(config, RAY_FOLDER_KEY))
-                data_cache()
-            else:
-                join(config, address)
+            check_place(config)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
             sys.stderr.write(f"verl_uae: impossible here: {error}\n")
@@ -173,6 +167,21 @@ class PlacementCallback(Callback):
         """End the watch while Ray is still there."""
         if self._stop is not None:
             self._stop()
+
+
+def check_place(config: DictConfig) -> None:
+    """Check that this machine, or the running cluster that would be joined, has a place for the run.
+
+    Raises:
+        ConfigError: naming the key and what would work.
+    """
+    address = cluster_address(config)
+    if address is None:
+        check_machine(config, this_machine())
+        ray_folder(OmegaConf.select(config, RAY_FOLDER_KEY))
+        data_cache()
+    else:
+        join(config, address)
 
 
 def cluster_address(config: DictConfig) -> str | None:

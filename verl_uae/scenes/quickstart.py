@@ -31,11 +31,13 @@ from verl_uae.checkpoints.names import ACTOR, CAPTIONER, CONFIG, HUGGINGFACE, LO
 from verl_uae.checkpoints.summary import shown
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.pages import data_uri, render_page
+from verl_uae.paths import override
 from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
 from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import Evaluation, evaluate
 from verl_uae.scenes.joint_training import JointConfig, World, train_tiny_models
+from verl_uae.settings import set_keys
 
 #: Metric -> what it is called.
 COLUMNS = {
@@ -176,8 +178,7 @@ def check_request(steps: int, overrides: Sequence[str]) -> None:
     """
     if steps < 1:
         raise ConfigError("--steps", f"must be at least 1, got {steps}")
-    for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
+    for key in set_keys(overrides):
         if key in _OWN_KEYS:
             raise ConfigError(key, "is set by the quickstart itself; give its folder, --seed or --steps")
 
@@ -253,12 +254,12 @@ def command(
         config,
         "hardware=cpu",
         f"preset={preset}",
-        f"uae_home={root}",
+        override("uae_home", root),
         f"uae.seed={seed}",
         f"trainer.total_training_steps={steps}",
         f"trainer.save_freq={steps}",
-        f"trainer.default_local_dir={run}",
-        f"hydra.run.dir={run}/hydra",
+        override("trainer.default_local_dir", run),
+        override("hydra.run.dir", run / "hydra"),
         *overrides,
     ]
 
@@ -266,7 +267,7 @@ def command(
 def train(root: Path, run: Path, *, seed: int, steps: int, overrides: Sequence[str], timings: Timings, say: Say) -> int:
     """Run the training command, one line per logged step; returns its exit code."""
     words = command(root, run, seed=seed, steps=steps, overrides=overrides)
-    say("$ " + " ".join(["python", *words[1:]]))
+    say(f"$ {shlex.join(['python', *words[1:]])}")
     started, seen = time.perf_counter(), 0
 
     def watch(metrics: Path) -> None:

@@ -152,6 +152,12 @@ def test_a_wrong_word_is_one_line_with_its_remedy(
     assert len(found) == 1 and error in found[0]
 
 
+def test_epochs_count_where_steps_are_not_given(world: Path, capsys: Any) -> None:
+    epochs = ["trainer.total_training_steps=null", "trainer.total_epochs=null"]
+    assert main(["check", *words(world, "u4g", *epochs)]) == 2
+    assert "trainer.total_epochs: must be a whole number, at least 1, got None" in capsys.readouterr().err
+
+
 def test_a_step_count_is_given_once(tmp_path: Path) -> None:
     asked = Asked("g4u", None, None, tmp_path, steps=3, overrides=["trainer.total_training_steps=5"])
     with pytest.raises(ConfigError, match=r"--steps: trainer\.total_training_steps is set too"):
@@ -186,7 +192,7 @@ def test_another_machine_and_keys_without_effect_are_said(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(callbacks, "cluster_address", lambda config: None)
-    monkeypatch.setattr(callbacks, "this_machine", lambda: callbacks.Machine(cpus=1, accelerators=0))
+    monkeypatch.setattr(callbacks, "ray_cpu_count", lambda: 1)
     monkeypatch.setattr(callbacks, "demand", lambda config: callbacks.Demand({}, {"everything": 2000}))
     assert main(["check", *words(world, "g4u", "uae.u4g.samples_per_caption=4")]) == 0
     out = capsys.readouterr().out

@@ -154,7 +154,7 @@ def check(asked: Asked, say: Callable[[str], Any] = print) -> int:
     say(f"$ {shlex.join(['python', *asked.command[1:]])}")
     found, what = {**banner(config), **tried(config)}, "nothing"
     try:
-        check_place(config)
+        check_place(config, _devices())
     except ConfigError as error:
         found["this machine"], what = f"cannot run it: {error}", "nothing else"
     for line in [*lines(found), *(f"  warning: {line}" for line in unread(config))]:

@@ -169,15 +169,19 @@ class PlacementCallback(Callback):
             self._stop()
 
 
-def check_place(config: DictConfig) -> None:
+def check_place(config: DictConfig, accelerators: int | None = None) -> None:
     """Check that this machine, or the running cluster that would be joined, has a place for the run.
+
+    Args:
+        config: the whole composed configuration, valid.
+        accelerators: of :func:`this_machine`.
 
     Raises:
         ConfigError: naming the key and what would work.
     """
     address = cluster_address(config)
     if address is None:
-        check_machine(config, this_machine())
+        check_machine(config, this_machine(accelerators))
         ray_folder(OmegaConf.select(config, RAY_FOLDER_KEY))
         data_cache()
     else:
@@ -221,12 +225,19 @@ def join(config: DictConfig, address: str) -> None:
         OmegaConf.update(config, f"{_RAY}.{name}", None)
 
 
-def this_machine() -> Machine:
-    """What a local Ray would find here."""
-    import torch
-    from verl.plugin.platform import get_platform
+def this_machine(accelerators: int | None = None) -> Machine:
+    """What a local Ray would find here.
 
-    count = get_platform().device_count()
+    Args:
+        accelerators: how many there are; None: as verl's platform says, which a process chooses once for all.
+    """
+    import torch
+
+    count = accelerators
+    if count is None:
+        from verl.plugin.platform import get_platform
+
+        count = get_platform().device_count()
     built = torch.version.cuda or torch.version.hip
     why = "" if count or built else f"torch {torch.__version__} is built for CPUs"
     return Machine(cpus=ray_cpu_count(), accelerators=count, why_none=why)

@@ -411,8 +411,10 @@ def _knobs(asked: Command, now: Estimate) -> Iterator[dict[str, Any]]:
         yield {"uae.decoder.batch_size": 1, "uae.decoder.vae_batch_size": 1}
     if captions and (config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu or 2) > 1:
         yield {f"{actor}.ppo_micro_batch_size_per_gpu": 1, f"{rollout}.log_prob_micro_batch_size_per_gpu": 1}
-    if draws and uae.train.micro_batch_size > 1:
-        yield {"uae.train.micro_batch_size": 1}
+    # Members that share a prefix are never alone.
+    least = 2 if uae.stage in ("u4g", "unified") and uae.u4g.shared_prefix else 1
+    if draws and uae.train.micro_batch_size > least:
+        yield {"uae.train.micro_batch_size": least}
     for wanted, section in ((captions, f"{actor}.fsdp_config"), (draws, "uae.train.fsdp_config")):
         if wanted:
             yield {f"{section}.param_offload": True, f"{section}.optimizer_offload": True}

@@ -441,6 +441,12 @@ def _validate_prefix(config: DictConfig) -> None:
             "with uae.u4g.share_noise=false every member starts from noise of its own, so there is nothing to share: "
             "set share_noise=true, or shared_prefix=false",
         )
+    if u4g.shared_prefix and config.uae.train.micro_batch_size == 1:
+        raise ConfigError(
+            "uae.u4g.shared_prefix",
+            "members of a micro-batch share, and with uae.train.micro_batch_size=1 each is alone: at least 2, or "
+            "shared_prefix=false",
+        )
 
 
 def _validate_replay(config: DictConfig) -> None:
@@ -449,11 +455,14 @@ def _validate_replay(config: DictConfig) -> None:
     steps = (
         (u4g.window.size, "uae.u4g.window.size") if u4g.window.mode != "all" else (u4g.num_steps, "uae.u4g.num_steps")
     )
-    most, key = (u4g.objective.num_sigmas, "uae.u4g.objective.num_sigmas") if u4g.kernel == "ode" else steps
+    places, key = (u4g.objective.num_sigmas, "uae.u4g.objective.num_sigmas") if u4g.kernel == "ode" else steps
+    most, alone = places, ""
+    if u4g.shared_prefix:
+        most, alone = max(1, places - 1), " and uae.u4g.shared_prefix=true, which gives the first a pass of its own"
     if u4g.replay_steps is not None and u4g.replay_steps > most:
         raise ConfigError(
             "uae.u4g.replay_steps",
-            f"{u4g.replay_steps} places at once, but {key}={most}: at most {most}, or null for all",
+            f"{u4g.replay_steps} places at once, but {key}={places}{alone}: at most {most}, or null for all",
         )
 
 

@@ -14,11 +14,12 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test pytest test-slow test-big test-install test-vllm learn-all learn-controls learn-emoji learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-objectives learn-rates learn-rewards learn-stages learn-u4g learn-unified lint clean
+.PHONY: help setup quickstart test pytest docs test-slow test-big test-install test-vllm learn-all learn-controls learn-emoji learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-objectives learn-rates learn-rewards learn-stages learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
 	@echo "make test         set up, lint, type-check and run the tests"
+	@echo "make docs         the documentation as pages with search and the API, in outputs/docs"
 	@echo "make test-slow    the slow tests (kill and resume, hostile data through the whole trainer)"
 	@echo "make test-big     two steps at real size on a CPU (22 GiB of memory, a quarter of an hour)"
 	@echo "make test-install whether what README tells people to install resolves, on Python 3.10 to 3.12 (network)"
@@ -63,6 +64,10 @@ test: setup
 
 pytest: setup
 	$(BIN)/python -m pytest -n $(TEST_JOBS) $(TEST_END)
+
+docs: setup
+	VERL_PLATFORM=cpu $(BIN)/sphinx-build -W --keep-going -q -c docs -b html . outputs/docs
+	@echo "outputs/docs/docs/index.html"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.machinery
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -74,6 +75,18 @@ def tracked_config(change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> 
         yield
     finally:
         trainer_base.Tracking = tracking
+
+
+def name_records() -> None:
+    """Records of this process's loggers are printed with the name of their logger.
+
+    Symbol: ``verl.utils.logging_utils.set_basic_config``. verl prints level, time and text, so that nobody can tell its
+    warnings from those of another package.
+    """
+    for handler in logging.getLogger().handlers:
+        formatter = handler.formatter
+        if formatter is not None and formatter._fmt == "%(levelname)s:%(asctime)s:%(message)s":
+            handler.setFormatter(logging.Formatter("%(levelname)s:%(asctime)s:%(name)s:%(message)s"))
 
 
 class _ImportFinder:

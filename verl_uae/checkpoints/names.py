@@ -10,8 +10,9 @@ from pathlib import Path
 # ------------------------------------------------------------ a run, in trainer.default_local_dir
 
 #: verl's file with the number of the newest step; what the run has reached, for the lines that end the command; what
-#: the process of the run that uses the folder has locked.
+#: the process of the run that uses the folder has locked; all that its processes printed.
 TRACKER, SUMMARY, LOCK = "latest_checkpointed_iteration.txt", "uae_summary.json", "uae_run.lock"
+LOG = "uae_log.txt"
 
 # ------------------------------------------------------------ a step folder, global_step_<N>/
 

@@ -113,6 +113,8 @@ class RunRecord:
     def note_validation(self, metrics: Mapping[str, float]) -> None:
         """Take in the metrics of a validation."""
         self.summary.note_validation(self.global_steps, metrics)
+        told = [f"{name} {self.summary.last[name][0]:.4g}" for name in metrics if name in self.summary.last]
+        logger.info("validated at step %d: %s", self.global_steps, ", ".join(told) or "no sample has a value")
         newest = self.panels.newest
         self.summary.panel = None if newest is None else str(newest)
         self._write_summary()

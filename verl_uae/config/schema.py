@@ -33,6 +33,11 @@ class UAEConfig:
     seed: int = 42
     """Run seed; every random number is derived from it, the step, the sample and its purpose."""
 
+    screen: str = key("auto", choices=("auto", "short", "all"))
+    """What a command shows of what its processes print. short: a line per step, phases, warnings of this package and
+    errors, while everything goes into ``uae_log.txt`` in ``trainer.default_local_dir``. all: everything, and no such
+    file. auto: short on a terminal, all into a pipe or a file."""
+
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

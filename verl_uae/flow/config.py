@@ -75,8 +75,8 @@ class WindowConfig:
     """Steps whose transition std is below it are never stochastic, at least 0, in units of the latent. Our choice."""
 
     max_gain: float = key(2.0, above=0)
-    """Steps whose |d mean / d velocity| / std is above it are never stochastic, above 0. Our choice: rounding in the
-    model weighs as much as the policy there."""
+    """Steps whose ``|d mean / d velocity| / std`` is above it are never stochastic, above 0. Our choice: rounding in
+    the model weighs as much as the policy there."""
 
     def __post_init__(self) -> None:
         check_fields(self, "window.")

@@ -141,7 +141,7 @@ def coefficients(
 
 
 def gain(c: Coefficients) -> float:
-    """|d mean / d velocity| / std: how much one unit of velocity moves the mean, in standard deviations.
+    """``|d mean / d velocity| / std``: how much one unit of velocity moves the mean, in standard deviations.
 
     The gradient of the mean-reduced log-probability is gain * mean(z * dv), the divergence of two policies
     (gain * rms(dv))^2 / 2. Infinite for a deterministic step.

@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 
 from verl_uae.compat import after_ray_init
 from verl_uae.errors import StoppedError, UAEError, describe
+from verl_uae.launch.callbacks import cluster_address
 from verl_uae.runstate import RunState
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ class DriverCallback(Callback):
         self.signals.listen()
         group = _leave_group()
 
+        say("starting Ray" if cluster_address(config) is None else "joining Ray")
+
         def connected() -> None:
+            say("Ray runs; the trainer's process starts")
             _return_to_group(group)
             self.signals.listen()
 

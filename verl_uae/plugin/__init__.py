@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from verl_uae.compat import on_import
+from verl_uae.compat import name_records, on_import
 from verl_uae.config import STAGES
 
 logger = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ def load() -> None:
     _attempt("hydra hook", _register_search_path)
     _attempt("platform hook", _register_platform)
     _attempt("trainer hook", _register_trainers)
+    _attempt("names in the log", name_records)
     _stop_train_command()
 
 

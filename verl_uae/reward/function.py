@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""A function as a reward: declaring it, and the term that calls it.
+"""A function as a reward: declaring it, and the term that calls it::
 
     @reward_function(bounds=(0, 1))
     def sharpness(source, reconstruction, radius=2.0):

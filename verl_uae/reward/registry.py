@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reward terms by name.
 
-Another package publishes its own under the entry point group ``verl_uae.rewards``; see :mod:`verl_uae.registry`.
+Another package publishes its own under the entry point group ``verl_uae.rewards``; see :mod:`verl_uae.registry`::
 
     @register_reward("sharpness")
     class Sharpness(RewardTerm):

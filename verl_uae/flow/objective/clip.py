@@ -40,9 +40,8 @@ def clipped_loss(
         clip_high: room above 1.
 
     Returns:
-        loss_B: shape (B,).
-        metrics: ``ratio``, and ``clipped_high`` and ``clipped_low``, 1 where the clip removes the gradient: the
-            ratio above its room with A > 0, below it with A < 0.
+        The loss, shape (B,), and the metrics ``ratio``, and ``clipped_high`` and ``clipped_low``, which are 1 where the
+        clip removes the gradient, the ratio above its room with A > 0, below it with A < 0.
     """
     loss_B = torch.maximum(-advantage_B * ratio_B, -advantage_B * ratio_B.clamp(1.0 - clip_low, 1.0 + clip_high))
     ratio_B = ratio_B.detach()

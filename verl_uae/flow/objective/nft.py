@@ -47,10 +47,10 @@ def nft(
     loss = (r L+ + (1 - r) L-) advantage_max / beta (DiffusionNFT, Zheng et al. 2025, arXiv 2509.16117).
 
     As in the published code, and not in the paper's equation, the errors e = x_sigma - sigma v - x_0 are those of the
-    predicted x_0, each L = mean_D(e^2) is divided by its sample's own mean |e| (without gradient, at least 1e-5), and
-    the loss is scaled by advantage_max / beta. That scale makes the gradient at v = v_old equal to
-    -2 A sigma e / (D mean|e|) while |A| <= advantage_max, whatever the two parameters are, so that a learning rate
-    keeps its meaning.
+    predicted x_0, each L = mean_D(e^2) is divided by its sample's own mean ``|e|`` (without gradient, at least 1e-5),
+    and the loss is scaled by advantage_max / beta. That scale makes the gradient at v = v_old equal to
+    ``-2 A sigma e / (D mean|e|)`` while ``|A| <= advantage_max``, whatever the two parameters are, so that a learning
+    rate keeps its meaning.
 
     Args:
         velocity_BCHW: of the current policy, any floating dtype; cast to that of the latents.

@@ -4,13 +4,13 @@
 
 An objective is a pure function. What it needs is read from its signature: arguments that are named as fields of
 :class:`~verl_uae.flow.objective.types.TransitionInputs` or :class:`~verl_uae.flow.objective.types.ForwardInputs` are
-all it gets to see; the others have a default value and are set under ``uae.u4g.objective.params``.
+all it gets to see; the others have a default value and are set under ``uae.u4g.objective.params``::
 
     @register_objective("mine")
     def mine(log_prob_B, advantage_B, *, scale=1.0):
         return ObjectiveOutput(-scale * advantage_B * log_prob_B)
 
-An objective whose loss depends on its group declares a figure per sample, and is given its mean over the group:
+An objective whose loss depends on its group declares a figure per sample, and is given its mean over the group::
 
     def figure(velocity_BCHW, x0_BCHW): ...
 

@@ -275,16 +275,10 @@ class PairTrainer(PairValidation, StandaloneTrainer):
         metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
         self.note_speed(metrics, timing_raw, len(batch.keys))
         metrics["pairs/per_second"] = len(batch.keys) / timing_raw["step"]
-        logger.info(
-            "step %d/%d: loss %.4f, grad norm %.2g, %d pairs of %dx%d in %.1f s",
+        self.say_step(
             global_steps,
-            self.total_training_steps,
-            metrics["train/loss/mean"],
-            metrics["train/grad_norm"],
-            len(batch.keys),
-            metrics["pairs/height"],
-            metrics["pairs/width"],
-            timing_raw["step"],
+            f"loss {metrics['train/loss/mean']:.4f}, grad norm {metrics['train/grad_norm']:.2g}, {len(batch.keys)} "
+            f"pairs of {metrics['pairs/height']:g}x{metrics['pairs/width']:g} in {timing_raw['step']:.1f} s",
         )
 
 

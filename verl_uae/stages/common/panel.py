@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from verl_uae.pages import encoded_uri, render_page
 from verl_uae.text import encodable
 
 logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: Small pictures are shown at least this large, pixels.
 _SHOWN_SIDE = 192
@@ -69,6 +71,7 @@ class PanelWriter:
         path = self.folder / f"step_{step:06d}.html"
         write_text(path, render(step, rows))
         self.newest = path
+        logger.info("panel of step %d: %s", step, path)
         self._send(step, rows, tracking)
         return path
 

@@ -53,7 +53,7 @@ class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
 
     def _setup(self) -> None:
         self._init_tokenizer()
-        with saying("data.train_files and data.val_files to be read and checked"):
+        with saying("data.train_files and data.val_files to be read and checked", phase="reading data"):
             self._init_dataloader()
         self._init_dump_executor()
         trainer = self.config.trainer
@@ -61,7 +61,7 @@ class StandaloneTrainer(DecoderCheckpoints, SupervisedTrainer, PPOTrainer):
         self.resource_pool_manager = ResourcePoolManager(resource_pool_spec=spec, mapping={})
         self.resource_pool_manager.create_resource_pool()
         pool = self.resource_pool_manager.resource_pool_dict["global_pool"]
-        with saying("the decoder's workers to be placed and loaded"):
+        with saying("the decoder's workers to be placed and loaded", phase="loading models"):
             check_nodes(self.config, [Ranks("learner ranks", pool, writes=True)])
             self.start_workers(pool)
         self._load_checkpoint()

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, open_dict
 
 from verl_uae.checkpoints.record import SavedState, StepFolders, without_secrets
 from verl_uae.checkpoints.step import complete_steps, is_complete, step_folder
+from verl_uae.checkpoints.summary import duration
 from verl_uae.compat import tracked_config
 from verl_uae.config.condition_length import resolve_length
 from verl_uae.config.left_open import left_open
@@ -40,6 +42,9 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: What a full disk makes torch, safetensors and the system say.
 _FULL_DISK = ("no space left", "iostream error", "pytorchstreamwriter failed", "disk quota", f"errno {errno.ENOSPC}")
+
+#: Steps whose pace tells how long the others will take.
+NEWEST = 50
 
 #: Seconds in which ranks answer that are about to save.
 ANSWER_S = 30.0
@@ -64,6 +69,8 @@ class SupervisedTrainer(StepFolders):
     _save_checkpoint: Callable[[], None]
     _good: GoodStep | None
     """None while the weights are between two steps."""
+    _ended: deque[tuple[int, float]]
+    """Of the newest steps, numbers and times; validations and checkpoints between them count."""
     _useful: UsefulWork | None = None
     """Of the driver, which needs some seconds for it."""
 
@@ -85,6 +92,7 @@ class SupervisedTrainer(StepFolders):
         self.keep_configuration()
         self.keep_metrics()
         self.panels = PanelWriter(config.uae.panel.dir)
+        self._ended = deque(maxlen=NEWEST)
 
     # ------------------------------------------------------------ what a trainer adds
 
@@ -136,6 +144,20 @@ class SupervisedTrainer(StepFolders):
         if self.config.trainer.device != "cpu":
             metrics.update(device_memory(self.decoder_ranks()))
         metrics.update(self.supervisor.hosts.metrics())
+
+    def say_step(self, step: int, text: str) -> None:
+        """Log the line of a step, with what the others will take.
+
+        Args:
+            step: its number.
+            text: what it found.
+        """
+        self._ended.append((step, time.monotonic()))
+        (first, began), (last, ended) = self._ended[0], self._ended[-1]
+        left = ""
+        if last > first:
+            left = f"; {duration((ended - began) / (last - first) * (self.total_training_steps - step))} left"
+        logger.info("step %d/%d: %s%s", step, self.total_training_steps, text, left)
 
     # ------------------------------------------------------------ the loop
 

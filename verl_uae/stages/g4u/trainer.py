@@ -81,7 +81,7 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
     # ---------------------------------------------------------------- set-up
 
     def _init_dataloader(self) -> None:
-        with saying("data.train_files and data.val_files to be read and checked"):
+        with saying("data.train_files and data.val_files to be read and checked", phase="reading data"):
             super()._init_dataloader()
         cover_steps(self.config, self.total_training_steps, self.steps_per_epoch, len(self.train_dataset))
 
@@ -113,7 +113,7 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         return [self.decoders]
 
     def _setup(self) -> None:
-        with saying("captioner, caption server and decoders to be placed and loaded"):
+        with saying("captioner, caption server and decoders to be placed and loaded", phase="loading data and models"):
             super()._setup()
         self.reward_loop_manager = BatchRewards()
         reward = self.config.uae.reward
@@ -360,7 +360,7 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         self.note_speed(metrics, {**timing_raw, **self._worked_seconds}, pictures)
         if self.decoders is not None:
             metrics["decoder/restarts"] = float(self.decoders.restarts)
-        logger.info("step %d/%d: %s", global_steps, self.total_training_steps, progress_line(metrics))
+        self.say_step(global_steps, progress_line(metrics))
 
 
 def _trains(batch: KVBatchMeta) -> bool:

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,6 @@ from verl_uae.stages.u4g.config import by_servers
 from verl_uae.stages.u4g.servers import CaptionServers
 from verl_uae.stages.u4g.step import PolicyMixin, dump_arguments, generation_rows
 from verl_uae.stages.u4g.worker import caption_settings
-
-logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: Arguments of verl's table of validation texts -> columns of ours.
 _LOGGED = {"inputs": "input", "outputs": "output", "scores": "score"}
@@ -88,7 +83,7 @@ class U4GTrainer(PolicyMixin, StandaloneTrainer):
         self.note_speed(metrics, timing_raw, int(metrics["train/drawn_pictures"]))
         looked = self.captions.hits + self.captions.misses
         metrics["caption/cache_hit_frac"] = self.captions.hits / max(1, looked)
-        logger.info("step %d/%d: %s", global_steps, self.total_training_steps, policy_line(metrics))
+        self.say_step(global_steps, policy_line(metrics))
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
         self.log_reconstructions(timing_raw, rollout_data_dir)

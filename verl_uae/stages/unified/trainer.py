@@ -7,8 +7,6 @@ Shape legend: N captions of a step, m drawings of each.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +25,6 @@ from verl_uae.stages.g4u.trainer import G4UTrainer
 from verl_uae.stages.u4g.pool import Explored
 from verl_uae.stages.u4g.step import PolicyMixin, PolicyUpdate
 from verl_uae.stages.u4g.trainer import policy_line
-
-logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +279,7 @@ class UnifiedTrainer(PolicyMixin, G4UTrainer):
         metrics.update({f"timing_s/{phase}": value for phase, value in timing_raw.items()})
         metrics.update({"training/global_step": global_steps, "training/epoch": epoch})
         self.note_speed(metrics, timing_raw, int(metrics["train/drawn_pictures"]))
-        logger.info("step %d/%d (u4g): %s", global_steps, self.total_training_steps, policy_line(metrics))
+        self.say_step(global_steps, f"u4g, {policy_line(metrics)}")
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
         if self.schedule.stage(self.global_steps) == "g4u":

@@ -1,0 +1,97 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a training command shows of what its processes print.
+
+Run as a script it stands behind the driver's output: everything goes into a file, and to the screen what a person
+waits for: lines of this package, errors with their traceback, and what Ray says of its nodes. It is a process of its
+own, since a thread would have to wait for whoever holds the interpreter's lock while writing, and reads nothing of this
+package, so that it is there at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import sys
+from typing import BinaryIO
+
+#: Ends what follows: other processes may hold the pipe open.
+END = "verl_uae: end of the log"
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+#: ``(TaskRunner pid=1, ip=10.0.0.1) text``, as Ray prefixes what its processes print.
+_OF_RAY = re.compile(r"\((?P<who>[^()]*)\) ?(?P<text>.*)")
+_PROCESS = re.compile(r"(?P<name>\S+) pid=\d+")
+
+#: A record of one of our loggers, as verl's format shows it once it has names, and as Hydra's does.
+_RECORD = re.compile(
+    r"(?:(?P<level>[A-Z]+):(?P<time>[\d :,-]+):verl_uae[\w.]*:|\[[\d :,-]+\]\[verl_uae[\w.]*\]\[(?P<hydra>[A-Z]+)\] - )"
+    r"(?P<text>.*)"
+)
+_TRACEBACK = "Traceback (most recent call last)"
+_RAY_ITSELF = ("raylet", "autoscaler", "gcs_server")
+
+
+class Chooser:
+    """Which lines a person sees, and how."""
+
+    def __init__(self) -> None:
+        self._block = False
+        """Whether indented lines go on with one of ours."""
+        self._raised: str | None = None
+        """Who is in the middle of a traceback."""
+
+    def shown(self, line: str) -> str | None:
+        """What is shown of a line without its end; None: nothing."""
+        line = _COLOUR.sub("", line.rpartition("\r")[2] if "\r" in line.rstrip("\r") else line).rstrip()
+        found = _OF_RAY.fullmatch(line)
+        process = found and _PROCESS.match(found["who"])
+        who, text = (process["name"] if process else found["who"], found["text"]) if found else ("", line)
+        if who in _RAY_ITSELF:
+            return line
+        if self._raised is not None and (self._raised == who or not text):
+            # The last line of a traceback, that of the exception, is the first that is not indented.
+            if text and not text.startswith(" "):
+                self._raised = None
+            return line
+        if _TRACEBACK in text:
+            self._raised = who
+            return line
+        if record := _RECORD.match(text):
+            self._block = False
+            level = record["level"] or record["hydra"]
+            if level == "INFO":
+                return record["text"] if not who or who.startswith("TaskRunner") else None
+            return f"{level.lower()}: {record['text']}"
+        self._block = not who and (text.startswith("verl_uae") or (self._block and text.startswith("  ")))
+        return text if self._block else None
+
+
+def follow(source: BinaryIO, log: BinaryIO, screen: BinaryIO) -> None:
+    """Write all lines into the log, and those that are for people to the screen, until the end is said."""
+    chooser = Chooser()
+    logged = True
+    for raw in source:
+        if raw.strip() == END.encode():
+            return
+        text = chooser.shown(raw.decode("utf-8", "replace").rstrip("\n"))
+        if logged:
+            try:
+                log.write(raw)
+                log.flush()
+            except OSError as error:
+                # Such as a full disk. Who prints must find a reader, or would fail by it.
+                logged, text = False, f"verl_uae: the log ends here ({error})\n{text or ''}"
+        if text is not None:
+            with contextlib.suppress(OSError):  # A terminal that was closed.
+                screen.write(text.encode() + b"\n")
+                screen.flush()
+
+
+if __name__ == "__main__":
+    # Ctrl-C reaches the driver too, which has last words.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with open(sys.argv[1], "ab") as file:
+        follow(sys.stdin.buffer, file, sys.stdout.buffer)

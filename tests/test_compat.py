@@ -213,3 +213,11 @@ def test_trackers_are_told_the_configuration_without_secrets(monkeypatch: pytest
     assert trainer_base.Tracking is record
     monkeypatch.undo()
     assert trainer_base.Tracking is tracking
+
+
+def test_records_are_printed_with_their_logger() -> None:
+    """verl's own format, of which nobody can tell whose warning it is, is gone once its plugins are loaded."""
+    code = "import logging, verl; logging.getLogger('verl_uae.x').warning('1-'); logging.getLogger('other').error('2-')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [line for line in result.stderr.splitlines() if line.endswith("-")]
+    assert [re.sub(r"\d", "", line) for line in lines] == ["WARNING:-- ::,:verl_uae.x:-", "ERROR:-- ::,:other:-"]

@@ -95,7 +95,7 @@ if callback._output is not None:
     # A process that outlives the job holds the pipe.
     subprocess.Popen(["sleep", "60"])
 subprocess.run("echo verl_uae: of another process; echo chatter of a library >&2", shell=True)
-callback.on_job_end(config)
+callback.on_job_end(config, None)
 print("last words")
 """
 

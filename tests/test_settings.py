@@ -41,7 +41,7 @@ def test_an_unknown_key_is_refused_however_it_is_written(word: str) -> None:
 
 
 def test_a_key_that_resembles_none_gets_the_list() -> None:
-    with pytest.raises(ConfigError, match=r"^uae\.zzz: unknown key; known keys: stage, seed, decoder"):
+    with pytest.raises(ConfigError, match=r"^uae\.zzz: unknown key; known keys: stage, seed, screen, decoder"):
         check_overrides(["uae.zzz=1"], UAEConfig)
 
 

@@ -121,6 +121,8 @@ def test_what_can_be_checked_is_checked_and_told(world: Path, stage: str, capsys
         ({"model": "."}, "has no model_index.json: it is no model folder"),
         ({"gpus": "-1"}, "--gpus: must be at least 0, got -1"),
         ({"extra": "uae.decoder.ofload=true"}, "did you mean uae.decoder.offload?"),
+        ({"extra": "trainer.logger=[console,tensorbord]"}, "Did you mean 'tensorboard'?"),
+        ({"extra": "trainer=3"}, "trainer: is a section, got 3: set its keys, as in trainer.KEY=VALUE"),
         ({"extra": "uae.decoder.num_steps=0"}, "uae.decoder.num_steps: must be at least 1, got 0"),
         ({"extra": "uae.reward.terms=[{name: pixle}]"}, "Did you mean 'pixel'?"),
         ({"extra": "decoder/objective=dpo"}, "Did you mean 'dppo'?"),
@@ -254,5 +256,5 @@ def test_a_stage_runs_without_data_or_model(tmp_path: Path) -> None:
         [sys.executable, "-m", "verl_uae.cli", "train", *words, local], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout[-3000:]
-    assert f"tiny models and data of the built-in scenes: {tmp_path}/run/tiny" in result.stdout
+    assert f"if they are not there yet: {tmp_path}/run/tiny\n" in result.stdout
     assert (tmp_path / "run" / "global_step_1" / "decoder" / "model_index.json").is_file()

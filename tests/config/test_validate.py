@@ -20,7 +20,7 @@ from verl_uae.errors import ConfigError
 IMPOSSIBLE = [
     ("+uae.decoder.nmu_steps=3", "uae.decoder.nmu_steps", "did you mean uae.decoder.num_steps"),
     ("+uae.panell=1", "uae.panell", "did you mean uae.panel"),
-    ("+uae.zzz=1", "uae.zzz", "known keys: stage, seed, decoder"),
+    ("+uae.zzz=1", "uae.zzz", "known keys: stage, seed, screen, decoder"),
     ("actor_rollout_ref.rollout.n=1", "actor_rollout_ref.rollout.n", "at least 2 captions"),
     ("algorithm.adv_estimator=grpo", "algorithm.adv_estimator", "needs uae_grpo"),
     ("algorithm.filter_groups.enable=true", "algorithm.filter_groups.enable", "not supported"),

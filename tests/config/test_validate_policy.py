@@ -94,7 +94,11 @@ IMPOSSIBLE = [
     (f"{P}.shared_prefix=true", f"{P}.shared_prefix", "noise of its own, so there is nothing to share"),
     (f"NFT {P}.shared_prefix=true", f"{P}.shared_prefix", "noise of its own, so there is nothing to share: use false"),
     (f"NFT {P}.share_noise=true", f"{P}.share_noise", "would be one picture, and of equal reward: use false"),
-    (f"{P}.share_noise=true {P}.shared_prefix=true uae.train.micro_batch_size=1", f"{P}.shared_prefix", "each is alone"),
+    (
+        f"{P}.share_noise=true {P}.shared_prefix=true uae.train.micro_batch_size=1",
+        f"{P}.shared_prefix",
+        "each is alone",
+    ),
     (f"{P}.share_noise=true {P}.shared_prefix=true {P}.replay_steps=3", f"{P}.replay_steps", "its own: at most 2"),
     (f"NFT {P}.share_noise=true {P}.shared_prefix=true", f"{P}.share_noise", "would be one picture"),
     (f"{P}.pool.keep_captions=9", f"{P}.pool.keep_captions", "9 is more than data.train_batch_size=8"),

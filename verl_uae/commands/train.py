@@ -146,11 +146,12 @@ def check(asked: Asked, say: Callable[[str], Any] = print) -> int:
     from verl_uae.commands.reward import tried
     from verl_uae.config.validate import check_all, unread
     from verl_uae.estimate.composing import composed
-    from verl_uae.launch.callbacks import check_place
+    from verl_uae.launch.callbacks import check_logger, check_place
 
     asked = with_tiny_models(asked, say)
     config = composed(asked.name, asked.words)
     check_all(config)
+    check_logger(config)
     say(f"$ {shlex.join(['python', *asked.command[1:]])}")
     found, what = {**banner(config), **tried(config)}, "nothing"
     try:
@@ -182,9 +183,9 @@ def with_tiny_models(asked: Asked, say: Callable[[str], Any]) -> Asked:
     asked = dataclasses.replace(asked, overrides=[f"preset={own}", override("uae_home", home), *rest])
     # A wrong word is found before anything is made.
     composed(asked.name, asked.words)
-    say(f"tiny models and data of the built-in scenes: {home}")
+    say(f"tiny models and data of the built-in scenes, about a minute if they are not there yet: {home}")
     home.mkdir(parents=True, exist_ok=True)
-    prepare(home, 0, Timings(), lambda _: None, JointConfig(codec_steps=50, steps=50))
+    prepare(home, 0, Timings(), say, JointConfig(codec_steps=50, steps=50))
     return asked
 
 

@@ -58,6 +58,7 @@ def check_all(config: DictConfig) -> None:
     Raises:
         UAEError: something is impossible, naming the key.
     """
+    _validate_sections(config)
     resolve_paths(config)
     validate(config)
     check_free(Path(config.trainer.default_local_dir))
@@ -67,6 +68,13 @@ def check_all(config: DictConfig) -> None:
     validate_sizes(config)
     validate_targets(config)
     g4u.validate_placement(config)
+
+
+def _validate_sections(config: DictConfig) -> None:
+    """A section that is a single value has none of the keys that everything else reads."""
+    for name in ("uae", "data", "actor_rollout_ref", "reward", "algorithm", "trainer", "ray_kwargs", "transfer_queue"):
+        if OmegaConf.is_missing(config, name) or not OmegaConf.is_dict(config.get(name)):
+            raise ConfigError(name, f"is a section, got {config.get(name)}: set its keys, as in {name}.KEY=VALUE")
 
 
 class ValidateCallback(Callback):

@@ -31,6 +31,7 @@ from verl_uae.compat import ray_actors, ray_cluster_address, ray_cpu_count
 from verl_uae.errors import ConfigError, UAEError
 from verl_uae.launch.banner import banner, lines
 from verl_uae.paths import RAY_FOLDER_KEY, data_cache, ray_folder
+from verl_uae.registry import known
 from verl_uae.settings import CAPTIONING
 from verl_uae.waiting import EVERY_S
 
@@ -156,6 +157,7 @@ class PlacementCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check, or leave with exit code 2."""
         try:
+            check_logger(config)
             check_place(config)
         except UAEError as error:
             # Hydra turns an exception of a callback into a warning and goes on.
@@ -167,6 +169,21 @@ class PlacementCallback(Callback):
         """End the watch while Ray is still there."""
         if self._stop is not None:
             self._stop()
+
+
+def check_logger(config: DictConfig) -> None:
+    """verl meets a name that it does not know in the task runner, after Ray has started.
+
+    Raises:
+        ConfigError: it has no such logger.
+    """
+    from verl.utils.tracking import Tracking
+
+    names = config.trainer.logger
+    for name in [names] if isinstance(names, str) else names or ():
+        if name not in Tracking.supported_backend:
+            text = f"verl has no logger {name!r}.{known(str(name), Tracking.supported_backend)}"
+            raise ConfigError("trainer.logger", text)
 
 
 def check_place(config: DictConfig, accelerators: int | None = None) -> None:

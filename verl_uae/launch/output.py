@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -34,7 +35,7 @@ class ScreenCallback(Callback):
             sys.stderr.write(f"verl_uae: everything that is printed goes into {log}; uae.screen=all shows it here\n")
             self._output = Output(log)
 
-    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Show all that comes after, such as the traceback of an error."""
         if self._output is not None:
             self._output.restore()

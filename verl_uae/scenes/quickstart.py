@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -296,9 +297,15 @@ def run_training(words: Sequence[str], run: Path, watch: Callable[[Path], None] 
     environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "HF_HUB_OFFLINE": "1"}
     with open(run / "train.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        while process.poll() is None:
-            time.sleep(0.5)
-            watch(metrics)
+        try:
+            while process.poll() is None:
+                time.sleep(0.5)
+                watch(metrics)
+        except BaseException:
+            # Such as Ctrl-C, which the command has heard too, and saves by.
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
     watch(metrics)
     return process.returncode
 

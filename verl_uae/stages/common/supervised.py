@@ -66,6 +66,8 @@ class GoodStep:
 class SupervisedTrainer(StepFolders):
     """Mixin in front of verl's trainer."""
 
+    # Set by verl.
+    total_training_steps: int
     _save_checkpoint: Callable[[], None]
     _good: GoodStep | None
     """None while the weights are between two steps."""

@@ -3,18 +3,19 @@
 """Sphinx settings of the site. ``make docs`` builds it with the repository as source folder, so that pages outside docs
 belong to it and links between all of them hold as they do in a checkout."""
 
+import ast
+import shutil
 from pathlib import Path
 from typing import Any
 
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
-from sphinx.ext.apidoc import main as apidoc
 
 from verl_uae.versions import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
-API = ROOT / "docs" / "api"
-"""Written anew by every build: a page for each package, with all that is public in its modules."""
+PACKAGE, API = "verl_uae", ROOT / "docs" / "api"
+"""What is described, and where its pages are written anew by every build."""
 
 project = "verl_uae"
 copyright = "2026, The verl_uae authors"
@@ -33,9 +34,9 @@ include_patterns = ["*.md", *(f"{folder}/**" for folder in ("docs", "recipes", "
 html_theme = "furo"
 html_title = f"verl_uae {release}"
 default_role = "literal"
-# Pages of packages have hundreds of objects, and every page repeats the tree.
 toc_object_entries = False
 
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
 # A name in "Raises:" may be that of several re-exported classes.
@@ -56,7 +57,22 @@ def setup(app: Sphinx) -> None:
 
 
 def _write_api(app: Sphinx) -> None:
-    apidoc(["-q", "--force", "--remove-old", "--module-first", "--no-toc", "-o", str(API), str(ROOT / "verl_uae")])
+    """A page for each module, and one with the first sentence of them all. The pages are in no tree of contents, which
+    every page of the site would repeat."""
+    shutil.rmtree(API, ignore_errors=True)
+    API.mkdir()
+    rows = []
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if about is None:
+            # An empty one.
+            continue
+        (API / f"{name}.rst").write_text(f":orphan:\n\n{name}\n{'=' * len(name)}\n\n.. automodule:: {name}\n")
+        rows.append(f"* [{name}]({name}.rst): {' '.join(about.partition(chr(10) * 2)[0].split())}")
+    text = "# API\n\nEvery module, by the first sentence of what it says of itself.\n\n" + "\n".join(rows) + "\n"
+    (API / "index.md").write_text(text)
 
 
 def _keep_folders(app: Sphinx, tree: Any) -> None:

@@ -422,18 +422,18 @@ def test_the_script_starts_the_yaml_that_is_named(size: str, compose: Any, home:
     names = ("TRAIN_FILE", "VAL_FILE", "DECODER_PATH")
     files = {name: word.partition("=")[2] for name, word in zip(names, _required(home), strict=True)}
     name = f"g4u_qwen2_5_vl_3b_sd35_medium_lora_{size}"
-    code, commands = _run_script("run.sh", "g4u", tmp_path / "run", {**files, "CONFIG": name})
+    code, commands = _run_script("run_fsdp.sh", "g4u", tmp_path / "run", {**files, "CONFIG": name})
     assert code == 0
     words = commands[-1]
     config = compose(name, [word for word in words if "=" in word], Path(words[words.index("--config-dir") + 1]))
     validate(config)
     assert config.trainer.n_gpus_per_node == 1 and config.actor_rollout_ref.model.lora_rank == 32
     assert config.trainer.experiment_name == name == words[words.index("--config-name") + 1]
-    assert _run_script("run.sh", "g4u", tmp_path / "none", {**files, "CONFIG": "no_such"}) == (2, [])
+    assert _run_script("run_fsdp.sh", "g4u", tmp_path / "none", {**files, "CONFIG": "no_such"}) == (2, [])
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(("script", "nodes"), [("run.sh", 1), ("run_multinode.sh", 2)])
+@pytest.mark.parametrize(("script", "nodes"), [("run_fsdp.sh", 1), ("run_multinode_fsdp.sh", 2)])
 def test_scripts_give_commands_that_compose_and_validate(
     stage: str, script: str, nodes: int, compose: Any, home: Path, tmp_path: Path
 ) -> None:
@@ -487,7 +487,7 @@ def test_an_unknown_stage_is_named_with_those_that_exist(script: str, stage: str
 def test_cpu_script_gives_a_command_that_parses(tmp_path: Path) -> None:
     from verl_uae.cli import parse
 
-    code, commands = _run_script("run_scenes_cpu.sh", "g4u", tmp_path / "run", {"STEPS": "3"})
+    code, commands = _run_script("run_scenes_cpu_fsdp.sh", "g4u", tmp_path / "run", {"STEPS": "3"})
     assert code == 0
     args = parse(commands[0][1:])
     assert (args.out, args.steps, args.seed) == (tmp_path / "run" / "out", 3, 0)
@@ -501,7 +501,7 @@ def test_cpu_scripts_of_the_other_stages_give_commands_that_compose_and_validate
     from verl_uae.config.validate import validate
 
     variables = {"SCENES_DIR": str(home), "SEED": "3", "STEPS": "9", "TURN": "5"}
-    code, commands = _run_script("run_scenes_cpu.sh", stage, tmp_path / "run", variables)
+    code, commands = _run_script("run_scenes_cpu_fsdp.sh", stage, tmp_path / "run", variables)
     assert code == 0 and len(commands) == 1
     folder, name = (commands[0][commands[0].index(option) + 1] for option in ("--config-dir", "--config-name"))
     overrides = [word for word in commands[0] if "=" in word]
@@ -516,7 +516,7 @@ def test_cpu_scripts_of_the_other_stages_give_commands_that_compose_and_validate
         terms = [(term.name, bool(term.get("held_out"))) for term in config.uae.reward.terms]
         assert terms == [("pixel", False), ("ssim", True)] and config.uae.reward.terms[0].params.k == 20
         assert config.uae.u4g.captions.source == ("column" if stage == "u4g" else "captioner")
-    code, commands = _run_script("run_scenes_cpu.sh", stage, tmp_path / "none", {"SCENES_DIR": str(tmp_path / "no")})
+    code, commands = _run_script("run_scenes_cpu_fsdp.sh", stage, tmp_path / "none", {"SCENES_DIR": str(tmp_path / "no")})
     assert code != 0 and commands == []
 
 
@@ -524,13 +524,12 @@ def test_cpu_scripts_of_the_other_stages_give_commands_that_compose_and_validate
 def test_required_verl_parses_and_agrees_with_the_package(path: Path) -> None:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     values = dict(line.split("=", 1) for line in lines)
-    assert {"UPSTREAM", "MODE", "VERL_VERSION", "PIP_INSTALL", "NOTES", "REFRESH"} <= set(values)
+    assert {"UPSTREAM", "MODE", "TAG", "PIP_INSTALL", "NOTES", "REFRESH"} <= set(values)
     assert all(re.fullmatch(r"[A-Z_]+", key) and value for key, value in values.items())
-    assert f"verl=={values['VERL_VERSION']}" in values["PIP_INSTALL"]
-    assert f"verl[vllm]=={values['VERL_VERSION']}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    readme = (path.parent / "README.md").read_text(encoding="utf-8")
-    assert "## Required verl version" in readme
-    assert values["PIP_INSTALL"] in readme
+    version = values["TAG"].removeprefix("v")
+    assert f"verl=={version}" in values["PIP_INSTALL"]
+    assert f"verl[vllm]=={version}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert values["PIP_INSTALL"] in (path.parent / "README.md").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- code in the documentation

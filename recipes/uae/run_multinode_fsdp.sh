@@ -4,8 +4,8 @@
 # On all nodes the same environment and the same paths (shared storage), then:
 #
 #   node 0:  NODE_RANK=0 HEAD_ADDRESS=10.0.0.1 TRAIN_FILE=... VAL_FILE=... DECODER_PATH=... \
-#                bash recipes/uae/run_multinode.sh g4u
-#   others:  NODE_RANK=1 HEAD_ADDRESS=10.0.0.1 bash recipes/uae/run_multinode.sh g4u
+#                bash recipes/uae/run_multinode_fsdp.sh g4u
+#   others:  NODE_RANK=1 HEAD_ADDRESS=10.0.0.1 bash recipes/uae/run_multinode_fsdp.sh g4u
 #
 # The others stay in the foreground until node 0 stops the cluster or they are interrupted. NNODES, 2 by default, is how
 # many there are: the stage has a yaml of that many nodes in its config/, because the ranks must divide the batch.

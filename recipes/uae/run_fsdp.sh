@@ -3,7 +3,7 @@
 # the stage are Hydra overrides.
 #
 #   TRAIN_FILE=data/train.parquet VAL_FILE=data/val.parquet DECODER_PATH=/models/uae-decoder \
-#       bash recipes/uae/run.sh g4u trainer.total_training_steps=1000
+#       bash recipes/uae/run_fsdp.sh g4u trainer.total_training_steps=1000
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stage.sh
 source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"

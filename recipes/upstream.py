@@ -4,8 +4,9 @@
 
     python recipes/upstream.py OUT --repository https://github.com/OWNER/verl_uae --ref v0.1.0 --verl-commit COMMIT
 
-writes ``OUT/uae``, with links that leave the folder made addresses of the repository at that ref and with the commit of verl's
-tag, and prints what is missing and the row for the table of verl-recipe's own README. Exit code 1: something is missing.
+writes ``OUT/uae``, with links that leave the folder made addresses of the repository at that ref and with the commit of
+verl's tag, and prints what is missing and the row for the table of verl-recipe's own README. Exit code 1: something is
+missing.
 """
 
 from __future__ import annotations

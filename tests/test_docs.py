@@ -516,7 +516,8 @@ def test_cpu_scripts_of_the_other_stages_give_commands_that_compose_and_validate
         terms = [(term.name, bool(term.get("held_out"))) for term in config.uae.reward.terms]
         assert terms == [("pixel", False), ("ssim", True)] and config.uae.reward.terms[0].params.k == 20
         assert config.uae.u4g.captions.source == ("column" if stage == "u4g" else "captioner")
-    code, commands = _run_script("run_scenes_cpu_fsdp.sh", stage, tmp_path / "none", {"SCENES_DIR": str(tmp_path / "no")})
+    nowhere = {"SCENES_DIR": str(tmp_path / "no")}
+    code, commands = _run_script("run_scenes_cpu_fsdp.sh", stage, tmp_path / "none", nowhere)
     assert code != 0 and commands == []
 
 

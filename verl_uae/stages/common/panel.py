@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from verl_uae.chain.records import Outcome, Sample
 from verl_uae.data.images import encode_jpeg, rgb, to_tensor
 from verl_uae.files import write_text
 from verl_uae.pages import encoded_uri, render_page
+from verl_uae.stages.common.trackers import Shown, send
 from verl_uae.text import encodable
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class PanelRow:
 
 
 class PanelWriter:
-    """Writes ``step_<N>.html`` into a folder, and sends the pictures to TensorBoard and W&B where those run.
+    """Writes ``step_<N>.html`` into a folder, and sends the pictures to the trackers that take some.
 
     Args:
         folder: made on first use.
@@ -72,20 +72,8 @@ class PanelWriter:
         write_text(path, render(step, rows))
         self.newest = path
         logger.info("panel of step %d: %s", step, path)
-        self._send(step, rows, tracking)
+        send(tracking, [Shown(_grid(row), f"{row.reward}: {row.caption}") for row in rows], step)
         return path
-
-    def _send(self, step: int, rows: Sequence[PanelRow], tracking: Any) -> None:
-        backends = getattr(tracking, "logger", {})
-        if "tensorboard" in backends:
-            writer = getattr(backends["tensorboard"], "writer", None)
-            if writer is not None:
-                writer.add_images("panel/source_and_reconstruction", _pairs(rows), step)
-        if "wandb" in backends:
-            import wandb
-
-            images = [wandb.Image(_grid(row), caption=encodable(f"{row.reward}: {row.caption}")) for row in rows]
-            backends["wandb"].log({"panel/source_and_reconstruction": images}, step=step)
 
 
 def render(step: int, rows: Sequence[PanelRow]) -> str:
@@ -116,7 +104,3 @@ def _grid(row: PanelRow) -> Image.Image:
     grid.paste(source, (0, 0))
     grid.paste(drawn, (source.width, 0))
     return grid
-
-
-def _pairs(rows: Sequence[PanelRow]) -> torch.Tensor:
-    return torch.cat([to_tensor([grid], (grid.height, grid.width)) for grid in map(_grid, rows)])

@@ -36,6 +36,7 @@ from verl_uae.stages.common.nodes import node_name, this_node
 from verl_uae.stages.common.panel import PanelWriter
 from verl_uae.stages.common.speed import UsefulWork, device_memory, gpus, keep_from_collector, speed_metrics
 from verl_uae.stages.common.supervisor import Supervisor
+from verl_uae.stages.common.trackers import keep_run
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -93,6 +94,7 @@ class SupervisedTrainer(StepFolders):
         super().__init__(config)  # type: ignore[call-arg]
         self.keep_configuration()
         self.keep_metrics()
+        keep_run(config)
         self.panels = PanelWriter(config.uae.panel.dir)
         self._ended = deque(maxlen=NEWEST)
 

@@ -70,6 +70,11 @@ def test_five_words_become_the_training_command(world: Path, monkeypatch: pytest
         f"data.val_files={world}/data/val.parquet",
         f"uae.decoder.path={world}/model",
         f"actor_rollout_ref.model.path={world}/model/captioner",
+        # What the model was made for, as its folder says.
+        "uae.conditioner.length=20",
+        "data.max_response_length=24",
+        "uae.decoder.height=32",
+        "uae.decoder.width=32",
         f"trainer.default_local_dir={world}/run",
         f"hydra.run.dir={world}/run/hydra",
         "trainer.total_training_steps=7",
@@ -93,7 +98,7 @@ def test_gpus_are_those_of_this_machine_unless_they_are_said(monkeypatch: pytest
 def test_a_language_model_beside_the_captioner_is_what_reads(tmp_path: Path) -> None:
     for part in ("captioner", "language_model"):
         (tmp_path / part).mkdir()
-    (tmp_path / "model_index.json").touch()
+    (tmp_path / "model_index.json").write_text("{}")
     asked = Asked("uae_u4g", None, str(tmp_path), tmp_path / "out", gpus=0)
     assert asked.name == "uae_u4g" and f"uae.conditioner.path={tmp_path}/language_model" in asked.words
     assert "uae.decoder.path=ORG/NAME" in Asked("u4g", None, "ORG/NAME", tmp_path, gpus=0).words

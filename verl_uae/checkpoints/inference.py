@@ -87,6 +87,9 @@ _KEYS = {
     "width": "uae.decoder.width",
 }
 
+#: What a model was made for, in whatever stage it goes on.
+_FORMAT = ("condition_length", "condition_role", "max_new_tokens", "negative_prompt", "height", "width")
+
 
 def settings_of_run(get: Callable[[str], Any], prompt: CaptionPrompt | None) -> dict[str, Any]:
     """Entries that a run's validation captions and draws with; those that are not known are left out.
@@ -99,6 +102,15 @@ def settings_of_run(get: Callable[[str], Any], prompt: CaptionPrompt | None) -> 
     if prompt is not None:
         found |= {"caption_prompt": prompt.user, "caption_system": prompt.system}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def keys_of_model(folder: Path) -> dict[str, Any]:
+    """Keys by which a run goes on with captions, conditions and pictures as a model or decoder folder has them, as far as
+    it names them; how many steps a picture is drawn in is the stage's. Raises `CheckpointError`: see :func:`read_index`."""
+    entries, usual = read_index(folder), InferenceSettings()
+    # Texts that are the usual ones are so without a word.
+    own = (name for name in _FORMAT if name in _INTEGERS or entries.get(name) != getattr(usual, name))
+    return {_KEYS[name]: entries[name] for name in own if entries.get(name) is not None}
 
 
 def _temperature(get: Callable[[str], Any]) -> float | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from verl_uae.checkpoints.inference import keys_of_model
 from verl_uae.checkpoints.names import CAPTIONER, LANGUAGE_MODEL, MODEL_INDEX
 from verl_uae.errors import ConfigError
 from verl_uae.launch.banner import banner, lines
@@ -124,7 +125,8 @@ class Asked:
         for part, key in ((CAPTIONER, "actor_rollout_ref.model.path"), (LANGUAGE_MODEL, "uae.conditioner.path")):
             if (folder / part).is_dir():
                 words.append(override(key, folder / part))
-        return words
+        own = keys_of_model(folder).items()
+        return words + [override(key, value) if isinstance(value, str) else f"{key}={value}" for key, value in own]
 
 
 def train(asked: Asked, say: Callable[[str], Any] = print) -> NoReturn:

@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--steps", type=int, default=30, help="G4U steps (default 30)")
     quickstart.set_defaults(run=_quickstart)
 
+    from verl_uae.commands.push import add_parser as add_push
     from verl_uae.commands.reward import add_parser as add_reward
     from verl_uae.commands.train import add_parser as add_train
 
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     from verl_uae.checkpoints.cli import add_parser as add_formats
     from verl_uae.data.cli import add_parser as add_data
 
-    for add in (add_data, add_formats, add_sample, add_bench):
+    for add in (add_data, add_formats, add_push, add_sample, add_bench):
         add(commands)
     _add_reward_server(commands)
     return parser

@@ -41,6 +41,7 @@ def test_the_card_says_everything_it_was_given() -> None:
         "pipeline_tag": "any-to-any",
         "license": "other",
         "tags": ["verl-uae"],
+        "base_model": ["Qwen/Qwen2.5-VL-3B-Instruct"],
     }
     assert "\n# A model\n" in text and "Trained somehow." in text and LICENCE_NOTE in text
     assert rows(text, "Base models") == [["captioner", "Qwen/Qwen2.5-VL-3B-Instruct"]]
@@ -60,6 +61,8 @@ def test_the_card_says_everything_it_was_given() -> None:
 
 
 def test_what_is_unknown_is_left_out() -> None:
+    text = Card("A model", "Made.", {"captioner": "/home/me/models/x", "vae": "", "all": "nothing"}).render()
+    assert "base_model" not in text.split("---")[1]
     text = Card("A model", "Made.", {}).render()
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Use", "## Versions", "## Licence"]
 

@@ -105,8 +105,9 @@ def settings_of_run(get: Callable[[str], Any], prompt: CaptionPrompt | None) -> 
 
 
 def keys_of_model(folder: Path) -> dict[str, Any]:
-    """Keys by which a run goes on with captions, conditions and pictures as a model or decoder folder has them, as far as
-    it names them; how many steps a picture is drawn in is the stage's. Raises `CheckpointError`: see :func:`read_index`."""
+    """Keys by which a run goes on with captions, conditions and pictures as a model or decoder folder has them, as far
+    as it names them; how many steps a picture is drawn in is the stage's. Raises `CheckpointError`: see
+    :func:`read_index`."""
     entries, usual = read_index(folder), InferenceSettings()
     # Texts that are the usual ones are so without a word.
     own = (name for name in _FORMAT if name in _INTEGERS or entries.get(name) != getattr(usual, name))

@@ -18,6 +18,7 @@ from verl_uae.checkpoints.names import MANIFEST
 from verl_uae.checkpoints.source import check_safetensors, files_below, indexed_files, pickles, refuse_code, walk
 from verl_uae.errors import CheckpointError
 from verl_uae.files import open_regular, sha256_of
+from verl_uae.paths import is_hub_id
 from verl_uae.versions import versions
 
 #: Number of the manifest's own layout.
@@ -174,14 +175,14 @@ LICENCE_NOTE = (
 #: A text that begins with one of these is a place on a machine.
 _FOLDER_STARTS = ("/", "./", "../", "~", "file://")
 
-#: What the model hub reads.
-FRONT_MATTER = """---
+#: What the model hub reads of every card.
+_FRONT_MATTER = """---
 library_name: diffusers
 pipeline_tag: any-to-any
 license: other
 tags:
 - verl-uae
----"""
+"""
 
 #: MODEL is the folder of the card, or its hub id.
 USE = """The captioner describes a picture, and the decoder redraws it from the caption, with the settings in
@@ -218,7 +219,7 @@ class Card:
     def render(self) -> str:
         """Markdown with the front matter that the model hub reads."""
         sections = [
-            FRONT_MATTER,
+            self._front_matter(),
             f"# {_text(self.title)}",
             _text(self.origin),
             f"## Use\n\n{USE}",
@@ -233,6 +234,12 @@ class Card:
             f"## Licence\n\n{LICENCE_NOTE}",
         ]
         return "\n\n".join(section for section in sections if section) + "\n"
+
+    def _front_matter(self) -> str:
+        """With the base models that are on the hub, by which it shows what a model was made of."""
+        sources = dict.fromkeys(name.split()[0] for name in self.base_models.values() if name.strip())
+        ids = [f"- {name}" for name in sources if is_hub_id(name)]
+        return _FRONT_MATTER + "".join(f"{line}\n" for line in (["base_model:", *ids] if ids else [])) + "---"
 
 
 def data_digests(files: Sequence[str | Path]) -> dict[str, str]:

@@ -53,6 +53,14 @@ class RunState:
         """Trainer: what the driver has said of them, if it has."""
         return self._get("useful") or None
 
+    def tell_command(self, command: str) -> None:
+        """Driver: the command that it was started by, without secrets."""
+        self._put("command", command)
+
+    def command(self) -> str | None:
+        """Trainer: what the driver has said of it, if it has."""
+        return self._get("command") or None
+
     def _put(self, name: str, value: str) -> None:
         self._store._internal_kv_put(f"{self._job}/{name}".encode(), value.encode(), True, namespace=_NAMESPACE)
 

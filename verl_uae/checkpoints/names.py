@@ -14,6 +14,9 @@ from pathlib import Path
 TRACKER, SUMMARY, LOCK = "latest_checkpointed_iteration.txt", "uae_summary.json", "uae_run.lock"
 LOG = "uae_log.txt"
 
+#: The page of a run, with its curves.
+RUN_PAGE = "index.html"
+
 #: Name of the run for trackers that go on with it.
 TRACKED_RUN = "uae_tracked_run.txt"
 

@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 from verl_uae.checkpoints.inference import keys_of_model
 from verl_uae.checkpoints.names import CAPTIONER, LANGUAGE_MODEL, MODEL_INDEX
 from verl_uae.errors import ConfigError
-from verl_uae.launch.banner import banner, lines
 from verl_uae.paths import argument_path, existing_file, expand, override
 from verl_uae.registry import known
 from verl_uae.settings import STAGES, SUPERVISED, set_keys
+from verl_uae.stages.common.banner import banner, lines
 
 #: Word for models and data that are made.
 TINY = "preset=tiny"

@@ -29,10 +29,10 @@ from verl_uae.checkpoints.names import SUMMARY
 from verl_uae.checkpoints.summary import RunSummary, duration, last_lines
 from verl_uae.compat import ray_actors, ray_cluster_address, ray_cpu_count
 from verl_uae.errors import ConfigError, UAEError
-from verl_uae.launch.banner import banner, lines
 from verl_uae.paths import RAY_FOLDER_KEY, data_cache, ray_folder
 from verl_uae.registry import known
 from verl_uae.settings import CAPTIONING
+from verl_uae.stages.common.banner import banner, lines
 from verl_uae.waiting import EVERY_S
 
 _UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 
+from verl_uae.checkpoints.record import without_secrets
 from verl_uae.compat import after_ray_init
 from verl_uae.errors import StoppedError, UAEError, describe
 from verl_uae.launch.callbacks import cluster_address
@@ -57,6 +59,7 @@ class DriverCallback(Callback):
 
         def connected() -> None:
             say("Ray runs; the trainer's process starts")
+            RunState().tell_command(command_of(config))
             _return_to_group(group)
             self.signals.listen()
 
@@ -187,6 +190,16 @@ def say(line: str) -> None:
     """One line for the person or the log of the scheduler."""
     sys.stderr.write(f"verl_uae: {line}\n")
     sys.stderr.flush()
+
+
+def command_of(config: DictConfig) -> str:
+    """The training command of a composed configuration, Hydra's part included, with its secrets hidden."""
+    words = ["python", "-m", "verl.trainer.main_ppo", "--config-name", str(config.hydra.job.config_name)]
+    for word in config.hydra.overrides.task:
+        key, equals, value = word.partition("=")
+        hidden = without_secrets({key: value})[key] if equals else ""
+        words.append(f"{key}{equals}{hidden}")
+    return shlex.join(words)
 
 
 def newest_step(config: DictConfig) -> str:

@@ -34,6 +34,7 @@ from verl_uae.errors import CheckpointError, ConfigError, DecoderError, UAEError
 from verl_uae.runstate import RunState
 from verl_uae.stages.common.nodes import node_name, this_node
 from verl_uae.stages.common.panel import PanelWriter
+from verl_uae.stages.common.run_page import RunPage
 from verl_uae.stages.common.speed import UsefulWork, device_memory, gpus, keep_from_collector, speed_metrics
 from verl_uae.stages.common.supervisor import Supervisor
 from verl_uae.stages.common.trackers import keep_run
@@ -162,6 +163,18 @@ class SupervisedTrainer(StepFolders):
         if last > first:
             left = f"; {duration((ended - began) / (last - first) * (self.total_training_steps - step))} left"
         logger.info("step %d/%d: %s%s", step, self.total_training_steps, text, left)
+        self.run_page.update()
+
+    @functools.cached_property
+    def run_page(self) -> RunPage:
+        """The page of this run."""
+        state = self.supervisor.state
+        return RunPage(self.config, self._metrics, None if state is None else state.command())
+
+    def note_validation(self, metrics: Mapping[str, float]) -> None:
+        """Also on the page of the run."""
+        super().note_validation(metrics)
+        self.run_page.update(now=True)
 
     # ------------------------------------------------------------ the loop
 
@@ -193,6 +206,7 @@ class SupervisedTrainer(StepFolders):
             raise self._end(error) from error
         finally:
             self.supervisor.close()
+            self.run_page.update(now=True, ended=True)
 
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:

@@ -1,0 +1,82 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.composing import composed
+from verl_uae.checkpoints.step import mark_complete, step_folder
+from verl_uae.stages.common import run_page
+from verl_uae.stages.common.run_page import HEIGHT, WIDTH, RunPage, charts, rows
+
+
+def page(folder: Path, metrics: str | None = None, command: str | None = None) -> RunPage:
+    words = ["hardware=cpu", "preset=scenes", f"trainer.default_local_dir={folder}"]
+    return RunPage(composed(*words), metrics, command)
+
+
+def log(path: Path, *found: tuple[int, dict[str, float]], tail: str = "") -> str:
+    path.write_text("".join(json.dumps({"step": step, "data": data}) + "\n" for step, data in found) + tail)
+    return str(path)
+
+
+def test_a_curve_goes_through_its_points() -> None:
+    data = {
+        2: {"reward/score/mean": 0.5, "other": 1.0},
+        4: {"reward/score/mean": math.nan},
+        6: {"reward/score/mean": 1.0},
+    }
+    data[10] = {"reward/score/mean": 0.0, "val-core/scenes/reward/mean@1": 0.25}
+    validation, reward = charts(data)
+    assert reward.title == "Reward of training" and reward.steps == (2, 10) and reward.values == (0.0, 1.0)
+    (curve,) = reward.curves
+    assert curve.points == f"0.0,{HEIGHT / 2:.1f} {WIDTH / 2:.1f},0.0 {WIDTH:.1f},{HEIGHT:.1f}" and curve.last == 0.0
+    (single,) = validation.curves
+    assert single.points == f"{WIDTH / 2:.1f},{HEIGHT / 2:.1f}" and single.name == "val-core/scenes/reward/mean@1"
+
+
+def test_long_curves_keep_their_newest_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_page, "POINTS", 10)
+    (chart,) = charts({step: {"timing_s/step": float(step)} for step in range(1, 26)})
+    (curve,) = chart.curves
+    assert len(curve.points.split()) == 9 and curve.last == 25.0 and chart.steps == (1, 25)
+
+
+def test_all_starts_of_a_run_are_one_curve(tmp_path: Path) -> None:
+    log(tmp_path / "metrics_1.jsonl", (1, {"a": 1.0}), (2, {"a": 2.0, "b": 2.0}))
+    second = log(tmp_path / "metrics_2.jsonl", (2, {"a": 20.0}), (3, {"a": 30.0}), tail='{"step": 4, "da')
+    assert rows(second) == {1: {"a": 1.0}, 2: {"a": 20.0, "b": 2.0}, 3: {"a": 30.0}}
+    assert rows(str(tmp_path / "none.jsonl")) and rows(None) == {}
+
+
+def test_the_page_says_what_the_run_is_and_links_what_it_has(tmp_path: Path) -> None:
+    metrics = log(tmp_path / "metrics_1.jsonl", (1, {"train/loss": 1.0}))
+    (tmp_path / "panels").mkdir()
+    (tmp_path / "panels" / "step_000010.html").touch()
+    step = step_folder(tmp_path, 10)
+    step.mkdir()
+    (step / "weights").touch()
+    mark_complete(step, 10)
+    made = page(tmp_path, metrics, "python -m x 'a=<b>'")
+    made.update(now=True)
+    text = (tmp_path / "index.html").read_text()
+    assert '<a href="panels/step_000010.html">step 10</a>' in text and 'http-equiv="refresh"' in text
+    assert "trains the captioner" in text and "seed 42" in text and "<td>saved steps</td><td>10</td>" in text
+    assert "python -m x &#39;a=&lt;b&gt;&#39;" in text and "<polyline" in text and "<script" not in text
+    made.update()
+    (tmp_path / "index.html").unlink()
+    made.update()
+    assert not (tmp_path / "index.html").exists(), "at most one in half a minute"
+    made.update(now=True, ended=True)
+    text = (tmp_path / "index.html").read_text()
+    assert "This run is over." in text and "refresh" not in text
+
+
+def test_a_page_that_cannot_be_written_costs_the_page_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "index.html").mkdir()
+    page(tmp_path).update(now=True)
+    assert "the page of the run was not written" in caplog.text

@@ -1,0 +1,172 @@
+# Copyright 2026 The verl_uae authors
+# SPDX-License-Identifier: Apache-2.0
+"""The page of a run: what it does, its curves so far, and links to its panels and steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from verl_uae.checkpoints.manifest import PACKAGES
+from verl_uae.checkpoints.names import RUN_PAGE
+from verl_uae.checkpoints.step import complete_steps
+from verl_uae.files import write_text
+from verl_uae.pages import render_page
+from verl_uae.stages.common.banner import banner
+from verl_uae.versions import versions
+
+logger = logging.getLogger(__name__)
+
+#: Title of a chart -> its metrics; those that end with a slash are the beginning of names.
+CHARTS = {
+    "Validation": ("val-core/",),
+    "Reward of training": ("reward/score/mean", "drawing/score/mean"),
+    "Loss": ("train/loss/mean", "train/loss", "actor/loss"),
+    "Norm of the gradient": ("train/grad_norm", "train/captioner_grad_norm", "actor/grad_norm"),
+    "Words per caption": ("caption/words/mean",),
+    "Share of samples or pairs that were left out": ("reward/invalid_frac", "pairs/invalid_frac"),
+    "Seconds of a step": ("timing_s/step",),
+}
+
+#: Of a chart, pixels of its own; a page shows it as wide as it is.
+WIDTH, HEIGHT = 600, 160
+
+#: Most points of a curve.
+POINTS = 600
+
+#: Least seconds between two pages, but for validations and the end.
+EVERY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One metric in a chart."""
+
+    name: str
+    points: str
+    """Of an SVG polyline."""
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Curves that share their axes."""
+
+    title: str
+    curves: Sequence[Curve]
+    steps: tuple[int, int]
+    values: tuple[float, float]
+    """Lowest and highest."""
+
+
+class RunPage:
+    """Writes the page into the folder of a run, where it appears whole.
+
+    Args:
+        config: of the run.
+        metrics: file of verl's logger ``file``; None where the run has none, and so no curves.
+        command: that started the run, where it is known.
+    """
+
+    def __init__(self, config: DictConfig, metrics: str | None, command: str | None) -> None:
+        self._folder, self._panels = Path(config.trainer.default_local_dir), Path(config.uae.panel.dir)
+        self._metrics = metrics
+        self._facts = {**banner(config), "versions": ", ".join(map(" ".join, versions(PACKAGES).items()))}
+        self._command = command
+        self._written = -math.inf
+
+    def update(self, *, now: bool = False, ended: bool = False) -> None:
+        """Write it where the last one is older than :data:`EVERY_S`, or ``now``. What keeps it from being written costs
+        the page alone."""
+        if not now and time.monotonic() - self._written < EVERY_S:
+            return
+        self._written = time.monotonic()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._folder / RUN_PAGE, self._render(ended))
+        except OSError as error:
+            logger.warning("the page of the run was not written: %s", error)
+
+    def _render(self, ended: bool) -> str:
+        panels = sorted(self._panels.glob("step_*.html")) if self._panels.is_dir() else []
+        links = [(int(path.stem.partition("_")[2]), os.path.relpath(path, self._folder)) for path in panels]
+        return render_page(
+            "run.html",
+            title=f"{self._facts['stage'].partition(',')[0]}, {self._folder.name}",
+            facts=self._facts,
+            command=self._command,
+            charts=charts(rows(self._metrics)),
+            logged=self._metrics is not None,
+            panels=links,
+            steps=complete_steps(self._folder),
+            ended=ended,
+            size=(WIDTH, HEIGHT),
+        )
+
+
+def rows(metrics: str | None) -> dict[int, dict[str, Any]]:
+    """Metrics by step, of all starts of a run: of the files beside this one the later holds where two have a step."""
+    if metrics is None:
+        return {}
+    own = Path(metrics)
+    found: dict[int, dict[str, Any]] = {}
+    for path in sorted({own, *own.parent.glob("metrics_*.jsonl")}):
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                # The line that is being written.
+                continue
+            found.setdefault(int(row["step"]), {}).update(row["data"])
+    return dict(sorted(found.items()))
+
+
+def charts(found: Mapping[int, Mapping[str, Any]]) -> list[Chart]:
+    """Those of :data:`CHARTS` that the metrics have something for."""
+    names = dict.fromkeys(name for row in found.values() for name in row)
+    drawn = []
+    for title, wanted in CHARTS.items():
+        chosen = [name for name in names if any(_is(name, one) for one in wanted)]
+        series = {name: _finite(found, name) for name in chosen}
+        if chart := _chart(title, {name: points for name, points in series.items() if points}):
+            drawn.append(chart)
+    return drawn
+
+
+def _is(name: str, wanted: str) -> bool:
+    return name.startswith(wanted) if wanted.endswith("/") else name == wanted
+
+
+def _finite(found: Mapping[int, Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    points = [(step, float(row[name])) for step, row in found.items() if isinstance(row.get(name), int | float)]
+    points = [point for point in points if math.isfinite(point[1])]
+    every = -(-len(points) // POINTS)
+    # From behind, so that the newest is among them.
+    return points[::-1][::every][::-1] if every else []
+
+
+def _chart(title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> Chart | None:
+    if not series:
+        return None
+    steps = [step for points in series.values() for step, _ in points]
+    values = [value for points in series.values() for _, value in points]
+    first, last, low, high = min(steps), max(steps), min(values), max(values)
+
+    def place(step: int, value: float) -> str:
+        x = WIDTH * (step - first) / (last - first) if last > first else WIDTH / 2
+        y = HEIGHT * (high - value) / (high - low) if high > low else HEIGHT / 2
+        return f"{x:.1f},{y:.1f}"
+
+    curves = [
+        Curve(name, " ".join(place(*point) for point in points), points[-1][1]) for name, points in series.items()
+    ]
+    return Chart(title, curves, (first, last), (low, high))

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from verl_uae.checkpoints.names import ACTOR, HUGGINGFACE, SUMMARY, step_name
+from verl_uae.checkpoints.names import ACTOR, HUGGINGFACE, RUN_PAGE, SUMMARY, step_name
 from verl_uae.errors import CheckpointError
 from verl_uae.files import write_text
 
@@ -90,6 +90,8 @@ def last_lines(summary: RunSummary, folder: str, seconds: float, *, done: bool, 
     if not rows:
         rows.append(("validation", "none was finished; see trainer.test_freq and trainer.val_before_train"))
     rows.append(("panel", summary.panel or "none: there was no validation with probes"))
+    if (page := Path(folder) / RUN_PAGE).is_file():
+        rows.append(("page", str(page)))
     if summary.metrics is not None:
         rows.append(("metrics", summary.metrics))
     if summary.saved is not None:

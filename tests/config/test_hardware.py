@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.composing import composed
@@ -13,9 +15,11 @@ from verl_uae.config.validate import validate
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("hardware", "device"), [("npu", "npu"), ("rocm", "cuda")])
-def test_other_accelerators_compose_in_every_stage(stage: str, hardware: str, device: str) -> None:
-    files = ["data.train_files=train.parquet", "data.val_files=val.parquet", "uae.decoder.path=org/model"]
-    config = composed(f"hardware={hardware}", *files, name=f"uae_{stage}")
+def test_other_accelerators_compose_in_every_stage(tmp_path: Path, stage: str, hardware: str, device: str) -> None:
+    (tmp_path / "rows.parquet").touch()
+    words = [f"data.{name}_files={tmp_path}/rows.parquet" for name in ("train", "val")]
+    words += ["uae.decoder.path=org/model", f"trainer.default_local_dir={tmp_path}/run"]
+    config = composed(f"hardware={hardware}", *words, name=f"uae_{stage}")
     validate(config)
     assert config.trainer.device == device and config.actor_rollout_ref.rollout.name == "vllm"
     if hardware == "rocm":

@@ -15,7 +15,7 @@ from verl_uae.checkpoints.step import mark_complete, step_folder
 from verl_uae.stages.common.trackers import KEY, Shown, keep_run, send
 
 NAMES = ("WANDB_RUN_ID", "WANDB_RESUME", "SWANLAB_RUN_ID", "SWANLAB_RESUME")
-SHOWN = [Shown(Image.new("RGB", (64, 32), "red"), f"0.5: a caption \ud83d {number}") for number in range(2)]
+SHOWN = [Shown(Image.new("RGB", (64, 32), colour), f"0.5: \ud83d {colour}") for colour in ("red", "blue")]
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,7 @@ def test_a_run_that_goes_on_goes_on_in_its_trackers_and_another_does_not(tmp_pat
     assert started(folder, "wandb") == second
     assert started(folder, "wandb", mode="disable")["WANDB_RUN_ID"] != second["WANDB_RUN_ID"]
     os.environ["WANDB_RUN_ID"] = "mine"
+    del os.environ["WANDB_RESUME"]
     keep_run(config(folder, "wandb"))
     assert os.environ["WANDB_RUN_ID"] == "mine" and "WANDB_RESUME" not in os.environ
 

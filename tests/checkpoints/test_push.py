@@ -14,22 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests import hub as stand_in
-from tests.e2e.world import build_model
 
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[stand_in.Hub]:
     with stand_in.running() as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def model(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("push")
-    for name in ("captioner", "decoder"):
-        (root / name).symlink_to(tiny_models / name)
-    build_model(root)
-    return root / "model"
 
 
 def pushed(hub: stand_in.Hub, *words: str, token: str = stand_in.TOKEN) -> subprocess.CompletedProcess[str]:
@@ -44,17 +34,21 @@ def pushed(hub: stand_in.Hub, *words: str, token: str = stand_in.TOKEN) -> subpr
     return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=100)
 
 
-def test_a_model_folder_arrives_whole(hub: stand_in.Hub, model: Path) -> None:
-    result = pushed(hub, str(model), "me/model", "--private", "--message", "after 1000 steps")
+def test_a_model_folder_arrives_whole(hub: stand_in.Hub, small_folder: Path) -> None:
+    result = pushed(hub, str(small_folder), "me/model", "--private", "--message", "after 1000 steps")
     assert result.returncode == 0, result.stderr
-    files = {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(small_folder).as_posix(): path.read_bytes()
+        for path in small_folder.rglob("*")
+        if path.is_file()
+    }
     assert hub.files == files and hub.private is True and hub.messages == ["after 1000 steps"]
     assert result.stdout.splitlines()[-1].endswith(f"{hub.address}/me/model")
 
 
-def test_a_folder_that_was_altered_is_not_sent(hub: stand_in.Hub, model: Path, tmp_path: Path) -> None:
+def test_a_folder_that_was_altered_is_not_sent(hub: stand_in.Hub, small_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
-    shutil.copytree(model, copy)
+    shutil.copytree(small_folder, copy)
     (copy / "README.md").write_text("mine")
     before = len(hub.messages)
     result = pushed(hub, str(copy), "me/model")
@@ -70,7 +64,7 @@ def test_a_folder_that_was_altered_is_not_sent(hub: stand_in.Hub, model: Path, t
     ],
 )
 def test_what_the_hub_refuses_is_one_line(
-    hub: stand_in.Hub, model: Path, repository: str, token: str, said: str
+    hub: stand_in.Hub, small_folder: Path, repository: str, token: str, said: str
 ) -> None:
-    result = pushed(hub, str(model), repository, token=token)
+    result = pushed(hub, str(small_folder), repository, token=token)
     assert result.returncode == 2 and said in result.stderr and "Traceback" not in result.stderr

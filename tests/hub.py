@@ -22,7 +22,7 @@ class Hub:
     def __init__(self) -> None:
         self.address = ""
         self.files: dict[str, bytes] = {}
-        self.private: bool | None = None
+        self.visibility: str | None = None
         self.messages: list[str] = []
         self.large: dict[str, bytes] = {}
         """By SHA-256."""
@@ -74,7 +74,7 @@ def running() -> Iterator[Hub]:
 
 def _answer(hub: Hub, path: str, body: bytes) -> tuple[Any, int]:
     if path == "/api/repos/create":
-        hub.private = json.loads(body).get("private")
+        hub.visibility = json.loads(body).get("visibility")
         return {"url": f"{hub.address}/me/model", "id": "1", "name": "me/model"}, 200
     if path == "/api/validate-yaml":
         return {"errors": [], "warnings": []}, 200

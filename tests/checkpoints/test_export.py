@@ -194,7 +194,7 @@ def test_vae_and_scheduler_must_come_from_somewhere(step: Callable[..., Path]) -
         export_checkpoint(checkpoint, checkpoint.parent / "out", ExportSettings(condition_length=20))
 
 
-def test_a_captioner_in_shards_is_put_together_on_demand(step: Callable[..., Path]) -> None:
+def test_a_captioner_in_shards_is_put_together(step: Callable[..., Path]) -> None:
     checkpoint = step("full", captioner=True)
     saved = checkpoint / "actor" / "huggingface" / "model.safetensors"
     state = load_file(saved)
@@ -202,9 +202,7 @@ def test_a_captioner_in_shards_is_put_together_on_demand(step: Callable[..., Pat
     saved.unlink()
     mark_complete(checkpoint, 2)
     out = checkpoint.parent / "out"
-    with pytest.raises(CheckpointError, match=r"huggingface: has no weights; --merge-captioner puts them together"):
-        export_checkpoint(checkpoint, out, ExportSettings())
-    export_checkpoint(checkpoint, out, ExportSettings(merge_captioner=True))
+    export_checkpoint(checkpoint, out, ExportSettings())
     assert same(tensors_of(out / "captioner"), state)
 
 
@@ -213,9 +211,8 @@ def test_a_captioner_with_adapters_that_is_not_the_product_publishes_nothing(ste
     checkpoint = step("full", captioner=True)
     (checkpoint / "actor" / "lora_train_meta.json").write_text('{"r": 2, "lora_alpha": 4}')
     mark_complete(checkpoint, 2)
-    for settings in (ExportSettings(), ExportSettings(merge_captioner=True)):
-        with pytest.raises(CheckpointError, match="actor"):
-            export_checkpoint(checkpoint, checkpoint.parent / "out", settings)
+    with pytest.raises(CheckpointError, match="actor"):
+        export_checkpoint(checkpoint, checkpoint.parent / "out", ExportSettings())
     assert {path.name for path in checkpoint.parent.iterdir()} == {"global_step_2"}
 
 

@@ -42,7 +42,7 @@ def test_a_model_folder_arrives_whole(hub: stand_in.Hub, small_folder: Path) -> 
         for path in small_folder.rglob("*")
         if path.is_file()
     }
-    assert hub.files == files and hub.private is True and hub.messages == ["after 1000 steps"]
+    assert hub.files == files and hub.visibility == "private" and hub.messages == ["after 1000 steps"]
     assert result.stdout.splitlines()[-1].endswith(f"{hub.address}/me/model")
 
 

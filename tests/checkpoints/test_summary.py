@@ -64,11 +64,10 @@ def test_the_lines_name_best_and_last_checkpoint_panel_and_commands(
     assert "  metrics     run/metrics.jsonl" in last_lines(
         reached(metrics="run/metrics.jsonl"), "run", 266.0, done=True, save_freq=60
     )
-    # An export overwrites nothing, and shards of a captioner are merged on demand only.
+    # An export overwrites nothing.
     (tmp_path / "run" / "model_60").mkdir(parents=True)
-    (tmp_path / "run" / "global_step_60" / "actor" / "huggingface").mkdir(parents=True)
     again = last_lines(reached(), "run", 266.0, done=True, save_freq=60)[5]
-    assert again.endswith("--out run/model_60_2 --merge-captioner")
+    assert again.endswith("--out run/model_60_2")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def run(world: Path, out: Path, overrides: list[str], config: str = "uae_g4u") -
 def replay(world: Path, out: Path, source: Path, choice: list[str], config: str = "uae_g4u") -> dict[str, Any]:
     """The step behind a step folder once more, with a frozen conditioner of the captioner that lies in it."""
     captioner = out / "captioner"
-    export_checkpoint(source, out / "model", ExportSettings(merge_captioner=True))
+    export_checkpoint(source, out / "model", ExportSettings())
     shutil.copytree(out / "model" / "captioner", captioner)
     resumed = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={source}"]
     frozen = ["uae.conditioner.weights=frozen", f"uae.conditioner.path={captioner}", "trainer.save_freq=-1"]

@@ -111,8 +111,7 @@ def test_an_exported_run_of_both_stages_holds_both_language_models(tmp_path: Pat
     mark_complete(tmp_path / "shards" / "global_step_2", 2)
     config = checkpoint.parents[1] / "hydra" / ".hydra" / "config.yaml"
     words = ["export", str(tmp_path / "shards" / "global_step_2"), "--run-config", str(config)]
-    assert main([*words, "--out", str(tmp_path / "refused")]) == 2 and not (tmp_path / "refused").exists()
-    assert main([*words, "--merge-captioner", "--out", str(tmp_path / "merged")]) == 0
+    assert main([*words, "--out", str(tmp_path / "merged")]) == 0
     assert same(loaded(tmp_path / "merged" / "captioner"), wanted)
 
 
@@ -165,7 +164,7 @@ def test_an_exported_captioner_with_adapters_is_their_product_with_the_base(tmp_
     (shards / "actor" / "huggingface" / "model.safetensors").unlink()
     mark_complete(shards, 2)
     base = load_model(AutoModelForImageTextToText, world / "captioner").state_dict()
-    for number, words in enumerate(([str(checkpoint)], [str(shards), "--merge-captioner"])):
+    for number, words in enumerate(([str(checkpoint)], [str(shards)])):
         out = tmp_path / f"model{number}"
         assert main(["export", *words, "--out", str(out)]) == 0
         verify_folder(out)

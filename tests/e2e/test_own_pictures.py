@@ -61,8 +61,8 @@ def test_the_page_is_run_as_it_stands(tmp_path: Path) -> None:
         given = [word for word in words[2:] if word.startswith("--") or "=" in word]
         assert words[0] == "verl-uae" and len(given) <= MOST_WORDS, command
         if words[1] == "train":
-            # Another Ray may run on the machine that tests.
-            words.append("++ray_kwargs.ray_init.address=local")
+            # Another Ray may run on the machine that tests, and it may have GPUs.
+            words += ["++ray_kwargs.ray_init.address=local", "--gpus", "0"]
         result = subprocess.run(
             [sys.executable, "-m", "verl_uae.cli", *words[1:]],
             cwd=tmp_path,

@@ -79,7 +79,6 @@ def _add_export(subparsers: Any) -> None:
     export.add_argument("--captioner", metavar="MODEL", help="captioner, where the run did not train it")
     export.add_argument("--language-model", metavar="MODEL", help="model whose states are the condition")
     export.add_argument("--decoder-only", action="store_true", help="leave captioner and language model out")
-    export.add_argument("--merge-captioner", action="store_true", help="put the captioner together from its shards")
     figures = "JSON object of figures for the model card"
     export.add_argument("--evaluation", type=argument_path, metavar="FILE", help=figures)
     export.add_argument("--caption-prompt", metavar="TEXT", help="what asks for a caption (default: as the run did)")

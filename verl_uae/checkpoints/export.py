@@ -87,8 +87,6 @@ class ExportSettings:
     """Model whose text-only states are the condition."""
     decoder_only: bool = False
     """Leave captioner and language model out."""
-    merge_captioner: bool = False
-    """Put the captioner together from its shards where no transformers folder was saved."""
     part: str | None = None
     """captioner or decoder, whose adapters are written alone; None: the one that was trained."""
     lora_alpha: float | None = None
@@ -246,11 +244,7 @@ def _language(
     if trained and condition is None:
         reason = "needed: the condition comes from the captioner as it was before training"
         raise ConfigError("--language-model", reason)
-    actor = folder / ACTOR
-    if trained and not holds_weights(actor) and not settings.merge_captioner:
-        reason = "has no weights; --merge-captioner puts them together from the shards"
-        raise CheckpointError(actor / HUGGINGFACE, reason)
-    product = functools.partial(write_trained_captioner, actor, base=start, alpha=settings.lora_alpha)
+    product = functools.partial(write_trained_captioner, folder / ACTOR, base=start, alpha=settings.lora_alpha)
     captioner = product if trained else _copy(str(start))
     origins = {"captioner": str(start or "unknown")}
     if follows or (not trained and condition in (None, start)):

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from verl_uae.checkpoints.names import ACTOR, HUGGINGFACE, RUN_PAGE, SUMMARY, step_name
+from verl_uae.checkpoints.names import RUN_PAGE, SUMMARY, step_name
 from verl_uae.errors import CheckpointError
 from verl_uae.files import write_text
 
@@ -136,8 +136,5 @@ def _commands(summary: RunSummary, checkpoint: Path) -> list[str]:
     while os.path.lexists(model):
         number, model = number + 1, checkpoint.parent / f"model_{summary.saved}_{number + 1}"
     export: list[str | Path] = ["export", checkpoint, "--out", model]
-    captioner = checkpoint / ACTOR
-    if captioner.is_dir() and not any((captioner / HUGGINGFACE).glob("*.safetensors")):
-        export.append("--merge-captioner")
     what = ["--prompt", "a red circle"] if summary.rows is None else ["--rows", summary.rows]
     return [shown(export), shown(["sample", model, *what, "--out", f"{model}_samples"])]

@@ -224,7 +224,7 @@ def test_extras_are_those_of_pyproject(project: dict[str, Any]) -> None:
 #: Distributions whose modules have other names.
 MODULES = {"pillow": "PIL", "pyzmq": "zmq", "hydra-core": "hydra", "transferqueue": "transfer_queue"}
 #: Imported in files that only the program in question, or the hardware that needs it, loads.
-ON_DEMAND = {"vllm", "lmms_eval"}
+ON_DEMAND = {"vllm", "lmms_eval", "swanlab", "trackio", "mlflow"}
 
 
 def module_of(distribution: str) -> str:

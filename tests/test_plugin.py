@@ -37,7 +37,10 @@ def test_import_verl_loads_us_and_nothing_heavy_with_us() -> None:
     )
     modules, state, hydra = run(code).stdout.splitlines()
     assert modules == "['verl_uae', 'verl_uae.compat', 'verl_uae.config', 'verl_uae.plugin', 'verl_uae.versions']"
-    assert state == "{} ['hydra hook', 'platform', 'platform hook', 'trainer hook']" and hydra == "False"
+    assert (
+        state == "{} ['hydra hook', 'platform', 'platform hook', 'trainer hook', 'names in the log']"
+        and hydra == "False"
+    )
 
 
 BROKEN_TRAINER = """

@@ -60,7 +60,10 @@ EXTRAS = {
     "webdataset": (("webdataset",), "training pairs from tar shards"),
     "bench": (("scikit-image",), "verl-uae bench: SSIM and PSNR as published tables compute them"),
     "demo": (("gradio",), "the page examples/demo.py"),
-    "docs": (("matplotlib",), "figures of the learning runs"),
+    "docs": (
+        ("matplotlib", "sphinx", "myst-parser", "furo", "sphinxcontrib-mermaid"),
+        "figures of the learning runs, and the pages as a site",
+    ),
 }
 
 _GPU_STACK = 'in a checkout: pip install ".[gpu]"'

@@ -84,12 +84,15 @@ def test_everything_is_in_the_log_until_the_end_is_said_and_a_full_disk_ends_the
 
 
 COMMAND = """
-import os, subprocess, sys
+import os, signal, subprocess, sys
 from omegaconf import OmegaConf
 from verl_uae.launch.output import ScreenCallback
 config = OmegaConf.create({"uae": {"screen": sys.argv[1]}, "trainer": {"default_local_dir": sys.argv[2]}})
 callback = ScreenCallback()
 callback.on_job_start(config)
+# As a scheduler does it.
+signal.signal(signal.SIGTERM, lambda *_: None)
+os.killpg(0, signal.SIGTERM)
 print("chatter")
 if callback._output is not None:
     # A process that outlives the job holds the pipe.
@@ -110,13 +113,15 @@ def test_a_job_is_short_on_a_terminal_and_whole_elsewhere(
     command = [sys.executable, "-c", COMMAND, screen, str(tmp_path)]
     if terminal:
         ours, theirs = pty.openpty()
-        subprocess.run(command, stdout=theirs, stderr=theirs, check=True, timeout=60)
+        subprocess.run(command, stdout=theirs, stderr=theirs, check=True, timeout=60, start_new_session=True)
         os.close(theirs)
         told = b""
         while part := _read(ours):
             told += part
     else:
-        told = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True, timeout=50).stdout
+        told = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True, timeout=50, start_new_session=True
+        ).stdout
     lines = told.decode().splitlines()
     assert lines[-1] == "last words" and "verl_uae: of another process" in lines
     assert ("chatter" in lines) == ("chatter of a library" in lines) == (not short)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import subprocess
 import sys
@@ -51,8 +52,12 @@ class Output:
     def __init__(self, log: Path) -> None:
         self._before = [os.dup(number) for number in (1, 2)]
         self._flush()
+        # Of a session of its own: a signal to the group is for this process, which saves and then has last words.
         self._screen = subprocess.Popen(
-            [sys.executable, "-I", screen.__file__, str(log)], stdin=subprocess.PIPE, stdout=self._before[0]
+            [sys.executable, "-I", screen.__file__, str(log)],
+            stdin=subprocess.PIPE,
+            stdout=self._before[0],
+            start_new_session=True,
         )
         assert self._screen.stdin is not None
         for number in (1, 2):
@@ -66,7 +71,7 @@ class Output:
         self._flush()
         for number, before in zip((1, 2), self._before, strict=True):
             os.dup2(before, number)
-        with self._screen.stdin as pipe:
+        with contextlib.suppress(BrokenPipeError), self._screen.stdin as pipe:  # Somebody killed it.
             pipe.write(f"\n{screen.END}\n".encode())
         self._screen.stdin = None
         try:

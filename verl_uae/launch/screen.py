@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import sys
 from typing import BinaryIO
 
@@ -91,7 +90,5 @@ def follow(source: BinaryIO, log: BinaryIO, screen: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C reaches the driver too, which has last words.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(sys.argv[1], "ab") as file:
         follow(sys.stdin.buffer, file, sys.stdout.buffer)

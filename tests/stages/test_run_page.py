@@ -48,6 +48,7 @@ def test_long_curves_keep_their_newest_point(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_all_starts_of_a_run_are_one_curve(tmp_path: Path) -> None:
     log(tmp_path / "metrics_1.jsonl", (1, {"a": 1.0}), (2, {"a": 2.0, "b": 2.0}))
+    (tmp_path / "metrics_0.jsonl").write_text('{"mine": 1}\n[1]\n{"step": null, "data": {}}\n{"step": 1, "data": 3}\n')
     second = log(tmp_path / "metrics_2.jsonl", (2, {"a": 20.0}), (3, {"a": 30.0}), tail='{"step": 4, "da')
     assert rows(second) == {1: {"a": 1.0}, 2: {"a": 20.0, "b": 2.0}, 3: {"a": 30.0}}
     assert rows(str(tmp_path / "none.jsonl")) and rows(None) == {}
@@ -56,7 +57,8 @@ def test_all_starts_of_a_run_are_one_curve(tmp_path: Path) -> None:
 def test_the_page_says_what_the_run_is_and_links_what_it_has(tmp_path: Path) -> None:
     metrics = log(tmp_path / "metrics_1.jsonl", (1, {"train/loss": 1.0}))
     (tmp_path / "panels").mkdir()
-    (tmp_path / "panels" / "step_000010.html").touch()
+    for name in ("step_000010", "step_by_step"):
+        (tmp_path / "panels" / f"{name}.html").touch()
     step = step_folder(tmp_path, 10)
     step.mkdir()
     (step / "weights").touch()

@@ -97,8 +97,8 @@ class RunPage:
             logger.warning("the page of the run was not written: %s", error)
 
     def _render(self, ended: bool) -> str:
-        panels = sorted(self._panels.glob("step_*.html")) if self._panels.is_dir() else []
-        links = [(int(path.stem.partition("_")[2]), os.path.relpath(path, self._folder)) for path in panels]
+        panels = {path.stem.partition("_")[2]: path for path in sorted(self._panels.glob("step_*.html"))}
+        links = [(int(step), os.path.relpath(path, self._folder)) for step, path in panels.items() if step.isdecimal()]
         return render_page(
             "run.html",
             title=f"{self._facts['stage'].partition(',')[0]}, {self._folder.name}",
@@ -123,10 +123,11 @@ def rows(metrics: str | None) -> dict[int, dict[str, Any]]:
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             try:
                 row = json.loads(line)
-            except ValueError:
-                # The line that is being written.
+                step, data = int(row["step"]), dict(row["data"])
+            except (ValueError, KeyError, TypeError):
+                # The line that is being written, or somebody else's.
                 continue
-            found.setdefault(int(row["step"]), {}).update(row["data"])
+            found.setdefault(step, {}).update(data)
     return dict(sorted(found.items()))
 
 

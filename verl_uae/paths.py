@@ -96,11 +96,15 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return "://" in text and not _FILE_URL.match(text)
 
 
+def has_form_of_hub_id(text: str) -> bool:
+    """Whether a hub could have a repository of this id, ``owner/name``; a folder may be called the same."""
+    return _HUB_ID.fullmatch(text) is not None
+
+
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
     """Whether the rule above takes a model for a hub repository; looks whether there is such a folder."""
-    text = os.fspath(source)
     # A link that leads nowhere is a folder that is gone, not a repository.
-    return isinstance(source, str) and _HUB_ID.fullmatch(text) is not None and not os.path.lexists(text)
+    return isinstance(source, str) and has_form_of_hub_id(source) and not os.path.lexists(source)
 
 
 def model_source(source: str | os.PathLike[str], key: str | None = None) -> str:

@@ -46,6 +46,15 @@ def test_a_model_folder_arrives_whole(hub: stand_in.Hub, small_folder: Path) -> 
     assert result.stdout.splitlines()[-1].endswith(f"{hub.address}/me/model")
 
 
+def test_a_folder_of_the_same_name_is_beside_the_point(
+    hub: stand_in.Hub, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "me" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    result = pushed(hub, str(small_folder.resolve()), "me/model")
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_folder_that_was_altered_is_not_sent(hub: stand_in.Hub, small_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
     shutil.copytree(small_folder, copy)

@@ -11,7 +11,9 @@ import pytest
 from tests.composing import composed
 from verl_uae.checkpoints.step import mark_complete, step_folder
 from verl_uae.stages.common import run_page
-from verl_uae.stages.common.run_page import HEIGHT, WIDTH, RunPage, charts, rows
+from verl_uae.stages.common.run_page import HEIGHT, WIDTH, MetricsFiles, RunPage, charts
+
+LOSS, NORM = "train/loss", "train/grad_norm"
 
 
 def page(folder: Path, metrics: str | None = None, command: str | None = None) -> RunPage:
@@ -47,11 +49,25 @@ def test_long_curves_keep_their_newest_point(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_all_starts_of_a_run_are_one_curve(tmp_path: Path) -> None:
-    log(tmp_path / "metrics_1.jsonl", (1, {"a": 1.0}), (2, {"a": 2.0, "b": 2.0}))
+    log(tmp_path / "metrics_1.jsonl", (1, {LOSS: 1.0}), (2, {LOSS: 2.0, NORM: 2.0, "of no chart": 3.0}))
     (tmp_path / "metrics_0.jsonl").write_text('{"mine": 1}\n[1]\n{"step": null, "data": {}}\n{"step": 1, "data": 3}\n')
-    second = log(tmp_path / "metrics_2.jsonl", (2, {"a": 20.0}), (3, {"a": 30.0}), tail='{"step": 4, "da')
-    assert rows(second) == {1: {"a": 1.0}, 2: {"a": 20.0, "b": 2.0}, 3: {"a": 30.0}}
-    assert rows(str(tmp_path / "none.jsonl")) and rows(None) == {}
+    second = log(tmp_path / "metrics_2.jsonl", (2, {LOSS: 20.0}), (3, {LOSS: 30.0}), tail='{"step": 4, "da')
+    assert MetricsFiles(second).rows() == {1: {LOSS: 1.0}, 2: {LOSS: 20.0, NORM: 2.0}, 3: {LOSS: 30.0}}
+    assert MetricsFiles(str(tmp_path / "none.jsonl")).rows(), "a file that is not there yet"
+
+
+def test_a_growing_file_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics_1.jsonl"
+    files = MetricsFiles(log(path, (1, {LOSS: 1.0}), tail='{"step": 2, "da'))
+    assert files.rows() == {1: {LOSS: 1.0}}
+    # Who reads the first line again, finds another value.
+    path.write_bytes(path.read_bytes().replace(b"1.0", b"7.0") + b'ta": {"train/loss": 2.0}}\n')
+    assert files.rows() == {1: {LOSS: 1.0}, 2: {LOSS: 2.0}}
+    with path.open("a") as file:
+        file.write('{"step": 3, "data": {"train/loss": 3.0}}\n')
+    assert files.rows() == {1: {LOSS: 1.0}, 2: {LOSS: 2.0}, 3: {LOSS: 3.0}}
+    log(path, (1, {LOSS: 9.0}))
+    assert files.rows() == {1: {LOSS: 9.0}}, "written anew"
 
 
 def test_the_page_says_what_the_run_is_and_links_what_it_has(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from verl_uae.checkpoints.manifest import verify_folder
 from verl_uae.errors import ConfigError
-from verl_uae.paths import argument_path, is_hub_id
+from verl_uae.paths import argument_path, has_form_of_hub_id
 from verl_uae.text import one_line
 
 EXAMPLE = """example:
@@ -38,7 +38,7 @@ def push(folder: Path, repository: str, *, private: bool, message: str, say: Cal
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    if not is_hub_id(repository):
+    if not has_form_of_hub_id(repository):
         raise ConfigError("REPOSITORY", f"must be an id on the hub, owner/name, got {repository!r}")
     files = verify_folder(folder)["files"]
     hub = HfApi()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -79,7 +80,7 @@ class RunPage:
 
     def __init__(self, config: DictConfig, metrics: str | None, command: str | None) -> None:
         self._folder, self._panels = Path(config.trainer.default_local_dir), Path(config.uae.panel.dir)
-        self._metrics = metrics
+        self._metrics = None if metrics is None else MetricsFiles(metrics)
         self._facts = {**banner(config), "versions": ", ".join(map(" ".join, versions(PACKAGES).items()))}
         self._command = command
         self._written = -math.inf
@@ -104,7 +105,7 @@ class RunPage:
             title=f"{self._facts['stage'].partition(',')[0]}, {self._folder.name}",
             facts=self._facts,
             command=self._command,
-            charts=charts(rows(self._metrics)),
+            charts=charts(self._metrics.rows() if self._metrics else {}),
             logged=self._metrics is not None,
             panels=links,
             steps=complete_steps(self._folder),
@@ -113,22 +114,46 @@ class RunPage:
         )
 
 
-def rows(metrics: str | None) -> dict[int, dict[str, Any]]:
-    """Metrics by step, of all starts of a run: of the files beside this one the later holds where two have a step."""
-    if metrics is None:
-        return {}
-    own = Path(metrics)
-    found: dict[int, dict[str, Any]] = {}
-    for path in sorted({own, *own.parent.glob("metrics_*.jsonl")}):
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
+class MetricsFiles:
+    """What charts show of the metrics of all starts of a run: of the file of its logger and of those beside it.
+
+    A file is read on from where the last reading ended, since a page is written in the loop of a run that may be weeks
+    long.
+
+    Args:
+        own: file of this start.
+    """
+
+    def __init__(self, own: str) -> None:
+        self._own = Path(own)
+        self._read: dict[Path, tuple[int, dict[int, dict[str, Any]]]] = {}
+        """Bytes that were read of a file, and its metrics by step."""
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """Metrics by step; where two files have a step, those of the later."""
+        found: dict[int, dict[str, Any]] = {}
+        for path in sorted({self._own, *self._own.parent.glob("metrics_*.jsonl")}):
+            if path.is_file():
+                for step, data in self._rows_of(path).items():
+                    found.setdefault(step, {}).update(data)
+        return dict(sorted(found.items()))
+
+    def _rows_of(self, path: Path) -> dict[int, dict[str, Any]]:
+        start, found = self._read.get(path, (0, {}))
+        if path.stat().st_size < start:
+            # Somebody has written it anew.
+            start, found = 0, {}
+        with path.open("rb") as file:
+            file.seek(start)
+            # The last line may be one that is being written.
+            text = file.read().rpartition(b"\n")[0]
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # Somebody else's.
                 row = json.loads(line)
                 step, data = int(row["step"]), dict(row["data"])
-            except (ValueError, KeyError, TypeError):
-                # The line that is being written, or somebody else's.
-                continue
-            found.setdefault(step, {}).update(data)
-    return dict(sorted(found.items()))
+                found.setdefault(step, {}).update((name, data[name]) for name in data if _is_charted(name))
+        self._read[path] = (start + len(text), found)
+        return found
 
 
 def charts(found: Mapping[int, Mapping[str, Any]]) -> list[Chart]:
@@ -141,6 +166,10 @@ def charts(found: Mapping[int, Mapping[str, Any]]) -> list[Chart]:
         if chart := _chart(title, {name: points for name, points in series.items() if points}):
             drawn.append(chart)
     return drawn
+
+
+def _is_charted(name: str) -> bool:
+    return any(_is(name, wanted) for names in CHARTS.values() for wanted in names)
 
 
 def _is(name: str, wanted: str) -> bool:

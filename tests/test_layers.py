@@ -24,6 +24,7 @@ LAYERS = {
     "user_code": 0,
     "files": 0,
     "beside": 0,
+    "curves": 0,
     "compiling": 0,
     "devices": 0,
     "masters": 0,

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from PIL import Image
 
+#: Longest side of pictures that lose nothing in a page, pixels: JPEG rings around the edges of small drawings, and of
+#: large ones a page would be tens of megabytes.
+SHARP_SIDE = 128
+
+_PNG = b"\x89PNG"
+
 
 def render_page(template: str, **values: Any) -> str:
     """The page of a template in ``verl_uae/templates``, which may extend ``page.html``.
@@ -23,25 +29,26 @@ def render_page(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
-def data_uri(image: Image.Image, side: int | None = None, form: str = "JPEG") -> str:
+def data_uri(image: Image.Image, side: int | None = None, form: str | None = None) -> str:
     """A picture as a URI that holds it (RFC 2397).
 
     Args:
         image: RGB.
         side: longest side, pixels; larger pictures are made smaller in proportion.
-        form: ``JPEG`` or ``PNG``.
+        form: ``JPEG`` or ``PNG``; None: the latter for pictures of at most :data:`SHARP_SIDE` pixels.
     """
     if side is not None:
         image = image.copy()
         image.thumbnail((side, side))
     encoded = io.BytesIO()
-    image.save(encoded, form, quality=90)
-    return encoded_uri(encoded.getvalue(), form)
+    image.save(encoded, form or ("PNG" if max(image.size) <= SHARP_SIDE else "JPEG"), quality=90)
+    return encoded_uri(encoded.getvalue())
 
 
-def encoded_uri(data: bytes, form: str = "JPEG") -> str:
-    """The same of a picture that is encoded already."""
-    return f"data:image/{form.lower()};base64,{base64.b64encode(data).decode('ascii')}"
+def encoded_uri(data: bytes) -> str:
+    """The same of a picture that is encoded already, as JPEG or PNG."""
+    form = "png" if data.startswith(_PNG) else "jpeg"
+    return f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 @functools.cache

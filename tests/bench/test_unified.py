@@ -291,7 +291,7 @@ def test_captions_are_escaped_and_nothing_is_loaded(root: Path) -> None:
     assert CAPTION in page.text
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 10 and all(entry["src"].startswith("data:image/jpeg;base64,") for entry in images)
+    assert len(images) == 10 and all(entry["src"].startswith("data:image/png;base64,") for entry in images)
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     policy = next(entry["content"] for tag, entry in page.tags if "http-equiv" in entry)
     assert policy.startswith("default-src 'none'; img-src data:")

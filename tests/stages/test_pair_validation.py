@@ -38,7 +38,7 @@ class Drawn(PairValidation):
                 }
             }
         )
-        self.global_steps, self.logger, self.panels = 4, None, PanelWriter(str(folder))
+        self.global_steps, self.logger, self.panels = 4, None, PanelWriter(str(folder), str(folder / "index.html"))
         self.supervisor = Supervisor(60.0, "uae.supervision.stall_timeout_s")
         self.asked: list[tuple[int, int]] = []
         rest = iter(outcomes)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from tests.samples import caption, scored
 from verl_uae.chain.records import Sample
-from verl_uae.data.images import encode_jpeg
+from verl_uae.checkpoints.names import RUN_PAGE
+from verl_uae.data.images import encode_jpeg, encode_shown
 from verl_uae.stages.common.panel import PanelRow, PanelWriter, render
 
 NASTY = "<script>alert('x')</script> & \"quoted\" <img src=x onerror=y>"
@@ -36,34 +37,53 @@ def row(**changes) -> PanelRow:
 
 
 def test_captions_are_escaped() -> None:
-    page = render(3, [row(caption=NASTY, terms={"<b>": 0.5})])
+    page = render(3, [row(caption=NASTY, terms={"<b>": 0.5})], {})
     assert "<script" not in page and "onerror=y>" not in page and "<b> " not in page
     assert str(escape(NASTY)) in page and "&lt;b&gt; 0.5000" in page
 
 
 def test_a_page_is_self_contained_and_shows_every_row() -> None:
-    page = render(7, [row(), row(reward=None)])
+    page = render(7, [row(), row(reward=None)], {})
     assert page.count("data:image/jpeg;base64,") == 4 and "://" not in page
     assert "Step 7" in page and "reward 0.5000" in page and "reward –" in page and page.count("pixel 0.2500") == 2
 
 
-def test_terms_stand_under_their_head_where_one_row_lacks_a_picture() -> None:
-    page = render(7, [row(explored=jpeg(2)), row()])
-    rows = re.findall(r"<tr>(.*?)</tr>", page.split("<tbody>")[1], re.S)
-    assert [len(re.findall("<td", cells)) for cells in rows] == [5, 5]
+def test_pictures_of_both_samplers_have_their_names() -> None:
+    page = render(7, [row(explored=jpeg(2)), row()], {})
+    labels = [re.findall(r"<figcaption>(.*?)</figcaption>", card) for card in page.split("<section")[1:]]
+    assert labels == [["original", "eval sampler", "train sampler"], ["original", "eval sampler"]]
 
 
-def test_small_pictures_are_enlarged() -> None:
-    assert re.search(r'<img width="192" height="192"', render(1, [row()]))
-    assert '<img width="512" height="256"' in render(1, [row(source=jpeg(0, 256, 512))])
+@pytest.mark.parametrize(("side", "shown", "kind"), [(32, 192, "png"), (256, 256, "jpeg"), (1024, 384, "jpeg")])
+def test_small_pictures_are_sharp_and_enlarged_and_large_ones_are_no_burden(side: int, shown: int, kind: str) -> None:
+    pixels = encode_shown(torch.from_numpy(np.random.default_rng(0).random((3, side, side), dtype=np.float32)))
+    page = render(1, [row(source=pixels, reconstruction=pixels)], {})
+    assert f"--side: {shown}px" in page and page.count(f"data:image/{kind};base64,") == 2
+    assert page.count('class="sharp"') == (2 if kind == "png" else 0)
+
+
+def test_panels_lead_to_each_other_and_to_the_run(tmp_path: Path) -> None:
+    writer = PanelWriter(str(tmp_path / "panels"), str(tmp_path / "index.html"))
+    (tmp_path / "panels").mkdir()
+    (tmp_path / "panels" / "step_000001.html").write_bytes(b"\xff mine </nav>")
+    first, second = (writer.write(step, [row()]) for step in (2, 10))
+    writer.write(10, [row()])
+
+    def links(page: Path) -> list[str]:
+        return re.findall(r'<a href="(.*?)">(.*?)</a>', page.read_text(encoding="utf-8"))
+
+    run = ("../index.html", "the run")
+    assert links(first) == [run, ("step_000001.html", "step 1"), ("step_000010.html", "step 10")]
+    assert links(second) == [run, ("step_000002.html", "step 2")]
+    assert (tmp_path / "panels" / "step_000001.html").read_bytes() == b"\xff mine </nav>"
 
 
 def test_is_published_by_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = PanelWriter(str(tmp_path / "new" / "panels"))
+    writer = PanelWriter(str(tmp_path / "new" / "panels"), str(tmp_path / RUN_PAGE))
     path = writer.write(12, [row()])
     assert path.name == "step_000012.html" and [file.name for file in path.parent.iterdir()] == [path.name]
     before = path.read_text()
-    monkeypatch.setattr("verl_uae.stages.common.panel.render", lambda step, rows: 1 / 0)
+    monkeypatch.setattr("verl_uae.stages.common.panel.render", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         writer.write(12, [row()])
     assert path.read_text() == before
@@ -83,7 +103,7 @@ def test_pictures_go_to_tensorboard(tmp_path: Path) -> None:
     event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     summary = tensorboard.SummaryWriter(str(tmp_path / "tb"))
     tracking = SimpleNamespace(logger={"tensorboard": SimpleNamespace(writer=summary)})
-    PanelWriter(str(tmp_path)).write(5, [row(), row()], tracking)
+    PanelWriter(str(tmp_path), str(tmp_path / RUN_PAGE)).write(5, [row(), row()], tracking)
     summary.close()
     accumulator = event.EventAccumulator(str(tmp_path / "tb"))
     accumulator.Reload()
@@ -94,5 +114,5 @@ def test_pictures_go_to_tensorboard(tmp_path: Path) -> None:
 
 
 def test_a_caption_that_cannot_be_encoded_is_shown_with_escapes(tmp_path: Path) -> None:
-    path = PanelWriter(str(tmp_path)).write(1, [row(caption="red \ud83d <b>")])
+    path = PanelWriter(str(tmp_path), str(tmp_path / RUN_PAGE)).write(1, [row(caption="red \ud83d <b>")])
     assert "red \\ud83d &lt;b&gt;" in path.read_text(encoding="utf-8")

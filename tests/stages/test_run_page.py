@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.composing import composed
+from verl_uae import curves
 from verl_uae.checkpoints.step import mark_complete, step_folder
-from verl_uae.stages.common import run_page
-from verl_uae.stages.common.run_page import HEIGHT, WIDTH, MetricsFiles, RunPage, charts
+from verl_uae.curves import HEIGHT, WIDTH, MetricsFiles, charts
+from verl_uae.stages.common.run_page import RunPage
 
 LOSS, NORM = "train/loss", "train/grad_norm"
 
@@ -42,7 +43,7 @@ def test_a_curve_goes_through_its_points() -> None:
 
 
 def test_long_curves_keep_their_newest_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_page, "POINTS", 10)
+    monkeypatch.setattr(curves, "POINTS", 10)
     (chart,) = charts({step: {"timing_s/step": float(step)} for step in range(1, 26)})
     (curve,) = chart.curves
     assert len(curve.points.split()) == 9 and curve.last == 25.0 and chart.steps == (1, 25)

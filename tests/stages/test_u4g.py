@@ -63,7 +63,7 @@ def validating(compose, tiny_overrides: list[str], folder: Path) -> U4GTrainer:
     ]
     trainer.config = compose(*tiny_overrides, *overrides, name="uae_u4g")
     trainer.global_steps, trainer.logger = 5, None
-    trainer.panels = PanelWriter(str(folder / "panels"))
+    trainer.panels = PanelWriter(str(folder / "panels"), str(folder / "index.html"))
     trainer.learner = SimpleNamespace(evaluate=drawn, plan=lambda step: SimpleNamespace(window=()))
     trainer.tables = []
     trainer.config.trainer.log_val_generations = 2

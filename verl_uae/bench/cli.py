@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from verl_uae.bench.external.cli import add_parsers as add_external_parsers
 from verl_uae.bench.judge.cli import add_judge
-from verl_uae.bench.results import CAPTIONS, RESULT, check_least, named_files, without_overall
+from verl_uae.bench.results import CAPTIONS, RESULT, check_least, named_files, own_command, without_overall
 from verl_uae.chain.cli import (
     add_engine_argument,
     add_model_arguments,
@@ -155,7 +154,7 @@ def _unified(args: argparse.Namespace) -> int:
     drawing = None if drawn is None else drawn.settings
     content = unified_result(scores, seed=args.seed, captions=captions, drawing=drawing)
     write_json(args.out / RESULT, content)
-    write_report(args.out / REPORT, content, pairing.pairs)
+    write_report(args.out / REPORT, content, pairing.pairs, command=own_command())
     _say(content["verl_uae"])
     print(args.out / REPORT)
     return 0 if content["verl_uae"]["complete"] else 1
@@ -247,7 +246,7 @@ def _discriminate(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     measured: dict[str, Any] = {}
     speed: dict[str, Any] = {}
-    about: dict[str, Any] = {"seed": args.seed, "command": shlex.join(["verl-uae", *sys.argv[1:]])}
+    about: dict[str, Any] = {"seed": args.seed, "command": own_command()}
     # Written after every part: a long run that is ended leaves what it has.
     for world in (*worlds, None):
         if world is None:
@@ -260,6 +259,7 @@ def _discriminate(args: argparse.Namespace) -> int:
         content = content if earlier is None else bench.merged(earlier, content)
         write_json(args.out / DISCRIMINATION, content)
         write_text(args.out / TABLES, bench.discrimination_tables(content))
+        write_text(args.out / REPORT, bench.discrimination_page(content))
     print(bench.discrimination_tables(content), end="")
     print(f"not measured: {', '.join(content['not_measured']) or 'none'}")
     return 0

@@ -21,7 +21,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from verl_uae.bench.results import (
     LEVEL,
     NOTHING,
     RESAMPLES,
+    facts_of_page,
     interval,
     markdown_table,
     number,
@@ -43,6 +44,7 @@ from verl_uae.bench.results import (
     versions,
 )
 from verl_uae.errors import ConfigError
+from verl_uae.pages import render_page
 from verl_uae.reward import RewardBatch, RewardScorer, TermSpec, get_reward, reward_names
 from verl_uae.reward.remote.service import read_terms
 from verl_uae.reward.term import PICTURES
@@ -397,6 +399,27 @@ def read_discrimination(path: str | os.PathLike[str]) -> dict[str, Any]:
 def discrimination_tables(content: Mapping[str, Any]) -> str:
     """All tables, as Markdown; bounds of intervals in brackets."""
     parts = []
+    for title, head, rows in tables(content):
+        cells = [[f"`{label}`", *others] for label, *others in rows]
+        parts += [f"**{title}**", "", *markdown_table(head, cells), ""]
+    return "\n".join(parts)
+
+
+def discrimination_page(content: Mapping[str, Any]) -> str:
+    """All tables, as an HTML page that loads nothing."""
+    runs = content["runs"]
+    return render_page(
+        "discrimination.html",
+        title=BENCHMARK.capitalize(),
+        tables=list(tables(content)),
+        missing=content["not_measured"],
+        facts=facts_of_page({"seed": content["seed"], **runs[-1]["machine"]}, runs[-1]["versions"]),
+        commands={"Command" if len(runs) == 1 else f"Command {n}": run["command"] for n, run in enumerate(runs, 1)},
+    )
+
+
+def tables(content: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Title, head and rows of every table; the first cell of a row is the label of a term."""
     for name, world in content["worlds"].items():
         what = f"{len(world['pictures'])} {name} at {world['side']} pixels"
         semantic, nuisance = (
@@ -414,25 +437,24 @@ def discrimination_tables(content: Mapping[str, Any]) -> str:
             spread = found["range"]
             bounds = spread["interval"]
             d_prime = number(spread["d_prime"], ".1f") + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
-            ordering.append([f"`{label}`", *each])
-            across.append([f"`{label}`", *below, _with_interval(found["semantic_below_mild_all"]), *levels])
+            ordering.append([label, *each])
+            across.append([label, *below, _with_interval(found["semantic_below_mild_all"]), *levels])
             numbers = [number(spread.get(key), ".3f") for key in ("identical", "other", "spread")]
-            ranges.append([f"`{label}`", *numbers, d_prime])
+            ranges.append([label, *numbers, d_prime])
         heads = (
             ("Orderings within a kind", [*semantic, "mean, semantic", *nuisance, "mean, nuisance"], ordering),
             ("Semantic damage below nuisance", [*semantic, "mean", *(f"{kind} 1 2 3 4" for kind in nuisance)], across),
             ("Range", ["itself", "another picture", "spread within a level", "d'"], ranges),
         )
         for title, head, rows in heads:
-            parts += [f"**{title}, {what}**", "", *markdown_table(["term", *head], rows), ""]
+            yield f"{title}, {what}", ["term", *head], rows
     if sides := content["speed"]:
         head = ["term", *(f"{side} px, {entry['batch_size']} pairs a call" for side, entry in sides.items())]
         rows = [
-            [f"`{label}`", *(f"{entry['terms'][label]['median']:.3g}" for entry in sides.values())]
+            [label, *(f"{entry['terms'][label]['median']:.3g}" for entry in sides.values())]
             for label in next(iter(sides.values()))["terms"]
         ]
-        parts += ["**Processor time, milliseconds per pair**", "", *markdown_table(head, rows), ""]
-    return "\n".join(parts)
+        yield "Processor time, milliseconds per pair", head, rows
 
 
 def _with_interval(found: Mapping[str, Any]) -> str:

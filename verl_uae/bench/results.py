@@ -12,6 +12,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
+import shlex
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +86,17 @@ def interval(samples_R: np.ndarray | Sequence[float], level: float = LEVEL) -> l
 def versions() -> dict[str, str]:
     """Of this package and of those that the numbers depend on."""
     return {**package_versions(_PACKAGES), "python": platform.python_version()}
+
+
+def own_command() -> str:
+    """What was typed to make a result, without what stands before the host in addresses."""
+    return re.sub(r"//[^/@\s]+@", "//***@", shlex.join(["verl-uae", *sys.argv[1:]]))
+
+
+def facts_of_page(about: Mapping[str, Any], found: Mapping[str, str]) -> dict[str, str]:
+    """What a page says of how a result was made: what has a value, and versions as :func:`versions` has them."""
+    facts = {name.replace("_", " "): str(value) for name, value in about.items() if value is not None}
+    return {**facts, "versions": ", ".join(map(" ".join, found.items()))}
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

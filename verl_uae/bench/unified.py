@@ -24,7 +24,17 @@ import torch
 
 from verl_uae.bench.backbones import PROTOCOL, Backbone, ImageEncoder
 from verl_uae.bench.pairs import Pairing, PicturePair
-from verl_uae.bench.results import LEVEL, PURPOSE, RESAMPLES, Failure, interval, read_result, resampled_means, versions
+from verl_uae.bench.results import (
+    LEVEL,
+    PURPOSE,
+    RESAMPLES,
+    Failure,
+    facts_of_page,
+    interval,
+    read_result,
+    resampled_means,
+    versions,
+)
 from verl_uae.data.images import decode_image
 from verl_uae.errors import UAEError
 from verl_uae.files import write_text
@@ -225,10 +235,17 @@ def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def write_report(path: Path, content: Mapping[str, Any], pairs: Sequence[PicturePair], count: int = 8) -> None:
+def write_report(
+    path: Path, content: Mapping[str, Any], pairs: Sequence[PicturePair], count: int = 8, command: str | None = None
+) -> None:
     """Write a result as one HTML file that loads nothing: scores, failures, worst and best pairs.
 
-    ``count`` is how many of the worst and of the best pairs are shown; fewer if they would meet.
+    Args:
+        path: of the page.
+        content: the result.
+        pairs: pictures that it is about.
+        count: how many of the worst and of the best pairs are shown; fewer if they would meet.
+        command: that made the result.
     """
     section = content[SECTION]
     bounds = section["confidence_intervals"]
@@ -262,6 +279,10 @@ def write_report(path: Path, content: Mapping[str, Any], pairs: Sequence[Picture
         scores=scores,
         missing="score",
         most=len(section["failures"]),
+        facts=facts_of_page(
+            {**(section["drawing"] or {}), "seed of the intervals": section["seeds"]["bootstrap"]}, section["versions"]
+        ),
+        commands={} if command is None else {"Command": command},
         shown=[("Worst pairs", shown(ranked[:most])), ("Best pairs", shown(ranked[most:][::-1][:most]))],
     )
     write_text(path, page)

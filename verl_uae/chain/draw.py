@@ -21,7 +21,7 @@ from torch import Tensor
 from verl_uae.beside import Beside
 from verl_uae.chain.conditioner import ConditionCache
 from verl_uae.chain.records import Draw, Outcome
-from verl_uae.data.images import encode_jpeg, encode_png, rgb, to_tensor
+from verl_uae.data.images import encode_png, encode_shown, rgb, to_tensor
 from verl_uae.devices import FittingBatch, one_by_one
 from verl_uae.errors import DecodeError, RewardError
 from verl_uae.families.family import Condition, DecoderFamily
@@ -306,8 +306,8 @@ def _lost(draw: Draw, failure: str) -> RewardRecord | None:
 def _outcome(draw: Draw, record: RewardRecord, cut: bool, picture_3HW: Tensor | None) -> Outcome:
     if picture_3HW is None:
         return Outcome(record, cut)
-    jpeg = encode_jpeg(picture_3HW) if draw.want_picture else None
-    return Outcome(record, cut, jpeg, encode_png(picture_3HW) if draw.want_reconstruction else None)
+    shown = encode_shown(picture_3HW) if draw.want_picture else None
+    return Outcome(record, cut, shown, encode_png(picture_3HW) if draw.want_reconstruction else None)
 
 
 def _pixels(image: Image.Image, size: tuple[int, int]) -> tuple[Tensor, RewardRecord | None]:

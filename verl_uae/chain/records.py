@@ -115,7 +115,7 @@ class Draw:
     step_noise: Name = ()
     """Of the noise of stochastic steps, whose numbers are added to it; empty where there are none."""
     want_picture: bool = False
-    """Return it as JPEG bytes."""
+    """Return it encoded, for panels."""
     want_reconstruction: bool = False
     """Return it as PNG bytes."""
 
@@ -165,7 +165,7 @@ class Outcome:
     truncated: bool = False
     """The caption did not fit into the condition and was cut."""
     picture: bytes | None = None
-    """JPEG of the reconstruction, for panels."""
+    """The reconstruction for panels, as `verl_uae.data.images.encode_shown` has it."""
     reconstruction: bytes | None = None
     """PNG of the same, for groupwise rewards."""
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from verl_uae.data.limits import DEFAULT_LIMITS, FORMATS, Header, ImageLimits, RefusedError, read_header
 from verl_uae.errors import DataError, DecodeError
 from verl_uae.files import open_regular
+from verl_uae.pages import SHARP_SIDE
 from verl_uae.paths import expand, is_url
 
 ImageSource = bytes | str | os.PathLike[str] | Image.Image | Mapping[str, object]
@@ -194,6 +195,11 @@ def encode_jpeg(image_3HW: Tensor, quality: int = 90) -> bytes:
 def encode_png(image_3HW: Tensor) -> bytes:
     """A picture in [0, 1] as PNG bytes: nothing is lost but what 8 bits do not hold."""
     return _encoded(image_3HW, "PNG", compress_level=1)
+
+
+def encode_shown(image_3HW: Tensor) -> bytes:
+    """A picture in [0, 1] for a page: PNG bytes of a small one, JPEG bytes of a large one."""
+    return encode_png(image_3HW) if max(image_3HW.shape[1:]) <= SHARP_SIDE else encode_jpeg(image_3HW)
 
 
 def _encoded(image_3HW: Tensor, format: str, **options: int) -> bytes:

@@ -55,6 +55,8 @@ class Evaluation:
     """Originals, (B, 3, H, W) in [0, 1]."""
     drawings: torch.Tensor
     """Drawings of the captions, (B, 3, H, W) in [0, 1]."""
+    rewards: torch.Tensor | None = None
+    """One per drawing, (B,), if a reward was given."""
 
 
 def held_out_scenes(n: int, seed: int, object_counts: Sequence[int] = OBJECT_COUNTS) -> list[Scene]:
@@ -109,8 +111,9 @@ def evaluate(
     captions = captioner.sample(image, None if greedy else generator(seed, "scenes-eval-captions"))
     drawing = draw(decoder, conditioner, captions, seed=seed, num_steps=num_steps)
     metrics = {"mse": float((drawing - image).square().mean()), **caption_metrics(scenes, captions)}
-    if reward is not None:
-        metrics["reward"] = float(reward(drawing, image).float().mean())
+    rewards = None if reward is None else reward(drawing, image).float()
+    if rewards is not None:
+        metrics["reward"] = float(rewards.mean())
     metrics.update(drawing_metrics(drawing, scenes))
     asked = items(seed, scene_eval_items)
     pictures = render_float([item.scene for item in asked])
@@ -118,7 +121,7 @@ def evaluate(
     for mode, texts in (("draw", [item.prompt for item in asked]), ("loop", said)):
         drawn = draw(decoder, conditioner, texts, seed=seed, num_steps=num_steps)
         metrics.update(named(mode, scores(asked, drawn)))
-    return Evaluation(metrics, scenes, captions, image, drawing)
+    return Evaluation(metrics, scenes, captions, image, drawing, rewards)
 
 
 def draw(

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ from PIL import Image
 
 import verl_uae
 from verl_uae.checkpoints.export import ExportSettings, export_checkpoint, write_trained_captioner
-from verl_uae.checkpoints.manifest import verify_folder
-from verl_uae.checkpoints.names import ACTOR, CAPTIONER, CONFIG, HUGGINGFACE, LORA_META, step_name
+from verl_uae.checkpoints.manifest import PACKAGES, verify_folder
+from verl_uae.checkpoints.names import ACTOR, CAPTIONER, CONFIG, HUGGINGFACE, LORA_META, RUN_PAGE, step_name
 from verl_uae.checkpoints.summary import shown
+from verl_uae.curves import MetricsFiles, charts
 from verl_uae.errors import CheckpointError, ConfigError
+from verl_uae.files import write_text
 from verl_uae.pages import data_uri, render_page
 from verl_uae.paths import override
 from verl_uae.reward.record import RewardBatch
@@ -39,6 +41,7 @@ from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import Evaluation, evaluate
 from verl_uae.scenes.joint_training import JointConfig, World, train_tiny_models
 from verl_uae.settings import set_keys
+from verl_uae.versions import versions
 
 #: Metric -> what it is called.
 COLUMNS = {
@@ -63,16 +66,48 @@ def comparison(before: Evaluation, after: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def write_report(path: Path, before: Evaluation, after: Evaluation) -> Path:
-    """Write the report; returns its path."""
-    figures = [(label, before.metrics[key], after.metrics[key]) for key, label in COLUMNS.items()]
-    scenes = [
-        (_uri(before.images[index]), [(_uri(each.drawings[index]), each.captions[index]) for each in (before, after)])
-        for index in range(min(_SHOWN, len(before.captions)))
-    ]
-    title = "Before and after Generation for Understanding"
-    path.write_text(render_page("scenes.html", title=title, figures=figures, scenes=scenes), encoding="utf-8")
+def write_report(
+    path: Path,
+    before: Evaluation,
+    after: Evaluation,
+    *,
+    run: Path,
+    facts: Mapping[str, object],
+    commands: Mapping[str, str],
+) -> Path:
+    """Write the report; returns its path.
+
+    Args:
+        path: of the page.
+        before: of the run.
+        after: of the run, over the same scenes.
+        run: folder of the training command.
+        facts: how it was made, by name.
+        commands: that made it, and to go on with, by what they are called.
+    """
+    targets = {"page of the run": run / RUN_PAGE, "its log": run / LOG_FILE}
+    page = render_page(
+        "scenes.html",
+        title="Before and after Generation for Understanding",
+        count=len(before.captions),
+        figures=[(label, before.metrics[key], after.metrics[key]) for key, label in COLUMNS.items()],
+        charts=charts(MetricsFiles(str(run / METRICS)).rows()),
+        scenes=[
+            (_uri(before.images[index]), [_drawn("before", before, index), _drawn("after", after, index)])
+            for index in range(min(_SHOWN, len(before.captions)))
+        ],
+        links={name: os.path.relpath(target, path.parent) for name, target in targets.items() if target.is_file()},
+        facts={**facts, "versions": ", ".join(map(" ".join, versions(PACKAGES).items()))},
+        commands=commands,
+    )
+    write_text(path, page)
     return path
+
+
+def _drawn(label: str, found: Evaluation, index: int) -> tuple[str, str, str, float | None]:
+    """Label, picture, caption and reward of a scene."""
+    reward = None if found.rewards is None else float(found.rewards[index])
+    return label, _uri(found.drawings[index]), found.captions[index], reward
 
 
 def comparison_picture(before: Evaluation, after: Evaluation, count: int = 8) -> Image.Image:
@@ -104,6 +139,8 @@ _OWN_KEYS = ("uae_home", "uae.seed", "trainer.total_training_steps", "trainer.sa
 
 #: File of verl's logger in the folder of a run, a line of JSON per step.
 METRICS = "metrics.jsonl"
+#: All that the training command prints.
+LOG_FILE = "train.log"
 #: Folder of the trained model, in that of the quickstart.
 MODEL = "model"
 
@@ -126,6 +163,10 @@ class Timings:
         result = work()
         self.seconds[name] = round(time.perf_counter() - started, 1)
         return result
+
+    def text(self) -> str:
+        """All of them."""
+        return ", ".join(f"{name} {value:.0f}" for name, value in self.seconds.items())
 
 
 def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say: Say) -> int:
@@ -150,7 +191,7 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
     run = root / "runs" / "g4u"
     code = train(root, run, seed=seed, steps=steps, overrides=overrides, timings=timings, say=say)
     if code != 0:
-        say(f"the training command failed with exit code {code}; its output is in {run / 'train.log'}")
+        say(f"the training command failed with exit code {code}; its output is in {run / LOG_FILE}")
         return code
     after = measure(root, trained_captioner(run, steps), seed)
     summary = {
@@ -161,13 +202,17 @@ def quickstart(out: str, *, seed: int, steps: int, overrides: Sequence[str], say
         "seconds": timings.seconds,
     }
     (root / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    report = write_report(root / "report.html", before, after)
+    facts = {"seed": seed, "steps": steps, "seconds": timings.text()}
+    next_ones = "\n".join(next_commands(out))
+    words = command(root, run, seed=seed, steps=steps, overrides=overrides)
+    commands = {"Training command": typed(words), "To go on": next_ones}
+    report = write_report(root / "report.html", before, after, run=run, facts=facts, commands=commands)
     comparison_picture(before, after).save(root / "report.png")
     say(comparison(before, after))
-    say("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in timings.seconds.items()))
+    say(f"seconds: {timings.text()}")
     say(f"pictures: {report}\npanels:   {run / 'panels'}")
     export_trained(root, run, steps)
-    say("\n".join(["the trained model is one folder now; next:", *next_commands(out)]))
+    say(f"the trained model is one folder now; next:\n{next_ones}")
     return 0
 
 
@@ -246,7 +291,7 @@ def command(
     config: str = "uae_g4u",
     preset: str = "scenes",
 ) -> list[str]:
-    """The training command, as a user would type it."""
+    """The words of the training command."""
     return [
         sys.executable,
         "-m",
@@ -265,10 +310,15 @@ def command(
     ]
 
 
+def typed(words: Sequence[str]) -> str:
+    """A training command as a user would type it."""
+    return shlex.join(["python", *words[1:]])
+
+
 def train(root: Path, run: Path, *, seed: int, steps: int, overrides: Sequence[str], timings: Timings, say: Say) -> int:
     """Run the training command, one line per logged step; returns its exit code."""
     words = command(root, run, seed=seed, steps=steps, overrides=overrides)
-    say(f"$ {shlex.join(['python', *words[1:]])}")
+    say(f"$ {typed(words)}")
     started, seen = time.perf_counter(), 0
 
     def watch(metrics: Path) -> None:
@@ -295,7 +345,7 @@ def run_training(words: Sequence[str], run: Path, watch: Callable[[Path], None] 
     metrics = run / METRICS
     metrics.unlink(missing_ok=True)
     environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "HF_HUB_OFFLINE": "1"}
-    with open(run / "train.log", "w", encoding="utf-8") as log:
+    with open(run / LOG_FILE, "w", encoding="utf-8") as log:
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
             while process.poll() is None:

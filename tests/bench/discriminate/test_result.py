@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 
 from verl_uae.bench.damage import scene_world
 from verl_uae.bench.discriminate import (
     accuracy,
     across_pairs,
+    discrimination_page,
     discrimination_result,
     discrimination_tables,
     level_pairs,
@@ -21,6 +23,7 @@ from verl_uae.bench.discriminate import (
     pair_scores,
     read_discrimination,
     summary,
+    tables,
     term_specs,
     useful_range,
     world_result,
@@ -165,6 +168,18 @@ def test_tables() -> None:
         assert len(widths) <= 1
 
 
+def test_the_page_has_all_cells_of_the_tables_and_how_they_were_made() -> None:
+    found = merged(content("pixel"), content("psnr", speed={}))
+    page = discrimination_page({**found, "runs": [{**run, "command": "a <b>"} for run in found["runs"]]})
+    for title, head, rows in tables(found):
+        assert f"<h2>{title}</h2>" in page.replace("&#39;", "'")
+        for cells in (head, *rows):
+            kind = "th" if cells is head else "td"
+            line = "".join(f"<{kind}>{escape(cell)!s}</{kind}>" for cell in cells)
+            assert f"<tr>{line}</tr>" in page
+    assert page.count("<pre>a &lt;b&gt;</pre>") == 2 and "Not measured: clip" in page
+
+
 def test_merging_keeps_the_terms_of_both() -> None:
     found = merged(content("pixel"), content("psnr", speed={}))
     assert list(found["worlds"]["scenes"]["terms"]) == ["pixel", "psnr"] and found["not_measured"] == ["clip"]
@@ -185,5 +200,5 @@ def _altered() -> dict:
 
 def test_the_page_shows_the_tables_of_the_result() -> None:
     page = (ROOT / "docs" / "reward_choice.md").read_text(encoding="utf-8")
-    tables = discrimination_tables(read_discrimination(ROOT / "docs" / "results" / "discrimination.json"))
-    assert tables.strip() in page
+    found = discrimination_tables(read_discrimination(ROOT / "docs" / "results" / "discrimination.json"))
+    assert found.strip() in page

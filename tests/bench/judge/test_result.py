@@ -170,7 +170,7 @@ def test_three_pictures_of_a_reconstruction(
     (world / "b" / "recon_0.png").unlink()
     page = write(tmp_path / "judge.html", judged)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 17 and all(entry["src"].startswith("data:image/jpeg;base64,") for entry in images)
+    assert len(images) == 17 and all(entry["src"].startswith("data:image/png;base64,") for entry in images)
     assert {entry["alt"] for entry in images} == {"original", "a", "b"} and "Words per caption" not in page.text
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from verl_uae.bench.results import check_least, without_overall
+from verl_uae.bench.results import check_least, own_command, without_overall
 from verl_uae.errors import ConfigError
 from verl_uae.paths import argument_path, existing_folder, existing_place, named_path
 
@@ -91,7 +91,7 @@ def _judge(args: argparse.Namespace) -> int:
         judged = asyncio.run(judging)
     content = judge_result(judged, prompt, side=args.side, seed=args.seed)
     write_json(args.out / RESULT, content)
-    write_report(args.out / REPORT, content, judged)
+    write_report(args.out / REPORT, content, judged, command=own_command())
     _say(content)
     print(args.out / REPORT)
     return 0 if content["complete"] else 1

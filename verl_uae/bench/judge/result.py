@@ -21,7 +21,16 @@ import numpy as np
 from verl_uae.bench.judge.contest import CAPTION, Comparison, JudgePrompt
 from verl_uae.bench.judge.judges import Judge
 from verl_uae.bench.judge.protocol import FAILED, INCONSISTENT, LOSS, ORDERS, TIE, WIN, A, B, Judged, JudgeOutcome
-from verl_uae.bench.results import LEVEL, PURPOSE, RESAMPLES, Failure, interval, resampled_means, versions
+from verl_uae.bench.results import (
+    LEVEL,
+    PURPOSE,
+    RESAMPLES,
+    Failure,
+    facts_of_page,
+    interval,
+    resampled_means,
+    versions,
+)
 from verl_uae.bench.unified import REPORT_SIDE, reference_digest
 from verl_uae.data.images import decode_image
 from verl_uae.errors import DecodeError
@@ -278,12 +287,15 @@ def mean_words(content: Mapping[str, Any]) -> list[float] | None:
     return [sum(pair[name]["words"] for pair in pairs) / len(pairs) for name in ("first", "second")]
 
 
-def write_report(path: Path, content: Mapping[str, Any], judged: Judged, count: int = 6) -> None:
+def write_report(
+    path: Path, content: Mapping[str, Any], judged: Judged, count: int = 6, command: str | None = None
+) -> None:
     """Write a result as one HTML file: rates, agreement, and pictures of each kind with the verdicts on them.
 
     Args:
         judged: what it was made of; has the answers.
         count: how many pictures to show of each kind.
+        command: that made the result.
     """
     agreement = dict(content["agreement"]["cohen"])
     if len(agreement) > 1:
@@ -305,6 +317,10 @@ def write_report(path: Path, content: Mapping[str, Any], judged: Judged, count: 
         words=mean_words(content),
         shown=_shown(judged, count),
         longest=TEXT,
+        facts=facts_of_page(
+            {**content["sent"], "seed of the intervals": content["seeds"]["bootstrap"]}, content["versions"]
+        ),
+        commands={} if command is None else {"Command": command},
     )
     write_text(path, page)
 

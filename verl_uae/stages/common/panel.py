@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from verl_uae.chain.records import Outcome, Sample
-from verl_uae.data.images import encode_jpeg, rgb, to_tensor
+from verl_uae.data.images import encode_shown, rgb, to_tensor
 from verl_uae.files import write_text
 from verl_uae.pages import encoded_uri, render_page
 from verl_uae.stages.common.trackers import Shown, send
@@ -24,8 +25,8 @@ from verl_uae.text import encodable
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
-#: Small pictures are shown at least this large, pixels.
-_SHOWN_SIDE = 192
+#: Least and most that a picture is wide on the screen, pixels.
+_SHOWN_SIDES = (192, 384)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,14 @@ class PanelRow:
     """One probe picture."""
 
     source: bytes
-    """JPEG of the source picture."""
+    """Of the source picture, encoded like the others."""
     caption: str
     reconstruction: bytes
-    """JPEG drawn with the sampler of the reward."""
+    """Drawn with the sampler of the reward."""
     reward: float | None
     terms: Mapping[str, float]
     explored: bytes | None = None
-    """JPEG drawn with the training sampler of the decoder policy, where there is one."""
+    """Drawn with the training sampler of the decoder policy, where there is one."""
 
     @classmethod
     def of_sample(cls, sample: Sample, outcome: Outcome, explored: bytes | None = None) -> PanelRow:
@@ -48,7 +49,7 @@ class PanelRow:
         assert outcome.picture is not None
         with Image.open(io.BytesIO(outcome.picture)) as drawn:
             size = (drawn.height, drawn.width)
-        source = encode_jpeg(to_tensor([rgb(sample.image)], size)[0])
+        source = encode_shown(to_tensor([rgb(sample.image)], size)[0])
         record = outcome.record
         return cls(source, sample.caption.text, outcome.picture, record.value, dict(record.terms), explored)
 
@@ -58,44 +59,80 @@ class PanelWriter:
 
     Args:
         folder: made on first use.
+        run_page: that panels lead back to.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, run_page: str) -> None:
         self.folder = Path(folder)
         self.newest: Path | None = None
         """The panel that was written last."""
+        self._run_page = run_page
 
     def write(self, step: int, rows: Sequence[PanelRow], tracking: Any = None) -> Path:
-        """Write the panel of a step, which appears whole."""
+        """Write the panel of a step, which appears whole; the one before gets a link to it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step_{step:06d}.html"
-        write_text(path, render(step, rows))
+        links = {"the run": os.path.relpath(self._run_page, self.folder)}
+        before = max((number for number in written(self.folder) if number < step), default=None)
+        if before is not None:
+            links[f"step {before}"] = written(self.folder)[before].name
+        write_text(path, render(step, rows, links))
+        if before is not None:
+            _lead_on(written(self.folder)[before], step, path.name)
         self.newest = path
         logger.info("panel of step %d: %s", step, path)
         send(tracking, [Shown(_grid(row), f"{row.reward}: {row.caption}") for row in rows], step)
         return path
 
 
-def render(step: int, rows: Sequence[PanelRow]) -> str:
-    """The panel as one self-contained HTML page; captions are escaped."""
+def written(folder: Path) -> dict[int, Path]:
+    """Panels of a folder by step, in ascending order."""
+    names = {path.stem.partition("_")[2]: path for path in folder.glob("step_*.html")}
+    return dict(sorted((int(step), path) for step, path in names.items() if step.isdecimal()))
+
+
+def _lead_on(panel: Path, step: int, name: str) -> None:
+    """Add the link to a later panel; a file of somebody else stays as it is."""
+    with contextlib.suppress(OSError, ValueError):
+        text = panel.read_text(encoding="utf-8")
+        link = f'<a href="{name}">step {step}</a>'
+        if link not in text:
+            write_text(panel, text.replace("</nav>", f"{link}</nav>", 1))
+
+
+def render(step: int, rows: Sequence[PanelRow], links: Mapping[str, str]) -> str:
+    """The panel as one HTML page that loads nothing; captions are escaped.
+
+    Args:
+        step: of the run.
+        rows: one per probe picture.
+        links: what they are called -> address.
+    """
+    explored = any(row.explored for row in rows)
+    labels = ("original", "eval sampler", "train sampler") if explored else ("original", "reconstruction")
     shown = [
         {
-            "pictures": [_picture(jpeg) for jpeg in (row.source, row.reconstruction, row.explored) if jpeg is not None],
+            "pictures": [
+                (label, encoded_uri(picture))
+                for label, picture in zip(labels, (row.source, row.reconstruction, row.explored), strict=False)
+                if picture is not None
+            ],
             "caption": encodable(row.caption),
             "reward": row.reward,
             "terms": sorted(row.terms.items()),
         }
         for row in rows
     ]
-    return render_page("panel.html", title=f"Step {step}", rows=shown, explored=any(row.explored for row in rows))
+    return render_page("panel.html", title=f"Step {step}", rows=shown, explored=explored, links=links, side=_side(rows))
 
 
-def _picture(jpeg: bytes) -> tuple[str, int, int]:
-    """URI, width and height."""
-    with Image.open(io.BytesIO(jpeg)) as image:
-        width, height = image.size
-    scale = max(1, -(-_SHOWN_SIDE // max(width, height)))
-    return encoded_uri(jpeg), width * scale, height * scale
+def _side(rows: Sequence[PanelRow]) -> int:
+    """Width at which pictures are shown, pixels."""
+    widths = []
+    for row in rows:
+        with Image.open(io.BytesIO(row.source)) as image:
+            widths.append(image.width)
+    return min(max(_SHOWN_SIDES[0], *widths), _SHOWN_SIDES[1]) if widths else _SHOWN_SIDES[0]
 
 
 def _grid(row: PanelRow) -> Image.Image:

@@ -21,6 +21,7 @@ from typing import Any
 import ray
 from omegaconf import DictConfig, open_dict
 
+from verl_uae.checkpoints.names import RUN_PAGE
 from verl_uae.checkpoints.record import SavedState, StepFolders, without_secrets
 from verl_uae.checkpoints.step import complete_steps, is_complete, step_folder
 from verl_uae.checkpoints.summary import duration
@@ -96,7 +97,7 @@ class SupervisedTrainer(StepFolders):
         self.keep_configuration()
         self.keep_metrics()
         keep_run(config)
-        self.panels = PanelWriter(config.uae.panel.dir)
+        self.panels = PanelWriter(config.uae.panel.dir, os.path.join(config.trainer.default_local_dir, RUN_PAGE))
         self._ended = deque(maxlen=NEWEST)
 
     # ------------------------------------------------------------ what a trainer adds

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Screenshots of all pages, for docs/images/pages: what a phone and a desktop show at first.
 
-    apt-get install chromium && pip install playwright
+    apt-get install chromium chromium-driver && pip install selenium
     python docs/generate_screenshots.py [QUICKSTART]
 
 With the folder of a finished quickstart its report, the page of its run and a panel of it take the place of samples.
@@ -17,23 +17,28 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests import browser  # noqa: E402
+from tests.browser import MISSING, Browser, installed  # noqa: E402
+from tests.every_page import looks, write_pages  # noqa: E402
 
 OUT = ROOT / "docs" / "images" / "pages"
 
 
 def main() -> None:
-    """Write the pictures, and say where a page does not fit."""
+    """Write the pictures, and say how each page fits."""
+    programs = installed()
+    if programs is None:
+        raise SystemExit(MISSING)
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        pages = browser.write_pages(Path(folder))
+        pages = write_pages(Path(folder) / "pages")
         if len(sys.argv) > 1:
             root = Path(sys.argv[1])
             run = root / "runs" / "g4u"
             panel = max((run / "panels").glob("step_*.html"))
             pages |= {"quickstart": root / "report.html", "run": run / "index.html", "panel": panel}
-        for look in browser.looks(pages, OUT):
-            print(look)  # noqa: T201
+        with Browser(*programs, Path(folder) / "profile") as browser:
+            for look in looks(browser, pages, OUT):
+                print(look)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,191 +1,140 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every page that this package writes, made of the scenes by the code that writes it, and how it looks in a browser."""
+"""A headless Chromium that uses pages as a person would."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import math
+import importlib.util
+import io
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-import torch
-
-from tests.bench.judge.server import Judges, longer, serving
-from tests.bench.results import make_result, same_columns
-from tests.composing import composed
-from verl_uae.bench.discriminate import discrimination_page, read_discrimination
-from verl_uae.bench.judge.contest import CAPTION, load_prompt, read_contest
-from verl_uae.bench.judge.judges import Judge, Limits
-from verl_uae.bench.judge.protocol import AnswerCache, judge_contest
-from verl_uae.bench.judge.result import judge_result
-from verl_uae.bench.judge.result import write_report as write_judged
-from verl_uae.bench.pairs import PicturePair
-from verl_uae.bench.unified import write_report as write_unified
-from verl_uae.data.images import encode_shown, to_pil
-from verl_uae.files import write_text
-from verl_uae.scenes.evaluate import Evaluation, held_out_scenes
-from verl_uae.scenes.grammar import FULL, caption
-from verl_uae.scenes.quickstart import COLUMNS, LOG_FILE, METRICS, write_report
-from verl_uae.scenes.render import render_float
-from verl_uae.seeding import normal
-from verl_uae.stages.common.panel import PanelRow, PanelWriter
-from verl_uae.stages.common.run_page import RunPage
-
-ROOT = Path(__file__).parents[1]
-#: CSS pixels: a phone and a desktop.
-WIDTHS = (390, 1280)
-SCHEMES = ("light", "dark")
-COUNT = 8
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1120,900",
+)
+TIMEOUT_S = 90.0
 
 
-def write_pages(folder: Path) -> dict[str, Path]:
-    """All pages, by name, below a folder."""
-    scenes = held_out_scenes(COUNT, 0)
-    source_B3HW = render_float(scenes)
-    drawn_B3HW = (source_B3HW + 0.15 * normal(tuple(source_B3HW.shape), 0, "browser")).clamp(0, 1)
-    said, short = ([caption(scene, levels) for scene in scenes] for levels in (FULL, frozenset()))
-    run = folder / "runs" / "g4u"
-    run.mkdir(parents=True)
-    (run / LOG_FILE).touch()
-    (run / METRICS).write_text("".join(json.dumps({"step": step, "data": _metrics(step)}) + "\n" for step in range(60)))
-    writer = PanelWriter(str(run / "panels"), str(run / "index.html"))
-    encoded = [[encode_shown(one) for one in pictures] for pictures in (source_B3HW, drawn_B3HW)]
-    terms = {"efficientnet_lite0": 0.71, "pixel": 0.93, "ssim": 0.81}
-    rows = [
-        PanelRow(original, text, drawn, 0.9, terms, drawn) for original, drawn, text in zip(*encoded, said, strict=True)
-    ]
-    first, _ = (writer.write(step, rows[:4]) for step in (30, 60))
-    config = composed("hardware=cpu", "preset=scenes", f"trainer.default_local_dir={run}")
-    line = (
-        "python -m verl.trainer.main_ppo --config-name uae_g4u hardware=cpu preset=scenes uae_home=outputs/quickstart"
-    )
-    RunPage(config, str(run / METRICS), line).update(now=True, ended=True)
-    both = [
-        Evaluation(dict.fromkeys(COLUMNS, figure), scenes, texts, source_B3HW, drawn_B3HW, torch.full((COUNT,), figure))
-        for figure, texts in ((0.5, short), (0.9, said))
-    ]
-    about = {"facts": {"seed": 0, "steps": 60}, "commands": {"Training command": line}}
-    report = write_report(folder / "report.html", *both, run=run, **about)
-    for index, (original, drawn) in enumerate(zip(source_B3HW, drawn_B3HW, strict=True)):
-        to_pil(original).resize((512, 512)).save(folder / f"{index}.png")
-        to_pil(drawn).resize((512, 512)).save(folder / f"recon_{index}.png")
-    return {
-        "quickstart": report,
-        "run": run / "index.html",
-        "panel": first,
-        "bench": _unified(folder, said),
-        "judge": _judge(folder, said, short),
-        "discriminate": _discriminate(folder),
-    }
+def installed() -> tuple[str, str] | None:
+    """Chromium and its driver; None where one of them, or selenium, is not installed."""
+    found = shutil.which("chromium"), shutil.which("chromedriver")
+    return found if all(found) and importlib.util.find_spec("selenium") else None
 
 
-def _metrics(step: int) -> dict[str, float]:
-    risen = 1 - math.exp(-step / 15)
-    return {
-        "val-core/scenes/reward/mean@1": 0.5 + 0.4 * risen,
-        "reward/score/mean": 0.5 + 0.4 * risen + 0.02 * math.sin(step),
-        "actor/loss": 0.05 * math.sin(step),
-        "actor/grad_norm": 1.5 - risen,
-        "caption/words/mean": 6 + 4 * risen,
-        "timing_s/step": 1.2 + 0.1 * math.sin(step * step),
-    }
+#: Why there is none.
+MISSING = "pip install selenium, and chromium with chromedriver (Debian: chromium, chromium-driver)"
 
 
-def _unified(folder: Path, captions: list[str]) -> Path:
-    values = [0.98 - 0.05 * index for index in range(COUNT)]
-    content = make_result(same_columns(values), captions)
-    pairs = [
-        PicturePair(folder / pair["name"], folder / pair["reference"], pair["reference"], pair["sha256"])
-        for pair in content["verl_uae"]["pairs"]
-    ]
-    path = folder / "bench.html"
-    write_unified(path, content, pairs, count=2, command="verl-uae bench unified IMAGES --model MODEL --out OUT")
-    return path
+class Browser:
+    """Use as a context manager.
 
-
-def _judge(folder: Path, *candidates: list[str]) -> Path:
-    images = folder / "images"
-    images.mkdir()
-    paths = []
-    for name, captions in zip(("trained", "before"), candidates, strict=True):
-        paths.append(folder / f"{name}.jsonl")
-        lines = (json.dumps({"file": f"{index}.png", "caption": text}) for index, text in enumerate(captions))
-        paths[-1].write_text("".join(f"{line}\n" for line in lines))
-    for index in range(COUNT):
-        shutil.copy(folder / f"{index}.png", images)
-    contest = read_contest(images, *map(str, paths), CAPTION)
-    prompt = load_prompt(None, CAPTION)
-    with serving(Judges({"longer": longer})) as server, AnswerCache(folder / "answers.jsonl") as cache:
-        judges = [Judge("longer", server.base_url, "longer")]
-        judged = asyncio.run(judge_contest(contest, judges, prompt, cache, limits=Limits(timeout=30.0)))
-    path = folder / "judge.html"
-    content = judge_result(judged, prompt, side=512, resamples=100)
-    write_judged(path, content, judged, count=2, command="verl-uae bench judge IMAGES trained.jsonl before.jsonl")
-    return path
-
-
-def _discriminate(folder: Path) -> Path:
-    content = read_discrimination(ROOT / "docs" / "results" / "discrimination.json")
-    path = folder / "discriminate.html"
-    write_text(path, discrimination_page(content))
-    return path
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A page in a browser."""
-
-    name: str
-    width: int
-    scheme: str
-    wider_by: int
-    """How far it reaches beyond the window, CSS pixels."""
-    without_pixels: int
-    """Pictures that show nothing."""
-    faults: list[str]
-    """What the browser complains of."""
-    contrast: float
-    """Of text and background, as WCAG 2.2 defines it."""
-
-
-_CONTRAST = """() => {
-  const light = color => { const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b }
-  const back = light(getComputedStyle(document.body).backgroundColor)
-  const ratios = [...document.querySelectorAll("body *")].filter(one => one.innerText)
-    .map(one => light(getComputedStyle(one).color)).map(v => (Math.max(v, back) + 0.05) / (Math.min(v, back) + 0.05))
-  return Math.min(...ratios)
-}"""
-
-
-def looks(pages: dict[str, Path], shots: Path | None = None, height: int = 900) -> Iterator[Look]:
-    """Open every page in both widths and both schemes; with ``shots`` keep what a light window shows at first.
-
-    Raises:
-        LookupError: there is no Chromium.
+    Args:
+        binary: chromium.
+        driver: chromedriver of the same version.
+        profile: folder of the profile, fresh.
     """
-    from playwright.sync_api import sync_playwright
 
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        raise LookupError("chromium is not installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        for name, path in pages.items():
-            for width in WIDTHS:
-                for scheme in SCHEMES:
-                    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-                    page, faults = context.new_page(), []
-                    page.on("console", lambda message, faults=faults: faults.append(message.text))
-                    page.goto(path.resolve().as_uri())
-                    wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-                    empty = page.evaluate("[...document.images].filter(one => !one.naturalWidth).length")
-                    yield Look(name, width, scheme, wider, empty, faults, page.evaluate(_CONTRAST))
-                    if shots is not None and scheme == "light":
-                        page.screenshot(path=shots / f"{name}_{width}.png")
-                    context.close()
-        browser.close()
+    def __init__(self, binary: str, driver: str, profile: Path) -> None:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = binary
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=Service(driver))
+        self.wait = WebDriverWait(self.driver, TIMEOUT_S)
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.driver.quit()
+
+    def emulate(self, width: int, scheme: str, height: int = 900) -> None:
+        """A window of so many CSS pixels, and whether its owner likes it ``light`` or ``dark``."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def faults(self) -> list[str]:
+        """What the browser complains of since it was last asked."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def _find(self, selector: str) -> Any:
+        return self.wait.until(lambda driver: driver.find_element("css selector", selector))
+
+    def open(self, address: str) -> None:
+        self.driver.get(address)
+        self._find("#both")
+
+    def upload(self, path: Path) -> None:
+        self._find("input[type=file]").send_keys(str(path))
+        self._find("#source img")
+
+    def click(self, element: str) -> None:
+        self._find(f"#{element}").click()
+
+    def text(self, element: str) -> str:
+        return self._find(f"#{element} textarea").get_attribute("value")
+
+    def content(self, element: str) -> str:
+        self.wait.until(lambda driver: driver.find_element("css selector", f"#{element}").text)
+        return self._find(f"#{element}").text
+
+    def wait_for_picture(self, element: str) -> io.BytesIO:
+        """The bytes of the picture in an element, fetched by the page itself once it is loaded."""
+        image = self._find(f"#{element} img")
+        self.wait.until(lambda _: image.get_property("naturalWidth"))
+        script = (
+            "const done = arguments[1];"
+            "fetch(arguments[0]).then(r => r.arrayBuffer()).then(b => done(Array.from(new Uint8Array(b))));"
+        )
+        return io.BytesIO(bytes(self.driver.execute_async_script(script, image.get_attribute("src"))))
+
+    def screenshot(self, path: Path) -> None:
+        height = self.driver.execute_script("return document.documentElement.scrollHeight")
+        self.driver.set_window_size(1120, min(int(height), 1600) + 180)
+        self.driver.execute_script("window.scrollTo(0, 0)")
+        self.driver.save_screenshot(str(path))
+
+    def hosts(self) -> set[str]:
+        """Hosts of every request that left the page's network stack so far, from the browser's own log."""
+        import json
+
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        urls = [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
+        answered = {urlsplit(url).netloc for url in urls if url.startswith(("http", "ws"))}
+        return answered - self._blocked(messages)
+
+    @staticmethod
+    def _blocked(messages: list[dict[str, Any]]) -> set[str]:
+        """Hosts whose requests the page's policy stopped before they were sent."""
+        names = {
+            message["params"]["requestId"]: urlsplit(message["params"]["request"]["url"]).netloc
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        }
+        return {
+            names[message["params"]["requestId"]]
+            for message in messages
+            if message["method"] == "Network.loadingFailed" and message["params"].get("blockedReason") == "csp"
+        }

@@ -26,6 +26,7 @@ from examples.demo import (
     parse,
     similarity_table,
 )
+from tests.browser import MISSING, Browser, installed
 from tests.chain.conftest import picture
 from verl_uae import UAEPipeline
 from verl_uae.data.images import to_tensor
@@ -186,14 +187,11 @@ def test_is_served_here_only_and_asks_no_other_host(page: Any, address: str) -> 
 @pytest.mark.slow
 def test_in_a_browser(page: Any, address: str, session: DemoSession, tmp_path: Path) -> None:
     """Upload, click, wait for the reconstruction; the browser has asked no other host."""
-    pytest.importorskip("selenium", reason="selenium is not installed")
-    binary, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
-    if binary is None or driver_path is None:
-        pytest.skip("no chromium and chromedriver (Debian: chromium, chromium-driver)")
+    programs = installed()
+    if programs is None:
+        pytest.skip(MISSING)
     picture(0, 256, 256).save(tmp_path / "scene.png")
-    from tests.examples.browser import Browser
-
-    with Browser(binary, driver_path, tmp_path / "profile") as browser:
+    with Browser(*programs, tmp_path / "profile") as browser:
         browser.open(address)
         browser.upload(tmp_path / "scene.png")
         browser.click("both")

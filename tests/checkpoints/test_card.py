@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from omegaconf import OmegaConf
+from PIL import Image
 
 from verl_uae.checkpoints.manifest import LICENCE_NOTE, PACKAGES, Card, data_digests, flat
 from verl_uae.checkpoints.record import RunConfig
@@ -98,3 +100,16 @@ def test_the_card_of_a_run_has_the_keys_of_its_stage() -> None:
     assert keys["g4u"] == {"uae.u4g.guidance", "uae.decoder.dtype"}
     assert keys["pretrain"] == {"uae.u4g.guidance", "uae.pretrain.shift"}
     assert len(keys["unknown"]) == 4
+
+
+def test_pictures_of_the_card_are_in_the_folder_without_what_their_file_says_besides(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "at home"
+    Image.new("RGB", (64, 32), (200, 0, 0)).save(tmp_path / "mine.jpg", exif=exif)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    replace(CARD, pictures=tmp_path / "mine.jpg").write(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "](pictures.png)" in text and "mine" not in text and "](pictures" not in CARD.render()
+    with Image.open(folder / "pictures.png") as shown:
+        assert shown.size == (64, 32) and not shown.getexif() and "at home" not in str(shown.info)

@@ -78,10 +78,26 @@ def test_panels_lead_to_each_other_and_to_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "panels" / "step_000001.html").read_bytes() == b"\xff mine </nav>"
 
 
+def test_the_strip_has_originals_above_reconstructions(tmp_path: Path) -> None:
+    def plain(red: float, height: int = 32, width: int = 32) -> bytes:
+        return encode_shown(torch.tensor([red, 0.0, 0.0]).reshape(3, 1, 1).expand(3, height, width))
+
+    rows = [
+        row(source=plain(0.25), reconstruction=plain(0.5)),
+        row(source=plain(1.0, 32, 64), reconstruction=plain(0.75)),
+    ]
+    path = PanelWriter(str(tmp_path), str(tmp_path / RUN_PAGE)).write(1, rows)
+    with Image.open(path.with_suffix(".png")) as found:
+        assert found.size == (256, 256)
+        reds = [found.getpixel(place)[0] for place in ((64, 64), (64, 192), (192, 64), (192, 192), (192, 10))]
+    assert reds == [64, 128, 255, 191, 0], "a wide picture is padded"
+
+
 def test_is_published_by_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = PanelWriter(str(tmp_path / "new" / "panels"), str(tmp_path / RUN_PAGE))
     path = writer.write(12, [row()])
-    assert path.name == "step_000012.html" and [file.name for file in path.parent.iterdir()] == [path.name]
+    names = ["step_000012.html", "step_000012.png"]
+    assert path.name == names[0] and sorted(file.name for file in path.parent.iterdir()) == names
     before = path.read_text()
     monkeypatch.setattr("verl_uae.stages.common.panel.render", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

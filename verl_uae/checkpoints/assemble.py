@@ -75,7 +75,7 @@ def publish_model(parts: ModelParts, out: str | Path) -> dict[str, Any]:
             if settings.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         check_model(folder, code=parts.code)
-        (folder / CARD).write_text(parts.card.render(), encoding="utf-8")
+        parts.card.write(folder)
         write_manifest(folder)
         verify_folder(folder, code=parts.code)
 

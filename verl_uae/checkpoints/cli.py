@@ -81,6 +81,8 @@ def _add_export(subparsers: Any) -> None:
     export.add_argument("--decoder-only", action="store_true", help="leave captioner and language model out")
     figures = "JSON object of figures for the model card"
     export.add_argument("--evaluation", type=argument_path, metavar="FILE", help=figures)
+    strip = "picture for the model card, for all who get the folder; a run writes RUN/panels/step_N.png"
+    export.add_argument("--pictures", type=argument_path, metavar="FILE", help=strip)
     export.add_argument("--caption-prompt", metavar="TEXT", help="what asks for a caption (default: as the run did)")
     export.add_argument("--caption-system", metavar="TEXT", help='system turn before it, "" for none')
     _add_last(export, None)

@@ -100,6 +100,8 @@ class ExportSettings:
     """System turn before it, "" for none."""
     evaluation: str | None = None
     """JSON file of measured figures by name, for the model card."""
+    pictures: Path | None = None
+    """A picture for the model card, such as the strip beside a panel of the run."""
 
 
 def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportSettings) -> dict[str, Any]:
@@ -126,6 +128,7 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path, settings: ExportS
             f"Trained with verl_uae (arXiv 2509.09666), stage {stage}, {step} steps.",
             origins,
             read_evaluation(settings.evaluation),
+            settings.pictures,
         ),
     )
     return publish_model(parts, out)

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path, PurePath
 from typing import Any
 
-from verl_uae.checkpoints.names import MANIFEST
+from verl_uae.checkpoints.names import CARD, CARD_PICTURES, MANIFEST
 from verl_uae.checkpoints.source import check_safetensors, files_below, indexed_files, pickles, refuse_code, walk
 from verl_uae.errors import CheckpointError
 from verl_uae.files import open_regular, sha256_of
@@ -215,6 +215,18 @@ class Card:
     """Reward terms as configured: name, weight, params."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
     """Measured figures by name."""
+    pictures: Path | None = None
+    """A picture to show, such as the strip of a panel."""
+
+    def write(self, folder: Path) -> None:
+        """Write the card and what it shows into a model folder."""
+        if self.pictures is not None:
+            # Here, since it brings torch, and commands that draw nothing verify folders.
+            from verl_uae.data.images import decode_image
+
+            # Decoded and encoded: what a file says besides its pixels is nobody else's business.
+            decode_image(self.pictures).save(folder / CARD_PICTURES)
+        (folder / CARD).write_text(self.render(), encoding="utf-8")
 
     def render(self) -> str:
         """Markdown with the front matter that the model hub reads."""
@@ -222,6 +234,7 @@ class Card:
             self._front_matter(),
             f"# {_text(self.title)}",
             _text(self.origin),
+            f"![pictures and what the model makes of them]({CARD_PICTURES})" if self.pictures else "",
             f"## Use\n\n{USE}",
             _table("Base models", ("part", "from"), {part: _nameable(name) for part, name in self.base_models.items()}),
             _table("Training data", ("file", "SHA-256"), self.data),

@@ -46,6 +46,8 @@ SIGNALS_FILE = "reward_signals.json"
 # ------------------------------------------------------------ a model folder
 
 MODEL_INDEX, MANIFEST, CARD = "model_index.json", "manifest.json", "README.md"
+#: What the card shows.
+CARD_PICTURES = "pictures.png"
 TRANSFORMER, VAE, SCHEDULER, CONDITIONER = "transformer", "vae", "scheduler", "conditioner"
 
 #: Entry of the index for what the family of the decoder reads, which stock pipelines keep at the top of theirs.

@@ -285,7 +285,14 @@ class RunConfig:
         except OmegaConfBaseException as error:
             raise ConfigError(key, f"cannot be resolved: {error}") from error
 
-    def card(self, title: str, origin: str, base_models: Mapping[str, str], evaluation: Mapping[str, float]) -> Card:
+    def card(
+        self,
+        title: str,
+        origin: str,
+        base_models: Mapping[str, str],
+        evaluation: Mapping[str, float],
+        pictures: Path | None = None,
+    ) -> Card:
         """The model card of an exported checkpoint."""
         settings = self.get("uae") or {}
         rewards = (settings.get("reward") or {}).pop("terms", None) or []
@@ -302,6 +309,7 @@ class RunConfig:
             constants=constants,
             rewards=rewards,
             evaluation=evaluation,
+            pictures=pictures,
         )
 
     def files(self, key: str) -> list[str]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from verl_uae.chain.records import Outcome, Sample
 from verl_uae.data.images import encode_shown, rgb, to_tensor
-from verl_uae.files import write_text
-from verl_uae.pages import encoded_uri, render_page
+from verl_uae.files import write_bytes, write_text
+from verl_uae.pages import SHARP_SIDE, encoded_uri, render_page
 from verl_uae.stages.common.trackers import Shown, send
 from verl_uae.text import encodable
 
@@ -27,6 +27,9 @@ logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 #: Least and most that a picture is wide on the screen, pixels.
 _SHOWN_SIDES = (192, 384)
+
+#: Most pictures in a strip, and the side of each, pixels.
+_STRIP_LENGTH, _STRIP_SIDE = 8, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class PanelRow:
 
 
 class PanelWriter:
-    """Writes ``step_<N>.html`` into a folder, and sends the pictures to the trackers that take some.
+    """Writes ``step_<N>.html`` and a strip of its pictures, ``step_<N>.png``, into a folder, and sends the pictures to
+    the trackers that take some.
 
     Args:
         folder: made on first use.
@@ -76,6 +80,7 @@ class PanelWriter:
         before = max((number for number in written(self.folder) if number < step), default=None)
         if before is not None:
             links[f"step {before}"] = written(self.folder)[before].name
+        write_bytes(path.with_suffix(".png"), strip(rows))
         write_text(path, render(step, rows, links))
         if before is not None:
             _lead_on(written(self.folder)[before], step, path.name)
@@ -133,6 +138,27 @@ def _side(rows: Sequence[PanelRow]) -> int:
         with Image.open(io.BytesIO(row.source)) as image:
             widths.append(image.width)
     return min(max(_SHOWN_SIDES[0], *widths), _SHOWN_SIDES[1]) if widths else _SHOWN_SIDES[0]
+
+
+def strip(rows: Sequence[PanelRow]) -> bytes:
+    """Originals side by side, and below each its reconstruction, as PNG."""
+    shown = []
+    for row in rows[:_STRIP_LENGTH]:
+        for data in (row.source, row.reconstruction):
+            with Image.open(io.BytesIO(data)) as picture:
+                shown.append(ImageOps.pad(picture.convert("RGB"), (_STRIP_SIDE, _STRIP_SIDE), _scaling(picture)))
+    whole = Image.new("RGB", (max(1, len(shown) // 2) * _STRIP_SIDE, 2 * _STRIP_SIDE))
+    for place, tile in enumerate(shown):
+        whole.paste(tile, (place // 2 * _STRIP_SIDE, place % 2 * _STRIP_SIDE))
+    buffer = io.BytesIO()
+    whole.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _scaling(picture: Image.Image) -> Image.Resampling:
+    """Small pictures keep their pixels."""
+    small = max(picture.size) <= SHARP_SIDE
+    return Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
 
 
 def _grid(row: PanelRow) -> Image.Image:

@@ -47,9 +47,17 @@ def write(out: Path, repository: str, ref: str, commit: str) -> Path:
         repository: address, without a slash at its end.
         ref: tag or commit of it.
         commit: of the tag of verl.
+
+    Raises:
+        SystemExit: what is in the folder's place is no copy of the recipe.
     """
     folder = out / RECIPE.name
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.resolve() == RECIPE:
+        raise SystemExit(f"{folder} is the recipe itself: give another OUT")
+    if folder.exists() and not (folder / REQUIRED).is_file():
+        raise SystemExit(f"{folder} is no recipe: give another OUT")
+    if folder.exists():
+        shutil.rmtree(folder)
     shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for page in folder.rglob("*.md"):
         home = RECIPE.joinpath(page.relative_to(folder)).parent.relative_to(ROOT).as_posix()
@@ -62,8 +70,10 @@ def write(out: Path, repository: str, ref: str, commit: str) -> Path:
 
         page.write_text(_LINK.sub(moved, page.read_text(encoding="utf-8")), encoding="utf-8")
     required = folder / REQUIRED
-    text = re.sub(r"^(TAG=.*)$", rf"\1\nCOMMIT={commit}", required.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    required.write_text(text, encoding="utf-8")
+    lines = required.read_text(encoding="utf-8").splitlines()
+    tag = next((number for number, line in enumerate(lines) if line.startswith("TAG=")), len(lines) - 1)
+    lines.insert(tag + 1, f"COMMIT={commit}")
+    required.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
@@ -120,6 +130,11 @@ def main() -> int:
     parser.add_argument("--ref", required=True, help="tag or commit that the links name")
     parser.add_argument("--verl-commit", required=True, metavar="COMMIT", help="of the tag: git ls-remote UPSTREAM TAG")
     options = parser.parse_args()
+    for name in ("repository", "ref", "verl_commit"):
+        if not getattr(options, name).strip():
+            parser.error(f"--{name.replace('_', '-')} is empty")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"{options.out} is no folder")
     repository = options.repository.rstrip("/")
     found = list(missing(write(options.out, repository, options.ref, options.verl_commit)))
     sys.stdout.write("\n".join([*(f"missing: {line}" for line in found), "row:", row(repository)]) + "\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_uae.launch.screen import END, Chooser, follow
+from verl_uae.launch.screen import END, Chooser, follow, opened
 
 TASK, DECODER = "\x1b[36m(TaskRunnerV1 pid=12)\x1b[0m ", "\x1b[36m(DecoderWorker pid=7, ip=10.0.0.2)\x1b[0m "
 TIME = "2026-11-30 18:46:01,904"
@@ -45,20 +45,43 @@ def test_a_block_of_ours_is_whole_and_ends() -> None:
     assert [line for line in lines if chooser.shown(line)] == [*lines[:3], lines[-1]]
 
 
-def test_a_traceback_is_shown_to_its_last_line_and_what_others_say_meanwhile_is_not() -> None:
+def test_a_traceback_is_shown_with_its_message_and_what_others_say_meanwhile_is_not() -> None:
     chooser = Chooser()
     lines = [
         f"{TASK}Traceback (most recent call last):",
         f'{TASK}  File "x.py", line 1, in <module>',
         f"{DECODER}Loading weights: 100%",
         f"{TASK}    raise ValueError('x')",
+        f"{TASK}",
         f"{TASK}ValueError: x",
-        f"{TASK}cleaning up",
+        f"{TASK}  and what to do",
+        f"{DECODER}Loading weights: 100%",
+        f"{TASK}in two lines",
     ]
     shown = [line for line in lines if chooser.shown(line) is not None]
-    assert shown == [line for line in lines if line.startswith(TASK)][:4]
+    assert shown == [line for line in lines if line.startswith(TASK)]
+    chatter = [chooser.shown(f"{TASK}{'x' * 4000}") for _ in range(100)]
+    assert 0 < sum(line is not None for line in chatter) < 12, "it does not go on for ever"
+    assert max(len(line or "") for line in chatter) <= 400
+    assert chooser.shown(f"{TASK}INFO:{TIME}:verl_uae.x:step 2/3") == "step 2/3"
     assert chooser.shown("Traceback (most recent call last):") and chooser.shown("KeyError: 'y'")
-    assert chooser.shown("not any more") is None
+
+
+def test_workers_that_fail_at_once_are_all_shown() -> None:
+    first, second = (f"\x1b[36m(DecoderWorker pid={pid})\x1b[0m " for pid in (7, 8))
+    lines = [f"{who}Traceback (most recent call last):" for who in (first, second)]
+    lines += [f'{who}  File "x.py", line 1, in <module>' for who in (first, second)]
+    lines += [f"{first}ValueError: one", f"{second}KeyError: 'two'"]
+    chooser = Chooser()
+    assert all(chooser.shown(line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "line", ["*** SIGSEGV received at time=1 on cpu 0 ***", "Fatal Python error: Segmentation fault"]
+)
+def test_a_process_that_dies_is_seen(line: str) -> None:
+    chooser = Chooser()
+    assert chooser.shown(f"{DECODER}{line}") and chooser.shown(f'{DECODER}  File "x.py", line 1 in f')
 
 
 class FullDisk(io.BytesIO):
@@ -81,6 +104,16 @@ def test_everything_is_in_the_log_until_the_end_is_said_and_a_full_disk_ends_the
     follow(io.BytesIO(source), log, screen)
     shown = screen.getvalue().decode().splitlines()
     assert len(shown) == 3 and "No space left" in shown[0] and shown[1:] == ["verl_uae: one", "verl_uae: two"]
+
+
+def test_without_a_log_the_screen_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    screen = io.BytesIO()
+    log = opened(str(tmp_path / "log"), screen)
+    assert log is None
+    follow(io.BytesIO(b"noise\nverl_uae: one\n"), log, screen)
+    first, second = screen.getvalue().decode().splitlines()
+    assert first.startswith("verl_uae: there is no log (") and second == "verl_uae: one"
 
 
 COMMAND = """

@@ -48,6 +48,20 @@ def test_what_breaks_a_rule_is_named(recipe: Path, tmp_path: Path, change: Calla
     assert any(said in line for line in SCRIPT["missing"](folder))
 
 
+def test_what_is_no_copy_of_the_recipe_is_not_replaced(tmp_path: Path) -> None:
+    own = tmp_path / "uae" / "thesis.txt"
+    own.parent.mkdir()
+    own.touch()
+    for out, said in ((tmp_path, "is no recipe"), (SCRIPT["RECIPE"].parent, "is the recipe itself")):
+        with pytest.raises(SystemExit, match=said):
+            SCRIPT["write"](out, REPOSITORY, "v0.1.0", COMMIT)
+    assert own.is_file() and (SCRIPT["RECIPE"] / "README.md").is_file()
+    folder = SCRIPT["write"](tmp_path / "other", REPOSITORY, "v0.1.0", COMMIT)
+    (folder / "old.md").touch()
+    SCRIPT["write"](tmp_path / "other", REPOSITORY, "v0.1.0", r"zz\1")
+    assert not (folder / "old.md").exists() and "\nCOMMIT=zz\\1\n" in (folder / "REQUIRED_VERL.txt").read_text()
+
+
 def _replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text

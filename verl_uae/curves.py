@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 #: Title of a chart -> its metrics; those that end with a slash are the beginning of names.
 CHARTS = {
@@ -28,6 +26,12 @@ WIDTH, HEIGHT = 600, 160
 
 #: Most points of a curve.
 POINTS = 600
+
+#: Largest step, and largest value of a metric; a difference of two such is still a number. NaN is not at most this.
+_MOST = 1e300
+
+#: Step -> name of a metric -> value.
+Rows = dict[int, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +68,22 @@ class MetricsFiles:
 
     def __init__(self, own: str) -> None:
         self._own = Path(own)
-        self._read: dict[Path, tuple[int, dict[int, dict[str, Any]]]] = {}
-        """Bytes that were read of a file, and its metrics by step."""
+        self._read: dict[Path, tuple[int, Rows]] = {}
+        """Bytes that were read of a file, and what was in them."""
 
-    def rows(self) -> dict[int, dict[str, Any]]:
-        """Metrics by step; where two files have a step, those of the later."""
-        found: dict[int, dict[str, Any]] = {}
-        for path in sorted({self._own, *self._own.parent.glob("metrics_*.jsonl")}):
-            if path.is_file():
-                for step, data in self._rows_of(path).items():
+    def rows(self) -> Rows:
+        """Finite values of metrics by step and name. A start goes on from its first step: what an earlier one had
+        reached beyond that is of no run any more, whether it was resumed or began anew."""
+        found: Rows = {}
+        earlier = set(self._own.parent.glob("metrics_*.jsonl")) - {self._own}
+        for path in (*sorted(earlier), self._own):
+            if path.is_file() and (own := self._rows_of(path)):
+                found = {step: dict(data) for step, data in found.items() if step <= min(own)}
+                for step, data in own.items():
                     found.setdefault(step, {}).update(data)
         return dict(sorted(found.items()))
 
-    def _rows_of(self, path: Path) -> dict[int, dict[str, Any]]:
+    def _rows_of(self, path: Path) -> Rows:
         start, found = self._read.get(path, (0, {}))
         if path.stat().st_size < start:
             # Somebody has written it anew.
@@ -86,21 +93,33 @@ class MetricsFiles:
             # The last line may be one that is being written.
             text = file.read().rpartition(b"\n")[0]
         for line in text.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # Somebody else's.
-                row = json.loads(line)
-                step, data = int(row["step"]), dict(row["data"])
-                found.setdefault(step, {}).update((name, data[name]) for name in data if _is_charted(name))
+            if (row := _row(line)) is not None:
+                step, data = row
+                found.setdefault(step, {}).update(data)
         self._read[path] = (start + len(text), found)
         return found
 
 
-def charts(found: Mapping[int, Mapping[str, Any]]) -> list[Chart]:
-    """Those of :data:`CHARTS` that the metrics have something for."""
+def _row(line: bytes) -> tuple[int, dict[str, float]] | None:
+    """Step and charted metrics of a line; None for somebody else's line."""
+    try:
+        content = json.loads(line)
+        step, data = content["step"], content["data"].items()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if not isinstance(step, int) or not 0 <= step <= _MOST:
+        return None
+    numbers = {name: value for name, value in data if isinstance(value, int | float) and _is_charted(name)}
+    return step, {name: float(value) for name, value in numbers.items() if abs(value) <= _MOST}
+
+
+def charts(found: Rows) -> list[Chart]:
+    """Those of :data:`CHARTS` that the metrics, as :class:`MetricsFiles` has them, have something for."""
     names = dict.fromkeys(name for row in found.values() for name in row)
     drawn = []
     for title, wanted in CHARTS.items():
         chosen = [name for name in names if any(_is(name, one) for one in wanted)]
-        series = {name: _finite(found, name) for name in chosen}
+        series = {name: _thinned([(step, row[name]) for step, row in found.items() if name in row]) for name in chosen}
         if chart := _chart(title, {name: points for name, points in series.items() if points}):
             drawn.append(chart)
     return drawn
@@ -114,9 +133,7 @@ def _is(name: str, wanted: str) -> bool:
     return name.startswith(wanted) if wanted.endswith("/") else name == wanted
 
 
-def _finite(found: Mapping[int, Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    points = [(step, float(row[name])) for step, row in found.items() if isinstance(row.get(name), int | float)]
-    points = [point for point in points if math.isfinite(point[1])]
+def _thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     every = -(-len(points) // POINTS)
     # From behind, so that the newest is among them.
     return points[::-1][::every][::-1] if every else []

@@ -22,13 +22,16 @@ def hub() -> Iterator[stand_in.Hub]:
         yield found
 
 
-def pushed(hub: stand_in.Hub, *words: str, token: str = stand_in.TOKEN) -> subprocess.CompletedProcess[str]:
+def pushed(
+    hub: stand_in.Hub, *words: str, token: str = stand_in.TOKEN, **variables: str
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.address,
         "HF_TOKEN": token,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": "0",
+        **variables,
     }
     line = [sys.executable, "-m", "verl_uae.cli", "push", *words]
     return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=100)
@@ -70,6 +73,8 @@ def test_a_folder_that_was_altered_is_not_sent(hub: stand_in.Hub, small_folder: 
     [
         ("me/model", "hf_another", "is the token one that may write there?"),
         ("model", stand_in.TOKEN, "REPOSITORY: must be an id on the hub, owner/name, got 'model'"),
+        ("a--b/c", stand_in.TOKEN, "REPOSITORY: Cannot have -- or .. in repo_id"),
+        ("a/b.git", stand_in.TOKEN, "REPOSITORY: Repo_id cannot end by '.git'"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(
@@ -77,3 +82,18 @@ def test_what_the_hub_refuses_is_one_line(
 ) -> None:
     result = pushed(hub, str(small_folder), repository, token=token)
     assert result.returncode == 2 and said in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids to ask the hub; unset it"),
+    ],
+)
+def test_a_hub_that_is_not_there_is_one_line(
+    hub: stand_in.Hub, small_folder: Path, variables: dict[str, str], said: str
+) -> None:
+    result = pushed(hub, str(small_folder), "me/model", **variables)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert f"push: {said}" in result.stderr

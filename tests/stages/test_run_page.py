@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def log(path: Path, *found: tuple[int, dict[str, float]], tail: str = "") -> str
 def test_a_curve_goes_through_its_points() -> None:
     data = {
         2: {"reward/score/mean": 0.5, "other": 1.0},
-        4: {"reward/score/mean": math.nan},
+        4: {"other": 2.0},
         6: {"reward/score/mean": 1.0},
     }
     data[10] = {"reward/score/mean": 0.0, "val-core/scenes/reward/mean@1": 0.25}
@@ -50,11 +49,42 @@ def test_long_curves_keep_their_newest_point(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_all_starts_of_a_run_are_one_curve(tmp_path: Path) -> None:
-    log(tmp_path / "metrics_1.jsonl", (1, {LOSS: 1.0}), (2, {LOSS: 2.0, NORM: 2.0, "of no chart": 3.0}))
-    (tmp_path / "metrics_0.jsonl").write_text('{"mine": 1}\n[1]\n{"step": null, "data": {}}\n{"step": 1, "data": 3}\n')
+    log(
+        tmp_path / "metrics_1.jsonl",
+        (1, {LOSS: 1.0}),
+        (2, {LOSS: 2.0, NORM: 2.0, "of no chart": 3.0}),
+        (9, {LOSS: 9.0}),
+    )
     second = log(tmp_path / "metrics_2.jsonl", (2, {LOSS: 20.0}), (3, {LOSS: 30.0}), tail='{"step": 4, "da')
     assert MetricsFiles(second).rows() == {1: {LOSS: 1.0}, 2: {LOSS: 20.0, NORM: 2.0}, 3: {LOSS: 30.0}}
     assert MetricsFiles(str(tmp_path / "none.jsonl")).rows(), "a file that is not there yet"
+    anew = log(tmp_path / "a.jsonl", (1, {LOSS: 5.0}))
+    assert MetricsFiles(anew).rows() == {1: {LOSS: 5.0}}, "a run that began again, whatever its file is called"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"mine": 1}',
+        "[1]",
+        '{"step": null, "data": {}}',
+        '{"step": 1, "data": 3}',
+        '{"step": Infinity, "data": {"train/loss": 1}}',
+        '{"step": 1e999, "data": {"train/loss": 1}}',
+        "[" * 200_000,
+        '{"step": 5, "data": [[1, 2]]}',
+        '{"step": 3, "data": {"train/loss": 1' + "0" * 400 + "}}",
+        '{"step": 1' + "0" * 400 + ', "data": {"train/loss": 1}}',
+        '{"step": 3, "data": {"train/loss": 1.7e308, "val-core/x": NaN, "train/grad_norm": "2"}}',
+    ],
+)
+def test_lines_of_somebody_else_are_no_points(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics_0.jsonl").write_text(f"{line}\n")
+    own = log(tmp_path / "metrics_1.jsonl", (3, {LOSS: 1.0}))
+    with open(own, "a") as file:
+        file.write(f"{line}\n")
+    found = MetricsFiles(own).rows()
+    assert found == {3: {LOSS: 1.0}} and charts(found)
 
 
 def test_a_growing_file_is_read_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from verl_uae.checkpoints.names import TRACKED_RUN
 from verl_uae.checkpoints.step import mark_complete, step_folder
 from verl_uae.stages.common.trackers import KEY, Shown, keep_run, send
 
@@ -58,6 +60,26 @@ def test_a_run_that_goes_on_goes_on_in_its_trackers_and_another_does_not(tmp_pat
     del os.environ["WANDB_RESUME"]
     keep_run(config(folder, "wandb"))
     assert os.environ["WANDB_RUN_ID"] == "mine" and "WANDB_RESUME" not in os.environ
+
+
+@pytest.mark.parametrize("content", [b"", b"v0\n", b"\xff", b"v\0" + b"0" * 19, None])
+def test_a_name_that_nobody_gave_is_no_name(tmp_path: Path, content: bytes | None) -> None:
+    step = step_folder(tmp_path, 1)
+    step.mkdir()
+    (step / "weights").write_text("w")
+    mark_complete(step, 1)
+    place = tmp_path / TRACKED_RUN
+    if content is None:
+        place.mkdir()
+    else:
+        place.write_bytes(content)
+    assert re.fullmatch("v[0-9a-f]{20}", started(tmp_path, "wandb")["WANDB_RUN_ID"])
+
+
+def test_of_one_logger_the_name_is_what_counts(tmp_path: Path) -> None:
+    alone = OmegaConf.create({"trainer": {"logger": "vemlp_wandb", "default_local_dir": str(tmp_path)}})
+    keep_run(alone)
+    assert "WANDB_RUN_ID" not in os.environ
 
 
 def test_a_tracker_that_fails_costs_its_pictures(caplog: pytest.LogCaptureFixture) -> None:

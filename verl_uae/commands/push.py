@@ -33,10 +33,16 @@ def push(folder: Path, repository: str, *, private: bool, message: str, say: Cal
 
     Raises:
         CheckpointError: the folder is not what its manifest says.
-        ConfigError: the id is none, or the hub refuses.
+        ConfigError: the id is none, or the hub refuses or cannot be reached.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     if not has_form_of_hub_id(repository):
         raise ConfigError("REPOSITORY", f"must be an id on the hub, owner/name, got {repository!r}")
@@ -47,10 +53,17 @@ def push(folder: Path, repository: str, *, private: bool, message: str, say: Cal
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
     except LocalTokenNotFoundError as error:
         raise ConfigError("push", "nobody is logged in: `hf auth login`, or set HF_TOKEN") from error
+    except HFValidationError as error:
+        raise ConfigError("REPOSITORY", one_line(str(error))) from error
     except HfHubHTTPError as error:
-        code = error.response.status_code
+        code = getattr(error.response, "status_code", None)
         remedy = "; is the token one that may write there?" if code in (401, 403) else ""
         raise ConfigError("push", f"the hub refused {repository}: {one_line(str(error))}{remedy}") from error
+    except OfflineModeIsEnabled as error:
+        raise ConfigError("push", "HF_HUB_OFFLINE forbids to ask the hub; unset it") from error
+    except (httpx.HTTPError, OSError) as error:
+        what = f"{type(error).__name__}: {one_line(str(error))}"
+        raise ConfigError("push", f"{constants.ENDPOINT} cannot be reached, or a file not be read ({what})") from error
     size = sum(int(facts["size"]) for facts in files.values()) / 2**30
     say(f"{len(files)} files, {size:.2f} GiB: {address}")
     return 0

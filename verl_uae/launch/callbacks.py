@@ -180,7 +180,9 @@ def check_logger(config: DictConfig) -> None:
     from verl.utils.tracking import Tracking
 
     names = config.trainer.logger
-    for name in [names] if isinstance(names, str) else names or ():
+    if names is None:
+        raise ConfigError("trainer.logger", "is null; give names, as [console,file], or [] for none")
+    for name in [names] if isinstance(names, str) else names:
         if name not in Tracking.supported_backend:
             text = f"verl has no logger {name!r}.{known(str(name), Tracking.supported_backend)}"
             raise ConfigError("trainer.logger", text)

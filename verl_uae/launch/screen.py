@@ -29,7 +29,14 @@ _RECORD = re.compile(
     r"(?:(?P<level>[A-Z]+):(?P<time>[\d :,-]+):verl_uae[\w.]*:|\[[\d :,-]+\]\[verl_uae[\w.]*\]\[(?P<hydra>[A-Z]+)\] - )"
     r"(?P<text>.*)"
 )
-_TRACEBACK = "Traceback (most recent call last)"
+#: Begins what a process says when it fails: Python, its fault handler, and Ray's.
+_FAILS = re.compile(r"Traceback \(most recent call last\)|Fatal Python error|\*\*\* SIG[A-Z]+")
+
+#: Lines that are shown behind the name of an exception, which may go on, or behind another failure.
+_MORE = 12
+
+#: Most characters of such a line.
+_WIDE = 400
 _RAY_ITSELF = ("raylet", "autoscaler", "gcs_server")
 
 
@@ -39,25 +46,31 @@ class Chooser:
     def __init__(self) -> None:
         self._block = False
         """Whether indented lines go on with one of ours."""
-        self._raised: str | None = None
-        """Who is in the middle of a traceback."""
+        self._left: dict[str, int | None] = {}
+        """Process that has failed -> lines to show of it; None: all until one is not indented."""
 
     def shown(self, line: str) -> str | None:
         """What is shown of a line without its end; None: nothing."""
         line = _COLOUR.sub("", line.rpartition("\r")[2] if "\r" in line.rstrip("\r") else line).rstrip()
         found = _OF_RAY.fullmatch(line)
-        process = found and _PROCESS.match(found["who"])
-        who, text = (process["name"] if process else found["who"], found["text"]) if found else ("", line)
+        process, text = (found["who"], found["text"]) if found else ("", line)
+        named = _PROCESS.match(process)
+        who = named["name"] if named else process
         if who in _RAY_ITSELF:
             return line
-        if self._raised is not None and (self._raised == who or not text):
-            # The last line of a traceback, that of the exception, is the first that is not indented.
-            if text and not text.startswith(" "):
-                self._raised = None
+        if (start := _FAILS.search(text)) is not None:
+            self._left[process] = None if start[0].startswith("Traceback") else _MORE
             return line
-        if _TRACEBACK in text:
-            self._raised = who
-            return line
+        if process in self._left and not _RECORD.match(text):
+            left = self._left[process]
+            if left is None and (text.startswith(" ") or not text):
+                return line
+            # The first line of a traceback that is not indented names the exception; its message may have more.
+            left = _MORE if left is None else left - 1
+            self._left[process] = left
+            if left:
+                return line[:_WIDE]
+        self._left.pop(process, None)
         if record := _RECORD.match(text):
             self._block = False
             level = record["level"] or record["hydra"]
@@ -68,21 +81,30 @@ class Chooser:
         return text if self._block else None
 
 
-def follow(source: BinaryIO, log: BinaryIO, screen: BinaryIO) -> None:
-    """Write all lines into the log, and those that are for people to the screen, until the end is said."""
+def opened(path: str, screen: BinaryIO) -> BinaryIO | None:
+    """The log at a path, to add to; None where it cannot be had, which is said."""
+    try:
+        return open(path, "ab")
+    except OSError as error:
+        screen.write(f"verl_uae: there is no log ({error})\n".encode())
+        return None
+
+
+def follow(source: BinaryIO, log: BinaryIO | None, screen: BinaryIO) -> None:
+    """Write all lines into the log, and those that are for people to the screen, until the end is said. Who prints must
+    find a reader, or would fail by it: without a log it goes on with the screen alone."""
     chooser = Chooser()
-    logged = True
     for raw in source:
         if raw.strip() == END.encode():
             return
         text = chooser.shown(raw.decode("utf-8", "replace").rstrip("\n"))
-        if logged:
+        if log is not None:
             try:
                 log.write(raw)
                 log.flush()
             except OSError as error:
-                # Such as a full disk. Who prints must find a reader, or would fail by it.
-                logged, text = False, f"verl_uae: the log ends here ({error})\n{text or ''}"
+                # Such as a full disk.
+                log, text = None, f"verl_uae: the log ends here ({error})\n{text or ''}"
         if text is not None:
             with contextlib.suppress(OSError):  # A terminal that was closed.
                 screen.write(text.encode() + b"\n")
@@ -90,5 +112,4 @@ def follow(source: BinaryIO, log: BinaryIO, screen: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], "ab") as file:
-        follow(sys.stdin.buffer, file, sys.stdout.buffer)
+    follow(sys.stdin.buffer, opened(sys.argv[1], sys.stdout.buffer), sys.stdout.buffer)

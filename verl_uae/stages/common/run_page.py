@@ -16,6 +16,7 @@ from verl_uae.checkpoints.manifest import PACKAGES
 from verl_uae.checkpoints.names import RUN_PAGE
 from verl_uae.checkpoints.step import complete_steps
 from verl_uae.curves import MetricsFiles, charts
+from verl_uae.errors import describe
 from verl_uae.files import write_text
 from verl_uae.pages import render_page
 from verl_uae.stages.common.banner import banner
@@ -53,8 +54,9 @@ class RunPage:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / RUN_PAGE, self._render(ended))
-        except OSError as error:
-            logger.warning("the page of the run was not written: %s", error)
+        except Exception as error:
+            # Fault boundary: files of somebody else may lie in the folder, and nothing of a page is worth a run.
+            logger.warning("the page of the run was not written: %s", describe(error))
 
     def _render(self, ended: bool) -> str:
         links = [(step, os.path.relpath(path, self._folder)) for step, path in written(self._panels).items()]

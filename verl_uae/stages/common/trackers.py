@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _SAME_RUN = {
 
 #: Bytes of the name of a run; SwanLab takes 21 small letters and digits, of which this leaves out one.
 _NAME_BYTES = 10
+_RUN = re.compile(rf"v[0-9a-f]{{{2 * _NAME_BYTES}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +50,33 @@ class Shown:
 def keep_run(config: DictConfig) -> None:
     """Name the run of this folder for W&B and SwanLab, before verl starts them: a run that goes on from a step of the
     folder goes on there too, and any other is a new one. What the user has set in the environment holds."""
-    backends = [name for name in _SAME_RUN if name in config.trainer.logger]
+    names = config.trainer.logger
+    backends = _SAME_RUN.keys() & ({names} if isinstance(names, str) else set(names))
     if not backends:
         return
     root = Path(config.trainer.default_local_dir)
     path, resumes = root / TRACKED_RUN, config.trainer.resume_mode != "disable" and root.is_dir()
-    if not (resumes and path.is_file() and complete_steps(root)):
-        root.mkdir(parents=True, exist_ok=True)
-        write_text(path, "v" + secrets.token_hex(_NAME_BYTES))
-    run = path.read_text(encoding="utf-8")
+    run = _tracked_run(path) if resumes and complete_steps(root) else None
+    if run is None:
+        run = "v" + secrets.token_hex(_NAME_BYTES)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            write_text(path, run)
+        except OSError as error:
+            logger.warning("a resumed run will be another one for trackers: %s", error)
     for backend in backends:
         variables = _SAME_RUN[backend]
         if not variables.keys() & os.environ.keys():
             os.environ.update({name: value.format(run=run) for name, value in variables.items()})
+
+
+def _tracked_run(path: Path) -> str | None:
+    """The name in a file; None where there is none that :func:`keep_run` has written."""
+    try:
+        run = path.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+    return run if _RUN.fullmatch(run) else None
 
 
 def send(tracking: Any, shown: Sequence[Shown], step: int) -> None:

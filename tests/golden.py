@@ -111,4 +111,6 @@ def main(command: str, *paths: str) -> int:
 
 
 if __name__ == "__main__":
+    if [len(sys.argv), *sys.argv[1:2]] not in ([3, "record"], [4, "compare"]):
+        sys.exit(__doc__)
     sys.exit(main(*sys.argv[1:]))

@@ -130,6 +130,12 @@ def test_an_error_on_purpose_is_one_line_and_exit_code_2(capsys: pytest.CaptureF
     assert main(["estimate", "--gpu", "abacus"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("verl-uae: --gpu: unknown type 'abacus'") and error.count("\n") == 1
+    assert main(["estimate", "--gpu", "h100"]) == 2
+    assert "Did you mean 'H100-80GB'?" in capsys.readouterr().err
+    for command in ("estimate", "plan"):
+        assert main([command, "uae_g4", "trainer.nnodes=2"]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("verl-uae: uae_g4: is no configuration of a stage. Did you mean 'uae_g4u'? Known: uae_")
     assert main(["data", "check", "/no/such.parquet"]) == 2
     assert "/no/such.parquet" in capsys.readouterr().err
 

@@ -439,7 +439,7 @@ def test_scripts_give_commands_that_compose_and_validate(
 ) -> None:
     from verl_uae.config.validate import validate
 
-    cluster = {"NODE_RANK": "0", "HEAD_ADDRESS": "10.0.0.1"} if nodes > 1 else {}
+    cluster = {"NODE_RANK": "0", "HEAD_ADDRESS": "10.0.0.1", "RAY_AUTH_TOKEN": "secret"} if nodes > 1 else {}
     names = ("TRAIN_FILE", "VAL_FILE", "DECODER_PATH")
     files = {name: word.partition("=")[2] for name, word in zip(names, _required(home), strict=True)}
     code, commands = _run_script(script, stage, tmp_path / "run", {**files, **cluster})

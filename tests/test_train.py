@@ -127,6 +127,8 @@ def test_what_can_be_checked_is_checked_and_told(world: Path, stage: str, capsys
         ({"gpus": "-1"}, "--gpus: must be at least 0, got -1"),
         ({"extra": "uae.decoder.ofload=true"}, "did you mean uae.decoder.offload?"),
         ({"extra": "trainer.logger=[console,tensorbord]"}, "Did you mean 'tensorboard'?"),
+        ({"extra": "trainer.logger=null"}, "trainer.logger: is null; give names"),
+        ({"extra": "uae.pretrain.prefetch=65", "stage": "pretrain"}, "uae.pretrain.prefetch: must"),
         ({"extra": "trainer=3"}, "trainer: is a section, got 3: set its keys, as in trainer.KEY=VALUE"),
         ({"extra": "uae.decoder.num_steps=0"}, "uae.decoder.num_steps: must be at least 1, got 0"),
         ({"extra": "uae.reward.terms=[{name: pixle}]"}, "Did you mean 'pixel'?"),

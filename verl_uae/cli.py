@@ -93,8 +93,8 @@ def _add_plan(commands: Any) -> None:
     parser = commands.add_parser(
         "plan", help="step time, use of the GPUs and the best split of them for many GPUs, simulated by schedule"
     )
-    what = "config name or yaml file, then Hydra overrides, as of the training command"
-    parser.add_argument("words", nargs="+", metavar="NAME KEY=VALUE", help=what)
+    what = "config name or yaml file (default uae_g4u), then Hydra overrides, as of the training command"
+    parser.add_argument("words", nargs="*", metavar="NAME KEY=VALUE", help=what)
     parser.add_argument(
         "--gpu", default="H100-80GB", help="GPU type, see verl-uae estimate --list (default %(default)s)"
     )
@@ -172,9 +172,7 @@ def _estimate(args: argparse.Namespace) -> int:
         from verl_uae.estimate.estimator import ask
         from verl_uae.estimate.report import as_json, render
 
-        # Options may stand between them.
-        words = [*args.words, *args.overrides]
-        name = words.pop(0) if words and "=" not in words[0] else "uae_g4u"
+        name, words = _named(args)
         answer = ask(
             name,
             words,
@@ -212,6 +210,12 @@ def _say_that_it_takes_long() -> None:
         print("every variant of the command is executed without a device: seconds to minutes", file=sys.stderr)
 
 
+def _named(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """Configuration and overrides of a command about one; options may stand between them."""
+    words = [*args.words, *args.overrides]
+    return (words.pop(0) if words and "=" not in words[0] else "uae_g4u"), words
+
+
 def _plan(args: argparse.Namespace) -> int:
     _say_that_it_takes_long()
     with _without_warnings():
@@ -219,8 +223,7 @@ def _plan(args: argparse.Namespace) -> int:
         from verl_uae.plan.planner import Asked, plan
         from verl_uae.plan.report import as_json, render
 
-        words = [*args.words, *args.overrides]
-        name = words.pop(0)
+        name, words = _named(args)
         asked = Asked(
             gpu=args.gpu,
             gpus=tuple(args.gpus),
@@ -230,7 +233,7 @@ def _plan(args: argparse.Namespace) -> int:
             spread=ASSUMED_SPREAD if args.spread is None else args.spread,
         )
         planner = plan(name, words, asked, caption_tokens=args.caption_tokens)
-        rows = planner.rows()
+        rows = planner.rows(lambda text: print(text, file=sys.stderr, flush=True))
     print(json.dumps(as_json(rows, planner), indent=1) if args.json else render(rows, planner))
     return 0
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -27,6 +30,11 @@ def render_page(template: str, **values: Any) -> str:
         jinja2.UndefinedError: the template asks for a value that is not there.
     """
     return _environment().get_template(template).render(values)
+
+
+def link(target: str | os.PathLike[str], page: str | os.PathLike[str]) -> str:
+    """Address of a file for a page in another file, relative to it."""
+    return quote(os.path.relpath(target, Path(page).parent))
 
 
 def data_uri(image: Image.Image, side: int | None = None, form: str | None = None) -> str:

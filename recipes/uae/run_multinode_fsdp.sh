@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A stage on two or more nodes of 8 GPUs of 80 GB. Arguments after the stage are Hydra overrides.
 #
-# On all nodes the same environment and the same paths (shared storage), then:
+# On all nodes the same environment and the same paths (shared storage), and the same secret in ~/.ray/auth_token or
+# RAY_AUTH_TOKEN: `ray get-auth-token --generate` on node 0 makes one. Then:
 #
 #   node 0:  NODE_RANK=0 HEAD_ADDRESS=10.0.0.1 TRAIN_FILE=... VAL_FILE=... DECODER_PATH=... \
 #                bash recipes/uae/run_multinode_fsdp.sh g4u
@@ -24,6 +25,14 @@ shift
 CONFIG="${STAGE}_qwen2_5_vl_3b_sd35_large_${NNODES}nodes"
 if [[ ! -f "${RECIPE_DIR}/${STAGE}/config/${CONFIG}.yaml" ]]; then
     echo "NNODES=${NNODES}: no ${RECIPE_DIR}/${STAGE}/config/${CONFIG}.yaml; write it in the shape of its neighbour" >&2
+    exit 2
+fi
+
+# A Ray that was ever started on node 0 alone leaves a secret there, and a head that finds one asks the others for it.
+export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
+SECRET="${RAY_AUTH_TOKEN_PATH:-${HOME:-}/.ray/auth_token}"
+if [[ "${RAY_AUTH_MODE}" == token && -z "${RAY_AUTH_TOKEN:-}" && ! -f "${SECRET}" ]]; then
+    echo "no secret of the cluster: \`ray get-auth-token --generate\` on node 0, and the same ${SECRET} on the others" >&2
     exit 2
 fi
 

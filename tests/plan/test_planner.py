@@ -45,6 +45,11 @@ def planned(estimator: Estimator, *gpus: int, **options: Any) -> tuple[Planner, 
     return planner, planner.rows()
 
 
+def test_a_count_that_cannot_be_is_named(u4g: Estimator) -> None:
+    with pytest.raises(ConfigError, match="with 7 GPUs: "):
+        planned(u4g, 7, fixed_batch=True)
+
+
 def test_a_step_of_all_ranks_is_the_estimate_with_its_controller(u4g: Estimator) -> None:
     (row,) = planned(u4g, 8)[1]
     assert row.schedule == TOGETHER

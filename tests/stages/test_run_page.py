@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 
@@ -11,6 +13,7 @@ from tests.composing import composed
 from verl_uae import curves
 from verl_uae.checkpoints.step import mark_complete, step_folder
 from verl_uae.curves import HEIGHT, WIDTH, MetricsFiles, charts
+from verl_uae.paths import override
 from verl_uae.stages.common.run_page import RunPage
 
 LOSS, NORM = "train/loss", "train/grad_norm"
@@ -123,6 +126,17 @@ def test_the_page_says_what_the_run_is_and_links_what_it_has(tmp_path: Path) -> 
     made.update(now=True, ended=True)
     text = (tmp_path / "index.html").read_text()
     assert "This run is over." in text and "refresh" not in text
+
+
+def test_links_hold_for_folders_of_any_name(tmp_path: Path) -> None:
+    panels = tmp_path / "a#b 100%25?"
+    panels.mkdir()
+    (panels / "step_000010.html").touch()
+    words = ["hardware=cpu", "preset=scenes", override("trainer.default_local_dir", tmp_path / "run")]
+    RunPage(composed(*words, override("uae.panel.dir", panels)), None, None).update(now=True)
+    (address,) = re.findall('href="(.*?)"', (tmp_path / "run" / "index.html").read_text())
+    found = urljoin((tmp_path / "run" / "index.html").as_uri(), address)
+    assert found == (panels / "step_000010.html").as_uri()
 
 
 def test_a_page_that_cannot_be_written_costs_the_page_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,7 +67,7 @@ def _try(args: argparse.Namespace, say: Callable[[str], Any] = print) -> int:
     if file is not None:
         words += [override("reward.custom_reward_function.path", file), "uae.reward.terms=[]"]
     if args.name is not None:
-        words.append(f"reward.custom_reward_function.name={args.name}")
+        words.append(override("reward.custom_reward_function.name", args.name))
     config = composed("uae_g4u", [*words, *overrides])
     validate(config)
     rows, picture_B3HW, _ = first_rows(config, args.first)

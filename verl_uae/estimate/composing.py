@@ -158,6 +158,9 @@ def composed(name: str, overrides: Sequence[str]) -> Any:
                 found = compose(name, overrides=words, return_hydra_config=True)
         # Hydra raises ValueError for a section that is no section any more.
         except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if getattr(error, "missing_cfg_file", None) == name:
+                text = f"is no configuration of a stage.{known(name, [f'uae_{stage}' for stage in STAGES])}"
+                raise ConfigError(name, text) from error
             # Where not even the name is known, that is what is wrong.
             with contextlib.suppress(HydraException, OmegaConfBaseException):
                 _refuse_unknown(name, overrides)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from verl_uae.errors import ConfigError
+from verl_uae.registry import known
 
 Clock: TypeAlias = Callable[[], float]
 
@@ -177,7 +178,7 @@ def rates_of(gpu: str, calibration: Path | None = None) -> Rates:
         ConfigError: the type is not known, or the file is none of ours.
     """
     if gpu not in GPUS:
-        raise ConfigError("--gpu", f"unknown type {gpu!r}; known: {', '.join(sorted(GPUS))}")
+        raise ConfigError("--gpu", f"unknown type {gpu!r}.{known(gpu.upper(), GPUS)}")
     if calibration is None:
         return GPUS[gpu]
     try:
@@ -296,9 +297,9 @@ def _touched(product_flops: float, operator_s: float, timed: Callable[[Callable[
 
     with Meter("cpu") as meter:
         step()
-    known = sum(meter.flops.values()) / product_flops + meter.operators * operator_s
+    counted = sum(meter.flops.values()) / product_flops + meter.operators * operator_s
     # On a machine whose products are slower among others nothing may be left.
-    rest = max(timed(step) - known, 0.05 * known)
+    rest = max(timed(step) - counted, 0.05 * counted)
     return meter.touched / rest / 1e9
 
 

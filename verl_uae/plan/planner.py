@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,11 +122,14 @@ class Planner:
     def _own_pool(self) -> bool:
         return self.config.uae.stage in ("g4u", "unified") and self.config.uae.decoder.pool == "own"
 
-    def rows(self) -> list[Row]:
+    def rows(self, say: Callable[[str], Any] = lambda _: None) -> list[Row]:
         """The best split of every schedule for every count of GPUs, those that fit first.
 
+        Args:
+            say: gets a line for every count that is done.
+
         Raises:
-            ConfigError: a count leaves no way to run the command; the last reason.
+            ConfigError: a count leaves no way to run the command; the first reason.
         """
         found: list[Row] = []
         for gpus in self.asked.gpus:
@@ -143,8 +146,9 @@ class Planner:
                     if known is None or _order(row) > _order(known, WORTH):
                         best[row.schedule] = row
             if not best:
-                raise refused[0]
+                raise ConfigError(refused[0].key, f"with {gpus} GPUs: {refused[0].message}") from refused[0]
             found += best.values()
+            say(f"{gpus} GPUs: {len(best)} schedules simulated")
         return found
 
     def _rows(self, gpus: int, schedules: Sequence[str], placed: Mapping[str, Any]) -> Iterator[Row]:

@@ -33,7 +33,7 @@ from verl_uae.checkpoints.summary import shown
 from verl_uae.curves import MetricsFiles, charts
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.files import write_text
-from verl_uae.pages import data_uri, render_page
+from verl_uae.pages import data_uri, link, render_page
 from verl_uae.paths import override
 from verl_uae.reward.record import RewardBatch
 from verl_uae.reward.scorer import RewardScorer
@@ -96,7 +96,7 @@ def write_report(
             (_uri(before.images[index]), [_drawn("before", before, index), _drawn("after", after, index)])
             for index in range(min(_SHOWN, len(before.captions)))
         ],
-        links={name: os.path.relpath(target, path.parent) for name, target in targets.items() if target.is_file()},
+        links={name: link(target, path) for name, target in targets.items() if target.is_file()},
         facts={**facts, "versions": ", ".join(map(" ".join, versions(PACKAGES).items()))},
         commands=commands,
     )

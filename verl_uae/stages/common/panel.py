@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from verl_uae.chain.records import Outcome, Sample
 from verl_uae.data.images import encode_shown, rgb, to_tensor
 from verl_uae.files import write_bytes, write_text
-from verl_uae.pages import SHARP_SIDE, encoded_uri, render_page
+from verl_uae.pages import SHARP_SIDE, encoded_uri, link, render_page
 from verl_uae.stages.common.trackers import Shown, send
 from verl_uae.text import encodable
 
@@ -76,7 +76,7 @@ class PanelWriter:
         """Write the panel of a step, which appears whole; the one before gets a link to it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step_{step:06d}.html"
-        links = {"the run": os.path.relpath(self._run_page, self.folder)}
+        links = {"the run": link(self._run_page, path)}
         before = max((number for number in written(self.folder) if number < step), default=None)
         if before is not None:
             links[f"step {before}"] = written(self.folder)[before].name
@@ -100,9 +100,9 @@ def _lead_on(panel: Path, step: int, name: str) -> None:
     """Add the link to a later panel; a file of somebody else stays as it is."""
     with contextlib.suppress(OSError, ValueError):
         text = panel.read_text(encoding="utf-8")
-        link = f'<a href="{name}">step {step}</a>'
-        if link not in text:
-            write_text(panel, text.replace("</nav>", f"{link}</nav>", 1))
+        later = f'<a href="{name}">step {step}</a>'
+        if later not in text:
+            write_text(panel, text.replace("</nav>", f"{later}</nav>", 1))
 
 
 def render(step: int, rows: Sequence[PanelRow], links: Mapping[str, str]) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from verl_uae.checkpoints.step import complete_steps
 from verl_uae.curves import MetricsFiles, charts
 from verl_uae.errors import describe
 from verl_uae.files import write_text
-from verl_uae.pages import render_page
+from verl_uae.pages import link, render_page
 from verl_uae.stages.common.banner import banner
 from verl_uae.stages.common.panel import written
 from verl_uae.versions import versions
@@ -59,7 +58,8 @@ class RunPage:
             logger.warning("the page of the run was not written: %s", describe(error))
 
     def _render(self, ended: bool) -> str:
-        links = [(step, os.path.relpath(path, self._folder)) for step, path in written(self._panels).items()]
+        page = self._folder / RUN_PAGE
+        links = [(step, link(path, page)) for step, path in written(self._panels).items()]
         steps = complete_steps(self._folder)
         return render_page(
             "run.html",

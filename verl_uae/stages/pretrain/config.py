@@ -42,11 +42,11 @@ class PretrainConfig:
     """Folder of latents and conditions on disk, shared by all ranks; null keeps none. Files are named by what made
     them, so one folder may serve many runs."""
 
-    prefetch: int = key(0, at_least=0, stages=("pretrain",))
-    """Batches that a second thread of a rank decodes and encodes, or reads from cache_dir, while the decoder learns
-    from the one before; on a GPU in a stream of its own. Their latents and conditions wait in host memory, and VAE and
-    language model work, with their memory, beside the update. What is learnt is the same, on a CPU to the last bit,
-    after a resume too. 0: each batch when it is its turn. Our choice: 0."""
+    prefetch: int = key(0, at_least=0, at_most=64, stages=("pretrain",))
+    """Batches, at most 64, that a second thread of a rank decodes and encodes, or reads from cache_dir, while the
+    decoder learns from the one before; on a GPU in a stream of its own. Their latents and conditions wait in host
+    memory, and VAE and language model work, with their memory, beside the update. What is learnt is the same, on a CPU
+    to the last bit, after a resume too. 0: each batch when it is its turn. Our choice: 0."""
 
     shift: float | None = key(None, above=0, stages=("pretrain",))
     """Timestep shift of the trained levels, above 0; null takes uae.decoder.shift or the scheduler's."""

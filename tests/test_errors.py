@@ -17,6 +17,7 @@ from verl_uae.errors import (
     StoppedError,
     UAEError,
     WorkerError,
+    describe,
 )
 
 ERRORS = [
@@ -53,3 +54,18 @@ def test_urls_are_named_without_what_opens_them(url: str, shown: str) -> None:
         str(ConfigError("data.train_files", f"{url}: gone")) == f"data.train_files: {shown.replace(':/', '://')}: gone"
     )
     assert str(BadItem(url, None, f"curl said {url}")).count("secret") == 0
+
+
+def test_an_error_of_another_process_is_its_cause_in_one_line() -> None:
+    class TaskError(Exception):
+        """As Ray's: its text is a traceback, its cause what was raised there."""
+
+        def __init__(self, cause: Exception) -> None:
+            super().__init__("\x1b[36mray::Server.generate()\x1b[39m\n  File x\n" * 40)
+            self.cause = cause
+
+    inner = FloatingPointError("the logits are not finite\nat token 0")
+    assert describe(TaskError(TaskError(inner))) == "FloatingPointError: the logits are not finite"
+    heading = RuntimeError("Error(s) in loading state_dict for Model:\n\tsize mismatch for a.weight\n\tand more")
+    assert describe(heading) == "RuntimeError: Error(s) in loading state_dict for Model: size mismatch for a.weight"
+    assert describe(KeyError()) == "KeyError: "

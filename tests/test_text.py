@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import random
 import subprocess
@@ -85,6 +88,17 @@ def test_text_files_of_other_systems(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             decode_text("one\nit\u2019s two".encode(encoding))
+    words = b"words " * 40
+    for packed, reason in (
+        (gzip.compress(words), "is compressed with gzip"),
+        (bz2.compress(words), "is compressed with bzip2"),
+        (lzma.compress(words), "is compressed with xz"),
+        (b"PK\x03\x04" + bytes(30), "is compressed with zip"),
+        (b"PAR1" + bytes(30), "is a parquet file"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            decode_text(packed)
+    assert decode_text(b"BZh is no word") == "BZh is no word"
     with pytest.raises(ValueError, match="git lfs pull"):
         decode_text(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
     assert decode_text(b"a" + bytes(100)) == "a" + "\0" * 100

@@ -155,7 +155,11 @@ class CheckpointError(UAEError):
 
 
 def describe(error: BaseException) -> str:
-    """The first line of what went wrong in a Ray actor, without the remote traceback."""
-    cause = getattr(error, "cause", None) or error
-    text = str(cause).strip().splitlines() or [""]
-    return f"{type(cause).__name__}: {text[0]}"
+    """What went wrong, in one line and without the traceback of a Ray actor: the first line of the message, with the
+    second where the first is a heading."""
+    cause = error
+    while isinstance(inner := getattr(cause, "cause", None), BaseException) and inner is not cause:
+        cause = inner
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(cause).__name__}: {text}"

@@ -37,6 +37,19 @@ _FOREIGN = (
 )
 
 
+# First bytes of files that are compressed.
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+_PARQUET = b"PAR1"
+
+
 def text_problem(text: str) -> str | None:
     """Why a text cannot be encoded, or None."""
     half = _HALF.search(text)
@@ -106,15 +119,24 @@ def foreign_encoding(data: bytes) -> str | None:
     return "every other byte is zero, as in UTF-16: save it as UTF-8" if text.count(0) * 3 > len(text) else None
 
 
+def compression(start: bytes) -> str | None:
+    """What a file is compressed with, by its first bytes; None where it is not, or not known to be."""
+    return next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
+
+
 def decode_text(data: bytes) -> str:
     """The content of a text file. A byte order mark of UTF-8 is no content.
 
     Raises:
         ValueError: naming the encoding that was found instead of UTF-8, or the first foreign byte and its line; or it
-            is a pointer of Git LFS.
+            is a pointer of Git LFS, compressed, or a parquet file.
     """
     if is_lfs_pointer(data):
         raise ValueError(LFS_POINTER)
+    if (packed := compression(data)) is not None:
+        raise ValueError(f"is compressed with {packed}, or a document that is: unpack it, or save it as text")
+    if data.startswith(_PARQUET):
+        raise ValueError("is a parquet file, no text")
     foreign = foreign_encoding(data)
     if foreign is not None:
         raise ValueError(foreign)

@@ -109,6 +109,16 @@ def test_shards_without_adapters_keep_their_bits(
     assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
 
 
+def test_another_scale_than_the_step_says_is_refused_but_where_it_may_be_the_decoders(
+    tiny_models: Path, tmp_path: Path, trained: dict[str, Tensor]
+) -> None:
+    folder = actor(tmp_path, tiny_models / "captioner", trained, META)
+    with pytest.raises(ConfigError, match=rf"--lora-alpha: {2 * ALPHA:g} was given, the checkpoint says {ALPHA:g}"):
+        write_trained_captioner(folder, tmp_path / "out", base=None, alpha=2 * ALPHA)
+    (folder.parent / POLICY_FOLDER).mkdir()
+    write_trained_captioner(folder, tmp_path / "out", base=None, alpha=2 * ALPHA)
+
+
 @pytest.mark.parametrize("wrong", ["the base", "twice"])
 def test_a_product_that_computes_something_else_is_not_written(
     tiny_models: Path,

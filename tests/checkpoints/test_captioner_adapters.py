@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from verl_uae.checkpoints.captioner_adapters import (
@@ -165,6 +166,14 @@ def test_stored_adapters_are_compared_before_a_run(tiny_models: Path, tmp_path: 
     )
     stored = tmp_path / "language"
     check_placement(tiny_models / "captioner", placement(lora_adapter_path=stored))
+    weights = stored / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = min(tensors)
+    save_file({**tensors, name: torch.cat([tensors[name]] * 2, dim=1)}, weights)
+    wide = re.escape(f"{name}, which is {[4, 2 * tensors[name].shape[1]]} and must be {list(tensors[name].shape)}")
+    with pytest.raises(CheckpointError, match=rf"has other shapes of 1 tensors such as {wide}"):
+        check_placement(tiny_models / "captioner", placement(lora_adapter_path=stored))
+    save_file(tensors, weights)
     with pytest.raises(ConfigError, match=r"lora_rank: is 8, the adapters in .* have 4: set it to that"):
         check_placement(tiny_models / "captioner", placement(lora_adapter_path=stored, lora_rank=8))
     captioner = AutoModelForImageTextToText.from_pretrained(tiny_models / "captioner")

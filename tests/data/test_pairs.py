@@ -77,6 +77,11 @@ def test_a_row_becomes_a_pair(mode: str, rows: list[dict], write: Callable) -> N
         assert image_digest(pairs[number].decode()) == pairs[number].identity == row["extra_info"]["sha256"]
 
 
+def test_white_space_around_a_caption_is_no_part_of_it(rows: list[dict], write: Callable) -> None:
+    rows[0]["extra_info"]["caption"] = " a\r\ncircle\r\n"
+    assert PairRows(write(rows))[0].caption == "a\r\ncircle"
+
+
 @pytest.mark.parametrize("digest", ["", None, "from somewhere", "A" * 64])
 def test_only_a_digest_counts_as_one(digest: str | None, rows: list[dict], write: Callable) -> None:
     rows[0]["extra_info"]["sha256"] = digest

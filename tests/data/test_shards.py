@@ -267,7 +267,11 @@ def test_captions_and_digests_of_json(tmp_path: Path) -> None:
     image = encode(picture(32, 32))
     about = {"caption": "from json", "sha256": image_digest(picture(32, 32))}
     content = [("a.png", image), ("a.json", json.dumps(about).encode())]
-    content += [("b.png", image), ("b.json", json.dumps({**about, "sha256": "x"}).encode()), ("b.txt", b"from text")]
+    content += [
+        ("b.png", image),
+        ("b.json", json.dumps({**about, "sha256": "x"}).encode()),
+        ("b.txt", b"from text\r\n"),
+    ]
     (tmp_path / "a.tar").write_bytes(tar_bytes(content))
     (first,), (second,) = iter(stream(str(tmp_path / "a.tar"), 1, epochs=1))
     assert (first.caption, first.digest) == ("from json", about["sha256"])

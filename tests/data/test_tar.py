@@ -355,7 +355,8 @@ def test_a_file_of_holes_is_not_read_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "name"), [(b"\x1f\x8b", "gzip"), (b"BZh9", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")]
+    ("start", "name"),
+    [(b"\x1f\x8b", "gzip"), (b"BZh91AY&SY", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")],
 )
 def test_compressed_files_are_named(start: bytes, name: str) -> None:
     for rest in (b"", os.urandom(2000)):

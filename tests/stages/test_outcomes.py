@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from tests.samples import caption, lost, scored
 from verl_uae.chain.records import Caption
 from verl_uae.errors import RewardError
-from verl_uae.reward.record import Status
+from verl_uae.reward.record import RewardRecord, Status
 from verl_uae.stages.common.outcomes import (
     MOST_KINDS,
     Losses,
@@ -39,6 +40,12 @@ def test_too_many_failures_stop_the_run_with_the_reasons() -> None:
     assert text.endswith("3 x error: decoder: OSError: gone; 1 x timeout: no caption in 3 s")
     Losses(0.5).check([scored(0.5), BAD])
     Losses(1.0).check([scored(0.5), BAD, BAD])
+
+
+def test_equal_reasons_are_added_up_whatever_their_numbers() -> None:
+    bad = [replace(BAD, record=RewardRecord.failed(Status.ERROR, f"caption {row}: gone")) for row in (7, 8, 9)]
+    with pytest.raises(RewardError, match=r": 3 x error: caption 7: gone$"):
+        Losses(0.5).check(bad)
 
 
 def test_no_reward_at_all_stops_the_run_whatever_is_tolerated() -> None:

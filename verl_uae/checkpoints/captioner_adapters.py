@@ -179,17 +179,24 @@ def check_stored(module: nn.Module, folder: Path, rank: int) -> None:
 
     Raises:
         ConfigError: the adapters have another rank.
-        CheckpointError: naming an adapter that is missing, has no place, or is scaled by something else than alpha /
-            rank, which is all that verl's checkpoints say.
+        CheckpointError: naming an adapter that is missing, has no place or another shape, or is scaled by something
+            else than alpha / rank, which is all that verl's checkpoints say.
     """
     from peft import get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
     path = folder / ADAPTER_WEIGHTS
-    stored, wanted = set(check_safetensors(path)), set(get_peft_model_state_dict(module))
+    stored = check_safetensors(path)
+    wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(module).items()}
+    other = sorted(name for name in stored.keys() & wanted.keys() if stored[name] != wanted[name])
     if stored != wanted:
-        kinds = {"lacks": sorted(wanted - stored), "has no place for": sorted(stored - wanted)}
+        kinds = {
+            "lacks": sorted(wanted.keys() - stored.keys()),
+            "has no place for": sorted(stored.keys() - wanted.keys()),
+            "has other shapes of": other,
+        }
         found = ", ".join(f"{what} {len(names)} tensors such as {names[0]}" for what, names in kinds.items() if names)
+        found += f", which is {list(stored[other[0]])} and must be {list(wanted[other[0]])}" if other else ""
         raise CheckpointError(path, f"does not fit the model: {found} ({MODEL}.lora_adapter_path)")
     configs: Any = module.peft_config
     config = configs["default"]

@@ -282,8 +282,9 @@ def write_trained_captioner(actor: Path, out: Path, *, base: str | Path | None, 
     source = actor / HUGGINGFACE
     stored = _stored(actor)
     if has_adapters(stored):
-        # What is given may be the alpha of the decoder's.
-        given = None if (actor / LORA_META).is_file() else alpha
+        # Of a step that has adapters of the decoder too, what is given may be the alpha of those.
+        both = (actor / LORA_META).is_file() and (actor.parent / POLICY_FOLDER).is_dir()
+        given = None if both else alpha
         _write_product(stored, actor, out, base=base, alpha=given)
     elif holds_weights(actor):
         copy_transformers(source, out)

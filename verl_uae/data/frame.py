@@ -29,11 +29,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_uae.data.tar import compression
 from verl_uae.errors import DataError
 from verl_uae.files import LFS_POINTER, is_lfs_pointer, open_regular, published
 from verl_uae.paths import data_cache_path
-from verl_uae.text import decode_text, encodable, foreign_encoding, parse_json, text_problem
+from verl_uae.text import compression, decode_text, encodable, foreign_encoding, parse_json, text_problem
 
 logger = logging.getLogger(__name__)
 

@@ -143,7 +143,7 @@ class PairRows(Dataset[Pair]):
         except DataError as error:
             image, problem = b"", error.message
         prompt = tuple(row[self.door.prompt_key])
-        return Pair(image, info["caption"], stated_digest(info), width, height, file, number, problem, prompt)
+        return Pair(image, info["caption"].strip(), stated_digest(info), width, height, file, number, problem, prompt)
 
 
 def stated_digest(info: Mapping[str, Any]) -> str | None:
@@ -405,7 +405,7 @@ def pair_of(sample: Sample, url: str, limits: ImageLimits) -> Pair | str:
         width, height = upright_size(image, limits=limits)
     except DataError as error:
         return f"{key}: {error.message}"
-    return Pair(image, caption, stated_digest(fields), width, height, url, sample.number)
+    return Pair(image, caption.strip(), stated_digest(fields), width, height, url, sample.number)
 
 
 def check_shard(path: Path, limits: ImageLimits) -> tuple[int, list[BadItem]]:

@@ -29,6 +29,7 @@ from verl_uae.data.limits import MAX_TEXT_BYTES
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.files import LFS_POINTER, is_lfs_pointer
 from verl_uae.paths import expand, is_url
+from verl_uae.text import compression
 
 PICTURES: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
 TEXTS: tuple[str, ...] = ("txt", "json")
@@ -48,15 +49,6 @@ _EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _WITHOUT_CONTENT = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
 # A sparse file's header has a flag here when blocks with more of its map follow, and each of those there.
 _MORE_IN_HEADER, _MORE_IN_BLOCK = 482, 504
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-    b"\x04\x22\x4d\x18": "lz4",
-}
 _REMOTE = ("http://", "https://")
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
 
@@ -362,11 +354,6 @@ class Archive:
             seen += len(block)
             if seen > MAX_PADDING_BYTES:
                 raise DamagedShard(f"more than {MAX_PADDING_BYTES} zeros behind the end of the archive")
-
-
-def compression(start: bytes) -> str | None:
-    """What a file is compressed with, by its first bytes; None where it is not, or not known to be."""
-    return next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
 
 
 def _check_kind(block: bytes) -> None:

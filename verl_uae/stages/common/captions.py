@@ -21,7 +21,7 @@ from verl_uae.chain.conditioner import Conditioner
 from verl_uae.chain.records import Caption
 from verl_uae.checkpoints.load import load_processor
 from verl_uae.data.images import source_digest
-from verl_uae.errors import DataError
+from verl_uae.errors import DataError, describe
 from verl_uae.families.family import DecoderFamily
 from verl_uae.families.text import language_stack
 from verl_uae.seeding import derive_seed
@@ -141,7 +141,7 @@ class CaptionWriter:
                 asked.append((position, digest))
             except Exception as error:
                 # Fault boundary of one caption: whatever its prompt raises costs that caption.
-                captions[position] = failed_caption(digest, f"caption: {type(error).__name__}: {error}")
+                captions[position] = failed_caption(digest, f"caption: {describe(error)}")
         for (position, digest), result in zip(asked, generate(requests), strict=True):
             captions[position] = self._caption(result, digest)
         return [caption for caption in captions if caption is not None]
@@ -239,7 +239,7 @@ def column_caption(messages: Messages, extra_info: Mapping[str, Any]) -> Caption
     try:
         digest = source_digest(messages, extra_info)
     except DataError as error:
-        return failed_caption(digest, f"caption: {type(error).__name__}: {error}")
+        return failed_caption(digest, f"caption: {describe(error)}")
     caption = extra_info.get("caption")
     if not isinstance(caption, str) or not caption.strip():
         row = extra_info.get("index", "?")

@@ -54,11 +54,11 @@ class Losses:
         """Log every reason that differs from the earlier ones in more than its numbers, up to :data:`MOST_KINDS`."""
         bad = [_reason(outcome) for outcome in outcomes if not outcome.record.ok]
         for reason in dict.fromkeys(bad):
-            kind = re.sub(r"\d+", "#", reason)
+            kind = _kind(reason)
             if kind in self._named or len(self._named) >= MOST_KINDS:
                 continue
             self._named.add(kind)
-            count = sum(re.sub(r"\d+", "#", other) == kind for other in bad)
+            count = sum(_kind(other) == kind for other in bad)
             logger.warning(
                 "%d of %d samples have no reward: %s (further ones of this kind are counted in the metrics "
                 "reward/status/... and not named again)",
@@ -76,13 +76,19 @@ class Losses:
         bad = [_reason(outcome) for outcome in outcomes if not outcome.record.ok]
         if len(bad) < len(outcomes) and len(bad) <= self.max_invalid_fraction * len(outcomes):
             return
-        reasons = Counter(bad).most_common(3)
-        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        kinds = Counter(map(_kind, bad)).most_common(3)
+        firsts = {_kind(reason): reason for reason in reversed(bad)}
+        listed = "; ".join(f"{count} x {firsts[kind]}" for kind, count in kinds)
         raise RewardError(
             "batch",
             f"{len(bad)} of {len(outcomes)} samples have no reward, more than "
             f"uae.supervision.max_invalid_fraction={self.max_invalid_fraction}: {listed}",
         )
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers."""
+    return re.sub(r"\d+", "#", reason)
 
 
 class LosingSamples:

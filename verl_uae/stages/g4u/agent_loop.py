@@ -32,6 +32,7 @@ from verl_uae.chain.records import (
     prompt_text,
 )
 from verl_uae.data.images import source_digest
+from verl_uae.errors import describe
 from verl_uae.reward.record import Status
 from verl_uae.seeding import derive_seed
 from verl_uae.stages.g4u.stream import stream_client
@@ -137,8 +138,8 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             output = self._failed(Caption.failed(digest, reason, Status.TIMEOUT), kwargs)
         except Exception as error:
             # Fault boundary: whatever one caption raises costs that caption, counted and named.
-            logger.warning("caption of row %s failed: %s: %s", kwargs.get("index"), type(error).__name__, error)
-            output = self._failed(Caption.failed(digest, f"caption: {type(error).__name__}: {error}"), kwargs)
+            logger.warning("caption of row %s failed: %s", kwargs.get("index"), describe(error))
+            output = self._failed(Caption.failed(digest, f"caption: {describe(error)}"), kwargs)
         else:
             forbidden = self._vision_ids.intersection(output.response_ids)
             if forbidden:

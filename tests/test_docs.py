@@ -433,6 +433,27 @@ def test_the_script_starts_the_yaml_that_is_named(size: str, compose: Any, home:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_pages_of_stages_have_one_shape_and_name_keys_that_there_are(stage: str) -> None:
+    text = (ROOT / "recipes" / "uae" / stage / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
+        "What is needed",
+        "Command",
+        "Keys",
+        "Log",
+        "Result",
+        "Faults",
+    ]
+    known = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    section = ""
+    for key in re.findall(r"`([a-z0-9_.]+)`", text.split("## Keys")[1].split("###")[0]):
+        section = key.rpartition(".")[0] if key.startswith("uae.") else section
+        # A key without its beginning goes on from that of the one before.
+        names = [key] if key.startswith("uae.") else [f"{section}.{key}", f"{section.rpartition('.')[0]}.{key}"]
+        if section:
+            assert any(f"`{name}`" in known for name in names), key
+
+
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("script", "nodes"), [("run_fsdp.sh", 1), ("run_multinode_fsdp.sh", 2)])
 def test_scripts_give_commands_that_compose_and_validate(
     stage: str, script: str, nodes: int, compose: Any, home: Path, tmp_path: Path
@@ -538,7 +559,7 @@ def test_required_verl_parses_and_agrees_with_the_package(path: Path) -> None:
 
 def _reward_of_the_readme(folder: Path) -> Path:
     block = re.search(
-        r"```python\n(# my_reward\.py.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+        r"```python\n(# my_reward\.py.*?)```", (ROOT / "docs" / "first_steps.md").read_text(encoding="utf-8"), re.DOTALL
     )
     assert block is not None
     path = folder / "my_reward.py"

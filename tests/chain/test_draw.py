@@ -20,7 +20,7 @@ from verl_uae.chain.conditioner import ConditionCache, Conditioner
 from verl_uae.chain.decoder import Decoder
 from verl_uae.chain.draw import Drawn, Painter, PainterSettings
 from verl_uae.chain.records import Draw, Sample
-from verl_uae.data.images import encode_jpeg, encode_png, to_tensor
+from verl_uae.data.images import encode_png, encode_shown, to_tensor
 from verl_uae.errors import ConfigError, RewardError
 from verl_uae.families.family import Condition, DecoderFamily
 from verl_uae.families.sd3 import SD3
@@ -265,7 +265,7 @@ def test_outcomes_belong_to_the_pictures_of_the_trajectories(make_painter, polic
     draws[2] = replace(draws[2], want_reconstruction=True)
     drawn = make_painter(score_batch_size=3).draw(policy, PLAN, draws)
     drawn_B3HW = decoder.decode_latent(drawn.trajectory.final_BCHW)
-    assert [outcome.picture for outcome in drawn.outcomes] == [None, encode_jpeg(drawn_B3HW[1]), None, None]
+    assert [outcome.picture for outcome in drawn.outcomes] == [None, encode_shown(drawn_B3HW[1]), None, None]
     assert [outcome.reconstruction for outcome in drawn.outcomes] == [None, None, encode_png(drawn_B3HW[2]), None]
     for outcome, picture_3HW in zip(drawn.outcomes, drawn_B3HW, strict=True):
         assert outcome.record.terms["test_draw_fault"] == pytest.approx(picture_3HW.mean().item(), abs=1e-6)
@@ -565,7 +565,7 @@ def test_what_nobody_expects_of_pictures_reaches_the_caller_after_all_calls_of_t
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("in the encoder")
 
-    monkeypatch.setattr("verl_uae.chain.draw.encode_jpeg", broken)
+    monkeypatch.setattr("verl_uae.chain.draw.encode_shown", broken)
     with pytest.raises(ZeroDivisionError, match="in the encoder") as caught:
         make_painter(micro_batch_size=2, score_batch_size=2).draw(
             policy, ODE, draws_of(make_samples(), want_picture=True), collective=True

@@ -40,7 +40,8 @@ def test_two_steps_with_validation_panel_and_checkpoint(tmp_path: Path) -> None:
     assert record[0]["val-aux/uae/invalid_frac"] == 0
     assert "val-core/uae_scenes/reward/mean@1" in record[2]
     panels = out / "checkpoints" / "panels"
-    assert sorted(path.name for path in panels.iterdir()) == ["step_000000.html", "step_000002.html"]
-    assert (panels / "step_000002.html").read_text(encoding="utf-8").count("<tr>") == 1 + 3
+    names = [f"step_{step:06d}.{kind}" for step in (0, 2) for kind in ("html", "png")]
+    assert sorted(path.name for path in panels.iterdir()) == names
+    assert (panels / "step_000002.html").read_text(encoding="utf-8").count('<section class="card">') == 3
     assert complete_steps(out / "checkpoints") == [2]
     assert (out / "checkpoints" / "global_step_2" / "actor" / "huggingface" / "config.json").is_file()

@@ -37,7 +37,7 @@ def test_places_together_have_the_loss_and_gradient_of_one_after_the_other(
     for together in TOGETHER:
         other = facts[str(together)]
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
-        assert other["gradient"] < 1e-6, "norm of the difference over the norm"
+        assert other["gradient"] < 5e-6, "norm of the difference over the norm; processors differ in rounding"
         assert other["losses"] == one["losses"] and other["figures"].keys() == one["figures"].keys()
         assert other["figures"] == pytest.approx(one["figures"], rel=1e-4, abs=1e-6)
     assert ("step03/velocity_rms/mean" in one["figures"]) == (objective != "nft")

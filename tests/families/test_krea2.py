@@ -20,6 +20,8 @@ from verl_uae.families.family import DecoderFamily
 
 class TestKrea2(Contract):
     name = "krea2"
+    # The stock pipeline pads further, and products of another size round otherwise: 1.3e-5 with AVX-512.
+    states_limit = 3e-5
 
     def stock_states(self, pipe: Any, caption: str) -> Tensor:
         states_BLKE, mask_BL = pipe.encode_prompt(caption, device="cpu")

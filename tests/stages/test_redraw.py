@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.samples import UNREADABLE, sample
 from verl_uae.chain.records import Draw
-from verl_uae.data.images import encode_jpeg
+from verl_uae.data.images import encode_shown
 from verl_uae.errors import CheckpointError, ConfigError
 from verl_uae.families.family import DecoderFamily
 from verl_uae.families.sd3 import Projector
@@ -94,7 +94,7 @@ def test_k_pictures_are_averaged_and_the_first_is_shown(make) -> None:
     assert len({found.record.value for found in alone}) == 3
     assert second.record.ok and second.picture is None and second.reconstruction is None
     pixels = torch.frombuffer(Image.open(io.BytesIO(outcome.reconstruction)).tobytes(), dtype=torch.uint8)
-    assert encode_jpeg(pixels.view(32, 32, 3).permute(2, 0, 1) / 255) == outcome.picture
+    assert encode_shown(pixels.view(32, 32, 3).permute(2, 0, 1) / 255) == outcome.picture
 
 
 def test_where_the_first_picture_is_lost_the_next_is_shown(make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The verl_uae authors
 # SPDX-License-Identifier: Apache-2.0
-"""Screenshots of all pages, for docs/images/pages: what a phone and a desktop show at first.
+"""Screenshots of all pages, for docs/images/pages: what a phone and a desktop show at first, and three in a row.
 
     apt-get install chromium chromium-driver && pip install selenium
     python docs/generate_screenshots.py [QUICKSTART]
@@ -14,11 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.browser import MISSING, Browser, installed  # noqa: E402
-from tests.every_page import looks, write_pages  # noqa: E402
+from tests.every_page import WIDTHS, looks, write_pages  # noqa: E402
 
 OUT = ROOT / "docs" / "images" / "pages"
 
@@ -39,6 +41,11 @@ def main() -> None:
         with Browser(*programs, Path(folder) / "profile") as browser:
             for look in looks(browser, pages, OUT):
                 print(look)  # noqa: T201
+    shown = [Image.open(OUT / f"{name}_{min(WIDTHS)}.png") for name in ("panel", "run", "quickstart")]
+    row = Image.new("RGB", (sum(one.width for one in shown), max(one.height for one in shown)), "white")
+    for place, one in enumerate(shown):
+        row.paste(one, (place * one.width, 0))
+    row.save(OUT / "phones.png")
 
 
 if __name__ == "__main__":

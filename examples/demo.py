@@ -3,7 +3,7 @@
 """A local web page around the pipeline: upload a picture, edit its caption, draw it again.
 
     pip install ".[demo]"
-    python examples/demo.py outputs/quickstart/model --terms pixel ssim
+    python examples/demo.py outputs/quickstart/model --rows outputs/quickstart/data/val.parquet --terms pixel ssim
 
 The page, in gradio, asks nothing of any other host, and a header forbids the browser to.
 """
@@ -11,10 +11,13 @@ The page, in gradio, asks nothing of any other host, and a header forbids the br
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
+import tempfile
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +28,15 @@ from verl_uae import UAEPipeline
 from verl_uae.chain.cli import add_model_arguments, check_model_arguments, load_pipeline
 from verl_uae.cli import answered
 from verl_uae.data.images import ImageSource, decode_image, image_digest, to_tensor
+from verl_uae.data.schema import first_pictures
 from verl_uae.errors import ConfigError, DecodeError
+from verl_uae.pages import SHARP_SIDE
+from verl_uae.paths import argument_path, existing_file
 from verl_uae.reward import RewardBatch, RewardScorer
 from verl_uae.seeding import derive_seed, generator
+
+#: Pictures to begin with.
+EXAMPLES = 8
 
 #: Terms that need no download.
 DEFAULT_TERMS = ("pixel", "ssim")
@@ -42,9 +51,10 @@ footer {display: none !important}
 #source img, #drawn img {width: 100%; height: 100%; object-fit: contain}
 #similarity td, #similarity th {padding: 4px 14px}
 """
+SHARP = "#source img, #drawn img {image-rendering: pixelated}\n"
 TITLE = "verl_uae: caption and reconstruct"
 INTRO = (
-    "# Caption and reconstruct\n"
+    "# Caption and reconstruct: {name}\n"
     "The captioner describes the picture; the decoder draws the description and sees nothing but the text. "
     "Edit the caption and draw again with the same seed to see what a word does."
 )
@@ -67,6 +77,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_model_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    rows = "pictures to begin with: the first of a data set, a parquet or JSON file"
+    parser.add_argument("--rows", type=argument_path, metavar="FILE", help=rows)
     parser.add_argument("--terms", nargs="*", metavar="NAME", help="reward terms to show (default: those at hand)")
     return parser.parse_args(arguments)
 
@@ -76,11 +88,29 @@ def serve(args: argparse.Namespace) -> int:
     check_model_arguments(args)
     load_gradio()
     terms = default_terms() if args.terms is None else args.terms
-    page = build_page(DemoSession(load_pipeline(args), terms))
-    address = launch(page, host=args.host, port=args.port)
-    print(f"{address} (Ctrl+C ends it)", flush=True)
-    page.block_thread()
+    with tempfile.TemporaryDirectory() as folder:
+        # Before the model is loaded: what is wrong with the rows is said at once.
+        examples = [] if args.rows is None else example_pictures(args.rows, Path(folder))
+        page = build_page(DemoSession(load_pipeline(args), terms), Path(args.model).name, examples)
+        address = launch(page, host=args.host, port=args.port)
+        print(f"{address} (Ctrl+C ends it)", flush=True)
+        page.block_thread()
     return 0
+
+
+def example_pictures(rows: Path, folder: Path) -> list[Path]:
+    """The first pictures of a data set as files in a folder; those that do not decode are left out.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    found = []
+    for picture in first_pictures(existing_file(rows, "--rows"), EXAMPLES):
+        with contextlib.suppress(DecodeError):
+            path = folder / f"row{picture.row}.png"
+            picture.decode().save(path)
+            found.append(path)
+    return found
 
 
 def default_terms() -> list[str]:
@@ -118,6 +148,12 @@ class DemoSession:
         self.pipe = pipe
         # One scorer each: a term without a value must not take the others with it.
         self.scorers = {name: RewardScorer([(name, 1.0, {})], device=pipe._execution_device) for name in terms}
+
+    @property
+    def is_small(self) -> bool:
+        """Whether pictures are so small that a browser would blur them."""
+        height, width = self.pipe.picture_size
+        return max(height, width) <= SHARP_SIDE
 
     def caption(self, image: ImageSource, *, seed: int = 0, temperature: float | None = None) -> str:
         """One caption of a picture; the temperature None is the pipeline's.
@@ -222,8 +258,14 @@ def similarity_table(similarity: dict[str, float | str]) -> str:
     return "\n".join(["| similarity | value |", "|---|---|", *rows])
 
 
-def build_page(session: DemoSession) -> Any:
-    """The page, a ``gradio.Blocks``; it starts with the settings of the session's pipeline."""
+def build_page(session: DemoSession, name: str, examples: Sequence[Path] = ()) -> Any:
+    """The page, a ``gradio.Blocks``; it starts with the settings of the session's pipeline.
+
+    Args:
+        session: what the page does.
+        name: of the model.
+        examples: pictures to begin with; the first is there at once.
+    """
     gr = load_gradio()
     settings = session.pipe.inference
 
@@ -264,10 +306,14 @@ def build_page(session: DemoSession) -> Any:
         font_mono=["ui-monospace", "monospace"],
     )
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        page.uae_look = {"theme": theme, "css": CSS}  # taken by launch() since gradio 6
-        gr.Markdown(INTRO)
+        page.uae_look = {
+            "theme": theme,
+            "css": CSS + (SHARP if session.is_small else ""),
+        }  # taken by launch() since gradio 6
+        gr.Markdown(INTRO.format(name=name))
         with gr.Row(equal_height=True):
             source = gr.Image(
+                value=str(examples[0]) if examples else None,
                 type="filepath",
                 label="Picture",
                 sources=["upload", "clipboard"],
@@ -285,6 +331,11 @@ def build_page(session: DemoSession) -> Any:
                 buttons=["download", "fullscreen"],
                 elem_id="drawn",
             )
+            with gr.Column(min_width=180):
+                table = gr.Markdown(elem_id="similarity")
+                note = gr.Markdown()
+        if examples:
+            gr.Examples([[str(path)] for path in examples], [source], label="Pictures", examples_per_page=EXAMPLES)
         caption = gr.Textbox(label="Caption (edit it as you like)", lines=3, max_lines=12, elem_id="caption")
         with gr.Row():
             seed = gr.Number(value=0, precision=0, label="Seed")
@@ -295,8 +346,6 @@ def build_page(session: DemoSession) -> Any:
             both = gr.Button("Caption and draw", variant="primary", elem_id="both")
             only_write = gr.Button("Caption only", elem_id="write")
             only_draw = gr.Button("Draw this caption", elem_id="draw")
-        note = gr.Markdown()
-        table = gr.Markdown(elem_id="similarity")
         writing, drawing = [source, seed, heat], [source, caption, seed, count, scale]
         results = [drawn, table, note]
         both.click(write, writing, caption).success(draw, drawing, results)

@@ -171,7 +171,7 @@ def looks(browser: Browser, pages: Mapping[str, Path], shots: Path | None = None
                 browser.emulate(width, scheme)
                 browser.driver.get(path.resolve().as_uri())
                 script = browser.driver.execute_script
-                wider = script("return document.documentElement.scrollWidth - window.innerWidth")
+                wider = script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
                 empty = script("return [...document.images].filter(one => !one.naturalWidth).length")
                 yield Look(name, width, scheme, wider, empty, browser.faults(), script(f"return ({_CONTRAST})()"))
                 if shots is not None and scheme == "light":

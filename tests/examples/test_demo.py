@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from examples.demo import (
     DemoSession,
     build_page,
     default_terms,
+    example_pictures,
     launch,
     load_gradio,
     main,
@@ -34,6 +36,7 @@ from verl_uae.errors import ConfigError, DecodeError
 from verl_uae.reward import RewardBatch, register_reward, registry, reward_names
 from verl_uae.reward.term import RewardTerm
 from verl_uae.reward.terms.pixel import pixel_similarity
+from verl_uae.scenes.dataset import write_dataset
 
 FAST = {"steps": 3, "guidance": 2.0}
 
@@ -60,7 +63,7 @@ def session(demo_pipe: UAEPipeline) -> DemoSession:
 @pytest.fixture(scope="module")
 def page(session: DemoSession) -> Any:
     pytest.importorskip("gradio", reason="the extra demo is not installed")
-    return build_page(session)
+    return build_page(session, "tiny model")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,17 @@ def address(page: Any) -> Iterator[str]:
 def test_listens_on_this_machine_only_unless_told_otherwise() -> None:
     args = parse(["model"])
     assert args.host == "127.0.0.1" and args.terms is None
+
+
+def test_the_page_begins_with_pictures_of_a_data_set(session: DemoSession, tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="the extra demo is not installed")
+    write_dataset(tmp_path / "data", train=3, val=2, seed=0)
+    examples = example_pictures(tmp_path / "data" / "train.parquet", tmp_path)
+    assert [path.name for path in examples] == ["row0.png", "row1.png", "row2.png"]
+    begun = build_page(session, "my model", examples)
+    shown = [block.value for block in begun.blocks.values() if getattr(block, "elem_id", None) == "source"]
+    assert shown[0] is not None and "my model" in json.dumps(begun.get_config_file(), default=str)
+    assert session.is_small and "pixelated" in begun.uae_look["css"]
 
 
 def test_default_terms_need_no_download() -> None:

@@ -247,7 +247,7 @@ def next_commands(out: str) -> list[str]:
     model, held_out = Path(out) / MODEL, Path(out) / "data" / "val.parquet"
     commands = [shown(["sample", model, "--rows", held_out, "--out", Path(out) / "samples"])]
     if DEMO.is_file():
-        page = shlex.join([sys.executable, str(DEMO), str(model)])
+        page = shlex.join([sys.executable, str(DEMO), str(model), "--rows", str(held_out)])
         if importlib.util.find_spec("gradio") is None:
             page = f"{shlex.quote(sys.executable)} -m pip install 'gradio>=6' && {page}"
         commands.append(page)

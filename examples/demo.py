@@ -306,10 +306,8 @@ def build_page(session: DemoSession, name: str, examples: Sequence[Path] = ()) -
         font_mono=["ui-monospace", "monospace"],
     )
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        page.uae_look = {
-            "theme": theme,
-            "css": CSS + (SHARP if session.is_small else ""),
-        }  # taken by launch() since gradio 6
+        # Taken by launch() since gradio 6.
+        page.uae_look = {"theme": theme, "css": CSS + (SHARP if session.is_small else "")}
         gr.Markdown(INTRO.format(name=name))
         with gr.Row(equal_height=True):
             source = gr.Image(

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __version__ = "0.1.0"
 
@@ -23,3 +23,8 @@ def version(package: str) -> str | None:
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Of this package and of those that are installed, by name."""
     return {"verl_uae": __version__, **{name: found for name in packages if (found := version(name))}}
+
+
+def in_one_line(found: Mapping[str, str]) -> str:
+    """Versions by name, for people."""
+    return ", ".join(map(" ".join, found.items()))

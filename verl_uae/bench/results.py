@@ -25,6 +25,7 @@ import numpy as np
 from verl_uae import text
 from verl_uae.errors import ConfigError, DataError
 from verl_uae.paths import existing_file, named_path
+from verl_uae.versions import in_one_line
 from verl_uae.versions import versions as package_versions
 
 RESULT, CAPTIONS = "result.json", "captions.jsonl"
@@ -96,7 +97,14 @@ def own_command() -> str:
 def facts_of_page(about: Mapping[str, Any], found: Mapping[str, str]) -> dict[str, str]:
     """What a page says of how a result was made: what has a value, and versions as :func:`versions` has them."""
     facts = {name.replace("_", " "): str(value) for name, value in about.items() if value is not None}
-    return {**facts, "versions": ", ".join(map(" ".join, found.items()))}
+    return {**facts, "versions": in_one_line(found)}
+
+
+def made(about: Mapping[str, Any], content: Mapping[str, Any], command: str | None) -> dict[str, dict[str, str]]:
+    """What the pages of both protocols say of how a result was made: ``facts`` and ``commands`` of their template."""
+    seed = {"seed of the intervals": content["seeds"]["bootstrap"]}
+    commands = {} if command is None else {"Command": command}
+    return {"facts": facts_of_page({**about, **seed}, content["versions"]), "commands": commands}
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

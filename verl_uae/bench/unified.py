@@ -29,8 +29,8 @@ from verl_uae.bench.results import (
     PURPOSE,
     RESAMPLES,
     Failure,
-    facts_of_page,
     interval,
+    made,
     read_result,
     resampled_means,
     versions,
@@ -279,10 +279,7 @@ def write_report(
         scores=scores,
         missing="score",
         most=len(section["failures"]),
-        facts=facts_of_page(
-            {**(section["drawing"] or {}), "seed of the intervals": section["seeds"]["bootstrap"]}, section["versions"]
-        ),
-        commands={} if command is None else {"Command": command},
+        **made(section["drawing"] or {}, section, command),
         shown=[("Worst pairs", shown(ranked[:most])), ("Best pairs", shown(ranked[most:][::-1][:most]))],
     )
     write_text(path, page)

@@ -41,7 +41,7 @@ from verl_uae.scenes.dataset import write_dataset
 from verl_uae.scenes.evaluate import Evaluation, evaluate
 from verl_uae.scenes.joint_training import JointConfig, World, train_tiny_models
 from verl_uae.settings import set_keys
-from verl_uae.versions import versions
+from verl_uae.versions import in_one_line, versions
 
 #: Metric -> what it is called.
 COLUMNS = {
@@ -97,7 +97,7 @@ def write_report(
             for index in range(min(_SHOWN, len(before.captions)))
         ],
         links={name: link(target, path) for name, target in targets.items() if target.is_file()},
-        facts={**facts, "versions": ", ".join(map(" ".join, versions(PACKAGES).items()))},
+        facts={**facts, "versions": in_one_line(versions(PACKAGES))},
         commands=commands,
     )
     write_text(path, page)

@@ -26,8 +26,8 @@ from verl_uae.bench.results import (
     PURPOSE,
     RESAMPLES,
     Failure,
-    facts_of_page,
     interval,
+    made,
     resampled_means,
     versions,
 )
@@ -317,10 +317,7 @@ def write_report(
         words=mean_words(content),
         shown=_shown(judged, count),
         longest=TEXT,
-        facts=facts_of_page(
-            {**content["sent"], "seed of the intervals": content["seeds"]["bootstrap"]}, content["versions"]
-        ),
-        commands={} if command is None else {"Command": command},
+        **made(content["sent"], content, command),
     )
     write_text(path, page)
 

@@ -77,13 +77,14 @@ class PanelWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step_{step:06d}.html"
         links = {"the run": link(self._run_page, path)}
-        before = max((number for number in written(self.folder) if number < step), default=None)
+        panels = written(self.folder)
+        before = max((number for number in panels if number < step), default=None)
         if before is not None:
-            links[f"step {before}"] = written(self.folder)[before].name
+            links[f"step {before}"] = panels[before].name
         write_bytes(path.with_suffix(".png"), strip(rows))
         write_text(path, render(step, rows, links))
         if before is not None:
-            _lead_on(written(self.folder)[before], step, path.name)
+            _lead_on(panels[before], step, path.name)
         self.newest = path
         logger.info("panel of step %d: %s", step, path)
         send(tracking, [Shown(_grid(row), f"{row.reward}: {row.caption}") for row in rows], step)

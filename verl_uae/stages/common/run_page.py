@@ -20,7 +20,7 @@ from verl_uae.files import write_text
 from verl_uae.pages import link, render_page
 from verl_uae.stages.common.banner import banner
 from verl_uae.stages.common.panel import written
-from verl_uae.versions import versions
+from verl_uae.versions import in_one_line, versions
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class RunPage:
     def __init__(self, config: DictConfig, metrics: str | None, command: str | None) -> None:
         self._folder, self._panels = Path(config.trainer.default_local_dir), Path(config.uae.panel.dir)
         self._metrics = None if metrics is None else MetricsFiles(metrics)
-        self._facts = {**banner(config), "versions": ", ".join(map(" ".join, versions(PACKAGES).items()))}
+        self._facts = {**banner(config), "versions": in_one_line(versions(PACKAGES))}
         self._command = command
         self._written = -math.inf
 

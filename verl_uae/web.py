@@ -127,12 +127,17 @@ class Retries:
             deadline: on ``clock``; no try begins after it.
 
         Raises:
-            UnansweredError: that of the last try.
+            UnansweredError: that of the last try that ended; one that is cancelled at the deadline tells less.
         """
         failed = 0
+        last: UnansweredError | None = None
         while True:
             try:
                 return await attempt()
+            except asyncio.CancelledError:
+                if last is None or self.clock() < deadline:
+                    raise
+                raise last from None
             except UnansweredError as error:
                 last = error
             asked_s = last.asked_s or 0.0

@@ -120,6 +120,14 @@ def test_the_deadline_holds_with_retries_and_waits_in_it() -> None:
         assert 1 < len(server.heads) < 50
 
 
+def test_a_try_that_the_deadline_ends_tells_what_failed_before() -> None:
+    """As where the last of several tries has just begun."""
+    with FaultServer(reply("", "503 Service Unavailable")) as server, within(0.5 + 1.0):
+        server.behaviours = (*server.behaviours, server.hang)
+        (failed,) = make_client(server.url).post("/v1/score", [lambda: BODY], time.monotonic() + 0.5)
+    assert isinstance(failed, UnansweredError) and failed.fault is Fault.ERROR and "503" in failed.reason
+
+
 def test_an_address_that_swallows_packets_is_a_timeout() -> None:
     """A full backlog: the kernel neither accepts nor refuses."""
     import socket

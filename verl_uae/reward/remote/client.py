@@ -203,7 +203,7 @@ async def _gather(calls: Sequence[Coroutine[Any, Any, bytes]], timeout_s: float,
         task.cancel()
     if pending:
         await asyncio.wait(pending, timeout=CLOSING_S)
-    return [late if task in pending else _outcome(task) for task in tasks]
+    return [late if not task.done() or task.cancelled() else _outcome(task) for task in tasks]
 
 
 def _outcome(task: asyncio.Future[bytes]) -> Reply:

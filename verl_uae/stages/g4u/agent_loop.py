@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cachetools import FIFOCache
+from torch import Tensor
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
@@ -48,8 +49,18 @@ STREAM_DISPATCHER = "uae_stream_dispatcher"
 STREAM_RECONSTRUCTIONS = "uae_keep_reconstructions"
 
 
-#: Key of ``multi_modal_data`` of an output with what the processor made of the prompt beside its tokens.
+#: Key of ``multi_modal_data`` of an output with its :class:`PromptInputs`.
 INPUTS = "uae_inputs"
+
+
+@dataclass(slots=True)
+class PromptInputs:
+    """What all captions of a prompt have in common beside its tokens."""
+
+    made: dict[str, Any] = field(default_factory=dict)
+    """By the processor."""
+    position_ids: Tensor | None = None
+    """Of the prompt and the first token of a caption, (P + 1,) or (axes, P + 1); None until they are asked for."""
 
 
 @dataclass(slots=True)
@@ -58,8 +69,8 @@ class _Prompt:
 
     name: Any
     """Equal for captions of one picture with one text."""
-    inputs: dict[str, Any] = field(default_factory=dict)
-    """What the processor has made of it beside its tokens, once it has run."""
+    inputs: PromptInputs = field(default_factory=PromptInputs)
+    """Once the processor has run."""
 
 
 #: Of the caption that a task of the event loop writes.
@@ -175,14 +186,14 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
         """verl's prompt building, once per prompt instead of once per caption of it."""
         build = super().ct_build_initial_tokens
 
-        async def make() -> tuple[list[int], dict[str, Any]]:
-            inputs: dict[str, Any] = {}
-            return await build(messages, *args, mm_inputs_out=inputs, **kwargs), inputs
+        async def make() -> tuple[list[int], PromptInputs]:
+            inputs = PromptInputs()
+            return await build(messages, *args, mm_inputs_out=inputs.made, **kwargs), inputs
 
         prompt = _prompt.get()
         ids, prompt.inputs = await self._prompts.get(("tokens", prompt.name), make)
         if mm_inputs_out is not None:
-            mm_inputs_out.update(prompt.inputs)
+            mm_inputs_out.update(prompt.inputs.made)
         return list(ids)
 
     async def ct_merge_assistant_token(

@@ -3,7 +3,7 @@
 """verl's agent-loop workers for captions: what verl does for every caption is done once per worker, once per prompt, or
 for all captions that are ready at the same moment.
 
-Shape legend: L tokens of one caption with its prompt.
+Shape legend: P tokens of a prompt, L of one caption with its prompt; A axes of a position where a model counts several.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transfer_queue as tq
-from tensordict import NonTensorStack, TensorDict
+from tensordict import NonTensorData, NonTensorStack, TensorDict
 from torch import Tensor
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
 from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
@@ -24,7 +24,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import apply_greedy_sampling_params
 from verl.utils.rollout_trace import rollout_trace_attr
 
 from verl_uae.errors import describe
-from verl_uae.stages.g4u.agent_loop import AGENT_LOOP, INPUTS, CaptionAgentLoop
+from verl_uae.stages.g4u.agent_loop import AGENT_LOOP, INPUTS, CaptionAgentLoop, PromptInputs
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +113,12 @@ async def _send(rows: Sequence[_Waiting]) -> None:
 def _columns(rows: Sequence[Mapping[str, Any]]) -> TensorDict:
     """Rows of equal keys as columns: tensors ragged, all else as it is."""
     columns: dict[str, Any] = {}
+    # Captions of a prompt share most of their cells, and a cell takes longer to wrap than to look up.
+    cells: dict[int, NonTensorData] = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
         if not all(isinstance(value, Tensor) for value in values):
-            columns[name] = NonTensorStack(*values)
+            columns[name] = NonTensorStack(*(cells.setdefault(id(v), NonTensorData(v)) for v in values))
         elif all(value.shape == values[0].shape for value in values):
             columns[name] = torch.stack(values)
         else:
@@ -211,13 +213,12 @@ class CaptionAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):
             row: of the dataset, with ``uid``, ``session_id`` and ``global_steps``.
         """
         ids_L = torch.tensor([*output.prompt_ids, *output.response_ids], dtype=torch.int64)
-        inputs = self._compute_multi_modal_inputs(output, ids_L)
-        position_1AL = self._compute_position_ids(ids_L[None], torch.ones_like(ids_L)[None], inputs)
+        inputs, position_AL = self._model_inputs(output, ids_L)
         fields = {**output.as_dict(), **row}
         fields.pop("multi_modal_data", None)
         fields["loss_mask"] = fields["response_mask"]
         fields["input_ids"] = ids_L
-        fields["position_ids"] = position_1AL.squeeze(0)
+        fields["position_ids"] = position_AL
         fields["multi_modal_inputs"] = inputs
         tag = {
             "status": "success",
@@ -230,15 +231,30 @@ class CaptionAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):
         }
         return fields, tag
 
-    def _compute_multi_modal_inputs(self, output: Any, input_ids: Tensor) -> dict[str, Any]:
-        """verl's, which runs the processor again for every caption, on prompt and caption without pictures' tokens, for
-        what it makes of the pictures; it has made the same of them in the prompt."""
-        made: dict[str, Any] | None = (output.multi_modal_data or {}).get(INPUTS)
-        if made is None:
-            found: dict[str, Any] = super()._compute_multi_modal_inputs(output, input_ids)
-            return found
-        inputs = {name: value for name, value in made.items() if name != "attention_mask"}
-        if "image_grid_thw" in inputs:
-            grid = inputs["image_grid_thw"]
-            inputs["images_seqlens"] = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
-        return inputs
+    def _model_inputs(self, output: AgentLoopOutput, ids_L: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """What the model takes beside tokens, and their positions, (L,) or (A, L).
+
+        verl runs the processor again for every caption, on prompt and caption without pictures' tokens, for what it
+        makes of the pictures, and counts positions from the first token. Both follow from the prompt: a caption holds
+        no picture, so every token of it is one further than the last, on every axis.
+        """
+        shared: PromptInputs | None = (output.multi_modal_data or {}).get(INPUTS)
+        if shared is None:
+            inputs = self._compute_multi_modal_inputs(output, ids_L)
+            return inputs, self._positions(ids_L, inputs)
+        count = len(output.prompt_ids)
+        if shared.position_ids is None:
+            shared.made.pop("attention_mask", None)
+            if "image_grid_thw" in shared.made:
+                grid = shared.made["image_grid_thw"]
+                shared.made["images_seqlens"] = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
+            text = ids_L.new_tensor([self.tokenizer.eos_token_id])
+            shared.position_ids = self._positions(torch.cat([ids_L[:count], text]), shared.made)
+        known = shared.position_ids
+        further = known[..., -1:] + torch.arange(1, len(ids_L) - count)
+        return dict(shared.made), torch.cat([known, further], dim=-1)[..., : len(ids_L)]
+
+    def _positions(self, ids_L: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """verl's; takes from ``inputs`` what it needs alone."""
+        position_1AL: Tensor = self._compute_position_ids(ids_L[None], torch.ones_like(ids_L)[None], inputs)
+        return position_1AL.squeeze(0)

@@ -114,11 +114,12 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> TensorDict:
     """Rows of equal keys as columns: tensors ragged, all else as it is."""
     columns: dict[str, Any] = {}
     # Captions of a prompt share most of their cells, and a cell takes longer to wrap than to look up.
-    cells: dict[int, NonTensorData] = {}
+    distinct = {id(value): value for row in rows for value in row.values() if not isinstance(value, Tensor)}
+    cells = {name: NonTensorData(value) for name, value in distinct.items()}
     for name in rows[0]:
         values = [row[name] for row in rows]
         if not all(isinstance(value, Tensor) for value in values):
-            columns[name] = NonTensorStack(*(cells.setdefault(id(v), NonTensorData(v)) for v in values))
+            columns[name] = NonTensorStack(*(cells.get(id(value), value) for value in values))
         elif all(value.shape == values[0].shape for value in values):
             columns[name] = torch.stack(values)
         else:

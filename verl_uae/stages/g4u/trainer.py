@@ -300,11 +300,14 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         """Write scores; samples that cannot train keep their row and lose every trained token."""
         masks = [mask if keep else torch.zeros_like(mask) for mask, keep in zip(masks, usable, strict=True)]
         scores = [last_token_score(mask, outcome.record.value) for mask, outcome in zip(masks, outcomes, strict=True)]
-        store(batch, {"rm_scores": scores, "response_mask": masks, "loss_mask": masks})
-        for tag, keep in zip(batch.tags, usable, strict=True):
+        store(batch, {"rm_scores": scores})
+        lost = [position for position, keep in enumerate(usable) if not keep]
+        if lost:
+            nothing = [masks[position] for position in lost]
+            store(select(batch, lost), {"response_mask": nothing, "loss_mask": nothing})
+        for position in lost:
             # verl leaves padding rows out of its own metrics; a sample without reward must not count as 0 there.
-            if not keep:
-                tag["is_padding"] = True
+            batch.tags[position]["is_padding"] = True
 
     def _finish_validation(
         self,

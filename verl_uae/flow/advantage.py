@@ -75,6 +75,16 @@ def group_advantage(
 
     Raises:
         ValueError: shapes or types do not fit, an unknown ``std``, or a reward that is called valid is not finite.
+
+    Example:
+        Two groups of three; a member of the second has no reward.
+
+        >>> reward, valid = torch.tensor([0.2, 0.4, 0.6, 0.1, 0.3, torch.nan]), torch.tensor([True] * 5 + [False])
+        >>> advantage, stats = group_advantage(reward, valid, ["a", "a", "a", "b", "b", "b"])
+        >>> [round(value, 3) for value in advantage.tolist()]
+        [-1.0, 0.0, 1.0, -0.707, 0.707, 0.0]
+        >>> stats.invalid
+        1
     """
     names = group_N.tolist() if isinstance(group_N, Tensor) else list(group_N)
     _check(reward_N, valid_N, names, min_std, std, clamp)

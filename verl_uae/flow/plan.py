@@ -249,6 +249,12 @@ def make_plan(
     Raises:
         TypeError: the table is not fp32: bf16 is wrong by up to 4 % of a step.
         ValueError: an argument is impossible, or no window fits.
+
+    Example:
+        >>> from verl_uae.flow.schedule import sigma_schedule
+        >>> plan = make_plan(sigma_schedule(10, 3.0), "cps", 0.8, WindowConfig(size=2), iteration=0, seed=0)
+        >>> plan.window
+        (0, 1)
     """
     if sigmas.dtype != torch.float32 or sigmas.ndim != 1:
         raise TypeError(f"sigmas must be torch.float32 of shape (S + 1,), got {sigmas.dtype} {tuple(sigmas.shape)}")

@@ -37,6 +37,11 @@ def choose_members(
 
     Raises:
         ValueError: an unknown choice, shapes that do not fit, or a count that there is not.
+
+    Example:
+        >>> reward, valid = torch.tensor([0.9, 0.5, 0.1, 0.7, 0.4]), torch.ones(5, dtype=torch.bool)
+        >>> choose_members(reward, valid, 2, "best_worst", torch.Generator())
+        (0, 2)
     """
     if how not in CHOICES:
         raise ValueError(f"choose must be one of {', '.join(CHOICES)}, got {how!r}")

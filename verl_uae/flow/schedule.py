@@ -38,6 +38,10 @@ def sigma_schedule(num_steps: int, shift: float = 1.0, table: Table = "even") ->
 
     Raises:
         ValueError: if an argument is out of range.
+
+    Example:
+        >>> [round(sigma, 3) for sigma in sigma_schedule(4, shift=3.0).tolist()]
+        [1.0, 0.9, 0.75, 0.5, 0.0]
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")

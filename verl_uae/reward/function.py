@@ -129,6 +129,17 @@ def reward_function(function: Any = None, /, *, name: str | None = None, **facts
     Raises:
         TypeError: it names none of these arguments, or takes one of them by position only.
         ValueError: numbers that make no sense.
+
+    Example:
+        A reward for reconstructions that are as bright as the picture, between 0 and 1:
+
+        >>> from PIL import Image, ImageStat
+        >>> @reward_function(bounds=(0.0, 1.0))
+        ... def brightness(source, reconstruction):
+        ...     means = [ImageStat.Stat(image.convert("L")).mean[0] for image in (source, reconstruction)]
+        ...     return 1.0 - abs(means[0] - means[1]) / 255.0
+        >>> brightness(Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black"))
+        0.0
     """
 
     def declare(function: AnyFunction) -> AnyFunction:

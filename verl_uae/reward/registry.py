@@ -57,6 +57,15 @@ def register_reward(name: str) -> Callable[[Claimed], Claimed]:
     Raises:
         ConfigError: where the name is taken.
         TypeError: where the class does not keep the contract of a term, or the function is not declared.
+
+    Example:
+        >>> from verl_uae.reward import reward_function
+        >>> @register_reward("docs_short")
+        ... @reward_function(bounds=(0.0, 1.0))
+        ... def short(caption):
+        ...     return 1.0 / (1 + len(caption.split()))
+        >>> "docs_short" in reward_names()
+        True
     """
 
     def decorate(claimed: Claimed) -> Claimed:

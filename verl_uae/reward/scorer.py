@@ -155,6 +155,15 @@ class RewardScorer:
 
     Raises:
         ConfigError: unknown term, impossible parameters, weights that sum to 0.
+
+    Example:
+        >>> import torch
+        >>> from verl_uae.reward import RewardBatch
+        >>> pictures = torch.full((2, 3, 16, 16), 0.5)
+        >>> drawn = torch.stack([pictures[0], pictures[1] * torch.nan])
+        >>> batch = RewardBatch(pictures, drawn, captions=["gray", "gray"], rows=[{}, {}])
+        >>> [(str(record.status), record.value) for record in RewardScorer([("pixel", 1.0, {})]).score(batch)]
+        [('ok', 1.0), ('invalid', None)]
     """
 
     def __init__(

@@ -149,6 +149,12 @@ def caption(scene: Scene, levels: Collection[str] = FULL) -> str:
 
     Raises:
         ValueError: an unknown attribute, or a scene without objects.
+
+    Example:
+        >>> import random
+        >>> from verl_uae.scenes.render import sample_scene
+        >>> caption(sample_scene(random.Random(0)))
+        'a topleft small blue triangle and a bottomright small green square on gray background'
     """
     if not set(levels) <= FULL:
         raise ValueError(f"levels holds {sorted(set(levels) - FULL)}, known are {list(ATTRIBUTES)}")

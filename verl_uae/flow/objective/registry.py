@@ -166,6 +166,16 @@ def register_objective(
         ConfigError: the name is taken.
         TypeError: an argument is neither an input nor a parameter with a default value, or there is none that tells
             which kind of inputs it takes; or of ``group_mean_B`` and ``group`` there is only one.
+
+    Example:
+        Policy gradient without a clip:
+
+        >>> from verl_uae.flow.objective import ObjectiveOutput
+        >>> @register_objective("docs_unclipped")
+        ... def unclipped(log_prob_B, old_log_prob_B, advantage_B):
+        ...     return ObjectiveOutput(-(log_prob_B - old_log_prob_B).exp() * advantage_B, {})
+        >>> get_objective("docs_unclipped").needs
+        ('log_prob_B', 'old_log_prob_B', 'advantage_B')
     """
 
     def decorate(function: FunctionType) -> FunctionType:

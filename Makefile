@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup quickstart test pytest docs test-slow test-big test-install test-vllm learn-all learn-controls learn-emoji learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-objectives learn-rates learn-rewards learn-stages learn-u4g learn-unified lint clean
+.PHONY: help setup quickstart test pytest docs test-slow test-big test-install test-wheels test-vllm learn-all learn-controls learn-emoji learn-flux3 learn-g4u learn-grounding learn-long learn-mutual learn-objectives learn-rates learn-rewards learn-stages learn-u4g learn-unified lint clean
 
 help:
 	@echo "make quickstart   set up, pre-train the tiny models, run Generation for Understanding, report"
@@ -22,6 +22,7 @@ help:
 	@echo "make docs         the documentation as pages with search and the API, in outputs/docs"
 	@echo "make test-slow    the slow tests (kill and resume, hostile data through the whole trainer)"
 	@echo "make test-big     two steps at real size on a CPU (22 GiB of memory, a quarter of an hour)"
+	@echo "make test-wheels  the built wheel and source archive, installed and run on every Python of 3.10 to 3.12 (network)"
 	@echo "make test-install whether what README tells people to install resolves, on Python 3.10 to 3.12 (network)"
 	@echo "make test-vllm    captions from the real vLLM on a CPU (own environment, 4 GB)"
 	@echo "make learn-all    what each of the following takes, then what of it is not done yet"
@@ -77,6 +78,9 @@ test-big: setup
 
 test-install:
 	bash tests/install/resolve.sh
+
+test-wheels:
+	bash tests/install/wheels.sh
 
 test-vllm:
 	bash tests/vllm/run.sh

@@ -5,10 +5,14 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from tests.source import ROOT
+from verl_uae.errors import ConfigError
 from verl_uae.families import BUILT_IN, FAMILIES, family_class
 from verl_uae.families.published import published
 
@@ -52,3 +56,17 @@ def test_published_sizes(name: str, width: int, latent: tuple[int, int, int], to
     family, _ = published(name)
     assert family.state_width == width
     assert family.latent_shape(512, 1024) == latent and family.image_tokens(512, 1024) == tokens
+
+
+def test_a_diffusers_without_the_class_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", SimpleNamespace(__version__="0.41.0", SD3Transformer2DModel=object))
+    with pytest.raises(
+        ConfigError, match=r"transformer: diffusers 0\.41\.0 has no Flux3Transformer2DModel: install a newer"
+    ):
+        family_class("Flux3Transformer2DModel")
+    assert family_class("SD3Transformer2DModel").name == "sd3"
+
+
+def test_the_built_in_world_needs_no_family_but_its_own() -> None:
+    code = "import sys, verl_uae.scenes.quickstart; sys.exit('verl_uae.scenes.tiny_flux3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0

@@ -9,6 +9,7 @@ entry point group ``verl_uae.families``, the name of the entry point being that 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,8 +41,14 @@ def family_class(name: str, key: str = "transformer") -> type[DecoderFamily]:
     """The family of a class of transformer, imported if need be; ``key`` is where the name came from, for errors.
 
     Raises:
-        ConfigError: there is none (lists the known and the closest), or it does not import.
+        ConfigError: there is none (lists the known and the closest), or it does not import, as where diffusers is older
+            than the class.
     """
+    import diffusers
+
+    if name in BUILT_IN and not hasattr(diffusers, name):
+        python = " (0.42 needs Python 3.11)" if sys.version_info < (3, 11) else ""
+        raise ConfigError(key, f"diffusers {diffusers.__version__} has no {name}: install a newer one{python}")
     return FAMILIES.get(name, key)
 
 

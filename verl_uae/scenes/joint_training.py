@@ -18,6 +18,7 @@ Shapes: N pictures of a world, B of a batch, L condition tokens, E language-mode
 from __future__ import annotations
 
 import copy
+import importlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +34,6 @@ from verl_uae.chain.decoder import Decoder
 from verl_uae.families.family import Condition
 from verl_uae.families.text import language_stack
 from verl_uae.flow.matching import forward_noise
-from verl_uae.scenes import tiny_flux3, tiny_models
 from verl_uae.scenes.captioning import Captioner
 from verl_uae.scenes.codec import build_codec, train_codec
 from verl_uae.scenes.grammar import CAPTIONER_MIX, DECODER_MIX, WORDS, CaptionMix
@@ -47,7 +47,16 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 #: Family of the decoder -> its module of builders, and the family of its captioner.
-BUILDERS: dict[str, tuple[Any, Any]] = {"sd3": (tiny_models, "qwen2_5_vl"), "flux3": (tiny_flux3, "qwen3_vl")}
+BUILDERS = {
+    "sd3": ("verl_uae.scenes.tiny_models", "qwen2_5_vl"),
+    "flux3": ("verl_uae.scenes.tiny_flux3", "qwen3_vl"),
+}
+
+
+def _builders(family: str) -> tuple[Any, str]:
+    """The module, imported when it is needed: a diffusers that lacks one family has the other."""
+    module, captioner = BUILDERS[family]
+    return importlib.import_module(module), captioner
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +143,7 @@ def train_tiny_models(
     """
     config = config or JointConfig()
     world = world or scene_world(config)
-    builders, captioner_family = BUILDERS[config.family]
+    builders, captioner_family = _builders(config.family)
     processor = build_processor(captioner_family, (*RESERVED, *world.words))
     vae = build_codec(config.seed, pictures=world.codec_pictures)
     progress = _codec_progress(config, on_progress)
@@ -221,7 +230,7 @@ class JointLoss:
     def __init__(self, captioner: Any, decoder: Decoder, tokenizer: Any, config: JointConfig, world: World) -> None:
         self._decoder, self._config, self._world = decoder, config, world
         self._conditioner = Conditioner(language_stack(captioner), tokenizer, decoder.family)
-        self._builders, _ = BUILDERS[config.family]
+        self._builders, _ = _builders(config.family)
         self._captioner = Captioner(captioner, tokenizer)
         self._rng = random.Random(derive_seed(config.seed, "scenes-joint-captions"))
         self._noise = generator(config.seed, "scenes-joint-noise")

@@ -53,7 +53,7 @@ BUILDERS = {
 }
 
 
-def _builders(family: str) -> tuple[Any, str]:
+def _builders(family: str) -> tuple[Any, Any]:
     """The module, imported when it is needed: a diffusers that lacks one family has the other."""
     module, captioner = BUILDERS[family]
     return importlib.import_module(module), captioner

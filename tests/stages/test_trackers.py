@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from tests.source import ROOT
 from verl_uae.checkpoints.names import TRACKED_RUN
 from verl_uae.checkpoints.step import mark_complete, step_folder
 from verl_uae.stages.common.trackers import KEY, Shown, keep_run, send
@@ -107,26 +110,34 @@ def test_wandb_gets_pictures_of_the_named_run(tmp_path: Path) -> None:
 def test_swanlab_gets_pictures_of_the_named_run(tmp_path: Path) -> None:
     swanlab = pytest.importorskip("swanlab")
     run = started(tmp_path, "swanlab")["SWANLAB_RUN_ID"]
-    live = swanlab.init(project="p", mode="local", logdir=str(tmp_path / "swan"))
+    live = swanlab.init(project="p", mode="offline", logdir=str(tmp_path / "swan"))
     send(SimpleNamespace(logger={"swanlab": swanlab}), SHOWN, 3)
     swanlab.finish()
-    assert live.public.run_id == run and len(list((tmp_path / "swan").rglob("*.png"))) == 2
+    assert live.id == run and len(list((tmp_path / "swan").rglob("*.png"))) == 2
 
 
-def test_mlflow_gets_pictures(tmp_path: Path) -> None:
+def test_mlflow_gets_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
-    mlflow.set_tracking_uri(f"file:{tmp_path / 'mlruns'}")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     with mlflow.start_run():
         send(SimpleNamespace(logger={"mlflow": object()}), SHOWN, 3)
-    assert len({path.name.split("%")[0] for path in (tmp_path / "mlruns").rglob("*.png")}) >= 2
+    assert len({path.name.split("%")[0] for path in tmp_path.rglob("*.png")}) >= 2
 
 
-def test_trackio_gets_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+_TRACKIO = """
+from verl.utils.tracking import Tracking
+from tests.stages.test_trackers import SHOWN
+from verl_uae.stages.common.trackers import send
+tracking = Tracking("p", "e", ["trackio"], {})
+send(tracking, SHOWN, 3)
+tracking.finish()
+"""
+
+
+def test_trackio_gets_pictures(tmp_path: Path) -> None:
     pytest.importorskip("trackio")
-    from verl.utils.tracking import Tracking
-
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    tracking = Tracking("p", "e", ["trackio"], {})
-    send(tracking, SHOWN, 3)
-    tracking.finish()
+    # It reads where to write when it is imported.
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", _TRACKIO], env=environment, cwd=ROOT, check=True, timeout=300)
     assert len(list(tmp_path.rglob("*.png"))) == 2

@@ -121,7 +121,7 @@ def _swanlab(backend: Any, shown: Sequence[Shown], step: int) -> None:
 def _trackio(backend: Any, shown: Sequence[Shown], step: int) -> None:
     import trackio
 
-    pictures = {f"{KEY}/{number}": trackio.Image(one.picture, one.text) for number, one in enumerate(shown)}
+    pictures = {f"{KEY}/{number}": trackio.Image(one.picture, encodable(one.text)) for number, one in enumerate(shown)}
     backend.log(data=pictures, step=step)
 
 

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from verl_uae.commands import train as few
 from verl_uae.commands.train import Asked
 from verl_uae.errors import ConfigError
 from verl_uae.estimate.composing import composed
+from verl_uae.estimate.rates import GPUS
 from verl_uae.launch import callbacks
 from verl_uae.scenes.dataset import write_dataset
 
@@ -102,6 +105,20 @@ def test_a_language_model_beside_the_captioner_is_what_reads(tmp_path: Path) -> 
     asked = Asked("uae_u4g", None, str(tmp_path), tmp_path / "out", gpus=0)
     assert asked.name == "uae_u4g" and f"uae.conditioner.path={tmp_path}/language_model" in asked.words
     assert "uae.decoder.path=ORG/NAME" in Asked("u4g", None, "ORG/NAME", tmp_path, gpus=0).words
+
+
+def test_a_check_says_whether_the_memory_does(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(few, "device_here", lambda: None)
+    asked = words(world, "u4g", "uae.reward.terms=[{name: pixel}]", "uae.u4g.captions.writer=ranks")
+    asked[asked.index("--gpus") + 1] = "1"
+    assert main(["check", *asked]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  memory")]
+    assert re.search(r" fits: \d\.\d of 73\.6 GiB of H100-80GB, in phase '[a-z ]+', and \d+ of \d+ GiB of a node", line)
+    monkeypatch.setitem(GPUS, "L4-24GB", dataclasses.replace(GPUS["L4-24GB"], memory_gib=0.01))  # type: ignore[arg-type]
+    assert main(["check", *asked, "--gpu", "L4-24GB"]) == 0
+    assert re.search(r"  memory +does NOT fit.*: \d\.\d of 0\.0 GiB of L4-24GB", capsys.readouterr().out)
+    assert main(["check", *asked, "--gpu", "L5"]) == 2
+    assert "--gpu: unknown type 'L5'. Known: A100-40GB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "cold_start", "g4u", "u4g", "unified"])

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from verl_uae.errors import UAEError
+from verl_uae.estimate.rates import USUAL_GPU
 from verl_uae.paths import argument_path
 from verl_uae.text import one_line
 from verl_uae.versions import __version__
@@ -72,7 +73,7 @@ def _add_estimate(commands: Any) -> None:
     )
     what = "config name or yaml file (default uae_g4u), then Hydra overrides, as of the training command"
     parser.add_argument("words", nargs="*", metavar="NAME KEY=VALUE", help=what)
-    parser.add_argument("--gpu", default="H100-80GB", help="GPU type, see --list (default %(default)s)")
+    parser.add_argument("--gpu", default=USUAL_GPU, help="GPU type, see --list (default %(default)s)")
     parser.add_argument("--gpus", type=int, help="GPUs of a node (default: what the configuration says)")
     parser.add_argument("--nodes", type=int, help="nodes (default: what the configuration says)")
     parser.add_argument("--steps", type=int, default=1000, help="training steps, for time and cost (default 1000)")
@@ -95,9 +96,7 @@ def _add_plan(commands: Any) -> None:
     )
     what = "config name or yaml file (default uae_g4u), then Hydra overrides, as of the training command"
     parser.add_argument("words", nargs="*", metavar="NAME KEY=VALUE", help=what)
-    parser.add_argument(
-        "--gpu", default="H100-80GB", help="GPU type, see verl-uae estimate --list (default %(default)s)"
-    )
+    parser.add_argument("--gpu", default=USUAL_GPU, help="GPU type, see verl-uae estimate --list (default %(default)s)")
     parser.add_argument(
         "--gpus", type=int, nargs="+", default=[8, 64, 512, 4096], help="counts (default 8 64 512 4096)"
     )

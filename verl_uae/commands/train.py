@@ -16,11 +16,13 @@ from typing import Any, NoReturn
 
 from verl_uae.checkpoints.inference import keys_of_model
 from verl_uae.checkpoints.names import CAPTIONER, LANGUAGE_MODEL, MODEL_INDEX
-from verl_uae.errors import ConfigError
+from verl_uae.errors import ConfigError, describe
+from verl_uae.estimate.rates import USUAL_GPU, device_here, rates_of
 from verl_uae.paths import argument_path, existing_file, expand, override
 from verl_uae.registry import known
 from verl_uae.settings import STAGES, SUPERVISED, set_keys
 from verl_uae.stages.common.banner import banner, lines
+from verl_uae.waiting import saying
 
 #: Word for models and data that are made.
 TINY = "preset=tiny"
@@ -138,24 +140,33 @@ def train(asked: Asked, say: Callable[[str], Any] = print) -> NoReturn:
     os.execv(sys.executable, asked.command)
 
 
-def check(asked: Asked, say: Callable[[str], Any] = print) -> int:
+def check(asked: Asked, say: Callable[[str], Any] = print, gpu: str | None = None) -> int:
     """Do what the training command does before Ray starts, and say what would follow. That this machine is not the one
     for it is said too, and is no error: the run may be for another.
 
+    Args:
+        asked: the run.
+        say: prints a line.
+        gpu: type that memory is estimated for; None is that of this machine, or a usual one where it has none that is
+            known.
+
     Raises:
-        ConfigError: an impossible setting, as the training command would refuse it.
+        ConfigError: an impossible setting, as the training command would refuse it, or there is no such type.
     """
     from verl_uae.commands.reward import tried
     from verl_uae.config.validate import check_all, unread
     from verl_uae.estimate.composing import composed
     from verl_uae.launch.callbacks import check_logger, check_place
 
+    rates_of(gpu or USUAL_GPU)
     asked = with_tiny_models(asked, say)
     config = composed(asked.name, asked.words)
     check_all(config)
     check_logger(config)
     say(f"$ {shlex.join(['python', *asked.command[1:]])}")
     found, what = {**banner(config), **tried(config)}, "nothing"
+    if config.trainer.device != "cpu":
+        found["memory"] = _memory(asked, gpu)
     try:
         check_place(config, _devices())
     except ConfigError as error:
@@ -164,6 +175,25 @@ def check(asked: Asked, say: Callable[[str], Any] = print) -> int:
         say(line)
     say(f"{what} was found that would keep this command from training; it was not started")
     return 0
+
+
+def _memory(asked: Asked, gpu: str | None) -> str:
+    from verl_uae.estimate.composing import command
+    from verl_uae.estimate.estimator import Estimator
+    from verl_uae.estimate.report import memory_words
+    from verl_uae.estimate.run import UNCOUNTED
+
+    here = device_here() if gpu is None else None
+    gpu = gpu or (here and here.type) or USUAL_GPU
+    try:
+        with saying("the estimate of memory"):
+            estimator = Estimator(command(asked.name, asked.words))
+            found = estimator.estimate(gpu)
+            fits = found.fits and found.host_fits
+            remedies = [] if fits else estimator.host_remedies(gpu) if found.fits else estimator.remedies(gpu)
+    except UNCOUNTED as error:
+        return f"cannot be estimated: {describe(error)}"
+    return memory_words(found, remedies)
 
 
 def with_tiny_models(asked: Asked, say: Callable[[str], Any]) -> Asked:
@@ -211,12 +241,19 @@ def add_parser(commands: Any) -> None:
         parser.add_argument("--out", type=argument_path, required=True, help="folder of checkpoints, panels and logs")
         parser.add_argument("--steps", type=int, help="training steps (default: the stage's)")
         parser.add_argument("--gpus", type=int, help="GPUs of this machine (default: all there are; 0: CPU)")
+        if run is check:
+            parser.add_argument(
+                "--gpu",
+                metavar="TYPE",
+                help=f"whose memory must do, see verl-uae estimate --list (default: this machine's, else {USUAL_GPU})",
+            )
         parser.set_defaults(run=_runner(run))
 
 
-def _runner(run: Callable[[Asked], int]) -> Callable[[argparse.Namespace], int]:
+def _runner(run: Callable[..., int]) -> Callable[[argparse.Namespace], int]:
     def command(args: argparse.Namespace) -> int:
-        return run(Asked(args.stage, args.data, args.model, args.out, args.steps, args.gpus, args.overrides))
+        asked = Asked(args.stage, args.data, args.model, args.out, args.steps, args.gpus, args.overrides)
+        return run(asked, gpu=args.gpu) if run is check else run(asked)
 
     return command
 

@@ -21,7 +21,7 @@ from verl_uae.estimate.host import ASSUMED_USABLE_HOST, HOST_GIB, host_memory
 from verl_uae.estimate.models import Models
 from verl_uae.estimate.phase import Phase
 from verl_uae.estimate.phases import Phases
-from verl_uae.estimate.rates import ASSUMED_COMPILED, ASSUMED_USABLE, GIB, GPUS, Rates, rates_of
+from verl_uae.estimate.rates import ASSUMED_COMPILED, ASSUMED_USABLE, GIB, GPUS, USUAL_GPU, Rates, rates_of
 from verl_uae.estimate.work import ASSUMED_CAPTION_TOKENS, Asking, Work
 from verl_uae.settings import REWARDED
 from verl_uae.stages.common.config import FULL_PRECISION
@@ -476,7 +476,7 @@ def ask(
     name: str,
     overrides: Sequence[str] = (),
     *,
-    gpu: str = "H100-80GB",
+    gpu: str = USUAL_GPU,
     gpus: int | None = None,
     nodes: int | None = None,
     steps: int = 1000,

@@ -104,6 +104,9 @@ GPUS: Mapping[str, Rates] = {
     "RTX5090-32GB": Rates(32, 210, 105, 105, 1792, 50, 50, 1.6, 0.7),
 }
 
+#: The type that is taken where none is named.
+USUAL_GPU = "H100-80GB"
+
 #: Words in the name of a device that is slower, or faster, than what the rest of its name says: parts of a GPU, other
 #: boards, other chips.
 _OTHER_BOARDS = {"MIG", "NVL", "LAPTOP", "D", "TI", "SUPER", "MAX"}

@@ -95,6 +95,17 @@ def render(
     return "\n".join(lines)
 
 
+def memory_words(found: Estimate, remedies: Sequence[tuple[dict[str, Any], Estimate]] = ()) -> str:
+    """Whether the estimate fits GPU and host, and what makes it fit, in a line."""
+    worst = max(found.phases, key=lambda phase: sum(found.memory_gib(phase).values()))
+    verdict = "fits" if found.fits and found.host_fits else "does NOT fit"
+    hint = f", it does with {_words(remedies[0][0])}" if remedies else ""
+    return (
+        f"{verdict}{hint}: {found.peak_gib:.1f} of {found.usable_gib:.1f} GiB of {found.gpu}, in phase {worst.name!r}, "
+        f"and {found.host_gib:.0f} of {found.usable_host_gib:.0f} GiB of a node; calculated, see verl-uae estimate"
+    )
+
+
 def _decoder(found: Estimate) -> str:
     asked = found.command
     if asked.folders:

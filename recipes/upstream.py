@@ -49,16 +49,19 @@ def write(out: Path, repository: str, ref: str, commit: str) -> Path:
         commit: of the tag of verl.
 
     Raises:
-        SystemExit: what is in the folder's place is no copy of the recipe.
+        SystemExit: what is in the folder's place is no copy of the recipe, or nothing can be written there.
     """
     folder = out / RECIPE.name
     if folder.resolve() == RECIPE:
         raise SystemExit(f"{folder} is the recipe itself: give another OUT")
-    if folder.exists() and not (folder / REQUIRED).is_file():
-        raise SystemExit(f"{folder} is no recipe: give another OUT")
-    if folder.exists():
-        shutil.rmtree(folder)
-    shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    if folder.is_symlink() or (folder.exists() and not (folder / REQUIRED).is_file()):
+        raise SystemExit(f"{folder} is no recipe, or a link to one: give another OUT")
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        shutil.copytree(RECIPE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    except OSError as error:
+        raise SystemExit(f"{folder} cannot be written: {error.strerror or error}") from error
     for page in folder.rglob("*.md"):
         home = RECIPE.joinpath(page.relative_to(folder)).parent.relative_to(ROOT).as_posix()
 

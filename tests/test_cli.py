@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from verl_uae import __version__, cli
 from verl_uae.cli import build_parser, main, parse
+from verl_uae.errors import ConfigError
+from verl_uae.plan import planner
 
 
 def cpu_seconds() -> float:
@@ -148,6 +151,18 @@ def test_every_command_says_which_function_runs() -> None:
 def test_quickstart_takes_hydra_overrides(words: list[str]) -> None:
     args = parse(["quickstart", *words])
     assert (args.out, args.steps, args.overrides) == (Path("out"), 3, ["a.b=1", "+c=2"])
+
+
+def test_overrides_may_follow_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def plan(name: str, words: list[str], counts: Any, **_: Any) -> Any:
+        asked.append((name, words, counts.gpus))
+        raise ConfigError("x", "enough")
+
+    monkeypatch.setattr(planner, "plan", plan)
+    assert main(["plan", "uae_u4g", "--gpus", "8", "16", "8", "uae.g4u.ahead=1", "--json"]) == 2
+    assert asked == [("uae_u4g", ["uae.g4u.ahead=1"], (8, 16))]
 
 
 def test_what_is_deleted_is_an_override_and_wrong_words_are_named_alone(capsys: pytest.CaptureFixture[str]) -> None:

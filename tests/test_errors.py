@@ -69,3 +69,6 @@ def test_an_error_of_another_process_is_its_cause_in_one_line() -> None:
     heading = RuntimeError("Error(s) in loading state_dict for Model:\n\tsize mismatch for a.weight\n\tand more")
     assert describe(heading) == "RuntimeError: Error(s) in loading state_dict for Model: size mismatch for a.weight"
     assert describe(KeyError()) == "KeyError: "
+    one, other = TaskError(inner), TaskError(inner)
+    one.cause, other.cause = other, one
+    assert describe(one).startswith("TaskError"), "of a ring, one"

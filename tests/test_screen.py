@@ -45,6 +45,19 @@ def test_a_block_of_ours_is_whole_and_ends() -> None:
     assert [line for line in lines if chooser.shown(line)] == [*lines[:3], lines[-1]]
 
 
+def test_lines_of_ours_behind_a_traceback_are_whole() -> None:
+    chooser = Chooser()
+    lines = [
+        "Traceback (most recent call last):",
+        "  File",
+        "ValueError: x",
+        "verl_uae: " + "x" * 1000,
+        "verl_uae: report",
+    ]
+    lines += [f"  line {number}" for number in range(20)]
+    assert [chooser.shown(line) for line in lines] == lines
+
+
 def test_a_traceback_is_shown_with_its_message_and_what_others_say_meanwhile_is_not() -> None:
     chooser = Chooser()
     lines = [

@@ -94,11 +94,12 @@ def test_text_files_of_other_systems(tmp_path: Path) -> None:
         (bz2.compress(words), "is compressed with bzip2"),
         (lzma.compress(words), "is compressed with xz"),
         (b"PK\x03\x04" + bytes(30), "is compressed with zip"),
-        (b"PAR1" + bytes(30), "is a parquet file"),
+        (b"PAR1\x15\x04" + bytes(30), "is a parquet file"),
     ):
         with pytest.raises(ValueError, match=reason):
             decode_text(packed)
-    assert decode_text(b"BZh is no word") == "BZh is no word"
+    for text in ("BZh is no word", "PAR1S street sign", "PAR1", "PAR1\nis a mark"):
+        assert decode_text(text.encode()) == text
     with pytest.raises(ValueError, match="git lfs pull"):
         decode_text(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
     assert decode_text(b"a" + bytes(100)) == "a" + "\0" * 100

@@ -56,6 +56,11 @@ def test_what_is_no_copy_of_the_recipe_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=said):
             SCRIPT["write"](out, REPOSITORY, "v0.1.0", COMMIT)
     assert own.is_file() and (SCRIPT["RECIPE"] / "README.md").is_file()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "uae").symlink_to(shutil.copytree(SCRIPT["RECIPE"], tmp_path / "copy"))
+    for out, said in ((tmp_path / "linked", "or a link to one"), (Path("/proc/x"), "cannot be written")):
+        with pytest.raises(SystemExit, match=said):
+            SCRIPT["write"](out, REPOSITORY, "v0.1.0", COMMIT)
     folder = SCRIPT["write"](tmp_path / "other", REPOSITORY, "v0.1.0", COMMIT)
     (folder / "old.md").touch()
     SCRIPT["write"](tmp_path / "other", REPOSITORY, "v0.1.0", r"zz\1")

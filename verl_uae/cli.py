@@ -98,7 +98,11 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument("words", nargs="*", metavar="NAME KEY=VALUE", help=what)
     parser.add_argument("--gpu", default=USUAL_GPU, help="GPU type, see verl-uae estimate --list (default %(default)s)")
     parser.add_argument(
-        "--gpus", type=int, nargs="+", default=[8, 64, 512, 4096], help="counts (default 8 64 512 4096)"
+        "--gpus",
+        type=_count_or_word,
+        nargs="+",
+        default=[8, 64, 512, 4096],
+        help="counts (default 8 64 512 4096); Hydra overrides may follow them",
     )
     parser.add_argument("--gpus-per-node", type=int, default=8, help="default %(default)s")
     parser.add_argument("--fixed-batch", action="store_true", help="samples of a step stay: strong scaling")
@@ -111,6 +115,11 @@ def _add_plan(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.set_defaults(run=_plan)
+
+
+def _count_or_word(text: str) -> int | str:
+    """A count of GPUs, or an override that stands behind the counts."""
+    return text if "=" in text else int(text)
 
 
 def _add_reward_server(commands: Any) -> None:
@@ -222,10 +231,11 @@ def _plan(args: argparse.Namespace) -> int:
         from verl_uae.plan.planner import Asked, plan
         from verl_uae.plan.report import as_json, render
 
+        args.overrides += [word for word in args.gpus if isinstance(word, str)]
         name, words = _named(args)
         asked = Asked(
             gpu=args.gpu,
-            gpus=tuple(args.gpus),
+            gpus=tuple(dict.fromkeys(count for count in args.gpus if isinstance(count, int))),
             per_node=args.gpus_per_node,
             fixed_batch=args.fixed_batch,
             calibration=args.calibration,

@@ -157,9 +157,10 @@ class CheckpointError(UAEError):
 def describe(error: BaseException) -> str:
     """What went wrong, in one line and without the traceback of a Ray actor: the first line of the message, with the
     second where the first is a heading."""
-    cause = error
-    while isinstance(inner := getattr(cause, "cause", None), BaseException) and inner is not cause:
+    cause, seen = error, {id(error)}
+    while isinstance(inner := getattr(cause, "cause", None), BaseException) and id(inner) not in seen:
         cause = inner
+        seen.add(id(inner))
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(cause).__name__}: {text}"

@@ -135,7 +135,8 @@ def decode_text(data: bytes) -> str:
         raise ValueError(LFS_POINTER)
     if (packed := compression(data)) is not None:
         raise ValueError(f"is compressed with {packed}, or a document that is: unpack it, or save it as text")
-    if data.startswith(_PARQUET):
+    # Behind the mark begins a header, whose first byte is no text.
+    if data.startswith(_PARQUET) and data[4:5] not in b"\t\n\r" and data[4] < 32:
         raise ValueError("is a parquet file, no text")
     foreign = foreign_encoding(data)
     if foreign is not None:

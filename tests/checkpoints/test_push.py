@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,23 @@ def test_a_hub_that_is_not_there_is_one_line(
     result = pushed(hub, str(small_folder), "me/model", **variables)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
     assert f"push: {said}" in result.stderr
+
+
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b"{}"])
+def test_what_is_no_hub_is_one_line(hub: stand_in.Hub, small_folder: Path, body: bytes) -> None:
+    """As the page of a network that asks for a password first."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        result = pushed(hub, str(small_folder), "me/model", HF_ENDPOINT=address)
+        server.shutdown()
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert f"push: {address} does not answer as a hub does" in result.stderr

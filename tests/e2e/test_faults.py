@@ -106,6 +106,8 @@ def test_bad_images_and_rewards_cost_their_samples_only(tmp_path: Path) -> None:
     assert record["reward/status/timeout"] == pytest.approx(1 / 8)
     assert record["reward/status/error"] == pytest.approx(1 / 8)
     assert record["reward/dropped_groups"] == 3
+    # verl's own means leave out what has no reward.
+    assert record["critic/score/mean"] == pytest.approx(record["reward/score/mean"], rel=1e-6)
     unequal = [uid for uid, score in scores.items() if score != clean_scores[uid]]
     # Four captions of each of the three faulty images lose their score; all others keep it to the last bit.
     assert len(unequal) == 12

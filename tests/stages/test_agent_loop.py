@@ -142,6 +142,16 @@ def test_a_sampled_vision_token_is_a_failure(
     assert written(output).reason == f"caption: sampled vision tokens [{vision}]"
 
 
+def test_a_caption_of_no_token_is_a_failure(loop: CaptionAgentLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM answers what it has aborted."""
+
+    async def base(self: Any, params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        return answer([])
+
+    output = run(loop, monkeypatch, base)
+    assert written(output).reason == "caption: the server wrote no token" and output.response_mask == [0]
+
+
 def test_the_prompt_cache_makes_a_prompt_once_for_concurrent_requests() -> None:
     async def main() -> None:
         cache, made = PromptCache(2), []

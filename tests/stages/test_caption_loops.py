@@ -246,6 +246,28 @@ def test_captions_of_a_prompt_are_written_as_verl_writes_them(
         assert [name for name in fields if not equal(fields[name], found[key][0][name])] == [], key
 
 
+def test_prompts_that_differ_in_a_further_picture_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = worker(CaptionAgentLoopWorker, tiny.save("qwen2_5_vl", tmp_path))
+    made.family = "qwen2_5_vl"
+    monkeypatch.setattr(CaptionAgentLoop, "_prompts", PromptCache(8))
+
+    async def pixels(loop: CaptionAgentLoop, second: str) -> torch.Tensor:
+        pictures = [{"type": "image", "image": Image.new("RGB", (48, 32), colour)} for colour in ("red", second)]
+        prompt = [{"role": "user", "content": [*pictures, {"type": "text", "text": "describe"}]}]
+        row = {"uid": second, "session_id": 0, "global_steps": 5, "raw_prompt": prompt}
+        output = await loop.run({"text": "a red circle"}, **row)
+        assert output.multi_modal_data is not None
+        return output.multi_modal_data[INPUTS].made["pixel_values"]
+
+    async def main() -> None:
+        loop = agent_loop(made)
+        blue, green = await pixels(loop, "blue"), await pixels(loop, "green")
+        half = len(blue) // 2
+        assert torch.equal(blue[:half], green[:half]) and not torch.equal(blue[half:], green[half:])
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("validate", "row", "members", "greedy"), [
     (False, {}, 2, False),
     (True, {}, 1, False),

@@ -13,7 +13,7 @@ from verl_uae.chain.records import Outcome
 from verl_uae.engines.update_metrics import update_metrics
 from verl_uae.flow.advantage import group_advantage
 from verl_uae.stages.common.outcomes import usable_members
-from verl_uae.stages.u4g.step import PolicyMixin, picture_name
+from verl_uae.stages.u4g.step import PolicyMixin, kept_name
 
 
 def test_metrics_of_updates_are_means_extremes_and_the_first_ones_ratio() -> None:
@@ -73,13 +73,14 @@ def test_clamped_advantages_are_counted_before_the_clamp(compose, tiny_overrides
     assert metrics["train/advantage/clamped_frac"] == 0.5 and metrics["train/advantage/abs_max"] > 1.0
 
 
-def prompt(colour: str) -> list[dict]:
-    picture = {"type": "image", "image": Image.new("RGB", (8, 8), colour)}
-    return [{"role": "user", "content": [picture, {"type": "text", "text": "describe"}]}]
+def prompt(*colours: str) -> list[dict]:
+    pictures = [{"type": "image", "image": Image.new("RGB", (8, 8), colour)} for colour in colours]
+    return [{"role": "user", "content": [*pictures, {"type": "text", "text": "describe"}]}]
 
 
 def test_a_caption_is_kept_under_what_the_picture_shows() -> None:
     """Not under the object that holds it: a later one may have its address."""
-    assert picture_name(prompt("red"), {}) == picture_name(prompt("red"), {}) != picture_name(prompt("blue"), {})
-    assert picture_name(prompt("red"), {"sha256": "abc"}) == "abc"
-    assert picture_name([{"role": "user", "content": "no picture"}], {}) is None
+    assert kept_name(prompt("red"), {}) == kept_name(prompt("red"), {}) != kept_name(prompt("blue"), {})
+    assert kept_name(prompt("red"), {"sha256": "abc"})[0] == ("abc",)
+    assert kept_name([{"role": "user", "content": "no picture"}], {}) is None
+    assert kept_name(prompt("red", "blue"), {}) != kept_name(prompt("red", "green"), {}), "all that it shows"

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
-from verl_uae.data.images import source_image
+from verl_uae.data.images import image_digest, prompt_images, rgb, source_digest, source_image
 from verl_uae.reward.record import RewardRecord, Status, mean_record
 
 #: Key of a row's ``extra_fields`` with the envelope of its :class:`Caption`.
@@ -180,6 +180,19 @@ class Outcome:
         the first failure where none could, and the first picture that could be drawn."""
         shown = next((outcome for outcome in drawn if outcome.picture or outcome.reconstruction), drawn[0])
         return replace(shown, record=mean_record([outcome.record for outcome in drawn]))
+
+
+def prompt_name(
+    messages: Sequence[Mapping[str, Any]], extra_info: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Digests of a prompt's pictures, the source first, and its text: equal where a captioner is asked the same.
+
+    Raises:
+        DataError: it has no picture, or a damaged one.
+    """
+    others = list(prompt_images(messages))[1:]
+    digests = (source_digest(messages, extra_info), *(image_digest(rgb(image)) for image in others))
+    return digests, prompt_text(messages)
 
 
 def prompt_text(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:

@@ -64,6 +64,9 @@ def push(folder: Path, repository: str, *, private: bool, message: str, say: Cal
     except (httpx.HTTPError, OSError) as error:
         what = f"{type(error).__name__}: {one_line(str(error))}"
         raise ConfigError("push", f"{constants.ENDPOINT} cannot be reached, or a file not be read ({what})") from error
+    except (ValueError, KeyError) as error:
+        what = f"{type(error).__name__}: {one_line(str(error))}"
+        raise ConfigError("push", f"{constants.ENDPOINT} does not answer as a hub does ({what})") from error
     size = sum(int(facts["size"]) for facts in files.values()) / 2**30
     say(f"{len(files)} files, {size:.2f} GiB: {address}")
     return 0

@@ -155,12 +155,18 @@ def image_digest(img: Image.Image) -> str:
 
 def source_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
     """The source picture of a prompt: its first image. Raises `DataError`: if the prompt has none."""
+    for image in prompt_images(messages):
+        return image
+    raise DataError("prompt", None, "has no image; UAE needs one source picture per row")
+
+
+def prompt_images(messages: Sequence[Mapping[str, Any]]) -> Iterator[Image.Image]:
+    """All pictures of a prompt, in order."""
     for message in messages:
         content = message.get("content") or []
         for item in [] if isinstance(content, str) else content:
             if isinstance(item, Mapping) and isinstance(item.get("image"), Image.Image):
-                return item["image"]
-    raise DataError("prompt", None, "has no image; UAE needs one source picture per row")
+                yield item["image"]
 
 
 def source_digest(messages: Sequence[Mapping[str, Any]], extra_info: Mapping[str, Any]) -> str:

@@ -61,7 +61,8 @@ class Chooser:
         if (start := _FAILS.search(text)) is not None:
             self._left[process] = None if start[0].startswith("Traceback") else _MORE
             return line
-        if process in self._left and not _RECORD.match(text):
+        ours = not who and text.startswith("verl_uae")
+        if process in self._left and not _RECORD.match(text) and not ours:
             left = self._left[process]
             if left is None and (text.startswith(" ") or not text):
                 return line
@@ -77,7 +78,7 @@ class Chooser:
             if level == "INFO":
                 return record["text"] if not who or who.startswith("TaskRunner") else None
             return f"{level.lower()}: {record['text']}"
-        self._block = not who and (text.startswith("verl_uae") or (self._block and text.startswith("  ")))
+        self._block = ours or (self._block and not who and text.startswith("  "))
         return text if self._block else None
 
 

@@ -31,6 +31,8 @@ _SHOWN_SIDES = (192, 384)
 #: Most pictures in a strip, and the side of each, pixels.
 _STRIP_LENGTH, _STRIP_SIDE = 8, 128
 
+_NAME = "step_{step:06d}.html"
+
 
 @dataclass(frozen=True, slots=True)
 class PanelRow:
@@ -75,7 +77,7 @@ class PanelWriter:
     def write(self, step: int, rows: Sequence[PanelRow], tracking: Any = None) -> Path:
         """Write the panel of a step, which appears whole; the one before gets a link to it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step_{step:06d}.html"
+        path = self.folder / _NAME.format(step=step)
         links = {"the run": link(self._run_page, path)}
         panels = written(self.folder)
         before = max((number for number in panels if number < step), default=None)
@@ -93,8 +95,12 @@ class PanelWriter:
 
 def written(folder: Path) -> dict[int, Path]:
     """Panels of a folder by step, in ascending order."""
-    names = {path.stem.partition("_")[2]: path for path in folder.glob("step_*.html")}
-    return dict(sorted((int(step), path) for step, path in names.items() if step.isdecimal()))
+    found = {}
+    for path in folder.glob("step_*.html"):
+        step = path.stem.partition("_")[2]
+        if step.isascii() and step.isdecimal() and path.name == _NAME.format(step=int(step)) and path.is_file():
+            found[int(step)] = path
+    return dict(sorted(found.items()))
 
 
 def _lead_on(panel: Path, step: int, name: str) -> None:

@@ -30,9 +30,8 @@ from verl_uae.chain.records import (
     Outcome,
     Sample,
     is_probe,
-    prompt_text,
+    prompt_name,
 )
-from verl_uae.data.images import source_digest
 from verl_uae.errors import describe
 from verl_uae.reward.record import Status
 from verl_uae.seeding import derive_seed
@@ -68,7 +67,7 @@ class _Prompt:
     """The prompt of a caption that is being written."""
 
     name: Any
-    """Equal for captions of one picture with one text."""
+    """Equal for captions of the same pictures with one text."""
     inputs: PromptInputs = field(default_factory=PromptInputs)
     """Once the processor has run."""
 
@@ -139,8 +138,8 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         digest = ""
         try:
-            digest = source_digest(kwargs["raw_prompt"], kwargs.get("extra_info") or {})
-            prompt = _Prompt((digest, prompt_text(kwargs["raw_prompt"])))
+            prompt = _Prompt(prompt_name(kwargs["raw_prompt"], kwargs.get("extra_info") or {}))
+            digest = prompt.name[0][0]
             _prompt.set(prompt)
             params = self._seeded(sampling_params, digest, kwargs)
             output = await asyncio.wait_for(super().run(params, **kwargs), self._timeout_s)
@@ -153,7 +152,10 @@ class CaptionAgentLoop(SingleTurnAgentLoop):
             output = self._failed(Caption.failed(digest, f"caption: {describe(error)}"), kwargs)
         else:
             forbidden = self._vision_ids.intersection(output.response_ids)
-            if forbidden:
+            if not output.response_ids:
+                # Such as vLLM answers a request that it has aborted with.
+                output = self._failed(Caption.failed(digest, "caption: the server wrote no token"), kwargs)
+            elif forbidden:
                 # The model's next forward pass would take the token for a picture that is not there.
                 reason = f"caption: sampled vision tokens {sorted(forbidden)}"
                 output = self._failed(Caption.failed(digest, reason), kwargs)

@@ -41,8 +41,9 @@ def fetch(batch: KVBatchMeta, fields: Sequence[str]) -> dict[str, list[Any]]:
     return {name: _rows(data[name]) for name in fields if name in data.keys()}
 
 
-def store(batch: KVBatchMeta, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write columns of a batch; tensors become ragged rows, everything else is stored as it is."""
+def store(batch: KVBatchMeta, columns: Mapping[str, Sequence[Any]], *, tagged: bool = False) -> None:
+    """Write columns of a batch, and with ``tagged`` its tags: verl goes on with those that the queue has. Tensors become
+    ragged rows, everything else is stored as it is."""
     fields: dict[str, Any] = {}
     for name, values in columns.items():
         if values and isinstance(values[0], Tensor):
@@ -50,7 +51,10 @@ def store(batch: KVBatchMeta, columns: Mapping[str, Sequence[Any]]) -> None:
         else:
             fields[name] = NonTensorStack(*values)
     tq.kv_batch_put(
-        keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch.keys))
+        keys=batch.keys,
+        partition_id=batch.partition_id,
+        fields=TensorDict(fields, batch_size=len(batch.keys)),
+        tags=[dict(tag) for tag in batch.tags] if tagged else None,
     )
 
 

@@ -302,12 +302,12 @@ class G4UTrainer(RewardSignals, CaptionsAhead, SupervisedTrainer, ConditionerSyn
         scores = [last_token_score(mask, outcome.record.value) for mask, outcome in zip(masks, outcomes, strict=True)]
         store(batch, {"rm_scores": scores})
         lost = [position for position, keep in enumerate(usable) if not keep]
-        if lost:
-            nothing = [masks[position] for position in lost]
-            store(select(batch, lost), {"response_mask": nothing, "loss_mask": nothing})
         for position in lost:
             # verl leaves padding rows out of its own metrics; a sample without reward must not count as 0 there.
             batch.tags[position]["is_padding"] = True
+        if lost:
+            nothing = [masks[position] for position in lost]
+            store(select(batch, lost), {"response_mask": nothing, "loss_mask": nothing}, tagged=True)
 
     def _finish_validation(
         self,

@@ -18,9 +18,8 @@ from omegaconf import DictConfig
 from verl.single_controller.ray import RayResourcePool
 from verl.utils.debug import marked_timer
 
-from verl_uae.chain.records import Caption, Outcome, Sample, prompt_text
+from verl_uae.chain.records import Caption, Outcome, Sample, prompt_name, prompt_text
 from verl_uae.checkpoints.record import DecoderCheckpoints
-from verl_uae.data.images import source_digest
 from verl_uae.engines.update_metrics import update_metrics
 from verl_uae.errors import DataError
 from verl_uae.flow.advantage import group_advantage
@@ -72,7 +71,7 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         """Captions of stage u4g: from the dataset's column, or of the frozen captioner, once per image."""
         if self.config.uae.u4g.captions.source == "column":
             return [column_caption(prompt, info) for prompt, info in zip(prompts, infos, strict=True)]
-        names = [(picture_name(prompt, info), prompt_text(prompt)) for prompt, info in zip(prompts, infos, strict=True)]
+        names = [kept_name(prompt, info) for prompt, info in zip(prompts, infos, strict=True)]
         kept = {name: self.captions.get(name) for name in names}
         missing = [position for position, name in enumerate(names) if kept[name] is None]
         if missing:
@@ -206,10 +205,10 @@ class PolicyMixin(RewardSignals, DecoderCheckpoints, SupervisedTrainer):
         return outcomes, explored
 
 
-def picture_name(prompt: Messages, info: Mapping[str, Any]) -> str | None:
-    """What a picture's caption is kept under: its digest; None if it is damaged."""
+def kept_name(prompt: Messages, info: Mapping[str, Any]) -> Any:
+    """What the caption of a prompt is kept under; None where a picture of it is damaged."""
     try:
-        return source_digest(prompt, info)
+        return prompt_name(prompt, info)
     except DataError:
         # Its caption fails, and failed ones are not kept.
         return None

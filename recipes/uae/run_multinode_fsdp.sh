@@ -41,8 +41,12 @@ if [[ "${NODE_RANK}" != 0 ]]; then
 fi
 
 train_with "${CONFIG}"
-ray start --head --node-ip-address="${HEAD_ADDRESS}" --port="${RAY_PORT}" --num-gpus="${GPUS_PER_NODE}"
+# A head that fails halfway leaves processes too.
 trap 'ray stop' EXIT
+ray start --head --node-ip-address="${HEAD_ADDRESS}" --port="${RAY_PORT}" --num-gpus="${GPUS_PER_NODE}" || {
+    echo "no head at HEAD_ADDRESS=${HEAD_ADDRESS}: is it an address of this machine, and port ${RAY_PORT} free?" >&2
+    exit 1
+}
 
 # The training command fails at once if another node is not there yet.
 until "${PYTHON}" -c "

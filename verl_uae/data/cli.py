@@ -130,7 +130,8 @@ def _check(args: argparse.Namespace) -> int:
         print(f"... and {len(bad) - 20} more")
     if args.quarantine is not None:
         write_text(args.quarantine, item_lines(bad), sync=True)
-    print(f"{args.file}: {total} rows, {len(bad)} bad")
+    nothing = "" if total else "; how samples of a shard are named is in docs/data.md"
+    print(f"{args.file}: {total} rows, {len(bad)} bad{nothing}")
     return 0 if len(bad) <= args.max_bad and total > len(bad) else 1
 
 

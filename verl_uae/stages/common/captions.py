@@ -249,7 +249,7 @@ def column_caption(messages: Messages, extra_info: Mapping[str, Any]) -> Caption
 
 
 class CaptionCache:
-    """Captions by the digest of their image and the text of their prompt; the least recently used go first.
+    """Captions by :func:`~verl_uae.chain.records.prompt_name`; the least recently used go first.
 
     Args:
         max_captions: how many are kept.

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 from omegaconf import DictConfig, open_dict
+from verl.utils.device import get_device_name
 
 from verl_uae.checkpoints.names import RUN_PAGE
 from verl_uae.checkpoints.record import SavedState, StepFolders, without_secrets
@@ -80,6 +81,9 @@ class SupervisedTrainer(StepFolders):
     """Of the driver, which needs some seconds for it."""
 
     def __init__(self, config: DictConfig) -> None:
+        if get_device_name() == "cpu":
+            # verl's command, in a process that nobody has told so, writes the accelerator that it takes for granted.
+            config.trainer.device = "cpu"
         # A trainer that is made from Python has not met the checks of the command.
         resolve_paths(config)
         try:

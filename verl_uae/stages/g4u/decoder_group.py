@@ -42,8 +42,8 @@ def fetch(batch: KVBatchMeta, fields: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def store(batch: KVBatchMeta, columns: Mapping[str, Sequence[Any]], *, tagged: bool = False) -> None:
-    """Write columns of a batch, and with ``tagged`` its tags: verl goes on with those that the queue has. Tensors become
-    ragged rows, everything else is stored as it is."""
+    """Write columns of a batch, and with ``tagged`` its tags, since verl goes on with those that the queue has. Tensors
+    become ragged rows, everything else is stored as it is."""
     fields: dict[str, Any] = {}
     for name, values in columns.items():
         if values and isinstance(values[0], Tensor):

@@ -79,7 +79,8 @@ class Queue:
         self.rows: dict[str, dict[str, Any]] = {}
         self.asked = 0
 
-    def kv_batch_put(self, *, keys: list[str], partition_id: str, fields: TensorDict) -> None:
+    def kv_batch_put(self, *, keys: list[str], partition_id: str, fields: TensorDict, tags: Any) -> None:
+        self.tags = tags
         for name, column in fields.items():
             for key, value in zip(keys, _rows(column), strict=True):
                 self.rows.setdefault(key, {})[name] = value
@@ -106,7 +107,11 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
 def test_columns_come_in_canonical_order_with_their_keys(queue: Queue) -> None:
     batch = meta(["a_0_0", "b_1_0", "c_0_0", "b_0_0"])
     masks = [torch.full((length,), length) for length in (3, 1, 2, 4)]
-    store(batch, {"index": [10, 9, 100, 9], "extra": [{"of": key} for key in batch.keys], "mask": masks})
+    columns = {"index": [10, 9, 100, 9], "extra": [{"of": key} for key in batch.keys], "mask": masks}
+    store(batch, columns, tagged=True)
+    assert queue.tags == batch.tags, "verl goes on with those of the queue"
+    store(batch, columns)
+    assert queue.tags is None
     ordered, columns = fetch_in_order(batch, ["extra", "mask"])
     assert ordered.keys == ["b_0_0", "b_1_0", "a_0_0", "c_0_0"] and queue.asked == 1
     assert [extra["of"] for extra in columns["extra"]] == ordered.keys == [tag["key"] for tag in ordered.tags]

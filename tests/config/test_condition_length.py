@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from verl_uae.checkpoints.names import MODEL_INDEX, RUN_INFERENCE
-from verl_uae.config.condition_length import LONGEST, MULTIPLE, resolve_length
+from verl_uae.config.condition_length import LONGEST, MULTIPLE, length_words, resolve_length
 from verl_uae.errors import ConfigError
 
 WORDS = ("a", "red", "circle", "and", "two", "blue", "squares", "on", "green", "ground")
@@ -153,6 +154,19 @@ def test_a_decoder_that_was_trained_with_one_keeps_it_and_so_does_a_run_that_goe
     (step / RUN_INFERENCE).write_text(json.dumps({"condition_length": 200}))
     resume = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={step}"]
     assert resolved(run("uae_g4u", *resume)) == 200
+
+
+def test_what_does_not_fit_is_counted_beforehand(run: Callable[..., Any], tiny_models: Path, tmp_path: Path) -> None:
+    texts = captions(8, 40)
+    data = rows(tmp_path / "rows.jsonl", texts)
+    own = sorted(counted(tiny_models / "captioner", text) for text in texts)
+    config = run("uae_pretrain", f"data.train_files={data}", f"uae.conditioner.length={own[4]}")
+    assert length_words(config) == f"{own[4]} text positions, given; 3 of 8 captions are longer, and cut"
+    assert length_words(run("uae_pretrain", f"data.train_files={data}")).endswith(
+        "; 0 of 8 captions are longer, and cut"
+    )
+    written = length_words(run("uae_g4u", "uae.conditioner.length=8", "data.max_response_length=24"))
+    assert re.fullmatch(r"8 text positions, given; the longest caption takes \d+, and is cut", written)
 
 
 def test_a_given_number_stays(run: Callable[..., Any], decoder: Path) -> None:

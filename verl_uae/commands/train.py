@@ -154,6 +154,7 @@ def check(asked: Asked, say: Callable[[str], Any] = print, gpu: str | None = Non
         ConfigError: an impossible setting, as the training command would refuse it, or there is no such type.
     """
     from verl_uae.commands.reward import tried
+    from verl_uae.config.condition_length import length_words
     from verl_uae.config.validate import check_all, unread
     from verl_uae.estimate.composing import composed
     from verl_uae.launch.callbacks import check_logger, check_place
@@ -164,7 +165,7 @@ def check(asked: Asked, say: Callable[[str], Any] = print, gpu: str | None = Non
     check_all(config)
     check_logger(config)
     say(f"$ {shlex.join(['python', *asked.command[1:]])}")
-    found, what = {**banner(config), **tried(config)}, "nothing"
+    found, what = {**banner(config), "condition": length_words(config), **tried(config)}, "nothing"
     if config.trainer.device != "cpu":
         found["memory"] = _memory(asked, gpu)
     try:

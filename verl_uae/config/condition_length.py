@@ -55,6 +55,30 @@ def resolve_length(config: DictConfig) -> None:
     logger.info("uae.conditioner.length=%d: %s", length, why)
 
 
+def length_words(config: DictConfig) -> str:
+    """How many text positions a run has, and which captions do not fit into them.
+
+    Args:
+        config: as of :func:`resolve_length`; not changed.
+
+    Raises:
+        ConfigError, DataError: as of :func:`resolve_length`.
+    """
+    from verl_uae.families import family_of
+
+    uae = config.uae
+    length, why = _chosen(config) if uae.conditioner.length is None else (int(uae.conditioner.length), "given")
+    words = f"{length} text positions, {why}"
+    if any(is_hub_id(value) or is_url(value) for value in (uae.decoder.path, uae.conditioner.path)):
+        return f"{words}; captions were not compared with them, since models are not on this machine"
+    with saying("the captions to be counted"):
+        lengths = _lengths(config, family_of(uae.decoder.path, length=LONGEST, role=uae.conditioner.role))
+    cut = sum(found > length for found in lengths)
+    if len(lengths) == 1:
+        return f"{words}; the longest caption takes {lengths[0]}{', and is cut' if cut else ''}"
+    return f"{words}; {cut} of {len(lengths)} captions are longer, and cut"
+
+
 def _chosen(config: DictConfig) -> tuple[int, str]:
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
     from verl_uae.checkpoints.inference import read_index, read_run_settings

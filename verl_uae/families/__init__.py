@@ -44,12 +44,22 @@ def family_class(name: str, key: str = "transformer") -> type[DecoderFamily]:
         ConfigError: there is none (lists the known and the closest), or it does not import, as where diffusers is older
             than the class.
     """
+    if name in BUILT_IN:
+        _check_diffusers(name, key)
+    return FAMILIES.get(name, key)
+
+
+def _check_diffusers(name: str, key: str) -> None:
     import diffusers
 
-    if name in BUILT_IN and not hasattr(diffusers, name):
+    try:
+        there = hasattr(diffusers, name)
+    except RuntimeError:
+        # It is there and does not import, of which the import of the family tells.
+        return
+    if not there:
         python = " (0.42 needs Python 3.11)" if sys.version_info < (3, 11) else ""
         raise ConfigError(key, f"diffusers {diffusers.__version__} has no {name}: install a newer one{python}")
-    return FAMILIES.get(name, key)
 
 
 def family_of(source: str | Path, *, settings: Path | None = None, **options: Any) -> DecoderFamily:

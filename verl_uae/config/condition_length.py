@@ -50,7 +50,7 @@ def resolve_length(config: DictConfig) -> None:
     if uae.conditioner.length is not None:
         return
     with saying("uae.conditioner.length to be chosen from the data"):
-        length, why = _chosen(config)
+        length, why, _ = _chosen(config)
     uae.conditioner.length = length
     logger.info("uae.conditioner.length=%d: %s", length, why)
 
@@ -67,19 +67,22 @@ def length_words(config: DictConfig) -> str:
     from verl_uae.families import family_of
 
     uae = config.uae
-    length, why = _chosen(config) if uae.conditioner.length is None else (int(uae.conditioner.length), "given")
+    given = uae.conditioner.length
+    length, why, lengths = _chosen(config) if given is None else (int(given), "given", None)
     words = f"{length} text positions, {why}"
     if any(is_hub_id(value) or is_url(value) for value in (uae.decoder.path, uae.conditioner.path)):
         return f"{words}; captions were not compared with them, since models are not on this machine"
-    with saying("the captions to be counted"):
-        lengths = _lengths(config, family_of(uae.decoder.path, length=LONGEST, role=uae.conditioner.role))
+    if lengths is None:
+        with saying("the captions to be counted"):
+            lengths = _lengths(config, family_of(uae.decoder.path, length=LONGEST, role=uae.conditioner.role))
     cut = sum(found > length for found in lengths)
     if len(lengths) == 1:
         return f"{words}; the longest caption takes {lengths[0]}{', and is cut' if cut else ''}"
     return f"{words}; {cut} of {len(lengths)} captions are longer, and cut"
 
 
-def _chosen(config: DictConfig) -> tuple[int, str]:
+def _chosen(config: DictConfig) -> tuple[int, str, list[int] | None]:
+    """Number, where it is from, and text positions of the captions where they were counted for it."""
     # Imported here: torch and diffusers are not needed to read the rest of a configuration.
     from verl_uae.checkpoints.inference import read_index, read_run_settings
     from verl_uae.families import family_of
@@ -87,23 +90,23 @@ def _chosen(config: DictConfig) -> tuple[int, str]:
     name = "condition_length"
     resumed = resumed_folder(config)
     if resumed is not None and name in (known := read_run_settings(resumed) or {}):
-        return int(known[name]), f"as in {resumed}"
+        return int(known[name]), f"as in {resumed}", None
     path, conditioner = config.uae.decoder.path, config.uae.conditioner.path
     for value in (path, conditioner):
         if is_hub_id(value) or is_url(value):
             raise ConfigError("uae.conditioner.length", f"{value} is not a folder of this machine; give a number")
     if name in (known := read_index(Path(path))):
-        return int(known[name]), f"what {path} was trained with"
+        return int(known[name]), f"what {path} was trained with", None
     family = family_of(path, length=LONGEST, role=config.uae.conditioner.role)
     if not family.needs_projector:
         # Published with a limit, and pads cost nothing or are part of what was published.
-        return family.length, f"the most that {family.name} reads"
+        return family.length, f"the most that {family.name} reads", None
     lengths = _lengths(config, family)
     longest = lengths[-1 - len(lengths) // ONE_OF]
     chosen = min(LONGEST, -(-longest // MULTIPLE) * MULTIPLE)
     cut = sum(length > chosen for length in lengths)
     what = f"{len(lengths)} captions of the data, of which {cut} are cut" if len(lengths) > 1 else "the longest caption"
-    return chosen, f"holds {what}"
+    return chosen, f"holds {what}", lengths
 
 
 def _lengths(config: DictConfig, family: Any) -> list[int]:

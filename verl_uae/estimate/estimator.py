@@ -85,9 +85,14 @@ class Estimate:
         return found
 
     @property
+    def fullest(self) -> Phase:
+        """The phase that needs most memory."""
+        return max(self.phases, key=lambda phase: sum(self.memory_gib(phase).values()))
+
+    @property
     def peak_gib(self) -> float:
         """Of the phase that needs most."""
-        return max(sum(self.memory_gib(phase).values()) for phase in self.phases)
+        return sum(self.memory_gib(self.fullest).values())
 
     @property
     def fits(self) -> bool:

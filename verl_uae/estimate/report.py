@@ -97,12 +97,12 @@ def render(
 
 def memory_words(found: Estimate, remedies: Sequence[tuple[dict[str, Any], Estimate]] = ()) -> str:
     """Whether the estimate fits GPU and host, and what makes it fit, in a line."""
-    worst = max(found.phases, key=lambda phase: sum(found.memory_gib(phase).values()))
     verdict = "fits" if found.fits and found.host_fits else "does NOT fit"
     hint = f", it does with {_words(remedies[0][0])}" if remedies else ""
     return (
-        f"{verdict}{hint}: {found.peak_gib:.1f} of {found.usable_gib:.1f} GiB of {found.gpu}, in phase {worst.name!r}, "
-        f"and {found.host_gib:.0f} of {found.usable_host_gib:.0f} GiB of a node; calculated, see verl-uae estimate"
+        f"{verdict}{hint}: {found.peak_gib:.1f} of {found.usable_gib:.1f} GiB of {found.gpu}, "
+        f"in phase {found.fullest.name!r}, and {found.host_gib:.0f} of {found.usable_host_gib:.0f} GiB of a node; "
+        "calculated, see verl-uae estimate"
     )
 
 
@@ -128,7 +128,7 @@ def _row(found: Estimate, phase: Phase) -> tuple[str, ...]:
 
 
 def _memory(found: Estimate) -> list[str]:
-    worst = max(found.phases, key=lambda phase: sum(found.memory_gib(phase).values()))
+    worst = found.fullest
     owners = sorted(found.memory_gib(worst).items(), key=lambda item: -item[1])
     held = ", ".join(f"{owner} {size:.1f}" for owner, size in owners if size >= 0.05)
     room = found.usable_gib
